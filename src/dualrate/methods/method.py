@@ -1,0 +1,51 @@
+"""What a training method is, seen from the trainer: networks, and phases with a loss. Nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from dualrate.denoiser import Denoiser
+from dualrate.draws import Draws
+from dualrate.types import Batch
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch.
+
+    total: scalar, the mean over the batch's rows, with gradient
+    logs:  named scalars for the log, detached; means over the batch's rows
+    """
+
+    total: Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser update: all that the trainer ever sees of a method.
+
+    name:       "model" | "student" | "auxiliary": key of optimiser, EMA and log prefix
+    parameters: updated in this phase; everything else is frozen while it runs
+    loss:       (batch, iteration, draws) -> Loss; `draws` is keyed by the batch's sample numbers
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    loss: Callable[[Batch, int, Draws], Loss]
+
+
+class Method(Protocol):
+    networks: nn.ModuleDict  # what a checkpoint holds
+
+    def phases(self, iteration: int) -> Sequence[Phase]:
+        """The updates of this iteration, in order. Denoising: always one; moment matching: two that alternate."""
+        ...
+
+    def denoiser(self) -> Denoiser:
+        """What evaluation samples from; it reads the networks' current weights."""
+        ...

@@ -1,0 +1,128 @@
+"""The values that cross every boundary, and the shape vocabulary, stated once.
+
+Shapes
+    B           rows of a batch: images, or images x guidance branches
+    (B, C, H, W)  an image-shaped state; times broadcast over leading axes, so code never counts the others
+    (B,)        one time, label or sample number per row
+Times
+    t in [0, 1], 0 = data, 1 = noise; s < t is the next, less noisy time; tau >= t the time of the last heavy call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What a sample is conditioned on.
+
+    label: (B,) int64 class index; `num_classes` is the null class. None: an unconditional model.
+    """
+
+    label: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor | slice) -> Cond:
+        return Cond(None if self.label is None else self.label[rows])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch.
+
+    x:      (B, C, H, W) float32 in [-1, 1]
+    label:  (B,) int64, or None for data without labels
+    sample: (B,) int64, the global number of each row in the run; every random draw is a function of it
+    """
+
+    x: Tensor
+    label: Tensor | None
+    sample: Tensor
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Batch:
+        return Batch(self.x[rows], None if self.label is None else self.label[rows], self.sample[rows])
+
+    def to(self, device: torch.device | str) -> Batch:
+        label = None if self.label is None else self.label.to(device)
+        return Batch(self.x.to(device), label, self.sample.to(device))
+
+
+class Reuse(Enum):
+    """Under which samplers a context may be used at a later time than the one it was computed at."""
+
+    FREE = "free"  # it depends on nothing noisy: any sampler
+    MARKOV = "markov"  # trained on pairs of one forward path: Markovian samplers only
+    SMOOTH = "smooth"  # caches and shared encoders: deterministic samplers, whose path is smooth
+
+
+class Refresh(Enum):
+    """What a step does to the context before it calls the denoiser."""
+
+    NONE = "none"  # drop it: the light network alone
+    KEEP = "keep"  # reuse it
+    PARTIAL = "partial"  # a caching method's partial update
+    FULL = "full"  # a heavy call
+
+
+@dataclass(frozen=True)
+class Context:
+    """The value of one heavy evaluation. Never stored on a module.
+
+    features: tensors with a leading batch axis, one per resolution level
+    tau:      (B,) when they were computed; None if the context depends on nothing but (z_t, t)
+    present:  (B,) bool; an absent row has zero features and a zero tau embedding. None: all present
+    x_hat:    (B, C, H, W) an output already computed at this very (z, t): used once, then forgotten (`aged`)
+    """
+
+    features: tuple[Tensor, ...] = ()
+    tau: Tensor | None = None
+    present: Tensor | None = None
+    x_hat: Tensor | None = None
+
+    def aged(self) -> Context:
+        """The same context for any later step: `x_hat` belongs to the step it was computed at."""
+        return self if self.x_hat is None else replace(self, x_hat=None)
+
+    def scattered(self, rows: Tensor, size: int) -> Context:
+        """This context's rows placed at `rows` of a batch of `size`; all other rows are absent.
+
+        rows: (K,) int64. Turns a context of the kept half of a batch into one of the whole batch.
+        """
+        if not self.features and self.tau is None:
+            return Context()
+
+        def place(part: Tensor) -> Tensor:
+            whole = part.new_zeros(size, *part.shape[1:])
+            return whole.index_copy(0, rows, part)
+
+        kept = torch.ones_like(rows, dtype=torch.bool) if self.present is None else self.present
+        return Context(
+            features=tuple(place(feature) for feature in self.features),
+            tau=None if self.tau is None else place(self.tau),
+            present=place(kept),
+        )
+
+    @staticmethod
+    def joined(contexts: tuple[Context, ...]) -> Context:
+        """Contexts of several batches as one of their concatenation, in order."""
+        first = contexts[0]
+
+        def cat(parts: list[Tensor | None]) -> Tensor | None:
+            given = [part for part in parts if part is not None]
+            if len(given) not in (0, len(parts)):
+                raise ValueError("contexts with and without a field cannot be joined; give all of them the field")
+            return torch.cat(given) if given else None
+
+        return Context(
+            features=tuple(torch.cat(level) for level in zip(*(c.features for c in contexts), strict=True)),
+            tau=cat([c.tau for c in contexts]),
+            present=cat([c.present for c in contexts]),
+            x_hat=cat([c.x_hat for c in contexts]) if first.x_hat is not None else None,
+        )
