@@ -90,6 +90,15 @@ class Context:
         """The same context for any later step: `x_hat` belongs to the step it was computed at."""
         return self if self.x_hat is None else replace(self, x_hat=None)
 
+    def rows(self, rows: Tensor | slice) -> Context:
+        """The context of some rows of the batch."""
+
+        def take(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[rows]
+
+        features = tuple(feature[rows] for feature in self.features)
+        return Context(features, take(self.tau), take(self.present), take(self.x_hat))
+
     def scattered(self, rows: Tensor, size: int) -> Context:
         """This context's rows placed at `rows` of a batch of `size`; all other rows are absent.
 
@@ -107,22 +116,4 @@ class Context:
             features=tuple(place(feature) for feature in self.features),
             tau=None if self.tau is None else place(self.tau),
             present=place(kept),
-        )
-
-    @staticmethod
-    def joined(contexts: tuple[Context, ...]) -> Context:
-        """Contexts of several batches as one of their concatenation, in order."""
-        first = contexts[0]
-
-        def cat(parts: list[Tensor | None]) -> Tensor | None:
-            given = [part for part in parts if part is not None]
-            if len(given) not in (0, len(parts)):
-                raise ValueError("contexts with and without a field cannot be joined; give all of them the field")
-            return torch.cat(given) if given else None
-
-        return Context(
-            features=tuple(torch.cat(level) for level in zip(*(c.features for c in contexts), strict=True)),
-            tau=cat([c.tau for c in contexts]),
-            present=cat([c.present for c in contexts]),
-            x_hat=cat([c.x_hat for c in contexts]) if first.x_hat is not None else None,
         )

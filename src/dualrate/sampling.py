@@ -1,0 +1,163 @@
+"""Sampling: `trajectory`, the one loop; `rollout`, its end; `sample`, images from seeds in batches.
+
+    for each step (t -> s) of the plan:
+        FULL:  context = encode(z, t)           heavy
+        NONE:  context = nothing
+        z = step(denoise with that context)     light
+
+Noise is keyed by (image seed, step, draw): an image does not depend on its batch, nor on the batch size.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dualrate.denoiser import Denoiser
+from dualrate.draws import Draws
+from dualrate.steps import Carry, Step
+from dualrate.timing import StepPlan
+from dualrate.types import Cond, Context, Refresh, Reuse
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a trajectory stands: before step i of the plan, at time t.
+
+    z: (B, ...); t: (B,); context with its z_tau: of the latest heavy call; carry: the step's own
+    """
+
+    i: int
+    z: Tensor
+    t: Tensor
+    context: Context
+    z_tau: Tensor | None
+    carry: Carry
+
+
+StepDraw = Callable[[int, int], Tensor]  # (step, draw) -> standard normal numbers in the state's shape
+
+
+def check_reuse(denoiser: Denoiser, step: Step, plan: StepPlan) -> None:
+    """Refuses a plan that reuses a context under a sampler that breaks the law the context was trained under.
+
+    Raises ValueError for a Markovian-only denoiser with a step that is not; warns for a smooth-path denoiser with noise.
+    """
+    if all(refresh in (Refresh.FULL, Refresh.NONE) for refresh in plan.refresh):
+        return
+    name = type(step).__name__
+    if denoiser.reuse is Reuse.MARKOV and not step.markovian:
+        raise ValueError(
+            f"{name} changes the joint law of (z_t, z_tau), which a reused dual-rate context was trained on. "
+            f"Use Ancestral, or a heavy call at every step (heavy = {plan.num_steps})"
+        )
+    if denoiser.reuse is Reuse.SMOOTH and step.markovian:
+        warnings.warn(f"{name} draws noise at every step, but this denoiser's reuse needs a smooth path", stacklevel=3)
+
+
+def trajectory(
+    denoiser: Denoiser,
+    step: Step,
+    plan: StepPlan,
+    z: Tensor,
+    cond: Cond,
+    draw: StepDraw,
+    *,
+    start: int = 0,
+    state: State | None = None,
+) -> Iterator[State]:
+    """Yields the state before step `start`, then after every step of the plan; with gradient if the caller has it on.
+
+    z: (B, ...) at plan.t[start]; or `state`, one that an earlier trajectory yielded, to go on from.
+    draw: (step, draw) -> normal numbers shaped like z.
+    Raises ValueError where the denoiser's context may not be reused under this step.
+    """
+    check_reuse(denoiser, step, plan)
+    times = torch.tensor(plan.t, dtype=torch.float64, device=z.device)
+    rows = z.shape[0]
+    if state is None:
+        if plan.refresh[start] in (Refresh.KEEP, Refresh.PARTIAL):
+            raise ValueError(f"step {start} reuses a context: start at a heavy step, or pass the state to go on from")
+        state = State(start, z, times[start].expand(rows), Context(), None, step.start())
+    yield state
+    for i in range(state.i, plan.num_steps):
+        state = _advance(denoiser, step, plan.refresh[i], state, times[i + 1].expand(rows), cond, draw)
+        yield state
+
+
+def _advance(
+    denoiser: Denoiser, step: Step, refresh: Refresh, state: State, s: Tensor, cond: Cond, draw: StepDraw
+) -> State:
+    z, t = state.z, state.t
+    context, z_tau = state.context.aged(), state.z_tau
+    if refresh is Refresh.NONE:
+        context, z_tau = Context(), None
+    elif refresh in (Refresh.FULL, Refresh.PARTIAL):
+        context, z_tau = denoiser.encode(z, t, cond, previous=context, refresh=refresh), z
+    fresh = True  # the first evaluation of a FULL step has its context already
+
+    def denoise(z_now: Tensor, t_now: Tensor) -> Tensor:
+        nonlocal fresh
+        used = context
+        if refresh is Refresh.FULL and not fresh:  # a step of several evaluations: each at its own (z, t)
+            used = denoiser.encode(z_now, t_now, cond)
+        fresh = False
+        return denoiser.denoise(z_now, t_now, used, cond)
+
+    count = iter(range(1_000_000))
+    z_s, carry = step(denoise, z, t, s, lambda: draw(state.i, next(count)), state.carry)
+    return State(state.i + 1, z_s, s, context, z_tau, carry)
+
+
+def rollout(
+    denoiser: Denoiser, step: Step, plan: StepPlan, z: Tensor, cond: Cond, draw: StepDraw, *, start: int = 0
+) -> Tensor:
+    """The last z of a trajectory."""
+    for state in trajectory(denoiser, step, plan, z, cond, draw, start=start):
+        z = state.z
+    return z
+
+
+def sample(
+    denoiser: Denoiser,
+    step: Step,
+    plan: StepPlan,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    label: Sequence[int] | None = None,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    bfloat16: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Tensor]:
+    """Images, batch by batch, without gradient: (b, *shape) float32, nominally in [-1, 1], on the device.
+
+    shape:    of one image, (C, H, W)
+    seeds:    one integer per image; an image depends on nothing but its seed, its label, the plan and the step
+    label:    one class per image; None for an unconditional model
+    bfloat16: networks run under autocast; x_hat, states and noise stay float32
+    progress: called with (images done, images in all)
+    Raises ValueError for no seeds, or labels that are not one per seed.
+    """
+    if not len(seeds):
+        raise ValueError("nothing to sample: the list of seeds is empty")
+    if label is not None and len(label) != len(seeds):
+        raise ValueError(f"one label per image: got {len(label)} labels for {len(seeds)} seeds")
+    device = torch.device(device)
+    for first in range(0, len(seeds), batch_size):
+        rows = slice(first, first + batch_size)
+        draws = Draws(0, torch.tensor(list(seeds[rows]), dtype=torch.int64, device=device))
+        cond = Cond(None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device))
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            z = draws.normal("start", *shape)
+            images = rollout(
+                denoiser, step, plan, z, cond, lambda i, j, d=draws: d.normal(f"step {i} draw {j}", *shape)
+            )
+        if progress is not None:
+            progress(min(first + batch_size, len(seeds)), len(seeds))
+        yield images.float()

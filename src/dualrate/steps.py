@@ -1,0 +1,98 @@
+"""Update rules of samplers: z_t -> z_s given a denoiser, one small class each.
+
+Ancestral (Ho, Jain, Abbeel 2020; DDPM) draws z_s from q(z_s | z_t, x = x_hat), with the variance interpolated on a log
+scale between the posterior's own (gamma = 0) and that of the transition q(z_t | z_s) (gamma = 1):
+
+    variance = exp(gamma log(c sigma_t^2) + (1 - gamma) log(c sigma_s^2)),   c = 1 - exp(log_snr(t) - log_snr(s))
+
+DDIM (Song, Meng, Ermon 2021): z_s = alpha_s x_hat + sigma_s eps_hat, eps_hat = (z_t - alpha_t x_hat) / sigma_t.
+
+`markovian` says whether the chain keeps the forward law of pairs (z_s, z_t), which a reused dual-rate context needs.
+Noise alone is not enough: any DDIM kernel breaks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dualrate.prediction import eps_from_x
+from dualrate.process import Gaussian, GaussianProcess, expand
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> x_hat
+Draw = Callable[[], Tensor]  # this step's next standard normal numbers, in the state's shape
+Carry = Any  # what a multistep solver remembers: a value threaded by the loop, () for most
+
+
+class Step(Protocol):
+    """An update rule. A step is stateless; times are (B,) with s < t."""
+
+    @property
+    def markovian(self) -> bool:
+        """Whether (z_s, z_t) keeps the law of the forward process."""
+        ...
+
+    def start(self) -> Carry:
+        """The carry before the first step."""
+        ...
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        """z_s and the next carry. z: (B, ...)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """Samples the reverse chain; the step into t = 0 returns x_hat without noise. gamma: module docstring, in [0, 1]."""
+
+    process: GaussianProcess
+    gamma: float = 0.0
+    markovian: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma interpolates between two variances, so it lies in [0, 1], got {self.gamma}")
+
+    def start(self) -> Carry:
+        return ()
+
+    def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """p(z_s | z_t), also at s = 0, where the variance is that of the schedule's end point."""
+        posterior = self.process.posterior(z, denoise(z, t), t, s)
+        # log of (c sigma_t^2) / (c sigma_s^2): c cancels, so that nothing is lost for small steps
+        log_snr_t, log_snr_s = self.process.schedule.log_snr(t), self.process.schedule.log_snr(s)
+        log_ratio = torch.nn.functional.logsigmoid(-log_snr_t) - torch.nn.functional.logsigmoid(-log_snr_s)
+        return Gaussian(posterior.mean, posterior.variance * expand(torch.exp(self.gamma * log_ratio), z))
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        if bool((s == 0).all()):
+            return denoise(z, t), carry
+        return self.kernel(denoise, z, t, s).sample(draw()), carry
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """The deterministic sampler: an Euler step of the probability-flow ODE in (z / alpha, sigma / alpha)."""
+
+    process: GaussianProcess
+    markovian: bool = False
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        x_hat = denoise(z, t)
+        if bool((s == 0).all()):
+            return x_hat, carry
+        eps_hat = eps_from_x(z, x_hat, self.process.schedule.log_snr(t))
+        return self.process.add_noise(x_hat, s, eps_hat), carry

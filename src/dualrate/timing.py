@@ -1,0 +1,161 @@
+"""When the networks run: the plan of a sampler, and the times of a training batch. The only file that knows H and tau.
+
+A plan has N light steps on times t_0 > t_1 > ... > t_N and H heavy calls ("refreshes") at some of the first N times;
+tau is the time of the latest refresh. By default step floor(j N / H) refreshes, j = 0..H-1, also when H does not divide N.
+
+In training t ~ U(0, 1) and tau = min(1, t + u / H), u ~ U(0, 1): the law of tau given t under a plan of H equal cells
+with a random phase. H is log-uniform on the integers of a range, so that one model serves any H. The distance to the
+next edge of a plan with fixed phase (the paper's own grid) is `phase=0`: tau = ceil(t H) / H.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dualrate.draws import Draws
+from dualrate.types import Refresh
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Times of a sampling run and what each step does to the context.
+
+    t:       N + 1 times, strictly decreasing, in [0, 1]
+    refresh: N entries, one per step; a KEEP or PARTIAL needs a context computed earlier and not dropped since
+    """
+
+    t: tuple[float, ...]
+    refresh: tuple[Refresh, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.t) != len(self.refresh) + 1 or not self.refresh:
+            raise ValueError(
+                f"a plan of N >= 1 steps has N + 1 times and N refresh entries, got {len(self.t)} and {len(self.refresh)}"
+            )
+        if not all(later < earlier for earlier, later in pairwise(self.t)):
+            raise ValueError("the times of a plan must decrease strictly, from noise (1) to data (0)")
+        if self.t[0] > 1 or self.t[-1] < 0:
+            raise ValueError(f"the times of a plan lie in [0, 1], got {self.t[0]} ... {self.t[-1]}")
+        held = False
+        for step, refresh in enumerate(self.refresh):
+            if refresh in (Refresh.KEEP, Refresh.PARTIAL) and not held:
+                raise ValueError(f"step {step} reuses a context, but no step before it computed one: make it FULL")
+            held = refresh is not Refresh.NONE
+
+    @property
+    def num_steps(self) -> int:
+        """N, the number of light steps."""
+        return len(self.refresh)
+
+    @property
+    def num_heavy(self) -> int:
+        """H, the number of heavy calls."""
+        return sum(refresh is Refresh.FULL for refresh in self.refresh)
+
+    @staticmethod
+    def at(times: int | Sequence[float], heavy: Iterable[int]) -> StepPlan:
+        """Steps on given times (an integer N: t = 1 - i / N), heavy calls at the given step indices."""
+        t = tuple(1 - i / times for i in range(times + 1)) if isinstance(times, int) else tuple(map(float, times))
+        num_steps, heavy = len(t) - 1, sorted(set(heavy))
+        if not heavy:
+            return StepPlan(t, (Refresh.NONE,) * num_steps)
+        if heavy[0] < 0 or heavy[-1] >= num_steps:
+            raise ValueError(f"heavy calls happen at steps 0..{num_steps - 1}, got {heavy}")
+        refresh = [Refresh.NONE if i < heavy[0] else Refresh.KEEP for i in range(num_steps)]
+        for i in heavy:
+            refresh[i] = Refresh.FULL
+        return StepPlan(t, tuple(refresh))
+
+    @staticmethod
+    def uniform(steps: int, heavy: int | None = None) -> StepPlan:
+        """N steps uniform in t from 1 to 0 with H heavy calls spread evenly; `heavy=None`: one at every step."""
+        if steps < 1:
+            raise ValueError(f"a plan needs at least one step, got {steps}")
+        heavy = steps if heavy is None else heavy
+        if not 0 <= heavy <= steps:
+            raise ValueError(f"the number of heavy calls lies between 0 and the {steps} steps, got {heavy}")
+        return StepPlan.at(steps, (j * steps // heavy for j in range(heavy)))
+
+    def to_json(self) -> str:
+        return json.dumps({"t": list(self.t), "refresh": [refresh.value for refresh in self.refresh]})
+
+    @staticmethod
+    def from_json(text: str) -> StepPlan:
+        """Raises ValueError for text that is no plan."""
+        try:
+            fields = json.loads(text)
+            return StepPlan(tuple(map(float, fields["t"])), tuple(map(Refresh, fields["refresh"])))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f'not a plan: {error}; expected {{"t": [...], "refresh": ["full", ...]}}') from error
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of a training batch. t, tau: (B,) float64, t <= tau; kept: (K,) rows whose context is not dropped."""
+
+    t: Tensor
+    tau: Tensor
+    kept: Tensor
+
+
+@dataclass(frozen=True)
+class TimeSampler:
+    """Draws (t, tau) and the context dropout of each row.
+
+    heavy:   (low, high), the numbers of heavy calls the model is trained for; low = high fixes H
+    dropout: probability that a row trains without context. The kept rows are spread evenly over the sample numbers, so
+             every batch of even size keeps exactly half of its rows at 0.5
+    phase:   None: random; 0: the fixed grid tau = ceil(t H) / H
+    """
+
+    heavy: tuple[int, int] = (4, 32)
+    dropout: float = 0.5
+    phase: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.heavy
+        if not 1 <= low <= high:
+            raise ValueError(f"heavy must be 1 <= low <= high, got {self.heavy}")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout is a probability, got {self.dropout}")
+        if self.phase not in (None, 0):
+            raise ValueError(f"phase is None (random) or 0 (fixed grid), got {self.phase}")
+
+    def __call__(self, draws: Draws) -> Times:
+        t = stratified_uniform(draws)
+        heavy = self._num_heavy(draws)
+        if self.phase is None:
+            tau = (t + draws.uniform("tau") / heavy).clamp(max=1)
+        else:
+            tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
+        quota = (1 - self.dropout) * torch.stack((draws.row, draws.row + 1)).double()
+        before, after = torch.floor(quota + 1e-9)
+        return Times(t, tau, torch.nonzero(after > before).squeeze(1))
+
+    def _num_heavy(self, draws: Draws) -> Tensor:
+        """(B,) float64, log-uniform on the integers low..high: P(H) proportional to log((H + 1) / H)."""
+        low, high = self.heavy
+        u = draws.uniform("heavy")
+        return torch.floor(low * ((high + 1) / low) ** u).clamp(max=high)
+
+
+@dataclass(frozen=True)
+class SingleTime:
+    """Times of a single-rate model: t alone; no row has a context of another time."""
+
+    def __call__(self, draws: Draws) -> Times:
+        t = stratified_uniform(draws)
+        return Times(t, t, torch.arange(len(t), device=t.device))
+
+
+def stratified_uniform(draws: Draws) -> Tensor:
+    """(B,) float64 in (0, 1): a golden-ratio sequence over the sample numbers, so every run of rows fills (0, 1) evenly."""
+    golden = (5**0.5 - 1) / 2
+    offset = Draws(draws.seed, torch.zeros(1, dtype=torch.int64, device=draws.row.device)).uniform("t")
+    return ((draws.row.double() * golden + offset) % 1).clamp(1e-9, 1 - 1e-9)
