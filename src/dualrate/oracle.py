@@ -145,7 +145,7 @@ class OracleDenoiser:
 
 @dataclass(frozen=True)
 class Echo:
-    """A dual-rate denoiser whose light network returns what the encoder knew, E[x | z_tau]: constant until a refresh."""
+    """A dual-rate denoiser whose light network returns what the encoder knew, E[x | z_tau]: fixed until a refresh."""
 
     mixture: GaussianMixture
     process: GaussianProcess
@@ -225,7 +225,7 @@ def two_band_variance(process: GaussianProcess, plan: StepPlan, c: float) -> tup
     kinds = {refresh.name for refresh in plan.refresh}
     if not kinds <= {"KEEP", "FULL"}:
         raise ValueError(f"the closed form is for plans of KEEP and FULL, got {sorted(kinds)}")
-    log_snr = process.schedule.log_snr(plan.t)
-    end = torch.full_like(log_snr[-1], math.inf) if float(plan.t[-1]) == 0 else log_snr[-1]
+    log_snr = process.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
+    end = torch.full_like(log_snr[-1], math.inf) if plan.t[-1] == 0 else log_snr[-1]
     heavy = log_snr[:-1][[refresh is Refresh.FULL for refresh in plan.refresh]]
     return held_variance(heavy, end, c), held_variance(log_snr[:-1], end, c)
