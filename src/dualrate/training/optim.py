@@ -1,0 +1,87 @@
+"""AdamW, its learning-rate curve, and its state as named tensors.
+
+The optimiser is torch's; what is ours is the curve (linear warm-up, then constant or half a cosine down to zero) and
+the flat naming `<parameter>.<slot>` that lets the state live in a safetensors file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule.
+
+    lr:     peak learning rate
+    warmup: iterations of linear warm-up, 0 for none
+    decay:  after the warm-up, "none" stays at `lr`, "cosine" falls to 0 at the last iteration
+    clip:   largest global gradient norm; `math.inf` for no clipping
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: int = 500
+    decay: Literal["none", "cosine"] = "none"
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.clip <= 0 or self.warmup < 0:
+            got = f"lr {self.lr}, clip {self.clip}, warmup {self.warmup}"
+            raise ValueError(f"got {got}; lr and clip must be above 0, warmup at least 0")
+        if self.decay not in ("none", "cosine"):
+            raise ValueError(f'got decay "{self.decay}"; choose "none" or "cosine"')
+
+
+def lr_at(config: OptimConfig, iteration: int, total: int) -> float:
+    """The learning rate of iteration `iteration` (from 0) of `total`."""
+    if iteration < config.warmup:
+        return config.lr * (iteration + 1) / config.warmup
+    if config.decay == "none":
+        return config.lr
+    progress = (iteration - config.warmup) / max(total - config.warmup, 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def build(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over named parameters, fused where torch has a fused kernel."""
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters.values())
+    return torch.optim.AdamW(
+        list(parameters.values()),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=fused or None,
+    )
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimiser's state as `<parameter>.<slot>` tensors; parameters that never had a gradient have none."""
+    return {
+        f"{name}.{slot}": value
+        for name, parameter in parameters.items()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_state_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put tensors of `state_tensors` back; torch moves each to its parameter's device."""
+    position = {name: index for index, name in enumerate(parameters)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition(".")
+        if name not in position:
+            raise ValueError(f'optimiser state "{key}" belongs to no parameter of this phase; was the network changed?')
+        state.setdefault(position[name], {})[slot] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

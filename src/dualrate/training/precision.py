@@ -1,0 +1,41 @@
+"""What the device likes: bfloat16 where it pays, compilation where there is a compiler. Both are tried, not guessed."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+
+
+def _seconds(device: torch.device, dtype: torch.dtype) -> float:
+    """The best of a few times for a linear layer and its backward pass."""
+    weight = torch.full((256, 256), 0.1, device=device, requires_grad=True)
+    rows = torch.full((1024, 256), 0.1, device=device, requires_grad=True)
+    times: list[float] = []
+    for _ in range(8):
+        start = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            nn.functional.linear(rows, weight).sum().backward()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def pays(device: torch.device) -> bool:
+    """Whether bfloat16 autocast makes training clearly faster: known on CUDA, measured in milliseconds on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return _seconds(device, torch.float32) > 1.5 * _seconds(device, torch.bfloat16)
+    return False
+
+
+def compiles(device: torch.device) -> str | None:
+    """None if `torch.compile` works here, else why not."""
+    probe = nn.Linear(4, 4, device=device)
+    probe.compile()
+    try:
+        probe(torch.zeros(2, 4, device=device)).sum().backward()
+    except Exception as error:  # whatever the toolchain raises
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return None

@@ -1,0 +1,135 @@
+"""All that changes during a run, and its form in a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.methods.method import Phase
+from dualrate.training import optim
+from dualrate.training.checkpoint import Checkpoint
+from dualrate.training.ema import Ema
+from dualrate.training.log import Meter
+
+
+class PhaseState:
+    """One phase's parameters by name, in the networks' order, with their optimiser and average."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: optim.OptimConfig, ema_halflife: int) -> None:
+        self.parameters = parameters
+        self.optimizer = optim.build(parameters, config)
+        self.clip = config.clip
+        self.ema = Ema(parameters, ema_halflife)
+
+    def clip_gradients(self) -> float:
+        """Scale the gradients down to the configured norm; returns the norm they had."""
+        return nn.utils.clip_grad_norm_(self.parameters.values(), self.clip).item()
+
+    def update(self, lr: float, rows: int) -> None:
+        """One optimiser step from the gradients, and the average after it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.ema.update(rows)
+
+
+class RunState:
+    """Networks, phases and counters of a run.
+
+    iteration: iterations done; seconds: of training; skipped: updates not made because something was not finite
+    """
+
+    def __init__(self, networks: nn.ModuleDict, config: optim.OptimConfig, ema_halflife: int, precision: str) -> None:
+        self.networks, self._config, self._ema_halflife = networks, config, ema_halflife
+        self.parameters = dict(networks.named_parameters())
+        self.phases: dict[str, PhaseState] = {}
+        self.iteration, self.seconds, self.skipped, self.skipped_in_a_row = 0, 0.0, 0, 0
+        self.precision = precision
+        self.meter = Meter()
+
+    def enter(self, phase: Phase) -> PhaseState:
+        """The state of `phase`, made at its first update; from here on only its parameters require gradients."""
+        ids = {id(parameter) for parameter in phase.parameters}
+        mine = {name: parameter for name, parameter in self.parameters.items() if id(parameter) in ids}
+        if len(mine) != len(ids):
+            raise ValueError(f'phase "{phase.name}" updates parameters outside of `networks`; put their module there')
+        if phase.name not in self.phases:
+            self.phases[phase.name] = PhaseState(mine, self._config, self._ema_halflife)
+        if self.phases[phase.name].parameters.keys() != mine.keys():
+            raise ValueError(f'phase "{phase.name}" has other parameters than before; give it another name')
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad != (name in mine):
+                parameter.requires_grad_(name in mine)
+        return self.phases[phase.name]
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, by file."""
+        tensors: dict[str, dict[str, Tensor]] = {"model": self.networks.state_dict()}
+        for name, phase in self.phases.items():
+            tensors[f"optim-{name}"] = optim.state_tensors(phase.optimizer, phase.parameters)
+            tensors[f"ema-{name}"] = phase.ema.tensors()
+        return tensors
+
+    def record(self) -> dict[str, Any]:
+        """The JSON-able rest of a checkpoint."""
+        return {
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "precision": self.precision,
+            "ema_images": {name: phase.ema.images for name, phase in self.phases.items()},
+            "meter": self.meter.sums,
+        }
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Continue from a checkpoint of the same networks."""
+        record = saved.state
+        self.networks.load_state_dict(saved.tensors["model"])
+        for name, images in record["ema_images"].items():
+            averages = saved.tensors[f"ema-{name}"]
+            mine = {key: parameter for key, parameter in self.parameters.items() if key in averages}
+            phase = PhaseState(mine, self._config, self._ema_halflife)
+            optim.load_state_tensors(phase.optimizer, mine, saved.tensors[f"optim-{name}"])
+            phase.ema.load(averages, images)
+            self.phases[name] = phase
+        self.iteration, self.seconds = record["iteration"], record["seconds"]
+        self.skipped, self.skipped_in_a_row = record["skipped"], record["skipped_in_a_row"]
+        self.precision, self.meter = record["precision"], Meter(record["meter"])
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What bit-for-bit resuming depends on."""
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device.type}
+
+
+def note_changes(before: Mapping[str, Any], now: Mapping[str, Any], note: Callable[[str], None]) -> None:
+    changes = [f"{key} was {before.get(key)}, is {value}" for key, value in now.items() if before.get(key) != value]
+    if changes:
+        note(f"resuming, but not bit for bit: {'; '.join(changes)}")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> list[str]:
+    """Lines `key: before -> now` for every leaf that differs, except leaves named in `free`."""
+    old, new = _leaves(before), _leaves(now)
+    keys = [key for key in old | new if key.rpartition(".")[2] not in free]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Only the finite values: JSON knows no others."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
