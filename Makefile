@@ -1,0 +1,37 @@
+# Everything runs in .venv, which scripts/bootstrap.py makes; `make PYTHON=python3.12 ...` picks another Python.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint types check clean env env-dev
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: env  ## set up, train a small model, sample the shipped ones, write demo/report.html
+	@$(BIN)/dualrate demo
+
+test: env-dev  ## set up, then run the tests (12 minutes at most, two threads)
+	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest --session-timeout=720
+
+test-slow: env-dev  ## the long fault and training tests
+	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow
+
+lint: env-dev  ## style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: env-dev  ## static types
+	@$(BIN)/pyright
+
+check: test lint types  ## all that CI runs
+
+clean:  ## remove caches, build output and the demo's output; keep .venv and runs/
+	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+env:
+	@$(PYTHON) scripts/bootstrap.py
+
+env-dev:
+	@$(PYTHON) scripts/bootstrap.py --dev
