@@ -209,7 +209,7 @@ def run(command: list, advice: str) -> None:
     """Run a command with its output shown; a failure becomes a Problem that ends in `advice`."""
     code = subprocess.run([str(part) for part in command]).returncode
     if code:
-        raise Problem("`{}` failed (exit code {}). {}".format(" ".join(map(str, command[:4])), code, advice))
+        raise Problem(f"`python {command[1]} {command[2]}` failed (exit code {code}). {advice}")
 
 
 PIP_ADVICE = (
@@ -237,7 +237,7 @@ def add_pip() -> None:
     """Put pip into .venv: it is there, or ensurepip brings it, or the running Python's pip installs it."""
     for command in (
         [PYTHON, "-m", "pip", "--version"],
-        [PYTHON, "-m", "ensurepip"],
+        [PYTHON, "-m", "ensurepip", "--default-pip"],
         [sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet", "pip"],
     ):
         quiet = subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
