@@ -106,8 +106,11 @@ def save(
     return target
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint directory, every byte checked against its manifest. Raises CorruptCheckpoint."""
+def load(path: Path, *, optimizer: bool = True) -> Checkpoint:
+    """Read a checkpoint directory, every byte checked against its manifest. Raises CorruptCheckpoint.
+
+    optimizer: whether to read the optimiser's state, two thirds of the bytes; sampling has no use for it
+    """
     try:
         wanted = json.loads((path / MANIFEST).read_text())["files"]
         entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in wanted.items()}
@@ -118,6 +121,8 @@ def load(path: Path) -> Checkpoint:
             raise CorruptCheckpoint(f"{path / MANIFEST}: does not list {name}")
     contents: dict[str, bytes] = {}
     for name, (size, sha256) in entries.items():
+        if name.startswith("optim-") and not optimizer:
+            continue
         if Path(name).name != name:
             raise CorruptCheckpoint(f"{path / MANIFEST}: {name} is not a plain file name")
         try:
@@ -139,12 +144,18 @@ def steps(directory: Path) -> list[Path]:
 
 
 def latest(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies, touching nothing; None if there is none at all. For readers of a run."""
-    return _newest(directory, lambda bad, error: None)
+    """For readers of a run: the newest intact checkpoint, without its optimiser; None if there are no checkpoints.
+
+    Touches nothing. Raises OSError if there are checkpoints but none is intact.
+    """
+    return _newest(directory, lambda bad, error: None, optimizer=False)
 
 
 def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
-    """`latest` for the process that owns the run: also removes unfinished writes and sets bad checkpoints aside."""
+    """For the process that owns the run: the newest intact checkpoint; unfinished ones go, bad ones are set aside.
+
+    Raises OSError if there are checkpoints but none is intact: a run never starts over by itself.
+    """
     for leftover in directory.glob(".tmp-*"):
         shutil.rmtree(leftover)
 
@@ -157,13 +168,15 @@ def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
         bad.rename(aside)
         note(f"corrupt checkpoint set aside as {aside.name}: {error}")
 
-    return _newest(directory, quarantine)
+    return _newest(directory, quarantine, optimizer=True)
 
 
-def _newest(directory: Path, on_bad: Callable[[Path, CorruptCheckpoint], None]) -> Checkpoint | None:
+def _newest(
+    directory: Path, on_bad: Callable[[Path, CorruptCheckpoint], None], *, optimizer: bool
+) -> Checkpoint | None:
     for path in reversed(steps(directory)):
         try:
-            return load(path)
+            return load(path, optimizer=optimizer)
         except CorruptCheckpoint as error:
             on_bad(path, error)
     if directory.is_dir() and any(re.match(r"step-\d{8,}", entry.name) for entry in directory.iterdir()):

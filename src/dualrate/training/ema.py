@@ -59,5 +59,6 @@ class Ema:
         """Continue from saved averages and the number of images they have seen."""
         if set(tensors) != set(self.names):
             raise ValueError(f"averages of other weights: {sorted(set(tensors) ^ set(self.names))[:5]} do not match")
-        torch._foreach_copy_(self.average, [tensors[name].to(self.average[0].device) for name in self.names])  # pyright: ignore[reportPrivateImportUsage]
+        for name, average in zip(self.names, self.average, strict=True):
+            average.copy_(tensors[name])
         self.images = images

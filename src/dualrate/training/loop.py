@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -28,72 +28,21 @@ from torch import Tensor
 from dualrate.draws import Draws
 from dualrate.methods.method import Method, Phase
 from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig, FitResult
 from dualrate.training.guards import Interrupts, run_lock
 from dualrate.training.log import MetricsFile, PlainReporter, Progress
-from dualrate.training.optim import OptimConfig, lr_at
+from dualrate.training.optim import lr_at
 from dualrate.training.precision import compiles, pays
 from dualrate.training.state import RunState, differences, finite, note_changes, surroundings
 from dualrate.types import Batch
 
-PATIENCE = 10  # updates skipped in a row before giving up
-FREE = {"log_every", "checkpoint_every", "keep", "sample_every", "max_seconds"}  # may differ when a run is resumed
+PATIENCE = 10  # updates of a phase skipped in a row before giving up
 
 
 class Batches(Protocol):
     def batch(self, iteration: int) -> Batch:
         """Batch number `iteration` (from 0) of the run: a pure function of it."""
         ...
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How to train.
-
-    micro_batch:  rows per forward and backward pass; None: the whole batch
-    ema_halflife: of the averaged weights, in images
-    precision:    of the networks' matrix products; "auto": bfloat16 where it pays, decided once per run
-    keep:         number of checkpoints kept
-    max_seconds:  of training, summed over resumes, after which to save and stop
-    """
-
-    iterations: int
-    batch_size: int = 128
-    micro_batch: int | None = None
-    seed: int = 0
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    ema_halflife: int = 50_000
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    keep: int = 2
-    sample_every: int = 2000
-    max_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        counts = asdict(self)
-        for name in (
-            "iterations",
-            "batch_size",
-            "ema_halflife",
-            "log_every",
-            "checkpoint_every",
-            "keep",
-            "sample_every",
-        ):
-            if counts[name] < 1:
-                raise ValueError(f"got {name} {counts[name]}; it must be at least 1")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ValueError(f"got micro_batch {self.micro_batch}; it must be at least 1, or None for the whole batch")
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """iteration: iterations done in all; seconds: of training, summed over resumes."""
-
-    iteration: int
-    stopped: Literal["done", "signal", "seconds"]
-    seconds: float
 
 
 class NonFiniteError(FloatingPointError):
@@ -150,29 +99,24 @@ class _Trainer:
         if self.state.precision == "auto":
             self.state.precision = "bfloat16" if pays(device) else "float32"
         self.metrics = MetricsFile(run_dir / "metrics.jsonl", self.state.iteration, progress.note)
-        if config.compile:
-            self.compile()
+        if config.compile and (problem := compiles(device)):
+            progress.note(f"not compiling the networks, which changes only the speed: {problem}")
+        elif config.compile:
+            for network in method.networks.values():
+                network.compile()
 
     def resume(self) -> int:
         """Continue from the newest intact checkpoint, if any; returns its iteration, or -1."""
         saved = checkpoint.recover(self.checkpoints, self.progress.note)
         if saved is None:
             return -1
-        free = FREE | ({"iterations"} if self.config.optim.decay == "none" else set())
-        if changes := differences(saved.state["config"], self.identity, free):
+        if changes := differences(saved.state["config"], self.identity, self.config.free()):
             lines = "\n  ".join(changes)
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
         note_changes(saved.state["surroundings"], surroundings(self.device), self.progress.note)
         self.state.restore(saved)
         self.progress.note(f"resuming at iteration {self.state.iteration}")
         return self.state.iteration
-
-    def compile(self) -> None:
-        if problem := compiles(self.device):
-            self.progress.note(f"not compiling the networks, which changes only the speed: {problem}")
-            return
-        for network in self.method.networks.values():
-            network.compile()
 
     def run(
         self, batches: Batches, on_sample: Callable[[int], None] | None, interrupts: Interrupts
@@ -192,14 +136,16 @@ class _Trainer:
             if state.iteration % config.checkpoint_every == 0:
                 self.save(last=False)
             if on_sample and state.iteration % config.sample_every == 0:
-                self.sample(on_sample)
+                with state.averaged():
+                    on_sample(state.iteration)
                 sampled_at = state.iteration
         if self.saved_at != state.iteration:
             self.save(last=True)
         if interrupts.received and state.iteration < config.iterations:
             return "signal"
         if on_sample and sampled_at != state.iteration:
-            self.sample(on_sample)
+            with state.averaged():
+                on_sample(state.iteration)
         return "done" if state.iteration >= config.iterations else "seconds"
 
     def out_of_time(self) -> bool:
@@ -215,9 +161,9 @@ class _Trainer:
             values["grad_norm"] = updated.clip_gradients()
             if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
                 updated.update(logs["lr"], len(batch))
-                state.skipped_in_a_row = 0
             else:
-                self.skip(phase, batch, values)
+                updated.skipped_in_a_row += 1
+                self.skip(phase, batch, values, updated.skipped_in_a_row)
             updated.optimizer.zero_grad()
             logs |= {f"{phase.name}/{name}": value for name, value in values.items()}
         state.iteration += 1
@@ -238,15 +184,14 @@ class _Trainer:
                 totals[name] = totals.get(name, 0) + value.detach().float() * weight
         return dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True))
 
-    def skip(self, phase: Phase, batch: Batch, values: Mapping[str, float]) -> None:
-        """Count and tell an update that is not made; give up after PATIENCE in a row."""
-        state = self.state
-        state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
+    def skip(self, phase: Phase, batch: Batch, values: Mapping[str, float], in_a_row: int) -> None:
+        """Count and tell an update that is not made; give up after PATIENCE of the phase in a row."""
+        self.state.skipped += 1
         text = (
-            f'iteration {state.iteration}, phase "{phase.name}", samples {int(batch.sample.min())} to '
+            f'iteration {self.state.iteration}, phase "{phase.name}", samples {int(batch.sample.min())} to '
             f"{int(batch.sample.max())}: loss {values['loss']}, gradient norm {values['grad_norm']}"
         )
-        if state.skipped_in_a_row >= PATIENCE:
+        if in_a_row >= PATIENCE:
             raise NonFiniteError(
                 f"{text}; {PATIENCE} updates in a row were not finite. The last checkpoint is intact: lower optim.lr, "
                 "or look at those samples"
@@ -269,27 +214,14 @@ class _Trainer:
         record = self.state.record() | {"surroundings": surroundings(self.device), "config": self.identity}
         try:
             checkpoint.save(self.checkpoints, self.state.iteration, self.state.tensors(), record)
-            checkpoint.prune(self.checkpoints, self.config.keep)
             self.saved_at = self.state.iteration
+            checkpoint.prune(self.checkpoints, self.config.keep)
         except OSError as error:
-            if last:
+            if last and self.saved_at != self.state.iteration:
                 raise
             if not self.save_failed:
                 self.progress.note(f"could not save a checkpoint, training goes on: {error}")
             self.save_failed = True
-
-    def sample(self, on_sample: Callable[[int], None]) -> None:
-        """Call `on_sample` with the averages in place and the networks in evaluation mode."""
-        training = {module: module.training for module in self.method.networks.modules()}
-        with ExitStack() as averages:
-            for phase in self.state.phases.values():
-                averages.enter_context(phase.ema.swapped())
-            self.method.networks.eval()
-            try:
-                on_sample(self.state.iteration)
-            finally:
-                for module, mode in training.items():
-                    module.training = mode
 
 
 def _mixed(*numbers: int) -> int:

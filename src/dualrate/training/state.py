@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class PhaseState:
         self.optimizer = optim.build(parameters, config)
         self.clip = config.clip
         self.ema = Ema(parameters, ema_halflife)
+        self.skipped_in_a_row = 0
 
     def clip_gradients(self) -> float:
         """Scale the gradients down to the configured norm; returns the norm they had."""
@@ -35,6 +37,7 @@ class PhaseState:
             group["lr"] = lr
         self.optimizer.step()
         self.ema.update(rows)
+        self.skipped_in_a_row = 0
 
 
 class RunState:
@@ -47,7 +50,7 @@ class RunState:
         self.networks, self._config, self._ema_halflife = networks, config, ema_halflife
         self.parameters = dict(networks.named_parameters())
         self.phases: dict[str, PhaseState] = {}
-        self.iteration, self.seconds, self.skipped, self.skipped_in_a_row = 0, 0.0, 0, 0
+        self.iteration, self.seconds, self.skipped = 0, 0.0, 0
         self.precision = precision
         self.meter = Meter()
 
@@ -66,6 +69,20 @@ class RunState:
                 parameter.requires_grad_(name in mine)
         return self.phases[phase.name]
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the networks hold their averages, in evaluation mode."""
+        modes = {module: module.training for module in self.networks.modules()}
+        with ExitStack() as stack:
+            for phase in self.phases.values():
+                stack.enter_context(phase.ema.swapped())
+            self.networks.eval()
+            try:
+                yield
+            finally:
+                for module, training in modes.items():
+                    module.training = training
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, by file."""
         tensors: dict[str, dict[str, Tensor]] = {"model": self.networks.state_dict()}
@@ -80,9 +97,11 @@ class RunState:
             "iteration": self.iteration,
             "seconds": self.seconds,
             "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
             "precision": self.precision,
-            "ema_images": {name: phase.ema.images for name, phase in self.phases.items()},
+            "phases": {
+                name: {"images": phase.ema.images, "skipped_in_a_row": phase.skipped_in_a_row}
+                for name, phase in self.phases.items()
+            },
             "meter": self.meter.sums,
         }
 
@@ -90,15 +109,15 @@ class RunState:
         """Continue from a checkpoint of the same networks."""
         record = saved.state
         self.networks.load_state_dict(saved.tensors["model"])
-        for name, images in record["ema_images"].items():
+        for name, counts in record["phases"].items():
             averages = saved.tensors[f"ema-{name}"]
             mine = {key: parameter for key, parameter in self.parameters.items() if key in averages}
             phase = PhaseState(mine, self._config, self._ema_halflife)
             optim.load_state_tensors(phase.optimizer, mine, saved.tensors[f"optim-{name}"])
-            phase.ema.load(averages, images)
+            phase.ema.load(averages, counts["images"])
+            phase.skipped_in_a_row = counts["skipped_in_a_row"]
             self.phases[name] = phase
-        self.iteration, self.seconds = record["iteration"], record["seconds"]
-        self.skipped, self.skipped_in_a_row = record["skipped"], record["skipped_in_a_row"]
+        self.iteration, self.seconds, self.skipped = record["iteration"], record["seconds"], record["skipped"]
         self.precision, self.meter = record["precision"], Meter(record["meter"])
 
 
@@ -113,7 +132,7 @@ def note_changes(before: Mapping[str, Any], now: Mapping[str, Any], note: Callab
         note(f"resuming, but not bit for bit: {'; '.join(changes)}")
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Container[str]) -> list[str]:
     """Lines `key: before -> now` for every leaf that differs, except leaves named in `free`."""
     old, new = _leaves(before), _leaves(now)
     keys = [key for key in old | new if key.rpartition(".")[2] not in free]
