@@ -1,0 +1,1 @@
+"""Images on disk -> decoded once -> memory-mapped arrays -> stateless training batches."""

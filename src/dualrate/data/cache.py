@@ -1,0 +1,177 @@
+"""Decoded images on disk: every source is decoded once, then memory-mapped.
+
+An entry is a folder images/<key>/ with images.npy (N, C, H, W) uint8, labels.npy (N,) int64 if there are labels, and
+info.json. The key is a sha256 of the files' paths, sizes and times of change and of all options, so an entry is never
+updated. It is written aside and renamed: an interrupted run leaves no half entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+
+from dualrate.data.decode import decode, resize
+from dualrate.data.source import Progress, Raw, Source
+
+VERSION = 1  # of the entry's format and of the decoding rules: part of every key
+_LOOK_ON = 1000  # images still looked at, to describe the shapes that occur, after two were found to differ
+
+OnBad = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images are decoded, as in `load_images`."""
+
+    size: int | None
+    channels: int | None
+    on_bad: OnBad
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A cache entry: images are memory-mapped; `skipped` says which images were left out, empty if none."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    skipped: str
+
+
+def cache_dir() -> Path:
+    """$DUALRATE_CACHE, else $XDG_CACHE_HOME/dualrate, else ~/.cache/dualrate."""
+    if own := os.environ.get("DUALRATE_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dualrate"
+
+
+def decoded(source: Source, options: Options, cache: Path, progress: Progress) -> Entry:
+    """The decoded images of a source, from the cache or decoded now.
+
+    Raises ValueError for bad images (unless they are skipped), images of several shapes, and a damaged entry.
+    """
+    folder = cache / "images" / _key(source, options)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        try:
+            _write(source.read(), options, aside, source.name, progress)
+            _publish(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return _open(folder)
+
+
+def _key(source: Source, options: Options) -> str:
+    digest = hashlib.sha256(repr((VERSION, source.name, options)).encode())
+    for file in source.files:
+        stat = file.stat()
+        digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def _publish(aside: Path, folder: Path) -> None:
+    try:
+        aside.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process has just published the same entry
+            raise
+
+
+def _open(folder: Path) -> Entry:
+    try:
+        info = json.loads((folder / "info.json").read_text())
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False) if info["labelled"] else None
+        return Entry(images, labels, tuple(info["class_names"]), info["skipped"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the cache entry {folder} is damaged ({error}); delete that folder and run again") from error
+
+
+def _write(raw: Raw, options: Options, folder: Path, name: str, progress: Progress) -> None:
+    with open(folder / "images.npy", "wb") as file:
+        kept, bad = _write_images(raw, options, file, name, progress)
+        file.flush()
+        os.fsync(file.fileno())
+    if bad and (options.on_bad == "fail" or not kept):
+        advice = "pass --data.on-bad skip to leave them out" if kept else "no image is left"
+        raise ValueError(f"{_summary(bad)} of {raw.count} images in {name} cannot be used; {advice}")
+    if not kept:
+        raise ValueError(f"{name} has no images")
+    if raw.labels is not None:
+        np.save(folder / "labels.npy", raw.labels[kept], allow_pickle=False)
+    skipped = f"skipped {_summary(bad)} of {raw.count} images" if bad else ""
+    info = {"name": name, "labelled": raw.labels is not None, "class_names": raw.class_names, "skipped": skipped}
+    (folder / "info.json").write_text(json.dumps(info, indent=1))
+
+
+def _write_images(
+    raw: Raw, options: Options, file: BinaryIO, name: str, progress: Progress
+) -> tuple[list[int], list[str]]:
+    """Write the .npy file image by image; the numbers of the images kept, and what was wrong with the others.
+
+    Plain writes rather than a memory map: a full disk then raises OSError instead of killing the process.
+    """
+    kept: list[int] = []
+    bad: list[str] = []
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for i, (label, item) in enumerate(raw.items):
+        if i % 256 == 0:
+            progress(i, raw.count, f"decoding {name}")
+        try:
+            image = _image(label, item, options)
+        except (ValueError, OSError) as error:
+            bad.append(str(error))
+            continue
+        if not shapes:
+            _header(file, (raw.count, *image.shape))
+        shapes[image.shape] += 1
+        if len(shapes) > 1:
+            if shapes.total() > len(kept) + _LOOK_ON:
+                break
+            continue
+        file.write(image.tobytes())
+        kept.append(i)
+    if len(shapes) > 1:
+        raise ValueError(_mixed(shapes, name))
+    if bad and kept:
+        _header(file, (len(kept), *next(iter(shapes))))
+    progress(raw.count, raw.count, f"decoding {name}")
+    return kept, bad
+
+
+def _image(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.ndarray:
+    if isinstance(item, np.ndarray):
+        return resize(item, size=options.size, channels=options.channels)
+    data = item.read_bytes() if isinstance(item, Path) else item
+    return decode(data, name, size=options.size, channels=options.channels)
+
+
+def _header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Write, or rewrite in place, the .npy header: NumPy pads it so that the first axis may grow and shrink."""
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _summary(bad: list[str]) -> str:
+    listed = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
+    return f"{len(bad)} ({listed})"
+
+
+def _mixed(shapes: Counter[tuple[int, ...]], name: str) -> str:
+    listed = ", ".join(f"{n} x {'x'.join(map(str, shape))}" for shape, n in shapes.most_common(8))
+    more = f" and {len(shapes) - 8} more" if len(shapes) > 8 else ""
+    return (
+        f"the images of {name} differ in channels x height x width: {listed}{more} among the first {shapes.total()}; "
+        "pass --data.size (and --data.channels 1 or 3) to bring them to one shape"
+    )

@@ -1,0 +1,147 @@
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv 1708.07747): 60,000 + 10,000 grey images of 28 x 28, ten classes.
+
+Looked for in the cache, then in Debian's package `dataset-fashion-mnist` if it is installed; else the package is
+fetched without root and unpacked into the cache, else the files come from the authors' repository. Sizes and sha256
+are those of the uncompressed content: Debian compresses the same content anew, so the .gz files differ.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+
+from dualrate.data.source import Progress, Raw, Source, Split
+
+NAME = "fashion-mnist"
+CLASS_NAMES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+CONTENT = {  # file -> bytes and sha256, uncompressed
+    "train-images-idx3-ubyte.gz": (47040016, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
+    "train-labels-idx1-ubyte.gz": (60008, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+    "t10k-images-idx3-ubyte.gz": (7840016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+    "t10k-labels-idx1-ubyte.gz": (10008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
+}
+PACKAGE = "dataset-fashion-mnist"
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+MIRROR = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
+_TIMEOUT = 300  # seconds, for each command and each connection
+
+
+def fashion_mnist_source(split: Split, cache: Path, progress: Progress) -> Source:
+    """Fashion-MNIST's split; the four files are fetched into `cache` if they are nowhere on this machine.
+
+    Raises OSError that lists what was tried and how to help by hand.
+    """
+    folder = _located(cache, progress)
+    prefix = {"train": "train", "test": "t10k"}[split]
+    files = (folder / f"{prefix}-images-idx3-ubyte.gz", folder / f"{prefix}-labels-idx1-ubyte.gz")
+
+    def read() -> Raw:
+        images, labels = (parse_idx(verified(file)) for file in files)
+        items = ((f"{NAME}[{i}]", image[None]) for i, image in enumerate(images))
+        return Raw(items, len(images), labels.astype(np.int64), CLASS_NAMES)
+
+    return Source(f"{NAME}/{split}", files, read)
+
+
+def parse_idx(data: bytes) -> np.ndarray:
+    """The array in the bytes of an IDX file of unsigned bytes: 0, 0, 8, rank, big-endian int32 shape, then content."""
+    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
+        raise ValueError(
+            f"not an IDX file of unsigned bytes: it starts with {data[:4].hex(' ')}, expected 00 00 08 rank"
+        )
+    start = 4 + 4 * data[3]
+    shape = np.frombuffer(data[4:start], dtype=">i4").astype(int)
+    if len(data) - start != shape.prod():
+        raise ValueError(f"IDX file of shape {tuple(shape.tolist())} has {len(data) - start} bytes of content")
+    return np.frombuffer(data[start:], dtype=np.uint8).reshape(shape)
+
+
+def verified(file: Path) -> bytes:
+    """The uncompressed content of one of the four files; ValueError unless size and sha256 are those of `CONTENT`."""
+    size, expected = CONTENT[file.name]
+    try:
+        with gzip.open(file) as stream:
+            data = stream.read(size + 1)  # no more, whatever the file holds
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file} is not a readable .gz file ({error}); delete it and run again") from error
+    found = hashlib.sha256(data).hexdigest()
+    if len(data) != size or found != expected:
+        raise ValueError(
+            f"{file} does not hold Fashion-MNIST: {len(data)} bytes with sha256 {found}, expected {size} bytes with "
+            f"{expected}; delete it and run again"
+        )
+    return data
+
+
+def _located(cache: Path, progress: Progress) -> Path:
+    for folder in (cache, INSTALLED):
+        if all((folder / name).is_file() for name in CONTENT):
+            return folder
+    tried = [f"cache: {cache} does not have all four files", f"installed package: none at {INSTALLED}"]
+    routes: tuple[tuple[str, Callable[[Path], None]], ...] = (
+        ("apt-get download", _from_debian),
+        ("HTTPS", _from_mirror),
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    for route, fetch in routes:
+        progress(0, len(CONTENT), f"fetching Fashion-MNIST (30 MB) by {route}")
+        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as aside:
+            try:
+                fetch(Path(aside))
+                for name in CONTENT:
+                    verified(Path(aside, name))
+            except (OSError, ValueError, HTTPException, subprocess.SubprocessError) as error:
+                tried.append(f"{route}: {error}")
+                continue
+            for name in CONTENT:
+                os.replace(Path(aside, name), cache / name)
+        progress(len(CONTENT), len(CONTENT), f"fetched Fashion-MNIST by {route}")
+        return cache
+    raise OSError(
+        "Fashion-MNIST could not be had. Tried\n  " + "\n  ".join(tried) + f"\nTo help by hand, put the files "
+        f"{', '.join(CONTENT)} into {cache} (from {MIRROR}), or as root: apt-get install {PACKAGE}"
+    )
+
+
+def _from_debian(folder: Path) -> None:
+    """Download and unpack the package, with package lists of our own where the system has none (fresh containers)."""
+    try:
+        _run(["apt-get", "download", PACKAGE], folder)
+    except OSError:
+        (folder / "lists" / "partial").mkdir(parents=True)
+        own = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/lists"]
+        _run(["apt-get", *own, "update"], folder)
+        _run(["apt-get", *own, "download", PACKAGE], folder)
+    packages = list(folder.glob("*.deb"))
+    if len(packages) != 1:
+        raise OSError(f"apt-get download left {len(packages)} packages, expected 1")
+    _run(["dpkg-deb", "-x", str(packages[0]), "unpacked"], folder)
+    for name in CONTENT:
+        os.replace(folder / "unpacked" / INSTALLED.relative_to("/") / name, folder / name)
+
+
+def _from_mirror(folder: Path) -> None:
+    for name in CONTENT:
+        with urllib.request.urlopen(MIRROR + name, timeout=_TIMEOUT) as response, open(folder / name, "wb") as file:
+            shutil.copyfileobj(response, file)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    """Run a command in a folder; OSError with the last line it wrote if it fails or does not exist."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise OSError(f"{command[0]} ended with {done.returncode}: {lines[-1] if lines else 'no message'}")

@@ -1,0 +1,109 @@
+"""A folder of images: class sub-folders, a flat folder, or train/ and test/ sub-folders of either kind."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dualrate.data.decode import SUFFIXES
+from dualrate.data.source import Raw, Source, Split, hold_out
+
+TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """Image files in order; classes[i] is the sub-folder of files[i]. classes is empty for a flat folder."""
+
+    root: Path
+    files: tuple[Path, ...]
+    classes: tuple[str, ...]
+
+
+def folder_source(path: Path, split: Split) -> Source:
+    """The images of a folder.
+
+    Sub-folders are classes, in sorted order; images directly in the folder have no labels. If all sub-folders are
+    named like splits, one of them train, they are the splits; otherwise a tenth is held out (`hold_out`).
+    Raises ValueError for a folder without images, for a mixture of layouts, and for a class that only test/ has.
+    """
+    names = _subfolders(path)
+    if "train" not in names or not set(names) <= {"train", *TEST_NAMES}:
+        return _held_out(_listing(path), path.name, split)
+    train = _listing(path / "train")
+    test = next((name for name in TEST_NAMES if name in names), None)
+    if test is None:
+        return _held_out(train, path.name, split)
+    chosen = train if split == "train" else _listing(path / test)
+    return _source(chosen, train, f"{path.name}/{split}")
+
+
+def _held_out(listing: _Listing, name: str, split: Split) -> Source:
+    positions = hold_out([file.relative_to(listing.root).as_posix() for file in listing.files], split)
+    files = tuple(listing.files[i] for i in positions)
+    classes = tuple(listing.classes[i] for i in positions) if listing.classes else ()
+    return _source(_Listing(listing.root, files, classes), listing, f"{name}/{split}")
+
+
+def _source(listing: _Listing, reference: _Listing, name: str) -> Source:
+    """The images of `listing` with the classes of `reference`, whose files therefore are part of the identity."""
+    class_names = tuple(sorted(set(reference.classes)))
+    unknown = sorted(set(listing.classes) - set(class_names))
+    if unknown or bool(listing.classes) != bool(class_names):
+        raise ValueError(
+            f"{listing.root} has the classes {unknown or 'none'}, the training images {class_names or 'none'}; "
+            "both splits need the same class sub-folders"
+        )
+
+    def read() -> Raw:
+        number = {name: i for i, name in enumerate(class_names)}
+        labels = np.array([number[name] for name in listing.classes], dtype=np.int64) if class_names else None
+        items = ((file.relative_to(listing.root).as_posix(), file) for file in listing.files)
+        return Raw(items, len(listing.files), labels, class_names)
+
+    return Source(name, tuple(dict.fromkeys((*reference.files, *listing.files))), read)
+
+
+def _subfolders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _listing(root: Path) -> _Listing:
+    by_class = {name: _images(root / name) for name in _subfolders(root)}
+    flat = [root / entry.name for entry in os.scandir(root) if entry.is_file() and _is_image(entry.name)]
+    if not flat and not any(by_class.values()):
+        raise ValueError(_nothing_found(root))
+    if flat and by_class:
+        raise ValueError(
+            f"{root} holds images ({flat[0].name}, ...) and folders ({', '.join(list(by_class)[:5])}); expected either "
+            "one sub-folder per class, or images alone"
+        )
+    empty = [name for name, files in by_class.items() if not files]
+    if empty:
+        raise ValueError(f"class folders without images in {root}: {', '.join(empty[:5])}; remove or fill them")
+    if flat:
+        return _Listing(root, tuple(sorted(flat)), ())
+    pairs = [(file, name) for name, files in by_class.items() for file in files]
+    return _Listing(root, tuple(file for file, _ in pairs), tuple(name for _, name in pairs))
+
+
+def _images(folder: Path) -> list[Path]:
+    """All image files below a class folder, sorted."""
+    return sorted(Path(at) / name for at, _, names in os.walk(folder) for name in names if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _nothing_found(root: Path) -> str:
+    suffixes = Counter(Path(name).suffix.lower() or "no suffix" for _, _, names in os.walk(root) for name in names)
+    there = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5)) or "no files at all"
+    return (
+        f"no images in {root}: looked for {', '.join(SUFFIXES)} directly or in sub-folders, for .parquet files "
+        f"directly or in data/; there are {there}"
+    )

@@ -1,0 +1,142 @@
+"""Decoded image sets, the 8-bit rule, and `load_images`, which makes the one from any kind of source.
+
+The 8-bit rule: x = u / 127.5 - 1 and u = round(127.5 x + 127.5), clamped to 0..255; its round trip is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualrate.data import fashion_mnist
+from dualrate.data.cache import OnBad, Options, cache_dir, decoded
+from dualrate.data.folder import folder_source
+from dualrate.data.npz import npz_source
+from dualrate.data.source import Progress, Source, Split
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with or without labels.
+
+    images:      (N, C, H, W) uint8, C = 1 or 3; possibly a read-only memory map
+    labels:      (N,) int64 in [0, num_classes), or None
+    class_names: one per class; empty without labels
+    Raises ValueError if a shape, a type or a label is not as said, or N = 0.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.images.shape, self.images.dtype
+        if len(shape) != 4 or 0 in shape or shape[1] not in (1, 3) or dtype != np.uint8:
+            raise ValueError(f"{self.name}: images are {dtype} {shape}; expected uint8 (N, C, H, W), N > 0, C = 1 or 3")
+        if self.labels is None:
+            if self.class_names:
+                raise ValueError(f"{self.name}: {len(self.class_names)} class names but no labels; expected none")
+            return
+        if self.labels.shape != shape[:1] or self.labels.dtype != np.int64:
+            raise ValueError(
+                f"{self.name}: labels are {self.labels.dtype} {self.labels.shape}; expected int64 {shape[:1]}"
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.class_names):
+            raise ValueError(
+                f"{self.name}: labels run from {low} to {high}; {len(self.class_names)} class names allow "
+                f"0 to {len(self.class_names) - 1}"
+            )
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        """0 without labels."""
+        return len(self.class_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of images, labels and class names; reads every image once."""
+        digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
+        for start in range(0, len(self), 256):
+            digest.update(self.images[start : start + 256].tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+
+def to_float(images: np.ndarray | Tensor) -> Tensor:
+    """uint8 of any shape -> float32 in [-1, 1], by the 8-bit rule."""
+    pixels = torch.tensor(images) if isinstance(images, np.ndarray) else images  # a copy: memory maps are read-only
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"images are {pixels.dtype}; expected uint8")
+    return pixels.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Floats of any shape -> uint8 by the 8-bit rule; values outside [-1, 1] are clamped, as the rule says."""
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{int((~torch.isfinite(x)).sum())} of {x.numel()} values are not finite; no 8-bit image")
+    return (127.5 * x.float() + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def load_images(
+    source: str | Path,
+    *,
+    split: Split,
+    size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    on_bad: OnBad = "fail",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> ImageSet:
+    """One split of a data source, decoded once and memory-mapped ever after.
+
+    source:   "fashion-mnist", a folder of images (see `folder`), a Parquet file or a folder of them (see `parquet`),
+              or a .npz file (see `npz`). A source without a test split has a tenth held out (see `source.hold_out`)
+    size:     pixels; centre crop and resize to size x size. None: all images must have one shape
+    channels: 1 or 3; None: as stored, one number for all images
+    on_bad:   a file that is no image: "fail", or "skip" and report it through `progress`
+    cache:    folder of decoded images; None: `cache_dir()`
+    progress: called with (done, total, message)
+    Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source.
+    """
+    if split not in ("train", "test") or on_bad not in ("fail", "skip"):
+        raise ValueError(f"split {split!r}, on_bad {on_bad!r}; expected train or test, and fail or skip")
+    if channels not in (None, 1, 3) or (size is not None and size < 1):
+        raise ValueError(f"size {size}, channels {channels}; expected a positive size or None, and 1, 3 or None")
+    report = progress or (lambda done, total, message: None)
+    cache = cache or cache_dir()
+    found = _source(source, split, cache, report)
+    entry = decoded(found, Options(size, channels, on_bad), cache, report)
+    if entry.skipped:
+        report(len(entry.images), len(entry.images), entry.skipped)
+    return ImageSet(entry.images, entry.labels, entry.class_names, found.name)
+
+
+def _source(source: str | Path, split: Split, cache: Path, progress: Progress) -> Source:
+    if source == fashion_mnist.NAME:
+        return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
+    path = Path(source).expanduser().resolve()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, Parquet files, or a .npz file"
+        )
+    if path.suffix == ".npz" and path.is_file():
+        return npz_source(path, split)
+    if not path.is_dir() and path.suffix != ".parquet":
+        raise ValueError(f"{path} is a file; expected .parquet, .npz, or a folder")
+    from dualrate.data.parquet import parquet_files, parquet_source  # pyarrow is slow to import
+
+    train, test = parquet_files(path) if path.is_dir() else ([path], [])
+    return parquet_source(train, test, path.stem, split) if train else folder_source(path, split)

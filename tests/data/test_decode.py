@@ -1,0 +1,151 @@
+"""Odd image modes against values worked out by hand; broken files against clear refusals."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dualrate.data.decode import decode, resize
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def plain(mode: str, colour: object, size: tuple[int, int] = (4, 4)) -> Image.Image:
+    return Image.new(mode, size, colour)  # type: ignore[arg-type]
+
+
+def palette_with_transparency() -> bytes:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    return encoded(image, transparency=0)
+
+
+def two_frames() -> bytes:
+    return encoded(plain("RGB", (0, 0, 255)), "GIF", save_all=True, append_images=[plain("RGB", (255, 0, 0))])
+
+
+@pytest.mark.parametrize(
+    ("data", "first_pixel"),
+    [
+        (encoded(plain("L", 70)), [70]),
+        (encoded(plain("1", 1)), [255]),
+        (encoded(plain("RGB", (1, 2, 3))), [1, 2, 3]),
+        (encoded(plain("LA", (100, 51))), [round((100 * 51 + 255 * 204) / 255)]),
+        (encoded(plain("LA", (100, 0))), [255]),
+        (encoded(plain("RGBA", (255, 0, 0, 102))), [255, 153, 153]),
+        (encoded(plain("RGBA", (9, 9, 9, 0))), [255, 255, 255]),
+        (encoded(plain("L", 7), transparency=7), [255]),
+        (palette_with_transparency(), [255, 255, 255]),
+        (encoded(plain("I;16", 30000)), [117]),
+        (encoded(plain("I;16", 65535)), [255]),
+        (encoded(plain("I;16", 128)), [0]),
+        (encoded(plain("I;16", 129)), [1]),
+        (encoded(plain("CMYK", (0, 0, 0, 0)), "JPEG"), [255, 255, 255]),
+        (encoded(plain("CMYK", (0, 255, 255, 0)), "JPEG", quality=100, subsampling=0), [255, 0, 0]),
+        (encoded(plain("RGB", (1, 2, 3)), "BMP"), [1, 2, 3]),
+        (encoded(plain("RGB", (1, 2, 3)), "WEBP", lossless=True), [1, 2, 3]),
+        (two_frames(), [0, 0, 255]),
+    ],
+)
+def test_modes(data: bytes, first_pixel: list[int]) -> None:
+    array = decode(data, "x")
+    assert array.dtype == np.uint8
+    assert array.shape[0] == len(first_pixel)
+    assert np.abs(array[:, 0, 0].astype(int) - first_pixel).max() <= (1 if data[:2] == b"\xff\xd8" else 0)
+
+
+def test_opaque_palette_entry_keeps_its_colour() -> None:
+    assert decode(palette_with_transparency(), "x")[:, 0, 1].tolist() == [200, 100, 50]
+
+
+def test_exif_rotation_is_applied() -> None:
+    image = plain("L", 0, (4, 2))  # wide
+    image.putpixel((0, 0), 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: top left goes to top right
+    array = decode(encoded(image, exif=exif), "x")
+    assert array.shape == (1, 4, 2)
+    assert np.argwhere(array[0] == 255).tolist() == [[0, 1]]
+
+
+def test_channels() -> None:
+    grey, colour = encoded(plain("L", 70)), encoded(plain("RGB", (255, 0, 0)))
+    assert decode(grey, "x", channels=3)[:, 0, 0].tolist() == [70, 70, 70]
+    assert decode(colour, "x", channels=1)[:, 0, 0].tolist() == [76]  # 0.299 * 255
+
+
+def test_box_halving_is_the_mean_of_blocks() -> None:
+    blocks = np.repeat(np.repeat(np.array([[10, 20], [30, 40]]), 4, 0), 4, 1)
+    checker = 8 * (np.indices((8, 8)).sum(0) % 2) - 4  # averages out in every block of 2 x 2
+    array = decode(encoded(Image.fromarray((blocks + checker).astype(np.uint8))), "x", size=2)
+    assert array[0].tolist() == [[10, 20], [30, 40]]
+
+
+def test_crop_is_central() -> None:
+    wide = np.zeros((4, 10), np.uint8)
+    wide[:, 3:7] = 200
+    assert (decode(encoded(Image.fromarray(wide)), "x", size=4) == 200).all()
+    assert (decode(encoded(Image.fromarray(wide.T.copy())), "x", size=4) == 200).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (31, 33), (64, 64), (200, 70)])
+def test_any_shape_is_brought_to_the_size_and_constants_stay(shape: tuple[int, int]) -> None:
+    array = decode(encoded(plain("RGB", (9, 90, 190), shape)), "x", size=32)
+    assert array.shape == (3, 32, 32)
+    assert (array == np.array([9, 90, 190]).reshape(3, 1, 1)).all()
+
+
+@pytest.mark.parametrize(("size", "channels"), [(None, None), (8, None), (5, 1), (16, 3), (None, 1)])
+@pytest.mark.parametrize("shape", [(3, 9, 12), (1, 8, 8)])
+def test_arrays_and_files_take_the_same_path(shape: tuple[int, ...], size: int | None, channels: int | None) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    file = encoded(Image.fromarray(array[0] if shape[0] == 1 else array.transpose(1, 2, 0)))
+    expected = decode(file, "x", size=size, channels=channels)
+    assert np.array_equal(resize(array, size=size, channels=channels), expected)
+
+
+def png_with_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"not an image", "not a JPEG, PNG"),
+        (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:-200], "truncated"),
+        (encoded(Image.effect_noise((64, 64), 50))[:1500], "truncated"),
+        (encoded(plain("RGB", (1, 2, 3)), "TIFF"), "not a JPEG, PNG"),
+        (encoded(plain("RGB", (1, 2, 3)), "PPM"), "not a JPEG, PNG"),
+        (png_with_header(12_000, 12_000), "12000 x 12000 pixels"),
+        (png_with_header(7_072, 7_072), "pixels, more than the 50,000,000"),
+        (png_with_header(100_000, 100_000), "pixels"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_bad_files_are_refused_by_name(data: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"^cat\.jpg: .*{reason}"):
+        decode(data, "cat.jpg")
+
+
+def test_every_truncation_is_refused_or_whole() -> None:
+    data = encoded(Image.effect_noise((16, 16), 50).convert("RGB"), "WEBP")
+    for length in range(0, len(data) - 1, 7):
+        with pytest.raises(ValueError, match=r"^x\.webp: "):
+            decode(data[:length], "x.webp")

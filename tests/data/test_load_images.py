@@ -1,0 +1,397 @@
+"""load_images over folders, Parquet and .npz: layouts, splits, bad content, and the cache."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dualrate.data import cache as cache_module
+from dualrate.data.images import ImageSet, load_images
+from dualrate.data.source import hold_out
+
+Load = Callable[..., ImageSet]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    return lambda source, split="train", **options: load_images(
+        source, split=split, cache=tmp_path / "cache", **options
+    )
+
+
+def png(value: int, size: tuple[int, int] = (4, 4), mode: str = "L") -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size, value if mode == "L" else (value,) * 3).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def values(images: ImageSet) -> list[int]:
+    """The grey value of each constant image."""
+    return images.images[:, 0, 0, 0].tolist()
+
+
+# Folders
+
+
+def test_class_folders_in_sorted_order_with_a_tenth_held_out(tmp_path: Path, load: Load) -> None:
+    for i in range(30):
+        put(tmp_path / "data" / ("dog" if i % 3 else "cat") / "deep" / f"{i:02}.PNG", png(i))
+    put(tmp_path / "data" / "dog" / "notes.txt", b"ignored")
+    train, test = load(tmp_path / "data"), load(tmp_path / "data", "test")
+    assert train.class_names == test.class_names == ("cat", "dog")
+    assert (len(train), len(test)) == (27, 3)
+    assert sorted(values(train) + values(test)) == list(range(30))
+    for images in (train, test):
+        assert images.labels is not None
+        assert images.labels.tolist() == [int(value % 3 > 0) for value in values(images)]
+    assert train.name == "data/train"
+    assert not train.images.flags.writeable
+
+
+def test_train_and_test_folders(tmp_path: Path, load: Load) -> None:
+    for i, at in enumerate(["train/b/0", "train/a/0", "train/b/1", "val/b/0"]):
+        put(tmp_path / "data" / f"{at}.png", png(i))
+    train, test = load(tmp_path / "data"), load(tmp_path / "data", "test")
+    assert (values(train), values(test)) == ([1, 0, 2], [3])
+    assert train.labels is not None
+    assert test.labels is not None
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 1], [1])
+    put(tmp_path / "data" / "val" / "c" / "0.png", png(9))
+    with pytest.raises(ValueError, match=r"classes \['c'\]"):
+        load(tmp_path / "data", "test")
+
+
+def test_a_new_class_renumbers_the_cached_test_split(tmp_path: Path, load: Load) -> None:
+    for at in ["train/b/0", "train/c/0", "test/c/0"]:
+        put(tmp_path / "data" / f"{at}.png", png(1))
+    before = load(tmp_path / "data", "test")
+    put(tmp_path / "data" / "train" / "a" / "0.png", png(1))
+    after = load(tmp_path / "data", "test")
+    assert before.labels is not None
+    assert after.labels is not None
+    assert (before.labels.tolist(), after.labels.tolist()) == ([1], [2])
+
+
+def test_train_is_a_class_unless_all_folders_are_splits(tmp_path: Path, load: Load) -> None:
+    for i, at in enumerate(["train/0", "train/1", "ship/0"]):
+        put(tmp_path / "data" / f"{at}.png", png(i))
+    assert load(tmp_path / "data").class_names == ("ship", "train")
+
+
+def test_flat_folder_has_no_labels(tmp_path: Path, load: Load) -> None:
+    for i in range(5):
+        put(tmp_path / "data" / f"{i}.png", png(i))
+    train, test = load(tmp_path / "data"), load(tmp_path / "data", "test")
+    assert train.labels is None
+    assert train.class_names == ()
+    assert (len(train), len(test)) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "no images in .*looked for .jpg.*no files at all"),
+        (["a/x.tif", "y.txt"], "no images in .*1 x .t"),
+        (["0.png", "a/1.png"], "expected either one sub-folder per class, or images alone"),
+        (["a/0.png", "b/1.txt"], "class folders without images .*: b"),
+        (["0.png"], "1 image.* cannot be divided"),
+    ],
+)
+def test_unusable_folders(files: list[str], message: str, tmp_path: Path, load: Load) -> None:
+    (tmp_path / "data").mkdir()
+    for name in files:
+        put(tmp_path / "data" / name, png(0))
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "data")
+
+
+def test_unknown_sources(tmp_path: Path, load: Load) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no data at .*expected 'fashion-mnist', a folder"):
+        load(tmp_path / "nothing")
+    put(tmp_path / "data.zip", b"PK")
+    with pytest.raises(ValueError, match=r"expected \.parquet, \.npz, or a folder"):
+        load(tmp_path / "data.zip")
+
+
+@pytest.mark.parametrize("options", [{"split": "val"}, {"on_bad": "ignore"}, {"size": 0}, {"channels": 2}])
+def test_bad_options(options: dict[str, Any], tmp_path: Path, load: Load) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        load(tmp_path, **options)
+
+
+# Bad and mixed images
+
+
+def test_bad_files_fail_or_are_skipped(tmp_path: Path, load: Load) -> None:
+    for split in ("train", "test"):
+        for i in range(20):
+            put(tmp_path / "data" / split / f"c{i % 2}" / f"{i:02}.png", png(i) if i % 3 else png(i)[:42])
+    with pytest.raises(ValueError, match=r"7 \(c0/00\.png: .*; \.\.\.\) of 20 images .*--data\.on-bad skip") as caught:
+        load(tmp_path / "data")
+    assert str(caught.value).count(".png:") == 5
+    said: list[str] = []
+    for _ in range(2):  # decoded, then from the cache
+        said.clear()
+        images = load(tmp_path / "data", on_bad="skip", progress=lambda done, total, message: said.append(message))
+        assert sorted(values(images)) == [i for i in range(20) if i % 3]
+        assert images.labels is not None
+        assert images.labels.tolist() == [value % 2 for value in values(images)]
+        assert "skipped 7 (c0/00.png: " in said[-1]
+
+
+def test_nothing_but_bad_files(tmp_path: Path, load: Load) -> None:
+    for i in range(4):
+        put(tmp_path / "data" / f"{i}.png", b"")
+    with pytest.raises(ValueError, match=r"3 .* of 3 images .*no image is left"):
+        load(tmp_path / "data", on_bad="skip")
+
+
+def test_mixed_shapes_need_a_size(tmp_path: Path, load: Load) -> None:
+    for i in range(3):
+        put(tmp_path / "data" / "train" / f"{i}.png", png(i, (4, 6)))
+        put(tmp_path / "data" / "test" / f"{i}.png", png(i))
+    put(tmp_path / "data" / "train" / "3.png", png(3, (8, 8), "RGB"))
+    with pytest.raises(ValueError, match=r"3 x 1x6x4, 1 x 3x8x8 .*pass --data\.size .*--data\.channels"):
+        load(tmp_path / "data")
+    assert load(tmp_path / "data", size=4, channels=1).images.shape == (4, 1, 4, 4)
+    assert load(tmp_path / "data", size=2, channels=3).images.shape == (4, 3, 2, 2)
+
+
+# Parquet
+
+
+def table(
+    numbers: list[int], labels: list[Any] | None, *, plain: bool = False, names: list[str] | None = None
+) -> pa.Table:
+    cells: list[Any] = [png(i) if plain else {"bytes": png(i), "path": None} for i in numbers]
+    kind = pa.binary() if plain else pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns: dict[str, Any] = {"img" if plain else "image": pa.array(cells, kind)}
+    if labels is not None:
+        columns["label"] = labels
+    result = pa.table(columns)
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        result = result.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    return result
+
+
+def write(path: Path, content: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(content, path, row_group_size=2)
+
+
+def test_hugging_face_folder(tmp_path: Path, load: Load) -> None:
+    names = ["ant", "bee", "cow"]
+    write(tmp_path / "hf" / "data" / "train-00000-of-00002.parquet", table([0, 1, 2], [0, 1, 0], names=names))
+    write(tmp_path / "hf" / "data" / "train-00001-of-00002.parquet", table([3, 4], [1, 0], names=names))
+    write(tmp_path / "hf" / "data" / "test-00000-of-00001.parquet", table([5], [1], names=names))
+    train, test = load(tmp_path / "hf"), load(tmp_path / "hf", "test")
+    assert train.class_names == test.class_names == tuple(names)
+    assert train.labels is not None
+    assert test.labels is not None
+    assert (values(train), train.labels.tolist()) == ([0, 1, 2, 3, 4], [0, 1, 0, 1, 0])
+    assert (values(test), test.labels.tolist()) == ([5], [1])
+
+
+@pytest.mark.parametrize(("labels", "names"), [(None, ()), ("numbers", ("0", "1", "2")), ("words", ("w0", "w1", "w2"))])
+@pytest.mark.parametrize("plain", [True, False])
+def test_one_file_with_a_tenth_held_out(
+    labels: str | None, names: tuple[str, ...], plain: bool, tmp_path: Path, load: Load
+) -> None:
+    column = {None: None, "numbers": [i % 3 for i in range(25)], "words": [f"w{i % 3}" for i in range(25)]}[labels]
+    write(tmp_path / "all.parquet", table(list(range(25)), column, plain=plain))
+    train, test = load(tmp_path / "all.parquet"), load(tmp_path / "all.parquet", "test")
+    assert (len(train), len(test)) == (23, 2)
+    assert sorted(values(train) + values(test)) == list(range(25))
+    assert train.class_names == test.class_names == names
+    for images in (train, test):
+        assert (images.labels is None) == (labels is None)
+        assert images.labels is None or images.labels.tolist() == [value % 3 for value in values(images)]
+
+
+def test_unusable_parquet(tmp_path: Path, load: Load) -> None:
+    file = tmp_path / "all.parquet"
+    put(file, b"garbage")
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        load(file)
+    write(file, pa.table({"picture": [b"x", b"y"]}))
+    with pytest.raises(ValueError, match="has the columns picture; expected image or img"):
+        load(file)
+    write(file, pa.table({"image": [[1, 2], [3, 4]]}))
+    with pytest.raises(ValueError, match="expected a struct with bytes, or binary"):
+        load(file)
+    write(file, table([1, 2, 3], [0, None, 1]))
+    with pytest.raises(ValueError, match="1 nulls; expected integers or strings"):
+        load(file)
+    write(file, table([1, 2, 3], [0, 5, 5], names=["ant", "bee"]))
+    with pytest.raises(ValueError, match="2 class names allow 0 to 1"):
+        load(file)
+    write(tmp_path / "folder" / "test.parquet", table([1, 2], None))
+    with pytest.raises(ValueError, match=r"no train\*\.parquet"):
+        load(tmp_path / "folder")
+
+
+def test_string_labels_only_the_test_files_have(tmp_path: Path, load: Load) -> None:
+    write(tmp_path / "data" / "train.parquet", table([1, 2], ["a", "c"]))
+    write(tmp_path / "data" / "test.parquet", table([3, 4], ["c", "b"]))
+    assert load(tmp_path / "data").class_names == ("a", "c")
+    with pytest.raises(ValueError, match=r"labels \['b'\]"):
+        load(tmp_path / "data", "test")
+
+
+def test_missing_bytes_are_a_bad_image(tmp_path: Path, load: Load) -> None:
+    cells = pa.array([{"bytes": png(i) if i else None, "path": "away.png"} for i in range(3)])
+    write(tmp_path / "data" / "train.parquet", pa.table({"image": cells}))
+    write(tmp_path / "data" / "test.parquet", pa.table({"image": cells}))
+    with pytest.raises(ValueError, match=r"1 \(train\.parquet\[0\]: the file is empty\) of 3"):
+        load(tmp_path / "data")
+    assert values(load(tmp_path / "data", on_bad="skip")) == [1, 2]
+
+
+# NumPy archives
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 3, 5, 6)).astype(np.uint8)
+LABELS = np.arange(20) % 4
+
+
+@pytest.mark.parametrize(
+    ("arrays", "expected"),
+    [
+        ({"images": IMAGES, "labels": LABELS.astype(np.uint8)}, IMAGES),
+        ({"images": IMAGES.transpose(0, 2, 3, 1), "arr_1": LABELS}, IMAGES),
+        ({"arr_0": IMAGES[:, 0]}, IMAGES[:, :1]),
+    ],
+)
+def test_npz_layouts(arrays: dict[str, np.ndarray], expected: np.ndarray, tmp_path: Path, load: Load) -> None:
+    np.savez(tmp_path / "all.npz", **arrays)  # type: ignore[arg-type]
+    train, test = load(tmp_path / "all.npz"), load(tmp_path / "all.npz", "test")
+    positions = {split: hold_out([str(i) for i in range(20)], split) for split in ("train", "test")}  # type: ignore[arg-type]
+    assert np.array_equal(train.images, expected[positions["train"]])
+    assert np.array_equal(test.images, expected[positions["test"]])
+    if len(arrays) > 1:
+        assert test.labels is not None
+        assert test.labels.tolist() == LABELS[positions["test"]].tolist()
+        assert test.class_names == ("0", "1", "2", "3")
+
+
+def test_npz_is_resized_like_files(tmp_path: Path, load: Load) -> None:
+    np.savez(tmp_path / "all.npz", images=IMAGES)
+    assert load(tmp_path / "all.npz", size=2, channels=1).images.shape == (18, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": IMAGES}, "has the arrays x; expected images"),
+        ({"images": IMAGES / 255}, "are float64; expected uint8"),
+        ({"images": IMAGES[0, 0]}, "have shape"),
+        ({"images": np.array(3, np.uint8), "labels": LABELS}, "have shape"),
+        ({"images": IMAGES, "labels": LABELS[1:]}, "expected 20 integers"),
+        ({"images": IMAGES, "labels": LABELS - 1}, "labels run from -1"),
+        ({"images": np.array([object()] * 3)}, "cannot be read as .npz"),
+    ],
+)
+def test_unusable_npz(arrays: dict[str, np.ndarray], message: str, tmp_path: Path, load: Load) -> None:
+    np.savez(tmp_path / "all.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "all.npz")
+
+
+def test_garbage_npz(tmp_path: Path, load: Load) -> None:
+    for content in (b"", b"garbage", b"PK\x03\x04 not a zip"):
+        put(tmp_path / "all.npz", content)
+        with pytest.raises(ValueError, match=r"cannot be read as \.npz"):
+            load(tmp_path / "all.npz")
+
+
+# The cache
+
+
+def test_decoded_once_and_again_when_a_file_changes(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(4):
+        put(tmp_path / "data" / "train" / f"{i}.png", png(i))
+        put(tmp_path / "data" / "test" / f"{i}.png", png(i))
+    calls: list[str] = []
+    original = cache_module.decode
+
+    def counted(data: bytes, name: str, **options: Any) -> np.ndarray:
+        calls.append(name)
+        return original(data, name, **options)
+
+    monkeypatch.setattr(cache_module, "decode", counted)
+    first = load(tmp_path / "data")
+    assert isinstance(first.images, np.memmap)
+    assert (values(load(tmp_path / "data")), len(calls)) == ([0, 1, 2, 3], 4)
+    load(tmp_path / "data", size=2)
+    assert len(calls) == 8
+    changed = tmp_path / "data" / "train" / "1.png"
+    before = changed.stat()
+    put(changed, png(9))
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert changed.stat().st_size == before.st_size
+    assert (values(load(tmp_path / "data")), len(calls)) == ([0, 9, 2, 3], 12)
+
+
+def test_a_failed_decoding_leaves_nothing_behind(tmp_path: Path, load: Load) -> None:
+    for i in range(4):
+        put(tmp_path / "data" / f"{i}.png", b"bad")
+    with pytest.raises(ValueError, match="cannot be used"):
+        load(tmp_path / "data")
+    assert list((tmp_path / "cache" / "images").iterdir()) == []
+
+
+def test_a_damaged_entry_is_named(tmp_path: Path, load: Load) -> None:
+    np.savez(tmp_path / "all.npz", images=IMAGES)
+    load(tmp_path / "all.npz")
+    (entry,) = (tmp_path / "cache" / "images").iterdir()
+    os.truncate(entry / "images.npy", 500)
+    with pytest.raises(ValueError, match=rf"{entry.name} is damaged .*delete that folder"):
+        load(tmp_path / "all.npz")
+
+
+def test_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("DUALRATE_CACHE", raising=False)
+    assert cache_module.cache_dir() == tmp_path / "home" / ".cache" / "dualrate"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_module.cache_dir() == tmp_path / "xdg" / "dualrate"
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "own"))
+    assert cache_module.cache_dir() == tmp_path / "own"
+
+
+# Holding out
+
+
+@pytest.mark.parametrize(("count", "held"), [(2, 1), (9, 1), (19, 1), (20, 2), (1000, 100)])
+def test_hold_out_divides(count: int, held: int) -> None:
+    keys = [f"image {i}" for i in range(count)]
+    train, test = hold_out(keys, "train"), hold_out(keys, "test")
+    assert len(test) == held
+    assert sorted([*train, *test]) == list(range(count))
+    assert (np.diff(train) > 0).all()
+
+
+def test_hold_out_depends_on_keys_and_not_on_their_order() -> None:
+    keys = [f"image {i}" for i in range(100)]
+    held = {keys[i] for i in hold_out(keys, "test")}
+    assert {keys[::-1][i] for i in hold_out(keys[::-1], "test")} == held
+    more = [*keys, *(f"new {i}" for i in range(10))]
+    assert len(held - {more[i] for i in hold_out(more, "test")}) <= 10
