@@ -1,0 +1,60 @@
+"""The random numbers: known answers of the generator, the law of the draws, independence of the batch."""
+
+import pytest
+import torch
+from scipy.stats import kstest
+
+from dualrate.draws import Draws, philox
+
+# Philox4x32-10 from the reference implementation's list of known answers (Random123, kat_vectors).
+KNOWN = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_known_answers(counter, key, expected):
+    k0, k1 = (int(word, 16) for word in key.split())
+    words = philox([torch.tensor([int(word, 16)]) for word in counter.split()], (k0, k1))
+    assert " ".join(f"{int(word):08x}" for word in words) == expected
+
+
+def test_laws():
+    draws = Draws(1, torch.arange(2000))
+    normal, uniform = draws.normal("a", 25).double(), draws.uniform("b", 25)
+    assert kstest(normal.flatten().numpy(), "norm").pvalue > 0.01
+    assert kstest(uniform.flatten().numpy(), "uniform").pvalue > 0.01
+    assert ((uniform > 0) & (uniform < 1)).all()
+    assert (torch.corrcoef(normal.T) - torch.eye(25)).abs().max() < 5 / 2000**0.5
+    counts = draws.integer("c", 7, 25).flatten().bincount()
+    assert len(counts) == 7
+    assert (counts - 50_000 / 7).abs().max() < 5 * (50_000 / 7) ** 0.5
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 5, 5), (2, 8)])
+def test_shapes_and_types(shape):
+    draws = Draws(1, torch.arange(4))
+    assert draws.normal("a", *shape).shape == draws.uniform("a", *shape).shape == (4, *shape)
+    assert draws.integer("a", 3, *shape).shape == (4, *shape)
+    assert draws.normal("a", *shape).dtype == torch.float32
+    assert draws.uniform("a", *shape).dtype == torch.float64
+    assert draws.integer("a", 3, *shape).dtype == torch.int64
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_a_row_is_the_same_in_every_batch(kind):
+    rows = torch.tensor([5, 0, 2**40, 7])
+    together = getattr(Draws(9, rows), kind)("a", 3, 3)
+    for i, row in enumerate(rows):
+        assert torch.equal(together[i], getattr(Draws(9, row[None]), kind)("a", 3, 3)[0])
+
+
+def test_rows_seeds_and_streams_are_unrelated():
+    n = 20_000
+    row = torch.arange(4)
+    samples = [Draws(1, row).normal("a", n), Draws(2, row).normal("a", n), Draws(2**32 + 1, row).normal("a", n)]
+    samples += [Draws(1, row).normal("b", n), Draws(1, row + 2**32).normal("a", n)]
+    correlation = torch.corrcoef(torch.cat(samples).double())
+    assert (correlation - torch.eye(20)).abs().max() < 5 / n**0.5

@@ -1,0 +1,212 @@
+"""The one loop: which calls it makes, when, and with what."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dualrate.combinators import Metered
+from dualrate.oracle import Echo, OracleDenoiser
+from dualrate.sampling import rollout, trajectory
+from dualrate.steps import DDIM, Ancestral
+from dualrate.timing import StepPlan
+from dualrate.types import Cond, Context, Refresh, Reuse
+from theory.common import PROCESS, line_mixture, normals
+
+MIXTURE = line_mixture()
+ECHO, ORACLE, STEP = Echo(MIXTURE, PROCESS), OracleDenoiser(MIXTURE, PROCESS), Ancestral(PROCESS)
+START, COND = normals(0, 4, 1), Cond(torch.arange(4))
+
+
+def noise(step: int, draw: int) -> torch.Tensor:
+    return normals(100 * step + draw + 1, 4, 1)
+
+
+@dataclass
+class Recorded:
+    """Writes down every call as (name, t, tau), and that all rows have these times."""
+
+    inner: object
+    calls: list = field(default_factory=list)
+
+    @property
+    def reuse(self):
+        return self.inner.reuse
+
+    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+        assert (t == t[0]).all()
+        assert torch.equal(cond.label, COND.label)
+        self.calls.append(("encode", float(t[0]), None))
+        return self.inner.encode(z, t, cond, previous=previous, refresh=refresh)
+
+    def denoise(self, z, t, context, cond):
+        tau = None if context.tau is None else float(context.tau[0])
+        assert context.tau is None or (context.tau == tau).all()
+        assert torch.equal(cond.label, COND.label)
+        self.calls.append(("denoise", float(t[0]), tau))
+        return self.inner.denoise(z, t, context, cond)
+
+
+@dataclass(frozen=True)
+class OwnOutput(Echo):
+    """An encoder that hands out its x_hat, and a light network that fails at the encoder's time."""
+
+    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+        context = super().encode(z, t, cond)
+        return replace(context, x_hat=context.features[0])
+
+    def denoise(self, z, t, context, cond):
+        assert (context.x_hat is None) is bool((context.tau != t).all())
+        return super().denoise(z, t, context, cond)
+
+
+@dataclass(frozen=True)
+class TwoEvaluations:
+    """A step that looks twice, like Heun's."""
+
+    markovian: bool = True
+
+    def start(self):
+        return 0
+
+    def __call__(self, denoise, z, t, s, draw, carry):
+        denoise(z, t)
+        return denoise(z, s) + 0.1 * draw() - 0.1 * draw(), carry + 1
+
+
+def calls(plan, denoiser=ECHO, step=STEP):
+    recorded = Recorded(denoiser)
+    rollout(recorded, step, plan, START, COND, noise)
+    return recorded.calls
+
+
+@given(st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
+def test_calls_follow_the_plan(case):
+    n, heavy = case
+    plan = StepPlan.at(n, {0, *heavy})
+    expected, tau = [], None
+    for i, t in enumerate(plan.t[:-1]):
+        if i in {0, *heavy}:
+            expected.append(("encode", t, None))
+            tau = t
+        expected.append(("denoise", t, tau))
+    assert calls(plan) == expected
+
+
+def test_a_dropped_context_is_gone():
+    plan = StepPlan((1.0, 0.8, 0.6, 0.0), (Refresh.FULL, Refresh.NONE, Refresh.FULL))
+    assert [tau for name, _, tau in calls(plan, OwnTau()) if name == "denoise"] == [1.0, None, 0.6]
+
+
+@dataclass(frozen=True)
+class OwnTau:
+    """A denoiser that works without context as well."""
+
+    reuse: Reuse = Reuse.MARKOV
+
+    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+        return Context(features=(z,), tau=t)
+
+    def denoise(self, z, t, context, cond):
+        return 0.5 * z
+
+
+@pytest.mark.parametrize(("n", "h"), [(8, 8), (8, 3), (32, 4), (5, 1)])
+def test_heavy_and_light_rows_are_metered(n, h):
+    metered = Metered(ECHO)
+    rollout(metered, STEP, StepPlan.uniform(n, h), START, COND, noise)
+    assert (metered.meter.heavy, metered.meter.light) == (4 * h, 4 * n)
+    metered.meter.reset()
+    rollout(metered, STEP, StepPlan.uniform(n, h), START, COND, noise)
+    assert (metered.meter.heavy, metered.meter.light) == (4 * h, 4 * n)
+
+
+def test_a_plain_network_makes_no_heavy_calls():
+    metered = Metered(ORACLE)
+    rollout(metered, DDIM(PROCESS), StepPlan.uniform(8, 2), START, COND, noise)
+    assert (metered.meter.heavy, metered.meter.light) == (0, 32)
+
+
+def test_the_output_of_the_encoder_serves_its_own_step_only():
+    metered = Metered(OwnOutput(MIXTURE, PROCESS))
+    z = rollout(metered, STEP, StepPlan.uniform(8, 3), START, COND, noise)
+    assert (metered.meter.heavy, metered.meter.light) == (12, 20)
+    assert torch.equal(z, rollout(ECHO, STEP, StepPlan.uniform(8, 3), START, COND, noise))
+
+
+def test_a_step_of_two_evaluations_encodes_at_each_when_told_to_refresh():
+    plan = StepPlan((1.0, 0.6, 0.2), (Refresh.FULL, Refresh.KEEP))
+    expected = [
+        ("encode", 1.0),
+        ("denoise", 1.0),
+        ("encode", 0.6),
+        ("denoise", 0.6),
+        ("denoise", 0.6),
+        ("denoise", 0.2),
+    ]
+    made = calls(plan, step=TwoEvaluations())
+    assert [call[:2] for call in made] == expected
+    assert [tau for name, _, tau in made if name == "denoise"] == [1.0, 0.6, 1.0, 1.0]
+
+
+def test_reuse_under_a_deterministic_sampler_is_refused():
+    plan = StepPlan.uniform(8, 4)
+    with pytest.raises(ValueError, match="Ancestral"):
+        rollout(ECHO, DDIM(PROCESS), plan, START, COND, noise)
+    with pytest.raises(ValueError, match="Ancestral"):
+        rollout(Metered(ECHO), DDIM(PROCESS), plan, START, COND, noise)
+    rollout(ECHO, DDIM(PROCESS), StepPlan.uniform(8), START, COND, noise)
+    rollout(ORACLE, DDIM(PROCESS), plan, START, COND, noise)
+
+
+def test_reuse_that_needs_a_smooth_path_warns_of_noise():
+    smooth = Echo(MIXTURE, PROCESS, reuse=Reuse.SMOOTH)
+    with pytest.warns(UserWarning, match="Ancestral"):
+        rollout(smooth, STEP, StepPlan.uniform(4, 2), START, COND, noise)
+
+
+def test_a_trajectory_goes_on_from_any_of_its_states():
+    plan, step = StepPlan.uniform(9, 4), TwoEvaluations()
+    states = list(trajectory(ECHO, step, plan, START, COND, noise))
+    assert [state.i for state in states] == list(range(10))
+    assert [float(state.t[0]) for state in states] == list(plan.t)
+    for begin in states:
+        *_, last = trajectory(ECHO, step, plan, START, COND, noise, state=begin)
+        assert torch.equal(last.z, states[-1].z)
+        assert last.carry == states[-1].carry == 9
+    heavy = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.FULL]
+    for i in heavy:
+        assert torch.equal(rollout(ECHO, STEP, plan, states[i].z, COND, noise, start=i), _resumed(plan, states[i]))
+    with pytest.raises(ValueError, match="heavy step"):
+        rollout(ECHO, STEP, plan, START, COND, noise, start=heavy[0] + 1)
+
+
+def _resumed(plan, state):
+    *_, last = trajectory(ECHO, STEP, plan, START, COND, noise, state=replace(state, carry=()))
+    return last.z
+
+
+def test_states_know_where_their_context_comes_from():
+    plan = StepPlan.uniform(9, 4)
+    states = list(trajectory(ECHO, STEP, plan, START, COND, noise))
+    for state, refresh, after in zip(states, plan.refresh, states[1:], strict=False):
+        if refresh is Refresh.FULL:
+            latest = state
+        assert torch.equal(after.z_tau, latest.z)
+        assert torch.equal(after.context.tau, latest.t)
+
+
+def test_two_trajectories_can_interleave():
+    plan = StepPlan.uniform(6, 2)
+    first, second = (trajectory(ECHO, STEP, plan, z, COND, noise) for z in (START, -START))
+    for _ in range(7):
+        one, other = next(first), next(second)
+    assert torch.equal(one.z, rollout(ECHO, STEP, plan, START, COND, noise))
+    assert torch.equal(other.z, rollout(ECHO, STEP, plan, -START, COND, noise))
+
+
+def test_a_trajectory_carries_gradient():
+    z = START.clone().requires_grad_()
+    assert rollout(ECHO, STEP, StepPlan.uniform(4, 2), z, COND, noise).requires_grad

@@ -1,0 +1,157 @@
+"""Plans of sampling, and the law of the times of training."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kstest
+
+from dualrate.draws import Draws
+from dualrate.timing import SingleTime, StepPlan, TimeSampler
+from dualrate.types import Refresh
+
+FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
+sizes = st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
+ROWS = 200_000
+
+
+def draws(rows=ROWS, seed=3):
+    return Draws(seed, torch.arange(rows))
+
+
+@given(sizes)
+def test_uniform_plan(size):
+    n, h = size
+    plan = StepPlan.uniform(n, h)
+    assert plan.t == tuple(pytest.approx((n - i) / n) for i in range(n + 1))
+    assert (plan.t[0], plan.t[-1]) == (1.0, 0.0)
+    assert (plan.num_steps, plan.num_heavy) == (n, h)
+    assert [i for i, refresh in enumerate(plan.refresh) if refresh is FULL] == [(j * n) // h for j in range(h)]
+    assert set(plan.refresh) <= {FULL, KEEP}
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_tau_is_the_next_heavy_time_where_heavy_calls_divide_steps(h, ratio):
+    n = h * ratio
+    plan = StepPlan.uniform(n, h)
+    tau = None
+    for i in range(n):
+        tau = plan.t[i] if plan.refresh[i] is FULL else tau
+        assert tau == pytest.approx(-(-(n - i) * h // n) / h)  # ceil(t H) / H, on integers
+
+
+@given(sizes, st.data())
+def test_json_round_trip_is_exact(size, data):
+    n, h = size
+    plan = StepPlan.at(n, data.draw(st.sets(st.integers(0, n - 1), min_size=h, max_size=h)))
+    assert StepPlan.from_json(plan.to_json()) == plan
+
+
+def test_plans_at_given_times():
+    plan = StepPlan.at([1.0, 0.5, 0.2, 0.1], heavy=[1])
+    assert plan == StepPlan((1.0, 0.5, 0.2, 0.1), (NONE, FULL, KEEP))
+    assert StepPlan.uniform(4, 0).refresh == (NONE,) * 4
+    assert StepPlan.uniform(4) == StepPlan.uniform(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("t", "refresh"),
+    [
+        ((1.0, 0.0), (KEEP,)),  # nothing to keep
+        ((1.0, 0.0), (Refresh.PARTIAL,)),
+        ((1.0, 0.6, 0.3, 0.0), (FULL, NONE, KEEP)),  # it was dropped
+        ((1.0, 0.5, 0.0), (FULL,)),  # one entry missing
+        ((1.0,), ()),
+        ((0.0, 1.0), (FULL,)),  # the wrong way round
+        ((1.0, 0.5, 0.5), (FULL, FULL)),
+        ((1.0, float("nan"), 0.0), (FULL, FULL)),
+        ((1.5, 0.0), (FULL,)),
+        ((1.0, -0.1), (FULL,)),
+    ],
+)
+def test_impossible_plans_are_refused(t, refresh):
+    with pytest.raises(ValueError):
+        StepPlan(t, refresh)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: StepPlan.uniform(0, 0),
+        lambda: StepPlan.uniform(4, 5),
+        lambda: StepPlan.uniform(4, -1),
+        lambda: StepPlan.at(4, [4]),
+        lambda: StepPlan.at(4, [-1]),
+        lambda: StepPlan.from_json("[]"),
+        lambda: StepPlan.from_json("{"),
+        lambda: StepPlan.from_json('{"t": [1, 0]}'),
+        lambda: StepPlan.from_json('{"t": [1, 0], "refresh": ["often"]}'),
+        lambda: TimeSampler(heavy=(0, 4)),
+        lambda: TimeSampler(heavy=(8, 4)),
+        lambda: TimeSampler(dropout=1.5),
+    ],
+)
+def test_impossible_requests_are_refused(make):
+    with pytest.raises(ValueError):
+        make()
+
+
+@pytest.mark.parametrize("heavy", [(4, 32), (8, 8)])
+def test_law_of_training_times(heavy):
+    low, high = heavy
+    counts = np.arange(low, high + 1)
+    chance = np.log1p(1 / counts) / np.log((high + 1) / low)  # log-uniform on the integers
+    times = TimeSampler(heavy=heavy)(draws())
+    t, tau = times.t.numpy(), times.tau.numpy()
+    assert ((t <= tau) & (tau <= 1) & (t > 0)).all()
+    assert kstest(t, "uniform").statistic < 3e-4  # far below 0.001 of independent draws: t is stratified
+    error = 4 / ROWS**0.5
+    assert (tau == 1).mean() == pytest.approx((chance / (2 * counts)).sum(), abs=error / 4)
+    for gap in (0.001, 0.02, 0.06, 0.1, 0.2):
+        expected = (1 - gap) * (chance * np.maximum(1 - counts * gap, 0)).sum()
+        assert (tau - t > gap).mean() == pytest.approx(expected, abs=error / 2)
+
+    def distribution(y):  # density E[min(1, H y)] below 1
+        wide = y[:, None]
+        return (chance * np.where(wide < 1 / counts, counts * wide**2 / 2, wide - 1 / (2 * counts))).sum(1)
+
+    grid = np.linspace(0.01, 0.99, 99)
+    measured = (tau[:, None] <= grid).mean(0)
+    np.testing.assert_allclose(measured, distribution(grid), atol=error / 2)
+
+
+def test_fixed_grid_of_training_times():
+    times = TimeSampler(heavy=(8, 8), phase=0)(draws())
+    torch.testing.assert_close((times.tau * 8).round(), times.tau * 8)
+    assert ((times.tau - times.t >= 0) & (times.tau - times.t < 1 / 8)).all()
+    assert (times.tau == 1).double().mean() == pytest.approx(1 / 8, abs=1e-4)
+
+
+@pytest.mark.parametrize(("dropout", "size"), [(0.5, 32), (0.0, 64), (1.0, 0), (0.25, 48)])
+def test_every_batch_keeps_its_share_of_contexts(dropout, size):
+    for first in (0, 64, 6400, 10**9):
+        kept = TimeSampler(dropout=dropout)(Draws(3, torch.arange(first, first + 64))).kept
+        assert len(kept) == size
+        assert len(kept.unique()) == size
+
+
+def test_kept_contexts_have_the_law_of_all():
+    times = TimeSampler(heavy=(4, 32))(draws())
+    assert kstest(times.t[times.kept].numpy(), "uniform").statistic < 1e-3
+    gaps = times.tau - times.t
+    assert gaps[times.kept].mean() == pytest.approx(float(gaps.mean()), rel=0.01)
+
+
+@pytest.mark.parametrize("sampler", [TimeSampler(), SingleTime()], ids=lambda s: type(s).__name__)
+def test_times_depend_on_seed_and_row_alone(sampler):
+    together, alone = sampler(draws(16)), sampler(Draws(3, torch.tensor([11])))
+    assert together.t[11] == alone.t[0]
+    assert together.tau[11] == alone.tau[0]
+    assert (sampler(draws(16, seed=4)).t != together.t).all()
+
+
+def test_a_single_rate_model_has_one_time():
+    times = SingleTime()(draws(100))
+    assert torch.equal(times.t, times.tau)
+    assert torch.equal(times.kept, torch.arange(100))
