@@ -1,0 +1,95 @@
+"""The weighted denoising loss, single-rate and dual-rate (Dual-Rate Diffusion, arXiv 2605.18190).
+
+    t, tau ~ times;  (z_t, z_tau) on one forward path of x
+    context = encode(z_tau, tau) for the kept rows, absent for the others
+    L = mean over rows of -1/2 dlog_snr/dt e^log_snr w(log_snr) |x - denoise(z_t, t, context)|^2 / numel(x)
+
+Context dropout by encoding only the kept rows is the same law as dropping after encoding: a dropped row gives the
+encoder neither effect nor gradient. At p = 0.5 an iteration costs F_heavy / 2 + F_light.
+
+Ours, not the paper's: an encoder with a head is trained on its own x_hat at tau too, with weight `encoder_weight`, so
+that it denoises by itself at the steps where it is called.
+
+A single-rate model is the case whose `encode` returns an empty context and whose times are `SingleTime`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.denoiser import Denoiser
+from dualrate.draws import Draws
+from dualrate.methods.method import Loss, Phase
+from dualrate.process import GaussianProcess
+from dualrate.timing import SingleTime, TimeSampler
+from dualrate.types import Batch, Cond
+from dualrate.weighting import Weighting, x_loss_weight
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """One phase, "model", that trains every network.
+
+    null:           the null class, for classifier-free guidance; label_dropout: probability of training a row with it
+    encoder_weight: weight of the encoder's own loss at tau, where it has a head
+    """
+
+    networks: nn.ModuleDict
+    model: Denoiser
+    process: GaussianProcess
+    weighting: Weighting
+    times: TimeSampler | SingleTime
+    null: int = 0
+    label_dropout: float = 0.1
+    encoder_weight: float = 1.0
+
+    def phases(self, iteration: int) -> tuple[Phase, ...]:
+        parameters = tuple(p for p in self.networks.parameters() if p.requires_grad)
+        return (Phase("model", parameters, self.loss),)
+
+    def denoiser(self) -> Denoiser:
+        return self.model
+
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """The mean over the batch's rows. Every random number is a function of a row's sample number."""
+        x, times, cond = batch.x, self.times(draws), self.condition(batch, draws)
+        z_t, z_tau = self.pair(x, times.t, times.tau, draws)
+        kept = times.kept
+        context = self.model.encode(z_tau[kept], times.tau[kept], cond[kept])
+        x_hat = self.model.denoise(z_t, times.t, context.scattered(kept, len(batch)), cond)
+        loss = self.weighted_error(x, x_hat, times.t)
+        logs = {"loss": loss.mean().detach(), **self.by_noise_level(loss, times.t)}
+        total = loss.mean()
+        if context.x_hat is not None:
+            # summed over the kept rows, divided by all: micro-batches then add up to the same mean
+            own = self.weighted_error(x[kept], context.x_hat, times.tau[kept]).sum() / len(batch)
+            logs["encoder_loss"] = own.detach()
+            total = total + self.encoder_weight * own
+        return Loss(total, logs)
+
+    def condition(self, batch: Batch, draws: Draws) -> Cond:
+        """Labels, each replaced by the null class with probability `label_dropout`."""
+        if batch.label is None:
+            return Cond()
+        dropped = draws.uniform("label dropout") < self.label_dropout
+        return Cond(torch.where(dropped, self.null, batch.label))
+
+    def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(z_t, z_tau), float32, computed in float64 where times are."""
+        shape = x.shape[1:]
+        eps_tau, eps_t = draws.normal("z_tau", *shape), draws.normal("z_t", *shape)
+        z_t, z_tau = self.process.pair(x, t.to(x.dtype), tau.to(x.dtype), eps_tau, eps_t)
+        return z_t, z_tau
+
+    def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
+        """(B,): the weighted squared error of each row, a mean over its elements."""
+        error = (x - x_hat).square().flatten(1).mean(1)
+        return x_loss_weight(self.weighting, self.process.schedule, t).to(error.dtype) * error
+
+    def by_noise_level(self, loss: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """The loss in four quarters of t, as sums over the batch's rows / 4: comparable with `loss`, and additive."""
+        quarter = (t * 4).long().clamp(max=3)
+        return {f"loss_t{i}": (4 * loss.detach() * (quarter == i)).mean() for i in range(4)}

@@ -1,0 +1,83 @@
+"""The two networks of Dual-Rate Diffusion (arXiv 2605.18190): a context encoder and a light denoiser.
+
+The encoder is a U-ViT whose last activation of *every* level is projected (1x1, no bias) to the light network's widths,
+once per heavy call. The light network is a U-ViT of the same levels, narrower and shallower; each projected feature is
+added where its level begins. It is conditioned on both noise levels: emb = noise(log_snr_t) + noise(log_snr_tau) + label.
+
+An absent context is one state: its row of the features and of the tau embedding is zero. Nothing of a missing context
+reaches the light network, since the projections have no bias.
+
+Ours, not the paper's: an encoder with a head also hands over its own x_hat, through a patch projection that joins the
+finest level's feature, so that the light network starts from a complete estimate and only corrects it.
+
+The widths of the ImageNet recipes' light network are inferred from the costs that the paper reports (44.0 and 73.0 giga
+multiply-adds), not stated in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from dualrate.models.blocks import NoiseEmbedding
+from dualrate.models.uvit import UViT, UViTConfig
+from dualrate.prediction import x_from_v
+
+
+class ContextEncoder(nn.Module):
+    """forward: (z_tau, log_snr_tau, label) -> (projected features, v or None)."""
+
+    def __init__(self, config: UViTConfig, light: UViTConfig) -> None:
+        super().__init__()
+        grid, light_grid = ((c.image_size, c.image_channels, c.patch, len(c.levels)) for c in (config, light))
+        if grid != light_grid:
+            raise ValueError(
+                "encoder and light network need the same image size, channels, patch and number of levels, "
+                f"got {grid} and {light_grid}"
+            )
+        self.net = UViT(config)
+        self.projections = nn.ModuleList(
+            nn.Conv2d(heavy.channels, narrow.channels, 1, bias=False)
+            for heavy, narrow in zip(config.levels, light.levels, strict=True)
+        )
+        self.pixels = None
+        if config.head:
+            self.pixels = nn.Conv2d(
+                config.image_channels, light.levels[0].channels, config.patch, stride=config.patch, bias=False
+            )
+
+    def forward(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """z: (B, C, H, W); log_snr: (B,). Features: (B, light C_i, H_i, W_i), finest level first."""
+        levels, v = self.net.features(z, log_snr, label)
+        projected = [project(level) for project, level in zip(self.projections, levels, strict=True)]
+        if v is not None and self.pixels is not None:
+            projected[0] = projected[0] + self.pixels(x_from_v(z, v.to(z.dtype), log_snr))
+        return tuple(projected), v
+
+
+class LightUViT(nn.Module):
+    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. No features: an ordinary small U-ViT."""
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        self.net = UViT(replace(config, head=True))
+        self.tau = NoiseEmbedding(config.embedding)
+
+    def forward(
+        self,
+        z: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None,
+        features: tuple[Tensor, ...] = (),
+        log_snr_tau: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there."""
+        emb = self.net.embedding(log_snr, label)
+        if log_snr_tau is not None:
+            tau = self.tau(log_snr_tau)
+            emb = emb + (tau if present is None else tau * present[:, None].to(tau.dtype))
+        return self.net.predict(self.net.trunk(z, emb, features)[0])

@@ -1,0 +1,177 @@
+"""The residual U-ViT of SiD2 (Hoogeboom et al. 2024, arXiv 2410.19324), hierarchical, with one skip per resolution.
+
+    h = patchify(z)
+    down, level i:  blocks;  before_i = h;  h = Down(h);  after_i = h         Down = average pool 2, convolution
+    middle:         blocks
+    up, level i:    h = Up(h - after_i) + before_i;  blocks                   Up = convolution, nearest 2
+    v = unpatchify(norm, SiLU, zero-init convolution)
+
+If all blocks are the identity, as at initialisation, h - after_i = 0 and `before_i` passes through unchanged.
+A level is convolutional or transformer blocks; a single level with transformer blocks is a flat, DiT-like network.
+The layout of the ImageNet recipes is that of the multistep consistency paper (arXiv 2403.06807) without its
+concatenated skips: see `recipes/imagenet.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualrate.models.blocks import ChannelNorm, ConvBlock, NoiseEmbedding, TransformerBlock, zero_init
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution. blocks: on the way down and again on the way up; of the last level (the middle): once."""
+
+    kind: Literal["conv", "transformer"]
+    channels: int
+    blocks: int
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class UViTConfig:
+    """A U-ViT for images of (image_channels, image_size, image_size).
+
+    levels:      from the finest resolution to the middle; each halves the one before
+    patch:       side of the square of pixels that becomes one position of the first level
+    num_classes: 0 for an unconditional model; label `num_classes` is the null class
+    head:        whether it predicts v; a context encoder may do without
+    """
+
+    image_size: int
+    image_channels: int
+    levels: tuple[Level, ...]
+    num_classes: int = 0
+    patch: int = 1
+    embedding: int = 256
+    head_dim: int = 64
+    resample_kernel: Literal[1, 3] = 1
+    head: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("a U-ViT needs at least one level (the middle)")
+        factor = self.patch * 2 ** (len(self.levels) - 1)
+        if self.image_size % factor:
+            raise ValueError(
+                f"images of side {self.image_size} do not divide into patches of {self.patch} over {len(self.levels)} "
+                f"levels: the side must be a multiple of {factor}; pad the images or drop a level"
+            )
+
+    def side(self, level: int) -> int:
+        """Positions along one side at a level."""
+        return self.image_size // (self.patch * 2**level)
+
+
+class Blocks(nn.Module):
+    """The blocks of one level, with a learned position per token in front of transformer blocks."""
+
+    def __init__(self, level: Level, side: int, config: UViTConfig) -> None:
+        super().__init__()
+        self.position = None
+        if level.kind == "transformer":
+            self.position = nn.Parameter(0.02 * torch.randn(1, level.channels, side, side))
+        self.blocks = nn.ModuleList(self.block(level, config) for _ in range(level.blocks))
+
+    @staticmethod
+    def block(level: Level, config: UViTConfig) -> nn.Module:
+        if level.kind == "transformer":
+            return TransformerBlock(level.channels, config.embedding, config.head_dim, level.dropout)
+        return ConvBlock(level.channels, config.embedding, level.dropout)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        if self.position is not None:
+            h = h + self.position.to(h.dtype)
+        for block in self.blocks:
+            h = block(h, emb)
+        return h
+
+
+class Embedding(nn.Module):
+    """(log_snr, label) -> (B, E)."""
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        self.num_classes = config.num_classes
+        self.noise = NoiseEmbedding(config.embedding)
+        self.label = nn.Embedding(config.num_classes + 1, config.embedding) if config.num_classes else None
+
+    def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        emb = self.noise(log_snr)
+        if self.label is None:
+            return emb
+        if label is None:  # every row unconditional: the null class
+            label = torch.full(log_snr.shape, self.num_classes, device=log_snr.device)
+        return emb + self.label(label)
+
+
+class UViT(nn.Module):
+    """forward: (z, log_snr, label) -> v. `features`: also the last activation of every level."""
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        levels, kernel = config.levels, config.resample_kernel
+        first = levels[0].channels
+        self.embedding = Embedding(config)
+        self.stem = nn.Conv2d(config.image_channels, first, config.patch, stride=config.patch)
+        if config.patch == 1:
+            self.stem = nn.Conv2d(config.image_channels, first, 3, padding=1)
+        self.down = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
+        self.middle = Blocks(levels[-1], config.side(len(levels) - 1), config)
+        self.up = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
+
+        def resample(source: Level, target: Level) -> nn.Conv2d:
+            return nn.Conv2d(source.channels, target.channels, kernel, padding=kernel // 2)
+
+        self.shrink = nn.ModuleList(resample(a, b) for a, b in zip(levels, levels[1:], strict=False))
+        self.grow = nn.ModuleList(resample(b, a) for a, b in zip(levels, levels[1:], strict=False))
+        self.head = None
+        if config.head:
+            out = zero_init(nn.Conv2d(first, config.image_channels * config.patch**2, 3, padding=1))
+            self.head = nn.Sequential(ChannelNorm(first), nn.SiLU(), out)
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32."""
+        return self.predict(self.trunk(z, self.embedding(log_snr, label))[0])
+
+    def features(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """(one (B, C_i, H_i, W_i) per level, finest first; v, or None without a head)."""
+        levels = self.trunk(z, self.embedding(log_snr, label))
+        return levels, None if self.head is None else self.predict(levels[0])
+
+    def trunk(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """The last activation of every level, finest first.
+
+        added: nothing, or one tensor per level that joins the activations where the level begins.
+        """
+        h = self.stem(z.contiguous(memory_format=torch.channels_last))
+        skips: list[tuple[Tensor, Tensor]] = []
+        for i, (blocks, shrink) in enumerate(zip(self.down, self.shrink, strict=True)):
+            before = blocks(h + added[i] if added else h, emb)
+            h = shrink(F.avg_pool2d(before, 2))
+            skips.append((before, h))
+        h = self.middle(h + added[-1] if added else h, emb)
+        last = [h]
+        for blocks, grow, (before, after) in zip(
+            reversed(self.up), reversed(self.grow), reversed(skips), strict=True
+        ):
+            h = blocks(F.interpolate(grow(h - after), scale_factor=2.0) + before, emb)
+            last.append(h)
+        return tuple(reversed(last))
+
+    def predict(self, h: Tensor) -> Tensor:
+        """v from the finest level's last activation, in float32 whatever the trunk ran in."""
+        if self.head is None:
+            raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
+        with torch.autocast(h.device.type, enabled=False):
+            return F.pixel_shuffle(self.head(h.to(self.head[-1].weight.dtype)), self.config.patch)

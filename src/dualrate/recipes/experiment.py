@@ -1,0 +1,113 @@
+"""An experiment: every choice of a training run, as frozen dataclasses. Recipes are functions that return one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from dualrate.data.loader import Augment
+from dualrate.denoiser import Denoiser, DualRate, Plain
+from dualrate.methods.denoising import Denoising
+from dualrate.models.dual import ContextEncoder, LightUViT
+from dualrate.models.uvit import UViT, UViTConfig
+from dualrate.process import GaussianProcess
+from dualrate.schedule import Cosine, Interpolated
+from dualrate.timing import SingleTime, TimeSampler
+from dualrate.training.config import FitConfig
+from dualrate.weighting import Sigmoid
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """source: "fashion-mnist", a folder, or a .parquet or .npz file. size, channels: None keeps the images' own."""
+
+    source: str = "fashion-mnist"
+    size: int | None = None
+    channels: Literal[1, 3] | None = None
+    on_bad: Literal["fail", "skip"] = "fail"
+    augment: Augment = Augment()
+
+
+@dataclass(frozen=True)
+class OneNetwork:
+    """A single-rate model."""
+
+    model: UViTConfig
+
+    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+        network = UViT(self.model)
+        return nn.ModuleDict({"model": network}), Plain(network, process)
+
+    @property
+    def grid(self) -> UViTConfig:
+        return self.model
+
+
+@dataclass(frozen=True)
+class TwoNetworks:
+    """A dual-rate model. encoder.head: whether the encoder denoises by itself where it is called."""
+
+    encoder: UViTConfig
+    light: UViTConfig
+
+    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder, light = ContextEncoder(self.encoder, self.light), LightUViT(self.light)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+    @property
+    def grid(self) -> UViTConfig:
+        return self.light
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """encoder_from: a single-rate run whose averaged weights the encoder starts from."""
+
+    name: str
+    networks: OneNetwork | TwoNetworks
+    fit: FitConfig
+    data: DataConfig = DataConfig()
+    schedule: Cosine | Interpolated = Cosine()
+    weighting: Sigmoid = Sigmoid()
+    times: SingleTime | TimeSampler = SingleTime()
+    label_dropout: float = 0.1
+    encoder_weight: float = 1.0
+    encoder_from: str | None = None
+
+    @property
+    def process(self) -> GaussianProcess:
+        return GaussianProcess(self.schedule)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        grid = self.networks.grid
+        return grid.image_channels, grid.image_size, grid.image_size
+
+    @property
+    def num_classes(self) -> int:
+        """0 for an unconditional model."""
+        return self.networks.grid.num_classes
+
+    def build(self) -> tuple[nn.ModuleDict, Denoiser]:
+        """Networks with weights drawn from the run's seed, and their denoiser."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.fit.seed)
+            networks, denoiser = self.networks.build(self.process)
+        return networks.to(memory_format=torch.channels_last), denoiser  # pyright: ignore[reportCallIssue]
+
+    def method(self) -> Denoising:
+        networks, denoiser = self.build()
+        return Denoising(
+            networks,
+            denoiser,
+            self.process,
+            self.weighting,
+            self.times,
+            null=self.num_classes,
+            label_dropout=self.label_dropout,
+            encoder_weight=self.encoder_weight,
+        )
