@@ -1,0 +1,138 @@
+"""Scores of generated images: FD-<feature net> with its interval, beside the floor that real images reach."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.data.images import ImageSet
+from dualrate.metrics.features import FeatureNet, extract
+from dualrate.metrics.fingerprint import Fingerprint
+from dualrate.metrics.frechet import GaussianStats, bootstrap_interval, frechet_distance
+
+FEW = 5000  # images: below, a score carries a note
+
+
+@dataclass(frozen=True)
+class Score:
+    """A quality score and all that is needed to read it.
+
+    metric:      "FD-<feature net>", never FID
+    value:       lower is better
+    low, high:   bootstrap interval of the expected value at this count (see `bootstrap_interval`)
+    level:       its level
+    floor:       the value of `floor_count` held-out real images; NaN without any
+    fingerprint: what must be equal in scores that are compared
+    note:        what to keep in mind, empty if nothing
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    level: float
+    floor: float
+    floor_count: int
+    fingerprint: Fingerprint
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores images against the training images in the features of one net.
+
+    net:       trained on the reference's labels, or on images of the same size and colours
+    reference: training images, all of them; their features are computed once
+    held_out:  real images that nothing was trained on: the floor. None: no floor
+    """
+
+    net: FeatureNet
+    reference: ImageSet
+    held_out: ImageSet | None
+    _floors: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def metric(self) -> str:
+        return f"FD-{self.net.card.name}"
+
+    def score(
+        self,
+        images: Tensor | NDArray[np.uint8],
+        *,
+        seeds: str,
+        labels: str,
+        resamples: int = 200,
+        level: float = 0.95,
+    ) -> Score:
+        """Score images (N, C, H, W) uint8.
+
+        seeds, labels: what they were sampled from, e.g. "0-4999" and "i mod classes", for the fingerprint. ValueError
+        for fewer images than twice the features, and for what `extract` and `bootstrap_interval` refuse.
+        """
+        minimum = 2 * self.net.card.architecture.features
+        if len(images) < minimum:
+            raise ValueError(
+                f"got {len(images)} images; {self.metric} needs at least {minimum}, better {FEW}: draw more"
+            )
+        features = extract(self.net, images)
+        stats = GaussianStats.of(features)
+        interval = bootstrap_interval(features, self._stats, resamples=resamples, level=level, seed=0)
+        floor, floor_count = self.floor(stats.count)
+        return Score(
+            metric=self.metric,
+            value=frechet_distance(stats, self._stats),
+            low=interval.low,
+            high=interval.high,
+            level=level,
+            floor=floor,
+            floor_count=floor_count,
+            fingerprint=Fingerprint(
+                features=f"{self.net.card.name}:{self.net.card.identity[:12]}",
+                reference=f"{self.reference.name}:{self.reference.fingerprint[:12]}",
+                reference_count=len(self.reference),
+                count=stats.count,
+                seeds=seeds,
+                labels=labels,
+            ),
+            note=_note(stats.count, floor_count),
+        )
+
+    def floor(self, count: int) -> tuple[float, int]:
+        """The value of `count` held-out images, drawn without replacement by a fixed seed, and how many those are.
+
+        Fewer than `count` if there are no more: such a floor is too high. (NaN, 0) without held-out images.
+        """
+        if self.held_out is None:
+            return math.nan, 0
+        count = min(count, len(self.held_out))
+        if count not in self._floors:
+            drawn = torch.randperm(len(self._held_out_features), generator=torch.Generator().manual_seed(0))[:count]
+            stats = GaussianStats.of(self._held_out_features[drawn])
+            self._floors[count] = frechet_distance(stats, self._stats)
+        return self._floors[count], count
+
+    @cached_property
+    def _stats(self) -> GaussianStats:
+        return GaussianStats.of(extract(self.net, self.reference.images))
+
+    @cached_property
+    def _held_out_features(self) -> Tensor:
+        assert self.held_out is not None
+        return extract(self.net, self.held_out.images)
+
+
+def _note(count: int, floor_count: int) -> str:
+    notes = []
+    if count < FEW:
+        notes.append(f"FD of {count} images is biased upward: compare only with scores, and the floor, at this count")
+    if floor_count == 0:
+        notes.append("no held-out images, no floor")
+    elif floor_count < count:
+        notes.append(f"only {floor_count} held-out images: their floor is biased upward against {count}")
+    return "; ".join(notes)

@@ -1,0 +1,163 @@
+"""The feature net: a small classifier of the data set's own labels, whose penultimate layer is where FD is measured.
+
+Inception features are made for photographs of 299 x 299; on small images a classifier of the same data set sees more.
+Its features pool every resolution, so that they tell classes apart and still react to blur and noise. Distances in
+them are called FD-<name>, never FID: they compare only with distances in the very same weights (`identity`).
+
+Features are always computed on the CPU in float32 from uint8 images, so that a score depends on no accelerator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as bytes_of_tensors
+from torch import Tensor, nn
+
+from dualrate.data.images import to_float
+
+WEIGHTS, CARD = "features.safetensors", "features.json"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """channels and size of the images, classes told apart, D features."""
+
+    channels: int
+    size: int
+    num_classes: int
+    features: int = 96
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels after the stem and after every stage. Stages halve the resolution, down to about 4 x 4."""
+        stages = max(1, round(math.log2(self.size / 3.5)))
+        return tuple(min(self.features, 160 >> (stages - i)) for i in range(stages + 1))
+
+
+class Classifier(nn.Module):
+    """A strided stem and stages of convolutions; what every stage holds, averaged over space, gives the features."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.stem = _convolution(arch.channels, arch.widths[0], kernel=5, stride=2)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *([_convolution(before, before, kernel=3, stride=2)] if i else []),
+                _convolution(before, after, kernel=3, stride=1),
+            )
+            for i, (before, after) in enumerate(pairwise(arch.widths))
+        )
+        self.project = nn.Linear(sum(arch.widths[1:]), arch.features)
+        self.classify = nn.Linear(arch.features, arch.num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, D) of x: (B, C, H, W) in [-1, 1]."""
+        x = self.stem(x)
+        pooled = []
+        for stage in self.stages:
+            x = stage(x)
+            pooled.append(x.mean((2, 3)))
+        return F.silu(self.project(torch.cat(pooled, dim=1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, num_classes) logits."""
+        return self.classify(self.features(x))
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.SiLU())
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a feature net is and where it comes from; stored as JSON beside its weights.
+
+    name:     of the data set; scores are called FD-<name>
+    identity: sha256 of the weights file
+    data:     sha256 of the training images
+    accuracy: on the test images, in [0, 1]; None without a test set
+    seed, epochs: of the training
+    """
+
+    name: str
+    identity: str
+    architecture: Architecture
+    data: str
+    accuracy: float | None
+    seed: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class FeatureNet:
+    """A trained classifier, in eval mode and without gradients, and its card."""
+
+    card: Card
+    module: Classifier
+
+    def save(self, directory: Path | str) -> None:
+        """Write weights (safetensors) and card (JSON) into `directory`, made if it is missing."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / WEIGHTS, weight_bytes(self.module))
+        _write(directory / CARD, (json.dumps(asdict(self.card), indent=1) + "\n").encode())
+
+    @staticmethod
+    def load(directory: Path | str) -> FeatureNet:
+        """Read what `save` wrote; OSError if a file is missing, ValueError if it is not what its card says."""
+        weights_path, card_path = Path(directory) / WEIGHTS, Path(directory) / CARD
+        weights, text = weights_path.read_bytes(), card_path.read_text()
+        try:
+            entries = json.loads(text)
+            card = Card(**{**entries, "architecture": Architecture(**entries["architecture"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{card_path} is no card of a feature net ({error}): train the net again") from error
+        found = hashlib.sha256(weights).hexdigest()
+        if found != card.identity:
+            raise ValueError(
+                f"{weights_path} has sha256 {found[:12]}..., its card says {card.identity[:12]}...: the file is "
+                "damaged or belongs to another net; fetch it again, or delete both files and train the net again"
+            )
+        module = Classifier(card.architecture)
+        module.load_state_dict(tensors_from_bytes(weights))
+        return FeatureNet(card, module.eval().requires_grad_(False))
+
+
+def weight_bytes(module: Classifier) -> bytes:
+    """The weights as the bytes of a safetensors file, the same for the same weights."""
+    return bytes_of_tensors({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
+
+
+def extract(net: FeatureNet, images: Tensor | NDArray[np.uint8], batch_size: int = 500) -> Tensor:
+    """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8; ValueError for another type, shape or size."""
+    arch = net.card.architecture
+    wanted = (arch.channels, arch.size, arch.size)
+    if str(images.dtype).removeprefix("torch.") != "uint8" or tuple(images.shape[1:]) != wanted or not len(images):
+        raise ValueError(
+            f"got images {tuple(images.shape)} {images.dtype}; feature net {net.card.name!r} takes "
+            f"(N, {', '.join(map(str, wanted))}) uint8: quantise x in [-1, 1] by round(127.5x+127.5), use images of "
+            "the size and colours of its data set, or train a feature net on yours"
+        )
+    parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return torch.cat([net.module.features(to_float(part).cpu()) for part in parts])
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Complete or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

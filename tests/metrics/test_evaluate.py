@@ -1,0 +1,84 @@
+"""Scores: real images lie at the floor, damaged ones above it, and everything needed to read a score is in it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.features import Classifier, FeatureNet, extract
+from dualrate.metrics.fingerprint import require_same
+from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.metrics.train_features import train_feature_net
+from metrics.squares import two_classes
+
+REAL = two_classes(count=1200, seed=2).images
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    reference = two_classes(count=1500)
+    net = train_feature_net(two_classes(), None, seed=0, epochs=15)
+    return Evaluator(net, reference, two_classes(count=600, seed=1, split="test"))
+
+
+def test_real_images_lie_at_the_floor_and_damaged_ones_above(evaluator):
+    damage = np.random.default_rng(0).integers(0, 60, REAL[:600].shape, dtype=np.uint8)
+    real = evaluator.score(REAL[:600], seeds="0-599", labels="none")
+    damaged = evaluator.score(np.maximum(REAL[:600], damage), seeds="0-599", labels="none")
+    assert real.metric == "FD-squares"
+    assert real.low < real.value < real.high
+    assert real.value < 2 * real.floor < damaged.low
+    assert real.floor == damaged.floor
+
+
+def test_a_score_is_the_distance_from_all_of_the_reference(evaluator):
+    score = evaluator.score(torch.from_numpy(REAL), seeds="0-1199", labels="none")
+    ours, reference = (GaussianStats.of(extract(evaluator.net, x)) for x in (REAL, evaluator.reference.images))
+    assert score.value == pytest.approx(frechet_distance(ours, reference), rel=1e-9)
+
+
+def test_the_floor_is_taken_at_the_same_count(evaluator):
+    few, many = evaluator.floor(200), evaluator.floor(600)
+    assert (few[1], many[1]) == (200, 600)
+    assert few[0] > 1.5 * many[0] > 0
+    assert evaluator.floor(5000) == many
+
+
+def test_what_to_keep_in_mind_is_noted(evaluator):
+    score = evaluator.score(REAL, seeds="0-1199", labels="none")
+    assert (score.fingerprint.count, score.floor_count) == (1200, 600)
+    assert "1200 images is biased upward" in score.note
+    assert "only 600 held-out" in score.note
+    alone = Evaluator(evaluator.net, evaluator.reference, None).score(REAL, seeds="0-1199", labels="none")
+    assert math.isnan(alone.floor)
+    assert "no floor" in alone.note
+
+
+def test_the_fingerprint_tells_count_seeds_net_and_reference_apart(evaluator):
+    one = evaluator.score(REAL[:400], seeds="0-399", labels="i mod classes").fingerprint
+    assert one.features == f"squares:{evaluator.net.card.identity[:12]}"
+    assert one.reference == f"squares/train:{evaluator.reference.fingerprint[:12]}"
+    assert (one.reference_count, one.count, one.seeds, one.labels) == (1500, 400, "0-399", "i mod classes")
+    other = evaluator.score(REAL[:500], seeds="0-499", labels="i mod classes").fingerprint
+    with pytest.raises(ValueError, match=r"count \(400 / 500\), seeds"):
+        require_same([one, other])
+
+
+def test_too_few_images_are_refused(evaluator):
+    with pytest.raises(ValueError, match="needs at least 192"):
+        evaluator.score(REAL[:191], seeds="0-190", labels="none")
+
+
+def test_images_of_another_shape_are_refused(evaluator):
+    with pytest.raises(ValueError, match="uint8"):
+        evaluator.score(REAL.astype(np.float32), seeds="0-1199", labels="none")
+
+
+def test_features_that_are_not_finite_are_refused(evaluator):
+    module = Classifier(evaluator.net.card.architecture).eval()
+    torch.nn.init.constant_(module.project.bias, math.nan)
+    broken = Evaluator(FeatureNet(evaluator.net.card, module), evaluator.reference, None)
+    with pytest.raises(ValueError, match="not finite"):
+        broken.score(REAL, seeds="0-1199", labels="none")

@@ -1,0 +1,148 @@
+"""The feature net: it learns, it is determined by its seed, it comes back from disk bit for bit or not at all."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dualrate.data.images import ImageSet
+from dualrate.metrics.features import CARD, WEIGHTS, Architecture, Classifier, FeatureNet, extract
+from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.metrics.train_features import feature_net_in, train_feature_net
+from metrics.squares import two_classes
+
+EPOCHS = 20
+
+
+@pytest.fixture(scope="module")
+def net() -> FeatureNet:
+    return train_feature_net(two_classes(), two_classes(seed=1, split="test"), seed=3, epochs=EPOCHS)
+
+
+def same_weights(a: FeatureNet, b: FeatureNet) -> bool:
+    ours, theirs = a.module.state_dict(), b.module.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_it_learns_its_classes_and_says_how_well(net):
+    assert net.card.accuracy is not None
+    assert net.card.accuracy > 0.95
+    assert (net.card.name, net.card.data) == ("squares", two_classes().fingerprint)
+
+
+def test_the_seed_determines_it_and_the_global_random_state_does_not(net):
+    torch.manual_seed(123)
+    again = train_feature_net(two_classes(), None, seed=3, epochs=EPOCHS)
+    assert same_weights(net, again)
+    assert again.card == replace(net.card, accuracy=None)
+    assert train_feature_net(two_classes(), None, seed=4, epochs=1).card.identity != net.card.identity
+
+
+def test_save_and_load_are_bitwise(net, tmp_path):
+    net.save(tmp_path / "new" / "folder")
+    loaded = FeatureNet.load(tmp_path / "new" / "folder")
+    assert loaded.card == net.card
+    assert same_weights(loaded, net)
+    images = two_classes(seed=5).images
+    assert torch.equal(extract(loaded, images), extract(net, images))
+    assert not loaded.module.training
+    assert {path.suffix for path in (tmp_path / "new" / "folder").iterdir()} == {".safetensors", ".json"}
+
+
+def test_a_changed_weight_file_is_refused(net, tmp_path):
+    net.save(tmp_path)
+    content = bytearray((tmp_path / WEIGHTS).read_bytes())
+    content[-9] ^= 1
+    (tmp_path / WEIGHTS).write_bytes(content)
+    with pytest.raises(ValueError, match="sha256"):
+        FeatureNet.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "x"}'])
+def test_a_broken_card_is_refused(net, tmp_path, text):
+    net.save(tmp_path)
+    (tmp_path / CARD).write_text(text)
+    with pytest.raises(ValueError, match="no card of a feature net"):
+        FeatureNet.load(tmp_path)
+
+
+def test_a_missing_net_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match=WEIGHTS):
+        FeatureNet.load(tmp_path)
+
+
+def test_the_card_is_readable_json(net, tmp_path):
+    net.save(tmp_path)
+    entries = json.loads((tmp_path / CARD).read_text())
+    assert (entries["identity"], entries["seed"], entries["epochs"]) == (net.card.identity, 3, EPOCHS)
+
+
+def test_features_do_not_depend_on_the_batches_they_came_in(net):
+    images = two_classes(count=211, seed=6).images
+    whole, parts = extract(net, images), extract(net, torch.from_numpy(images), batch_size=17)
+    assert whole.shape == (211, net.card.architecture.features)
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-5)
+    assert abs(frechet_distance(GaussianStats.of(whole), GaussianStats.of(parts))) < 1e-6
+
+
+def test_features_are_float32_even_under_autocast(net):
+    images = two_classes(count=9, seed=6).images
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = extract(net, images)
+    assert torch.equal(inside, extract(net, images))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((3, 1, 12, 12), dtype=np.float32),
+        torch.zeros(3, 1, 12, 12),
+        np.zeros((3, 3, 12, 12), dtype=np.uint8),
+        np.zeros((3, 1, 16, 16), dtype=np.uint8),
+        np.zeros((3, 12, 12), dtype=np.uint8),
+        np.zeros((0, 1, 12, 12), dtype=np.uint8),
+    ],
+    ids=["floats", "float tensor", "colours", "size", "no channel axis", "none"],
+)
+def test_images_of_another_kind_are_refused(net, images):
+    with pytest.raises(ValueError, match=r"takes \(N, 1, 12, 12\) uint8"):
+        extract(net, images)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32), (3, 64)])
+def test_the_architecture_adapts_to_the_images(channels, size):
+    module = Classifier(Architecture(channels, size, 10)).eval()
+    parameters = sum(p.numel() for p in module.parameters())
+    assert module(torch.zeros(2, channels, size, size)).shape == (2, 10)
+    assert parameters < 450_000
+
+
+def test_data_that_cannot_train_a_classifier_is_refused():
+    squares = two_classes()
+    unlabelled = ImageSet(squares.images, None, (), "squares")
+    with pytest.raises(ValueError, match="no labels"):
+        train_feature_net(unlabelled, None, seed=0)
+    with pytest.raises(ValueError, match="one class"):
+        train_feature_net(replace(squares, labels=np.zeros_like(squares.labels)), None, seed=0)
+    with pytest.raises(ValueError, match="square"):
+        train_feature_net(replace(squares, images=squares.images[..., :9]), None, seed=0)
+    with pytest.raises(ValueError, match="no labels"):
+        train_feature_net(squares, unlabelled, seed=0, epochs=1)
+
+
+def test_a_stored_net_is_used_again_and_only_for_its_own_data(tmp_path):
+    calls: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int, loss: float) -> None:
+        calls.append((done, total))
+
+    first = feature_net_in(tmp_path, two_classes(), None, epochs=2, progress=progress)
+    assert calls == [(done, calls[0][1]) for done in range(1, calls[0][1] + 1)]
+    again = feature_net_in(tmp_path, two_classes(), None, epochs=2, progress=progress)
+    assert len(calls) == calls[0][1]
+    assert again.card == first.card
+    with pytest.raises(ValueError, match="was trained on 'squares'"):
+        feature_net_in(tmp_path, two_classes(seed=9), None)

@@ -1,0 +1,157 @@
+"""The Frechet distance against closed formulas, scipy and torchmetrics; its bootstrap interval against the law."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dualrate.metrics.frechet import GaussianStats, bootstrap_interval, frechet_distance
+
+
+def random_features(count: int, size: int, seed: int, rank: int | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rank = rank or size
+    mixing = torch.randn(rank, size, generator=generator, dtype=torch.float64)
+    shift = torch.randn(size, generator=generator, dtype=torch.float64)
+    return torch.randn(count, rank, generator=generator, dtype=torch.float64) @ mixing + shift
+
+
+def random_rotation(size: int, seed: int) -> Tensor:
+    return torch.linalg.qr(random_features(size, size, seed)).Q
+
+
+@given(st.tuples(*[st.floats(-5, 5)] * 2), st.tuples(*[st.floats(0, 5)] * 2))
+@settings(max_examples=50, deadline=None)
+def test_one_dimension_is_the_distance_of_means_and_deviations(means, deviations):
+    a, b = (
+        GaussianStats(torch.tensor([m], dtype=torch.float64), torch.tensor([[d * d]], dtype=torch.float64), 2)
+        for m, d in zip(means, deviations, strict=True)
+    )
+    expected = (means[0] - means[1]) ** 2 + (deviations[0] - deviations[1]) ** 2
+    assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-12)
+
+
+def test_commuting_covariances_split_into_axes():
+    axes = random_rotation(7, 0)
+    generator = torch.Generator().manual_seed(1)
+    means, deviations = torch.rand(2, 2, 7, generator=generator, dtype=torch.float64)
+    a, b = (
+        GaussianStats(axes @ m, axes @ d.square().diag() @ axes.T, 9) for m, d in zip(means, deviations, strict=True)
+    )
+    expected = (means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum()
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("rank", [3, 12])
+def test_agrees_with_scipy_sqrtm(rank):
+    a, b = (GaussianStats.of(random_features(200, 12, seed, rank=rank)) for seed in (1, 2))
+    root = np.real(scipy.linalg.sqrtm((a.cov @ b.cov).numpy()))
+    expected = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * np.trace(root)
+    # scipy's root of a singular product is good to about the square root of the precision only
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-9 if rank == 12 else 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_agrees_with_torchmetrics():
+    fid = pytest.importorskip("torchmetrics.image.fid")
+
+    class FirstPixels(nn.Module):
+        num_features = 10
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :10].double()
+
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randint(low, 256, (300, 3, 4, 4), generator=generator, dtype=torch.uint8) for low in (0, 60))
+    theirs = fid.FrechetInceptionDistance(feature=FirstPixels(), input_img_size=(3, 4, 4), normalize=False)
+    theirs.set_dtype(torch.float64)
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    ours = frechet_distance(*(GaussianStats.of(FirstPixels()(images)) for images in (real, fake)))
+    assert ours == pytest.approx(theirs.compute().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("rank", [5, 40])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_identical_sets_are_at_zero(rank, scale):
+    stats = GaussianStats.of(scale * random_features(500, 40, 3, rank=rank))
+    assert abs(frechet_distance(stats, stats)) < 1e-6
+
+
+def test_shift_and_rotation_of_both_sets_change_nothing():
+    a, b = random_features(300, 8, 1), random_features(300, 8, 2)
+    rotation, shift = random_rotation(8, 3), torch.linspace(-3, 3, 8, dtype=torch.float64)
+    before = frechet_distance(GaussianStats.of(a), GaussianStats.of(b))
+    after = frechet_distance(GaussianStats.of(a @ rotation + shift), GaussianStats.of(b @ rotation + shift))
+    assert after == pytest.approx(before, rel=1e-10)
+
+
+def test_distance_is_symmetric_and_grows_with_a_shift_by_its_square():
+    a, b = (GaussianStats.of(random_features(300, 8, seed)) for seed in (1, 2))
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
+    shifted = GaussianStats(a.mean + 0.5, a.cov, a.count)
+    assert frechet_distance(a, shifted) == pytest.approx(8 * 0.25, abs=1e-9)
+
+
+def expected_distance(count: int, means_apart: Tensor) -> float:
+    """E[FD] of `count` draws of N(m, I) against N(0, I) exactly, by simulation of many."""
+    size = len(means_apart)
+    standard = GaussianStats(torch.zeros(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64), 10**9)
+    generator = torch.Generator().manual_seed(99)
+    draws = torch.randn(300, count, size, generator=generator, dtype=torch.float64) + means_apart
+    return float(np.mean([frechet_distance(GaussianStats.of(draw), standard) for draw in draws]))
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.3])
+def test_bootstrap_interval_covers_the_expected_distance_at_this_count(apart):
+    """Against N(0, I): a shift of `apart` per axis and a known bias of about (D + D (D + 1) / 4) / N."""
+    count, size, trials = 150, 4, 120
+    apart_by = torch.full((size,), apart, dtype=torch.float64)
+    truth, true_distance = expected_distance(count, apart_by), size * apart**2
+    assert truth - true_distance == pytest.approx((size + size * (size + 1) / 4) / count, rel=0.1)
+    standard = GaussianStats(torch.zeros(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64), 10**9)
+    generator = torch.Generator().manual_seed(5)
+    hits, low_sum, value_sum, high_sum = 0, 0.0, 0.0, 0.0
+    for trial in range(trials):
+        features = torch.randn(count, size, generator=generator, dtype=torch.float64) + apart_by
+        interval = bootstrap_interval(features, standard, resamples=60, level=0.9, seed=trial)
+        hits += interval.low <= truth <= interval.high
+        low_sum, high_sum = low_sum + interval.low, high_sum + interval.high
+        value_sum += frechet_distance(GaussianStats.of(features), standard)
+    assert hits / trials >= 0.82
+    assert low_sum < value_sum < high_sum
+    if apart:  # away from the floor the interval is not only safe but sharp
+        assert hits / trials <= 0.97
+
+
+def test_bootstrap_distances_are_those_of_the_resampled_sets():
+    features, reference = random_features(60, 5, 1), GaussianStats.of(random_features(80, 5, 2))
+    interval = bootstrap_interval(features, reference, resamples=20, level=0.5, seed=7)
+    generator = torch.Generator().manual_seed(7)
+    drawn = [features[torch.randint(60, (60,), generator=generator)] for _ in range(20)]
+    distances = torch.tensor([frechet_distance(GaussianStats.of(f), reference) for f in drawn], dtype=torch.float64)
+    value = frechet_distance(GaussianStats.of(features), reference)
+    low, high = (value + distances.quantile(q) - distances.mean() for q in (0.25, 0.75))
+    assert (interval.low, interval.high) == pytest.approx((low.item(), high.item()), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [(torch.zeros(1, 3), "N >= 2"), (torch.zeros(4), "shape"), (torch.tensor([[1.0], [float("nan")]]), "not finite")],
+)
+def test_bad_features_are_refused(features, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianStats.of(features)
+
+
+def test_bad_arguments_are_refused():
+    three, four = (GaussianStats.of(random_features(9, size, 0)) for size in (3, 4))
+    with pytest.raises(ValueError, match="same feature net"):
+        frechet_distance(three, four)
+    with pytest.raises(ValueError, match="level"):
+        bootstrap_interval(random_features(9, 3, 0), three, level=1.5, seed=0)
+    with pytest.raises(ValueError, match=r"GaussianStats\.of"):
+        frechet_distance(GaussianStats(three.mean, -three.cov, 9), three)
