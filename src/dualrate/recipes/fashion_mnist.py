@@ -7,8 +7,10 @@ mirrored or shifted shoes are no longer Fashion-MNIST.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dualrate.models.uvit import Level, UViTConfig
-from dualrate.recipes.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
 from dualrate.timing import TimeSampler
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -52,3 +54,11 @@ def light() -> Experiment:
 def dual() -> Experiment:
     """Both networks, trained jointly for any number of heavy calls from 4 to 32."""
     return Experiment("fashion-mnist-dual", TwoNetworks(HEAVY, LIGHT), FIT, times=TimeSampler(heavy=(4, 32)))
+
+
+def small(seconds: float = 120) -> Experiment:
+    """A dual-rate model for a first look: `seconds` of training on a laptop's CPU."""
+    encoder = network(conv=32, transformer=128, depth=3)
+    light = network(conv=32, transformer=64, depth=1)
+    fit = replace(FIT, optim=OptimConfig(lr=2e-3, warmup=100), ema_halflife=10_000, max_seconds=seconds, log_every=10)
+    return Experiment("fashion-mnist-small", TwoNetworks(encoder, light), fit, times=TimeSampler(heavy=(4, 32)))

@@ -1,0 +1,29 @@
+"""Grids of images as PNG."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """(N, C, H, W) uint8 -> one (rows, columns) picture, (H', W') or (H', W', 3) uint8, white between the images."""
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    page = np.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        page[:, top : top + height, left : left + width] = image
+    return page[0] if channels == 1 else page.transpose(1, 2, 0)
+
+
+def save_grid(images: np.ndarray, path: Path | str, columns: int | None = None, scale: int = 1) -> None:
+    """Writes a grid as PNG, every pixel `scale` times enlarged."""
+    picture = Image.fromarray(grid(images, columns))
+    if scale > 1:
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    picture.save(path)

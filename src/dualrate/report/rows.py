@@ -1,0 +1,34 @@
+"""A row of a report: one model under one sampler and plan, what it cost and how good it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dualrate.metrics.evaluate import Score
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured cell.
+
+    network:           what was run, e.g. "heavy", "dual-rate", "light alone"
+    sampler:           "ancestral", "DDIM", ...
+    num_steps:         N
+    num_heavy:         H, heavy calls per image; N for a single-rate network
+    macs:              multiply-adds per image, guidance counted; FLOPs are twice that
+    seconds_per_image: measured in this run, at `batch_size`, network and sampler
+    score:             quality with its interval
+    """
+
+    network: str
+    sampler: str
+    num_steps: int
+    num_heavy: int
+    macs: int
+    seconds_per_image: float
+    batch_size: int
+    score: Score
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs

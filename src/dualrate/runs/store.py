@@ -1,0 +1,139 @@
+"""Runs and released weights: directories that hold an experiment and its weights. Loading executes no code.
+
+    RUN/experiment.json, checkpoints/step-*/      a training run
+    WEIGHTS/experiment.json, model.safetensors    released weights: the averaged ones, in bfloat16
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from dualrate.denoiser import Denoiser
+from dualrate.process import GaussianProcess
+from dualrate.experiment import Experiment
+from dualrate.serial import from_plain, to_plain
+from dualrate.training import checkpoint
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, ready to sample.
+
+    iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
+    """
+
+    name: str
+    experiment: Experiment
+    networks: nn.ModuleDict
+    denoiser: Denoiser
+    iteration: int
+    weights_hash: str
+
+    @property
+    def process(self) -> GaussianProcess:
+        return self.experiment.process
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.experiment.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.experiment.num_classes
+
+
+def load(path: str | Path, *, device: torch.device | str = "cpu") -> Model:
+    """The model of a run (its newest intact checkpoint, averaged weights) or of released weights, in float32.
+
+    Raises ValueError if the path is neither, OSError if its files are damaged.
+    """
+    path = Path(path)
+    experiment = read_experiment(path)
+    weights, iteration = _read_weights(path)
+    networks, denoiser = experiment.build()
+    try:
+        networks.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the weights do not fit its experiment.json: {error}") from error
+    networks.to(device).eval().requires_grad_(False)
+    return Model(path.name, experiment, networks, denoiser, iteration, _hash(weights))
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment of a run or of released weights. Raises ValueError for a directory that is neither."""
+    file = path / "experiment.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{path} is no run: it has no experiment.json. Train one (dualrate train fashion-mnist-dual --out {path}), "
+            "or use released weights (weights/...)"
+        )
+    try:
+        return from_plain(Experiment, json.loads(file.read_text()), str(file))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+
+
+def write_experiment(path: Path, experiment: Experiment) -> None:
+    """Write experiment.json aside, then rename: a kill leaves the old one or the new one."""
+    path.mkdir(parents=True, exist_ok=True)
+    temporary = path / ".experiment.json.tmp"
+    temporary.write_text(json.dumps(to_plain(experiment), indent=1) + "\n")
+    temporary.replace(path / "experiment.json")
+
+
+def export(run: str | Path, out: Path) -> None:
+    """Write a run's averaged weights as released weights: bfloat16 safetensors, no optimiser, no raw weights."""
+    run = Path(run)
+    weights, iteration = _read_weights(run)
+    write_experiment(out, read_experiment(run))
+    rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
+    safetensors.torch.save_file(rounded, out / "model.safetensors", metadata={"iteration": str(iteration)})
+
+
+def start_encoder(networks: nn.ModuleDict, run: str | Path) -> int:
+    """Start a dual-rate encoder from a single-rate run's averaged weights. Returns that run's iteration.
+
+    Raises ValueError if the run's network is not the encoder's.
+    """
+    weights, iteration = _read_weights(Path(run))
+    if "encoder" not in networks:
+        raise ValueError("encoder_from starts a dual-rate encoder, but this experiment has a single network")
+    own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    try:
+        networks["encoder"].net.load_state_dict(own)
+    except RuntimeError as error:
+        raise ValueError(f"{run}: its network is not this experiment's encoder: {error}") from error
+    return iteration
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Weights in float32 and the iteration they are from."""
+    released = path / "model.safetensors"
+    if released.is_file():
+        try:
+            with safetensors.safe_open(released, framework="pt") as file:
+                weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+                return weights, int((file.metadata() or {}).get("iteration", 0))
+        except SafetensorError as error:
+            raise OSError(f"{released} is damaged: {error}") from error
+    saved = checkpoint.latest(path / "checkpoints")
+    if saved is None:
+        raise ValueError(f"{path} has no checkpoint yet: train it on (dualrate train), then try again")
+    return dict(saved.weights()), int(saved.state["iteration"])
+
+
+def _hash(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

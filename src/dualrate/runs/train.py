@@ -1,0 +1,92 @@
+"""Training a run: data, networks and trainer brought together in a directory that the same call resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dualrate.data.images import ImageSet, load_images, to_uint8
+from dualrate.data.loader import Batches
+from dualrate.experiment import Experiment
+from dualrate.report.grid import save_grid
+from dualrate.runs.store import start_encoder, write_experiment
+from dualrate.sampling import sample
+from dualrate.serial import to_plain
+from dualrate.steps import Ancestral
+from dualrate.timing import StepPlan
+from dualrate.training import checkpoint
+from dualrate.training.config import FitResult
+from dualrate.training.log import Progress
+from dualrate.training.loop import fit
+
+
+def train(
+    experiment: Experiment,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    decoding: Callable[[int, int, str], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> FitResult:
+    """Train, or continue, the run in `out`.
+
+    Writes experiment.json, checkpoints/, metrics.jsonl and a grid of samples under the averaged weights now and then.
+    Raises ValueError if the data does not fit the networks, or `out` holds another experiment.
+    """
+    data = experiment.data
+    images = load_images(
+        data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad, progress=decoding
+    )
+    check_fit(experiment, images)
+    method = experiment.method()
+    if experiment.encoder_from and not checkpoint.steps(out / "checkpoints"):
+        start_encoder(method.networks, experiment.encoder_from)
+    if not (out / "experiment.json").exists():
+        write_experiment(out, experiment)
+    batches = Batches(images, experiment.fit.batch_size, experiment.fit.seed, data.augment)
+    samples = out / "samples"
+    samples.mkdir(exist_ok=True)
+
+    def on_sample(iteration: int) -> None:
+        labels = [i % experiment.num_classes for i in range(40)] if experiment.num_classes else None
+        step, plan = Ancestral(experiment.process), StepPlan.uniform(32, 8)
+        method.networks.eval()
+        drawn = sample(method.denoiser(), step, plan, experiment.shape, range(40), labels, device=device)
+        pictures = np.concatenate([to_uint8(batch).cpu().numpy() for batch in drawn])
+        method.networks.train()
+        save_grid(pictures, samples / f"{iteration:07d}.png", columns=10, scale=2)
+
+    return fit(
+        method,
+        batches,
+        experiment.fit,
+        out,
+        identity=to_plain(experiment),
+        progress=progress,
+        on_sample=on_sample,
+        device=device,
+    )
+
+
+def check_fit(experiment: Experiment, images: ImageSet) -> None:
+    """Raises ValueError unless the images have the networks' shape and their labels exist for the networks."""
+    shape = images.images.shape[1:]
+    if shape != experiment.shape:
+        raise ValueError(
+            f"{images.name} has images of {shape} (C, H, W), the networks of {experiment.name} take {experiment.shape}: "
+            f"pass --data.size {experiment.shape[1]} --data.channels {experiment.shape[0]}, or change the networks"
+        )
+    if experiment.num_classes and images.labels is None:
+        raise ValueError(
+            f"{images.name} has no labels, but the networks of {experiment.name} are conditioned on "
+            f"{experiment.num_classes} classes: set num_classes to 0 for an unconditional model"
+        )
+    if images.num_classes > experiment.num_classes > 0:
+        raise ValueError(
+            f"{images.name} has {images.num_classes} classes, the networks of {experiment.name} know only "
+            f"{experiment.num_classes}: raise num_classes"
+        )
+
