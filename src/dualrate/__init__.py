@@ -1,0 +1,74 @@
+"""Image diffusion at two rates: a heavy network now and then, a light one at every step."""
+
+from dualrate.combinators import Guided, Meter, Metered
+from dualrate.data.images import ImageSet, load_images, to_float, to_uint8
+from dualrate.denoiser import Denoiser, DualRate, Plain
+from dualrate.draws import Draws
+from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.denoising import Denoising
+from dualrate.models.dual import ContextEncoder, LightUViT
+from dualrate.models.uvit import Level, UViT, UViTConfig
+from dualrate.oracle import GaussianMixture, OracleDenoiser
+from dualrate.process import GaussianProcess
+from dualrate.report.grid import save_grid
+from dualrate.runs.store import Model, export, load
+from dualrate.runs.train import train
+from dualrate.sampling import rollout, sample, trajectory
+from dualrate.schedule import Cosine, Interpolated, shifted
+from dualrate.steps import DDIM, Ancestral, Step
+from dualrate.timing import SingleTime, StepPlan, TimeSampler
+from dualrate.types import Batch, Cond, Context, Refresh, Reuse
+from dualrate.weighting import Elbo, Sigmoid
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DDIM",
+    "Ancestral",
+    "Batch",
+    "Cond",
+    "Context",
+    "ContextEncoder",
+    "Cosine",
+    "DataConfig",
+    "Denoiser",
+    "Denoising",
+    "Draws",
+    "DualRate",
+    "Elbo",
+    "Experiment",
+    "GaussianMixture",
+    "GaussianProcess",
+    "Guided",
+    "ImageSet",
+    "Interpolated",
+    "Level",
+    "LightUViT",
+    "Meter",
+    "Metered",
+    "Model",
+    "OneNetwork",
+    "OracleDenoiser",
+    "Plain",
+    "Refresh",
+    "Reuse",
+    "Sigmoid",
+    "SingleTime",
+    "Step",
+    "StepPlan",
+    "TimeSampler",
+    "TwoNetworks",
+    "UViT",
+    "UViTConfig",
+    "export",
+    "load",
+    "load_images",
+    "rollout",
+    "sample",
+    "save_grid",
+    "shifted",
+    "to_float",
+    "to_uint8",
+    "train",
+    "trajectory",
+]

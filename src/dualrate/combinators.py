@@ -87,9 +87,7 @@ class Guided:
         active = self._active(t)
         if not bool(active.any()):
             return self.inner.denoise(z, t, context.rows(slice(0, z.shape[0])), cond)
-        x_label, x_null = self.inner.denoise(
-            torch.cat((z, z)), torch.cat((t, t)), context, self._both(cond)
-        ).chunk(2)
+        x_label, x_null = self.inner.denoise(torch.cat((z, z)), torch.cat((t, t)), context, self._both(cond)).chunk(2)
         weight = torch.where(active, self.weight, 1.0).to(z.dtype)
         return x_null + expand(weight, z) * (x_label - x_null)
 

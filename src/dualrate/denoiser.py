@@ -53,8 +53,8 @@ class Plain:
         return Context()
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
-        log_snr = self.process.schedule.log_snr(t)
-        return x_from_v(z, self.network(z, log_snr.to(z.dtype), cond.label).to(z.dtype), log_snr.to(z.dtype))
+        log_snr = self.process.schedule.log_snr(t).to(z.dtype)
+        return x_from_v(z, self.network(z, log_snr, cond.label).to(z.dtype), log_snr)
 
 
 @dataclass(frozen=True)

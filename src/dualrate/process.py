@@ -35,8 +35,11 @@ class Gaussian:
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
-    """A tensor over leading axes with trailing axes of size one, so that it broadcasts against `like`."""
-    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
+    """A tensor over leading axes with trailing axes of size one, so that it broadcasts against `like`, in its dtype.
+
+    Coefficients are computed in the dtype of the times (float64 in sampling); a state keeps its own.
+    """
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)).to(like.dtype)
 
 
 @dataclass(frozen=True)

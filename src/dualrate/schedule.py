@@ -117,9 +117,7 @@ class Interpolated:
 
     def log_snr_derivative(self, t: Tensor) -> Tensor:
         high, low = self.high_noise, self.low_noise
-        return (
-            high.log_snr(t) - low.log_snr(t) + t * high.log_snr_derivative(t) + (1 - t) * low.log_snr_derivative(t)
-        )
+        return high.log_snr(t) - low.log_snr(t) + t * high.log_snr_derivative(t) + (1 - t) * low.log_snr_derivative(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """By bisection: 60 halvings exhaust float64."""

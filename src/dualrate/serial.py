@@ -42,7 +42,9 @@ def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         return _dataclass(kind, value, where)
     if kind is float:
-        return float(_checked(value, isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number"))
+        return float(
+            _checked(value, isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number")
+        )
     if kind is int:
         return _checked(value, isinstance(value, int) and not isinstance(value, bool), where, "an integer")
     if kind is type(None):

@@ -78,11 +78,10 @@ class Denoising:
         return Cond(torch.where(dropped, self.null, batch.label))
 
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """(z_t, z_tau), float32, computed in float64 where times are."""
+        """(z_t, z_tau) on one forward path."""
         shape = x.shape[1:]
         eps_tau, eps_t = draws.normal("z_tau", *shape), draws.normal("z_t", *shape)
-        z_t, z_tau = self.process.pair(x, t.to(x.dtype), tau.to(x.dtype), eps_tau, eps_t)
-        return z_t, z_tau
+        return self.process.pair(x, t, tau, eps_tau, eps_t)
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """(B,): the weighted squared error of each row, a mean over its elements."""

@@ -84,7 +84,9 @@ class TransformerBlock(nn.Module):
 
     def attention(self, tokens: Tensor) -> Tensor:
         batch, length, channels = tokens.shape
-        q, k, v = self.qkv(tokens).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, n, d)
+        q, k, v = (
+            self.qkv(tokens).view(batch, length, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, n, d)
         mixed = attend(layer_norm(q, self.scale_q), layer_norm(k, self.scale_k), v)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, channels))
 
@@ -123,9 +125,7 @@ class NoiseEmbedding(nn.Module):
         super().__init__()
         periods = torch.logspace(math.log10(2), math.log10(120), frequencies)
         self.register_buffer("frequency", 2 * math.pi / periods, persistent=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * frequencies, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
+        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
 
     def forward(self, log_snr: Tensor) -> Tensor:
         angle = log_snr[:, None] * self.frequency

@@ -2,7 +2,7 @@
 
 The encoder is a U-ViT whose last activation of *every* level is projected (1x1, no bias) to the light network's widths,
 once per heavy call. The light network is a U-ViT of the same levels, narrower and shallower; each projected feature is
-added where its level begins. It is conditioned on both noise levels: emb = noise(log_snr_t) + noise(log_snr_tau) + label.
+added where its level begins. Its embedding has both noise levels: emb = noise(log_snr_t) + noise(log_snr_tau) + label.
 
 An absent context is one state: its row of the features and of the tau embedding is zero. Nothing of a missing context
 reaches the light network, since the projections have no bias.
@@ -47,9 +47,7 @@ class ContextEncoder(nn.Module):
                 config.image_channels, light.levels[0].channels, config.patch, stride=config.patch, bias=False
             )
 
-    def forward(
-        self, z: Tensor, log_snr: Tensor, label: Tensor | None
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """z: (B, C, H, W); log_snr: (B,). Features: (B, light C_i, H_i, W_i), finest level first."""
         levels, v = self.net.features(z, log_snr, label)
         projected = [project(level) for project, level in zip(self.projections, levels, strict=True)]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -131,8 +132,10 @@ class UViT(nn.Module):
         def resample(source: Level, target: Level) -> nn.Conv2d:
             return nn.Conv2d(source.channels, target.channels, kernel, padding=kernel // 2)
 
-        self.shrink = nn.ModuleList(resample(a, b) for a, b in zip(levels, levels[1:], strict=False))
-        self.grow = nn.ModuleList(resample(b, a) for a, b in zip(levels, levels[1:], strict=False))
+        self.shrink = nn.ModuleList(resample(a, b) for a, b in pairwise(levels))
+        self.grow = nn.ModuleList(resample(b, a) for a, b in pairwise(levels))
+        for grow in self.grow:
+            nn.init.zeros_(grow.bias)  # nothing to add while h - after is zero
         self.head = None
         if config.head:
             out = zero_init(nn.Conv2d(first, config.image_channels * config.patch**2, 3, padding=1))
@@ -142,9 +145,7 @@ class UViT(nn.Module):
         """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32."""
         return self.predict(self.trunk(z, self.embedding(log_snr, label))[0])
 
-    def features(
-        self, z: Tensor, log_snr: Tensor, label: Tensor | None
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def features(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """(one (B, C_i, H_i, W_i) per level, finest first; v, or None without a head)."""
         levels = self.trunk(z, self.embedding(log_snr, label))
         return levels, None if self.head is None else self.predict(levels[0])
@@ -162,9 +163,7 @@ class UViT(nn.Module):
             skips.append((before, h))
         h = self.middle(h + added[-1] if added else h, emb)
         last = [h]
-        for blocks, grow, (before, after) in zip(
-            reversed(self.up), reversed(self.grow), reversed(skips), strict=True
-        ):
+        for blocks, grow, (before, after) in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
             h = blocks(F.interpolate(grow(h - after), scale_factor=2.0) + before, emb)
             last.append(h)
         return tuple(reversed(last))

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from dualrate.combinators import Guided
-from dualrate.cost import PlanCost, call_cost, plan_cost
+from dualrate.cost import PlanCost, call_cost, plan_cost, seconds_per_call
 from dualrate.data.images import to_uint8
 from dualrate.denoiser import Denoiser
 from dualrate.metrics.evaluate import Evaluator
@@ -20,6 +21,7 @@ from dualrate.sampling import sample
 from dualrate.steps import DDIM, Step
 from dualrate.timing import StepPlan
 from dualrate.training.precision import pays
+from dualrate.types import Cond
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,51 @@ def draw(
     return Samples(np.concatenate(batches), time.perf_counter() - start, cost, min(batch_size, len(seeds)))
 
 
+def cost_report(
+    model: Model,
+    step: Step,
+    plan: StepPlan,
+    guidance: Guidance = Guidance(),
+    *,
+    batch_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> dict[str, object]:
+    """Parameters, MACs and FLOPs, and latency of the networks' calls and of a whole image, measured now."""
+    device = torch.device(device)
+    bfloat16 = pays(device)
+    drawn = draw(model, step, plan, range(batch_size), guidance=guidance, batch_size=batch_size, device=device)
+    calls = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
+    z = torch.zeros(batch_size, *model.shape, device=device)
+    t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
+    label = torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        context = model.denoiser.encode(z, t, Cond(label)).aged()
+        heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, Cond(label)))
+        light = seconds_per_call(lambda: model.denoiser.denoise(z, t, context, Cond(label)))
+    networks = {f"parameters_{name}": _parameters(network) for name, network in model.networks.items()}
+    return networks | {
+        "macs_heavy_call": calls.heavy,
+        "macs_light_call": calls.light,
+        "flops_heavy_call": 2 * calls.heavy,
+        "flops_light_call": 2 * calls.light,
+        "seconds_heavy_call": heavy if calls.heavy else 0.0,
+        "seconds_light_call": light,
+        "steps": plan.num_steps,
+        "heavy_calls_per_image": drawn.cost.heavy_calls,
+        "light_calls_per_image": drawn.cost.light_calls,
+        "macs_per_image": drawn.cost.macs,
+        "flops_per_image": drawn.cost.flops,
+        "seconds_per_image": drawn.seconds / batch_size,
+        "batch_size": batch_size,
+        "device": str(device),
+        "precision": "bfloat16" if bfloat16 else "float32",
+    }
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def measure(
     name: str,
     model: Model,
@@ -117,9 +164,7 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Row, Samples]:
     """Draw one image per seed, class `seed mod classes`, and score them."""
-    drawn = draw(
-        model, step, plan, seeds, guidance=guidance, batch_size=batch_size, device=device, progress=progress
-    )
+    drawn = draw(model, step, plan, seeds, guidance=guidance, batch_size=batch_size, device=device, progress=progress)
     score = evaluator.score(
         drawn.images,
         seeds=f"{seeds.start}-{seeds.stop - 1}",

@@ -1,7 +1,7 @@
 """Runs and released weights: directories that hold an experiment and its weights. Loading executes no code.
 
-    RUN/experiment.json, checkpoints/step-*/      a training run
-    WEIGHTS/experiment.json, model.safetensors    released weights: the averaged ones, in bfloat16
+RUN/experiment.json, checkpoints/step-*/      a training run
+WEIGHTS/experiment.json, model.safetensors    released weights: the averaged ones, in bfloat16
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dualrate.denoiser import Denoiser
-from dualrate.process import GaussianProcess
 from dualrate.experiment import Experiment
+from dualrate.process import GaussianProcess
 from dualrate.serial import from_plain, to_plain
 from dualrate.training import checkpoint
 

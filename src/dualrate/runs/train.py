@@ -76,8 +76,9 @@ def check_fit(experiment: Experiment, images: ImageSet) -> None:
     shape = images.images.shape[1:]
     if shape != experiment.shape:
         raise ValueError(
-            f"{images.name} has images of {shape} (C, H, W), the networks of {experiment.name} take {experiment.shape}: "
-            f"pass --data.size {experiment.shape[1]} --data.channels {experiment.shape[0]}, or change the networks"
+            f"{images.name} has images of {shape} (C, H, W), the networks of {experiment.name} take "
+            f"{experiment.shape}: pass --data.size {experiment.shape[1]} --data.channels "
+            f"{experiment.shape[0]}, or change the networks"
         )
     if experiment.num_classes and images.labels is None:
         raise ValueError(
@@ -89,4 +90,3 @@ def check_fit(experiment: Experiment, images: ImageSet) -> None:
             f"{images.name} has {images.num_classes} classes, the networks of {experiment.name} know only "
             f"{experiment.num_classes}: raise num_classes"
         )
-

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 MANIFEST = "MANIFEST.json"
+FORMAT = 1
 Tensors = dict[str, Tensor]
 
 
@@ -75,7 +76,7 @@ def _write_files(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], stat
         except SafetensorError as error:
             raise OSError(f"could not write {folder / stem}.safetensors: {error}") from error
         _reached(f"wrote {stem}")
-    (folder / "state.json").write_text(json.dumps(state, indent=1))
+    (folder / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1))
     files = sorted(folder.iterdir())
     for file in files:
         _sync(file)
@@ -106,25 +107,31 @@ def save(
     return target
 
 
-def load(path: Path, *, optimizer: bool = True) -> Checkpoint:
-    """Read a checkpoint directory, every byte checked against its manifest. Raises CorruptCheckpoint.
-
-    optimizer: whether to read the optimiser's state, two thirds of the bytes; sampling has no use for it
-    """
+def _manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """File name -> size and sha256."""
     try:
-        wanted = json.loads((path / MANIFEST).read_text())["files"]
-        entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in wanted.items()}
+        listed = json.loads((path / MANIFEST).read_text())["files"]
+        entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in listed.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpoint(f"{path / MANIFEST}: no readable manifest ({error})") from error
     for name in ("model.safetensors", "state.json"):
         if name not in entries:
             raise CorruptCheckpoint(f"{path / MANIFEST}: does not list {name}")
+    if odd := [name for name in entries if Path(name).name != name]:
+        raise CorruptCheckpoint(f"{path / MANIFEST}: {odd} are not plain file names")
+    return entries
+
+
+def load(path: Path, *, optimizer: bool = True) -> Checkpoint:
+    """Read a checkpoint directory, every byte checked against its manifest.
+
+    optimizer: whether to read the optimiser's state, about half of the bytes; sampling has no use for it
+    Raises CorruptCheckpoint, or ValueError for an intact one of another format.
+    """
     contents: dict[str, bytes] = {}
-    for name, (size, sha256) in entries.items():
+    for name, (size, sha256) in _manifest(path).items():
         if name.startswith("optim-") and not optimizer:
             continue
-        if Path(name).name != name:
-            raise CorruptCheckpoint(f"{path / MANIFEST}: {name} is not a plain file name")
         try:
             contents[name] = (path / name).read_bytes()
         except OSError as error:
@@ -132,6 +139,8 @@ def load(path: Path, *, optimizer: bool = True) -> Checkpoint:
         if len(contents[name]) != size or hashlib.sha256(contents[name]).hexdigest() != sha256:
             raise CorruptCheckpoint(f"{path / name}: its content is not what the manifest says")
     state = json.loads(contents.pop("state.json"))
+    if state["format"] != FORMAT:
+        raise ValueError(f"{path} has format {state['format']}, expected {FORMAT}: use the version that wrote it")
     tensors = {Path(name).stem: safetensors.torch.load(data) for name, data in contents.items()}
     return Checkpoint(path, tensors, state)
 

@@ -40,7 +40,7 @@ class FitConfig:
         counts = {
             "iterations": self.iterations,
             "batch_size": self.batch_size,
-            "micro_batch": self.micro_batch or 1,
+            "micro_batch": 1 if self.micro_batch is None else self.micro_batch,
             "ema_halflife": self.ema_halflife,
             "log_every": self.log_every,
             "checkpoint_every": self.checkpoint_every,

@@ -1,0 +1,310 @@
+"""The command line: dualrate train | sample | evaluate | cost | export | demo. Each a thin call into the library.
+
+A mistake by the user is one clear line and exit code 2. Reports go to standard output, progress to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from tyro.conf import Positional, arg
+
+from dualrate.console import reporter
+from dualrate.experiment import Experiment
+from dualrate.process import GaussianProcess
+from dualrate.recipes import fashion_mnist, imagenet
+from dualrate.steps import DDIM, Ancestral, Step
+from dualrate.timing import StepPlan
+from dualrate.training.log import Progress
+
+RECIPES: dict[str, Callable[[], Experiment]] = {
+    "fashion-mnist-heavy": fashion_mnist.heavy,
+    "fashion-mnist-dual": fashion_mnist.dual,
+    "fashion-mnist-light": fashion_mnist.light,
+    "fashion-mnist-small": fashion_mnist.small,
+    "imagenet64-heavy": imagenet.heavy,
+    "imagenet64-dual": imagenet.dual,
+}
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe, or continue it: the same command resumes."""
+
+    experiment: Annotated[Experiment, arg(name="")]
+    out: Path | None = None
+    """Run directory; runs/<name> if not given."""
+    device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
+
+    def run(self) -> None:
+        from dualrate.runs.train import train
+
+        out = self.out or Path("runs") / self.experiment.name
+        progress = reporter()
+        result = train(
+            self.experiment, out, progress=progress, decoding=_decoding(progress), device=_device(self.device)
+        )
+        why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
+        progress.note(f"{why} at iteration {result.iteration} after {result.seconds:.0f} s of training: {out}")
+        if result.stopped == "signal":
+            raise SystemExit(75)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When the networks run."""
+
+    steps: int = 64
+    """N, steps of the sampler."""
+    heavy: int | None = None
+    """H, heavy calls per image, spread evenly; at every step if not given."""
+    plan: Path | None = None
+    """A StepPlan as JSON, instead of --steps and --heavy."""
+    sampler: Literal["ancestral", "ddim"] = "ancestral"
+    gamma: float = 0.0
+    """Ancestral noise level: 0 posterior variance, 1 transition variance."""
+    guidance: float = 1.0
+    """Classifier-free guidance weight; 1 is none."""
+    interval: tuple[float, float] | None = None
+    """Noise levels (low, high] of sigma/alpha in which guidance acts; everywhere if not given."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a run: PNGs, a grid, and what they cost."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    out: Path
+    """Directory for the images."""
+    plan: Annotated[Plan, arg(name="")] = Plan()
+    num: int = 64
+    label: int | None = None
+    """One class for all images; class `seed mod classes` for each if not given."""
+    seed: int = 0
+    """Of the first image; image i has seed + i, whatever the batch size."""
+    batch_size: int = 125
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where it pays. The same picture for any batch size needs float32."""
+    npz: bool = False
+    """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
+    device: str | None = None
+    json: bool = False
+    """Print the report as JSON."""
+
+    def run(self) -> None:
+        from dualrate.report.files import write_images
+        from dualrate.runs.measure import Guidance, balanced_labels, draw
+        from dualrate.runs.store import load
+
+        if self.num < 1:
+            raise ValueError(f"--num is at least 1, got {self.num}")
+        device, progress = _device(self.device), reporter()
+        model = load(self.run_dir, device=device)
+        step, plan = _sampler(model.process, self.plan)
+        seeds = range(self.seed, self.seed + self.num)
+        drawn = draw(
+            model,
+            step,
+            plan,
+            seeds,
+            label=self.label,
+            guidance=Guidance(self.plan.guidance, self.plan.interval),
+            batch_size=self.batch_size,
+            device=device,
+            bfloat16=None if self.precision == "auto" else self.precision == "bfloat16",
+            progress=lambda done, total: progress.update(done, total, {"images": done}),
+        )
+        progress.close()
+        write_images(drawn.images, seeds, balanced_labels(model, seeds, self.label), self.out, npz=self.npz)
+        _report(
+            self.json,
+            {
+                "run": str(self.run_dir),
+                "images": self.num,
+                "out": str(self.out),
+                "steps": plan.num_steps,
+                "heavy_calls_per_image": drawn.cost.heavy_calls,
+                "light_calls_per_image": drawn.cost.light_calls,
+                "macs_per_image": drawn.cost.macs,
+                "flops_per_image": drawn.cost.flops,
+                "seconds_per_image": drawn.seconds / self.num,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>, never FID)."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    plan: Annotated[Plan, arg(name="")] = Plan()
+    num: int = 5000
+    seed: int = 0
+    features: Path | None = None
+    """Directory of the feature net; the shipped one, or one trained on first use, if not given."""
+    batch_size: int = 125
+    device: str | None = None
+    json: bool = False
+
+    def run(self) -> None:
+        from dualrate.report.table import text_table
+        from dualrate.runs.evaluator import evaluator
+        from dualrate.runs.measure import Guidance, measure
+        from dualrate.runs.store import load
+
+        device, progress = _device(self.device), reporter()
+        model = load(self.run_dir, device=device)
+        step, plan = _sampler(model.process, self.plan)
+        row, _ = measure(
+            model.name,
+            model,
+            step,
+            plan,
+            evaluator(model.experiment.data, features=self.features, progress=progress),
+            range(self.seed, self.seed + self.num),
+            guidance=Guidance(self.plan.guidance, self.plan.interval),
+            batch_size=self.batch_size,
+            device=device,
+            progress=lambda done, total: progress.update(done, total, {"images": done}),
+        )
+        progress.close()
+        print(json.dumps(asdict(row) | {"flops": row.flops}) if self.json else text_table([row]))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, MACs and FLOPs of a heavy call, a light call and an image, with measured latency."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    plan: Annotated[Plan, arg(name="")] = Plan()
+    batch_size: int = 1
+    """Rows per call when latency is measured."""
+    device: str | None = None
+    json: bool = False
+
+    def run(self) -> None:
+        from dualrate.runs.measure import Guidance, cost_report
+        from dualrate.runs.store import load
+
+        device = _device(self.device)
+        model = load(self.run_dir, device=device)
+        step, plan = _sampler(model.process, self.plan)
+        guidance = Guidance(self.plan.guidance, self.plan.interval)
+        _report(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's averaged weights for release: bfloat16 safetensors and its experiment."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    out: Path
+
+    def run(self) -> None:
+        from dualrate.runs.store import export
+
+        export(self.run_dir, self.out)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Dual-rate diffusion at work: train a small model for two minutes, then measure the released ones."""
+
+    out: Path = Path("demo")
+    weights: Path = Path("weights")
+    minutes: float = 2
+    """Of training."""
+    count: int = 1000
+    """Images per plan."""
+
+    def run(self) -> None:
+        from dualrate.runs.demo import demo
+
+        progress = reporter()
+        page = demo(self.out, self.weights, minutes=self.minutes, count=self.count, progress=progress)
+        print(page)
+
+
+COMMANDS = {"sample": Sample, "evaluate": Evaluate, "cost": Cost, "export": Export, "demo": Demo}
+
+
+def _parse(arguments: list[str]) -> Train | Sample | Evaluate | Cost | Export | Demo:
+    """train takes a recipe's name first, whose fields the options then override."""
+    if arguments[:1] != ["train"]:
+        commands = {"train": Train, **COMMANDS}
+        return tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="dualrate", description=__doc__)
+    if len(arguments) < 2 or arguments[1].startswith("-"):
+        print(f"usage: dualrate train RECIPE [options]\n\nrecipes: {', '.join(RECIPES)}")
+        raise SystemExit(0 if arguments[1:2] in (["-h"], ["--help"]) else 2)
+    name = arguments[1]
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    default = Train(RECIPES[name]())
+    avoid = (tyro.conf.AvoidSubcommands,)
+    return tyro.cli(Train, default=default, args=arguments[2:], prog=f"dualrate train {name}", config=avoid)
+
+
+def main() -> None:
+    """Entry point of the `dualrate` command."""
+    if threads := os.environ.get("DUALRATE_THREADS"):
+        torch.set_num_threads(int(threads))
+    try:
+        _parse(sys.argv[1:]).run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"dualrate: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {name!r} here ({str(error).splitlines()[0]}); --device cpu always works") from None
+
+
+def _sampler(process: GaussianProcess, options: Plan) -> tuple[Step, StepPlan]:
+    if options.plan is not None:
+        plan = StepPlan.from_json(options.plan.read_text())
+    else:
+        plan = StepPlan.uniform(options.steps, options.heavy)
+    return (DDIM(process) if options.sampler == "ddim" else Ancestral(process, options.gamma)), plan
+
+
+def _decoding(progress: Progress) -> Callable[[int, int, str], None]:
+    """Decoding of a data set on the same display as training."""
+
+    def update(done: int, total: int, what: str) -> None:
+        progress.update(done, total, {"images": done})
+        if done == total:
+            progress.close()
+
+    return update
+
+
+def _report(as_json: bool, values: dict[str, object]) -> None:
+    """Values as one JSON object, or one `name  value` line each."""
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        print(f"{name:{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Figures, as inline SVG for pages (in the colour of the text around them: light and dark) or as PNG.
+
+Colours are those of Okabe and Ito, which stay apart for colour-blind readers; markers and dashes differ as well.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from dualrate.metrics.fingerprint import require_same
+from dualrate.report.headline import plan
+from dualrate.report.rows import Row
+from dualrate.report.table import compute_unit, significant
+
+PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", ":", "-.")
+INK = "#24262b"  # becomes currentColor in SVG
+WIDE = 5.0  # scores that span a larger factor get a log axis
+Cost = Literal["flops", "seconds"]
+
+
+def quality_figure(rows: Sequence[Row], cost: Cost) -> Figure:
+    """Score against FLOPs or measured seconds per image, one line per network and sampler, points annotated N/H.
+
+    Raises ValueError for no rows, and for scores that were taken under different conditions.
+    """
+    if not rows:
+        raise ValueError("no rows, so there is nothing to draw: measure something first")
+    require_same([row.score.fingerprint for row in rows])
+    figure, axes = _blank()
+    scale, label = _cost_axis(rows, cost)
+    networks = list(dict.fromkeys(row.network for row in rows))
+    for network in networks:
+        own = [row for row in rows if row.network == network]
+        for k, sampler in enumerate(dict.fromkeys(row.sampler for row in own)):
+            family = sorted((row for row in own if row.sampler == sampler), key=lambda row: _cost(row, cost))
+            _draw_family(axes, family, cost, scale, networks.index(network), k)
+    score = rows[0].score
+    if not math.isnan(score.floor):
+        _draw_floor(axes, score.floor)
+    _log(axes, "x")
+    values = [row.score.value for row in rows]
+    if min(values) > 0 and max(values) > WIDE * min(values):
+        _log(axes, "y")
+    axes.margins(x=0.1, y=0.12)
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"{score.metric} (lower is better)")
+    axes.legend(frameon=False, loc="best", labelcolor=INK)
+    return figure
+
+
+def loss_figure(points: Sequence[tuple[float, float]], xlabel: str) -> Figure:
+    """A training curve. points: (x, loss), loss > 0, on a log axis."""
+    figure, axes = _blank(height=3.2)
+    axes.plot([x for x, _ in points], [loss for _, loss in points], color=PALETTE[0], linewidth=2)
+    _log(axes, "y")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("training loss")
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """An <svg> element to put into a page: no fonts, no scripts, nothing fetched; as wide as its place."""
+    target = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "dualrate"}):
+        FigureCanvasSVG(figure).print_svg(target, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    drawn = target.getvalue().replace(INK, "currentColor")
+    return drawn[drawn.index("<svg") :].strip()
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """PNG on white."""
+    target = io.BytesIO()
+    figure.set_facecolor("white")
+    figure.set_dpi(dpi)
+    FigureCanvasAgg(figure).print_png(target)
+    return target.getvalue()
+
+
+def _blank(height: float = 4.6) -> tuple[Figure, Axes]:
+    """A figure of 8 inches width without a background, in INK."""
+    figure = Figure(figsize=(8, height), facecolor="none", layout="constrained")
+    with mpl.rc_context({"font.size": 12, "text.color": INK}):
+        axes = figure.add_subplot(facecolor="none")
+    axes.tick_params(which="both", colors=INK)
+    for side, spine in axes.spines.items():
+        spine.set(color=INK, alpha=0.5, visible=side in ("left", "bottom"))
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(INK)
+    axes.grid(which="major", color=INK, alpha=0.12)
+    return figure, axes
+
+
+def _draw_family(axes: Axes, family: list[Row], cost: Cost, scale: float, network: int, sampler: int) -> None:
+    color, marker = PALETTE[network % len(PALETTE)], MARKERS[network % len(MARKERS)]
+    x = [_cost(row, cost) / scale for row in family]
+    y = [row.score.value for row in family]
+    low = [max(0.0, row.score.value - row.score.low) for row in family]
+    high = [max(0.0, row.score.high - row.score.value) for row in family]
+    axes.errorbar(
+        x,
+        y,
+        yerr=(low, high),
+        color=color,
+        marker=marker,
+        markerfacecolor=color if sampler == 0 else "none",
+        markersize=8,
+        markeredgewidth=1.8,
+        linestyle=DASHES[sampler % len(DASHES)],
+        linewidth=1.8,
+        elinewidth=1.5,
+        capsize=4,
+        label=f"{family[0].network}, {family[0].sampler}",
+        zorder=3,
+    )
+    for row, at in zip(family, x, strict=True):
+        axes.annotate(plan(row), (at, row.score.value), (8, 6), textcoords="offset points", color=INK, fontsize=11)
+
+
+def _draw_floor(axes: Axes, floor: float) -> None:
+    axes.axhline(floor, color=INK, linewidth=1.2, linestyle=(0, (5, 4)), alpha=0.75, zorder=1)
+    axes.annotate(
+        f"floor {significant(floor)}: real images",
+        (0.995, floor),
+        (0, 4),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        ha="right",
+        alpha=0.85,
+        color=INK,
+    )
+
+
+def _cost(row: Row, cost: Cost) -> float:
+    return row.flops if cost == "flops" else row.seconds_per_image
+
+
+def _cost_axis(rows: Sequence[Row], cost: Cost) -> tuple[float, str]:
+    """What costs are divided by, and the label of the axis."""
+    if cost == "seconds":
+        return 1e-3, "measured milliseconds per image"
+    prefix, unit = compute_unit([row.macs for row in rows])
+    return unit, f"{prefix}FLOPs per image"
+
+
+def _log(axes: Axes, axis: Literal["x", "y"]) -> None:
+    """A log axis with plain numbers at 1, 2, 5 of every decade."""
+    (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
+    lines = axes.xaxis if axis == "x" else axes.yaxis
+    lines.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    lines.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    lines.set_minor_formatter(NullFormatter())

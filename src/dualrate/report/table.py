@@ -1,0 +1,153 @@
+"""Rows as a table: aligned text for terminals, Markdown, HTML cells, and dicts for JSON. Lowest cost first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from dualrate.metrics.fingerprint import require_same
+from dualrate.report.rows import Row
+
+EACH = "-"  # H of a single-rate row
+TEXT_COLUMNS = 2  # network and sampler; the others are numbers
+
+
+@dataclass(frozen=True)
+class Table:
+    """header and cells are text; notes: what the numbers mean, one line each."""
+
+    header: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows in order of cost, rounded for reading.
+
+    Raises ValueError for no rows, and for scores that were taken under different conditions.
+    """
+    if not rows:
+        raise ValueError("no rows, so there is no table: measure something first")
+    require_same([row.score.fingerprint for row in rows])
+    rows = sorted(rows, key=lambda row: row.macs)
+    prefix, unit = compute_unit([row.macs for row in rows])
+    score = rows[0].score
+    header = (
+        "network",
+        "sampler",
+        "N",
+        "H",
+        f"{prefix}MACs",
+        f"{prefix}FLOPs",
+        "ms",
+        score.metric,
+        f"{100 * score.level:.0f}% interval",
+    )
+    return Table(header, tuple(_cells(row, unit) for row in rows), _notes(rows))
+
+
+def _cells(row: Row, unit: float) -> tuple[str, ...]:
+    return (
+        row.network,
+        row.sampler,
+        str(row.num_steps),
+        EACH if row.num_heavy == row.num_steps else str(row.num_heavy),
+        significant(row.macs / unit),
+        significant(row.flops / unit),
+        significant(1000 * row.seconds_per_image),
+        significant(row.score.value),
+        interval(row),
+    )
+
+
+def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    score = rows[0].score
+    batches = ", ".join(str(size) for size in sorted({row.batch_size for row in rows}))
+    notes = [
+        f"N steps, H heavy calls ({EACH}: the whole model at every step); MACs, FLOPs = 2 MACs and milliseconds per "
+        f"image, measured in batches of {batches}",
+        f"{score.metric}: lower is better; {score.fingerprint.count} images per row; fingerprint "
+        f"{score.fingerprint.short()}",
+        floor_note(rows),
+    ]
+    return (*notes, score.note) if score.note else tuple(notes)
+
+
+def floor_note(rows: Sequence[Row]) -> str:
+    """What real images reach, in words."""
+    score = rows[0].score
+    if math.isnan(score.floor):
+        return "floor: unknown, no held-out images"
+    return f"floor: {significant(score.floor)}, reached by {score.floor_count} held-out real images"
+
+
+def text(rows: Sequence[Row]) -> str:
+    """Columns aligned for a terminal, the notes below."""
+    made = table(rows)
+    lines = [made.header, *made.cells]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(made.header))]
+
+    def aligned(line: Sequence[str]) -> str:
+        left = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        return "  ".join(left[:TEXT_COLUMNS] + right[TEXT_COLUMNS:]).rstrip()
+
+    return "\n".join([*map(aligned, lines), "", *made.notes])
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table, the notes as a list below."""
+    made = table(rows)
+    rule = ["---" if i < TEXT_COLUMNS else "---:" for i in range(len(made.header))]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (made.header, *made.cells)]
+    lines.insert(1, rule)
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in made.notes)])
+
+
+def records(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """One flat dict per row, unrounded, in the order given; JSON has no NaN, so an unknown floor is None."""
+    return [
+        {
+            "network": row.network,
+            "sampler": row.sampler,
+            "num_steps": row.num_steps,
+            "num_heavy": row.num_heavy,
+            "macs": row.macs,
+            "flops": row.flops,
+            "seconds_per_image": row.seconds_per_image,
+            "batch_size": row.batch_size,
+            "metric": row.score.metric,
+            "value": row.score.value,
+            "low": row.score.low,
+            "high": row.score.high,
+            "level": row.score.level,
+            "floor": None if math.isnan(row.score.floor) else row.score.floor,
+            "floor_count": row.score.floor_count,
+            "fingerprint": asdict(row.score.fingerprint),
+            "note": row.score.note,
+        }
+        for row in rows
+    ]
+
+
+def compute_unit(counts: Sequence[int]) -> tuple[str, float]:
+    """The prefix that suits the largest count of MACs, and its size: ("G", 1e9) from one thousand million on."""
+    return ("G", 1e9) if max(counts) >= 1e9 else ("M", 1e6)
+
+
+def interval(row: Row) -> str:
+    """[low, high] with as many decimals as the value."""
+    places = _places(row.score.value)
+    return f"[{row.score.low:.{places}f}, {row.score.high:.{places}f}]"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, never in exponent form; whole numbers keep all their digits."""
+    return f"{value:.{_places(value)}f}"
+
+
+def _places(value: float) -> int:
+    if value == 0 or not math.isfinite(value):
+        return 0
+    return max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))

@@ -1,0 +1,174 @@
+"""The demo: train a small dual-rate model, sample the released ones under a few plans, score them, write one page."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dualrate.experiment import Experiment
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.recipes import fashion_mnist
+from dualrate.report import headline, table
+from dualrate.runs.demo_page import Column, Findings, SmallRun, demo_page
+from dualrate.runs.evaluator import evaluator, messages
+from dualrate.runs.measure import draw, measure
+from dualrate.runs.store import Model, load
+from dualrate.runs.train import train
+from dualrate.steps import DDIM, Ancestral
+from dualrate.timing import StepPlan
+from dualrate.training.log import PlainReporter, Progress, duration
+
+SHOWN = 30  # images of every grid: the first seeds, so rows of the same classes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to measure. model: directory in `weights`; heavy: H, None for every step."""
+
+    network: str
+    model: str
+    sampler: type[DDIM] | type[Ancestral]
+    steps: int
+    heavy: int | None = None
+
+    @property
+    def plan(self) -> StepPlan:
+        return StepPlan.uniform(self.steps, self.heavy)
+
+
+CELLS = (
+    Cell("heavy", "fashion-mnist-heavy", DDIM, 16),
+    Cell("heavy", "fashion-mnist-heavy", Ancestral, 32),
+    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 32, 8),
+    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 32, 16),
+    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 64, 16),
+    Cell("light alone", "fashion-mnist-light", Ancestral, 32),
+)
+SMALL = "small dual-rate"
+SMALL_CELLS = tuple(Cell(SMALL, "run", Ancestral, 32, heavy) for heavy in (4, 8, 16))  # if there are no weights
+
+
+def demo(
+    out: Path,
+    weights: Path,
+    *,
+    minutes: float = 2,
+    count: int = 1000,
+    features: Path | None = None,
+    progress: Callable[[], Progress] = PlainReporter,
+) -> Path:
+    """Run it all on the CPU; returns out/report.html, beside which rows.json has the numbers unrounded.
+
+    out:      the small model trains in out/run, which a second call continues (or finds finished)
+    weights:  directory of released weights; those that are missing are skipped, and the page says so
+    count:    images per plan, 1000 or more is better
+    progress: makes a fresh reporter for every stage
+    Raises ValueError for too few images, KeyboardInterrupt if training was interrupted (after saving).
+    """
+    experiment = fashion_mnist.small(60 * minutes)
+    with closing(progress()) as reporter:
+        judge = evaluator(experiment.data, features=features, progress=reporter)
+    minimum = 2 * judge.net.card.architecture.features
+    if count < max(minimum, SHOWN):
+        raise ValueError(f"got count {count}; {judge.metric} needs at least {minimum} images per plan, better 1000")
+    small = _train_small(experiment, out / "run", progress)
+    models = {name: load(weights / name) for name in _names() if (weights / name / "experiment.json").is_file()}
+    missing = [name for name in _names() if name not in models]
+    cells = [cell for cell in CELLS if cell.model in models] or SMALL_CELLS
+    columns = _measure(cells, models or {"run": small.model}, judge, count, progress)
+    findings = Findings(columns, _real(judge), small, models, missing, judge)
+    (out / "rows.json").write_text(json.dumps(table.records([column.row for column in columns]), indent=1) + "\n")
+    report = out / "report.html"
+    report.write_text(demo_page(findings), encoding="utf-8")
+    return report
+
+
+def _names() -> list[str]:
+    return list(dict.fromkeys(cell.model for cell in CELLS))
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Shows a run that ends after `seconds` as so many iterations as will fit into them."""
+
+    shown: Progress
+    seconds: float
+
+    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
+        fitting = min(total, iteration * self.seconds / logs["seconds"])
+        self.shown.update(iteration, max(iteration, math.floor(fitting)), logs)
+
+    def note(self, text: str) -> None:
+        self.shown.note(text)
+
+    def close(self) -> None:
+        self.shown.close()
+
+
+def _train_small(experiment: Experiment, run: Path, progress: Callable[[], Progress]) -> SmallRun:
+    """Train or continue the small model; its first images, and its losses."""
+    reporter = _Timed(progress(), experiment.fit.max_seconds or math.inf)
+    reporter.note(f"training a small dual-rate model for {duration(experiment.fit.max_seconds or 0)} in {run}")
+    result = train(experiment, run, progress=reporter, decoding=messages(reporter.note))
+    if result.stopped == "signal":
+        raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
+    model = load(run)
+    images = draw(model, Ancestral(model.process), StepPlan.uniform(32, 8), range(SHOWN)).images
+    return SmallRun(model, images, result.seconds, _losses(run / "metrics.jsonl"))
+
+
+def _losses(metrics: Path) -> list[tuple[float, float]]:
+    """(images seen, loss) from a run's log; empty if there is none."""
+    if not metrics.is_file():
+        return []
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    losses = [(line["images"], next(v for k, v in line.items() if k.endswith("/loss"))) for line in lines]
+    return [(images, loss) for images, loss in losses if math.isfinite(loss)]
+
+
+def _measure(
+    cells: Sequence[Cell],
+    models: dict[str, Model],
+    judge: Evaluator,
+    count: int,
+    progress: Callable[[], Progress],
+) -> list[Column]:
+    """Sample, time and score the cells one after the other."""
+    columns = []
+    for i, cell in enumerate(cells, 1):
+        with closing(progress()) as reporter:
+            heavy = "at every step" if cell.heavy is None else f"with {cell.heavy} heavy calls"
+            sampler = cell.sampler.__name__
+            reporter.note(f"plan {i} of {len(cells)}: {cell.network}, {sampler}, {cell.steps} steps {heavy}")
+            columns.append(_column(cell, models[cell.model], judge, count, reporter))
+    return columns
+
+
+def _column(cell: Cell, model: Model, judge: Evaluator, count: int, progress: Progress) -> Column:
+    start = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        progress.update(done, total, {"images": done, "seconds": time.monotonic() - start})
+
+    step = cell.sampler(model.process)
+    row, samples = measure(cell.network, model, step, cell.plan, judge, range(count), progress=report)
+    progress.note(headline.describe(row))
+    return Column(row, samples.images[:SHOWN])
+
+
+def _real(judge: Evaluator) -> np.ndarray:
+    """Held-out images arranged as the grids are: class `i mod classes` at place i."""
+    images = judge.held_out
+    assert images is not None  # for the type checker: `evaluator` loads a test split of every source
+    if images.labels is None:
+        return np.asarray(images.images[:SHOWN])
+    members = [np.flatnonzero(images.labels == label) for label in range(images.num_classes)]
+    places = [members[i % len(members)] for i in range(SHOWN)]
+    return images.images[[own[i // len(members) % len(own)] for i, own in enumerate(places)]]

@@ -1,0 +1,51 @@
+"""What a measurement ran on."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import dualrate
+
+
+def environment() -> dict[str, str]:
+    """Processor, threads, versions, date (UTC) and, in a checkout, the commit; what is unknown is left out."""
+    facts = {
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "torch": str(torch.__version__),
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _commit() -> str:
+    """Short hash, "-dirty" with uncommitted changes; empty outside a checkout of this package."""
+    here = Path(dualrate.__path__[0])
+    try:
+        if not _git(here, "ls-files", "types.py"):
+            return ""
+        return _git(here, "describe", "--always", "--dirty", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,156 @@
+"""The denoising method: kept rows, micro-batches, and what its optimum is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dualrate.denoiser import DualRate, Plain
+from dualrate.draws import Draws
+from dualrate.methods.denoising import Denoising
+from dualrate.models.dual import ContextEncoder, LightUViT
+from dualrate.models.uvit import Level, UViT, UViTConfig
+from dualrate.oracle import GaussianMixture, OracleDenoiser
+from dualrate.process import GaussianProcess
+from dualrate.schedule import Cosine
+from dualrate.timing import SingleTime, TimeSampler
+from dualrate.types import Batch, Context
+from dualrate.weighting import Sigmoid
+
+PROCESS = GaussianProcess(Cosine())
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
+
+
+def batch(rows: int = 8) -> Batch:
+    torch.manual_seed(1)
+    return Batch(torch.randn(rows, 1, 8, 8, dtype=torch.float64), torch.arange(rows) % 3, torch.arange(rows))
+
+
+def dual(dropout: float = 0.5, head: bool = True, **changes) -> Denoising:
+    torch.manual_seed(0)
+    encoder, light = ContextEncoder(replace(NET, head=head), NET), LightUViT(NET)
+    networks = nn.ModuleDict({"encoder": encoder, "light": light}).double()
+    for parameter in networks.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    model = DualRate(encoder, light, PROCESS)
+    return Denoising(networks, model, PROCESS, Sigmoid(), TimeSampler((2, 4), dropout), null=3, **changes)
+
+
+def gradients(method: Denoising, total: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(total, list(method.networks.parameters()), allow_unused=True))
+
+
+def test_kept_rows_only_is_dropping_after_encoding():
+    """Encoding the kept rows gives the loss and gradient of encoding all rows and then dropping the others."""
+    method, data = dual(head=False), batch()
+    draws = Draws(0, data.sample)
+    loss = method.loss(data, 0, draws).total
+
+    times, cond = method.times(draws), method.condition(data, draws)
+    z_t, z_tau = method.pair(data.x, times.t, times.tau, draws)
+    full = method.model.encode(z_tau, times.tau, cond)
+    present = torch.zeros(len(data), dtype=torch.bool)
+    present[times.kept] = True
+    dropped = Context(tuple(f * present[:, None, None, None] for f in full.features), times.tau, present)
+    x_hat = method.model.denoise(z_t, times.t, dropped, cond)
+    expected = method.weighted_error(data.x, x_hat, times.t).mean()
+
+    assert present.sum() == 4
+    torch.testing.assert_close(loss, expected)
+    for got, want in zip(gradients(method, loss), gradients(method, expected), strict=True):
+        if want is not None:
+            torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_micro_batches_add_up(rows):
+    method, data = dual(), batch(8)
+    whole = method.loss(data, 0, Draws(0, data.sample))
+    parts = [data[slice(i, i + rows)] for i in range(0, 8, rows)]
+    losses = [method.loss(part, 0, Draws(0, part.sample)) for part in parts]
+    share = rows / 8
+    torch.testing.assert_close(sum(loss.total for loss in losses) * share, whole.total)
+    for name, value in whole.logs.items():
+        torch.testing.assert_close(sum(loss.logs[name] for loss in losses) * share, value)
+
+
+def test_noise_level_quarters_add_up_to_the_loss():
+    logs = dual().loss(batch(), 0, Draws(0, torch.arange(8))).logs
+    torch.testing.assert_close(sum(logs[f"loss_t{i}"] for i in range(4)) / 4, logs["loss"])
+
+
+def test_encoder_loss_only_with_a_head_and_gradient_only_where_rows_are_kept():
+    data = batch()
+    draws = Draws(0, data.sample)
+    assert "encoder_loss" in dual().loss(data, 0, draws).logs
+    assert "encoder_loss" not in dual(head=False).loss(data, 0, draws).logs
+    without = dual(dropout=1.0, head=False)
+    grads = torch.autograd.grad(
+        without.loss(data, 0, draws).total, list(without.networks["encoder"].parameters()), allow_unused=True
+    )
+    assert all(grad is None or grad.abs().max() == 0 for grad in grads)
+
+
+def test_the_loss_depends_on_nothing_but_sample_numbers():
+    method, data = dual(), batch()
+    torch.manual_seed(5)
+    first = method.loss(data, 0, Draws(0, data.sample)).total
+    torch.manual_seed(6)
+    torch.testing.assert_close(method.loss(data, 7, Draws(0, data.sample)).total, first, rtol=0, atol=0)
+    assert not torch.allclose(method.loss(data, 0, Draws(0, data.sample + 8)).total, first)
+
+
+def test_labels_are_dropped_to_the_null_class():
+    method = dual(label_dropout=0.3)
+    data = Batch(torch.zeros(20_000, 1, 1, 1), torch.zeros(20_000, dtype=torch.int64), torch.arange(20_000))
+    label = method.condition(data, Draws(0, data.sample)).label
+    assert (label == 3).double().mean().item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_single_rate_trains_every_row_without_context():
+    network = UViT(NET)
+    method = Denoising(nn.ModuleDict({"model": network}), Plain(network, PROCESS), PROCESS, Sigmoid(), SingleTime(), 3)
+    data = Batch(batch().x.float(), batch().label, batch().sample)
+    assert torch.isfinite(method.loss(data, 0, Draws(0, data.sample)).total)
+    assert method.phases(0)[0].name == "model"
+
+
+class Biased(nn.Module):
+    """The exact denoiser scaled by 1 + bias: at bias 0 the loss is at its minimum."""
+
+    def __init__(self, oracle: OracleDenoiser) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.oracle = oracle
+        self.reuse = oracle.reuse
+        self.encode = oracle.encode
+
+    def denoise(self, z, t, context, cond):
+        return (1 + self.bias) * self.oracle.denoise(z, t, context, cond)
+
+
+def test_expected_gradient_is_zero_at_the_optimum():
+    mixture = GaussianMixture.isotropic(torch.tensor([[-1.0, 0.5], [0.8, -0.2]], dtype=torch.float64), 0.1)
+    model = Biased(OracleDenoiser(mixture, PROCESS))
+    networks = nn.ModuleDict({"model": model})
+    method = Denoising(networks, model, PROCESS, Sigmoid(), SingleTime())
+    rows = 40_000
+    draws = Draws(3, torch.arange(rows))
+    x = mixture.sample(draws.uniform("component"), draws.normal("x", 2).double())
+    data = Batch(x, None, torch.arange(rows))
+
+    def per_row(bias: float) -> torch.Tensor:
+        model.bias.data.fill_(bias)
+        draws = Draws(0, data.sample)
+        times = method.times(draws)
+        z_t, _ = method.pair(data.x, times.t, times.tau, draws)
+        with torch.no_grad():
+            x_hat = model.denoise(z_t, times.t, Context(), method.condition(data, draws))
+        return method.weighted_error(data.x, x_hat, times.t)
+
+    slope = (per_row(1e-4) - per_row(-1e-4)) / 2e-4
+    standard_error = slope.std() / rows**0.5
+    assert slope.mean().abs() < 3.5 * standard_error
+    slope_away = (per_row(0.3) - per_row(0.2)) / 0.1
+    assert slope_away.mean() > 10 * standard_error
