@@ -1,9 +1,10 @@
-"""A toy method for the trainer's tests: a small network on points of the plane; optionally a second phase."""
+"""A toy method for the trainer's tests: small networks on points of the plane, in one phase or two that alternate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,22 @@ from torch import Tensor, nn
 from dualrate.denoiser import Denoiser
 from dualrate.draws import Draws
 from dualrate.methods.method import Loss, Phase
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+from dualrate.training.optim import OptimConfig
 from dualrate.types import Batch
+
+CONFIG = FitConfig(
+    iterations=16,
+    batch_size=8,
+    micro_batch=5,
+    precision="float32",
+    optim=OptimConfig(warmup=5),
+    ema_halflife=500,
+    log_every=5,
+    checkpoint_every=4,
+    sample_every=1000,
+)
 
 
 @dataclass(frozen=True)
@@ -26,35 +42,65 @@ class Points:
 
 
 class Toy:
-    """Regression onto a swapped point from a noisy one; phase "first" alone, or alternating with "second"."""
+    """Two separate regressions onto a swapped point from a noisy one: networks "a" and "b", one phase each.
 
-    def __init__(self, *, two_phases: bool = False, dropout: float = 0.1) -> None:
-        generator = torch.Generator().manual_seed(3)
+    pattern: the phases of iterations 0, 1, ..., again from the start; each a word in "a", "b", "ab"
+    """
+
+    def __init__(self, pattern: Sequence[str] = ("a",), dropout: float = 0.1) -> None:
+        self.pattern = pattern
         self.networks = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(2, 16), nn.Dropout(dropout), nn.SiLU(), nn.Linear(16, 2)) for name in "ab"}
         )
+        generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for parameter in self.networks.parameters():
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-        self.two_phases = two_phases
 
-    def loss(self, name: str, batch: Batch, draws: Draws) -> Loss:
-        noisy = batch.x + 0.1 * draws.normal(f"noise {name}", 2).to(batch.x)
-        error = self.networks[name](noisy) - batch.x.flip(-1)
+    def loss(self, name: str, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        noisy = batch.x + 0.1 * draws.normal(f"noise {name}", 2)
+        dtype = self.networks[name].get_parameter("0.weight").dtype
+        error = self.networks[name](noisy.to(dtype)) - batch.x.flip(-1)
         return Loss((error**2).mean(), {"bias": error.mean().detach()})
 
     def phases(self, iteration: int) -> Sequence[Phase]:
-        def phase(name: str, network: str) -> Phase:
-            parameters = tuple(self.networks[network].parameters())
-            return Phase(name, parameters, lambda batch, _, draws: self.loss(network, batch, draws))
+        def phase(name: str) -> Phase:
+            parameters = tuple(self.networks[name].parameters())
+            return Phase(name, parameters, lambda batch, number, draws: self.loss(name, batch, number, draws))
 
-        if self.two_phases and iteration % 3 == 2:
-            return [phase("second", "b")]
-        return [phase("first", "a")]
+        return [phase(name) for name in self.pattern[iteration % len(self.pattern)]]
 
     def denoiser(self) -> Denoiser:
         raise NotImplementedError
 
 
-def weights(method: Toy) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in method.networks.state_dict().items()}
+@dataclass
+class Recorder:
+    """A progress that remembers."""
+
+    notes: list[str] = field(default_factory=list)
+    updates: list[tuple[int, int, dict[str, float]]] = field(default_factory=list)
+    closed: bool = False
+
+    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
+        self.updates.append((iteration, total, dict(logs)))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def final(run_dir: Path) -> dict[str, dict[str, Tensor]]:
+    """Everything the newest checkpoint of a run holds."""
+    return dict(checkpoint.load(checkpoint.steps(run_dir / "checkpoints")[-1]).tensors)
+
+
+def same_bits(first: Mapping[str, Mapping[str, Tensor]], second: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    """Whether two checkpoints hold the same files, names and bits."""
+    return first.keys() == second.keys() and all(
+        first[file].keys() == second[file].keys()
+        and all(torch.equal(value, second[file][name]) for name, value in first[file].items())
+        for file in first
+    )

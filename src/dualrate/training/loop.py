@@ -32,7 +32,7 @@ from dualrate.training.config import FitConfig, FitResult
 from dualrate.training.guards import Interrupts, run_lock
 from dualrate.training.log import MetricsFile, PlainReporter, Progress
 from dualrate.training.optim import lr_at
-from dualrate.training.precision import compiles, pays
+from dualrate.training.device import compiles, default_generator, pays
 from dualrate.training.state import RunState, differences, finite, note_changes, surroundings
 from dualrate.types import Batch
 
@@ -94,6 +94,7 @@ class _Trainer:
         self.checkpoints = run_dir / "checkpoints"
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
         self.save_failed = False
+        self.generator = default_generator(device)
         self.state = RunState(method.networks.to(device), config.optim, config.ema_halflife, config.precision)
         self.saved_at = self.resume()
         if self.state.precision == "auto":
@@ -176,7 +177,7 @@ class _Trainer:
         for start in range(0, len(batch), rows):
             micro = batch[slice(start, start + rows)]
             weight = len(micro) / len(batch)
-            torch.manual_seed(_mixed(self.config.seed, self.state.iteration, index, start))
+            self.generator.manual_seed(_mixed(self.config.seed, self.state.iteration, index, start))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
                 loss = phase.loss(micro, self.state.iteration, Draws(self.config.seed, micro.sample))
             (loss.total * weight).backward()

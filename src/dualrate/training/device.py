@@ -1,4 +1,4 @@
-"""What the device likes: bfloat16 where it pays, compilation where there is a compiler. Both are tried, not guessed."""
+"""What a device likes: bfloat16 where it pays, compilation where there is a compiler. Both are tried, not guessed."""
 
 from __future__ import annotations
 
@@ -41,3 +41,13 @@ def compiles(device: torch.device) -> str | None:
     except Exception as error:  # whatever the toolchain raises
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return None
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """The generator that dropout layers on `device` draw from. (`torch.manual_seed` seeds all devices, slowly.)"""
+    if device.type == "cuda":
+        torch.cuda.init()
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    if device.type == "mps":
+        return torch.mps._get_default_mps_generator()
+    return torch.default_generator

@@ -1,0 +1,154 @@
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualrate.training import checkpoint
+from training.toy import same_bits
+
+TENSORS = {
+    "model": {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(4)},
+    "ema-a": {"w": torch.full((2, 3), 0.5)},
+    "optim-a": {"w.step": torch.tensor(3.0)},
+}
+
+
+def write(directory: Path, *iterations: int) -> list[str]:
+    for iteration in iterations:
+        checkpoint.save(directory, iteration, TENSORS, {"iteration": iteration})
+    return [path.name for path in checkpoint.steps(directory)]
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    loaded = checkpoint.load(checkpoint.save(tmp_path, 7, TENSORS, {"iteration": 7}))
+    assert same_bits(loaded.tensors, TENSORS)
+    assert loaded.state["iteration"] == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+
+
+def test_tied_and_strided_tensors_can_be_saved(tmp_path):
+    w = torch.arange(6.0).view(2, 3)
+    loaded = checkpoint.load(checkpoint.save(tmp_path, 1, {"model": {"w": w, "tied": w, "t": w.T}}, {}))
+    assert same_bits(loaded.tensors, {"model": {"w": w, "tied": w, "t": w.T}})
+
+
+def test_weights_are_the_averages_or_the_raw_ones_on_request(tmp_path):
+    write(tmp_path, 1)
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert "optim-a" not in saved.tensors
+    assert torch.equal(saved.weights()["w"], TENSORS["ema-a"]["w"])
+    assert torch.equal(saved.weights()["n"], TENSORS["model"]["n"])
+    assert torch.equal(saved.weights(average=False)["w"], TENSORS["model"]["w"])
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    write(tmp_path, 1, 2, 3, 10)
+    checkpoint.prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
+
+
+def test_no_checkpoints_are_none_and_no_error(tmp_path):
+    assert checkpoint.recover(tmp_path / "nothing", lambda text: None) is None
+    (tmp_path / "nothing").mkdir()
+    assert checkpoint.recover(tmp_path / "nothing", lambda text: None) is None
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "bit flip": flip,
+    "truncated": lambda path, rng: path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)]),
+    "empty": lambda path, rng: path.write_bytes(b""),
+    "missing": lambda path, rng: path.unlink(),
+    "garbage": lambda path, rng: path.write_bytes(rng.randbytes(path.stat().st_size)),
+    "other JSON": lambda path, rng: path.write_text('{"files": {"model.safetensors": 3, "state.json": []}}'),
+    "a directory": lambda path, rng: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "ema-a.safetensors", "optim-a.safetensors", "state.json", checkpoint.MANIFEST]
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used(tmp_path, file, damage):
+    write(tmp_path, 1, 2)
+    rng = random.Random(f"{file} {damage}")
+    for _ in range(8):
+        shutil.copytree(tmp_path / "step-00000002", tmp_path / "copy")
+        DAMAGE[damage](tmp_path / "step-00000002" / file, rng)
+        notes: list[str] = []
+        found = checkpoint.recover(tmp_path, notes.append)
+        assert found is not None
+        assert found.state["iteration"] == 1
+        assert len(notes) == 1
+        assert file in notes[0] or file == checkpoint.MANIFEST  # a flip in a hash there accuses the file it is of
+        assert "corrupt" in notes[0]
+        (tmp_path / "copy").rename(tmp_path / "step-00000002")
+    assert len(list(tmp_path.glob("*.corrupt"))) == 8
+
+
+def test_readers_fall_back_too_but_move_nothing(tmp_path):
+    write(tmp_path, 1, 2)
+    (tmp_path / "step-00000002" / "model.safetensors").unlink()
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.state["iteration"] == 1
+    assert len(checkpoint.steps(tmp_path)) == 2
+
+
+def test_if_none_is_intact_it_is_an_error_also_the_next_time(tmp_path):
+    write(tmp_path, 1, 2)
+    for path in checkpoint.steps(tmp_path):
+        (path / checkpoint.MANIFEST).unlink()
+    for _ in range(2):
+        with pytest.raises(OSError, match="none is intact"):
+            checkpoint.recover(tmp_path, lambda text: None)
+
+
+def test_a_manifest_cannot_reach_outside(tmp_path):
+    write(tmp_path, 1)
+    manifest = tmp_path / "step-00000001" / checkpoint.MANIFEST
+    content = json.loads(manifest.read_text())
+    content["files"]["../secret.safetensors"] = {"size": 0, "sha256": ""}
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(checkpoint.CorruptCheckpoint, match="plain file names"):
+        checkpoint.load(tmp_path / "step-00000001")
+
+
+def test_another_format_is_refused_and_left_in_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    write(tmp_path, 1)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="format 99"):
+        checkpoint.recover(tmp_path, lambda text: None)
+    assert len(checkpoint.steps(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("point", ["wrote model", "before manifest", "before rename"])
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, point):
+    write(tmp_path, 1)
+
+    def fail(reached: str) -> None:
+        if reached == point:
+            raise OSError("disk")
+
+    monkeypatch.setattr(checkpoint, "_reached", fail)
+    with pytest.raises(OSError, match="disk"):
+        write(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_unfinished_writes_are_removed_by_the_owner_of_the_run(tmp_path):
+    write(tmp_path, 1)
+    (tmp_path / ".tmp-step-00000002-1").mkdir()
+    (tmp_path / ".tmp-step-00000002-1" / "model.safetensors").write_bytes(b"half")
+    checkpoint.recover(tmp_path, lambda text: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

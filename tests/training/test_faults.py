@@ -1,0 +1,131 @@
+"""What a run survives: death at any moment, a full disk, signals, a second process. Real processes, really killed."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from dualrate.training import checkpoint
+from training import faults
+from training.faults import Plan
+from training.test_loop import metrics
+from training.toy import final, same_bits
+
+POINTS = [
+    "wrote model",
+    "wrote optim-a",
+    "wrote ema-b",
+    "before manifest",
+    "before rename",
+    "after rename",
+    "in prune",
+    "loss",
+]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The directory of an uninterrupted run."""
+    run_dir = tmp_path_factory.mktemp("faults") / "straight"
+    assert faults.run(run_dir) == 0
+    return run_dir
+
+
+def assert_same(straight, run_dir):
+    assert same_bits(final(straight), final(run_dir))
+    assert metrics(straight) == metrics(run_dir)
+    assert not list((run_dir / "checkpoints").glob(".tmp-*"))
+    assert not list((run_dir / "checkpoints").glob("*.corrupt"))
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_point_of_writing_the_run_ends_the_same(tmp_path, straight, point):
+    run_dir = tmp_path / "run"
+    assert faults.run(run_dir, Plan(2, faults.kill, point)) == -signal.SIGKILL
+    assert faults.run(run_dir) == 0
+    assert_same(straight, run_dir)
+
+
+def test_killed_again_and_again_at_random_events_the_run_ends_the_same(tmp_path, straight):
+    rng, run_dir, deaths = random.Random(11), tmp_path / "run", 0
+    while (code := faults.run(run_dir, Plan(rng.randint(1, 45), faults.kill))) != 0:
+        assert code == -signal.SIGKILL
+        deaths += 1
+    assert deaths >= 3
+    assert_same(straight, run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_storm_of_kills_at_random_times_changes_nothing(tmp_path, seed):
+    rng, run_dir, deaths = random.Random(seed), tmp_path / "run", 0
+    assert faults.run(tmp_path / "straight", iterations=400) == 0
+    while True:
+        child = faults.start(run_dir, iterations=400)
+        time.sleep(rng.uniform(0.05, 1.5))
+        child.kill()
+        child.join()
+        if child.exitcode == 0:
+            break
+        deaths += 1
+        if rng.random() < 0.3 and len(paths := checkpoint.steps(run_dir / "checkpoints")) > 1:
+            victim = rng.choice(sorted(paths[-1].iterdir()))
+            content = bytearray(victim.read_bytes())
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            victim.write_bytes(content)
+    assert deaths >= 3
+    assert same_bits(final(tmp_path / "straight"), final(run_dir))
+    assert metrics(tmp_path / "straight") == metrics(run_dir)
+
+
+@pytest.mark.parametrize("sent", [faults.terminate, faults.interrupt])
+def test_a_signal_saves_first(tmp_path, straight, sent):
+    run_dir = tmp_path / "run"
+    assert faults.run(run_dir, Plan(12, sent, "loss")) == 3
+    assert checkpoint.steps(run_dir / "checkpoints")[-1].name == "step-00000006"
+    assert faults.run(run_dir) == 0
+    assert_same(straight, run_dir)
+
+
+def test_a_second_signal_ends_at_once_and_harms_nothing(tmp_path, straight):
+    run_dir = tmp_path / "run"
+    assert faults.run(run_dir, Plan(12, faults.terminate_twice, "loss")) == -signal.SIGTERM
+    assert checkpoint.steps(run_dir / "checkpoints")[-1].name == "step-00000004"
+    plans = (Plan(1, faults.terminate, "loss"), Plan(1, faults.terminate, "before manifest"))
+    assert faults.run(run_dir, *plans) == -signal.SIGTERM
+    assert faults.run(run_dir) == 0
+    assert_same(straight, run_dir)
+
+
+def test_a_full_disk_while_saving_costs_that_checkpoint_only(tmp_path, straight):
+    """From the second checkpoint on files cannot grow beyond 300 bytes; later there is room again."""
+    run_dir = tmp_path / "run"
+    plans = (Plan(9, faults.full_disk, "loss"), Plan(26, faults.free_disk, "loss"))
+    assert faults.run(run_dir, *plans) == 0
+    (note,) = run_dir.with_suffix(".notes").read_text().splitlines()[:1]
+    assert "could not save a checkpoint, training goes on" in note
+    assert run_dir.with_suffix(".notes").read_text().count("could not save") == 1
+    names = [path.name for path in checkpoint.steps(run_dir / "checkpoints")]
+    assert names == ["step-00000004", "step-00000016"]
+    assert same_bits(final(straight), final(run_dir))
+    assert not list((run_dir / "checkpoints").glob(".tmp-*"))
+
+
+def test_if_the_last_checkpoint_cannot_be_written_that_is_an_error(tmp_path):
+    assert faults.run(tmp_path / "run", Plan(9, faults.full_disk, "loss")) == 1
+    assert [path.name for path in checkpoint.steps(tmp_path / "run" / "checkpoints")] == ["step-00000004"]
+
+
+def test_two_processes_cannot_train_one_run(tmp_path, straight):
+    run_dir = tmp_path / "run"
+    first = faults.start(run_dir, Plan(3, faults.hang, "loss"))
+    while not (run_dir / ".lock").exists() or not (run_dir / ".lock").read_text():
+        time.sleep(0.01)
+    with pytest.raises(OSError, match=rf"is being trained by process {first.pid} on "):
+        faults.train(run_dir)
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    assert faults.run(run_dir) == 0  # the dead process's lock is no obstacle
+    assert_same(straight, run_dir)

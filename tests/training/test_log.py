@@ -1,0 +1,67 @@
+import io
+import json
+
+import pytest
+
+from dualrate.training.log import Meter, MetricsFile, PlainReporter, duration
+
+
+def lines(path):
+    return [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
+
+
+def test_lines_after_the_resumed_iteration_are_dropped(tmp_path):
+    path, notes = tmp_path / "metrics.jsonl", []
+    first = MetricsFile(path, 0, notes.append)
+    for iteration in (10, 20, 30):
+        first.write({"iteration": iteration})
+    MetricsFile(path, 20, notes.append).write({"iteration": 30})
+    assert lines(path) == [10, 20, 30]
+    assert notes == []
+
+
+@pytest.mark.parametrize("torn", ['{"iteration": 2', '{"iteration": 20}', "garbage\n", "[]\n", "\n"])
+def test_a_torn_last_line_is_dropped(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 10}\n' + torn)
+    MetricsFile(path, 20, lambda text: None).write({"iteration": 20})
+    assert lines(path) == [10, 20]
+
+
+def test_a_full_disk_is_noted_once_and_training_is_not_disturbed(tmp_path):
+    path, notes = tmp_path / "metrics.jsonl", []
+    path.symlink_to("/dev/full")
+    metrics = MetricsFile(path, 0, notes.append)
+    for iteration in range(3):
+        metrics.write({"iteration": iteration})
+    assert len(notes) == 1
+    assert "metrics.jsonl" in notes[0]
+    assert "No space left" in notes[0]
+
+
+def test_a_meter_split_by_a_resume_has_the_same_means():
+    whole, before = Meter(), Meter()
+    for value in (0.1, 0.7):
+        whole.add({"loss": value})
+        before.add({"loss": value})
+    after = Meter(json.loads(json.dumps(before.sums)))
+    for meter in (whole, after):
+        meter.add({"loss": 0.3, "other": 2.0})
+    assert whole.means() == after.means() == {"loss": pytest.approx(1.1 / 3), "other": 2.0}
+
+
+def test_plain_lines_come_now_and_then_with_rate_and_time_to_go(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("dualrate.training.log.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    reporter = PlainReporter(seconds=10.0, stream=stream)
+    for iteration in range(1, 42):
+        reporter.update(iteration, 100, {"images": 8.0 * iteration, "a/loss": float(iteration % 2)})
+        clock[0] += 0.5
+    first, second = stream.getvalue().splitlines()
+    assert first == "21/100  a/loss 0.5238  16 images/s  0:00:40 to go"
+    assert second.startswith("41/100")
+
+
+def test_durations_read_like_a_clock():
+    assert [duration(s) for s in (0, 59.6, 3600 + 61)] == ["0:00:00", "0:01:00", "1:01:01"]

@@ -1,0 +1,301 @@
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import dualrate.training
+from dualrate.draws import Draws
+from dualrate.methods.method import Loss, Phase
+from dualrate.training import checkpoint
+from dualrate.training.loop import PATIENCE, NonFiniteError, fit
+from dualrate.training.optim import OptimConfig
+from dualrate.types import Batch
+from training.toy import CONFIG, Points, Recorder, Toy, final, same_bits
+
+TIMES = ("seconds", "images_per_second")
+PATTERNS = [("a",), ("a", "b", "a"), ("ab", "b")]
+
+
+def train(run_dir: Path, method: Toy | None = None, config=CONFIG, batches=None, **options):
+    options = {"identity": {"data": "points"}, "progress": Recorder()} | options
+    return fit(method or Toy(), batches or Points(), config, run_dir, **options)
+
+
+class Failing(Points):
+    """Points up to an iteration at which the program dies."""
+
+    at: int = 0
+
+    def batch(self, iteration: int) -> Batch:
+        if iteration == self.at:
+            raise InterruptedError
+        return super().batch(iteration)
+
+
+def failing(at: int) -> Failing:
+    points = Failing()
+    object.__setattr__(points, "at", at)
+    return points
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+class Poisoned(Toy):
+    """A toy whose loss is not finite at some iterations."""
+
+    def __init__(self, at: Sequence[int], value: float = math.nan, pattern: Sequence[str] = ("a",)) -> None:
+        super().__init__(pattern)
+        self.at, self.value = at, value
+
+    def loss(self, name: str, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        loss = super().loss(name, batch, iteration, draws)
+        return replace(loss, total=loss.total * self.value) if name == "a" and iteration in self.at else loss
+
+
+def test_training_lowers_the_loss_and_reports(tmp_path):
+    progress = Recorder()
+    optim = OptimConfig(lr=3e-2, warmup=5)
+    config = replace(CONFIG, iterations=150, optim=optim, log_every=25, checkpoint_every=150)
+    result = train(tmp_path, config=config, progress=progress)
+    assert (result.iteration, result.stopped) == (150, "done")
+    lines = metrics(tmp_path)
+    assert [line["iteration"] for line in lines] == list(range(25, 151, 25))
+    assert lines[-1]["a/loss"] < 0.3 * lines[0]["a/loss"]
+    assert lines[-1]["images"] == 1200
+    assert [update[:2] for update in progress.updates] == [(i, 150) for i in range(1, 151)]
+    assert progress.closed
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
+def test_accumulation_changes_nothing(tmp_path, micro_batch):
+    def run(name: str, rows: int | None):
+        method = Toy(("a", "b"), dropout=0.0)
+        method.networks.double()
+        train(tmp_path / name, method, replace(CONFIG, micro_batch=rows))
+        return final(tmp_path / name)
+
+    whole, parts = run("whole", None), run("parts", micro_batch)
+    for file in whole:
+        for name, value in whole[file].items():
+            torch.testing.assert_close(parts[file][name], value, rtol=1e-7, atol=1e-10)
+    for first, second in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
+        assert first == pytest.approx(second, rel=1e-5)
+
+
+@pytest.fixture(scope="module", params=PATTERNS, ids="/".join)
+def straight(request, tmp_path_factory):
+    """A pattern of phases, and the directory of an uninterrupted run of it."""
+    run_dir = tmp_path_factory.mktemp("straight")
+    train(run_dir, Toy(request.param))
+    return request.param, run_dir
+
+
+@pytest.mark.parametrize("died_at", [0, 3, 4, 11, 15])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, straight, died_at):
+    (pattern, straight), resumed = straight, tmp_path
+    with pytest.raises(InterruptedError):
+        train(resumed, Toy(pattern), batches=failing(died_at))
+    progress = Recorder()
+    train(resumed, Toy(pattern), progress=progress)
+    assert same_bits(final(straight), final(resumed))
+    assert metrics(straight) == metrics(resumed)
+    assert progress.notes == ([f"resuming at iteration {died_at // 4 * 4}"] if died_at >= 4 else [])
+
+
+def test_the_surrounding_random_state_neither_matters_nor_changes(tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        torch.manual_seed(seed)
+        method, before = Toy(), torch.get_rng_state()
+        train(tmp_path / name, method)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert same_bits(final(tmp_path / "one"), final(tmp_path / "two"))
+    train(tmp_path / "seed", config=replace(CONFIG, seed=1))
+    assert not same_bits(final(tmp_path / "one"), final(tmp_path / "seed"))
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    train(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    assert train(tmp_path, on_sample=pytest.fail).stopped == "done"
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    assert len(before) == 2 * 6
+
+
+def test_a_longer_run_continues_a_shorter_one(tmp_path):
+    train(tmp_path / "short", config=replace(CONFIG, iterations=10))
+    train(tmp_path / "short")
+    train(tmp_path / "long")
+    assert same_bits(final(tmp_path / "short"), final(tmp_path / "long"))
+
+
+def test_a_phase_touches_only_its_parameters(tmp_path):
+    method = Toy(("a",))
+    seen = []
+    loss = method.loss
+
+    def spy(name: str, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        seen.append({key for key, value in method.networks.named_parameters() if value.requires_grad})
+        return loss(name, batch, iteration, draws)
+
+    method.loss = spy  # type: ignore[method-assign]
+    before = {name: value.clone() for name, value in method.networks.state_dict().items()}
+    train(tmp_path, method, replace(CONFIG, iterations=4))
+    after = method.networks.state_dict()
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"a"}
+    assert all(names == {name for name in before if name.startswith("a.")} for names in seen)
+    method.pattern = ("ab",)
+    train(tmp_path / "both", method, replace(CONFIG, iterations=1, micro_batch=None))
+    assert [next(iter(names))[0] for names in seen[-2:]] == ["a", "b"]
+
+
+def test_a_phase_must_have_its_parameters_in_networks_and_keep_them(tmp_path):
+    class Stray(Toy):
+        def phases(self, iteration: int) -> Sequence[Phase]:
+            (phase,) = super().phases(iteration)
+            return [replace(phase, parameters=(*phase.parameters, torch.nn.Parameter(torch.ones(1))))]
+
+    class Shrinking(Toy):
+        def phases(self, iteration: int) -> Sequence[Phase]:
+            (phase,) = super().phases(iteration)
+            return [phase if iteration < 3 else replace(phase, parameters=phase.parameters[:-1])]
+
+    with pytest.raises(ValueError, match="outside of `networks`"):
+        train(tmp_path / "stray", Stray())
+    with pytest.raises(ValueError, match="other parameters than before"):
+        train(tmp_path / "shrinking", Shrinking())
+
+
+def test_samples_are_drawn_with_averages_in_evaluation_mode(tmp_path):
+    method, seen = Toy(("a", "b")), []
+
+    def on_sample(iteration: int) -> None:
+        assert not any(module.training for module in method.networks.modules())
+        seen.append((iteration, {name: value.clone() for name, value in method.networks.state_dict().items()}))
+
+    method.networks["b"][1].eval()
+    train(tmp_path, method, replace(CONFIG, iterations=12, sample_every=8), on_sample=on_sample)
+    assert [iteration for iteration, _ in seen] == [8, 12]
+    saved = checkpoint.latest(tmp_path / "checkpoints")
+    assert saved is not None
+    assert same_bits({"": seen[-1][1]}, {"": saved.weights()})
+    assert same_bits({"": dict(method.networks.state_dict())}, {"": saved.weights(average=False)})
+    assert method.networks["a"][1].training
+    assert not method.networks["b"][1].training
+
+
+def test_training_time_is_bounded_over_resumes(tmp_path):
+    config = replace(CONFIG, iterations=10**6, max_seconds=0.2, checkpoint_every=10**6)
+    first = train(tmp_path, config=config)
+    assert first.stopped == "seconds"
+    assert 0.2 <= first.seconds < 1.0
+    assert train(tmp_path, config=config) == first
+    second = train(tmp_path, config=replace(config, max_seconds=0.4))
+    assert second.iteration > first.iteration
+    assert second.seconds >= 0.4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_bad_loss_skips_one_update_visibly(tmp_path, value):
+    progress = Recorder()
+    method = Poisoned([7], value, ("ab",))
+    train(tmp_path, method, progress=progress)
+    assert all(torch.isfinite(parameter).all() for parameter in method.networks.parameters())
+    (note,) = progress.notes
+    assert "iteration 7" in note
+    assert 'phase "a"' in note
+    assert "samples 56 to 63" in note
+    assert [line["skipped"] for line in metrics(tmp_path)] == [0, 1, 1, 1]
+    steps = final(tmp_path)
+    assert steps["optim-a"]["a.0.weight.step"] == CONFIG.iterations - 1
+    assert steps["optim-b"]["b.0.weight.step"] == CONFIG.iterations
+
+
+def test_bad_losses_without_end_stop_with_the_last_good_checkpoint(tmp_path):
+    method = Poisoned(range(6, 100), math.nan, ("ab",))
+    with pytest.raises(NonFiniteError, match=rf"iteration {5 + PATIENCE}.*samples {8 * (5 + PATIENCE)} to"):
+        train(tmp_path, method)
+    good = final(tmp_path)
+    assert all(torch.isfinite(value).all() for value in good["model"].values())
+    with pytest.raises(NonFiniteError, match=f"iteration {5 + PATIENCE}"):  # the count survives a resume
+        train(tmp_path, method)
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    train(tmp_path, identity={"data": {"name": "points", "size": [2, 3]}})
+    before = final(tmp_path)
+    config = replace(CONFIG, optim=replace(CONFIG.optim, lr=0.5), keep=7, log_every=3)
+    with pytest.raises(ValueError) as error:
+        train(tmp_path, config=config, identity={"data": {"name": "circles", "size": (2, 3)}, "new": 1})
+    changes = str(error.value).splitlines()[1:]
+    assert [line.strip() for line in changes] == [
+        "data.name: points -> circles",
+        "fit.optim.lr: 0.001 -> 0.5",
+        "new: None -> 1",
+    ]
+    assert same_bits(before, final(tmp_path))
+
+
+def test_with_a_cosine_the_number_of_iterations_is_part_of_the_configuration(tmp_path):
+    config = replace(CONFIG, optim=replace(CONFIG.optim, decay="cosine"))
+    train(tmp_path, config=config)
+    with pytest.raises(ValueError, match=r"fit\.iterations: 16 -> 48"):
+        train(tmp_path, config=replace(config, iterations=48))
+
+
+def test_another_number_of_threads_is_told(tmp_path):
+    train(tmp_path, config=replace(CONFIG, iterations=4))
+    progress, threads = Recorder(), torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        train(tmp_path, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
+    assert f"resuming, but not bit for bit: threads was {threads}, is {threads + 1}" in progress.notes
+
+
+def test_the_choice_of_precision_is_made_once_per_run(tmp_path, monkeypatch):
+    config = replace(CONFIG, precision="auto")
+    monkeypatch.setattr("dualrate.training.loop.pays", lambda device: True)
+    train(tmp_path, config=replace(config, iterations=4))
+    monkeypatch.setattr("dualrate.training.loop.pays", lambda device: pytest.fail("decided again"))
+    train(tmp_path, config=config)
+    train(tmp_path / "same", config=replace(config, precision="bfloat16"))
+    assert same_bits(final(tmp_path), final(tmp_path / "same"))
+    train(tmp_path / "other", config=replace(config, precision="float32"))
+    assert not same_bits(final(tmp_path), final(tmp_path / "other"))
+
+
+def test_a_batch_of_another_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch of 5 rows"):
+        train(tmp_path, batches=Points(5))
+
+
+@pytest.mark.parametrize("wrong", [{"iterations": 0}, {"micro_batch": 0}, {"keep": 0}, {"ema_halflife": -1}])
+def test_a_senseless_configuration_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        replace(CONFIG, **wrong)
+
+
+def test_without_a_compiler_training_is_eager_with_one_notice(tmp_path, monkeypatch):
+    monkeypatch.setattr("dualrate.training.loop.compiles", lambda device: "no compiler")
+    progress = Recorder()
+    train(tmp_path / "compiled", config=replace(CONFIG, compile=True), progress=progress)
+    train(tmp_path / "eager")
+    assert [note for note in progress.notes if "no compiler" in note] == progress.notes != []
+    assert same_bits(final(tmp_path / "compiled"), final(tmp_path / "eager"))
+
+
+def test_no_word_of_a_method_is_in_the_trainer():
+    words = r"dual|tau|teacher|student|auxiliary|heavy|light|encoder|context\b|distil|moment|consistency|denois"
+    allowed = r"dualrate|contextlib|contextmanager|enter_context"
+    for path in Path(next(iter(dualrate.training.__path__))).glob("*.py"):
+        found = re.findall(words, re.sub(allowed, "", path.read_text()), flags=re.IGNORECASE)
+        assert not found, f"{path.name}: {found}"

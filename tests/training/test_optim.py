@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dualrate.training.optim import OptimConfig, build, load_state_tensors, lr_at, state_tensors
+
+
+def test_warmup_is_linear_and_ends_at_the_peak():
+    config = OptimConfig(lr=2.0, warmup=4)
+    assert [lr_at(config, i, 100) for i in range(6)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+
+
+def test_cosine_goes_from_the_peak_through_half_to_zero():
+    config = OptimConfig(lr=2.0, warmup=10, decay="cosine")
+    assert lr_at(config, 10, 110) == pytest.approx(2.0)
+    assert lr_at(config, 60, 110) == pytest.approx(1.0)
+    assert lr_at(config, 110, 110) == pytest.approx(0.0)
+    curve = [lr_at(config, i, 110) for i in range(10, 111)]
+    assert curve == sorted(curve, reverse=True)
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"clip": -1.0}, {"warmup": -1}, {"decay": "linear"}])
+def test_a_senseless_configuration_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        OptimConfig(**wrong)
+
+
+def test_the_first_step_is_adamw_by_hand():
+    """After one step m/(1-b1) = g and v/(1-b2) = g^2, so the update is lr * (g/(|g|+eps) + weight_decay * p)."""
+    p = nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    optimizer = build({"p": p}, OptimConfig(lr=0.1, weight_decay=0.5, eps=1e-8))
+    p.grad = torch.tensor([3.0, -0.2], dtype=torch.float64)
+    optimizer.step()
+    expected = torch.tensor([2.0 - 0.1 * (1 + 0.5 * 2.0), -1.0 - 0.1 * (-1 - 0.5)], dtype=torch.float64)
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=0)
+
+
+def test_state_goes_through_named_tensors_unchanged():
+    def train(parameters, optimizer, rounds):
+        for i in range(rounds):
+            for k, parameter in enumerate(parameters.values()):
+                parameter.grad = torch.sin(parameter.detach() * (i + 2) + k)
+            optimizer.step()
+
+    straight = {name: nn.Parameter(torch.linspace(-1, 1, 5)) for name in ("w", "x.y")}
+    optimizer = build(straight, OptimConfig())
+    train(straight, optimizer, 3)
+    resumed = {name: nn.Parameter(value.detach().clone()) for name, value in straight.items()}
+    other = build(resumed, OptimConfig())
+    tensors = {name: value.clone() for name, value in state_tensors(optimizer, straight).items()}
+    load_state_tensors(other, resumed, tensors)
+    assert set(tensors) == {f"{n}.{slot}" for n in straight for slot in ("step", "exp_avg", "exp_avg_sq")}
+    train(straight, optimizer, 2)
+    train(resumed, other, 2)
+    for name in straight:
+        assert torch.equal(straight[name], resumed[name])
+
+
+def test_state_of_another_network_is_refused():
+    p = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"old\.exp_avg"):
+        load_state_tensors(build({"new": p}, OptimConfig()), {"new": p}, {"old.exp_avg": torch.zeros(2)})
+
+
+def test_no_clipping_is_possible():
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.full((2,), 1e3)
+    nn.utils.clip_grad_norm_([p], OptimConfig(clip=math.inf).clip)
+    assert torch.equal(p.grad, torch.full((2,), 1e3))
