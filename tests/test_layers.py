@@ -1,0 +1,143 @@
+"""Imports point one way between the layers, read from the source of each module without importing it."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SRC = ROOT / "src"
+
+# A module may import from its own layer and from those before it. The names are those right below `dualrate`.
+LAYERS = (
+    ("mathematics", "types draws schedule process prediction weighting timing oracle serial"),
+    ("networks and sampling", "models denoiser combinators steps covariance sampling codec caching"),
+    ("methods and measures", "methods bound planner cost metrics data"),
+    ("training and report", "training report"),
+    ("recipes and runs", "experiment recipes runs integrations"),
+    ("command line", "cli console __main__ __init__"),
+)
+RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names.split()}
+
+# Third-party packages that only some parts may import
+CONFINED = {"tyro": ("cli",), "rich": ("cli", "console"), "matplotlib": ("report", "cli"), "pyarrow": ("data",)}
+IMPORT_NAMES = {"pillow": "PIL"}
+
+
+def module_name(path: Path) -> str:
+    """src/dualrate/data/images.py -> dualrate.data.images; a package's __init__.py keeps that as its last part."""
+    return ".".join(path.relative_to(SRC).with_suffix("").parts)
+
+
+MODULES = {module_name(path): path for path in sorted(SRC.rglob("*.py"))}
+
+
+def part(module: str) -> str:
+    """The name below `dualrate` that decides the layer; cli_train counts as cli."""
+    name = module.split(".")[1] if "." in module else "__init__"
+    return "cli" if name.startswith("cli_") else name
+
+
+def rank(module: str) -> int:
+    name = part(module)
+    if name not in RANK:
+        pytest.fail(f"{module} is in no layer: add {name!r} to LAYERS in tests/test_layers.py")
+    return RANK[name]
+
+
+def imports(source: str, module: str, modules: set[str]) -> set[str]:
+    """Full names of all that `module` imports, anywhere in its code; `from package import module` names the latter."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            package = ".".join(name for name in (base, node.module) if name)
+            for alias in node.names:
+                inner = f"{package}.{alias.name}"
+                found.add(inner if inner in modules or f"{inner}.__init__" in modules else package)
+    return found
+
+
+@cache
+def imports_of(module: str) -> set[str]:
+    return imports(MODULES[module].read_text(), module, set(MODULES))
+
+
+def own_imports(module: str) -> set[str]:
+    return {name for name in imports_of(module) if name.split(".")[0] == "dualrate"}
+
+
+def upward(module: str, targets: set[str]) -> list[str]:
+    """The imports that point to a later layer."""
+    return sorted(target for target in targets if rank(target) > rank(module))
+
+
+def sideways(module: str, targets: set[str]) -> list[str]:
+    """The imports of one training method by another; method.py is what they share."""
+    if not module.startswith("dualrate.methods.") or module.endswith(".__init__"):
+        return []
+    shared = ("dualrate.methods.method", module)
+    return sorted(name for name in targets if name.startswith("dualrate.methods.") and name not in shared)
+
+
+def unconfined(module: str, targets: set[str]) -> list[str]:
+    """The third-party packages that this part of the library may not import."""
+    packages = {target.split(".")[0] for target in targets}
+    return sorted(name for name in packages & set(CONFINED) if part(module) not in CONFINED[name])
+
+
+def test_every_module_has_a_layer() -> None:
+    assert MODULES, f"no modules under {SRC}"
+    for module in MODULES:
+        rank(module)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_to_earlier_layers(module: str) -> None:
+    wrong = upward(module, own_imports(module))
+    assert not wrong, f"{module} ({LAYERS[rank(module)][0]}) imports {wrong} of a later layer"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_methods_do_not_import_each_other(module: str) -> None:
+    assert not sideways(module, own_imports(module))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_third_party_packages_stay_where_they_belong(module: str) -> None:
+    wrong = unconfined(module, imports_of(module))
+    assert not wrong, f"{module} imports {wrong}; allowed in: {[CONFINED[name] for name in wrong]}"
+
+
+def test_source_needs_only_declared_dependencies() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {text.split(">")[0].split("=")[0].strip() for text in declared}
+    allowed = {IMPORT_NAMES.get(name, name) for name in names} | set(sys.stdlib_module_names) | {"dualrate"}
+    used = {target.split(".")[0] for module in MODULES for target in imports_of(module)}
+    assert used <= allowed, f"not in pyproject's dependencies: {sorted(used - allowed)}"
+
+
+def test_no_import_cycles() -> None:
+    graph = {module: own_imports(module) & set(MODULES) for module in MODULES}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_the_checks_find_what_they_look_for() -> None:
+    modules = {"dualrate.training.loop", "dualrate.training.__init__", "dualrate.methods.other"}
+    source = "from dualrate.training import loop\ndef late():\n    import rich.console\n    from . import other\n"
+    found = imports(source, "dualrate.methods.denoising", modules)
+    assert found == {"dualrate.training.loop", "rich.console", "dualrate.methods.other"}
+    own = {name for name in found if name.startswith("dualrate")}
+    assert upward("dualrate.methods.denoising", own) == ["dualrate.training.loop"]
+    assert sideways("dualrate.methods.denoising", own) == ["dualrate.methods.other"]
+    assert unconfined("dualrate.methods.denoising", found) == ["rich"]
+    assert not upward("dualrate.cli_train", own)
+    assert not unconfined("dualrate.cli", found)
