@@ -19,6 +19,7 @@ from tyro.conf import Positional, arg
 
 from dualrate.console import reporter
 from dualrate.experiment import Experiment
+from dualrate.malloc import keep_freed_memory
 from dualrate.process import GaussianProcess
 from dualrate.recipes import fashion_mnist, imagenet
 from dualrate.steps import DDIM, Ancestral, Step
@@ -234,30 +235,53 @@ class Demo:
         print(page)
 
 
-COMMANDS = {"sample": Sample, "evaluate": Evaluate, "cost": Cost, "export": Export, "demo": Demo}
+COMMANDS: dict[str, type[Sample | Evaluate | Cost | Export | Demo]] = {
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "cost": Cost,
+    "export": Export,
+    "demo": Demo,
+}
 
 
 def _parse(arguments: list[str]) -> Train | Sample | Evaluate | Cost | Export | Demo:
-    """train takes a recipe's name first, whose fields the options then override."""
-    if arguments[:1] != ["train"]:
-        commands = {"train": Train, **COMMANDS}
-        return tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="dualrate", description=__doc__)
-    if len(arguments) < 2 or arguments[1].startswith("-"):
+    """The command's options. `train` takes a recipe's name first, whose fields the options then override."""
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command == "train":
+        return _parse_train(rest)
+    if command in COMMANDS:
+        return tyro.cli(COMMANDS[command], args=rest, prog=f"dualrate {command}")
+    asked = command in ("-h", "--help")
+    lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in {"train": Train, **COMMANDS}.items()]
+    usage = "\n  ".join(["usage: dualrate COMMAND ... (--help after a command for its options)\n", *lines])
+    print(
+        usage if asked else f"dualrate: there is no command {command!r}\n\n{usage}", file=None if asked else sys.stderr
+    )
+    raise SystemExit(0 if asked else 2)
+
+
+def _parse_train(arguments: list[str]) -> Train:
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
         print(f"usage: dualrate train RECIPE [options]\n\nrecipes: {', '.join(RECIPES)}")
-        raise SystemExit(0 if arguments[1:2] in (["-h"], ["--help"]) else 2)
-    name = arguments[1]
+        raise SystemExit(0 if arguments else 2)
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
-    default = Train(RECIPES[name]())
-    avoid = (tyro.conf.AvoidSubcommands,)
-    return tyro.cli(Train, default=default, args=arguments[2:], prog=f"dualrate train {name}", config=avoid)
+    return tyro.cli(
+        Train,
+        default=Train(RECIPES[name]()),
+        args=arguments[1:],
+        prog=f"dualrate train {name}",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
 
 
 def main() -> None:
     """Entry point of the `dualrate` command."""
-    if threads := os.environ.get("DUALRATE_THREADS"):
-        torch.set_num_threads(int(threads))
+    keep_freed_memory()
     try:
+        if threads := os.environ.get("DUALRATE_THREADS"):
+            torch.set_num_threads(int(threads))
         _parse(sys.argv[1:]).run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -54,7 +54,10 @@ class Denoising:
         return self.model
 
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """The mean over the batch's rows. Every random number is a function of a row's sample number."""
+        """The mean over the batch's rows. Every random number is a function of a row's sample number.
+
+        Logs: `loss`; of it, the part of the rows with a context, and `encoder_loss`, both as sums over all rows.
+        """
         x, times, cond = batch.x, self.times(draws), self.condition(batch, draws)
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
         kept = times.kept
@@ -63,8 +66,10 @@ class Denoising:
         loss = self.weighted_error(x, x_hat, times.t)
         logs = {"loss": loss.mean().detach(), **self.by_noise_level(loss, times.t)}
         total = loss.mean()
+        # sums over the kept rows are divided by all rows, so that micro-batches add up to the batch's mean
+        if context.features:
+            logs["context_loss"] = loss[kept].sum().detach() / len(batch)
         if context.x_hat is not None:
-            # summed over the kept rows, divided by all: micro-batches then add up to the same mean
             own = self.weighted_error(x[kept], context.x_hat, times.tau[kept]).sum() / len(batch)
             logs["encoder_loss"] = own.detach()
             total = total + self.encoder_weight * own

@@ -40,7 +40,10 @@ class Phase:
 
 
 class Method(Protocol):
-    networks: nn.ModuleDict  # what a checkpoint holds
+    @property
+    def networks(self) -> nn.ModuleDict:
+        """What a checkpoint holds."""
+        ...
 
     def phases(self, iteration: int) -> Sequence[Phase]:
         """The updates of this iteration, in order. Denoising: always one; moment matching: two that alternate."""

@@ -1,0 +1,144 @@
+"""The command line end to end on a tiny data set: every command, its reports, and what a mistake looks like."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dualrate import cli
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """64 labelled 28 x 28 images with some structure, as npz."""
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    rng = np.random.default_rng(0)
+    labels = np.arange(64) % 4
+    images = np.clip(rng.normal(60 * labels[:, None, None], 20, (64, 28, 28)), 0, 255).astype(np.uint8)
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
+def call(monkeypatch, *arguments) -> int:
+    """Exit code of `dualrate <arguments>`, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["dualrate", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+def train(monkeypatch, data, out, *options, iterations=3):
+    return call(
+        monkeypatch, "train", "fashion-mnist-small", "--out", out, "--data.source", data, "--fit.batch-size", 8,
+        "--fit.iterations", iterations, "--fit.precision", "float32", "--fit.checkpoint-every", 2, *options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DUALRATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        assert train(patch, data, out) == 0
+    return out
+
+
+def test_training_leaves_a_run(run):
+    assert (run / "experiment.json").is_file()
+    assert (run / "metrics.jsonl").is_file()
+    assert list((run / "samples").glob("*.png"))
+    assert (run / "checkpoints" / "step-00000003" / "MANIFEST.json").is_file()
+
+
+def test_sample_writes_images_and_says_what_they_cost(run, tmp_path, monkeypatch, capsys):
+    options = ["--num", 6, "--steps", 4, "--heavy", 2, "--guidance", 1.5, "--label", 3, "--seed", 7]
+    assert call(monkeypatch, "sample", run, "--out", tmp_path / "out", *options, "--npz", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    # the encoder denoises at its own steps: 2 heavy and 2 light calls, each on two guidance branches
+    assert (report["heavy_calls_per_image"], report["light_calls_per_image"]) == (4, 4)
+    assert report["flops_per_image"] == 2 * report["macs_per_image"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *(f"{seed:06d}.png" for seed in range(7, 13)),
+        "grid.png",
+        "images.npz",
+    ]
+    arrays = np.load(tmp_path / "out" / "images.npz")
+    assert arrays["arr_0"].shape == (6, 28, 28, 1)
+    assert list(arrays["arr_1"]) == [3] * 6
+    assert (np.asarray(Image.open(tmp_path / "out" / "000007.png")) == arrays["arr_0"][0, :, :, 0]).all()
+
+
+def test_a_sample_depends_on_its_seed_not_on_its_batch(run, tmp_path, monkeypatch):
+    common = ["--steps", 4, "--heavy", 2, "--precision", "float32", "--npz"]
+    call(monkeypatch, "sample", run, "--out", tmp_path / "a", "--num", 5, "--seed", 0, "--batch-size", 5, *common)
+    call(monkeypatch, "sample", run, "--out", tmp_path / "b", "--num", 3, "--seed", 2, "--batch-size", 2, *common)
+    a, b = (np.load(tmp_path / name / "images.npz")["arr_0"].astype(int) for name in "ab")
+    difference = np.abs(a[2:] - b)
+    assert difference.max() <= 2
+    assert (difference > 0).mean() < 1e-2
+
+
+def test_cost_reports_calls_and_latency(run, monkeypatch, capsys):
+    assert call(monkeypatch, "cost", run, "--steps", 4, "--heavy", 1, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    expected = report["macs_heavy_call"] + 3 * report["macs_light_call"]
+    assert report["macs_per_image"] == expected
+    assert report["seconds_heavy_call"] > 0
+    assert report["parameters_encoder"] > report["parameters_light"]
+
+
+def test_export_then_sample_from_released_weights(run, tmp_path, monkeypatch):
+    assert call(monkeypatch, "export", run, "--out", tmp_path / "weights") == 0
+    assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["experiment.json", "model.safetensors"]
+    arguments = ["--out", tmp_path / "out", "--num", 2, "--steps", 2, "--heavy", 1]
+    assert call(monkeypatch, "sample", tmp_path / "weights", *arguments) == 0
+
+
+def test_the_same_command_resumes(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    assert train(monkeypatch, data, tmp_path / "run", iterations=2) == 0
+    assert train(monkeypatch, data, tmp_path / "run", iterations=4) == 0
+    assert "resuming at iteration 2" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "no-such-recipe"], "no recipe 'no-such-recipe'"),
+        (["train", "fashion-mnist-small", "--data.source", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["sample", "/nowhere", "--out", "x"], "is no run"),
+        (["sample", "RUN", "--out", "x", "--steps", "4", "--heavy", "5"], "between 0 and the 4 steps"),
+        (["sample", "RUN", "--out", "x", "--num", "0"], "--num is at least 1"),
+        (["sample", "RUN", "--out", "x", "--label", "10"], "classes 0 to 9"),
+        (["sample", "RUN", "--out", "x", "--steps", "4", "--heavy", "2", "--sampler", "ddim"], "Use Ancestral"),
+        (["sample", "RUN", "--out", "x", "--gamma", "2"], "gamma"),
+        (["sample", "RUN", "--out", "x", "--plan", "/nowhere.json"], "/nowhere.json"),
+        (["sample", "RUN", "--out", "x", "--device", "abacus"], "no device 'abacus'"),
+        (["cost", "RUN", "--guidance", "2", "--interval", "3", "1"], "guidance interval"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(run, arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    arguments = [str(run) if argument == "RUN" else argument for argument in arguments]
+    assert call(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("dualrate: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_unknown_option_is_no_traceback(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "dualrate.cli", "sample", "x", "--out", "y", "--stepz", "3"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "--steps" in result.stderr + result.stdout  # tyro suggests the option that was meant

@@ -1,0 +1,88 @@
+"""Runs and released weights: loading, exporting, starting an encoder."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.models.uvit import Level, UViTConfig
+from dualrate.runs.store import export, load, start_encoder, write_experiment
+from dualrate.timing import TimeSampler
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
+ONE = Experiment("one", OneNetwork(NET), FitConfig(iterations=1))
+TWO = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler())
+
+
+def saved(experiment: Experiment, path, *, ema: float | None = None):
+    """A run with random weights; with `ema`, averaged weights that are all that number."""
+    networks, _ = experiment.build()
+    tensors = {"model": networks.state_dict()}
+    if ema is not None:
+        tensors["ema-model"] = {name: torch.full_like(p, ema) for name, p in networks.named_parameters()}
+    write_experiment(path, experiment)
+    checkpoint.save(path / "checkpoints", 7, tensors, {"iteration": 7})
+    return path
+
+
+def test_loads_the_averaged_weights(tmp_path):
+    model = load(saved(ONE, tmp_path / "run", ema=0.25))
+    assert all((p == 0.25).all() for p in model.networks.parameters())
+    assert model.iteration == 7
+    assert not any(p.requires_grad for p in model.networks.parameters())
+
+
+def test_export_keeps_the_function_to_bfloat16(tmp_path):
+    run = saved(TWO, tmp_path / "run")
+    export(run, tmp_path / "out")
+    before, after = load(run), load(tmp_path / "out")
+    for name, tensor in before.networks.state_dict().items():
+        torch.testing.assert_close(after.networks.state_dict()[name], tensor, rtol=2**-8, atol=0)
+    assert after.iteration == 7
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    export(saved(ONE, tmp_path / "run"), tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(OSError, match="damaged"):
+        load(tmp_path / "out")
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    run = saved(ONE, tmp_path / "run")
+    write_experiment(run, replace(ONE, networks=OneNetwork(replace(NET, embedding=32))))
+    with pytest.raises(ValueError, match="do not fit"):
+        load(run)
+
+
+def test_no_run_and_no_checkpoint_are_told_apart(tmp_path):
+    with pytest.raises(ValueError, match="is no run"):
+        load(tmp_path)
+    write_experiment(tmp_path, ONE)
+    with pytest.raises(ValueError, match="no checkpoint yet"):
+        load(tmp_path)
+
+
+def test_an_encoder_starts_from_a_single_rate_run(tmp_path):
+    run = saved(ONE, tmp_path / "run")
+    networks, _ = TWO.build()
+    start_encoder(networks, run)
+    for name, tensor in load(run).networks["model"].state_dict().items():
+        torch.testing.assert_close(networks["encoder"].get_submodule("net").state_dict()[name], tensor)
+    with pytest.raises(ValueError, match="single network"):
+        start_encoder(ONE.build()[0], run)
+    other = replace(TWO, networks=TwoNetworks(replace(NET, embedding=32), NET))
+    with pytest.raises(ValueError, match="is not this experiment's encoder"):
+        start_encoder(other.build()[0], run)
+
+
+def test_networks_are_drawn_from_the_seed_alone():
+    torch.manual_seed(1)
+    first = ONE.build()[0].state_dict()
+    torch.manual_seed(2)
+    second = ONE.build()[0].state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
