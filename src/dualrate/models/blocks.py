@@ -121,6 +121,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class NoiseEmbedding(nn.Module):
     """log_snr (B,) -> (B, E): sines and cosines of periods 2 to 120, then a two-layer MLP. Zero output is allowed."""
 
+    frequency: Tensor
+
     def __init__(self, embedding: int, frequencies: int = 32) -> None:
         super().__init__()
         periods = torch.logspace(math.log10(2), math.log10(120), frequencies)

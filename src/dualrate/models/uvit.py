@@ -130,12 +130,13 @@ class UViT(nn.Module):
         self.up = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
 
         def resample(source: Level, target: Level) -> nn.Conv2d:
-            return nn.Conv2d(source.channels, target.channels, kernel, padding=kernel // 2)
+            conv = nn.Conv2d(source.channels, target.channels, kernel, padding=kernel // 2)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)  # so that `grow` adds nothing while h - after is zero
+            return conv
 
         self.shrink = nn.ModuleList(resample(a, b) for a, b in pairwise(levels))
         self.grow = nn.ModuleList(resample(b, a) for a, b in pairwise(levels))
-        for grow in self.grow:
-            nn.init.zeros_(grow.bias)  # nothing to add while h - after is zero
         self.head = None
         if config.head:
             out = zero_init(nn.Conv2d(first, config.image_channels * config.patch**2, 3, padding=1))
@@ -173,4 +174,4 @@ class UViT(nn.Module):
         if self.head is None:
             raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
         with torch.autocast(h.device.type, enabled=False):
-            return F.pixel_shuffle(self.head(h.to(self.head[-1].weight.dtype)), self.config.patch)
+            return F.pixel_shuffle(self.head(h.to(next(self.head.parameters()).dtype)), self.config.patch)

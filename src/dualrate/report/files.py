@@ -27,5 +27,5 @@ def write_images(
         Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(out / f"{seed:06d}.png")
     save_grid(images[:GRID], out / "grid.png", scale=2 if images.shape[-1] < 64 else 1)
     if npz:
-        arrays = {"arr_0": pictures} if labels is None else {"arr_0": pictures, "arr_1": np.asarray(labels)}
-        np.savez_compressed(out / "images.npz", **arrays)
+        more = [] if labels is None else [np.asarray(labels)]
+        np.savez_compressed(out / "images.npz", pictures, *more)

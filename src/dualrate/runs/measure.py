@@ -75,6 +75,7 @@ def draw(
 ) -> Samples:
     """Images of a model, with what they cost. bfloat16=None: where it pays, as in training."""
     labels = balanced_labels(model, seeds, label)
+    first_label = labels[0] if labels else None
     denoiser = guided(model, model.denoiser, guidance)
     bfloat16 = pays(torch.device(device)) if bfloat16 is None else bfloat16
     cost = plan_cost(
@@ -82,8 +83,8 @@ def draw(
         step,
         plan,
         model.shape,
-        cost=call_cost(model.denoiser, model.shape, labels and labels[0]),
-        label=labels and labels[0],
+        cost=call_cost(model.denoiser, model.shape, first_label),
+        label=first_label,
         wrap=lambda inner: guided(model, inner, guidance),
     )
     start = time.perf_counter()
@@ -126,8 +127,8 @@ def cost_report(
         context = model.denoiser.encode(z, t, Cond(label)).aged()
         heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, Cond(label)))
         light = seconds_per_call(lambda: model.denoiser.denoise(z, t, context, Cond(label)))
-    networks = {f"parameters_{name}": _parameters(network) for name, network in model.networks.items()}
-    return networks | {
+    return {
+        **{f"parameters_{name}": _parameters(network) for name, network in model.networks.items()},
         "macs_heavy_call": calls.heavy,
         "macs_light_call": calls.light,
         "flops_heavy_call": 2 * calls.heavy,

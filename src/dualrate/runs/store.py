@@ -109,7 +109,7 @@ def start_encoder(networks: nn.ModuleDict, run: str | Path) -> int:
         raise ValueError("encoder_from starts a dual-rate encoder, but this experiment has a single network")
     own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     try:
-        networks["encoder"].net.load_state_dict(own)
+        networks["encoder"].get_submodule("net").load_state_dict(own)
     except RuntimeError as error:
         raise ValueError(f"{run}: its network is not this experiment's encoder: {error}") from error
     return iteration
@@ -135,5 +135,5 @@ def _hash(weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].detach().contiguous().view(torch.uint8).numpy())
+        digest.update(weights[name].detach().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
