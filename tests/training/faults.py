@@ -79,7 +79,7 @@ def hang() -> None:
 
 
 def full_disk() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
 
 
 def free_disk() -> None:

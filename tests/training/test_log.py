@@ -65,3 +65,10 @@ def test_plain_lines_come_now_and_then_with_rate_and_time_to_go(monkeypatch):
 
 def test_durations_read_like_a_clock():
     assert [duration(s) for s in (0, 59.6, 3600 + 61)] == ["0:00:00", "0:01:00", "1:01:01"]
+
+
+def test_a_stream_that_cannot_be_written_does_not_end_the_training():
+    stream = open("/dev/full", "w")  # noqa: SIM115 (closing it fails, which is the point)
+    PlainReporter(stream=stream).note("hello")
+    with pytest.raises(OSError, match="No space left"):
+        stream.close()

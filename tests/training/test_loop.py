@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import dualrate.training
 from dualrate.draws import Draws
 from dualrate.methods.method import Loss, Phase
 from dualrate.training import checkpoint
+from dualrate.training.device import compiles
 from dualrate.training.loop import PATIENCE, NonFiniteError, fit
 from dualrate.training.optim import OptimConfig
 from dualrate.types import Batch
@@ -299,3 +301,37 @@ def test_no_word_of_a_method_is_in_the_trainer():
     for path in Path(next(iter(dualrate.training.__path__))).glob("*.py"):
         found = re.findall(words, re.sub(allowed, "", path.read_text()), flags=re.IGNORECASE)
         assert not found, f"{path.name}: {found}"
+
+
+class Network(nn.Module):
+    """Torch does not compile its own containers, only what users define."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        return self.inner.get_parameter(target)
+
+
+@pytest.mark.slow
+def test_compiled_training_is_eager_training_up_to_rounding(tmp_path):
+    if problem := compiles(torch.device("cpu")):
+        pytest.skip(problem)
+
+    def run(name: str, *, compiled: bool):
+        method = Toy(dropout=0.0)
+        for key in "ab":
+            method.networks[key] = Network(method.networks[key])
+        train(tmp_path / name, method, replace(CONFIG, compile=compiled))
+        return final(tmp_path / name)
+
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled = run("compiled", compiled=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    for file, tensors in run("eager", compiled=False).items():
+        for name, value in tensors.items():
+            torch.testing.assert_close(compiled[file][name], value, rtol=1e-4, atol=1e-6)

@@ -50,7 +50,7 @@ class Toy:
     def __init__(self, pattern: Sequence[str] = ("a",), dropout: float = 0.1) -> None:
         self.pattern = pattern
         self.networks = nn.ModuleDict(
-            {name: nn.Sequential(nn.Linear(2, 16), nn.Dropout(dropout), nn.SiLU(), nn.Linear(16, 2)) for name in "ab"}
+            {name: nn.Sequential(nn.Linear(2, 64), nn.Dropout(dropout), nn.SiLU(), nn.Linear(64, 2)) for name in "ab"}
         )
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():

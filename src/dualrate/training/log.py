@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -57,7 +58,8 @@ class PlainReporter:
         self._last, self._losses = (now, iteration, logs["images"]), {}
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        with suppress(OSError):  # a full disk or a closed pipe behind the stream must not end the training
+            print(text, file=self.stream, flush=True)
 
     def close(self) -> None:
         pass

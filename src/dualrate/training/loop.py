@@ -29,10 +29,10 @@ from dualrate.draws import Draws
 from dualrate.methods.method import Method, Phase
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig, FitResult
+from dualrate.training.device import compiles, default_generator, pays
 from dualrate.training.guards import Interrupts, run_lock
 from dualrate.training.log import MetricsFile, PlainReporter, Progress
 from dualrate.training.optim import lr_at
-from dualrate.training.device import compiles, default_generator, pays
 from dualrate.training.state import RunState, differences, finite, note_changes, surroundings
 from dualrate.types import Batch
 
