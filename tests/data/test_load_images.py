@@ -224,6 +224,17 @@ def test_one_file_with_a_tenth_held_out(
         assert images.labels is None or images.labels.tolist() == [value % 3 for value in values(images)]
 
 
+def test_files_without_split_names_are_one_pool(tmp_path: Path, load: Load) -> None:
+    write(tmp_path / "data" / "a.parquet", table(list(range(7)), list(range(7))))
+    write(tmp_path / "data" / "b.parquet", table(list(range(7, 20)), list(range(7, 20))))
+    train, test = load(tmp_path / "data"), load(tmp_path / "data", "test")
+    assert (len(train), len(test)) == (18, 2)
+    assert sorted(values(train) + values(test)) == list(range(20))
+    for images in (train, test):
+        assert images.labels is not None
+        assert images.labels.tolist() == values(images)
+
+
 def test_unusable_parquet(tmp_path: Path, load: Load) -> None:
     file = tmp_path / "all.parquet"
     put(file, b"garbage")
@@ -284,9 +295,10 @@ def test_npz_layouts(arrays: dict[str, np.ndarray], expected: np.ndarray, tmp_pa
     assert np.array_equal(train.images, expected[positions["train"]])
     assert np.array_equal(test.images, expected[positions["test"]])
     if len(arrays) > 1:
-        assert test.labels is not None
-        assert test.labels.tolist() == LABELS[positions["test"]].tolist()
-        assert test.class_names == ("0", "1", "2", "3")
+        for split, images in (("train", train), ("test", test)):
+            assert images.labels is not None
+            assert images.labels.tolist() == LABELS[positions[split]].tolist()
+            assert images.class_names == ("0", "1", "2", "3")
 
 
 def test_npz_is_resized_like_files(tmp_path: Path, load: Load) -> None:

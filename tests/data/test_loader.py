@@ -95,6 +95,15 @@ def test_augmentation_depends_only_on_seed_and_sample() -> None:
     assert not torch.equal(augment(images, Draws(2, torch.arange(40))), whole)
 
 
+def test_batches_are_augmented_by_global_sample_number() -> None:
+    images, augment = image_set(), Augment(flip=True, translate=2)
+    for iteration in (0, 5):
+        batch = Batches(images, 8, seed=9, augment=augment).batch(iteration)
+        assert batch.label is not None
+        plain = to_float(images.images[batch.label.numpy()])
+        assert torch.equal(batch.x, augment(plain, Draws(9, torch.arange(8) + 8 * iteration)))
+
+
 def padded(image: Tensor, margin: int) -> Tensor:
     return torch.nn.functional.pad(image[None], (margin,) * 4, mode="reflect")[0]
 
@@ -116,6 +125,8 @@ def test_every_shift_and_mirror_occurs_and_nothing_else(channels: int) -> None:
         counts[expected[row.contiguous().numpy().tobytes()]] += 1
     values = np.array(list(counts.values()))
     assert np.abs(values - 40).max() < 5 * np.sqrt(40)
+    mirrored = sum(count for key, count in counts.items() if key[0])
+    assert abs(mirrored - 1000) < 5 * np.sqrt(2000 * 0.25)
 
 
 def test_flip_alone_and_nothing_at_all() -> None:

@@ -144,6 +144,8 @@ def _write_images(
         kept.append(i)
     if len(shapes) > 1:
         raise ValueError(_mixed(shapes, name))
+    if len(kept) + len(bad) != raw.count:
+        raise ValueError(f"{name} gave {len(kept) + len(bad)} images, expected {raw.count}; did its files change?")
     if bad and kept:
         _header(file, (len(kept), *next(iter(shapes))))
     progress(raw.count, raw.count, f"decoding {name}")
