@@ -49,7 +49,7 @@ def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
         return _checked(value, isinstance(value, int) and not isinstance(value, bool), where, "an integer")
     if kind is type(None):
         return _checked(value, value is None, where, "null")
-    return _checked(value, isinstance(value, kind), where, kind.__name__)
+    return _checked(value, type(value) is kind, where, getattr(kind, "__name__", str(kind)))
 
 
 def _dataclass(kind: type, value: Any, where: str) -> Any:

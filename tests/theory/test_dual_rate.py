@@ -62,6 +62,7 @@ PLANS = {
     **{f"N 32, H {h}": StepPlan.uniform(32, h) for h in (1, 2, 3, 4, 32)},
     "N 10, H 4": StepPlan.uniform(10, 4),
     "uniform log-SNR": uniform_log_snr(24, heavy=5),
+    "from half way": StepPlan.at([0.6, 0.5, 0.3, 0.2, 0.0], heavy=[0, 2]),
     "not to the end": StepPlan.at([1.0, 0.8, 0.5, 0.4, 0.2, 0.1], heavy=[0, 3]),
 }
 
@@ -125,7 +126,7 @@ def test_echo_is_piecewise_constant(plan):
     """Within a segment x_hat is E[x | z_tau], so without noise z_s is the posterior's mean from z_tau in one go."""
     mixture, z = line_mixture(), normals(0, 6, 1)
     states = trajectory(Echo(mixture, PROCESS), Ancestral(PROCESS), plan, z, Cond(), lambda i, _: torch.zeros_like(z))
-    z_tau, tau = z, f64(1.0).expand(6)
+    z_tau, tau = z, f64(plan.t[0]).expand(6)
     for state in states:
         if state.i > 0:
             x_hat = mixture.posterior_mean(z_tau, PROCESS.schedule.log_snr(tau))

@@ -14,7 +14,7 @@ from dualrate.types import Cond, Context, Refresh, Reuse
 from theory.common import PROCESS, f64, gaussian, normals
 
 NULL = 2
-Z, T = normals(0, 3, 1), f64(0.9, 0.5, 0.2)
+Z, T = normals(0, 3, 1), f64(0.9, 0.7, 0.4)
 COND = Cond(torch.tensor([0, 1, 1]))
 
 
@@ -64,7 +64,7 @@ def test_guidance_is_linear_in_its_weight(held):
 
 @pytest.mark.parametrize("held", [False, True])
 def test_guidance_acts_inside_its_interval_only(held):
-    noise_level = PROCESS.sigma(T) / PROCESS.alpha(T)  # falls from row to row
+    noise_level = torch.exp(-PROCESS.schedule.log_snr(T) / 2)  # sigma / alpha; falls from row to row
     inside = (float(noise_level[2]), float(noise_level[1]))  # open below, closed above: the middle row
     partly, always = x_hat(guided(3.0, held, inside)), x_hat(guided(3.0, held))
     torch.testing.assert_close(partly[1], always[1])
@@ -72,7 +72,12 @@ def test_guidance_acts_inside_its_interval_only(held):
     assert (always[1] - x_hat(ByClass(held))[1]).abs() > 1e-3
 
 
-@pytest.mark.parametrize("interval", [None, (0.3, 3.0)])
+@pytest.mark.parametrize("held", [False, True])
+def test_outside_its_interval_guidance_is_the_conditional(held):
+    torch.testing.assert_close(x_hat(guided(3.0, held, (50.0, 60.0))), x_hat(ByClass(held)))
+
+
+@pytest.mark.parametrize("interval", [None, (0.5, 5.0)])
 def test_rows_are_counted_per_branch(interval):
     metered, plan = Metered(ByClass(held=True)), StepPlan.uniform(16, 4)
     rollout(guided(2.0, True, interval, metered), Ancestral(PROCESS), plan, Z, COND, lambda i, _: normals(i + 1, 3, 1))

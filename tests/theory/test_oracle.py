@@ -146,9 +146,9 @@ def stale_variances(log_snr: np.ndarray, end: float, c: float) -> float:
 
 
 @pytest.mark.parametrize("c", [0.09, 1.0, 10.0])
-@pytest.mark.parametrize("end", [2.0, 15.0, math.inf])
-def test_held_variance_solves_its_recursion(c, end):
-    log_snr = np.array([-15.0, -3.0, -1.2, 0.5, 1.9])
+@pytest.mark.parametrize(("start", "end"), [(-15.0, 2.0), (-3.5, 15.0), (-3.5, math.inf)])
+def test_held_variance_solves_its_recursion(c, start, end):
+    log_snr = np.array([start, -3.0, -1.2, 0.5, 1.9])
     assert float(held_variance(torch.tensor(log_snr), f64(end)[0], c)) == pytest.approx(
         stale_variances(log_snr, end, c)
     )

@@ -54,6 +54,8 @@ def quality_figure(rows: Sequence[Row], cost: Cost) -> Figure:
     if min(values) > 0 and max(values) > WIDE * min(values):
         _log(axes, "y")
     axes.margins(x=0.1, y=0.12)
+    if axes.get_yscale() == "linear" and min(values) > 0:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
     axes.set_ylabel(f"{score.metric} (lower is better)")
     axes.legend(frameon=False, loc="best", labelcolor=INK)
@@ -150,7 +152,7 @@ def _cost_axis(rows: Sequence[Row], cost: Cost) -> tuple[float, str]:
     """What costs are divided by, and the label of the axis."""
     if cost == "seconds":
         return 1e-3, "measured milliseconds per image"
-    prefix, unit = compute_unit([row.macs for row in rows])
+    prefix, unit = compute_unit([row.flops for row in rows])
     return unit, f"{prefix}FLOPs per image"
 
 

@@ -15,26 +15,36 @@ COMPARABLE = 1.1  # costs within this factor count as equal
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows and what their intervals and costs allow to say about the first."""
+    """Two rows and what may be said about them; where they differ, `first` has the better score."""
 
-    row: Row
-    other: Row
+    first: Row
+    second: Row
     verdict: str
 
     @property
-    def sentences(self) -> str:
-        return f"{describe(self.row)}; {describe(self.other)}. {self.verdict}"
+    def short(self) -> str:
+        """The verdict, both scores, and the ratio of the costs."""
+        flops = significant(self.first.flops / self.second.flops)
+        seconds = significant(self.first.seconds_per_image / self.second.seconds_per_image)
+        return (
+            f"{capital(self.verdict)}: {scored(self.first)} against {scored(self.second)}, at {flops} times the FLOPs "
+            f"and {seconds} times the measured time."
+        )
+
+    @property
+    def long(self) -> str:
+        """The verdict, and both rows in full."""
+        return f"{capital(self.verdict)}. {capital(describe(self.first))}; {describe(self.second)}."
 
 
 def compare(row: Row, other: Row) -> Comparison:
     """Raises ValueError for scores that were taken under different conditions."""
     require_same([row.score.fingerprint, other.score.fingerprint])
     if row.score.low <= other.score.high and other.score.low <= row.score.high:
-        verdict = f"The intervals overlap: {count(row)} images do not tell the two apart. {_costs(row, other)}"
-    else:
-        better, worse = (row, other) if row.score.value < other.score.value else (other, row)
-        verdict = _winner(better, worse)
-    return Comparison(row, other, verdict)
+        images = row.score.fingerprint.count
+        return Comparison(row, other, f"{name(row)} and {name(other)} are not told apart by {images} images")
+    better, worse = (row, other) if row.score.value < other.score.value else (other, row)
+    return Comparison(better, worse, _verdict(better, worse))
 
 
 def nearest(row: Row, others: Sequence[Row]) -> Row:
@@ -50,11 +60,16 @@ def closest_pair(rows: Sequence[Row], others: Sequence[Row]) -> Comparison:
 
 def describe(row: Row) -> str:
     """Network, plan, score with its interval, and both costs of an image."""
-    prefix, unit = compute_unit([row.macs])
+    prefix, unit = compute_unit([row.flops])
     return (
-        f"{name(row)}: {row.score.metric} {significant(row.score.value)} {interval(row)} at "
-        f"{significant(row.flops / unit)} {prefix}FLOPs and {significant(1000 * row.seconds_per_image)} ms per image"
+        f"{name(row)}: {row.score.metric} {scored(row)} at {significant(row.flops / unit)} {prefix}FLOPs "
+        f"and {significant(1000 * row.seconds_per_image)} ms per image"
     )
+
+
+def scored(row: Row) -> str:
+    """The score and its interval."""
+    return f"{significant(row.score.value)} {interval(row)}"
 
 
 def name(row: Row) -> str:
@@ -67,29 +82,20 @@ def plan(row: Row) -> str:
     return str(row.num_steps) if row.num_heavy == row.num_steps else f"{row.num_steps}/{row.num_heavy}"
 
 
-def count(row: Row) -> int:
-    """Images behind the row's score."""
-    return row.score.fingerprint.count
-
-
-def _winner(better: Row, worse: Row) -> str:
-    flops, seconds = better.flops / worse.flops, better.seconds_per_image / worse.seconds_per_image
-    if flops <= COMPARABLE and seconds <= COMPARABLE:
-        return f"{_capital(name(better))} is better at no higher cost. {_costs(better, worse)}"
-    if flops <= COMPARABLE:
-        return f"{_capital(name(better))} is better for its FLOPs, but not for its time. {_costs(better, worse)}"
-    if seconds <= COMPARABLE:
-        return f"{_capital(name(better))} is better for its time, but not for its FLOPs. {_costs(better, worse)}"
-    return f"{_capital(name(better))} is better and costs more, so neither wins. {_costs(better, worse)}"
-
-
-def _costs(row: Row, other: Row) -> str:
-    flops, seconds = row.flops / other.flops, row.seconds_per_image / other.seconds_per_image
-    return (
-        f"{_capital(name(row))} takes {significant(flops)} times the FLOPs and {significant(seconds)} times the "
-        f"measured time of {name(other)}."
-    )
-
-
-def _capital(words: str) -> str:
+def capital(words: str) -> str:
+    """The first letter in upper case, the others as they are."""
     return words[:1].upper() + words[1:]
+
+
+def _verdict(better: Row, worse: Row) -> str:
+    fewer_flops = better.flops <= COMPARABLE * worse.flops
+    less_time = better.seconds_per_image <= COMPARABLE * worse.seconds_per_image
+    match fewer_flops, less_time:
+        case True, True:
+            return f"{name(better)} beats {name(worse)} at no higher cost"
+        case True, False:
+            return f"{name(better)} beats {name(worse)} at no more FLOPs, but takes more time"
+        case False, True:
+            return f"{name(better)} beats {name(worse)} in no more time, but takes more FLOPs"
+        case _:
+            return f"{name(better)} is better than {name(worse)} but costs more, so neither wins"

@@ -31,7 +31,7 @@ def table(rows: Sequence[Row]) -> Table:
         raise ValueError("no rows, so there is no table: measure something first")
     require_same([row.score.fingerprint for row in rows])
     rows = sorted(rows, key=lambda row: row.macs)
-    prefix, unit = compute_unit([row.macs for row in rows])
+    prefix, unit = compute_unit([row.flops for row in rows])
     score = rows[0].score
     header = (
         "network",
@@ -82,7 +82,7 @@ def floor_note(rows: Sequence[Row]) -> str:
     return f"floor: {significant(score.floor)}, reached by {score.floor_count} held-out real images"
 
 
-def text(rows: Sequence[Row]) -> str:
+def text_table(rows: Sequence[Row]) -> str:
     """Columns aligned for a terminal, the notes below."""
     made = table(rows)
     lines = [made.header, *made.cells]
@@ -96,7 +96,7 @@ def text(rows: Sequence[Row]) -> str:
     return "\n".join([*map(aligned, lines), "", *made.notes])
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[Row]) -> str:
     """A Markdown table, the notes as a list below."""
     made = table(rows)
     rule = ["---" if i < TEXT_COLUMNS else "---:" for i in range(len(made.header))]
@@ -131,9 +131,9 @@ def records(rows: Sequence[Row]) -> list[dict[str, object]]:
     ]
 
 
-def compute_unit(counts: Sequence[int]) -> tuple[str, float]:
-    """The prefix that suits the largest count of MACs, and its size: ("G", 1e9) from one thousand million on."""
-    return ("G", 1e9) if max(counts) >= 1e9 else ("M", 1e6)
+def compute_unit(flops: Sequence[int]) -> tuple[str, float]:
+    """The prefix that suits the largest of some costs, and its size: ("G", 1e9) from one thousand million on."""
+    return ("G", 1e9) if max(flops) >= 1e9 else ("M", 1e6)
 
 
 def interval(row: Row) -> str:

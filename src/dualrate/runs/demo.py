@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,21 +62,22 @@ def demo(
     minutes: float = 2,
     count: int = 1000,
     features: Path | None = None,
-    progress: Callable[[], Progress] = PlainReporter,
+    progress: Progress | None = None,
 ) -> Path:
     """Run it all on the CPU; returns out/report.html, beside which rows.json has the numbers unrounded.
 
     out:      the small model trains in out/run, which a second call continues (or finds finished)
     weights:  directory of released weights; those that are missing are skipped, and the page says so
     count:    images per plan, 1000 or more is better
-    progress: makes a fresh reporter for every stage
+    progress: closed after every stage, and used again for the next
     Raises ValueError for too few images, KeyboardInterrupt if training was interrupted (after saving).
     """
+    progress = progress or PlainReporter(seconds=10)
     experiment = fashion_mnist.small(60 * minutes)
-    with closing(progress()) as reporter:
-        judge = evaluator(experiment.data, features=features, progress=reporter)
-    minimum = 2 * judge.net.card.architecture.features
-    if count < max(minimum, SHOWN):
+    with closing(progress):
+        judge = evaluator(experiment.data, features=features, progress=progress)
+    minimum = max(SHOWN, 2 * judge.net.card.architecture.features)
+    if count < minimum:
         raise ValueError(f"got count {count}; {judge.metric} needs at least {minimum} images per plan, better 1000")
     small = _train_small(experiment, out / "run", progress)
     models = {name: load(weights / name) for name in _names() if (weights / name / "experiment.json").is_file()}
@@ -103,7 +104,7 @@ class _Timed:
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         fitting = min(total, iteration * self.seconds / logs["seconds"])
-        self.shown.update(iteration, max(iteration, math.floor(fitting)), logs)
+        self.shown.update(iteration, max(iteration, math.ceil(fitting)), logs)
 
     def note(self, text: str) -> None:
         self.shown.note(text)
@@ -112,9 +113,9 @@ class _Timed:
         self.shown.close()
 
 
-def _train_small(experiment: Experiment, run: Path, progress: Callable[[], Progress]) -> SmallRun:
+def _train_small(experiment: Experiment, run: Path, progress: Progress) -> SmallRun:
     """Train or continue the small model; its first images, and its losses."""
-    reporter = _Timed(progress(), experiment.fit.max_seconds or math.inf)
+    reporter = _Timed(progress, experiment.fit.max_seconds or math.inf)
     reporter.note(f"training a small dual-rate model for {duration(experiment.fit.max_seconds or 0)} in {run}")
     result = train(experiment, run, progress=reporter, decoding=messages(reporter.note))
     if result.stopped == "signal":
@@ -138,16 +139,16 @@ def _measure(
     models: dict[str, Model],
     judge: Evaluator,
     count: int,
-    progress: Callable[[], Progress],
+    progress: Progress,
 ) -> list[Column]:
     """Sample, time and score the cells one after the other."""
     columns = []
     for i, cell in enumerate(cells, 1):
-        with closing(progress()) as reporter:
+        with closing(progress):
             heavy = "at every step" if cell.heavy is None else f"with {cell.heavy} heavy calls"
             sampler = cell.sampler.__name__
-            reporter.note(f"plan {i} of {len(cells)}: {cell.network}, {sampler}, {cell.steps} steps {heavy}")
-            columns.append(_column(cell, models[cell.model], judge, count, reporter))
+            progress.note(f"plan {i} of {len(cells)}: {cell.network}, {sampler}, {cell.steps} steps {heavy}")
+            columns.append(_column(cell, models[cell.model], judge, count, progress))
     return columns
 
 

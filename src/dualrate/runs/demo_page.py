@@ -71,7 +71,7 @@ def demo_page(findings: Findings) -> str:
 
 
 def _headline(findings: Findings) -> list[Block]:
-    """The comparison at the most similar cost first, then every dual-rate plan against its nearest neighbours."""
+    """At the most similar cost first; then every dual-rate plan against the heavy one of the most similar cost."""
     rows = findings.rows
     heavy, dual, light = (
         [row for row in rows if row.network == network] for network in ("heavy", "dual-rate", "light alone")
@@ -79,25 +79,30 @@ def _headline(findings: Findings) -> list[Block]:
     blocks: list[Block] = []
     if heavy and dual:
         first = headline.closest_pair(dual, heavy)
-        blocks.append(Text(f"At the most similar cost: {first.sentences}", "lead"))
-        pairs = [
-            headline.compare(row, headline.nearest(row, others)) for row in dual for others in (heavy, light) if others
-        ]
-        blocks.append(Points([pair.sentences for pair in pairs if pair != first]))
+        others = [headline.compare(row, headline.nearest(row, heavy)) for row in dual]
+        others += [headline.closest_pair(dual, light)] if light else []
+        blocks.append(Text(f"At the most similar cost: {first.long}", "lead"))
+        blocks.append(Points([other.short for other in others if other != first]))
     else:
         blocks.append(Points([headline.describe(row) for row in rows]))
-    blocks += [Text(f"Weights not found, so not measured: {name}.") for name in findings.missing]
+    return [*blocks, *_missing(findings), Text(_reading(rows), "note")]
+
+
+def _missing(findings: Findings) -> list[Block]:
+    if not findings.missing:
+        return []
+    instead = "" if findings.models else " The small model that this demo trained was measured instead."
+    return [Text(f"Weights not found, so not measured: {', '.join(findings.missing)}.{instead}")]
+
+
+def _reading(rows: Sequence[Row]) -> str:
     score = rows[0].score
-    blocks.append(
-        Text(
-            f"{score.metric} is the Frechet distance to the training images in the features of a small classifier: "
-            f"lower is better, and it is not FID. {floor_note(rows).capitalize()}. Brackets are {100 * score.level:.0f}% "
-            "intervals; a win is claimed only where they are apart and the cost is at most "
-            f"{headline.COMPARABLE:g} times the other's.",
-            "note",
-        )
+    return (
+        f"{score.metric} is the Frechet distance to the training images in the features of a small classifier: lower "
+        f"is better, and it is not FID. {headline.capital(floor_note(rows))}. Brackets are {100 * score.level:.0f}% "
+        "intervals; a win is claimed only where they are apart and the cost is at most "
+        f"{headline.COMPARABLE:g} times the other's."
     )
-    return blocks
 
 
 def _samples(findings: Findings) -> list[Block]:

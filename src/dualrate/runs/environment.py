@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 
-import dualrate
-
 
 def environment() -> dict[str, str]:
     """Processor, threads, versions, date (UTC) and, in a checkout, the commit; what is unknown is left out."""
@@ -37,9 +35,9 @@ def _processor() -> str:
 
 def _commit() -> str:
     """Short hash, "-dirty" with uncommitted changes; empty outside a checkout of this package."""
-    here = Path(dualrate.__path__[0])
+    here = Path(__file__).resolve().parent
     try:
-        if not _git(here, "ls-files", "types.py"):
+        if not _git(here, "ls-files", Path(__file__).name):
             return ""
         return _git(here, "describe", "--always", "--dirty", "--exclude=*")
     except (OSError, subprocess.SubprocessError):

@@ -20,7 +20,7 @@ from dualrate.runs.store import Model
 from dualrate.sampling import sample
 from dualrate.steps import DDIM, Step
 from dualrate.timing import StepPlan
-from dualrate.training.precision import pays
+from dualrate.training.device import pays
 from dualrate.types import Cond
 
 
