@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -52,7 +53,12 @@ class Train:
         out = self.out or Path("runs") / self.experiment.name
         progress = reporter()
         result = train(
-            self.experiment, out, progress=progress, decoding=_decoding(progress), device=_device(self.device)
+            self.experiment,
+            out,
+            progress=progress,
+            decoding=_decoding(progress),
+            device=_device(self.device),
+            command=shlex.join(["dualrate", *sys.argv[1:]]),
         )
         why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
         progress.note(f"{why} at iteration {result.iteration} after {result.seconds:.0f} s of training: {out}")
@@ -205,15 +211,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's averaged weights for release: bfloat16 safetensors and its experiment."""
+    """Write a run's averaged weights for release: bfloat16 safetensors, its experiment and a model card."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     out: Path
 
     def run(self) -> None:
+        from dualrate.runs.card import write_card
         from dualrate.runs.store import export
 
         export(self.run_dir, self.out)
+        write_card(self.run_dir, self.out)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,11 @@ def test_cost_reports_calls_and_latency(run, monkeypatch, capsys):
 
 def test_export_then_sample_from_released_weights(run, tmp_path, monkeypatch):
     assert call(monkeypatch, "export", run, "--out", tmp_path / "weights") == 0
-    assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["experiment.json", "model.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "weights").iterdir())
+    assert names == ["README.md", "experiment.json", "model.safetensors"]  # too short a run for a loss curve
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert "3 iterations of 8 images" in card
+    assert "dualrate train fashion-mnist-small" in card
     arguments = ["--out", tmp_path / "out", "--num", 2, "--steps", 2, "--heavy", 1]
     assert call(monkeypatch, "sample", tmp_path / "weights", *arguments) == 0
 

@@ -12,6 +12,7 @@ from dualrate.data.images import ImageSet, load_images, to_uint8
 from dualrate.data.loader import Batches
 from dualrate.experiment import Experiment
 from dualrate.report.grid import save_grid
+from dualrate.runs.card import note_start
 from dualrate.runs.store import start_encoder, write_experiment
 from dualrate.sampling import sample
 from dualrate.serial import to_plain
@@ -30,10 +31,12 @@ def train(
     progress: Progress | None = None,
     decoding: Callable[[int, int, str], None] | None = None,
     device: torch.device | str = "cpu",
+    command: str = "dualrate.train",
 ) -> FitResult:
     """Train, or continue, the run in `out`.
 
-    Writes experiment.json, checkpoints/, metrics.jsonl and a grid of samples under the averaged weights now and then.
+    Writes experiment.json, history.jsonl (`command` and its surroundings, a line per start), checkpoints/,
+    metrics.jsonl, and now and then a grid of samples under the averaged weights.
     Raises ValueError if the data does not fit the networks, or `out` holds another experiment.
     """
     data = experiment.data
@@ -46,6 +49,7 @@ def train(
         start_encoder(method.networks, experiment.encoder_from)
     if not (out / "experiment.json").exists():
         write_experiment(out, experiment)
+    note_start(out, command)
     batches = Batches(images, experiment.fit.batch_size, experiment.fit.seed, data.augment)
     samples = out / "samples"
     samples.mkdir(exist_ok=True)

@@ -1,0 +1,83 @@
+"""A model card: what a run is, how it was made, how its training went. Every figure is read from the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dualrate.cost import call_cost
+from dualrate.report.figures import loss_figure, svg
+from dualrate.runs.environment import environment
+from dualrate.runs.store import load, read_experiment
+from dualrate.training import checkpoint
+
+HISTORY = "history.jsonl"
+CURVE = "loss.svg"
+
+
+def note_start(run: Path, command: str) -> None:
+    """Appends the command and its surroundings to the run's history: one line per start."""
+    with (run / HISTORY).open("a") as file:
+        file.write(json.dumps({"command": command} | environment()) + "\n")
+
+
+def write_card(run: Path, out: Path) -> None:
+    """Writes README.md and the loss curve of a run. Raises ValueError for a directory that is no run."""
+    experiment = read_experiment(run)
+    saved = checkpoint.latest(run / "checkpoints")
+    if saved is None:
+        raise ValueError(f"{run} has no checkpoint yet, so there is nothing to describe")
+    model = load(run)
+    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
+    calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
+    parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in model.networks.items()}
+    fit, state = experiment.fit, saved.state
+    facts = {
+        "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in parameters.items()),
+        "cost": ", ".join(f"{macs / 1e6:.1f} million MACs a {name}" for name, macs in calls.items()),
+        "images": f"{model.shape[1]} x {model.shape[2]}, {model.shape[0]} channel(s), {model.num_classes} classes",
+        "data": experiment.data.source,
+        "training": f"{state['iteration']} iterations of {fit.batch_size} images, {state['seconds']:.0f} s",
+        "precision": f"{state['precision']} in training, bfloat16 in this file",
+        "seed": fit.seed,
+        "optimiser": ", ".join(f"{name} {value}" for name, value in asdict(fit.optim).items()),
+        "weights": f"averaged, half-life {fit.ema_halflife} images",
+        "skipped updates": state["skipped"],
+    }
+    lines = [f"# {out.name}", "", "Averaged weights of a training run; `dualrate.load` reads this directory.", ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
+    lines += ["Made by, in order:", "", *_history(run), ""]
+    points = _losses(run / "metrics.jsonl")
+    if points:
+        (out / CURVE).write_text(svg(loss_figure(points, "images seen (thousands)")))
+        lines += [f"Training loss, last value {points[-1][1]:.4f}:", "", f"![training loss]({CURVE})", ""]
+    lines += ["Everything else is in `experiment.json`. Quality: docs/results.md.", ""]
+    (out / "README.md").write_text("\n".join(lines))
+
+
+def _history(run: Path) -> list[str]:
+    """A Markdown item per start of the run."""
+    file = run / HISTORY
+    if not file.exists():
+        return ["- unknown: this run kept no history"]
+    starts = [json.loads(line) for line in file.read_text().splitlines()]
+    return [f"- `{start['command']}` ({_surroundings(start)})" for start in starts]
+
+
+def _surroundings(start: Mapping[str, Any]) -> str:
+    keys = ("date", "commit", "processor", "threads", "torch")
+    return ", ".join(f"{key} {start[key]}" for key in keys if key in start)
+
+
+def _losses(file: Path) -> list[tuple[float, float]]:
+    """(thousands of images, loss); averaged over ten log lines, so that the curve can be read."""
+    if not file.exists():
+        return []
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    name = "model/loss"
+    points = [(row["images"] / 1000, row[name]) for row in rows if name in row]
+    windows = [points[i : i + 10] for i in range(0, len(points) - len(points) % 10, 10)]
+    return [(window[-1][0], sum(loss for _, loss in window) / len(window)) for window in windows]
