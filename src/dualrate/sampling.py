@@ -45,7 +45,7 @@ StepDraw = Callable[[int, int], Tensor]  # (step, draw) -> standard normal numbe
 def check_reuse(denoiser: Denoiser, step: Step, plan: StepPlan) -> None:
     """Refuses a plan that reuses a context under a sampler that breaks the law the context was trained under.
 
-    Raises ValueError for a Markovian-only denoiser with a step that is not; warns for a smooth-path denoiser with noise.
+    Raises ValueError for a Markovian-only denoiser with a step that is not; warns for a smooth-path one with noise.
     """
     if all(refresh in (Refresh.FULL, Refresh.NONE) for refresh in plan.refresh):
         return

@@ -6,9 +6,9 @@ Cosine (Nichol and Dhariwal 2021), truncated at both ends so that log_snr(0) = l
 
     log_snr(t) = -2 log tan(a + (b - a) t),   a = atan(exp(-log_snr_max / 2)),   b = atan(exp(-log_snr_min / 2))
 
-Shifted (Hoogeboom, Heek, Salimans, "simple diffusion", 2023): a picture of side D needs more noise than one of side D_n:
+Shifted (Hoogeboom, Heek, Salimans, "simple diffusion", 2023): a picture of side D needs more noise than one of D_n:
 
-    shift = 2 log(D_n / D) <= 0,   log_snr(t) = cosine with end points (log_snr_min - shift, log_snr_max - shift) + shift
+    shift = 2 log(D_n / D) <= 0,   log_snr(t) = shift + cosine with end points log_snr_min - shift, log_snr_max - shift
 
 Deviates from the listing of simple diffusion as usually reproduced, which adds the shift to the curve and so moves its
 end points by it: here the end points stay log_snr_min and log_snr_max, the curve between them moves.
@@ -95,7 +95,7 @@ def shifted(
     """
     if not 0 < noise_resolution <= image_resolution:
         raise ValueError(
-            f"noise_resolution must be in (0, image_resolution], got {noise_resolution} for images of {image_resolution}"
+            f"noise_resolution must be in (0, {image_resolution}], the side of the images, got {noise_resolution}"
         )
     return Cosine(log_snr_min, log_snr_max, shift=2 * math.log(noise_resolution / image_resolution))
 

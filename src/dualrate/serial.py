@@ -1,7 +1,7 @@
 """Frozen dataclasses to JSON and back, driven by their type annotations. Nothing in a file names code to run.
 
-Where an annotation allows several dataclasses, the JSON object carries `"type": "<class name>"`, and only the classes in
-the annotation are accepted.
+Where an annotation allows several dataclasses, the JSON object carries `"type": "<class name>"`, and only the classes
+in the annotation are accepted.
 """
 
 from __future__ import annotations

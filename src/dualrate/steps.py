@@ -49,7 +49,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Ancestral:
-    """Samples the reverse chain; the step into t = 0 returns x_hat without noise. gamma: module docstring, in [0, 1]."""
+    """Samples the reverse chain; the step into t = 0 returns x_hat without noise. gamma in [0, 1]: module docstring."""
 
     process: GaussianProcess
     gamma: float = 0.0

@@ -1,7 +1,7 @@
 """When the networks run: the plan of a sampler, and the times of a training batch. The only file that knows H and tau.
 
 A plan has N light steps on times t_0 > t_1 > ... > t_N and H heavy calls ("refreshes") at some of the first N times;
-tau is the time of the latest refresh. By default step floor(j N / H) refreshes, j = 0..H-1, also when H does not divide N.
+tau is the time of the latest refresh. By default step floor(j N / H) refreshes, j = 0..H-1; H need not divide N.
 
 In training t ~ U(0, 1) and tau = min(1, t + u / H), u ~ U(0, 1): the law of tau given t under a plan of H equal cells
 with a random phase. H is log-uniform on the integers of a range, so that one model serves any H. The distance to the
@@ -36,7 +36,7 @@ class StepPlan:
     def __post_init__(self) -> None:
         if len(self.t) != len(self.refresh) + 1 or not self.refresh:
             raise ValueError(
-                f"a plan of N >= 1 steps has N + 1 times and N refresh entries, got {len(self.t)} and {len(self.refresh)}"
+                f"a plan of N >= 1 steps has N + 1 times and N refreshes, got {len(self.t)} and {len(self.refresh)}"
             )
         if not all(later < earlier for earlier, later in pairwise(self.t)):
             raise ValueError("the times of a plan must decrease strictly, from noise (1) to data (0)")
@@ -155,7 +155,7 @@ class SingleTime:
 
 
 def stratified_uniform(draws: Draws) -> Tensor:
-    """(B,) float64 in (0, 1): a golden-ratio sequence over the sample numbers, so every run of rows fills (0, 1) evenly."""
+    """(B,) float64 in (0, 1): a golden-ratio sequence over the sample numbers; any run of rows fills (0, 1) evenly."""
     golden = (5**0.5 - 1) / 2
     offset = Draws(draws.seed, torch.zeros(1, dtype=torch.int64, device=draws.row.device)).uniform("t")
     return ((draws.row.double() * golden + offset) % 1).clamp(1e-9, 1 - 1e-9)

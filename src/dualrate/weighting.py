@@ -3,8 +3,8 @@
     L = 1/2 E[ -dlog_snr/dt * e^log_snr * w(log_snr) * |x - x_hat|^2 ]
 
 which for w = 1 is the evidence lower bound (Kingma, Salimans, Poole, Ho 2021). The sigmoid weight of SiD2
-(Hoogeboom et al. 2024, arXiv 2410.19324) is w = sigmoid(bias - log_snr), and e^log_snr w = e^bias sigmoid(log_snr - bias):
-finite at both ends. The factor e^bias is kept, so that losses with different biases compare.
+(Hoogeboom et al. 2024, arXiv 2410.19324) is w = sigmoid(bias - log_snr), so e^log_snr w = e^bias
+sigmoid(log_snr - bias): finite at both ends. The factor e^bias is kept, so that losses with different biases compare.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dualrate.models.uvit import Level, UViTConfig
 from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.models.uvit import Level, UViTConfig
 from dualrate.timing import TimeSampler
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig

@@ -44,9 +44,9 @@ def evaluator(data: DataConfig, *, features: Path | None, progress: Progress) ->
     return Evaluator(net, train, test)
 
 
-def shipped(fingerprint: str, nets: Path = SHIPPED) -> Path | None:
+def shipped(fingerprint: str) -> Path | None:
     """The shipped feature net that was trained on the images of this fingerprint."""
-    for card in sorted(nets.glob(f"*/{CARD}")):
+    for card in sorted(SHIPPED.glob(f"*/{CARD}")):
         if json.loads(card.read_text())["data"] == fingerprint:
             return card.parent
     return None
