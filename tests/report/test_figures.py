@@ -1,0 +1,96 @@
+"""Figures: every family, point, interval and the floor are drawn; SVG fetches nothing and follows the text's colour."""
+
+import io
+import math
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.container import ErrorbarContainer
+from PIL import Image
+
+from dualrate.report.figures import INK, PALETTE, loss_figure, png, quality_figure, svg
+from report.made import DUAL, HEAVY, LIGHT, row
+
+ROWS = [HEAVY, row("heavy", steps=32, heavy=32, macs=5_340_000_000, seconds=0.08, value=11.8), LIGHT, DUAL]
+MORE = row(steps=64, heavy=16, macs=4_200_000_000, seconds=0.03, value=9.7)
+
+
+def families(figure) -> dict[str, ErrorbarContainer]:
+    (axes,) = figure.axes
+    return {str(drawn.get_label()): drawn for drawn in axes.containers if isinstance(drawn, ErrorbarContainer)}
+
+
+def test_every_family_is_drawn_and_in_the_legend():
+    figure = quality_figure(ROWS, "flops")
+    names = {"heavy, DDIM", "heavy, ancestral", "light alone, ancestral", "dual-rate, ancestral"}
+    legend = figure.axes[0].get_legend()
+    assert families(figure).keys() == names
+    assert legend is not None
+    assert {entry.get_text() for entry in legend.get_texts()} == names
+
+
+@pytest.mark.parametrize(("cost", "x"), [("flops", [4.2, 8.4]), ("seconds", [30.0, 35.0])])
+def test_points_stand_at_their_cost_and_score_joined_in_order_of_cost(cost, x):
+    line, _, (bars,) = families(quality_figure([*ROWS, MORE], cost))["dual-rate, ancestral"].lines
+    values = [13.0, 9.7] if cost == "flops" else [9.7, 13.0]
+    np.testing.assert_allclose(line.get_xydata(), np.stack([x, values], 1))
+    ends = [segment[:, 1] for segment in bars.get_segments()]
+    np.testing.assert_allclose(ends, [[value - 1, value + 1] for value in values])
+
+
+def test_points_say_their_plan_and_the_floor_is_a_dashed_line():
+    (axes,) = quality_figure([*ROWS, MORE], "seconds").axes
+    written = [text.get_text() for text in axes.texts]
+    assert {"32/8", "64/16", "16", "32"} < set(written)
+    assert any("floor 2.61" in text for text in written)
+    dashed = [line for line in axes.lines if line.get_ydata()[0] == 2.613]
+    assert len(dashed) == 1
+    assert dashed[0].get_linestyle() == "--"
+    (without,) = quality_figure([row(floor=math.nan)], "flops").axes
+    assert not any("floor" in text.get_text() for text in without.texts)
+
+
+def test_networks_differ_in_colour_and_marker():
+    lines = [family.lines[0] for family in families(quality_figure([HEAVY, LIGHT, DUAL], "flops")).values()]
+    assert len({line.get_color() for line in lines}) == 3
+    assert len({line.get_marker() for line in lines}) == 3
+    assert len(set(PALETTE)) == len(PALETTE)
+
+
+def test_axes_are_logarithmic_where_it_helps():
+    near, far = quality_figure([DUAL, HEAVY], "flops").axes[0], quality_figure([DUAL, row(value=130)], "flops").axes[0]
+    assert (near.get_xscale(), near.get_yscale(), far.get_yscale()) == ("log", "linear", "log")
+
+
+def test_svg_is_one_element_that_fetches_nothing():
+    before = dict(mpl.rcParams)
+    drawn = svg(quality_figure(ROWS, "flops"))
+    assert drawn.startswith("<svg")
+    assert drawn.endswith("</svg>")
+    assert "currentColor" in drawn
+    assert INK not in drawn
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', drawn))
+    assert "<script" not in drawn
+    assert svg(quality_figure(ROWS, "flops")) == drawn
+    assert dict(mpl.rcParams) == before
+
+
+def test_png_is_a_picture_on_white():
+    picture = Image.open(io.BytesIO(png(quality_figure(ROWS, "seconds"), dpi=60)))
+    assert picture.size == (480, 276)
+    assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_losses_are_drawn_as_given():
+    points = [(128.0, 0.4), (256.0, 0.3), (384.0, 0.2)]
+    (line,) = loss_figure(points, "images seen").axes[0].lines
+    np.testing.assert_array_equal(line.get_xydata(), points)
+
+
+def test_nothing_is_drawn_of_scores_that_cannot_be_compared():
+    with pytest.raises(ValueError, match="count"):
+        quality_figure([DUAL, row(count=5000)], "flops")
+    with pytest.raises(ValueError, match="no rows"):
+        quality_figure([], "flops")

@@ -1,0 +1,91 @@
+"""The page: well nested, self-contained, and whatever is put into it stays text."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+from PIL import Image
+
+from dualrate.report.figures import quality_figure
+from dualrate.report.html import Drawing, Facts, Gallery, Picture, Points, Section, Text, page
+from dualrate.report.table import table
+from report.made import DUAL, HEAVY, LIGHT, row
+
+EVIL = '<script>alert("&")</script>'
+PIXELS = np.arange(12, dtype=np.uint8).reshape(3, 4)
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Collects elements and text; fails on tags that do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def everything(word: str) -> str:
+    rows = [row(word), HEAVY, LIGHT, DUAL]
+    blocks = [
+        Text(word, "lead"),
+        Points([word]),
+        Facts([(word, word)]),
+        table(rows),
+        Picture(PIXELS, word),
+        Gallery([Picture(np.zeros((2, 2, 3), np.uint8), word)]),
+        Drawing(quality_figure(rows, "flops"), word),
+    ]
+    return page(word, [Section(word, blocks), Section("", [])])
+
+
+def test_every_string_is_escaped():
+    reader = Reader(everything(EVIL))
+    assert "script" not in {tag for tag, _ in reader.elements}
+    assert reader.text.count(EVIL) == 11  # title, h1, h2, p, li, dt, dd, td, three captions
+    assert sum(attributes.get("alt") == EVIL for _, attributes in reader.elements) == 2
+
+
+def test_nothing_is_fetched():
+    text = everything("word")
+    elements = Reader(text).elements
+    for tag, attributes in elements:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base"}
+        for name, value in attributes.items():
+            if name.rpartition(":")[2] in {"src", "href", "srcset", "data", "poster", "action"}:
+                assert value is not None
+                assert value.startswith(("data:", "#")), f"<{tag} {name}={value[:60]}>"
+    assert not re.search(r"url\((?!#)|@import", text)
+
+
+def test_pictures_come_back_pixel_for_pixel():
+    (source,) = (a["src"] for tag, a in Reader(page("", [Section("", [Picture(PIXELS, "")])])).elements if tag == "img")
+    assert source is not None
+    decoded = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
+    np.testing.assert_array_equal(np.asarray(decoded), PIXELS)
+
+
+def test_it_is_made_for_phones_and_for_dark_rooms():
+    text = page("t", [])
+    assert 'name="viewport"' in text
+    assert "prefers-color-scheme: dark" in text
+    assert "image-rendering: pixelated" in text

@@ -1,0 +1,74 @@
+"""Tables: the values in their columns, the floor and the notes beside them, nothing compared that cannot be."""
+
+import json
+import math
+
+import pytest
+
+from dualrate.report.table import markdown_table, records, significant, table, text_table
+from report.made import DUAL, HEAVY, LIGHT, row
+
+ROWS = [HEAVY, LIGHT, DUAL]
+
+
+def cells_by_name(rows) -> list[dict[str, str]]:
+    made = table(rows)
+    return [dict(zip(made.header, line, strict=True)) for line in made.cells]
+
+
+def test_values_stand_in_their_columns_lowest_cost_first():
+    light, dual, heavy = cells_by_name(ROWS)
+    assert [line["network"] for line in (light, dual, heavy)] == ["light alone", "dual-rate", "heavy"]
+    assert (dual["N"], dual["H"], dual["GMACs"], dual["GFLOPs"]) == ("32", "8", "2.10", "4.20")
+    assert (dual["ms"], dual["FD-squares"], dual["95% interval"]) == ("35.0", "13.0", "[12.0, 14.0]")
+    assert light["GMACs"] == "0.930"
+    assert (heavy["sampler"], heavy["N"], heavy["H"]) == ("DDIM", "16", "-")
+
+
+def test_small_costs_are_in_millions():
+    (line,) = cells_by_name([row(macs=29_000_000)])
+    assert (line["MMACs"], line["MFLOPs"]) == ("29.0", "58.0")
+
+
+def test_the_floor_and_the_notes_of_the_scores_are_stated():
+    noted = row(note="only few images")
+    for shown in (text_table([noted]), markdown_table([noted])):
+        assert "floor: 2.61, reached by 1000 held-out real images" in shown
+        assert "only few images" in shown
+        assert noted.score.fingerprint.short() in shown
+    assert "no held-out images" in text_table([row(floor=math.nan)])
+
+
+def test_text_columns_are_aligned():
+    head, *lines = text_table(ROWS).splitlines()[:4]
+    assert all(len(line) == len(head) for line in lines)
+    assert all(line[: head.index("N") - 2].rstrip().endswith(("ancestral", "DDIM")) for line in lines)
+
+
+def test_markdown_has_as_many_cells_in_every_line_and_escapes_bars():
+    head, rule, *lines = markdown_table([row("a|b"), LIGHT]).splitlines()[:4]
+    assert any("a\\|b" in line for line in lines)
+    assert len({line.replace("\\|", "").count("|") for line in (head, rule, *lines)}) == 1
+
+
+def test_records_are_json_and_unrounded():
+    record, unknown = json.loads(json.dumps(records([LIGHT, row(floor=math.nan)]), allow_nan=False))
+    assert (record["macs"], record["flops"]) == (930_000_000, 1_860_000_000)
+    assert (record["value"], record["low"], record["floor"]) == (31.24, 29.24, 2.613)
+    assert record["fingerprint"]["count"] == 1000
+    assert unknown["floor"] is None
+
+
+def test_scores_of_different_conditions_are_not_put_side_by_side():
+    with pytest.raises(ValueError, match="count"):
+        table([DUAL, row(count=5000)])
+    with pytest.raises(ValueError, match="no rows"):
+        table([])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0"), (0.012345, "0.0123"), (1.0, "1.00"), (9.996, "10.0"), (99.96, "100"), (12345.6, "12346")],
+)
+def test_three_significant_digits(value, shown):
+    assert significant(value) == shown
