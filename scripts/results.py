@@ -93,7 +93,7 @@ def save(file: Path, text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=5000, help="images per cell")
     parser.add_argument("--first-seed", type=int, default=0)
     options = parser.parse_args()
