@@ -110,7 +110,7 @@ class TimeSampler:
 
     heavy:   (low, high), the numbers of heavy calls the model is trained for; low = high fixes H
     dropout: probability that a row trains without context. The kept rows are spread evenly over the sample numbers, so
-             every batch of even size keeps exactly half of its rows at 0.5
+             every run of an even number of rows keeps exactly half of them at 0.5
     phase:   None: random; 0: the fixed grid tau = ceil(t H) / H
     """
 

@@ -9,6 +9,7 @@ sigmoid(log_snr - bias): finite at both ends. The factor e^bias is kept, so that
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,11 +33,11 @@ class Sigmoid:
     bias: float = 0.0
 
     def snr_weight(self, log_snr: Tensor) -> Tensor:
-        return torch.exp(torch.as_tensor(self.bias)) * torch.sigmoid(log_snr - self.bias)
+        return math.exp(self.bias) * torch.sigmoid(log_snr - self.bias)
 
     def integral(self, log_snr_low: Tensor, log_snr_high: Tensor) -> Tensor:
         """Integral of `snr_weight` over [low, high]: the weight of a sampler's step between two noise levels."""
-        scale = torch.exp(torch.as_tensor(self.bias))
+        scale = math.exp(self.bias)
         return scale * (softplus(log_snr_high - self.bias) - softplus(log_snr_low - self.bias))
 
 
