@@ -86,7 +86,7 @@ def test_all_models_are_measured_and_shown(scene):
         assert row["seconds_per_image"] > 0
     assert page.count("<img") == len(CELLS) + 2  # and real images, and the small model's
     assert page.count("<svg") == 3
-    assert "At the most similar cost: " in page
+    assert "At the most similar cost, " in page
     assert "not found" not in page
     for row in rows:
         assert load(scene / "weights" / "fashion-mnist-heavy").weights_hash[:12] in page

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from dualrate.metrics.fingerprint import require_same
 from dualrate.report.headline import plan
@@ -67,6 +67,7 @@ def loss_figure(points: Sequence[tuple[float, float]], xlabel: str) -> Figure:
     figure, axes = _blank(height=3.2)
     axes.plot([x for x, _ in points], [loss for _, loss in points], color=PALETTE[0], linewidth=2)
     _log(axes, "y")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel(xlabel)
     axes.set_ylabel("training loss")
     return figure

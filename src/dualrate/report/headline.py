@@ -34,7 +34,7 @@ class Comparison:
     @property
     def long(self) -> str:
         """The verdict, and both rows in full."""
-        return f"{capital(self.verdict)}. {capital(describe(self.first))}; {describe(self.second)}."
+        return f"{self.verdict}. {capital(describe(self.first))}; {describe(self.second)}."
 
 
 def compare(row: Row, other: Row) -> Comparison:

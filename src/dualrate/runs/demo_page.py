@@ -81,7 +81,7 @@ def _headline(findings: Findings) -> list[Block]:
         first = headline.closest_pair(dual, heavy)
         others = [headline.compare(row, headline.nearest(row, heavy)) for row in dual]
         others += [headline.closest_pair(dual, light)] if light else []
-        blocks.append(Text(f"At the most similar cost: {first.long}", "lead"))
+        blocks.append(Text(f"At the most similar cost, {first.long}", "lead"))
         blocks.append(Points([other.short for other in others if other != first]))
     else:
         blocks.append(Points([headline.describe(row) for row in rows]))
