@@ -115,7 +115,7 @@ def train(run_dir: Path, *plans: Plan, iterations: int = CONFIG.iterations) -> N
 
 
 def start(run_dir: Path, *plans: Plan, iterations: int = CONFIG.iterations) -> multiprocessing.process.BaseProcess:
-    child = context.Process(target=train, args=(run_dir, *plans), kwargs={"iterations": iterations})
+    child = context.Process(target=train, args=(run_dir, *plans), kwargs={"iterations": iterations}, daemon=True)
     child.start()
     return child
 
