@@ -1,0 +1,1 @@
+"""Measured rows as tables, figures, grids and pages."""

@@ -1,0 +1,1 @@
+"""Run directories: stored, trained, measured, shown."""

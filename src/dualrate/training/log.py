@@ -62,7 +62,7 @@ class PlainReporter:
             print(text, file=self.stream, flush=True)
 
     def close(self) -> None:
-        pass
+        self._last, self._losses = None, {}  # whatever is reported next has its own rate
 
 
 def duration(seconds: float) -> str:
