@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types check clean env env-dev
+.PHONY: help demo test test-slow results lint types check clean env env-dev
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ test: env-dev  ## set up, then run the tests (12 minutes at most, two threads)
 
 test-slow: env-dev  ## the long fault and training tests
 	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow
+
+results: env  ## measure the table of docs/results.md from weights/ (about half an hour; goes on where it was)
+	@$(BIN)/python scripts/results.py
 
 lint: env-dev  ## style and format
 	@$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """The table of docs/results.md: measures every cell below, 5,000 images each, and draws the figures.
 
-    .venv/bin/python scripts/results.py            about 40 minutes on 2 cores; interrupted, it goes on where it was
+    make results            about half an hour on 2 cores; interrupted, it goes on where it was
 
 Every finished cell is kept in docs/results/rows.json with the hash of the weights it was measured on. A cell is
 measured again only if those, or the number of images, have changed.
