@@ -71,6 +71,15 @@ def test_the_worked_method_trains(extensions, tmp_path):
     torch.testing.assert_close(method.networks["mean"].weight[0], torch.full((4,), 0.5), atol=0.05, rtol=0)
 
 
+def test_the_readme_example_runs(tmp_path, monkeypatch):
+    """On the released weights, as a reader would run it."""
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks(ROOT / "README.md")
+    assert "weights/fashion-mnist-dual" in block
+    exec(compile(block.replace("weights/", f"{ROOT}/weights/"), "README.md", "exec"), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["heavy-16.png", "heavy-4.png", "heavy-8.png"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#\s]*[/.][^)#\s]*)", page.read_text()):

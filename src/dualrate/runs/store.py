@@ -96,7 +96,9 @@ def export(run: str | Path, out: Path) -> None:
     weights, iteration = _read_weights(run)
     write_experiment(out, read_experiment(run))
     rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
-    safetensors.torch.save_file(rounded, out / "model.safetensors", metadata={"iteration": str(iteration)})
+    file = out / "model.safetensors"
+    safetensors.torch.save_file(rounded, file, metadata={"iteration": str(iteration)})
+    file.chmod(0o644)  # the library writes it for its owner alone; released weights are for everyone
 
 
 def start_encoder(networks: nn.ModuleDict, run: str | Path) -> int:
