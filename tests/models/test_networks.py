@@ -9,6 +9,7 @@ from dualrate.cost import macs_of
 from dualrate.models.blocks import ConvBlock, TransformerBlock, attend
 from dualrate.models.dual import ContextEncoder, LightUViT
 from dualrate.models.uvit import Blocks, Level, UViT, UViTConfig
+from dualrate.prediction import x_from_v
 from dualrate.recipes import imagenet
 
 
@@ -163,6 +164,19 @@ def test_every_level_of_the_context_reaches_the_light_network():
         changed = tuple(f + (0.5 if i == j else 0) for j, f in enumerate(features))
         assert not torch.allclose(out, light(z, log_snr, None, changed, log_snr))
     assert not torch.allclose(out, light(z, log_snr, None, features, log_snr + 1))
+
+
+def test_context_is_every_level_s_last_activation_and_the_encoder_s_own_x_hat():
+    """features[i] = projections[i](last activation of level i); the finest also has the patches of x_hat."""
+    encoder, _ = dual()
+    z, log_snr = torch.randn(2, 3, 16, 16), torch.tensor([-1.0, 2.0])
+    features, v = encoder(z, log_snr, None)
+    levels, own_v = encoder.net.features(z, log_snr, None)
+    torch.testing.assert_close(v, own_v)
+    expected = [project(level) for project, level in zip(encoder.projections, levels, strict=True)]
+    expected[0] = expected[0] + encoder.pixels(x_from_v(z, v, log_snr))
+    for got, want in zip(features, expected, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_an_encoder_without_head_predicts_nothing():
