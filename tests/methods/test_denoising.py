@@ -92,6 +92,19 @@ def test_encoder_loss_only_with_a_head_and_gradient_only_where_rows_are_kept():
     assert all(grad is None or grad.abs().max() == 0 for grad in grads)
 
 
+def test_encoder_loss_is_its_own_error_at_tau_as_a_share_of_all_rows():
+    method, data = dual(encoder_weight=3.0), batch()
+    draws = Draws(0, data.sample)
+    loss = method.loss(data, 0, draws)
+    times, cond = method.times(draws), method.condition(data, draws)
+    _, z_tau = method.pair(data.x, times.t, times.tau, draws)
+    kept = times.kept
+    x_hat = method.model.encode(z_tau[kept], times.tau[kept], cond[kept]).x_hat
+    expected = method.weighted_error(data.x[kept], x_hat, times.tau[kept]).sum() / 8
+    torch.testing.assert_close(loss.logs["encoder_loss"], expected.detach())
+    torch.testing.assert_close(loss.total, loss.logs["loss"] + 3 * expected)
+
+
 def test_the_loss_depends_on_nothing_but_sample_numbers():
     method, data = dual(), batch()
     torch.manual_seed(5)
