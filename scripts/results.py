@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import dualrate as dr
 from dualrate.console import reporter
@@ -103,7 +104,13 @@ def measure_cell(cell: Cell, model: dr.Model, judge: Evaluator, seeds: range, pr
 
 
 def stamp(model: dr.Model, seeds: range) -> dict[str, object]:
-    return {"weights": model.weights_hash, "seeds": f"{seeds.start}-{seeds.stop - 1}"}
+    """What a kept cell must agree in."""
+    return {
+        "weights": model.weights_hash,
+        "seeds": f"{seeds.start}-{seeds.stop - 1}",
+        "threads": torch.get_num_threads(),
+        "version": dr.__version__,
+    }
 
 
 def row_of(cell: Cell, model: dr.Model, seeds: range) -> Row | None:

@@ -21,8 +21,8 @@ from tyro.conf import Positional, arg
 from dualrate.console import reporter
 from dualrate.experiment import Experiment
 from dualrate.malloc import keep_freed_memory
-from dualrate.process import GaussianProcess
 from dualrate.recipes import fashion_mnist, imagenet
+from dualrate.runs.store import Model
 from dualrate.steps import DDIM, Ancestral, Step
 from dualrate.timing import StepPlan
 from dualrate.training.log import Progress
@@ -70,15 +70,15 @@ class Train:
 class Plan:
     """When the networks run."""
 
-    steps: int = 64
-    """N, steps of the sampler."""
+    steps: int | None = None
+    """N, steps of the sampler; 64 if not given."""
     heavy: int | None = None
-    """H, heavy calls per image, spread evenly; at every step if not given."""
+    """H, heavy calls per image, spread evenly. A quarter of the steps, within what was trained, if not given."""
     plan: Path | None = None
     """A StepPlan as JSON, instead of --steps and --heavy."""
     sampler: Literal["ancestral", "ddim"] = "ancestral"
-    gamma: float = 0.0
-    """Ancestral noise level: 0 posterior variance, 1 transition variance."""
+    gamma: float | None = None
+    """Ancestral noise level: 0 posterior variance (if not given), 1 transition variance."""
     guidance: float = 1.0
     """Classifier-free guidance weight; 1 is none."""
     interval: tuple[float, float] | None = None
@@ -116,7 +116,8 @@ class Sample:
             raise ValueError(f"--num is at least 1, got {self.num}")
         device, progress = _device(self.device), reporter()
         model = load(self.run_dir, device=device)
-        step, plan = _sampler(model.process, self.plan)
+        step, plan = _sampler(model, self.plan)
+        self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong place costs none
         seeds = range(self.seed, self.seed + self.num)
         drawn = draw(
             model,
@@ -170,7 +171,7 @@ class Evaluate:
 
         device, progress = _device(self.device), reporter()
         model = load(self.run_dir, device=device)
-        step, plan = _sampler(model.process, self.plan)
+        step, plan = _sampler(model, self.plan)
         row, _ = measure(
             model.name,
             model,
@@ -204,7 +205,7 @@ class Cost:
 
         device = _device(self.device)
         model = load(self.run_dir, device=device)
-        step, plan = _sampler(model.process, self.plan)
+        step, plan = _sampler(model, self.plan)
         guidance = Guidance(self.plan.guidance, self.plan.interval)
         _report(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
 
@@ -222,6 +223,7 @@ class Export:
 
         export(self.run_dir, self.out)
         write_card(self.run_dir, self.out)
+        print(self.out)
 
 
 @dataclass(frozen=True)
@@ -288,17 +290,25 @@ def main() -> None:
     """Entry point of the `dualrate` command."""
     keep_freed_memory()
     try:
-        if threads := os.environ.get("DUALRATE_THREADS"):
-            torch.set_num_threads(int(threads))
+        _set_threads(os.environ.get("DUALRATE_THREADS"))
         _parse(sys.argv[1:]).run()
+        sys.stdout.flush()  # a reader that has left is noticed here, not at exit
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"dualrate: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _set_threads(asked: str | None) -> None:
+    if asked is None:
+        return
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, got {asked!r}")
+    torch.set_num_threads(int(asked))
 
 
 def _device(name: str | None) -> torch.device:
@@ -309,12 +319,18 @@ def _device(name: str | None) -> torch.device:
         raise ValueError(f"no device {name!r} here ({str(error).splitlines()[0]}); --device cpu always works") from None
 
 
-def _sampler(process: GaussianProcess, options: Plan) -> tuple[Step, StepPlan]:
-    if options.plan is not None:
-        plan = StepPlan.from_json(options.plan.read_text())
-    else:
-        plan = StepPlan.uniform(options.steps, options.heavy)
-    return (DDIM(process) if options.sampler == "ddim" else Ancestral(process, options.gamma)), plan
+def _sampler(model: Model, options: Plan) -> tuple[Step, StepPlan]:
+    """The step and the plan that the options ask for. Raises ValueError for options that exclude each other."""
+    if options.sampler == "ddim" and options.gamma is not None:
+        raise ValueError("--gamma belongs to the ancestral sampler; DDIM draws no noise")
+    step = DDIM(model.process) if options.sampler == "ddim" else Ancestral(model.process, options.gamma or 0.0)
+    if options.plan is None:
+        steps = 64 if options.steps is None else options.steps
+        heavy = model.experiment.times.default_heavy(steps) if options.heavy is None else options.heavy
+        return step, StepPlan.uniform(steps, heavy)
+    if options.steps is not None or options.heavy is not None:
+        raise ValueError("--plan says all about the steps: drop --steps and --heavy")
+    return step, StepPlan.from_json(options.plan.read_text())
 
 
 def _decoding(progress: Progress) -> Callable[[int, int, str], None]:

@@ -6,7 +6,8 @@ heavy call that computes them.
 
     image = branches x (H x heavy + N x light),   branches = 2 under guidance
 
-where a step that uses the encoder's own output makes no light call. `measure` counts a plan by running it.
+where a step that uses the encoder's own output makes no light call, and a guidance interval spares light calls outside
+it, but no heavy ones: a context holds both branches. `plan_cost` counts a plan by running it.
 """
 
 from __future__ import annotations
@@ -54,10 +55,13 @@ def macs_of(call: Callable[[], object]) -> int:
     return counter.get_total_flops() // 2
 
 
-def call_cost(denoiser: Denoiser, shape: tuple[int, int, int], label: int | None) -> CallCost:
-    """Counts one call of each kind on a row of zeros, on the CPU. shape: (C, H, W)."""
-    z, t = torch.zeros(1, *shape), torch.full((1,), 0.5, dtype=torch.float64)
-    cond = Cond(None if label is None else torch.tensor([label]))
+def call_cost(
+    denoiser: Denoiser, shape: tuple[int, int, int], label: int | None, device: torch.device | str = "cpu"
+) -> CallCost:
+    """Counts one call of each kind on a row of zeros, on the networks' device. shape: (C, H, W)."""
+    z = torch.zeros(1, *shape, device=device)
+    t = torch.full((1,), 0.5, dtype=torch.float64, device=device)
+    cond = Cond(None if label is None else torch.tensor([label], device=device))
     heavy = macs_of(lambda: denoiser.encode(z, t, cond))
     with torch.no_grad():
         context = denoiser.encode(z, t, cond).aged()
@@ -73,11 +77,12 @@ def plan_cost(
     cost: CallCost,
     label: int | None = None,
     wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
+    device: torch.device | str = "cpu",
 ) -> PlanCost:
     """Counts the calls that one image makes, by making it. wrap: guidance, around the meter."""
     metered = Metered(denoiser)
     labels = None if label is None else [label]
-    for _ in sample(wrap(metered), step, plan, shape, [0], labels):
+    for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device):
         pass
     heavy, light = metered.meter.heavy, metered.meter.light
     return PlanCost(heavy, light, heavy * cost.heavy + light * cost.light)

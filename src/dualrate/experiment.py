@@ -95,7 +95,7 @@ class Experiment:
     def build(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with weights drawn from the run's seed, and their denoiser."""
         with torch.random.fork_rng([]):
-            torch.manual_seed(self.fit.seed)
+            torch.default_generator.manual_seed(self.fit.seed)
             networks, denoiser = self.networks.build(self.process)
         return networks.to(memory_format=torch.channels_last), denoiser  # pyright: ignore[reportCallIssue]
 

@@ -10,6 +10,7 @@ Noise is keyed by (image seed, step, draw): an image does not depend on its batc
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,17 +73,22 @@ def trajectory(
 ) -> Iterator[State]:
     """Yields the state before step `start`, then after every step of the plan; with gradient if the caller has it on.
 
-    z: (B, ...) at plan.t[start]; or `state`, one that an earlier trajectory yielded, to go on from.
+    z: (B, ...) at plan.t[start]. state: one that an earlier trajectory over this plan yielded, to go on from; then z
+    and start are not looked at.
     draw: (step, draw) -> normal numbers shaped like z.
-    Raises ValueError where the denoiser's context may not be reused under this step.
+    Raises ValueError where the denoiser's context may not be reused under this step, and for a state of another plan.
     """
     check_reuse(denoiser, step, plan)
     times = torch.tensor(plan.t, dtype=torch.float64, device=z.device)
     rows = z.shape[0]
     if state is None:
-        if plan.refresh[start] in (Refresh.KEEP, Refresh.PARTIAL):
-            raise ValueError(f"step {start} reuses a context: start at a heavy step, or pass the state to go on from")
+        if not 0 <= start < plan.num_steps:
+            raise ValueError(f"start is one of the plan's steps 0..{plan.num_steps - 1}, got {start}")
         state = State(start, z, times[start].expand(rows), Context(), None, step.start())
+    elif not torch.equal(state.t, times[state.i].expand_as(state.t)):
+        raise ValueError(f"this state stands at step {state.i} of another plan: its time is not {plan.t[state.i]}")
+    if plan.refresh[state.i :][:1] in ((Refresh.KEEP,), (Refresh.PARTIAL,)) and state.z_tau is None:
+        raise ValueError(f"step {state.i} reuses a context: start at a heavy step, or pass a state that holds one")
     yield state
     for i in range(state.i, plan.num_steps):
         state = _advance(denoiser, step, plan.refresh[i], state, times[i + 1].expand(rows), cond, draw)
@@ -102,13 +108,13 @@ def _advance(
 
     def denoise(z_now: Tensor, t_now: Tensor) -> Tensor:
         nonlocal fresh
-        used = context
+        used = context if fresh else context.aged()
         if refresh is Refresh.FULL and not fresh:  # a step of several evaluations: each at its own (z, t)
             used = denoiser.encode(z_now, t_now, cond)
         fresh = False
         return denoiser.denoise(z_now, t_now, used, cond)
 
-    count = iter(range(1_000_000))
+    count = itertools.count()
     z_s, carry = step(denoise, z, t, s, lambda: draw(state.i, next(count)), state.carry)
     return State(state.i + 1, z_s, s, context, z_tau, carry)
 
@@ -142,10 +148,17 @@ def sample(
     label:    one class per image; None for an unconditional model
     bfloat16: networks run under autocast; x_hat, states and noise stay float32
     progress: called with (images done, images in all)
-    Raises ValueError for no seeds, or labels that are not one per seed.
+    Raises ValueError for no seeds, labels that are not one per seed, a batch size below 1, or a plan that does not go
+    from noise (1) to data (0).
     """
     if not len(seeds):
         raise ValueError("nothing to sample: the list of seeds is empty")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, got {batch_size}")
+    if (plan.t[0], plan.t[-1]) != (1, 0):
+        raise ValueError(f"images are sampled from t = 1 to 0, this plan goes from {plan.t[0]} to {plan.t[-1]}")
+    if not all(-(2**63) <= seed < 2**63 for seed in (seeds[0], seeds[-1])):
+        raise ValueError(f"seeds are 64-bit integers, got {seeds[0]} ... {seeds[-1]}")
     if label is not None and len(label) != len(seeds):
         raise ValueError(f"one label per image: got {len(label)} labels for {len(seeds)} seeds")
     device = torch.device(device)

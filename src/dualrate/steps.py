@@ -53,11 +53,14 @@ class Ancestral:
 
     process: GaussianProcess
     gamma: float = 0.0
-    markovian: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma interpolates between two variances, so it lies in [0, 1], got {self.gamma}")
+
+    @property
+    def markovian(self) -> bool:
+        return True
 
     def start(self) -> Carry:
         return ()
@@ -83,7 +86,10 @@ class DDIM:
     """The deterministic sampler: an Euler step of the probability-flow ODE in (z / alpha, sigma / alpha)."""
 
     process: GaussianProcess
-    markovian: bool = False
+
+    @property
+    def markovian(self) -> bool:
+        return False
 
     def start(self) -> Carry:
         return ()

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ class StepPlan:
     @staticmethod
     def at(times: int | Sequence[float], heavy: Iterable[int]) -> StepPlan:
         """Steps on given times (an integer N: t = 1 - i / N), heavy calls at the given step indices."""
+        if times == 0:
+            raise ValueError("a plan needs at least one step, got 0")
         t = tuple(1 - i / times for i in range(times + 1)) if isinstance(times, int) else tuple(map(float, times))
         num_steps, heavy = len(t) - 1, sorted(set(heavy))
         if not heavy:
@@ -91,7 +94,7 @@ class StepPlan:
         try:
             fields = json.loads(text)
             return StepPlan(tuple(map(float, fields["t"])), tuple(map(Refresh, fields["refresh"])))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, OverflowError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f'not a plan: {error}; expected {{"t": [...], "refresh": ["full", ...]}}') from error
 
 
@@ -102,6 +105,12 @@ class Times:
     t: Tensor
     tau: Tensor
     kept: Tensor
+
+
+class TimeSource(Protocol):
+    """Where a denoising method's times come from."""
+
+    def __call__(self, draws: Draws) -> Times: ...
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,11 @@ class TimeSampler:
         if self.phase not in (None, 0):
             raise ValueError(f"phase is None (random) or 0 (fixed grid), got {self.phase}")
 
+    def default_heavy(self, steps: int) -> int:
+        """Heavy calls for a sampler of `steps`, where nothing else is said: a quarter, within what was trained."""
+        low, high = self.heavy
+        return min(max(steps // 4, low), high, steps)
+
     def __call__(self, draws: Draws) -> Times:
         t = stratified_uniform(draws)
         heavy = self._num_heavy(draws)
@@ -148,6 +162,10 @@ class TimeSampler:
 @dataclass(frozen=True)
 class SingleTime:
     """Times of a single-rate model: t alone; no row has a context of another time."""
+
+    def default_heavy(self, steps: int) -> int:
+        """The network runs at every step."""
+        return steps
 
     def __call__(self, draws: Draws) -> Times:
         t = stratified_uniform(draws)

@@ -125,6 +125,9 @@ def test_the_same_command_resumes(data, tmp_path, monkeypatch, capsys):
         (["sample", "RUN", "--out", "x", "--plan", "/nowhere.json"], "/nowhere.json"),
         (["sample", "RUN", "--out", "x", "--device", "abacus"], "no device 'abacus'"),
         (["cost", "RUN", "--guidance", "2", "--interval", "3", "1"], "guidance interval"),
+        (["cost", "RUN", "--interval", "1", "3"], "needs a guidance weight"),
+        (["cost", "RUN", "--batch-size", "0"], "batch_size is at least 1"),
+        (["export", "/nowhere", "--out", "x"], "is no run"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run, arguments, message, monkeypatch, capsys, tmp_path):

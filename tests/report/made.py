@@ -25,7 +25,7 @@ def row(
     fingerprint = Fingerprint("squares:aa", "squares/train:bb", 60_000, count, f"0-{count - 1}", "seed mod classes")
     held_out = 0 if math.isnan(floor) else count
     score = Score("FD-squares", value, value - half, value + half, 0.95, floor, held_out, fingerprint, note)
-    return Row(network, sampler, steps, heavy, macs, seconds, 125, score)
+    return Row(network, sampler, steps, heavy, macs, seconds, 125, "float32", score)
 
 
 HEAVY = row("heavy", "DDIM", 16, 16, macs=2_670_000_000, seconds=0.04, value=14.1)

@@ -24,7 +24,7 @@ from dualrate.denoiser import Denoiser
 from dualrate.draws import Draws
 from dualrate.methods.method import Loss, Phase
 from dualrate.process import GaussianProcess
-from dualrate.timing import SingleTime, TimeSampler
+from dualrate.timing import TimeSource
 from dualrate.types import Batch, Cond
 from dualrate.weighting import Weighting, x_loss_weight
 
@@ -41,7 +41,7 @@ class Denoising:
     model: Denoiser
     process: GaussianProcess
     weighting: Weighting
-    times: TimeSampler | SingleTime
+    times: TimeSource
     null: int = 0
     label_dropout: float = 0.1
     encoder_weight: float = 1.0
@@ -56,7 +56,8 @@ class Denoising:
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """The mean over the batch's rows. Every random number is a function of a row's sample number.
 
-        Logs: `loss`; of it, the part of the rows with a context, and `encoder_loss`, both as sums over all rows.
+        Logs: `loss_t0` to `loss_t3`; with a context also the loss of the rows that have one and the encoder's own, as
+        sums over their rows divided by all rows.
         """
         x, times, cond = batch.x, self.times(draws), self.condition(batch, draws)
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
@@ -64,7 +65,7 @@ class Denoising:
         context = self.model.encode(z_tau[kept], times.tau[kept], cond[kept])
         x_hat = self.model.denoise(z_t, times.t, context.scattered(kept, len(batch)), cond)
         loss = self.weighted_error(x, x_hat, times.t)
-        logs = {"loss": loss.mean().detach(), **self.by_noise_level(loss, times.t)}
+        logs = self.by_noise_level(loss, times.t)
         total = loss.mean()
         # sums over the kept rows are divided by all rows, so that micro-batches add up to the batch's mean
         if context.features:
@@ -94,6 +95,6 @@ class Denoising:
         return x_loss_weight(self.weighting, self.process.schedule, t).to(error.dtype) * error
 
     def by_noise_level(self, loss: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """The loss in four quarters of t, as sums over the batch's rows / 4: comparable with `loss`, and additive."""
+        """The loss in four quarters of t; their mean is the loss, and micro-batches add up."""
         quarter = (t * 4).long().clamp(max=3)
         return {f"loss_t{i}": (4 * loss.detach() * (quarter == i)).mean() for i in range(4)}

@@ -75,11 +75,7 @@ class Evaluator:
         seeds, labels: what they were sampled from, e.g. "0-4999" and "i mod classes", for the fingerprint. ValueError
         for fewer images than twice the features, and for what `extract` and `bootstrap_interval` refuse.
         """
-        minimum = 2 * self.net.card.architecture.features
-        if len(images) < minimum:
-            raise ValueError(
-                f"got {len(images)} images; {self.metric} needs at least {minimum}, better {FEW}: draw more"
-            )
+        self.check_count(len(images))
         features = extract(self.net, images)
         stats = GaussianStats.of(features)
         interval = bootstrap_interval(features, self._stats, resamples=resamples, level=level, seed=0)
@@ -102,6 +98,12 @@ class Evaluator:
             ),
             note=_note(stats.count, floor_count),
         )
+
+    def check_count(self, count: int) -> None:
+        """Raises ValueError for fewer images than twice the features: their covariance means nothing."""
+        minimum = 2 * self.net.card.architecture.features
+        if count < minimum:
+            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}, better {FEW}: draw more")
 
     def floor(self, count: int) -> tuple[float, int]:
         """The value of `count` held-out images, drawn without replacement by a fixed seed, and how many those are.

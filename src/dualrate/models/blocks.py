@@ -30,7 +30,7 @@ class FiLM(nn.Module):
         self.linear = zero_init(nn.Linear(embedding, 2 * channels))
 
     def forward(self, emb: Tensor) -> tuple[Tensor, Tensor]:
-        """emb: (B, E) -> scale, shift: (B, C)."""
+        """emb: (B, E) -> 1 + scale, shift: (B, C)."""
         scale, shift = self.linear(emb).chunk(2, dim=-1)
         return 1 + scale, shift
 

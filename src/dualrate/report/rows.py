@@ -12,11 +12,12 @@ class Row:
     """One measured cell.
 
     network:           what was run, e.g. "heavy", "dual-rate", "light alone"
-    sampler:           "ancestral", "DDIM", ...
+    sampler:           "ancestral", "DDIM", ..., with its settings and the guidance where they are not the usual ones
     num_steps:         N
     num_heavy:         H, heavy calls per image; N for a single-rate network
     macs:              multiply-adds per image, guidance counted; FLOPs are twice that
-    seconds_per_image: measured in this run, at `batch_size`, network and sampler
+    seconds_per_image: of networks and sampler, measured in this run, at `batch_size`
+    precision:         "float32" or "bfloat16", of the networks' matrix products
     score:             quality with its interval
     """
 
@@ -27,6 +28,7 @@ class Row:
     macs: int
     seconds_per_image: float
     batch_size: int
+    precision: str
     score: Score
 
     @property

@@ -9,23 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from dualrate.cost import call_cost
-from dualrate.report.figures import loss_figure, svg
-from dualrate.runs.environment import environment
-from dualrate.runs.store import load, read_experiment
+from dualrate.runs.store import HISTORY, load, read_experiment
 from dualrate.training import checkpoint
 
-HISTORY = "history.jsonl"
 CURVE = "loss.svg"
-
-
-def note_start(run: Path, command: str) -> None:
-    """Appends the command and its surroundings to the run's history: one line per start."""
-    with (run / HISTORY).open("a") as file:
-        file.write(json.dumps({"command": command} | environment()) + "\n")
 
 
 def write_card(run: Path, out: Path) -> None:
     """Writes README.md and the loss curve of a run. Raises ValueError for a directory that is no run."""
+    from dualrate.report.figures import loss_figure, svg  # only here: it imports matplotlib
+
     experiment = read_experiment(run)
     saved = checkpoint.latest(run / "checkpoints")
     if saved is None:
@@ -68,7 +61,7 @@ def _history(run: Path) -> list[str]:
 
 
 def _surroundings(start: Mapping[str, Any]) -> str:
-    keys = ("date", "commit", "processor", "threads", "torch")
+    keys = ("encoder", "date", "commit", "processor", "threads", "torch")
     return ", ".join(f"{key} {start[key]}" for key in keys if key in start)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.rows import Row
 from dualrate.runs.store import Model
 from dualrate.sampling import sample
-from dualrate.steps import DDIM, Step
+from dualrate.steps import Step
 from dualrate.timing import StepPlan
 from dualrate.training.device import pays
 from dualrate.types import Cond
@@ -31,15 +32,27 @@ class Guidance:
     weight: float = 1.0
     interval: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise ValueError(f"the guidance weight is a finite number, got {self.weight}")
+        if self.interval is not None and self.weight == 1:
+            raise ValueError("a guidance interval needs a guidance weight other than 1, which is no guidance")
+
+    def __str__(self) -> str:
+        """For a table: nothing for no guidance."""
+        where = f" in ({self.interval[0]:g}, {self.interval[1]:g}]" if self.interval else ""
+        return "" if self.weight == 1 else f", guidance {self.weight:g}{where}"
+
 
 @dataclass(frozen=True)
 class Samples:
-    """images: (N, C, H, W) uint8; seconds: networks and sampler, without warming up; cost: of one image."""
+    """images: (N, C, H, W) uint8; seconds: networks and sampler, the first batch included; cost: of one image."""
 
     images: np.ndarray
     seconds: float
     cost: PlanCost
     batch_size: int
+    precision: str
 
 
 def guided(model: Model, denoiser: Denoiser, guidance: Guidance) -> Denoiser:
@@ -53,6 +66,8 @@ def guided(model: Model, denoiser: Denoiser, guidance: Guidance) -> Denoiser:
 
 def balanced_labels(model: Model, seeds: Sequence[int], label: int | None = None) -> list[int] | None:
     """One class for all images, or class `seed mod classes` for each; None for an unconditional model."""
+    if label is not None and not model.num_classes:
+        raise ValueError(f"{model.name} has no classes: drop the label")
     if label is not None and not 0 <= label < model.num_classes:
         raise ValueError(f"{model.name} knows the classes 0 to {model.num_classes - 1}, got label {label}")
     if not model.num_classes:
@@ -83,8 +98,9 @@ def draw(
         step,
         plan,
         model.shape,
-        cost=call_cost(model.denoiser, model.shape, first_label),
+        cost=call_cost(model.denoiser, model.shape, first_label, device),
         label=first_label,
+        device=device,
         wrap=lambda inner: guided(model, inner, guidance),
     )
     start = time.perf_counter()
@@ -103,7 +119,16 @@ def draw(
             progress=progress,
         )
     ]
-    return Samples(np.concatenate(batches), time.perf_counter() - start, cost, min(batch_size, len(seeds)))
+    seconds = time.perf_counter() - start
+    precision = "bfloat16" if bfloat16 else "float32"
+    return Samples(np.concatenate(batches), seconds, cost, min(batch_size, len(seeds)), precision)
+
+
+def describe(step: Step) -> str:
+    """A sampler for a table: its name, and its settings where they are not the usual ones."""
+    name = {"Ancestral": "ancestral"}.get(type(step).__name__, type(step).__name__)
+    gamma = getattr(step, "gamma", 0)
+    return f"{name}, gamma {gamma:g}" if gamma else name
 
 
 def cost_report(
@@ -116,10 +141,12 @@ def cost_report(
     device: torch.device | str = "cpu",
 ) -> dict[str, object]:
     """Parameters, MACs and FLOPs, and latency of the networks' calls and of a whole image, measured now."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, got {batch_size}")
     device = torch.device(device)
     bfloat16 = pays(device)
     drawn = draw(model, step, plan, range(batch_size), guidance=guidance, batch_size=batch_size, device=device)
-    calls = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
+    calls = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None, device)
     z = torch.zeros(batch_size, *model.shape, device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
     label = torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None
@@ -165,6 +192,7 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Row, Samples]:
     """Draw one image per seed, class `seed mod classes`, and score them."""
+    evaluator.check_count(len(seeds))
     drawn = draw(model, step, plan, seeds, guidance=guidance, batch_size=batch_size, device=device, progress=progress)
     score = evaluator.score(
         drawn.images,
@@ -173,12 +201,13 @@ def measure(
     )
     row = Row(
         network=name,
-        sampler="DDIM" if isinstance(step, DDIM) else "ancestral",
+        sampler=describe(step) + str(guidance),
         num_steps=plan.num_steps,
         num_heavy=plan.num_heavy,
         macs=drawn.cost.macs,
         seconds_per_image=drawn.seconds / len(seeds),
         batch_size=drawn.batch_size,
+        precision=drawn.precision,
         score=score,
     )
     return row, drawn

@@ -1,7 +1,7 @@
 """Runs and released weights: directories that hold an experiment and its weights. Loading executes no code.
 
-RUN/experiment.json, checkpoints/step-*/      a training run
-WEIGHTS/experiment.json, model.safetensors    released weights: the averaged ones, in bfloat16
+RUN/experiment.json, history.jsonl, checkpoints/step-*/    a training run
+WEIGHTS/experiment.json, model.safetensors                 released weights: the averaged ones, in bfloat16
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from torch import Tensor, nn
 from dualrate.denoiser import Denoiser
 from dualrate.experiment import Experiment
 from dualrate.process import GaussianProcess
+from dualrate.runs.environment import environment
 from dualrate.serial import from_plain, to_plain
 from dualrate.training import checkpoint
+
+HISTORY = "history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> Model:
     try:
         networks.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit its experiment.json: {error}") from error
+        what = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: the weights do not fit its experiment.json: {what} ...") from error
     networks.to(device).eval().requires_grad_(False)
     return Model(path.name, experiment, networks, denoiser, iteration, _hash(weights))
 
@@ -78,7 +82,7 @@ def read_experiment(path: Path) -> Experiment:
         )
     try:
         return from_plain(Experiment, json.loads(file.read_text()), str(file))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
 
 
@@ -90,19 +94,30 @@ def write_experiment(path: Path, experiment: Experiment) -> None:
     temporary.replace(path / "experiment.json")
 
 
+def note_start(run: Path, command: str, *, encoder: str | None = None) -> None:
+    """Appends the command and its surroundings to the run's history: one line per start.
+
+    encoder: what the encoder's weights started from, if from anything
+    """
+    start = {"command": command} | ({"encoder": encoder} if encoder else {}) | environment()
+    with (run / HISTORY).open("a") as file:
+        file.write(json.dumps(start) + "\n")
+
+
 def export(run: str | Path, out: Path) -> None:
     """Write a run's averaged weights as released weights: bfloat16 safetensors, no optimiser, no raw weights."""
     run = Path(run)
+    experiment = read_experiment(run)
     weights, iteration = _read_weights(run)
-    write_experiment(out, read_experiment(run))
+    write_experiment(out, experiment)
     rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
     file = out / "model.safetensors"
     safetensors.torch.save_file(rounded, file, metadata={"iteration": str(iteration)})
     file.chmod(0o644)  # the library writes it for its owner alone; released weights are for everyone
 
 
-def start_encoder(networks: nn.ModuleDict, run: str | Path) -> int:
-    """Start a dual-rate encoder from a single-rate run's averaged weights. Returns that run's iteration.
+def start_encoder(networks: nn.ModuleDict, run: str | Path) -> str:
+    """Start a dual-rate encoder from a single-rate run's averaged weights. Says which weights those were.
 
     Raises ValueError if the run's network is not the encoder's.
     """
@@ -114,7 +129,7 @@ def start_encoder(networks: nn.ModuleDict, run: str | Path) -> int:
         networks["encoder"].get_submodule("net").load_state_dict(own)
     except RuntimeError as error:
         raise ValueError(f"{run}: its network is not this experiment's encoder: {error}") from error
-    return iteration
+    return f"{run} at iteration {iteration}, weights {_hash(weights)[:12]}"
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:

@@ -12,15 +12,14 @@ from dualrate.data.images import ImageSet, load_images, to_uint8
 from dualrate.data.loader import Batches
 from dualrate.experiment import Experiment
 from dualrate.report.grid import save_grid
-from dualrate.runs.card import note_start
-from dualrate.runs.store import start_encoder, write_experiment
+from dualrate.runs.store import note_start, start_encoder, write_experiment
 from dualrate.sampling import sample
 from dualrate.serial import to_plain
 from dualrate.steps import Ancestral
 from dualrate.timing import StepPlan
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
-from dualrate.training.log import Progress
+from dualrate.training.log import PlainReporter, Progress
 from dualrate.training.loop import fit
 
 
@@ -45,22 +44,26 @@ def train(
     )
     check_fit(experiment, images)
     method = experiment.method()
+    started_from = None
     if experiment.encoder_from and not checkpoint.steps(out / "checkpoints"):
-        start_encoder(method.networks, experiment.encoder_from)
-    if not (out / "experiment.json").exists():
-        write_experiment(out, experiment)
-    note_start(out, command)
+        started_from = start_encoder(method.networks, experiment.encoder_from)
     batches = Batches(images, experiment.fit.batch_size, experiment.fit.seed, data.augment)
     samples = out / "samples"
-    samples.mkdir(exist_ok=True)
+    samples.mkdir(parents=True, exist_ok=True)
+
+    progress = progress or PlainReporter()
+
+    def on_start() -> None:
+        config = experiment.fit
+        progress.note(f"{experiment.name}: {config.iterations} iterations of {config.batch_size} images, in {out}")
+        write_experiment(out, experiment)
+        note_start(out, command, encoder=started_from)
 
     def on_sample(iteration: int) -> None:
         labels = [i % experiment.num_classes for i in range(40)] if experiment.num_classes else None
         step, plan = Ancestral(experiment.process), StepPlan.uniform(32, 8)
-        method.networks.eval()
         drawn = sample(method.denoiser(), step, plan, experiment.shape, range(40), labels, device=device)
         pictures = np.concatenate([to_uint8(batch).cpu().numpy() for batch in drawn])
-        method.networks.train()
         save_grid(pictures, samples / f"{iteration:07d}.png", columns=10, scale=2)
 
     return fit(
@@ -68,8 +71,9 @@ def train(
         batches,
         experiment.fit,
         out,
-        identity=to_plain(experiment),
+        identity=to_plain(experiment) | {"images": images.fingerprint},
         progress=progress,
+        on_start=on_start,
         on_sample=on_sample,
         device=device,
     )
@@ -87,7 +91,8 @@ def check_fit(experiment: Experiment, images: ImageSet) -> None:
     if experiment.num_classes and images.labels is None:
         raise ValueError(
             f"{images.name} has no labels, but the networks of {experiment.name} are conditioned on "
-            f"{experiment.num_classes} classes: set num_classes to 0 for an unconditional model"
+            f"{experiment.num_classes} classes: set num_classes of every network to 0 for an unconditional model "
+            "(--networks.model.num-classes 0, or --networks.encoder.num-classes 0 --networks.light.num-classes 0)"
         )
     if images.num_classes > experiment.num_classes > 0:
         raise ValueError(

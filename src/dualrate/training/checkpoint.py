@@ -138,10 +138,13 @@ def load(path: Path, *, optimizer: bool = True) -> Checkpoint:
             raise CorruptCheckpoint(f"{path / name}: {error.strerror}") from error
         if len(contents[name]) != size or hashlib.sha256(contents[name]).hexdigest() != sha256:
             raise CorruptCheckpoint(f"{path / name}: its content is not what the manifest says")
-    state = json.loads(contents.pop("state.json"))
+    try:
+        state = json.loads(contents.pop("state.json"))
+        tensors = {Path(name).stem: safetensors.torch.load(data) for name, data in contents.items()}
+    except (ValueError, SafetensorError) as error:
+        raise CorruptCheckpoint(f"{path}: a file matches its manifest but cannot be read ({error})") from error
     if state["format"] != FORMAT:
         raise ValueError(f"{path} has format {state['format']}, expected {FORMAT}: use the version that wrote it")
-    tensors = {Path(name).stem: safetensors.torch.load(data) for name, data in contents.items()}
     return Checkpoint(path, tensors, state)
 
 

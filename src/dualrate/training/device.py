@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 import torch
 from torch.nn import functional
@@ -21,8 +22,12 @@ def _seconds(device: torch.device, dtype: torch.dtype) -> float:
     return min(times)
 
 
+@cache
 def pays(device: torch.device) -> bool:
-    """Whether bfloat16 autocast makes training clearly faster: known on CUDA, measured in milliseconds on CPU."""
+    """Whether bfloat16 autocast makes training clearly faster: known on CUDA, measured in milliseconds on CPU.
+
+    Decided once per process, so that all it measures runs alike.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

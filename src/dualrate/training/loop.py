@@ -57,12 +57,14 @@ def fit(
     *,
     identity: Mapping[str, Any],
     progress: Progress | None = None,
+    on_start: Callable[[], None] | None = None,
     on_sample: Callable[[int], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> FitResult:
     """Train `method` on `batches`, or continue the run that `run_dir` holds.
 
     identity:  JSON-able resolved configuration; resuming with another one is refused
+    on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
     on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in place
     Raises ValueError (another configuration), OSError (run in use, no intact checkpoint, nothing could be saved at
     the end), NonFiniteError.
@@ -76,6 +78,8 @@ def fit(
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(torch.random.fork_rng(cuda))
         trainer = _Trainer(method, config, device, progress, run_dir, json.loads(json.dumps(dict(identity))))
+        if on_start:
+            on_start()
         stopped = trainer.run(batches, on_sample, interrupts)
         return FitResult(trainer.state.iteration, stopped, trainer.state.seconds)
 
@@ -136,18 +140,26 @@ class _Trainer:
             self.report(logs, elapsed)
             if state.iteration % config.checkpoint_every == 0:
                 self.save(last=False)
-            if on_sample and state.iteration % config.sample_every == 0:
-                with state.averaged():
-                    on_sample(state.iteration)
+            if state.iteration % config.sample_every == 0:
+                self.sample(on_sample)
                 sampled_at = state.iteration
         if self.saved_at != state.iteration:
             self.save(last=True)
         if interrupts.received and state.iteration < config.iterations:
             return "signal"
-        if on_sample and sampled_at != state.iteration:
-            with state.averaged():
-                on_sample(state.iteration)
+        if sampled_at != state.iteration:
+            self.sample(on_sample)
         return "done" if state.iteration >= config.iterations else "seconds"
+
+    def sample(self, on_sample: Callable[[int], None] | None) -> None:
+        """Averaged weights in place. Pictures that cannot be written do not stop training."""
+        if on_sample is None:
+            return
+        with self.state.averaged():
+            try:
+                on_sample(self.state.iteration)
+            except OSError as error:
+                self.progress.note(f"could not write samples, training goes on: {error}")
 
     def out_of_time(self) -> bool:
         return self.config.max_seconds is not None and self.state.seconds >= self.config.max_seconds
@@ -194,8 +206,8 @@ class _Trainer:
         )
         if in_a_row >= PATIENCE:
             raise NonFiniteError(
-                f"{text}; {PATIENCE} updates in a row were not finite. The last checkpoint is intact: lower optim.lr, "
-                "or look at those samples"
+                f"{text}; {PATIENCE} updates in a row were not finite. What was saved before is intact. Look at those "
+                "samples, or start a new run directory with a lower optim.lr"
             )
         self.progress.note(f"{text}: update skipped")
 
