@@ -65,6 +65,7 @@ CELLS = (  # dearest first, so that two processes share them evenly
     Cell("light alone", LIGHT, 128),
     Cell("dual-rate", DUAL, 64, 8),
     Cell("dual-rate", DUAL, 32, 16),
+    Cell("heavy", HEAVY, 22),  # as many seconds as dual-rate 64/8
     Cell("heavy", HEAVY, 16),
     Cell("heavy", HEAVY, 16, ddim=True),
     Cell("dual-rate", DUAL, 32, 8),

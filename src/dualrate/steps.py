@@ -53,14 +53,11 @@ class Ancestral:
 
     process: GaussianProcess
     gamma: float = 0.0
+    markovian = True  # no annotation: a fact about the class, not a field
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma interpolates between two variances, so it lies in [0, 1], got {self.gamma}")
-
-    @property
-    def markovian(self) -> bool:
-        return True
 
     def start(self) -> Carry:
         return ()
@@ -86,10 +83,7 @@ class DDIM:
     """The deterministic sampler: an Euler step of the probability-flow ODE in (z / alpha, sigma / alpha)."""
 
     process: GaussianProcess
-
-    @property
-    def markovian(self) -> bool:
-        return False
+    markovian = False
 
     def start(self) -> Carry:
         return ()
