@@ -32,10 +32,10 @@ def call(monkeypatch, *arguments) -> int:
     return 0
 
 
-def train(monkeypatch, data, out, *options, iterations=3):
+def train(monkeypatch, data, out, *options, iterations=3, checkpoint_every=2):
     return call(
         monkeypatch, "train", "fashion-mnist-small", "--out", out, "--data.source", data, "--fit.batch-size", 8,
-        "--fit.iterations", iterations, "--fit.precision", "float32", "--fit.checkpoint-every", 2, *options,
+        "--fit.iterations", iterations, "--fit.precision", "float32", "--fit.checkpoint-every", checkpoint_every, *options,
     )  # fmt: skip
 
 
@@ -149,3 +149,33 @@ def test_an_unknown_option_is_no_traceback(tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "--steps" in result.stderr + result.stdout  # tyro suggests the option that was meant
+
+
+def test_a_start_that_never_saved_does_not_name_the_run(data, tmp_path, monkeypatch):
+    """Its experiment.json is replaced by that of the start which trains; refused starts leave no trace."""
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    hopeless = ["--fit.optim.lr", 1e30, "--fit.optim.warmup", 0]
+    assert train(monkeypatch, data, run, *hopeless, iterations=30, checkpoint_every=100) == 2
+    assert train(monkeypatch, data, run, "--fit.seed", 7, iterations=1) == 0
+    assert train(monkeypatch, data, run, "--fit.seed", 8, iterations=2) == 2  # another configuration: refused
+    experiment = json.loads((run / "experiment.json").read_text())
+    assert experiment["fit"]["seed"] == 7
+    assert len((run / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_other_images_under_the_same_name_are_refused(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    images = tmp_path / "images.npz"
+    images.write_bytes(data.read_bytes())
+    assert train(monkeypatch, images, tmp_path / "run", iterations=1) == 0
+    np.savez(images, images=np.full((64, 28, 28), 7, np.uint8), labels=np.arange(64) % 4)
+    assert train(monkeypatch, images, tmp_path / "run", iterations=2) == 2
+    assert "images:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threads", ["0", "many"])
+def test_threads_are_checked(threads, monkeypatch, capsys):
+    monkeypatch.setenv("DUALRATE_THREADS", threads)
+    assert call(monkeypatch, "cost", "x") == 2
+    assert "DUALRATE_THREADS" in capsys.readouterr().err

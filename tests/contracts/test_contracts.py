@@ -139,3 +139,39 @@ def test_a_method_lowers_its_loss(kind):
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.5 * losses[0]
+
+
+def states(plan: dr.StepPlan) -> list:
+    draws = Draws(0, torch.arange(2))
+    z, cond = draws.normal("z", 1, 8, 8).double(), Cond(torch.arange(2))
+    with torch.no_grad():
+        return list(dr.trajectory(dual(), dr.Ancestral(PROCESS), plan, z, cond, lambda i, j: torch.zeros_like(z)))
+
+
+def test_a_trajectory_goes_on_only_from_a_state_of_its_plan():
+    plan, cond = dr.StepPlan.uniform(4, 2), Cond(torch.arange(2))
+    state = states(plan)[3]
+
+    def go_on(plan, state):
+        return list(
+            dr.trajectory(
+                dual(), dr.Ancestral(PROCESS), plan, state.z, cond, lambda i, j: torch.zeros_like(state.z), state=state
+            )
+        )
+
+    with torch.no_grad():
+        torch.testing.assert_close(go_on(plan, state)[-1].z, states(plan)[-1].z)
+        with pytest.raises(ValueError, match="another plan"):
+            go_on(dr.StepPlan.uniform(8, 2), state)
+        with pytest.raises(ValueError, match="reuses a context"):
+            go_on(plan, states(dr.StepPlan.uniform(4, 0))[3])
+
+
+def test_a_step_says_whether_it_is_markovian_and_cannot_be_told_otherwise():
+    with pytest.raises(TypeError):
+        dr.DDIM(PROCESS, markovian=True)
+
+
+def test_images_are_sampled_from_noise_to_data():
+    with pytest.raises(ValueError, match="from t = 1 to 0"):
+        next(dr.sample(plain(), dr.DDIM(PROCESS), dr.StepPlan.at([0.5, 0.2], [0]), (1, 8, 8), [0], [0]))

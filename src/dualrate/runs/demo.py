@@ -43,12 +43,13 @@ class Cell:
         return StepPlan.uniform(self.steps, self.heavy)
 
 
-CELLS = (
-    Cell("heavy", "fashion-mnist-heavy", DDIM, 16),
-    Cell("heavy", "fashion-mnist-heavy", Ancestral, 32),
+CELLS = (  # pairs of about equal cost, from the smallest budget up, and the light network alone
+    Cell("heavy", "fashion-mnist-heavy", DDIM, 8),
+    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 16, 4),
+    Cell("heavy", "fashion-mnist-heavy", Ancestral, 16),
     Cell("dual-rate", "fashion-mnist-dual", Ancestral, 32, 8),
-    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 32, 16),
-    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 64, 16),
+    Cell("heavy", "fashion-mnist-heavy", Ancestral, 32),
+    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 64, 8),
     Cell("light alone", "fashion-mnist-light", Ancestral, 32),
 )
 SMALL = "small dual-rate"
