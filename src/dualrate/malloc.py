@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep what a network frees.
 
 By default a large tensor is mapped from the kernel anew and given back when freed, so each training iteration pays for
-its pages being cleared again: a fifth of the CPU time of a Fashion-MNIST training iteration (docs/results.md). The
+its pages being cleared again: a sixth of the CPU time of a Fashion-MNIST training iteration (docs/results.md). The
 command line does it at start; a program that uses the library decides for itself.
 """
 

@@ -35,7 +35,8 @@ def call(monkeypatch, *arguments) -> int:
 def train(monkeypatch, data, out, *options, iterations=3, checkpoint_every=2):
     return call(
         monkeypatch, "train", "fashion-mnist-small", "--out", out, "--data.source", data, "--fit.batch-size", 8,
-        "--fit.iterations", iterations, "--fit.precision", "float32", "--fit.checkpoint-every", checkpoint_every, *options,
+        "--fit.iterations", iterations, "--fit.precision", "float32",
+        "--fit.checkpoint-every", checkpoint_every, *options,
     )  # fmt: skip
 
 

@@ -1,0 +1,55 @@
+"""CPU time of a training iteration, with and without kept memory (docs/results.md).
+
+    OMP_NUM_THREADS=1 .venv/bin/python scripts/iteration_cost.py heavy [--keep]
+
+User and system time of one thread, so that other work on the machine matters little. The images are noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import torch
+
+import dualrate as dr
+from dualrate.malloc import keep_freed_memory
+from dualrate.recipes import fashion_mnist
+
+REPEATS = 10
+RECIPES = {"heavy": fashion_mnist.heavy, "dual": fashion_mnist.dual, "light": fashion_mnist.light}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("--keep", action="store_true", help="keep freed memory, as the command line does")
+    options = parser.parse_args()
+    if options.keep:
+        keep_freed_memory()
+    experiment = RECIPES[options.recipe]()
+    method, rows = experiment.method(), experiment.fit.batch_size
+    sample = torch.arange(rows)
+    batch = dr.Batch(torch.rand(rows, *experiment.shape) * 2 - 1, sample % 10, sample)
+    optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4)
+
+    def iterate() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = method.loss(batch, 0, dr.Draws(0, sample)).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    iterate()
+    before = os.times()
+    for _ in range(REPEATS):
+        iterate()
+    after = os.times()
+    user, system = (after.user - before.user) / REPEATS, (after.system - before.system) / REPEATS
+    print(
+        f"{options.recipe}, memory {'kept' if options.keep else 'returned'}: user {user:.3f} s, system {system:.3f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
