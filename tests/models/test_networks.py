@@ -6,7 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dualrate.cost import macs_of
-from dualrate.models.blocks import ConvBlock, TransformerBlock, attend
+from dualrate.models.blocks import FiLM, TransformerBlock, attend
 from dualrate.models.dual import ContextEncoder, LightUViT
 from dualrate.models.uvit import Blocks, Level, UViT, UViTConfig
 from dualrate.prediction import x_from_v
@@ -51,24 +51,11 @@ def test_imagenet_layouts_cost_what_the_paper_reports(size, net, giga):
         blocks = 0
         for part in network.modules():
             if isinstance(part, Blocks):
-                level, side = next((lv, layout.side(i)) for i, lv in enumerate(layout.levels) if _is_level(part, lv))
-                h = torch.zeros(1, level.channels, side, side)
-                films = sum(m.in_features * m.out_features for m in _films(part))
+                h = torch.zeros(1, part.level.channels, part.side, part.side)
+                films = sum(f.linear.in_features * f.linear.out_features for f in part.modules() if isinstance(f, FiLM))
                 blocks += macs_of(lambda part=part, h=h: part(h, emb)) - films
     assert blocks / 1e9 == pytest.approx(giga, rel=1e-3)
     assert whole / 1e9 == pytest.approx(giga, rel=1e-2)
-
-
-def _is_level(part: Blocks, level: Level) -> bool:
-    weight = next(p for p in part.blocks[0].parameters() if p.ndim >= 2 and p.shape[0] % level.channels == 0)
-    kind = ConvBlock if level.kind == "conv" else TransformerBlock
-    channels = part.blocks[0].conv1.in_channels if kind is ConvBlock and isinstance(part.blocks[0], kind) else None
-    channels = channels or getattr(getattr(part.blocks[0], "qkv", weight), "in_features", None)
-    return isinstance(part.blocks[0], kind) and channels == level.channels
-
-
-def _films(part: nn.Module):
-    return [block.linear for block in part.modules() if type(block).__name__ == "FiLM"]
 
 
 def test_macs_of_one_layer_by_hand():

@@ -76,6 +76,7 @@ class Blocks(nn.Module):
 
     def __init__(self, level: Level, side: int, config: UViTConfig) -> None:
         super().__init__()
+        self.level, self.side = level, side
         self.position = None
         if level.kind == "transformer":
             self.position = nn.Parameter(0.02 * torch.randn(1, level.channels, side, side))
