@@ -127,8 +127,9 @@ def _draw_family(axes: Axes, family: list[Row], cost: Cost, scale: float, networ
         label=f"{family[0].network}, {family[0].sampler}",
         zorder=3,
     )
+    offset = ((8, 6), (8, -14), (-22, 6))[network % 3]  # neighbouring points of two networks are labelled apart
     for row, at in zip(family, x, strict=True):
-        axes.annotate(plan(row), (at, row.score.value), (8, 6), textcoords="offset points", color=INK, fontsize=11)
+        axes.annotate(plan(row), (at, row.score.value), offset, textcoords="offset points", color=color, fontsize=11)
 
 
 def _draw_floor(axes: Axes, floor: float) -> None:
