@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,6 +35,8 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-small": fashion_mnist.small,
     "imagenet64-heavy": imagenet.heavy,
     "imagenet64-dual": imagenet.dual,
+    "imagenet128-heavy": partial(imagenet.heavy, 128),
+    "imagenet128-dual": partial(imagenet.dual, 128),
 }
 
 
@@ -313,6 +316,8 @@ def _set_threads(asked: str | None) -> None:
 
 def _device(name: str | None) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("mps"):
+        raise ValueError("times and random numbers need float64, which mps lacks: use --device cpu")
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
