@@ -25,7 +25,7 @@ def test_a_plan_costs_the_calls_it_makes(head, light_calls):
     model = dual(head)
     cost = call_cost(model, (1, 8, 8), 0)
     plan = dr.StepPlan.uniform(8, 2)
-    counted = plan_cost(model, dr.Ancestral(PROCESS), plan, (1, 8, 8), cost=cost, label=0)
+    counted = plan_cost(model, dr.Ancestral(PROCESS), plan, (1, 8, 8), label=0)
     assert (counted.heavy_calls, counted.light_calls) == (2, light_calls)
     assert counted.macs == 2 * cost.heavy + light_calls * cost.light
     assert counted.flops == 2 * counted.macs
@@ -33,12 +33,11 @@ def test_a_plan_costs_the_calls_it_makes(head, light_calls):
 
 def test_guidance_doubles_the_calls_and_its_interval_spares_light_ones():
     model = dual(head=False)
-    cost = call_cost(model, (1, 8, 8), 0)
     plan, step = dr.StepPlan.uniform(8, 2), dr.Ancestral(PROCESS)
 
     def calls(interval):
         counted = plan_cost(
-            model, step, plan, (1, 8, 8), cost=cost, label=0,
+            model, step, plan, (1, 8, 8), label=0,
             wrap=lambda inner: dr.Guided(inner, PROCESS, 2.0, 3, interval),
         )  # fmt: skip
         return counted.heavy_calls, counted.light_calls

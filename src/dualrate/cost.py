@@ -39,9 +39,13 @@ class CallCost:
 class PlanCost:
     """What one image costs. heavy_calls, light_calls: rows per image, guidance branches counted."""
 
+    calls: CallCost
     heavy_calls: int
     light_calls: int
-    macs: int
+
+    @property
+    def macs(self) -> int:
+        return self.heavy_calls * self.calls.heavy + self.light_calls * self.calls.light
 
     @property
     def flops(self) -> int:
@@ -74,7 +78,6 @@ def plan_cost(
     plan: StepPlan,
     shape: tuple[int, int, int],
     *,
-    cost: CallCost,
     label: int | None = None,
     wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
     device: torch.device | str = "cpu",
@@ -84,8 +87,7 @@ def plan_cost(
     labels = None if label is None else [label]
     for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device):
         pass
-    heavy, light = metered.meter.heavy, metered.meter.light
-    return PlanCost(heavy, light, heavy * cost.heavy + light * cost.light)
+    return PlanCost(call_cost(denoiser, shape, label, device), metered.meter.heavy, metered.meter.light)
 
 
 def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0) -> float:

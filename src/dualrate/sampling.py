@@ -87,7 +87,8 @@ def trajectory(
         state = State(start, z, times[start].expand(rows), Context(), None, step.start())
     elif not torch.equal(state.t, times[state.i].expand_as(state.t)):
         raise ValueError(f"this state stands at step {state.i} of another plan: its time is not {plan.t[state.i]}")
-    if plan.refresh[state.i :][:1] in ((Refresh.KEEP,), (Refresh.PARTIAL,)) and state.z_tau is None:
+    reuses = state.i < plan.num_steps and plan.refresh[state.i] in (Refresh.KEEP, Refresh.PARTIAL)
+    if reuses and state.z_tau is None:
         raise ValueError(f"step {state.i} reuses a context: start at a heavy step, or pass a state that holds one")
     yield state
     for i in range(state.i, plan.num_steps):

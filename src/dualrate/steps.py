@@ -55,6 +55,10 @@ class Ancestral:
     gamma: float = 0.0
     markovian = True  # no annotation: a fact about the class, not a field
 
+    def __str__(self) -> str:
+        """For a table: the settings only where they are not the usual ones."""
+        return f"ancestral, gamma {self.gamma:g}" if self.gamma else "ancestral"
+
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma interpolates between two variances, so it lies in [0, 1], got {self.gamma}")
@@ -84,6 +88,9 @@ class DDIM:
 
     process: GaussianProcess
     markovian = False
+
+    def __str__(self) -> str:
+        return "DDIM"
 
     def start(self) -> Carry:
         return ()

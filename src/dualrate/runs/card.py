@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dualrate.cost import call_cost
-from dualrate.runs.store import HISTORY, load, read_experiment
+from dualrate.runs.store import HISTORY, load, read_experiment, read_losses
 from dualrate.training import checkpoint
 
 CURVE = "loss.svg"
@@ -26,10 +26,9 @@ def write_card(run: Path, out: Path) -> None:
     model = load(run)
     cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
     calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
-    parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in model.networks.items()}
     fit, state = experiment.fit, saved.state
     facts = {
-        "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in parameters.items()),
+        "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in model.parameters.items()),
         "cost": ", ".join(f"{macs / 1e6:.1f} million MACs a {name}" for name, macs in calls.items()),
         "images": f"{model.shape[1]} x {model.shape[2]}, {model.shape[0]} channel(s), {model.num_classes} classes",
         "data": experiment.data.source,
@@ -43,7 +42,7 @@ def write_card(run: Path, out: Path) -> None:
     lines = [f"# {out.name}", "", "Averaged weights of a training run; `dualrate.load` reads this directory.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
     lines += ["Made by, in order:", "", *_history(run), ""]
-    points = _losses(run / "metrics.jsonl")
+    points = _smoothed(run)
     if points:
         (out / CURVE).write_text(svg(loss_figure(points, "images seen (thousands)")))
         lines += [f"Training loss, last value {points[-1][1]:.4f}:", "", f"![training loss]({CURVE})", ""]
@@ -65,12 +64,8 @@ def _surroundings(start: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {start[key]}" for key in keys if key in start)
 
 
-def _losses(file: Path) -> list[tuple[float, float]]:
+def _smoothed(run: Path) -> list[tuple[float, float]]:
     """(thousands of images, loss); averaged over ten log lines, so that the curve can be read."""
-    if not file.exists():
-        return []
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    name = "model/loss"
-    points = [(row["images"] / 1000, row[name]) for row in rows if name in row]
+    points = read_losses(run)
     windows = [points[i : i + 10] for i in range(0, len(points) - len(points) % 10, 10)]
-    return [(window[-1][0], sum(loss for _, loss in window) / len(window)) for window in windows]
+    return [(window[-1][0] / 1000, sum(loss for _, loss in window) / len(window)) for window in windows]

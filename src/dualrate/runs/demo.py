@@ -19,7 +19,7 @@ from dualrate.report import headline, table
 from dualrate.runs.demo_page import Column, Findings, SmallRun, demo_page
 from dualrate.runs.evaluator import evaluator, messages
 from dualrate.runs.measure import draw, measure
-from dualrate.runs.store import Model, load
+from dualrate.runs.store import Model, load, read_losses
 from dualrate.runs.train import train
 from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan
@@ -123,16 +123,7 @@ def _train_small(experiment: Experiment, run: Path, progress: Progress) -> Small
         raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
     model = load(run)
     images = draw(model, Ancestral(model.process), StepPlan.uniform(32, 8), range(SHOWN)).images
-    return SmallRun(model, images, result.seconds, _losses(run / "metrics.jsonl"))
-
-
-def _losses(metrics: Path) -> list[tuple[float, float]]:
-    """(images seen, loss) from a run's log; empty if there is none."""
-    if not metrics.is_file():
-        return []
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    losses = [(line["images"], next(v for k, v in line.items() if k.endswith("/loss"))) for line in lines]
-    return [(images, loss) for images, loss in losses if math.isfinite(loss)]
+    return SmallRun(model, images, result.seconds, read_losses(run))
 
 
 def _measure(

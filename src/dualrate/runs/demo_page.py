@@ -164,7 +164,7 @@ def _models(findings: Findings) -> Table:
 
 def _model(name: str, model: Model) -> tuple[str, ...]:
     cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
-    parameters = sum(parameter.numel() for parameter in model.networks.parameters())
+    parameters = sum(model.parameters.values())
     heavy, light = (f"{macs / 1e6:.1f}" if macs else "-" for macs in (cost.heavy, cost.light))
     return name, model.weights_hash[:12], str(model.iteration), f"{parameters:,}", heavy, light
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from dualrate.combinators import Guided
-from dualrate.cost import PlanCost, call_cost, plan_cost, seconds_per_call
+from dualrate.cost import PlanCost, plan_cost, seconds_per_call
 from dualrate.data.images import to_uint8
 from dualrate.denoiser import Denoiser
 from dualrate.metrics.evaluate import Evaluator
@@ -90,7 +89,6 @@ def draw(
 ) -> Samples:
     """Images of a model, with what they cost. bfloat16=None: where it pays, as in training."""
     labels = balanced_labels(model, seeds, label)
-    first_label = labels[0] if labels else None
     denoiser = guided(model, model.denoiser, guidance)
     bfloat16 = pays(torch.device(device)) if bfloat16 is None else bfloat16
     cost = plan_cost(
@@ -98,8 +96,7 @@ def draw(
         step,
         plan,
         model.shape,
-        cost=call_cost(model.denoiser, model.shape, first_label, device),
-        label=first_label,
+        label=labels[0] if labels else None,
         device=device,
         wrap=lambda inner: guided(model, inner, guidance),
     )
@@ -124,13 +121,6 @@ def draw(
     return Samples(np.concatenate(batches), seconds, cost, min(batch_size, len(seeds)), precision)
 
 
-def describe(step: Step) -> str:
-    """A sampler for a table: its name, and its settings where they are not the usual ones."""
-    name = {"Ancestral": "ancestral"}.get(type(step).__name__, type(step).__name__)
-    gamma = getattr(step, "gamma", 0)
-    return f"{name}, gamma {gamma:g}" if gamma else name
-
-
 def cost_report(
     model: Model,
     step: Step,
@@ -146,7 +136,7 @@ def cost_report(
     device = torch.device(device)
     bfloat16 = pays(device)
     drawn = draw(model, step, plan, range(batch_size), guidance=guidance, batch_size=batch_size, device=device)
-    calls = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None, device)
+    calls = drawn.cost.calls
     z = torch.zeros(batch_size, *model.shape, device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
     label = torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None
@@ -155,7 +145,7 @@ def cost_report(
         heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, Cond(label)))
         light = seconds_per_call(lambda: model.denoiser.denoise(z, t, context, Cond(label)))
     return {
-        **{f"parameters_{name}": _parameters(network) for name, network in model.networks.items()},
+        **{f"parameters_{name}": count for name, count in model.parameters.items()},
         "macs_heavy_call": calls.heavy,
         "macs_light_call": calls.light,
         "flops_heavy_call": 2 * calls.heavy,
@@ -172,10 +162,6 @@ def cost_report(
         "device": str(device),
         "precision": "bfloat16" if bfloat16 else "float32",
     }
-
-
-def _parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def measure(
@@ -201,7 +187,7 @@ def measure(
     )
     row = Row(
         network=name,
-        sampler=describe(step) + str(guidance),
+        sampler=f"{step}{guidance}",
         num_steps=plan.num_steps,
         num_heavy=plan.num_heavy,
         macs=drawn.cost.macs,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,11 @@ class Model:
     @property
     def num_classes(self) -> int:
         return self.experiment.num_classes
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many each network has."""
+        return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
 
 
 def load(path: str | Path, *, device: torch.device | str = "cpu") -> Model:
@@ -102,6 +108,14 @@ def note_start(run: Path, command: str, *, encoder: str | None = None) -> None:
     start = {"command": command} | ({"encoder": encoder} if encoder else {}) | environment()
     with (run / HISTORY).open("a") as file:
         file.write(json.dumps(start) + "\n")
+
+
+def read_losses(run: Path) -> list[tuple[int, float]]:
+    """(images seen, loss) of every line of a run's log with a finite loss of its first phase; empty if it has none."""
+    file = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    losses = [(line["images"], next(v for k, v in line.items() if k.endswith("/loss"))) for line in lines]
+    return [(images, loss) for images, loss in losses if math.isfinite(loss)]
 
 
 def export(run: str | Path, out: Path) -> None:
