@@ -45,6 +45,11 @@ class Draws:
     seed: int
     row: Tensor
 
+    def repeated(self, times: int) -> Draws:
+        """The numbers of (B k,) rows, k = `times` for every row of this; row r of k = 1 is row r."""
+        copy = torch.arange(times, device=self.row.device)
+        return Draws(self.seed, (self.row[:, None] * times + copy).flatten())
+
     def _words(self, stream: str, count: int) -> Tensor:
         """(B, count) int64 in [0, 2^32)."""
         blocks = torch.arange(-(-count // 4), device=self.row.device)

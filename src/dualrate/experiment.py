@@ -11,7 +11,7 @@ from torch import nn
 from dualrate.data.loader import Augment
 from dualrate.denoiser import Denoiser, DualRate, Plain
 from dualrate.methods.denoising import Denoising
-from dualrate.models.dual import ContextEncoder, LightUViT
+from dualrate.models.dual import ContextConfig, ContextEncoder, LightUViT
 from dualrate.models.uvit import UViT, UViTConfig
 from dualrate.process import GaussianProcess
 from dualrate.schedule import Cosine, Interpolated
@@ -52,9 +52,10 @@ class TwoNetworks:
 
     encoder: UViTConfig
     light: UViTConfig
+    context: ContextConfig = ContextConfig()
 
     def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = ContextEncoder(self.encoder, self.light), LightUViT(self.light)
+        encoder, light = ContextEncoder(self.encoder, self.light, self.context), LightUViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     @property
@@ -64,7 +65,9 @@ class TwoNetworks:
 
 @dataclass(frozen=True)
 class Experiment:
-    """encoder_from: a single-rate run whose averaged weights the encoder starts from."""
+    """encoder_from:   a single-rate run whose averaged weights the encoder starts from
+    freeze_encoder: leave them as they are; only the light network and the projections into it are trained
+    """
 
     name: str
     networks: OneNetwork | TwoNetworks
@@ -76,6 +79,11 @@ class Experiment:
     label_dropout: float = 0.1
     encoder_weight: float = 1.0
     encoder_from: str | None = None
+    freeze_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        if self.freeze_encoder and not self.encoder_from:
+            raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
 
     @property
     def process(self) -> GaussianProcess:
@@ -101,6 +109,8 @@ class Experiment:
 
     def method(self) -> Denoising:
         networks, denoiser = self.build()
+        if self.freeze_encoder:
+            networks.get_submodule("encoder.net").eval().requires_grad_(False)
         return Denoising(
             networks,
             denoiser,

@@ -6,6 +6,10 @@ tau is the time of the latest refresh. By default step floor(j N / H) refreshes,
 In training t ~ U(0, 1) and tau = min(1, t + u / H), u ~ U(0, 1): the law of tau given t under a plan of H equal cells
 with a random phase. H is log-uniform on the integers of a range, so that one model serves any H. The distance to the
 next edge of a plan with fixed phase (the paper's own grid) is `phase=0`: tau = ceil(t H) / H.
+
+A shared context serves k draws of t, each of the law of t given tau; their quantiles differ by 1 / k:
+    random phase, tau < 1: t uniform on [max(0, tau - 1/H), tau];  tau = 1: P(t <= y) = (1 - H (1 - y))^2
+    fixed phase:           t uniform on [tau - 1/H, tau]
 """
 
 from __future__ import annotations
@@ -100,7 +104,12 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Times:
-    """The times of a training batch. t, tau: (B,) float64, t <= tau; kept: (K,) rows whose context is not dropped."""
+    """The times of a training batch of B images with k draws of t each; draw r belongs to image r // k.
+
+    t:    (B k,) float64
+    tau:  (B,) float64, of the context that the draws of an image share; t <= tau
+    kept: (K,) the draws whose context is not dropped
+    """
 
     t: Tensor
     tau: Tensor
@@ -118,14 +127,16 @@ class TimeSampler:
     """Draws (t, tau) and the context dropout of each row.
 
     heavy:   (low, high), the numbers of heavy calls the model is trained for; low = high fixes H
-    dropout: probability that a row trains without context. The kept rows are spread evenly over the sample numbers, so
-             every run of an even number of rows keeps exactly half of them at 0.5
+    dropout: probability that an image trains without context. The kept ones are spread evenly over the sample numbers,
+             so every run of an even number of images keeps exactly half of them at 0.5
     phase:   None: random; 0: the fixed grid tau = ceil(t H) / H
+    draws:   k, the light network's draws of (t, z_t) for one heavy call
     """
 
     heavy: tuple[int, int] = (4, 32)
     dropout: float = 0.5
     phase: float | None = None
+    draws: int = 1
 
     def __post_init__(self) -> None:
         low, high = self.heavy
@@ -135,6 +146,8 @@ class TimeSampler:
             raise ValueError(f"dropout is a probability, got {self.dropout}")
         if self.phase not in (None, 0):
             raise ValueError(f"phase is None (random) or 0 (fixed grid), got {self.phase}")
+        if self.draws < 1:
+            raise ValueError(f"a heavy call serves at least one draw, got {self.draws}")
 
     def default_heavy(self, steps: int) -> int:
         """Heavy calls for a sampler of `steps`, where nothing else is said: a quarter, within what was trained."""
@@ -150,7 +163,21 @@ class TimeSampler:
             tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
         quota = (1 - self.dropout) * torch.stack((draws.row, draws.row + 1)).double()
         before, after = torch.floor(quota + 1e-9)
-        return Times(t, tau, torch.nonzero(after > before).squeeze(1))
+        kept = torch.nonzero(after > before) * self.draws + torch.arange(self.draws, device=t.device)
+        return Times(self._spread(tau, heavy, t).flatten(), tau, kept.flatten())
+
+    def _spread(self, tau: Tensor, heavy: Tensor, t: Tensor) -> Tensor:
+        """(B, k): t itself, and k - 1 more times of the law of t given tau, their quantiles spread evenly."""
+        low = tau - 1 / heavy
+        if self.phase is None:
+            low = low.clamp(min=0)
+        share = (t - low) / (tau - low)
+        whole = tau == 1 if self.phase is None else torch.zeros_like(tau, dtype=torch.bool)
+        share = torch.where(whole, share.square(), share)[:, None]
+        others = (share + torch.arange(1, self.draws, device=t.device) / self.draws) % 1
+        others = torch.where(whole[:, None], others.sqrt(), others)
+        others = torch.minimum(low[:, None] + others * (tau - low)[:, None], tau[:, None])
+        return torch.cat((t[:, None], others.clamp(min=1e-9)), dim=1)
 
     def _num_heavy(self, draws: Draws) -> Tensor:
         """(B,) float64, log-uniform on the integers low..high: P(H) proportional to log((H + 1) / H)."""

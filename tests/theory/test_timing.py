@@ -90,6 +90,7 @@ def test_impossible_plans_are_refused(t, refresh):
         lambda: TimeSampler(heavy=(0, 4)),
         lambda: TimeSampler(heavy=(8, 4)),
         lambda: TimeSampler(dropout=1.5),
+        lambda: TimeSampler(draws=0),
     ],
 )
 def test_impossible_requests_are_refused(make):
@@ -119,6 +120,30 @@ def test_law_of_training_times(heavy):
     grid = np.linspace(0.01, 0.99, 99)
     measured = (tau[:, None] <= grid).mean(0)
     np.testing.assert_allclose(measured, distribution(grid), atol=error / 2)
+
+
+@pytest.mark.parametrize("phase", [None, 0])
+@pytest.mark.parametrize("k", [2, 4])
+def test_every_draw_of_a_shared_context_has_the_law_of_the_first(phase, k):
+    """Given tau too: the joint law is compared on a grid of (t, tau)."""
+    one = TimeSampler(heavy=(2, 3), phase=phase)(draws())
+    many = TimeSampler(heavy=(2, 3), phase=phase, draws=k)(draws())
+    t, tau = many.t.view(ROWS, k), many.tau
+    assert torch.equal(t[:, 0], one.t)
+    assert torch.equal(tau, one.tau)
+    assert ((t > 0) & (t <= tau[:, None])).all()
+    assert (t.sort(1).values.diff(dim=1) > 0).all()  # they spread out: none twice
+    for j in range(1, k):
+        for y in (0.1, 0.3, 0.6, 0.8, 0.95):
+            assert (t[:, j] <= y).double().mean() == pytest.approx(y, abs=2e-3)
+            for z in (0.5, 0.7, 0.999):
+                both = ((one.t <= y) & (tau <= z)).double().mean()
+                assert ((t[:, j] <= y) & (tau <= z)).double().mean() == pytest.approx(float(both), abs=3e-3)
+
+
+def test_contexts_are_dropped_with_all_their_draws():
+    times = TimeSampler(draws=4)(draws(8))
+    assert times.kept.view(4, 4).tolist() == [[4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3] for i in (1, 3, 5, 7)]
 
 
 def test_fixed_grid_of_training_times():

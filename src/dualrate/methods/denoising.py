@@ -7,6 +7,9 @@
 Context dropout by encoding only the kept rows is the same law as dropping after encoding: a dropped row gives the
 encoder neither effect nor gradient. At p = 0.5 an iteration costs F_heavy / 2 + F_light.
 
+k draws of (t, z_t) may share a context (`TimeSampler.draws`): z_t are independent given (x, z_tau), so the expected
+gradient is that of k = 1, for a k-th of the heavy calls.
+
 Ours, not the paper's: an encoder with a head is trained on its own x_hat at tau too, with weight `encoder_weight`, so
 that it denoises by itself at the steps where it is called.
 
@@ -61,17 +64,19 @@ class Denoising:
         """
         x, times, cond = batch.x, self.times(draws), self.condition(batch, draws)
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
-        kept = times.kept
-        context = self.model.encode(z_tau[kept], times.tau[kept], cond[kept])
-        x_hat = self.model.denoise(z_t, times.t, context.scattered(kept, len(batch)), cond)
-        loss = self.weighted_error(x, x_hat, times.t)
+        image = torch.arange(len(z_t), device=x.device) // (len(z_t) // len(batch))  # of each draw
+        encoded, of_kept = torch.unique(image[times.kept], return_inverse=True)
+        context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
+        shared = context.rows(of_kept).scattered(times.kept, len(z_t))
+        x_hat = self.model.denoise(z_t, times.t, shared, cond[image])
+        loss = self.weighted_error(x[image], x_hat, times.t)
         logs = self.by_noise_level(loss, times.t)
         total = loss.mean()
-        # sums over the kept rows are divided by all rows, so that micro-batches add up to the batch's mean
+        # sums over what is kept are divided by everything, so that micro-batches add up to the batch's mean
         if context.features:
-            logs["context_loss"] = loss[kept].sum().detach() / len(batch)
+            logs["context_loss"] = loss[times.kept].sum().detach() / len(loss)
         if context.x_hat is not None:
-            own = self.weighted_error(x[kept], context.x_hat, times.tau[kept]).sum() / len(batch)
+            own = self.weighted_error(x[encoded], context.x_hat, times.tau[encoded]).sum() / len(batch)
             logs["encoder_loss"] = own.detach()
             total = total + self.encoder_weight * own
         return Loss(total, logs)
@@ -84,10 +89,12 @@ class Denoising:
         return Cond(torch.where(dropped, self.null, batch.label))
 
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """(z_t, z_tau) on one forward path."""
-        shape = x.shape[1:]
-        eps_tau, eps_t = draws.normal("z_tau", *shape), draws.normal("z_t", *shape)
-        return self.process.pair(x, t, tau, eps_tau, eps_t)
+        """(z_t, z_tau) on one forward path. t: (B k,); x, z_tau: (B, ...); z_t: (B k, ...)."""
+        t, shape = t.unflatten(0, (len(x), -1)), x.shape[1:]
+        eps_tau = draws.normal("z_tau", *shape)
+        eps_t = draws.repeated(t.shape[1]).normal("z_t", *shape).unflatten(0, t.shape)
+        z_t, z_tau = self.process.pair(x[:, None], t, tau[:, None], eps_tau[:, None], eps_t)
+        return z_t.flatten(0, 1), z_tau.squeeze(1)
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """(B,): the weighted squared error of each row, a mean over its elements."""

@@ -3,6 +3,7 @@
 The encoder is a U-ViT whose last activation of *every* level is projected (1x1, no bias) to the light network's widths,
 once per heavy call. The light network is a U-ViT of the same levels, narrower and shallower; each projected feature is
 added where its level begins. Its embedding has both noise levels: emb = noise(log_snr_t) + noise(log_snr_tau) + label.
+`ContextConfig` hands over less, for ablations.
 
 An absent context is one state: its row of the features and of the tau embedding is zero. Nothing of a missing context
 reaches the light network, since the projections have no bias.
@@ -16,7 +17,7 @@ multiply-adds), not stated in it.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -25,10 +26,26 @@ from dualrate.models.uvit import UViT, UViTConfig
 from dualrate.prediction import x_from_v
 
 
+@dataclass(frozen=True)
+class ContextConfig:
+    """What of the encoder reaches the light network.
+
+    levels: how many levels hand over a feature, finest first; None: all. 1: the encoder's last activation alone
+    width:  channels that a feature is squeezed through on its way; None: not squeezed
+    """
+
+    levels: int | None = None
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.levels or 1, self.width or 1) < 1:
+            raise ValueError(f"a context needs at least one level and one channel, got {self}")
+
+
 class ContextEncoder(nn.Module):
     """forward: (z_tau, log_snr_tau, label) -> (projected features, v or None)."""
 
-    def __init__(self, config: UViTConfig, light: UViTConfig) -> None:
+    def __init__(self, config: UViTConfig, light: UViTConfig, context: ContextConfig = ContextConfig()) -> None:
         super().__init__()
         grid, light_grid = ((c.image_size, c.image_channels, c.patch, len(c.levels)) for c in (config, light))
         if grid != light_grid:
@@ -37,9 +54,9 @@ class ContextEncoder(nn.Module):
                 f"got {grid} and {light_grid}"
             )
         self.net = UViT(config)
+        pairs = list(zip(config.levels, light.levels, strict=True))
         self.projections = nn.ModuleList(
-            nn.Conv2d(heavy.channels, narrow.channels, 1, bias=False)
-            for heavy, narrow in zip(config.levels, light.levels, strict=True)
+            projection(heavy.channels, narrow.channels, context.width) for heavy, narrow in pairs[: context.levels]
         )
         self.pixels = None
         if config.head:
@@ -50,10 +67,17 @@ class ContextEncoder(nn.Module):
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """z: (B, C, H, W); log_snr: (B,). Features: (B, light C_i, H_i, W_i), finest level first."""
         levels, v = self.net.features(z, log_snr, label)
-        projected = [project(level) for project, level in zip(self.projections, levels, strict=True)]
+        projected = [project(level) for project, level in zip(self.projections, levels, strict=False)]
         if v is not None and self.pixels is not None:
             projected[0] = projected[0] + self.pixels(x_from_v(z, v.to(z.dtype), log_snr))
         return tuple(projected), v
+
+
+def projection(channels: int, to: int, width: int | None) -> nn.Module:
+    """A 1x1 convolution without bias, of rank `width` at most."""
+    if width is None:
+        return nn.Conv2d(channels, to, 1, bias=False)
+    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.Conv2d(width, to, 1, bias=False))
 
 
 class LightUViT(nn.Module):

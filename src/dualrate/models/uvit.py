@@ -155,15 +155,15 @@ class UViT(nn.Module):
     def trunk(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """The last activation of every level, finest first.
 
-        added: nothing, or one tensor per level that joins the activations where the level begins.
+        added: one tensor for each of the first levels; it joins the activations where the level begins.
         """
         h = self.stem(z.contiguous(memory_format=torch.channels_last))
         skips: list[tuple[Tensor, Tensor]] = []
         for i, (blocks, shrink) in enumerate(zip(self.down, self.shrink, strict=True)):
-            before = blocks(h + added[i] if added else h, emb)
+            before = blocks(h + added[i] if i < len(added) else h, emb)
             h = shrink(F.avg_pool2d(before, 2))
             skips.append((before, h))
-        h = self.middle(h + added[-1] if added else h, emb)
+        h = self.middle(h + added[-1] if len(added) == len(self.config.levels) else h, emb)
         last = [h]
         for blocks, grow, (before, after) in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
             h = blocks(F.interpolate(grow(h - after), scale_factor=2.0) + before, emb)

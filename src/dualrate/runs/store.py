@@ -133,14 +133,17 @@ def export(run: str | Path, out: Path) -> None:
 def start_encoder(networks: nn.ModuleDict, run: str | Path) -> str:
     """Start a dual-rate encoder from a single-rate run's averaged weights. Says which weights those were.
 
-    Raises ValueError if the run's network is not the encoder's.
+    An encoder without a head leaves the run's where it is. Raises ValueError if the run's network is not the encoder's.
     """
     weights, iteration = _read_weights(Path(run))
     if "encoder" not in networks:
         raise ValueError("encoder_from starts a dual-rate encoder, but this experiment has a single network")
+    net = networks.get_submodule("encoder.net")
     own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    if not any(name.startswith("head.") for name in net.state_dict()):
+        own = {name: tensor for name, tensor in own.items() if not name.startswith("head.")}
     try:
-        networks["encoder"].get_submodule("net").load_state_dict(own)
+        net.load_state_dict(own)
     except RuntimeError as error:
         raise ValueError(f"{run}: its network is not this experiment's encoder: {error}") from error
     return f"{run} at iteration {iteration}, weights {_hash(weights)[:12]}"
