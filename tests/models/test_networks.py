@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dualrate.cost import macs_of
 from dualrate.models.blocks import FiLM, TransformerBlock, attend
-from dualrate.models.dual import ContextEncoder, LightUViT
+from dualrate.models.dual import ContextConfig, ContextEncoder, LightUViT
 from dualrate.models.uvit import Blocks, Level, UViT, UViTConfig
 from dualrate.prediction import x_from_v
 from dualrate.recipes import imagenet
@@ -171,3 +171,32 @@ def test_an_encoder_without_head_predicts_nothing():
     assert encoder(torch.zeros(1, 3, 16, 16), torch.zeros(1), None)[1] is None
     with pytest.raises(ValueError, match="without a head"):
         encoder.net(torch.zeros(1, 3, 16, 16), torch.zeros(1), None)
+
+
+def test_a_context_of_fewer_levels_reaches_only_those():
+    """The light network with the last level alone is the one whose other features are zero."""
+    encoder = randomised(ContextEncoder(config(), LIGHT, ContextConfig(levels=1)))
+    light, z, log_snr = randomised(LightUViT(LIGHT)), torch.randn(2, 3, 16, 16), torch.tensor([0.3, -1.0])
+    features, _ = encoder(z, log_snr, None)
+    assert [tuple(feature.shape) for feature in features] == [(2, 8, 8, 8)]
+    zeros = tuple(
+        torch.zeros(2, level.channels, side, side) for level, side in zip(LIGHT.levels[1:], (4, 2), strict=True)
+    )
+    args = (z, log_snr, None)
+    torch.testing.assert_close(light(*args, features, log_snr), light(*args, (*features, *zeros), log_snr))
+    assert not torch.allclose(light(*args, features, log_snr), light(*args, (), log_snr))
+
+
+def test_a_squeezed_context_has_the_rank_of_its_width():
+    encoder = randomised(ContextEncoder(config(head=False), LIGHT, ContextConfig(width=2)))
+    features, v = encoder(torch.randn(4, 3, 16, 16), torch.zeros(4), None)
+    assert v is None
+    for feature, level in zip(features, LIGHT.levels, strict=True):
+        assert feature.shape[1] == level.channels
+        assert torch.linalg.matrix_rank(feature.transpose(0, 1).flatten(1), rtol=1e-4) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"levels": 0}, {"width": 0}, {"width": -1}])
+def test_an_empty_context_is_refused(wrong):
+    with pytest.raises(ValueError, match="at least one"):
+        ContextConfig(**wrong)

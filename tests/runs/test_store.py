@@ -80,6 +80,14 @@ def test_an_encoder_starts_from_a_single_rate_run(tmp_path):
         start_encoder(other.build()[0], run)
 
 
+def test_an_encoder_without_a_head_starts_from_a_run_with_one(tmp_path):
+    run = saved(ONE, tmp_path / "run")
+    networks, _ = replace(TWO, networks=TwoNetworks(replace(NET, head=False), NET)).build()
+    start_encoder(networks, run)
+    stem = load(run).networks.get_submodule("model.stem").state_dict()
+    torch.testing.assert_close(networks.get_submodule("encoder.net.stem").state_dict(), stem)
+
+
 def test_networks_are_drawn_from_the_seed_alone():
     torch.manual_seed(1)
     first = ONE.build()[0].state_dict()

@@ -38,7 +38,7 @@ class ContextConfig:
     width: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.levels or 1, self.width or 1) < 1:
+        if any(value is not None and value < 1 for value in (self.levels, self.width)):
             raise ValueError(f"a context needs at least one level and one channel, got {self}")
 
 

@@ -1,0 +1,71 @@
+"""Training a run: a frozen encoder stays what it was."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.models.uvit import Level, UViTConfig
+from dualrate.runs.store import load
+from dualrate.runs.train import train
+from dualrate.timing import TimeSampler
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1, 0.5)), patch=2, embedding=16, head_dim=16)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A heavy run, and a dual-rate experiment that retrofits it."""
+    root = tmp_path_factory.mktemp("runs")
+    np.savez(root / "images.npz", images=np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8))
+    fit = FitConfig(iterations=3, batch_size=8, precision="float32", sample_every=100)
+    data = DataConfig(str(root / "images.npz"))
+    train(Experiment("heavy", OneNetwork(NET), fit, data), root / "heavy")
+    retrofit = Experiment(
+        "retrofit",
+        TwoNetworks(NET, NET),
+        fit,
+        data,
+        times=TimeSampler(),
+        encoder_from=str(root / "heavy"),
+        freeze_encoder=True,
+    )
+    return root, retrofit
+
+
+def test_a_frozen_encoder_keeps_its_weights_and_the_rest_trains(runs):
+    root, retrofit = runs
+    train(retrofit, root / "frozen")
+    heavy, after = load(root / "heavy").networks["model"], load(root / "frozen").networks
+    for name, weight in heavy.state_dict().items():
+        assert torch.equal(after.get_submodule("encoder.net").state_dict()[name], weight), name
+    start = retrofit.build()[0].state_dict()
+    moved = {name for name, weight in after.state_dict().items() if not torch.equal(weight, start[name])}
+    assert any(name.startswith("light.") for name in moved)
+    assert {"encoder.pixels.weight", "encoder.projections.0.weight", "encoder.projections.1.weight"} <= moved
+
+
+def test_a_frozen_encoder_has_no_optimiser_state_and_no_average(runs):
+    root, retrofit = runs
+    train(retrofit, root / "state")
+    saved = checkpoint.recover(root / "state" / "checkpoints", print)
+    for stem in ("optim-model", "ema-model"):
+        assert saved.tensors[stem]
+        assert not [name for name in saved.tensors[stem] if name.startswith("encoder.net.")], stem
+
+
+def test_a_frozen_encoder_runs_without_dropout(runs):
+    _, retrofit = runs
+    networks = retrofit.method().networks
+    assert not networks.get_submodule("encoder.net").training
+    assert networks["light"].training
+    assert replace(retrofit, freeze_encoder=False).method().networks.get_submodule("encoder.net").training
+
+
+def test_freezing_nothing_trained_is_refused():
+    with pytest.raises(ValueError, match="encoder_from"):
+        Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler(), freeze_encoder=True)
