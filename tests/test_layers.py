@@ -26,8 +26,14 @@ LAYERS = (
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names.split()}
 
 # Third-party packages that only some parts may import
-CONFINED = {"tyro": ("cli",), "rich": ("cli", "console"), "matplotlib": ("report", "cli"), "pyarrow": ("data",)}
-IMPORT_NAMES = {"pillow": "PIL"}
+CONFINED = {
+    "tyro": ("cli",),
+    "rich": ("cli", "console"),
+    "matplotlib": ("report", "cli"),
+    "pyarrow": ("data",),
+    "torch_fidelity": ("metrics",),
+}
+IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity"}
 
 
 def module_name(path: Path) -> str:
@@ -118,7 +124,8 @@ def test_third_party_packages_stay_where_they_belong(module: str) -> None:
 
 
 def test_source_needs_only_declared_dependencies() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["eval"]]
     names = {text.split(">")[0].split("=")[0].strip() for text in declared}
     allowed = {IMPORT_NAMES.get(name, name) for name in names} | set(sys.stdlib_module_names) | {"dualrate"}
     used = {target.split(".")[0] for module in MODULES for target in imports_of(module)}

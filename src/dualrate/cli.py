@@ -154,33 +154,41 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>, never FID)."""
+    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), or FID."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     plan: Annotated[Plan, arg(name="")] = Plan()
     num: int = 5000
     seed: int = 0
-    features: Path | None = None
-    """Directory of the feature net; the shipped one, or one trained on first use, if not given."""
+    features: Literal["inception"] | Path | None = None
+    """Directory of the feature net; the shipped one, or one trained on first use, if not given. inception: FID."""
+    reference: Path | None = None
+    """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images."""
     batch_size: int = 125
     device: str | None = None
     json: bool = False
 
     def run(self) -> None:
         from dualrate.report.table import text_table
-        from dualrate.runs.evaluator import evaluator
+        from dualrate.runs.evaluator import evaluator, inception_evaluator
         from dualrate.runs.measure import Guidance, measure
         from dualrate.runs.store import load
 
         device, progress = _device(self.device), reporter()
         model = load(self.run_dir, device=device)
         step, plan = _sampler(model, self.plan)
+        data = model.experiment.data
+        judge = (
+            inception_evaluator(data, reference=self.reference, device=device, progress=progress)
+            if self.features == "inception"
+            else evaluator(data, features=self.features, reference=self.reference, progress=progress)
+        )
         row, _ = measure(
             model.name,
             model,
             step,
             plan,
-            evaluator(model.experiment.data, features=self.features, progress=progress),
+            judge,
             range(self.seed, self.seed + self.num),
             guidance=Guidance(self.plan.guidance, self.plan.interval),
             batch_size=self.batch_size,

@@ -1,10 +1,11 @@
-"""Scores of generated images: FD-<feature net> with its interval, beside the floor that real images reach."""
+"""Scores of generated images: a Frechet distance with its interval, beside the floor that real images reach."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,18 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.images import ImageSet
-from dualrate.metrics.features import FeatureNet, extract
+from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.fingerprint import Fingerprint
 from dualrate.metrics.frechet import GaussianStats, bootstrap_interval, frechet_distance
+from dualrate.metrics.reference import Reference
 
-FEW = 5000  # images: below, a score carries a note
+Net = TypeVar("Net", bound=FeatureExtractor)
 
 
 @dataclass(frozen=True)
 class Score:
     """A quality score and all that is needed to read it.
 
-    metric:      "FD-<feature net>", never FID
+    metric:      "FD-<feature net>"; "FID" in Inception features only
     value:       lower is better
     low, high:   bootstrap interval of the expected value at this count (see `bootstrap_interval`)
     level:       its level
@@ -44,22 +46,22 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Evaluator:
-    """Scores images against the training images in the features of one net.
+class Evaluator(Generic[Net]):
+    """Scores images against real ones in the features of one net.
 
-    net:       trained on the reference's labels, or on images of the same size and colours
-    reference: training images, all of them; their features are computed once
+    net:       for small images one trained on the reference's labels, or on images of the same size and colours
+    reference: training images, all of them, whose features are computed once; or statistics from a file
     held_out:  real images that nothing was trained on: the floor. None: no floor
     """
 
-    net: FeatureNet
-    reference: ImageSet
+    net: Net
+    reference: ImageSet | Reference
     held_out: ImageSet | None
     _floors: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def metric(self) -> str:
-        return f"FD-{self.net.card.name}"
+        return self.net.metric
 
     def score(
         self,
@@ -73,13 +75,13 @@ class Evaluator:
         """Score images (N, C, H, W) uint8.
 
         seeds, labels: what they were sampled from, e.g. "0-4999" and "i mod classes", for the fingerprint. ValueError
-        for fewer images than twice the features, and for what `extract` and `bootstrap_interval` refuse.
+        for fewer images than twice the features, and for what the net and `bootstrap_interval` refuse.
         """
         self.check_count(len(images))
-        features = extract(self.net, images)
+        features = self.net.features(images)
         stats = GaussianStats.of(features)
         interval = bootstrap_interval(features, self._stats, resamples=resamples, level=level, seed=0)
-        floor, floor_count = self.floor(stats.count)
+        floor, floor_count = self.floor(len(images))
         return Score(
             metric=self.metric,
             value=frechet_distance(stats, self._stats),
@@ -89,21 +91,23 @@ class Evaluator:
             floor=floor,
             floor_count=floor_count,
             fingerprint=Fingerprint(
-                features=f"{self.net.card.name}:{self.net.card.identity[:12]}",
+                features=self.net.identity,
                 reference=f"{self.reference.name}:{self.reference.fingerprint[:12]}",
-                reference_count=len(self.reference),
-                count=stats.count,
+                reference_count=self._stats.count,
+                count=len(images),
                 seeds=seeds,
                 labels=labels,
             ),
-            note=_note(stats.count, floor_count),
+            note=self._note(len(images), floor_count),
         )
 
     def check_count(self, count: int) -> None:
         """Raises ValueError for fewer images than twice the features: their covariance means nothing."""
-        minimum = 2 * self.net.card.architecture.features
+        minimum = 2 * self.net.dim
         if count < minimum:
-            raise ValueError(f"got {count} images; {self.metric} needs at least {minimum}, better {FEW}: draw more")
+            raise ValueError(
+                f"got {count} images; {self.metric} needs at least {minimum}, better {self.net.usual_count}: draw more"
+            )
 
     def floor(self, count: int) -> tuple[float, int]:
         """The value of `count` held-out images, drawn without replacement by a fixed seed, and how many those are.
@@ -121,20 +125,24 @@ class Evaluator:
 
     @cached_property
     def _stats(self) -> GaussianStats:
-        return GaussianStats.of(extract(self.net, self.reference.images))
+        if isinstance(self.reference, Reference):
+            return self.reference.stats
+        return GaussianStats.of(self.net.features(self.reference.images))
 
     @cached_property
     def _held_out_features(self) -> Tensor:
         assert self.held_out is not None
-        return extract(self.net, self.held_out.images)
+        return self.net.features(self.held_out.images)
 
-
-def _note(count: int, floor_count: int) -> str:
-    notes = []
-    if count < FEW:
-        notes.append(f"FD of {count} images is biased upward: compare only with scores, and the floor, at this count")
-    if floor_count == 0:
-        notes.append("no held-out images, no floor")
-    elif floor_count < count:
-        notes.append(f"only {floor_count} held-out images: their floor is biased upward against {count}")
-    return "; ".join(notes)
+    def _note(self, count: int, floor_count: int) -> str:
+        notes = [f"against the statistics in {self.reference.name}"] if isinstance(self.reference, Reference) else []
+        if count < self.net.usual_count:
+            notes.append(
+                f"{self.metric} of {count} images is biased upward: compare only with scores, and the floor, at this "
+                f"count; usual are {self.net.usual_count}"
+            )
+        if floor_count == 0:
+            notes.append("no held-out images, no floor")
+        elif floor_count < count:
+            notes.append(f"only {floor_count} held-out images: their floor is biased upward against {count}")
+        return "; ".join(notes)

@@ -103,17 +103,37 @@ class Card:
 
 @dataclass(frozen=True)
 class FeatureNet:
-    """A trained classifier, in eval mode and without gradients, and its card."""
+    """A trained classifier, in eval mode and without gradients, and its card; a `FeatureExtractor`."""
 
     card: Card
     module: Classifier
+
+    @property
+    def metric(self) -> str:
+        return f"FD-{self.card.name}"
+
+    @property
+    def identity(self) -> str:
+        return f"{self.card.name}:{self.card.identity[:12]}"
+
+    @property
+    def dim(self) -> int:
+        return self.card.architecture.features
+
+    @property
+    def usual_count(self) -> int:
+        return 5000
+
+    def features(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
+        """As `extract`."""
+        return extract(self, images)
 
     def save(self, directory: Path | str) -> None:
         """Write weights (safetensors) and card (JSON) into `directory`, made if it is missing."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / WEIGHTS, weight_bytes(self.module))
-        _write(directory / CARD, (json.dumps(asdict(self.card), indent=1) + "\n").encode())
+        write_whole(directory / WEIGHTS, weight_bytes(self.module))
+        write_whole(directory / CARD, (json.dumps(asdict(self.card), indent=1) + "\n").encode())
 
     @staticmethod
     def load(directory: Path | str) -> FeatureNet:
@@ -156,8 +176,8 @@ def extract(net: FeatureNet, images: Tensor | NDArray[np.uint8], batch_size: int
         return torch.cat([net.module.features(to_float(part).cpu()) for part in parts])
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Complete or not at all."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, complete or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)

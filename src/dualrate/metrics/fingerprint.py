@@ -14,9 +14,9 @@ BITS = "uint8 round(127.5x+127.5)"
 class Fingerprint:
     """The conditions a score was taken under.
 
-    features:        feature net, "<name>:<first 12 hex digits of its weights' sha256>"
-    reference:       reference images, "<data set and split>:<first 12 hex digits of their sha256>"
-    reference_count: how many of them
+    features:        the extractor's identity, "<name>:<first 12 hex digits of its weights' sha256>"
+    reference:       "<data set and split, or file>:<first 12 hex digits of the images' or the file's sha256>"
+    reference_count: how many of them; None for statistics from a file, which do not say
     count:           images scored
     seeds:           their seeds, e.g. "0-4999"
     labels:          the rule of their labels, e.g. "i mod classes", or "none"
@@ -25,7 +25,7 @@ class Fingerprint:
 
     features: str
     reference: str
-    reference_count: int
+    reference_count: int | None
     count: int
     seeds: str
     labels: str

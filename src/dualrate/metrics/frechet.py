@@ -21,12 +21,12 @@ class GaussianStats:
 
     mean:  (D,) float64
     cov:   (D, D) float64, unbiased
-    count: vectors it was fitted to
+    count: vectors it was fitted to; None if that is not known
     """
 
     mean: Tensor
     cov: Tensor
-    count: int
+    count: int | None
 
     @staticmethod
     def of(features: Tensor) -> GaussianStats:
@@ -52,7 +52,7 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
         raise ValueError(
             f"features have {len(a.mean)} and {len(b.mean)} dimensions: take both sets through the same feature net"
         )
-    cross = torch.linalg.svdvals(_root(a.cov) @ _root(b.cov)).sum()
+    cross = torch.linalg.svdvals(root(a.cov) @ root(b.cov)).sum()
     gap = (a.mean - b.mean).square().sum()
     return (gap + a.cov.trace() + b.cov.trace() - 2 * cross).item()
 
@@ -88,7 +88,7 @@ def _resampled_distances(features: Tensor, reference: GaussianStats, resamples: 
     """(resamples,) float64. Each costs one weighted Gram matrix: tr (S_f S_r)^(1/2) needs only that of f S_r^(1/2)."""
     count = len(features)
     centred = features - reference.mean
-    rooted, squares = centred @ _root(reference.cov), centred.square().sum(1)
+    rooted, squares = centred @ root(reference.cov), centred.square().sum(1)
     generator = torch.Generator().manual_seed(seed)
     distances = []
     for _ in range(resamples):
@@ -103,7 +103,8 @@ def _resampled_distances(features: Tensor, reference: GaussianStats, resamples: 
     return torch.stack(distances)
 
 
-def _root(cov: Tensor) -> Tensor:
+def root(cov: Tensor) -> Tensor:
+    """The symmetric root of a covariance (D, D); ValueError if it has an eigenvalue below zero."""
     values, vectors = torch.linalg.eigh(cov)
     return (vectors * _psd_eigenvalues(values).sqrt()) @ vectors.T
 

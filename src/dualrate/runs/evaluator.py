@@ -1,4 +1,4 @@
-"""The evaluator of a data set: its images and its feature net, given, shipped, cached, or trained on first use."""
+"""The evaluator of a data set: its images or a reference file, and a feature net: given, shipped, cached or trained."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from dualrate import metrics
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiment import DataConfig
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import CARD, FeatureNet
+from dualrate.metrics.inception import Inception, load_inception
+from dualrate.metrics.reference import load_reference
 from dualrate.metrics.train_features import BATCH_SIZE, feature_net_in
 from dualrate.training.log import Progress
 
 SHIPPED = Path(metrics.__path__[0]) / "nets"  # nets/<name>/, as written by FeatureNet.save
 
 
-def evaluator(data: DataConfig, *, features: Path | None, progress: Progress) -> Evaluator:
+def evaluator(
+    data: DataConfig, *, features: Path | None, progress: Progress, reference: Path | None = None
+) -> Evaluator[FeatureNet]:
     """Training and test images of `data` with a feature net.
 
-    features: directory of a feature net. None: the one shipped for exactly these training images, else one in the
-              user's cache, trained there on first use (minutes on a CPU)
-    Raises ValueError for data that cannot train a feature net, or a net that is damaged or takes other images; OSError
-    for a missing one.
+    features:  directory of a feature net. None: the one shipped for exactly these training images, else one in the
+               user's cache, trained there on first use (minutes on a CPU)
+    reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
+               since nobody knows which images those statistics hold
+    Raises ValueError for data that cannot train a feature net, a net that is damaged or takes other images, or a
+    reference that is not of its features; OSError for a missing one.
     """
-    decoding = messages(progress.note)
-    train, test = (
-        load_images(
-            data.source, split=split, size=data.size, channels=data.channels, on_bad=data.on_bad, progress=decoding
-        )
-        for split in ("train", "test")
-    )
+    train, test = _splits(data, progress)
     net = _net(train, test, progress) if features is None else FeatureNet.load(features)
     taken = (net.card.architecture.channels, net.card.architecture.size, net.card.architecture.size)
     if train.images.shape[1:] != taken:
@@ -41,7 +43,37 @@ def evaluator(data: DataConfig, *, features: Path | None, progress: Progress) ->
             f"{train.name} has images of {train.images.shape[1:]} (C, H, W), the feature net {net.card.name!r} takes "
             f"{taken}: give another one, or none, to train one on these images"
         )
+    return Evaluator(net, train, test) if reference is None else Evaluator(net, load_reference(reference, net), None)
+
+
+def inception_evaluator(
+    data: DataConfig, *, reference: Path | None, device: torch.device, progress: Progress
+) -> Evaluator[Inception]:
+    """FID: against a reference file, for which `data` need not be on this machine, or else its training images.
+
+    Raises what `load_inception` and `load_reference` raise.
+    """
+
+    def report(done: int, total: int) -> None:
+        progress.update(done, total, {"images": done})
+
+    net = load_inception(device, progress=report, note=progress.note)
+    if reference is not None:
+        return Evaluator(net, load_reference(reference, net), None)
+    train, test = _splits(data, progress)
     return Evaluator(net, train, test)
+
+
+def _splits(data: DataConfig, progress: Progress) -> tuple[ImageSet, ImageSet]:
+    """Training and test images."""
+    decoding = messages(progress.note)
+    train, test = (
+        load_images(
+            data.source, split=split, size=data.size, channels=data.channels, on_bad=data.on_bad, progress=decoding
+        )
+        for split in ("train", "test")
+    )
+    return train, test
 
 
 def shipped(fingerprint: str) -> Path | None:

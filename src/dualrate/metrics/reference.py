@@ -1,0 +1,118 @@
+"""Reference statistics from a file, in the two layouts that are published: npz with `mu` and `sigma`, or with images.
+
+ADM (Dhariwal and Nichol, arXiv 2105.05233): mu (D,), sigma (D, D), beside mu_s and sigma_s, which belong to sFID, and
+arr_0 (N, H, W, C) uint8. Its mu and sigma are those of all training images, arr_0 only some of them, so arr_0 counts
+only where mu and sigma are missing; then it may come from `dualrate sample --npz` too.
+EDM (Karras et al., arXiv 2206.00364): mu and sigma alone.
+
+A file may also hold `extractor`, the `identity` of the features it was made in. What it holds otherwise does not say;
+only the number of dimensions can be checked. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dualrate.metrics.extractor import FeatureExtractor
+from dualrate.metrics.frechet import GaussianStats, root
+
+ASYMMETRY = 1e-6  # of sigma's largest entry; published ones were summed in another order, or kept in float32
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics that scores are measured against.
+
+    stats:       stats.count is None unless the file held images
+    name:        of the file
+    fingerprint: sha256 (hex) of the file
+    """
+
+    stats: GaussianStats
+    name: str
+    fingerprint: str
+
+
+def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
+    """Read a .npz file of one of the layouts above, for distances in the features of `extractor`.
+
+    Raises OSError for a missing file; ValueError, naming the extractor, for a pickle or anything else that is no such
+    file, for numbers that are not finite, shapes other than (D,) and (D, D), a sigma that is no covariance, and
+    statistics that say they were made in other features.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is no .npz file of {_of(extractor)}, and a pickle (EDM2's .pkl) is never opened: it can run any "
+            "code. Only if you trust its origin, convert it yourself: "
+            "ref = numpy.load('FILE.pkl', allow_pickle=True)['fid']; "
+            "numpy.savez('FILE.npz', mu=ref['mu'], sigma=ref['sigma'])"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in _wanted(archive.files, path, extractor)}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{path} cannot be read as reference of {_of(extractor)}: {error}") from error
+    return Reference(_stats(arrays, path, extractor), path.name, fingerprint)
+
+
+def _wanted(found: list[str], path: Path, extractor: FeatureExtractor) -> list[str]:
+    names = next((names for names in (["mu", "sigma"], ["arr_0"]) if set(names) <= set(found)), None)
+    if names is None:
+        raise ValueError(f"it holds {', '.join(found) or 'nothing'}; expected mu and sigma, or arr_0 (images)")
+    return [*names, *({"extractor"} & set(found))]
+
+
+def _stats(arrays: dict[str, np.ndarray], path: Path, extractor: FeatureExtractor) -> GaussianStats:
+    made_in = str(arrays.pop("extractor", extractor.identity))
+    if made_in != extractor.identity:
+        raise ValueError(f"{path} says its statistics are of {made_in}; expected {_of(extractor)}")
+    if "arr_0" in arrays:
+        return _of_images(arrays["arr_0"], path, extractor)
+    mu, sigma = (_numbers(arrays[name], name, path, extractor) for name in ("mu", "sigma"))
+    dim = extractor.dim
+    if mu.shape != (dim,) or sigma.shape != (dim, dim):
+        raise ValueError(
+            f"{path} has mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)}; expected ({dim},) and ({dim}, {dim}) for "
+            f"{_of(extractor)}: it is the file of another extractor"
+        )
+    if (sigma - sigma.T).abs().max() > ASYMMETRY * sigma.abs().max():
+        raise ValueError(f"sigma in {path} is not symmetric, so it is no covariance of {_of(extractor)}: fetch it anew")
+    stats = GaussianStats(mu, (sigma + sigma.T) / 2, count=None)
+    try:
+        root(stats.cov)
+    except ValueError as error:
+        raise ValueError(f"sigma in {path} is no covariance of {_of(extractor)} ({error}): fetch it anew") from error
+    return stats
+
+
+def _numbers(array: np.ndarray, name: str, path: Path, extractor: FeatureExtractor) -> torch.Tensor:
+    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+        raise ValueError(
+            f"{name} in {path} is {getattr(array, 'dtype', 'no array')}; expected float32 or float64 of "
+            f"{_of(extractor)}"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} in {path} holds NaN or infinity, so it is no statistic of {_of(extractor)}")
+    return torch.from_numpy(array).double()
+
+
+def _of_images(images: np.ndarray, path: Path, extractor: FeatureExtractor) -> GaussianStats:
+    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype != np.uint8:
+        raise ValueError(
+            f"arr_0 in {path} is {getattr(images, 'dtype', 'no array')} {getattr(images, 'shape', '')}; expected "
+            f"images (N, H, W, C) uint8 for {_of(extractor)}"
+        )
+    return GaussianStats.of(extractor.features(images.transpose(0, 3, 1, 2)))
+
+
+def _of(extractor: FeatureExtractor) -> str:
+    return f"{extractor.metric} in the features {extractor.identity}"
