@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,14 +118,12 @@ def test_arrays_and_files_take_the_same_path(shape: tuple[int, ...], size: int |
     assert np.array_equal(resize(array, size=size, channels=channels), expected)
 
 
-def png_with_header(width: int, height: int) -> bytes:
+def png_with_header(width: int, height: int, rows: bytes = zlib.compress(bytes(100))) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,41 @@ def test_bad_files_are_refused_by_name(data: bytes, reason: str, recwarn: pytest
     with pytest.raises(ValueError, match=rf"^cat\.jpg: .*{reason}"):
         decode(data, "cat.jpg")
     assert len(recwarn) == 0
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files, in five formats, whose headers promise 64 million pixels; PNG and WEBP can be decoded to them."""
+    side = 8000
+    packer = zlib.compressobj(1)
+    rows = b"".join(packer.compress(bytes(side + 1)) for _ in range(side)) + packer.flush()
+    bmp, gif, jpeg = (bytearray(encoded(plain("RGB", (1, 2, 3)), kind)) for kind in ("BMP", "GIF", "JPEG"))
+    webp = bytearray(encoded(plain("RGB", (0, 0, 0)), "WEBP", lossless=True))
+    bmp[18:26] = struct.pack("<ii", side, side)
+    gif[6:10] = struct.pack("<HH", side, side)
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = struct.pack(">HH", side, side)
+    webp[21:25] = struct.pack("<I", (side - 1) | (side - 1) << 14)
+    headers = {"WEBP": bytes(webp), "BMP": bytes(bmp), "GIF": bytes(gif), "JPEG": bytes(jpeg)}
+    return headers | {"PNG": png_with_header(side, side, rows)}
+
+
+def peak_memory(*, reset: bool = False) -> float:
+    """Of this process in MB, on Linux; `reset` starts anew from what it has now."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e3
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
+def test_decompression_bombs_are_refused_before_they_are_decoded() -> None:
+    files = bombs()
+    assert max(map(len, files.values())) < 400_000
+    for kind, data in files.items():
+        before = peak_memory(reset=True)
+        with pytest.raises(ValueError, match="8000 x 8000 pixels, more than the 50,000,000 accepted"):
+            decode(data, kind)
+        assert peak_memory() < before + 20, f"{kind} was decoded first"
 
 
 def test_every_truncation_is_refused_or_whole() -> None:

@@ -154,6 +154,32 @@ def test_bad_files_fail_or_are_skipped(tmp_path: Path, load: Load) -> None:
         assert "skipped 7 (c0/00.png: " in said[-1]
 
 
+def test_every_kind_of_bad_jpeg_among_good_ones(tmp_path: Path, load: Load) -> None:
+    """A fifth is bad. A flipped bit that still decodes is no bad file; it only shows in the images' fingerprint."""
+    noise = np.random.default_rng(0).integers(0, 256, (25, 8, 8)).astype(np.uint8)
+    for i, pixels in enumerate(noise):
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "JPEG")
+        for split in ("train", "test"):
+            put(tmp_path / "data" / split / f"{i:02}.jpg", stream.getvalue())
+    whole = load(tmp_path / "data")
+    folder = tmp_path / "data" / "train"
+    good = (folder / "20.jpg").read_bytes()
+    put(folder / "20.jpg", good[:-30])
+    put(folder / "21.jpg", b"")
+    put(folder / "22.jpg", b"not a picture")
+    put(folder / "23.jpg", good[: good.index(b"\xff\xda")])  # a header without content
+    put(folder / "24.jpg", bytes([good[0] ^ 1]) + good[1:])
+    with pytest.raises(ValueError, match=r"5 \(20\.jpg: .*; 21\.jpg: the file is empty; 22\.jpg: not a .*\) of 25"):
+        load(tmp_path / "data")
+    left = load(tmp_path / "data", on_bad="skip")
+    assert np.array_equal(left.images, whole.images[:20])
+    put(folder / "00.jpg", good[: (at := good.index(b"\xff\xda") + 20)] + bytes([good[at] ^ 2]) + good[at + 1 :])
+    other = load(tmp_path / "data", on_bad="skip")
+    assert len(other) == 20
+    assert other.fingerprint != left.fingerprint
+
+
 def test_nothing_but_bad_files(tmp_path: Path, load: Load) -> None:
     for i in range(4):
         put(tmp_path / "data" / f"{i}.png", b"")

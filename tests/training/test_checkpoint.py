@@ -132,6 +132,17 @@ def test_another_format_is_refused_and_left_in_place(tmp_path, monkeypatch):
     assert len(checkpoint.steps(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("state", ["{}", "[1]", '{"format": "1"}', "null"])
+def test_a_state_without_a_format_is_refused(tmp_path, state):
+    write(tmp_path, 1)
+    path = tmp_path / "step-00000001"
+    (path / "state.json").write_text(state)
+    manifest = {"files": {file.name: checkpoint._digest(file) for file in path.glob("*s*") if file.name[0] != "M"}}
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"has format .*, expected 1"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize("point", ["wrote model", "before manifest", "before rename"])
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, point):
     write(tmp_path, 1)

@@ -100,6 +100,55 @@ def test_a_second_signal_ends_at_once_and_harms_nothing(tmp_path, straight):
     assert_same(straight, run_dir)
 
 
+@pytest.mark.parametrize(("point", "when"), [("wrote model", 3), ("before rename", 3), ("in prune", 1)])
+def test_control_c_twice_the_second_time_during_the_save_harms_nothing(tmp_path, straight, point, when):
+    """The save after iteration 12, the third one and the first that removes an old checkpoint."""
+    run_dir = tmp_path / "run"
+    code = faults.run(run_dir, Plan(24, faults.interrupt, "loss"), Plan(when, faults.interrupt, point))
+    assert code == 1  # KeyboardInterrupt, as if nobody had listened
+    assert checkpoint.latest(run_dir / "checkpoints") is not None
+    assert faults.run(run_dir) == 0
+    assert_same(straight, run_dir)
+
+
+def test_a_flipped_bit_in_the_newest_checkpoint_costs_that_one_only(tmp_path, straight):
+    run_dir = tmp_path / "run"
+    assert faults.run(run_dir, Plan(19, faults.kill, "loss")) == -signal.SIGKILL
+    newest = checkpoint.steps(run_dir / "checkpoints")[-1]
+    content = bytearray((newest / "optim-a.safetensors").read_bytes())
+    content[-9] ^= 4
+    (newest / "optim-a.safetensors").write_bytes(content)
+    assert faults.run(run_dir) == 0
+    notes = run_dir.with_suffix(".notes").read_text()
+    assert f"corrupt checkpoint set aside as {newest.name}.corrupt: " in notes
+    assert f"{newest.name}/optim-a.safetensors" in notes
+    assert "resuming at iteration 4" in notes
+    assert same_bits(final(straight), final(run_dir))
+    assert metrics(straight) == metrics(run_dir)
+
+
+def test_if_no_checkpoint_is_intact_the_run_does_not_start_over(tmp_path):
+    run_dir = tmp_path / "run"
+    assert faults.run(run_dir) == 0
+    before = metrics(run_dir)
+    for path in checkpoint.steps(run_dir / "checkpoints"):
+        (path / checkpoint.MANIFEST).write_text("garbage")
+    for _ in range(2):
+        assert faults.run(run_dir) == 1
+        assert {path.suffix for path in (run_dir / "checkpoints").iterdir()} == {".corrupt"}
+        assert metrics(run_dir) == before
+
+
+def test_a_full_disk_for_the_log_costs_the_log_only(tmp_path, straight):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "metrics.jsonl").symlink_to("/dev/full")
+    assert faults.run(run_dir) == 0
+    assert same_bits(final(straight), final(run_dir))
+    (note,) = run_dir.with_suffix(".notes").read_text().splitlines()
+    assert "metrics.jsonl (No space left on device): training goes on without its log" in note
+
+
 def test_a_full_disk_while_saving_costs_that_checkpoint_only(tmp_path, straight):
     """From the second checkpoint on files end at 2 KiB, less than the model needs; later there is room again."""
     run_dir = tmp_path / "run"
@@ -124,9 +173,13 @@ def test_two_processes_cannot_train_one_run(tmp_path, straight):
     first = faults.start(run_dir, Plan(3, faults.hang, "loss"))
     while not (run_dir / ".lock").exists() or not (run_dir / ".lock").read_text():
         time.sleep(0.01)
-    with pytest.raises(OSError, match=rf"is being trained by process {first.pid} on "):
-        faults.train(run_dir)
+    link = tmp_path / "link"
+    link.symlink_to(run_dir)
+    for path in (run_dir, link):
+        with pytest.raises(OSError, match=rf"is being trained by process {first.pid} on "):
+            faults.train(path)
     os.kill(first.pid, signal.SIGKILL)
     first.join()
+    assert (run_dir / ".lock").read_text().startswith(f"process {first.pid}")
     assert faults.run(run_dir) == 0  # the dead process's lock is no obstacle
     assert_same(straight, run_dir)

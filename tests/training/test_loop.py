@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +221,21 @@ def test_one_bad_loss_skips_one_update_visibly(tmp_path, value):
     assert steps["optim-b"]["b.0.weight.step"] == CONFIG.iterations
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_data_that_is_not_finite_is_named_by_sample(tmp_path, value):
+    class Dirty(Points):
+        def batch(self, iteration: int) -> Batch:
+            batch = super().batch(iteration)
+            batch.x[[2, 5], 1] = value if iteration == 3 else 0.0
+            return batch
+
+    progress, method = Recorder(), Toy()
+    train(tmp_path, method, batches=Dirty(), progress=progress)
+    (note,) = progress.notes
+    assert "the data itself is not finite in samples [26, 29]: update skipped" in note
+    assert all(torch.isfinite(parameter).all() for parameter in method.networks.parameters())
+
+
 def test_bad_losses_without_end_stop_with_the_last_good_checkpoint(tmp_path):
     method = Poisoned(range(6, 100), math.nan, ("ab",))
     with pytest.raises(NonFiniteError, match=rf"iteration {5 + PATIENCE}.*samples {8 * (5 + PATIENCE)} to"):
@@ -261,6 +277,57 @@ def test_another_number_of_threads_is_told(tmp_path):
     finally:
         torch.set_num_threads(threads)
     assert f"resuming, but not bit for bit: threads was {threads}, is {threads + 1}" in progress.notes
+
+
+class Watching(Toy):
+    """A toy without dropout that notes which samples its losses saw."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+        self.seen: list[int] = []
+
+    def loss(self, name: str, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        self.seen += batch.sample.tolist()
+        return super().loss(name, batch, iteration, draws)
+
+
+def test_resuming_with_other_micro_batches_and_threads_sees_the_same_samples(tmp_path):
+    """There and back again: every part of the run has another way to go through a batch of 8."""
+    straight, method, expected, parts = Watching(), Watching(), Recorder(), Recorder()
+    train(tmp_path / "straight", straight, replace(CONFIG, micro_batch=None), progress=expected)
+    threads = torch.get_num_threads()
+    try:
+        for until, rows, count in ((4, None, 1), (8, 3, 2), (12, 1, 1), (16, None, 1)):
+            torch.set_num_threads(count)
+            train(tmp_path / "run", method, replace(CONFIG, iterations=until, micro_batch=rows), progress=parts)
+    finally:
+        torch.set_num_threads(threads)
+    assert method.seen == straight.seen == list(range(16 * 8))
+    for file, tensors in final(tmp_path / "straight").items():
+        for name, value in tensors.items():
+            torch.testing.assert_close(final(tmp_path / "run")[file][name], value, rtol=1e-3, atol=1e-5)
+    losses = [[logs["a/loss"] for _, _, logs in progress.updates] for progress in (parts, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    changes = [note for note in parts.notes if "bit for bit" in note]
+    assert "micro_batch was None, is 3" in changes[0]
+    assert "threads was 1, is 2" in changes[0]
+    assert len(changes) == 3
+
+
+def test_a_checkpoint_of_format_1_can_always_be_continued(tmp_path):
+    """frozen/ was written by the first version with this format, after 4 iterations of the toy without dropout.
+
+    If this fails, the format has changed: raise checkpoint.FORMAT (old runs are then refused with the reason) or
+    read the old one too; do not write frozen/ anew.
+    """
+    shutil.copytree(Path(__file__).parent / "frozen", tmp_path / "old" / "checkpoints")
+    progress = Recorder()
+    train(tmp_path / "old", Toy(dropout=0.0), progress=progress)
+    assert "resuming at iteration 4" in progress.notes
+    train(tmp_path / "new", Toy(dropout=0.0))
+    for file, tensors in final(tmp_path / "new").items():
+        for name, value in tensors.items():
+            torch.testing.assert_close(final(tmp_path / "old")[file][name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_the_choice_of_precision_is_made_once_per_run(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from dualrate.data.images import ImageSet, load_images, to_uint8
 from dualrate.data.loader import Batches
 from dualrate.experiment import Experiment
 from dualrate.report.grid import save_grid
+from dualrate.runs.checks import check_out, data_notes
 from dualrate.runs.store import note_start, start_encoder, write_experiment
 from dualrate.sampling import sample
 from dualrate.serial import to_plain
@@ -36,8 +37,10 @@ def train(
 
     Writes experiment.json, history.jsonl (`command` and its surroundings, a line per start), checkpoints/,
     metrics.jsonl, and now and then a grid of samples under the averaged weights.
-    Raises ValueError if the data does not fit the networks, or `out` holds another experiment.
+    Raises ValueError if the data does not fit the networks, or `out` holds another experiment or no run; OSError if
+    it cannot be written to.
     """
+    check_out(experiment.name, out)
     data = experiment.data
     images = load_images(
         data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad, progress=decoding
@@ -49,13 +52,14 @@ def train(
         started_from = start_encoder(method.networks, experiment.encoder_from)
     batches = Batches(images, experiment.fit.batch_size, experiment.fit.seed, data.augment)
     samples = out / "samples"
-    samples.mkdir(parents=True, exist_ok=True)
-
     progress = progress or PlainReporter()
 
     def on_start() -> None:
         config = experiment.fit
         progress.note(f"{experiment.name}: {config.iterations} iterations of {config.batch_size} images, in {out}")
+        for note in data_notes(images, experiment.num_classes, config.batch_size):
+            progress.note(note)
+        samples.mkdir(exist_ok=True)
         write_experiment(out, experiment)
         note_start(out, command, encoder=started_from)
 

@@ -143,8 +143,9 @@ def load(path: Path, *, optimizer: bool = True) -> Checkpoint:
         tensors = {Path(name).stem: safetensors.torch.load(data) for name, data in contents.items()}
     except (ValueError, SafetensorError) as error:
         raise CorruptCheckpoint(f"{path}: a file matches its manifest but cannot be read ({error})") from error
-    if state["format"] != FORMAT:
-        raise ValueError(f"{path} has format {state['format']}, expected {FORMAT}: use the version that wrote it")
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found}, expected {FORMAT}: use the version that wrote it")
     return Checkpoint(path, tensors, state)
 
 

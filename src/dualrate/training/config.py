@@ -7,8 +7,9 @@ from typing import Literal
 
 from dualrate.training.optim import OptimConfig
 
-# what may differ when a run is resumed: none of it changes the weights
-FREE = frozenset({"log_every", "checkpoint_every", "keep", "sample_every", "max_seconds"})
+# what may differ when a run is resumed: none of it changes the weights; micro_batch does by rounding and dropout masks,
+# which is told
+FREE = frozenset({"log_every", "checkpoint_every", "keep", "sample_every", "max_seconds", "micro_batch"})
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ class _Trainer:
         if changes := differences(saved.state["config"], self.identity, self.config.free()):
             lines = "\n  ".join(changes)
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
-        note_changes(saved.state["surroundings"], surroundings(self.device), self.progress.note)
+        rows = {"micro_batch": saved.state["config"]["fit"]["micro_batch"]}
+        now = surroundings(self.device) | {"micro_batch": self.config.micro_batch}
+        note_changes(saved.state["surroundings"] | rows, now, self.progress.note)
         self.state.restore(saved)
         self.progress.note(f"resuming at iteration {self.state.iteration}")
         return self.state.iteration
@@ -204,6 +206,8 @@ class _Trainer:
             f'iteration {self.state.iteration}, phase "{phase.name}", samples {int(batch.sample.min())} to '
             f"{int(batch.sample.max())}: loss {values['loss']}, gradient norm {values['grad_norm']}"
         )
+        if bad := batch.sample[~torch.isfinite(batch.x).flatten(1).all(1)].tolist():
+            text += f"; the data itself is not finite in samples {bad}"
         if in_a_row >= PATIENCE:
             raise NonFiniteError(
                 f"{text}; {PATIENCE} updates in a row were not finite. What was saved before is intact. Look at those "

@@ -1,0 +1,62 @@
+"""What is looked at before a training run does any work: where it would write, and what its images lack."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from dualrate.data.images import ImageSet
+
+OF_A_RUN = ("experiment.json", "checkpoints", ".lock")  # one of them is there as soon as a run has started
+LOGS = (".log", ".out", ".err")  # what a shell or a scheduler may have put there first
+
+
+def check_out(name: str, out: Path) -> None:
+    """Raises ValueError or OSError unless a run of this name can be trained in `out`. Leaves no trace.
+
+    `out` may be new, empty but for logs, or hold a run; a link to a directory is followed.
+    """
+    if not re.fullmatch(r"\w[\w.-]{0,79}", name, flags=re.ASCII):
+        raise ValueError(f"a run's name is 1 to 80 letters, digits and _ . - and no path, got {name!r}")
+    if out.is_symlink() and not out.exists():
+        raise ValueError(f"{out} is a link that leads nowhere: create what it points to, or remove it")
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is a file, so no run can be in {out}: choose another --out")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise OSError(f"nothing can be written to {existing} ({error.strerror}): choose another --out") from error
+    if existing == out:
+        _check_content(out)
+
+
+def _check_content(out: Path) -> None:
+    names = sorted(path.name for path in out.iterdir())
+    if "model.safetensors" in names:
+        raise ValueError(
+            f"{out} holds released weights, which would be loaded instead of the run: choose another --out"
+        )
+    foreign = [name for name in names if not name.endswith(LOGS)]
+    if foreign and not set(OF_A_RUN) & set(names):
+        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise ValueError(f"{out} holds {listed} but no run: choose a new or empty directory as --out")
+
+
+def data_notes(images: ImageSet, num_classes: int, batch_size: int) -> list[str]:
+    """What is odd about the images but no error. num_classes: of the networks, 0 if unconditional."""
+    notes = []
+    if images.labels is not None and num_classes:
+        missing = sorted(set(range(num_classes)) - set(np.unique(images.labels).tolist()))
+        if missing:
+            listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+            notes.append(
+                f"{images.name} has no image of {len(missing)} of the networks' {num_classes} classes: {listed}"
+            )
+    if len(images) < batch_size:
+        notes.append(f"{images.name} has {len(images)} image(s), fewer than a batch of {batch_size}: they repeat in it")
+    return notes

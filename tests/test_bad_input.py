@@ -1,0 +1,324 @@
+"""What a user may do wrong around a training run: places, names, changed options, odd data, planted files."""
+
+import json
+import os
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training.toy import Recorder
+
+from dualrate import cli
+from dualrate.data.images import ImageSet
+from dualrate.experiment import DataConfig, Experiment, OneNetwork
+from dualrate.models.uvit import Level, UViTConfig
+from dualrate.runs import train as train_module
+from dualrate.runs.checks import check_out, data_notes
+from dualrate.runs.measure import draw
+from dualrate.runs.store import export, load
+from dualrate.runs.train import check_fit, train
+from dualrate.steps import DDIM
+from dualrate.timing import StepPlan
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
+FIT = FitConfig(iterations=2, batch_size=4, precision="float32", checkpoint_every=1)
+TINY = Experiment("tiny", OneNetwork(NET), FIT)
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8)).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch):
+    """A working directory and a cache of the test's own, and a recipe `tiny` on 30 images in three classes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    np.savez(tmp_path / "tiny.npz", images=IMAGES, labels=np.arange(30) % 3)
+    monkeypatch.setitem(cli.RECIPES, "tiny", lambda: replace(TINY, data=DataConfig(str(tmp_path / "tiny.npz"))))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two checkpoints; not to be changed."""
+    place = tmp_path_factory.mktemp("finished")
+    np.savez(place / "tiny.npz", images=IMAGES, labels=np.arange(30) % 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DUALRATE_CACHE", str(place / "cache"))
+        data = DataConfig(str(place / "tiny.npz"))
+        train(replace(TINY, data=data), place / "run", progress=Recorder())
+    return place / "run"
+
+
+def call(monkeypatch, *arguments) -> int:
+    """Exit code of `dualrate <arguments>`, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["dualrate", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Where a run may be
+
+
+def a_file(out: Path) -> None:
+    out.write_text("mine")
+
+
+def below_a_file(out: Path) -> None:
+    a_file(out.parent)
+
+
+def photos(out: Path) -> None:
+    out.mkdir(parents=True)
+    (out / "cat.jpg").write_text("mine")
+
+
+def released_weights(out: Path) -> None:
+    photos(out)
+    (out / "experiment.json").write_text("{}")
+    (out / "model.safetensors").write_text("")
+
+
+def link_to_nowhere(out: Path) -> None:
+    out.parent.mkdir()
+    out.symlink_to("nowhere")
+
+
+def read_only(out: Path) -> None:
+    out.parent.mkdir()
+    out.parent.chmod(0o500)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (a_file, "place/out is a file"),
+        (below_a_file, "place is a file"),
+        (photos, "place/out holds cat.jpg but no run"),
+        (released_weights, "place/out holds released weights"),
+        (link_to_nowhere, "leads nowhere"),
+        pytest.param(read_only, "nothing can be written to", marks=pytest.mark.skipif(not os.getuid(), reason="root")),
+    ],
+)
+def test_a_place_that_is_no_place_for_a_run_is_refused_before_any_work(make, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    out = tmp_path / "place" / "out"
+    out.parent.parent.mkdir(exist_ok=True)
+    if make in (a_file, photos, released_weights):
+        out.parent.mkdir()
+    make(out)
+    before = content(tmp_path)
+    try:
+        assert call(monkeypatch, "train", "tiny", "--out", out) == 2
+    finally:
+        if make is read_only:
+            out.parent.chmod(0o700)
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert content(tmp_path) == before
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    """As root everything is writable: let the system say no."""
+
+    def refuse(**options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("dualrate.runs.checks.tempfile.TemporaryFile", refuse)
+    with pytest.raises(OSError, match=r"nothing can be written to .* \(Read-only file system\): choose another --out"):
+        check_out("tiny", tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc/x", ".hidden", "a b", "x\n", "x" * 81])
+def test_a_name_that_is_a_path_is_refused(name, tmp_path, monkeypatch, capsys):
+    before = content(tmp_path)
+    assert call(monkeypatch, "train", "tiny", "--name", name) == 2
+    assert "a run's name is 1 to 80 letters" in capsys.readouterr().err
+    assert content(tmp_path) == before
+
+
+def test_a_new_place_an_empty_one_one_with_logs_and_a_link_will_do(tmp_path):
+    check_out("tiny", tmp_path / "new" / "run")
+    check_out("tiny", Path("relative"))
+    assert not (tmp_path / "new").exists()
+    place = tmp_path / "place"
+    place.mkdir()
+    check_out("tiny", place)
+    (place / "train.log").write_text("from the scheduler")
+    check_out("tiny", place)
+    (tmp_path / "link").symlink_to(place)
+    check_out("tiny", tmp_path / "link")
+    (place / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds notes.md but no run"):
+        check_out("tiny", tmp_path / "link")
+
+
+def test_a_run_is_one_run_however_it_is_reached(tmp_path, monkeypatch, capsys):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to("disk")
+    assert call(monkeypatch, "train", "tiny", "--fit.iterations", 1) == 0
+    assert call(monkeypatch, "train", "tiny", "--out", "disk/../disk/tiny") == 0
+    assert "resuming at iteration 1" in capsys.readouterr().err
+    assert len(checkpoint.steps(tmp_path / "disk" / "tiny" / "checkpoints")) == 2
+
+
+# Resuming
+
+
+def test_changed_options_are_refused_with_the_difference(monkeypatch, capsys):
+    assert call(monkeypatch, "train", "tiny") == 0
+    before = content(Path("runs"))
+    changed = ["--fit.optim.lr", 0.5, "--networks.model.embedding", 32, "--data.augment.flip"]
+    assert call(monkeypatch, "train", "tiny", *changed, "--fit.keep", 7) == 2
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert lines[-3:] == [
+        "networks.model.embedding: 16 -> 32",
+        "fit.optim.lr: 0.001 -> 0.5",
+        "data.augment.flip: False -> True",
+    ]
+    assert "use a new run, or undo" in lines[-4]
+    assert content(Path("runs")) == before
+    free = ["--fit.keep", 7, "--fit.log-every", 1, "--fit.checkpoint-every", 9, "--fit.micro-batch", 2]
+    assert call(monkeypatch, "train", "tiny", *free, "--fit.iterations", 3) == 0
+
+
+def test_a_run_without_an_intact_checkpoint_is_not_started_over(monkeypatch, capsys):
+    assert call(monkeypatch, "train", "tiny") == 0
+    for path in checkpoint.steps(Path("runs/tiny/checkpoints")):
+        (path / "model.safetensors").write_bytes(b"")
+    for _ in range(2):
+        assert call(monkeypatch, "train", "tiny") == 2
+        assert "holds checkpoints but none is intact; restore one, or remove them" in capsys.readouterr().err
+        assert {path.suffix for path in Path("runs/tiny/checkpoints").iterdir()} == {".corrupt"}
+    assert len(Path("runs/tiny/history.jsonl").read_text().splitlines()) == 1
+
+
+# Odd data
+
+
+def image_set(labels: list[int], classes: int, pixels: np.ndarray | None = None) -> ImageSet:
+    images = IMAGES[: len(labels), None] if pixels is None else pixels
+    return ImageSet(images, np.array(labels, np.int64), tuple(map(str, range(classes))), "odd")
+
+
+def test_labels_beyond_the_networks_classes_are_refused():
+    check_fit(TINY, image_set([0, 1, 2], 3))
+    with pytest.raises(ValueError, match="odd has 4 classes, the networks of tiny know only 3"):
+        check_fit(TINY, image_set([0, 1, 2], 4))
+
+
+def test_images_without_labels_are_refused_by_networks_with_classes():
+    with pytest.raises(ValueError, match="has no labels, but the networks of tiny are conditioned on 3 classes"):
+        check_fit(TINY, ImageSet(IMAGES[:, None], None, (), "odd"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 1, 2, 0], []),
+        ([0, 2, 0, 2], ["odd has no image of 1 of the networks' 3 classes: 1"]),
+        ([1, 1, 1, 1], ["odd has no image of 2 of the networks' 3 classes: 0, 2"]),
+        ([0, 1, 2], ["odd has 3 image(s), fewer than a batch of 4: they repeat in it"]),
+    ],
+)
+def test_what_is_odd_about_the_data_is_told(labels, expected):
+    assert data_notes(image_set(labels, 3), 3, batch_size=4) == expected
+
+
+def test_one_image_and_equal_images_train(tmp_path):
+    """One image, of one class: told, and no error. The others are its copies, which is not looked for."""
+    for count, notes in ((2, 2), (20, 1)):
+        np.savez(tmp_path / f"{count}.npz", images=np.repeat(IMAGES[:1], count, 0), labels=np.zeros(count, int))
+        experiment, progress = replace(TINY, data=DataConfig(str(tmp_path / f"{count}.npz"))), Recorder()
+        result = train(experiment, tmp_path / f"run {count}", progress=progress)
+        assert (result.stopped, result.iteration) == ("done", 2)
+        assert len(progress.notes) == 1 + notes  # the first says what starts
+        assert "no image of 2 of the networks' 3 classes" in progress.notes[1]
+
+
+# Numbers of images
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 8), (5, 2), (7, 3), (4, 4), (3, 125)])
+def test_exactly_the_images_asked_for_are_drawn(run, count, batch_size):
+    model, plan = load(run), StepPlan.uniform(2)
+    drawn = draw(model, DDIM(model.process), plan, range(count), batch_size=batch_size, bfloat16=False)
+    assert drawn.images.shape == (count, 1, 8, 8)
+    alone = draw(model, DDIM(model.process), plan, [count - 1], batch_size=1, bfloat16=False)
+    assert np.abs(drawn.images[-1].astype(int) - alone.images[0]).max() <= 1
+
+
+def test_no_images_is_an_error(run):
+    with pytest.raises(ValueError, match="list of seeds is empty"):
+        draw(load(run), DDIM(TINY.process), StepPlan.uniform(2), range(0))
+
+
+# Planted files
+
+
+class Touch:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def planted(sentinel: Path, kind: str) -> bytes:
+    """A file that makes `sentinel` when a careless program loads it."""
+    if kind == "pickle":
+        return pickle.dumps(Touch(sentinel))
+    torch.save({"weight": Touch(sentinel)}, sentinel.with_suffix(".pt"))
+    return sentinel.with_suffix(".pt").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch.save"])
+def test_pickles_among_a_run_s_files_are_never_executed(run, tmp_path, kind):
+    sentinel = tmp_path / "executed"
+    data = planted(sentinel, kind)
+    if kind == "pickle":  # it does work on who trusts it
+        pickle.loads(data)
+        sentinel.unlink()
+    saved = checkpoint.latest(run / "checkpoints")
+    assert saved is not None
+    for name in ("model.safetensors", "optim-model.safetensors", "ema-model.safetensors", "state.json", "extra.pt"):
+        bad = tmp_path / kind / name / "checkpoints"
+        path = checkpoint.save(bad, 1, saved.tensors, {"iteration": 1})
+        (path / name).write_bytes(data)
+        files = [file for file in path.iterdir() if file.name != checkpoint.MANIFEST]
+        manifest = {"files": {file.name: checkpoint._digest(file) for file in files}}  # the attacker's, and consistent
+        (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+        (bad.parent / "experiment.json").write_bytes((run / "experiment.json").read_bytes())
+        with pytest.raises(OSError, match="none is intact"):
+            checkpoint.recover(bad, lambda text: None)
+        with pytest.raises(OSError, match="none is intact"):
+            load(bad.parent)
+        assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch.save"])
+@pytest.mark.parametrize("name", ["model.safetensors", "experiment.json", "model.pt"])
+def test_pickles_among_released_weights_are_never_executed(run, tmp_path, kind, name):
+    sentinel, weights = tmp_path / "executed", tmp_path / "weights"
+    export(run, weights)
+    (weights / name).write_bytes(planted(sentinel, kind))
+    if name == "model.pt":  # not looked at
+        assert load(weights).iteration == 2
+    else:
+        with pytest.raises((OSError, ValueError), match=name):
+            load(weights)
+    assert not sentinel.exists()

@@ -1,0 +1,26 @@
+"""docs/faults.md promises; every test that it names must exist."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROWS = [line for line in (ROOT / "docs/faults.md").read_text().splitlines() if line.startswith("| ")]
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", "\n".join(ROWS))))
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED, ids=map("::".join, NAMED))
+def test_every_named_test_exists(file, name):
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_row_names_a_test_and_an_exit_code():
+    rows = [row for row in ROWS if not row.startswith(("| what happens", "| ---"))]
+    assert len(rows) > 30
+    for row in rows:
+        _, _, _, code, tests, _ = (cell.strip() for cell in row.split("|"))
+        assert re.search(r"\d|signal", code), row
+        assert re.search(r"`[\w/]+\.py::test_\w+`", tests), row
