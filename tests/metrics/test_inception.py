@@ -1,0 +1,207 @@
+"""FID's extractor, with a stand-in for torch-fidelity's net: what it is fed, and what is refused before it is built."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dualrate import cli
+from dualrate.experiment import DataConfig
+from dualrate.metrics import inception
+from dualrate.metrics.inception import Inception, load_inception, weights_path
+from dualrate.runs import evaluator as runs_evaluator
+from dualrate.training.log import PlainReporter
+from metrics.armed import armed_pickle
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+CONTENT = b"stands for 96 MB of weights"
+
+
+class StandIn(nn.Module):
+    """Takes what torch-fidelity's net takes, strictly; its features are a linear map of the pixels."""
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path) -> None:
+        super().__init__()
+        self.asked = features_list
+        self.weights = feature_extractor_weights_path.read()
+        self.map = nn.Linear(3 * 8 * 8, 8)
+        self.calls: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        assert x.dtype == torch.uint8
+        assert x.shape[1] == 3
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.is_grad_enabled()
+        self.calls.append(len(x))
+        return (self.map(nn.functional.adaptive_avg_pool2d(x.float(), 8).flatten(1)),)
+
+
+@pytest.fixture(autouse=True)
+def fidelity(monkeypatch, tmp_path):
+    """torch-fidelity with the stand-in, and its weights where they belong."""
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(FeatureExtractorInceptionV3=StandIn))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(inception, "SIZE", len(CONTENT))
+    monkeypatch.setattr(inception, "URL", (tmp_path / "nothing here").as_uri())
+    weights_path().parent.mkdir(parents=True)
+    weights_path().write_bytes(CONTENT)
+
+
+def small(**options) -> Inception:
+    """The stand-in behind the seam, with its own number of features."""
+    return Inception(load_inception().module, CPU, dim=8, usual_count=100, **options)
+
+
+def pixels(count: int = 23, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, channels, 16, 16), dtype=np.uint8)
+
+
+def test_the_pinned_hash_is_that_of_the_file_name():
+    source = Path(inception.__file__).read_text()
+    assert f'SHA256, SIZE = "{Path(inception.WEIGHTS).stem.rsplit("-", 1)[1]}' in source
+
+
+def test_features_are_the_last_pooling_in_batches_of_the_images_as_they_are():
+    done = []
+    net = small(batch_size=10, progress=lambda *progress: done.append(progress))
+    images = pixels()
+    found = net.features(images)
+    assert net.module.asked == ["2048"]
+    assert net.module.calls == [10, 10, 3]
+    assert done == [(10, 23), (20, 23), (23, 23)]
+    assert (found.shape, found.dtype, found.requires_grad) == ((23, 8), torch.float32, False)
+    expected = net.module.map(
+        torch.from_numpy(images).float().unflatten(2, (8, 2)).mean(3).unflatten(3, (8, 2)).mean(4).flatten(1)
+    )
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(net.features(torch.from_numpy(images)), found, rtol=0, atol=0)
+
+
+def test_grey_is_repeated_to_three_channels():
+    net, grey = small(), pixels(channels=1)
+    torch.testing.assert_close(net.features(grey), net.features(grey.repeat(3, axis=1)), rtol=0, atol=0)
+
+
+def test_features_are_float32_wherever_they_are_asked_for():
+    net, before = small(), torch.backends.cudnn.allow_tf32
+    plain = net.features(pixels())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(net.features(pixels()), plain, rtol=0, atol=0)
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_only_these_features_are_called_fid():
+    net = load_inception()
+    assert (net.metric, net.dim, net.usual_count) == ("FID", 2048, 50_000)
+    assert net.identity == "torch-fidelity/inception-2015-12-05:6726825d0af5"
+
+
+@pytest.mark.parametrize(
+    "images",
+    [pixels().astype(np.float32), pixels()[0], pixels(channels=2), pixels()[:0]],
+    ids=["float", "3d", "2", "0"],
+)
+def test_other_images_are_refused(images):
+    with pytest.raises(ValueError, match=r"takes \(N, C, H, W\) uint8"):
+        small().features(images)
+
+
+def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ValueError, match=r"pip install 'dualrate\[eval\]'.*torchvision.*whl/cpu"):
+        load_inception()
+
+
+@pytest.mark.parametrize(
+    "source", ["import no_such_torchvision", "raise RuntimeError('operator torchvision::nms does not exist\\nmore')"]
+)
+def test_a_torchvision_that_does_not_import_is_named(source, monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "torch_fidelity")
+    (tmp_path / "site" / "torch_fidelity").mkdir(parents=True)
+    (tmp_path / "site" / "torch_fidelity" / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(ValueError, match=r"does not import beside torch 2.*torchvision.*from one index") as caught:
+        load_inception()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_net_gets_the_very_bytes_that_were_checked():
+    assert load_inception().module.weights == CONTENT
+
+
+def test_other_weights_are_refused_before_anything_opens_them(monkeypatch, tmp_path):
+    sentinel = tmp_path / "sentinel"
+    weights_path().write_bytes(armed_pickle(sentinel))
+
+    def opens(*arguments, feature_extractor_weights_path):
+        torch.load(feature_extractor_weights_path, weights_only=False)
+
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(FeatureExtractorInceptionV3=opens))
+    with pytest.raises(ValueError, match=r"more than .* bytes with sha256 .*not opened: delete it"):
+        load_inception()
+    assert not sentinel.exists()
+
+
+def test_weights_are_fetched_once_and_checked_before_they_are_kept(monkeypatch, tmp_path):
+    served, notes = tmp_path / "served", []
+    monkeypatch.setattr(inception, "URL", served.as_uri())
+    weights_path().unlink()
+    served.write_bytes(CONTENT[::-1])
+    with pytest.raises(ValueError, match="not opened"):
+        load_inception(note=notes.append)
+    assert not list(weights_path().parent.iterdir())
+    served.write_bytes(CONTENT)
+    assert load_inception(note=notes.append).module.weights == CONTENT
+    served.unlink()
+    assert load_inception(note=notes.append).module.weights == CONTENT
+    assert len(notes) == 2
+    assert str(weights_path()) in notes[0]
+
+
+def test_without_a_network_the_message_says_where_to_put_the_file():
+    weights_path().unlink()
+    with pytest.raises(OSError, match="by hand") as caught:
+        load_inception()
+    for said in (inception.URL, str(weights_path()), inception.SHA256, "TORCH_HOME"):
+        assert said in str(caught.value)
+
+
+@pytest.fixture
+def loaded_small(monkeypatch):
+    def load(device, *, progress, note):
+        return small(progress=progress)
+
+    monkeypatch.setattr(runs_evaluator, "load_inception", load)
+
+
+def test_with_a_reference_file_no_data_set_is_needed(loaded_small, tmp_path):
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(8), sigma=np.eye(8))
+    nowhere = DataConfig(str(tmp_path / "no data here"))
+    reporter = PlainReporter()
+    judge = runs_evaluator.inception_evaluator(nowhere, reference=tmp_path / "ref.npz", device=CPU, progress=reporter)
+    score = judge.score(pixels(40), seeds="0-39", labels="none", resamples=10)
+    assert score.metric == "FID"
+    assert "FID of 40 images is biased upward" in score.note
+    with pytest.raises(OSError, match="no data here"):
+        runs_evaluator.inception_evaluator(nowhere, reference=None, device=CPU, progress=reporter)
+
+
+def test_the_command_prints_an_fid(loaded_small, monkeypatch, capsys, tmp_path):
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(8), sigma=np.eye(8))
+    run = ROOT / "weights" / "fashion-mnist-light"
+    arguments = ["--features", "inception", "--reference", tmp_path / "ref.npz", "--steps", 1, "--num", 20, "--json"]
+    monkeypatch.setattr(sys, "argv", ["dualrate", "evaluate", str(run), *map(str, arguments), "--device", "cpu"])
+    cli.main()
+    score = json.loads(capsys.readouterr().out)["score"]
+    assert score["metric"] == "FID"
+    assert score["low"] < score["value"] < score["high"]
+    assert score["fingerprint"]["features"].startswith("torch-fidelity/inception")
+    assert score["fingerprint"]["reference"].startswith("ref.npz:")
