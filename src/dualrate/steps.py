@@ -47,6 +47,17 @@ class Step(Protocol):
         ...
 
 
+class MarkovStep(Step, Protocol):
+    """A step with a Gaussian kernel: calling it samples p(z_s | z_t), a likelihood bound integrates it."""
+
+    @property
+    def process(self) -> GaussianProcess: ...
+
+    def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """p(z_s | z_t), of finite variance at s = 0 too."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ancestral:
     """Samples the reverse chain; the step into t = 0 returns x_hat without noise. gamma in [0, 1]: module docstring."""
