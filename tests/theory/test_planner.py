@@ -1,0 +1,122 @@
+"""Plans found by dynamic programming, against trying all of them; measured errors, against closed forms."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from dualrate.draws import Draws
+from dualrate.oracle import Echo, OracleDenoiser
+from dualrate.planner import Errors, Planner, measure_errors
+from dualrate.timing import StepPlan
+from dualrate.types import Cond, Refresh
+from dualrate.weighting import Sigmoid
+from tests.theory.common import PROCESS, gaussian, normals
+
+FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
+
+
+def random_errors(steps: int, seed: int) -> Errors:
+    errors = np.random.default_rng(seed).uniform(0.1, 1, (steps, steps + 1))
+    errors[:, :-1][np.triu_indices(steps, 1)] = np.inf
+    return Errors(tuple(1 - i / steps for i in range(steps + 1)), errors)
+
+
+def all_plans(times: tuple[float, ...], heavy: int) -> list[StepPlan]:
+    plans = []
+    for refresh in itertools.product((FULL, KEEP, NONE), repeat=len(times) - 1):
+        if sum(r is FULL for r in refresh) <= heavy:
+            with contextlib.suppress(ValueError):  # it keeps what it does not hold
+                plans.append(StepPlan(times, refresh))
+    return plans
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("size", "steps", "heavy"), [(5, 5, 2), (6, 3, 1), (6, 6, 6), (4, 4, 0), (6, 2, 2)])
+def test_the_best_plan_is_that_of_trying_all(size, steps, heavy, seed):
+    errors = random_errors(size, seed)
+    planner = Planner(errors, PROCESS)
+    found = planner.best(steps, heavy)
+    tried = all_plans(errors.t[:: size // steps], heavy)
+    best = min(tried, key=planner.objective)
+    assert found.objective == pytest.approx(planner.objective(best), rel=1e-12)
+    assert found.plan == best
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("size", "steps", "heavy"), [(6, 3, 1), (6, 4, 2), (5, 1, 1), (5, 5, 2)])
+def test_free_times_are_the_best_of_the_grid(size, steps, heavy, seed):
+    errors = random_errors(size, seed)
+    planner = Planner(errors, PROCESS)
+    found = planner.best(steps, heavy, free_times=True)
+    inner = itertools.combinations(errors.t[1:-1], steps - 1)
+    tried = [plan for times in inner for plan in all_plans((errors.t[0], *times, errors.t[-1]), heavy)]
+    assert found.objective == pytest.approx(min(map(planner.objective, tried)), rel=1e-12)
+    assert planner.objective(found.plan) == pytest.approx(found.objective, rel=1e-12)
+    assert found.plan.num_steps == steps
+    assert found.plan.num_heavy <= heavy
+
+
+def test_terms_add_up_to_the_weighted_sum():
+    errors = random_errors(3, 0)
+    plan = StepPlan(errors.t, (FULL, KEEP, NONE))
+    log_snr = PROCESS.schedule.log_snr(torch.tensor(errors.t, dtype=torch.float64))
+    weight = [0.5 * Sigmoid().integral(log_snr[i], log_snr[i + 1]).item() for i in range(3)]
+    used = errors.errors[0, 0], errors.errors[1, 0], errors.errors[2, -1]
+    expected = sum(w * e for w, e in zip(weight, used, strict=True))
+    assert Planner(errors, PROCESS).objective(plan) == pytest.approx(expected, rel=1e-12)
+    assert Planner(errors, PROCESS, Sigmoid(-2.0)).objective(plan) != pytest.approx(expected, rel=0.1)
+
+
+def test_measured_errors_are_the_posterior_variances():
+    """Echo repeats E[x | z_tau], so its error at any later time is Var[x | z_tau]; an exact one's is Var[x | z_t]."""
+    c, rows, t = 0.3, 40_000, (0.9, 0.7, 0.5, 0.3, 0.0)
+    x = c**0.5 * normals(5, rows, 1)
+    draws = Draws(2, torch.arange(rows))
+    log_snr = PROCESS.schedule.log_snr(torch.tensor(t[:-1], dtype=torch.float64))
+    variance = (c * torch.sigmoid(-log_snr) / (torch.sigmoid(log_snr) * c + torch.sigmoid(-log_snr))).numpy()
+
+    class Forgetful(Echo):
+        def denoise(self, z, t, context, cond):
+            return super().denoise(z, t, context, cond) if context.features else torch.zeros_like(z)
+
+    errors = measure_errors(Forgetful(gaussian(c), PROCESS), PROCESS, t, x, Cond(), draws).errors
+    for i in range(4):
+        assert errors[i, : i + 1] == pytest.approx(variance[: i + 1], rel=0.04)
+        assert np.isinf(errors[i, i + 1 : -1]).all()
+        assert errors[i, -1] == pytest.approx(c, rel=0.04)
+    exact = measure_errors(OracleDenoiser(gaussian(c), PROCESS), PROCESS, t, x, Cond(), draws).errors
+    for i in range(4):
+        assert exact[i, : i + 1] == pytest.approx(variance[i], rel=0.04)
+
+
+def test_a_useless_context_is_not_paid_for_and_a_needed_one_is_spread():
+    steps = 8
+    useless = random_errors(steps, 1)
+    useless.errors[:, -1] = 0.01
+    plan = Planner(useless, PROCESS).best(steps, 4).plan
+    assert plan.refresh == (NONE,) * steps
+    t = useless.t
+    ageing = np.array([[1 + (i - j) if j <= i else np.inf for j in range(steps)] + [99.0] for i in range(steps)])
+    plan = Planner(Errors(t, ageing), PROCESS, Flat()).best(steps, 4).plan
+    assert plan == StepPlan.uniform(steps, 4)
+
+
+class Flat(Sigmoid):
+    """Equal weight for every step, however short."""
+
+    def integral(self, log_snr_low, log_snr_high):
+        return torch.ones_like(log_snr_high - log_snr_low)
+
+
+@pytest.mark.parametrize(("steps", "heavy"), [(0, 0), (5, 1), (16, 1), (4, -1)])
+def test_impossible_requests_are_refused(steps, heavy):
+    with pytest.raises(ValueError):
+        Planner(random_errors(8, 0), PROCESS).best(steps, heavy)
+
+
+def test_times_off_the_grid_are_refused():
+    with pytest.raises(ValueError, match=r"time 0\.33"):
+        Planner(random_errors(4, 0), PROCESS).objective(StepPlan.at([1, 0.33, 0], [0]))
