@@ -67,6 +67,7 @@ class TwoNetworks:
 class Experiment:
     """encoder_from:   a single-rate run whose averaged weights the encoder starts from
     freeze_encoder: leave them as they are; only the light network and the projections into it are trained
+    light_from:     a single-rate run whose averaged weights the light network starts from
     """
 
     name: str
@@ -80,6 +81,7 @@ class Experiment:
     encoder_weight: float = 1.0
     encoder_from: str | None = None
     freeze_encoder: bool = False
+    light_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.freeze_encoder and not self.encoder_from:

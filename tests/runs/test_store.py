@@ -7,10 +7,11 @@ import torch
 
 from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
 from dualrate.models.uvit import Level, UViTConfig
-from dualrate.runs.store import export, load, start_encoder, write_experiment
+from dualrate.runs.store import export, load, start_from, write_experiment
 from dualrate.timing import TimeSampler
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
+from dualrate.types import Cond, Context
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
 ONE = Experiment("one", OneNetwork(NET), FitConfig(iterations=1))
@@ -70,20 +71,40 @@ def test_no_run_and_no_checkpoint_are_told_apart(tmp_path):
 def test_an_encoder_starts_from_a_single_rate_run(tmp_path):
     run = saved(ONE, tmp_path / "run")
     networks, _ = TWO.build()
-    start_encoder(networks, run)
+    start_from(networks, run, None)
     for name, tensor in load(run).networks["model"].state_dict().items():
         torch.testing.assert_close(networks["encoder"].get_submodule("net").state_dict()[name], tensor)
     with pytest.raises(ValueError, match="single network"):
-        start_encoder(ONE.build()[0], run)
+        start_from(ONE.build()[0], run, None)
     other = replace(TWO, networks=TwoNetworks(replace(NET, embedding=32), NET))
     with pytest.raises(ValueError, match="is not this experiment's encoder"):
-        start_encoder(other.build()[0], run)
+        start_from(other.build()[0], run, None)
+
+
+def test_a_light_network_starts_from_a_single_rate_run_with_the_context_of_no_effect(tmp_path):
+    run = saved(ONE, tmp_path / "run")
+    networks, model = TWO.build()
+    for parameter in networks.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    told = start_from(networks, None, run)
+    assert told.keys() == {"light"}
+    assert str(run) in told["light"]
+    alone = load(run).denoiser
+    z, t, cond = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.7]), Cond(torch.tensor([0, 1]))
+    with torch.no_grad():
+        context = model.encode(torch.randn(2, 1, 8, 8), torch.tensor([0.5, 0.9]), cond).aged()
+        torch.testing.assert_close(model.denoise(z, t, context, cond), alone.denoise(z, t, Context(), cond))
+    gradients = torch.autograd.grad(
+        model.denoise(z, t, model.encode(z, t, cond).aged(), cond).sum(),
+        list(networks["encoder"].get_submodule("projections").parameters()),
+    )
+    assert all(gradient.abs().max() > 0 for gradient in gradients)  # it can learn to use it
 
 
 def test_an_encoder_without_a_head_starts_from_a_run_with_one(tmp_path):
     run = saved(ONE, tmp_path / "run")
     networks, _ = replace(TWO, networks=TwoNetworks(replace(NET, head=False), NET)).build()
-    start_encoder(networks, run)
+    start_from(networks, run, None)
     stem = load(run).networks.get_submodule("model.stem").state_dict()
     torch.testing.assert_close(networks.get_submodule("encoder.net.stem").state_dict(), stem)
 

@@ -53,6 +53,7 @@ def test_a_frozen_encoder_has_no_optimiser_state_and_no_average(runs):
     root, retrofit = runs
     train(retrofit, root / "state")
     saved = checkpoint.recover(root / "state" / "checkpoints", print)
+    assert saved is not None
     for stem in ("optim-model", "ema-model"):
         assert saved.tensors[stem]
         assert not [name for name in saved.tensors[stem] if name.startswith("encoder.net.")], stem

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from dualrate.models.blocks import NoiseEmbedding
@@ -103,3 +104,13 @@ class LightUViT(nn.Module):
             tau = self.tau(log_snr_tau)
             emb = emb + (tau if present is None else tau * present[:, None].to(tau.dtype))
         return self.net.predict(self.net.trunk(z, emb, features)[0])
+
+
+def disconnect(encoder: ContextEncoder, light: LightUViT) -> None:
+    """Zero every way from the context into the light network, so that training starts from the light network alone."""
+    ways = [*encoder.projections.parameters(), *light.tau.mlp[-1].parameters()]
+    if encoder.pixels is not None:
+        ways += encoder.pixels.parameters()
+    with torch.no_grad():
+        for way in ways:
+            way.zero_()

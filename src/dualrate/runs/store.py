@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import safetensors.torch
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from dualrate.denoiser import Denoiser
 from dualrate.experiment import Experiment
+from dualrate.models.dual import disconnect
 from dualrate.process import GaussianProcess
 from dualrate.runs.environment import environment
 from dualrate.serial import from_plain, to_plain
@@ -100,12 +103,12 @@ def write_experiment(path: Path, experiment: Experiment) -> None:
     temporary.replace(path / "experiment.json")
 
 
-def note_start(run: Path, command: str, *, encoder: str | None = None) -> None:
+def note_start(run: Path, command: str, parts: Mapping[str, str] = MappingProxyType({})) -> None:
     """Appends the command and its surroundings to the run's history: one line per start.
 
-    encoder: what the encoder's weights started from, if from anything
+    parts: what the networks' weights started from, where from anything
     """
-    start = {"command": command} | ({"encoder": encoder} if encoder else {}) | environment()
+    start = {"command": command, **parts, **environment()}
     with (run / HISTORY).open("a") as file:
         file.write(json.dumps(start) + "\n")
 
@@ -130,22 +133,35 @@ def export(run: str | Path, out: Path) -> None:
     file.chmod(0o644)  # the library writes it for its owner alone; released weights are for everyone
 
 
-def start_encoder(networks: nn.ModuleDict, run: str | Path) -> str:
-    """Start a dual-rate encoder from a single-rate run's averaged weights. Says which weights those were.
+def start_from(networks: nn.ModuleDict, encoder: str | Path | None, light: str | Path | None) -> dict[str, str]:
+    """Start parts of a dual-rate model from single-rate runs' averaged weights. Says for each which weights those were.
 
-    An encoder without a head leaves the run's where it is. Raises ValueError if the run's network is not the encoder's.
+    An encoder without a head leaves its run's where it is. A trained light network starts without any influence of the
+    context (`disconnect`), so training goes on from where it was.
+    Raises ValueError if a run's network is not the part's.
     """
-    weights, iteration = _read_weights(Path(run))
-    if "encoder" not in networks:
-        raise ValueError("encoder_from starts a dual-rate encoder, but this experiment has a single network")
-    net = networks.get_submodule("encoder.net")
+    told = {}
+    for part, run in (("encoder", encoder), ("light", light)):
+        if run is not None:
+            told[part] = _start_part(networks, part, Path(run))
+    if light is not None:
+        disconnect(networks.get_submodule("encoder"), networks.get_submodule("light"))
+    return told
+
+
+def _start_part(networks: nn.ModuleDict, part: str, run: Path) -> str:
+    weights, iteration = _read_weights(run)
+    if part not in networks:
+        raise ValueError(f"{part}_from starts a part of a dual-rate model, but this experiment has a single network")
+    net = networks.get_submodule(f"{part}.net")
     own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     if not any(name.startswith("head.") for name in net.state_dict()):
         own = {name: tensor for name, tensor in own.items() if not name.startswith("head.")}
     try:
         net.load_state_dict(own)
     except RuntimeError as error:
-        raise ValueError(f"{run}: its network is not this experiment's encoder: {error}") from error
+        what = " ".join(str(error).split())[:200]
+        raise ValueError(f"{run}: its network is not this experiment's {part}: {what} ...") from error
     return f"{run} at iteration {iteration}, weights {_hash(weights)[:12]}"
 
 

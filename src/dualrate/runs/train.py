@@ -13,7 +13,7 @@ from dualrate.data.loader import Batches
 from dualrate.experiment import Experiment
 from dualrate.report.grid import save_grid
 from dualrate.runs.checks import check_out, data_notes
-from dualrate.runs.store import note_start, start_encoder, write_experiment
+from dualrate.runs.store import note_start, start_from, write_experiment
 from dualrate.sampling import sample
 from dualrate.serial import to_plain
 from dualrate.steps import Ancestral
@@ -47,9 +47,9 @@ def train(
     )
     check_fit(experiment, images)
     method = experiment.method()
-    started_from = None
-    if experiment.encoder_from and not checkpoint.steps(out / "checkpoints"):
-        started_from = start_encoder(method.networks, experiment.encoder_from)
+    started_from = {}
+    if not checkpoint.steps(out / "checkpoints"):
+        started_from = start_from(method.networks, experiment.encoder_from, experiment.light_from)
     batches = Batches(images, experiment.fit.batch_size, experiment.fit.seed, data.augment)
     samples = out / "samples"
     progress = progress or PlainReporter()
@@ -61,7 +61,7 @@ def train(
             progress.note(note)
         samples.mkdir(exist_ok=True)
         write_experiment(out, experiment)
-        note_start(out, command, encoder=started_from)
+        note_start(out, command, started_from)
 
     def on_sample(iteration: int) -> None:
         labels = [i % experiment.num_classes for i in range(40)] if experiment.num_classes else None
