@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from metrics.squares import two_classes
 
-from dualrate.data.images import load_images
+from dualrate.data.images import ImageSet, load_images
 from dualrate.experiment import DataConfig
 from dualrate.metrics.features import CARD, FeatureNet
 from dualrate.metrics.train_features import train_feature_net
@@ -48,6 +48,7 @@ def test_a_net_is_trained_on_first_use_and_then_found(data, tmp_path):
     judge = evaluator(data, features=None, progress=first)
     assert any("training a feature net" in note for note in first.notes)
     assert first.done[-1][0] == first.done[-1][1]
+    assert isinstance(judge.reference, ImageSet)
     assert (len(judge.reference), judge.held_out and len(judge.held_out)) == (72, 8)
     assert list((tmp_path / "cache" / "features").glob(f"*/{CARD}"))
     again = evaluator(data, features=None, progress=second)

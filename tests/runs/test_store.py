@@ -19,8 +19,10 @@ TWO = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=Ti
 
 
 def saved(experiment: Experiment, path, *, ema: float | None = None):
-    """A run with random weights; with `ema`, averaged weights that are all that number."""
+    """A run with random weights, no zeros among them; with `ema`, averaged weights that are all that number."""
     networks, _ = experiment.build()
+    for parameter in networks.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
     tensors = {"model": networks.state_dict()}
     if ema is not None:
         tensors["ema-model"] = {name: torch.full_like(p, ema) for name, p in networks.named_parameters()}

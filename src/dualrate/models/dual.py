@@ -106,8 +106,10 @@ class LightUViT(nn.Module):
         return self.net.predict(self.net.trunk(z, emb, features)[0])
 
 
-def disconnect(encoder: ContextEncoder, light: LightUViT) -> None:
-    """Zero every way from the context into the light network, so that training starts from the light network alone."""
+def disconnect(encoder: nn.Module, light: nn.Module) -> None:
+    """Zero every way from a `ContextEncoder` into a `LightUViT`: at the start of training, that network alone."""
+    assert isinstance(encoder, ContextEncoder)
+    assert isinstance(light, LightUViT)
     ways = [*encoder.projections.parameters(), *light.tau.mlp[-1].parameters()]
     if encoder.pixels is not None:
         ways += encoder.pixels.parameters()

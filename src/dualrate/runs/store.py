@@ -145,7 +145,7 @@ def start_from(networks: nn.ModuleDict, encoder: str | Path | None, light: str |
         if run is not None:
             told[part] = _start_part(networks, part, Path(run))
     if light is not None:
-        disconnect(networks.get_submodule("encoder"), networks.get_submodule("light"))
+        disconnect(networks["encoder"], networks["light"])
     return told
 
 
