@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow results lint types check clean env env-dev
+.PHONY: help demo test test-slow results benchmark lint types check clean env env-dev
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test-slow: env-dev  ## the long fault and training tests
 
 results: env  ## measure the table of docs/results.md from weights/ (about half an hour; goes on where it was)
 	@$(BIN)/python scripts/results.py
+
+benchmark: env  ## measure the ratios of speed and memory from weights/, on one thread (a quarter of an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
 
 lint: env-dev  ## style and format
 	@$(BIN)/ruff check .

@@ -1,0 +1,171 @@
+"""Light steps between two heavy calls on a GPU: eager, compiled, and as one CUDA graph; depth against width.
+
+    python -m benchmarks.gpu --device cuda [--out FILE]
+
+Untested on a GPU: only the eager part was ever run, on a CPU (`--device cpu`). What it is to show: at small batch the
+time of a light step follows its number of kernels, not its multiply-adds, so a graph over a whole segment should help
+most there, and of two light networks of equal multiply-adds the deep and narrow one should be the slower.
+
+A segment is one heavy call and n light steps with the update rule; its noise lies in buffers, drawn outside of the
+timing. Weights are random: they do not change the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import dualrate as dr
+from benchmarks.interleave import interleaved
+from dualrate.cost import call_cost
+from dualrate.experiment import TwoNetworks
+from dualrate.recipes import fashion_mnist
+from dualrate.runs.environment import environment
+from dualrate.training.device import pays
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Everything that the steps of one segment read, in buffers of fixed address.
+
+    z: (B, C, H, W); times: (n + 1, B) float64, decreasing; noise: (n, B, C, H, W)
+    """
+
+    denoiser: dr.DualRate
+    step: dr.Ancestral
+    z: Tensor
+    times: Tensor
+    noise: Tensor
+    cond: dr.Cond
+    bfloat16: bool
+
+    def precision(self) -> torch.autocast:
+        """Autocast without its cache, whose entries must not outlive a captured graph."""
+        return torch.autocast(self.z.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False)
+
+    def heavy(self) -> dr.Context:
+        with torch.no_grad(), self.precision():
+            return self.denoiser.encode(self.z, self.times[0], self.cond).aged()
+
+    def light(self, context: dr.Context) -> Tensor:
+        z = self.z
+        with torch.no_grad(), self.precision():
+            for t, s, noise in zip(self.times, self.times[1:], self.noise, strict=False):
+                kernel = self.step.kernel(lambda z, t: self.denoiser.denoise(z, t, context, self.cond), z, t, s)
+                z = kernel.sample(noise)
+        return z
+
+
+def segment(experiment: dr.Experiment, steps: int, batch: int, device: torch.device) -> Segment:
+    """The segment of `steps` light steps in the middle of a sampler of 8 times as many."""
+    networks, denoiser = experiment.build()
+    if not isinstance(denoiser, dr.DualRate):
+        raise ValueError(f"a segment has a heavy and a light network, {experiment.name} has one: take a dual recipe")
+    networks.to(device).eval()
+    shape, null = (batch, *experiment.shape), experiment.num_classes
+    times = 0.5 - torch.arange(steps + 1, dtype=torch.float64, device=device) / (8 * steps)
+    return Segment(
+        denoiser,
+        dr.Ancestral(experiment.process),
+        torch.randn(shape, device=device),
+        times[:, None].expand(-1, batch),
+        torch.randn(steps, *shape, device=device),
+        dr.Cond(torch.arange(batch, device=device) % null if null else None),
+        pays(device),
+    )
+
+
+def compiled(part: Segment) -> Segment:
+    """The same with its networks compiled, each on its first call."""
+    light, encoder = (torch.compile(net) for net in (part.denoiser.light, part.denoiser.encoder))
+    assert isinstance(light, nn.Module)
+    assert isinstance(encoder, nn.Module)
+    return replace(part, denoiser=replace(part.denoiser, light=light, encoder=encoder))
+
+
+def graphed(part: Segment, context: dr.Context) -> Callable[[], None]:
+    """Replays a capture of the light steps; a new context is copied into `context`'s tensors before it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # warm up: a capture may not choose kernels or allocate workspaces
+        for _ in range(3):
+            part.light(context)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        part.light(context)
+    return graph.replay
+
+
+def modes(part: Segment, device: torch.device) -> dict[str, Callable[[], object]]:
+    """Whole segments, and the light steps alone, in every mode that the device has."""
+    context = part.heavy()
+    calls: dict[str, Callable[[], object]] = {
+        "heavy call, eager": part.heavy,
+        "light steps, eager": lambda: part.light(context),
+    }
+    if device.type == "cuda":
+        fused = compiled(part)
+        replay, fused_replay = graphed(part, context), None
+        calls["heavy call, compiled"] = fused.heavy
+        calls["light steps, compiled"] = lambda: fused.light(context)
+        calls["light steps, graph"] = replay
+        fused.light(context)  # compiles outside of the capture
+        fused_replay = graphed(fused, context)
+        calls["light steps, compiled and graph"] = fused_replay
+    return calls
+
+
+def layouts() -> dict[str, dr.Experiment]:
+    """Dual-rate experiments with light networks of about equal multiply-adds: channels^2 x depth is fixed."""
+    dual = fashion_mnist.dual()
+    found = {}
+    for channels, depth in ((48, 32), (96, 8), (192, 2)):
+        light = fashion_mnist.network(conv=48, transformer=channels, depth=depth)
+        name = f"light of {depth} blocks of {channels}"
+        found[name] = replace(dual, name=name, networks=TwoNetworks(fashion_mnist.HEAVY, light))
+    return found
+
+
+def measure(
+    experiments: dict[str, dr.Experiment], steps: int, batches: list[int], device: torch.device, seconds: float
+) -> list[dict[str, object]]:
+    """Median milliseconds of each mode, per experiment and batch; light ones per step."""
+    rows: list[dict[str, object]] = []
+    for name, experiment in experiments.items():
+        for batch in batches:
+            part = segment(experiment, steps, batch, device)
+            label = 0 if experiment.num_classes else None
+            cost = call_cost(part.denoiser, experiment.shape, label, device)
+            for mode, durations in interleaved(modes(part, device), device, seconds=seconds).items():
+                walls = sorted(duration.wall for duration in durations)
+                each = steps if mode.startswith("light") else 1
+                row = {"model": name, "batch": batch, "mode": mode, "ms": 1e3 * walls[len(walls) // 2] / each}
+                rows.append(row | asdict(cost))
+                print(f"{name:36} batch {batch:4} {mode:34} {row['ms']:9.3f} ms", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--steps", type=int, default=7, help="light steps of a segment")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    experiments = {"fashion-mnist-dual": fashion_mnist.dual(), **layouts()}
+    rows = measure(experiments, options.steps, options.batches, device, options.seconds)
+    if options.out:
+        options.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The ratios that speed is judged by, from the shipped weights; `make benchmark` (about 10 minutes).
+
+    sampler     sampling over its network calls alone: what the loop, the noise and the update rule add
+    efficiency  speed-up of the dual-rate model over the heavy one at equal steps, over the ratio of their multiply-adds
+    training    images per second, dual-rate over heavy (the encoder sees the rows that keep their context)
+    memory      peak, dual-rate over heavy; CPU seconds of a training iteration with and without kept memory beside it
+
+Prints each, in CPU and in wall time, and writes them all with what they were measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dualrate as dr
+from benchmarks import child, workloads
+from benchmarks.interleave import Spread, interleaved, quotient
+from dualrate.malloc import keep_freed_memory
+from dualrate.runs.environment import environment
+from dualrate.runs.store import Model
+from dualrate.training.device import pays
+
+Figures = dict[str, Any]
+
+
+def sampler_over_networks(
+    model: Model, plan: dr.StepPlan, batch: int, device: torch.device, bfloat16: bool, seconds: float
+) -> dict[str, Spread]:
+    """Time of sampling over that of its network calls; at best 1."""
+    whole = workloads.sampling(model, plan, batch, device, bfloat16)
+    calls = {"whole": whole, "networks": workloads.network_calls(model, whole, device, bfloat16)}
+    return quotient(interleaved(calls, device, seconds=seconds), "whole", "networks")
+
+
+def efficiency(
+    heavy: Model, dual: Model, steps: int, calls: int, batch: int, device: torch.device, bfloat16: bool, seconds: float
+) -> Figures:
+    """Speed-up over the heavy model at the same steps, the ratio of multiply-adds, and the one over the other."""
+    plans = {"heavy": (heavy, dr.StepPlan.uniform(steps)), "dual": (dual, dr.StepPlan.uniform(steps, calls))}
+    work = {name: workloads.sampling(model, plan, batch, device, bfloat16) for name, (model, plan) in plans.items()}
+    rounds = interleaved(work, device, seconds=seconds)
+    macs = {name: workloads.macs(model, plan, device) for name, (model, plan) in plans.items()}
+    promised = macs["heavy"] / macs["dual"]
+    return {
+        "plan": f"{steps}/{calls}",
+        "batch": batch,
+        "speedup": quotient(rounds, "heavy", "dual"),
+        "macs_ratio": promised,
+        "efficiency": quotient(rounds, "heavy", "dual", 1 / promised),
+    }
+
+
+def training(
+    heavy: dr.Experiment, dual: dr.Experiment, device: torch.device, bfloat16: bool, seconds: float
+) -> dict[str, Spread]:
+    """Images per second of the second over the first, at their own batch sizes."""
+    work = {name: workloads.training(experiment, device, bfloat16) for name, experiment in (("a", heavy), ("b", dual))}
+    images = dual.fit.batch_size / heavy.fit.batch_size
+    return quotient(interleaved(work, device, seconds=seconds), "a", "b", images)
+
+
+def processes(weights: dict[str, Path], device: str, threads: int) -> Figures:
+    """Peak memory of sampling 64 images (64 steps, 8 heavy calls) and of training; CPU time of an iteration."""
+    common = ("--device", device, "--threads", str(threads))
+    found: Figures = {}
+    for name in ("heavy", "dual"):
+        plan = ("--heavy", "8") if name == "dual" else ()
+        found[f"sample {name}"] = child.run(str(weights[name]), "sample", "--repeats", "1", *plan, *common)
+    for name, path in weights.items():
+        found[f"train {name}"] = child.run(str(path), "train", *common)
+        found[f"train {name}, freed memory returned"] = child.run(str(path), "train", "--return-freed", *common)
+    for work in ("sample", "train"):
+        heavy, dual = found[f"{work} heavy"], found[f"{work} dual"]
+        found[f"{work}, dual over heavy"] = dual["peak"] / heavy["peak"]
+        above = [figures["peak"] - figures["start"] for figures in (dual, heavy)]
+        found[f"{work}, dual over heavy, above the libraries' own"] = above[0] / above[1]
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Spreads as dictionaries, for JSON."""
+    if isinstance(value, Spread):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def show(name: str, both: dict[str, Spread]) -> None:
+    print(f"{name:55} cpu {both['cpu']}   wall {both['wall']}", flush=True)
+
+
+def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
+    """All ratios, printed as they come. weights: of `heavy`, `dual` and `light`."""
+    device, seconds = torch.device(options.device), options.seconds
+    bfloat16 = pays(device)
+    heavy, dual = (dr.load(weights[name], device=device) for name in ("heavy", "dual"))
+    found: Figures = {"environment": environment(), "device": str(device), "bfloat16": bfloat16, "efficiency": []}
+    steps, calls = options.plans[0]
+    plan = dr.StepPlan.uniform(steps, calls)
+    found["sampler"] = sampler_over_networks(dual, plan, options.batch, device, bfloat16, seconds)
+    show(f"sampling over its network calls, {steps}/{calls}, batch {options.batch}", found["sampler"])
+    for steps, calls in options.plans:
+        for batch in options.batches:
+            cell = efficiency(heavy, dual, steps, calls, batch, device, bfloat16, seconds)
+            found["efficiency"].append(cell)
+            show(f"speed-up {steps}/{calls}, batch {batch} (MACs {cell['macs_ratio']:.2f})", cell["speedup"])
+            show("    over the ratio of multiply-adds", cell["efficiency"])
+    found["training"] = training(heavy.experiment, dual.experiment, device, bfloat16, seconds)
+    show("training images/s, dual-rate over heavy", found["training"])
+    found["processes"] = processes(weights, options.device, options.threads)
+    for name, value in found["processes"].items():
+        print(name, f"{value:.3f}" if isinstance(value, float) else value)
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=20, help="at least, for each comparison")
+    parser.add_argument("--batch", type=int, default=64, help="of the sampler's ratio")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--weights", type=Path, default=child.ROOT / "weights")
+    parser.add_argument("--out", type=Path, default=child.ROOT / "docs/results/benchmarks.json")
+    parser.set_defaults(plans=[(64, 8), (32, 8)])
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    weights = {name: options.weights / f"fashion-mnist-{name}" for name in ("heavy", "dual", "light")}
+    found = measure(weights, options)
+    options.out.write_text(json.dumps(plain(found), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

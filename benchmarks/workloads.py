@@ -1,0 +1,84 @@
+"""What is timed: images under a plan, the network calls in them, and training iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import dualrate as dr
+from dualrate.cost import plan_cost
+from dualrate.runs.measure import balanced_labels
+from dualrate.runs.store import Model
+
+Work = Callable[[], None]
+
+
+def sampling(model: Model, plan: dr.StepPlan, batch: int, device: torch.device, bfloat16: bool) -> Work:
+    """Draws `batch` images by the ancestral sampler."""
+    step, seeds = dr.Ancestral(model.process), range(batch)
+    labels = balanced_labels(model, seeds)
+
+    def work() -> None:
+        images = dr.sample(
+            model.denoiser,
+            step,
+            plan,
+            model.shape,
+            seeds,
+            labels,
+            batch_size=batch,
+            device=device,
+            bfloat16=bfloat16,
+        )
+        for _ in images:
+            pass
+
+    return work
+
+
+def network_calls(model: Model, work: Work, device: torch.device, bfloat16: bool) -> Work:
+    """The very calls of the model's networks that `work` makes, on the same inputs, and nothing else."""
+    calls: list[tuple[nn.Module, tuple[Any, ...]]] = []
+    hooks = [
+        network.register_forward_pre_hook(lambda network, inputs: calls.append((network, inputs)))
+        for network in model.networks.values()
+    ]
+    work()
+    for hook in hooks:
+        hook.remove()
+
+    def replay() -> None:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            for network, inputs in calls:
+                network(*inputs)
+
+    return replay
+
+
+def macs(model: Model, plan: dr.StepPlan, device: torch.device) -> int:
+    """Multiply-adds of an image."""
+    label = 0 if model.num_classes else None
+    step = dr.Ancestral(model.process)
+    return plan_cost(model.denoiser, step, plan, model.shape, label=label, device=device).macs
+
+
+def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool) -> Work:
+    """One iteration of an experiment on a batch of its size, on noise for images."""
+    method, rows = experiment.method(), experiment.fit.batch_size
+    method.networks.to(device)
+    sample = torch.arange(rows)
+    label = sample % experiment.num_classes if experiment.num_classes else None
+    batch = dr.Batch(torch.rand(rows, *experiment.shape) * 2 - 1, label, sample).to(device)
+    optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4)
+
+    def work() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            loss = method.loss(batch, 0, dr.Draws(0, batch.sample)).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return work

@@ -1,0 +1,113 @@
+"""The benchmarks' scripts: what they time is what they say, on networks of a few channels."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import dualrate as dr
+from dualrate.recipes.fashion_mnist import FIT
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import child, gpu, ratios, workloads  # noqa: E402
+from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def network(channels: int) -> dr.UViTConfig:
+    levels = (dr.Level("conv", channels, 1), dr.Level("transformer", channels, 1))
+    return dr.UViTConfig(8, 1, levels, num_classes=3, embedding=16, head_dim=8)
+
+
+HEAVY = dr.OneNetwork(network(16))
+DUAL = dr.TwoNetworks(network(16), network(8))
+
+
+def model(networks: dr.OneNetwork | dr.TwoNetworks) -> dr.Model:
+    small = dr.Experiment("small", networks, replace(FIT, batch_size=4))
+    if isinstance(networks, dr.TwoNetworks):
+        small = replace(small, times=dr.TimeSampler(heavy=(2, 4)))
+    built, denoiser = small.build()
+    return dr.Model("small", small, built, denoiser, 0, "")
+
+
+def test_calls_take_turns_after_a_round_to_warm_up() -> None:
+    order: list[str] = []
+    rounds = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, CPU, seconds=0, least=3)
+    assert order == list("abababab")
+    assert {name: len(durations) for name, durations in rounds.items()} == {"a": 3, "b": 3}
+
+
+def test_quotients_are_taken_within_a_round() -> None:
+    slow_machine = [Seconds(10, 1), Seconds(2, 1), Seconds(2, 1)]
+    rounds = {"a": slow_machine, "b": [Seconds(2 * each.wall, each.cpu) for each in slow_machine]}
+    assert quotient(rounds, "a", "b", 4) == {"wall": Spread(2, 2, 2), "cpu": Spread(4, 4, 4)}
+
+
+@pytest.mark.parametrize("networks", [HEAVY, DUAL])
+def test_the_replayed_calls_are_the_samplers(networks: dr.OneNetwork | dr.TwoNetworks) -> None:
+    small, plan = model(networks), dr.StepPlan.uniform(4, 2)
+    calls = []
+    for net in small.networks.values():
+        net.register_forward_hook(lambda net, inputs, output: calls.append((net, output)))
+    work = workloads.sampling(small, plan, 3, CPU, bfloat16=False)
+    replay = workloads.network_calls(small, work, CPU, bfloat16=False)
+    made = list(calls)
+    calls.clear()
+    replay()
+    assert len(made) == 4  # dual: 2 heavy calls whose x_hat is used at once, 2 light ones
+    assert [net for net, _ in calls] == [net for net, _ in made]
+    torch.testing.assert_close([output for _, output in calls], [output for _, output in made], rtol=0, atol=0)
+
+
+def test_efficiency_is_the_speed_up_over_the_ratio_of_multiply_adds() -> None:
+    found = ratios.efficiency(model(HEAVY), model(DUAL), 4, 2, 2, CPU, False, seconds=0)
+    assert found["macs_ratio"] > 1
+    for clock in ("wall", "cpu"):
+        speedup, efficiency = found["speedup"][clock].median, found["efficiency"][clock].median
+        assert efficiency == pytest.approx(speedup / found["macs_ratio"])
+
+
+def test_training_iterations_change_the_networks() -> None:
+    small = model(DUAL).experiment
+    work = workloads.training(small, CPU, bfloat16=False)
+    work()
+    assert ratios.training(model(HEAVY).experiment, small, CPU, False, seconds=0)["cpu"].median > 0
+
+
+def test_a_child_process_tells_its_memory_and_time() -> None:
+    found = child.run(
+        str(ROOT / "weights/fashion-mnist-light"), "sample", "--steps", "2", "--batch", "2", "--repeats", "1"
+    )
+    assert 0 < found["start"] < found["peak"] < 2**34
+    assert found["user"] > 0
+
+
+def test_a_failed_child_says_why() -> None:
+    with pytest.raises(RuntimeError, match="no-such-run"):
+        child.run("no-such-run", "sample")
+
+
+def test_segments_of_a_gpu_run_eagerly_on_a_cpu() -> None:
+    small = model(DUAL).experiment
+    part = gpu.segment(small, 2, 3, CPU)
+    assert part.light(part.heavy()).shape == (3, 1, 8, 8)
+    rows = gpu.measure({"small": small}, 2, [1], CPU, seconds=0)
+    assert {row["mode"] for row in rows} == {"heavy call, eager", "light steps, eager"}
+    with pytest.raises(ValueError, match="take a dual recipe"):
+        gpu.segment(model(HEAVY).experiment, 2, 1, CPU)
+
+
+def test_light_networks_of_a_comparison_cost_the_same() -> None:
+    costs = []
+    for experiment in gpu.layouts().values():
+        part = gpu.segment(experiment, 1, 1, CPU)
+        costs.append(gpu.call_cost(part.denoiser, experiment.shape, 0).light)
+    assert max(costs) < 1.15 * min(costs)
