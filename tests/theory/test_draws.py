@@ -21,6 +21,12 @@ def test_known_answers(counter, key, expected):
     assert " ".join(f"{int(word):08x}" for word in words) == expected
 
 
+def test_numpy_and_tensors_give_the_same_words():
+    counter = torch.randint(0, 2**32, (4, 50), generator=torch.Generator().manual_seed(0))
+    of_numpy, of_tensors = philox(counter.numpy(), (3, 2**32 - 1)), philox(counter, (3, 2**32 - 1))
+    assert all(torch.equal(torch.from_numpy(a), b) for a, b in zip(of_numpy, of_tensors, strict=True))
+
+
 def test_laws():
     draws = Draws(1, torch.arange(2000))
     normal, uniform = draws.normal("a", 25).double(), draws.uniform("b", 25)
