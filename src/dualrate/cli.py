@@ -1,4 +1,4 @@
-"""The command line: dualrate train | sample | evaluate | cost | export | demo. Each a thin call into the library.
+"""The command line: dualrate train | sample | evaluate | plan | cost | export | demo, thin calls into the library.
 
 A mistake by the user is one clear line and exit code 2. Reports go to standard output, progress to standard error.
 """
@@ -19,6 +19,7 @@ import torch
 import tyro
 from tyro.conf import Positional, arg
 
+from dualrate.cli_plan import PlanSearch
 from dualrate.console import reporter
 from dualrate.experiment import Experiment
 from dualrate.malloc import keep_freed_memory
@@ -26,6 +27,7 @@ from dualrate.recipes import fashion_mnist, imagenet
 from dualrate.runs.store import Model
 from dualrate.steps import DDIM, Ancestral, Step
 from dualrate.timing import StepPlan
+from dualrate.training.device import pick_device
 from dualrate.training.log import Progress
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
@@ -60,7 +62,7 @@ class Train:
             out,
             progress=progress,
             decoding=_decoding(progress),
-            device=_device(self.device),
+            device=pick_device(self.device),
             command=shlex.join(["dualrate", *sys.argv[1:]]),
         )
         why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
@@ -117,7 +119,7 @@ class Sample:
 
         if self.num < 1:
             raise ValueError(f"--num is at least 1, got {self.num}")
-        device, progress = _device(self.device), reporter()
+        device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device)
         step, plan = _sampler(model, self.plan)
         self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong place costs none
@@ -174,7 +176,7 @@ class Evaluate:
         from dualrate.runs.measure import Guidance, measure
         from dualrate.runs.store import load
 
-        device, progress = _device(self.device), reporter()
+        device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device)
         step, plan = _sampler(model, self.plan)
         data = model.experiment.data
@@ -214,7 +216,7 @@ class Cost:
         from dualrate.runs.measure import Guidance, cost_report
         from dualrate.runs.store import load
 
-        device = _device(self.device)
+        device = pick_device(self.device)
         model = load(self.run_dir, device=device)
         step, plan = _sampler(model, self.plan)
         guidance = Guidance(self.plan.guidance, self.plan.interval)
@@ -256,16 +258,17 @@ class Demo:
         print(page)
 
 
-COMMANDS: dict[str, type[Sample | Evaluate | Cost | Export | Demo]] = {
+COMMANDS: dict[str, type[Sample | Evaluate | PlanSearch | Cost | Export | Demo]] = {
     "sample": Sample,
     "evaluate": Evaluate,
+    "plan": PlanSearch,
     "cost": Cost,
     "export": Export,
     "demo": Demo,
 }
 
 
-def _parse(arguments: list[str]) -> Train | Sample | Evaluate | Cost | Export | Demo:
+def _parse(arguments: list[str]) -> Train | Sample | Evaluate | PlanSearch | Cost | Export | Demo:
     """The command's options. `train` takes a recipe's name first, whose fields the options then override."""
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command == "train":
@@ -320,16 +323,6 @@ def _set_threads(asked: str | None) -> None:
     if not asked.isdecimal() or int(asked) < 1:
         raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, got {asked!r}")
     torch.set_num_threads(int(asked))
-
-
-def _device(name: str | None) -> torch.device:
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("mps"):
-        raise ValueError("times and random numbers need float64, which mps lacks: use --device cpu")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"no device {name!r} here ({str(error).splitlines()[0]}); --device cpu always works") from None
 
 
 def _sampler(model: Model, options: Plan) -> tuple[Step, StepPlan]:

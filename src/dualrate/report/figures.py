@@ -21,6 +21,8 @@ from dualrate.metrics.fingerprint import require_same
 from dualrate.report.headline import plan
 from dualrate.report.rows import Row
 from dualrate.report.table import compute_unit, significant
+from dualrate.timing import StepPlan
+from dualrate.types import Refresh
 
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -70,6 +72,23 @@ def loss_figure(points: Sequence[tuple[float, float]], xlabel: str) -> Figure:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel(xlabel)
     axes.set_ylabel("training loss")
+    return figure
+
+
+def plan_figure(plans: Sequence[tuple[str, StepPlan]]) -> Figure:
+    """Where the steps and the heavy calls of some plans are, a line each: time runs from noise to data."""
+    figure, axes = _blank(height=1.2 + 0.45 * len(plans))
+    for line, (_, made) in enumerate(plans):
+        color = PALETTE[line % len(PALETTE)]
+        heavy = [t for t, refresh in zip(made.t, made.refresh, strict=False) if refresh is Refresh.FULL]
+        light = [t for t, refresh in zip(made.t, made.refresh, strict=False) if refresh is not Refresh.FULL]
+        axes.plot(light, [line] * len(light), "|", color=color, markersize=8, markeredgewidth=1.2, alpha=0.7)
+        axes.plot(heavy, [line] * len(heavy), "o", color=color, markersize=9)
+    axes.set_yticks(range(len(plans)), [name for name, _ in plans])
+    axes.set_ylim(len(plans) - 0.5, -0.5)
+    axes.set_xlim(1.03, -0.03)
+    axes.set_xlabel("t, from noise (1) to data (0); dots: heavy calls, ticks: light steps")
+    axes.grid(visible=False, axis="y")
     return figure
 
 

@@ -56,3 +56,14 @@ def default_generator(device: torch.device) -> torch.Generator:
     if device.type == "mps":
         return torch.mps._get_default_mps_generator()
     return torch.default_generator
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device; None: cuda if there is one. Raises ValueError for one that is not here or cannot be used."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("mps"):
+        raise ValueError("times and random numbers need float64, which mps lacks: use --device cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {name!r} here ({str(error).splitlines()[0]}); --device cpu always works") from None

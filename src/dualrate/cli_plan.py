@@ -1,0 +1,119 @@
+"""`dualrate plan`: the best plan for a budget."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from tyro.conf import Positional, arg
+
+from dualrate.console import reporter
+from dualrate.runs.planning import CallCosts, Candidate, Ranked, spearman
+from dualrate.runs.store import Model
+from dualrate.training.device import pick_device
+
+PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
+
+
+@dataclass(frozen=True)
+class PlanSearch:
+    """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    budget: str | None = None
+    """Share of the cost of a heavy call at every step of the grid, e.g. 0.25x."""
+    gmacs: float | None = None
+    """Budget in giga multiply-adds per image."""
+    seconds: float | None = None
+    """Budget in seconds per image, at --batch-size on this machine."""
+    steps: tuple[int, ...] = (8, 16, 32, 64)
+    """Numbers of steps to choose from; each divides the grid."""
+    free_times: bool = False
+    """Choose the times of the steps too, among those of the grid."""
+    grid: int = 64
+    """Steps of the grid on which errors are measured."""
+    images: int = 128
+    """Training images that errors are measured on."""
+    out: Path = Path("plan.json")
+    """The plan, for --plan of sample and evaluate; a picture of it beside it."""
+    check: bool = False
+    """Draw and score images under over a dozen plans, and say whether the planner ranks them as the score does."""
+    num: int = 1000
+    """Images per plan of --check."""
+    batch_size: int = 64
+    device: str | None = None
+
+    def run(self) -> None:
+        from dualrate.planner import Planner
+        from dualrate.report.figures import plan_figure, png
+        from dualrate.runs.evaluator import evaluator
+        from dualrate.runs.planning import candidates, measured_errors, rank
+        from dualrate.runs.store import load
+
+        device, progress = pick_device(self.device), reporter()
+        model = load(self.run_dir, device=device)
+        costs, budget, unit = self._budget(model, device)
+        errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, device=device)
+        planner = Planner(errors, model.process, model.experiment.weighting)
+        found = candidates(planner, costs, budget, self.steps, free_times=self.free_times)
+        print(_table(found, unit))
+        best = found[0].planned.plan
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.write_text(best.to_json() + "\n")
+        shown = [(f"{c.planned.plan.num_steps}/{c.planned.plan.num_heavy}", c.planned.plan) for c in found]
+        self.out.with_suffix(".png").write_bytes(png(plan_figure(shown)))
+        print(f"\n{self.out}: {best.num_steps} steps, {best.num_heavy} heavy calls; {self.out.with_suffix('.png')}")
+        if not self.check:
+            return
+        judge = evaluator(model.experiment.data, features=None, progress=progress)
+        ranked = rank(model, planner, judge, count=self.num, progress=progress, device=device)
+        print(_verdict(ranked, judge.metric))
+        file = self.out.with_suffix(".check.json")
+        lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]
+        file.write_text(json.dumps(lines, indent=1) + "\n")
+
+    def _budget(self, model: Model, device: torch.device) -> tuple[CallCosts, float, str]:
+        """Costs of calls and the budget in one unit, and the unit's name."""
+        from dualrate.runs.planning import call_macs, call_seconds
+
+        given = [value for value in (self.budget, self.gmacs, self.seconds) if value is not None]
+        if len(given) != 1:
+            raise ValueError("say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05")
+        if self.seconds is not None:
+            return call_seconds(model, self.batch_size, device=device), self.seconds, "s"
+        macs = call_macs(model)
+        costs = CallCosts(macs.heavy / 1e9, macs.light / 1e9, macs.own)
+        if self.gmacs is not None:
+            return costs, self.gmacs, "GMACs"
+        try:
+            share = float((self.budget or "").removesuffix("x"))
+        except ValueError as error:
+            raise ValueError(f"--budget is a share such as 0.25x, got {self.budget!r}") from error
+        return costs, share * self.grid * costs.heavy, "GMACs"
+
+
+def _table(found: list[Candidate], unit: str) -> str:
+    """Candidates, best first."""
+    lines = [f"{'N':>4} {'H':>4} {unit:>8}  objective  even spread"]
+    for candidate in found:
+        plan = candidate.planned.plan
+        lines.append(
+            f"{plan.num_steps:4} {plan.num_heavy:4} {candidate.cost:8.3g}  {candidate.planned.objective:9.5f}"
+            f"  {candidate.uniform.objective:11.5f}"
+        )
+    lines.append("objective: weighted training loss summed over the steps; not a likelihood, nor a score")
+    return "\n".join(lines)
+
+
+def _verdict(ranked: list[Ranked], metric: str) -> str:
+    """Every plan of the check, and whether the objective ranks them as the score does."""
+    lines = ["", f"{'plan':16} objective  {metric}"]
+    ordered = sorted(ranked, key=lambda r: r.objective)
+    lines += [f"{r.name:16} {r.objective:9.5f}  {r.score:.3f}" for r in ordered]
+    rho = spearman([r.objective for r in ranked], [r.score for r in ranked])
+    does = "ranks" if rho >= PREDICTS else "does not rank"
+    lines.append(f"Spearman {rho:.2f} over {len(ranked)} plans: the objective {does} plans as {metric} does here")
+    return "\n".join(lines)

@@ -1,0 +1,212 @@
+"""The best plan of a model for a budget: errors measured on data once, costs counted or timed, plans searched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dualrate.cost import call_cost, seconds_per_call
+from dualrate.data.cache import cache_dir
+from dualrate.data.images import ImageSet, load_images, to_float
+from dualrate.draws import Draws
+from dualrate.experiment import TwoNetworks
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.planner import Errors, Planned, Planner, measure_errors
+from dualrate.runs.measure import measure
+from dualrate.runs.store import Model
+from dualrate.steps import Ancestral
+from dualrate.timing import StepPlan
+from dualrate.training.device import pays
+from dualrate.training.log import Progress
+from dualrate.types import Cond
+
+SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sampled and scored with
+
+
+@dataclass(frozen=True)
+class CallCosts:
+    """What a call costs per image, in any one unit.
+
+    heavy, light: of an encode and of a denoise call; own: whether a heavy call spares its step's light one
+    """
+
+    heavy: float
+    light: float
+    own: bool
+
+    def of(self, steps: int, heavy: int) -> float:
+        """Of an image with N steps and H heavy calls."""
+        return heavy * self.heavy + (steps - heavy * self.own) * self.light
+
+    def affordable(self, steps: int, budget: float) -> int | None:
+        """The most heavy calls within a budget; None if not even the light ones are."""
+        counts = [heavy for heavy in range(steps + 1) if self.of(steps, heavy) <= budget * (1 + 1e-9)]
+        return max(counts, default=None)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The best plan of one number of steps, beside the evenly spread one of as many heavy calls."""
+
+    planned: Planned
+    uniform: Planned
+    cost: float
+
+
+def call_macs(model: Model) -> CallCosts:
+    """In multiply-adds."""
+    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
+    return CallCosts(cost.heavy, cost.light, _keeps_head(model))
+
+
+def call_seconds(model: Model, batch_size: int, *, device: torch.device | str = "cpu") -> CallCosts:
+    """In measured seconds, at a batch size."""
+    device = torch.device(device)
+    z = torch.zeros(batch_size, *model.shape, device=device)
+    t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
+    cond = Cond(torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=pays(device)):
+        context = model.denoiser.encode(z, t, cond).aged()
+        heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, cond)) / batch_size
+        light = seconds_per_call(lambda: model.denoiser.denoise(z, t, context, cond)) / batch_size
+    return CallCosts(heavy, light, _keeps_head(model))
+
+
+def candidates(
+    planner: Planner, costs: CallCosts, budget: float, steps: Sequence[int], *, free_times: bool = False
+) -> list[Candidate]:
+    """The best plan within the budget for each number of steps that fits it, best first.
+
+    Raises ValueError if none does.
+    """
+    found = []
+    for count in steps:
+        most = costs.affordable(count, budget)
+        if most is None:
+            continue
+        planned = planner.best(count, most, free_times=free_times)
+        even = StepPlan.uniform(count, planned.plan.num_heavy)
+        uniform = Planned(even, planner.objective(even))
+        found.append(Candidate(planned, uniform, costs.of(count, planned.plan.num_heavy)))
+    if not found:
+        cheapest = min(costs.of(count, 0) for count in steps)
+        raise ValueError(
+            f"a budget of {budget:.4g} pays for none of {', '.join(map(str, steps))} steps; the cheapest, {min(steps)} "
+            f"steps without a heavy call, costs {cheapest:.4g}: raise the budget, or allow fewer steps"
+        )
+    return sorted(found, key=lambda candidate: candidate.planned.objective)
+
+
+def measured_errors(
+    model: Model, *, grid: int, images: int, progress: Progress, device: torch.device | str = "cpu"
+) -> Errors:
+    """Errors of the model on its training data, over `grid` uniform steps; kept in the user's cache.
+
+    Raises ValueError for a model of a single network, whose plans have nothing to choose.
+    """
+    if not isinstance(model.experiment.networks, TwoNetworks):
+        raise ValueError(f"{model.name} has a single network, which runs at every step: there is nothing to plan")
+    data = model.experiment.data
+    source = load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
+    key = hashlib.sha256(f"{model.weights_hash} {source.fingerprint} {grid} {images}".encode()).hexdigest()[:16]
+    file = cache_dir() / "plans" / f"{key}.json"
+    if file.exists():
+        kept = json.loads(file.read_text())
+        return Errors(tuple(kept["t"]), np.array(kept["errors"], dtype=np.float64))
+    progress.note(
+        f"measuring the errors of {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
+    )
+    errors = _measured(model, source, grid, images, progress, torch.device(device))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".tmp")
+    aside.write_text(json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
+    aside.replace(file)
+    return errors
+
+
+def _measured(
+    model: Model, source: ImageSet, grid: int, images: int, progress: Progress, device: torch.device
+) -> Errors:
+    rows = torch.linspace(0, len(source) - 1, images).long()
+    x = to_float(torch.tensor(np.stack([source.images[int(row)] for row in rows]))).to(device)
+    label = None if source.labels is None or not model.num_classes else torch.tensor(source.labels)[rows].to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=pays(device)):
+        errors = measure_errors(
+            model.denoiser,
+            model.process,
+            StepPlan.uniform(grid).t,
+            x,
+            Cond(label),
+            Draws(SEED, torch.arange(images, device=device)),
+            progress=lambda done, total: progress.update(done, total, {"images": images * done // total}),
+        )
+    progress.close()
+    return errors
+
+
+def _keeps_head(model: Model) -> bool:
+    networks = model.experiment.networks
+    return isinstance(networks, TwoNetworks) and networks.encoder.head
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A plan with what the planner expects of it and what was measured."""
+
+    name: str
+    plan: StepPlan
+    objective: float
+    score: float
+
+
+def check_plans(planner: Planner) -> list[tuple[str, StepPlan]]:
+    """Named plans of all kinds on the planner's grid, to see how it ranks them: even, planned, crowded at one end."""
+    size = planner.errors.num_steps
+    sizes = [(size // 4, h) for h in (2, 4, 8)] + [(size // 2, h) for h in (2, 4, 8)] + [(size, h) for h in (4, 8)]
+    sizes = [(n, h) for n, h in sizes if 0 < h <= n and size % n == 0]
+    plans = [(f"{n}/{h} even", StepPlan.uniform(n, h)) for n, h in sizes]
+    plans += [(f"{n}/{h} planned", planner.best(n, h).plan) for n, h in sizes if h > 2]
+    n, h = size // 2, 4
+    plans.append((f"{n}/{h} all early", StepPlan.at(n, range(h))))
+    plans.append((f"{n}/{h} late", StepPlan.at(n, [0, *range(n - h + 1, n)])))
+    return plans
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """Rank correlation of two lists without ties."""
+    apart = np.argsort(np.argsort(first)) - np.argsort(np.argsort(second))
+    return 1 - 6 * float(np.square(apart).sum()) / (len(apart) * (len(apart) ** 2 - 1))
+
+
+def rank(
+    model: Model,
+    planner: Planner,
+    judge: Evaluator[Any],
+    *,
+    count: int,
+    progress: Progress,
+    device: torch.device | str = "cpu",
+) -> list[Ranked]:
+    """Draws `count` images under every plan of `check_plans` and scores them. Seeds are the planner's own."""
+    ranked, plans = [], check_plans(planner)
+    for i, (name, plan) in enumerate(plans):
+        progress.note(f"plan {i + 1} of {len(plans)}: {name}")
+        row, _ = measure(
+            model.name,
+            model,
+            Ancestral(model.process),
+            plan,
+            judge,
+            range(SEED, SEED + count),
+            device=device,
+            progress=lambda done, total: progress.update(done, total, {"images": done}),
+        )
+        progress.close()
+        ranked.append(Ranked(name, plan, planner.objective(plan), row.score.value))
+    return ranked
