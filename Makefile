@@ -20,7 +20,7 @@ test-slow: env-dev  ## the long fault and training tests
 results: env  ## measure the table of docs/results.md from weights/ (about half an hour; goes on where it was)
 	@$(BIN)/python scripts/results.py
 
-benchmark: env  ## measure the ratios of speed and memory from weights/, on one thread (a quarter of an hour)
+benchmark: env  ## measure the ratios of speed and memory from weights/, on one thread (ten minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
 
 lint: env-dev  ## style and format

@@ -22,6 +22,7 @@ import torch
 import dualrate as dr
 from benchmarks import workloads
 from dualrate.malloc import keep_freed_memory
+from dualrate.runs.store import read_experiment
 from dualrate.training.device import pays
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,11 +61,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     device = torch.device(options.device)
     bfloat16 = pays(device)
     start = peak(device)
-    model = dr.load(options.model, device=device)
     if options.work == "train":
-        work = workloads.training(model.experiment, device, bfloat16)
+        work = workloads.training(read_experiment(Path(options.model)), device, bfloat16)
     else:
-        plan = dr.StepPlan.uniform(options.steps, options.heavy)
+        model, plan = dr.load(options.model, device=device), dr.StepPlan.uniform(options.steps, options.heavy)
         work = workloads.sampling(model, plan, options.batch, device, bfloat16)
     work()
     before = os.times()

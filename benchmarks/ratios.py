@@ -1,4 +1,4 @@
-"""The ratios that speed is judged by, from the shipped weights; `make benchmark` (about 10 minutes).
+"""The ratios that speed is judged by, from the shipped weights; `make benchmark` (ten minutes on a quiet machine).
 
     sampler     sampling over its network calls alone: what the loop, the noise and the update rule add
     efficiency  speed-up of the dual-rate model over the heavy one at equal steps, over the ratio of their multiply-adds
