@@ -79,9 +79,16 @@ class Evaluator(Generic[Net]):
         """
         self.check_count(len(images))
         features = self.net.features(images)
+        return self.score_features(features, seeds=seeds, labels=labels, resamples=resamples, level=level)
+
+    def score_features(
+        self, features: Tensor, *, seeds: str, labels: str, resamples: int = 200, level: float = 0.95
+    ) -> Score:
+        """As `score`, of features (N, D) that `net` gave."""
+        self.check_count(len(features))
         stats = GaussianStats.of(features)
         interval = bootstrap_interval(features, self._stats, resamples=resamples, level=level, seed=0)
-        floor, floor_count = self.floor(len(images))
+        floor, floor_count = self.floor(len(features))
         return Score(
             metric=self.metric,
             value=frechet_distance(stats, self._stats),
@@ -94,11 +101,11 @@ class Evaluator(Generic[Net]):
                 features=self.net.identity,
                 reference=f"{self.reference.name}:{self.reference.fingerprint[:12]}",
                 reference_count=self._stats.count,
-                count=len(images),
+                count=len(features),
                 seeds=seeds,
                 labels=labels,
             ),
-            note=self._note(len(images), floor_count),
+            note=self._note(len(features), floor_count),
         )
 
     def check_count(self, count: int) -> None:

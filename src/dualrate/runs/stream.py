@@ -30,6 +30,8 @@ from dualrate.steps import Step
 from dualrate.timing import StepPlan
 from dualrate.training.device import pays
 
+UNGUIDED = Guidance()
+
 
 def measure_in_blocks(
     name: str,
@@ -40,7 +42,7 @@ def measure_in_blocks(
     seeds: range,
     directory: Path,
     *,
-    guidance: Guidance = Guidance(),
+    guidance: Guidance = UNGUIDED,
     batch_size: int = 125,
     block_size: int = 250,
     device: torch.device | str = "cpu",

@@ -1,0 +1,225 @@
+"""Features of generated images, kept in a directory block by block as the images are drawn.
+
+    DIRECTORY/origin.json                   what the features are of; nothing else may continue the directory
+    DIRECTORY/<first>-<last>.safetensors    ids (n,) int64 and features (n, D) float32 of one block
+
+So 50,000 images need neither a folder of files nor an array in memory, and a killed evaluation goes on where it was: a
+block is written whole or not at all, and a finished one is never drawn again. An image is a function of its id (its
+seed), so several processes may fill one directory, each its own ids. Block b holds the ids with id // size = b: what is
+resumed is drawn in the same batches and gives the same bits; in other batches features agree to rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import save as bytes_of_tensors
+from torch import Tensor
+
+from dualrate.metrics.extractor import FeatureExtractor
+from dualrate.metrics.features import write_whole
+from dualrate.metrics.fingerprint import BITS
+from dualrate.serial import from_plain, to_plain
+
+ORIGIN, SUFFIX = "origin.json", ".safetensors"
+NOISE = "Philox keyed by the seed"
+
+DrawImages = Callable[[Sequence[int]], NDArray[np.uint8]]  # ids -> images (n, C, H, W), each a function of its id
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that decides the features of an id.
+
+    weights, experiment: sha256 of the model's
+    sampler, plan:       the update rule with its settings and guidance; times and heavy calls
+    labels:              the rule that makes a class of an id, or "none"
+    features:            the extractor's identity
+    precision:           of the model's matrix products
+    seeds, bits:         the rules that make noise of an id, and 8-bit images of samples
+    """
+
+    weights: str
+    experiment: str
+    sampler: str
+    plan: str
+    labels: str
+    features: str
+    precision: str
+    seeds: str = NOISE
+    bits: str = BITS
+
+    def json(self) -> str:
+        return json.dumps(to_plain(self), indent=1) + "\n"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """features: (N, D) float32 in the order of the ids asked for; seconds: that drawing their images took."""
+
+    features: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FeatureBlocks:
+    """A directory of blocks of one origin; make it by `open`."""
+
+    directory: Path
+    origin: Origin
+
+    @staticmethod
+    def open(directory: Path | str, origin: Origin) -> FeatureBlocks:
+        """The directory of this origin, made if it is missing; ValueError if it holds anything of another one."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        file = directory / ORIGIN
+        if file.exists():
+            _require_same(_read_origin(file), origin, directory)
+        elif {path.name for path in directory.iterdir()} - {f"{ORIGIN}.partial"}:
+            raise ValueError(f"{directory} is not empty and has no {ORIGIN}: give a new directory for these features")
+        else:
+            write_whole(file, origin.json().encode())
+        return FeatureBlocks(directory, origin)
+
+    def fill(
+        self,
+        ids: Sequence[int],
+        draw: DrawImages,
+        net: FeatureExtractor,
+        *,
+        size: int = 250,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Draw the images of those ids that are not here yet, and keep their features, `size` ids at a time.
+
+        progress: called with (ids here, of how many) at first and after every block.
+        Raises ValueError for repeated ids, a net that is not the origin's, and features that are not finite; and what
+        `read` raises for files.
+        """
+        if size < 1 or net.identity != self.origin.features:
+            raise ValueError(
+                f"got blocks of {size} in the features {net.identity}; expected at least 1 in {self.origin.features}"
+            )
+        missing = sorted(_distinct(ids) - self._files().keys())
+        report = progress or (lambda done, total: None)
+        done = len(ids) - len(missing)
+        report(done, len(ids))
+        for _, group in itertools.groupby(missing, key=lambda id_: id_ // size):
+            block = list(group)
+            start = time.perf_counter()
+            images = draw(block)
+            seconds = time.perf_counter() - start
+            self._write(block, net.features(images), seconds)
+            done += len(block)
+            report(done, len(ids))
+
+    def read(self, ids: Sequence[int]) -> Kept:
+        """The features of these ids, in this order.
+
+        Raises ValueError for repeated ids, ids that are in no block or in two, and blocks of another origin; OSError
+        for damaged files.
+        """
+        files = self._files()
+        missing = sorted(_distinct(ids) - files.keys())
+        if missing:
+            raise ValueError(
+                f"{self.directory} lacks {len(missing)} of {len(ids)} ids, the first is {missing[0]}: fill it first"
+            )
+        rows = {id_: row for row, id_ in enumerate(ids)}
+        parts, placed, seconds = [], [], 0.0
+        for file in dict.fromkeys(files[id_] for id_ in ids):
+            block_ids, features, spent = self._read(file)
+            inside = [i for i, id_ in enumerate(block_ids) if id_ in rows]
+            parts.append(features[inside])
+            placed += [rows[block_ids[i]] for i in inside]
+            seconds += spent * len(inside) / len(block_ids)
+        return Kept(torch.cat(parts)[torch.tensor(placed).argsort()], seconds)
+
+    def _write(self, ids: list[int], features: Tensor, seconds: float) -> None:
+        if len(features) != len(ids) or features.dtype != torch.float32 or not features.isfinite().all():
+            raise ValueError(
+                f"images {ids[0]} to {ids[-1]} gave features {tuple(features.shape)} {features.dtype}, of which "
+                f"{int((~features.isfinite()).sum())} are not finite; expected {len(ids)} finite float32 vectors"
+            )
+        tensors = {"ids": torch.tensor(ids), "features": features.contiguous()}
+        about = {"origin": _digest(self.origin.json().encode()), "content": _content(tensors), "seconds": f"{seconds}"}
+        write_whole(self.directory / f"{ids[0]:08d}-{ids[-1]:08d}{SUFFIX}", bytes_of_tensors(tensors, about))
+
+    def _read(self, file: Path) -> tuple[list[int], Tensor, float]:
+        """Ids, features and seconds of a block."""
+        tensors, about = _tensors(file, ("ids", "features"))
+        if _content(tensors) != about.get("content"):
+            raise OSError(f"{file} is damaged: delete it, and its images are drawn again")
+        return tensors["ids"].tolist(), tensors["features"], float(about["seconds"])
+
+    def _files(self) -> dict[int, Path]:
+        """The file of every id that is here."""
+        found: dict[int, Path] = {}
+        for file in sorted(self.directory.glob(f"*{SUFFIX}")):
+            tensors, about = _tensors(file, ("ids",))
+            if about.get("origin") != _digest(self.origin.json().encode()):
+                raise ValueError(f"{file} was written for another origin than {ORIGIN} beside it: take it away")
+            for id_ in tensors["ids"].tolist():
+                if id_ in found:
+                    raise ValueError(f"id {id_} is both in {found[id_]} and in {file.name}: delete one of the two")
+                found[id_] = file
+        return found
+
+
+def _tensors(file: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Some tensors of a block, and its metadata."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"{file} is damaged ({error}): delete it, and its images are drawn again") from error
+
+
+def _content(tensors: dict[str, Tensor]) -> str:
+    return _digest(*(tensors[name].numpy().tobytes() for name in ("ids", "features")))
+
+
+def _digest(*contents: bytes) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _distinct(ids: Sequence[int]) -> set[int]:
+    distinct = set(ids)
+    if not distinct or len(distinct) != len(ids):
+        raise ValueError(f"got {len(ids)} ids, {len(distinct)} of them distinct; expected at least one, none twice")
+    return distinct
+
+
+def _read_origin(file: Path) -> Origin:
+    try:
+        return from_plain(Origin, json.loads(file.read_text()), str(file))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON ({error}): give a new directory for these features") from error
+
+
+def _require_same(found: Origin, origin: Origin, directory: Path) -> None:
+    differing = [
+        f"{field.name} ({getattr(found, field.name)} / {getattr(origin, field.name)})"
+        for field in fields(Origin)
+        if getattr(found, field.name) != getattr(origin, field.name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{directory} holds features of other images, they differ in {', '.join(differing)}: give another "
+            "directory, or delete this one"
+        )
