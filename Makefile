@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help demo test test-slow results benchmark lint types check clean env env-dev
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: env  ## set up, train a small model, sample the shipped ones, write demo/report.html
 	@$(BIN)/dualrate demo
@@ -17,10 +17,16 @@ test: env-dev  ## set up, then run the tests (12 minutes at most, two threads)
 test-slow: env-dev  ## the long fault and training tests
 	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow
 
-results: env  ## measure the table of docs/results.md from weights/ (about half an hour; goes on where it was)
-	@$(BIN)/python scripts/results.py
+reproduce-train: env  ## train a model of docs/results.md, e.g. MODEL=dual (90 minutes at most; resumes)
+	@$(BIN)/python scripts/train.py $(MODEL)
 
-benchmark: env  ## measure the ratios of speed and memory from weights/, on one thread (ten minutes)
+reproduce-table: env  ## measure the models in weights/, draw docs/results.md (resumes)
+	@$(BIN)/python scripts/results.py table
+
+reproduce-ablations: env  ## the same for the models in runs/ that reproduce-train made
+	@$(BIN)/python scripts/results.py ablations
+
+benchmark: env  ## ratios of speed and memory, from weights/, on one thread (ten minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
 
 lint: env-dev  ## style and format

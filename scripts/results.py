@@ -1,167 +1,198 @@
-"""The table of docs/results.md: measures every cell below, 5,000 images each, and draws the figures.
+"""The tables and figures of docs/results.md.
 
-    make results            about 50 minutes on one core; interrupted, it goes on where it was
+    make reproduce-table       the cells of the models in weights/, then the page; goes on where it was
+    make reproduce-ablations   the cells of the models in runs/ that `make reproduce-train` made, then the page
 
-Every finished cell is a file in docs/results/cells with the hash of the weights it was measured on. A cell is measured
-again only if those, or the images asked for, have changed. `--part 1/2` and `--part 2/2` share the cells between two
-processes; whichever ends last draws the page.
+`--workers 2` shares the cells between two processes of one thread each. Every table of the page stands between
+`<!-- name -->` and `<!-- end of name -->`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import re
-from dataclasses import dataclass
-from pathlib import Path
+import subprocess
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from cells import IMAGES, RESULTS, ROOT, SHOWN, Cell, load, measure_cell, row_of, save, time_cells
 
-import dualrate as dr
 from dualrate.console import reporter
 from dualrate.malloc import keep_freed_memory
-from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.figures import png, quality_figure
 from dualrate.report.grid import save_grid
-from dualrate.report.rows import Row
-from dualrate.report.table import markdown_table
-from dualrate.runs.environment import environment
+from dualrate.report.table import interval, markdown_table, significant
 from dualrate.runs.evaluator import evaluator
-from dualrate.runs.measure import measure
-from dualrate.serial import from_plain, to_plain
 from dualrate.training.log import Progress
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
-CELL_FILES, IMAGES = RESULTS / "cells", RESULTS / ".images"
-SHOWN = 20  # images of every cell on the grid
+HEAVY, DUAL, LIGHT, HEAVY_LONG, LIGHT_LONG, EARLY = (
+    f"weights/fashion-mnist-{name}" for name in ("heavy", "dual", "light", "heavy-long", "light-long", "dual-early")
+)
+PAGE = ROOT / "docs" / "results.md"
+Line = tuple[Sequence[str], Sequence[Cell]]  # what a line of a table says first, and its cells
 
 
-@dataclass(frozen=True)
-class Cell:
-    """network: as in the table; model: directory in weights/; heavy: H, None for every step."""
-
-    network: str
-    model: str
-    steps: int
-    heavy: int | None = None
-    ddim: bool = False
-
-    @property
-    def key(self) -> str:
-        return "-".join(
-            [self.model, str(self.steps), str(self.heavy or self.steps), "ddim" if self.ddim else "ancestral"]
-        )
+def dual(n: int, h: int, first: int = 0, model: str = DUAL) -> Cell:
+    return Cell("dual-rate", model, n, h, first=first)
 
 
-HEAVY, DUAL, LIGHT = "fashion-mnist-heavy", "fashion-mnist-dual", "fashion-mnist-light"
-CELLS = (  # dearest first, so that two processes share them evenly
-    Cell("heavy", HEAVY, 64),
-    Cell("heavy", HEAVY, 32),
+MAIN = (
+    *(Cell("heavy", HEAVY, n) for n in (64, 32, 16, 8)),
+    *(Cell("heavy", HEAVY, n, ddim=True) for n in (32, 16, 8)),
+    *(Cell("light alone", LIGHT, n) for n in (128, 64, 32)),
+    *(dual(n, h) for n, h in ((64, 16), (64, 8), (32, 16), (32, 8), (32, 4), (16, 4))),
     Cell("dual-rate, H = N", DUAL, 32, 32),  # a heavy call at every step: the encoder without reuse
-    Cell("heavy", HEAVY, 32, ddim=True),
-    Cell("dual-rate", DUAL, 128, 16),
-    Cell("dual-rate", DUAL, 64, 16),
-    Cell("light alone", LIGHT, 128),
-    Cell("dual-rate", DUAL, 64, 8),
-    Cell("dual-rate", DUAL, 32, 16),
-    Cell("heavy", HEAVY, 22),  # as many seconds as dual-rate 64/8
-    Cell("heavy", HEAVY, 16),
-    Cell("heavy", HEAVY, 16, ddim=True),
-    Cell("dual-rate", DUAL, 32, 8),
-    Cell("light alone", LIGHT, 64),
-    Cell("dual-rate", DUAL, 32, 4),
-    Cell("heavy", HEAVY, 8),
-    Cell("heavy", HEAVY, 8, ddim=True),
-    Cell("dual-rate", DUAL, 16, 4),
-    Cell("light alone", LIGHT, 32),
 )
-GRID = (
-    Cell("heavy", HEAVY, 64),
-    Cell("dual-rate", DUAL, 64, 8),
-    Cell("dual-rate", DUAL, 32, 8),
-    Cell("heavy", HEAVY, 16),
-    Cell("light alone", LIGHT, 32),
+GRID = (Cell("heavy", HEAVY, 64), dual(64, 8), dual(32, 8), Cell("heavy", HEAVY, 16), Cell("light alone", LIGHT, 32))
+
+# what a model was made from, seconds of training; cells of about 1, 2 and 3 giga multiply-adds
+TRAINING: tuple[Line, ...] = (
+    (("heavy", "7,000", "3,290"), [Cell("heavy", HEAVY, n) for n in (8, 16, 32)]),
+    (
+        ("dual-rate, early", "1,500 heavy + 7,029 joint", "3,030"),
+        [dual(n, h, model=EARLY) for n, h in ((16, 4), (32, 8), (64, 8))],
+    ),
+    (("light alone", "7,000", "800"), [Cell("light alone", LIGHT, n) for n in (32, 64, 128)]),
+    (("light alone, long", "23,000", "2,650"), [Cell("light alone", LIGHT_LONG, n) for n in (32, 64, 128)]),
+    (("heavy, long", "10,000", "4,700"), [Cell("heavy", HEAVY_LONG, n) for n in (8, 16, 32)]),
+    (
+        ("dual-rate", "7,000 heavy, 7,000 light + 2,000 joint", "4,760"),
+        [dual(n, h) for n, h in ((16, 4), (32, 8), (64, 8))],
+    ),
 )
-
-
-def measure_cell(cell: Cell, model: dr.Model, judge: Evaluator, seeds: range, progress: Progress) -> None:
-    """Writes the cell's file, and its first images for the grid."""
-    progress.note(f"{cell.key}: {len(seeds)} images")
-    row, drawn = measure(
-        cell.network,
-        model,
-        dr.DDIM(model.process) if cell.ddim else dr.Ancestral(model.process),
-        dr.StepPlan.uniform(cell.steps, cell.heavy),
-        judge,
-        seeds,
-        progress=lambda done, total: progress.update(done, total, {"images": done}),
+BLOCKS: tuple[Line, ...] = tuple(
+    ((name,), [make(first) for first in (0, 5000, 10_000)])
+    for name, make in (
+        ("dual-rate 16/4", lambda first: dual(16, 4, first)),
+        ("heavy 8", lambda first: Cell("heavy", HEAVY, 8, first=first)),
+        ("dual-rate 64/8", lambda first: dual(64, 8, first)),
+        ("heavy 32", lambda first: Cell("heavy", HEAVY, 32, first=first)),
     )
-    progress.close()
-    progress.note(f"  {row.score.metric} {row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]")
-    record = {"stamp": stamp(model, seeds), "environment": environment(), "row": to_plain(row)}
-    np.save(IMAGES / f"{cell.key}.npy", drawn.images[:SHOWN])
-    save(CELL_FILES / f"{cell.key}.json", json.dumps(record, indent=1) + "\n")
+)
 
 
-def stamp(model: dr.Model, seeds: range) -> dict[str, object]:
-    """What a kept cell must agree in."""
-    return {
-        "weights": model.weights_hash,
-        "seeds": f"{seeds.start}-{seeds.stop - 1}",
-        "threads": torch.get_num_threads(),
-        "version": dr.__version__,
-    }
+def trained(name: str) -> Cell:
+    """The cell that compares runs of `scripts/train.py`."""
+    return dual(32, 8, model=f"runs/{name}")
 
 
-def row_of(cell: Cell, model: dr.Model, seeds: range) -> Row | None:
-    """The measured row, if there is one of these weights and seeds."""
-    file = CELL_FILES / f"{cell.key}.json"
-    record = json.loads(file.read_text()) if file.exists() else {}
-    return from_plain(Row, record["row"]) if record.get("stamp") == stamp(model, seeds) else None
+RETROFIT: tuple[Line, ...] = tuple(
+    ((f"{iterations:,}", f"{iterations * 0.2:,.0f}"), [trained(f"retrofit-{iterations}")])
+    for iterations in (500, 1500, 3500, 7000)
+)
+SHARED: tuple[Line, ...] = (
+    (("1", "128 x 1", "2,000"), [trained("joint")]),
+    (("2", "64 x 2", "2,700"), [trained("shared-2")]),
+    (("4", "32 x 4", "3,400"), [trained("shared-4")]),
+)
+ABLATIONS: tuple[Line, ...] = (
+    (("as it is", ""), [trained("retrofit-1500")]),
+    (("context never dropped (p = 0)", "worse"), [trained("dropout-0")]),
+    (("the encoder's last activation only", "worse"), [trained("last-level")]),
+    (("features squeezed to 8 channels", "the same"), [trained("width-8")]),
+    (("features squeezed to 2 channels", "worse"), [trained("width-2")]),
+    (("encoder without its head", "(theirs has none)"), [trained("no-head")]),
+)
+CALLS: tuple[Line, ...] = ((("dual-rate, N = 32",), [dual(32, h) for h in (2, 4, 8, 16, 32)]),)
 
 
-def draw_page(rows: list[Row]) -> None:
-    """Figures, sample grid, and the table in docs/results.md."""
+def scored(cell: Cell) -> str:
+    row = row_of(cell)
+    return "not measured" if row is None else f"{significant(row.score.value)} {interval(row)}"
+
+
+def fd_table(header: Sequence[str], lines: Sequence[Line]) -> str:
+    """Markdown: the lines' own columns, then the score of every cell with its interval."""
+    rule = ["---:" if i >= len(lines[0][0]) else "---" for i in range(len(header))]
+    body = [[*texts, *map(scored, cells)] for texts, cells in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body)) + "\n"
+
+
+def main_table() -> str:
+    rows = [row for cell in MAIN if (row := row_of(cell)) is not None]
+    return markdown_table(rows) + "\n"
+
+
+TABLES = {
+    "main": main_table,
+    "training": lambda: fd_table(("model", "iterations", "CPU seconds", "1 GMAC", "2 GMAC", "3 GMAC"), TRAINING),
+    "blocks": lambda: fd_table(("", "seeds 0-4999", "5000-9999", "10000-14999"), BLOCKS),
+    "retrofit": lambda: fd_table(("iterations", "CPU seconds", "32/8"), RETROFIT),
+    "shared": lambda: fd_table(("k", "images x draws", "iterations", "32/8"), SHARED),
+    "ablations": lambda: fd_table(("change", "in the paper", "32/8"), ABLATIONS),
+    "calls": lambda: fd_table(("", "H = 2", "4", "8", "16", "32"), CALLS),
+}
+
+
+def cells_of(lines: Sequence[Line]) -> list[Cell]:
+    return [cell for _, cells in lines for cell in cells]
+
+
+GROUPS = {
+    "table": list(dict.fromkeys([*MAIN, *cells_of(TRAINING), *cells_of(BLOCKS), *cells_of(CALLS)])),
+    "ablations": [*cells_of(RETROFIT), *cells_of(SHARED), *cells_of(ABLATIONS)],
+    "page": [],
+}
+
+
+def draw_page() -> None:
+    """Every table of the page, the figures, and the grid of samples."""
+    rows = [row for cell in MAIN if (row := row_of(cell)) is not None]
     for cost in ("flops", "seconds"):
         (RESULTS / f"quality-{cost}.png").write_bytes(png(quality_figure(rows, cost)))
-    grids = [np.load(IMAGES / f"{cell.key}.npy") for cell in CELLS if cell in GRID]
-    save_grid(np.concatenate(grids), RESULTS / "samples.png", columns=SHOWN, scale=2)
-    page = ROOT / "docs" / "results.md"
-    between = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
-    save(page, between.sub(lambda _: markdown_table(rows) + "\n", page.read_text()))
+    grids = [IMAGES / f"{cell.key}.npy" for cell in GRID]
+    if all(grid.exists() for grid in grids):
+        save_grid(np.concatenate([np.load(grid) for grid in grids]), RESULTS / "samples.png", columns=SHOWN, scale=2)
+    text = PAGE.read_text()
+    for name, made in TABLES.items():
+        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
+        if not between.search(text):
+            raise ValueError(f"{PAGE} has no place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->")
+        text = between.sub(lambda _, made=made: made(), text)
+    save(PAGE, text)
 
 
-def save(file: Path, text: str) -> None:
-    aside = file.with_suffix(".tmp")
-    aside.write_text(text)
-    aside.replace(file)
+def measure_missing(cells: Sequence[Cell], progress: Progress) -> None:
+    missing = [cell for cell in cells if cell.here and row_of(cell) is None]
+    if missing:
+        judge = evaluator(load(missing[0].model).experiment.data, features=None, progress=progress)
+        for cell in missing:
+            measure_cell(cell, judge, progress)
+
+
+def in_parts(arguments: list[str], parts: int) -> None:
+    """Run this script once per part, side by side. Raises SystemExit if one fails."""
+    single = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, *arguments]
+    running = [subprocess.Popen([*command, "--part", f"{i + 1}/{parts}"], env=single) for i in range(parts)]
+    try:
+        if any(list(map(subprocess.Popen.wait, running))):
+            raise SystemExit("a part failed; what it finished is kept, the same command goes on from there")
+    finally:
+        for process in running:
+            process.terminate()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, default=5000, help="images per cell")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--part", default="1/1", help="this process's share of the cells, e.g. 1/2")
+    parser.add_argument("cells", choices=GROUPS)
+    parser.add_argument("--part", help="measure a share of the cells and no more, e.g. 1/2")
     options = parser.parse_args()
-    part, parts = map(int, options.part.split("/"))
-    seeds = range(options.first_seed, options.first_seed + options.count)
     keep_freed_memory()
-    for folder in (IMAGES, CELL_FILES):
-        folder.mkdir(parents=True, exist_ok=True)
-    models = {name: dr.load(ROOT / "weights" / name) for name in (HEAVY, DUAL, LIGHT)}
-    progress = reporter()
-    missing = [cell for cell in CELLS[part - 1 :: parts] if row_of(cell, models[cell.model], seeds) is None]
-    if missing:
-        judge = evaluator(models[HEAVY].experiment.data, features=None, progress=progress)
-        for cell in missing:
-            measure_cell(cell, models[cell.model], judge, seeds, progress)
-    rows = [row_of(cell, models[cell.model], seeds) for cell in CELLS]
-    if None in rows:
-        progress.note("the other part is not done: the page is drawn when all cells are there")
-    else:
-        draw_page([row for row in rows if row is not None])
+    torch.set_num_threads(1)
+    cells = GROUPS[options.cells]
+    if options.part:
+        part, parts = map(int, options.part.split("/"))
+        measure_missing(cells[part - 1 :: parts], reporter())
+        return
+    if any(cell.here and row_of(cell) is None for cell in cells):
+        in_parts([options.cells], os.cpu_count() or 1)
+    if options.cells == "table":
+        time_cells(MAIN, reporter())
+    draw_page()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""Trains one of the models behind docs/results.md: `make reproduce-train MODEL=<name>`; the same command resumes.
+
+Every run is one `dualrate train` command, printed before it starts; it writes runs/<name>.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FROM_HEAVY = "fashion-mnist-dual --encoder-from weights/fashion-mnist-heavy"
+RETROFIT = f"{FROM_HEAVY} --freeze-encoder"
+SHORT = f"{RETROFIT} --fit.iterations 1500"
+RUNS = {
+    "heavy": "fashion-mnist-heavy",
+    "heavy-long": "fashion-mnist-heavy --fit.iterations 10000",
+    "light": "fashion-mnist-light",
+    "light-long": "fashion-mnist-light --fit.iterations 20000",
+    "dual": f"{FROM_HEAVY} --light-from weights/fashion-mnist-light --fit.iterations 3000",
+    "heavy-1500": "fashion-mnist-heavy --fit.iterations 1500",
+    "dual-early": "fashion-mnist-dual --encoder-from runs/heavy-1500 --fit.iterations 7029",
+    "joint": f"{FROM_HEAVY} --fit.iterations 2000",
+    "shared-2": f"{FROM_HEAVY} --times.draws 2 --fit.batch-size 64 --fit.ema-halflife 25000 --fit.iterations 2700",
+    "shared-4": f"{FROM_HEAVY} --times.draws 4 --fit.batch-size 32 --fit.ema-halflife 12500 --fit.iterations 3400",
+    **{f"retrofit-{n}": f"{RETROFIT} --fit.iterations {n}" for n in (500, 1500, 3500, 7000)},
+    "dropout-0": f"{SHORT} --times.dropout 0",
+    "last-level": f"{SHORT} --networks.context.levels 1",
+    "width-2": f"{SHORT} --networks.context.width 2",
+    "width-8": f"{SHORT} --networks.context.width 8",
+    "no-head": f"{SHORT} --networks.encoder.no-head",
+}
+
+
+def command(name: str) -> list[str]:
+    """The `dualrate` arguments that train a run."""
+    return ["train", *shlex.split(RUNS[name]), "--out", f"runs/{name}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=RUNS)
+    arguments = command(parser.parse_args().name)
+    print("dualrate", shlex.join(arguments), flush=True)
+    os.chdir(ROOT)
+    program = Path(sys.executable).with_name("dualrate")
+    os.execv(program, [str(program), *arguments])
+
+
+if __name__ == "__main__":
+    main()
