@@ -19,7 +19,7 @@ RUNS = {
     "heavy": "fashion-mnist-heavy",
     "heavy-long": "fashion-mnist-heavy --fit.iterations 10000",
     "light": "fashion-mnist-light",
-    "light-long": "fashion-mnist-light --fit.iterations 20000",
+    "light-long": "fashion-mnist-light --fit.iterations 11094",
     "dual": f"{FROM_HEAVY} --light-from weights/fashion-mnist-light --fit.iterations 3000",
     "heavy-1500": "fashion-mnist-heavy --fit.iterations 1500",
     "dual-early": "fashion-mnist-dual --encoder-from runs/heavy-1500 --fit.iterations 7029",
