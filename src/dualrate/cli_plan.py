@@ -29,8 +29,8 @@ class PlanSearch:
     """Budget in giga multiply-adds per image."""
     seconds: float | None = None
     """Budget in seconds per image, at --batch-size on this machine."""
-    steps: tuple[int, ...] = (8, 16, 32, 64)
-    """Numbers of steps to choose from; each divides the grid."""
+    steps: tuple[int, ...] | None = None
+    """Numbers of steps to choose from, parts of the grid; 8, 16, 32 and 64 if not given."""
     free_times: bool = False
     """Choose the times of the steps too, among those of the grid."""
     grid: int = 64
@@ -53,15 +53,15 @@ class PlanSearch:
         from dualrate.runs.planning import candidates, measured_errors, rank
         from dualrate.runs.store import load
 
+        steps = self._checked()
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device)
         costs, budget, unit = self._budget(model, device)
         errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, device=device)
         planner = Planner(errors, model.process, model.experiment.weighting)
-        found = candidates(planner, costs, budget, self.steps, free_times=self.free_times)
+        found = candidates(planner, costs, budget, steps, free_times=self.free_times)
         print(_table(found, unit))
         best = found[0].planned.plan
-        self.out.parent.mkdir(parents=True, exist_ok=True)
         self.out.write_text(best.to_json() + "\n")
         shown = [(f"{c.planned.plan.num_steps}/{c.planned.plan.num_heavy}", c.planned.plan) for c in found]
         self.out.with_suffix(".png").write_bytes(png(plan_figure(shown)))
@@ -75,13 +75,27 @@ class PlanSearch:
         lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]
         file.write_text(json.dumps(lines, indent=1) + "\n")
 
+    def _checked(self) -> tuple[int, ...]:
+        """The numbers of steps. Raises ValueError for options that could only fail later, after the measuring."""
+        if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:
+            raise ValueError("say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05")
+        least = min(self.grid, self.images, self.num, self.batch_size)
+        if least < 1:
+            raise ValueError(f"--grid, --images, --num and --batch-size are at least 1, got {least}")
+        if self.check and self.grid < 8:
+            raise ValueError(f"--check needs a --grid of at least 8 for a dozen plans, got {self.grid}")
+        if self.out.suffix != ".json":
+            raise ValueError(f"--out is a .json file, whose picture is written beside it as .png, got {self.out}")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        fits = [n for n in self.steps or (8, 16, 32, 64) if n <= self.grid and (self.free_times or not self.grid % n)]
+        if not fits or (self.steps and len(fits) < len(self.steps)):
+            raise ValueError(f"--steps are divisors of --grid {self.grid}, or any number below it with --free-times")
+        return tuple(fits)
+
     def _budget(self, model: Model, device: torch.device) -> tuple[CallCosts, float, str]:
         """Costs of calls and the budget in one unit, and the unit's name."""
         from dualrate.runs.planning import call_macs, call_seconds
 
-        given = [value for value in (self.budget, self.gmacs, self.seconds) if value is not None]
-        if len(given) != 1:
-            raise ValueError("say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05")
         if self.seconds is not None:
             return call_seconds(model, self.batch_size, device=device), self.seconds, "s"
         macs = call_macs(model)
@@ -100,10 +114,9 @@ def _table(found: list[Candidate], unit: str) -> str:
     lines = [f"{'N':>4} {'H':>4} {unit:>8}  objective  even spread"]
     for candidate in found:
         plan = candidate.planned.plan
-        lines.append(
-            f"{plan.num_steps:4} {plan.num_heavy:4} {candidate.cost:8.3g}  {candidate.planned.objective:9.5f}"
-            f"  {candidate.uniform.objective:11.5f}"
-        )
+        even = "-" if candidate.even is None else f"{candidate.even:.5f}"
+        counts = f"{plan.num_steps:4} {plan.num_heavy:4} {candidate.cost:8.3g}"
+        lines.append(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
     lines.append("objective: weighted training loss summed over the steps; not a likelihood, nor a score")
     return "\n".join(lines)
 

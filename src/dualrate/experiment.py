@@ -86,6 +86,10 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.freeze_encoder and not self.encoder_from:
             raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
+        if (self.encoder_from or self.light_from) and not isinstance(self.networks, TwoNetworks):
+            raise ValueError(
+                f"{self.name} has a single network; encoder_from and light_from start the parts of a dual-rate model"
+            )
 
     @property
     def process(self) -> GaussianProcess:

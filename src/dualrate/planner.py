@@ -5,7 +5,7 @@ A plan is judged by the weighted step terms of the training loss,
     term(t -> s; tau) = 1/2 E|x - x_hat(z_t, t; context of tau)|^2 / d * integral of e^log_snr w dlog_snr over [t, s]
 
 whose least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
-calls made), so the best plan of N steps and at most H heavy calls takes O(N^2 H) additions. With `free_times` the times
+calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. With `free_times` the times
 of the steps are chosen too, among those of the grid: O(M^3 N H).
 
 The sum is not a likelihood: with the sigmoid weight it is a training loss, and with the weight 1 the last step alone

@@ -196,6 +196,11 @@ def test_a_squeezed_context_has_the_rank_of_its_width():
         assert torch.linalg.matrix_rank(feature.transpose(0, 1).flatten(1), rtol=1e-4) == 2
 
 
+def test_more_levels_than_there_are_cannot_hand_over():
+    with pytest.raises(ValueError, match="3 levels"):
+        ContextEncoder(config(), LIGHT, ContextConfig(levels=4))
+
+
 @pytest.mark.parametrize("wrong", [{"levels": 0}, {"width": 0}, {"width": -1}])
 def test_an_empty_context_is_refused(wrong):
     with pytest.raises(ValueError, match="at least one"):

@@ -1,22 +1,30 @@
 """Planning for a budget: what is affordable, what is kept, what is refused."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 from dualrate.cli import main
+from dualrate.draws import Draws
 from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
 from dualrate.models.uvit import Level, UViTConfig
-from dualrate.planner import Errors, Planner
+from dualrate.planner import Errors, Planner, measure_errors
 from dualrate.runs.planning import CallCosts, call_macs, candidates, check_plans, measured_errors, spearman
 from dualrate.runs.store import load, write_experiment
 from dualrate.timing import StepPlan, TimeSampler
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
+from dualrate.training.device import pays
+from dualrate.types import Cond
+from dualrate.weighting import Sigmoid
 from tests.theory.common import PROCESS
 
+BIAS = -3.0  # of the loss weight, not the usual one
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
 
 
@@ -38,6 +46,7 @@ def run(tmp_path, monkeypatch):
         FitConfig(iterations=1),
         DataConfig(str(tmp_path / "images.npz")),
         times=TimeSampler(),
+        weighting=Sigmoid(BIAS),
     )
     write_experiment(tmp_path / "run", experiment)
     networks, _ = experiment.build()
@@ -67,8 +76,10 @@ def test_candidates_stay_within_the_budget_and_beat_the_even_spread():
     assert [c.planned.objective for c in found] == sorted(c.planned.objective for c in found)
     for candidate in found:
         assert candidate.cost <= 30
-        assert candidate.planned.objective <= candidate.uniform.objective
-        assert candidate.planned.plan.num_heavy == candidate.uniform.plan.num_heavy
+        plan = candidate.planned.plan
+        assert candidate.even == planner.objective(StepPlan.uniform(plan.num_steps, plan.num_heavy))
+        assert candidate.planned.objective <= candidate.even
+    assert candidates(planner, costs, 30, (3,), free_times=True)[0].even is None
     with pytest.raises(ValueError, match="raise the budget"):
         candidates(planner, costs, 1, (2, 4, 8))
 
@@ -80,6 +91,36 @@ def test_errors_are_measured_once(run, monkeypatch):
     second = measured_errors(model, grid=4, images=8, progress=Quiet())
     np.testing.assert_array_equal(first.errors, second.errors)
     assert first.t == second.t == StepPlan.uniform(4).t
+    with pytest.raises(TypeError):  # not the same question
+        measured_errors(model, grid=4, images=9, progress=Quiet())
+
+
+def test_errors_of_parts_are_those_of_the_whole(run, monkeypatch):
+    model = load(run)
+    whole = measured_errors(model, grid=4, images=10, progress=Quiet()).errors
+    monkeypatch.setattr("dualrate.runs.planning.ROWS", 4)
+    monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "other"))
+    np.testing.assert_allclose(measured_errors(model, grid=4, images=10, progress=Quiet()).errors, whole, rtol=1e-2)
+
+
+def test_a_head_counts_at_its_own_step_only(run):
+    """[i, i] is the error of the encoder's own output; a context of another time is the light network's matter."""
+    model = load(run)
+    x = torch.randn(16, 1, 8, 8)
+    draws = Draws(0, torch.arange(16))
+    t = StepPlan.uniform(4).t
+    errors = measure_errors(model.denoiser, model.process, t, x, Cond(), draws).errors
+    light = model.networks["light"]
+    before = [p.clone() for p in light.parameters()]
+    for p in light.parameters():
+        p.data.normal_()
+    other = measure_errors(model.denoiser, model.process, t, x, Cond(), draws).errors
+    for p, old in zip(light.parameters(), before, strict=True):
+        p.data.copy_(old)
+    for i in range(4):
+        assert other[i, i] == errors[i, i]
+        assert (other[i, :i] != errors[i, :i]).all()
+        assert other[i, -1] != errors[i, -1]
 
 
 def test_a_single_network_has_nothing_to_plan(run):
@@ -102,7 +143,7 @@ def test_check_plans_are_a_dozen_different_ones_on_the_grid():
     planner = Planner(grid_errors(16), PROCESS)
     plans = check_plans(planner)
     assert len(plans) >= 12
-    assert len({name for name, _ in plans}) == len(plans)
+    assert len({name for name, _ in plans}) == len({plan for _, plan in plans}) == len(plans)
     for _, plan in plans:
         assert planner.objective(plan) > 0
 
@@ -113,20 +154,76 @@ def test_spearman_is_scipys():
     assert spearman(a.tolist(), (a + 0.5 * b).tolist()) == pytest.approx(spearmanr(a, a + 0.5 * b)[0])
 
 
-@pytest.mark.parametrize("budget", [["--gmacs", "0.01"], ["--budget", "0.5x"], ["--seconds", "10"]])
-def test_the_command_writes_a_plan_that_others_take(run, monkeypatch, capsys, budget):
+@pytest.fixture
+def ageing(monkeypatch) -> Errors:
+    """What the command will find: contexts get worse with age, and none is worst."""
+    steps = 8
+    errors = np.array([[1 + (i - j) if j <= i else np.inf for j in range(steps)] + [99.0] for i in range(steps)])
+    made = Errors(StepPlan.uniform(steps).t, errors)
+    monkeypatch.setattr("dualrate.runs.planning.measured_errors", lambda *_, **__: made)
+    return made
+
+
+def plan_command(run, monkeypatch, *options: str) -> StepPlan:
     out = run.parent / "plans" / "best.json"
-    arguments = [str(run), *budget, "--grid", "4", "--images", "8", "--steps", "2", "4", "--out", str(out)]
+    arguments = [str(run), *options, "--grid", "8", "--images", "8", "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["dualrate", "plan", *arguments])
     main()
-    assert StepPlan.from_json(out.read_text()).t[0] == 1
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "objective" in capsys.readouterr().out
+    return StepPlan.from_json(out.read_text())
+
+
+def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeypatch, capsys):
+    """Under the weight that the model was trained with; the budget in any unit."""
+    planner, costs = Planner(ageing, PROCESS, Sigmoid(BIAS)), call_macs(load(run))
+    budget = 0.3 * 8 * costs.heavy
+    expected = candidates(planner, costs, budget, (2, 4, 8))[0].planned
+    steps = ("--steps", "2", "4", "8")
+    assert plan_command(run, monkeypatch, "--budget", "0.3x", *steps) == expected.plan
+    assert plan_command(run, monkeypatch, "--gmacs", str(budget / 1e9), *steps) == expected.plan
+    assert capsys.readouterr().out.count(f"{expected.objective:.5f}") >= 2
+
+
+def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):
+    pays.cache_clear()  # as in a fresh process
+    times = iter([0.8, 0.08])  # of a heavy and of a light call of 8 rows
+    monkeypatch.setattr("dualrate.runs.planning.seconds_per_call", lambda call: (call(), next(times))[1])
+    plan = plan_command(run, monkeypatch, "--seconds", "0.35", "--steps", "8", "--batch-size", "8")
+    assert plan.num_heavy == 3  # 3 x 0.1 + 5 x 0.01 = 0.35
+
+
+def test_the_check_says_whether_the_objective_ranks_plans_as_the_score_does(run, ageing, monkeypatch, capsys):
+    from dualrate.runs import evaluator, planning
+
+    scores = {}
+
+    def scored(name, model, step, plan, judge, seeds, **_):
+        value = judge.sign * planner.objective(plan)
+        scores[plan] = value
+        return SimpleNamespace(score=SimpleNamespace(value=value)), None
+
+    planner = Planner(ageing, PROCESS, Sigmoid(BIAS))
+    monkeypatch.setattr(planning, "measure", scored)
+    for sign, verdict in ((1, "Spearman 1.00"), (-1, "does not rank")):
+        judge = SimpleNamespace(metric="FD-x", sign=sign)
+        monkeypatch.setattr(evaluator, "evaluator", lambda *_, judge=judge, **__: judge)
+        plan_command(run, monkeypatch, "--gmacs", "1", "--check")
+        assert verdict in capsys.readouterr().out
+        kept = json.loads((run.parent / "plans" / "best.check.json").read_text())
+        assert sorted(line["FD-x"] for line in kept) == sorted(scores.values())
+        assert all(line["objective"] == sign * line["FD-x"] for line in kept)
 
 
 @pytest.mark.parametrize(
     ("budget", "message"),
-    [([], "one of"), (["--budget", "much"], "0.25x"), (["--gmacs", "1", "--seconds", "1"], "one of")],
+    [
+        ([], "one of"),
+        (["--budget", "much"], "0.25x"),
+        (["--gmacs", "1", "--seconds", "1"], "one of"),
+        (["--gmacs", "1", "--steps", "3"], "divisors"),
+        (["--gmacs", "1", "--out", "plan.png"], ".json"),
+        (["--gmacs", "1", "--images", "0"], "at least 1"),
+    ],
 )
 def test_a_budget_is_said_once_and_as_a_number(run, monkeypatch, capsys, budget, message):
     monkeypatch.setattr("sys.argv", ["dualrate", "plan", str(run), *budget])

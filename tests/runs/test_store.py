@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.models.dual import ContextConfig
 from dualrate.models.uvit import Level, UViTConfig
 from dualrate.runs.store import export, load, start_from, write_experiment
 from dualrate.timing import TimeSampler
@@ -76,16 +77,19 @@ def test_an_encoder_starts_from_a_single_rate_run(tmp_path):
     start_from(networks, run, None)
     for name, tensor in load(run).networks["model"].state_dict().items():
         torch.testing.assert_close(networks["encoder"].get_submodule("net").state_dict()[name], tensor)
-    with pytest.raises(ValueError, match="single network"):
-        start_from(ONE.build()[0], run, None)
+    with pytest.raises(ValueError, match="takes a single-rate one"):
+        start_from(networks, saved(TWO, tmp_path / "two"), None)
+    with pytest.raises(ValueError, match="is no run"):
+        start_from(networks, tmp_path / "nowhere", None)
     other = replace(TWO, networks=TwoNetworks(replace(NET, embedding=32), NET))
     with pytest.raises(ValueError, match="is not this experiment's encoder"):
         start_from(other.build()[0], run, None)
 
 
-def test_a_light_network_starts_from_a_single_rate_run_with_the_context_of_no_effect(tmp_path):
+@pytest.mark.parametrize("width", [None, 2])
+def test_a_light_network_starts_from_a_single_rate_run_with_the_context_of_no_effect(tmp_path, width):
     run = saved(ONE, tmp_path / "run")
-    networks, model = TWO.build()
+    networks, model = replace(TWO, networks=TwoNetworks(NET, NET, ContextConfig(width=width))).build()
     for parameter in networks.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     told = start_from(networks, None, run)
@@ -96,10 +100,8 @@ def test_a_light_network_starts_from_a_single_rate_run_with_the_context_of_no_ef
     with torch.no_grad():
         context = model.encode(torch.randn(2, 1, 8, 8), torch.tensor([0.5, 0.9]), cond).aged()
         torch.testing.assert_close(model.denoise(z, t, context, cond), alone.denoise(z, t, Context(), cond))
-    gradients = torch.autograd.grad(
-        model.denoise(z, t, model.encode(z, t, cond).aged(), cond).sum(),
-        list(networks["encoder"].get_submodule("projections").parameters()),
-    )
+    last = [list(way.parameters())[-1] for way in networks["encoder"].get_submodule("projections").children()]
+    gradients = torch.autograd.grad(model.denoise(z, t, model.encode(z, t, cond).aged(), cond).sum(), last)
     assert all(gradient.abs().max() > 0 for gradient in gradients)  # it can learn to use it
 
 

@@ -68,5 +68,7 @@ def test_a_frozen_encoder_runs_without_dropout(runs):
 
 
 def test_freezing_nothing_trained_is_refused():
+    with pytest.raises(ValueError, match="single network"):
+        Experiment("one", OneNetwork(NET), FitConfig(iterations=1), encoder_from="x", freeze_encoder=True)
     with pytest.raises(ValueError, match="encoder_from"):
         Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler(), freeze_encoder=True)

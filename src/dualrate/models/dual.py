@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from dualrate.models.blocks import NoiseEmbedding
@@ -56,6 +55,8 @@ class ContextEncoder(nn.Module):
             )
         self.net = UViT(config)
         pairs = list(zip(config.levels, light.levels, strict=True))
+        if (context.levels or 1) > len(pairs):
+            raise ValueError(f"these networks have {len(pairs)} levels, so {context.levels} cannot hand over a feature")
         self.projections = nn.ModuleList(
             projection(heavy.channels, narrow.channels, context.width) for heavy, narrow in pairs[: context.levels]
         )
@@ -110,9 +111,9 @@ def disconnect(encoder: nn.Module, light: nn.Module) -> None:
     """Zero every way from a `ContextEncoder` into a `LightUViT`: at the start of training, that network alone."""
     assert isinstance(encoder, ContextEncoder)
     assert isinstance(light, LightUViT)
-    ways = [*encoder.projections.parameters(), *light.tau.mlp[-1].parameters()]
+    ways = [list(projection.parameters())[-1] for projection in encoder.projections]  # both of two: zero for good
+    ways += light.tau.mlp[-1].parameters()
     if encoder.pixels is not None:
         ways += encoder.pixels.parameters()
-    with torch.no_grad():
-        for way in ways:
-            way.zero_()
+    for way in ways:
+        nn.init.zeros_(way)

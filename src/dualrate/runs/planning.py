@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,14 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.planner import Errors, Planned, Planner, measure_errors
 from dualrate.runs.measure import measure
 from dualrate.runs.store import Model
+from dualrate.serial import to_plain
 from dualrate.steps import Ancestral
 from dualrate.timing import StepPlan
 from dualrate.training.device import pays
 from dualrate.training.log import Progress
 from dualrate.types import Cond
 
+ROWS = 32  # images at a time: the contexts of all grid times are held for them
 SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sampled and scored with
 
 
@@ -52,10 +55,10 @@ class CallCosts:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The best plan of one number of steps, beside the evenly spread one of as many heavy calls."""
+    """The best plan of one number of steps; `even`: the objective of as many heavy calls spread evenly, on the grid."""
 
     planned: Planned
-    uniform: Planned
+    even: float | None
     cost: float
 
 
@@ -71,7 +74,8 @@ def call_seconds(model: Model, batch_size: int, *, device: torch.device | str = 
     z = torch.zeros(batch_size, *model.shape, device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
     cond = Cond(torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=pays(device)):
+    bfloat16 = pays(device)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         context = model.denoiser.encode(z, t, cond).aged()
         heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, cond)) / batch_size
         light = seconds_per_call(lambda: model.denoiser.denoise(z, t, context, cond)) / batch_size
@@ -91,9 +95,10 @@ def candidates(
         if most is None:
             continue
         planned = planner.best(count, most, free_times=free_times)
-        even = StepPlan.uniform(count, planned.plan.num_heavy)
-        uniform = Planned(even, planner.objective(even))
-        found.append(Candidate(planned, uniform, costs.of(count, planned.plan.num_heavy)))
+        heavy = planned.plan.num_heavy
+        on_grid = planner.errors.num_steps % count == 0
+        even = planner.objective(StepPlan.uniform(count, heavy)) if on_grid else None
+        found.append(Candidate(planned, even, costs.of(count, heavy)))
     if not found:
         cheapest = min(costs.of(count, 0) for count in steps)
         raise ValueError(
@@ -114,7 +119,9 @@ def measured_errors(
         raise ValueError(f"{model.name} has a single network, which runs at every step: there is nothing to plan")
     data = model.experiment.data
     source = load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
-    key = hashlib.sha256(f"{model.weights_hash} {source.fingerprint} {grid} {images}".encode()).hexdigest()[:16]
+    bfloat16 = pays(torch.device(device))
+    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, bfloat16]
+    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     file = cache_dir() / "plans" / f"{key}.json"
     if file.exists():
         kept = json.loads(file.read_text())
@@ -122,9 +129,10 @@ def measured_errors(
     progress.note(
         f"measuring the errors of {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
     )
-    errors = _measured(model, source, grid, images, progress, torch.device(device))
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+        errors = _measured(model, source, grid, images, progress, torch.device(device))
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".tmp")
+    aside = file.with_suffix(f".{os.getpid()}.tmp")
     aside.write_text(json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
     aside.replace(file)
     return errors
@@ -133,21 +141,22 @@ def measured_errors(
 def _measured(
     model: Model, source: ImageSet, grid: int, images: int, progress: Progress, device: torch.device
 ) -> Errors:
-    rows = torch.linspace(0, len(source) - 1, images).long()
-    x = to_float(torch.tensor(np.stack([source.images[int(row)] for row in rows]))).to(device)
-    label = None if source.labels is None or not model.num_classes else torch.tensor(source.labels)[rows].to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=pays(device)):
-        errors = measure_errors(
-            model.denoiser,
-            model.process,
-            StepPlan.uniform(grid).t,
-            x,
-            Cond(label),
-            Draws(SEED, torch.arange(images, device=device)),
-            progress=lambda done, total: progress.update(done, total, {"images": images * done // total}),
-        )
+    """`images` spread over the data set; a mean over parts of ROWS images."""
+    chosen, t = np.linspace(0, len(source) - 1, images).astype(int), StepPlan.uniform(grid).t
+    total = np.zeros((grid, grid + 1))
+    for start in range(0, images, ROWS):
+        rows = chosen[start : start + ROWS]
+        x = to_float(torch.tensor(source.images[rows])).to(device)
+        label = None if source.labels is None or not model.num_classes else torch.tensor(source.labels[rows])
+        cond = Cond(None if label is None else label.to(device))
+        draws = Draws(SEED, torch.arange(start, start + len(rows), device=device))
+
+        def update(done: int, grid: int, start: int = start, rows: int = len(rows)) -> None:
+            progress.update(start * grid + rows * done, images * grid, {"images": start + rows * done // grid})
+
+        total += len(rows) * measure_errors(model.denoiser, model.process, t, x, cond, draws, progress=update).errors
     progress.close()
-    return errors
+    return Errors(t, total / images)
 
 
 def _keeps_head(model: Model) -> bool:
@@ -166,16 +175,16 @@ class Ranked:
 
 
 def check_plans(planner: Planner) -> list[tuple[str, StepPlan]]:
-    """Named plans of all kinds on the planner's grid, to see how it ranks them: even, planned, crowded at one end."""
+    """Named plans of all kinds on the planner's grid, none twice: even, planned, crowded at one end."""
     size = planner.errors.num_steps
     sizes = [(size // 4, h) for h in (2, 4, 8)] + [(size // 2, h) for h in (2, 4, 8)] + [(size, h) for h in (4, 8)]
     sizes = [(n, h) for n, h in sizes if 0 < h <= n and size % n == 0]
     plans = [(f"{n}/{h} even", StepPlan.uniform(n, h)) for n, h in sizes]
     plans += [(f"{n}/{h} planned", planner.best(n, h).plan) for n, h in sizes if h > 2]
-    n, h = size // 2, 4
+    n, h = size // 2, min(4, size // 4)
     plans.append((f"{n}/{h} all early", StepPlan.at(n, range(h))))
     plans.append((f"{n}/{h} late", StepPlan.at(n, [0, *range(n - h + 1, n)])))
-    return plans
+    return list({plan: (name, plan) for name, plan in reversed(plans)}.values())
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dualrate.denoiser import Denoiser
-from dualrate.experiment import Experiment
+from dualrate.experiment import Experiment, OneNetwork
 from dualrate.models.dual import disconnect
 from dualrate.process import GaussianProcess
 from dualrate.runs.environment import environment
@@ -150,9 +150,10 @@ def start_from(networks: nn.ModuleDict, encoder: str | Path | None, light: str |
 
 
 def _start_part(networks: nn.ModuleDict, part: str, run: Path) -> str:
+    source = read_experiment(run).networks
+    if not isinstance(source, OneNetwork):
+        raise ValueError(f"{run} is a dual-rate model; {part}_from takes a single-rate one")
     weights, iteration = _read_weights(run)
-    if part not in networks:
-        raise ValueError(f"{part}_from starts a part of a dual-rate model, but this experiment has a single network")
     net = networks.get_submodule(f"{part}.net")
     own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     if not any(name.startswith("head.") for name in net.state_dict()):
