@@ -166,6 +166,8 @@ class Evaluate:
     """Directory of the feature net; the shipped one, or one trained on first use, if not given. inception: FID."""
     reference: Path | None = None
     """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images."""
+    keep: Path | None = None
+    """Directory that keeps the features as images are drawn: the same command goes on where it was."""
     batch_size: int = 125
     device: str | None = None
     json: bool = False
@@ -175,6 +177,7 @@ class Evaluate:
         from dualrate.runs.evaluator import evaluator, inception_evaluator
         from dualrate.runs.measure import Guidance, measure
         from dualrate.runs.store import load
+        from dualrate.runs.stream import measure_in_blocks
 
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device)
@@ -185,18 +188,14 @@ class Evaluate:
             if self.features == "inception"
             else evaluator(data, features=self.features, reference=self.reference, progress=progress)
         )
-        row, _ = measure(
-            model.name,
-            model,
-            step,
-            plan,
-            judge,
-            range(self.seed, self.seed + self.num),
-            guidance=Guidance(self.plan.guidance, self.plan.interval),
-            batch_size=self.batch_size,
-            device=device,
-            progress=lambda done, total: progress.update(done, total, {"images": done}),
-        )
+        of = (model.name, model, step, plan, judge, range(self.seed, self.seed + self.num))
+        guidance = Guidance(self.plan.guidance, self.plan.interval)
+
+        def show(done: int, total: int) -> None:
+            progress.update(done, total, {"images": done})
+
+        how = {"guidance": guidance, "batch_size": self.batch_size, "device": device, "progress": show}
+        row = measure(*of, **how)[0] if self.keep is None else measure_in_blocks(*of, self.keep, **how)
         progress.close()
         print(json.dumps(asdict(row) | {"flops": row.flops}) if self.json else text_table([row]))
 

@@ -195,3 +195,10 @@ def test_features_that_are_not_finite_are_not_kept(tmp_path, net):
     with pytest.raises(ValueError, match=r"images 0 to 24 .* not finite"):
         features_of(tmp_path, FeatureNet(net.card, module))
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_file_is_no_place_for_features(tmp_path):
+    (tmp_path / "file").write_text("something")
+    with pytest.raises(ValueError, match="is a file"):
+        FeatureBlocks.open(tmp_path / "file", SOURCE)
+    assert (tmp_path / "file").read_text() == "something"

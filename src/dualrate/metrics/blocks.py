@@ -83,6 +83,8 @@ class FeatureBlocks:
     def open(directory: Path | str, origin: Origin) -> FeatureBlocks:
         """The directory of this origin, made if it is missing; ValueError if it holds anything of another one."""
         directory = Path(directory)
+        if directory.exists() and not directory.is_dir():
+            raise ValueError(f"{directory} is a file; features are kept in a directory: give another place")
         directory.mkdir(parents=True, exist_ok=True)
         file = directory / ORIGIN
         if file.exists():
