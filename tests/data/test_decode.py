@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dualrate.data.decode import decode, resize
+from dualrate.data.decode import _webp_size, decode, resize
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -160,6 +160,12 @@ def bombs() -> dict[str, bytes]:
     webp[21:25] = struct.pack("<I", (side - 1) | (side - 1) << 14)
     headers = {"WEBP": bytes(webp), "BMP": bytes(bmp), "GIF": bytes(gif), "JPEG": bytes(jpeg)}
     return headers | {"PNG": png_with_header(side, side, rows)}
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}, {"quality": 80, "exif": b"Exif\x00\x00"}])
+def test_the_size_in_a_webp_header_is_the_picture_s(options) -> None:
+    data = encoded(Image.new("RGB", (300, 17)), "WEBP", **options)
+    assert _webp_size(data) == Image.open(io.BytesIO(data)).size == (300, 17)
 
 
 def peak_memory(*, reset: bool = False) -> float:

@@ -54,12 +54,33 @@ def resize(image: np.ndarray, *, size: int | None = None, channels: int | None =
 
 def _opened(data: bytes) -> Image.Image:
     """L or RGB, upright."""
+    _check_size(_webp_size(data))
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} accepted")
+        _check_size(image.size)
         image.load()
         return _eight_bit(ImageOps.exif_transpose(image))
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} accepted")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height that a WEBP header promises, (0, 0) for other files: Pillow opens WEBP by allocating them all."""
+    kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else b""
+
+    def number(start: int, end: int) -> int:
+        return int.from_bytes(data[start:end], "little")
+
+    if kind == b"VP8X":
+        return 1 + number(24, 27), 1 + number(27, 30)
+    if kind == b"VP8L":
+        return 1 + (number(21, 25) & 0x3FFF), 1 + (number(21, 25) >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        return number(26, 28) & 0x3FFF, number(28, 30) & 0x3FFF
+    return 0, 0
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -60,7 +60,7 @@ def quality_figure(rows: Sequence[Row], cost: Cost) -> Figure:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
     axes.set_ylabel(f"{score.metric} (lower is better)")
-    axes.legend(frameon=False, loc="best", labelcolor=INK)
+    axes.legend(frameon=False, loc="upper right", labelcolor=INK)
     return figure
 
 
