@@ -80,6 +80,8 @@ class Ancestral:
     def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """p(z_s | z_t), also at s = 0, where the variance is that of the schedule's end point."""
         posterior = self.process.posterior(z, denoise(z, t), t, s)
+        if self.gamma == 0:
+            return posterior
         # log of (c sigma_t^2) / (c sigma_s^2): c cancels, so that nothing is lost for small steps
         log_snr_t, log_snr_s = self.process.schedule.log_snr(t), self.process.schedule.log_snr(s)
         log_ratio = torch.nn.functional.logsigmoid(-log_snr_t) - torch.nn.functional.logsigmoid(-log_snr_s)

@@ -68,7 +68,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height that a WEBP header promises, (0, 0) for other files: Pillow opens WEBP by allocating them all."""
+    """Width and height in a WEBP header, (0, 0) for other files: Pillow opens WEBP by allocating all of it."""
     kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else b""
 
     def number(start: int, end: int) -> int:
