@@ -26,7 +26,7 @@ reproduce-table: env  ## measure the models in weights/, draw docs/results.md (r
 reproduce-ablations: env  ## the same for the models in runs/ that reproduce-train made
 	@$(BIN)/python scripts/results.py ablations
 
-benchmark: env  ## ratios of speed and memory, from weights/, on one thread (ten minutes)
+benchmark: env  ## ratios of speed and memory, from weights/, on one thread (five minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
 
 lint: env-dev  ## style and format
