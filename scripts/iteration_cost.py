@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 
 import torch
 
@@ -17,7 +18,15 @@ from dualrate.malloc import keep_freed_memory
 from dualrate.recipes import fashion_mnist
 
 REPEATS = 10
-RECIPES = {"heavy": fashion_mnist.heavy, "dual": fashion_mnist.dual, "light": fashion_mnist.light}
+DUAL = fashion_mnist.dual()
+RECIPES = {  # the experiment, and images of a batch: always 128 rows of the light network
+    "heavy": (fashion_mnist.heavy(), 128),
+    "dual": (DUAL, 128),
+    "light": (fashion_mnist.light(), 128),
+    "retrofit": (replace(DUAL, encoder_from="any", freeze_encoder=True), 128),
+    "shared-2": (replace(DUAL, times=replace(DUAL.times, draws=2)), 64),
+    "shared-4": (replace(DUAL, times=replace(DUAL.times, draws=4)), 32),
+}
 
 
 def main() -> None:
@@ -27,11 +36,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.keep:
         keep_freed_memory()
-    experiment = RECIPES[options.recipe]()
-    method, rows = experiment.method(), experiment.fit.batch_size
+    experiment, rows = RECIPES[options.recipe]
+    method = experiment.method()
     sample = torch.arange(rows)
     batch = dr.Batch(torch.rand(rows, *experiment.shape) * 2 - 1, sample % 10, sample)
-    optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(method.phases(0)[0].parameters, lr=1e-4)
 
     def iterate() -> None:
         with torch.autocast("cpu", torch.bfloat16):
