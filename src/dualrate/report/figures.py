@@ -60,7 +60,7 @@ def quality_figure(rows: Sequence[Row], cost: Cost) -> Figure:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
     axes.set_ylabel(f"{score.metric} (lower is better)")
-    axes.legend(frameon=False, loc="upper right", labelcolor=INK)
+    figure.legend(frameon=False, loc="outside upper center", ncols=3, labelcolor=INK)
     return figure
 
 
