@@ -62,9 +62,9 @@ def test_killed_again_and_again_at_random_events_the_run_ends_the_same(tmp_path,
 @pytest.mark.parametrize("seed", range(3))
 def test_a_storm_of_kills_at_random_times_changes_nothing(tmp_path, seed):
     rng, run_dir, deaths = random.Random(seed), tmp_path / "run", 0
-    assert faults.run(tmp_path / "straight", iterations=400) == 0
+    assert faults.run(tmp_path / "straight", iterations=1500) == 0
     while True:
-        child = faults.start(run_dir, iterations=400)
+        child = faults.start(run_dir, iterations=1500)
         time.sleep(rng.uniform(0.05, 1.5))
         child.kill()
         child.join()
