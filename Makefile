@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow results benchmark lint types check clean env env-dev
+.PHONY: help demo test test-slow reproduce-train reproduce-table reproduce-ablations benchmark lint types check clean env env-dev
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

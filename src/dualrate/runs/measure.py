@@ -74,6 +74,21 @@ def balanced_labels(model: Model, seeds: Sequence[int], label: int | None = None
     return [seed % model.num_classes if label is None else label for seed in seeds]
 
 
+def image_cost(
+    model: Model, step: Step, plan: StepPlan, guidance: Guidance, *, device: torch.device | str = "cpu"
+) -> PlanCost:
+    """What an image costs, whatever its class."""
+    return plan_cost(
+        model.denoiser,
+        step,
+        plan,
+        model.shape,
+        label=0 if model.num_classes else None,
+        device=device,
+        wrap=lambda inner: guided(model, inner, guidance),
+    )
+
+
 def draw(
     model: Model,
     step: Step,
@@ -91,15 +106,7 @@ def draw(
     labels = balanced_labels(model, seeds, label)
     denoiser = guided(model, model.denoiser, guidance)
     bfloat16 = pays(torch.device(device)) if bfloat16 is None else bfloat16
-    cost = plan_cost(
-        model.denoiser,
-        step,
-        plan,
-        model.shape,
-        label=labels[0] if labels else None,
-        device=device,
-        wrap=lambda inner: guided(model, inner, guidance),
-    )
+    cost = image_cost(model, step, plan, guidance, device=device)
     start = time.perf_counter()
     batches = [
         to_uint8(batch).cpu().numpy()
@@ -133,17 +140,9 @@ def cost_report(
     """Parameters, MACs and FLOPs, and latency of the networks' calls and of a whole image, measured now."""
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
-    device = torch.device(device)
-    bfloat16 = pays(device)
     drawn = draw(model, step, plan, range(batch_size), guidance=guidance, batch_size=batch_size, device=device)
     calls = drawn.cost.calls
-    z = torch.zeros(batch_size, *model.shape, device=device)
-    t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
-    label = torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        context = model.denoiser.encode(z, t, Cond(label)).aged()
-        heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, Cond(label)))
-        light = seconds_per_call(lambda: model.denoiser.denoise(z, t, context, Cond(label)))
+    heavy, light = seconds_of_calls(model, batch_size, device=device)
     return {
         **{f"parameters_{name}": count for name, count in model.parameters.items()},
         "macs_heavy_call": calls.heavy,
@@ -160,8 +159,21 @@ def cost_report(
         "seconds_per_image": drawn.seconds / batch_size,
         "batch_size": batch_size,
         "device": str(device),
-        "precision": "bfloat16" if bfloat16 else "float32",
+        "precision": drawn.precision,
     }
+
+
+def seconds_of_calls(model: Model, batch_size: int, *, device: torch.device | str = "cpu") -> tuple[float, float]:
+    """Seconds of a heavy and of a light call of `batch_size` rows, measured now."""
+    device = torch.device(device)
+    z = torch.zeros(batch_size, *model.shape, device=device)
+    t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
+    cond = Cond(torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None)
+    bfloat16 = pays(device)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        context = model.denoiser.encode(z, t, cond).aged()
+        heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, cond))
+        return heavy, seconds_per_call(lambda: model.denoiser.denoise(z, t, context, cond))
 
 
 def measure(

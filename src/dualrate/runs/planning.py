@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from dualrate.cost import call_cost, seconds_per_call
+from dualrate.cost import call_cost
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images, to_float
 from dualrate.draws import Draws
 from dualrate.experiment import TwoNetworks
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planner import Errors, Planned, Planner, measure_errors
-from dualrate.runs.measure import measure
+from dualrate.runs.measure import measure, seconds_of_calls
 from dualrate.runs.store import Model
 from dualrate.serial import to_plain
 from dualrate.steps import Ancestral
@@ -70,16 +70,8 @@ def call_macs(model: Model) -> CallCosts:
 
 def call_seconds(model: Model, batch_size: int, *, device: torch.device | str = "cpu") -> CallCosts:
     """In measured seconds, at a batch size."""
-    device = torch.device(device)
-    z = torch.zeros(batch_size, *model.shape, device=device)
-    t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
-    cond = Cond(torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None)
-    bfloat16 = pays(device)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        context = model.denoiser.encode(z, t, cond).aged()
-        heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, cond)) / batch_size
-        light = seconds_per_call(lambda: model.denoiser.denoise(z, t, context, cond)) / batch_size
-    return CallCosts(heavy, light, _keeps_head(model))
+    heavy, light = seconds_of_calls(model, batch_size, device=device)
+    return CallCosts(heavy / batch_size, light / batch_size, _keeps_head(model))
 
 
 def candidates(

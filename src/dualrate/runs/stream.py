@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dualrate.cost import plan_cost
 from dualrate.data.images import to_uint8
 from dualrate.metrics.blocks import FeatureBlocks, Origin
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.report.rows import Row
-from dualrate.runs.measure import Guidance, balanced_labels, guided
+from dualrate.runs.measure import Guidance, balanced_labels, guided, image_cost
 from dualrate.runs.store import Model
 from dualrate.sampling import sample
 from dualrate.serial import to_plain
@@ -66,22 +65,12 @@ def measure_in_blocks(
 
     blocks.fill(seeds, images, evaluator.net, size=block_size, progress=progress)
     kept = blocks.read(seeds)
-    label = 0 if model.num_classes else None
-    cost = plan_cost(
-        model.denoiser,
-        step,
-        plan,
-        model.shape,
-        label=label,
-        device=device,
-        wrap=lambda inner: guided(model, inner, guidance),
-    )
     return Row(
         network=name,
         sampler=f"{step}{guidance}",
         num_steps=plan.num_steps,
         num_heavy=plan.num_heavy,
-        macs=cost.macs,
+        macs=image_cost(model, step, plan, guidance, device=device).macs,
         seconds_per_image=kept.seconds / len(seeds),
         batch_size=min(batch_size, block_size, len(seeds)),
         precision=origin.precision,

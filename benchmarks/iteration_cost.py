@@ -1,6 +1,6 @@
 """CPU time of a training iteration, with and without kept memory (docs/results.md).
 
-    OMP_NUM_THREADS=1 .venv/bin/python scripts/iteration_cost.py heavy [--keep]
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.iteration_cost heavy [--keep]
 
 User and system time of one thread, so that other work on the machine matters little. The images are noise.
 """
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-import dualrate as dr
+from benchmarks.workloads import training
 from dualrate.malloc import keep_freed_memory
 from dualrate.recipes import fashion_mnist
 
@@ -36,19 +36,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.keep:
         keep_freed_memory()
-    experiment, rows = RECIPES[options.recipe]
-    method = experiment.method()
-    sample = torch.arange(rows)
-    batch = dr.Batch(torch.rand(rows, *experiment.shape) * 2 - 1, sample % 10, sample)
-    optimizer = torch.optim.AdamW(method.phases(0)[0].parameters, lr=1e-4)
-
-    def iterate() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = method.loss(batch, 0, dr.Draws(0, sample)).total
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
+    experiment, images = RECIPES[options.recipe]
+    experiment = replace(experiment, fit=replace(experiment.fit, batch_size=images))
+    iterate = training(experiment, torch.device("cpu"), bfloat16=True)
     iterate()
     before = os.times()
     for _ in range(REPEATS):
