@@ -18,6 +18,7 @@ SHORT = f"{RETROFIT} --fit.iterations 1500"
 RUNS = {
     "heavy": "fashion-mnist-heavy",
     "heavy-long": "fashion-mnist-heavy --fit.iterations 10000",
+    "medium": "fashion-mnist-medium",
     "light": "fashion-mnist-light",
     "light-long": "fashion-mnist-light --fit.iterations 11094",
     "dual": f"{FROM_HEAVY} --light-from weights/fashion-mnist-light --fit.iterations 3000",

@@ -23,7 +23,7 @@ from dualrate.cli_plan import PlanSearch
 from dualrate.console import reporter
 from dualrate.experiment import Experiment
 from dualrate.malloc import keep_freed_memory
-from dualrate.recipes import fashion_mnist, imagenet
+from dualrate.recipes import cifar10, fashion_mnist, imagenet
 from dualrate.runs.store import Model
 from dualrate.steps import DDIM, Ancestral, Step
 from dualrate.timing import StepPlan
@@ -34,7 +34,14 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-heavy": fashion_mnist.heavy,
     "fashion-mnist-dual": fashion_mnist.dual,
     "fashion-mnist-light": fashion_mnist.light,
+    "fashion-mnist-medium": fashion_mnist.medium,
     "fashion-mnist-small": fashion_mnist.small,
+    "cifar10-heavy": cifar10.heavy,
+    "cifar10-light": cifar10.light,
+    "cifar10-dual": cifar10.dual,
+    "cifar10-reduced-heavy": partial(cifar10.heavy, "reduced"),
+    "cifar10-reduced-light": partial(cifar10.light, "reduced"),
+    "cifar10-reduced-dual": partial(cifar10.dual, "reduced"),
     "imagenet64-heavy": imagenet.heavy,
     "imagenet64-dual": imagenet.dual,
     "imagenet128-heavy": partial(imagenet.heavy, 128),

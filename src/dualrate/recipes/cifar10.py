@@ -1,0 +1,93 @@
+"""CIFAR-10, 32 x 32, in the shape of the ImageNet-64 recipe scaled down, in two sizes.
+
+    full       for ten minutes of one modern GPU a model: convolutions at 32 x 32, transformers at 16 x 16 and 8 x 8
+    reduced    for about half an hour of one CPU core a model: patches of 2, so every level at half the resolution
+
+As there, the light network halves the transformers' widths and the middle's depth; its convolutions are narrower too,
+for on small images they would cost as much as the rest. `source` is your own copy: a folder of images, or parquet files
+as the Hub has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from dualrate.data.loader import Augment
+from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.models.uvit import Level, UViTConfig
+from dualrate.timing import TimeSampler
+from dualrate.training.config import FitConfig
+from dualrate.training.optim import OptimConfig
+
+Size = Literal["full", "reduced"]
+
+
+def full_layout(conv: int, transformers: tuple[int, int], blocks: int, middle: int, dropout: float) -> UViTConfig:
+    """`blocks` blocks of a level down to 16 x 16, `middle` at 8 x 8."""
+    levels = (
+        Level("conv", conv, blocks),
+        Level("transformer", transformers[0], blocks),
+        Level("transformer", transformers[1], middle, dropout),
+    )
+    return UViTConfig(32, 3, levels, num_classes=10, embedding=512, head_dim=64)
+
+
+def reduced_layout(conv: int, transformers: tuple[int, int], middle: int) -> UViTConfig:
+    """One block of a level at 16 x 16 and 8 x 8, `middle` at 4 x 4."""
+    levels = (
+        Level("conv", conv, 1),
+        Level("transformer", transformers[0], 1),
+        Level("transformer", transformers[1], middle),
+    )
+    return UViTConfig(32, 3, levels, num_classes=10, patch=2, embedding=192, head_dim=32)
+
+
+HEAVY = {"full": full_layout(128, (256, 512), 2, 8, dropout=0.1), "reduced": reduced_layout(64, (128, 256), 6)}
+LIGHT = {"full": full_layout(96, (128, 256), 2, 4, dropout=0.0), "reduced": reduced_layout(40, (64, 128), 3)}
+
+FULL = FitConfig(
+    iterations=200_000,  # more than ten minutes of a GPU make; `max_seconds` ends a piece, the same command goes on
+    batch_size=512,
+    optim=OptimConfig(lr=4e-4, betas=(0.9, 0.99), warmup=1000),
+    ema_halflife=300_000,
+    max_seconds=540,
+    compile=True,
+    checkpoint_every=500,
+    sample_every=2000,
+)
+REDUCED = replace(
+    FULL,
+    iterations=4000,
+    batch_size=128,
+    optim=OptimConfig(lr=7e-4, betas=(0.9, 0.99), warmup=300),
+    ema_halflife=50_000,
+    max_seconds=None,
+    compile=False,
+    checkpoint_every=250,
+    sample_every=1000,
+)
+
+
+def fit(size: Size) -> FitConfig:
+    return FULL if size == "full" else REDUCED
+
+
+def data(source: str) -> DataConfig:
+    return DataConfig(source, size=32, channels=3, augment=Augment(flip=True))
+
+
+def heavy(size: Size = "full", source: str = "cifar10") -> Experiment:
+    """The single-rate baseline."""
+    return Experiment(f"cifar10-{size}-heavy", OneNetwork(HEAVY[size]), fit(size), data(source))
+
+
+def light(size: Size = "full", source: str = "cifar10") -> Experiment:
+    """The light network alone, at every step."""
+    return Experiment(f"cifar10-{size}-light", OneNetwork(LIGHT[size]), fit(size), data(source))
+
+
+def dual(size: Size = "full", source: str = "cifar10") -> Experiment:
+    """Both networks."""
+    networks = TwoNetworks(HEAVY[size], LIGHT[size])
+    return Experiment(f"cifar10-{size}-dual", networks, fit(size), data(source), times=TimeSampler(heavy=(4, 32)))
