@@ -1,5 +1,6 @@
 """Image diffusion at two rates: a heavy network now and then, a light one at every step."""
 
+from dualrate.caching.sharing import SharedEncoder
 from dualrate.combinators import Guided, Meter, Metered
 from dualrate.data.images import ImageSet, load_images, to_float, to_uint8
 from dualrate.denoiser import Denoiser, DualRate, Plain
@@ -52,6 +53,7 @@ __all__ = [
     "Plain",
     "Refresh",
     "Reuse",
+    "SharedEncoder",
     "Sigmoid",
     "SingleTime",
     "Step",

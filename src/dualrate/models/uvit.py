@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 from dualrate.models.blocks import ChannelNorm, ConvBlock, NoiseEmbedding, TransformerBlock, zero_init
 
+Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, finest level first
+
 
 @dataclass(frozen=True)
 class Level:
@@ -88,10 +90,11 @@ class Blocks(nn.Module):
             return TransformerBlock(level.channels, config.embedding, config.head_dim, level.dropout)
         return ConvBlock(level.channels, config.embedding, level.dropout)
 
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        if self.position is not None:
+    def forward(self, h: Tensor, emb: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
+        """Blocks `begin` to `end` (exclusive; None: to the last), the positions in front of block 0."""
+        if self.position is not None and begin == 0:
             h = h + self.position.to(h.dtype)
-        for block in self.blocks:
+        for block in list(self.blocks)[begin:end]:
             h = block(h, emb)
         return h
 
@@ -157,13 +160,21 @@ class UViT(nn.Module):
 
         added: one tensor for each of the first levels; it joins the activations where the level begins.
         """
+        h, skips = self.descend(z, emb, added)
+        return self.ascend(self.middle(h, emb), skips, emb)
+
+    def descend(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, Skips]:
+        """The way down: the middle's input, and (before, after) of every level above it."""
         h = self.stem(z.contiguous(memory_format=torch.channels_last))
-        skips: list[tuple[Tensor, Tensor]] = []
+        skips: Skips = []
         for i, (blocks, shrink) in enumerate(zip(self.down, self.shrink, strict=True)):
             before = blocks(h + added[i] if i < len(added) else h, emb)
             h = shrink(F.avg_pool2d(before, 2))
             skips.append((before, h))
-        h = self.middle(h + added[-1] if len(added) == len(self.config.levels) else h, emb)
+        return h + added[-1] if len(added) == len(self.config.levels) else h, skips
+
+    def ascend(self, h: Tensor, skips: Skips, emb: Tensor) -> tuple[Tensor, ...]:
+        """The way up from the middle's output: the last activation of every level, finest first."""
         last = [h]
         for blocks, grow, (before, after) in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
             h = blocks(F.interpolate(grow(h - after), scale_factor=2.0) + before, emb)

@@ -1,0 +1,1 @@
+"""Reuse of one trained network across steps, without training, behind the `Denoiser` protocol."""
