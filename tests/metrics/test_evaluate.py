@@ -68,6 +68,28 @@ def test_the_fingerprint_tells_count_seeds_net_and_reference_apart(evaluator):
         require_same([one, other])
 
 
+def test_strata_narrow_the_interval_alone_and_say_so(evaluator):
+    labels = two_classes(count=1200, seed=2).labels
+    features, strata = evaluator.net.features(REAL), torch.from_numpy(labels)
+    of = {"seeds": "0-1199", "labels": "i mod classes"}
+    plain, within = evaluator.score_features(features, **of), evaluator.score(REAL, **of, strata=strata)
+    assert (within.value, within.fingerprint) == (plain.value, plain.fingerprint)
+    assert within.high - within.low < 0.9 * (plain.high - plain.low)
+    assert "each class keeping its share" in within.note
+    assert "share" not in plain.note
+
+
+def test_replicates_are_what_the_interval_is_of(evaluator):
+    features = evaluator.net.features(REAL)
+    strata = torch.arange(len(REAL)) % 10
+    for given in (None, strata):
+        score = evaluator.score_features(features, seeds="", labels="", level=0.8, resamples=50, strata=given)
+        replicates = evaluator.replicates(features, given, resamples=50)
+        assert replicates.shape == (50,)
+        assert replicates.mean() == pytest.approx(score.value, rel=1e-9)
+        assert np.quantile(replicates, [0.1, 0.9]) == pytest.approx([score.low, score.high], rel=1e-9)
+
+
 def test_too_few_images_are_refused(evaluator):
     with pytest.raises(ValueError, match="needs at least 192"):
         evaluator.score(REAL[:191], seeds="0-190", labels="none")

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dualrate.metrics.frechet import GaussianStats, bootstrap_interval, frechet_distance
+from dualrate.metrics.frechet import (
+    GaussianStats,
+    _resampling_weights,
+    bootstrap_interval,
+    frechet_distance,
+    resampled_distances,
+)
 
 
 def random_features(count: int, size: int, seed: int, rank: int | None = None) -> Tensor:
@@ -127,15 +133,72 @@ def test_bootstrap_interval_covers_the_expected_distance_at_this_count(apart):
         assert hits / trials <= 0.97
 
 
-def test_bootstrap_distances_are_those_of_the_resampled_sets():
+def in_classes(per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Features of 20 classes whose means lie far apart along the first axis, as many of each, and their classes."""
+    labels = torch.arange(20).repeat(per_class)
+    features = 0.5 * torch.randn(len(labels), 3, generator=generator, dtype=torch.float64)
+    features[:, 0] += torch.linspace(-2, 2, 20, dtype=torch.float64)[labels]
+    return features, labels
+
+
+@pytest.mark.parametrize("per_class", [2, 6])
+def test_stratified_interval_covers_what_other_noise_in_the_same_classes_gives(per_class):
+    reference = GaussianStats(torch.tensor([0.5, 0.3, 0.3], dtype=torch.float64), torch.eye(3).double(), 10**9)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [in_classes(per_class, generator)[0] for _ in range(800)]
+    truth = float(np.mean([frechet_distance(GaussianStats.of(features), reference) for features in drawn]))
+    trials, hits = 120, 0
+    for trial in range(trials):
+        features, strata = in_classes(per_class, generator)
+        within = bootstrap_interval(features, reference, resamples=60, level=0.9, seed=trial, strata=strata)
+        hits += within.low <= truth <= within.high
+    assert 0.82 <= hits / trials <= 0.95
+    of_all = bootstrap_interval(features, reference, level=0.9, seed=0)
+    assert within.high - within.low < 0.75 * (of_all.high - of_all.low)
+
+
+def test_one_stratum_is_none():
     features, reference = random_features(60, 5, 1), GaussianStats.of(random_features(80, 5, 2))
-    interval = bootstrap_interval(features, reference, resamples=20, level=0.5, seed=7)
-    generator = torch.Generator().manual_seed(7)
-    drawn = [features[torch.randint(60, (60,), generator=generator)] for _ in range(20)]
-    distances = torch.tensor([frechet_distance(GaussianStats.of(f), reference) for f in drawn], dtype=torch.float64)
+    plain = resampled_distances(features, reference, resamples=20, seed=3)
+    one = resampled_distances(features, reference, resamples=20, seed=3, strata=torch.full((60,), 7))
+    assert torch.equal(plain, one)
+
+
+def test_replicates_are_those_of_the_resampled_sets_about_the_value():
+    features, reference = random_features(60, 5, 1), GaussianStats.of(random_features(80, 5, 2))
+    strata = torch.arange(60) % 7
+    found = resampled_distances(features, reference, resamples=20, seed=7, strata=strata)
+    distances = []
+    for weights in _resampling_weights(strata, 20, 7):
+        cov = torch.cov(features.T, aweights=weights, correction=0) * 60 / 59
+        resampled = GaussianStats(weights @ features / 60, cov, 60)
+        distances.append(frechet_distance(resampled, reference))
     value = frechet_distance(GaussianStats.of(features), reference)
-    low, high = (value + distances.quantile(q) - distances.mean() for q in (0.25, 0.75))
-    assert (interval.low, interval.high) == pytest.approx((low.item(), high.item()), rel=1e-9)
+    expected = torch.tensor(distances, dtype=torch.float64)
+    torch.testing.assert_close(found, value + expected - expected.mean(), rtol=1e-9, atol=0)
+    interval = bootstrap_interval(features, reference, resamples=20, level=0.5, seed=7, strata=strata)
+    low, high = (found.quantile(q).item() for q in (0.25, 0.75))
+    assert (interval.low, interval.high) == pytest.approx((low, high), rel=1e-12)
+
+
+def test_resampling_keeps_each_stratum_and_spreads_its_mean_as_other_draws_would():
+    strata = torch.tensor([4, 1, 1, 4, 1, 1, 1, 4, 9, 9])
+    weights = torch.stack(list(_resampling_weights(strata, 20_000, 0)))
+    assert weights.min() == 0
+    for label in (1, 4, 9):
+        own = weights[:, strata == label]
+        n = own.shape[1]
+        assert torch.allclose(own.sum(1), torch.tensor(float(n), dtype=torch.float64))
+        torch.testing.assert_close(own.mean(0), torch.ones(n, dtype=torch.float64), rtol=0, atol=0.05)
+        values = torch.arange(n, dtype=torch.float64).square()
+        assert (own @ values / n).var().item() == pytest.approx(values.var().item() / n, rel=0.05)
+
+
+def test_the_same_seed_pairs_the_replicates_of_features_from_the_same_noise():
+    features, reference = random_features(200, 4, 1), GaussianStats.of(random_features(300, 4, 2))
+    nearly = features + 0.01 * random_features(200, 4, 3)
+    one, two = (resampled_distances(f, reference, resamples=50, seed=0) for f in (features, nearly))
+    assert (one - two).std() < 0.1 * one.std()
 
 
 @pytest.mark.parametrize(
@@ -153,5 +216,12 @@ def test_bad_arguments_are_refused():
         frechet_distance(three, four)
     with pytest.raises(ValueError, match="level"):
         bootstrap_interval(random_features(9, 3, 0), three, level=1.5, seed=0)
+    with pytest.raises(ValueError, match="at least 2"):
+        resampled_distances(random_features(9, 3, 0), three, resamples=1, seed=0)
+    for strata in (torch.zeros(8, dtype=torch.int64), torch.zeros(9)):
+        with pytest.raises(ValueError, match="class of each of 9"):
+            resampled_distances(random_features(9, 3, 0), three, seed=0, strata=strata)
+    with pytest.raises(ValueError, match="stratum 3 has a single vector"):
+        resampled_distances(random_features(9, 3, 0), three, seed=0, strata=torch.tensor([0] * 8 + [3]))
     with pytest.raises(ValueError, match=r"GaussianStats\.of"):
         frechet_distance(GaussianStats(three.mean, -three.cov, 9), three)

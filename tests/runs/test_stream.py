@@ -10,7 +10,7 @@ from dualrate.experiment import Experiment, TwoNetworks
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
 from dualrate.models.uvit import Level, UViTConfig
-from dualrate.runs.measure import Guidance, measure
+from dualrate.runs.measure import Guidance, balanced_strata, measure
 from dualrate.runs.store import Model, load, write_experiment
 from dualrate.runs.stream import measure_in_blocks, origin_of
 from dualrate.steps import DDIM, Ancestral
@@ -65,6 +65,19 @@ def test_it_is_the_row_of_measuring_at_once(model, judge, tmp_path):
     same = replace(ours, score=theirs.score, seconds_per_image=theirs.seconds_per_image)
     assert same == theirs
     assert ours.score.fingerprint == theirs.score.fingerprint
+    assert "each class keeping its share" in ours.score.note
+
+
+def test_strata_are_the_classes_where_each_has_two_images(model):
+    strata = balanced_strata(model, range(5, 11))
+    assert strata is not None
+    assert strata.tolist() == [2, 0, 1, 2, 0, 1]
+    assert balanced_strata(model, range(5, 10)) is None
+    assert balanced_strata(model, range(2)) is None
+    net = replace(NET, num_classes=0)
+    assert (
+        balanced_strata(replace(model, experiment=replace(EXPERIMENT, networks=TwoNetworks(net, net))), SEEDS) is None
+    )
 
 
 def test_a_kill_changes_no_bit_and_nothing_is_drawn_twice(model, judge, tmp_path):

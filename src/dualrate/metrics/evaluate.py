@@ -15,10 +15,11 @@ from torch import Tensor
 from dualrate.data.images import ImageSet
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.fingerprint import Fingerprint
-from dualrate.metrics.frechet import GaussianStats, bootstrap_interval, frechet_distance
+from dualrate.metrics.frechet import GaussianStats, bootstrap_interval, frechet_distance, resampled_distances
 from dualrate.metrics.reference import Reference
 
 Net = TypeVar("Net", bound=FeatureExtractor)
+RESAMPLING_SEED = 0  # of every interval, so that replicates are paired
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Score:
     level:       its level
     floor:       the value of `floor_count` held-out real images; NaN without any
     fingerprint: what must be equal in scores that are compared
-    note:        what to keep in mind, empty if nothing
+    note:        what to keep in mind, empty if nothing; that the interval is of fixed shares of the classes, if it is
     """
 
     metric: str
@@ -71,23 +72,37 @@ class Evaluator(Generic[Net]):
         labels: str,
         resamples: int = 200,
         level: float = 0.95,
+        strata: Tensor | None = None,
     ) -> Score:
         """Score images (N, C, H, W) uint8.
 
-        seeds, labels: what they were sampled from, e.g. "0-4999" and "i mod classes", for the fingerprint. ValueError
-        for fewer images than twice the features, and for what the net and `bootstrap_interval` refuse.
+        seeds, labels: what they were sampled from, e.g. "0-4999" and "i mod classes", for the fingerprint
+        strata:        (N,) int64, the classes of images that have as many of each class as was asked for, not as
+                       chance would have it: the interval then tells what other noise would do, not other classes
+        ValueError for fewer images than twice the features, and for what the net and `bootstrap_interval` refuse.
         """
         self.check_count(len(images))
         features = self.net.features(images)
-        return self.score_features(features, seeds=seeds, labels=labels, resamples=resamples, level=level)
+        return self.score_features(
+            features, seeds=seeds, labels=labels, resamples=resamples, level=level, strata=strata
+        )
 
     def score_features(
-        self, features: Tensor, *, seeds: str, labels: str, resamples: int = 200, level: float = 0.95
+        self,
+        features: Tensor,
+        *,
+        seeds: str,
+        labels: str,
+        resamples: int = 200,
+        level: float = 0.95,
+        strata: Tensor | None = None,
     ) -> Score:
         """As `score`, of features (N, D) that `net` gave."""
         self.check_count(len(features))
         stats = GaussianStats.of(features)
-        interval = bootstrap_interval(features, self._stats, resamples=resamples, level=level, seed=0)
+        interval = bootstrap_interval(
+            features, self._stats, resamples=resamples, level=level, seed=RESAMPLING_SEED, strata=strata
+        )
         floor, floor_count = self.floor(len(features))
         return Score(
             metric=self.metric,
@@ -105,8 +120,18 @@ class Evaluator(Generic[Net]):
                 seeds=seeds,
                 labels=labels,
             ),
-            note=self._note(len(features), floor_count),
+            note=self._note(len(features), floor_count, stratified=strata is not None),
         )
+
+    def replicates(self, features: Tensor, strata: Tensor | None = None, resamples: int = 200) -> NDArray[np.float64]:
+        """The `resampled_distances` (resamples,) whose quantiles are the interval of `score_features`.
+
+        Those of several sets of features that were drawn from the same seeds are paired.
+        """
+        self.check_count(len(features))
+        return resampled_distances(
+            features, self._stats, resamples=resamples, seed=RESAMPLING_SEED, strata=strata
+        ).numpy()
 
     def check_count(self, count: int) -> None:
         """Raises ValueError for fewer images than twice the features: their covariance means nothing."""
@@ -145,7 +170,7 @@ class Evaluator(Generic[Net]):
         assert self.held_out is not None
         return self.net.features(self.held_out.images)
 
-    def _note(self, count: int, floor_count: int) -> str:
+    def _note(self, count: int, floor_count: int, *, stratified: bool) -> str:
         notes = [f"against the statistics in {self.reference.name}"] if isinstance(self.reference, Reference) else []
         if count < self.net.usual_count:
             notes.append(
@@ -156,6 +181,8 @@ class Evaluator(Generic[Net]):
             notes.append("no held-out images, no floor")
         elif floor_count < count:
             notes.append(f"only {floor_count} held-out images: their floor is biased upward against {count}")
+        if stratified:
+            notes.append("interval: for other noise, each class keeping its share")
         return "; ".join(notes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -72,6 +73,17 @@ def balanced_labels(model: Model, seeds: Sequence[int], label: int | None = None
     if not model.num_classes:
         return None
     return [seed % model.num_classes if label is None else label for seed in seeds]
+
+
+def balanced_strata(model: Model, seeds: Sequence[int]) -> torch.Tensor | None:
+    """`balanced_labels` for a score's interval, (N,) int64; None where a class has one image, or there are no classes.
+
+    One image does not tell its class's spread; the interval then counts the choice of classes as chance, and is wider.
+    """
+    labels = balanced_labels(model, seeds)
+    if labels is None or min(Counter(labels).values()) < 2:
+        return None
+    return torch.tensor(labels)
 
 
 def image_cost(
@@ -163,8 +175,10 @@ def cost_report(
     }
 
 
-def seconds_of_calls(model: Model, batch_size: int, *, device: torch.device | str = "cpu") -> tuple[float, float]:
-    """Seconds of a heavy and of a light call of `batch_size` rows, measured now."""
+def seconds_of_calls(
+    model: Model, batch_size: int, *, device: torch.device | str = "cpu", seconds: float = 1.0
+) -> tuple[float, float]:
+    """Seconds of a heavy and of a light call of `batch_size` rows, measured now, for about `seconds` each."""
     device = torch.device(device)
     z = torch.zeros(batch_size, *model.shape, device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
@@ -172,8 +186,8 @@ def seconds_of_calls(model: Model, batch_size: int, *, device: torch.device | st
     bfloat16 = pays(device)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         context = model.denoiser.encode(z, t, cond).aged()
-        heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, cond))
-        return heavy, seconds_per_call(lambda: model.denoiser.denoise(z, t, context, cond))
+        heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, cond), seconds=seconds)
+        return heavy, seconds_per_call(lambda: model.denoiser.denoise(z, t, context, cond), seconds=seconds)
 
 
 def measure(
@@ -196,6 +210,7 @@ def measure(
         drawn.images,
         seeds=f"{seeds.start}-{seeds.stop - 1}",
         labels="seed mod classes" if model.num_classes else "none",
+        strata=balanced_strata(model, seeds),
     )
     row = Row(
         network=name,

@@ -21,7 +21,7 @@ from dualrate.metrics.blocks import FeatureBlocks, Origin
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.report.rows import Row
-from dualrate.runs.measure import Guidance, balanced_labels, guided, image_cost
+from dualrate.runs.measure import Guidance, balanced_labels, balanced_strata, guided, image_cost
 from dualrate.runs.store import Model
 from dualrate.sampling import sample
 from dualrate.serial import to_plain
@@ -65,6 +65,12 @@ def measure_in_blocks(
 
     blocks.fill(seeds, images, evaluator.net, size=block_size, progress=progress)
     kept = blocks.read(seeds)
+    score = evaluator.score_features(
+        kept.features,
+        seeds=f"{seeds.start}-{seeds.stop - 1}",
+        labels=origin.labels,
+        strata=balanced_strata(model, seeds),
+    )
     return Row(
         network=name,
         sampler=f"{step}{guidance}",
@@ -74,7 +80,7 @@ def measure_in_blocks(
         seconds_per_image=kept.seconds / len(seeds),
         batch_size=min(batch_size, block_size, len(seeds)),
         precision=origin.precision,
-        score=evaluator.score_features(kept.features, seeds=f"{seeds.start}-{seeds.stop - 1}", labels=origin.labels),
+        score=score,
     )
 
 
