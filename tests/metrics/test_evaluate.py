@@ -12,6 +12,9 @@ from dualrate.metrics.evaluate import Evaluator, by_turns
 from dualrate.metrics.features import Classifier, FeatureNet, extract
 from dualrate.metrics.fingerprint import require_same
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.metrics.kernel import kernel_distance
+from dualrate.metrics.precision_recall import precision_recall
+from dualrate.metrics.reference import Reference
 from dualrate.metrics.train_features import train_feature_net
 from metrics.squares import two_classes
 
@@ -88,6 +91,41 @@ def test_replicates_are_what_the_interval_is_of(evaluator):
         assert replicates.shape == (50,)
         assert replicates.mean() == pytest.approx(score.value, rel=1e-9)
         assert np.quantile(replicates, [0.1, 0.9]) == pytest.approx([score.low, score.high], rel=1e-9)
+
+
+def test_details_are_of_the_reference_at_the_same_count(evaluator):
+    features = evaluator.net.features(REAL[:600])
+    found = evaluator.score_features(features, seeds="", labels="", resamples=2, details=True).details
+    reference = evaluator.reference_features
+    assert torch.equal(reference, evaluator.net.features(evaluator.reference.images))
+    assert found.kernel_metric == "KD-squares"
+    assert found.kernel == kernel_distance(features, reference)
+    assert found.reference_count == 600
+    order = torch.randperm(1500, generator=torch.Generator().manual_seed(0))
+    chosen = order[by_turns(evaluator.reference.labels[order.numpy()])][:600]
+    assert found.precision_recall == precision_recall(features, reference[chosen])
+    assert found == evaluator.details(features)
+    assert evaluator.score_features(features, seeds="", labels="", resamples=2).details is None
+
+
+def test_details_tell_lost_variety_from_lost_fidelity(evaluator):
+    left = REAL[two_classes(count=1200, seed=2).labels == 0][:400]
+    noise = np.random.default_rng(0).integers(0, 256, left.shape, dtype=np.uint8)
+    one_class, noisy = (evaluator.details(evaluator.net.features(images)) for images in (left, noise))
+    assert one_class.precision_recall.precision > 0.8
+    assert 0.2 < one_class.precision_recall.recall < 0.7
+    assert noisy.precision_recall.precision < 0.1
+    assert noisy.kernel.value > 3 * noisy.kernel.standard_error
+    text = one_class.text()
+    assert f"precision {one_class.precision_recall.precision:.3f}" in text
+    assert "KD-squares" in text
+
+
+def test_statistics_from_a_file_have_no_details(evaluator):
+    stats = GaussianStats.of(evaluator.reference_features)
+    other = Evaluator(evaluator.net, Reference(stats, "ref.npz", "0" * 64), None)
+    with pytest.raises(ValueError, match=r"ref\.npz .*training images"):
+        other.details(evaluator.reference_features)
 
 
 def test_too_few_images_are_refused(evaluator):

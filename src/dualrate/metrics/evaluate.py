@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.images import ImageSet
+from dualrate.metrics.details import Details
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.fingerprint import Fingerprint
 from dualrate.metrics.frechet import GaussianStats, bootstrap_interval, frechet_distance, resampled_distances
+from dualrate.metrics.kernel import kernel_distance, kernel_metric
+from dualrate.metrics.precision_recall import Manifold
 from dualrate.metrics.reference import Reference
 
 Net = TypeVar("Net", bound=FeatureExtractor)
@@ -33,6 +36,7 @@ class Score:
     floor:       the value of `floor_count` held-out real images; NaN without any
     fingerprint: what must be equal in scores that are compared
     note:        what to keep in mind, empty if nothing; that the interval is of fixed shares of the classes, if it is
+    details:     further measures, if they were asked for
     """
 
     metric: str
@@ -44,6 +48,7 @@ class Score:
     floor_count: int
     fingerprint: Fingerprint
     note: str = ""
+    details: Details | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,21 @@ class Evaluator(Generic[Net]):
     reference: ImageSet | Reference
     held_out: ImageSet | None
     _floors: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _manifolds: dict[int, Manifold] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def metric(self) -> str:
         return self.net.metric
+
+    @property
+    def reference_images(self) -> ImageSet:
+        """The reference; ValueError if all there is of it is a file's statistics."""
+        if isinstance(self.reference, Reference):
+            raise ValueError(
+                f"{self.reference.name} is read as mean and covariance, and kernel distance, precision and recall need "
+                "single reference images: leave them out, or evaluate against the training images, not --reference"
+            )
+        return self.reference
 
     def score(
         self,
@@ -73,18 +89,20 @@ class Evaluator(Generic[Net]):
         resamples: int = 200,
         level: float = 0.95,
         strata: Tensor | None = None,
+        details: bool = False,
     ) -> Score:
         """Score images (N, C, H, W) uint8.
 
         seeds, labels: what they were sampled from, e.g. "0-4999" and "i mod classes", for the fingerprint
         strata:        (N,) int64, the classes of images that have as many of each class as was asked for, not as
                        chance would have it: the interval then tells what other noise would do, not other classes
+        details:       whether the score has `details`
         ValueError for fewer images than twice the features, and for what the net and `bootstrap_interval` refuse.
         """
         self.check_count(len(images))
         features = self.net.features(images)
         return self.score_features(
-            features, seeds=seeds, labels=labels, resamples=resamples, level=level, strata=strata
+            features, seeds=seeds, labels=labels, resamples=resamples, level=level, strata=strata, details=details
         )
 
     def score_features(
@@ -96,6 +114,7 @@ class Evaluator(Generic[Net]):
         resamples: int = 200,
         level: float = 0.95,
         strata: Tensor | None = None,
+        details: bool = False,
     ) -> Score:
         """As `score`, of features (N, D) that `net` gave."""
         self.check_count(len(features))
@@ -121,6 +140,7 @@ class Evaluator(Generic[Net]):
                 labels=labels,
             ),
             note=self._note(len(features), floor_count, stratified=strata is not None),
+            details=self.details(features) if details else None,
         )
 
     def replicates(self, features: Tensor, strata: Tensor | None = None, resamples: int = 200) -> NDArray[np.float64]:
@@ -132,6 +152,26 @@ class Evaluator(Generic[Net]):
         return resampled_distances(
             features, self._stats, resamples=resamples, seed=RESAMPLING_SEED, strata=strata
         ).numpy()
+
+    def details(self, features: Tensor) -> Details:
+        """Kernel distance, precision and recall of features (N, D) that `net` gave.
+
+        The reference images for precision and recall are chosen by a fixed seed, every class by its share in the
+        reference. The kernel distance's subsets are random, so their standard error counts the choice of classes as
+        chance too: for samples with fixed shares of them it errs on the safe side.
+        ValueError for a reference that is a file's statistics, and for what `kernel_distance` and `precision_recall`
+        refuse.
+        """
+        reference = self.reference_features
+        count = min(len(features), len(reference))
+        if count not in self._manifolds:
+            self._manifolds[count] = Manifold.of(reference[_chosen(self.reference_images, count)])
+        return Details(
+            kernel_metric=kernel_metric(self.net),
+            kernel=kernel_distance(features, reference),
+            precision_recall=self._manifolds[count].precision_recall(features),
+            reference_count=count,
+        )
 
     def check_count(self, count: int) -> None:
         """Raises ValueError for fewer images than twice the features: their covariance means nothing."""
@@ -152,10 +192,7 @@ class Evaluator(Generic[Net]):
             return math.nan, 0
         count = min(count, len(self.held_out))
         if count not in self._floors:
-            order = torch.randperm(len(self.held_out), generator=torch.Generator().manual_seed(0))
-            if self.held_out.labels is not None:
-                order = order[by_turns(self.held_out.labels[order.numpy()])]
-            stats = GaussianStats.of(self._held_out_features[order[:count]])
+            stats = GaussianStats.of(self._held_out_features[_chosen(self.held_out, count)])
             self._floors[count] = frechet_distance(stats, self._stats)
         return self._floors[count], count
 
@@ -163,7 +200,12 @@ class Evaluator(Generic[Net]):
     def _stats(self) -> GaussianStats:
         if isinstance(self.reference, Reference):
             return self.reference.stats
-        return GaussianStats.of(self.net.features(self.reference.images))
+        return GaussianStats.of(self.reference_features)
+
+    @cached_property
+    def reference_features(self) -> Tensor:
+        """(M, D) float32 of `reference_images`."""
+        return self.net.features(self.reference_images.images)
 
     @cached_property
     def _held_out_features(self) -> Tensor:
@@ -184,6 +226,14 @@ class Evaluator(Generic[Net]):
         if stratified:
             notes.append("interval: for other noise, each class keeping its share")
         return "; ".join(notes)
+
+
+def _chosen(images: ImageSet, count: int) -> Tensor:
+    """The rows of `count` images: the first ones of an order by a fixed seed in which labels, if any, take turns."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    if images.labels is not None:
+        order = order[by_turns(images.labels[order.numpy()])]
+    return order[:count]
 
 
 def by_turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -32,20 +32,46 @@ def precision_recall(features: Tensor, reference: Tensor, *, k: int = 3, block: 
     block: rows and columns of the largest matrix of distances in memory, beside copies of the features.
     Raises ValueError for k < 1, sets of no more than k vectors, other shapes, and what is not finite.
     """
-    for name, own in (("features", features), ("reference", reference)):
-        if own.ndim != 2 or own.shape[1] != reference.shape[-1] or not own.isfinite().all():
-            raise ValueError(
-                f"{name} {tuple(own.shape)} must be finite and (N, D) of one D: take both sets through the same net"
-            )
-        if not 1 <= k < len(own):
-            raise ValueError(f"got k = {k} for {len(own)} {name}; k is at least 1, and every set larger than k")
-    centre = reference.double().mean(0)  # distances do not change, and lose fewer digits
-    fake, real = _Points.of(features, centre), _Points.of(reference, centre)
-    return PrecisionRecall(
-        precision=_share_inside(fake, real, _squared_radii(real, k, block), block),
-        recall=_share_inside(real, fake, _squared_radii(fake, k, block), block),
-        k=k,
-    )
+    _check("features", features, reference.shape[-1], k)
+    return Manifold.of(reference, k=k, block=block).precision_recall(features)
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """Vectors with the balls that reach to their k-th neighbours; of a reference, to judge several sets against it."""
+
+    points: _Points
+    squared_radii: Tensor
+    centre: Tensor
+    k: int
+    block: int
+
+    @staticmethod
+    def of(reference: Tensor, *, k: int = 3, block: int = 2048) -> Manifold:
+        """That of a reference (M, D); arguments and errors are those of `precision_recall`."""
+        _check("reference", reference, reference.shape[-1], k)
+        centre = reference.cpu().double().mean(0)  # distances do not change, and lose fewer digits
+        points = _Points.of(reference, centre)
+        return Manifold(points, _squared_radii(points, k, block), centre, k, block)
+
+    def precision_recall(self, features: Tensor) -> PrecisionRecall:
+        """Of features (N, D) against this reference."""
+        _check("features", features, len(self.centre), self.k)
+        fake = _Points.of(features, self.centre)
+        return PrecisionRecall(
+            precision=_share_inside(fake, self.points, self.squared_radii, self.block),
+            recall=_share_inside(self.points, fake, _squared_radii(fake, self.k, self.block), self.block),
+            k=self.k,
+        )
+
+
+def _check(name: str, own: Tensor, dim: int, k: int) -> None:
+    if own.ndim != 2 or own.shape[1] != dim or not own.isfinite().all():
+        raise ValueError(
+            f"{name} {tuple(own.shape)} must be finite and (N, D) of one D: take both sets through the same net"
+        )
+    if not 1 <= k < len(own):
+        raise ValueError(f"got k = {k} for {len(own)} {name}; k is at least 1, and every set larger than k")
 
 
 @dataclass(frozen=True)
@@ -57,7 +83,7 @@ class _Points:
 
     @staticmethod
     def of(features: Tensor, centre: Tensor) -> _Points:
-        x = features.cpu().double() - centre.cpu()
+        x = features.cpu().double() - centre
         return _Points(x, x.square().sum(1))
 
     def __getitem__(self, rows: slice) -> _Points:

@@ -190,6 +190,13 @@ def seconds_of_calls(
         return heavy, seconds_per_call(lambda: model.denoiser.denoise(z, t, context, cond), seconds=seconds)
 
 
+def check(evaluator: Evaluator, count: int, *, details: bool) -> None:
+    """Raises ValueError, before anything is drawn, for what could not be scored."""
+    evaluator.check_count(count)
+    if details:
+        _ = evaluator.reference_images
+
+
 def measure(
     name: str,
     model: Model,
@@ -201,16 +208,21 @@ def measure(
     guidance: Guidance = Guidance(),
     batch_size: int = 125,
     device: torch.device | str = "cpu",
+    details: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Row, Samples]:
-    """Draw one image per seed, class `seed mod classes`, and score them."""
-    evaluator.check_count(len(seeds))
+    """Draw one image per seed, class `seed mod classes`, and score them; with details if asked for.
+
+    Raises what `draw` and `Evaluator.score` raise, before anything is drawn where that is possible.
+    """
+    check(evaluator, len(seeds), details=details)
     drawn = draw(model, step, plan, seeds, guidance=guidance, batch_size=batch_size, device=device, progress=progress)
     score = evaluator.score(
         drawn.images,
         seeds=f"{seeds.start}-{seeds.stop - 1}",
         labels="seed mod classes" if model.num_classes else "none",
         strata=balanced_strata(model, seeds),
+        details=details,
     )
     row = Row(
         network=name,

@@ -21,7 +21,7 @@ from dualrate.metrics.blocks import FeatureBlocks, Origin
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.report.rows import Row
-from dualrate.runs.measure import Guidance, balanced_labels, balanced_strata, guided, image_cost
+from dualrate.runs.measure import Guidance, balanced_labels, balanced_strata, check, guided, image_cost
 from dualrate.runs.store import Model
 from dualrate.sampling import sample
 from dualrate.serial import to_plain
@@ -45,13 +45,14 @@ def measure_in_blocks(
     batch_size: int = 125,
     block_size: int = 250,
     device: torch.device | str = "cpu",
+    details: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Row:
     """Draw one image per seed, class `seed mod classes`, unless `directory` has its features, and score them all.
 
     Seconds per image are those of the calls that drew them. Raises what `measure` and `FeatureBlocks` raise.
     """
-    evaluator.check_count(len(seeds))
+    check(evaluator, len(seeds), details=details)
     denoiser, bfloat16 = guided(model, model.denoiser, guidance), pays(torch.device(device))
     origin = origin_of(model, step, plan, guidance, evaluator.net, bfloat16=bfloat16)
     blocks = FeatureBlocks.open(directory, origin)
@@ -70,6 +71,7 @@ def measure_in_blocks(
         seeds=f"{seeds.start}-{seeds.stop - 1}",
         labels=origin.labels,
         strata=balanced_strata(model, seeds),
+        details=details,
     )
     return Row(
         network=name,
