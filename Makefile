@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow reproduce-train reproduce-table reproduce-ablations benchmark lint types check clean env env-dev
+.PHONY: help demo test test-slow reproduce-train reproduce-table reproduce-ablations reproduce-report reproduce-cifar10 benchmark lint types check clean env env-dev
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ reproduce-table: env  ## measure the models in weights/, draw docs/results.md (r
 
 reproduce-ablations: env  ## the same for the models in runs/ that reproduce-train made
 	@$(BIN)/python scripts/results.py ablations
+
+reproduce-report: env  ## compare the models in weights/ with their rivals, draw docs/results.md (an hour; resumes)
+	@$(BIN)/python scripts/report.py fashion-mnist
+
+reproduce-cifar10: env  ## a piece of the CIFAR-10 experiment: PIECE=heavy|light|dual|dual-kept|report DATA=... [SIZE=reduced]
+	@$(BIN)/python scripts/cifar10.py $(PIECE) --data $(DATA) --size $(or $(SIZE),full)
 
 benchmark: env  ## ratios of speed and memory, from weights/, on one thread (five minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios

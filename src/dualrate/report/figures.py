@@ -48,19 +48,29 @@ def quality_figure(rows: Sequence[Row], cost: Cost) -> Figure:
         for k, sampler in enumerate(dict.fromkeys(row.sampler for row in own)):
             family = sorted((row for row in own if row.sampler == sampler), key=lambda row: _cost(row, cost))
             _draw_family(axes, family, cost, scale, networks.index(network), k)
-    score = rows[0].score
-    if not math.isnan(score.floor):
-        _draw_floor(axes, score.floor)
-    _log(axes, "x")
-    values = [row.score.value for row in rows]
-    if min(values) > 0 and max(values) > WIDE * min(values):
-        _log(axes, "y")
-    axes.margins(x=0.1, y=0.12)
-    if axes.get_yscale() == "linear" and min(values) > 0:
-        axes.set_ylim(bottom=0)
-    axes.set_xlabel(label)
-    axes.set_ylabel(f"{score.metric} (lower is better)")
-    figure.legend(frameon=False, loc="outside upper center", ncols=3, labelcolor=INK)
+    _finish(figure, axes, rows, label)
+    return figure
+
+
+def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
+    """Score against cost: a network's rows in one colour, a line through those that none of its others beat.
+
+    Raises ValueError as `quality_figure`.
+    """
+    if not rows:
+        raise ValueError("no rows, so there is nothing to draw: measure something first")
+    require_same([row.score.fingerprint for row in rows])
+    figure, axes = _blank(height=5.6)
+    scale, label = _cost_axis(rows, cost)
+    for i, network in enumerate(dict.fromkeys(row.network for row in rows)):
+        own = sorted((row for row in rows if row.network == network), key=lambda row: _cost(row, cost))
+        best = [row for k, row in enumerate(own) if all(row.score.value < other.score.value for other in own[:k])]
+        _draw_family(axes, best, cost, scale, i, 0, name=network)
+        for row in own:
+            if row not in best:
+                at = _cost(row, cost) / scale
+                axes.plot(at, row.score.value, MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], alpha=0.35)
+    _finish(figure, axes, rows, label)
     return figure
 
 
@@ -124,7 +134,26 @@ def _blank(height: float = 4.6) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_family(axes: Axes, family: list[Row], cost: Cost, scale: float, network: int, sampler: int) -> None:
+def _finish(figure: Figure, axes: Axes, rows: Sequence[Row], xlabel: str) -> None:
+    """Floor, scales, labels and legend of a figure of scores against cost."""
+    score = rows[0].score
+    if not math.isnan(score.floor):
+        _draw_floor(axes, score.floor)
+    _log(axes, "x")
+    values = [row.score.value for row in rows]
+    if min(values) > 0 and max(values) > WIDE * min(values):
+        _log(axes, "y")
+    axes.margins(x=0.1, y=0.12)
+    if axes.get_yscale() == "linear" and min(values) > 0:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(f"{score.metric} (lower is better)")
+    figure.legend(frameon=False, loc="outside upper center", ncols=3, labelcolor=INK)
+
+
+def _draw_family(
+    axes: Axes, family: list[Row], cost: Cost, scale: float, network: int, sampler: int, *, name: str = ""
+) -> None:
     color, marker = PALETTE[network % len(PALETTE)], MARKERS[network % len(MARKERS)]
     x = [_cost(row, cost) / scale for row in family]
     y = [row.score.value for row in family]
@@ -143,7 +172,7 @@ def _draw_family(axes: Axes, family: list[Row], cost: Cost, scale: float, networ
         linewidth=1.8,
         elinewidth=1.5,
         capsize=4,
-        label=f"{family[0].network}, {family[0].sampler}",
+        label=name or f"{family[0].network}, {family[0].sampler}",
         zorder=3,
     )
     offset = ((8, 6), (8, -14), (-22, 6))[network % 3]  # neighbouring points of two networks are labelled apart

@@ -83,8 +83,17 @@ def floor_note(rows: Sequence[Row]) -> str:
 
 
 def text_table(rows: Sequence[Row]) -> str:
+    """The rows' table, aligned for a terminal."""
+    return as_text(table(rows))
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The rows' table in Markdown."""
+    return as_markdown(table(rows))
+
+
+def as_text(made: Table) -> str:
     """Columns aligned for a terminal, the notes below."""
-    made = table(rows)
     lines = [made.header, *made.cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(made.header))]
 
@@ -96,9 +105,8 @@ def text_table(rows: Sequence[Row]) -> str:
     return "\n".join([*map(aligned, lines), "", *made.notes])
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def as_markdown(made: Table) -> str:
     """A Markdown table, the notes as a list below."""
-    made = table(rows)
     rule = ["---" if i < TEXT_COLUMNS else "---:" for i in range(len(made.header))]
     lines = [[cell.replace("|", "\\|") for cell in line] for line in (made.header, *made.cells)]
     lines.insert(1, rule)

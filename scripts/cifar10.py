@@ -1,0 +1,51 @@
+"""CIFAR-10 in pieces of at most ten minutes of one modern GPU each: `make reproduce-cifar10 DATA=... PIECE=...`.
+
+    heavy light dual dual-kept    train a model, full-size ones for nine minutes a call; the same call goes on
+    report                        compare them: runs/cifar10-full-report.html and docs/results.md
+
+`dual` and `dual-kept` start from `heavy` and `light`, so these come first. dual-kept: the context is never dropped in
+training. DATA is your own copy of CIFAR-10: a folder of images, or of parquet files as the Hub has them. SIZE=reduced
+takes networks for one CPU core, an hour and a half for all of them. Training is one `dualrate` command, printed before
+it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ("heavy", "light", "dual", "dual-kept")
+
+
+def command(piece: str, size: str, data: str) -> list[str]:
+    """The `dualrate` arguments that train a model."""
+    runs = {name: f"runs/cifar10-{size}-{name}" for name in MODELS}
+    recipe = f"cifar10-{'' if size == 'full' else 'reduced-'}{piece.removesuffix('-kept')}"
+    arguments = ["train", recipe, "--data.source", data, "--out", runs[piece]]
+    if piece.startswith("dual"):
+        arguments += ["--encoder-from", runs["heavy"], "--light-from", runs["light"]]
+        arguments += ["--fit.iterations", "1500"] if size == "reduced" else []
+    return arguments + (["--times.dropout", "0"] if piece == "dual-kept" else [])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("piece", choices=(*MODELS, "report"))
+    parser.add_argument("--data", required=True, help="your copy of CIFAR-10")
+    parser.add_argument("--size", choices=("full", "reduced"), default="full")
+    options = parser.parse_args()
+    if options.piece == "report":
+        os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "report.py"), f"cifar10-{options.size}"])
+    arguments = command(options.piece, options.size, str(Path(options.data).resolve()))
+    print("dualrate", shlex.join(arguments), flush=True)
+    os.chdir(ROOT)
+    program = Path(sys.executable).with_name("dualrate")
+    os.execv(program, [str(program), *arguments])
+
+
+if __name__ == "__main__":
+    main()

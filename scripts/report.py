@@ -1,0 +1,114 @@
+"""Reports of docs/results.md: compares models, then writes the page's tables and figures and docs/results/NAME.json.
+
+    make reproduce-report                   fashion-mnist: the models in weights/, on one thread, about an hour
+    make reproduce-cifar10 PIECE=report     cifar10-full, or with SIZE=reduced cifar10-reduced: the models in runs/
+
+The same call goes on where it was. The page with everything is runs/NAME-report.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dualrate.compare.comparison import Effort, compare
+from dualrate.compare.page import front_table, savings_table
+from dualrate.compare.savings import Findings
+from dualrate.console import reporter
+from dualrate.malloc import keep_freed_memory
+from dualrate.report.figures import pareto_figure, plan_figure, png
+from dualrate.report.grid import save_grid
+from dualrate.report.headline import plan
+from dualrate.report.table import Table, as_markdown, table
+from dualrate.training.device import pick_device
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
+SHOWN = 20  # images of a row of the grid
+
+
+@dataclass(frozen=True)
+class Report:
+    """entries: of `dualrate compare`, below the repository; command: what a user types"""
+
+    entries: Sequence[str]
+    effort: Effort
+    command: str
+
+
+def cifar10(size: str) -> Report:
+    """All models of scripts/cifar10.py, in nine minutes."""
+    names = ("heavy", "light", "dual", "dual-kept")
+    command = f"make reproduce-cifar10 PIECE=report SIZE={size}"
+    return Report([f"{name}=runs/cifar10-{size}-{name}" for name in names], Effort(minutes=9), command)
+
+
+REPORTS = {
+    "fashion-mnist": Report(
+        [
+            f"{name}=weights/fashion-mnist-{model}"
+            for name, model in {"heavy": "heavy", "medium": "medium", "light": "light", "dual-rate": "dual"}.items()
+        ],
+        Effort(minutes=60),
+        "make reproduce-report",
+    ),
+    "cifar10-reduced": cifar10("reduced"),
+    "cifar10-full": cifar10("full"),
+}
+
+
+def tables(findings: Findings) -> dict[str, Table]:
+    """By the name between the page's markers."""
+    made = {"savings": savings_table(findings)} if findings.own and findings.rivals else {}
+    made |= {"front": front_table(findings.finished)} if findings.finished else {}
+    return made | {"screening": table([one.row for one in findings.screened])}
+
+
+def pictures(name: str, findings: Findings) -> None:
+    ordered = sorted(findings.finished, key=lambda one: one.row.macs)
+    for cost in ("flops", "seconds"):
+        (RESULTS / f"{name}-{cost}.png").write_bytes(png(pareto_figure([one.row for one in ordered], cost)))
+    reusing = [one for one in ordered if one.row.num_heavy < one.row.num_steps]
+    plans = [(f"{one.row.network} {plan(one.row)} {one.contender.note}", one.contender.plan) for one in reusing]
+    (RESULTS / f"{name}-plans.png").write_bytes(png(plan_figure(plans)))
+    grid = np.concatenate([one.images for one in ordered])
+    save_grid(grid, RESULTS / f"{name}-samples.png", columns=SHOWN, scale=2 if grid.shape[-1] < 30 else 1)
+
+
+def place(text: str, name: str, made: dict[str, Table]) -> str:
+    """The page with every table between its markers."""
+    for kind, one in made.items():
+        marker = f"{name} {kind}"
+        between = re.compile(rf"(?<=<!-- {marker} -->\n).*?(?=<!-- end of {marker} -->)", re.DOTALL)
+        if not between.search(text):
+            raise ValueError(f"{PAGE} has no place for {marker!r}: <!-- {marker} --> ... <!-- end of {marker} -->")
+        text = between.sub(lambda _, one=one: as_markdown(one) + "\n", text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=REPORTS)
+    name = parser.parse_args().name
+    report, device = REPORTS[name], pick_device(None)
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    entries = [entry.replace("=", f"={ROOT}/") for entry in report.entries]
+    out = ROOT / "runs" / f"{name}-report.html"
+    findings = compare(entries, out, report.effort, device=device, progress=reporter(), command=report.command)
+    for suffix in (".json", ".csv"):
+        (RESULTS / f"{name}{suffix}").write_text(out.with_suffix(suffix).read_text())
+    if findings.finished:
+        pictures(name, findings)
+    PAGE.write_text(place(PAGE.read_text(), name, tables(findings)))
+    print(out, PAGE)
+
+
+if __name__ == "__main__":
+    main()

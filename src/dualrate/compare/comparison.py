@@ -1,0 +1,112 @@
+"""`dualrate compare` as a function: entries in; a page, JSON and CSV out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dualrate.compare.contenders import Contender, Entry, contenders_of, is_dual
+from dualrate.compare.page import compare_page
+from dualrate.compare.records import as_csv, as_json
+from dualrate.compare.savings import Findings
+from dualrate.compare.work import SCREEN_SEED, SCREENING, Bench, chosen
+from dualrate.metrics.features import write_whole
+from dualrate.runs.evaluator import evaluator
+from dualrate.runs.store import Model, load
+from dualrate.training.log import Progress
+
+
+@dataclass(frozen=True)
+class Effort:
+    """minutes: of measuring, per call; screen, count: images of a contender, at first and on the front."""
+
+    minutes: float = 60
+    screen: int = 1000
+    count: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0 or not 0 < self.screen <= self.count:
+            raise ValueError(
+                f"got {self.minutes} minutes, {self.screen} images to screen and {self.count} on the front; expected "
+                "more than no minutes, and no more images to screen than on the front"
+            )
+
+
+def compare(
+    entries: Sequence[str],
+    out: Path,
+    effort: Effort = Effort(),
+    *,
+    features: Path | None = None,
+    mixed: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Progress,
+    command: str = "",
+) -> Findings:
+    """Measures, then writes `out` (.html) and beside it .json, .csv and a directory that the same call goes on from.
+
+    entries:  see `contenders`
+    features: directory of the feature net, for every run; the data set's own if not given
+    mixed:    allow runs that were trained on other data than the first, which judges all
+    Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file.
+    """
+    if out.suffix != ".html":
+        raise ValueError(f"--out is an .html file, beside which .json and .csv are written, got {out}")
+    start, device = time.monotonic(), torch.device(device)
+    parsed = [Entry.parse(text) for text in entries]
+    models = {entry.run: load(entry.run, device=device) for entry in parsed}
+    _require_comparable(models, mixed=mixed)
+    judge = evaluator(next(iter(models.values())).experiment.data, features=features, progress=progress)
+    for count in (effort.screen, effort.count):
+        judge.check_count(count)
+    directory = out.with_suffix(".cells")
+    directory.mkdir(parents=True, exist_ok=True)
+    bench = Bench(models, judge, directory, device, progress)
+    contenders = contenders_of(parsed, models, progress=progress, device=device)
+    duals = frozenset(entry.network for entry in parsed if is_dual(models[entry.run]))
+    findings = _measured(contenders, bench, effort, start, duals, command)
+    for suffix, text in ((".json", as_json(findings)), (".csv", as_csv(findings)), (".html", compare_page(findings))):
+        write_whole(out.with_suffix(suffix), text.encode())
+    return findings
+
+
+def _measured(
+    contenders: Sequence[Contender], bench: Bench, effort: Effort, start: float, duals: frozenset[str], command: str
+) -> Findings:
+    """Screens, then measures the front, within the minutes since `start`."""
+    minutes, left = 60 * effort.minutes, []
+    bench.estimate(contenders)
+    cheapest_first = sorted(contenders, key=lambda contender: bench.estimates[contender.key])
+    seeds = range(SCREEN_SEED, SCREEN_SEED + effort.screen)
+    bench.progress.note(f"screening {len(contenders)} contenders on {effort.screen} images each")
+    screened = bench.measure(cheapest_first, seeds, SCREENING * minutes, details=False)
+    if len(screened) < len(contenders):
+        left.append(f"{len(contenders) - len(screened)} of {len(contenders)} contenders were not screened in time.")
+    own = [one for one in screened if one.contender.network in duals]
+    others = [one for one in screened if one.contender.network not in duals]
+    front = chosen(screened, bench, [side for side in (own, others) if side])
+    bench.progress.note(f"measuring {len(front)} of them on {effort.count} images each")
+    measured = bench.measure(front, range(effort.count), start + minutes - time.monotonic(), details=True)
+    if len(measured) < len(front):
+        left.append(f"{len(front) - len(measured)} of {len(front)} contenders on the front were not measured in time.")
+    return Findings(screened, bench.finish(measured), duals, left, bench.judge, command)
+
+
+def _require_comparable(models: dict[Path, Model], *, mixed: bool) -> None:
+    first, *others = (model.experiment for model in models.values())
+    for other in others:
+        if other.shape != first.shape or other.num_classes != first.num_classes:
+            raise ValueError(
+                f"{other.name} makes images {other.shape} of {other.num_classes} classes, {first.name} "
+                f"{first.shape} of {first.num_classes}: they cannot be compared"
+            )
+        data, own = (f"{d.source} (size {d.size}, channels {d.channels})" for d in (first.data, other.data))
+        if data != own and not mixed:
+            raise ValueError(
+                f"{other.name} was trained on {own}, {first.name} on {data}: scores against different images do not "
+                "compare. If they are the same images, or you want it all the same, add --mixed"
+            )

@@ -1,0 +1,213 @@
+"""What is compared: entries of the command line, and the plans each stands for.
+
+    RUN                     the usual plans of that kind of model
+    RUN:32                  32 steps; a dual-rate model with its usual number of heavy calls
+    RUN:32/8                32 steps, 8 heavy calls. Of a single network: its encoder shared between steps (caching/)
+    RUN:plan.json           a plan, as `dualrate plan` writes it
+    RUN:32/8@ddim           under a sampler; ancestral if none is named, DDIM for a shared encoder
+
+Costs of different networks meet on the rungs of a ladder: so many calls of the dearest network per image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from dualrate.caching.sharing import SharedEncoder
+from dualrate.caching.similarity import best_refreshes, similarities
+from dualrate.experiment import TwoNetworks
+from dualrate.models.uvit import UViT
+from dualrate.planner import Planner
+from dualrate.runs.planning import SEED, call_macs, measured_errors
+from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
+from dualrate.runs.store import Model
+from dualrate.steps import Step
+from dualrate.timing import StepPlan
+from dualrate.training.log import Progress
+
+LADDER = (4, 8, 16, 32, 64)  # costs of an image, in calls of the dearest network
+ODE_UP_TO = 32  # deterministic samplers stop gaining before the last rung
+MOST_STEPS = 256
+DUAL = ((16, 4), (16, 8), (32, 4), (32, 8), (32, 16), (64, 4), (64, 8), (64, 16))  # N, H
+PLANNED = ((16, 4), (32, 8), (64, 8))
+SHARED = ((16, 4), (32, 8), (32, 16), (64, 16))
+GRIDS: dict[SamplerName, GridName] = {"ancestral": "t", "ddim": "t", "heun": "log-snr", "dpm++2m": "log-snr"}
+SIMILARITY_IMAGES = 16
+GRID, PLANNING_IMAGES = 64, 128  # of the planner
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model under a sampler and a plan.
+
+    run:     directory of the model
+    network: what its line is called
+    note:    what is special about the plan, empty if nothing
+    split:   blocks of a single network's middle that steps share; None: none
+    asked:   named by the user, plan and all, so measured on the front in any case
+    """
+
+    run: Path
+    network: str
+    sampler: SamplerName
+    plan: StepPlan
+    note: str = ""
+    split: int | None = None
+    asked: bool = False
+
+    @property
+    def key(self) -> str:
+        """A file name, different for every contender of one name."""
+        says = f"{self.run.resolve()} {self.split} {self.plan.to_json()}"
+        digest = hashlib.sha256(says.encode()).hexdigest()[:8]
+        name = f"{self.run.name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler}"
+        return f"{name}-{digest}"
+
+    def step(self, model: Model) -> Step:
+        return make_step(self.sampler, model.process)
+
+    def model(self, loaded: Model) -> Model:
+        """The loaded model as this contender calls it."""
+        if self.split is None:
+            return loaded
+        network = loaded.networks.get_submodule("model")
+        assert isinstance(network, UViT)
+        denoiser = SharedEncoder(network, loaded.process, self.split)
+        return replace(loaded, denoiser=denoiser, weights_hash=f"{loaded.weights_hash} shared to {self.split}")
+
+
+def split_of(network: UViT) -> int:
+    """The blocks that are shared: five in six of the middle's, at least one, as measured (docs/results.md)."""
+    return max(1, network.config.levels[-1].blocks * 5 // 6)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One argument of `dualrate compare`: [NAME=]RUN[:PLAN][@SAMPLER]. plan: "32", "32/8", a file, or None."""
+
+    run: Path
+    network: str
+    plan: str | None = None
+    sampler: SamplerName | None = None
+
+    @staticmethod
+    def parse(text: str) -> Entry:
+        """Raises ValueError for a run that is not there, and for a sampler nobody knows."""
+        name, equals, rest = text.partition("=")
+        name, rest = (name, rest) if equals else ("", text)
+        rest, _, sampler = rest.partition("@")
+        run, _, plan = (rest, "", "") if Path(rest).is_dir() else rest.rpartition(":")
+        if not Path(run).is_dir() or not run:
+            raise ValueError(
+                f"there is no run {run or rest!r}: an entry is RUN, RUN:32/8 or RUN:plan.json, got {text!r}"
+            )
+        if sampler and sampler not in get_args(SamplerName):
+            raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(get_args(SamplerName))}")
+        path = Path(run)
+        return Entry(path, name or path.resolve().name, plan or None, sampler or None)  # pyright: ignore[reportArgumentType]
+
+    def asked(self, model: Model, device: torch.device) -> Contender:
+        """The contender of an entry that names a plan. Raises ValueError for a plan that is none."""
+        assert self.plan is not None
+        if self.plan.endswith(".json"):
+            plan = StepPlan.from_json(Path(self.plan).read_text())
+            return Contender(self.run, self.network, self.sampler or "ancestral", plan, note=Path(self.plan).stem)
+        steps, _, heavy = self.plan.partition("/")
+        if not (steps.isdecimal() and (heavy or "0").isdecimal()):
+            raise ValueError(f"{self.plan!r} is no plan: 32 (steps), 32/8 (steps/heavy calls), or a .json file")
+        calls = int(heavy) if heavy else model.experiment.times.default_heavy(int(steps))
+        if calls < int(steps) and not is_dual(model):
+            return shared(self, model, int(steps), calls, device)
+        sampler = self.sampler or "ancestral"
+        plan = StepPlan.uniform(int(steps), calls)
+        if calls == int(steps):
+            plan = StepPlan.at(grid_times(GRIDS[sampler], model.process.schedule, int(steps)), range(int(steps)))
+        return Contender(self.run, self.network, sampler, plan)
+
+
+def is_dual(model: Model) -> bool:
+    return isinstance(model.experiment.networks, TwoNetworks)
+
+
+def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Contender]:
+    """A single network under every sampler. calls: of the network per image, one number a rung of the ladder."""
+    schedule, found = model.process.schedule, []
+    for rung, count in zip(LADDER, calls, strict=True):
+        for sampler, grid in GRIDS.items():
+            steps = (count + 1) // 2 if sampler == "heun" else count
+            if steps < 2 or (sampler != "ancestral" and rung > ODE_UP_TO) or entry.sampler not in (None, sampler):
+                continue
+            plan = StepPlan.at(grid_times(grid, schedule, steps), range(steps))
+            found.append(Contender(entry.run, entry.network, sampler, plan))
+    return found
+
+
+def shared(entry: Entry, model: Model, steps: int, heavy: int, device: torch.device) -> Contender:
+    """A single network's encoder shared, refreshed where its features have changed most."""
+    network = model.networks.get_submodule("model")
+    assert isinstance(network, UViT)
+    split = split_of(network)
+    sampler = entry.sampler or "ddim"
+    times = grid_times("t", model.process.schedule, steps)
+    seeds = range(SEED, SEED + SIMILARITY_IMAGES)
+    labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
+    denoiser, step = SharedEncoder(network, model.process, split), make_step(sampler, model.process)
+    like = similarities(denoiser, step, times, model.shape, seeds, labels, device=device)
+    plan = StepPlan.at(times, best_refreshes(like, heavy))
+    return Contender(entry.run, f"{entry.network}, shared encoder", sampler, plan, split=split)
+
+
+def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
+    """A dual-rate model with even, planned, and late heavy calls."""
+
+    def contender(plan: StepPlan, note: str = "") -> Contender:
+        return Contender(entry.run, entry.network, "ancestral", plan, note)
+
+    even = [contender(StepPlan.uniform(steps, heavy)) for steps, heavy in DUAL]
+    planned = [contender(planner.best(steps, heavy).plan, "planned") for steps, heavy in PLANNED]
+    late = [contender(starting_late(steps, heavy), "first eighth without context") for steps, heavy in PLANNED[1:]]
+    return even + [one for one in planned if one.plan not in {other.plan for other in even}] + late
+
+
+def starting_late(steps: int, heavy: int) -> StepPlan:
+    """The light network alone for the first eighth of the steps, then heavy calls spread evenly."""
+    alone = steps // 8
+    return StepPlan.at(steps, (alone + j * (steps - alone) // heavy for j in range(heavy)))
+
+
+def contenders_of(
+    entries: Sequence[Entry], models: dict[Path, Model], *, progress: Progress, device: torch.device
+) -> list[Contender]:
+    """What the entries stand for, none twice. models: by directory.
+
+    Raises ValueError for plans that are none, or not for that kind of model.
+    """
+    costs = {run: call_macs(model) for run, model in models.items()}
+    dearest = max(costs.values(), key=lambda cost: max(cost.heavy, cost.light))
+    rung = max(dearest.heavy, dearest.light)
+    found: list[Contender] = []
+    for entry in entries:
+        model, cost = models[entry.run], costs[entry.run]
+        if entry.plan is not None:
+            found.append(replace(entry.asked(model, device), asked=True))
+        elif is_dual(model):
+            errors = measured_errors(model, grid=GRID, images=PLANNING_IMAGES, progress=progress, device=device)
+            found += usual_dual(entry, model, Planner(errors, model.process, model.experiment.weighting))
+        else:
+            calls = [min(MOST_STEPS, max(1, round(times * rung / cost.light))) for times in LADDER]
+            found += usual_single(entry, model, calls)
+            if cost.light == max(single.light for single in costs.values()) and can_share(model):
+                progress.note(f"planning where the shared encoder of {entry.network} is refreshed")
+                found += [shared(entry, model, steps, heavy, device) for steps, heavy in SHARED]
+    return list({one.key: one for one in found}.values())
+
+
+def can_share(model: Model) -> bool:
+    """Whether the network's middle has blocks to share, and one to spare."""
+    return model.experiment.networks.grid.levels[-1].blocks > 1

@@ -1,0 +1,232 @@
+"""The page of a comparison: made of what was measured and of nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dualrate.compare.contenders import Contender
+from dualrate.compare.savings import COSTS, Findings, Savings, savings
+from dualrate.compare.work import Finished
+from dualrate.report.figures import pareto_figure, plan_figure
+from dualrate.report.grid import grid
+from dualrate.report.headline import capital, name, plan
+from dualrate.report.html import Block, Drawing, Facts, Gallery, Picture, Points, Section, Text, page
+from dualrate.report.rows import Row
+from dualrate.report.table import EACH, Table, compute_unit, floor_note, interval, significant, table
+from dualrate.runs.environment import environment
+
+COLUMNS = 10
+
+
+def compare_page(findings: Findings) -> str:
+    title = "Quality against compute"
+    if not findings.finished:
+        return page(title, [Section("", _unfinished(findings)), *_screening(findings), _method(findings)])
+    return page(
+        title,
+        [
+            Section("", _headline(findings)),
+            Section("Fronts", _figures(findings)),
+            *_saved(findings),
+            Section("Samples from the same seeds", [_grids(findings)]),
+            Section("Every plan on the front", [front_table(findings.finished)]),
+            Section("Where the heavy calls go", _plans(findings)),
+            *_screening(findings),
+            _method(findings),
+        ],
+    )
+
+
+def _headline(findings: Findings) -> list[Block]:
+    found = savings(findings)
+    blocks: list[Block] = [Text(sentence, "lead") for sentence in [_best(findings)]]
+    blocks += [Points([_sentence(one) for one in found])] if found else []
+    return blocks + _unfinished(findings)
+
+
+def _best(findings: Findings) -> str:
+    """The best score of either side, and what it cost."""
+    ranked = sorted(findings.finished, key=lambda one: one.row.score.value)
+    best = ranked[0].measured.row
+    says = f"Best of all: {name(best)}, {best.score.metric} {significant(best.score.value)} {interval(best)}."
+    sides = [side for side in (findings.own, findings.rivals) if side]
+    if len(sides) < 2:
+        return says
+    own, rival = (min((one.row for one in side), key=lambda row: row.score.value) for side in sides)
+    return (
+        f"Best dual-rate: {name(own)}, {own.score.metric} {significant(own.score.value)} {interval(own)}, at "
+        f"{_cost_text(own)}. Best of all others: {name(rival)}, {significant(rival.score.value)} {interval(rival)}, at "
+        f"{_cost_text(rival)}."
+    )
+
+
+def _cost_text(row: Row) -> str:
+    prefix, unit = compute_unit([row.flops])
+    return f"{significant(row.flops / unit)} {prefix}FLOPs and {significant(1000 * row.seconds_per_image)} ms an image"
+
+
+def _sentence(one: Savings) -> str:
+    """The savings of one contender, in words."""
+    row = one.finished.row
+    start = f"{capital(name(row))} ({row.score.metric} {significant(row.score.value)}): "
+    parts = []
+    for costs, found in zip(COSTS[:2], one.savings, strict=False):
+        if math.isinf(found.ratio):
+            parts.append(f"no other reaches it in {costs.name} that were measured (from {found.low:.2f} times)")
+        else:
+            parts.append(f"the same score at {found} times {costs.unit}")
+    return start + "; ".join(parts) + "."
+
+
+def _saved(findings: Findings) -> list[Section]:
+    made = savings_table(findings)
+    return [Section("What dual-rate saves at equal quality", [made])] if made.cells else []
+
+
+def savings_table(findings: Findings) -> Table:
+    """A line per dual-rate contender that none of its kind beats; none without both sides."""
+    found = savings(findings)
+    header = ("network", "sampler", "plan", findings.judge.metric, *(costs.name for costs in COSTS))
+    cells = [
+        (
+            one.finished.row.network,
+            one.finished.row.sampler,
+            plan(one.finished.row),
+            significant(one.finished.row.score.value),
+            *map(str, one.savings),
+        )
+        for one in found
+    ]
+    notes = (
+        "cost of the best of all other networks and samplers for the same score, over the plan's own: above 1, this is "
+        "cheaper. Between two plans of the others the score is interpolated, a straight line in logarithms",
+        "in brackets 95% bootstrap intervals over the images, of both sides; never: no other reaches the score",
+        "at most: the others' cheapest measured plan is better already",
+    )
+    return Table(header, tuple(cells), notes)
+
+
+def _figures(findings: Findings) -> list[Block]:
+    rows = [one.row for one in findings.finished]
+    many = sorted({one.speed.batch for one in findings.finished})
+    return [
+        Drawing(pareto_figure(rows, "flops"), "Score against FLOPs; N/H beside each point, faint: beaten by its own"),
+        Drawing(
+            pareto_figure(rows, "seconds"),
+            f"Score against measured time, in batches of {', '.join(map(str, many))} images",
+        ),
+    ]
+
+
+def _grids(findings: Findings) -> Gallery:
+    ordered = sorted(findings.finished, key=lambda one: one.row.macs)
+    rows = [(one.images, one.row) for one in ordered]
+    return Gallery(
+        [
+            Picture(grid(images, COLUMNS), f"{name(row)}: {row.score.metric} {significant(row.score.value)}")
+            for images, row in rows
+        ]
+    )
+
+
+def front_table(finished: Sequence[Finished]) -> Table:
+    """Costs and metrics of every contender, lowest cost first."""
+    ordered = sorted(finished, key=lambda one: one.row.macs)
+    prefix, unit = compute_unit([one.row.flops for one in ordered])
+    score = ordered[0].row.score
+    details = ordered[0].details
+    beside = (f"{details.kernel_metric} x 1000", "precision", "recall") if details else ()
+    header = (
+        "network",
+        "sampler",
+        "N",
+        "H",
+        f"{prefix}MACs",
+        f"{prefix}FLOPs",
+        "ms alone",
+        "ms in batches",
+        "MB",
+        score.metric,
+        f"{100 * score.level:.0f}% interval",
+        *beside,
+    )
+    batches = ", ".join(dict.fromkeys(f"{one.speed.batch} ({one.contender.network})" for one in ordered))
+    notes = (
+        f"N steps, H heavy calls ({EACH}: the whole model at every step); FLOPs = 2 MACs; milliseconds per image, "
+        f"alone and in batches of the size whose doubling gains less than 5%: {batches}",
+        "MB: peak memory of the process at that batch size",
+        f"{score.metric}: lower is better; {score.fingerprint.count} images per row; fingerprint "
+        f"{score.fingerprint.short()}",
+        floor_note([one.row for one in ordered]),
+    )
+    return Table(header, tuple(_cells(one, unit) for one in ordered), notes)
+
+
+def _cells(one: Finished, unit: float) -> tuple[str, ...]:
+    row, details = one.row, one.details
+    kernel = details.kernel if details else None
+    return (
+        row.network,
+        row.sampler,
+        str(row.num_steps),
+        EACH if row.num_heavy == row.num_steps else str(row.num_heavy),
+        significant(row.macs / unit),
+        significant(row.flops / unit),
+        significant(1000 * one.speed.alone),
+        significant(1000 * one.speed.batched),
+        f"{one.memory / 1e6:.0f}",
+        significant(row.score.value),
+        interval(row),
+        *(
+            (
+                f"{1000 * kernel.value:.2f} +- {1000 * kernel.standard_error:.2f}",
+                f"{details.precision_recall.precision:.3f}",
+                f"{details.precision_recall.recall:.3f}",
+            )
+            if details and kernel
+            else ()
+        ),
+    )
+
+
+def _plans(findings: Findings) -> list[Block]:
+    shown = {
+        f"{one.row.network} {plan(one.row)}{_note(one.contender)}": one
+        for one in sorted(findings.finished, key=lambda one: one.row.macs)
+        if one.row.num_heavy < one.row.num_steps
+    }
+    if not shown:
+        return [Text("Every network here runs at every step.")]
+    figure = plan_figure([(label, one.contender.plan) for label, one in shown.items()])
+    return [Drawing(figure, "Plans that reuse what a heavy call computed")]
+
+
+def _note(contender: Contender) -> str:
+    return f", {contender.note}" if contender.note else ""
+
+
+def _screening(findings: Findings) -> list[Section]:
+    if not findings.screened:
+        return []
+    rows = [one.row for one in findings.screened]
+    text = (
+        "All contenders on fewer images, of other seeds than the front's, only to choose which deserve many; seconds "
+        "are those of drawing these images and may have been disturbed."
+    )
+    return [Section("Screening", [Text(text, "note"), table(rows)])]
+
+
+def _unfinished(findings: Findings) -> list[Block]:
+    return [Text(f"{sentence} The same command goes on.", "note") for sentence in findings.left]
+
+
+def _method(findings: Findings) -> Section:
+    facts = {**environment(), "command": findings.command}
+    if findings.finished:
+        facts["precision"] = findings.finished[0].row.precision
+        facts["fingerprint"] = findings.finished[0].row.score.fingerprint.json()
+    models = {one.contender.network: one.contender.run for one in findings.screened}
+    facts |= {network: str(run) for network, run in models.items()}
+    note = findings.finished[0].row.score.note if findings.finished else ""
+    return Section("How it was measured", [Facts(list(facts.items())), *([Text(note, "note")] if note else [])])

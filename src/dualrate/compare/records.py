@@ -1,0 +1,70 @@
+"""A comparison for machines: JSON with everything but the pictures, CSV with a line per finished contender."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+from dualrate.compare.savings import COSTS, Findings, savings
+from dualrate.report.headline import plan
+from dualrate.report.table import records
+from dualrate.runs.environment import environment
+
+
+def as_records(findings: Findings) -> list[dict[str, object]]:
+    """One flat dict per finished contender, unrounded."""
+    lines = records([one.row for one in findings.finished])
+    for line, one in zip(lines, findings.finished, strict=True):
+        contender, details = one.contender, one.details
+        line |= {
+            "plan": json.loads(contender.plan.to_json()),
+            "seconds_alone": one.speed.alone,
+            "peak_bytes": one.memory,
+        }
+        if details:
+            line |= {
+                "kernel_metric": details.kernel_metric,
+                "kernel": details.kernel.value,
+                "kernel_standard_error": details.kernel.standard_error,
+                "precision": details.precision_recall.precision,
+                "recall": details.precision_recall.recall,
+            }
+    return lines
+
+
+def as_json(findings: Findings) -> str:
+    """Everything of the page but the pictures."""
+    saved = [
+        {
+            "network": one.finished.row.network,
+            "plan": plan(one.finished.row),
+            **{
+                costs.name: [value if math.isfinite(value) else None for value in (found.ratio, found.low, found.high)]
+                for costs, found in zip(COSTS, one.savings, strict=True)
+            },
+        }
+        for one in savings(findings)
+    ]
+    return json.dumps(
+        {
+            "command": findings.command,
+            "environment": environment(),
+            "front": as_records(findings),
+            "savings": saved,
+            "screening": records([one.row for one in findings.screened]),
+        },
+        indent=1,
+    )
+
+
+def as_csv(findings: Findings) -> str:
+    """A line per finished contender, for a spreadsheet."""
+    lines = [{k: v for k, v in line.items() if not isinstance(v, dict)} for line in as_records(findings)]
+    target = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(target, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return target.getvalue()

@@ -1,0 +1,84 @@
+"""What an image costs in time and memory: alone, and in batches of the size from which on larger ones gain nothing.
+
+The networks' calls are what a batch size acts on, so the size is found on them (once per model), and then whole images
+are timed at it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dualrate.compare.contenders import Contender
+from dualrate.cost import PlanCost
+from dualrate.malloc import keep_freed_memory
+from dualrate.runs.measure import draw, seconds_of_calls
+from dualrate.runs.store import Model, load
+
+GAIN = 1.05  # a batch twice as large that makes fewer than this many times the images per second is not worth it
+LARGEST_BATCH = 1024
+CALLING = 0.3  # seconds that a call is timed for, at least
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per image, in batches of one and of `batch`; all medians of measurements of their own."""
+
+    alone: float
+    batched: float
+    batch: int
+
+
+def saturating_batch(model: Model, cost: PlanCost, *, device: torch.device) -> int:
+    """The batch size, a power of two, at which doubling it makes less than 5% more images per second."""
+
+    def seconds_per_image(batch: int) -> float:
+        heavy, light = seconds_of_calls(model, batch, device=device, seconds=CALLING)
+        return (cost.heavy_calls * heavy + cost.light_calls * light) / batch
+
+    batch, seconds = 1, seconds_per_image(1)
+    while batch < LARGEST_BATCH:
+        doubled = seconds_per_image(2 * batch)
+        if seconds / doubled < GAIN:
+            break
+        batch, seconds = 2 * batch, doubled
+    return batch
+
+
+def speed(contender: Contender, model: Model, batch: int, *, device: torch.device, repeats: int = 3) -> Speed:
+    """Seconds of whole images, networks and sampler; the median of `repeats` batches each."""
+
+    def seconds_per_image(size: int) -> float:
+        step, plan = contender.step(model), contender.plan
+        drawn = (draw(model, step, plan, range(size), batch_size=size, device=device) for _ in range(repeats))
+        return statistics.median(samples.seconds / size for samples in drawn)
+
+    return Speed(seconds_per_image(1), seconds_per_image(batch), batch)
+
+
+def peak_memory(contender: Contender, batch: int, *, device: torch.device) -> int:
+    """Bytes held at most while a batch is drawn, in a process of its own: torch's on a GPU, all of it on a CPU."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, contender, batch, str(device), torch.get_num_threads()).result()
+
+
+def _peak(contender: Contender, batch: int, device: str, threads: int) -> int:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    model = contender.model(load(contender.run, device=device))
+    draw(model, contender.step(model), contender.plan, range(batch), batch_size=batch, device=device)
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    if not sys.platform.startswith("linux"):
+        import resource  # not on Windows
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of macOS, in bytes
+    # Linux's ru_maxrss of a child begins at its parent's size
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -1,0 +1,204 @@
+"""The work behind `dualrate compare`, in the order it is done:
+
+    1. screen: every contender on `screen` images
+    2. front:  those on the front of quality against cost, on `count` images of other seeds, so that a lucky screening
+               does not flatter anyone
+    3. costs:  seconds of an image of each of them, alone and in batches, and the memory of each network
+
+Features are kept as images are drawn (metrics/blocks.py), so a call that ran out of its minutes, or was killed, goes on
+where it was; only the seconds are measured anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dualrate.compare.contenders import Contender
+from dualrate.compare.speed import CALLING, Speed, peak_memory, saturating_batch, speed
+from dualrate.cost import PlanCost
+from dualrate.metrics.blocks import FeatureBlocks
+from dualrate.metrics.details import Details
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.report.pareto import Point, front
+from dualrate.report.rows import Row
+from dualrate.runs.measure import Guidance, balanced_labels, draw, image_cost, seconds_of_calls
+from dualrate.runs.store import Model
+from dualrate.runs.stream import measure_in_blocks, origin_of
+from dualrate.training.device import pays
+from dualrate.training.log import Progress
+
+SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0
+SCREENING = 0.5  # of the minutes, at most
+SHOWN = 20  # images of a contender on the page
+BATCH = 125
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A contender's row, its score's bootstrap replicates, and the metrics beside it."""
+
+    contender: Contender
+    row: Row
+    replicates: NDArray[np.float64]
+    details: Details | None
+
+    def point(self, cost: float) -> Point:
+        return Point(self.contender.key, cost, self.row.score.value, self.replicates)
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A contender measured on the front, what it costs in time and memory, and its first images."""
+
+    measured: Measured
+    speed: Speed
+    memory: int
+    images: NDArray[np.uint8]
+
+    @property
+    def row(self) -> Row:
+        return self.measured.row
+
+    @property
+    def contender(self) -> Contender:
+        return self.measured.contender
+
+    @property
+    def details(self) -> Details | None:
+        return self.measured.details
+
+
+@dataclass
+class Bench:
+    """Measures contenders until the time is up. models: by directory."""
+
+    models: dict[Path, Model]
+    judge: Evaluator[Any]
+    directory: Path
+    device: torch.device
+    progress: Progress
+    costs: dict[str, PlanCost] = field(default_factory=dict)
+    estimates: dict[str, float] = field(default_factory=dict)  # seconds per image, from those of calls
+    _done: float = 0
+    _total: float = 0
+    _start: float = field(default_factory=time.monotonic)
+
+    def model(self, contender: Contender) -> Model:
+        return contender.model(self.models[contender.run])
+
+    def estimate(self, contenders: Sequence[Contender]) -> None:
+        """Counts every contender's calls, and times one call of each network."""
+        calls: dict[tuple[Path, int | None], tuple[float, float]] = {}
+        for contender in contenders:
+            model, kind = self.model(contender), (contender.run, contender.split)
+            if kind not in calls:
+                heavy, light = seconds_of_calls(model, BATCH, device=self.device, seconds=CALLING)
+                calls[kind] = (heavy / BATCH, light / BATCH)
+            cost = image_cost(model, contender.step(model), contender.plan, Guidance(), device=self.device)
+            self.costs[contender.key] = cost
+            self.estimates[contender.key] = cost.heavy_calls * calls[kind][0] + cost.light_calls * calls[kind][1]
+
+    def measure(
+        self, contenders: Sequence[Contender], seeds: range, seconds: float, *, details: bool
+    ) -> list[Measured]:
+        """Those that `seconds` suffice for, in this order."""
+        deadline = time.monotonic() + seconds
+        self._done, self._start = 0, time.monotonic()
+        self._total = sum(self.estimates[contender.key] for contender in contenders) * len(seeds)
+        found = []
+        for i, contender in enumerate(contenders):
+            try:
+                measured = self._measure(contender, seeds, deadline, details=details)
+            except TimeoutError:
+                left = ", ".join(other.key for other in contenders[i:])
+                self.progress.note(f"out of time; not measured on {len(seeds)} images: {left}")
+                break
+            score = measured.row.score
+            self.progress.note(
+                f"{i + 1}/{len(contenders)} {contender.key}: {score.metric} {score.value:.3f} "
+                f"[{score.low:.3f}, {score.high:.3f}] of {len(seeds)} images"
+            )
+            found.append(measured)
+        self.progress.close()
+        return found
+
+    def _measure(self, contender: Contender, seeds: range, deadline: float, *, details: bool) -> Measured:
+        model, step = self.model(contender), contender.step(self.model(contender))
+        directory = self.directory / contender.key
+        before = self._done
+
+        def report(done: int, total: int) -> None:
+            self._done = before + self.estimates[contender.key] * done
+            spent = time.monotonic() - self._start
+            self.progress.update(round(self._done), round(self._total), {"images": done, "seconds": spent})
+            if done < total and time.monotonic() > deadline:
+                raise TimeoutError
+
+        row = measure_in_blocks(
+            contender.network,
+            model,
+            step,
+            contender.plan,
+            self.judge,
+            seeds,
+            directory,
+            batch_size=BATCH,
+            device=self.device,
+            progress=report,
+        )
+        origin = origin_of(model, step, contender.plan, Guidance(), self.judge.net, bfloat16=pays(self.device))
+        features = FeatureBlocks.open(directory, origin).read(seeds).features
+        labels = balanced_labels(model, seeds)
+        strata = None if labels is None else torch.tensor(labels)
+        replicates = self.judge.replicates(features, strata=strata)
+        beside = self.judge.details(features) if details else None
+        return Measured(contender, _named(row, contender), replicates, beside)
+
+    def finish(self, measured: Sequence[Measured]) -> list[Finished]:
+        """Times every contender, and takes its first images."""
+        batches: dict[tuple[Path, int | None], int] = {}
+        memory: dict[tuple[Path, int | None], int] = {}
+        finished = []
+        self.progress.note(f"timing {len(measured)} contenders, alone and in batches")
+        for i, one in enumerate(measured):
+            contender, model = one.contender, self.model(one.contender)
+            kind = (contender.run, contender.split)
+            if kind not in batches:
+                batches[kind] = saturating_batch(model, self.costs[contender.key], device=self.device)
+                memory[kind] = peak_memory(contender, batches[kind], device=self.device)
+            timed = speed(contender, model, batches[kind], device=self.device)
+            row = replace(one.row, seconds_per_image=timed.batched, batch_size=timed.batch)
+            images = draw(model, contender.step(model), contender.plan, range(SHOWN), device=self.device).images
+            finished.append(Finished(replace(one, row=row), timed, memory[kind], images))
+            self.progress.update(i + 1, len(measured), {"images": SHOWN * (i + 1)})
+        self.progress.close()
+        return finished
+
+
+def _named(row: Row, contender: Contender) -> Row:
+    note = f", {contender.note}" if contender.note else ""
+    return replace(row, sampler=f"{row.sampler}{note}")
+
+
+def chosen(screened: Sequence[Measured], bench: Bench, rivals: Sequence[Sequence[Measured]]) -> list[Contender]:
+    """What deserves many images, most important first: what the user named, the fronts of the sides, then of networks.
+
+    rivals: the sides that are set against each other. A front counts multiply-adds, and estimated seconds too.
+    """
+    networks = {one.contender.network for one in screened}
+    lines = [[one for one in screened if one.contender.network == network] for network in sorted(networks)]
+    picked = {one.contender.key: one.contender for one in screened if one.contender.asked}
+    for group in (*rivals, *lines):
+        by_name = {one.contender.key: one for one in group}
+        for costs in ({k: float(c.macs) for k, c in bench.costs.items()}, bench.estimates):
+            points = [one.point(costs[key]) for key, one in by_name.items()]
+            picked |= {point.name: by_name[point.name].contender for point in front(points)}
+    return list(picked.values())

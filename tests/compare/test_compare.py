@@ -1,0 +1,234 @@
+"""A comparison from end to end on tiny runs: entries, resuming, time that runs out, and what the page says."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dualrate.cli import main
+from dualrate.compare import contenders, speed, work
+from dualrate.compare.comparison import Effort, compare
+from dualrate.compare.contenders import Contender, Entry, contenders_of, starting_late
+from dualrate.cost import CallCost, PlanCost
+from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
+from dualrate.models.uvit import Level, UViTConfig
+from dualrate.runs.store import load, write_experiment
+from dualrate.timing import StepPlan, TimeSampler
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+from dualrate.types import Refresh
+
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 2)), 2, patch=2, embedding=16, head_dim=16)
+SMALL = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 2, patch=2, embedding=16, head_dim=16)
+EFFORT = Effort(minutes=5, screen=12, count=40)
+
+
+class Notes:
+    def __init__(self):
+        self.lines = []
+
+    def update(self, iteration, total, logs):
+        assert 0 <= iteration <= total + 1
+
+    def note(self, text):
+        self.lines.append(text)
+
+    def close(self): ...
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A directory with runs `heavy` and `dual` of random weights, their images, and a feature net `net`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(contenders, "LADDER", (2, 4))
+    monkeypatch.setattr(contenders, "DUAL", ((4, 2),))
+    monkeypatch.setattr(contenders, "PLANNED", ((4, 2), (8, 2)))
+    monkeypatch.setattr(contenders, "SHARED", ((4, 2),))
+    monkeypatch.setattr(contenders, "GRID", 8)
+    monkeypatch.setattr(contenders, "PLANNING_IMAGES", 8)
+    monkeypatch.setattr(contenders, "SIMILARITY_IMAGES", 2)
+    monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
+    monkeypatch.setattr(speed, "CALLING", 0.001)
+    monkeypatch.setattr(work, "peak_memory", lambda *of, device: 1)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(64) % 2)
+    data = DataConfig(str(tmp_path / "images.npz"))
+    for name, networks in {"heavy": OneNetwork(NET), "dual": TwoNetworks(NET, SMALL)}.items():
+        times = TimeSampler() if name == "dual" else Experiment("", networks, FitConfig(1)).times
+        experiment = Experiment(name, networks, FitConfig(iterations=1), data, times=times)
+        modules, _ = experiment.build()
+        generator = torch.Generator().manual_seed(0)
+        weights = {key: 0.2 * torch.randn(p.shape, generator=generator) for key, p in modules.state_dict().items()}
+        write_experiment(tmp_path / name, experiment)
+        checkpoint.save(tmp_path / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
+    architecture = Architecture(1, 8, 2, features=4)
+    net = Classifier(architecture).eval().requires_grad_(False)
+    identity = hashlib.sha256(weight_bytes(net)).hexdigest()
+    FeatureNet(Card("noise", identity, architecture, "", None, 0, 1), net).save(tmp_path / "net")
+    return tmp_path
+
+
+def run(here: Path, *entries: str, effort: Effort = EFFORT, **options):
+    return compare(entries, here / "report.html", effort, features=here / "net", progress=Notes(), **options)
+
+
+def test_all_kinds_of_contenders_on_one_page(here):
+    findings = run(here, "one network=heavy", "dual")
+    samplers = {one.row.sampler for one in findings.screened if one.row.network == "one network"}
+    assert len(samplers) == 4
+    networks = {one.row.network for one in findings.screened}
+    assert networks == {"one network", "one network, shared encoder", "dual"}
+    notes = {one.contender.note for one in findings.screened if one.row.network == "dual"}
+    assert {"", "first eighth without context"} <= notes
+    assert not findings.left
+    page = (here / "report.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "What dual-rate saves at equal quality" in page
+    made = json.loads((here / "report.json").read_text())
+    assert len(made["front"]) == len(findings.finished)
+    assert len(made["screening"]) == len(findings.screened)
+    for line, one in zip(made["front"], findings.finished, strict=True):
+        assert StepPlan.from_json(json.dumps(line["plan"])) == one.contender.plan
+        assert line["flops"] == 2 * line["macs"]
+        assert line["seconds_alone"] > 0
+        assert line["low"] <= line["value"] <= line["high"]
+    lines = list(csv.DictReader((here / "report.csv").open()))
+    assert [line["network"] for line in lines] == [line["network"] for line in made["front"]]
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own(here):
+    contender = Contender(Path("heavy"), "heavy", "ancestral", StepPlan.uniform(2))
+    small, large = (speed.peak_memory(contender, batch, device=torch.device("cpu")) for batch in (1, 16384))
+    assert 1e7 < small < large
+
+
+def test_a_batch_saturates_where_doubling_gains_less_than_5_percent(here, monkeypatch):
+    calls = {1: 1.0, 2: 1.0, 4: 1.5, 8: 2.9, 16: 5.0}  # seconds of one; per image 1, 0.5, 0.375, 0.3625, 0.3125
+    monkeypatch.setattr(speed, "LARGEST_BATCH", 16)
+    monkeypatch.setattr(speed, "seconds_of_calls", lambda model, batch, device, seconds: (0.0, calls[batch]))
+    cost = PlanCost(CallCost(1, 1), 0, 7)
+    assert speed.saturating_batch(load("heavy"), cost, device=torch.device("cpu")) == 4
+
+
+def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
+    findings = run(here, "heavy:2", "dual:4/2")
+    (screened, _), (finished, _) = findings.screened, findings.finished
+    assert screened.row.score.fingerprint.seeds.startswith("1000000-")
+    assert finished.row.score.fingerprint.seeds == "0-39"
+
+
+def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
+    first = run(here, "heavy:2", "dual:4/2")
+    monkeypatch.setattr("dualrate.runs.stream.sample", None)
+    second = run(here, "heavy:2", "dual:4/2")
+    assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
+
+
+def test_time_that_runs_out_is_said_and_the_rest_done_later(here, monkeypatch):
+    with monkeypatch.context() as short:
+        short.setattr("dualrate.compare.comparison.SCREENING", 1e-9)
+        findings = run(here, "heavy:2", "heavy:3", "dual:4/2")
+    assert "not screened in time" in findings.left[0]
+    assert "The same command goes on" in (here / "report.html").read_text()
+    assert len(run(here, "heavy:2", "dual:4/2").finished) == 2
+
+
+def test_what_was_asked_for_is_always_measured(here):
+    findings = run(here, "heavy:2", "heavy:3", "heavy:4@ddim", "heavy:4/2", "dual:8/2")
+    assert len(findings.finished) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("heavy", Entry(Path("heavy"), "heavy")),
+        ("big=heavy:8", Entry(Path("heavy"), "big", "8")),
+        ("dual:8/2", Entry(Path("dual"), "dual", "8/2")),
+        ("heavy:8@dpm++2m", Entry(Path("heavy"), "heavy", "8", "dpm++2m")),
+        ("heavy@ddim", Entry(Path("heavy"), "heavy", None, "ddim")),
+    ],
+)
+def test_entries(here, text, expected):
+    assert Entry.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["nothing", "nothing:3", "heavy:3@euler", "", "=", ":4"])
+def test_entries_that_are_none(here, text):
+    with pytest.raises(ValueError, match="there is no"):
+        Entry.parse(text)
+
+
+@pytest.mark.parametrize("text", ["heavy:x", "dual:8/x", "dual:4/8", "heavy:0", "dual:8/-1"])
+def test_plans_that_are_none(here, text):
+    entry = Entry.parse(text)
+    with pytest.raises(ValueError, match=r"plan|steps"):
+        contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes(), device=torch.device("cpu"))
+
+
+def test_a_dual_rate_plan_under_ddim_is_refused(here):
+    with pytest.raises(ValueError, match="Ancestral"):
+        run(here, "dual:4/2@ddim")
+
+
+def test_a_plan_file(here):
+    plan = StepPlan.at(4, [1, 3])
+    Path("mine.json").write_text(plan.to_json())
+    entry = Entry.parse("dual:mine.json")
+    (made,) = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes(), device=torch.device("cpu"))
+    assert made == Contender(entry.run, "dual", "ancestral", plan, "mine", asked=True)
+
+
+def test_keys_tell_contenders_apart():
+    plans = [StepPlan.uniform(4, 2), StepPlan.at(4, [0, 1])]
+    made = [Contender(Path(run), "x", "ancestral", plan) for run in ("a", "b") for plan in plans]
+    made.append(Contender(Path("a"), "x", "ddim", plans[0]))
+    made.append(Contender(Path("a"), "x", "ancestral", plans[0], split=1))
+    assert len({one.key for one in made}) == len(made)
+
+
+def test_starting_late_has_its_heavy_calls_after_the_first_eighth():
+    plan = starting_late(32, 8)
+    assert plan.refresh[:4] == (Refresh.NONE,) * 4
+    assert plan.refresh[4] is Refresh.FULL
+    assert plan.num_heavy == 8
+
+
+def test_runs_that_do_not_compare(here):
+    experiment = load("heavy").experiment
+    other = Experiment("other", OneNetwork(NET), experiment.fit, DataConfig("elsewhere.npz"))
+    networks, _ = other.build()
+    write_experiment(here / "other", other)
+    checkpoint.save(here / "other" / "checkpoints", 1, {"model": networks.state_dict()}, {"iteration": 1})
+    with pytest.raises(ValueError, match="--mixed"):
+        run(here, "heavy:2", "other:2")
+    assert len(run(here, "heavy:2", "other:2", mixed=True).finished) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["heavy:2", "--out", "report.txt"], ".html"),
+        (["heavy:2", "--minutes", "0"], "minutes"),
+        (["heavy:2", "--screen", "60", "--count", "50"], "screen"),
+        (["heavy:2", "--screen", "4", "--count", "10"], "draw more"),
+        (["heavy:2", "--features", "nowhere"], "nowhere"),
+        (["gone:2"], "there is no run"),
+        ([], "nothing to compare"),
+    ],
+)
+def test_bad_input_is_one_clear_line(here, capsys, monkeypatch, arguments, expected):
+    if "--features" not in arguments:
+        arguments = [*arguments, "--features", "net"]
+    monkeypatch.setattr("sys.argv", ["dualrate", "compare", *arguments, "--device", "cpu"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert expected in told[-1]
