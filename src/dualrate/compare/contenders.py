@@ -4,7 +4,8 @@
     RUN:32                  32 steps; a dual-rate model with its usual number of heavy calls
     RUN:32/8                32 steps, 8 heavy calls. Of a single network: its encoder shared between steps (caching/)
     RUN:plan.json           a plan, as `dualrate plan` writes it
-    RUN:32/8@ddim           under a sampler; ancestral if none is named, DDIM for a shared encoder
+    RUN:32@ddim             under a sampler: ancestral if none is named, DPM-Solver++ 2M for a shared encoder
+    RUN:32/8@ancestral-0.5  at a noise level gamma other than 0
 
 Costs of different networks meet on the rungs of a ladder: so many calls of the dearest network per image.
 """
@@ -36,8 +37,9 @@ ODE_UP_TO = 32  # deterministic samplers stop gaining before the last rung
 MOST_STEPS = 256
 DUAL = ((16, 4), (16, 8), (32, 4), (32, 8), (32, 16), (64, 4), (64, 8), (64, 16))  # N, H
 PLANNED = ((16, 4), (32, 8), (64, 8))
-SHARED = ((16, 4), (32, 8), (32, 16), (64, 16))
+SHARED = ((8, 4), (16, 4), (16, 8), (32, 8))
 GRIDS: dict[SamplerName, GridName] = {"ancestral": "t", "ddim": "t", "heun": "log-snr", "dpm++2m": "log-snr"}
+GAMMAS = (0.0, 0.5)  # of the ancestral sampler
 SIMILARITY_IMAGES = 16
 GRID, PLANNING_IMAGES = 64, 128  # of the planner
 
@@ -48,6 +50,7 @@ class Contender:
 
     run:     directory of the model
     network: what its line is called
+    gamma:   noise level of the ancestral sampler
     note:    what is special about the plan, empty if nothing
     split:   blocks of a single network's middle that steps share; None: none
     asked:   named by the user, plan and all, so measured on the front in any case
@@ -57,6 +60,7 @@ class Contender:
     network: str
     sampler: SamplerName
     plan: StepPlan
+    gamma: float = 0.0
     note: str = ""
     split: int | None = None
     asked: bool = False
@@ -64,13 +68,13 @@ class Contender:
     @property
     def key(self) -> str:
         """A file name, different for every contender of one name."""
-        says = f"{self.run.resolve()} {self.split} {self.plan.to_json()}"
+        says = f"{self.run.resolve()} {self.split} {self.gamma} {self.plan.to_json()}"
         digest = hashlib.sha256(says.encode()).hexdigest()[:8]
         name = f"{self.run.name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler}"
         return f"{name}-{digest}"
 
     def step(self, model: Model) -> Step:
-        return make_step(self.sampler, model.process)
+        return make_step(self.sampler, model.process, self.gamma)
 
     def model(self, loaded: Model) -> Model:
         """The loaded model as this contender calls it."""
@@ -89,16 +93,20 @@ def split_of(network: UViT) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """One argument of `dualrate compare`: [NAME=]RUN[:PLAN][@SAMPLER]. plan: "32", "32/8", a file, or None."""
+    """One argument of `dualrate compare`: [NAME=]RUN[:PLAN][@SAMPLER[-GAMMA]].
+
+    plan: "32", "32/8", a file, or None
+    """
 
     run: Path
     network: str
     plan: str | None = None
     sampler: SamplerName | None = None
+    gamma: float = 0.0
 
     @staticmethod
     def parse(text: str) -> Entry:
-        """Raises ValueError for a run that is not there, and for a sampler nobody knows."""
+        """Raises ValueError for a run that is not there, a sampler nobody knows, or a gamma that is no number."""
         name, equals, rest = text.partition("=")
         name, rest = (name, rest) if equals else ("", text)
         rest, _, sampler = rest.partition("@")
@@ -107,28 +115,32 @@ class Entry:
             raise ValueError(
                 f"there is no run {run or rest!r}: an entry is RUN, RUN:32/8 or RUN:plan.json, got {text!r}"
             )
-        if sampler and sampler not in get_args(SamplerName):
-            raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(get_args(SamplerName))}")
+        found, _, gamma = sampler.partition("-")
+        known = {known: known for known in get_args(SamplerName)}
+        if sampler and (found not in known or not (gamma or "0").replace(".", "", 1).isdecimal()):
+            raise ValueError(
+                f"there is no sampler {sampler!r}; choose one of {', '.join(known)}, or ancestral-0.5 for gamma 0.5"
+            )
         path = Path(run)
-        return Entry(path, name or path.resolve().name, plan or None, sampler or None)  # pyright: ignore[reportArgumentType]
+        return Entry(path, name or path.resolve().name, plan or None, known.get(found), float(gamma or 0))
 
     def asked(self, model: Model, device: torch.device) -> Contender:
         """The contender of an entry that names a plan. Raises ValueError for a plan that is none."""
         assert self.plan is not None
+        sampler = self.sampler or "ancestral"
         if self.plan.endswith(".json"):
             plan = StepPlan.from_json(Path(self.plan).read_text())
-            return Contender(self.run, self.network, self.sampler or "ancestral", plan, note=Path(self.plan).stem)
+            return Contender(self.run, self.network, sampler, plan, self.gamma, note=Path(self.plan).stem)
         steps, _, heavy = self.plan.partition("/")
         if not (steps.isdecimal() and (heavy or "0").isdecimal()):
             raise ValueError(f"{self.plan!r} is no plan: 32 (steps), 32/8 (steps/heavy calls), or a .json file")
         calls = int(heavy) if heavy else model.experiment.times.default_heavy(int(steps))
         if calls < int(steps) and not is_dual(model):
             return shared(self, model, int(steps), calls, device)
-        sampler = self.sampler or "ancestral"
         plan = StepPlan.uniform(int(steps), calls)
         if calls == int(steps):
             plan = StepPlan.at(grid_times(GRIDS[sampler], model.process.schedule, int(steps)), range(int(steps)))
-        return Contender(self.run, self.network, sampler, plan)
+        return Contender(self.run, self.network, sampler, plan, self.gamma)
 
 
 def is_dual(model: Model) -> bool:
@@ -141,10 +153,11 @@ def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Conte
     for rung, count in zip(LADDER, calls, strict=True):
         for sampler, grid in GRIDS.items():
             steps = (count + 1) // 2 if sampler == "heun" else count
-            if steps < 2 or (sampler != "ancestral" and rung > ODE_UP_TO) or entry.sampler not in (None, sampler):
+            if steps < 3 or (sampler != "ancestral" and rung > ODE_UP_TO) or entry.sampler not in (None, sampler):
                 continue
             plan = StepPlan.at(grid_times(grid, schedule, steps), range(steps))
-            found.append(Contender(entry.run, entry.network, sampler, plan))
+            gammas = GAMMAS if sampler == "ancestral" else (0.0,)
+            found += [Contender(entry.run, entry.network, sampler, plan, gamma) for gamma in gammas]
     return found
 
 
@@ -153,8 +166,8 @@ def shared(entry: Entry, model: Model, steps: int, heavy: int, device: torch.dev
     network = model.networks.get_submodule("model")
     assert isinstance(network, UViT)
     split = split_of(network)
-    sampler = entry.sampler or "ddim"
-    times = grid_times("t", model.process.schedule, steps)
+    sampler = entry.sampler or "dpm++2m"
+    times = grid_times(GRIDS[sampler], model.process.schedule, steps)
     seeds = range(SEED, SEED + SIMILARITY_IMAGES)
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
     denoiser, step = SharedEncoder(network, model.process, split), make_step(sampler, model.process)
@@ -166,12 +179,13 @@ def shared(entry: Entry, model: Model, steps: int, heavy: int, device: torch.dev
 def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
     """A dual-rate model with even, planned, and late heavy calls."""
 
-    def contender(plan: StepPlan, note: str = "") -> Contender:
-        return Contender(entry.run, entry.network, "ancestral", plan, note)
+    def contender(plan: StepPlan, gamma: float, note: str = "") -> Contender:
+        return Contender(entry.run, entry.network, "ancestral", plan, gamma, note)
 
-    even = [contender(StepPlan.uniform(steps, heavy)) for steps, heavy in DUAL]
-    planned = [contender(planner.best(steps, heavy).plan, "planned") for steps, heavy in PLANNED]
-    late = [contender(starting_late(steps, heavy), "first eighth without context") for steps, heavy in PLANNED[1:]]
+    most = GAMMAS[-1]
+    even = [contender(StepPlan.uniform(steps, heavy), gamma) for steps, heavy in DUAL for gamma in GAMMAS]
+    planned = [contender(planner.best(steps, heavy).plan, most, "planned") for steps, heavy in PLANNED]
+    late = [contender(starting_late(steps, heavy), most, "late") for steps, heavy in PLANNED[1:]]
     return even + [one for one in planned if one.plan not in {other.plan for other in even}] + late
 
 

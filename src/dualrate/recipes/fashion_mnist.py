@@ -54,7 +54,7 @@ def light() -> Experiment:
 
 def medium() -> Experiment:
     """One network that costs at every step what the dual-rate model costs on average."""
-    return Experiment("fashion-mnist-medium", OneNetwork(MEDIUM), replace(FIT, iterations=14_000))
+    return Experiment("fashion-mnist-medium", OneNetwork(MEDIUM), replace(FIT, iterations=10_000))
 
 
 def dual() -> Experiment:
