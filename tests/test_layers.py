@@ -16,7 +16,7 @@ SRC = ROOT / "src"
 
 # A module may import from its own layer and from those before it. The names are those right below `dualrate`.
 LAYERS = (
-    ("mathematics", "types draws schedule process prediction weighting timing oracle serial"),
+    ("mathematics", "types draws schedule process prediction weighting timing grids oracle serial"),
     ("networks and sampling", "models denoiser combinators steps covariance sampling codec caching"),
     ("methods and measures", "methods bound planner cost metrics data"),
     ("training and report", "training report"),

@@ -16,7 +16,7 @@ from dualrate.runs.store import Model, export, load
 from dualrate.runs.train import train
 from dualrate.sampling import rollout, sample, trajectory
 from dualrate.schedule import Cosine, Interpolated, shifted
-from dualrate.steps import DDIM, Ancestral, Step
+from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, Step
 from dualrate.timing import SingleTime, StepPlan, TimeSampler
 from dualrate.types import Batch, Cond, Context, Refresh, Reuse
 from dualrate.weighting import Elbo, Sigmoid
@@ -31,6 +31,7 @@ __all__ = [
     "Context",
     "ContextEncoder",
     "Cosine",
+    "DPMSolver2M",
     "DataConfig",
     "Denoiser",
     "Denoising",
@@ -41,6 +42,7 @@ __all__ = [
     "GaussianMixture",
     "GaussianProcess",
     "Guided",
+    "Heun",
     "ImageSet",
     "Interpolated",
     "Level",

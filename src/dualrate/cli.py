@@ -20,13 +20,11 @@ import tyro
 from tyro.conf import Positional, arg
 
 from dualrate.cli_plan import PlanSearch
+from dualrate.cli_sampler import Plan, sampler_of
 from dualrate.console import reporter
 from dualrate.experiment import Experiment
 from dualrate.malloc import keep_freed_memory
 from dualrate.recipes import cifar10, fashion_mnist, imagenet
-from dualrate.runs.store import Model
-from dualrate.steps import DDIM, Ancestral, Step
-from dualrate.timing import StepPlan
 from dualrate.training.device import pick_device
 from dualrate.training.log import Progress
 
@@ -79,25 +77,6 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """When the networks run."""
-
-    steps: int | None = None
-    """N, steps of the sampler; 64 if not given."""
-    heavy: int | None = None
-    """H, heavy calls per image, spread evenly. A quarter of the steps, within what was trained, if not given."""
-    plan: Path | None = None
-    """A StepPlan as JSON, instead of --steps and --heavy."""
-    sampler: Literal["ancestral", "ddim"] = "ancestral"
-    gamma: float | None = None
-    """Ancestral noise level: 0 posterior variance (if not given), 1 transition variance."""
-    guidance: float = 1.0
-    """Classifier-free guidance weight; 1 is none."""
-    interval: tuple[float, float] | None = None
-    """Noise levels (low, high] of sigma/alpha in which guidance acts; everywhere if not given."""
-
-
-@dataclass(frozen=True)
 class Sample:
     """Draw images from a run: PNGs, a grid, and what they cost."""
 
@@ -128,7 +107,7 @@ class Sample:
             raise ValueError(f"--num is at least 1, got {self.num}")
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device)
-        step, plan = _sampler(model, self.plan)
+        step, plan = sampler_of(model, self.plan)
         self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong place costs none
         seeds = range(self.seed, self.seed + self.num)
         drawn = draw(
@@ -188,7 +167,7 @@ class Evaluate:
 
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device)
-        step, plan = _sampler(model, self.plan)
+        step, plan = sampler_of(model, self.plan)
         data = model.experiment.data
         judge = (
             inception_evaluator(data, reference=self.reference, device=device, progress=progress)
@@ -224,7 +203,7 @@ class Cost:
 
         device = pick_device(self.device)
         model = load(self.run_dir, device=device)
-        step, plan = _sampler(model, self.plan)
+        step, plan = sampler_of(model, self.plan)
         guidance = Guidance(self.plan.guidance, self.plan.interval)
         _report(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
 
@@ -329,20 +308,6 @@ def _set_threads(asked: str | None) -> None:
     if not asked.isdecimal() or int(asked) < 1:
         raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, got {asked!r}")
     torch.set_num_threads(int(asked))
-
-
-def _sampler(model: Model, options: Plan) -> tuple[Step, StepPlan]:
-    """The step and the plan that the options ask for. Raises ValueError for options that exclude each other."""
-    if options.sampler == "ddim" and options.gamma is not None:
-        raise ValueError("--gamma belongs to the ancestral sampler; DDIM draws no noise")
-    step = DDIM(model.process) if options.sampler == "ddim" else Ancestral(model.process, options.gamma or 0.0)
-    if options.plan is None:
-        steps = 64 if options.steps is None else options.steps
-        heavy = model.experiment.times.default_heavy(steps) if options.heavy is None else options.heavy
-        return step, StepPlan.uniform(steps, heavy)
-    if options.steps is not None or options.heavy is not None:
-        raise ValueError("--plan says all about the steps: drop --steps and --heavy")
-    return step, StepPlan.from_json(options.plan.read_text())
 
 
 def _decoding(progress: Progress) -> Callable[[int, int, str], None]:

@@ -5,7 +5,21 @@ scale between the posterior's own (gamma = 0) and that of the transition q(z_t |
 
     variance = exp(gamma log(c sigma_t^2) + (1 - gamma) log(c sigma_s^2)),   c = 1 - exp(log_snr(t) - log_snr(s))
 
-DDIM (Song, Meng, Ermon 2021): z_s = alpha_s x_hat + sigma_s eps_hat, eps_hat = (z_t - alpha_t x_hat) / sigma_t.
+The others solve the probability-flow ODE. DDIM (Song, Meng, Ermon 2021) takes x_hat as constant over the step,
+
+    z_s = alpha_s x_hat + sigma_s eps_hat,   eps_hat = (z_t - alpha_t x_hat) / sigma_t
+
+which is Euler's method in X = z / alpha, S = sigma / alpha: dX/dS = eps_hat. Two methods of second order are the same
+move with a better x_hat. With l = log(alpha / sigma), half the log-SNR, and h = l_s - l_t:
+
+    Heun (in X and S; Karras et al. 2022)    x_t + e^h / 2 (x_s - x_t)            x_s at the end of a DDIM step
+    DPM-Solver++ 2M (Lu et al. 2022)         x_t + h / (2 h_prev) (x_t - x_prev)  x_prev, h_prev of the step before
+
+X itself is never formed: it is of size 1 / alpha, some thousands at t = 1, and would cost float32 its digits there.
+
+Both ends are of first order. At s = 0 h is finite only because the schedule is truncated, and x_hat is the answer. At
+t = 1, too, S stands for infinity: x_hat is the data's mean, for which a first-order step is exact, and Heun's e^h / 2,
+tens to hundreds there, would multiply whatever x_s differs from it by.
 
 `markovian` says whether the chain keeps the forward law of pairs (z_s, z_t), which a reused dual-rate context needs.
 Noise alone is not enough: any DDIM kernel breaks it.
@@ -95,9 +109,14 @@ class Ancestral:
         return self.kernel(denoise, z, t, s).sample(draw()), carry
 
 
+def move(process: GaussianProcess, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """z_s on the probability-flow ODE if x_hat were x all the way from z_t. z, x: (B, ...); t, s: (B,)."""
+    return process.add_noise(x, s, eps_from_x(z, x, process.schedule.log_snr(t)))
+
+
 @dataclass(frozen=True)
 class DDIM:
-    """The deterministic sampler: an Euler step of the probability-flow ODE in (z / alpha, sigma / alpha)."""
+    """The deterministic sampler of first order; the step into t = 0 returns x_hat."""
 
     process: GaussianProcess
     markovian = False
@@ -112,7 +131,62 @@ class DDIM:
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
     ) -> tuple[Tensor, Carry]:
         x_hat = denoise(z, t)
+        return x_hat if bool((s == 0).all()) else move(self.process, z, x_hat, t, s), carry
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Second order by two evaluations a step; one where it starts at t = 1 or ends at t = 0: 2 N - 2 an image."""
+
+    process: GaussianProcess
+    markovian = False
+
+    def __str__(self) -> str:
+        return "Heun"
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        x_t = denoise(z, t)
         if bool((s == 0).all()):
-            return x_hat, carry
-        eps_hat = eps_from_x(z, x_hat, self.process.schedule.log_snr(t))
-        return self.process.add_noise(x_hat, s, eps_hat), carry
+            return x_t, carry
+        z_s = move(self.process, z, x_t, t, s)
+        if bool((t == 1).all()):
+            return z_s, carry
+        log_snr = self.process.schedule.log_snr
+        growth = torch.exp((log_snr(s) - log_snr(t)) / 2)
+        x = x_t + expand(growth / 2, z) * (denoise(z_s, s) - x_t)
+        return move(self.process, z, x, t, s), carry
+
+
+@dataclass(frozen=True)
+class DPMSolver2M:
+    """Second order by one evaluation a step and the last one's; the first step and that into t = 0 are of first order.
+
+    Its carry is the x_hat of the step before and its time.
+    """
+
+    process: GaussianProcess
+    markovian = False
+
+    def __str__(self) -> str:
+        return "DPM-Solver++ 2M"
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        x = x_t = denoise(z, t)
+        if bool((s == 0).all()):
+            return x_t, (x_t, t)
+        if carry:
+            x_prev, t_prev = carry
+            log_snr = self.process.schedule.log_snr
+            ratio = (log_snr(s) - log_snr(t)) / (log_snr(t) - log_snr(t_prev))
+            x = x_t + expand(ratio / 2, z) * (x_t - x_prev)
+        return move(self.process, z, x, t, s), (x_t, t)

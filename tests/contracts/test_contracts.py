@@ -12,7 +12,13 @@ PROCESS = dr.GaussianProcess(dr.Cosine())
 NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
 )
-STEPS = [dr.Ancestral(PROCESS), dr.Ancestral(PROCESS, gamma=0.3), dr.DDIM(PROCESS)]
+STEPS = [
+    dr.Ancestral(PROCESS),
+    dr.Ancestral(PROCESS, gamma=0.3),
+    dr.DDIM(PROCESS),
+    dr.Heun(PROCESS),
+    dr.DPMSolver2M(PROCESS),
+]
 
 
 def randomised(net: nn.Module) -> nn.Module:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from dualrate import grids
 from dualrate.oracle import OracleDenoiser
 from dualrate.prediction import v_from_x
 from dualrate.sampling import trajectory
-from dualrate.steps import DDIM, Ancestral
+from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context
 from theory.common import PROCESS, line_mixture, normals
@@ -77,3 +78,75 @@ def test_ancestral_is_ddpm(variance, gamma, monkeypatch):
         return scheduler.step(v, k, z)
 
     assert_equal(our_states(Ancestral(PROCESS, gamma)), their_states(scheduler, step))
+
+
+# Solvers: their schedulers get our noise levels sigma / alpha, in float64, and x_hat itself.
+PLANS = {"t": PLAN, "log-snr": StepPlan.at(grids.uniform_log_snr(PROCESS.schedule, N), ())}
+on_both_grids = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+
+
+def noise_levels(plan):
+    """sigma / alpha at the plan's times, 0 at the last: they go to data without noise."""
+    levels = torch.exp(-PROCESS.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64)) / 2)
+    return torch.cat((levels[:-1], torch.zeros(1, dtype=torch.float64)))
+
+
+def x_hat(z, t):
+    return ORACLE.denoise(z, torch.full((8,), t, dtype=torch.float64), Context(), Cond())
+
+
+def solved(step, plan, *, first=0):
+    states = trajectory(ORACLE, step, plan, START, Cond(), noise, start=first)
+    next(states)
+    return [state.z for state in states]
+
+
+@on_both_grids
+@pytest.mark.parametrize("order", [1, 2])
+def test_dpm_solver_multistep(plan, order):
+    """Theirs rounds every state to float32: 20 times 6e-8, and what later steps make of it."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=N, solver_order=order, prediction_type="sample", timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(N)
+    scheduler.sigmas = noise_levels(plan)
+    theirs, z = [], START
+    for t, k in zip(plan.t, scheduler.timesteps, strict=False):
+        z = scheduler.step(x_hat(z, t), k, z).prev_sample
+        theirs.append(z)
+    step = DDIM(PROCESS) if order == 1 else DPMSolver2M(PROCESS)
+    for ours, other in zip(solved(step, plan), theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=0, atol=1e-5)
+
+
+@on_both_grids
+def test_dpm_solver_1s(plan):
+    scheduler = diffusers.DPMSolverSinglestepScheduler(solver_order=1, prediction_type="sample")
+    scheduler.set_timesteps(N)
+    scheduler.sigmas = noise_levels(plan)
+    scheduler.set_begin_index(0)
+    theirs, z = [], START
+    for t, k in zip(plan.t, scheduler.timesteps, strict=False):
+        z = scheduler.step(x_hat(z, t), k, z).prev_sample
+        theirs.append(z)
+    assert_equal(solved(DDIM(PROCESS), plan), theirs)
+
+
+@on_both_grids
+def test_heun(plan):
+    """Their state is z / alpha, and two of their steps are one of ours, except for the last."""
+    first = 1  # theirs has no first-order step out of t = 1
+    scheduler = diffusers.HeunDiscreteScheduler(num_train_timesteps=N - first, prediction_type="sample")
+    scheduler.set_timesteps(N - first)
+    levels = noise_levels(plan)[first:]
+    scheduler.sigmas = torch.cat((levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]))
+    scheduler.set_begin_index(0)
+    theirs, z = [], START * (1 + levels[0] ** 2).sqrt()
+    for call, k in enumerate(scheduler.timesteps):
+        scaled = scheduler.scale_model_input(z, k)
+        z = scheduler.step(x_hat(scaled, plan.t[first + (call + 1) // 2]), k, z).prev_sample
+        if call % 2 == 1 or call == len(scheduler.timesteps) - 1:
+            level = levels[len(theirs) + 1]
+            theirs.append(z / (1 + level**2).sqrt())
+    for ours, other in zip(solved(Heun(PROCESS), plan, first=first), theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-9)

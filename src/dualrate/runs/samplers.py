@@ -1,0 +1,33 @@
+"""Samplers and time grids by the names that the command line and reports know them by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dualrate import grids
+from dualrate.process import GaussianProcess
+from dualrate.schedule import Schedule
+from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, Step
+
+SamplerName = Literal["ancestral", "ddim", "heun", "dpm++2m"]
+GridName = Literal["t", "log-snr", "karras"]
+
+
+def make_step(name: SamplerName, process: GaussianProcess, gamma: float = 0.0) -> Step:
+    """The update rule of this name. Raises ValueError for a gamma that it has no use for."""
+    if name == "ancestral":
+        return Ancestral(process, gamma)
+    if gamma != 0:
+        raise ValueError(f"gamma belongs to the ancestral sampler; {name} draws no noise, got gamma {gamma}")
+    return {"ddim": DDIM, "heun": Heun, "dpm++2m": DPMSolver2M}[name](process)
+
+
+def grid_times(name: GridName, schedule: Schedule, steps: int) -> tuple[float, ...]:
+    """The N + 1 times of a grid with its usual ends. Raises ValueError where `dualrate.grids` does."""
+    match name:
+        case "t":
+            return grids.uniform(steps)
+        case "log-snr":
+            return grids.uniform_log_snr(schedule, steps)
+        case "karras":
+            return grids.karras(schedule, steps)

@@ -1,0 +1,123 @@
+"""Samplers and grids by name, and the command line's options for them."""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from dualrate import grids
+from dualrate.cli_sampler import Plan, sampler_of
+from dualrate.process import GaussianProcess
+from dualrate.runs.measure import Guidance, image_cost
+from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
+from dualrate.runs.store import Model, load
+from dualrate.sampling import check_reuse
+from dualrate.schedule import Cosine
+from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun
+from dualrate.timing import StepPlan
+
+PROCESS = GaussianProcess(Cosine())
+WEIGHTS = Path(__file__).parent.parent.parent / "weights"
+
+
+@pytest.fixture(scope="module")
+def heavy() -> Model:
+    return load(WEIGHTS / "fashion-mnist-heavy")
+
+
+@pytest.fixture(scope="module")
+def dual() -> Model:
+    return load(WEIGHTS / "fashion-mnist-dual")
+
+
+def test_every_name_makes_its_step():
+    made = [make_step(name, PROCESS) for name in get_args(SamplerName)]
+    assert made == [Ancestral(PROCESS), DDIM(PROCESS), Heun(PROCESS), DPMSolver2M(PROCESS)]
+    assert make_step("ancestral", PROCESS, 0.3) == Ancestral(PROCESS, 0.3)
+    assert len(set(map(str, made))) == len(made)  # told apart in a table
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpm++2m"])
+def test_gamma_is_refused_where_it_means_nothing(name, heavy):
+    with pytest.raises(ValueError, match=f"{name.replace('+', '.')} draws no noise"):
+        make_step(name, PROCESS, 0.1)
+    with pytest.raises(ValueError, match="--gamma belongs to the ancestral"):
+        sampler_of(heavy, Plan(sampler=name, gamma=0.0))
+
+
+def test_every_name_makes_its_grid():
+    made = {name: grid_times(name, PROCESS.schedule, 6) for name in get_args(GridName)}
+    assert made == {
+        "t": grids.uniform(6),
+        "log-snr": grids.uniform_log_snr(PROCESS.schedule, 6),
+        "karras": grids.karras(PROCESS.schedule, 6),
+    }
+
+
+def test_nothing_asked_for_is_what_it_was(heavy, dual):
+    assert sampler_of(heavy, Plan()) == (Ancestral(heavy.process), StepPlan.uniform(64))
+    assert sampler_of(dual, Plan()) == (Ancestral(dual.process), StepPlan.uniform(64, 16))
+    assert sampler_of(heavy, Plan(steps=8, heavy=2, sampler="ddim")) == (DDIM(heavy.process), StepPlan.uniform(8, 2))
+
+
+def test_heavy_calls_are_spread_evenly_over_any_grid(dual):
+    _, plan = sampler_of(dual, Plan(steps=8, heavy=3, grid="karras"))
+    assert plan.t == grids.karras(dual.process.schedule, 8)
+    assert plan.refresh == StepPlan.uniform(8, 3).refresh
+
+
+@pytest.mark.parametrize("changes", [{"steps": 4}, {"heavy": 2}, {"grid": "log-snr"}])
+def test_a_plan_says_all(changes, heavy, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(StepPlan.uniform(3).to_json())
+    assert sampler_of(heavy, Plan(plan=path, sampler="heun")) == (Heun(heavy.process), StepPlan.uniform(3))
+    with pytest.raises(ValueError, match="drop --steps, --heavy and --grid"):
+        sampler_of(heavy, Plan(plan=path, **changes))
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpm++2m"])
+def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual):
+    step, plan = sampler_of(dual, Plan(steps=5, heavy=5, sampler=name, grid="log-snr"))
+    cost = image_cost(dual, step, plan, Guidance())
+    assert (cost.heavy_calls, cost.light_calls) == (8 if name == "heun" else 5, 0)
+    step, plan = sampler_of(dual, Plan(steps=5, heavy=4, sampler=name))
+    with pytest.raises(ValueError, match="Use Ancestral"):
+        check_reuse(dual.denoiser, step, plan)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("ancestral", 5), ("ddim", 5), ("heun", 8), ("dpm++2m", 5)])
+def test_a_single_rate_model_pays_for_every_evaluation(name, calls, heavy):
+    step, plan = sampler_of(heavy, Plan(steps=5, sampler=name, grid="karras"))
+    assert image_cost(heavy, step, plan, Guidance()).light_calls == calls
+
+
+def test_the_command_line_knows_the_names(monkeypatch, capsys):
+    from dualrate.cli import main
+
+    arguments = [
+        "cost",
+        WEIGHTS / "fashion-mnist-light",
+        "--sampler",
+        "heun",
+        "--grid",
+        "log-snr",
+        "--steps",
+        "3",
+        "--json",
+    ]
+    monkeypatch.setattr("sys.argv", ["dualrate", *map(str, arguments)])
+    main()
+    assert json.loads(capsys.readouterr().out)["light_calls_per_image"] == 4
+
+
+def test_their_images_are_no_noise(heavy):
+    """The released model, a few steps of each: finite, and mostly within the range of images."""
+    from dualrate.sampling import sample
+
+    for name in get_args(SamplerName):
+        step, plan = sampler_of(heavy, Plan(steps=6, sampler=name, grid="log-snr"))
+        (images,) = sample(heavy.denoiser, step, plan, heavy.shape, range(4), range(4))
+        assert torch.isfinite(images).all()
+        assert images.abs().quantile(0.9) < 1.2

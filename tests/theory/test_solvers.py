@@ -1,0 +1,152 @@
+"""Solvers of the probability-flow ODE: order of accuracy, both ends, float32, what they need of a denoiser."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+from dualrate import grids
+from dualrate.combinators import Metered
+from dualrate.oracle import Echo, OracleDenoiser
+from dualrate.sampling import rollout, trajectory
+from dualrate.schedule import alpha, sigma
+from dualrate.steps import DDIM, DPMSolver2M, Heun
+from dualrate.timing import StepPlan
+from dualrate.types import Cond, Context
+from theory.common import PROCESS, f64, line_mixture, normals, uniform_log_snr
+
+MIXTURE = line_mixture()
+ORACLE = OracleDenoiser(MIXTURE, PROCESS)
+DDIM_STEP, HEUN, TWO_M = DDIM(PROCESS), Heun(PROCESS), DPMSolver2M(PROCESS)
+every_solver = pytest.mark.parametrize("step", [DDIM_STEP, HEUN, TWO_M], ids=str)
+second_order = pytest.mark.parametrize("step", [HEUN, TWO_M], ids=str)
+
+
+def no_noise(*_):
+    raise AssertionError("a deterministic step must not draw noise")
+
+
+def x_hat(z, t):
+    return ORACLE.denoise(z, t, Context(), Cond())
+
+
+def solve(step, plan, start, denoiser=ORACLE):
+    return rollout(denoiser, step, plan, start, Cond(), no_noise)
+
+
+def exact(start, low, high):
+    """z at log-SNR `high`, from the score of the mixture and a general ODE solver."""
+
+    def slope(log_snr, scaled):  # of z / alpha: eps_hat d(sigma / alpha)
+        log_snr = f64(log_snr)[0]
+        z = alpha(log_snr) * torch.tensor(scaled)[:, None]
+        eps_hat = -sigma(log_snr) * MIXTURE.score(z, log_snr)
+        return (-0.5 * torch.exp(-log_snr / 2) * eps_hat[:, 0]).numpy()
+
+    scales = [float(alpha(f64(end))) for end in (low, high)]
+    scaled = start[:, 0].numpy() / scales[0]
+    return scales[1] * solve_ivp(slope, (low, high), scaled, method="DOP853", rtol=1e-11, atol=1e-13).y[:, -1]
+
+
+@pytest.mark.parametrize(("step", "order"), [(DDIM_STEP, 1), (HEUN, 2), (TWO_M, 2)], ids=str)
+def test_errors_fall_with_the_order_of_the_method(step, order):
+    ends, start, counts = (-6.0, 6.0), normals(0, 64, 1), [32, 64, 128, 256]
+    truth = exact(start, *ends)
+    errors = [np.abs(solve(step, uniform_log_snr(n, *ends), start)[:, 0].numpy() - truth).mean() for n in counts]
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
+
+
+def test_2m_keeps_its_order_on_steps_of_unequal_length():
+    ends, start, counts = (-6.0, 6.0), normals(0, 64, 1), [32, 64, 128, 256]
+    truth, errors = exact(start, *ends), []
+    for n in counts:
+        lengths = torch.tensor([1.0, 2.0], dtype=torch.float64).repeat(n // 2)
+        log_snr = -6 + 12 * torch.cat((torch.zeros(1), lengths.cumsum(0) / lengths.sum()))
+        times = PROCESS.schedule.time(log_snr)
+        errors.append(np.abs(solve(TWO_M, StepPlan.at(times.tolist(), ()), start)[:, 0].numpy() - truth).mean())
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(2, abs=0.15)
+
+
+@pytest.mark.parametrize(("step", "steps"), [(TWO_M, 8), (TWO_M, 16), (HEUN, 17)], ids=str)
+def test_few_steps_do_better_than_ddim_at_equal_evaluations(step, steps):
+    """From noise to data, on a grid uniform in log-SNR."""
+    start, evaluations = normals(0, 256, 1), 2 * steps - 2 if step is HEUN else steps
+    truth = solve(TWO_M, uniform_log_snr(500), start)
+    ours, ddim = (
+        (solve(solver, StepPlan.at(grids.uniform_log_snr(PROCESS.schedule, n), ()), start) - truth).square().mean()
+        for solver, n in ((step, steps), (DDIM_STEP, evaluations))
+    )
+    assert ours < ddim
+
+
+def test_heun_leaves_time_one_at_first_order():
+    """Its correction there would multiply x_s - x_t by S_t / (2 S_s), 900 for S_s = 1."""
+    z, t, s = normals(0, 8, 1), f64(1.0).expand(8), f64(0.5).expand(8)
+    assert torch.equal(HEUN(x_hat, z, t, s, no_noise, ())[0], DDIM_STEP(x_hat, z, t, s, no_noise, ())[0])
+    t = f64(0.99).expand(8)
+    assert not torch.equal(HEUN(x_hat, z, t, s, no_noise, ())[0], DDIM_STEP(x_hat, z, t, s, no_noise, ())[0])
+
+
+@second_order
+def test_the_step_into_time_zero_is_first_order(step):
+    z, carry = normals(0, 8, 1), step.start()
+    z, carry = step(x_hat, z, f64(1.0).expand(8), f64(0.5).expand(8), no_noise, carry)
+    z, carry = step(x_hat, z, f64(0.5).expand(8), f64(0.3).expand(8), no_noise, carry)
+    end, _ = step(x_hat, z, f64(0.3).expand(8), f64(0.0).expand(8), no_noise, carry)
+    assert torch.equal(end, x_hat(z, f64(0.3).expand(8)))
+
+
+def test_2m_starts_at_first_order_and_remembers_one_step():
+    z, times = normals(0, 8, 1), [f64(time).expand(8) for time in (0.9, 0.7, 0.5)]
+    first, carry = TWO_M(x_hat, z, times[0], times[1], no_noise, TWO_M.start())
+    assert torch.equal(first, DDIM_STEP(x_hat, z, times[0], times[1], no_noise, ())[0])
+    second, _ = TWO_M(x_hat, first, times[1], times[2], no_noise, carry)
+    forgotten, _ = TWO_M(x_hat, first, times[1], times[2], no_noise, TWO_M.start())
+    assert (second - forgotten).abs().min() > 1e-4
+
+
+@every_solver
+def test_a_trajectory_goes_on_from_any_of_its_states(step):
+    start, plan = normals(0, 4, 1), StepPlan.at(grids.karras(PROCESS.schedule, 6), ())
+    states = list(trajectory(ORACLE, step, plan, start, Cond(), no_noise))
+    for begin in states:
+        *_, last = trajectory(ORACLE, step, plan, start, Cond(), no_noise, state=begin)
+        assert torch.equal(last.z, states[-1].z)
+
+
+@every_solver
+@pytest.mark.parametrize("grid", [grids.uniform_log_snr, grids.karras])
+def test_float32_states_lose_nothing_from_noise_to_data(step, grid):
+    """alpha is 6e-4 at t = 1: z / alpha in float32 would be off by 1e-4 there, and stay so."""
+    start, plan = normals(0, 256, 1), StepPlan.at(grid(PROCESS.schedule, 40), ())
+
+    class Single:
+        """The oracle of a float32 state in float64, so that only the step rounds."""
+
+        reuse = ORACLE.reuse
+
+        def denoise(self, z, t, context, cond):
+            return ORACLE.denoise(z.double(), t, context, cond).float()
+
+    rounded = solve(step, plan, start.float(), Single())
+    assert rounded.dtype == torch.float32
+    error = (rounded - solve(step, plan, start)).abs()
+    assert error.median() < 1e-6
+    assert error.max() < 3e-5
+
+
+@pytest.mark.parametrize(("step", "evaluations"), [(DDIM_STEP, 8), (HEUN, 14), (TWO_M, 8)], ids=str)
+def test_evaluations_are_counted(step, evaluations):
+    start = normals(0, 3, 1)
+    plain, heavy = Metered(ORACLE), Metered(Echo(MIXTURE, PROCESS))
+    solve(step, StepPlan.uniform(8), start, plain)
+    assert (plain.meter.heavy, plain.meter.light) == (0, 3 * evaluations)
+    solve(step, StepPlan.uniform(8), start, heavy)  # a heavy call at every step: one at every evaluation
+    assert (heavy.meter.heavy, heavy.meter.light) == (3 * evaluations, 3 * evaluations)
+
+
+@every_solver
+def test_reuse_of_a_dual_rate_context_is_refused(step):
+    with pytest.raises(ValueError, match=f"{type(step).__name__}.*Use Ancestral"):
+        solve(step, StepPlan.uniform(8, 4), normals(0, 3, 1), Echo(MIXTURE, PROCESS))
+    solve(step, StepPlan.uniform(8, 4), normals(0, 3, 1), ORACLE)  # nothing is reused of a single-rate model
