@@ -1,12 +1,13 @@
 """Encoder sharing: a trained single-rate U-ViT whose first middle blocks run only now and then.
 
-    refresh   h = down(z_tau);  kept = blocks[:split](h);  x_hat = up(blocks[split:](kept))     the whole network
-    between   h = down(z_t);                               x_hat = up(blocks[split:](kept))     without blocks[:split]
+    refresh   h = down(z_tau);  d = blocks[:split](h) - h;  x_hat = up(blocks[split:](h + d))     the whole network
+    between   h = down(z_t);                                x_hat = up(blocks[split:](h + d))     without blocks[:split]
 
 Source: the decoupled diffusion transformer (Wang et al. 2025, arXiv 2504.05741), whose encoder's output serves several
-neighbouring steps, at steps that `dualrate.caching.similarity` finds as it does. Differences: its network has a decoder
-that sees the time through the encoder's output alone; here everything that runs between refreshes is given the current
-time. And the network here was never cut in two: `split` is a choice made at sampling.
+neighbouring steps; `dualrate.caching.similarity` finds which, as it does. Differences: its network has a decoder that
+sees the time through the encoder's output alone; here everything that runs between refreshes is given the current
+time. Kept is what the blocks add to h, not their output, which was measured no better and mostly worse. And the network
+here was never cut in two: `split` is a choice made at sampling.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dualrate.types import Cond, Context, Refresh, Reuse
 
 @dataclass(frozen=True)
 class SharedEncoder:
-    """A single-rate U-ViT that keeps the output of the first `split` blocks of its middle level between refreshes.
+    """A single-rate U-ViT that keeps what the first `split` blocks of its middle level add between refreshes.
 
     split: 1 to the number of middle blocks. More: a cheaper light call, further from the network
     A refresh has denoised already (`Context.x_hat`), so its step needs no light call: H = N is the network itself.
@@ -53,8 +54,8 @@ class SharedEncoder:
             raise ValueError(f"shared blocks are refreshed as a whole (Refresh.FULL), got {refresh}")
         net, log_snr, emb = self._embedded(z, t, cond)
         h, skips = net.descend(z, emb)
-        kept = net.middle(h, emb, end=self.split)
-        return Context((kept,), tau=t, x_hat=self._x_hat(z, log_snr, emb, kept, skips))
+        out = net.middle(h, emb, end=self.split)
+        return Context((out - h,), tau=t, x_hat=self._x_hat(z, log_snr, emb, out, skips))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         """Raises ValueError for a context that is not this network's, or that only some of the rows have."""
@@ -71,7 +72,7 @@ class SharedEncoder:
                 f"{'' if context.present is None else ', absent for some rows'}: pass what encode returned for these "
                 "rows, or Context() to run the whole network"
             )
-        return self._x_hat(z, log_snr, emb, context.features[0], skips)
+        return self._x_hat(z, log_snr, emb, h + context.features[0], skips)
 
     def _embedded(self, z: Tensor, t: Tensor, cond: Cond) -> tuple[UViT, Tensor, Tensor]:
         log_snr = self.process.schedule.log_snr(t).to(z.dtype)
