@@ -32,8 +32,10 @@ CONFINED = {
     "matplotlib": ("report", "cli"),
     "pyarrow": ("data",),
     "torch_fidelity": ("metrics",),
+    "transformers": ("metrics",),
+    "huggingface_hub": ("metrics",),
 }
-IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity"}
+IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
 
 
 def module_name(path: Path) -> str:
@@ -125,7 +127,8 @@ def test_third_party_packages_stay_where_they_belong(module: str) -> None:
 
 def test_source_needs_only_declared_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["eval"]]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["eval"], *extras["dinov2"]]
     names = {text.split(">")[0].split("=")[0].strip() for text in declared}
     allowed = {IMPORT_NAMES.get(name, name) for name in names} | set(sys.stdlib_module_names) | {"dualrate"}
     used = {target.split(".")[0] for module in MODULES for target in imports_of(module)}

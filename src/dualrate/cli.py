@@ -142,25 +142,28 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), or FID."""
+    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), FID, FD-DINOv2."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     plan: Annotated[Plan, arg(name="")] = Plan()
     num: int = 5000
     seed: int = 0
-    features: Literal["inception"] | Path | None = None
-    """Directory of the feature net; the shipped one, or one trained on first use, if not given. inception: FID."""
+    features: Literal["inception", "dinov2"] | Path | None = None
+    """Directory of the feature net; the shipped one, or one trained on first use, if not given. inception: FID;
+    dinov2: FD-DINOv2."""
     reference: Path | None = None
     """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images."""
     keep: Path | None = None
     """Directory that keeps the features as images are drawn: the same command goes on where it was."""
+    details: bool = False
+    """Also kernel distance, precision and recall, against the training images."""
     batch_size: int = 125
     device: str | None = None
     json: bool = False
 
     def run(self) -> None:
         from dualrate.report.table import text_table
-        from dualrate.runs.evaluator import evaluator, inception_evaluator
+        from dualrate.runs.evaluator import dinov2_evaluator, evaluator, inception_evaluator
         from dualrate.runs.measure import Guidance, measure
         from dualrate.runs.store import load
         from dualrate.runs.stream import measure_in_blocks
@@ -169,21 +172,33 @@ class Evaluate:
         model = load(self.run_dir, device=device)
         step, plan = sampler_of(model, self.plan)
         data = model.experiment.data
-        judge = (
-            inception_evaluator(data, reference=self.reference, device=device, progress=progress)
-            if self.features == "inception"
-            else evaluator(data, features=self.features, reference=self.reference, progress=progress)
-        )
+        if self.features == "inception":
+            judge = inception_evaluator(data, reference=self.reference, device=device, progress=progress)
+        elif self.features == "dinov2":
+            judge = dinov2_evaluator(data, reference=self.reference, device=device, progress=progress)
+        else:
+            judge = evaluator(data, features=self.features, reference=self.reference, progress=progress)
         of = (model.name, model, step, plan, judge, range(self.seed, self.seed + self.num))
         guidance = Guidance(self.plan.guidance, self.plan.interval)
 
         def show(done: int, total: int) -> None:
             progress.update(done, total, {"images": done})
 
-        how = {"guidance": guidance, "batch_size": self.batch_size, "device": device, "progress": show}
+        how = {
+            "guidance": guidance,
+            "batch_size": self.batch_size,
+            "device": device,
+            "details": self.details,
+            "progress": show,
+        }
         row = measure(*of, **how)[0] if self.keep is None else measure_in_blocks(*of, self.keep, **how)
         progress.close()
-        print(json.dumps(asdict(row) | {"flops": row.flops}) if self.json else text_table([row]))
+        if self.json:
+            print(json.dumps(asdict(row) | {"flops": row.flops}))
+            return
+        print(text_table([row]))
+        if row.score.details is not None:
+            print(f"\n{row.score.details.text()}")
 
 
 @dataclass(frozen=True)

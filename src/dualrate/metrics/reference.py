@@ -23,6 +23,7 @@ from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.frechet import GaussianStats, root
 
 ASYMMETRY = 1e-6  # of sigma's largest entry; published ones were summed in another order, or kept in float32
+_EDM2_KEYS = {"FID": "fid", "FD-DINOv2": "fd_dinov2"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
         raise ValueError(
             f"{path} is no .npz file of {_of(extractor)}, and a pickle (EDM2's .pkl) is never opened: it can run any "
             "code. Only if you trust its origin, convert it yourself: "
-            "ref = numpy.load('FILE.pkl', allow_pickle=True)['fid']; "
+            f"ref = numpy.load('FILE.pkl', allow_pickle=True)[{_EDM2_KEYS.get(extractor.metric, 'fid')!r}]; "
             "numpy.savez('FILE.npz', mu=ref['mu'], sigma=ref['sigma'])"
         )
     try:

@@ -13,7 +13,8 @@ from dualrate import metrics
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiment import DataConfig
-from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.dinov2 import DinoV2, load_dinov2
+from dualrate.metrics.evaluate import Evaluator, Net
 from dualrate.metrics.features import CARD, FeatureNet
 from dualrate.metrics.inception import Inception, load_inception
 from dualrate.metrics.reference import load_reference
@@ -53,15 +54,26 @@ def inception_evaluator(
 
     Raises what `load_inception` and `load_reference` raise.
     """
+    net = load_inception(device, progress=_images(progress), note=progress.note)
+    return _of_net(net, data, reference, progress)
 
-    def report(done: int, total: int) -> None:
-        progress.update(done, total, {"images": done})
 
-    net = load_inception(device, progress=report, note=progress.note)
+def dinov2_evaluator(
+    data: DataConfig, *, reference: Path | None, device: torch.device, progress: Progress
+) -> Evaluator[DinoV2]:
+    """FD-DINOv2, as `inception_evaluator`; raises what `load_dinov2` and `load_reference` raise."""
+    return _of_net(load_dinov2(device, progress=_images(progress)), data, reference, progress)
+
+
+def _of_net(net: Net, data: DataConfig, reference: Path | None, progress: Progress) -> Evaluator[Net]:
     if reference is not None:
         return Evaluator(net, load_reference(reference, net), None)
     train, test = _splits(data, progress)
     return Evaluator(net, train, test)
+
+
+def _images(progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress.update(done, total, {"images": done})
 
 
 def _splits(data: DataConfig, progress: Progress) -> tuple[ImageSet, ImageSet]:

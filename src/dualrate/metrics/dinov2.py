@@ -1,0 +1,156 @@
+"""DINOv2 features, in which a Frechet distance is called FD-DINOv2 (Stein et al., arXiv 2306.04675). An extra.
+
+The class token after the last norm of DINOv2 ViT-L/14 (Oquab et al., arXiv 2304.07193), as dgm-eval and EDM2 take it;
+images are resized to 224 x 224 as by EDM2's faster way: bicubic with antialiasing, without rounding.
+
+The net is that of transformers, the weights are the official ones in safetensors. Two things are the original's, which
+transformers does otherwise: the position embeddings are shrunk by the factor (16 + 0.1) / 37, not 16 / 37, and that is
+done once, here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from torch import Tensor, nn
+
+MODEL, REVISION = "facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SIZE = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OFFSET = 0.1  # patches; the original adds it to the size that position embeddings are resized to
+
+
+@dataclass(frozen=True)
+class DinoV2:
+    """DINOv2 in eval mode on a device, as a `FeatureExtractor`.
+
+    module:   transformers' Dinov2Model: (B, 3, 224, 224) -> last_hidden_state (B, 1 + patches, D), class token first
+    identity: "dinov2-large:<first 12 hex digits of the sha256 of the weights it was made of>"
+    progress: called with (images done, of how many)
+    """
+
+    module: nn.Module
+    identity: str
+    dim: int
+    device: torch.device
+    progress: Callable[[int, int], None] | None = None
+    batch_size: int = 50
+    metric: str = "FD-DINOv2"
+    usual_count: int = 50_000
+
+    def features(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
+        """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8, C = 1 (repeated) or 3; else ValueError."""
+        shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
+        if dtype != "uint8" or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+            raise ValueError(
+                f"got images {shape} {dtype}; DINOv2 takes (N, C, H, W) uint8 with C = 1 or 3: quantise x in [-1, 1] "
+                "by round(127.5x+127.5)"
+            )
+        parts = []
+        plain = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), plain:
+            for start in range(0, len(images), self.batch_size):
+                batch = torch.tensor(np.asarray(images[start : start + self.batch_size])).to(self.device)
+                parts.append(self.module(prepared(batch)).last_hidden_state[:, 0].float().cpu())
+                if self.progress is not None:
+                    self.progress(min(start + self.batch_size, len(images)), len(images))
+        return torch.cat(parts)
+
+
+def prepared(images: Tensor) -> Tensor:
+    """What the net takes, (N, 3, 224, 224) float32, of images (N, C, H, W) uint8, C = 1 or 3."""
+    x = F.interpolate(images.float().expand(-1, 3, -1, -1), size=(SIZE, SIZE), mode="bicubic", antialias=True) / 255
+    mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (x - mean) / std
+
+
+def load_dinov2(device: torch.device | str = "cpu", *, progress: Callable[[int, int], None] | None = None) -> DinoV2:
+    """DINOv2 ViT-L/14 from the Hugging Face cache, fetched there once (1.2 GB) if it is not in it.
+
+    Raises ValueError if transformers is missing or does not import, or if the weights are not all there; OSError if
+    they cannot be had.
+    """
+    transformers, hub = _packages()
+    config, weights = (_file(hub, name) for name in (CONFIG, WEIGHTS))
+    module, identity = build(transformers, config, weights)
+    name, dim = MODEL.split("/")[1], module.config.hidden_size
+    return DinoV2(module.to(device), f"{name}:{identity[:12]}", dim, torch.device(device), progress)
+
+
+def build(transformers: Any, config: Path, weights: Path) -> tuple[Any, str]:
+    """The net of a config.json and a .safetensors file, and the sha256 (hex) of the very bytes that it was made of."""
+    content = weights.read_bytes()
+    try:
+        tensors = tensors_from_bytes(content)
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is no safetensors file ({error}): delete it, and it is fetched again") from error
+    module, report = transformers.Dinov2Model.from_pretrained(
+        None,
+        config=transformers.Dinov2Config.from_json_file(config),
+        state_dict=tensors,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    absent = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
+    if absent:  # transformers would have drawn them at random
+        raise ValueError(f"{weights} lacks {len(absent)} of DINOv2's tensors, the first is {absent[0]}: fetch it again")
+    module.embeddings.position_embeddings = nn.Parameter(
+        shrunk(module.embeddings.position_embeddings.detach(), SIZE // module.config.patch_size)
+    )
+    return module.eval().requires_grad_(False), hashlib.sha256(content).hexdigest()
+
+
+def shrunk(positions: Tensor, patches: int) -> Tensor:
+    """Position embeddings (1, 1 + patches^2, D) from those of another square grid (1, 1 + side^2, D), class first.
+
+    As in the original: bicubic, sampled as if there were `patches` + 0.1 in a row. Unchanged for the same grid.
+    """
+    side = math.isqrt(positions.shape[1] - 1)
+    if side == patches:
+        return positions
+    factor = (patches + OFFSET) / side
+    grid = positions[:, 1:].unflatten(1, (side, side)).movedim(-1, 1)
+    resized = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
+    return torch.cat([positions[:, :1], resized.flatten(2).mT], dim=1)
+
+
+def _packages() -> tuple[Any, Any]:
+    """transformers and huggingface_hub, which it needs."""
+    try:
+        import huggingface_hub  # pyright: ignore[reportMissingImports]
+        import transformers  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"FD-DINOv2 needs transformers, and {error.name} is not installed: pip install 'dualrate[dinov2]'. FD in "
+            "the data set's own features needs neither"
+        ) from error
+    except (ImportError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"transformers does not import beside torch {torch.__version__} ({type(error).__name__}: {error}): "
+            "pip install --upgrade 'dualrate[dinov2]', in an environment of its own"
+        ) from error
+    return transformers, huggingface_hub
+
+
+def _file(hub: Any, name: str) -> Path:
+    """A file of the model, at the pinned revision."""
+    try:
+        return Path(hub.hf_hub_download(MODEL, name, revision=REVISION))
+    except OSError as error:
+        raise OSError(
+            f"{name} of {MODEL} cannot be fetched ({str(error).splitlines()[0]}). Where there is a network: "
+            f"hf download {MODEL} {CONFIG} {WEIGHTS} --revision {REVISION}, then bring its cache here (HF_HOME says "
+            "where it is), or evaluate without --features dinov2"
+        ) from error
