@@ -16,7 +16,7 @@ from dualrate.runs.store import Model, export, load
 from dualrate.runs.train import train
 from dualrate.sampling import rollout, sample, trajectory
 from dualrate.schedule import Cosine, Interpolated, shifted
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, Step
+from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M, Step
 from dualrate.timing import SingleTime, StepPlan, TimeSampler
 from dualrate.types import Batch, Cond, Context, Refresh, Reuse
 from dualrate.weighting import Elbo, Sigmoid
@@ -55,6 +55,7 @@ __all__ = [
     "Plain",
     "Refresh",
     "Reuse",
+    "SDEDPMSolver2M",
     "SharedEncoder",
     "Sigmoid",
     "SingleTime",

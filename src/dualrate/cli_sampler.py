@@ -22,11 +22,11 @@ class Plan:
     plan: Path | None = None
     """A StepPlan as JSON, instead of --steps, --heavy and --grid."""
     sampler: SamplerName = "ancestral"
-    """All but ancestral are for a heavy call at every step, or a single-rate model."""
+    """All but ancestral and sde-dpm++2m are for a heavy call at every step, or a single-rate model."""
     grid: GridName = "t"
     """Steps equal in t, in log-SNR, or as in Karras et al. 2022."""
     gamma: float | None = None
-    """Ancestral noise level: 0 posterior variance (if not given), 1 transition variance."""
+    """Noise level of ancestral and sde-dpm++2m: 0 posterior variance (if not given), 1 transition variance."""
     guidance: float = 1.0
     """Classifier-free guidance weight; 1 is none."""
     interval: tuple[float, float] | None = None
@@ -35,8 +35,8 @@ class Plan:
 
 def sampler_of(model: Model, options: Plan) -> tuple[Step, StepPlan]:
     """The step and the plan that the options ask for. Raises ValueError for options that exclude each other."""
-    if options.sampler != "ancestral" and options.gamma is not None:
-        raise ValueError(f"--gamma belongs to the ancestral sampler; {options.sampler} draws no noise")
+    if options.sampler not in ("ancestral", "sde-dpm++2m") and options.gamma is not None:
+        raise ValueError(f"--gamma belongs to samplers with noise; {options.sampler} draws no noise")
     step = make_step(options.sampler, model.process, options.gamma or 0.0)
     if options.plan is not None:
         if options.steps is not None or options.heavy is not None or options.grid != "t":

@@ -15,6 +15,10 @@ move with a better x_hat. With l = log(alpha / sigma), half the log-SNR, and h =
     Heun (in X and S; Karras et al. 2022)    x_t + e^h / 2 (x_s - x_t)            x_s at the end of a DDIM step
     DPM-Solver++ 2M (Lu et al. 2022)         x_t + h / (2 h_prev) (x_t - x_prev)  x_prev, h_prev of the step before
 
+SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095) is the ancestral step with the x_hat of 2M. It solves the reverse
+SDE, whose paths have the forward law, to second order, where Ancestral does to first: so a context may be reused. With
+gamma above 0 it is of first order again, with an error of the opposite sign, which few steps can use.
+
 X itself is never formed: it is of size 1 / alpha, some thousands at t = 1, and would cost float32 its digits there.
 
 Both ends are of first order. At s = 0 h is finite only because the schedule is truncated, and x_hat is the answer. At
@@ -29,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -61,6 +65,7 @@ class Step(Protocol):
         ...
 
 
+@runtime_checkable
 class MarkovStep(Step, Protocol):
     """A step with a Gaussian kernel: calling it samples p(z_s | z_t), a likelihood bound integrates it."""
 
@@ -181,12 +186,47 @@ class DPMSolver2M:
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
     ) -> tuple[Tensor, Carry]:
-        x = x_t = denoise(z, t)
+        x_t = denoise(z, t)
         if bool((s == 0).all()):
             return x_t, (x_t, t)
-        if carry:
-            x_prev, t_prev = carry
-            log_snr = self.process.schedule.log_snr
-            ratio = (log_snr(s) - log_snr(t)) / (log_snr(t) - log_snr(t_prev))
-            x = x_t + expand(ratio / 2, z) * (x_t - x_prev)
-        return move(self.process, z, x, t, s), (x_t, t)
+        return move(self.process, z, extrapolated(self.process, x_t, t, s, carry), t, s), (x_t, t)
+
+
+@dataclass(frozen=True)
+class SDEDPMSolver2M:
+    """The reverse SDE to second order by one evaluation a step; ends, and carry, as those of DPMSolver2M.
+
+    gamma: noise level as Ancestral's
+    """
+
+    process: GaussianProcess
+    gamma: float = 0.0
+    markovian = True  # to the order of the method, as Ancestral: exact for short steps
+
+    def __str__(self) -> str:
+        return f"SDE-DPM-Solver++ 2M{f', gamma {self.gamma:g}' if self.gamma else ''}"
+
+    def __post_init__(self) -> None:
+        Ancestral(self.process, self.gamma)  # raises for a gamma that is none
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        x_t = denoise(z, t)
+        if bool((s == 0).all()):
+            return x_t, (x_t, t)
+        x = extrapolated(self.process, x_t, t, s, carry)
+        return Ancestral(self.process, self.gamma).kernel(lambda *_: x, z, t, s).sample(draw()), (x_t, t)
+
+
+def extrapolated(process: GaussianProcess, x_t: Tensor, t: Tensor, s: Tensor, carry: Carry) -> Tensor:
+    """x_hat in mid-step, on the line in log-SNR through x_t and the carry, (x_hat, time) of the step before; or x_t."""
+    if not carry:
+        return x_t
+    x_prev, t_prev = carry
+    log_snr = process.schedule.log_snr
+    ratio = (log_snr(s) - log_snr(t)) / (log_snr(t) - log_snr(t_prev))
+    return x_t + expand(ratio / 2, x_t) * (x_t - x_prev)

@@ -82,7 +82,8 @@ def run(here: Path, *entries: str, effort: Effort = EFFORT, **options):
 def test_all_kinds_of_contenders_on_one_page(here):
     findings = run(here, "one network=heavy", "dual")
     samplers = {one.row.sampler for one in findings.screened if one.row.network == "one network"}
-    assert samplers == {"ancestral", "ancestral, gamma 0.5", "DDIM", "Heun", "DPM-Solver++ 2M"}
+    noisy = {"ancestral", "SDE-DPM-Solver++ 2M", "SDE-DPM-Solver++ 2M, gamma 0.2"}
+    assert samplers == noisy | {"DDIM", "Heun", "DPM-Solver++ 2M"}
     networks = {one.row.network for one in findings.screened}
     assert networks == {"one network", "one network, shared encoder", "dual"}
     notes = {one.contender.note for one in findings.screened if one.row.network == "dual"}
@@ -153,14 +154,14 @@ def test_what_was_asked_for_is_always_measured(here):
         ("dual:8/2", Entry(Path("dual"), "dual", "8/2")),
         ("heavy:8@dpm++2m", Entry(Path("heavy"), "heavy", "8", "dpm++2m")),
         ("heavy@ddim", Entry(Path("heavy"), "heavy", None, "ddim")),
-        ("dual:8/2@ancestral-0.5", Entry(Path("dual"), "dual", "8/2", "ancestral", 0.5)),
+        ("dual:8/2@ancestral:0.5", Entry(Path("dual"), "dual", "8/2", "ancestral", 0.5)),
     ],
 )
 def test_entries(here, text, expected):
     assert Entry.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["nothing", "nothing:3", "heavy:3@euler", "heavy:3@ancestral-x", "", "=", ":4"])
+@pytest.mark.parametrize("text", ["nothing", "nothing:3", "heavy:3@euler", "heavy:3@ancestral:x", "", "=", ":4"])
 def test_entries_that_are_none(here, text):
     with pytest.raises(ValueError, match="there is no"):
         Entry.parse(text)

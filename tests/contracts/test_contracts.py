@@ -18,6 +18,7 @@ STEPS = [
     dr.DDIM(PROCESS),
     dr.Heun(PROCESS),
     dr.DPMSolver2M(PROCESS),
+    dr.SDEDPMSolver2M(PROCESS),
 ]
 
 

@@ -15,7 +15,7 @@ from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
 from dualrate.runs.store import Model, load
 from dualrate.sampling import check_reuse
 from dualrate.schedule import Cosine
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun
+from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.timing import StepPlan
 
 PROCESS = GaussianProcess(Cosine())
@@ -34,7 +34,7 @@ def dual() -> Model:
 
 def test_every_name_makes_its_step():
     made = [make_step(name, PROCESS) for name in get_args(SamplerName)]
-    assert made == [Ancestral(PROCESS), DDIM(PROCESS), Heun(PROCESS), DPMSolver2M(PROCESS)]
+    assert made == [Ancestral(PROCESS), DDIM(PROCESS), Heun(PROCESS), DPMSolver2M(PROCESS), SDEDPMSolver2M(PROCESS)]
     assert make_step("ancestral", PROCESS, 0.3) == Ancestral(PROCESS, 0.3)
     assert len(set(map(str, made))) == len(made)  # told apart in a table
 
@@ -43,7 +43,7 @@ def test_every_name_makes_its_step():
 def test_gamma_is_refused_where_it_means_nothing(name, heavy):
     with pytest.raises(ValueError, match=f"{name.replace('+', '.')} draws no noise"):
         make_step(name, PROCESS, 0.1)
-    with pytest.raises(ValueError, match="--gamma belongs to the ancestral"):
+    with pytest.raises(ValueError, match="--gamma belongs to samplers with noise"):
         sampler_of(heavy, Plan(sampler=name, gamma=0.0))
 
 

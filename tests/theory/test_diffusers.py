@@ -7,7 +7,7 @@ from dualrate import grids
 from dualrate.oracle import OracleDenoiser
 from dualrate.prediction import v_from_x
 from dualrate.sampling import trajectory
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun
+from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context
 from theory.common import PROCESS, line_mixture, normals
@@ -115,6 +115,27 @@ def test_dpm_solver_multistep(plan, order):
         z = scheduler.step(x_hat(z, t), k, z).prev_sample
         theirs.append(z)
     step = DDIM(PROCESS) if order == 1 else DPMSolver2M(PROCESS)
+    for ours, other in zip(solved(step, plan), theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=0, atol=1e-5)
+
+
+@on_both_grids
+@pytest.mark.parametrize("order", [1, 2])
+def test_sde_dpm_solver_multistep(plan, order):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=N,
+        solver_order=order,
+        prediction_type="sample",
+        timestep_spacing="trailing",
+        algorithm_type="sde-dpmsolver++",
+    )
+    scheduler.set_timesteps(N)
+    scheduler.sigmas = noise_levels(plan)
+    theirs, z = [], START
+    for i, (t, k) in enumerate(zip(plan.t, scheduler.timesteps, strict=False)):
+        z = scheduler.step(x_hat(z, t), k, z, variance_noise=noise(i, 0)).prev_sample
+        theirs.append(z)
+    step = Ancestral(PROCESS) if order == 1 else SDEDPMSolver2M(PROCESS)
     for ours, other in zip(solved(step, plan), theirs, strict=True):
         torch.testing.assert_close(ours, other, rtol=0, atol=1e-5)
 

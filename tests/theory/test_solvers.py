@@ -10,10 +10,10 @@ from dualrate.combinators import Metered
 from dualrate.oracle import Echo, OracleDenoiser
 from dualrate.sampling import rollout, trajectory
 from dualrate.schedule import alpha, sigma
-from dualrate.steps import DDIM, DPMSolver2M, Heun
+from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context
-from theory.common import PROCESS, f64, line_mixture, normals, uniform_log_snr
+from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr
 
 MIXTURE = line_mixture()
 ORACLE = OracleDenoiser(MIXTURE, PROCESS)
@@ -54,6 +54,31 @@ def test_errors_fall_with_the_order_of_the_method(step, order):
     truth = exact(start, *ends)
     errors = [np.abs(solve(step, uniform_log_snr(n, *ends), start)[:, 0].numpy() - truth).mean() for n in counts]
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
+
+
+def pair_law_error(step, steps: int, c: float) -> float:
+    """Of the variances of all states and the covariances of all states an eighth of the way apart, exactly."""
+    plan, every = uniform_log_snr(steps, -15, 6), steps // 8
+    states = torch.stack([state.z for state in sources(OracleDenoiser(gaussian(c), PROCESS), step, plan)][::every])
+    made = (states @ states.mT if states.ndim == 2 else states.flatten(1) @ states.flatten(1).T).tril()
+    a, v = (torch.tensor(plan.t[::every], dtype=torch.float64) for _ in range(2))
+    a, v = PROCESS.alpha(a), PROCESS.alpha(v) ** 2 * c + PROCESS.sigma(v) ** 2
+    law = (a[None] / a[:, None] * v[:, None]).tril()  # Cov(z_s, z_t) = (alpha_t / alpha_s) v_s for the later s
+    return (made - law).abs().max().item()
+
+
+@pytest.mark.parametrize(("step", "order"), [(Ancestral(PROCESS), 1), (SDEDPMSolver2M(PROCESS), 2)], ids=str)
+@pytest.mark.parametrize("c", [0.09, 3.0])
+def test_sde_solvers_keep_the_law_of_pairs_to_their_order(step, order, c):
+    counts = [64, 128, 256, 512]
+    errors = [pair_law_error(step, n, c) for n in counts]
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.2)
+
+
+def test_a_noise_level_above_zero_is_first_order():
+    counts = [64, 128, 256, 512]
+    errors = [pair_law_error(SDEDPMSolver2M(PROCESS, 0.5), n, 0.09) for n in counts]
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(1, abs=0.2)
 
 
 def test_2m_keeps_its_order_on_steps_of_unequal_length():

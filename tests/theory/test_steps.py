@@ -11,14 +11,14 @@ from dualrate.oracle import OracleDenoiser, held_variance
 from dualrate.process import GaussianProcess
 from dualrate.sampling import rollout
 from dualrate.schedule import Interpolated, alpha, sigma
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun
+from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr
 
 STEPS = [
     *(Ancestral(PROCESS, gamma) for gamma in (0.0, 0.3, 1.0)),
-    *(kind(PROCESS) for kind in (DDIM, Heun, DPMSolver2M)),
+    *(kind(PROCESS) for kind in (DDIM, Heun, DPMSolver2M, SDEDPMSolver2M)),
 ]
 every_step = pytest.mark.parametrize("step", STEPS, ids=str)
 S, T = f64(0.4), f64(0.7)

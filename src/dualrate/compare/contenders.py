@@ -5,7 +5,7 @@
     RUN:32/8                32 steps, 8 heavy calls. Of a single network: its encoder shared between steps (caching/)
     RUN:plan.json           a plan, as `dualrate plan` writes it
     RUN:32@ddim             under a sampler: ancestral if none is named, DPM-Solver++ 2M for a shared encoder
-    RUN:32/8@ancestral-0.5  at a noise level gamma other than 0
+    RUN:32/8@ancestral:0.5  at a noise level gamma other than 0
 
 Costs of different networks meet on the rungs of a ladder: so many calls of the dearest network per image.
 """
@@ -32,14 +32,21 @@ from dualrate.steps import Step
 from dualrate.timing import StepPlan
 from dualrate.training.log import Progress
 
-LADDER = (4, 8, 16, 32, 64)  # costs of an image, in calls of the dearest network
-ODE_UP_TO = 32  # deterministic samplers stop gaining before the last rung
+LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the dearest network
 MOST_STEPS = 256
-DUAL = ((16, 4), (16, 8), (32, 4), (32, 8), (32, 16), (64, 4), (64, 8), (64, 16))  # N, H
-PLANNED = ((16, 4), (32, 8), (64, 8))
+DUAL = ((8, 2), (12, 3), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8))  # N, H
+PLANNED = ((8, 2), (16, 4), (32, 8))
 SHARED = ((8, 4), (16, 4), (16, 8), (32, 8))
-GRIDS: dict[SamplerName, GridName] = {"ancestral": "t", "ddim": "t", "heun": "log-snr", "dpm++2m": "log-snr"}
-GAMMAS = (0.0, 0.5)  # of the ancestral sampler
+GRIDS: dict[SamplerName, GridName] = {
+    "ancestral": "t",
+    "sde-dpm++2m": "log-snr",
+    "ddim": "t",
+    "heun": "log-snr",
+    "dpm++2m": "karras",
+}
+LONGEST: dict[SamplerName, int] = {"ddim": 16, "heun": 16}  # the last rung of those that others have overtaken there
+GAMMAS: dict[SamplerName, tuple[float, ...]] = {"sde-dpm++2m": (0.0, 0.2)}  # noise levels; 0 for all others
+MARKOVIAN: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m")
 SIMILARITY_IMAGES = 16
 GRID, PLANNING_IMAGES = 64, 128  # of the planner
 
@@ -93,7 +100,7 @@ def split_of(network: UViT) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """One argument of `dualrate compare`: [NAME=]RUN[:PLAN][@SAMPLER[-GAMMA]].
+    """One argument of `dualrate compare`: [NAME=]RUN[:PLAN][@SAMPLER[:GAMMA]].
 
     plan: "32", "32/8", a file, or None
     """
@@ -115,11 +122,11 @@ class Entry:
             raise ValueError(
                 f"there is no run {run or rest!r}: an entry is RUN, RUN:32/8 or RUN:plan.json, got {text!r}"
             )
-        found, _, gamma = sampler.partition("-")
+        found, _, gamma = sampler.partition(":")
         known = {known: known for known in get_args(SamplerName)}
         if sampler and (found not in known or not (gamma or "0").replace(".", "", 1).isdecimal()):
             raise ValueError(
-                f"there is no sampler {sampler!r}; choose one of {', '.join(known)}, or ancestral-0.5 for gamma 0.5"
+                f"there is no sampler {sampler!r}; choose one of {', '.join(known)}, or ancestral:0.5 for gamma 0.5"
             )
         path = Path(run)
         return Entry(path, name or path.resolve().name, plan or None, known.get(found), float(gamma or 0))
@@ -152,12 +159,11 @@ def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Conte
     schedule, found = model.process.schedule, []
     for rung, count in zip(LADDER, calls, strict=True):
         for sampler, grid in GRIDS.items():
-            steps = (count + 1) // 2 if sampler == "heun" else count
-            if steps < 3 or (sampler != "ancestral" and rung > ODE_UP_TO) or entry.sampler not in (None, sampler):
+            steps = count // 2 + 1 if sampler == "heun" else count
+            if steps < 3 or rung > LONGEST.get(sampler, rung) or entry.sampler not in (None, sampler):
                 continue
             plan = StepPlan.at(grid_times(grid, schedule, steps), range(steps))
-            gammas = GAMMAS if sampler == "ancestral" else (0.0,)
-            found += [Contender(entry.run, entry.network, sampler, plan, gamma) for gamma in gammas]
+            found += [Contender(entry.run, entry.network, sampler, plan, gamma) for gamma in GAMMAS.get(sampler, (0,))]
     return found
 
 
@@ -179,14 +185,22 @@ def shared(entry: Entry, model: Model, steps: int, heavy: int, device: torch.dev
 def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
     """A dual-rate model with even, planned, and late heavy calls."""
 
-    def contender(plan: StepPlan, gamma: float, note: str = "") -> Contender:
-        return Contender(entry.run, entry.network, "ancestral", plan, gamma, note)
+    def every(plan: StepPlan, note: str = "") -> list[Contender]:
+        return [
+            Contender(entry.run, entry.network, sampler, plan, gamma, note)
+            for sampler in MARKOVIAN
+            for gamma in GAMMAS.get(sampler, (0,))
+            if entry.sampler in (None, sampler)
+        ]
 
-    most = GAMMAS[-1]
-    even = [contender(StepPlan.uniform(steps, heavy), gamma) for steps, heavy in DUAL for gamma in GAMMAS]
-    planned = [contender(planner.best(steps, heavy).plan, most, "planned") for steps, heavy in PLANNED]
-    late = [contender(starting_late(steps, heavy), most, "late") for steps, heavy in PLANNED[1:]]
-    return even + [one for one in planned if one.plan not in {other.plan for other in even}] + late
+    even = [StepPlan.uniform(steps, heavy) for steps, heavy in DUAL]
+    planned = [planner.best(steps, heavy).plan for steps, heavy in PLANNED]
+    late = [starting_late(steps, heavy) for steps, heavy in PLANNED]
+    return [
+        *(one for plan in even for one in every(plan)),
+        *(every(plan, "planned")[-1] for plan in planned if plan not in even),
+        *(every(plan, "late")[-1] for plan in late),
+    ]
 
 
 def starting_late(steps: int, heavy: int) -> StepPlan:

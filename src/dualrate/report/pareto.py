@@ -50,6 +50,11 @@ def cost_at(points: Sequence[Point], score: float) -> float:
     return math.inf
 
 
+def _replicate(point: Point, r: int) -> float:
+    """Bias-centred replicates of a score near zero may fall below it, where logarithms end: a thousandth at least."""
+    return max(float(point.replicates[r]), point.score / 1000)
+
+
 @dataclass(frozen=True)
 class Saving:
     """The rivals' cost for a point's score over the point's own: 2 means that they pay twice as much.
@@ -79,8 +84,8 @@ def saving(point: Point, rivals: Sequence[Point], *, level: float = 0.95) -> Sav
         raise ValueError(f"a saving needs rivals with {count} replicates each, as many as its own, got {len(rivals)}")
     ratios = []
     for r in range(count):
-        drawn = [replace(rival, score=float(rival.replicates[r])) for rival in rivals]
-        ratios.append(cost_at(drawn, float(point.replicates[r])) / point.cost)
+        drawn = [replace(rival, score=_replicate(rival, r)) for rival in rivals]
+        ratios.append(cost_at(drawn, _replicate(point, r)) / point.cost)
     # an observed order statistic, never a mean of two: some ratios are infinite
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], method="nearest")
     at_most = point.score > front(rivals)[0].score

@@ -7,18 +7,18 @@ from typing import Literal
 from dualrate import grids
 from dualrate.process import GaussianProcess
 from dualrate.schedule import Schedule
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, Step
+from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M, Step
 
-SamplerName = Literal["ancestral", "ddim", "heun", "dpm++2m"]
+SamplerName = Literal["ancestral", "ddim", "heun", "dpm++2m", "sde-dpm++2m"]
 GridName = Literal["t", "log-snr", "karras"]
 
 
 def make_step(name: SamplerName, process: GaussianProcess, gamma: float = 0.0) -> Step:
     """The update rule of this name. Raises ValueError for a gamma that it has no use for."""
-    if name == "ancestral":
-        return Ancestral(process, gamma)
+    if name in ("ancestral", "sde-dpm++2m"):
+        return (Ancestral if name == "ancestral" else SDEDPMSolver2M)(process, gamma)
     if gamma != 0:
-        raise ValueError(f"gamma belongs to the ancestral sampler; {name} draws no noise, got gamma {gamma}")
+        raise ValueError(f"gamma belongs to samplers with noise; {name} draws no noise, got gamma {gamma}")
     return {"ddim": DDIM, "heun": Heun, "dpm++2m": DPMSolver2M}[name](process)
 
 
