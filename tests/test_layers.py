@@ -18,7 +18,7 @@ SRC = ROOT / "src"
 LAYERS = (
     ("mathematics", "types draws schedule process prediction weighting timing grids oracle serial"),
     ("networks and sampling", "models denoiser combinators steps covariance sampling codec caching"),
-    ("methods and measures", "methods bound planner cost metrics data"),
+    ("methods and measures", "methods bound variance planner cost metrics data"),
     ("training and report", "training report"),
     ("recipes and runs", "experiment recipes runs integrations malloc"),
     ("command line", "cli console __main__ __init__"),

@@ -18,6 +18,7 @@ Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", arXiv 2107.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,32 +64,49 @@ def variational_bound(
     Raises ValueError where the denoiser's context may not be reused under this step.
     """
 
-    def normal(stream: str) -> Tensor:
-        return draws.normal(stream, *x.shape[1:]).to(x.dtype)
-
     process, dimensions = step.process, x[0].numel()
     first, last = (torch.full((len(x),), t, dtype=torch.float64, device=x.device) for t in (plan.t[0], plan.t[-1]))
     with torch.no_grad():
-        z = process.add_noise(x, first, normal("bound start"))
-        states = trajectory(denoiser, _Forward(step, x), plan, z, cond, lambda i, _: normal(f"bound step {i}"))
-        *_, end = states
+        z, steps = along_path(denoiser, step, plan, x, cond, draws, divergence)
         start = Gaussian(expand(process.alpha(first), x) * x, expand(process.sigma(first) ** 2, x))
         prior = divergence(start, Gaussian(torch.zeros_like(x), torch.ones_like(start.variance)))
         log_snr = process.schedule.log_snr(last)
         if bins is None:  # the expectation over z_0 is known
             reconstruction = dimensions / 2 * (math.log(2 * math.pi) - log_snr + 1)
         else:
-            mean, deviation = end.z / expand(process.alpha(last), x), expand(torch.exp(-log_snr / 2), x)
+            mean, deviation = z / expand(process.alpha(last), x), expand(torch.exp(-log_snr / 2), x)
             reconstruction = -log_probability(x, mean, deviation, bins).flatten(1).sum(1)
-    return Bound(prior, torch.stack(end.carry, 1), reconstruction, dimensions)
+    return Bound(prior, steps, reconstruction, dimensions)
+
+
+Compare = Callable[[Gaussian, Gaussian], Tensor]  # (q(z_s | z_t, x), p(z_s | z_t, z_tau)) -> (B,)
+
+
+def along_path(
+    denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor, cond: Cond, draws: Draws, compare: Compare
+) -> tuple[Tensor, Tensor]:
+    """One path z_T, ..., z_0 of q given x per image: its end, and q compared with p at every step, (B, N).
+
+    Raises ValueError where the denoiser's context may not be reused under this step.
+    """
+
+    def normal(stream: str) -> Tensor:
+        return draws.normal(stream, *x.shape[1:]).to(x.dtype)
+
+    first = torch.full((len(x),), plan.t[0], dtype=torch.float64, device=x.device)
+    z = step.process.add_noise(x, first, normal("bound start"))
+    forward = _Forward(step, x, compare)
+    *_, end = trajectory(denoiser, forward, plan, z, cond, lambda i, _: normal(f"bound step {i}"))
+    return end.z, torch.stack(end.carry, 1)
 
 
 @dataclass(frozen=True)
 class _Forward:
-    """Goes from z_t to z_s ~ q(z_s | z_t, x), and carries the divergences of `step` from that."""
+    """Goes from z_t to z_s ~ q(z_s | z_t, x), and carries what `compare` says of `step` beside that."""
 
     step: MarkovStep
     x: Tensor
+    compare: Compare
 
     @property
     def markovian(self) -> bool:
@@ -101,7 +119,7 @@ class _Forward:
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
     ) -> tuple[Tensor, Carry]:
         posterior = self.step.process.posterior(z, self.x, t, s)
-        return posterior.sample(draw()), (*carry, divergence(posterior, self.step.kernel(denoise, z, t, s)))
+        return posterior.sample(draw()), (*carry, self.compare(posterior, self.step.kernel(denoise, z, t, s)))
 
 
 def divergence(q: Gaussian, p: Gaussian) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 import tyro
 from tyro.conf import Positional, arg
 
+from dualrate.cli_bound import LikelihoodBound
 from dualrate.cli_plan import PlanSearch
 from dualrate.cli_sampler import Plan, sampler_of
 from dualrate.console import reporter
@@ -258,9 +259,10 @@ class Demo:
         print(page)
 
 
-COMMANDS: dict[str, type[Sample | Evaluate | PlanSearch | Cost | Export | Demo]] = {
+COMMANDS: dict[str, type[Sample | Evaluate | LikelihoodBound | PlanSearch | Cost | Export | Demo]] = {
     "sample": Sample,
     "evaluate": Evaluate,
+    "bound": LikelihoodBound,
     "plan": PlanSearch,
     "cost": Cost,
     "export": Export,
@@ -268,7 +270,7 @@ COMMANDS: dict[str, type[Sample | Evaluate | PlanSearch | Cost | Export | Demo]]
 }
 
 
-def _parse(arguments: list[str]) -> Train | Sample | Evaluate | PlanSearch | Cost | Export | Demo:
+def _parse(arguments: list[str]) -> Train | Sample | Evaluate | LikelihoodBound | PlanSearch | Cost | Export | Demo:
     """The command's options. `train` takes a recipe's name first, whose fields the options then override."""
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command == "train":

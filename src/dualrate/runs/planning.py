@@ -14,19 +14,19 @@ import torch
 
 from dualrate.cost import call_cost
 from dualrate.data.cache import cache_dir
-from dualrate.data.images import ImageSet, load_images, to_float
+from dualrate.data.images import ImageSet, load_images
 from dualrate.draws import Draws
 from dualrate.experiment import TwoNetworks
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planner import Errors, Planned, Planner, measure_errors
 from dualrate.runs.measure import measure, seconds_of_calls
+from dualrate.runs.spread import spread
 from dualrate.runs.store import Model
 from dualrate.serial import to_plain
 from dualrate.steps import Ancestral
 from dualrate.timing import StepPlan
 from dualrate.training.device import pays
 from dualrate.training.log import Progress
-from dualrate.types import Cond
 
 ROWS = 32  # images at a time: the contexts of all grid times are held for them
 SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sampled and scored with
@@ -134,19 +134,17 @@ def _measured(
     model: Model, source: ImageSet, grid: int, images: int, progress: Progress, device: torch.device
 ) -> Errors:
     """`images` spread over the data set; a mean over parts of ROWS images."""
-    chosen, t = np.linspace(0, len(source) - 1, images).astype(int), StepPlan.uniform(grid).t
+    t, start = StepPlan.uniform(grid).t, 0
     total = np.zeros((grid, grid + 1))
-    for start in range(0, images, ROWS):
-        rows = chosen[start : start + ROWS]
-        x = to_float(torch.tensor(source.images[rows])).to(device)
-        label = None if source.labels is None or not model.num_classes else torch.tensor(source.labels[rows])
-        cond = Cond(None if label is None else label.to(device))
-        draws = Draws(SEED, torch.arange(start, start + len(rows), device=device))
+    for part in spread(model, source, images, ROWS, device):
+        draws = Draws(SEED, torch.arange(start, start + len(part), device=device))
 
-        def update(done: int, grid: int, start: int = start, rows: int = len(rows)) -> None:
+        def update(done: int, grid: int, start: int = start, rows: int = len(part)) -> None:
             progress.update(start * grid + rows * done, images * grid, {"images": start + rows * done // grid})
 
-        total += len(rows) * measure_errors(model.denoiser, model.process, t, x, cond, draws, progress=update).errors
+        errors = measure_errors(model.denoiser, model.process, t, part.x, part.cond, draws, progress=update)
+        total += len(part) * errors.errors
+        start += len(part)
     progress.close()
     return Errors(t, total / images)
 
