@@ -20,7 +20,7 @@ LAYERS = (
     ("networks and sampling", "models denoiser combinators steps covariance sampling codec caching"),
     ("methods and measures", "methods bound variance planner cost metrics data"),
     ("training and report", "training report"),
-    ("recipes and runs", "experiment recipes runs integrations malloc"),
+    ("recipes and runs", "experiment recipes runs compare integrations malloc"),
     ("command line", "cli console __main__ __init__"),
 )
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names.split()}

@@ -1,4 +1,4 @@
-"""The command line: dualrate train | sample | evaluate | plan | cost | export | demo, thin calls into the library.
+"""The command line: dualrate train | sample | evaluate | compare | ..., thin calls into the library.
 
 A mistake by the user is one clear line and exit code 2. Reports go to standard output, progress to standard error.
 """
@@ -20,6 +20,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from dualrate.cli_bound import LikelihoodBound
+from dualrate.cli_compare import Compare
 from dualrate.cli_plan import PlanSearch
 from dualrate.cli_sampler import Plan, sampler_of
 from dualrate.console import reporter
@@ -259,9 +260,11 @@ class Demo:
         print(page)
 
 
-COMMANDS: dict[str, type[Sample | Evaluate | LikelihoodBound | PlanSearch | Cost | Export | Demo]] = {
+Command = Sample | Evaluate | Compare | LikelihoodBound | PlanSearch | Cost | Export | Demo
+COMMANDS: dict[str, type[Command]] = {
     "sample": Sample,
     "evaluate": Evaluate,
+    "compare": Compare,
     "bound": LikelihoodBound,
     "plan": PlanSearch,
     "cost": Cost,
@@ -270,7 +273,7 @@ COMMANDS: dict[str, type[Sample | Evaluate | LikelihoodBound | PlanSearch | Cost
 }
 
 
-def _parse(arguments: list[str]) -> Train | Sample | Evaluate | LikelihoodBound | PlanSearch | Cost | Export | Demo:
+def _parse(arguments: list[str]) -> Train | Command:
     """The command's options. `train` takes a recipe's name first, whose fields the options then override."""
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command == "train":

@@ -89,6 +89,7 @@ class Bench:
     estimates: dict[str, float] = field(default_factory=dict)  # seconds per image, from those of calls
     _done: float = 0
     _total: float = 0
+    _images: int = 0
     _start: float = field(default_factory=time.monotonic)
 
     def model(self, contender: Contender) -> Model:
@@ -111,7 +112,7 @@ class Bench:
     ) -> list[Measured]:
         """Those that `seconds` suffice for, in this order."""
         deadline = time.monotonic() + seconds
-        self._done, self._start = 0, time.monotonic()
+        self._done, self._images, self._start = 0, 0, time.monotonic()
         self._total = sum(self.estimates[contender.key] for contender in contenders) * len(seeds)
         found = []
         for i, contender in enumerate(contenders):
@@ -133,12 +134,12 @@ class Bench:
     def _measure(self, contender: Contender, seeds: range, deadline: float, *, details: bool) -> Measured:
         model, step = self.model(contender), contender.step(self.model(contender))
         directory = self.directory / contender.key
-        before = self._done
+        before, images = self._done, self._images
 
         def report(done: int, total: int) -> None:
-            self._done = before + self.estimates[contender.key] * done
-            spent = time.monotonic() - self._start
-            self.progress.update(round(self._done), round(self._total), {"images": done, "seconds": spent})
+            self._done, self._images = before + self.estimates[contender.key] * done, images + done
+            logs = {"images": self._images, "seconds": time.monotonic() - self._start}
+            self.progress.update(round(self._done), round(self._total), logs)
             if done < total and time.monotonic() > deadline:
                 raise TimeoutError
 
