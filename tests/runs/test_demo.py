@@ -18,17 +18,16 @@ from dualrate.runs import demo as module
 from dualrate.runs.demo import SHOWN, Cell, demo
 from dualrate.runs.environment import environment
 from dualrate.runs.store import load, write_experiment
-from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import TimeSampler
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig, FitResult
 
 NET = UViTConfig(12, 1, (Level("transformer", 16, 1),), 2, patch=4, embedding=16, head_dim=16)
 CELLS = (
-    Cell("heavy", "fashion-mnist-heavy", DDIM, 2),
-    Cell("heavy", "fashion-mnist-heavy", Ancestral, 3),
-    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 4, 2),
-    Cell("light alone", "fashion-mnist-light", Ancestral, 2),
+    Cell("heavy", "fashion-mnist-heavy", "ddim", 2),
+    Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 3, grid="karras"),
+    Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 4, 2),
+    Cell("light alone", "fashion-mnist-light", "ancestral", 2),
 )
 COUNT = 40
 

@@ -19,9 +19,10 @@ from dualrate.report import headline, table
 from dualrate.runs.demo_page import Column, Findings, SmallRun, demo_page
 from dualrate.runs.evaluator import evaluator, messages
 from dualrate.runs.measure import draw, measure
+from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
 from dualrate.runs.store import Model, load, read_losses
 from dualrate.runs.train import train
-from dualrate.steps import DDIM, Ancestral
+from dualrate.steps import SDEDPMSolver2M
 from dualrate.timing import StepPlan
 from dualrate.training.log import PlainReporter, Progress, duration
 
@@ -34,26 +35,27 @@ class Cell:
 
     network: str
     model: str
-    sampler: type[DDIM] | type[Ancestral]
+    sampler: SamplerName
     steps: int
     heavy: int | None = None
+    grid: GridName = "t"
 
-    @property
-    def plan(self) -> StepPlan:
-        return StepPlan.uniform(self.steps, self.heavy)
+    def plan(self, model: Model) -> StepPlan:
+        refresh = StepPlan.uniform(self.steps, self.heavy).refresh
+        return StepPlan(grid_times(self.grid, model.process.schedule, self.steps), refresh)
 
 
-CELLS = (  # pairs of about equal cost, from the smallest budget up, and the light network alone
-    Cell("heavy", "fashion-mnist-heavy", DDIM, 8),
-    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 16, 4),
-    Cell("heavy", "fashion-mnist-heavy", Ancestral, 16),
-    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 32, 8),
-    Cell("heavy", "fashion-mnist-heavy", Ancestral, 32),
-    Cell("dual-rate", "fashion-mnist-dual", Ancestral, 64, 8),
-    Cell("light alone", "fashion-mnist-light", Ancestral, 32),
+CELLS = (  # each network under its best sampler: pairs of about equal cost, from the smallest up, and light alone
+    Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 4, grid="karras"),
+    Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 8, 2),
+    Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 8, grid="karras"),
+    Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 16, 4),
+    Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 16, grid="karras"),
+    Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 32, 8),
+    Cell("light alone", "fashion-mnist-light", "dpm++2m", 32, grid="karras"),
 )
 SMALL = "small dual-rate"
-SMALL_CELLS = tuple(Cell(SMALL, "run", Ancestral, 32, heavy) for heavy in (4, 8, 16))  # if there are no weights
+SMALL_CELLS = tuple(Cell(SMALL, "run", "sde-dpm++2m", 32, heavy) for heavy in (4, 8, 16))  # if there are no weights
 
 
 def demo(
@@ -122,7 +124,7 @@ def _train_small(experiment: Experiment, run: Path, progress: Progress) -> Small
     if result.stopped == "signal":
         raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
     model = load(run)
-    images = draw(model, Ancestral(model.process), StepPlan.uniform(32, 8), range(SHOWN)).images
+    images = draw(model, SDEDPMSolver2M(model.process), StepPlan.uniform(32, 8), range(SHOWN)).images
     return SmallRun(model, images, result.seconds, read_losses(run))
 
 
@@ -138,8 +140,7 @@ def _measure(
     for i, cell in enumerate(cells, 1):
         with closing(progress):
             heavy = "at every step" if cell.heavy is None else f"with {cell.heavy} heavy calls"
-            sampler = cell.sampler.__name__
-            progress.note(f"plan {i} of {len(cells)}: {cell.network}, {sampler}, {cell.steps} steps {heavy}")
+            progress.note(f"plan {i} of {len(cells)}: {cell.network}, {cell.sampler}, {cell.steps} steps {heavy}")
             columns.append(_column(cell, models[cell.model], judge, count, progress))
     return columns
 
@@ -150,8 +151,8 @@ def _column(cell: Cell, model: Model, judge: Evaluator, count: int, progress: Pr
     def report(done: int, total: int) -> None:
         progress.update(done, total, {"images": done, "seconds": time.monotonic() - start})
 
-    step = cell.sampler(model.process)
-    row, samples = measure(cell.network, model, step, cell.plan, judge, range(count), progress=report)
+    step, plan = make_step(cell.sampler, model.process), cell.plan(model)
+    row, samples = measure(cell.network, model, step, plan, judge, range(count), progress=report)
     progress.note(headline.describe(row))
     return Column(row, samples.images[:SHOWN])
 

@@ -134,7 +134,7 @@ def _small(small: SmallRun) -> list[Block]:
     fit = small.model.experiment.fit
     text = (
         f"This demo trained a small dual-rate model itself: {small.model.iteration} iterations of {fit.batch_size} "
-        f"images in {duration(small.seconds)}. Its samples, ancestral with 32 steps and 8 heavy calls:"
+        f"images in {duration(small.seconds)}. Its samples, 32 steps with 8 heavy calls:"
     )
     return [Text(text), Gallery([Picture(_grid(small.images), "averaged weights, seeds as above")]), *losses]
 
