@@ -28,7 +28,7 @@ def command(piece: str, size: str, data: str) -> list[str]:
     arguments = ["train", recipe, "--data.source", data, "--out", runs[piece]]
     if piece.startswith("dual"):
         arguments += ["--encoder-from", runs["heavy"], "--light-from", runs["light"]]
-        arguments += ["--fit.iterations", "1500"] if size == "reduced" else []
+        arguments += ["--fit.iterations", "1000"] if size == "reduced" else []
     return arguments + (["--times.dropout", "0"] if piece == "dual-kept" else [])
 
 

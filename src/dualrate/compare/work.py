@@ -29,7 +29,7 @@ from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import Row
-from dualrate.runs.measure import Guidance, balanced_labels, draw, image_cost, seconds_of_calls
+from dualrate.runs.measure import Guidance, balanced_strata, draw, image_cost, seconds_of_calls
 from dualrate.runs.store import Model
 from dualrate.runs.stream import measure_in_blocks, origin_of
 from dualrate.training.device import pays
@@ -43,12 +43,11 @@ BATCH = 125
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A contender's row, its score's bootstrap replicates, and the metrics beside it."""
+    """A contender's row, and its score's bootstrap replicates."""
 
     contender: Contender
     row: Row
     replicates: NDArray[np.float64]
-    details: Details | None
 
     def point(self, cost: float) -> Point:
         return Point(self.contender.key, cost, self.row.score.value, self.replicates)
@@ -73,7 +72,7 @@ class Finished:
 
     @property
     def details(self) -> Details | None:
-        return self.measured.details
+        return self.row.score.details
 
 
 @dataclass
@@ -153,15 +152,13 @@ class Bench:
             directory,
             batch_size=BATCH,
             device=self.device,
+            details=details,
             progress=report,
         )
         origin = origin_of(model, step, contender.plan, Guidance(), self.judge.net, bfloat16=pays(self.device))
         features = FeatureBlocks.open(directory, origin).read(seeds).features
-        labels = balanced_labels(model, seeds)
-        strata = None if labels is None else torch.tensor(labels)
-        replicates = self.judge.replicates(features, strata=strata)
-        beside = self.judge.details(features) if details else None
-        return Measured(contender, _named(row, contender), replicates, beside)
+        replicates = self.judge.replicates(features, strata=balanced_strata(model, seeds))
+        return Measured(contender, _named(row, contender), replicates)
 
     def finish(self, measured: Sequence[Measured]) -> list[Finished]:
         """Times every contender, and takes its first images."""
