@@ -30,7 +30,7 @@ reproduce-report: env  ## compare the models in weights/ with their rivals, draw
 	@$(BIN)/python scripts/report.py fashion-mnist
 
 reproduce-cifar10: env  ## a piece of the CIFAR-10 experiment: PIECE=heavy|light|dual|dual-kept|report DATA=... [SIZE=reduced]
-	@$(BIN)/python scripts/cifar10.py $(PIECE) --data $(DATA) --size $(or $(SIZE),full)
+	@$(BIN)/python scripts/cifar10.py $(PIECE) $(if $(DATA),--data $(DATA)) --size $(or $(SIZE),full)
 
 benchmark: env  ## ratios of speed and memory, from weights/, on one thread (five minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios

@@ -35,11 +35,13 @@ def command(piece: str, size: str, data: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("piece", choices=(*MODELS, "report"))
-    parser.add_argument("--data", required=True, help="your copy of CIFAR-10")
+    parser.add_argument("--data", default="", help="your copy of CIFAR-10, for training")
     parser.add_argument("--size", choices=("full", "reduced"), default="full")
     options = parser.parse_args()
     if options.piece == "report":
         os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "report.py"), f"cifar10-{options.size}"])
+    if not options.data:
+        parser.error("say where your copy of CIFAR-10 is: --data PATH, or make ... DATA=PATH")
     arguments = command(options.piece, options.size, str(Path(options.data).resolve()))
     print("dualrate", shlex.join(arguments), flush=True)
     os.chdir(ROOT)

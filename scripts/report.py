@@ -18,18 +18,18 @@ import numpy as np
 import torch
 
 from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.page import front_table, savings_table
+from dualrate.compare.page import front_table, reusing_plans, savings_table
 from dualrate.compare.savings import Findings
 from dualrate.console import reporter
 from dualrate.malloc import keep_freed_memory
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.grid import save_grid
-from dualrate.report.headline import plan
 from dualrate.report.table import Table, as_markdown, table
 from dualrate.training.device import pick_device
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
+KINDS = ("savings", "front", "screening")  # of tables
 SHOWN = 20  # images of a row of the grid
 
 
@@ -65,18 +65,16 @@ REPORTS = {
 
 def tables(findings: Findings) -> dict[str, Table]:
     """By the name between the page's markers."""
-    made = {"savings": savings_table(findings)} if findings.own and findings.rivals else {}
-    made |= {"front": front_table(findings.finished)} if findings.finished else {}
-    return made | {"screening": table([one.row for one in findings.screened])}
+    screening = table([one.row for one in findings.screened])
+    made = (savings_table(findings), front_table(findings.finished), screening)
+    return dict(zip(KINDS, made, strict=True))
 
 
 def pictures(name: str, findings: Findings) -> None:
     ordered = sorted(findings.finished, key=lambda one: one.row.macs)
     for cost in ("flops", "seconds"):
         (RESULTS / f"{name}-{cost}.png").write_bytes(png(pareto_figure([one.row for one in ordered], cost)))
-    reusing = [one for one in ordered if one.row.num_heavy < one.row.num_steps]
-    plans = [(f"{one.row.network} {plan(one.row)} {one.contender.note}", one.contender.plan) for one in reusing]
-    (RESULTS / f"{name}-plans.png").write_bytes(png(plan_figure(plans)))
+    (RESULTS / f"{name}-plans.png").write_bytes(png(plan_figure(reusing_plans(ordered))))
     grid = np.concatenate([one.images for one in ordered])
     save_grid(grid, RESULTS / f"{name}-samples.png", columns=SHOWN, scale=2 if grid.shape[-1] < 30 else 1)
 
@@ -97,15 +95,19 @@ def main() -> None:
     parser.add_argument("name", choices=REPORTS)
     name = parser.parse_args().name
     report, device = REPORTS[name], pick_device(None)
+    place(PAGE.read_text(), name, dict.fromkeys(KINDS, Table((), (), ())))  # before the work: is there a place for it?
     keep_freed_memory()
-    torch.set_num_threads(1)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     entries = [entry.replace("=", f"={ROOT}/") for entry in report.entries]
     out = ROOT / "runs" / f"{name}-report.html"
     findings = compare(entries, out, report.effort, device=device, progress=reporter(), command=report.command)
+    if findings.left:
+        print(*findings.left, f"the same command goes on; so far: {out}", sep="\n")
+        raise SystemExit(75)
     for suffix in (".json", ".csv"):
         (RESULTS / f"{name}{suffix}").write_text(out.with_suffix(suffix).read_text())
-    if findings.finished:
-        pictures(name, findings)
+    pictures(name, findings)
     PAGE.write_text(place(PAGE.read_text(), name, tables(findings)))
     print(out, PAGE)
 

@@ -54,7 +54,7 @@ def check_reuse(denoiser: Denoiser, step: Step, plan: StepPlan) -> None:
     if denoiser.reuse is Reuse.MARKOV and not step.markovian:
         raise ValueError(
             f"{name} changes the joint law of (z_t, z_tau), which a reused dual-rate context was trained on. "
-            f"Use Ancestral, or a heavy call at every step (heavy = {plan.num_steps})"
+            f"Use Ancestral or SDEDPMSolver2M, or a heavy call at every step (heavy = {plan.num_steps})"
         )
     if denoiser.reuse is Reuse.SMOOTH and step.markovian:
         warnings.warn(f"{name} draws noise at every step, but this denoiser's reuse needs a smooth path", stacklevel=3)

@@ -196,6 +196,7 @@ class DPMSolver2M:
 class SDEDPMSolver2M:
     """The reverse SDE to second order by one evaluation a step; ends, and carry, as those of DPMSolver2M.
 
+    Of a dual-rate model the line through two x_hat may cross a heavy call, where x_hat jumps with its context.
     gamma: noise level as Ancestral's
     """
 

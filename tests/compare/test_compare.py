@@ -87,7 +87,7 @@ def test_all_kinds_of_contenders_on_one_page(here):
     networks = {one.row.network for one in findings.screened}
     assert networks == {"one network", "one network, shared encoder", "dual"}
     notes = {one.contender.note for one in findings.screened if one.row.network == "dual"}
-    assert {"", "late"} <= notes
+    assert {"", "planned", "late"} <= notes
     assert not findings.left
     page = (here / "report.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
@@ -179,6 +179,39 @@ def test_a_dual_rate_plan_under_ddim_is_refused(here):
         run(here, "dual:4/2@ddim")
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpm++2m"])
+def test_a_sampler_that_may_not_reuse_a_context_is_refused_before_any_work(here, sampler):
+    with pytest.raises(ValueError, match="reuses contexts"):
+        run(here, f"dual@{sampler}")
+
+
+def test_two_runs_of_one_name_are_refused(here):
+    with pytest.raises(ValueError, match="two runs are called 'x'"):
+        run(here, "x=heavy:2", "x=dual:4/2")
+
+
+@pytest.mark.parametrize(("text", "gammas"), [("heavy@ancestral:0.4", {0.4}), ("heavy@sde-dpm++2m", {0.0, 0.2})])
+def test_a_noise_level_that_is_asked_for_is_the_one(here, text, gammas):
+    entry = Entry.parse(text)
+    made = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes(), device=torch.device("cpu"))
+    assert {one.gamma for one in made if one.split is None} == gammas
+
+
+def test_a_plan_file_of_a_single_network_that_reuses_is_a_shared_encoder(here):
+    Path("mine.json").write_text(StepPlan.at(4, [0, 2]).to_json())
+    entry = Entry.parse("heavy:mine.json")
+    (made,) = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes(), device=torch.device("cpu"))
+    assert (made.network, made.split, made.plan.num_heavy) == ("heavy, shared encoder", 1, 2)
+
+
+def test_a_run_that_was_trained_on_is_measured_anew(here):
+    first = run(here, "heavy:2")
+    weights = {name: tensor + 0.1 for name, tensor in load("heavy").networks.state_dict().items()}
+    checkpoint.save(here / "heavy" / "checkpoints", 2, {"ema-model": weights, "model": weights}, {"iteration": 2})
+    second = run(here, "heavy:2")
+    assert first.finished[0].row.score.value != second.finished[0].row.score.value
+
+
 def test_a_plan_file(here):
     plan = StepPlan.at(4, [1, 3])
     Path("mine.json").write_text(plan.to_json())
@@ -189,9 +222,9 @@ def test_a_plan_file(here):
 
 def test_keys_tell_contenders_apart():
     plans = [StepPlan.uniform(4, 2), StepPlan.at(4, [0, 1])]
-    made = [Contender(Path(run), "x", "ancestral", plan) for run in ("a", "b") for plan in plans]
-    made.append(Contender(Path("a"), "x", "ddim", plans[0]))
-    made.append(Contender(Path("a"), "x", "ancestral", plans[0], split=1))
+    made = [Contender(Path(run), run, "ancestral", plan) for run in ("a", "b") for plan in plans]
+    made.append(Contender(Path("a"), "a", "ddim", plans[0]))
+    made.append(Contender(Path("a"), "a", "ancestral", plans[0], split=1))
     assert len({one.key for one in made}) == len(made)
 
 

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from dualrate.report.figures import INK, PALETTE, loss_figure, png, quality_figure, svg
+from dualrate.report.figures import INK, PALETTE, loss_figure, pareto_figure, png, quality_figure, svg
 from report.made import DUAL, HEAVY, LIGHT, row
 
 ROWS = [HEAVY, row("heavy", steps=32, heavy=32, macs=5_340_000_000, seconds=0.08, value=11.8), LIGHT, DUAL]
@@ -93,3 +94,10 @@ def test_nothing_is_drawn_of_scores_that_cannot_be_compared():
         quality_figure([DUAL, row(count=5000)], "flops")
     with pytest.raises(ValueError, match="no rows"):
         quality_figure([], "flops")
+
+
+def test_a_pareto_line_passes_no_beaten_point():
+    rows = [replace(row(), score=replace(row().score, value=value)) for value in (3.0, 2.0)]
+    figure = pareto_figure(rows, "flops")
+    lines = [line for line in figure.axes[0].lines if line.get_linestyle() == "-"]
+    assert [list(line.get_ydata()) for line in lines] == [[2.0]]

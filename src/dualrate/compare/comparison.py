@@ -13,7 +13,7 @@ from dualrate.compare.contenders import Contender, Entry, contenders_of, is_dual
 from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import Findings
-from dualrate.compare.work import SCREEN_SEED, SCREENING, Bench, chosen
+from dualrate.compare.work import SCREEN_SEED, SCREENING, TIMING, Bench, Measured, chosen
 from dualrate.metrics.features import write_whole
 from dualrate.runs.evaluator import evaluator
 from dualrate.runs.store import Model, load
@@ -58,6 +58,7 @@ def compare(
         raise ValueError(f"--out is an .html file, beside which .json and .csv are written, got {out}")
     start, device = time.monotonic(), torch.device(device)
     parsed = [Entry.parse(text) for text in entries]
+    _require_names(parsed)
     models = {entry.run: load(entry.run, device=device) for entry in parsed}
     _require_comparable(models, mixed=mixed)
     judge = evaluator(next(iter(models.values())).experiment.data, features=features, progress=progress)
@@ -68,19 +69,25 @@ def compare(
     bench = Bench(models, judge, directory, device, progress)
     contenders = contenders_of(parsed, models, progress=progress, device=device)
     duals = frozenset(entry.network for entry in parsed if is_dual(models[entry.run]))
-    findings = _measured(contenders, bench, effort, start, duals, command)
-    for suffix, text in ((".json", as_json(findings)), (".csv", as_csv(findings)), (".html", compare_page(findings))):
-        write_whole(out.with_suffix(suffix), text.encode())
+    screened, measured, left = _measured(contenders, bench, effort, start, duals)
+    _write(out, Findings(screened, [], duals, [*left, "Nothing was timed yet."], judge, command))
+    findings = Findings(screened, bench.finish(measured), duals, left, judge, command)
+    _write(out, findings)
     return findings
 
 
+def _write(out: Path, findings: Findings) -> None:
+    for suffix, text in ((".json", as_json(findings)), (".csv", as_csv(findings)), (".html", compare_page(findings))):
+        write_whole(out.with_suffix(suffix), text.encode())
+
+
 def _measured(
-    contenders: Sequence[Contender], bench: Bench, effort: Effort, start: float, duals: frozenset[str], command: str
-) -> Findings:
-    """Screens, then measures the front, within the minutes since `start`."""
+    contenders: Sequence[Contender], bench: Bench, effort: Effort, start: float, duals: frozenset[str]
+) -> tuple[list[Measured], list[Measured], list[str]]:
+    """What was screened, what was measured on the front, and what the minutes since `start` did not suffice for."""
     minutes, left = 60 * effort.minutes, []
     bench.estimate(contenders)
-    cheapest_first = sorted(contenders, key=lambda contender: bench.estimates[contender.key])
+    cheapest_first = sorted(contenders, key=lambda contender: bench.costs[contender.key].macs)
     seeds = range(SCREEN_SEED, SCREEN_SEED + effort.screen)
     bench.progress.note(f"screening {len(contenders)} contenders on {effort.screen} images each")
     screened = bench.measure(cheapest_first, seeds, SCREENING * minutes, details=False)
@@ -88,12 +95,21 @@ def _measured(
         left.append(f"{len(contenders) - len(screened)} of {len(contenders)} contenders were not screened in time.")
     own = [one for one in screened if one.contender.network in duals]
     others = [one for one in screened if one.contender.network not in duals]
-    front = chosen(screened, bench, [side for side in (own, others) if side])
+    front = chosen(screened, bench, [side for side in (others, own) if side])
     bench.progress.note(f"measuring {len(front)} of them on {effort.count} images each")
-    measured = bench.measure(front, range(effort.count), start + minutes - time.monotonic(), details=True)
+    seconds = start + (1 - TIMING) * minutes - time.monotonic()
+    measured = bench.measure(front, range(effort.count), seconds, details=True)
     if len(measured) < len(front):
         left.append(f"{len(front) - len(measured)} of {len(front)} contenders on the front were not measured in time.")
-    return Findings(screened, bench.finish(measured), duals, left, bench.judge, command)
+    return screened, measured, left
+
+
+def _require_names(entries: Sequence[Entry]) -> None:
+    """One name, one run: lines of a page are told apart by it."""
+    runs: dict[str, Path] = {}
+    for entry in entries:
+        if runs.setdefault(entry.network, entry.run.resolve()) != entry.run.resolve():
+            raise ValueError(f"two runs are called {entry.network!r}: name them, as in A={entry.run} B=...")
 
 
 def _require_comparable(models: dict[Path, Model], *, mixed: bool) -> None:
@@ -104,9 +120,9 @@ def _require_comparable(models: dict[Path, Model], *, mixed: bool) -> None:
                 f"{other.name} makes images {other.shape} of {other.num_classes} classes, {first.name} "
                 f"{first.shape} of {first.num_classes}: they cannot be compared"
             )
-        data, own = (f"{d.source} (size {d.size}, channels {d.channels})" for d in (first.data, other.data))
-        if data != own and not mixed:
+        data, others = (f"{d.source} (size {d.size}, channels {d.channels})" for d in (first.data, other.data))
+        if data != others and not mixed:
             raise ValueError(
-                f"{other.name} was trained on {own}, {first.name} on {data}: scores against different images do not "
+                f"{other.name} was trained on {others}, {first.name} on {data}: scores against different images do not "
                 "compare. If they are the same images, or you want it all the same, add --mixed"
             )

@@ -13,6 +13,7 @@ Costs of different networks meet on the rungs of a ladder: so many calls of the 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from dualrate.runs.planning import SEED, call_macs, measured_errors
 from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
 from dualrate.runs.store import Model
 from dualrate.steps import Step
-from dualrate.timing import StepPlan
+from dualrate.timing import StepPlan, TimeSampler
 from dualrate.training.log import Progress
 
 LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the dearest network
@@ -37,7 +38,7 @@ MOST_STEPS = 256
 DUAL = ((8, 2), (12, 3), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8))  # N, H
 PLANNED = ((8, 2), (16, 4), (32, 8))
 SHARED = ((8, 4), (16, 4), (16, 8), (32, 8))
-GRIDS: dict[SamplerName, GridName] = {
+GRIDS: dict[SamplerName, GridName] = {  # of single networks; dual-rate plans are even in t (dev/LOG.md)
     "ancestral": "t",
     "sde-dpm++2m": "log-snr",
     "ddim": "t",
@@ -57,7 +58,7 @@ class Contender:
 
     run:     directory of the model
     network: what its line is called
-    gamma:   noise level of the ancestral sampler
+    gamma:   noise level of a sampler with noise
     note:    what is special about the plan, empty if nothing
     split:   blocks of a single network's middle that steps share; None: none
     asked:   named by the user, plan and all, so measured on the front in any case
@@ -74,11 +75,11 @@ class Contender:
 
     @property
     def key(self) -> str:
-        """A file name, different for every contender of one name."""
-        says = f"{self.run.resolve()} {self.split} {self.gamma} {self.plan.to_json()}"
+        """A file name, different for every contender; networks have different names."""
+        says = f"{self.network} {self.split} {self.gamma} {self.plan.to_json()}"
         digest = hashlib.sha256(says.encode()).hexdigest()[:8]
-        name = f"{self.run.name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler}"
-        return f"{name}-{digest}"
+        name = re.sub(r"[^\w.-]+", "-", self.network)
+        return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler}-{digest}"
 
     def step(self, model: Model) -> Step:
         return make_step(self.sampler, model.process, self.gamma)
@@ -109,12 +110,12 @@ class Entry:
     network: str
     plan: str | None = None
     sampler: SamplerName | None = None
-    gamma: float = 0.0
+    gamma: float | None = None
 
     @staticmethod
     def parse(text: str) -> Entry:
         """Raises ValueError for a run that is not there, a sampler nobody knows, or a gamma that is no number."""
-        name, equals, rest = text.partition("=")
+        name, equals, rest = ("", "", text) if Path(text).is_dir() else text.partition("=")
         name, rest = (name, rest) if equals else ("", text)
         rest, _, sampler = rest.partition("@")
         run, _, plan = (rest, "", "") if Path(rest).is_dir() else rest.rpartition(":")
@@ -129,15 +130,17 @@ class Entry:
                 f"there is no sampler {sampler!r}; choose one of {', '.join(known)}, or ancestral:0.5 for gamma 0.5"
             )
         path = Path(run)
-        return Entry(path, name or path.resolve().name, plan or None, known.get(found), float(gamma or 0))
+        return Entry(path, name or path.resolve().name, plan or None, known.get(found), float(gamma) if gamma else None)
 
     def asked(self, model: Model, device: torch.device) -> Contender:
         """The contender of an entry that names a plan. Raises ValueError for a plan that is none."""
         assert self.plan is not None
         sampler = self.sampler or "ancestral"
         if self.plan.endswith(".json"):
-            plan = StepPlan.from_json(Path(self.plan).read_text())
-            return Contender(self.run, self.network, sampler, plan, self.gamma, note=Path(self.plan).stem)
+            plan, name = StepPlan.from_json(Path(self.plan).read_text()), Path(self.plan).stem
+            if plan.num_heavy < plan.num_steps and not is_dual(model):
+                return replace(sharing(self, model, plan), note=name)
+            return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0, name)
         steps, _, heavy = self.plan.partition("/")
         if not (steps.isdecimal() and (heavy or "0").isdecimal()):
             raise ValueError(f"{self.plan!r} is no plan: 32 (steps), 32/8 (steps/heavy calls), or a .json file")
@@ -147,7 +150,11 @@ class Entry:
         plan = StepPlan.uniform(int(steps), calls)
         if calls == int(steps):
             plan = StepPlan.at(grid_times(GRIDS[sampler], model.process.schedule, int(steps)), range(int(steps)))
-        return Contender(self.run, self.network, sampler, plan, self.gamma)
+        return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0)
+
+    def gammas(self, sampler: SamplerName) -> tuple[float, ...]:
+        """The noise level that was asked for, or the usual ones."""
+        return GAMMAS.get(sampler, (0.0,)) if self.gamma is None else (self.gamma,)
 
 
 def is_dual(model: Model) -> bool:
@@ -163,7 +170,7 @@ def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Conte
             if steps < 3 or rung > LONGEST.get(sampler, rung) or entry.sampler not in (None, sampler):
                 continue
             plan = StepPlan.at(grid_times(grid, schedule, steps), range(steps))
-            found += [Contender(entry.run, entry.network, sampler, plan, gamma) for gamma in GAMMAS.get(sampler, (0,))]
+            found += [Contender(entry.run, entry.network, sampler, plan, gamma) for gamma in entry.gammas(sampler)]
     return found
 
 
@@ -171,31 +178,48 @@ def shared(entry: Entry, model: Model, steps: int, heavy: int, device: torch.dev
     """A single network's encoder shared, refreshed where its features have changed most."""
     network = model.networks.get_submodule("model")
     assert isinstance(network, UViT)
-    split = split_of(network)
     sampler = entry.sampler or "dpm++2m"
     times = grid_times(GRIDS[sampler], model.process.schedule, steps)
     seeds = range(SEED, SEED + SIMILARITY_IMAGES)
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
-    denoiser, step = SharedEncoder(network, model.process, split), make_step(sampler, model.process)
+    denoiser = SharedEncoder(network, model.process, split_of(network))
+    step = make_step(sampler, model.process, entry.gamma or 0.0)
     like = similarities(denoiser, step, times, model.shape, seeds, labels, device=device)
-    plan = StepPlan.at(times, best_refreshes(like, heavy))
-    return Contender(entry.run, f"{entry.network}, shared encoder", sampler, plan, split=split)
+    return sharing(entry, model, StepPlan.at(times, best_refreshes(like, heavy)))
+
+
+def sharing(entry: Entry, model: Model, plan: StepPlan) -> Contender:
+    """A single network's encoder shared under a plan."""
+    network = model.networks.get_submodule("model")
+    assert isinstance(network, UViT)
+    name, sampler, gamma = f"{entry.network}, shared encoder", entry.sampler or "dpm++2m", entry.gamma or 0.0
+    return Contender(entry.run, name, sampler, plan, gamma, split=split_of(network))
 
 
 def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
-    """A dual-rate model with even, planned, and late heavy calls."""
+    """A dual-rate model with even, planned, and late heavy calls; the last two under the last sampler and gamma.
+
+    A model whose context was never dropped in training gets no late ones. Raises ValueError for a sampler of an entry
+    that may not reuse a context.
+    """
+    if entry.sampler not in (None, *MARKOVIAN):
+        raise ValueError(
+            f"{entry.network} reuses contexts, which {entry.sampler} cannot: name {' or '.join(MARKOVIAN)}, or none"
+        )
 
     def every(plan: StepPlan, note: str = "") -> list[Contender]:
         return [
             Contender(entry.run, entry.network, sampler, plan, gamma, note)
             for sampler in MARKOVIAN
-            for gamma in GAMMAS.get(sampler, (0,))
+            for gamma in entry.gammas(sampler)
             if entry.sampler in (None, sampler)
         ]
 
     even = [StepPlan.uniform(steps, heavy) for steps, heavy in DUAL]
     planned = [planner.best(steps, heavy).plan for steps, heavy in PLANNED]
-    late = [starting_late(steps, heavy) for steps, heavy in PLANNED]
+    times = model.experiment.times
+    drops = isinstance(times, TimeSampler) and times.dropout > 0
+    late = [starting_late(steps, heavy) for steps, heavy in PLANNED if drops]
     return [
         *(one for plan in even for one in every(plan)),
         *(every(plan, "planned")[-1] for plan in planned if plan not in even),
@@ -217,8 +241,7 @@ def contenders_of(
     Raises ValueError for plans that are none, or not for that kind of model.
     """
     costs = {run: call_macs(model) for run, model in models.items()}
-    dearest = max(costs.values(), key=lambda cost: max(cost.heavy, cost.light))
-    rung = max(dearest.heavy, dearest.light)
+    dearest = max(max(cost.heavy, cost.light) for cost in costs.values())
     found: list[Contender] = []
     for entry in entries:
         model, cost = models[entry.run], costs[entry.run]
@@ -228,11 +251,13 @@ def contenders_of(
             errors = measured_errors(model, grid=GRID, images=PLANNING_IMAGES, progress=progress, device=device)
             found += usual_dual(entry, model, Planner(errors, model.process, model.experiment.weighting))
         else:
-            calls = [min(MOST_STEPS, max(1, round(times * rung / cost.light))) for times in LADDER]
+            calls = [min(MOST_STEPS, max(1, round(rung * dearest / cost.light))) for rung in LADDER]
             found += usual_single(entry, model, calls)
             if cost.light == max(single.light for single in costs.values()) and can_share(model):
                 progress.note(f"planning where the shared encoder of {entry.network} is refreshed")
                 found += [shared(entry, model, steps, heavy, device) for steps, heavy in SHARED]
+    if not found:
+        raise ValueError("no plan is left to compare: the samplers named are not tried at these costs; name plans too")
     return list({one.key: one for one in found}.values())
 
 

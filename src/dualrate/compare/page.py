@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dualrate.compare.contenders import Contender
+from dualrate.compare.contenders import LADDER
 from dualrate.compare.savings import COSTS, Findings, Savings, savings
 from dualrate.compare.work import Finished
 from dualrate.report.figures import pareto_figure, plan_figure
@@ -15,6 +15,7 @@ from dualrate.report.html import Block, Drawing, Facts, Gallery, Picture, Points
 from dualrate.report.rows import Row
 from dualrate.report.table import EACH, Table, compute_unit, floor_note, interval, significant, table
 from dualrate.runs.environment import environment
+from dualrate.timing import StepPlan
 
 COLUMNS = 10
 
@@ -40,22 +41,22 @@ def compare_page(findings: Findings) -> str:
 
 def _headline(findings: Findings) -> list[Block]:
     found = savings(findings)
-    blocks: list[Block] = [Text(sentence, "lead") for sentence in [_best(findings)]]
-    blocks += [Points([_sentence(one) for one in found])] if found else []
-    return blocks + _unfinished(findings)
+    blocks: list[Block] = [Text(_best(findings), "lead"), *_unfinished(findings)]
+    return [*blocks, Points([_sentence(one) for one in found])] if found else blocks
 
 
 def _best(findings: Findings) -> str:
     """The best score of either side, and what it cost."""
     ranked = sorted(findings.finished, key=lambda one: one.row.score.value)
     best = ranked[0].measured.row
-    says = f"Best of all: {name(best)}, {best.score.metric} {significant(best.score.value)} {interval(best)}."
+    so_far = "So far. " if findings.left else ""
+    says = f"{so_far}Best of all: {name(best)}, {best.score.metric} {significant(best.score.value)} {interval(best)}."
     sides = [side for side in (findings.own, findings.rivals) if side]
     if len(sides) < 2:
         return says
     own, rival = (min((one.row for one in side), key=lambda row: row.score.value) for side in sides)
     return (
-        f"Best dual-rate: {name(own)}, {own.score.metric} {significant(own.score.value)} {interval(own)}, at "
+        f"{so_far}Best dual-rate: {name(own)}, {own.score.metric} {significant(own.score.value)} {interval(own)}, at "
         f"{_cost_text(own)}. Best of all others: {name(rival)}, {significant(rival.score.value)} {interval(rival)}, at "
         f"{_cost_text(rival)}."
     )
@@ -73,9 +74,10 @@ def _sentence(one: Savings) -> str:
     parts = []
     for costs, found in zip(COSTS[:2], one.savings, strict=False):
         if math.isinf(found.ratio):
-            parts.append(f"no other reaches it in {costs.name} that were measured (from {found.low:.2f} times)")
+            least = f", they need at least {found.low:.2f} times" if math.isfinite(found.low) else ""
+            parts.append(f"no other measured reaches it{least}")
         else:
-            parts.append(f"the same score at {found} times {costs.unit}")
+            parts.append(f"the others need {found} times its {costs.name} for the same score")
     return start + "; ".join(parts) + "."
 
 
@@ -103,6 +105,9 @@ def savings_table(findings: Findings) -> Table:
         "cheaper. Between two plans of the others the score is interpolated, a straight line in logarithms",
         "in brackets 95% bootstrap intervals over the images, of both sides; never: no other reaches the score",
         "at most: the others' cheapest measured plan is better already",
+        f"single networks were tried up to the cost of {LADDER[-1]} calls of the dearest; the intervals hold no noise "
+        "of timing, and the front was picked among the same images",
+        *findings.left,
     )
     return Table(header, tuple(cells), notes)
 
@@ -155,7 +160,7 @@ def front_table(finished: Sequence[Finished]) -> Table:
     notes = (
         f"N steps, H heavy calls ({EACH}: the whole model at every step); FLOPs = 2 MACs; milliseconds per image, "
         f"alone and in batches of the size whose doubling gains less than 5%: {batches}",
-        "MB: peak memory of the process at that batch size",
+        "MB: peak memory of a network's first plan at that batch size: on a GPU what torch held, else of the process",
         f"{score.metric}: lower is better; {score.fingerprint.count} images per row; fingerprint "
         f"{score.fingerprint.short()}",
         floor_note([one.row for one in ordered]),
@@ -191,19 +196,21 @@ def _cells(one: Finished, unit: float) -> tuple[str, ...]:
 
 
 def _plans(findings: Findings) -> list[Block]:
-    shown = {
-        f"{one.row.network} {plan(one.row)}{_note(one.contender)}": one
-        for one in sorted(findings.finished, key=lambda one: one.row.macs)
-        if one.row.num_heavy < one.row.num_steps
-    }
+    shown = reusing_plans(findings.finished)
     if not shown:
         return [Text("Every network here runs at every step.")]
-    figure = plan_figure([(label, one.contender.plan) for label, one in shown.items()])
-    return [Drawing(figure, "Plans that reuse what a heavy call computed")]
+    return [Drawing(plan_figure(shown), "Plans that reuse what a heavy call computed")]
 
 
-def _note(contender: Contender) -> str:
-    return f", {contender.note}" if contender.note else ""
+def reusing_plans(finished: Sequence[Finished]) -> list[tuple[str, StepPlan]]:
+    """Labels and plans that reuse something, each once, lowest cost first."""
+    ordered = sorted(finished, key=lambda one: one.row.macs)
+    reusing = [one for one in ordered if one.row.num_heavy < one.row.num_steps]
+    labels = {(one.row.network, one.contender.plan): one.contender.note for one in reusing}
+    return [
+        (f"{network} {made.num_steps}/{made.num_heavy}{f', {note}' if note else ''}", made)
+        for (network, made), note in labels.items()
+    ]
 
 
 def _screening(findings: Findings) -> list[Section]:

@@ -9,6 +9,7 @@ import math
 
 from dualrate.compare.savings import COSTS, Findings, savings
 from dualrate.report.headline import plan
+from dualrate.report.pareto import Saving
 from dualrate.report.table import records
 from dualrate.runs.environment import environment
 
@@ -19,6 +20,9 @@ def as_records(findings: Findings) -> list[dict[str, object]]:
     for line, one in zip(lines, findings.finished, strict=True):
         contender, details = one.contender, one.details
         line |= {
+            "run": contender.run.name,
+            "note_on_plan": contender.note,
+            "shared_blocks": contender.split,
             "plan": json.loads(contender.plan.to_json()),
             "seconds_alone": one.speed.alone,
             "peak_bytes": one.memory,
@@ -35,15 +39,13 @@ def as_records(findings: Findings) -> list[dict[str, object]]:
 
 
 def as_json(findings: Findings) -> str:
-    """Everything of the page but the pictures."""
+    """Everything of the page but the pictures and the words; "never" stands for what no rival reaches."""
     saved = [
         {
             "network": one.finished.row.network,
+            "sampler": one.finished.row.sampler,
             "plan": plan(one.finished.row),
-            **{
-                costs.name: [value if math.isfinite(value) else None for value in (found.ratio, found.low, found.high)]
-                for costs, found in zip(COSTS, one.savings, strict=True)
-            },
+            **{costs.name: _ratios(found) for costs, found in zip(COSTS, one.savings, strict=True)},
         }
         for one in savings(findings)
     ]
@@ -51,12 +53,19 @@ def as_json(findings: Findings) -> str:
         {
             "command": findings.command,
             "environment": environment(),
+            "unfinished": list(findings.left),
             "front": as_records(findings),
             "savings": saved,
             "screening": records([one.row for one in findings.screened]),
         },
         indent=1,
     )
+
+
+def _ratios(found: Saving) -> dict[str, object]:
+    ratios = {"ratio": found.ratio, "low": found.low, "high": found.high}
+    finite = {name: value if math.isfinite(value) else "never" for name, value in ratios.items()}
+    return {**finite, "at_most": found.at_most}
 
 
 def as_csv(findings: Findings) -> str:

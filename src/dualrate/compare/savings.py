@@ -16,14 +16,13 @@ class Costs:
     """One way to count the cost of an image."""
 
     name: str
-    unit: str
     of: Callable[[Finished], float]
 
 
 COSTS = (
-    Costs("FLOPs", "fewer FLOPs", lambda one: float(one.row.flops)),
-    Costs("time in batches", "less time in batches", lambda one: one.speed.batched),
-    Costs("time alone", "less time for a single image", lambda one: one.speed.alone),
+    Costs("FLOPs", lambda one: float(one.row.flops)),
+    Costs("time in batches", lambda one: one.speed.batched),
+    Costs("time alone", lambda one: one.speed.alone),
 )
 
 

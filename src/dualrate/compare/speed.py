@@ -10,6 +10,7 @@ import multiprocessing
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,20 +45,27 @@ def saturating_batch(model: Model, cost: PlanCost, *, device: torch.device) -> i
 
     batch, seconds = 1, seconds_per_image(1)
     while batch < LARGEST_BATCH:
-        doubled = seconds_per_image(2 * batch)
+        try:
+            doubled = seconds_per_image(2 * batch)
+        except torch.OutOfMemoryError:
+            break
         if seconds / doubled < GAIN:
             break
         batch, seconds = 2 * batch, doubled
     return batch
 
 
-def speed(contender: Contender, model: Model, batch: int, *, device: torch.device, repeats: int = 3) -> Speed:
+def speed(
+    contender: Contender, model: Model, batch: int, cost: PlanCost, *, device: torch.device, repeats: int = 3
+) -> Speed:
     """Seconds of whole images, networks and sampler; the median of `repeats` batches each."""
 
     def seconds_per_image(size: int) -> float:
-        step, plan = contender.step(model), contender.plan
-        drawn = (draw(model, step, plan, range(size), batch_size=size, device=device) for _ in range(repeats))
-        return statistics.median(samples.seconds / size for samples in drawn)
+        def drawn() -> float:
+            step, plan = contender.step(model), contender.plan
+            return draw(model, step, plan, range(size), batch_size=size, device=device, cost=cost).seconds
+
+        return statistics.median(drawn() for _ in range(repeats)) / size
 
     return Speed(seconds_per_image(1), seconds_per_image(batch), batch)
 
@@ -65,7 +73,13 @@ def speed(contender: Contender, model: Model, batch: int, *, device: torch.devic
 def peak_memory(contender: Contender, batch: int, *, device: torch.device) -> int:
     """Bytes held at most while a batch is drawn, in a process of its own: torch's on a GPU, all of it on a CPU."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, contender, batch, str(device), torch.get_num_threads()).result()
+        try:
+            return pool.submit(_peak, contender, batch, str(device), torch.get_num_threads()).result()
+        except BrokenProcessPool as error:
+            raise MemoryError(
+                f"measuring the memory of {contender.network} in batches of {batch} was killed, perhaps for lack of "
+                "memory: what was drawn is kept; try again on a machine with more"
+            ) from error
 
 
 def _peak(contender: Contender, batch: int, device: str, threads: int) -> int:
@@ -75,7 +89,7 @@ def _peak(contender: Contender, batch: int, device: str, threads: int) -> int:
     draw(model, contender.step(model), contender.plan, range(batch), batch_size=batch, device=device)
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
-    if not sys.platform.startswith("linux"):
+    if sys.platform == "darwin":
         import resource  # not on Windows
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of macOS, in bytes

@@ -11,6 +11,7 @@ where it was; only the seconds are measured anew.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ from dualrate.training.device import pays
 from dualrate.training.log import Progress
 
 SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0
-SCREENING = 0.5  # of the minutes, at most
+SCREENING, TIMING = 0.5, 0.1  # of the minutes: for screening at most, and kept for the timing at the end
 SHOWN = 20  # images of a contender on the page
 BATCH = 125
 
@@ -55,7 +56,11 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A contender measured on the front, what it costs in time and memory, and its first images."""
+    """A contender measured on the front, what it costs in time, and its first images.
+
+    memory: bytes at most while its network drew a batch under its first plan: on a GPU what torch held, on a CPU the
+            whole process, Python and torch included
+    """
 
     measured: Measured
     speed: Speed
@@ -109,7 +114,7 @@ class Bench:
     def measure(
         self, contenders: Sequence[Contender], seeds: range, seconds: float, *, details: bool
     ) -> list[Measured]:
-        """Those that `seconds` suffice for, in this order."""
+        """Those that `seconds` suffice for, in this order; what is here from an earlier call costs none."""
         deadline = time.monotonic() + seconds
         self._done, self._images, self._start = 0, 0, time.monotonic()
         self._total = sum(self.estimates[contender.key] for contender in contenders) * len(seeds)
@@ -118,9 +123,8 @@ class Bench:
             try:
                 measured = self._measure(contender, seeds, deadline, details=details)
             except TimeoutError:
-                left = ", ".join(other.key for other in contenders[i:])
-                self.progress.note(f"out of time; not measured on {len(seeds)} images: {left}")
-                break
+                self.progress.note(f"{i + 1}/{len(contenders)} {contender.key}: out of time")
+                continue
             score = measured.row.score
             self.progress.note(
                 f"{i + 1}/{len(contenders)} {contender.key}: {score.metric} {score.value:.3f} "
@@ -132,11 +136,16 @@ class Bench:
 
     def _measure(self, contender: Contender, seeds: range, deadline: float, *, details: bool) -> Measured:
         model, step = self.model(contender), contender.step(self.model(contender))
-        directory = self.directory / contender.key
-        before, images = self._done, self._images
+        origin = origin_of(model, step, contender.plan, Guidance(), self.judge.net, bfloat16=pays(self.device))
+        directory = self.directory / f"{contender.key}-{hashlib.sha256(origin.json().encode()).hexdigest()[:8]}"
+        before, images, here = self._done, self._images, -1
 
         def report(done: int, total: int) -> None:
-            self._done, self._images = before + self.estimates[contender.key] * done, images + done
+            nonlocal here
+            if here < 0:  # what was drawn before is no progress of this call
+                here = done
+                self._total -= self.estimates[contender.key] * done
+            self._done, self._images = before + self.estimates[contender.key] * (done - here), images + done - here
             logs = {"images": self._images, "seconds": time.monotonic() - self._start}
             self.progress.update(round(self._done), round(self._total), logs)
             if done < total and time.monotonic() > deadline:
@@ -155,7 +164,6 @@ class Bench:
             details=details,
             progress=report,
         )
-        origin = origin_of(model, step, contender.plan, Guidance(), self.judge.net, bfloat16=pays(self.device))
         features = FeatureBlocks.open(directory, origin).read(seeds).features
         replicates = self.judge.replicates(features, strata=balanced_strata(model, seeds))
         return Measured(contender, _named(row, contender), replicates)
@@ -172,9 +180,10 @@ class Bench:
             if kind not in batches:
                 batches[kind] = saturating_batch(model, self.costs[contender.key], device=self.device)
                 memory[kind] = peak_memory(contender, batches[kind], device=self.device)
-            timed = speed(contender, model, batches[kind], device=self.device)
+            timed = speed(contender, model, batches[kind], self.costs[contender.key], device=self.device)
             row = replace(one.row, seconds_per_image=timed.batched, batch_size=timed.batch)
-            images = draw(model, contender.step(model), contender.plan, range(SHOWN), device=self.device).images
+            step, plan, cost = contender.step(model), contender.plan, self.costs[contender.key]
+            images = draw(model, step, plan, range(SHOWN), device=self.device, cost=cost).images
             finished.append(Finished(replace(one, row=row), timed, memory[kind], images))
             self.progress.update(i + 1, len(measured), {"images": SHOWN * (i + 1)})
         self.progress.close()
@@ -186,15 +195,15 @@ def _named(row: Row, contender: Contender) -> Row:
     return replace(row, sampler=f"{row.sampler}{note}")
 
 
-def chosen(screened: Sequence[Measured], bench: Bench, rivals: Sequence[Sequence[Measured]]) -> list[Contender]:
+def chosen(screened: Sequence[Measured], bench: Bench, sides: Sequence[Sequence[Measured]]) -> list[Contender]:
     """What deserves many images, most important first: what the user named, the fronts of the sides, then of networks.
 
-    rivals: the sides that are set against each other. A front counts multiply-adds, and estimated seconds too.
+    sides: what is set against each other. A front counts multiply-adds, and estimated seconds too.
     """
     networks = {one.contender.network for one in screened}
     lines = [[one for one in screened if one.contender.network == network] for network in sorted(networks)]
     picked = {one.contender.key: one.contender for one in screened if one.contender.asked}
-    for group in (*rivals, *lines):
+    for group in (*sides, *lines):
         by_name = {one.contender.key: one for one in group}
         for costs in ({k: float(c.macs) for k, c in bench.costs.items()}, bench.estimates):
             points = [one.point(costs[key]) for key, one in by_name.items()]

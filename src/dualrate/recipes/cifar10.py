@@ -1,7 +1,7 @@
 """CIFAR-10, 32 x 32, in the shape of the ImageNet-64 recipe scaled down, in two sizes.
 
     full       for ten minutes of one modern GPU a model: convolutions at 32 x 32, transformers at 16 x 16 and 8 x 8
-    reduced    for about half an hour of one CPU core a model: patches of 2, so every level at half the resolution
+    reduced    for half an hour of one CPU core at most a model: patches of 2, every level at half the resolution
 
 As there, the light network halves the transformers' widths and the middle's depth; its convolutions are narrower too,
 for on small images they would cost as much as the rest. `source` is your own copy: a folder of images, or parquet files

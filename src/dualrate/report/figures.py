@@ -63,7 +63,8 @@ def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
     figure, axes = _blank(height=5.6)
     scale, label = _cost_axis(rows, cost)
     for i, network in enumerate(dict.fromkeys(row.network for row in rows)):
-        own = sorted((row for row in rows if row.network == network), key=lambda row: _cost(row, cost))
+        own = [row for row in rows if row.network == network]
+        own.sort(key=lambda row: (_cost(row, cost), row.score.value))
         best = [row for k, row in enumerate(own) if all(row.score.value < other.score.value for other in own[:k])]
         _draw_family(axes, best, cost, scale, i, 0, name=network)
         for row in own:

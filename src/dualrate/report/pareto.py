@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """cost > 0; score > 0, lower is better; replicates: (R,) of the score, from its bootstrap."""
+    """cost > 0; score > 0, lower is better; replicates: (R,) of the score, from its bootstrap. Else ValueError."""
 
     name: str
     cost: float
     score: float
     replicates: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if not (0 < self.cost < math.inf and 0 < self.score < math.inf):
+            raise ValueError(f"{self.name} has cost {self.cost} and score {self.score}; both must be positive numbers")
 
 
 def front(points: Sequence[Point]) -> list[Point]:

@@ -112,13 +112,14 @@ def draw(
     batch_size: int = 125,
     device: torch.device | str = "cpu",
     bfloat16: bool | None = None,
+    cost: PlanCost | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
-    """Images of a model, with what they cost. bfloat16=None: where it pays, as in training."""
+    """Images of a model, with what they cost: counted, unless given. bfloat16=None: where it pays, as in training."""
     labels = balanced_labels(model, seeds, label)
     denoiser = guided(model, model.denoiser, guidance)
     bfloat16 = pays(torch.device(device)) if bfloat16 is None else bfloat16
-    cost = image_cost(model, step, plan, guidance, device=device)
+    cost = cost or image_cost(model, step, plan, guidance, device=device)
     start = time.perf_counter()
     batches = [
         to_uint8(batch).cpu().numpy()

@@ -64,7 +64,8 @@ class Candidate:
 
 def call_macs(model: Model) -> CallCosts:
     """In multiply-adds."""
-    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
+    device = next(model.networks.parameters()).device
+    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None, device)
     return CallCosts(cost.heavy, cost.light, _keeps_head(model))
 
 

@@ -1,0 +1,104 @@
+"""What the page says of made-up measurements: sides, ratios, and words for every kind of saving."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report.made import row
+
+from dualrate.compare.contenders import Contender
+from dualrate.compare.page import compare_page, front_table, reusing_plans, savings_table
+from dualrate.compare.records import as_json
+from dualrate.compare.savings import Findings, savings
+from dualrate.compare.speed import Speed
+from dualrate.compare.work import Bench, Finished, Measured, chosen
+from dualrate.cost import CallCost, PlanCost
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.timing import StepPlan
+
+
+def finished(network: str, cost: float, score: float, *, seconds: float | None = None, heavy: int = 2) -> Finished:
+    made = row(network, steps=4, heavy=heavy, macs=int(cost * 1e9), seconds=seconds or cost, value=score, half=0.1)
+    plan = StepPlan.uniform(4, heavy)
+    # no two alike: the gamma makes the key
+    contender = Contender(Path(network), network, "ancestral", plan, gamma=round(cost / 100, 6))
+    measured = Measured(contender, made, np.full(9, score))
+    return Finished(measured, Speed(cost, seconds or cost, 8), 10**6, np.zeros((2, 1, 4, 4), np.uint8))
+
+
+@pytest.fixture
+def judge(monkeypatch) -> Evaluator:
+    monkeypatch.setattr(Evaluator, "metric", "FD-squares")
+    return Evaluator.__new__(Evaluator)
+
+
+def findings(judge, own: list[Finished], rivals: list[Finished], left: tuple[str, ...] = ()) -> Findings:
+    return Findings([one.measured for one in own + rivals], own + rivals, frozenset({"dual"}), left, judge, "command")
+
+
+RIVALS = [finished("single", 1, 8.0, heavy=4), finished("single", 4, 2.0, heavy=4)]  # score 8 / cost
+
+
+def test_dual_rate_is_set_against_all_others(judge):
+    (found,) = savings(findings(judge, [finished("dual", 1, 4.0, seconds=4)], RIVALS))
+    flops, batched, alone = found.savings
+    assert (flops.ratio, batched.ratio, alone.ratio) == pytest.approx((2.0, 0.5, 2.0))
+
+
+def test_without_another_side_nothing_is_saved(judge):
+    assert savings(findings(judge, [finished("dual", 1, 4.0)], [])) == []
+    assert savings(findings(judge, [], RIVALS)) == []
+    assert not savings_table(findings(judge, [], RIVALS)).cells
+
+
+@pytest.mark.parametrize(
+    ("cost", "score", "said"),
+    [
+        (1, 4.0, "the others need 2.00 [2.00, 2.00] times its FLOPs for the same score"),
+        (4, 4.0, "the others need 0.50 [0.50, 0.50] times its FLOPs"),
+        (1, 0.5, "no other measured reaches it;"),
+        (2, 9.0, "the others need at most 0.50 [0.50, 0.50] times its FLOPs"),
+    ],
+)
+def test_every_kind_of_saving_has_its_words(judge, cost, score, said):
+    assert said in compare_page(findings(judge, [finished("dual", cost, score)], RIVALS))
+
+
+def test_what_is_unfinished_is_said_first(judge):
+    page = compare_page(findings(judge, [finished("dual", 1, 4.0)], RIVALS, ("3 of 9 were not measured.",)))
+    assert "So far. Best dual-rate" in page
+    assert "3 of 9 were not measured. The same command goes on." in page
+
+
+def test_json_tells_never_from_a_bound(judge):
+    own = [finished("dual", 1, 0.5), finished("dual", 0.5, 9.0)]
+    worse, best = json.loads(as_json(findings(judge, own, RIVALS)))["savings"]
+    assert (best["FLOPs"]["ratio"], best["FLOPs"]["at_most"]) == ("never", False)
+    assert (worse["FLOPs"]["ratio"], worse["FLOPs"]["at_most"]) == (2.0, True)
+
+
+def test_the_table_is_in_order_of_cost():
+    made = front_table([RIVALS[1], finished("dual", 2, 3.0), RIVALS[0]])
+    assert [line[4] for line in made.cells] == ["1.00", "2.00", "4.00"]
+    assert [line[3] for line in made.cells] == ["-", "2", "-"]
+    assert made.cells[0][8] == "1"  # MB
+
+
+def test_a_plan_that_reuses_is_drawn_once():
+    shown = reusing_plans([finished("dual", 1, 4.0), finished("dual", 2, 3.0), *RIVALS])
+    assert [name for name, _ in shown] == ["dual 4/2"]
+
+
+def test_chosen_are_the_fronts_the_others_first():
+    own = [finished("dual", cost, score).measured for cost, score in ((1, 5.0), (2, 6.0), (3, 4.0))]
+    rivals = [one.measured for one in (*RIVALS, finished("single", 2, 9.0, heavy=4), finished("third", 5, 9.0))]
+    bench = Bench.__new__(Bench)
+    every = own + rivals
+    bench.costs = {one.contender.key: PlanCost(CallCost(0, 1), 0, one.row.macs) for one in every}
+    bench.estimates = {one.contender.key: float(one.row.macs) for one in every}
+    made = chosen(every, bench, [rivals, own])
+    assert [one.network for one in made] == ["single", "single", "dual", "dual", "third"]
+    asked = replace(own[1], contender=replace(own[1].contender, asked=True))
+    assert chosen([*every, asked], bench, [rivals, own])[0].asked
