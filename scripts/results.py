@@ -16,7 +16,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import bounds
 import numpy as np
+import planned
 import torch
 from cells import IMAGES, RESULTS, ROOT, SHOWN, Cell, load, measure_cell, row_of, save, time_cells
 
@@ -122,6 +124,8 @@ TABLES = {
     "shared": lambda: fd_table(("k", "images x draws", "iterations", "CPU seconds", "32/8"), SHARED),
     "ablations": lambda: fd_table(("change", "in the paper", "32/8"), ABLATIONS),
     "calls": lambda: fd_table(("", "H = 2", "4", "8", "16", "32"), CALLS),
+    "bounds": bounds.table,
+    "planned": planned.table,
 }
 
 

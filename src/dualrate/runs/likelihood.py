@@ -44,6 +44,9 @@ class Estimate:
     value: float
     error: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f}"
+
     @staticmethod
     def of(values: Tensor) -> Estimate:
         """Of values: (K,), K >= 2."""

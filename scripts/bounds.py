@@ -1,0 +1,149 @@
+"""Likelihood bounds of the models in weights/: the table of docs/results.md (`make reproduce-table` puts it there).
+
+    OMP_NUM_THREADS=1 .venv/bin/python scripts/bounds.py
+
+What `dualrate bound weights/fashion-mnist-MODEL --steps N --heavy H --grid GRID` prints, for every line and both grids
+of the table, kept in docs/results/bounds; measured again only if the weights have changed. All lines judge the same
+images with the same noise, so differences between them are taken image by image.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from cells import RESULTS, Cell, load, row_of, save
+
+import dualrate as dr
+from dualrate.console import reporter
+from dualrate.data.images import ImageSet, load_images
+from dualrate.malloc import keep_freed_memory
+from dualrate.report.table import significant
+from dualrate.runs.environment import environment
+from dualrate.runs.likelihood import GREY_LEVEL, Estimate, Likelihood, bits_per_dimension, ending, fit_variance
+from dualrate.runs.samplers import GridName, grid_times
+from dualrate.serial import from_plain, to_plain
+from dualrate.training.log import Progress
+
+BOUNDS = RESULTS / "bounds"
+COUNT = 500  # test images
+GRIDS: tuple[GridName, ...] = ("t", "log-snr")
+
+
+@dataclass(frozen=True)
+class Line:
+    """name: in weights/fashion-mnist-<name>"""
+
+    name: Literal["heavy", "dual", "light"]
+    steps: int
+    heavy: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}-{self.steps}-{self.heavy}"
+
+    @property
+    def model(self) -> dr.Model:
+        return load(f"weights/fashion-mnist-{self.name}")
+
+    def plan(self, grid: GridName) -> dr.StepPlan:
+        schedule = self.model.process.schedule
+        refresh = dr.StepPlan.uniform(self.steps, self.heavy).refresh
+        return ending(dr.StepPlan(grid_times(grid, schedule, self.steps), refresh), schedule, GREY_LEVEL)
+
+
+LINES = (
+    Line("heavy", 64, 64),
+    Line("heavy", 32, 32),
+    Line("dual", 64, 16),
+    Line("dual", 64, 8),
+    Line("dual", 32, 8),
+    Line("light", 64, 64),
+)
+
+
+def bound_of(line: Line, grid: GridName) -> Likelihood | None:
+    """What was measured; None if nothing was, or on other weights or images than these."""
+    file = BOUNDS / f"{line.key}-{grid}.json"
+    if not file.exists():
+        return None
+    record = json.loads(file.read_text())
+    found = from_plain(Likelihood, record["bound"])
+    return found if record["weights"] == line.model.weights_hash and len(found.images) == COUNT else None
+
+
+def measure(line: Line, grid: GridName, train: ImageSet, test: ImageSet, progress: Progress) -> None:
+    model, plan = line.model, line.plan(grid)
+    progress.note(f"{line.key}, grid {grid}")
+    step = fit_variance(model, dr.Ancestral(model.process), plan, train)
+    found = bits_per_dimension(
+        model,
+        step,
+        plan,
+        test,
+        count=COUNT,
+        progress=lambda done, total: progress.update(done, total, {"images": done}),
+    )
+    progress.close()
+    progress.note(f"  {found.total.value:.4f} +- {found.total.error:.4f} bits per dimension")
+    record = {"weights": model.weights_hash, "environment": environment(), "bound": to_plain(found)}
+    save(BOUNDS / f"{line.key}-{grid}.json", json.dumps(record) + "\n")
+
+
+def table() -> str:
+    """Markdown: the FD of the page's first table; for either grid the bound, of it the last step, and what it is more
+    than the first line's, image by image.
+    """
+    header = ["model", "N", "H", "FD, equal steps in t"]
+    for grid in GRIDS:
+        header += [
+            f"bits/dim, equal steps in {'t' if grid == 't' else 'log-SNR'}",
+            "last step",
+            f"over {_title(LINES[0])}",
+        ]
+    first = {grid: bound_of(LINES[0], grid) for grid in GRIDS}
+    rows = [
+        [*_named(line), _fd(line), *(text for grid in GRIDS for text in _texts(bound_of(line, grid), first[grid]))]
+        for line in LINES
+    ]
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows)) + "\n"
+
+
+def _named(line: Line) -> list[str]:
+    name = {"heavy": "heavy", "dual": "dual-rate", "light": "light alone"}[line.name]
+    return [name, str(line.steps), str(line.heavy) if line.name == "dual" else "-"]
+
+
+def _title(line: Line) -> str:
+    return " ".join(_named(line)[:2])
+
+
+def _fd(line: Line) -> str:
+    row = row_of(Cell(line.key, f"weights/fashion-mnist-{line.name}", line.steps, line.heavy))
+    return "not measured" if row is None else significant(row.score.value)
+
+
+def _texts(found: Likelihood | None, first: Likelihood | None) -> list[str]:
+    if found is None or first is None:
+        return ["not measured", "", ""]
+    over = Estimate.of(torch.tensor(found.images) - torch.tensor(first.images))
+    return [str(found.total), f"{found.each_step[-1]:.3f}", str(over) if over.error else "-"]
+
+
+def main() -> None:
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    progress = reporter()
+    train, test = (load_images("fashion-mnist", split=split) for split in ("train", "test"))
+    for line in LINES:
+        for grid in GRIDS:
+            if bound_of(line, grid) is None:
+                measure(line, grid, train, test, progress)
+    print(table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Do planned plans beat even ones? Measured on seeds that no plan was made or chosen with.
+
+    OMP_NUM_THREADS=1 .venv/bin/python scripts/planned.py       goes on where it was
+
+At the cost of the even plans 8/2, 16/4 and 32/8 (about a half, 1 and 2 giga multiply-adds an image), under the sampler
+that suits few steps, SDE-DPM-Solver++ 2M: the even plan; one whose calls start an eighth of the steps late; the
+planner's places for the heavy calls, on the same times; its times too; and what it likes best of all numbers of steps,
+with even and with free times. A plan may drop its context, and costs at most what the even one does. Features are kept
+in runs/planned, rows in docs/results/planned.json, from which scripts/results.py makes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import RESULTS, ROOT, load, save
+
+import dualrate as dr
+from dualrate.compare.contenders import starting_late
+from dualrate.console import reporter
+from dualrate.malloc import keep_freed_memory
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.planner import Planned, Planner
+from dualrate.report.rows import Row
+from dualrate.report.table import interval, significant
+from dualrate.runs.environment import environment
+from dualrate.runs.evaluator import evaluator
+from dualrate.runs.planning import CallCosts, call_macs, candidates, measured_errors
+from dualrate.runs.stream import measure_in_blocks
+from dualrate.serial import from_plain, to_plain
+from dualrate.training.log import Progress
+from dualrate.types import Refresh
+
+MODEL = "weights/fashion-mnist-dual"
+OUT, FEATURES = RESULTS / "planned.json", ROOT / "runs" / "planned"
+EVEN = ((8, 2), (16, 4), (32, 8))  # N, H of the plans whose cost is the budget
+STEPS = (8, 16, 32, 64)  # what the planner chooses from
+GRID, IMAGES = 64, 128  # of the errors, as `dualrate plan` measures them
+FIRST, COUNT = 20_000, 5000  # seeds
+
+
+@dataclass(frozen=True)
+class Contender:
+    """budget: the name of the even plan, e.g. 16/4; kinds: all that this plan is; objective: the planner's"""
+
+    budget: str
+    kinds: tuple[str, ...]
+    plan: dr.StepPlan
+    objective: float
+
+    @property
+    def key(self) -> str:
+        """A file name."""
+        return f"{self.budget}-{self.kinds[0]}".replace("/", "-").replace(", ", "-").replace(" ", "-")
+
+
+def contenders(planner: Planner, costs: CallCosts) -> Iterator[Contender]:
+    """Every plan, budget by budget, none twice in one."""
+    for steps, heavy in EVEN:
+        late = starting_late(steps, heavy)
+        even, budget = dr.StepPlan.uniform(steps, heavy), costs.of(steps, heavy)
+        found = {
+            "even": Planned(even, planner.objective(even)),
+            "late": Planned(late, planner.objective(late)),
+            "planned": planner.best(steps, heavy),
+            "free times": planner.best(steps, heavy, free_times=True),
+            "any N": candidates(planner, costs, budget, STEPS)[0].planned,
+            "any N, free times": candidates(planner, costs, budget, STEPS, free_times=True)[0].planned,
+        }
+        for planned in dict.fromkeys(found.values()):
+            kinds = tuple(kind for kind, other in found.items() if other == planned)
+            yield Contender(f"{steps}/{heavy}", kinds, planned.plan, planned.objective)
+
+
+def measure(contender: Contender, judge: Evaluator[Any], count: int, progress: Progress) -> dict[str, Any]:
+    """A row with the plan that it is of."""
+    model = load(MODEL)
+    progress.note(f"{contender.key}: {count} images")
+    row = measure_in_blocks(
+        ", ".join(contender.kinds),
+        model,
+        dr.SDEDPMSolver2M(model.process),
+        contender.plan,
+        judge,
+        range(FIRST, FIRST + count),
+        FEATURES / contender.key,
+        progress=lambda done, total: progress.update(done, total, {"images": done}),
+    )
+    progress.close()
+    progress.note(f"  {row.score.metric} {row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]")
+    return {
+        "budget": contender.budget,
+        "objective": contender.objective,
+        "plan": json.loads(contender.plan.to_json()),
+        "row": to_plain(row),
+    }
+
+
+def table(file: Path = OUT) -> str:
+    """Markdown of what was measured."""
+    if not file.exists():
+        return "Not measured yet.\n"
+    measured = json.loads(file.read_text())["measured"]
+    header = ["at the cost of", "plan", "N", "H", "without context", "GMACs", "objective", "FD-fashion-mnist"]
+    lines = [header, ["---", "---", *["---:"] * 6], *map(_line, measured)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _line(record: dict[str, Any]) -> list[str]:
+    row = from_plain(Row, record["row"])
+    dropped = record["plan"]["refresh"].count(Refresh.NONE.value)
+    counts = [str(row.num_steps), str(row.num_heavy), f"{dropped} steps" if dropped else "-"]
+    score = f"{significant(row.score.value)} {interval(row)}"
+    return [record["budget"], row.network, *counts, f"{row.macs / 1e9:.3g}", f"{record['objective']:.4f}", score]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=COUNT, help="images per plan")
+    parser.add_argument("--only", help="one plan, e.g. 32-8-planned")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    model, progress = load(MODEL), reporter()
+    errors = measured_errors(model, grid=GRID, images=IMAGES, progress=progress)
+    planner = Planner(errors, model.process, model.experiment.weighting)
+    judge, measured = evaluator(model.experiment.data, features=None, progress=progress), []
+    for contender in contenders(planner, call_macs(model)):
+        if options.only in (None, contender.key):
+            measured.append(measure(contender, judge, options.count, progress))
+            record = {"weights": model.weights_hash, "environment": environment(), "measured": measured}
+            save(options.out, json.dumps(record) + "\n")
+    print(table(options.out))
+
+
+if __name__ == "__main__":
+    main()
