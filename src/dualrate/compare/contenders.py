@@ -95,7 +95,7 @@ class Contender:
 
 
 def split_of(network: UViT) -> int:
-    """The blocks that are shared: five in six of the middle's, at least one, as measured (docs/results.md)."""
+    """The blocks that are shared: five in six of the middle's, at least one (dev/LOG.md has why)."""
     return max(1, network.config.levels[-1].blocks * 5 // 6)
 
 
