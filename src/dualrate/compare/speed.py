@@ -37,22 +37,25 @@ class Speed:
 
 
 def saturating_batch(model: Model, cost: PlanCost, *, device: torch.device) -> int:
-    """The batch size, a power of two, at which doubling it makes less than 5% more images per second."""
+    """The batch size, a power of two, from which on doubling it makes less than 5% more images per second.
+
+    Twice doubled, for a single measurement may be disturbed.
+    """
 
     def seconds_per_image(batch: int) -> float:
         heavy, light = seconds_of_calls(model, batch, device=device, seconds=CALLING)
         return (cost.heavy_calls * heavy + cost.light_calls * light) / batch
 
-    batch, seconds = 1, seconds_per_image(1)
-    while batch < LARGEST_BATCH:
+    best, best_seconds, batch = 1, seconds_per_image(1), 1
+    while batch < min(4 * best, LARGEST_BATCH):
+        batch *= 2
         try:
-            doubled = seconds_per_image(2 * batch)
+            seconds = seconds_per_image(batch)
         except torch.OutOfMemoryError:
             break
-        if seconds / doubled < GAIN:
-            break
-        batch, seconds = 2 * batch, doubled
-    return batch
+        if best_seconds / seconds >= GAIN:
+            best, best_seconds = batch, seconds
+    return best
 
 
 def speed(
