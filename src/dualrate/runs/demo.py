@@ -45,14 +45,15 @@ class Cell:
         return StepPlan(grid_times(self.grid, model.process.schedule, self.steps), refresh)
 
 
-CELLS = (  # each network under its best sampler: pairs of about equal cost, from the smallest up, and light alone
+CELLS = (  # each network under its best sampler at gamma 0: pairs of about equal cost, and two smaller single networks
     Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 4, grid="karras"),
     Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 8, 2),
     Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 8, grid="karras"),
     Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 16, 4),
     Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 16, grid="karras"),
     Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 32, 8),
-    Cell("light alone", "fashion-mnist-light", "dpm++2m", 32, grid="karras"),
+    Cell("medium", "fashion-mnist-medium", "sde-dpm++2m", 16, grid="log-snr"),
+    Cell("light alone", "fashion-mnist-light", "sde-dpm++2m", 32, grid="log-snr"),
 )
 SMALL = "small dual-rate"
 SMALL_CELLS = tuple(Cell(SMALL, "run", "sde-dpm++2m", 32, heavy) for heavy in (4, 8, 16))  # if there are no weights
