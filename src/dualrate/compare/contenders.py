@@ -199,13 +199,8 @@ def sharing(entry: Entry, model: Model, plan: StepPlan) -> Contender:
 def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
     """A dual-rate model with even, planned, and late heavy calls; the last two under the last sampler and gamma.
 
-    A model whose context was never dropped in training gets no late ones. Raises ValueError for a sampler of an entry
-    that may not reuse a context.
+    A model whose context was never dropped in training gets no late ones.
     """
-    if entry.sampler not in (None, *MARKOVIAN):
-        raise ValueError(
-            f"{entry.network} reuses contexts, which {entry.sampler} cannot: name {' or '.join(MARKOVIAN)}, or none"
-        )
 
     def every(plan: StepPlan, note: str = "") -> list[Contender]:
         return [
@@ -225,6 +220,14 @@ def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
         *(every(plan, "planned")[-1] for plan in planned if plan not in even),
         *(every(plan, "late")[-1] for plan in late),
     ]
+
+
+def require_markovian(entry: Entry) -> None:
+    """Raises ValueError for a sampler that may not reuse a context."""
+    if entry.sampler not in (None, *MARKOVIAN):
+        raise ValueError(
+            f"{entry.network} reuses contexts, which {entry.sampler} cannot: name {' or '.join(MARKOVIAN)}, or none"
+        )
 
 
 def starting_late(steps: int, heavy: int) -> StepPlan:
@@ -248,6 +251,7 @@ def contenders_of(
         if entry.plan is not None:
             found.append(replace(entry.asked(model, device), asked=True))
         elif is_dual(model):
+            require_markovian(entry)
             errors = measured_errors(model, grid=GRID, images=PLANNING_IMAGES, progress=progress, device=device)
             found += usual_dual(entry, model, Planner(errors, model.process, model.experiment.weighting))
         else:
