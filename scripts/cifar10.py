@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from train import ROOT, become
+
 MODELS = ("heavy", "light", "dual", "dual-kept")
 
 
@@ -42,11 +42,7 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "report.py"), f"cifar10-{options.size}"])
     if not options.data:
         parser.error("say where your copy of CIFAR-10 is: --data PATH, or make ... DATA=PATH")
-    arguments = command(options.piece, options.size, str(Path(options.data).resolve()))
-    print("dualrate", shlex.join(arguments), flush=True)
-    os.chdir(ROOT)
-    program = Path(sys.executable).with_name("dualrate")
-    os.execv(program, [str(program), *arguments])
+    become(command(options.piece, options.size, str(Path(options.data).resolve())))
 
 
 if __name__ == "__main__":

@@ -41,14 +41,18 @@ def command(name: str) -> list[str]:
     return ["train", *shlex.split(RUNS[name]), "--out", f"runs/{name}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", choices=RUNS)
-    arguments = command(parser.parse_args().name)
+def become(arguments: list[str]) -> None:
+    """This process becomes a `dualrate` command, printed first, in the repository."""
     print("dualrate", shlex.join(arguments), flush=True)
     os.chdir(ROOT)
     program = Path(sys.executable).with_name("dualrate")
     os.execv(program, [str(program), *arguments])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=RUNS)
+    become(command(parser.parse_args().name))
 
 
 if __name__ == "__main__":

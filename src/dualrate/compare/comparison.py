@@ -120,9 +120,9 @@ def _require_comparable(models: dict[Path, Model], *, mixed: bool) -> None:
                 f"{other.name} makes images {other.shape} of {other.num_classes} classes, {first.name} "
                 f"{first.shape} of {first.num_classes}: they cannot be compared"
             )
-        data, others = (f"{d.source} (size {d.size}, channels {d.channels})" for d in (first.data, other.data))
-        if data != others and not mixed:
+        data, unlike = (f"{d.source} (size {d.size}, channels {d.channels})" for d in (first.data, other.data))
+        if data != unlike and not mixed:
             raise ValueError(
-                f"{other.name} was trained on {others}, {first.name} on {data}: scores against different images do not "
+                f"{other.name} was trained on {unlike}, {first.name} on {data}: scores against different images do not "
                 "compare. If they are the same images, or you want it all the same, add --mixed"
             )

@@ -162,6 +162,7 @@ class Bench:
             batch_size=BATCH,
             device=self.device,
             details=details,
+            cost=self.costs[contender.key],
             progress=report,
         )
         features = FeatureBlocks.open(directory, origin).read(seeds).features

@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMetho
 
 from dualrate.metrics.fingerprint import require_same
 from dualrate.report.headline import plan
+from dualrate.report.pareto import unbeaten
 from dualrate.report.rows import Row
 from dualrate.report.table import compute_unit, significant
 from dualrate.timing import StepPlan
@@ -64,8 +65,7 @@ def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
     scale, label = _cost_axis(rows, cost)
     for i, network in enumerate(dict.fromkeys(row.network for row in rows)):
         own = [row for row in rows if row.network == network]
-        own.sort(key=lambda row: (_cost(row, cost), row.score.value))
-        best = [row for k, row in enumerate(own) if all(row.score.value < other.score.value for other in own[:k])]
+        best = unbeaten(own, lambda row: (_cost(row, cost), row.score.value))
         _draw_family(axes, best, cost, scale, i, 0, name=network)
         for row in own:
             if row not in best:

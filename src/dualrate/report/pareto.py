@@ -7,12 +7,15 @@ taken as a straight line in (log cost, log score); before its first and beyond i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +32,18 @@ class Point:
             raise ValueError(f"{self.name} has cost {self.cost} and score {self.score}; both must be positive numbers")
 
 
+def unbeaten(items: Iterable[Item], place: Callable[[Item], tuple[float, float]]) -> list[Item]:
+    """The items that no other beats, in order of cost. place: an item's (cost, score)."""
+    kept: list[Item] = []
+    for item in sorted(items, key=place):
+        if not kept or place(item)[1] < place(kept[-1])[1]:
+            kept.append(item)
+    return kept
+
+
 def front(points: Sequence[Point]) -> list[Point]:
     """The points that no other beats, in order of cost."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.cost, point.score)):
-        if not kept or point.score < kept[-1].score:
-            kept.append(point)
-    return kept
+    return unbeaten(points, lambda point: (point.cost, point.score))
 
 
 def cost_at(points: Sequence[Point], score: float) -> float:

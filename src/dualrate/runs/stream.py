@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dualrate.cost import PlanCost
 from dualrate.data.images import to_uint8
 from dualrate.metrics.blocks import FeatureBlocks, Origin
 from dualrate.metrics.evaluate import Evaluator
@@ -46,11 +47,13 @@ def measure_in_blocks(
     block_size: int = 250,
     device: torch.device | str = "cpu",
     details: bool = False,
+    cost: PlanCost | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Row:
     """Draw one image per seed, class `seed mod classes`, unless `directory` has its features, and score them all.
 
-    Seconds per image are those of the calls that drew them. Raises what `measure` and `FeatureBlocks` raise.
+    Seconds per image are those of the calls that drew them; cost: of an image, counted unless given.
+    Raises what `measure` and `FeatureBlocks` raise.
     """
     check(evaluator, len(seeds), details=details)
     denoiser, bfloat16 = guided(model, model.denoiser, guidance), pays(torch.device(device))
@@ -66,6 +69,7 @@ def measure_in_blocks(
 
     blocks.fill(seeds, images, evaluator.net, size=block_size, progress=progress)
     kept = blocks.read(seeds)
+    cost = cost or image_cost(model, step, plan, guidance, device=device)
     score = evaluator.score_features(
         kept.features,
         seeds=f"{seeds.start}-{seeds.stop - 1}",
@@ -78,7 +82,7 @@ def measure_in_blocks(
         sampler=f"{step}{guidance}",
         num_steps=plan.num_steps,
         num_heavy=plan.num_heavy,
-        macs=image_cost(model, step, plan, guidance, device=device).macs,
+        macs=cost.macs,
         seconds_per_image=kept.seconds / len(seeds),
         batch_size=min(batch_size, block_size, len(seeds)),
         precision=origin.precision,
