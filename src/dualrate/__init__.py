@@ -16,7 +16,8 @@ from dualrate.runs.store import Model, export, load
 from dualrate.runs.train import train
 from dualrate.sampling import rollout, sample, trajectory
 from dualrate.schedule import Cosine, Interpolated, shifted
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M, Step
+from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.steps import DDIM, Ancestral, Step
 from dualrate.timing import SingleTime, StepPlan, TimeSampler
 from dualrate.types import Batch, Cond, Context, Refresh, Reuse
 from dualrate.weighting import Elbo, Sigmoid

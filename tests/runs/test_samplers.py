@@ -15,7 +15,8 @@ from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
 from dualrate.runs.store import Model, load
 from dualrate.sampling import check_reuse
 from dualrate.schedule import Cosine
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan
 
 PROCESS = GaussianProcess(Cosine())

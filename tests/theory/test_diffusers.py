@@ -7,7 +7,8 @@ from dualrate import grids
 from dualrate.oracle import OracleDenoiser
 from dualrate.prediction import v_from_x
 from dualrate.sampling import trajectory
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context
 from theory.common import PROCESS, line_mixture, normals

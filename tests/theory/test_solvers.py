@@ -10,7 +10,8 @@ from dualrate.combinators import Metered
 from dualrate.oracle import Echo, OracleDenoiser
 from dualrate.sampling import rollout, trajectory
 from dualrate.schedule import alpha, sigma
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr

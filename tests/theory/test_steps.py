@@ -11,7 +11,8 @@ from dualrate.oracle import OracleDenoiser, held_variance
 from dualrate.process import GaussianProcess
 from dualrate.sampling import rollout
 from dualrate.schedule import Interpolated, alpha, sigma
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr

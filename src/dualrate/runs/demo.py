@@ -22,7 +22,7 @@ from dualrate.runs.measure import draw, measure
 from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
 from dualrate.runs.store import Model, load, read_losses
 from dualrate.runs.train import train
-from dualrate.steps import SDEDPMSolver2M
+from dualrate.solvers import SDEDPMSolver2M
 from dualrate.timing import StepPlan
 from dualrate.training.log import PlainReporter, Progress, duration
 

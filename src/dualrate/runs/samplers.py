@@ -7,7 +7,8 @@ from typing import Literal
 from dualrate import grids
 from dualrate.process import GaussianProcess
 from dualrate.schedule import Schedule
-from dualrate.steps import DDIM, Ancestral, DPMSolver2M, Heun, SDEDPMSolver2M, Step
+from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.steps import DDIM, Ancestral, Step
 
 SamplerName = Literal["ancestral", "ddim", "heun", "dpm++2m", "sde-dpm++2m"]
 GridName = Literal["t", "log-snr", "karras"]
