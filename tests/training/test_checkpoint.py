@@ -18,7 +18,7 @@ TENSORS = {
 
 def write(directory: Path, *iterations: int) -> list[str]:
     for iteration in iterations:
-        checkpoint.save(directory, iteration, TENSORS, {"iteration": iteration})
+        checkpoint.save(directory, iteration, TENSORS, {"iteration": iteration, "phases": {"a": {}}})
     return [path.name for path in checkpoint.steps(directory)]
 
 

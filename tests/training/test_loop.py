@@ -113,6 +113,60 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, straight, 
     assert progress.notes == ([f"resuming at iteration {died_at // 4 * 4}"] if died_at >= 4 else [])
 
 
+@pytest.mark.parametrize("died_at", [3, 6, 13])
+def test_a_run_with_an_auxiliary_resumes_bit_for_bit(tmp_path, died_at):
+    def method() -> Toy:
+        return Toy(("b", "a"), auxiliary="b")
+
+    train(tmp_path / "straight", method())
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "resumed", method(), batches=failing(died_at))
+    train(tmp_path / "resumed", method())
+    saved = final(tmp_path / "straight")
+    assert same_bits(saved, final(tmp_path / "resumed"))
+    assert metrics(tmp_path / "straight") == metrics(tmp_path / "resumed")
+    assert set(saved) == {"model", "auxiliaries", "optim-a", "optim-b", "ema-a"}
+    assert any(not torch.equal(saved["auxiliaries"][name], w) for name, w in method().auxiliaries.state_dict().items())
+
+
+def test_sampling_reads_nothing_of_an_auxiliary(tmp_path):
+    train(tmp_path, Toy(("b", "a"), auxiliary="b"))
+    saved = checkpoint.latest(tmp_path / "checkpoints")
+    assert saved is not None
+    assert set(saved.tensors) == {"model", "ema-a"}
+    assert all(name.startswith("a.") for name in saved.weights())
+
+
+def test_the_average_is_that_of_the_phase_that_began_last(tmp_path):
+    class Twice(Toy):
+        """First phase "then", and later phase "now", on the same network; by name the first sorts last."""
+
+        def phases(self, iteration):
+            (phase,) = super().phases(iteration)
+            return [replace(phase, name="then" if iteration < 4 else "now")]
+
+    shown = {}
+    method = Twice()
+
+    def show(iteration: int) -> None:
+        shown.update({name: weight.clone() for name, weight in method.networks.state_dict().items()})
+
+    train(tmp_path, method, on_sample=show)
+    saved = checkpoint.latest(tmp_path / "checkpoints")
+    assert saved is not None
+    for name, average in saved.tensors["ema-now"].items():
+        assert torch.equal(saved.weights()[name], average)
+        assert torch.equal(shown[name], average)
+        assert not torch.equal(average, saved.tensors["ema-then"][name])
+
+
+def test_networks_and_auxiliaries_of_one_name_are_refused(tmp_path):
+    method = Toy()
+    method.auxiliaries = nn.ModuleDict({"a": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=r"both have \['a'\]"):
+        train(tmp_path, method)
+
+
 def test_the_surrounding_random_state_neither_matters_nor_changes(tmp_path):
     for name, seed in (("one", 1), ("two", 2)):
         torch.manual_seed(seed)

@@ -44,28 +44,32 @@ class Points:
 class Toy:
     """Two separate regressions onto a swapped point from a noisy one: networks "a" and "b", one phase each.
 
-    pattern: the phases of iterations 0, 1, ..., again from the start; each a word in "a", "b", "ab"
+    pattern:   the phases of iterations 0, 1, ..., again from the start; each a word in "a", "b", "ab"
+    auxiliary: names of those that sampling would not need
     """
 
-    def __init__(self, pattern: Sequence[str] = ("a",), dropout: float = 0.1) -> None:
+    def __init__(self, pattern: Sequence[str] = ("a",), dropout: float = 0.1, auxiliary: str = "") -> None:
         self.pattern = pattern
-        self.networks = nn.ModuleDict(
-            {name: nn.Sequential(nn.Linear(2, 64), nn.Dropout(dropout), nn.SiLU(), nn.Linear(64, 2)) for name in "ab"}
-        )
+        self.each = {
+            name: nn.Sequential(nn.Linear(2, 64), nn.Dropout(dropout), nn.SiLU(), nn.Linear(64, 2)) for name in "ab"
+        }
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
-            for parameter in self.networks.parameters():
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+            for network in self.each.values():
+                for parameter in network.parameters():
+                    parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        self.networks = nn.ModuleDict({name: net for name, net in self.each.items() if name not in auxiliary})
+        self.auxiliaries = nn.ModuleDict({name: net for name, net in self.each.items() if name in auxiliary})
 
     def loss(self, name: str, batch: Batch, iteration: int, draws: Draws) -> Loss:
         noisy = batch.x + 0.1 * draws.normal(f"noise {name}", 2)
-        dtype = self.networks[name].get_parameter("0.weight").dtype
-        error = self.networks[name](noisy.to(dtype)) - batch.x.flip(-1)
+        dtype = self.each[name].get_parameter("0.weight").dtype
+        error = self.each[name](noisy.to(dtype)) - batch.x.flip(-1)
         return Loss((error**2).mean(), {"bias": error.mean().detach()})
 
     def phases(self, iteration: int) -> Sequence[Phase]:
         def phase(name: str) -> Phase:
-            parameters = tuple(self.networks[name].parameters())
+            parameters = tuple(self.each[name].parameters())
             return Phase(name, parameters, lambda batch, number, draws: self.loss(name, batch, number, draws))
 
         return [phase(name) for name in self.pattern[iteration % len(self.pattern)]]

@@ -49,6 +49,11 @@ class Denoising:
     label_dropout: float = 0.1
     encoder_weight: float = 1.0
 
+    @property
+    def auxiliaries(self) -> nn.ModuleDict:
+        """None."""
+        return nn.ModuleDict()
+
     def phases(self, iteration: int) -> tuple[Phase, ...]:
         parameters = tuple(p for p in self.networks.parameters() if p.requires_grad)
         return (Phase("model", parameters, self.loss),)

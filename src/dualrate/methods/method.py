@@ -42,7 +42,12 @@ class Phase:
 class Method(Protocol):
     @property
     def networks(self) -> nn.ModuleDict:
-        """What a checkpoint holds."""
+        """What sampling needs."""
+        ...
+
+    @property
+    def auxiliaries(self) -> nn.ModuleDict:
+        """Networks that are trained along and that sampling has no use for; other names than those of `networks`."""
         ...
 
     def phases(self, iteration: int) -> Sequence[Phase]:

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent: one immutable directory each, checked by hash before anything is used.
 
-    checkpoints/step-00012000/   model.safetensors, optim-<phase>.safetensors, ema-<phase>.safetensors, state.json,
-                                 MANIFEST.json: size and sha256 of every other file, written last
+    checkpoints/step-00012000/   model.safetensors, ema-<phase>.safetensors: what sampling reads
+                                 auxiliaries.safetensors, optim-<phase>.safetensors: for going on with the training
+                                 state.json; MANIFEST.json: size and sha256 of every other file, written last
 
 Writing: into `.tmp-*`, every file and the directory synced, renamed, the parent synced. A crash at any point leaves
 either the old set or the old set and the new one. Reading: the newest that verifies; a bad one is renamed to
@@ -26,6 +27,7 @@ from torch import Tensor
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+TRAINING = ("optim-", "auxiliaries.")  # how the names of files begin that sampling has no use for
 Tensors = dict[str, Tensor]
 
 
@@ -35,18 +37,20 @@ class CorruptCheckpoint(OSError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint. tensors: file stem ("model", "optim-<phase>", "ema-<phase>") -> named tensors, on CPU."""
+    """A verified checkpoint. tensors: file stem ("model", "ema-<phase>", ...) -> named tensors, on CPU."""
 
     path: Path
     tensors: Mapping[str, Tensors]
     state: Mapping[str, Any]
 
     def weights(self, *, average: bool = True) -> Tensors:
-        """State dict of all networks, with the averaged weights in place of the raw ones where there are any."""
+        """State dict of the networks, with the averaged weights in place of the raw ones where there are any.
+
+        Where several phases trained a parameter, the average is that of the phase that began last.
+        """
         weights = dict(self.tensors["model"])
-        for stem, tensors in self.tensors.items():
-            if average and stem.startswith("ema-"):
-                weights |= tensors
+        for phase in self.state.get("phases", {}) if average else ():
+            weights |= self.tensors.get(f"ema-{phase}", {})
         return weights
 
 
@@ -122,15 +126,15 @@ def _manifest(path: Path) -> dict[str, tuple[int, str]]:
     return entries
 
 
-def load(path: Path, *, optimizer: bool = True) -> Checkpoint:
+def load(path: Path, *, training: bool = True) -> Checkpoint:
     """Read a checkpoint directory, every byte checked against its manifest.
 
-    optimizer: whether to read the optimiser's state, about half of the bytes; sampling has no use for it
+    training: whether to read what only training needs (optimisers' states, auxiliaries), more than half of the bytes
     Raises CorruptCheckpoint, or ValueError for an intact one of another format.
     """
     contents: dict[str, bytes] = {}
     for name, (size, sha256) in _manifest(path).items():
-        if name.startswith("optim-") and not optimizer:
+        if name.startswith(TRAINING) and not training:
             continue
         try:
             contents[name] = (path / name).read_bytes()
@@ -157,11 +161,11 @@ def steps(directory: Path) -> list[Path]:
 
 
 def latest(directory: Path) -> Checkpoint | None:
-    """For readers of a run: the newest intact checkpoint, without its optimiser; None if there are no checkpoints.
+    """For readers of a run: the newest intact checkpoint but for what only training needs; None if there is none.
 
     Touches nothing. Raises OSError if there are checkpoints but none is intact.
     """
-    return _newest(directory, lambda bad, error: None, optimizer=False)
+    return _newest(directory, lambda bad, error: None, training=False)
 
 
 def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
@@ -181,15 +185,13 @@ def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
         bad.rename(aside)
         note(f"corrupt checkpoint set aside as {aside.name}: {error}")
 
-    return _newest(directory, quarantine, optimizer=True)
+    return _newest(directory, quarantine, training=True)
 
 
-def _newest(
-    directory: Path, on_bad: Callable[[Path, CorruptCheckpoint], None], *, optimizer: bool
-) -> Checkpoint | None:
+def _newest(directory: Path, on_bad: Callable[[Path, CorruptCheckpoint], None], *, training: bool) -> Checkpoint | None:
     for path in reversed(steps(directory)):
         try:
-            return load(path, optimizer=optimizer)
+            return load(path, training=training)
         except CorruptCheckpoint as error:
             on_bad(path, error)
     if directory.is_dir() and any(re.match(r"step-\d{8,}", entry.name) for entry in directory.iterdir()):

@@ -99,7 +99,8 @@ class _Trainer:
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
         self.save_failed = False
         self.generator = default_generator(device)
-        self.state = RunState(method.networks.to(device), config.optim, config.ema_halflife, config.precision)
+        networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
+        self.state = RunState(networks, auxiliaries, config.optim, config.ema_halflife, config.precision)
         self.saved_at = self.resume()
         if self.state.precision == "auto":
             self.state.precision = "bfloat16" if pays(device) else "float32"
@@ -107,7 +108,7 @@ class _Trainer:
         if config.compile and (problem := compiles(device)):
             progress.note(f"not compiling the networks, which changes only the speed: {problem}")
         elif config.compile:
-            for network in method.networks.values():
+            for network in (*networks.values(), *auxiliaries.values()):
                 network.compile()
 
     def resume(self) -> int:

@@ -18,13 +18,16 @@ from dualrate.training.log import Meter
 
 
 class PhaseState:
-    """One phase's parameters by name, in the networks' order, with their optimiser and average."""
+    """One phase's parameters by name, in the networks' order, with their optimiser and average.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: optim.OptimConfig, ema_halflife: int) -> None:
+    ema: None for the parameters of auxiliaries, which nobody samples from
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: optim.OptimConfig, ema: Ema | None) -> None:
         self.parameters = parameters
         self.optimizer = optim.build(parameters, config)
         self.clip = config.clip
-        self.ema = Ema(parameters, ema_halflife)
+        self.ema = ema
         self.skipped_in_a_row = 0
 
     def clip_gradients(self) -> float:
@@ -36,7 +39,8 @@ class PhaseState:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        self.ema.update(rows)
+        if self.ema is not None:
+            self.ema.update(rows)
         self.skipped_in_a_row = 0
 
 
@@ -46,9 +50,19 @@ class RunState:
     iteration: iterations done; seconds: of training; skipped: updates not made because something was not finite
     """
 
-    def __init__(self, networks: nn.ModuleDict, config: optim.OptimConfig, ema_halflife: int, precision: str) -> None:
-        self.networks, self._config, self._ema_halflife = networks, config, ema_halflife
-        self.parameters = dict(networks.named_parameters())
+    def __init__(
+        self,
+        networks: nn.ModuleDict,
+        auxiliaries: nn.ModuleDict,
+        config: optim.OptimConfig,
+        ema_halflife: int,
+        precision: str,
+    ) -> None:
+        if shared := networks.keys() & auxiliaries.keys():
+            raise ValueError(f"networks and auxiliaries both have {sorted(shared)}: their names must differ")
+        self.networks, self.auxiliaries = networks, auxiliaries
+        self._config, self._ema_halflife = config, ema_halflife
+        self.parameters = dict(networks.named_parameters()) | dict(auxiliaries.named_parameters())
         self.phases: dict[str, PhaseState] = {}
         self.iteration, self.seconds, self.skipped = 0, 0.0, 0
         self.precision = precision
@@ -59,9 +73,12 @@ class RunState:
         ids = {id(parameter) for parameter in phase.parameters}
         mine = {name: parameter for name, parameter in self.parameters.items() if id(parameter) in ids}
         if len(mine) != len(ids):
-            raise ValueError(f'phase "{phase.name}" updates parameters outside of `networks`; put their module there')
+            raise ValueError(
+                f'phase "{phase.name}" updates parameters outside of `networks` and `auxiliaries`; '
+                "put their module there"
+            )
         if phase.name not in self.phases:
-            self.phases[phase.name] = PhaseState(mine, self._config, self._ema_halflife)
+            self.phases[phase.name] = self._begin(mine)
         if self.phases[phase.name].parameters.keys() != mine.keys():
             raise ValueError(f'phase "{phase.name}" has other parameters than before; give it another name')
         for name, parameter in self.parameters.items():
@@ -69,13 +86,18 @@ class RunState:
                 parameter.requires_grad_(name in mine)
         return self.phases[phase.name]
 
+    def _begin(self, parameters: Mapping[str, nn.Parameter]) -> PhaseState:
+        sampled = {name: p for name, p in parameters.items() if name.partition(".")[0] in self.networks}
+        return PhaseState(parameters, self._config, Ema(sampled, self._ema_halflife) if sampled else None)
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within the block the networks hold their averages, in evaluation mode."""
         modes = {module: module.training for module in self.networks.modules()}
         with ExitStack() as stack:
             for phase in self.phases.values():
-                stack.enter_context(phase.ema.swapped())
+                if phase.ema is not None:
+                    stack.enter_context(phase.ema.swapped())
             self.networks.eval()
             try:
                 yield
@@ -86,9 +108,12 @@ class RunState:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, by file."""
         tensors: dict[str, dict[str, Tensor]] = {"model": self.networks.state_dict()}
+        if self.auxiliaries:
+            tensors["auxiliaries"] = self.auxiliaries.state_dict()
         for name, phase in self.phases.items():
             tensors[f"optim-{name}"] = optim.state_tensors(phase.optimizer, phase.parameters)
-            tensors[f"ema-{name}"] = phase.ema.tensors()
+            if phase.ema is not None:
+                tensors[f"ema-{name}"] = phase.ema.tensors()
         return tensors
 
     def record(self) -> dict[str, Any]:
@@ -99,7 +124,11 @@ class RunState:
             "skipped": self.skipped,
             "precision": self.precision,
             "phases": {
-                name: {"images": phase.ema.images, "skipped_in_a_row": phase.skipped_in_a_row}
+                name: {
+                    "parameters": list(phase.parameters),
+                    "images": 0 if phase.ema is None else phase.ema.images,
+                    "skipped_in_a_row": phase.skipped_in_a_row,
+                }
                 for name, phase in self.phases.items()
             },
             "meter": self.meter.sums,
@@ -109,12 +138,14 @@ class RunState:
         """Continue from a checkpoint of the same networks."""
         record = saved.state
         self.networks.load_state_dict(saved.tensors["model"])
+        self.auxiliaries.load_state_dict(saved.tensors.get("auxiliaries", {}))
         for name, counts in record["phases"].items():
-            averages = saved.tensors[f"ema-{name}"]
-            mine = {key: parameter for key, parameter in self.parameters.items() if key in averages}
-            phase = PhaseState(mine, self._config, self._ema_halflife)
-            optim.load_state_tensors(phase.optimizer, mine, saved.tensors[f"optim-{name}"])
-            phase.ema.load(averages, counts["images"])
+            averages = saved.tensors.get(f"ema-{name}", {})
+            names = set(counts.get("parameters", averages))  # checkpoints of before there were auxiliaries do not list
+            phase = self._begin({key: parameter for key, parameter in self.parameters.items() if key in names})
+            optim.load_state_tensors(phase.optimizer, phase.parameters, saved.tensors[f"optim-{name}"])
+            if phase.ema is not None:
+                phase.ema.load(averages, counts["images"])
             phase.skipped_in_a_row = counts["skipped_in_a_row"]
             self.phases[name] = phase
         self.iteration, self.seconds, self.skipped = record["iteration"], record["seconds"], record["skipped"]
