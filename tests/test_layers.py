@@ -17,7 +17,10 @@ SRC = ROOT / "src"
 # A module may import from its own layer and from those before it. The names are those right below `dualrate`.
 LAYERS = (
     ("mathematics", "types draws schedule process prediction weighting timing grids oracle serial"),
-    ("networks and sampling", "models denoiser combinators steps solvers covariance sampling codec caching"),
+    (
+        "networks and sampling",
+        "models denoiser combinators steps adjusted_ddim solvers covariance sampling codec caching",
+    ),
     ("methods and measures", "methods bound variance planner cost metrics data"),
     ("training and report", "training report"),
     ("recipes and runs", "experiment recipes runs compare integrations malloc"),

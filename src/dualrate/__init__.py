@@ -1,5 +1,6 @@
 """Image diffusion at two rates: a heavy network now and then, a light one at every step."""
 
+from dualrate.adjusted_ddim import AdjustedDDIM, TabulatedVariance, measure_variance
 from dualrate.caching.sharing import SharedEncoder
 from dualrate.combinators import Guided, Meter, Metered
 from dualrate.data.images import ImageSet, load_images, to_float, to_uint8
@@ -16,7 +17,7 @@ from dualrate.runs.store import Model, export, load
 from dualrate.runs.train import train
 from dualrate.sampling import rollout, sample, trajectory
 from dualrate.schedule import Cosine, Interpolated, shifted
-from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.steps import DDIM, Ancestral, Step
 from dualrate.timing import SingleTime, StepPlan, TimeSampler
 from dualrate.types import Batch, Cond, Context, Refresh, Reuse
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDIM",
+    "AdjustedDDIM",
     "Ancestral",
     "Batch",
     "Cond",
@@ -33,6 +35,7 @@ __all__ = [
     "ContextEncoder",
     "Cosine",
     "DPMSolver2M",
+    "DPMSolver3M",
     "DataConfig",
     "Denoiser",
     "Denoising",
@@ -62,6 +65,7 @@ __all__ = [
     "SingleTime",
     "Step",
     "StepPlan",
+    "TabulatedVariance",
     "TimeSampler",
     "TwoNetworks",
     "UViT",
@@ -69,6 +73,7 @@ __all__ = [
     "export",
     "load",
     "load_images",
+    "measure_variance",
     "rollout",
     "sample",
     "save_grid",

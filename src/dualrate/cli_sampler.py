@@ -16,17 +16,21 @@ class Plan:
     """When the networks run."""
 
     steps: int | None = None
-    """N, steps of the sampler; 64 if not given. Heun calls the network twice in each but the first and the last."""
+    """N, steps of the sampler; 64, or a distilled student's own, if not given. Heun calls the network twice in each but the first and the last."""
     heavy: int | None = None
     """H, heavy calls per image, spread evenly. A quarter of the steps, within what was trained, if not given."""
     plan: Path | None = None
-    """A StepPlan as JSON, instead of --steps, --heavy and --grid."""
+    """A StepPlan as JSON, instead of --steps, --heavy, --grid and --times."""
     sampler: SamplerName = "ancestral"
-    """All but ancestral and sde-dpm++2m are for a heavy call at every step, or a single-rate model."""
+    """All but ancestral and sde-dpm++2m are for a heavy call at every step, or a single-rate model; so is --eta."""
     grid: GridName = "t"
     """Steps equal in t, in log-SNR, or as in Karras et al. 2022."""
+    times: tuple[float, ...] | None = None
+    """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
     gamma: float | None = None
     """Noise level of ancestral and sde-dpm++2m: 0 posterior variance (if not given), 1 transition variance."""
+    eta: float | None = None
+    """Share of ancestral's noise that is drawn afresh: 1 all of it (if not given), 0 none, which is DDIM."""
     guidance: float = 1.0
     """Classifier-free guidance weight; 1 is none."""
     interval: tuple[float, float] | None = None
@@ -37,12 +41,29 @@ def sampler_of(model: Model, options: Plan) -> tuple[Step, StepPlan]:
     """The step and the plan that the options ask for. Raises ValueError for options that exclude each other."""
     if options.sampler not in ("ancestral", "sde-dpm++2m") and options.gamma is not None:
         raise ValueError(f"--gamma belongs to samplers with noise; {options.sampler} draws no noise")
-    step = make_step(options.sampler, model.process, options.gamma or 0.0)
+    if options.sampler != "ancestral" and options.eta is not None:
+        raise ValueError(f"--eta belongs to ancestral sampling, got it with {options.sampler}: drop one of the two")
+    step = make_step(options.sampler, model.process, options.gamma or 0.0, 1.0 if options.eta is None else options.eta)
+    plan = _step_plan(model, options)
+    model.experiment.times.check(plan)
+    return step, plan
+
+
+def _step_plan(model: Model, options: Plan) -> StepPlan:
+    on_grid = options.steps is not None or options.grid != "t"
     if options.plan is not None:
-        if options.steps is not None or options.heavy is not None or options.grid != "t":
-            raise ValueError("--plan says all about the steps: drop --steps, --heavy and --grid")
-        return step, StepPlan.from_json(options.plan.read_text())
-    steps = 64 if options.steps is None else options.steps
+        if on_grid or options.heavy is not None or options.times is not None:
+            raise ValueError("--plan says all about the steps: drop --steps, --heavy, --grid and --times")
+        return StepPlan.from_json(options.plan.read_text())
+    if options.times is not None:
+        if on_grid:
+            raise ValueError("--times says where the steps are: drop --steps and --grid")
+        times = options.times
+        if len(times) < 2 or (times[0], times[-1]) != (1, 0):
+            raise ValueError(f"--times go from 1 (noise) to 0 (data), got {' '.join(map(str, times)) or 'none'}")
+    else:
+        steps = model.experiment.times.default_steps if options.steps is None else options.steps
+        times = grid_times(options.grid, model.process.schedule, steps)
+    steps = len(times) - 1
     heavy = model.experiment.times.default_heavy(steps) if options.heavy is None else options.heavy
-    refresh = StepPlan.uniform(steps, heavy).refresh
-    return step, StepPlan(grid_times(options.grid, model.process.schedule, steps), refresh)
+    return StepPlan(times, StepPlan.uniform(steps, heavy).refresh)

@@ -15,9 +15,13 @@ NET = dr.UViTConfig(
 STEPS = [
     dr.Ancestral(PROCESS),
     dr.Ancestral(PROCESS, gamma=0.3),
+    dr.Ancestral(PROCESS, eta=0.5),
     dr.DDIM(PROCESS),
+    dr.AdjustedDDIM(PROCESS),
+    dr.AdjustedDDIM(PROCESS, dr.TabulatedVariance((-15.0, 0.0, 15.0), (0.5, 0.1, 0.0))),
     dr.Heun(PROCESS),
     dr.DPMSolver2M(PROCESS),
+    dr.DPMSolver3M(PROCESS),
     dr.SDEDPMSolver2M(PROCESS),
 ]
 

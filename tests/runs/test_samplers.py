@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dualrate import grids
+from dualrate.adjusted_ddim import AdjustedDDIM
 from dualrate.cli_sampler import Plan, sampler_of
 from dualrate.process import GaussianProcess
 from dualrate.runs.measure import Guidance, image_cost
@@ -15,7 +16,7 @@ from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
 from dualrate.runs.store import Model, load
 from dualrate.sampling import check_reuse
 from dualrate.schedule import Cosine
-from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan
 
@@ -35,17 +36,40 @@ def dual() -> Model:
 
 def test_every_name_makes_its_step():
     made = [make_step(name, PROCESS) for name in get_args(SamplerName)]
-    assert made == [Ancestral(PROCESS), DDIM(PROCESS), Heun(PROCESS), DPMSolver2M(PROCESS), SDEDPMSolver2M(PROCESS)]
+    kinds = (Ancestral, DDIM, AdjustedDDIM, Heun, DPMSolver2M, DPMSolver3M, SDEDPMSolver2M)
+    assert made == [kind(PROCESS) for kind in kinds]
     assert make_step("ancestral", PROCESS, 0.3) == Ancestral(PROCESS, 0.3)
+    assert make_step("ancestral", PROCESS, eta=0.3) == Ancestral(PROCESS, 0.0, 0.3)
     assert len(set(map(str, made))) == len(made)  # told apart in a table
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun", "dpm++2m"])
+DETERMINISTIC = ["ddim", "addim", "heun", "dpm++2m", "dpm++3m"]
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
 def test_gamma_is_refused_where_it_means_nothing(name, heavy):
     with pytest.raises(ValueError, match=f"{name.replace('+', '.')} draws no noise"):
         make_step(name, PROCESS, 0.1)
     with pytest.raises(ValueError, match="--gamma belongs to samplers with noise"):
         sampler_of(heavy, Plan(sampler=name, gamma=0.0))
+
+
+@pytest.mark.parametrize("name", [*DETERMINISTIC, "sde-dpm++2m"])
+def test_eta_is_refused_where_it_means_nothing(name, heavy):
+    with pytest.raises(ValueError, match=f"means nothing to {name.replace('+', '.')}"):
+        make_step(name, PROCESS, eta=0.5)
+    with pytest.raises(ValueError, match="--eta belongs to ancestral sampling"):
+        sampler_of(heavy, Plan(sampler=name, eta=1.0))
+
+
+def test_eta_is_for_a_network_at_every_step_and_without_gamma(heavy, dual):
+    for eta in (0.0, 0.5, 1.0):
+        assert sampler_of(heavy, Plan(steps=4, eta=eta))[0] == Ancestral(heavy.process, eta=eta)
+    check_reuse(dual.denoiser, *sampler_of(dual, Plan(steps=5, heavy=4, eta=1.0)))
+    with pytest.raises(ValueError, match="heavy call at every step"):
+        check_reuse(dual.denoiser, *sampler_of(dual, Plan(steps=5, heavy=4, eta=0.5)))
+    with pytest.raises(ValueError, match="gamma at 0 or eta at 1"):
+        sampler_of(heavy, Plan(steps=4, eta=0.5, gamma=0.5))
 
 
 def test_every_name_makes_its_grid():
@@ -69,16 +93,42 @@ def test_heavy_calls_are_spread_evenly_over_any_grid(dual):
     assert plan.refresh == StepPlan.uniform(8, 3).refresh
 
 
-@pytest.mark.parametrize("changes", [{"steps": 4}, {"heavy": 2}, {"grid": "log-snr"}])
+@pytest.mark.parametrize("changes", [{"steps": 4}, {"heavy": 2}, {"grid": "log-snr"}, {"times": (1.0, 0.0)}])
 def test_a_plan_says_all(changes, heavy, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(StepPlan.uniform(3).to_json())
     assert sampler_of(heavy, Plan(plan=path, sampler="heun")) == (Heun(heavy.process), StepPlan.uniform(3))
-    with pytest.raises(ValueError, match="drop --steps, --heavy and --grid"):
+    with pytest.raises(ValueError, match="drop --steps, --heavy, --grid and --times"):
         sampler_of(heavy, Plan(plan=path, **changes))
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun", "dpm++2m"])
+def test_times_may_be_listed(heavy, dual):
+    times = (1.0, 0.8, 0.7, 0.2, 0.0)
+    assert sampler_of(heavy, Plan(times=times))[1] == StepPlan.at(times, range(4))
+    assert sampler_of(dual, Plan(times=times, heavy=2))[1] == StepPlan.at(times, [0, 2])
+    assert sampler_of(dual, Plan(times=times))[1].num_heavy == dual.experiment.times.default_heavy(4)
+
+
+@pytest.mark.parametrize(
+    ("times", "changes", "message"),
+    [
+        ((1.0, 0.5, 0.0), {"steps": 2}, "drop --steps and --grid"),
+        ((1.0, 0.5, 0.0), {"grid": "karras"}, "drop --steps and --grid"),
+        ((1.0, 0.5), {}, "from 1 .noise. to 0 .data., got 1.0 0.5"),
+        ((0.5, 0.0), {}, "from 1 .noise. to 0"),
+        ((1.0,), {}, "from 1 .noise. to 0"),
+        ((), {}, "got none"),
+        ((1.0, 0.2, 0.6, 0.0), {}, "decrease strictly"),
+        ((1.0, float("nan"), 0.0), {}, "decrease strictly"),
+        ((1.0, 0.5, 0.0), {"heavy": 3}, "between 0 and the 2 steps"),
+    ],
+)
+def test_a_list_of_times_that_is_no_plan_is_refused(times, changes, message, heavy):
+    with pytest.raises(ValueError, match=message):
+        sampler_of(heavy, Plan(times=times, **changes))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
 def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual):
     step, plan = sampler_of(dual, Plan(steps=5, heavy=5, sampler=name, grid="log-snr"))
     cost = image_cost(dual, step, plan, Guidance())
@@ -88,7 +138,9 @@ def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual
         check_reuse(dual.denoiser, step, plan)
 
 
-@pytest.mark.parametrize(("name", "calls"), [("ancestral", 5), ("ddim", 5), ("heun", 8), ("dpm++2m", 5)])
+@pytest.mark.parametrize(
+    ("name", "calls"), [("ancestral", 5), ("ddim", 5), ("heun", 8), ("dpm++2m", 5), ("dpm++3m", 5), ("addim", 5)]
+)
 def test_a_single_rate_model_pays_for_every_evaluation(name, calls, heavy):
     step, plan = sampler_of(heavy, Plan(steps=5, sampler=name, grid="karras"))
     assert image_cost(heavy, step, plan, Guidance()).light_calls == calls
@@ -111,6 +163,18 @@ def test_the_command_line_knows_the_names(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["dualrate", *map(str, arguments)])
     main()
     assert json.loads(capsys.readouterr().out)["light_calls_per_image"] == 4
+
+
+def test_the_command_line_takes_eta_and_a_list_of_times(monkeypatch, capsys):
+    from dualrate.cli import main
+
+    def calls(*options):
+        monkeypatch.setattr("sys.argv", ["dualrate", "cost", str(WEIGHTS / "fashion-mnist-light"), "--json", *options])
+        main()
+        return json.loads(capsys.readouterr().out)["light_calls_per_image"]
+
+    assert calls("--eta", "0.5", "--times", "1", "0.5", "0.2", "0") == 3
+    assert calls("--sampler", "addim", "--steps", "2") == 2
 
 
 def test_their_images_are_no_noise(heavy):

@@ -44,8 +44,11 @@ GRIDS: dict[SamplerName, GridName] = {  # of single networks; dual-rate plans ar
     "ddim": "t",
     "heun": "log-snr",
     "dpm++2m": "karras",
+    "addim": "t",
+    "dpm++3m": "log-snr",
 }
-LONGEST: dict[SamplerName, int] = {"ddim": 16, "heun": 16}  # the last rung of those that others have overtaken there
+# the last rung of those that others have overtaken there; 0: tried with a plan of the user's only
+LONGEST: dict[SamplerName, int] = {"ddim": 16, "heun": 16, "addim": 0, "dpm++3m": 0}
 GAMMAS: dict[SamplerName, tuple[float, ...]] = {"sde-dpm++2m": (0.0, 0.2)}  # noise levels; 0 for all others
 MARKOVIAN: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m")
 SIMILARITY_IMAGES = 16
