@@ -16,14 +16,14 @@ SRC = ROOT / "src"
 
 # A module may import from its own layer and from those before it. The names are those right below `dualrate`.
 LAYERS = (
-    ("mathematics", "types draws schedule process prediction weighting timing grids oracle serial"),
+    ("mathematics", "types draws schedule process prediction weighting timing serving grids oracle serial"),
     (
         "networks and sampling",
         "models denoiser combinators steps adjusted_ddim solvers covariance sampling codec caching",
     ),
     ("methods and measures", "methods bound variance planner cost metrics data"),
     ("training and report", "training report"),
-    ("recipes and runs", "experiment recipes runs compare integrations malloc"),
+    ("recipes and runs", "experiment distillation recipes runs compare integrations malloc"),
     ("command line", "cli console __main__ __init__"),
 )
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names.split()}

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from dualrate.console import reporter
 from dualrate.runs.planning import CallCosts, Candidate, Ranked, spearman
 from dualrate.runs.store import Model
+from dualrate.serving import Continuous, Grid
 from dualrate.training.device import pick_device
 
 PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
@@ -56,6 +57,8 @@ class PlanSearch:
         steps = self._checked()
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device)
+        if isinstance(model.experiment.times, (Continuous, Grid)):
+            raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         costs, budget, unit = self._budget(model, device)
         errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, device=device)
         planner = Planner(errors, model.process, model.experiment.weighting)

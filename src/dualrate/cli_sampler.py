@@ -16,7 +16,8 @@ class Plan:
     """When the networks run."""
 
     steps: int | None = None
-    """N, steps of the sampler; 64, or a distilled student's own, if not given. Heun calls the network twice in each but the first and the last."""
+    """N, steps of the sampler; 64, or a distilled student's own, if not given. Heun calls the network twice in each but
+    the first and the last."""
     heavy: int | None = None
     """H, heavy calls per image, spread evenly. A quarter of the steps, within what was trained, if not given."""
     plan: Path | None = None

@@ -15,6 +15,7 @@ from dualrate.models.dual import ContextConfig, ContextEncoder, LightUViT
 from dualrate.models.uvit import UViT, UViTConfig
 from dualrate.process import GaussianProcess
 from dualrate.schedule import Cosine, Interpolated
+from dualrate.serving import Continuous, Grid
 from dualrate.timing import SingleTime, TimeSampler
 from dualrate.training.config import FitConfig
 from dualrate.weighting import Sigmoid
@@ -65,7 +66,8 @@ class TwoNetworks:
 
 @dataclass(frozen=True)
 class Experiment:
-    """encoder_from:   a single-rate run whose averaged weights the encoder starts from
+    """times:          of training; of a distilled student the plans that it serves
+    encoder_from:   a single-rate run whose averaged weights the encoder starts from
     freeze_encoder: leave them as they are; only the light network and the projections into it are trained
     light_from:     a single-rate run whose averaged weights the light network starts from
     """
@@ -76,7 +78,7 @@ class Experiment:
     data: DataConfig = DataConfig()
     schedule: Cosine | Interpolated = Cosine()
     weighting: Sigmoid = Sigmoid()
-    times: SingleTime | TimeSampler = SingleTime()
+    times: SingleTime | TimeSampler | Continuous | Grid = SingleTime()
     label_dropout: float = 0.1
     encoder_weight: float = 1.0
     encoder_from: str | None = None
@@ -114,6 +116,9 @@ class Experiment:
         return networks.to(memory_format=torch.channels_last), denoiser  # pyright: ignore[reportCallIssue]
 
     def method(self) -> Denoising:
+        """Raises ValueError for a student, which a teacher trains."""
+        if isinstance(self.times, (Continuous, Grid)):
+            raise ValueError(f"{self.name} is a distilled student, which has no loss of its own: use dualrate distill")
         networks, denoiser = self.build()
         if self.freeze_encoder:
             networks.get_submodule("encoder.net").eval().requires_grad_(False)

@@ -26,6 +26,8 @@ from torch import Tensor
 from dualrate.draws import Draws
 from dualrate.types import Refresh
 
+STEPS = 64  # of a sampler, where nothing else is said
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -149,6 +151,14 @@ class TimeSampler:
         if self.draws < 1:
             raise ValueError(f"a heavy call serves at least one draw, got {self.draws}")
 
+    @property
+    def default_steps(self) -> int:
+        """Steps of a sampler, where nothing else is said."""
+        return STEPS
+
+    def check(self, plan: StepPlan) -> None:
+        """Any plan is served."""
+
     def default_heavy(self, steps: int) -> int:
         """Heavy calls for a sampler of `steps`, where nothing else is said: a quarter, within what was trained."""
         low, high = self.heavy
@@ -189,6 +199,14 @@ class TimeSampler:
 @dataclass(frozen=True)
 class SingleTime:
     """Times of a single-rate model: t alone; no row has a context of another time."""
+
+    @property
+    def default_steps(self) -> int:
+        """Steps of a sampler, where nothing else is said."""
+        return STEPS
+
+    def check(self, plan: StepPlan) -> None:
+        """Any plan is served."""
 
     def default_heavy(self, steps: int) -> int:
         """The network runs at every step."""

@@ -29,6 +29,7 @@ from dualrate.planner import Planner
 from dualrate.runs.planning import SEED, call_macs, measured_errors
 from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
 from dualrate.runs.store import Model
+from dualrate.serving import Continuous, Grid
 from dualrate.steps import Step
 from dualrate.timing import StepPlan, TimeSampler
 from dualrate.training.log import Progress
@@ -225,6 +226,20 @@ def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
     ]
 
 
+def usual_student(entry: Entry, serves: Continuous | Grid, calls: Sequence[int]) -> list[Contender]:
+    """A distilled student under what it was distilled for: its own plan, and on the ladder what else it serves.
+
+    Raises ValueError for a sampler other than ancestral.
+    """
+    if entry.sampler not in (None, "ancestral"):
+        raise ValueError(f"{entry.network} is a distilled student, for ancestral sampling: drop {entry.sampler}")
+    steps = {serves.steps}
+    if isinstance(serves, Continuous):
+        steps |= {count for count in calls if count > serves.steps}
+    plans = [StepPlan.uniform(n, serves.default_heavy(n)) for n in sorted(steps)]
+    return [Contender(entry.run, entry.network, "ancestral", plan, entry.gamma or 0.0) for plan in plans]
+
+
 def require_markovian(entry: Entry) -> None:
     """Raises ValueError for a sampler that may not reuse a context."""
     if entry.sampler not in (None, *MARKOVIAN):
@@ -253,19 +268,26 @@ def contenders_of(
         model, cost = models[entry.run], costs[entry.run]
         if entry.plan is not None:
             found.append(replace(entry.asked(model, device), asked=True))
+            model.experiment.times.check(found[-1].plan)
+        elif isinstance(model.experiment.times, (Continuous, Grid)):
+            found += usual_student(entry, model.experiment.times, calls_of(cost.light, dearest))
         elif is_dual(model):
             require_markovian(entry)
             errors = measured_errors(model, grid=GRID, images=PLANNING_IMAGES, progress=progress, device=device)
             found += usual_dual(entry, model, Planner(errors, model.process, model.experiment.weighting))
         else:
-            calls = [min(MOST_STEPS, max(1, round(rung * dearest / cost.light))) for rung in LADDER]
-            found += usual_single(entry, model, calls)
+            found += usual_single(entry, model, calls_of(cost.light, dearest))
             if cost.light == max(single.light for single in costs.values()) and can_share(model):
                 progress.note(f"planning where the shared encoder of {entry.network} is refreshed")
                 found += [shared(entry, model, steps, heavy, device) for steps, heavy in SHARED]
     if not found:
         raise ValueError("no plan is left to compare: the samplers named are not tried at these costs; name plans too")
     return list({one.key: one for one in found}.values())
+
+
+def calls_of(network: int, dearest: int) -> list[int]:
+    """How often a network may be called for the cost of each rung of the ladder. Costs: MACs of a call."""
+    return [min(MOST_STEPS, max(1, round(rung * dearest / network))) for rung in LADDER]
 
 
 def can_share(model: Model) -> bool:

@@ -89,7 +89,8 @@ def balanced_strata(model: Model, seeds: Sequence[int]) -> torch.Tensor | None:
 def image_cost(
     model: Model, step: Step, plan: StepPlan, guidance: Guidance, *, device: torch.device | str = "cpu"
 ) -> PlanCost:
-    """What an image costs, whatever its class."""
+    """What an image costs, whatever its class. Raises ValueError for a plan that the model does not serve."""
+    model.experiment.times.check(plan)
     return plan_cost(
         model.denoiser,
         step,
@@ -115,7 +116,11 @@ def draw(
     cost: PlanCost | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
-    """Images of a model, with what they cost: counted, unless given. bfloat16=None: where it pays, as in training."""
+    """Images of a model, with what they cost: counted, unless given. bfloat16=None: where it pays, as in training.
+
+    Raises ValueError for a plan that the model does not serve, and what `sample` raises.
+    """
+    model.experiment.times.check(plan)
     labels = balanced_labels(model, seeds, label)
     denoiser = guided(model, model.denoiser, guidance)
     bfloat16 = pays(torch.device(device)) if bfloat16 is None else bfloat16
