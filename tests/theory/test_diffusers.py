@@ -60,13 +60,14 @@ def test_ddim():
     assert_equal(our_states(DDIM(PROCESS)), their_states(scheduler, lambda v, k, z, _: scheduler.step(v, k, z)))
 
 
-def test_ancestral_is_ddim_with_full_noise():
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ancestral_is_ddim_with_noise(eta):
     scheduler = on_our_grid(diffusers.DDIMScheduler, set_alpha_to_one=True)
 
     def step(v, k, z, i):
-        return scheduler.step(v, k, z, eta=1.0, variance_noise=noise(i, 0))
+        return scheduler.step(v, k, z, eta=eta, variance_noise=noise(i, 0))
 
-    assert_equal(our_states(Ancestral(PROCESS)), their_states(scheduler, step))
+    assert_equal(our_states(Ancestral(PROCESS, eta=eta)), their_states(scheduler, step))
 
 
 @pytest.mark.parametrize(("variance", "gamma"), [("fixed_small", 0.0), ("fixed_large", 1.0)])
@@ -102,6 +103,7 @@ def solved(step, plan, *, first=0):
     return [state.z for state in states]
 
 
+# No order 3: of the parabola's part theirs takes half, another method and of second order (test_solvers.py).
 @on_both_grids
 @pytest.mark.parametrize("order", [1, 2])
 def test_dpm_solver_multistep(plan, order):

@@ -6,11 +6,12 @@ import torch
 from scipy.integrate import solve_ivp
 
 from dualrate import grids
+from dualrate.adjusted_ddim import AdjustedDDIM
 from dualrate.combinators import Metered
 from dualrate.oracle import Echo, OracleDenoiser
-from dualrate.sampling import rollout, trajectory
+from dualrate.sampling import State, rollout, trajectory
 from dualrate.schedule import alpha, sigma
-from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context
@@ -18,9 +19,11 @@ from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources
 
 MIXTURE = line_mixture()
 ORACLE = OracleDenoiser(MIXTURE, PROCESS)
-DDIM_STEP, HEUN, TWO_M = DDIM(PROCESS), Heun(PROCESS), DPMSolver2M(PROCESS)
-every_solver = pytest.mark.parametrize("step", [DDIM_STEP, HEUN, TWO_M], ids=str)
-second_order = pytest.mark.parametrize("step", [HEUN, TWO_M], ids=str)
+DDIM_STEP, HEUN, TWO_M, THREE_M = DDIM(PROCESS), Heun(PROCESS), DPMSolver2M(PROCESS), DPMSolver3M(PROCESS)
+ADJUSTED = AdjustedDDIM(PROCESS)
+every_solver = pytest.mark.parametrize("step", [DDIM_STEP, HEUN, TWO_M, THREE_M], ids=str)
+every_ode_step = pytest.mark.parametrize("step", [DDIM_STEP, ADJUSTED, HEUN, TWO_M, THREE_M], ids=str)
+higher_order = pytest.mark.parametrize("step", [HEUN, TWO_M, THREE_M], ids=str)
 
 
 def no_noise(*_):
@@ -57,6 +60,46 @@ def test_errors_fall_with_the_order_of_the_method(step, order):
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
 
 
+def log_snrs(steps, low, high, lengths):
+    """Steps whose lengths repeat a pattern."""
+    sums = torch.tensor(lengths, dtype=torch.float64).repeat(steps // len(lengths)).cumsum(0)
+    return low + (high - low) * torch.cat((torch.zeros(1, dtype=torch.float64), sums / sums[-1]))
+
+
+@pytest.mark.parametrize(("exact_history", "order"), [(True, 3), (False, 2)])
+@pytest.mark.parametrize("lengths", [(1.0,), (1.0, 2.0)], ids=["equal", "unequal"])
+def test_3m_is_of_third_order_from_an_exact_history(exact_history, order, lengths):
+    """From log-SNR -1, where x_hat changes quickly: from noise its start would be exact to third order in effect."""
+    ends, start, counts, errors = (-1.0, 6.0), normals(0, 64, 1), [32, 64, 128, 256], []
+    truth = exact(start, *ends)
+    for n in counts:
+        levels = log_snrs(n, *ends, lengths)
+        times = PROCESS.schedule.time(levels)
+        plan, state = StepPlan.at(times.tolist(), ()), None
+        if exact_history:
+            z = [start] + [torch.tensor(exact(start, ends[0], float(levels[i])))[:, None] for i in (1, 2)]
+            x = [(x_hat(z[i], times[i].expand(64)), times[i].expand(64)) for i in (1, 0)]
+            state = State(2, z[2], times[2].expand(64), Context(), None, tuple(x))
+        *_, last = trajectory(ORACLE, THREE_M, plan, start, Cond(), no_noise, state=state)
+        errors.append(np.abs(last.z[:, 0].numpy() - truth).mean())
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_3m_is_exact_where_x_hat_is_a_parabola(power):
+    """z / sigma grows by the integral of e^l x_hat dl, l half the log-SNR, known for x_hat = l^power."""
+    l_q, l_p, l_t, l_s = f64(-0.3), f64(0.1), f64(0.8), f64(1.3)
+    q, p, t, s = (PROCESS.schedule.time(2 * level) for level in (l_q, l_p, l_t, l_s))
+
+    def integral(level):
+        return level.exp() * (1, level - 1, level**2 - 2 * level + 2)[power]
+
+    z, carry = f64(0.4), ((l_p**power, p), (l_q**power, q))
+    z_s, _ = THREE_M(lambda *_: l_t**power, z, t, s, no_noise, carry)
+    expected = PROCESS.sigma(s) * (z / PROCESS.sigma(t) + integral(l_s) - integral(l_t))
+    torch.testing.assert_close(z_s, expected, rtol=0, atol=1e-12)
+
+
 def pair_law_error(step, steps: int, c: float) -> float:
     """Of the variances of all states and the covariances of all states an eighth of the way apart, exactly."""
     plan, every = uniform_log_snr(steps, -15, 6), steps // 8
@@ -86,14 +129,12 @@ def test_2m_keeps_its_order_on_steps_of_unequal_length():
     ends, start, counts = (-6.0, 6.0), normals(0, 64, 1), [32, 64, 128, 256]
     truth, errors = exact(start, *ends), []
     for n in counts:
-        lengths = torch.tensor([1.0, 2.0], dtype=torch.float64).repeat(n // 2)
-        log_snr = -6 + 12 * torch.cat((torch.zeros(1), lengths.cumsum(0) / lengths.sum()))
-        times = PROCESS.schedule.time(log_snr)
+        times = PROCESS.schedule.time(log_snrs(n, *ends, (1.0, 2.0)))
         errors.append(np.abs(solve(TWO_M, StepPlan.at(times.tolist(), ()), start)[:, 0].numpy() - truth).mean())
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(2, abs=0.15)
 
 
-@pytest.mark.parametrize(("step", "steps"), [(TWO_M, 8), (TWO_M, 16), (HEUN, 17)], ids=str)
+@pytest.mark.parametrize(("step", "steps"), [(TWO_M, 8), (TWO_M, 16), (THREE_M, 8), (THREE_M, 16), (HEUN, 17)], ids=str)
 def test_few_steps_do_better_than_ddim_at_equal_evaluations(step, steps):
     """From noise to data, on a grid uniform in log-SNR."""
     start, evaluations = normals(0, 256, 1), 2 * steps - 2 if step is HEUN else steps
@@ -113,13 +154,14 @@ def test_heun_leaves_time_one_at_first_order():
     assert not torch.equal(HEUN(x_hat, z, t, s, no_noise, ())[0], DDIM_STEP(x_hat, z, t, s, no_noise, ())[0])
 
 
-@second_order
+@higher_order
 def test_the_step_into_time_zero_is_first_order(step):
     z, carry = normals(0, 8, 1), step.start()
     z, carry = step(x_hat, z, f64(1.0).expand(8), f64(0.5).expand(8), no_noise, carry)
     z, carry = step(x_hat, z, f64(0.5).expand(8), f64(0.3).expand(8), no_noise, carry)
-    end, _ = step(x_hat, z, f64(0.3).expand(8), f64(0.0).expand(8), no_noise, carry)
-    assert torch.equal(end, x_hat(z, f64(0.3).expand(8)))
+    z, carry = step(x_hat, z, f64(0.3).expand(8), f64(0.2).expand(8), no_noise, carry)
+    end, _ = step(x_hat, z, f64(0.2).expand(8), f64(0.0).expand(8), no_noise, carry)
+    assert torch.equal(end, x_hat(z, f64(0.2).expand(8)))
 
 
 def test_2m_starts_at_first_order_and_remembers_one_step():
@@ -131,7 +173,16 @@ def test_2m_starts_at_first_order_and_remembers_one_step():
     assert (second - forgotten).abs().min() > 1e-4
 
 
-@every_solver
+def test_3m_starts_like_2m_and_remembers_two_steps():
+    start, plan = normals(0, 8, 1), uniform_log_snr(5, -1, 6)
+    three, two = (list(trajectory(ORACLE, step, plan, start, Cond(), no_noise)) for step in (THREE_M, TWO_M))
+    for i in (1, 2):
+        assert torch.equal(three[i].z, two[i].z)
+    assert (three[3].z - two[3].z).abs().min() > 1e-4
+    assert [len(state.carry) for state in three] == [0, 1, 2, 2, 2, 2]
+
+
+@every_ode_step
 def test_a_trajectory_goes_on_from_any_of_its_states(step):
     start, plan = normals(0, 4, 1), StepPlan.at(grids.karras(PROCESS.schedule, 6), ())
     states = list(trajectory(ORACLE, step, plan, start, Cond(), no_noise))
@@ -161,7 +212,9 @@ def test_float32_states_lose_nothing_from_noise_to_data(step, grid):
     assert error.max() < 3e-5
 
 
-@pytest.mark.parametrize(("step", "evaluations"), [(DDIM_STEP, 8), (HEUN, 14), (TWO_M, 8)], ids=str)
+@pytest.mark.parametrize(
+    ("step", "evaluations"), [(DDIM_STEP, 8), (ADJUSTED, 8), (HEUN, 14), (TWO_M, 8), (THREE_M, 8)], ids=str
+)
 def test_evaluations_are_counted(step, evaluations):
     start = normals(0, 3, 1)
     plain, heavy = Metered(ORACLE), Metered(Echo(MIXTURE, PROCESS))
@@ -171,7 +224,7 @@ def test_evaluations_are_counted(step, evaluations):
     assert (heavy.meter.heavy, heavy.meter.light) == (3 * evaluations, 3 * evaluations)
 
 
-@every_solver
+@every_ode_step
 def test_reuse_of_a_dual_rate_context_is_refused(step):
     with pytest.raises(ValueError, match=f"{type(step).__name__}.*Use Ancestral"):
         solve(step, StepPlan.uniform(8, 4), normals(0, 3, 1), Echo(MIXTURE, PROCESS))

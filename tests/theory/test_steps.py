@@ -7,11 +7,12 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
+from dualrate.adjusted_ddim import AdjustedDDIM
 from dualrate.oracle import OracleDenoiser, held_variance
 from dualrate.process import GaussianProcess
 from dualrate.sampling import rollout
 from dualrate.schedule import Interpolated, alpha, sigma
-from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context
@@ -19,7 +20,8 @@ from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources
 
 STEPS = [
     *(Ancestral(PROCESS, gamma) for gamma in (0.0, 0.3, 1.0)),
-    *(kind(PROCESS) for kind in (DDIM, Heun, DPMSolver2M, SDEDPMSolver2M)),
+    *(Ancestral(PROCESS, eta=eta) for eta in (0.0, 0.5)),
+    *(kind(PROCESS) for kind in (DDIM, AdjustedDDIM, Heun, DPMSolver2M, DPMSolver3M, SDEDPMSolver2M)),
 ]
 every_step = pytest.mark.parametrize("step", STEPS, ids=str)
 S, T = f64(0.4), f64(0.7)
@@ -74,6 +76,56 @@ def test_many_ancestral_steps_give_the_exact_variance(gamma):
     coarse, fine = (float(variances(Ancestral(PROCESS, gamma), uniform_log_snr(n), 0.09)[-1]) for n in (100, 400))
     assert fine == pytest.approx(0.09, rel=0.04)
     assert (4 * fine - coarse) / 3 == pytest.approx(0.09, rel=0.005)  # the limit of a first-order error
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.8])
+def test_many_steps_with_less_noise_give_the_exact_variance(eta):
+    step = Ancestral(PROCESS, eta=eta)
+    coarse, fine = (float(variances(step, uniform_log_snr(n), 0.09)[-1]) for n in (200, 400))
+    assert fine == pytest.approx(0.09, rel=0.04)
+    assert 2 * fine - coarse == pytest.approx(0.09, rel=0.005)  # the limit of a first-order error
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 0.9, 1.0])
+def test_any_eta_keeps_the_marginals_of_a_point(eta):
+    """What DDIM's family is made for: z_s given x is N(alpha_s x, sigma_s^2), however noise is shared with z_t."""
+    plan = StepPlan.uniform(5)
+    marginal = PROCESS.sigma(torch.tensor(plan.t, dtype=torch.float64)) ** 2
+    point = variances(Ancestral(PROCESS, eta=eta), plan, 0.0)
+    torch.testing.assert_close(point[1:-1], marginal[1:-1], rtol=1e-5, atol=0)
+
+
+def test_eta_is_the_share_of_fresh_noise():
+    z, denoise = f64(0.3)[None], denoise_with(gaussian(0.3))
+    full, half = (Ancestral(PROCESS, eta=eta).kernel(denoise, z, T, S) for eta in (1.0, 0.5))
+    torch.testing.assert_close(half.variance, full.variance / 4)
+
+
+def test_eta_goes_from_ddim_to_the_posterior():
+    z, noise, denoise = f64(0.3, -1.0)[:, None], normals(1, 2, 1), denoise_with(line_mixture())
+
+    def end(step):
+        return step(denoise, z, T.expand(2), S.expand(2), lambda: noise, ())[0]
+
+    assert torch.equal(end(Ancestral(PROCESS, eta=0.0)), end(DDIM(PROCESS)))
+    assert torch.equal(end(Ancestral(PROCESS, eta=1.0)), PROCESS.posterior(z, denoise(z, T), T, S).sample(noise))
+    torch.testing.assert_close(end(Ancestral(PROCESS, eta=1e-9)), end(DDIM(PROCESS)), rtol=0, atol=1e-8)
+    torch.testing.assert_close(end(Ancestral(PROCESS, eta=1 - 1e-9)), end(Ancestral(PROCESS)), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("c", [0.09, 3.0])
+def test_less_noise_breaks_the_law_of_pairs_the_more(c):
+    v_t, v_s = (PROCESS.alpha(time) ** 2 * c + PROCESS.sigma(time) ** 2 for time in (T, S))
+    z = v_t.sqrt()[None]
+
+    def excess(eta):
+        z_s, _ = Ancestral(PROCESS, eta=eta)(denoise_with(gaussian(c)), z, T, S, lambda: f64(0.0)[None], ())
+        return float(z_s * z - PROCESS.alpha(T) / PROCESS.alpha(S) * v_s)
+
+    excesses = [excess(eta) for eta in (0.0, 0.3, 0.7, 0.95, 1.0)]
+    assert excesses == sorted(excesses, reverse=True)
+    assert excesses[-2] > 0.01
+    assert abs(excesses[-1]) < 1e-12
 
 
 def test_many_ancestral_steps_give_the_exact_distribution():
@@ -135,8 +187,14 @@ def test_the_last_step_returns_x_hat(step):
 
 
 def test_the_kernel_into_time_zero_has_a_variance():
-    kernel = Ancestral(PROCESS).kernel(denoise_with(line_mixture()), f64(0.3)[:, None], f64(0.2), f64(0.0))
-    assert 0 < float(kernel.variance) < 1e-6
+    for step in (Ancestral(PROCESS), Ancestral(PROCESS, eta=0.5)):
+        kernel = step.kernel(denoise_with(line_mixture()), f64(0.3)[:, None], f64(0.2), f64(0.0))
+        assert 0 < float(kernel.variance) < 1e-6
+
+
+def test_without_noise_there_is_no_kernel():
+    with pytest.raises(ValueError, match="eta above 0"):
+        Ancestral(PROCESS, eta=0.0).kernel(denoise_with(line_mixture()), f64(0.3)[:, None], T, S)
 
 
 @every_step
@@ -161,3 +219,15 @@ def test_steps_follow_the_schedule_they_are_given():
 def test_gamma_outside_its_range_is_refused(gamma):
     with pytest.raises(ValueError, match="gamma"):
         Ancestral(PROCESS, gamma)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
+def test_eta_outside_its_range_is_refused(eta):
+    with pytest.raises(ValueError, match="eta is the share"):
+        Ancestral(PROCESS, eta=eta)
+
+
+def test_gamma_and_eta_exclude_each_other():
+    with pytest.raises(ValueError, match="gamma at 0 or eta at 1"):
+        Ancestral(PROCESS, gamma=0.3, eta=0.5)
+    Ancestral(PROCESS, gamma=0.3, eta=1.0)

@@ -1,0 +1,137 @@
+"""AdjustedDDIM: the norm that it puts back, its variance analytic and measured."""
+
+import pytest
+import torch
+
+from dualrate.adjusted_ddim import AdjustedDDIM, TabulatedVariance, analytic_variance, measure_variance
+from dualrate.draws import Draws
+from dualrate.oracle import GaussianMixture, OracleDenoiser
+from dualrate.sampling import trajectory
+from dualrate.steps import DDIM, move
+from dualrate.timing import StepPlan
+from dualrate.types import Cond
+from theory.common import PROCESS, f64, gaussian, normals, uniform_log_snr
+
+TABLE = TabulatedVariance((-4.0, 0.0, 2.0), (0.8, 0.4, 0.1))
+
+
+def no_noise(*_):
+    raise AssertionError("a deterministic step must not draw noise")
+
+
+def stepped(step, x, z, t, s):
+    return step(lambda *_: x, z, t, s, no_noise, ())[0]
+
+
+@pytest.mark.parametrize("variance", [analytic_variance, TabulatedVariance((-15.0, 15.0), (0.5, 0.0))])
+def test_the_squared_norm_grows_by_the_missing_variance(variance):
+    """Where x_hat and eps_hat are orthogonal, exactly; each row by its own times."""
+    rows, dimensions = 3, 12
+    basis = torch.linalg.qr(normals(0, rows, dimensions, 2)).Q
+    x, eps = (basis[..., i].reshape(rows, 3, 2, 2) * f64(0.5, 3.0, 7.0)[:, None, None, None] for i in (0, 1))
+    t, s = f64(1.0, 0.7, 0.2), f64(0.8, 0.3, 0.1)
+    z = PROCESS.add_noise(x, t, eps)
+    ddim, adjusted = stepped(DDIM(PROCESS), x, z, t, s), stepped(AdjustedDDIM(PROCESS, variance), x, z, t, s)
+    slope = move(PROCESS, z, x + 1, t, s) - move(PROCESS, z, x, t, s)  # what an error of x_hat does to DDIM's z_s
+    missing = variance(PROCESS.schedule.log_snr(t)) * slope.square().flatten(1).sum(1)
+    grown = adjusted.square().flatten(1).sum(1) - ddim.square().flatten(1).sum(1)
+    torch.testing.assert_close(grown, missing)
+    along_x = ((adjusted * x).flatten(1).sum(1), (ddim * x).flatten(1).sum(1))
+    torch.testing.assert_close(*along_x)  # only eps_hat is stretched
+
+
+def test_no_variance_is_ddim():
+    z, x, t, s = normals(0, 4, 3, 2), normals(1, 4, 3, 2), f64(1.0, 0.9, 0.5, 0.1), f64(0.9, 0.2, 0.4, 0.05)
+    step = AdjustedDDIM(PROCESS, TabulatedVariance((-15.0, 15.0), (0.0, 0.0)))
+    assert torch.equal(stepped(step, x, z, t, s), stepped(DDIM(PROCESS), x, z, t, s))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 16])
+def test_few_steps_come_nearer_to_the_variance_of_a_gaussian(steps):
+    """Whose variance is in an eighth of its directions, so that x_hat and eps_hat are nearly orthogonal."""
+    variances = torch.where(torch.arange(64) < 8, f64(1.0), f64(0.01))
+    data = GaussianMixture(f64(1.0), torch.zeros(1, 64, dtype=torch.float64), variances.diag()[None])
+    denoiser, plan, start = OracleDenoiser(data, PROCESS), uniform_log_snr(steps, -8, 8), normals(0, 200, 64)
+    t = torch.tensor(plan.t[1:], dtype=torch.float64)
+    truth = PROCESS.alpha(t) ** 2 * variances.mean() + PROCESS.sigma(t) ** 2
+
+    def worst(step):
+        states = list(trajectory(denoiser, step, plan, start, Cond(), no_noise))[1:]
+        made = torch.stack([state.z.square().mean() for state in states]) / start.square().mean()
+        return float((made / truth).log().abs().max())
+
+    def exact(log_snr):
+        return (variances / (1 + variances * torch.exp(log_snr)[:, None])).mean(1)
+
+    assert worst(AdjustedDDIM(PROCESS, exact)) < 0.6 * worst(DDIM(PROCESS))
+
+
+def posterior_variance(c):
+    """Of x ~ N(0, c) given z_t."""
+    return lambda log_snr: c / (1 + c * torch.exp(log_snr))
+
+
+def test_many_steps_are_ddim():
+    c, start = 0.09, normals(0, 4, 64)
+
+    def apart(steps):
+        ends = []
+        for step in (AdjustedDDIM(PROCESS, posterior_variance(c)), DDIM(PROCESS)):
+            denoiser, plan = OracleDenoiser(gaussian(c, 64), PROCESS), uniform_log_snr(steps, -8, 8)
+            *_, end = trajectory(denoiser, step, plan, start, Cond(), no_noise)
+            ends.append(end.z)
+        return float((ends[0] - ends[1]).abs().mean())
+
+    assert apart(512) == pytest.approx(apart(64) / 8, rel=0.25)
+
+
+def test_the_analytic_variance():
+    assert analytic_variance(f64(-40.0, 0.0)).tolist() == pytest.approx([0.05, 0.1 / 3])
+    assert float(analytic_variance(f64(8.0).log())) == pytest.approx(0.01)
+
+
+def test_a_table_is_linear_between_its_log_snrs_and_scaled_by_eta():
+    asked = f64(-4.0, -3.0, 0.0, 1.0, 2.0)
+    torch.testing.assert_close(TABLE(asked), 0.75 * f64(0.8, 0.7, 0.4, 0.25, 0.1))
+    torch.testing.assert_close(TabulatedVariance(TABLE.log_snr, TABLE.errors, eta=1.0)(asked), TABLE(asked) / 0.75)
+    assert TABLE(f64(2.00001)) == TABLE(f64(2.0))  # what float32 makes of the end
+
+
+@pytest.mark.parametrize("outside", [-4.1, 2.1, float("nan")])
+def test_a_table_is_not_asked_outside(outside):
+    with pytest.raises(ValueError, match="from log-SNR -4 to 2"):
+        TABLE(f64(0.0, outside))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (((0.0, 1.0), (0.1,)), "an error for each"),
+        (((0.0,), (0.1,)), "two or more"),
+        (((1.0, 0.0), (0.1, 0.2)), "increase"),
+        (((0.0, 0.0), (0.1, 0.2)), "increase"),
+        (((0.0, 1.0), (0.1, -0.2)), "not negative"),
+        (((0.0, 1.0), (0.1, float("nan"))), "not negative"),
+        (((0.0, 1.0), (0.1, 0.2), -1.0), "not negative"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TabulatedVariance(*settings)
+
+
+def test_the_measured_table_is_the_posterior_variance():
+    c, levels = 0.25, (-15.0, -4.0, 0.0, 3.0, 15.0)
+    x = c**0.5 * normals(0, 500, 40)
+    denoiser = OracleDenoiser(gaussian(c, 40), PROCESS)
+    table = measure_variance(denoiser, PROCESS, levels, x, Cond(), Draws(0, torch.arange(500)))
+    assert table.log_snr == levels
+    torch.testing.assert_close(table(f64(*levels)), 0.75 * posterior_variance(c)(f64(*levels)), rtol=0.05, atol=0)
+    start = normals(1, 2, 40)
+    *_, end = trajectory(denoiser, AdjustedDDIM(PROCESS, table), StepPlan.uniform(4), start, Cond(), no_noise)
+    assert torch.isfinite(end.z).all()
+
+
+def test_a_table_names_the_step():
+    assert str(AdjustedDDIM(PROCESS)) == "aDDIM"
+    assert str(AdjustedDDIM(PROCESS, TABLE)) == "aDDIM, measured variance, eta 0.75"
