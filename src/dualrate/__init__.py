@@ -8,6 +8,7 @@ from dualrate.denoiser import Denoiser, DualRate, Plain
 from dualrate.draws import Draws
 from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
 from dualrate.methods.denoising import Denoising
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
 from dualrate.models.dual import ContextEncoder, LightUViT
 from dualrate.models.uvit import Level, UViT, UViTConfig
 from dualrate.oracle import GaussianMixture, OracleDenoiser
@@ -19,6 +20,7 @@ from dualrate.sampling import rollout, sample, trajectory
 from dualrate.schedule import Cosine, Interpolated, shifted
 from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.steps import DDIM, Ancestral, Step
+from dualrate.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout
 from dualrate.timing import SingleTime, StepPlan, TimeSampler
 from dualrate.types import Batch, Cond, Context, Refresh, Reuse
 from dualrate.weighting import Elbo, Sigmoid
@@ -43,23 +45,29 @@ __all__ = [
     "DualRate",
     "Elbo",
     "Experiment",
+    "ForwardPairs",
+    "FromData",
+    "FullRollout",
     "GaussianMixture",
     "GaussianProcess",
     "Guided",
     "Heun",
     "ImageSet",
+    "InstantMomentMatching",
     "Interpolated",
     "Level",
     "LightUViT",
     "Meter",
     "Metered",
     "Model",
+    "MomentMatching",
     "OneNetwork",
     "OracleDenoiser",
     "Plain",
     "Refresh",
     "Reuse",
     "SDEDPMSolver2M",
+    "SegmentRollout",
     "SharedEncoder",
     "Sigmoid",
     "SingleTime",
