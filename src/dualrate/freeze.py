@@ -4,9 +4,13 @@ A frozen parameter gets no gradient, so an optimiser that holds it keeps no stat
 decay included, and its moving average stays where it is. The gradient with respect to the module's *inputs* still
 flows: `torch.no_grad` is the stronger tool where not even that is wanted.
 
-Only the `requires_grad` flags change: no parameter is replaced, cast or moved. So a block is safe before the first
-forward of a sharded network, whose gathered parameters take their flag from the shards, and inside autocast, which
-keeps 16-bit copies of weights that require gradients only: a frozen call leaves none behind for a later call to use.
+Only the `requires_grad` flags change: no parameter is replaced, cast or moved. The block may hold a network's first
+forward:
+
+    under autocast   it keeps 16-bit copies only of weights that require gradients, so a frozen call leaves none behind
+    sharded (FSDP)   the first forward settles in which precision gradients arrive, by the parameters that train then;
+                     if all are frozen, by none, and later updates fail. So this is settled again after the block, at
+                     the cost of gathering each sharded module once
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import distributed, nn
 
 
 @contextmanager
@@ -36,8 +40,22 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
                     _set(parameter, parameters[name][1])
         for parameter, flag in flat:
             _set(parameter, flag)
+        for module in modules:
+            _settle(module)
 
 
 def _set(parameter: nn.Parameter, flag: bool) -> None:
     if parameter.requires_grad != flag:  # a needless call costs more than the look
         parameter.requires_grad_(flag)
+
+
+def _settle(module: nn.Module) -> None:
+    """Makes every sharded part of a module look at its flags again."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return
+    from torch.distributed.fsdp import FSDPModule  # a slow import, of use to distributed runs only
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.unshard()
+            part.reshard()
