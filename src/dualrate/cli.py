@@ -21,14 +21,14 @@ from tyro.conf import Positional, arg
 
 from dualrate.cli_bound import LikelihoodBound
 from dualrate.cli_compare import Compare
+from dualrate.cli_distill import Distill, parse_distill
 from dualrate.cli_plan import PlanSearch
 from dualrate.cli_sampler import Plan, sampler_of
-from dualrate.console import reporter
+from dualrate.console import decoding, reporter, tell_end
 from dualrate.experiment import Experiment
 from dualrate.malloc import keep_freed_memory
 from dualrate.recipes import cifar10, fashion_mnist, imagenet
 from dualrate.training.device import pick_device
-from dualrate.training.log import Progress
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-heavy": fashion_mnist.heavy,
@@ -68,14 +68,11 @@ class Train:
             self.experiment,
             out,
             progress=progress,
-            decoding=_decoding(progress),
+            decoding=decoding(progress),
             device=pick_device(self.device),
             command=shlex.join(["dualrate", *sys.argv[1:]]),
         )
-        why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
-        progress.note(f"{why} at iteration {result.iteration} after {result.seconds:.0f} s of training: {out}")
-        if result.stopped == "signal":
-            raise SystemExit(75)
+        tell_end(result, out, progress)
 
 
 @dataclass(frozen=True)
@@ -273,15 +270,18 @@ COMMANDS: dict[str, type[Command]] = {
 }
 
 
-def _parse(arguments: list[str]) -> Train | Command:
-    """The command's options. `train` takes a recipe's name first, whose fields the options then override."""
+def _parse(arguments: list[str]) -> Train | Distill | Command:
+    """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override."""
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command == "train":
         return _parse_train(rest)
+    if command == "distill":
+        return parse_distill(rest)
     if command in COMMANDS:
         return tyro.cli(COMMANDS[command], args=rest, prog=f"dualrate {command}")
     asked = command in ("-h", "--help")
-    lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in {"train": Train, **COMMANDS}.items()]
+    kinds = {"train": Train, "distill": Distill, **COMMANDS}
+    lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
     usage = "\n  ".join(["usage: dualrate COMMAND ... (--help after a command for its options)\n", *lines])
     print(
         usage if asked else f"dualrate: there is no command {command!r}\n\n{usage}", file=None if asked else sys.stderr
@@ -328,17 +328,6 @@ def _set_threads(asked: str | None) -> None:
     if not asked.isdecimal() or int(asked) < 1:
         raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, got {asked!r}")
     torch.set_num_threads(int(asked))
-
-
-def _decoding(progress: Progress) -> Callable[[int, int, str], None]:
-    """Decoding of a data set on the same display as training."""
-
-    def update(done: int, total: int, what: str) -> None:
-        progress.update(done, total, {"images": done})
-        if done == total:
-            progress.close()
-
-    return update
 
 
 def _report(as_json: bool, values: dict[str, object]) -> None:

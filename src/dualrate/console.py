@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from dualrate.training.config import FitResult
 from dualrate.training.log import PlainReporter
 from dualrate.training.log import Progress as Reporter
 
@@ -48,3 +50,22 @@ class LiveReporter:
 def reporter() -> Reporter:
     """A live bar if standard error is a terminal, else a plain line every now and then."""
     return LiveReporter() if sys.stderr.isatty() else PlainReporter(seconds=10)
+
+
+def decoding(progress: Reporter) -> Callable[[int, int, str], None]:
+    """Decoding of a data set on the same display as training."""
+
+    def update(done: int, total: int, what: str) -> None:
+        progress.update(done, total, {"images": done})
+        if done == total:
+            progress.close()
+
+    return update
+
+
+def tell_end(result: FitResult, out: Path, progress: Reporter) -> None:
+    """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
+    why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
+    progress.note(f"{why} at iteration {result.iteration} after {result.seconds:.0f} s of training: {out}")
+    if result.stopped == "signal":
+        raise SystemExit(75)

@@ -285,7 +285,7 @@ def contenders_of(
     return list({one.key: one for one in found}.values())
 
 
-def calls_of(network: int, dearest: int) -> list[int]:
+def calls_of(network: float, dearest: float) -> list[int]:
     """How often a network may be called for the cost of each rung of the ladder. Costs: MACs of a call."""
     return [min(MOST_STEPS, max(1, round(rung * dearest / network))) for rung in LADDER]
 

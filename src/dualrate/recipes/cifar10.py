@@ -16,6 +16,7 @@ from typing import Literal
 from dualrate.data.loader import Augment
 from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
 from dualrate.models.uvit import Level, UViTConfig
+from dualrate.recipes.distilled import Recipe
 from dualrate.timing import TimeSampler
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -91,3 +92,10 @@ def dual(size: Size = "full", source: str = "cifar10") -> Experiment:
     """Both networks."""
     networks = TwoNetworks(HEAVY[size], LIGHT[size])
     return Experiment(f"cifar10-{size}-dual", networks, fit(size), data(source), times=TimeSampler(heavy=(4, 32)))
+
+
+def distilled(size: Size = "full") -> Recipe:
+    """Students of the heavy model."""
+    many = replace(fit(size), optim=OptimConfig(lr=5e-5, betas=(0.0, 0.99), warmup=200), ema_halflife=10_000)
+    few = replace(many, iterations=5000, batch_size=64)
+    return Recipe(f"cifar10-{size}", LIGHT[size], many if size == "full" else few)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
 from dualrate.models.uvit import Level, UViTConfig
+from dualrate.recipes.distilled import Recipe
 from dualrate.timing import TimeSampler
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -40,6 +41,14 @@ FIT = FitConfig(
     checkpoint_every=250,
     sample_every=1000,
 )
+DISTILLING = FitConfig(  # half of the iterations are the auxiliary's
+    iterations=5000,
+    batch_size=64,
+    optim=OptimConfig(lr=1e-4, betas=(0.0, 0.99), warmup=100),
+    ema_halflife=5_000,
+    checkpoint_every=250,
+    sample_every=500,
+)
 
 
 def heavy() -> Experiment:
@@ -68,3 +77,8 @@ def small(seconds: float = 120) -> Experiment:
     light = network(conv=32, transformer=64, depth=1)
     fit = replace(FIT, optim=OptimConfig(lr=2e-3, warmup=100), ema_halflife=10_000, max_seconds=seconds, log_every=10)
     return Experiment("fashion-mnist-small", TwoNetworks(encoder, light), fit, times=TimeSampler(heavy=(4, 32)))
+
+
+def distilled() -> Recipe:
+    """Students of the heavy model, about 35 minutes of one CPU core each."""
+    return Recipe("fashion-mnist", LIGHT, DISTILLING)

@@ -10,6 +10,7 @@ import torch
 
 from dualrate.data.images import ImageSet, load_images, to_uint8
 from dualrate.data.loader import Batches
+from dualrate.denoiser import Denoiser
 from dualrate.experiment import Experiment
 from dualrate.report.grid import save_grid
 from dualrate.runs.checks import check_out, data_notes
@@ -41,38 +42,24 @@ def train(
     it cannot be written to.
     """
     check_out(experiment.name, out)
-    data = experiment.data
-    images = load_images(
-        data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad, progress=decoding
-    )
-    check_fit(experiment, images)
+    images = training_images(experiment, decoding)
     method = experiment.method()
     started_from = {}
     if not checkpoint.steps(out / "checkpoints"):
         started_from = start_from(method.networks, experiment.encoder_from, experiment.light_from)
-    batches = Batches(images, experiment.fit.batch_size, experiment.fit.seed, data.augment)
-    samples = out / "samples"
     progress = progress or PlainReporter()
 
     def on_start() -> None:
-        config = experiment.fit
-        progress.note(f"{experiment.name}: {config.iterations} iterations of {config.batch_size} images, in {out}")
-        for note in data_notes(images, experiment.num_classes, config.batch_size):
-            progress.note(note)
-        samples.mkdir(exist_ok=True)
+        announce(experiment, images, out, progress)
         write_experiment(out, experiment)
         note_start(out, command, started_from)
 
     def on_sample(iteration: int) -> None:
-        labels = [i % experiment.num_classes for i in range(40)] if experiment.num_classes else None
-        step, plan = Ancestral(experiment.process), StepPlan.uniform(32, 8)
-        drawn = sample(method.denoiser(), step, plan, experiment.shape, range(40), labels, device=device)
-        pictures = np.concatenate([to_uint8(batch).cpu().numpy() for batch in drawn])
-        save_grid(pictures, samples / f"{iteration:07d}.png", columns=10, scale=2)
+        save_samples(experiment, method.denoiser(), StepPlan.uniform(32, 8), samples_file(out, iteration), device)
 
     return fit(
         method,
-        batches,
+        batches_of(experiment, images),
         experiment.fit,
         out,
         identity=to_plain(experiment) | {"images": images.fingerprint},
@@ -81,6 +68,43 @@ def train(
         on_sample=on_sample,
         device=device,
     )
+
+
+def training_images(experiment: Experiment, decoding: Callable[[int, int, str], None] | None) -> ImageSet:
+    """What the experiment trains on. Raises ValueError if that does not fit its networks."""
+    data = experiment.data
+    images = load_images(
+        data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad, progress=decoding
+    )
+    check_fit(experiment, images)
+    return images
+
+
+def batches_of(experiment: Experiment, images: ImageSet) -> Batches:
+    return Batches(images, experiment.fit.batch_size, experiment.fit.seed, experiment.data.augment)
+
+
+def announce(experiment: Experiment, images: ImageSet, out: Path, progress: Progress) -> None:
+    """Says what will be trained, and what is odd about its images."""
+    config = experiment.fit
+    progress.note(f"{experiment.name}: {config.iterations} iterations of {config.batch_size} images, in {out}")
+    for note in data_notes(images, experiment.num_classes, config.batch_size):
+        progress.note(note)
+
+
+def samples_file(out: Path, iteration: int) -> Path:
+    return out / "samples" / f"{iteration:07d}.png"
+
+
+def save_samples(
+    experiment: Experiment, denoiser: Denoiser, plan: StepPlan, file: Path, device: torch.device | str
+) -> None:
+    """A grid of 40 images, from the same noise every time."""
+    labels = [i % experiment.num_classes for i in range(40)] if experiment.num_classes else None
+    drawn = sample(denoiser, Ancestral(experiment.process), plan, experiment.shape, range(40), labels, device=device)
+    pictures = np.concatenate([to_uint8(batch).cpu().numpy() for batch in drawn])
+    file.parent.mkdir(exist_ok=True)
+    save_grid(pictures, file, columns=10, scale=2)
 
 
 def check_fit(experiment: Experiment, images: ImageSet) -> None:

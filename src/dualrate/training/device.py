@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from functools import cache
 
@@ -47,6 +49,14 @@ def compiles(device: torch.device) -> str | None:
     except Exception as error:  # whatever the toolchain raises
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: of the GPU, or all of them on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def default_generator(device: torch.device) -> torch.Generator:

@@ -1,0 +1,76 @@
+"""What distilling needs beside a teacher, and the student that it then makes of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dualrate.distillation import teachers_network
+from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.models.uvit import UViTConfig
+from dualrate.runs.store import read_experiment
+from dualrate.schedule import Cosine
+from dualrate.serving import Continuous, Grid
+from dualrate.training.config import FitConfig
+
+PRETRAINING = 1000  # iterations of a light network that has never seen a context
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """light: the light network of a dual-rate student."""
+
+    name: str
+    light: UViTConfig
+    fit: FitConfig
+
+
+def plain_student(recipe: Recipe, teacher: str, steps: int, *, shift: float = 0.0) -> Experiment:
+    """A student of the teacher's shape for `steps` steps and more. shift: of its log-SNR against the teacher's."""
+    source = read_experiment(Path(teacher))
+    networks = OneNetwork(teachers_network(source, teacher))
+    return _student(source, f"{recipe.name}-plain-{steps}", networks, recipe.fit, Continuous(steps), shift)
+
+
+def dual_student(
+    recipe: Recipe,
+    teacher: str,
+    steps: int,
+    heavy: int,
+    *,
+    shift: float = 0.0,
+    light_from: str | None = None,
+    student_from: str | None = None,
+) -> Experiment:
+    """A dual-rate student: an encoder of the teacher's shape and the recipe's light network.
+
+    light_from:   a single-rate run whose weights the light network starts from
+    student_from: a dual-rate run whose two networks the student has and starts from, instead
+    """
+    source = read_experiment(Path(teacher))
+    encoder = teachers_network(source, teacher)
+    networks = TwoNetworks(encoder, replace(recipe.light, num_classes=encoder.num_classes))
+    if student_from is not None:
+        found = read_experiment(Path(student_from)).networks
+        if not isinstance(found, TwoNetworks):
+            raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
+        networks = found
+    name = f"{recipe.name}-dual-{steps}-{heavy}"
+    student = _student(source, name, networks, recipe.fit, Grid(steps, heavy), shift)
+    return replace(student, light_from=light_from)
+
+
+def _student(
+    source: Experiment,
+    name: str,
+    networks: OneNetwork | TwoNetworks,
+    fit: FitConfig,
+    times: Continuous | Grid,
+    shift: float,
+) -> Experiment:
+    schedule = source.schedule
+    if shift:
+        if not isinstance(schedule, Cosine):
+            raise ValueError(f"only a cosine schedule can be shifted further, this teacher's is {schedule}: drop shift")
+        schedule = replace(schedule, shift=schedule.shift + shift)
+    return Experiment(name, networks, fit, source.data, schedule, source.weighting, times)

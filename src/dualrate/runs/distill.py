@@ -1,0 +1,117 @@
+"""Distilling a run: teacher, student, data and trainer brought together in a directory that the same call resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dualrate.distillation import Distillation, short
+from dualrate.methods.method import Method
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.features import FeatureNet
+from dualrate.runs.checks import check_out
+from dualrate.runs.evaluator import evaluator
+from dualrate.runs.measure import check, measure
+from dualrate.runs.store import Model, load, note_start, write_experiment
+from dualrate.runs.train import announce, batches_of, samples_file, save_samples, training_images
+from dualrate.runs.watch import Watch
+from dualrate.serial import to_plain
+from dualrate.steps import Ancestral
+from dualrate.training import checkpoint
+from dualrate.training.config import FitResult
+from dualrate.training.device import pays, peak_memory
+from dualrate.training.log import MetricsFile, PlainReporter, Progress
+from dualrate.training.loop import fit
+
+DISTILLATION = "distillation.json"
+SCORED = 1000  # images of a score while training
+
+
+def distill(
+    distillation: Distillation,
+    out: Path,
+    *,
+    fd_every: int | None = None,
+    progress: Progress | None = None,
+    decoding: Callable[[int, int, str], None] | None = None,
+    device: torch.device | str = "cpu",
+    command: str = "dualrate.distill",
+) -> FitResult:
+    """Distil, or continue, the run in `out`, which every other command takes for an ordinary one.
+
+    Writes what `train` writes, distillation.json, and scores.jsonl if asked to score.
+    fd_every: iterations between scores of 1,000 images under the averaged weights; a multiple of `sample_every`
+    Raises ValueError for a teacher that cannot teach this student, another distillation in `out`, and what `train`
+    refuses; OSError as that does.
+    """
+    student, device, progress = distillation.student, torch.device(device), progress or PlainReporter()
+    check_out(student.name, out)
+    if (out / "experiment.json").exists() and not (out / DISTILLATION).exists():
+        raise ValueError(f"{out} holds a run that was trained, not distilled: choose a new directory as --out")
+    teacher = load(distillation.teacher, device=device)
+    distillation.check(teacher)
+    images = training_images(student, decoding)
+    judge = None if fd_every is None else _judge(distillation, fd_every, progress)
+    precision = student.fit.precision
+    method = distillation.method(teacher, bfloat16=precision == "bfloat16" or (precision == "auto" and pays(device)))
+    started_from = {"teacher": f"{distillation.teacher} at iteration {teacher.iteration}, {short(teacher)}"}
+    if not checkpoint.steps(out / "checkpoints"):
+        started_from |= distillation.start(method.networks, teacher)
+
+    def on_start() -> None:
+        announce(student, images, out, progress)
+        temporary = out / f".{DISTILLATION}.tmp"
+        temporary.write_text(json.dumps(to_plain(distillation), indent=1) + "\n")
+        temporary.replace(out / DISTILLATION)  # before experiment.json, which makes it a run
+        write_experiment(out, student)
+        note_start(out, command, started_from)
+
+    def on_sample(iteration: int) -> None:
+        save_samples(student, method.denoiser(), distillation.plan, samples_file(out, iteration), device)
+        if judge is not None and fd_every is not None and iteration % fd_every == 0:
+            _score(distillation, method, judge, iteration, out, progress, device)
+
+    result = fit(
+        method,
+        batches_of(student, images),
+        student.fit,
+        out,
+        identity=to_plain(distillation) | {"teacher": short(teacher), "images": images.fingerprint},
+        progress=Watch(progress),
+        on_start=on_start,
+        on_sample=on_sample,
+        device=device,
+    )
+    progress.note(f"peak memory {peak_memory(device) / 2**20:.0f} MiB")
+    return result
+
+
+def _judge(distillation: Distillation, fd_every: int, progress: Progress) -> Evaluator[FeatureNet]:
+    student = distillation.student
+    if fd_every < 1 or fd_every % student.fit.sample_every:
+        raise ValueError(f"fd_every is a multiple of sample_every ({student.fit.sample_every}), got {fd_every}")
+    judge = evaluator(student.data, features=None, progress=progress)
+    check(judge, SCORED, details=False)
+    return judge
+
+
+def _score(
+    distillation: Distillation,
+    method: Method,
+    judge: Evaluator[FeatureNet],
+    iteration: int,
+    out: Path,
+    progress: Progress,
+    device: torch.device,
+) -> None:
+    """Score the weights in place; the last line of scores.jsonl."""
+    student = distillation.student
+    model = Model(student.name, student, method.networks, method.denoiser(), iteration, weights_hash="")
+    step = Ancestral(student.process)
+    row, _ = measure(student.name, model, step, distillation.plan, judge, range(SCORED), device=device)
+    lines = MetricsFile(out / "scores.jsonl", iteration - 1, progress.note)
+    lines.write({"iteration": iteration, judge.metric: row.score.value})
+    progress.note(f"iteration {iteration}: {judge.metric} {row.score.value:.3f} ({SCORED} images)")
