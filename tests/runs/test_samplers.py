@@ -10,6 +10,7 @@ import torch
 from dualrate import grids
 from dualrate.adjusted_ddim import AdjustedDDIM
 from dualrate.cli_sampler import Plan, sampler_of
+from dualrate.compare.contenders import Entry
 from dualrate.process import GaussianProcess
 from dualrate.runs.measure import Guidance, image_cost
 from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
@@ -163,6 +164,13 @@ def test_the_command_line_knows_the_names(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["dualrate", *map(str, arguments)])
     main()
     assert json.loads(capsys.readouterr().out)["light_calls_per_image"] == 4
+
+
+@pytest.mark.parametrize("name", get_args(SamplerName))
+def test_a_comparison_takes_them_with_a_plan(name, heavy):
+    contender = Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy'}:8@{name}").asked(heavy, torch.device("cpu"))
+    assert contender.step(heavy) == make_step(name, heavy.process)
+    assert contender.plan.num_steps == 8
 
 
 def test_the_command_line_takes_eta_and_a_list_of_times(monkeypatch, capsys):
