@@ -58,6 +58,20 @@ def test_state_goes_through_named_tensors_unchanged():
         assert torch.equal(straight[name], resumed[name])
 
 
+def test_state_written_in_another_memory_layout_belongs_to_the_same_elements():
+    """Files are contiguous, the weights of convolutions are not, and the fused kernel goes by memory."""
+    w = nn.Parameter(torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0)))
+    last = nn.Parameter(w.detach().clone(memory_format=torch.channels_last))
+    optimizers = build({"w": w}, OptimConfig()), build({"w": last}, OptimConfig())
+    tensors = {name: torch.rand(4, 3, 2, 2).contiguous() for name in ("w.exp_avg", "w.exp_avg_sq")}
+    for parameter, optimizer in zip((w, last), optimizers, strict=True):
+        load_state_tensors(optimizer, {"w": parameter}, tensors | {"w.step": torch.tensor(3.0)})
+        parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    assert not last.is_contiguous()
+    torch.testing.assert_close(last.detach(), w.detach())
+
+
 def test_state_of_another_network_is_refused():
     p = nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match=r"old\.exp_avg"):

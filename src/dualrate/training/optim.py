@@ -76,12 +76,17 @@ def state_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.
 def load_state_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put tensors of `state_tensors` back; torch moves each to its parameter's device."""
+    """Put tensors of `state_tensors` back; torch moves each to its parameter's device.
+
+    Each gets its parameter's memory layout: the fused kernels walk through both in memory order, whatever the strides.
+    """
     position = {name: index for index, name in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, slot = key.rpartition(".")
         if name not in position:
             raise ValueError(f'optimiser state "{key}" belongs to no parameter of this phase; was the network changed?')
-        state.setdefault(position[name], {})[slot] = value
+        like = parameters[name]
+        laid_out = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value
+        state.setdefault(position[name], {})[slot] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

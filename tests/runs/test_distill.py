@@ -1,0 +1,276 @@
+"""Distilling a run: three networks and two optimisers resume bit for bit, and the student needs no teacher."""
+
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training.toy import Recorder, final, same_bits
+
+from dualrate.distillation import Distillation, frozen_teacher
+from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.moment_matching import MomentMatching
+from dualrate.models.uvit import Level, UViTConfig
+from dualrate.recipes.distilled import Recipe, dual_student, plain_student
+from dualrate.runs.distill import distill
+from dualrate.runs.measure import Guidance, draw, image_cost
+from dualrate.runs.store import export, load, read_experiment, write_experiment
+from dualrate.runs.train import train
+from dualrate.schedule import Cosine, Interpolated
+from dualrate.steps import Ancestral
+from dualrate.timing import StepPlan, TimeSampler
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+from dualrate.training.optim import OptimConfig
+from dualrate.types import Cond, Context
+
+
+def net(conv: int, transformer: int) -> UViTConfig:
+    levels = (Level("conv", conv, 1), Level("transformer", transformer, 1))
+    return UViTConfig(8, 1, levels, num_classes=4, patch=2, embedding=16, head_dim=16)
+
+
+NET, LIGHT = net(8, 32), net(4, 16)
+FIT = FitConfig(
+    iterations=8,
+    batch_size=8,
+    precision="float32",
+    optim=OptimConfig(lr=1e-3, betas=(0.0, 0.99), warmup=2),
+    ema_halflife=100,
+    log_every=1,
+    checkpoint_every=3,
+    sample_every=4,
+)
+RECIPE = Recipe("tiny", LIGHT, FIT)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A teacher, another one, and a dual-rate run on 32 labelled images."""
+    root = tmp_path_factory.mktemp("runs")
+    images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), dtype=np.uint8)
+    np.savez(root / "images.npz", images=images, labels=np.arange(32) % 4)
+    data = DataConfig(str(root / "images.npz"))
+    fit = replace(FIT, optim=OptimConfig(lr=1e-2, warmup=0))
+    train(Experiment("teacher", OneNetwork(NET), fit, data), root / "teacher", progress=Recorder())
+    other = Experiment("other", OneNetwork(NET), replace(fit, seed=1), data)
+    train(other, root / "other", progress=Recorder())
+    two = Experiment("two", TwoNetworks(NET, LIGHT), fit, data, times=TimeSampler())
+    train(two, root / "two", progress=Recorder())
+    return root
+
+
+def plain(root: Path, steps: int = 4, **options) -> Distillation:
+    teacher = str(root / "teacher")
+    return Distillation(teacher, plain_student(RECIPE, teacher, steps), **options)
+
+
+def dual(root: Path, **options) -> Distillation:
+    teacher = str(root / "teacher")
+    return Distillation(teacher, dual_student(RECIPE, teacher, 4, 2), **({"rollout": "full"} | options))
+
+
+class Ending(Recorder):
+    """Ends the process, or what stands for it here, at an iteration."""
+
+    def __init__(self, at: int, *, politely: bool) -> None:
+        super().__init__()
+        self.at, self.politely = at, politely
+
+    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
+        if iteration == self.at:
+            if not self.politely:
+                raise InterruptedError
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+KINDS = {
+    "plain": lambda root: plain(root, dropout=0.2),
+    "plain, guided": lambda root: plain(root, guidance=1.5),
+    "plain, instant": lambda root: plain(root, version="instant"),
+    "segment": lambda root: dual(root, rollout="segment", pretraining=2, dropout=0.2),
+    "full": lambda root: dual(root, pretraining=4, pairs=2),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(root, tmp_path, kind):
+    distillation = KINDS[kind](root)
+    distill(distillation, tmp_path / "straight", progress=Recorder())
+    with pytest.raises(InterruptedError):
+        distill(distillation, tmp_path / "resumed", progress=Ending(5, politely=False))
+    stopped = distill(distillation, tmp_path / "resumed", progress=Ending(7, politely=True))
+    assert (stopped.iteration, stopped.stopped) == (7, "signal")
+    assert distill(distillation, tmp_path / "resumed", progress=Recorder()).stopped == "done"
+    straight = final(tmp_path / "straight")
+    assert same_bits(straight, final(tmp_path / "resumed"))
+    own = {"auxiliaries", "optim-auxiliary"} if "instant" not in kind else set()
+    first = {"optim-pretraining", "ema-pretraining"} if distillation.pretraining else set()
+    assert set(straight) == {"model", "optim-student", "ema-student"} | own | first
+
+
+@pytest.mark.parametrize("kind", ["plain", "full"])
+def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind):
+    shutil.copytree(root / "teacher", tmp_path / "teacher")
+    distillation = replace(KINDS[kind](root), teacher=str(tmp_path / "teacher"))
+    distill(distillation, tmp_path / "run", progress=Recorder())
+    shutil.rmtree(tmp_path / "teacher")
+    export(tmp_path / "run", tmp_path / "weights")
+    for model in (load(tmp_path / "run"), load(tmp_path / "weights")):
+        step = Ancestral(model.process)
+        assert draw(model, step, distillation.plan, range(3), bfloat16=False).images.shape == (3, 1, 8, 8)
+        with pytest.raises(ValueError, match="distilled"):
+            draw(model, step, StepPlan.uniform(2, 1), range(3))
+        with pytest.raises(ValueError, match="distilled"):
+            image_cost(model, step, StepPlan.uniform(2, 1), Guidance())
+
+
+def test_the_student_moves_and_the_teacher_is_in_no_checkpoint(root, tmp_path):
+    distill(dual(root, pretraining=2), tmp_path / "run", progress=Recorder())
+    saved = checkpoint.recover(tmp_path / "run" / "checkpoints", print)
+    assert saved is not None
+    assert {name.partition(".")[0] for name in saved.tensors["model"]} == {"encoder", "light"}
+    assert {name.partition(".")[0] for name in saved.tensors["auxiliaries"]} == {"auxiliary"}
+    teacher = load(root / "teacher").networks["model"].state_dict()
+    for prefix, tensors in (("auxiliary.", saved.tensors["auxiliaries"]), ("encoder.net.", saved.tensors["model"])):
+        assert any(not torch.equal(tensors[prefix + name], weight) for name, weight in teacher.items())
+
+
+def test_pretraining_leaves_the_encoder_what_the_teacher_is(root, tmp_path):
+    distillation = dual(root, pretraining=8)
+    distill(distillation, tmp_path / "run", progress=Recorder())
+    teacher = load(root / "teacher").networks["model"].state_dict()
+    after = load(tmp_path / "run").networks
+    for name, weight in after.get_submodule("encoder.net").state_dict().items():
+        assert torch.equal(weight, teacher[name])
+    before = distillation.student.build()[0].state_dict()
+    assert any(name.startswith("light.") and not torch.equal(w, before[name]) for name, w in after.state_dict().items())
+
+
+def test_a_student_may_start_from_a_dual_rate_run(root):
+    teacher, run = str(root / "teacher"), str(root / "two")
+    student = dual_student(RECIPE, teacher, 4, 2, student_from=run)
+    distillation = Distillation(teacher, student, rollout="full", student_from=run)
+    networks = student.build()[0]
+    told = distillation.start(networks, load(teacher))
+    assert "weights" in told["student"]
+    assert same_bits({"": dict(networks.state_dict())}, {"": dict(load(run).networks.state_dict())})
+
+
+def test_a_teacher_held_in_bfloat16_says_the_same(root):
+    weights = load(root / "teacher").networks["model"].state_dict()
+    wide, narrow = (frozen_teacher(NET, weights, bfloat16=held).eval() for held in (False, True))
+    z, log_snr, label = torch.randn(5, 1, 8, 8), torch.linspace(-5, 5, 5), torch.arange(5) % 4
+    with torch.no_grad():
+        said = narrow(z, log_snr, label)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(said, wide(z, log_snr, label))
+    assert not any(p.requires_grad for p in narrow.parameters())
+    assert sum(p.numel() * p.element_size() for p in narrow.parameters()) < 0.6 * sum(
+        p.numel() * p.element_size() for p in wide.parameters()
+    )
+
+
+def test_a_shifted_student_asks_its_teacher_at_the_same_noise_level(root):
+    teacher = load(root / "teacher")
+    student = plain_student(RECIPE, str(root / "teacher"), 4, shift=-1.5)
+    assert student.schedule == Cosine(shift=-1.5)
+    method = Distillation(str(root / "teacher"), student).method(teacher, bfloat16=False)
+    z, t, cond = torch.randn(3, 1, 8, 8), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64), Cond(torch.arange(3))
+    its_own = teacher.process.schedule.time(student.schedule.log_snr(t))
+    assert (its_own > t).all()
+    assert isinstance(method, MomentMatching)
+    with torch.no_grad():
+        said = method.teacher.denoise(z, t, Context(), cond)
+        torch.testing.assert_close(said, teacher.denoiser.denoise(z, its_own, Context(), cond))
+
+
+def test_dropout_is_in_student_and_auxiliary_and_masks_are_shared_with_the_teacher(root):
+    method = plain(root, dropout=0.3).method(load(root / "teacher"), bfloat16=False)
+    assert isinstance(method, MomentMatching)
+    for module in (method.networks["model"], method.auxiliaries["auxiliary"], method.teacher.network):
+        rates = [(part.p, part.training) for part in module.modules() if isinstance(part, torch.nn.Dropout)]
+        assert rates
+        assert set(rates) == {(0.3, True)}
+    guided = plain(root, dropout=0.3, guidance=2.0).method(load(root / "teacher"), bfloat16=False)
+    assert not guided.teacher.inner.network.training  # twice the rows: other masks
+
+
+def test_a_changed_teacher_is_refused(root, tmp_path):
+    shutil.copytree(root / "teacher", tmp_path / "teacher")
+    distillation = replace(plain(root), teacher=str(tmp_path / "teacher"))
+    distill(distillation, tmp_path / "run", progress=Recorder())
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.copytree(root / "other", tmp_path / "teacher")
+    with pytest.raises(ValueError, match=r"teacher: weights \w{12} -> weights \w{12}"):
+        distill(distillation, tmp_path / "run", progress=Recorder())
+
+
+def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, monkeypatch):
+    class Judge:
+        metric = "FD-test"
+
+    scored = iter(range(100))
+    monkeypatch.setattr("dualrate.runs.distill._judge", lambda *_: Judge())
+    monkeypatch.setattr(
+        "dualrate.runs.distill.measure",
+        lambda *_, **__: (type("Row", (), {"score": type("Score", (), {"value": float(next(scored))})}), None),
+    )
+    distillation = plain(root)
+    for _ in range(2):
+        distill(distillation, tmp_path / "run", fd_every=4, progress=Recorder())
+    lines = (tmp_path / "run" / "scores.jsonl").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ['{"iteration": 4', '{"iteration": 8']
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: dual(root, rollout="data"), "learns from its own steps"),
+        (lambda root: plain(root, rollout="full"), "plain one from noised data"),
+        (lambda root: plain(root, pretraining=3), "drop pretraining"),
+        (lambda root: dual(root, pairs=0), "pairs at least 1"),
+        (lambda root: plain(root, dropout=1.0), "dropout is a probability"),
+        (lambda root: replace(plain(root), student=dual(root).student), "learns from its own steps"),
+        (lambda root: Distillation("x", load(root / "teacher").experiment), "a single-rate one all steps"),
+        (lambda root: dual_student(RECIPE, str(root / "two"), 4, 2), "is a dual-rate model; a teacher"),
+        (lambda root: dual_student(RECIPE, str(root / "teacher"), 4, 5), "1 to 4 heavy calls, got 5"),
+        (lambda root: dual_student(RECIPE, str(root / "teacher"), 4, 2, student_from=str(root / "other")),
+         "takes a dual"),
+        (lambda root: plain_student(RECIPE, str(root / "nowhere"), 4), "is no run"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(root, change, message):
+    with pytest.raises(ValueError, match=message):
+        change(root)
+
+
+def test_what_cannot_be_distilled_here_is_refused(root, tmp_path):
+    student = tmp_path / "student"
+    distill(plain(root), student, progress=Recorder())
+    with pytest.raises(ValueError, match="is a student itself"):
+        distill(replace(plain(root), teacher=str(student)), tmp_path / "a", progress=Recorder())
+    with pytest.raises(ValueError, match="trained, not distilled"):
+        distill(plain(root), root / "other", progress=Recorder())
+    with pytest.raises(ValueError, match=r"student\.times\.steps: 4 -> 5"):
+        distill(plain(root, steps=5), student, progress=Recorder())
+    wrong = replace(plain(root).student, networks=OneNetwork(LIGHT))
+    with pytest.raises(ValueError, match="must have the network of"):
+        distill(replace(plain(root), student=wrong), tmp_path / "b", progress=Recorder())
+    with pytest.raises(ValueError, match="multiple of sample_every"):
+        distill(plain(root), tmp_path / "c", fd_every=3, progress=Recorder())
+    assert not (tmp_path / "a").exists()
+
+
+def test_only_a_cosine_schedule_is_shifted_further(root, tmp_path):
+    shutil.copytree(root / "teacher", tmp_path / "teacher")
+    other = replace(read_experiment(tmp_path / "teacher"), schedule=Interpolated.between(4, 8, 8))
+    write_experiment(tmp_path / "teacher", other)
+    plain_student(RECIPE, str(tmp_path / "teacher"), 4)
+    with pytest.raises(ValueError, match="only a cosine schedule"):
+        plain_student(RECIPE, str(tmp_path / "teacher"), 4, shift=-1)
