@@ -60,7 +60,7 @@ def _history(run: Path) -> list[str]:
 
 
 def _surroundings(start: Mapping[str, Any]) -> str:
-    keys = ("encoder", "light", "date", "commit", "processor", "threads", "torch")
+    keys = ("teacher", "student", "encoder", "light", "date", "commit", "processor", "threads", "torch")
     return ", ".join(f"{key} {start[key]}" for key in keys if key in start)
 
 
