@@ -33,7 +33,8 @@ w(s) = e^log_snr w(log_snr) of `weighting.py`, without dlog_snr/dt: s, not log_s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -111,10 +112,8 @@ class StudentMethod:
         with frozen(self.networks):
             states = self.states(self.student, batch, cond, draws)
         x = states.x_hat(self.student, cond)
-        with torch.no_grad():
-            normal = draws.repeated(len(states.row) // len(batch)).normal("z_s", *x.shape[1:]).to(x.dtype)
-            z_s = self.process.posterior(states.z_t, x.detach(), states.t, states.s).sample(normal)
-        return states, x, z_s
+        normal = draws.repeated(len(states.row) // len(batch)).normal("z_s", *x.shape[1:]).to(x.dtype)
+        return states, x, self.process.posterior(states.z_t, x.detach(), states.t, states.s).sample(normal)
 
     def weight(self, s: Tensor, like: Tensor) -> Tensor:
         """w(s), shaped to multiply `like`."""
@@ -166,7 +165,7 @@ class MomentMatching(StudentMethod):
 
         They are the same only if both are in training mode and the teacher is not guided, which doubles its rows.
         """
-        with torch.random.fork_rng([] if z_s.device.type == "cpu" else [z_s.device], device_type=_kind(z_s)):
+        with replayed(z_s.device):
             return posterior_mean(self.teacher, z_s, states.s, Cond(batch.label)[states.row])
 
 
@@ -213,7 +212,7 @@ class InstantMomentMatching(StudentMethod):
     def teacher_gradient(self, x: Tensor, z_s: Tensor, s: Tensor, cond: Cond) -> dict[str, Tensor]:
         """Lambda nu, by parameter name."""
         parameters = {name: p.detach().requires_grad_() for name, p in self.teacher_network.named_parameters()}
-        with torch.enable_grad(), torch.autocast(_kind(x), enabled=False):
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             error = (x - self.teach(parameters, z_s, s, cond)).square()
             nu = torch.autograd.grad(
                 (self.weight(s, error) * error).mean(), list(parameters.values()), allow_unused=True
@@ -229,7 +228,7 @@ class InstantMomentMatching(StudentMethod):
         """J_theta(z_s) times a direction in parameter space, by forward differentiation; no gradient."""
         parameters = {name: p.detach() for name, p in self.teacher_network.named_parameters()}
         # fused attention kernels have no forward rule
-        with torch.no_grad(), torch.autocast(_kind(z_s), enabled=False), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), torch.autocast(z_s.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
             return torch.func.jvp(lambda p: self.teach(p, z_s, s, cond), (parameters,), (direction,))[1]
 
     def teach(self, parameters: dict[str, Tensor], z: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -254,12 +253,22 @@ def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tens
     return denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
 
 
+@contextmanager
+def replayed(device: torch.device) -> Iterator[None]:
+    """After the block the device's generator is where it was before: whatever runs next draws the same numbers."""
+    if device.type == "mps":  # its one generator is unknown to `fork_rng`
+        state = torch.mps.get_rng_state()
+        try:
+            yield
+        finally:
+            torch.mps.set_rng_state(state)
+    else:
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+            yield
+
+
 def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
     """`moment_gap`, the mean square of g_phi - g_theta, and its parts in four quarters of s, whose mean it is."""
     square, quarter = gap.detach().square().flatten(1).mean(1), (s * 4).long().clamp(max=3)
     parts = {f"gap_s{i}": (4 * square * (quarter == i)).mean() for i in range(4)}
     return {"moment_gap": square.mean()} | parts
-
-
-def _kind(tensor: Tensor) -> str:
-    return tensor.device.type
