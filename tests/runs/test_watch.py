@@ -1,9 +1,9 @@
 """Warnings of a distillation: one line each, naming the knob, and none while all is well."""
 
 import pytest
+from training.toy import Recorder
 
 from dualrate.runs.watch import Watch
-from training.toy import Recorder
 
 
 def watched(*windows: tuple[float, float, float]) -> list[str]:

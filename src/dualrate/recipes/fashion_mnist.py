@@ -42,7 +42,7 @@ FIT = FitConfig(
     sample_every=1000,
 )
 DISTILLING = FitConfig(  # half of the iterations are the auxiliary's
-    iterations=5000,
+    iterations=3000,
     batch_size=64,
     optim=OptimConfig(lr=1e-4, betas=(0.0, 0.99), warmup=100),
     ema_halflife=5_000,

@@ -75,14 +75,14 @@ def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
     return figure
 
 
-def loss_figure(points: Sequence[tuple[float, float]], xlabel: str) -> Figure:
+def loss_figure(points: Sequence[tuple[float, float]], xlabel: str, ylabel: str = "training loss") -> Figure:
     """A training curve. points: (x, loss), loss > 0, on a log axis."""
     figure, axes = _blank(height=3.2)
     axes.plot([x for x, _ in points], [loss for _, loss in points], color=PALETTE[0], linewidth=2)
     _log(axes, "y")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel(xlabel)
-    axes.set_ylabel("training loss")
+    axes.set_ylabel(ylabel)
     return figure
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dualrate.cost import call_cost
-from dualrate.runs.store import HISTORY, load, read_experiment, read_losses
+from dualrate.runs.store import HISTORY, load, read_experiment, read_losses, read_moment_gaps
 from dualrate.training import checkpoint
 
 CURVE = "loss.svg"
@@ -42,10 +42,11 @@ def write_card(run: Path, out: Path) -> None:
     lines = [f"# {out.name}", "", "Averaged weights of a training run; `dualrate.load` reads this directory.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
     lines += ["Made by, in order:", "", *_history(run), ""]
-    points = _smoothed(run)
+    gaps = read_moment_gaps(run)  # of a student, whose loss says nothing
+    points, what = _smoothed(gaps or read_losses(run)), "moment gap" if gaps else "training loss"
     if points:
-        (out / CURVE).write_text(svg(loss_figure(points, "images seen (thousands)")))
-        lines += [f"Training loss, last value {points[-1][1]:.4f}:", "", f"![training loss]({CURVE})", ""]
+        (out / CURVE).write_text(svg(loss_figure(points, "images seen (thousands)", what)))
+        lines += [f"{what.capitalize()}, last value {points[-1][1]:.4g}:", "", f"![{what}]({CURVE})", ""]
     lines += ["Everything else is in `experiment.json`. Quality: docs/results.md.", ""]
     (out / "README.md").write_text("\n".join(lines))
 
@@ -64,8 +65,7 @@ def _surroundings(start: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {start[key]}" for key in keys if key in start)
 
 
-def _smoothed(run: Path) -> list[tuple[float, float]]:
-    """(thousands of images, loss); averaged over ten log lines, so that the curve can be read."""
-    points = read_losses(run)
+def _smoothed(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
+    """(thousands of images, value); averaged over ten log lines, so that the curve can be read."""
     windows = [points[i : i + 10] for i in range(0, len(points) - len(points) % 10, 10)]
     return [(window[-1][0] / 1000, sum(loss for _, loss in window) / len(window)) for window in windows]

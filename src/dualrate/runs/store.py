@@ -115,10 +115,20 @@ def note_start(run: Path, command: str, parts: Mapping[str, str] = MappingProxyT
 
 def read_losses(run: Path) -> list[tuple[int, float]]:
     """(images seen, loss) of every line of a run's log with a finite loss of its first phase; empty if it has none."""
+    return _read_logged(run, "/loss")
+
+
+def read_moment_gaps(run: Path) -> list[tuple[int, float]]:
+    """(images seen, mean square of the moment gap) as a student met it; empty for a run that was not distilled."""
+    return _read_logged(run, "student/moment_gap")
+
+
+def _read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
+    """(images seen, value) of every line of a run's log, by the first name in it that ends so; finite ones only."""
     file = run / "metrics.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    losses = [(line["images"], next(v for k, v in line.items() if k.endswith("/loss"))) for line in lines]
-    return [(images, loss) for images, loss in losses if math.isfinite(loss)]
+    found = [(line["images"], next((v for k, v in line.items() if k.endswith(ending)), math.nan)) for line in lines]
+    return [(images, value) for images, value in found if math.isfinite(value)]
 
 
 def export(run: str | Path, out: Path) -> None:

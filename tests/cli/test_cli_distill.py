@@ -65,6 +65,13 @@ def test_a_student_is_sampled_with_its_own_steps(root, tmp_path, monkeypatch, ca
         assert calls == (steps, heavy, light)
 
 
+def test_the_card_of_a_student_shows_its_moment_gap(root, tmp_path, monkeypatch):
+    assert distil(monkeypatch, root, tmp_path / "run", "--steps", 2, "--pretraining", 2, "--fit.iterations", 24) == 0
+    assert call(monkeypatch, "export", tmp_path / "run", "--out", tmp_path / "weights") == 0
+    assert "Moment gap, last value" in (tmp_path / "weights" / "README.md").read_text()
+    assert (tmp_path / "weights" / "loss.svg").is_file()
+
+
 def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "export", root / "dual", "--out", tmp_path / "weights") == 0
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == [
