@@ -1,8 +1,10 @@
 """Image diffusion at two rates: a heavy network now and then, a light one at every step."""
 
 from dualrate.adjusted_ddim import AdjustedDDIM, TabulatedVariance, measure_variance
+from dualrate.bands import Bands
 from dualrate.caching.sharing import SharedEncoder
 from dualrate.combinators import Guided, Meter, Metered
+from dualrate.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance
 from dualrate.data.images import ImageSet, load_images, to_float, to_uint8
 from dualrate.denoiser import Denoiser, DualRate, Plain
 from dualrate.draws import Draws
@@ -31,6 +33,7 @@ __all__ = [
     "DDIM",
     "AdjustedDDIM",
     "Ancestral",
+    "Bands",
     "Batch",
     "Cond",
     "Context",
@@ -61,9 +64,11 @@ __all__ = [
     "Metered",
     "Model",
     "MomentMatching",
+    "NoiseCovariance",
     "OneNetwork",
     "OracleDenoiser",
     "Plain",
+    "ProbedCovariance",
     "Refresh",
     "Reuse",
     "SDEDPMSolver2M",
@@ -73,6 +78,7 @@ __all__ = [
     "SingleTime",
     "Step",
     "StepPlan",
+    "TabulatedCovariance",
     "TabulatedVariance",
     "TimeSampler",
     "TwoNetworks",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dualrate.denoiser import Denoiser
 from dualrate.process import GaussianProcess, expand
@@ -27,7 +28,8 @@ class Meter:
 class Metered:
     """Counts the rows of every network call. Sits innermost, so that guidance branches are counted.
 
-    A denoise call that returns an output computed by `encode` runs no network and is not counted.
+    A denoise call that returns an output computed by `encode` runs no network and is not counted; one that carries a
+    forward-mode derivative along counts twice.
     """
 
     inner: Denoiser
@@ -47,7 +49,7 @@ class Metered:
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         if context.x_hat is None:
-            self.meter.light += z.shape[0]
+            self.meter.light += z.shape[0] * (1 if forward_ad.unpack_dual(z).tangent is None else 2)
         return self.inner.denoise(z, t, context, cond)
 
 

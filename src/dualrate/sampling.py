@@ -43,21 +43,23 @@ class State:
 StepDraw = Callable[[int, int], Tensor]  # (step, draw) -> standard normal numbers in the state's shape
 
 
+def reuses(plan: StepPlan) -> bool:
+    """Whether some step of the plan uses a context of another time."""
+    return any(refresh in (Refresh.KEEP, Refresh.PARTIAL) for refresh in plan.refresh)
+
+
 def check_reuse(denoiser: Denoiser, step: Step, plan: StepPlan) -> None:
     """Refuses a plan that reuses a context under a sampler that breaks the law the context was trained under.
 
-    Raises ValueError for a Markovian-only denoiser with a step that is not; warns for a smooth-path one with noise.
+    Raises ValueError for a Markovian-only denoiser with a step that is not. (What else a step may not do with a reused
+    context, `trajectory` finds when it is done.)
     """
-    if all(refresh in (Refresh.FULL, Refresh.NONE) for refresh in plan.refresh):
-        return
-    name = type(step).__name__
-    if denoiser.reuse is Reuse.MARKOV and not step.markovian:
+    if denoiser.reuse is Reuse.MARKOV and not step.markovian and reuses(plan):
         raise ValueError(
-            f"{name} changes the joint law of (z_t, z_tau), which a reused dual-rate context was trained on. "
-            f"Use Ancestral or SDEDPMSolver2M, or a heavy call at every step (heavy = {plan.num_steps})"
+            f"{type(step).__name__} ({step}) changes the joint law of (z_t, z_tau), which a reused dual-rate context "
+            f"was trained on. Use Ancestral (with eta 1), SDEDPMSolver2M or a covariance step with the Markov kernel; "
+            f"or a heavy call at every step (heavy = {plan.num_steps})"
         )
-    if denoiser.reuse is Reuse.SMOOTH and step.markovian:
-        warnings.warn(f"{name} draws noise at every step, but this denoiser's reuse needs a smooth path", stacklevel=3)
 
 
 def trajectory(
@@ -76,9 +78,12 @@ def trajectory(
     z: (B, ...) at plan.t[start]. state: one that an earlier trajectory over this plan yielded, to go on from; then z
     and start are not looked at.
     draw: (step, draw) -> normal numbers shaped like z.
-    Raises ValueError where the denoiser's context may not be reused under this step, and for a state of another plan.
+    Raises ValueError where the denoiser's context may not be reused under this step, which breaks the law of pairs or
+    calls the network at a second time; and for a state of another plan. Warns of noise where a smooth path is needed.
     """
     check_reuse(denoiser, step, plan)
+    if denoiser.reuse is Reuse.SMOOTH and reuses(plan):
+        draw = _noted(draw, step)
     times = torch.tensor(plan.t, dtype=torch.float64, device=z.device)
     rows = z.shape[0]
     if state is None:
@@ -87,13 +92,27 @@ def trajectory(
         state = State(start, z, times[start].expand(rows), Context(), None, step.start())
     elif not torch.equal(state.t, times[state.i].expand_as(state.t)):
         raise ValueError(f"this state stands at step {state.i} of another plan: its time is not {plan.t[state.i]}")
-    reuses = state.i < plan.num_steps and plan.refresh[state.i] in (Refresh.KEEP, Refresh.PARTIAL)
-    if reuses and state.z_tau is None:
+    needs = state.i < plan.num_steps and plan.refresh[state.i] in (Refresh.KEEP, Refresh.PARTIAL)
+    if needs and state.z_tau is None:
         raise ValueError(f"step {state.i} reuses a context: start at a heavy step, or pass a state that holds one")
     yield state
     for i in range(state.i, plan.num_steps):
         state = _advance(denoiser, step, plan.refresh[i], state, times[i + 1].expand(rows), cond, draw)
         yield state
+
+
+def _noted(draw: StepDraw, step: Step) -> StepDraw:
+    """The same numbers; says that a step draws them."""
+
+    def noted(i: int, j: int) -> Tensor:
+        warnings.warn(
+            f"{type(step).__name__} draws noise at every step, but this denoiser's reuse needs a smooth path: use DDIM "
+            "or DPMSolver2M",
+            stacklevel=2,
+        )
+        return draw(i, j)
+
+    return noted
 
 
 def _advance(
@@ -105,14 +124,25 @@ def _advance(
         context, z_tau = Context(), None
     elif refresh in (Refresh.FULL, Refresh.PARTIAL):
         context, z_tau = denoiser.encode(z, t, cond, previous=context, refresh=refresh), z
-    fresh = True  # the first evaluation of a FULL step has its context already
+    held, at_start = context, None
 
     def denoise(z_now: Tensor, t_now: Tensor) -> Tensor:
-        nonlocal fresh
-        used = context if fresh else context.aged()
-        if refresh is Refresh.FULL and not fresh:  # a step of several evaluations: each at its own (z, t)
-            used = denoiser.encode(z_now, t_now, cond)
-        fresh = False
+        """Once what `encode` computed itself, if it did; then the network's, which does not run twice at (z, t)."""
+        nonlocal held, at_start
+        used, held = held, held.aged()
+        if t_now is not t and not torch.equal(t_now, t):  # a step of several times
+            if refresh is Refresh.FULL:
+                used = denoiser.encode(z_now, t_now, cond)
+            elif refresh is not Refresh.NONE and denoiser.reuse is not Reuse.FREE:
+                raise ValueError(
+                    f"{type(step).__name__} calls the network at a second time in a step, which counts as no step of "
+                    "its own where a context is reused: use DPMSolver2M, which calls it once, or a heavy call at every "
+                    "step"
+                )
+        elif z_now is z and used.x_hat is None:
+            if at_start is None:
+                at_start = denoiser.denoise(z, t, used, cond)
+            return at_start
         return denoiser.denoise(z_now, t_now, used, cond)
 
     count = itertools.count()

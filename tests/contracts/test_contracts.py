@@ -23,6 +23,9 @@ STEPS = [
     dr.DPMSolver2M(PROCESS),
     dr.DPMSolver3M(PROCESS),
     dr.SDEDPMSolver2M(PROCESS),
+    dr.NoiseCovariance(PROCESS),
+    dr.NoiseCovariance(PROCESS, length=None),
+    dr.NoiseCovariance(PROCESS, "ddim"),
 ]
 
 
@@ -53,8 +56,10 @@ DENOISERS = [plain, dual, guided, shared, lambda: dr.Metered(dual())]
 
 
 def may_reuse(denoiser, step) -> bool:
-    """Contexts that need a smooth path go with deterministic steps, all others with Markovian ones."""
-    return step.markovian != (denoiser.reuse is dr.Reuse.SMOOTH)
+    """Contexts that need a smooth path go with deterministic steps of one time, all others with Markovian ones."""
+    if denoiser.reuse is dr.Reuse.SMOOTH:
+        return isinstance(step, (dr.DDIM, dr.AdjustedDDIM, dr.DPMSolver2M, dr.DPMSolver3M))
+    return step.markovian
 
 
 def run(denoiser, step, plan, rows: slice) -> torch.Tensor:

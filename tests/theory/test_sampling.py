@@ -1,5 +1,6 @@
 """The one loop: which calls it makes, when, and with what."""
 
+import warnings
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -8,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualrate.combinators import Metered
+from dualrate.covariance import NoiseCovariance
 from dualrate.oracle import Echo, OracleDenoiser
 from dualrate.sampling import rollout, trajectory
+from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context, Refresh, Reuse
@@ -76,6 +79,26 @@ class TwoEvaluations:
         return denoise(z, s) + 0.1 * draw() - 0.1 * draw(), carry + 1
 
 
+@dataclass(frozen=True)
+class Handed(Echo):
+    """An encoder that hands out its x_hat, and a light network that knows another."""
+
+    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+        context = super().encode(z, t, cond)
+        return replace(context, x_hat=context.features[0] + 1)
+
+    def denoise(self, z, t, context, cond):
+        return super().denoise(z, t, context, cond) if context.x_hat is None else context.x_hat
+
+
+@dataclass(frozen=True)
+class WithoutContext(Echo):
+    """Knows nothing but zero where nothing was encoded."""
+
+    def denoise(self, z, t, context, cond):
+        return super().denoise(z, t, context, cond) if context.features else torch.zeros_like(z)
+
+
 def calls(plan, denoiser=ECHO, step=STEP):
     recorded = Recorded(denoiser)
     rollout(recorded, step, plan, START, COND, noise)
@@ -136,8 +159,8 @@ def test_the_output_of_the_encoder_serves_its_own_step_only():
     assert torch.equal(z, rollout(ECHO, STEP, StepPlan.uniform(8, 3), START, COND, noise))
 
 
-def test_a_step_of_two_evaluations_encodes_at_each_when_told_to_refresh():
-    plan = StepPlan((1.0, 0.6, 0.2), (Refresh.FULL, Refresh.KEEP))
+def test_a_step_of_two_times_encodes_at_each_when_told_to_refresh():
+    plan = StepPlan((1.0, 0.6, 0.2), (Refresh.FULL, Refresh.NONE))
     expected = [
         ("encode", 1.0),
         ("denoise", 1.0),
@@ -146,34 +169,71 @@ def test_a_step_of_two_evaluations_encodes_at_each_when_told_to_refresh():
         ("denoise", 0.6),
         ("denoise", 0.2),
     ]
-    made = calls(plan, step=TwoEvaluations())
+    made = calls(plan, step=TwoEvaluations(), denoiser=WithoutContext(MIXTURE, PROCESS))
     assert [call[:2] for call in made] == expected
-    assert [tau for name, _, tau in made if name == "denoise"] == [1.0, 0.6, 1.0, 1.0]
+    assert [tau for name, _, tau in made if name == "denoise"] == [1.0, 0.6, None, None]
+
+
+@pytest.mark.parametrize("step", [Heun(PROCESS), TwoEvaluations()])
+def test_a_step_of_two_times_is_refused_where_a_context_is_reused(step):
+    smooth, plan = Echo(MIXTURE, PROCESS, reuse=Reuse.SMOOTH), StepPlan.uniform(4, 2)
+    with pytest.raises(ValueError, match=r"calls the network at a second time in a step.*use DPMSolver2M"):
+        calls(plan, smooth, step)
+    calls(plan, smooth, DPMSolver2M(PROCESS))  # as the message says
+    calls(StepPlan.uniform(4), smooth, step)
+
+
+def test_asked_again_at_the_same_place_the_network_does_not_run_twice():
+    """After what `encode` computed itself comes the network at the same context, once."""
+
+    @dataclass(frozen=True)
+    class Again(TwoEvaluations):
+        def __call__(self, denoise, z, t, s, draw, carry):
+            first, second, third = denoise(z, t), denoise(z, t), denoise(z, t)
+            assert torch.equal(second, third)
+            denoise(z + 1, t)
+            return first, carry
+
+    plan = StepPlan((1.0, 0.6, 0.2), (Refresh.FULL, Refresh.KEEP))
+    assert calls(plan, step=Again()) == [
+        ("encode", 1.0, None),
+        *[("denoise", 1.0, 1.0)] * 2,
+        *[("denoise", 0.6, 1.0)] * 2,
+    ]
+    own = Handed(MIXTURE, PROCESS)
+    assert len(calls(plan, own, Again())) == 1 + 3 + 2
 
 
 def test_reuse_under_a_deterministic_sampler_is_refused():
     plan = StepPlan.uniform(8, 4)
-    with pytest.raises(ValueError, match="Ancestral"):
-        rollout(ECHO, DDIM(PROCESS), plan, START, COND, noise)
-    with pytest.raises(ValueError, match="Ancestral"):
-        rollout(Metered(ECHO), DDIM(PROCESS), plan, START, COND, noise)
+    for step in (DDIM(PROCESS), Ancestral(PROCESS, eta=0.5), NoiseCovariance(PROCESS, "ddim")):
+        for denoiser in (ECHO, Metered(ECHO)):
+            with pytest.raises(ValueError, match=r"Use Ancestral \(with eta 1\), SDEDPMSolver2M or a covariance step"):
+                rollout(denoiser, step, plan, START, COND, noise)
+    for step in (Ancestral(PROCESS), SDEDPMSolver2M(PROCESS), NoiseCovariance(PROCESS)):  # as the message says
+        rollout(ECHO, step, plan, START, COND, noise)
     rollout(ECHO, DDIM(PROCESS), StepPlan.uniform(8), START, COND, noise)
     rollout(ORACLE, DDIM(PROCESS), plan, START, COND, noise)
 
 
 def test_reuse_that_needs_a_smooth_path_warns_of_noise():
-    smooth = Echo(MIXTURE, PROCESS, reuse=Reuse.SMOOTH)
-    with pytest.warns(UserWarning, match="Ancestral"):
-        rollout(smooth, STEP, StepPlan.uniform(4, 2), START, COND, noise)
+    smooth, plan = Echo(MIXTURE, PROCESS, reuse=Reuse.SMOOTH), StepPlan.uniform(4, 2)
+    for step in (STEP, Ancestral(PROCESS, eta=0.5), NoiseCovariance(PROCESS, "ddim")):
+        with pytest.warns(UserWarning, match=rf"{type(step).__name__} draws noise.*use DDIM or DPMSolver2M"):
+            rollout(smooth, step, plan, START, COND, noise)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in (DDIM(PROCESS), DPMSolver2M(PROCESS), Ancestral(PROCESS, eta=0)):
+            rollout(smooth, step, plan, START, COND, noise)
 
 
 def test_a_trajectory_goes_on_from_any_of_its_states():
-    plan, step = StepPlan.uniform(9, 4), TwoEvaluations()
-    states = list(trajectory(ECHO, step, plan, START, COND, noise))
+    plan, step, echo = StepPlan.uniform(9, 4), TwoEvaluations(), Echo(MIXTURE, PROCESS, reuse=Reuse.FREE)
+    states = list(trajectory(echo, step, plan, START, COND, noise))
     assert [state.i for state in states] == list(range(10))
     assert [float(state.t[0]) for state in states] == list(plan.t)
     for begin in states:
-        *_, last = trajectory(ECHO, step, plan, START, COND, noise, state=begin)
+        *_, last = trajectory(echo, step, plan, START, COND, noise, state=begin)
         assert torch.equal(last.z, states[-1].z)
         assert last.carry == states[-1].carry == 9
     heavy = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.FULL]

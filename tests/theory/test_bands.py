@@ -1,0 +1,50 @@
+"""Frequency bands against scipy's DCT, and what an orthonormal transform promises."""
+
+import pytest
+import scipy.fft
+import torch
+
+from dualrate.bands import Bands
+from theory.common import normals
+
+SHAPES = [(1, 28, 28), (3, 8, 8), (3, 5, 7), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_transform_is_scipys_orthonormal_dct(shape):
+    bands, x = Bands(shape), normals(0, 2, *shape)
+    want = torch.from_numpy(scipy.fft.dctn(x.numpy(), type=2, norm="ortho", axes=(1, 2, 3)))
+    torch.testing.assert_close(bands.transform(x), want, rtol=0, atol=1e-12)
+    torch.testing.assert_close(bands.inverse(bands.transform(x)), x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_coefficient_has_a_band_and_every_band_a_coefficient(shape):
+    bands = Bands(shape)
+    assert bands.index.shape == shape
+    assert sorted(bands.index.unique().tolist()) == list(range(bands.count))
+    values = normals(1, 2, bands.count)
+    torch.testing.assert_close(bands.mean(bands.spread(values)), values)
+
+
+def test_bands_are_rings_from_the_mean_outward_channel_by_channel():
+    bands = Bands((3, 8, 8), rings=6)
+    first, last = bands.index[0], bands.index[2]
+    assert first[0, 0] == 0
+    assert (first == 0).sum() == 1  # the mean alone
+    assert bool((first.diff(dim=1) >= 0).all())
+    assert torch.equal(first, first.mT)
+    assert torch.equal(last - first, torch.full_like(first, 2 * bands.count // 3))
+
+
+def test_a_band_of_colour_is_an_opponent_colour():
+    grey = torch.ones(1, 3, 4, 4, dtype=torch.float64)
+    red_against_blue = grey * torch.tensor([1.0, 0, -1]).view(3, 1, 1)
+    for colour, channel in ((grey, 0), (red_against_blue, 1)):
+        energy = Bands((3, 4, 4)).transform(colour).square().sum((0, 2, 3))
+        assert energy[channel] == pytest.approx(float(colour.square().sum()))
+
+
+def test_no_band_or_no_pixel_is_refused():
+    with pytest.raises(ValueError, match="at least one ring and one pixel, got 0 rings"):
+        Bands((1, 8, 8), rings=0)

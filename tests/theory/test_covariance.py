@@ -1,0 +1,299 @@
+"""Covariance-aware steps on Gaussian fields, where everything is known: marginals of every band, the law of pairs."""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import dualrate as dr
+from dualrate.bands import Bands
+from dualrate.combinators import Metered
+from dualrate.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance, derivative, probed, tweedie
+from dualrate.sampling import rollout, trajectory
+from dualrate.types import Cond, Context, Refresh, Reuse
+from theory.common import PROCESS, f64, normals, space_mixture, uniform_log_snr
+
+BANDS = Bands((3, 8, 8), rings=6)
+POWER = 20.0 / (1 + torch.arange(BANDS.count, dtype=torch.float64)) ** 2.5  # of each band: from 20 to 0.01
+both_kernels = pytest.mark.parametrize("kernel", ["markov", "ddim"])
+few_steps = pytest.mark.parametrize("steps", [1, 2, 4])
+
+
+def uncertainty(t, power=POWER):
+    """Var[x | z_t] of each band: (N, K)."""
+    alpha2, sigma2 = (PROCESS.alpha(t) ** 2)[:, None], (PROCESS.sigma(t) ** 2)[:, None]
+    return power * sigma2 / (alpha2 * power + sigma2)
+
+
+@dataclass(frozen=True)
+class Field:
+    """The exact denoiser of a stationary Gaussian field with a spectrum."""
+
+    power: torch.Tensor
+    reuse: Reuse = Reuse.FREE
+
+    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+        return Context()
+
+    def denoise(self, z, t, context, cond):
+        alpha, sigma2 = PROCESS.alpha(t)[:, None], PROCESS.sigma(t)[:, None] ** 2
+        gain = alpha * self.power / (alpha**2 * self.power + sigma2)
+        return BANDS.inverse(BANDS.spread(gain) * BANDS.transform(z))
+
+
+FIELD = Field(POWER)
+
+
+def tabulated(plan, kernel, power=POWER):
+    t = f64(*plan.t[:-1])
+    return TabulatedCovariance(PROCESS, BANDS, t, uncertainty(t, power), kernel)
+
+
+def estimated(plan, kernel):
+    """All bands trusted; the table is wrong, so that nothing of it may be used."""
+    right = tabulated(plan, kernel)
+    wrong = replace(right, variance=100 * right.variance)
+    return ProbedCovariance(wrong, torch.ones_like(right.variance, dtype=torch.bool), POWER)
+
+
+def amplitudes(step, plan, denoiser=FIELD):
+    """(states, sources, K): what each independent noise adds to a coefficient of each band, in every state.
+
+    Nothing here mixes coefficients, so that a source may feed all of them at once.
+    """
+    rows = plan.num_steps + 1
+
+    def unit(row):
+        ones = BANDS.inverse(torch.ones(1, *BANDS.shape, dtype=torch.float64))
+        return torch.eye(rows, dtype=torch.float64)[row].view(-1, 1, 1, 1) * ones
+
+    def draw(i, j):
+        return unit(i + 1)
+
+    states = list(trajectory(denoiser, step, plan, unit(0), Cond(), draw))
+    return torch.stack([BANDS.mean(BANDS.transform(state.z)) for state in states])
+
+
+def variances(step, plan, denoiser=FIELD):
+    """(K,) of each band at the end."""
+    return amplitudes(step, plan, denoiser)[-1].square().sum(0)
+
+
+@both_kernels
+@few_steps
+@pytest.mark.parametrize("make", [tabulated, estimated])
+def test_a_field_is_reproduced_in_every_band_by_any_number_of_steps(make, kernel, steps):
+    plan = dr.StepPlan.uniform(steps)
+    torch.testing.assert_close(variances(make(plan, kernel), plan), POWER, rtol=1e-4, atol=1e-6)
+
+
+@few_steps
+def test_without_the_covariance_bands_miss_their_variance_by_what_the_closed_form_says(steps):
+    """v_s = (A + B k_t)^2 v_t, plus V where noise is drawn; the last step returns x_hat."""
+    plan, log_snr = dr.StepPlan.uniform(steps), PROCESS.schedule.log_snr
+    for step, noisy in ((dr.Ancestral(PROCESS), True), (dr.DDIM(PROCESS), False)):
+        v = torch.ones_like(POWER)
+        for t, s in itertools.pairwise(f64(*plan.t)):
+            alpha_t, alpha_s, sigma_t, sigma_s = PROCESS.alpha(t), PROCESS.alpha(s), PROCESS.sigma(t), PROCESS.sigma(s)
+            k = alpha_t * POWER / (alpha_t**2 * POWER + sigma_t**2)
+            if s == 0:
+                v = k**2 * v
+            elif noisy:
+                r = torch.exp(log_snr(t) - log_snr(s))
+                v = (r * alpha_s / alpha_t + (1 - r) * alpha_s * k) ** 2 * v + (1 - r) * sigma_s**2
+            else:
+                v = (sigma_s / sigma_t + (alpha_s - alpha_t * sigma_s / sigma_t) * k) ** 2 * v
+        made = variances(step, plan)
+        torch.testing.assert_close(made, v, rtol=1e-9, atol=1e-12)
+        assert bool((made < 0.9 * POWER).any())
+
+
+def last_pair(step, plan):
+    """(K,): the covariance of the last two states, and the variance of the earlier one."""
+    *_, before, after = amplitudes(step, plan)
+    return (before * after).sum(0), before.square().sum(0)
+
+
+def test_only_the_markov_kernel_keeps_the_law_of_pairs():
+    plan = uniform_log_snr(4, -15, 3)
+    t, s = f64(plan.t[-2]), f64(plan.t[-1])
+    law = PROCESS.alpha(t) / PROCESS.alpha(s) * (PROCESS.alpha(s) ** 2 * POWER + PROCESS.sigma(s) ** 2)
+    for make in (tabulated, estimated):
+        torch.testing.assert_close(last_pair(make(plan, "markov"), plan)[0], law, rtol=1e-4, atol=1e-6)
+        assert make(plan, "markov").markovian
+        covariance, _ = last_pair(make(plan, "ddim"), plan)
+        assert (covariance / law - 1).abs().max() > 0.2
+        assert not make(plan, "ddim").markovian
+
+
+@both_kernels
+@pytest.mark.parametrize("length", [None, 0.3])
+def test_along_the_noise_what_is_known_or_unknown_is_exact_and_all_else_has_less(kernel, length):
+    plan = dr.StepPlan((0.6, 0.4), (Refresh.FULL,))
+    t, s = f64(0.6)[0], f64(0.4)[0]
+    alpha_t, alpha_s, sigma_t, sigma_s = PROCESS.alpha(t), PROCESS.alpha(s), PROCESS.sigma(t), PROCESS.sigma(s)
+    power = torch.logspace(-8, 8, BANDS.count, dtype=torch.float64)
+    step, field = NoiseCovariance(PROCESS, kernel, length), Field(power)
+    made = amplitudes(step, plan, field)[-1][1].square()  # of the step's own noise
+    c = uncertainty(t.view(1), power)[0]
+    ratio = (PROCESS.alpha(t) * PROCESS.sigma(s) / (PROCESS.alpha(s) * PROCESS.sigma(t))) ** 2
+    b, v = (
+        ((1 - ratio) * alpha_s, (1 - ratio) * sigma_s**2)
+        if kernel == "markov"
+        else (alpha_s - alpha_t * sigma_s / sigma_t, 0.0)
+    )
+    exact = b**2 * c + v
+    known, unknown = power < 1e-6, power > 1e6
+    torch.testing.assert_close(made[unknown], exact[unknown], rtol=1e-5, atol=0)
+    torch.testing.assert_close(made[known], exact[known], rtol=1e-5, atol=1e-6)
+    between = ~known & ~unknown
+    assert bool((made[between] <= exact[between] * (1 + 1e-9)).all())
+    assert (made / exact)[between].min() < 0.97
+    share = (c * alpha_t / sigma_t**2) * alpha_t  # lambda
+    if kernel == "markov":
+        chord = (
+            v * (1 + share * (b**2 * sigma_t**2 / alpha_t**2 / v) / (1 + alpha_s * sigma_t / (sigma_s * alpha_t))) ** 2
+        )
+    else:
+        chord = b**2 * sigma_t**2 / alpha_t**2 * share**2
+    torch.testing.assert_close(made, chord, rtol=1e-6, atol=1e-12)
+
+
+def test_along_the_noise_keeps_the_law_of_pairs_to_second_order():
+    power = f64(*[0.09, 3.0] * 9)
+    errors, counts = [], [32, 64, 128]
+    for steps in counts:
+        plan = uniform_log_snr(steps, -15, 6)
+        made = amplitudes(NoiseCovariance(PROCESS, length=None), plan, Field(power))
+        every = steps // 8
+        states, a = made[::every], PROCESS.alpha(f64(*plan.t[::every]))
+        v = a[:, None] ** 2 * power + PROCESS.sigma(f64(*plan.t[::every]))[:, None] ** 2
+        covariance = torch.einsum("isk,jsk->ijk", states, states)
+        law = (a[None] / a[:, None])[..., None] * v[:, None]
+        later = torch.ones(len(a), len(a)).tril().bool()  # i later than j: Cov = (alpha_j / alpha_i) v_i
+        errors.append((covariance - law)[later].abs().max().item())
+    slopes = [math.log2(errors[i] / errors[i + 1]) for i in range(2)]
+    assert slopes[-1] == pytest.approx(2, abs=0.25)
+
+
+def test_the_derivative_is_tweedies_covariance():
+    mixture = space_mixture()
+    oracle = dr.OracleDenoiser(mixture, PROCESS)
+    z, t, direction = normals(0, 16, 3), f64(0.3, 0.5, 0.7, 0.9).repeat(4), normals(1, 16, 3)
+    want = torch.einsum("bij,bj->bi", mixture.posterior_covariance(z, PROCESS.schedule.log_snr(t)), direction)
+
+    def denoise(z, t):
+        return oracle.denoise(z, t, Context(), Cond())
+
+    for length, tolerance in ((None, 1e-9), (1e-4, 1e-3)):
+        x_hat, along = derivative(PROCESS, denoise, z, t, direction, length)
+        torch.testing.assert_close(x_hat, denoise(z, t))
+        torch.testing.assert_close(tweedie(PROCESS, t)[:, None] * along, want, rtol=tolerance, atol=tolerance)
+
+
+def test_probes_are_unbiased_for_any_covariance():
+    """Over all signs of a 2 x 2 image exactly; for a covariance that bands do not make diagonal."""
+    bands, t = Bands((1, 2, 2), rings=2), f64(0.5).expand(16)
+    jacobian = normals(3, 4, 4)
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)), dtype=torch.float64).view(16, 1, 2, 2)
+
+    def denoise(z, t):
+        return (z.flatten(1) @ jacobian.T).view_as(z)
+
+    _, estimate = probed(PROCESS, bands, denoise, normals(4, 16, 1, 2, 2), t, signs)
+    u = bands.transform(torch.eye(4, dtype=torch.float64).view(4, 1, 2, 2)).flatten(1).T
+    want = bands.mean((u @ jacobian @ u.T).diagonal().view(1, 1, 2, 2))[0] * tweedie(PROCESS, f64(0.5))
+    torch.testing.assert_close(estimate.mean(0), want)
+
+
+@dataclass(frozen=True)
+class HalfEcho:
+    """A light network that returns `share` of z_t and what the encoder saw; the encoder may answer by itself."""
+
+    share: float
+    head: bool
+    reuse: Reuse = Reuse.MARKOV
+
+    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+        return Context((z,), tau=t, x_hat=5 * z if self.head else None)
+
+    def denoise(self, z, t, context, cond):
+        if context.x_hat is not None:
+            return context.x_hat
+        return self.share * z + (1 - self.share) * context.features[0]
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("length", [None, 0.1])
+def test_at_a_fixed_context_the_derivative_is_the_light_networks(head, length):
+    """At heavy steps and between them: `share`, not 1 (through the encoder), 0 (its x_hat) or 5 (its own)."""
+    seen, calls = [], Metered(HalfEcho(0.3, head))
+
+    @dataclass(frozen=True)
+    class Look:
+        markovian = True
+
+        def start(self):
+            return ()
+
+        def __call__(self, denoise, z, t, s, draw, carry):
+            x_hat, along = derivative(PROCESS, denoise, z, t, torch.ones_like(z), length)
+            seen.append((x_hat / z, along))
+            return z + 1, carry
+
+    plan = dr.StepPlan.uniform(4, 2)
+    rollout(calls, Look(), plan, normals(0, 1, 2), Cond(), lambda i, j: normals(i, 1, 2))
+    for _, along in seen:
+        torch.testing.assert_close(along, torch.full_like(along, 0.3))
+    torch.testing.assert_close(seen[0][0], torch.full((1, 2), 5.0 if head else 1.0, dtype=torch.float64))
+    at_heavy = 2 * 1 if not head or length is None else 2
+    assert (calls.meter.heavy, calls.meter.light) == (2, 2 * at_heavy + 2 * 2)
+
+
+def test_clamps_are_counted_and_hold():
+    """x_hat = -z has a negative derivative, x_hat = 1e3 z one above that of any such data."""
+    plan = dr.StepPlan((0.5, 0.4), (Refresh.FULL,))
+    table = tabulated(plan, "ddim")
+    draws = [normals(1, 2, *BANDS.shape), normals(2, 2, *BANDS.shape)]
+    for factor, want, counts in ((-1.0, 0 * POWER, (36, 0)), (1e3, POWER, (0, 36))):
+        step = ProbedCovariance(table, torch.ones(1, BANDS.count, dtype=torch.bool), POWER)
+        given = iter(draws)
+        z, t, s = normals(0, 2, *BANDS.shape), f64(0.5, 0.5), f64(0.4, 0.4)
+        made, _ = step(lambda z, t, f=factor: f * z, z, t, s, lambda g=given: next(g), ())
+        known = TabulatedCovariance(PROCESS, BANDS, f64(0.5), want[None], "ddim")
+        other, _ = known(lambda z, t, f=factor: f * z, z, t, s, lambda: draws[1], ())
+        torch.testing.assert_close(made, other)
+        assert (step.clamps.below, step.clamps.above) == counts
+        assert step.clamps.estimates == 2 * BANDS.count
+        assert "100.0%" in str(step.clamps)
+
+
+def test_a_band_that_is_not_trusted_uses_the_table():
+    plan = dr.StepPlan.uniform(2)
+    table = tabulated(plan, "markov", power=2 * POWER)
+    step = ProbedCovariance(table, torch.zeros(2, BANDS.count, dtype=torch.bool), POWER)
+    torch.testing.assert_close(variances(step, plan), variances(table, plan))
+    assert step.clamps.estimates == 0
+
+
+def test_differences_take_over_where_an_operation_has_no_forward_rule():
+    def denoise(z, t):
+        if torch.autograd.forward_ad.unpack_dual(z).tangent is not None:
+            raise NotImplementedError("no forward rule")
+        return 3 * z
+
+    z, t = normals(0, 2, 1, 2, 2), f64(0.5, 0.5)
+    _, along = derivative(PROCESS, denoise, z, t, torch.ones_like(z), None)
+    torch.testing.assert_close(along, torch.full_like(z, 3.0))
+
+
+def test_a_table_belongs_to_its_plan():
+    plan = dr.StepPlan.uniform(4)
+    with pytest.raises(ValueError, match=r"no step of the plan starts at t = 0.5: make the step for the plan"):
+        variances(tabulated(dr.StepPlan((1.0, 0.3, 0.0), (Refresh.FULL,) * 2), "markov"), dr.StepPlan.uniform(2))
+    with pytest.raises(ValueError, match=r"one variance per step and band: expected \(4, 18\), got \(3, 18\)"):
+        TabulatedCovariance(PROCESS, BANDS, f64(*plan.t[:-1]), torch.zeros(3, 18))
+    with pytest.raises(ValueError, match="length of a finite difference"):
+        NoiseCovariance(PROCESS, length=0)
