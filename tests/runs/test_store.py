@@ -28,7 +28,7 @@ def saved(experiment: Experiment, path, *, ema: float | None = None):
     if ema is not None:
         tensors["ema-model"] = {name: torch.full_like(p, ema) for name, p in networks.named_parameters()}
     write_experiment(path, experiment)
-    checkpoint.save(path / "checkpoints", 7, tensors, {"iteration": 7})
+    checkpoint.save(path / "checkpoints", 7, tensors, {"iteration": 7, "phases": {"model": {}}})
     return path
 
 
