@@ -19,7 +19,8 @@ LAYERS = (
     ("mathematics", "types draws schedule process prediction weighting timing serving grids oracle serial"),
     (
         "networks and sampling",
-        "freeze models denoiser combinators steps adjusted_ddim solvers bands covariance sampling student_states codec caching",
+        "freeze models denoiser combinators steps adjusted_ddim solvers bands covariance sampling student_states codec "
+        "caching",
     ),
     ("methods and measures", "methods bound variance planner cost metrics data"),
     ("training and report", "training report"),

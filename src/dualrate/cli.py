@@ -20,6 +20,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from dualrate.cli_bound import LikelihoodBound
+from dualrate.cli_calibrate import Calibrate
 from dualrate.cli_compare import Compare
 from dualrate.cli_distill import Distill, parse_distill
 from dualrate.cli_plan import PlanSearch
@@ -257,13 +258,14 @@ class Demo:
         print(page)
 
 
-Command = Sample | Evaluate | Compare | LikelihoodBound | PlanSearch | Cost | Export | Demo
+Command = Sample | Evaluate | Compare | LikelihoodBound | PlanSearch | Calibrate | Cost | Export | Demo
 COMMANDS: dict[str, type[Command]] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,
     "bound": LikelihoodBound,
     "plan": PlanSearch,
+    "calibrate": Calibrate,
     "cost": Cost,
     "export": Export,
     "demo": Demo,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
+from dualrate.runs.samplers import GAMMA, GridName, SamplerName, grid_times, step_for
 from dualrate.runs.store import Model
 from dualrate.steps import Step
 from dualrate.timing import StepPlan
@@ -23,7 +23,8 @@ class Plan:
     plan: Path | None = None
     """A StepPlan as JSON, instead of --steps, --heavy, --grid and --times."""
     sampler: SamplerName = "ancestral"
-    """All but ancestral and sde-dpm++2m are for a heavy call at every step, or a single-rate model; so is --eta."""
+    """ancestral, sde-dpm++2m and covariance (-table, -jvp) may reuse a dual-rate context; all others, and --eta, are
+    for a heavy call at every step, or a single-rate model. -table and -jvp need `dualrate calibrate RUN` once."""
     grid: GridName = "t"
     """Steps equal in t, in log-SNR, or as in Karras et al. 2022."""
     times: tuple[float, ...] | None = None
@@ -40,14 +41,14 @@ class Plan:
 
 def sampler_of(model: Model, options: Plan) -> tuple[Step, StepPlan]:
     """The step and the plan that the options ask for. Raises ValueError for options that exclude each other."""
-    if options.sampler not in ("ancestral", "sde-dpm++2m") and options.gamma is not None:
-        raise ValueError(f"--gamma belongs to samplers with noise; {options.sampler} draws no noise")
+    if options.sampler not in GAMMA and options.gamma is not None:
+        raise ValueError(f"--gamma is the noise level of {' and '.join(GAMMA)}; {options.sampler} has none")
     if options.sampler != "ancestral" and options.eta is not None:
         raise ValueError(f"--eta belongs to ancestral sampling, got it with {options.sampler}: drop one of the two")
-    step = make_step(options.sampler, model.process, options.gamma or 0.0, 1.0 if options.eta is None else options.eta)
     plan = _step_plan(model, options)
     model.experiment.times.check(plan)
-    return step, plan
+    eta = 1.0 if options.eta is None else options.eta
+    return step_for(model, plan, options.sampler, options.gamma or 0.0, eta), plan
 
 
 def _step_plan(model: Model, options: Plan) -> StepPlan:

@@ -15,7 +15,7 @@ Frechet distance does is a question to measurement, which `dualrate plan --check
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -56,6 +56,45 @@ class Errors:
         return len(self.t) - 1
 
 
+@dataclass(frozen=True)
+class Call:
+    """A denoiser's call at t_i with the context of t_j: j = i at a heavy call, NOTHING without a context.
+
+    z: (B, ...); t: (B,)
+    """
+
+    i: int
+    j: int
+    z: Tensor
+    t: Tensor
+    context: Context
+
+
+@torch.no_grad()
+def every_call(
+    denoiser: Denoiser, process: GaussianProcess, t: tuple[float, ...], x: Tensor, cond: Cond, draws: Draws
+) -> Iterator[Call]:
+    """All pairs of a grid time (t: (M + 1,), but the last) and a context, in order; at each time NOTHING comes last.
+
+    Along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the caller's.
+    """
+    steps, rows = len(t) - 1, len(x)
+    times = torch.tensor(t[:-1], dtype=torch.float64, device=x.device)
+    contexts: list[Context] = []
+    z = process.add_noise(x, times[0].expand(rows), draws.normal("plan start", *x.shape[1:]).to(x.dtype))
+    for i in range(steps):
+        now = times[i].expand(rows)
+        fresh = denoiser.encode(z, now, cond)
+        for j, context in enumerate(contexts):
+            yield Call(i, j, z, now, context)
+        yield Call(i, i, z, now, fresh)
+        yield Call(i, NOTHING, z, now, Context())
+        contexts.append(fresh.aged())
+        if i + 1 < steps:
+            noise = draws.normal(f"plan step {i}", *x.shape[1:]).to(x.dtype)
+            z = process.posterior(z, x, now, times[i + 1].expand(rows)).sample(noise)
+
+
 def measure_errors(
     denoiser: Denoiser,
     process: GaussianProcess,
@@ -70,29 +109,14 @@ def measure_errors(
 
     Costs M heavy calls and M^2 / 2 light ones per image. progress: called with (times done, M).
     """
-    steps, rows = len(t) - 1, len(x)
-    times = torch.tensor(t[:-1], dtype=torch.float64, device=x.device)
+    steps = len(t) - 1
     errors = np.full((steps, steps + 1), np.inf)
-
-    def error(x_hat: Tensor) -> float:
-        return (x - x_hat).double().square().mean().item()
-
-    contexts: list[Context] = []
     with torch.no_grad():
-        z = process.add_noise(x, times[0].expand(rows), draws.normal("plan start", *x.shape[1:]).to(x.dtype))
-        for i in range(steps):
-            now = times[i].expand(rows)
-            fresh = denoiser.encode(z, now, cond)
-            errors[i, i] = error(denoiser.denoise(z, now, fresh, cond))
-            for j, context in enumerate(contexts):
-                errors[i, j] = error(denoiser.denoise(z, now, context, cond))
-            errors[i, NOTHING] = error(denoiser.denoise(z, now, Context(), cond))
-            contexts.append(fresh.aged())
-            if i + 1 < steps:
-                noise = draws.normal(f"plan step {i}", *x.shape[1:]).to(x.dtype)
-                z = process.posterior(z, x, now, times[i + 1].expand(rows)).sample(noise)
-            if progress is not None:
-                progress(i + 1, steps)
+        for call in every_call(denoiser, process, t, x, cond, draws):
+            x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
+            errors[call.i, call.j] = (x - x_hat).double().square().mean().item()
+            if call.j == NOTHING and progress is not None:
+                progress(call.i + 1, steps)
     return Errors(t, errors)
 
 

@@ -94,7 +94,8 @@ class DPMSolver3M:
     """Third order by one evaluation a step and the last two's; the step into t = 0 is of first order.
 
     So is the first step, and the second is of second: they leave a path at second order, with an error that is small
-    where x_hat hardly changes yet, in noise. Its carry is the x_hat of up to two steps before with their times, the latest first.
+    where x_hat hardly changes yet, in noise. Its carry is the x_hat of up to two steps before with their times, the
+    latest first.
     """
 
     process: GaussianProcess

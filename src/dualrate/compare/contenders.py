@@ -27,7 +27,7 @@ from dualrate.experiment import TwoNetworks
 from dualrate.models.uvit import UViT
 from dualrate.planner import Planner
 from dualrate.runs.planning import SEED, call_macs, measured_errors
-from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
+from dualrate.runs.samplers import GridName, SamplerName, grid_times, step_for
 from dualrate.runs.store import Model
 from dualrate.serving import Continuous, Grid
 from dualrate.steps import Step
@@ -47,11 +47,17 @@ GRIDS: dict[SamplerName, GridName] = {  # of single networks; dual-rate plans ar
     "dpm++2m": "karras",
     "addim": "t",
     "dpm++3m": "log-snr",
+    "covariance": "log-snr",
+    "covariance-ddim": "log-snr",
+    "covariance-table": "log-snr",
+    "covariance-table-ddim": "log-snr",
+    "covariance-jvp": "log-snr",
+    "covariance-jvp-ddim": "log-snr",
 }
-# the last rung of those that others have overtaken there; 0: tried with a plan of the user's only
-LONGEST: dict[SamplerName, int] = {"ddim": 16, "heun": 16, "addim": 0, "dpm++3m": 0}
+USUAL: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m", "ddim", "heun", "dpm++2m")  # tried unless one is named
+LONGEST: dict[SamplerName, int] = {"ddim": 16, "heun": 16}  # the last rung of those that others have overtaken there
 GAMMAS: dict[SamplerName, tuple[float, ...]] = {"sde-dpm++2m": (0.0, 0.2)}  # noise levels; 0 for all others
-MARKOVIAN: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m")
+MARKOVIAN: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m", "covariance", "covariance-table", "covariance-jvp")
 SIMILARITY_IMAGES = 16
 GRID, PLANNING_IMAGES = 64, 128  # of the planner
 
@@ -86,7 +92,7 @@ class Contender:
         return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler}-{digest}"
 
     def step(self, model: Model) -> Step:
-        return make_step(self.sampler, model.process, self.gamma)
+        return step_for(model, self.plan, self.sampler, self.gamma)
 
     def model(self, loaded: Model) -> Model:
         """The loaded model as this contender calls it."""
@@ -169,11 +175,11 @@ def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Conte
     """A single network under every sampler. calls: of the network per image, one number a rung of the ladder."""
     schedule, found = model.process.schedule, []
     for rung, count in zip(LADDER, calls, strict=True):
-        for sampler, grid in GRIDS.items():
+        for sampler in USUAL if entry.sampler is None else (entry.sampler,):
             steps = count // 2 + 1 if sampler == "heun" else count
-            if steps < 3 or rung > LONGEST.get(sampler, rung) or entry.sampler not in (None, sampler):
+            if steps < 3 or rung > LONGEST.get(sampler, rung):
                 continue
-            plan = StepPlan.at(grid_times(grid, schedule, steps), range(steps))
+            plan = StepPlan.at(grid_times(GRIDS[sampler], schedule, steps), range(steps))
             found += [Contender(entry.run, entry.network, sampler, plan, gamma) for gamma in entry.gammas(sampler)]
     return found
 
@@ -187,7 +193,7 @@ def shared(entry: Entry, model: Model, steps: int, heavy: int, device: torch.dev
     seeds = range(SEED, SEED + SIMILARITY_IMAGES)
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
     denoiser = SharedEncoder(network, model.process, split_of(network))
-    step = make_step(sampler, model.process, entry.gamma or 0.0)
+    step = step_for(model, StepPlan.at(times, range(steps)), sampler, entry.gamma or 0.0)
     like = similarities(denoiser, step, times, model.shape, seeds, labels, device=device)
     return sharing(entry, model, StepPlan.at(times, best_refreshes(like, heavy)))
 
@@ -209,9 +215,8 @@ def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
     def every(plan: StepPlan, note: str = "") -> list[Contender]:
         return [
             Contender(entry.run, entry.network, sampler, plan, gamma, note)
-            for sampler in MARKOVIAN
+            for sampler in (USUAL[:2] if entry.sampler is None else (entry.sampler,))
             for gamma in entry.gammas(sampler)
-            if entry.sampler in (None, sampler)
         ]
 
     even = [StepPlan.uniform(steps, heavy) for steps, heavy in DUAL]

@@ -2,34 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from dualrate import grids
 from dualrate.adjusted_ddim import AdjustedDDIM
+from dualrate.covariance import NoiseCovariance
 from dualrate.process import GaussianProcess
+from dualrate.runs.calibration import read_table
+from dualrate.runs.store import Model
 from dualrate.schedule import Schedule
 from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.steps import DDIM, Ancestral, Step
+from dualrate.timing import StepPlan
 
-SamplerName = Literal["ancestral", "ddim", "addim", "heun", "dpm++2m", "dpm++3m", "sde-dpm++2m"]
+SamplerName = Literal[
+    "ancestral",
+    "ddim",
+    "addim",
+    "heun",
+    "dpm++2m",
+    "dpm++3m",
+    "sde-dpm++2m",
+    "covariance",
+    "covariance-ddim",
+    "covariance-table",
+    "covariance-table-ddim",
+    "covariance-jvp",
+    "covariance-jvp-ddim",
+]
+TABLED = ("covariance-table", "covariance-table-ddim", "covariance-jvp", "covariance-jvp-ddim")  # need a calibrated run
+GAMMA = ("ancestral", "sde-dpm++2m")  # have a noise level
 GridName = Literal["t", "log-snr", "karras"]
+
+
+def step_for(model: Model, plan: StepPlan, name: SamplerName, gamma: float = 0.0, eta: float = 1.0) -> Step:
+    """The update rule of this name, for a model under a plan.
+
+    Raises ValueError for a gamma or an eta that it has no use for, and for a model without the table that it needs.
+    """
+    _check(name, gamma, eta)
+    if name not in TABLED:
+        return make_step(name, model.process, gamma, eta)
+    table, kernel = read_table(model), "ddim" if name.endswith("ddim") else "markov"
+    return (table.probed if "jvp" in name else table.tabulated)(model.process, plan, kernel)
 
 
 def make_step(name: SamplerName, process: GaussianProcess, gamma: float = 0.0, eta: float = 1.0) -> Step:
     """The update rule of this name, aDDIM with the analytic variance.
 
-    Raises ValueError for a gamma or an eta that it has no use for.
+    Raises ValueError for a gamma or an eta that it has no use for, and for a name that belongs to a model and a plan.
     """
+    _check(name, gamma, eta)
+    steps: dict[str, Callable[[GaussianProcess], Step]] = {
+        "ancestral": lambda of: Ancestral(of, gamma, eta),
+        "ddim": DDIM,
+        "addim": AdjustedDDIM,
+        "heun": Heun,
+        "dpm++2m": DPMSolver2M,
+        "dpm++3m": DPMSolver3M,
+        "sde-dpm++2m": lambda of: SDEDPMSolver2M(of, gamma),
+        "covariance": NoiseCovariance,
+        "covariance-ddim": lambda of: NoiseCovariance(of, "ddim"),
+    }
+    if name not in steps:
+        raise ValueError(f"{name} needs the table of a model, for a plan: use `step_for`")
+    return steps[name](process)
+
+
+def _check(name: SamplerName, gamma: float, eta: float) -> None:
     if eta != 1 and name != "ancestral":
         raise ValueError(f"eta takes noise from ancestral sampling and means nothing to {name}, got eta {eta}")
-    if name == "ancestral":
-        return Ancestral(process, gamma, eta)
-    if name == "sde-dpm++2m":
-        return SDEDPMSolver2M(process, gamma)
-    if gamma != 0:
-        raise ValueError(f"gamma belongs to samplers with noise; {name} draws no noise, got gamma {gamma}")
-    steps = {"ddim": DDIM, "addim": AdjustedDDIM, "heun": Heun, "dpm++2m": DPMSolver2M, "dpm++3m": DPMSolver3M}
-    return steps[name](process)
+    if gamma != 0 and name not in GAMMA:
+        raise ValueError(f"gamma is the noise level of {' and '.join(GAMMA)}; {name} has none, got gamma {gamma}")
 
 
 def grid_times(name: GridName, schedule: Schedule, steps: int) -> tuple[float, ...]:

@@ -35,6 +35,7 @@ class Model:
     """A trained model, ready to sample.
 
     iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
+    path:      the directory that it was loaded from
     """
 
     name: str
@@ -43,6 +44,7 @@ class Model:
     denoiser: Denoiser
     iteration: int
     weights_hash: str
+    path: Path | None = None
 
     @property
     def process(self) -> GaussianProcess:
@@ -78,7 +80,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> Model:
         what = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: the weights do not fit its experiment.json: {what} ...") from error
     networks.to(device).eval().requires_grad_(False)
-    return Model(path.name, experiment, networks, denoiser, iteration, _hash(weights))
+    return Model(path.name, experiment, networks, denoiser, iteration, _hash(weights), path)
 
 
 def read_experiment(path: Path) -> Experiment:
