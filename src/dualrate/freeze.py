@@ -23,22 +23,14 @@ from torch import distributed, nn
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Within the block no parameter of `modules` requires a gradient; after it, whatever happened, each is as before.
-
-    Flags are put back by name too, as a sharded network may hold a parameter's gathered form by then.
-    """
-    held = [{name: (p, p.requires_grad) for name, p in module.named_parameters()} for module in modules]
-    flat = [entry for parameters in held for entry in parameters.values()]
+    """Within the block no parameter of `modules` requires a gradient; afterwards, come what may, each is as before."""
+    flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
     try:
-        for parameter, _ in flat:
+        for parameter, _ in flags:
             _set(parameter, False)
         yield
     finally:
-        for module, parameters in zip(modules, held, strict=True):
-            for name, parameter in module.named_parameters():
-                if name in parameters:
-                    _set(parameter, parameters[name][1])
-        for parameter, flag in flat:
+        for parameter, flag in flags:
             _set(parameter, flag)
         for module in modules:
             _settle(module)

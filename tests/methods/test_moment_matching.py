@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.draws import Draws
-from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, gaps
 from dualrate.oracle import NeededContext, two_band_variance
 from dualrate.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource, StudentStates
 from dualrate.types import Batch, Cond, Context, Refresh, Reuse
@@ -229,6 +229,12 @@ def test_logs_say_whether_the_auxiliary_keeps_up():
     assert logs["gap_s1"].item() == pytest.approx(4 * logs["moment_gap"].item())  # s = 0.4 for all
     assert logs["gap_s0"] == logs["gap_s2"] == logs["gap_s3"] == 0
     assert not any(value.requires_grad for value in logs.values())
+
+
+def test_the_gap_by_quarters_of_s_adds_up():
+    gap, s = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None], torch.tensor([0.24, 0.26, 0.74, 1.0], dtype=torch.float64)
+    logs = {name: value.item() for name, value in gaps(gap, s).items()}
+    assert logs == {"moment_gap": 7.5, "gap_s0": 1, "gap_s1": 4, "gap_s2": 9, "gap_s3": 16}
 
 
 # --- networks: phases, gradients, rollouts ---------------------------------------------------------------------------
