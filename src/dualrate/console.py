@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dualrate.training.config import FitResult
-from dualrate.training.log import PlainReporter
+from dualrate.training.log import SHOWN, PlainReporter
 from dualrate.training.log import Progress as Reporter
 
 
@@ -33,7 +33,7 @@ class LiveReporter:
             )
             self._task = self._bar.add_task("", total=total, completed=iteration)
             self._bar.start()
-        shown = [f"{name} {value:.4f}" for name, value in logs.items() if name.endswith("loss")]
+        shown = [f"{name} {value:.4g}" for name, value in logs.items() if name.endswith(SHOWN)]
         if logs.get("seconds"):
             shown.append(f"{logs['images'] / logs['seconds']:.0f} images/s")
         self._bar.update(self._task, completed=iteration, total=total, description="  ".join(shown))

@@ -11,11 +11,12 @@ WINDOW = 200  # updates of a phase whose means are compared
 LAG = 3.0  # how far `gap_ahead` may be above `moment_gap`, which it equals where the auxiliary keeps up
 COLLAPSE = 0.5  # the least that may be left of the student's power
 GROWTH = 2.0  # of the moment gap over its least
+MEANINGLESS = "student/loss"  # of moment matching: its gradient says something, its value nothing
 
 
 @dataclass
 class Watch:
-    """A progress that passes everything on, and adds each of three warnings once.
+    """A progress that passes on what means something, and adds each of three warnings once.
 
     Means over a window of updates are judged, from the second window on: in the first, auxiliary and student are still
     what the teacher is, so there is no gap yet.
@@ -30,7 +31,7 @@ class Watch:
     _told: set[str] = field(default_factory=set)
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        self.shown.update(iteration, total, logs)
+        self.shown.update(iteration, total, {name: value for name, value in logs.items() if name != MEANINGLESS})
         names = ("moment_gap", "gap_ahead", "student_power")
         if "auxiliary/moment_gap" in logs:
             for name in names:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+SHOWN = ("loss", "moment_gap")  # how the names of values end that are shown to people
+
 
 class Progress(Protocol):
     """Where a run reports to."""
@@ -45,13 +47,13 @@ class PlainReporter:
         if self._last is None:  # the first iteration pays for warming up: measure from its end
             self._last = (now, iteration, logs["images"])
         for name, value in logs.items():
-            if name.endswith("loss"):
+            if name.endswith(SHOWN):
                 self._losses.setdefault(name, []).append(value)
         clock, iteration_then, images_then = self._last
         if iteration == iteration_then or (now - clock < self.seconds and iteration < total):
             return
         rate = (iteration - iteration_then) / (now - clock)
-        losses = "  ".join(f"{name} {sum(values) / len(values):.4f}" for name, values in self._losses.items())
+        losses = "  ".join(f"{name} {sum(values) / len(values):.4g}" for name, values in self._losses.items())
         images_per_second = (logs["images"] - images_then) / (now - clock)
         to_go = duration((total - iteration) / rate)
         self.note(f"{iteration}/{total}  {losses}  {images_per_second:.0f} images/s  {to_go} to go")
