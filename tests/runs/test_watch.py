@@ -28,6 +28,7 @@ def test_a_distillation_that_goes_well_is_not_disturbed():
     ("windows", "what"),
     [
         ([(1e-6, 0, 0.5), (1, 4, 0.5)], "the auxiliary lags behind the student"),
+        ([(1e-6, 0, 0.5), (1, -0.5, 0.5)], "the auxiliary lags behind the student"),
         ([(1e-6, 0, 0.5), (1, 1, 0.5), (2.5, 2.5, 0.5)], "the moment gap grows"),
         ([(1e-6, 0, 0.5), (1, 1, 0.5), (1, 1, 0.2)], "the student collapses"),
     ],

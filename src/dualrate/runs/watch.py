@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dualrate.training.log import Progress
 
 WINDOW = 200  # updates of a phase whose means are compared
-LAG = 3.0  # how far `gap_ahead` may be above `moment_gap`, which it equals where the auxiliary keeps up
+LAG = (0.0, 3.0)  # `gap_ahead` in moment gaps: 1 where the auxiliary keeps up, below 0 where the student has passed it
 COLLAPSE = 0.5  # the least that may be left of the student's power
 GROWTH = 2.0  # of the moment gap over its least
 MEANINGLESS = "student/loss"  # of moment matching: its gradient says something, its value nothing
@@ -59,12 +59,12 @@ class Watch:
                 f"the mean square of its images fell from {self._power:.3g} to {power:.3g}: go back to a new run with "
                 "a lower --fit.optim.lr or a larger --fit.batch-size",
             )
-        if ahead > LAG * gap:
+        if not LAG[0] * gap <= ahead <= LAG[1] * gap:
             self._warn(
                 iteration,
                 "the auxiliary lags behind the student",
-                f"it is {ahead / gap:.1f} times as far from the student's moments as from the teacher's: "
-                "lower --fit.optim.lr, or raise --fit.batch-size",
+                f"from it to the student's moments is {ahead / gap:.1f} of the way from the teacher's to it, which should "
+                "be 1: lower --fit.optim.lr, or raise --fit.batch-size",
             )
         if gap > GROWTH * self._least:
             self._warn(
