@@ -1,0 +1,212 @@
+"""Which sampler when: the samplers on the Fashion-MNIST models at N = 4 to 64, against calls and seconds.
+
+    OMP_NUM_THREADS=1 .venv/bin/python scripts/samplers.py      about 90 minutes of one core; goes on where it was
+    .venv/bin/python scripts/samplers.py --show                 the tables and figure of what is measured, no more
+
+All are screened on 1,000 images with seeds of their own. Of the dual-rate model the best covariance-aware and the best
+other sampler at each N from 8 to 64 are then measured on 5,000, of the heavy model those at 8 and 16: twelve cells. A
+derivative counts as a call, and no cell has more than 64 steps' worth of calls. Features are kept in runs/samplers;
+rows go to docs/results/samplers.json, from which scripts/results.py makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import RESULTS, ROOT, save
+from matplotlib.figure import Figure
+
+import dualrate as dr
+from dualrate.compare.contenders import Contender
+from dualrate.compare.speed import saturating_batch, speed
+from dualrate.compare.work import SCREEN_SEED, Bench, Measured
+from dualrate.console import reporter
+from dualrate.malloc import keep_freed_memory
+from dualrate.report.figures import png
+from dualrate.report.rows import Row
+from dualrate.report.table import interval, significant
+from dualrate.runs.environment import environment
+from dualrate.runs.evaluator import evaluator
+from dualrate.runs.samplers import GridName, SamplerName, grid_times
+from dualrate.serial import from_plain, to_plain
+from dualrate.timing import StepPlan
+
+OUT, FEATURES = RESULTS / "samplers.json", ROOT / "runs" / "samplers"
+HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fashion-mnist-dual"
+STEPS = (4, 8, 16, 32, 64)
+SCREEN, COUNT = 1000, 5000
+DAY = 24 * 3600.0
+# sampler, noise level, grid of the single network; the second of two names is of two calls a step
+SAMPLERS: tuple[tuple[SamplerName, float, GridName], ...] = (
+    ("ancestral", 0.0, "t"),
+    ("ancestral", 0.2, "t"),
+    ("ddim", 0.0, "t"),
+    ("addim", 0.0, "t"),
+    ("heun", 0.0, "log-snr"),
+    ("dpm++2m", 0.0, "karras"),
+    ("dpm++2m", 0.0, "log-snr"),
+    ("dpm++3m", 0.0, "log-snr"),
+    ("sde-dpm++2m", 0.0, "log-snr"),
+    ("sde-dpm++2m", 0.2, "log-snr"),
+    ("covariance", 0.0, "t"),
+    ("covariance", 0.0, "log-snr"),
+    ("covariance-ddim", 0.0, "log-snr"),
+    ("covariance-table", 0.0, "t"),
+    ("covariance-table", 0.0, "log-snr"),
+    ("covariance-table-ddim", 0.0, "t"),
+    ("covariance-jvp", 0.0, "t"),
+    ("covariance-jvp-ddim", 0.0, "t"),
+)
+MARKOV: tuple[tuple[SamplerName, float], ...] = (
+    ("ancestral", 0.0),
+    ("ancestral", 0.2),
+    ("sde-dpm++2m", 0.0),
+    ("sde-dpm++2m", 0.2),
+    ("covariance", 0.0),
+    ("covariance-table", 0.0),
+    ("covariance-jvp", 0.0),
+)
+TWICE = ("heun", "covariance", "covariance-ddim", "covariance-jvp", "covariance-jvp-ddim")  # calls a step
+COMPARED = {"heavy": (8, 16), "dual-rate": (8, 16, 32, 64)}  # N at which the best of both kinds are measured
+
+
+def heavy_cells(model: dr.Model) -> list[Contender]:
+    found = []
+    for name, gamma, grid in SAMPLERS:
+        for steps in STEPS:
+            if steps * (2 if name in TWICE else 1) <= max(STEPS):
+                plan = StepPlan.at(grid_times(grid, model.process.schedule, steps), range(steps))
+                found.append(Contender(HEAVY, "heavy", name, plan, gamma, grid))
+    return found
+
+
+def dual_cells() -> list[Contender]:
+    return [
+        Contender(DUAL, "dual-rate", name, StepPlan.uniform(steps, steps // 4), gamma, "t")
+        for name, gamma in MARKOV
+        for steps in STEPS
+    ]
+
+
+def best(screened: Sequence[Measured]) -> list[Contender]:
+    """The best covariance-aware and the best other cell of each model at the numbers of steps compared."""
+    found = []
+    for network, counts in COMPARED.items():
+        for steps in counts:
+            for aware in (False, True):
+                cells = [
+                    one
+                    for one in screened
+                    if one.contender.network == network
+                    and one.contender.plan.num_steps == steps
+                    and one.contender.sampler.startswith("covariance") == aware
+                ]
+                found.append(min(cells, key=lambda one: one.row.score.value).contender)
+    return found
+
+
+def record(measured: Measured, bench: Bench, milliseconds: float | None = None) -> dict[str, Any]:
+    contender, cost = measured.contender, bench.costs[measured.contender.key]
+    return {
+        "network": contender.network,
+        "sampler": contender.sampler,
+        "gamma": contender.gamma,
+        "grid": contender.note,
+        "heavy_calls": cost.heavy_calls,
+        "light_calls": cost.light_calls,
+        "milliseconds": milliseconds,
+        "row": to_plain(measured.row),
+    }
+
+
+def measure() -> None:
+    progress, device = reporter(), torch.device("cpu")
+    models = {HEAVY: dr.load(HEAVY), DUAL: dr.load(DUAL)}
+    judge = evaluator(models[HEAVY].experiment.data, features=None, progress=progress)
+    bench = Bench(models, judge, FEATURES, device, progress)
+    cells = [*dual_cells(), *heavy_cells(models[HEAVY])]
+    bench.estimate(cells)
+    screened = bench.measure(cells, range(SCREEN_SEED, SCREEN_SEED + SCREEN), DAY, details=False)
+    written = {"environment": environment(), "screened": [record(one, bench) for one in screened], "measured": []}
+    save(OUT, json.dumps(written) + "\n")
+    finals = bench.measure(best(screened), range(COUNT), DAY, details=False)
+    for one in finals:
+        model, cost = bench.model(one.contender), bench.costs[one.contender.key]
+        batch = saturating_batch(model, cost, device=device)
+        timed = speed(one.contender, model, batch, cost, device=device)
+        written["measured"].append(record(one, bench, 1000 * timed.batched))
+    save(OUT, json.dumps(written) + "\n")
+
+
+def _name(cell: dict[str, Any]) -> str:
+    gamma = f", gamma {cell['gamma']:g}" if cell["gamma"] else ""
+    return f"{cell['sampler']}{gamma} | {cell['grid']}"
+
+
+def tables(file: Path = OUT) -> dict[str, str]:
+    """Markdown: one table of all that was screened per network, one of what was measured; by their markers' names."""
+    if not file.exists():
+        return dict.fromkeys(("samplers heavy", "samplers dual-rate", "samplers measured"), "Not measured yet.\n")
+    written = json.loads(file.read_text())
+    made = {}
+    for network in COMPARED:
+        cells = [cell for cell in written["screened"] if cell["network"] == network]
+        lines = [f"| sampler | grid | {' | '.join(f'N = {n}' for n in STEPS)} |", f"|---|---|{'---:|' * len(STEPS)}"]
+        for name in dict.fromkeys(map(_name, cells)):
+            scores = {cell["row"]["num_steps"]: cell["row"]["score"]["value"] for cell in cells if _name(cell) == name}
+            lines.append(f"| {name} | {' | '.join(significant(scores[n]) if n in scores else '-' for n in STEPS)} |")
+        made[f"samplers {network}"] = "\n".join(lines) + "\n"
+    lines = [
+        "| network | sampler | grid | N | heavy calls | light calls | GMACs | ms/image | FD-fashion-mnist |",
+        f"|---|---|---|{'---:|' * 6}",
+    ]
+    for cell in written["measured"]:
+        row = from_plain(Row, cell["row"])
+        calls = f"{row.num_steps} | {cell['heavy_calls']} | {cell['light_calls']} | {row.macs / 1e9:.3g}"
+        score = f"{significant(row.score.value)} {interval(row)}"
+        lines.append(f"| {cell['network']} | {_name(cell)} | {calls} | {cell['milliseconds']:.3g} | {score} |")
+    made["samplers measured"] = "\n".join(lines) + "\n"
+    return made
+
+
+def figure(cells: Sequence[dict[str, Any]]) -> Figure:
+    """FD against calls: of the heavy network, and of the dual-rate model's light one, screened."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    for axes, network in zip(figure.subplots(1, 2), COMPARED, strict=True):
+        mine = [cell for cell in cells if cell["network"] == network]
+        for name in dict.fromkeys(map(_name, mine)):
+            line = [cell for cell in mine if _name(cell) == name]
+            axes.plot(
+                [cell["light_calls"] for cell in line],
+                [cell["row"]["score"]["value"] for cell in line],
+                "o-" if name.startswith("covariance") else "s:",
+                label=name.replace(" | ", ", "),
+                markersize=4,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel(f"calls of the {'heavy' if network == 'heavy' else 'light'} network per image")
+        axes.set_ylabel("FD-fashion-mnist, 1,000 images")
+        axes.set_title(network)
+        axes.legend(fontsize=6, frameon=False, ncols=2)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--show", action="store_true", help="measure nothing")
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    if not parser.parse_args().show:
+        measure()
+    (RESULTS / "samplers.png").write_bytes(png(figure(json.loads(OUT.read_text())["screened"])))
+    print(*(f"{name}\n\n{table}" for name, table in tables().items()), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
