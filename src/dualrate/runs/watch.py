@@ -63,8 +63,8 @@ class Watch:
             self._warn(
                 iteration,
                 "the auxiliary lags behind the student",
-                f"from it to the student's moments is {ahead / gap:.1f} of the way from the teacher's to it, which should "
-                "be 1: lower --fit.optim.lr, or raise --fit.batch-size",
+                f"from it to the student's moments is {ahead / gap:.1f} of the way from the teacher's to it, not "
+                "about 1: lower --fit.optim.lr, or raise --fit.batch-size",
             )
         if gap > GROWTH * self._least:
             self._warn(

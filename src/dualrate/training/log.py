@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-SHOWN = ("loss", "moment_gap")  # how the names of values end that are shown to people
+SHOWN = ("loss", "_gap")  # how the names of values end that are shown to people
 
 
 class Progress(Protocol):
