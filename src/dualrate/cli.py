@@ -26,6 +26,7 @@ from dualrate.cli_distill import Distill, parse_distill
 from dualrate.cli_plan import PlanSearch
 from dualrate.cli_sampler import Plan, sampler_of
 from dualrate.console import decoding, reporter, tell_end
+from dualrate.covariance import ProbedCovariance
 from dualrate.experiment import Experiment
 from dualrate.malloc import keep_freed_memory
 from dualrate.recipes import cifar10, fashion_mnist, imagenet
@@ -136,6 +137,7 @@ class Sample:
                 "macs_per_image": drawn.cost.macs,
                 "flops_per_image": drawn.cost.flops,
                 "seconds_per_image": drawn.seconds / self.num,
+                **({"covariance_clamped": str(step.clamps)} if isinstance(step, ProbedCovariance) else {}),
             },
         )
 
