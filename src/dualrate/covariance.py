@@ -88,13 +88,11 @@ class TabulatedCovariance:
         return banded(self, z, denoise(z, t), variance, t, s, draw()), carry
 
 
-@dataclass
 class Clamps:
     """How many estimates of a band's variance were moved, since the last `reset`; not errors (ProbedCovariance)."""
 
-    below: int = 0
-    above: int = 0
-    estimates: int = 0
+    def __init__(self) -> None:
+        self.reset()
 
     def reset(self) -> None:
         self.below = self.above = self.estimates = 0

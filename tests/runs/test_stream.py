@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import dualrate as dr
 from dualrate.data.images import ImageSet
 from dualrate.experiment import Experiment, TwoNetworks
 from dualrate.metrics.evaluate import Evaluator
@@ -121,3 +122,21 @@ def test_a_directory_of_another_plan_is_refused(model, judge, tmp_path):
     measured(model, judge, tmp_path)
     with pytest.raises(ValueError, match="differ in plan"):
         measure_in_blocks("two", model, Ancestral(model.process), StepPlan.uniform(3, 1), judge, SEEDS, tmp_path)
+
+
+def test_a_step_that_holds_tensors_or_functions_has_an_origin(model, judge):
+    """A table by its content, a variance by its name; what a step counts is no part of it."""
+    bands = dr.Bands(model.shape, rings=2)
+
+    def sampler(step):
+        return origin_of(model, step, PLAN, Guidance(), judge.net, bfloat16=False).sampler
+
+    def tabulated(value):
+        table = dr.TabulatedCovariance(model.process, bands, torch.zeros(2), torch.full((2, bands.count), value))
+        return dr.ProbedCovariance(table, torch.ones(2, bands.count).bool(), torch.ones(bands.count))
+
+    counting = tabulated(1.0)
+    counting.clamps.below = 3
+    assert sampler(counting) == sampler(tabulated(1.0))
+    assert len({sampler(tabulated(1.0)), sampler(tabulated(2.0)), sampler(tabulated(1.0).table)}) == 3
+    assert "analytic_variance" in sampler(dr.AdjustedDDIM(model.process))

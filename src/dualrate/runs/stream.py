@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dualrate.cost import PlanCost
 from dualrate.data.images import to_uint8
@@ -97,12 +98,19 @@ def origin_of(
     return Origin(
         weights=model.weights_hash,
         experiment=_digest(to_plain(model.experiment)),
-        sampler=json.dumps([to_plain(step), to_plain(guidance)]),
+        sampler=json.dumps([to_plain(step), to_plain(guidance)], default=_named),
         plan=f"{plan.num_steps} steps, {plan.num_heavy} heavy, {_digest(plan.to_json())[:12]}",
         labels="seed mod classes" if model.num_classes else "none",
         features=net.identity,
         precision="bfloat16" if bfloat16 else "float32",
     )
+
+
+def _named(part: Any) -> str:
+    """Of a step's parts that are no plain values: a tensor by its content, a function or a counter by its name."""
+    if isinstance(part, Tensor):
+        return _digest(part.tolist())
+    return getattr(part, "__qualname__", type(part).__qualname__)
 
 
 def _digest(value: Any) -> str:
