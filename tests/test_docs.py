@@ -65,7 +65,9 @@ def test_the_worked_method_trains(extensions, tmp_path):
         def batch(self, iteration):
             return dr.Batch(torch.full((4, 1, 2, 2), 0.5), None, torch.arange(4) + 4 * iteration)
 
-    method = extensions["MeanRegression"](nn.ModuleDict({"mean": nn.Embedding.from_pretrained(torch.zeros(1, 4), freeze=False)}))
+    method = extensions["MeanRegression"](
+        nn.ModuleDict({"mean": nn.Embedding.from_pretrained(torch.zeros(1, 4), freeze=False)})
+    )
     config = FitConfig(iterations=80, batch_size=4, precision="float32", optim=OptimConfig(lr=0.1, warmup=0))
     fit(method, Data(), config, tmp_path, identity={})
     torch.testing.assert_close(method.networks["mean"].weight[0], torch.full((4,), 0.5), atol=0.05, rtol=0)
