@@ -15,10 +15,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import bounds
 import numpy as np
 import planned
+import samplers
 import torch
 from cells import IMAGES, RESULTS, ROOT, SHOWN, Cell, load, measure_cell, row_of, save, time_cells
 
@@ -126,6 +128,7 @@ TABLES = {
     "calls": lambda: fd_table(("", "H = 2", "4", "8", "16", "32"), CALLS),
     "bounds": bounds.table,
     "planned": planned.table,
+    **{name: partial(samplers.table, name) for name in samplers.TABLES},
 }
 
 

@@ -72,6 +72,8 @@ MARKOV: tuple[tuple[SamplerName, float], ...] = (
     ("covariance-jvp", 0.0),
 )
 TWICE = ("heun", "covariance", "covariance-ddim", "covariance-jvp", "covariance-jvp-ddim")  # calls a step
+MEASURED = "samplers measured"
+TABLES = ("samplers heavy", "samplers dual-rate", MEASURED)
 COMPARED = {"heavy": (8, 16), "dual-rate": (8, 16, 32, 64)}  # N at which the best of both kinds are measured
 
 
@@ -148,30 +150,35 @@ def _name(cell: dict[str, Any]) -> str:
     return f"{cell['sampler']}{gamma} | {cell['grid']}"
 
 
-def tables(file: Path = OUT) -> dict[str, str]:
-    """Markdown: one table of all that was screened per network, one of what was measured; by their markers' names."""
+def table(name: str, file: Path = OUT) -> str:
+    """Markdown of one of TABLES: what was screened of a network, or what was measured."""
     if not file.exists():
-        return dict.fromkeys(("samplers heavy", "samplers dual-rate", "samplers measured"), "Not measured yet.\n")
+        return "Not measured yet.\n"
     written = json.loads(file.read_text())
-    made = {}
-    for network in COMPARED:
-        cells = [cell for cell in written["screened"] if cell["network"] == network]
-        lines = [f"| sampler | grid | {' | '.join(f'N = {n}' for n in STEPS)} |", f"|---|---|{'---:|' * len(STEPS)}"]
-        for name in dict.fromkeys(map(_name, cells)):
-            scores = {cell["row"]["num_steps"]: cell["row"]["score"]["value"] for cell in cells if _name(cell) == name}
-            lines.append(f"| {name} | {' | '.join(significant(scores[n]) if n in scores else '-' for n in STEPS)} |")
-        made[f"samplers {network}"] = "\n".join(lines) + "\n"
+    if name == MEASURED:
+        return _measured_table(written["measured"])
+    return _screened_table([cell for cell in written["screened"] if f"samplers {cell['network']}" == name])
+
+
+def _screened_table(cells: Sequence[dict[str, Any]]) -> str:
+    lines = [f"| sampler | grid | {' | '.join(f'N = {n}' for n in STEPS)} |", f"|---|---|{'---:|' * len(STEPS)}"]
+    for name in dict.fromkeys(map(_name, cells)):
+        scores = {cell["row"]["num_steps"]: cell["row"]["score"]["value"] for cell in cells if _name(cell) == name}
+        lines.append(f"| {name} | {' | '.join(significant(scores[n]) if n in scores else '-' for n in STEPS)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _measured_table(cells: Sequence[dict[str, Any]]) -> str:
     lines = [
         "| network | sampler | grid | N | heavy calls | light calls | GMACs | ms/image | FD-fashion-mnist |",
         f"|---|---|---|{'---:|' * 6}",
     ]
-    for cell in written["measured"]:
+    for cell in cells:
         row = from_plain(Row, cell["row"])
         calls = f"{row.num_steps} | {cell['heavy_calls']} | {cell['light_calls']} | {row.macs / 1e9:.3g}"
         score = f"{significant(row.score.value)} {interval(row)}"
         lines.append(f"| {cell['network']} | {_name(cell)} | {calls} | {cell['milliseconds']:.3g} | {score} |")
-    made["samplers measured"] = "\n".join(lines) + "\n"
-    return made
+    return "\n".join(lines) + "\n"
 
 
 def figure(cells: Sequence[dict[str, Any]]) -> Figure:
@@ -205,7 +212,7 @@ def main() -> None:
     if not parser.parse_args().show:
         measure()
     (RESULTS / "samplers.png").write_bytes(png(figure(json.loads(OUT.read_text())["screened"])))
-    print(*(f"{name}\n\n{table}" for name, table in tables().items()), sep="\n")
+    print(*(f"{name}\n\n{table(name)}" for name in TABLES), sep="\n")
 
 
 if __name__ == "__main__":

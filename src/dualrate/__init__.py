@@ -1,6 +1,6 @@
 """Image diffusion at two rates: a heavy network now and then, a light one at every step."""
 
-from dualrate.adjusted_ddim import AdjustedDDIM, TabulatedVariance, measure_variance
+from dualrate.adjusted_ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.bands import Bands
 from dualrate.caching.sharing import SharedEncoder
 from dualrate.combinators import Guided, Meter, Metered
@@ -87,7 +87,6 @@ __all__ = [
     "export",
     "load",
     "load_images",
-    "measure_variance",
     "rollout",
     "sample",
     "save_grid",

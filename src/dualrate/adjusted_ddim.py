@@ -11,28 +11,25 @@ so that |z_s|^2 grows by d zvar where x_hat and eps_hat are orthogonal. They nea
 few directions; for data that vary in all directions alike they are parallel, and some steps of it overshoot. d and
 |eps_hat|^2 are of one image, over all its dimensions. zvar falls with the square of the step: many steps are DDIM.
 
-xvar_t is 0.1 / (2 + SNR_t), or eta E|x - x_hat|^2 / d with eta = 0.75 measured on data, of a denoiser with its labels
-and without guidance.
+xvar_t is 0.1 / (2 + SNR_t), or eta E|x - x_hat|^2 / d with eta = 0.75 measured on data (`runs/calibration.py`), of a
+denoiser with its labels and without guidance.
 
 Source: Heek, Hoogeboom, Salimans, "Multistep Consistency Models" (arXiv 2403.06807).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from dualrate.denoiser import Denoiser
-from dualrate.draws import Draws
 from dualrate.prediction import eps_from_x
 from dualrate.process import GaussianProcess, expand
 from dualrate.schedule import alpha
 from dualrate.steps import Carry, Denoise, Draw
-from dualrate.types import Cond
 
 XVariance = Callable[[Tensor], Tensor]  # log_snr (B,) -> variance of x about x_hat, per dimension, (B,)
 
@@ -81,23 +78,6 @@ class TabulatedVariance:
         above = torch.searchsorted(at, asked.contiguous()).clamp(1, len(at) - 1)
         share = (asked - at[above - 1]) / (at[above] - at[above - 1])
         return self.eta * torch.lerp(errors[above - 1], errors[above], share.clamp(0, 1))
-
-
-def measure_variance(
-    denoiser: Denoiser, process: GaussianProcess, log_snr: Sequence[float], x: Tensor, cond: Cond, draws: Draws
-) -> TabulatedVariance:
-    """The table of a denoiser without guidance, from images x: (B, ...), one noise each per log-SNR; without gradient.
-
-    draws: a row per image. Raises ValueError for log-SNRs that do not increase.
-    """
-    errors = []
-    with torch.no_grad():
-        for i, level in enumerate(log_snr):
-            t = process.schedule.time(torch.tensor([level], dtype=torch.float64, device=x.device)).expand(len(x))
-            z = process.add_noise(x, t, draws.normal(f"variance {i}", *x.shape[1:]).to(x.dtype))
-            x_hat = denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
-            errors.append((x - x_hat).double().square().mean().item())
-    return TabulatedVariance(tuple(log_snr), tuple(errors))
 
 
 @dataclass(frozen=True)

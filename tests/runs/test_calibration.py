@@ -10,6 +10,7 @@ import torch
 
 import dualrate as dr
 from dualrate.cli import main
+from dualrate.compare.contenders import MARKOVIAN
 from dualrate.covariance import ProbedCovariance, TabulatedCovariance
 from dualrate.data.images import ImageSet
 from dualrate.runs.calibration import FILE, CovarianceTable, _measured, read_table, write_table
@@ -117,6 +118,14 @@ def test_derivatives_are_used_where_their_ratio_is_trusted():
     assert torch.equal(step.data, made().variance[0, -1])
 
 
+def test_adjusted_ddim_has_the_mean_error_of_a_heavy_call():
+    adjusted = made().adjusted(PROCESS)
+    heavy = torch.tensor([made().variance[5, 5][band] for band in BANDS.index.flatten()]).double().mean()
+    assert adjusted.variance(f64(2.0)).item() == pytest.approx(0.75 * heavy.item(), rel=1e-6)
+    assert adjusted.variance(f64(-15.0)).item() == adjusted.variance(f64(-3.0)).item()
+    assert adjusted.variance(f64(15.0)).item() == 0
+
+
 def test_a_table_is_kept_beside_its_weights(tmp_path):
     model = replace(load(DUAL), path=tmp_path)
     with pytest.raises(ValueError, match=rf"has no {FILE}: measure it with `dualrate calibrate"):
@@ -140,8 +149,11 @@ def test_released_weights_have_theirs(name):
     for run in (HEAVY, DUAL):
         model = load(run)
         step = step_for(model, plan, name)
-        assert isinstance(step, ProbedCovariance if "jvp" in name else TabulatedCovariance)
-        assert step.markovian != name.endswith("ddim")
+        kind = {"jvp": ProbedCovariance, "addim-table": dr.AdjustedDDIM}.get(
+            name.split("-")[1] if "jvp" in name else name
+        )
+        assert isinstance(step, kind or TabulatedCovariance)
+        assert step.markovian == (name in MARKOVIAN)
         images = next(iter(dr.sample(model.denoiser, step, plan, model.shape, [0, 1], [0, 1])))
         assert images.isfinite().all()
         assert images.std() > 0.3

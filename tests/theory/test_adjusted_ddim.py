@@ -3,12 +3,10 @@
 import pytest
 import torch
 
-from dualrate.adjusted_ddim import AdjustedDDIM, TabulatedVariance, analytic_variance, measure_variance
-from dualrate.draws import Draws
+from dualrate.adjusted_ddim import AdjustedDDIM, TabulatedVariance, analytic_variance
 from dualrate.oracle import GaussianMixture, OracleDenoiser
 from dualrate.sampling import trajectory
 from dualrate.steps import DDIM, move
-from dualrate.timing import StepPlan
 from dualrate.types import Cond
 from theory.common import PROCESS, f64, gaussian, normals, uniform_log_snr
 
@@ -118,18 +116,6 @@ def test_a_table_is_not_asked_outside(outside):
 def test_a_table_that_is_none_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TabulatedVariance(*settings)
-
-
-def test_the_measured_table_is_the_posterior_variance():
-    c, levels = 0.25, (-15.0, -4.0, 0.0, 3.0, 15.0)
-    x = c**0.5 * normals(0, 500, 40)
-    denoiser = OracleDenoiser(gaussian(c, 40), PROCESS)
-    table = measure_variance(denoiser, PROCESS, levels, x, Cond(), Draws(0, torch.arange(500)))
-    assert table.log_snr == levels
-    torch.testing.assert_close(table(f64(*levels)), 0.75 * posterior_variance(c)(f64(*levels)), rtol=0.05, atol=0)
-    start = normals(1, 2, 40)
-    *_, end = trajectory(denoiser, AdjustedDDIM(PROCESS, table), StepPlan.uniform(4), start, Cond(), no_noise)
-    assert torch.isfinite(end.z).all()
 
 
 def test_a_table_names_the_step():

@@ -46,6 +46,7 @@ GRIDS: dict[SamplerName, GridName] = {  # of single networks; dual-rate plans ar
     "heun": "log-snr",
     "dpm++2m": "karras",
     "addim": "t",
+    "addim-table": "t",
     "dpm++3m": "log-snr",
     "covariance": "log-snr",
     "covariance-ddim": "log-snr",

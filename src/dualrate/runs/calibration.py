@@ -13,6 +13,7 @@ ignores too large; `ProbedCovariance` uses the derivative where the ratio lies i
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dualrate.adjusted_ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.bands import Bands
 from dualrate.covariance import Kernel, ProbedCovariance, TabulatedCovariance, probed
 from dualrate.data.images import ImageSet, load_images
@@ -38,7 +40,7 @@ from dualrate.training.log import Progress
 from dualrate.types import Refresh, Reuse
 
 FILE = "covariance.safetensors"
-LOWEST, HIGHEST = -12, 12  # log-SNRs of the table, one apart; what lies beyond is taken from the nearest
+LOWEST, HIGHEST = -12, 12  # log-SNRs of the table, one apart, within the schedule's; beyond, the nearest is taken
 TRUSTED = (0.7, 1.4)  # ratios at which a derivative is believed
 SHOWN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # ages that are told
 ROWS = 32  # images at a time
@@ -74,6 +76,15 @@ class CovarianceTable:
         ratio = self._along(self.ratio.clamp_min(1e-6), process, plan)
         trusted = (ratio >= TRUSTED[0]) & (ratio <= TRUSTED[1])
         return ProbedCovariance(self.tabulated(process, plan, kernel), trusted, self.data)
+
+    def adjusted(self, process: GaussianProcess) -> AdjustedDDIM:
+        """DDIM with the variance of a heavy call, over all bands."""
+        size = len(self.log_snr)
+        sizes = torch.bincount(self.bands.index.flatten()).double()
+        errors = self.variance[torch.arange(size), torch.arange(size)].double() @ sizes / sizes.sum()
+        low, high = process.schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
+        levels = [min(low, float(self.log_snr[0]) - 1), *self.log_snr.tolist(), max(high, float(self.log_snr[-1]) + 1)]
+        return AdjustedDDIM(process, TabulatedVariance(tuple(levels), (errors[0].item(), *errors.tolist(), 0.0)))
 
     @property
     def data(self) -> Tensor:
@@ -144,7 +155,8 @@ def _measured(
     model: Model, source: ImageSet, count: int, bands: Bands, progress: Progress, device: torch.device
 ) -> CovarianceTable:
     schedule, denoiser = model.process.schedule, model.denoiser
-    log_snr = torch.arange(LOWEST, HIGHEST + 1, dtype=torch.float64)
+    noise, clean = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
+    log_snr = torch.arange(max(LOWEST, math.ceil(noise)), min(HIGHEST, math.floor(clean)) + 1, dtype=torch.float64)
     size, reused = len(log_snr), denoiser.reuse is not Reuse.FREE
     t = (*schedule.time(log_snr).tolist(), 0.0)
     total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)

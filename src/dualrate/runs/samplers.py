@@ -20,6 +20,7 @@ SamplerName = Literal[
     "ancestral",
     "ddim",
     "addim",
+    "addim-table",
     "heun",
     "dpm++2m",
     "dpm++3m",
@@ -31,7 +32,13 @@ SamplerName = Literal[
     "covariance-jvp",
     "covariance-jvp-ddim",
 ]
-TABLED = ("covariance-table", "covariance-table-ddim", "covariance-jvp", "covariance-jvp-ddim")  # need a calibrated run
+TABLED = (
+    "addim-table",
+    "covariance-table",
+    "covariance-table-ddim",
+    "covariance-jvp",
+    "covariance-jvp-ddim",
+)  # need a calibrated run
 GAMMA = ("ancestral", "sde-dpm++2m")  # have a noise level
 GridName = Literal["t", "log-snr", "karras"]
 
@@ -45,6 +52,8 @@ def step_for(model: Model, plan: StepPlan, name: SamplerName, gamma: float = 0.0
     if name not in TABLED:
         return make_step(name, model.process, gamma, eta)
     table, kernel = read_table(model), "ddim" if name.endswith("ddim") else "markov"
+    if name == "addim-table":
+        return table.adjusted(model.process)
     return (table.probed if "jvp" in name else table.tabulated)(model.process, plan, kernel)
 
 
