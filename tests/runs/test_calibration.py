@@ -46,25 +46,23 @@ class Field:
         return BANDS.inverse(BANDS.spread(gain.to(z)) * BANDS.transform(z))
 
 
-def images(count=1500) -> ImageSet:
+def images(count) -> ImageSet:
     noise = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = BANDS.inverse(BANDS.spread(POWER[None].sqrt()) * BANDS.transform(noise))
     return ImageSet(((x.clamp(-1, 1) + 1) * 127.5).round().byte().numpy(), None, (), "field")
 
 
-def measured(denoiser, count=1500) -> CovarianceTable:
+def measured(denoiser, count=1000) -> CovarianceTable:
     model = SimpleNamespace(denoiser=denoiser, process=PROCESS, shape=(1, 8, 8), num_classes=0, name="field")
     return _measured(model, images(count), count, BANDS, Quiet(), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_of_an_exact_denoiser_both_are_the_posterior_covariance():
     table = measured(Field())
-    alpha2, sigma2 = torch.sigmoid(table.log_snr)[:, None], torch.sigmoid(-table.log_snr)[:, None]
-    exact = POWER * sigma2 / (alpha2 * POWER + sigma2)
     coarse = table.log_snr < 5  # finer than that, rounding to 8 bits is most of what is not known
     for column in (0, -1):
-        assert ((table.variance[:, column] / exact)[coarse] - 1).abs().max() < 0.12
-        assert ((table.variance * table.ratio)[:, column][coarse] / exact[coarse] - 1).abs().max() < 1e-4
+        assert ((table.variance[:, column] / exact(table.log_snr))[coarse] - 1).abs().max() < 0.12
+        assert ((table.variance * table.ratio)[:, column] / exact(table.log_snr) - 1)[coarse].abs().max() < 1e-4
     assert table.below == 0
     assert table.trust() == [("any", pytest.approx(1, abs=0.05), pytest.approx(1, abs=0.2))]
 
@@ -80,6 +78,28 @@ def test_a_dual_rate_model_has_an_entry_for_every_context():
     size = len(table.log_snr)
     used = torch.ones(size, size).tril().bool()
     assert bool((table.variance[:, :size][used] > 0).all())
+
+
+def test_at_a_heavy_call_the_error_is_that_of_what_the_encoder_computed():
+    """And the derivative is the light network's, which here sees half."""
+
+    class Own(Field):
+        def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+            return Context((z,), tau=t, x_hat=Field().denoise(z, t, Context(), cond))
+
+        def denoise(self, z, t, context, cond):
+            return super().denoise(z, t, context, cond) if context.x_hat is None else context.x_hat
+
+    own, at = measured(Own(Reuse.MARKOV, gain=0.5), count=200), 16  # log-SNR 4: half of the lowest band is known
+    assert (own.variance * own.ratio / 0.5 / exact(own.log_snr)[:, None])[at, at, 0] == pytest.approx(1, abs=1e-4)
+    assert own.variance[at, at, 0] / exact(own.log_snr)[at, 0] == pytest.approx(1, abs=0.25)
+    assert own.variance[at, at - 1, 0] / exact(own.log_snr)[at, 0] > 1.3
+
+
+def exact(log_snr):
+    """(M, K) posterior variance."""
+    alpha2, sigma2 = torch.sigmoid(log_snr)[:, None], torch.sigmoid(-log_snr)[:, None]
+    return POWER * sigma2 / (alpha2 * POWER + sigma2)
 
 
 def made() -> CovarianceTable:
