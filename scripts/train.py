@@ -1,6 +1,6 @@
 """Trains one of the models behind docs/results.md: `make reproduce-train MODEL=<name>`; the same command resumes.
 
-Every run is one `dualrate train` command, printed before it starts; it writes runs/<name>.
+Every run is one `dualrate train` or `dualrate distill` command, printed before it starts; it writes runs/<name>.
 """
 
 from __future__ import annotations
@@ -34,11 +34,19 @@ RUNS = {
     "width-8": f"{SHORT} --networks.context.width 8",
     "no-head": f"{SHORT} --networks.encoder.no-head",
 }
+OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
+OF_DUAL = f"{OF_HEAVY} --student dual --steps 8 --heavy 4 --student-from weights/fashion-mnist-dual"
+STUDENTS = {
+    "student-plain": f"{OF_HEAVY} --student plain --steps 4",
+    "student-segment": f"{OF_DUAL} --rollout segment",
+    "student-full": f"{OF_DUAL} --rollout full",
+}
 
 
 def command(name: str) -> list[str]:
-    """The `dualrate` arguments that train a run."""
-    return ["train", *shlex.split(RUNS[name]), "--out", f"runs/{name}"]
+    """The `dualrate` arguments that train or distil a run."""
+    kind = ["train", *shlex.split(RUNS[name])] if name in RUNS else ["distill", *shlex.split(STUDENTS[name])]
+    return [*kind, "--out", f"runs/{name}"]
 
 
 def become(arguments: list[str]) -> None:
@@ -51,7 +59,7 @@ def become(arguments: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", choices=RUNS)
+    parser.add_argument("name", choices=[*RUNS, *STUDENTS])
     become(command(parser.parse_args().name))
 
 
