@@ -41,6 +41,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dualrate.bands import Bands
 from dualrate.process import GaussianProcess, expand
@@ -233,8 +234,8 @@ def derivative(
     """x_hat at z and its derivative along a direction, both (B, ...), at a fixed context.
 
     Where the context came with an x_hat of its own (a heavy call's), that is the x_hat, and the derivative is the
-    denoiser's given the context. length: of a finite difference in units of sigma_t; None: forward mode, or, where an
-    operation has no forward rule (some fused attention kernels), a short difference.
+    denoiser's given the context. length: of a finite difference in units of sigma_t; None: forward mode, or a short
+    difference where an operation of the network has no forward rule.
     """
     if length is None:
         try:
@@ -250,7 +251,7 @@ def derivative(
 
 def _forward_mode(denoise: Denoise, z: Tensor, t: Tensor, direction: Tensor) -> tuple[Tensor, Tensor | None]:
     """x_hat and its derivative; None if it does not depend on z, as one computed before."""
-    with forward_ad.dual_level():
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no forward rule
         x_hat, along = forward_ad.unpack_dual(denoise(forward_ad.make_dual(z, direction), t))
     return x_hat, along
 
