@@ -201,6 +201,8 @@ class Evaluate:
         print(text_table([row]))
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")
+        if isinstance(step, ProbedCovariance):
+            print(f"\ncovariance clamped: {step.clamps}")
 
 
 @dataclass(frozen=True)
