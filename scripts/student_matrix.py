@@ -1,0 +1,79 @@
+"""Dual-rate students of every size: N in {2, 4, 8} steps, H in {1, ..., N} heavy calls, by algorithm B. For a GPU.
+
+    .venv/bin/python scripts/student_matrix.py fashion-mnist       14 students, then their scores; goes on where it was
+    .venv/bin/python scripts/student_matrix.py cifar10             of the models that make reproduce-cifar10 trains
+
+Every student is one `dualrate distill` command, printed before it starts, in runs/students-RECIPE-N-H; options that are
+not the script's own (--fit.iterations 10000) are passed on to it. Scores are of 5,000 images, seeds 0-4999, kept in
+runs/students-RECIPE-features. Writes docs/results/students-RECIPE.json. Not run
+yet: no GPU could be had (on a CPU core a student of 8 steps takes half an hour).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from cells import RESULTS, ROOT, save
+
+import dualrate as dr
+from dualrate.console import reporter
+from dualrate.report.rows import Row
+from dualrate.report.table import text_table
+from dualrate.runs.environment import environment
+from dualrate.runs.evaluator import evaluator
+from dualrate.runs.stream import measure_in_blocks
+from dualrate.training.device import pick_device
+
+STEPS = (2, 4, 8)
+MODELS = {  # recipe: teacher, and the dual-rate model that the students start from
+    "fashion-mnist": ("weights/fashion-mnist-heavy", "weights/fashion-mnist-dual"),
+    "cifar10": ("runs/cifar10-full-heavy", "runs/cifar10-full-dual"),
+    "cifar10-reduced": ("runs/cifar10-reduced-heavy", "runs/cifar10-reduced-dual"),
+}
+
+
+def distil(recipe: str, steps: int, heavy: int, more: Sequence[str]) -> Path:
+    """The student's directory, once it is trained. Raises CalledProcessError where `dualrate distill` fails."""
+    teacher, dual = MODELS[recipe]
+    out = f"runs/students-{recipe}-{steps}-{heavy}"
+    arguments = f"distill {recipe} --teacher {teacher} --student-from {dual} --student dual --rollout full"
+    command = ["dualrate", *arguments.split(), "--steps", str(steps), "--heavy", str(heavy), "--out", out, *more]
+    print(*command, flush=True)
+    subprocess.run([sys.executable, "-m", "dualrate.cli", *command[1:]], cwd=ROOT, check=True)
+    return ROOT / out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", choices=MODELS)
+    parser.add_argument("--count", type=int, default=5000, help="images of a score")
+    options, more = parser.parse_known_args()
+    recipe, device, progress = options.recipe, pick_device(None), reporter()
+    rows: list[Row] = []
+    for steps, heavy in [(n, h) for n in STEPS for h in range(1, n + 1)]:
+        model = dr.load(distil(recipe, steps, heavy, more), device=device)
+        judge = evaluator(model.experiment.data, features=None, progress=progress)
+        row = measure_in_blocks(
+            f"student {steps}/{heavy}",
+            model,
+            dr.Ancestral(model.process),
+            dr.StepPlan.uniform(steps, heavy),
+            judge,
+            range(options.count),
+            ROOT / "runs" / f"students-{recipe}-features" / f"{steps}-{heavy}",
+            device=device,
+        )
+        rows.append(row)
+        record = {"environment": environment(), "rows": [asdict(row) for row in rows]}
+        save(RESULTS / f"students-{recipe}.json", json.dumps(record) + "\n")
+    print(text_table(rows))
+
+
+if __name__ == "__main__":
+    main()
