@@ -53,6 +53,9 @@ def test_flags_are_put_back_exactly_whatever_happens():
         with pytest.raises(error), frozen(net, other):
             raise error if not any(flags(net) + flags(other)) else AssertionError("not frozen")
         assert flags(net) == flags(other) == before
+    with frozen(net, other, but=net[2].parameters()):
+        assert flags(net) == [False, False, True, True]
+        assert not any(flags(other))
     with frozen(net):
         with frozen(net[2]):
             pass

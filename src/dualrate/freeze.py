@@ -15,16 +15,21 @@ forward:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import distributed, nn
 
 
 @contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Within the block no parameter of `modules` requires a gradient; afterwards, come what may, each is as before."""
-    flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
+def frozen(*modules: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Within the block no parameter of `modules` requires a gradient; afterwards, come what may, each is as before.
+
+    but: parameters that are left alone
+    """
+    spared = {id(parameter) for parameter in but}
+    found = [parameter for module in modules for parameter in module.parameters() if id(parameter) not in spared]
+    flags = [(parameter, parameter.requires_grad) for parameter in found]
     try:
         for parameter, _ in flags:
             _set(parameter, False)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dualrate.draws import Draws
+from dualrate.freeze import frozen
 from dualrate.methods.method import Method, Phase
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig, FitResult
@@ -173,7 +174,8 @@ class _Trainer:
         logs = {"lr": lr_at(self.config.optim, state.iteration, self.config.iterations)}
         for index, phase in enumerate(self.method.phases(state.iteration)):
             updated = state.enter(phase)
-            values = self.accumulate(phase, index, batch)
+            with frozen(state.networks, state.auxiliaries, but=phase.parameters):
+                values = self.accumulate(phase, index, batch)
             values["grad_norm"] = updated.clip_gradients()
             if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
                 updated.update(logs["lr"], len(batch))

@@ -69,7 +69,7 @@ class RunState:
         self.meter = Meter()
 
     def enter(self, phase: Phase) -> PhaseState:
-        """The state of `phase`, made at its first update; from here on only its parameters require gradients."""
+        """The state of `phase`, made at its first update. Raises ValueError for parameters that are not the run's."""
         ids = {id(parameter) for parameter in phase.parameters}
         mine = {name: parameter for name, parameter in self.parameters.items() if id(parameter) in ids}
         if len(mine) != len(ids):
@@ -81,9 +81,6 @@ class RunState:
             self.phases[phase.name] = self._begin(mine)
         if self.phases[phase.name].parameters.keys() != mine.keys():
             raise ValueError(f'phase "{phase.name}" has other parameters than before; give it another name')
-        for name, parameter in self.parameters.items():
-            if parameter.requires_grad != (name in mine):
-                parameter.requires_grad_(name in mine)
         return self.phases[phase.name]
 
     def _begin(self, parameters: Mapping[str, nn.Parameter]) -> PhaseState:
