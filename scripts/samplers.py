@@ -32,7 +32,7 @@ from dualrate.report.rows import Row
 from dualrate.report.table import interval, significant
 from dualrate.runs.environment import environment
 from dualrate.runs.evaluator import evaluator
-from dualrate.runs.samplers import GridName, SamplerName, grid_times
+from dualrate.runs.samplers import TWICE, GridName, SamplerName, grid_times
 from dualrate.serial import from_plain, to_plain
 from dualrate.timing import StepPlan
 
@@ -41,7 +41,7 @@ HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fash
 STEPS = (4, 8, 16, 32, 64)
 SCREEN, COUNT = 1000, 5000
 DAY = 24 * 3600.0
-# sampler, noise level, grid of the single network; the second of two names is of two calls a step
+# sampler, noise level, grid of the single network
 SAMPLERS: tuple[tuple[SamplerName, float, GridName], ...] = (
     ("ancestral", 0.0, "t"),
     ("ancestral", 0.2, "t"),
@@ -70,7 +70,6 @@ MARKOV: tuple[tuple[SamplerName, float], ...] = (
     ("covariance-table", 0.0),
     ("covariance-jvp", 0.0),
 )
-TWICE = ("heun", "covariance", "covariance-ddim", "covariance-jvp", "covariance-jvp-ddim")  # calls a step
 MEASURED = "samplers measured"
 TABLES = ("samplers heavy", "samplers dual-rate", MEASURED)
 NETWORKS = ("heavy", "dual-rate")
@@ -196,7 +195,8 @@ def figure(cells: Sequence[dict[str, Any]]) -> Figure:
             )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set_xlabel(f"calls of the {'heavy' if network == 'heavy' else 'light'} network per image")
+        beside = "" if network == "heavy" else ", and a heavy call in four steps"
+        axes.set_xlabel(f"calls of the {'heavy' if network == 'heavy' else 'light'} network per image{beside}")
         axes.set_ylabel("FD-fashion-mnist, 1,000 images")
         axes.set_title(network)
         axes.legend(fontsize=6, frameon=False, ncols=2)
@@ -210,6 +210,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if not parser.parse_args().show:
         measure()
+    elif not OUT.exists():
+        parser.error(f"{OUT} is not there yet: run without --show")
     (RESULTS / "samplers.png").write_bytes(png(figure(json.loads(OUT.read_text())["screened"])))
     print(*(f"{name}\n\n{table(name)}" for name in TABLES), sep="\n")
 

@@ -3,8 +3,8 @@
     U[k, n] = sqrt((2 - [k = 0]) / N) cos(pi k (n + 1/2) / N)      along an axis of N
 
 Over three colours the same transform is an opponent rotation: grey, red against blue, green against both. A band is a
-ring of spatial frequencies of one such channel; the lowest holds the mean alone. Rings are of equal width in the square
-root of the radius, so that they are thinner where images have their energy.
+ring of spatial frequencies of one such channel; the lowest holds the mean and, of large images, little else. Rings are
+of equal width in the square root of the radius, so that they are thinner where images have their energy.
 """
 
 from __future__ import annotations

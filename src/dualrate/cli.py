@@ -195,14 +195,15 @@ class Evaluate:
         }
         row = measure(*of, **how)[0] if self.keep is None else measure_in_blocks(*of, self.keep, **how)
         progress.close()
+        clamped = {"covariance_clamped": str(step.clamps)} if isinstance(step, ProbedCovariance) else {}
         if self.json:
-            print(json.dumps(asdict(row) | {"flops": row.flops}))
+            print(json.dumps(asdict(row) | {"flops": row.flops} | clamped))
             return
         print(text_table([row]))
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")
-        if isinstance(step, ProbedCovariance):
-            print(f"\ncovariance clamped: {step.clamps}")
+        if clamped:
+            print(f"\ncovariance clamped, of the images drawn now: {clamped['covariance_clamped']}")
 
 
 @dataclass(frozen=True)
@@ -235,12 +236,15 @@ class Export:
     out: Path
 
     def run(self) -> None:
+        from dualrate.runs.calibration import FILE
         from dualrate.runs.card import write_card
         from dualrate.runs.store import export
 
         export(self.run_dir, self.out)
         write_card(self.run_dir, self.out)
         print(self.out)
+        if (self.run_dir / FILE).exists():
+            print(f"its covariance table is of the unrounded weights: dualrate calibrate {self.out}", file=sys.stderr)
 
 
 @dataclass(frozen=True)

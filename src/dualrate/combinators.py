@@ -48,9 +48,10 @@ class Metered:
         return context
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        x_hat = self.inner.denoise(z, t, context, cond)
         if context.x_hat is None:
             self.meter.light += z.shape[0] * (1 if forward_ad.unpack_dual(z).tangent is None else 2)
-        return self.inner.denoise(z, t, context, cond)
+        return x_hat
 
 
 @dataclass(frozen=True)

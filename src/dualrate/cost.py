@@ -12,6 +12,7 @@ it, but no heavy ones: a context holds both branches. `plan_cost` counts a plan 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def plan_cost(
     device: torch.device | str = "cpu",
 ) -> PlanCost:
     """Counts the calls that one image makes, by making it. wrap: guidance, around the meter."""
-    metered = Metered(denoiser)
+    metered, step = Metered(denoiser), copy.deepcopy(step)  # a copy, for steps that count too
     labels = None if label is None else [label]
     for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device):
         pass

@@ -9,7 +9,8 @@ If x* ~ p(x | z_t) had been drawn, a kernel would take it to z_s = A z_t + B x* 
 
 Ancestral and DDIM leave B^2 C out, and so lose spread in long steps. Only the Markov kernel keeps the law of pairs
 (z_s, z_t), which a reused context needs; the other one draws noise too, and breaks it. By Tweedie's formula of second
-order C is a derivative, also at a fixed context, since z_t given x is independent of what made it:
+order C is a derivative, also at a fixed context: q(z_t | x, z_tau) has a mean linear in x, and its variance over that
+slope is the same factor,
 
     C = (sigma_t^2 / alpha_t) d x_hat / d z_t
 
@@ -18,15 +19,17 @@ Two ways to have B^2 C:
 - In frequency bands (`dualrate.bands`), C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes l, the mean of
   |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image from the
   derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the band,
-  where the table says that this can be trusted.
+  where the table says that this can be trusted. A table's marginals are exact where x - x_hat is not correlated with
+  z_t: of a network that makes too little of z_t it spreads too much. It is of a denoiser without guidance.
 - Along the noise (`NoiseCovariance`), with the derivative in the direction of the step's own noise n. An eigenvalue
   lambda = alpha_t J of the derivative is 0 where z_t has settled x and 1 where it says all there is to know, and
 
       markov  sqrt(V) (n + (B^2 / V) C n / (1 + e^(h / 2))),  h = log_snr(s) - log_snr(t)
       ddim    B sigma_t J n
 
-  have exactly the right covariance at both; between them they have less (the root of a sum, replaced by its chord). It
-  needs neither bands nor a table, and knows where in the image the uncertainty lies.
+  have exactly the right covariance at both; between them they have less, above 1 (between separate modes) more: the
+  root of a sum, replaced by its chord. It needs neither bands nor a table, and knows where in an image the uncertainty
+  lies.
 
 Source: after Schioppa and Salimans, arXiv 2605.13910, of which the abstract alone is public: a reconstruction. Bands of
 DCT, the derivative by one JVP and the DDIM kernel are theirs; the Markov kernel, the table by context and the step
@@ -68,6 +71,7 @@ class TabulatedCovariance:
     kernel: Kernel = "markov"
 
     def __post_init__(self) -> None:
+        _check(self.kernel)
         if self.variance.shape != (len(self.t), self.bands.count):
             want = (len(self.t), self.bands.count)
             raise ValueError(f"one variance per step and band: expected {want}, got {tuple(self.variance.shape)}")
@@ -147,7 +151,7 @@ class NoiseCovariance:
     """The covariance along the step's own noise, by one derivative a step; no bands, no table.
 
     length: of the finite difference that stands for the derivative, in units of sigma_t; None: forward mode. A long one
-            averages the derivative over as much of z_t's surroundings, and is the better sampler (docs/results.md).
+            averages the derivative over as much of z_t's surroundings, and is faster (dev/LOG.md has both compared)
     The step into t = 0 returns x_hat.
     """
 
@@ -156,9 +160,11 @@ class NoiseCovariance:
     length: float | None = 0.3
 
     def __str__(self) -> str:
-        return f"covariance-aware, along the noise{_of(self.kernel)}"
+        length = "" if self.length == 0.3 else f", {'forward mode' if self.length is None else self.length}"
+        return f"covariance-aware, along the noise{_of(self.kernel)}{length}"
 
     def __post_init__(self) -> None:
+        _check(self.kernel)
         if self.length is not None and not self.length > 0:
             raise ValueError(f"the length of a finite difference is above 0, or None for forward mode: {self.length}")
 
@@ -237,15 +243,17 @@ def derivative(
     denoiser's given the context. length: of a finite difference in units of sigma_t; None: forward mode, or a short
     difference where an operation of the network has no forward rule.
     """
+    own = None  # what was computed with the context; asked again, x_hat is the network's
     if length is None:
         try:
             x_hat, along = _forward_mode(denoise, z, t, direction)
-            if along is None:  # computed with the context; asked again, it is the network's
+            if along is None:
+                own = x_hat
                 along = _forward_mode(denoise, z, t, direction)[1]
             return x_hat, torch.zeros_like(z) if along is None else along
         except NotImplementedError:
             length = FALLBACK
-    x_hat, step = denoise(z, t), expand(length * process.sigma(t), z)
+    x_hat, step = denoise(z, t) if own is None else own, expand(length * process.sigma(t), z)
     return x_hat, (denoise(z + step * direction, t) - denoise(z, t)) / step
 
 
@@ -259,9 +267,14 @@ def _forward_mode(denoise: Denoise, z: Tensor, t: Tensor, direction: Tensor) -> 
 def place(times: Tensor, t: Tensor) -> Tensor:
     """(B,) rows of the plan's steps that start at t: (B,). Raises ValueError for a time at which none does."""
     apart = (t[:, None] - times.to(t)).abs()
-    if bool((apart.amin(1) > 1e-9).any()):
-        raise ValueError(f"no step of the plan starts at t = {t.tolist()[0]:g}: make the step for the plan that is run")
+    if bool((strange := apart.amin(1) > 1e-9).any()):
+        raise ValueError(f"no step of the plan starts at t = {t[strange][0]:g}: make the step for the plan that is run")
     return apart.argmin(1)
+
+
+def _check(kernel: Kernel) -> None:
+    if kernel not in ("markov", "ddim"):
+        raise ValueError(f'the kernel is "markov" or "ddim", got {kernel!r}')
 
 
 def _of(kernel: Kernel) -> str:

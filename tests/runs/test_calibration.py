@@ -72,6 +72,18 @@ def test_a_denoiser_that_trusts_too_little_has_a_ratio_below_one():
     assert table.ratio[len(table.log_snr) // 2].max() < 0.6
 
 
+def test_clamps_are_shares_of_all_that_is_used_whatever_the_kind_of_model():
+    """A denoiser that looks at no context, once as a single-rate model and once as a dual-rate one."""
+    single, dual = (measured(Field(reuse, gain=1.3), count=64) for reuse in (Reuse.FREE, Reuse.MARKOV))
+    assert 0.02 < single.above < 1
+    assert dual.above == pytest.approx(single.above, rel=0.5)
+
+
+def test_the_variance_of_the_data_is_what_a_heavy_call_knows_in_noise():
+    """Without a context a model that was never trained so knows less than nothing."""
+    assert torch.equal(made().data, made().variance[0, 0])
+
+
 def test_a_dual_rate_model_has_an_entry_for_every_context():
     table = measured(Field(Reuse.MARKOV), count=64)
     assert [age for age, _, _ in table.trust()] == ["0", "1", "2", "3", "4", "6", "8", "12", "16", "24", "none"]
@@ -131,11 +143,17 @@ def test_entries_are_found_by_time_and_context():
     torch.testing.assert_close(rows, torch.tensor(want), rtol=0, atol=1e-5)
 
 
+def test_partial_refreshes_are_in_no_table():
+    plan = dr.StepPlan((1.0, 0.5, 0.0), (Refresh.FULL, Refresh.PARTIAL))
+    with pytest.raises(ValueError, match="no partial refreshes"):
+        made().tabulated(PROCESS, plan)
+
+
 def test_derivatives_are_used_where_their_ratio_is_trusted():
     plan = dr.StepPlan((1.0, 0.5, 0.0), (Refresh.FULL, Refresh.FULL))
     step = made().probed(PROCESS, plan)
     assert step.trusted.tolist() == [[True, False, False, False], [True, False, False, True]]
-    assert torch.equal(step.data, made().variance[0, -1])
+    assert torch.equal(step.data, made().data)
 
 
 def test_adjusted_ddim_has_the_mean_error_of_a_heavy_call():
@@ -202,7 +220,9 @@ def test_the_command_measures_and_tells(tmp_path, monkeypatch, capsys):
     command(
         "sample", str(run), "--sampler", "covariance-jvp", "--steps", "2", "--num", "2", "--out", str(tmp_path / "o")
     )
-    assert "covariance_clamped" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "covariance_clamped" in told
+    assert " of 12 estimates" in told or " of 0 estimates" in told  # 2 images, 2 steps, 3 bands at most; no others
     for wrong, message in (("1", "at least 2"), ("65", "ask for 1 to")):
         with pytest.raises(SystemExit):
             command("calibrate", str(run), "--images", wrong)

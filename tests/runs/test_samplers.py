@@ -1,6 +1,7 @@
 """Samplers and grids by name, and the command line's options for them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -14,10 +15,11 @@ from dualrate.compare.contenders import MARKOVIAN, Entry
 from dualrate.covariance import NoiseCovariance
 from dualrate.process import GaussianProcess
 from dualrate.runs.measure import Guidance, image_cost
-from dualrate.runs.samplers import GAMMA, TABLED, GridName, SamplerName, grid_times, make_step, step_for
+from dualrate.runs.samplers import GAMMA, TABLED, GridName, SamplerName, grid_times, make_step, step_for, steps_of
 from dualrate.runs.store import Model, load
 from dualrate.sampling import check_reuse
 from dualrate.schedule import Cosine
+from dualrate.serving import Continuous
 from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan
@@ -47,6 +49,31 @@ def test_every_name_makes_its_step():
 
 
 WITHOUT_GAMMA = [name for name in get_args(SamplerName) if name not in GAMMA]
+
+
+@pytest.mark.parametrize("calls", [6, 7])
+@pytest.mark.parametrize("name", get_args(SamplerName))
+def test_steps_make_as_many_calls_as_there_may_be(name, calls, heavy):
+    def of(steps):
+        step, plan = sampler_of(heavy, Plan(steps=steps, sampler=name, grid="log-snr"))
+        return image_cost(heavy, step, plan, Guidance()).light_calls
+
+    assert of(steps_of(name, calls)) <= calls < of(steps_of(name, calls) + 1)
+
+
+def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):
+    student = replace(heavy, experiment=replace(heavy.experiment, times=Continuous(4)))
+    for options in (Plan(sampler="covariance"), Plan(sampler="ddim"), Plan(gamma=0.2), Plan(eta=0.5)):
+        with pytest.raises(ValueError, match="distilled student, for plain ancestral sampling"):
+            sampler_of(student, options)
+    assert sampler_of(student, Plan())[0] == Ancestral(heavy.process)
+
+
+def test_a_shared_encoder_has_no_table():
+    with pytest.raises(ValueError, match="not of a shared encoder"):
+        Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy'}:8/4@covariance-table").asked(
+            load(WEIGHTS / "fashion-mnist-heavy"), torch.device("cpu")
+        )
 
 
 def test_a_sampler_with_a_table_belongs_to_a_model_and_a_plan():

@@ -289,6 +289,42 @@ def test_differences_take_over_where_an_operation_has_no_forward_rule():
     torch.testing.assert_close(along, torch.full_like(z, 3.0))
 
 
+def test_there_too_a_heavy_calls_own_x_hat_is_the_x_hat_and_no_call_is_counted_twice():
+    @dataclass(frozen=True)
+    class WithoutRule(HalfEcho):
+        def denoise(self, z, t, context, cond):
+            if context.x_hat is None and torch.autograd.forward_ad.unpack_dual(z).tangent is not None:
+                raise NotImplementedError("no forward rule")
+            return super().denoise(z, t, context, cond)
+
+    calls, z = Metered(WithoutRule(0.3, head=True)), torch.ones(1, 2, dtype=torch.float64)
+
+    @dataclass(frozen=True)
+    class Look:
+        markovian = True
+
+        def start(self):
+            return ()
+
+        def __call__(self, denoise, z, t, s, draw, carry):
+            return z, (*carry, derivative(PROCESS, denoise, z, t, torch.ones_like(z), None))
+
+    *_, end = trajectory(calls, Look(), dr.StepPlan.uniform(2, 1), z, Cond(), lambda i, j: z)
+    at_heavy, between = end.carry
+    assert torch.equal(at_heavy[0], 5 * z)
+    assert torch.equal(between[0], z)
+    for _, along in end.carry:
+        torch.testing.assert_close(along, 0.3 * z)
+    assert (calls.meter.heavy, calls.meter.light) == (1, 2 + 2)
+
+
+def test_a_kernel_of_another_name_is_refused():
+    with pytest.raises(ValueError, match=r'"markov" or "ddim", got \'Markov\''):
+        NoiseCovariance(PROCESS, "Markov")
+    with pytest.raises(ValueError, match='"markov" or "ddim"'):
+        TabulatedCovariance(PROCESS, BANDS, f64(0.5), torch.zeros(1, 18), "DDIM")
+
+
 def test_a_table_belongs_to_its_plan():
     plan = dr.StepPlan.uniform(4)
     with pytest.raises(ValueError, match=r"no step of the plan starts at t = 0.5: make the step for the plan"):

@@ -26,8 +26,9 @@ from dualrate.caching.similarity import best_refreshes, similarities
 from dualrate.experiment import TwoNetworks
 from dualrate.models.uvit import UViT
 from dualrate.planner import Planner
+from dualrate.runs.calibration import read_table
 from dualrate.runs.planning import SEED, call_macs, measured_errors
-from dualrate.runs.samplers import GridName, SamplerName, grid_times, step_for
+from dualrate.runs.samplers import TABLED, GridName, SamplerName, grid_times, step_for, steps_of
 from dualrate.runs.store import Model
 from dualrate.serving import Continuous, Grid
 from dualrate.steps import Step
@@ -177,7 +178,7 @@ def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Conte
     schedule, found = model.process.schedule, []
     for rung, count in zip(LADDER, calls, strict=True):
         for sampler in USUAL if entry.sampler is None else (entry.sampler,):
-            steps = count // 2 + 1 if sampler == "heun" else count
+            steps = steps_of(sampler, count)
             if steps < 3 or rung > LONGEST.get(sampler, rung):
                 continue
             plan = StepPlan.at(grid_times(GRIDS[sampler], schedule, steps), range(steps))
@@ -187,6 +188,7 @@ def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Conte
 
 def shared(entry: Entry, model: Model, steps: int, heavy: int, device: torch.device) -> Contender:
     """A single network's encoder shared, refreshed where its features have changed most."""
+    _refuse_table(entry)
     network = model.networks.get_submodule("model")
     assert isinstance(network, UViT)
     sampler = entry.sampler or "dpm++2m"
@@ -204,7 +206,15 @@ def sharing(entry: Entry, model: Model, plan: StepPlan) -> Contender:
     network = model.networks.get_submodule("model")
     assert isinstance(network, UViT)
     name, sampler, gamma = f"{entry.network}, shared encoder", entry.sampler or "dpm++2m", entry.gamma or 0.0
+    _refuse_table(entry)
     return Contender(entry.run, name, sampler, plan, gamma, split=split_of(network))
+
+
+def _refuse_table(entry: Entry) -> None:
+    if entry.sampler in TABLED:
+        raise ValueError(
+            f"{entry.sampler} has a table of the whole network, not of a shared encoder: name another sampler"
+        )
 
 
 def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
@@ -272,6 +282,8 @@ def contenders_of(
     found: list[Contender] = []
     for entry in entries:
         model, cost = models[entry.run], costs[entry.run]
+        if entry.sampler in TABLED:
+            read_table(model)  # before any work, to refuse one that is not there
         if entry.plan is not None:
             found.append(replace(entry.asked(model, device), asked=True))
             model.experiment.times.check(found[-1].plan)

@@ -34,6 +34,7 @@ from dualrate.planner import NOTHING, Call, every_call
 from dualrate.process import GaussianProcess
 from dualrate.runs.spread import Part, spread
 from dualrate.runs.store import Model
+from dualrate.serving import Continuous, Grid
 from dualrate.timing import StepPlan
 from dualrate.training.device import pays
 from dualrate.training.log import Progress
@@ -78,7 +79,7 @@ class CovarianceTable:
         return ProbedCovariance(self.tabulated(process, plan, kernel), trusted, self.data)
 
     def adjusted(self, process: GaussianProcess) -> AdjustedDDIM:
-        """DDIM with the variance of a heavy call, over all bands."""
+        """DDIM with the variance of a heavy call, over all bands; also at steps without one."""
         size = len(self.log_snr)
         sizes = torch.bincount(self.bands.index.flatten()).double()
         errors = self.variance[torch.arange(size), torch.arange(size)].double() @ sizes / sizes.sum()
@@ -88,14 +89,16 @@ class CovarianceTable:
 
     @property
     def data(self) -> Tensor:
-        """(K,) variance of the data in each band: what is not known of an image in pure noise."""
-        return self.variance[0, NOTHING]
+        """(K,) variance of the data in each band: what a heavy call does not know of an image in pure noise."""
+        return self.variance[0, 0]
 
     def _along(self, values: Tensor, process: GaussianProcess, plan: StepPlan) -> Tensor:
         """(N, K) values of the plan's steps: their logarithms linear between the table's (t, tau)."""
         rows, held = [], None
         for t, refresh in zip(plan.t[:-1], plan.refresh, strict=True):
             log_snr = process.schedule.log_snr(torch.tensor(t, dtype=torch.float64)).item()
+            if refresh is Refresh.PARTIAL:
+                raise ValueError("a covariance table knows no partial refreshes: use a plan of heavy calls and none")
             held = {Refresh.FULL: log_snr, Refresh.KEEP: held, Refresh.NONE: None}[refresh]
             rows.append(self._at(values.log(), log_snr, held).exp())
         return torch.stack(rows)
@@ -139,6 +142,10 @@ def calibrate(model: Model, *, images: int, rings: int, progress: Progress, devi
 
     Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
     """
+    if isinstance(model.experiment.times, (Continuous, Grid)):
+        raise ValueError(
+            f"{model.name} is a distilled student: its x_hat is no posterior mean, so it has no covariance"
+        )
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, so there is no place to keep its table")
     if images < 2:
@@ -161,13 +168,14 @@ def _measured(
     t = (*schedule.time(log_snr).tolist(), 0.0)
     total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
     parts: list[Tensor] = []
-    done = itertools.count(1)
+    done, each = itertools.count(1), torch.arange(size)
     for part in spread(model, source, count, ROWS, device):
         draws, estimates = Draws(SEED, part.row), torch.zeros(len(part), size, size + 1, bands.count)
         for call in every_call(denoiser, model.process, t, part.x, part.cond, draws):
             if not (reused or call.i == call.j):
                 continue
-            energy, estimate = _of_call(denoiser, model.process, bands, part, call, draws)
+            with torch.no_grad():
+                energy, estimate = _of_call(denoiser, model.process, bands, part, call, draws)
             total[0, call.i, call.j] += energy.double().sum(0).cpu() / count
             total[1, call.i, call.j] += estimate.double().sum(0).cpu() / count
             estimates[:, call.i, call.j] = estimate.cpu()
@@ -177,11 +185,12 @@ def _measured(
                 progress.update(at, -(-count // ROWS) * size, logs)
         parts.append(estimates)
     progress.close()
+    estimates = torch.cat(parts)
     if not reused:  # no context, or any, is the same to it
-        each = torch.arange(size)
         total[:] = total[:, each, each][:, :, None]
+        estimates[:] = estimates[:, each, each][:, :, None]
     variance, ratio = total[0].clamp_min(1e-12), total[1] / total[0].clamp_min(1e-12)
-    below, above = _clamped(torch.cat(parts), variance, ratio)
+    below, above = _clamped(estimates, variance, ratio)
     return CovarianceTable(bands, log_snr, variance.float(), ratio.float(), below, above)
 
 
@@ -204,7 +213,7 @@ def _clamped(estimates: Tensor, variance: Tensor, ratio: Tensor) -> tuple[float,
     """Shares of single images' estimates below 0 and above the data's variance, where derivatives are trusted."""
     used = (ratio >= TRUSTED[0]) & (ratio <= TRUSTED[1])
     seen = estimates[:, used]
-    most = variance[0, NOTHING].expand_as(variance)[used]
+    most = variance[0, 0].expand_as(variance)[used]
     if seen.numel() == 0:
         return 0.0, 0.0
     return (seen < 0).float().mean().item(), (seen > most).float().mean().item()

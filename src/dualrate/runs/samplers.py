@@ -12,6 +12,7 @@ from dualrate.process import GaussianProcess
 from dualrate.runs.calibration import read_table
 from dualrate.runs.store import Model
 from dualrate.schedule import Schedule
+from dualrate.serving import Continuous, Grid
 from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.steps import DDIM, Ancestral, Step
 from dualrate.timing import StepPlan
@@ -39,6 +40,7 @@ TABLED = (
     "covariance-jvp",
     "covariance-jvp-ddim",
 )  # need a calibrated run
+TWICE = ("heun", "covariance", "covariance-ddim", "covariance-jvp", "covariance-jvp-ddim")  # two calls a step
 GAMMA = ("ancestral", "sde-dpm++2m")  # have a noise level
 GridName = Literal["t", "log-snr", "karras"]
 
@@ -46,9 +48,14 @@ GridName = Literal["t", "log-snr", "karras"]
 def step_for(model: Model, plan: StepPlan, name: SamplerName, gamma: float = 0.0, eta: float = 1.0) -> Step:
     """The update rule of this name, for a model under a plan.
 
-    Raises ValueError for a gamma or an eta that it has no use for, and for a model without the table that it needs.
+    Raises ValueError for a gamma or an eta that it has no use for, for a model without the table that it needs, and for
+    a distilled student under anything but plain ancestral sampling.
     """
     _check(name, gamma, eta)
+    if isinstance(model.experiment.times, (Continuous, Grid)) and (name, gamma, eta) != ("ancestral", 0, 1):
+        raise ValueError(
+            f"{model.name} is a distilled student, for plain ancestral sampling: drop {name} and its settings"
+        )
     if name not in TABLED:
         return make_step(name, model.process, gamma, eta)
     table, kernel = read_table(model), "ddim" if name.endswith("ddim") else "markov"
@@ -84,6 +91,14 @@ def _check(name: SamplerName, gamma: float, eta: float) -> None:
         raise ValueError(f"eta takes noise from ancestral sampling and means nothing to {name}, got eta {eta}")
     if gamma != 0 and name not in GAMMA:
         raise ValueError(f"gamma is the noise level of {' and '.join(GAMMA)}; {name} has none, got gamma {gamma}")
+
+
+def steps_of(name: SamplerName, calls: int) -> int:
+    """The most steps of this sampler for so many calls of the network."""
+    if name not in TWICE:
+        return calls
+    spared = {"heun": 2, "covariance": 1, "covariance-ddim": 1}.get(name, 0)  # steps at the ends that take one call
+    return (calls + spared) // 2
 
 
 def grid_times(name: GridName, schedule: Schedule, steps: int) -> tuple[float, ...]:
