@@ -54,6 +54,8 @@ class Distill:
     """Iterations of a light network beside the frozen encoder; 1000 if not given, 0 with --student-from."""
     pairs: int = 1
     """Times trained on from one rollout."""
+    student_rate: float | None = None
+    """The student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, 1 for the instant version."""
     light_from: str | None = None
     """A single-rate run that the light network starts from."""
     student_from: str | None = None
@@ -79,6 +81,7 @@ class Distill:
             dropout=self.dropout,
             pretraining=self._pretraining(),
             pairs=self.pairs,
+            student_rate=self._student_rate,
             student_from=self.student_from,
         )
         out, progress = self.out or Path("runs") / student.name, reporter()
@@ -92,6 +95,12 @@ class Distill:
             command=shlex.join(["dualrate", *sys.argv[1:]]),
         )
         tell_end(result, out, progress)
+
+    @property
+    def _student_rate(self) -> float:
+        if self.student_rate is not None:
+            return self.student_rate
+        return 1.0 if self.version == "instant" else STUDENT_RATE
 
     @property
     def _heavy(self) -> int:

@@ -43,6 +43,7 @@ class Distillation:
     dropout:     of all blocks of student and auxiliary in training; None: what their configurations say
     pretraining: iterations at first in which the light network learns to denoise beside the frozen encoder
     pairs:       times (t, s) trained on from one trajectory
+    student_rate: the student's learning rate over the auxiliary's, which is `student.fit.optim.lr`
     student_from: a dual-rate run that the student starts from; None: from the teacher
     """
 
@@ -54,6 +55,7 @@ class Distillation:
     dropout: float | None = None
     pretraining: int = 0
     pairs: int = 1
+    student_rate: float = 1.0
     student_from: str | None = None
 
     def __post_init__(self) -> None:
@@ -118,6 +120,7 @@ class Distillation:
             "weighting": self.student.weighting,
             "states": self._states(),
             "pretraining": self.pretraining,
+            "student_rate": self.student_rate,
             "pretraining_states": ForwardPairs(self.plan, process) if self.pretraining else None,
         }
         if self.version == "instant":

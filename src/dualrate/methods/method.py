@@ -32,11 +32,13 @@ class Phase:
     name:       "model" | "student" | "auxiliary": key of optimiser, EMA and log prefix
     parameters: updated in this phase; everything else is frozen while it runs
     loss:       (batch, iteration, draws) -> Loss; `draws` is keyed by the batch's sample numbers
+    rate:       factor of the learning rate
     """
 
     name: str
     parameters: tuple[nn.Parameter, ...]
     loss: Callable[[Batch, int, Draws], Loss]
+    rate: float = 1.0
 
 
 class Method(Protocol):

@@ -61,6 +61,7 @@ class StudentMethod:
     states:   where (z_t, t, s) and the context come from
     pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT as it is: the
         light network and the projections learn to read it. Afterwards all of the student trains
+    student_rate: factor of the student's learning rate, below 1 so that an auxiliary can follow it
     """
 
     networks: nn.ModuleDict
@@ -71,6 +72,7 @@ class StudentMethod:
     states: StateSource
     pretraining: int = 0
     pretraining_states: StateSource | None = None
+    student_rate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.pretraining and (self.pretraining_states is None or "encoder" not in self.networks):
@@ -91,7 +93,7 @@ class StudentMethod:
 
     def phase(self, iteration: int) -> Phase:
         """The update of an iteration after pre-training, counted from there."""
-        return Phase("student", tuple(self.networks.parameters()), self.student_loss)
+        return Phase("student", tuple(self.networks.parameters()), self.student_loss, self.student_rate)
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         raise NotImplementedError
