@@ -15,7 +15,7 @@ from tyro.conf import arg
 from dualrate.console import decoding, reporter, tell_end
 from dualrate.experiment import Experiment
 from dualrate.recipes import cifar10, fashion_mnist
-from dualrate.recipes.distilled import PRETRAINING, Recipe, dual_student, plain_student
+from dualrate.recipes.distilled import PRETRAINING, STUDENT_RATE, Recipe, dual_student, plain_student
 from dualrate.training.device import pick_device
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -74,6 +74,8 @@ class Distillation:
             raise ValueError("a plain student starts from its teacher: drop pretraining and student_from")
         if self.pretraining < 0 or self.pairs < 1:
             raise ValueError(f"pretraining is at least 0 and pairs at least 1, got {self.pretraining} and {self.pairs}")
+        if not self.student_rate > 0:
+            raise ValueError(f"the student's learning rate over the auxiliary's is above 0, got {self.student_rate}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is a probability below 1, got {self.dropout}")
 

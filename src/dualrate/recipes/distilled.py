@@ -14,6 +14,7 @@ from dualrate.serving import Continuous, Grid
 from dualrate.training.config import FitConfig
 
 PRETRAINING = 1000  # iterations of a light network that has never seen a context
+STUDENT_RATE = 0.2  # of the student's learning rate over that of the auxiliary, which has to follow it
 
 
 @dataclass(frozen=True)

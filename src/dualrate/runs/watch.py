@@ -57,20 +57,20 @@ class Watch:
                 iteration,
                 "the student collapses",
                 f"the mean square of its images fell from {self._power:.3g} to {power:.3g}: go back to a new run with "
-                "a lower --fit.optim.lr or a larger --fit.batch-size",
+                "a lower --student-rate or a larger --fit.batch-size",
             )
         if not LAG[0] * gap <= ahead <= LAG[1] * gap:
             self._warn(
                 iteration,
                 "the auxiliary lags behind the student",
                 f"from it to the student's moments is {ahead / gap:.1f} of the way from the teacher's to it, not "
-                "about 1: lower --fit.optim.lr, or raise --fit.batch-size",
+                "about 1: lower --student-rate, or raise --fit.batch-size",
             )
         if gap > GROWTH * self._least:
             self._warn(
                 iteration,
                 "the moment gap grows",
-                f"from {self._least:.3g} at its least to {gap:.3g}: lower --fit.optim.lr",
+                f"from {self._least:.3g} at its least to {gap:.3g}: lower --student-rate",
             )
 
     def _warn(self, iteration: int, what: str, why: str) -> None:
