@@ -37,5 +37,5 @@ def test_what_goes_wrong_is_told_once_with_the_knob(windows, what):
     notes = watched(*windows, windows[-1], windows[-1])
     assert len(notes) == 1
     assert what in notes[0]
-    assert "--fit." in notes[0]
+    assert "--student-rate" in notes[0]
     assert notes[0].startswith(f"warning at iteration {6 * len(windows) - 2}")

@@ -213,6 +213,23 @@ def test_a_phase_touches_only_its_parameters(tmp_path):
     assert [next(iter(names))[0] for names in seen[-2:]] == ["a", "b"]
 
 
+def test_a_phase_may_learn_slower_than_another(tmp_path):
+    """The first step of Adam is as long as its rate, for all but the smallest gradients."""
+
+    class Slow(Toy):
+        def phases(self, iteration: int) -> Sequence[Phase]:
+            (phase,) = super().phases(iteration)
+            return [replace(phase, rate=0.25)]
+
+    moved = []
+    for kind in (Toy, Slow):
+        method = kind()
+        before = method.each["a"].get_parameter("0.weight").detach().clone()
+        train(tmp_path / kind.__name__, method, replace(CONFIG, iterations=1))
+        moved.append((method.each["a"].get_parameter("0.weight").detach() - before).abs().median().item())
+    assert moved[1] == pytest.approx(moved[0] / 4, rel=1e-3)
+
+
 def test_a_phase_must_have_its_parameters_in_networks_and_keep_them(tmp_path):
     class Stray(Toy):
         def phases(self, iteration: int) -> Sequence[Phase]:
