@@ -10,6 +10,7 @@ Cells are shared between processes of one thread each, four at most. Every table
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ import bounds
 import numpy as np
 import planned
 import samplers
+import students
 import torch
 from cells import IMAGES, RESULTS, ROOT, SHOWN, Cell, load, measure_cell, row_of, save, time_cells
 
@@ -118,6 +120,16 @@ def main_table() -> str:
     return markdown_table(rows) + "\n"
 
 
+def mixture_table() -> str:
+    """Markdown of scripts/mixture_students.py."""
+    lines = ["| points | steps | heavy calls | sliced Wasserstein distance |", "|---|---:|---:|---:|"]
+    for row in json.loads((RESULTS / "mixture-students.json").read_text())["rows"]:
+        low, high = row["interval"]
+        counts = f"{row['steps'] or '-'} | {row['heavy'] or '-'}"
+        lines.append(f"| {row['name']} | {counts} | {row['distance']:.3f} [{low:.3f}, {high:.3f}] |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
     "main": main_table,
     "training": lambda: fd_table(("model", "iterations", "CPU seconds", "1 GMAC", "2 GMAC", "3 GMAC"), TRAINING),
@@ -128,6 +140,8 @@ TABLES = {
     "calls": lambda: fd_table(("", "H = 2", "4", "8", "16", "32"), CALLS),
     "bounds": bounds.table,
     "planned": planned.table,
+    "mixture students": mixture_table,
+    "students": students.table,
     **{name: partial(samplers.table, name) for name in samplers.TABLES},
 }
 
