@@ -180,26 +180,26 @@ def _measured_table(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def figure(cells: Sequence[dict[str, Any]]) -> Figure:
-    """FD against calls: of the heavy network, and of the dual-rate model's light one, screened."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    for axes, network in zip(figure.subplots(1, 2), NETWORKS, strict=True):
+    """FD of what was screened, against calls of the network that runs at every step, and against seconds."""
+    figure = Figure(figsize=(11, 10), layout="constrained")
+    grid = figure.subplots(2, 2)
+    for network, column in zip(NETWORKS, grid.T, strict=True):
         mine = [cell for cell in cells if cell["network"] == network]
         for name in dict.fromkeys(map(_name, mine)):
             line = [cell for cell in mine if _name(cell) == name]
-            axes.plot(
-                [cell["light_calls"] for cell in line],
-                [cell["row"]["score"]["value"] for cell in line],
-                "o-" if name.startswith("covariance") else "s:",
-                label=name.replace(" | ", ", "),
-                markersize=4,
-            )
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        beside = "" if network == "heavy" else ", and a heavy call in four steps"
-        axes.set_xlabel(f"calls of the {'heavy' if network == 'heavy' else 'light'} network per image{beside}")
-        axes.set_ylabel("FD-fashion-mnist, 1,000 images")
-        axes.set_title(network)
-        axes.legend(fontsize=6, frameon=False, ncols=2)
+            scores = [cell["row"]["score"]["value"] for cell in line]
+            style = {"label": name.replace(" | ", ", "), "markersize": 4}
+            kind = "o-" if name.startswith("covariance") else "s:"
+            column[0].plot([cell["light_calls"] for cell in line], scores, kind, **style)
+            column[1].plot([1000 * cell["row"]["seconds_per_image"] for cell in line], scores, kind, **style)
+        column[0].set_title(network)
+        column[0].set_xlabel("calls of the " + ("network" if network == "heavy" else "light network") + " per image")
+        column[1].set_xlabel("ms per image, in batches of 125")
+        for axes in column:
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_ylabel("FD-fashion-mnist, 1,000 images")
+        column[1].legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     return figure
 
 
