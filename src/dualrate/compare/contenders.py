@@ -57,6 +57,7 @@ GRIDS: dict[SamplerName, GridName] = {  # of single networks; dual-rate plans ar
     "covariance-jvp-ddim": "log-snr",
 }
 USUAL: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m", "ddim", "heun", "dpm++2m")  # tried unless one is named
+USUAL_DUAL: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m")  # the same for a reused context
 LONGEST: dict[SamplerName, int] = {"ddim": 16, "heun": 16}  # the last rung of those that others have overtaken there
 GAMMAS: dict[SamplerName, tuple[float, ...]] = {"sde-dpm++2m": (0.0, 0.2)}  # noise levels; 0 for all others
 MARKOVIAN: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m", "covariance", "covariance-table", "covariance-jvp")
@@ -226,7 +227,7 @@ def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
     def every(plan: StepPlan, note: str = "") -> list[Contender]:
         return [
             Contender(entry.run, entry.network, sampler, plan, gamma, note)
-            for sampler in (USUAL[:2] if entry.sampler is None else (entry.sampler,))
+            for sampler in (USUAL_DUAL if entry.sampler is None else (entry.sampler,))
             for gamma in entry.gammas(sampler)
         ]
 
