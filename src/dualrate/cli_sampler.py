@@ -24,8 +24,8 @@ class Plan:
     """A StepPlan as JSON, instead of --steps, --heavy, --grid and --times."""
     sampler: SamplerName = "ancestral"
     """ancestral, sde-dpm++2m and covariance (-table, -jvp) may reuse a dual-rate context; all others, and --eta, are
-    for a heavy call at every step, or a single-rate model. Names with -table or -jvp need `dualrate calibrate RUN` once,
-    which measures without guidance."""
+    for a heavy call at every step, or a single-rate model. Names with -table or -jvp need `dualrate calibrate RUN`
+    once, which measures without guidance."""
     grid: GridName = "t"
     """Steps equal in t, in log-SNR, or as in Karras et al. 2022."""
     times: tuple[float, ...] | None = None
