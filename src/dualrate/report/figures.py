@@ -149,7 +149,7 @@ def _finish(figure: Figure, axes: Axes, rows: Sequence[Row], xlabel: str) -> Non
         axes.set_ylim(bottom=0)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(f"{score.metric} (lower is better)")
-    figure.legend(frameon=False, loc="outside upper center", ncols=3, labelcolor=INK)
+    figure.legend(frameon=False, loc="outside upper center", ncols=2, labelcolor=INK)
 
 
 def _draw_family(

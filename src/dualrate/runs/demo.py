@@ -45,11 +45,12 @@ class Cell:
         return StepPlan(grid_times(self.grid, model.process.schedule, self.steps), refresh)
 
 
-CELLS = (  # each network under its best sampler at gamma 0: pairs of about equal cost, and two smaller single networks
+CELLS = (  # each network under its best sampler at gamma 0: pairs of about equal cost, a student, two smaller networks
     Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 4, grid="karras"),
     Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 8, 2),
     Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 8, grid="karras"),
     Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 16, 4),
+    Cell("dual-rate student", "fashion-mnist-student-full", "ancestral", 8, 4),
     Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 16, grid="karras"),
     Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 32, 8),
     Cell("medium", "fashion-mnist-medium", "sde-dpm++2m", 16, grid="log-snr"),
