@@ -29,7 +29,7 @@ from torch import Tensor
 from dualrate.prediction import eps_from_x
 from dualrate.process import GaussianProcess, expand
 from dualrate.schedule import alpha
-from dualrate.steps import Carry, Denoise, Draw
+from dualrate.steps import Carry, Denoise, Draw, weight_of_x
 
 XVariance = Callable[[Tensor], Tensor]  # log_snr (B,) -> variance of x about x_hat, per dimension, (B,)
 
@@ -102,7 +102,10 @@ class AdjustedDDIM:
             return x_hat, carry
         log_snr_t, log_snr_s = self.process.schedule.log_snr(t), self.process.schedule.log_snr(s)
         eps_hat = eps_from_x(z, x_hat, log_snr_t)
-        from_x = -torch.expm1((log_snr_t - log_snr_s) / 2) * alpha(log_snr_s)  # alpha_s - alpha_t sigma_s / sigma_t
-        missing = from_x**2 * self.variance(log_snr_t) / eps_hat.double().square().flatten(1).mean(1)
+        missing = (
+            weight_of_x(self.process, t, s) ** 2
+            * self.variance(log_snr_t)
+            / eps_hat.double().square().flatten(1).mean(1)
+        )
         stretched = (torch.sigmoid(-log_snr_s) + missing).sqrt()
         return expand(alpha(log_snr_s), z) * x_hat + expand(stretched, z) * eps_hat, carry

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Bands:
         ring = torch.unique(ring, return_inverse=True)[1]
         return ring + (int(ring.max()) + 1) * torch.arange(channels)[:, None, None]
 
-    @property
+    @cached_property
     def count(self) -> int:
         """K, the number of bands."""
         return int(self.index.max()) + 1
@@ -49,12 +49,12 @@ class Bands:
 
     def transform(self, x: Tensor) -> Tensor:
         """U x. x: (B, C, H, W), coefficients of the same shape and dtype."""
-        channels, height, width = (matrix(size, x) for size in self.shape)
+        channels, height, width = (matrix(size, x.dtype, x.device) for size in self.shape)
         return torch.einsum("dc,bchw->bdhw", channels, height @ x @ width.mT)
 
     def inverse(self, coefficients: Tensor) -> Tensor:
         """U^T c."""
-        channels, height, width = (matrix(size, coefficients) for size in self.shape)
+        channels, height, width = (matrix(size, coefficients.dtype, coefficients.device) for size in self.shape)
         return torch.einsum("dc,bdhw->bchw", channels, height.mT @ coefficients @ width)
 
     def mean(self, coefficients: Tensor) -> Tensor:
@@ -68,9 +68,10 @@ class Bands:
         return values[:, self.index.flatten().to(values.device)].unflatten(1, self.shape)
 
 
-def matrix(size: int, like: Tensor) -> Tensor:
-    """(N, N) orthonormal DCT-II, rows are frequencies; with the device of `like`, in its dtype."""
-    n = torch.arange(size, dtype=torch.float64, device=like.device)
+@cache
+def matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(N, N) orthonormal DCT-II, rows are frequencies; made once."""
+    n = torch.arange(size, dtype=torch.float64, device=device)
     waves = torch.cos(math.pi / size * n[:, None] * (n + 0.5)) * math.sqrt(2 / size)
     waves[0] *= math.sqrt(0.5)
-    return waves.to(like.dtype)
+    return waves.to(dtype)

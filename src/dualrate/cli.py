@@ -24,6 +24,7 @@ from dualrate.cli_calibrate import Calibrate
 from dualrate.cli_compare import Compare
 from dualrate.cli_distill import Distill, parse_distill
 from dualrate.cli_plan import PlanSearch
+from dualrate.cli_recipe import override, recipe_name
 from dualrate.cli_sampler import Plan, sampler_of
 from dualrate.console import decoding, reporter, tell_end
 from dualrate.covariance import ProbedCovariance
@@ -300,19 +301,8 @@ def _parse(arguments: list[str]) -> Train | Distill | Command:
 
 
 def _parse_train(arguments: list[str]) -> Train:
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print(f"usage: dualrate train RECIPE [options]\n\nrecipes: {', '.join(RECIPES)}")
-        raise SystemExit(0 if arguments else 2)
-    if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
-    return tyro.cli(
-        Train,
-        default=Train(RECIPES[name]()),
-        args=arguments[1:],
-        prog=f"dualrate train {name}",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    name = recipe_name(arguments, RECIPES, "train RECIPE [options]")
+    return override(Train(RECIPES[name]()), arguments, "train")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
+from dualrate.cli_recipe import override, recipe_name
 from dualrate.console import decoding, reporter, tell_end
 from dualrate.experiment import Experiment
 from dualrate.recipes import cifar10, fashion_mnist
@@ -136,16 +137,5 @@ class Distill:
 
 def parse_distill(arguments: list[str]) -> Distill:
     """A recipe's name first, whose fields the options then override."""
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print(f"usage: dualrate distill RECIPE --teacher RUN [options]\n\nrecipes: {', '.join(RECIPES)}")
-        raise SystemExit(0 if arguments else 2)
-    if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r} of a distillation; choose one of {', '.join(RECIPES)}")
-    return tyro.cli(
-        Distill,
-        default=Distill(RECIPES[name](), teacher=tyro.MISSING),
-        args=arguments[1:],
-        prog=f"dualrate distill {name}",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    name = recipe_name(arguments, RECIPES, "distill RECIPE --teacher RUN [options]", " of a distillation")
+    return override(Distill(RECIPES[name](), teacher=tyro.MISSING), arguments, "distill")

@@ -49,7 +49,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dualrate.bands import Bands
 from dualrate.process import GaussianProcess, expand
 from dualrate.schedule import alpha, sigma
-from dualrate.steps import Carry, Denoise, Draw, move
+from dualrate.steps import Carry, Denoise, Draw, move, weight_of_x
 
 Kernel = Literal["markov", "ddim"]
 FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
@@ -193,10 +193,10 @@ def moments(
     process: GaussianProcess, kernel: Kernel, z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mean A z_t + B x_hat, (B, ...), and B and V of a kernel, (B,)."""
-    log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
     if kernel == "ddim":
-        b = -torch.expm1((log_snr_t - log_snr_s) / 2) * alpha(log_snr_s)
+        b = weight_of_x(process, t, s)
         return move(process, z, x_hat, t, s), b, torch.zeros_like(b)
+    log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
     c = -torch.expm1(log_snr_t - log_snr_s)
     return process.posterior(z, x_hat, t, s).mean, c * alpha(log_snr_s), c * torch.sigmoid(-log_snr_s)
 

@@ -146,6 +146,12 @@ def move(process: GaussianProcess, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -
     return process.add_noise(x, s, eps_from_x(z, x, process.schedule.log_snr(t)))
 
 
+def weight_of_x(process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
+    """alpha_s - alpha_t sigma_s / sigma_t, of x in `move`: (B,)."""
+    log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
+    return -torch.expm1((log_snr_t - log_snr_s) / 2) * alpha(log_snr_s)
+
+
 @dataclass(frozen=True)
 class DDIM:
     """The deterministic sampler of first order; the step into t = 0 returns x_hat."""

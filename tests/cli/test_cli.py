@@ -6,9 +6,8 @@ import sys
 
 import numpy as np
 import pytest
+from cli.command import call
 from PIL import Image
-
-from dualrate import cli
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +19,6 @@ def data(tmp_path_factory):
     images = np.clip(rng.normal(60 * labels[:, None, None], 20, (64, 28, 28)), 0, 255).astype(np.uint8)
     np.savez(path, images=images, labels=labels)
     return path
-
-
-def call(monkeypatch, *arguments) -> int:
-    """Exit code of `dualrate <arguments>`, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["dualrate", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
 
 
 def train(monkeypatch, data, out, *options, iterations=3, checkpoint_every=2):

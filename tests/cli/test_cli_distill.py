@@ -1,15 +1,15 @@
 """`dualrate distill` end to end on tiny data: its student is a run to every other command; a mistake is one line."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli.command import call
 from training.toy import Recorder
 
-from dualrate import cli, cli_distill
+from dualrate import cli_distill
 from dualrate.compare.contenders import Entry, contenders_of
 from dualrate.experiment import DataConfig, Experiment, OneNetwork
 from dualrate.models.uvit import Level, UViTConfig
@@ -39,16 +39,6 @@ def root(tmp_path_factory):
         assert distil(patch, root, root / "plain", "--student", "plain", "--steps", 2) == 0
         assert distil(patch, root, root / "dual", "--steps", 4, "--heavy", 2, "--pretraining", 1) == 0
     return root
-
-
-def call(monkeypatch, *arguments) -> int:
-    """Exit code of `dualrate <arguments>`, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["dualrate", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
 
 
 def distil(monkeypatch, root, out, *options) -> int:

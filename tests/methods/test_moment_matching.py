@@ -10,23 +10,20 @@ and the two agree at the positive root of (B - k B^2) v a^2 + (A - 2 k A B) v a 
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from methods.one_gaussian import PROCESS, C, Scale, data
 from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.draws import Draws
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, gaps
-from dualrate.oracle import NeededContext, two_band_variance
-from dualrate.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource, StudentStates
-from dualrate.types import Batch, Cond, Context, Refresh, Reuse
+from dualrate.student_states import StateSource, StudentStates
+from dualrate.types import Batch, Cond
 
-PROCESS = dr.GaussianProcess(dr.Cosine())
-C = 0.09
 T, S = 0.7, 0.4
 WEIGHT = torch.sigmoid(PROCESS.schedule.log_snr(torch.tensor(S, dtype=torch.float64))).item()  # at bias 0
 
@@ -44,27 +41,6 @@ class FixedPair:
         z_t = PROCESS.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).double())
         rows = torch.arange(len(batch))
         return StudentStates(z_t, t, s, rows, rows, z_t, t, rows)
-
-
-class Scale(nn.Module):
-    """x_hat = a z, a denoiser of one parameter. spread: of the noise added to it, as a sampler of x might."""
-
-    reuse = Reuse.FREE
-
-    def __init__(self, a: float, spread: float = 0.0) -> None:
-        super().__init__()
-        self.a, self.spread = nn.Parameter(torch.tensor(a, dtype=torch.float64)), spread
-
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL) -> Context:
-        return Context()
-
-    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
-        return self.a * z + self.spread * torch.randn_like(z)
-
-
-def data(rows: int, first: int = 0) -> Batch:
-    draws = Draws(5, torch.arange(first, first + rows))
-    return Batch(C**0.5 * draws.normal("x", 1).double(), None, draws.row)
 
 
 def constants(t: float = T, s: float = S) -> tuple[float, float, float, float, float]:
@@ -237,244 +213,9 @@ def test_the_gap_by_quarters_of_s_adds_up():
     assert logs == {"moment_gap": 7.5, "gap_s0": 1, "gap_s1": 4, "gap_s2": 9, "gap_s3": 16}
 
 
-# --- networks: phases, gradients, rollouts ---------------------------------------------------------------------------
-
-NET = dr.UViTConfig(
-    8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
-)
-PLAN = dr.StepPlan.uniform(8, 4)
-UNEVEN = dr.StepPlan.at(5, (0, 3, 4))
-
-
-def randomised(network: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return network
-
-
-def images(rows: int, first: int = 0) -> Batch:
-    draws = Draws(3, torch.arange(first, first + rows))
-    return Batch(draws.normal("x", 1, 8, 8).double(), draws.row % 3, draws.row)
-
-
-def dual(head: bool = True) -> dr.DualRate:
-    encoder, light = dr.ContextEncoder(replace(NET, head=head), NET), dr.LightUViT(NET)
-    return dr.DualRate(randomised(encoder).double(), randomised(light).double(), PROCESS)
-
-
-def dual_method(states: StateSource, head: bool = True, **changes) -> MomentMatching:
-    student, teacher = dual(head), randomised(dr.UViT(NET)).double()
-    auxiliary = copy.deepcopy(teacher)
-    with torch.no_grad():
-        for parameter in auxiliary.parameters():
-            parameter.mul_(1.1)
-    return MomentMatching(
-        networks=nn.ModuleDict({"encoder": student.encoder, "light": student.light}),
-        auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}), student=student, auxiliary=dr.Plain(auxiliary, PROCESS),
-        teacher=dr.Plain(teacher, PROCESS), process=PROCESS, weighting=dr.Sigmoid(), states=states, **changes,
-    )  # fmt: skip
-
-
-SOURCES = [
-    SegmentRollout(PLAN, PROCESS), SegmentRollout(UNEVEN, PROCESS, pairs=2),
-    FullRollout(PLAN, PROCESS), FullRollout(UNEVEN, PROCESS, pairs=3),
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """Keeps what a denoiser answers."""
-
-    inner: dr.Denoiser
-    answers: list[Tensor]
-    reuse: Reuse = Reuse.MARKOV
-
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL) -> Context:
-        return self.inner.encode(z, t, cond)
-
-    def denoise(self, z, t, context, cond) -> Tensor:
-        self.answers.append(self.inner.denoise(z, t, context, cond))
-        return self.answers[-1]
-
-
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("head", [True, False])
-def test_states_are_those_of_the_sampler(source, head):
-    """z_t, z_tau and x~ are what one trajectory over the plan, with the same noise, has and does at these steps."""
-    student, batch, plan = dual(head), images(16, 5), source.plan
-    draws, cond = Draws(0, batch.sample), Cond(batch.label)
-    states = source(student, batch, cond, draws)
-    rows = torch.arange(16).repeat_interleave(source.pairs)
-    assert torch.equal(states.row, rows)
-    assert len(states.tau) < len(states.row) or source.pairs == 1  # pairs of a segment share the heavy call
-    heavy = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.FULL]
-    x_hat = states.x_hat(student, cond)
-    for r, row in enumerate(rows.tolist()):
-        i, one, call = plan.t.index(states.t[r].item()), slice(row, row + 1), states.call[r]
-        first = max(h for h in heavy if h <= i)
-        start = 0 if isinstance(source, FullRollout) else first
-        path, answers = sampler_path(source, student, batch[one], cond[one], start)
-        torch.testing.assert_close(states.z_t[r : r + 1], path[i - start])
-        torch.testing.assert_close(states.z_tau[call][None], path[first - start])
-        assert (states.tau[call].item(), states.call_row[call].item()) == (plan.t[first], row)
-        torch.testing.assert_close(x_hat[r : r + 1], answers[i - start])
-
-
-def sampler_path(source, student, batch: Batch, cond: Cond, start: int) -> tuple[list[Tensor], list[Tensor]]:
-    """States of one trajectory from step `start`, and what the student answered at them."""
-
-    def normal(stream: str) -> Tensor:
-        return Draws(0, batch.sample).normal(stream, 1, 8, 8).double()
-
-    z = normal("rollout start")
-    if isinstance(source, SegmentRollout):
-        z = PROCESS.add_noise(batch.x, torch.tensor([source.plan.t[start]], dtype=torch.float64), normal("z_tau"))
-    recorded = Recorded(student, [])
-
-    def draw(i: int, j: int) -> Tensor:
-        return normal(f"rollout step {i} draw {j}")
-
-    with torch.no_grad():
-        states = dr.trajectory(recorded, dr.Ancestral(PROCESS), source.plan, z, cond, draw, start=start)
-        return [state.z for state in states], recorded.answers
-
-
-@pytest.mark.parametrize("plan", [PLAN, UNEVEN])
-def test_a_rollout_from_noise_has_the_sampler_s_law(plan):
-    """Both bands of the needed-context oracle have at every step the variance of the closed form (methods: oracle)."""
-    oracle, rows = NeededContext(PROCESS, C), 16000
-    batch = Batch(torch.zeros(rows, 2, dtype=torch.float64), None, torch.arange(rows))
-    states = FullRollout(plan, PROCESS)(oracle, batch, Cond(), Draws(0, batch.sample))
-    for i in range(1, plan.num_steps):
-        low, high = states.z_t[states.t == plan.t[i]].var(0)
-        expected = two_band_variance(PROCESS, dr.StepPlan(plan.t[: i + 1], plan.refresh[:i]), C)
-        error = 4 * (2 / (rows / plan.num_steps)) ** 0.5
-        assert (low.item(), high.item()) == pytest.approx([value.item() for value in expected], rel=error)
-
-
-def test_pre_training_sees_pairs_of_one_forward_path():
-    """Cov(z_t, z_tau) = (alpha_tau / alpha_t) Var z_t, on the grid, only where the context is an older one."""
-    batch = data(40000)
-    states = ForwardPairs(UNEVEN, PROCESS)(Scale(1.0), batch, Cond(), Draws(0, batch.sample))
-    assert set(states.t.tolist()) == {UNEVEN.t[1], UNEVEN.t[2]}
-    assert set(states.tau.tolist()) == {UNEVEN.t[0]}
-    shorter = dr.StepPlan((0.6, 0.4, 0.0), (Refresh.FULL, Refresh.KEEP))
-    states = ForwardPairs(shorter, PROCESS)(Scale(1.0), batch, Cond(), Draws(0, batch.sample))
-    t, tau = states.t[0], states.tau[0]
-    cov = torch.cov(torch.cat((states.z_t, states.z_tau), 1).T)
-    variance = (PROCESS.alpha(t) ** 2 * C + PROCESS.sigma(t) ** 2).item()
-    assert cov[0, 0].item() == pytest.approx(variance, rel=0.03)
-    assert cov[0, 1].item() == pytest.approx((PROCESS.alpha(tau) / PROCESS.alpha(t)).item() * variance, rel=0.03)
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_rows_cover_the_plan_evenly_and_s_its_intervals(source):
-    rows, plan, oracle = 400 * source.plan.num_steps, source.plan, NeededContext(PROCESS, C)
-    batch = Batch(torch.zeros(rows, 2, dtype=torch.float64), None, torch.arange(rows))
-    states = source(oracle, batch, Cond(), Draws(0, batch.sample))
-    for i, (upper, lower) in enumerate(zip(plan.t[:-1], plan.t[1:], strict=True)):
-        of_step = states.t == upper
-        assert of_step.sum() == 400 * source.pairs, i
-        share = ((states.s[of_step] - lower) / (upper - lower)).sort().values
-        assert share[0] > 0
-        assert share[-1] < 1
-        even = (torch.arange(len(share)) + 0.5) / len(share)
-        assert (share - even).abs().max() < 1.95 / len(share) ** 0.5  # Kolmogorov, 1 in 1,000
-
-
-@pytest.mark.parametrize("steps", [1, 8])
-def test_states_from_data_serve_every_step_up_to_the_longest(steps):
-    batch = data(4000)
-    states = FromData(steps, PROCESS)(Scale(1.0), batch, Cond(), Draws(0, batch.sample))
-    gap = states.t - states.s
-    assert gap.min() > 0
-    assert gap.max() <= 1 / steps + 1e-12
-    assert states.t.max() == 1
-    inner = gap[states.s < 1 - 1 / steps] if steps > 1 else torch.rand(0)
-    assert (inner * steps).mean().item() == pytest.approx(0.5, abs=0.03) or steps == 1
-    even = (torch.arange(4000) + 0.5) / 4000
-    assert (states.s.sort().values - even).abs().max() < 1e-3
-    eps = (states.z_t - PROCESS.alpha(states.t)[:, None] * batch.x) / PROCESS.sigma(states.t)[:, None]
-    assert eps.std().item() == pytest.approx(1, abs=0.05)
-
-
-@pytest.mark.parametrize("source", [FromData(4, PROCESS), *SOURCES, ForwardPairs(PLAN, PROCESS)])
-def test_no_state_carries_a_gradient(source):
-    method, batch = dual_method(source), images(4)
-    states = source(method.student, batch, Cond(batch.label), Draws(0, batch.sample))
-    assert not any(getattr(states, name).requires_grad for name in ("z_t", "t", "s", "z_tau", "tau"))
-
-
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("bfloat16", [True, False])
-def test_the_student_s_gradient_reaches_both_networks_and_no_other(source, bfloat16):
-    """Under autocast too, where a first pass without gradients must not leave its casts behind."""
-    method, batch = dual_method(source), images(16)
-    for network in (*method.networks.values(), method.auxiliary.network, method.teacher.network):
-        network.float()
-    batch = replace(batch, x=batch.x.float())
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        method.student_loss(batch, 1, Draws(0, batch.sample)).total.backward()
-    without = [name for name, p in method.networks.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not [name for name in without if "label" not in name]
-    assert all(p.requires_grad for p in method.networks.parameters())
-    assert all(p.grad is None for p in (*method.auxiliaries.parameters(), *method.teacher.network.parameters()))
-
-
-def test_the_auxiliary_s_gradient_reaches_the_auxiliary_only():
-    method, batch = dual_method(SOURCES[0]), images(16)
-    method.auxiliary_loss(batch, 0, Draws(0, batch.sample)).total.backward()
-    assert all(p.grad is not None for p in method.auxiliaries.parameters())
-    assert all(p.grad is None for p in (*method.networks.parameters(), *method.teacher.network.parameters()))
-
-
-def test_phases_alternate_after_pre_training():
-    method = dual_method(SOURCES[0], pretraining=3, pretraining_states=ForwardPairs(PLAN, PROCESS))
-    names = [phase.name for i in range(7) for phase in method.phases(i)]
-    assert names == ["pretraining"] * 3 + ["auxiliary", "student", "auxiliary", "student"]
-    (pretraining,), (auxiliary,), (student,) = (method.phases(i) for i in (0, 3, 4))
-    assert {id(p) for p in auxiliary.parameters} == {id(p) for p in method.auxiliaries.parameters()}
-    assert {id(p) for p in student.parameters} == {id(p) for p in method.networks.parameters()}
-    kept = {id(p) for p in method.networks["encoder"].net.parameters()}
-    assert {id(p) for p in pretraining.parameters} == {id(p) for p in student.parameters} - kept
-    with pytest.raises(ValueError, match="pretraining_states"):
-        dual_method(SOURCES[0], pretraining=3)
-
-
-def test_pre_training_is_the_denoising_loss_with_the_encoder_as_it_is():
-    method = dual_method(SOURCES[0], pretraining=3, pretraining_states=ForwardPairs(PLAN, PROCESS))
-    batch = images(8)
-    draws, encoder = Draws(0, batch.sample), method.networks["encoder"]
-    loss = method.pretraining_loss(batch, 0, draws)
-    states = method.pretraining_states(method.student, batch, Cond(batch.label), draws)
-    log_snr, derivative = PROCESS.schedule.log_snr(states.t), PROCESS.schedule.log_snr_derivative(states.t)
-    error = (states.x_hat(method.student, Cond(batch.label)) - batch.x).square().mean((1, 2, 3))
-    torch.testing.assert_close(loss.total, (-0.5 * derivative * torch.sigmoid(log_snr) * error).mean())
-    loss.total.backward()
-    assert all(p.grad is None for p in encoder.net.parameters())
-    assert all(p.grad is not None for p in (*encoder.projections.parameters(), *encoder.pixels.parameters()))
-    assert all(p.grad is not None for n, p in method.networks["light"].named_parameters())
-
-
-@pytest.mark.parametrize("source", [FromData(4, PROCESS), *SOURCES])
-@pytest.mark.parametrize("loss", ["student_loss", "auxiliary_loss"])
-@pytest.mark.parametrize("rows", [1, 3])
-def test_micro_batches_add_up(source, loss, rows):
-    method, batch = dual_method(source), images(6, 11)
-    of = getattr(method, loss)
-    with torch.no_grad():
-        whole = of(batch, 0, Draws(0, batch.sample))
-        parts = [batch[slice(i, i + rows)] for i in range(0, 6, rows)]
-        losses = [of(part, 0, Draws(0, part.sample)) for part in parts]
-    torch.testing.assert_close(torch.stack([part.total for part in losses]).mean(), whole.total)
-    for name, value in whole.logs.items():
-        torch.testing.assert_close(torch.stack([part.logs[name] for part in losses]).mean(), value)
-
-
 def test_the_last_step_learns_only_from_inside_its_interval():
     """At s = 0 z_s is x~ itself, where auxiliary and teacher agree; uniform s gives the last step a gradient."""
-    a, (t, lower) = 0.8, PLAN.t[-2:]
+    a, (t, lower) = 0.8, dr.StepPlan.uniform(8, 4).t[-2:]
     found = {}
     for s in (lower, t / 2):
         A, B, V, v, k = constants(t, s)
@@ -484,63 +225,3 @@ def test_the_last_step_learns_only_from_inside_its_interval():
         found[s] = abs(over_batches(method, method.student, count=4)[0])
     assert found[t / 2] > 1e-3
     assert found[0.0] < 1e-4 * found[t / 2]
-    method, batch = dual_method(FullRollout(PLAN, PROCESS)), images(8)
-    states = method.sampled(batch, Draws(0, batch.sample))[0]
-    last = states.t == t
-    assert bool(((states.s > 0) & (states.s < t))[last].all())
-    method.student_loss(batch[last], 1, Draws(0, batch.sample[last])).total.backward()
-    assert all(p.grad is not None and p.grad.any() for p in method.student.light.net.head.parameters())
-
-
-def test_auxiliary_and_teacher_draw_the_same_dropout_masks():
-    """So the gap between two networks with the same weights is zero, not the difference of two masks."""
-    config = replace(NET, levels=tuple(replace(level, dropout=0.5) for level in NET.levels))
-    method = dual_method(SOURCES[0])
-    teacher = randomised(dr.UViT(config)).double().train()
-    method = replace(method, teacher=dr.Plain(teacher, PROCESS), auxiliary=dr.Plain(copy.deepcopy(teacher), PROCESS))
-    batch = images(8)
-    for loss in (method.student_loss, method.auxiliary_loss):
-        assert loss(batch, 0, Draws(0, batch.sample)).logs["moment_gap"] == 0
-    teacher.eval()
-    assert method.student_loss(batch, 0, Draws(0, batch.sample)).logs["moment_gap"] > 0
-
-
-@pytest.mark.parametrize("head", [True, False])
-def test_the_instant_version_differentiates_the_networks(head):
-    """The derivative along nu against central differences in the teacher's parameters."""
-    student, teacher, batch = dual(head), randomised(dr.UViT(NET)).double(), images(8)
-    method = InstantMomentMatching(
-        networks=nn.ModuleDict({"encoder": student.encoder, "light": student.light}), student=student,
-        teacher=dr.Plain(teacher, PROCESS), teacher_network=teacher, process=PROCESS, weighting=dr.Sigmoid(),
-        states=FullRollout(PLAN, PROCESS),
-    )  # fmt: skip
-    states, x, z_s = method.sampled(batch, Draws(0, batch.sample))
-    cond = Cond(batch.label)
-    before = copy.deepcopy(teacher.state_dict())
-    nu = method.teacher_gradient(x.detach(), z_s, states.s, cond)
-    got = method.derivative(nu, z_s, states.s, cond)
-    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
-    ends = []
-    for step in (1e-5, -1e-5):
-        moved = {name: p.detach() + step * nu[name] for name, p in teacher.named_parameters()}
-        ends.append(method.teach(moved, z_s, states.s, cond).detach())
-    torch.testing.assert_close(got, (ends[0] - ends[1]) / 2e-5, rtol=1e-5, atol=1e-7)
-    method.student_loss(batch, 0, Draws(0, batch.sample)).total.backward()
-    assert all(p.grad is None for p in teacher.parameters())
-    assert student.light.net.head[-1].weight.grad.any()
-    assert [phase.name for i in range(3) for phase in method.phases(i)] == ["student"] * 3
-
-
-def test_plans_that_leave_a_student_without_context_are_refused():
-    for source in (SegmentRollout, FullRollout, ForwardPairs):
-        with pytest.raises(ValueError, match="context"):
-            source(dr.StepPlan.at(4, (1,)), PROCESS)
-    with pytest.raises(ValueError, match="t = 1"):
-        FullRollout(dr.StepPlan((0.5, 0.0), (Refresh.FULL,)), PROCESS)
-    with pytest.raises(ValueError, match="pair"):
-        SegmentRollout(PLAN, PROCESS, pairs=0)
-    with pytest.raises(ValueError, match="every step"):
-        ForwardPairs(dr.StepPlan.uniform(4), PROCESS)
-    with pytest.raises(ValueError, match="one step"):
-        FromData(0, PROCESS)

@@ -11,7 +11,7 @@ import dualrate as dr
 from dualrate.bands import Bands
 from dualrate.combinators import Metered
 from dualrate.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance, derivative, probed, tweedie
-from dualrate.sampling import rollout, trajectory
+from dualrate.sampling import trajectory
 from dualrate.types import Cond, Context, Refresh, Reuse
 from theory.common import PROCESS, f64, normals, space_mixture, uniform_log_snr
 
@@ -225,29 +225,31 @@ class HalfEcho:
         return self.share * z + (1 - self.share) * context.features[0]
 
 
+@dataclass(frozen=True)
+class Look:
+    """Carries (z, x_hat, derivative along ones) of every step."""
+
+    length: float | None = None
+    markovian = True
+
+    def start(self):
+        return ()
+
+    def __call__(self, denoise, z, t, s, draw, carry):
+        return z + 1, (*carry, (z, *derivative(PROCESS, denoise, z, t, torch.ones_like(z), self.length)))
+
+
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("length", [None, 0.1])
 def test_at_a_fixed_context_the_derivative_is_the_light_networks(head, length):
     """At heavy steps and between them: `share`, not 1 (through the encoder), 0 (its x_hat) or 5 (its own)."""
-    seen, calls = [], Metered(HalfEcho(0.3, head))
-
-    @dataclass(frozen=True)
-    class Look:
-        markovian = True
-
-        def start(self):
-            return ()
-
-        def __call__(self, denoise, z, t, s, draw, carry):
-            x_hat, along = derivative(PROCESS, denoise, z, t, torch.ones_like(z), length)
-            seen.append((x_hat / z, along))
-            return z + 1, carry
-
+    calls = Metered(HalfEcho(0.3, head))
     plan = dr.StepPlan.uniform(4, 2)
-    rollout(calls, Look(), plan, normals(0, 1, 2), Cond(), lambda i, j: normals(i, 1, 2))
-    for _, along in seen:
+    *_, end = trajectory(calls, Look(length), plan, normals(0, 1, 2), Cond(), lambda i, j: normals(i, 1, 2))
+    for _, _, along in end.carry:
         torch.testing.assert_close(along, torch.full_like(along, 0.3))
-    torch.testing.assert_close(seen[0][0], torch.full((1, 2), 5.0 if head else 1.0, dtype=torch.float64))
+    z, x_hat, _ = end.carry[0]
+    torch.testing.assert_close(x_hat / z, torch.full((1, 2), 5.0 if head else 1.0, dtype=torch.float64))
     at_heavy = 2 * 1 if not head or length is None else 2
     assert (calls.meter.heavy, calls.meter.light) == (2, 2 * at_heavy + 2 * 2)
 
@@ -297,24 +299,13 @@ def test_there_too_a_heavy_calls_own_x_hat_is_the_x_hat_and_no_call_is_counted_t
                 raise NotImplementedError("no forward rule")
             return super().denoise(z, t, context, cond)
 
-    calls, z = Metered(WithoutRule(0.3, head=True)), torch.ones(1, 2, dtype=torch.float64)
-
-    @dataclass(frozen=True)
-    class Look:
-        markovian = True
-
-        def start(self):
-            return ()
-
-        def __call__(self, denoise, z, t, s, draw, carry):
-            return z, (*carry, derivative(PROCESS, denoise, z, t, torch.ones_like(z), None))
-
-    *_, end = trajectory(calls, Look(), dr.StepPlan.uniform(2, 1), z, Cond(), lambda i, j: z)
-    at_heavy, between = end.carry
-    assert torch.equal(at_heavy[0], 5 * z)
-    assert torch.equal(between[0], z)
-    for _, along in end.carry:
-        torch.testing.assert_close(along, 0.3 * z)
+    calls, start = Metered(WithoutRule(0.3, head=True)), torch.ones(1, 2, dtype=torch.float64)
+    *_, end = trajectory(calls, Look(), dr.StepPlan.uniform(2, 1), start, Cond(), lambda i, j: start)
+    (z, at_heavy, _), (later, between, _) = end.carry
+    assert torch.equal(at_heavy, 5 * z)
+    torch.testing.assert_close(between, 0.3 * later + 0.7 * z)
+    for _, _, along in end.carry:
+        torch.testing.assert_close(along, 0.3 * start)
     assert (calls.meter.heavy, calls.meter.light) == (1, 2 + 2)
 
 

@@ -94,13 +94,13 @@ class CovarianceTable:
 
     def _along(self, values: Tensor, process: GaussianProcess, plan: StepPlan) -> Tensor:
         """(N, K) values of the plan's steps: their logarithms linear between the table's (t, tau)."""
-        rows, held = [], None
+        rows, held, logarithms = [], None, values.log()
         for t, refresh in zip(plan.t[:-1], plan.refresh, strict=True):
             log_snr = process.schedule.log_snr(torch.tensor(t, dtype=torch.float64)).item()
             if refresh is Refresh.PARTIAL:
                 raise ValueError("a covariance table knows no partial refreshes: use a plan of heavy calls and none")
             held = {Refresh.FULL: log_snr, Refresh.KEEP: held, Refresh.NONE: None}[refresh]
-            rows.append(self._at(values.log(), log_snr, held).exp())
+            rows.append(self._at(logarithms, log_snr, held).exp())
         return torch.stack(rows)
 
     def _at(self, values: Tensor, log_snr: float, held: float | None) -> Tensor:
