@@ -27,6 +27,8 @@ from dualrate.report.rows import Row
 from dualrate.report.table import text_table
 from dualrate.runs.environment import environment
 from dualrate.runs.evaluator import evaluator
+from dualrate.runs.measure import check
+from dualrate.runs.store import read_experiment
 from dualrate.runs.stream import measure_in_blocks
 from dualrate.training.device import pick_device
 
@@ -54,11 +56,12 @@ def main() -> None:
     parser.add_argument("recipe", choices=MODELS)
     parser.add_argument("--count", type=int, default=5000, help="images of a score")
     options, more = parser.parse_known_args()
-    recipe, device, progress = options.recipe, pick_device(None), reporter()
+    recipe, device = options.recipe, pick_device(None)
+    judge = evaluator(read_experiment(ROOT / MODELS[recipe][0]).data, features=None, progress=reporter())
+    check(judge, options.count, details=False)
     rows: list[Row] = []
     for steps, heavy in [(n, h) for n in STEPS for h in range(1, n + 1)]:
         model = dr.load(distil(recipe, steps, heavy, more), device=device)
-        judge = evaluator(model.experiment.data, features=None, progress=progress)
         row = measure_in_blocks(
             f"student {steps}/{heavy}",
             model,
