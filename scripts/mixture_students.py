@@ -107,12 +107,16 @@ def exact(first: int, count: int) -> Tensor:
     return RING.sample(draws.uniform("component").flatten(), draws.normal("x", 2)).float()
 
 
+def batch_of(iteration: int) -> dr.Batch:
+    first = iteration * BATCH
+    return dr.Batch(exact(first, BATCH), None, torch.arange(first, first + BATCH))
+
+
 def fit(method: Method, iterations: int, lr: float) -> None:
     """Every phase its own Adam, the learning rate falling linearly to zero."""
     optimizers: dict[str, torch.optim.Optimizer] = {}
     for iteration in range(iterations):
-        x = exact(iteration * BATCH, BATCH)
-        batch = dr.Batch(x, None, torch.arange(iteration * BATCH, (iteration + 1) * BATCH))
+        batch = batch_of(iteration)
         for phase in method.phases(iteration):
             if phase.name not in optimizers:
                 optimizers[phase.name] = torch.optim.Adam(phase.parameters, betas=(0.0, 0.99))
@@ -147,7 +151,8 @@ def plain_student(network: Mlp, steps: int, version: str, iterations: int) -> Sa
     if version == "alternating":
         fit(alternating(common, network), 2 * iterations, 5e-4)
     else:
-        fit(dr.InstantMomentMatching(teacher_network=network, **common), iterations, 5e-4)
+        method = dr.InstantMomentMatching(teacher_network=network, **common)
+        fit(method.preconditioned(map(batch_of, range(64))), iterations, 5e-4)
     return Sampler(f"student, {version}", common["student"], dr.StepPlan.uniform(steps))
 
 

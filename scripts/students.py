@@ -1,11 +1,11 @@
 """Students of few steps beside their teacher: FD-fashion-mnist against multiply-adds and seconds.
 
-    make reproduce-train MODEL=student-full                     trains one: student-plain, -segment (A), -full (B)
+    make reproduce-train MODEL=student-full                     trains one, of those in NAMED below
     OMP_NUM_THREADS=1 .venv/bin/python scripts/students.py      measures those in weights/ and runs/; may be resumed
 
 Beside them the teacher with 4 and 8 steps of its best sampler, and the undistilled dual-rate model with 8 steps and 4
 heavy calls of its best. Features are kept in runs/students; rows go to docs/results/students.json, from which
-scripts/results.py makes the table.
+scripts/results.py makes the table, and images of the same noise to docs/results/students.png.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from cells import RESULTS, ROOT, save
 
@@ -25,10 +26,12 @@ from dualrate.compare.speed import saturating_batch, speed
 from dualrate.compare.work import Bench
 from dualrate.console import reporter
 from dualrate.malloc import keep_freed_memory
+from dualrate.report.grid import save_grid
 from dualrate.report.rows import Row
 from dualrate.report.table import interval, significant
 from dualrate.runs.environment import environment
 from dualrate.runs.evaluator import evaluator
+from dualrate.runs.measure import draw
 from dualrate.runs.samplers import grid_times
 from dualrate.serial import from_plain, to_plain
 from dualrate.timing import StepPlan
@@ -36,11 +39,14 @@ from dualrate.timing import StepPlan
 OUT, FEATURES = RESULTS / "students.json", ROOT / "runs" / "students"
 HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fashion-mnist-dual"
 NAMED = {
-    "student-plain": "plain student",
-    "student-segment": "student, algorithm A",
-    "student-full": "student, algorithm B",
+    "student-plain-4": "plain student of 4 steps",
+    "student-plain-8": "plain student of 8 steps",
+    "student-full-4-4": "dual-rate student, algorithm B",
+    "student-segment": "dual-rate student, algorithm A",
+    "student-full": "dual-rate student, algorithm B",
 }
 COUNT = 5000
+SHOWN = 20
 
 
 def directory(name: str) -> Path | None:
@@ -60,7 +66,7 @@ def cells() -> Iterator[Contender]:
         if path is None:
             continue
         times = dr.load(path).experiment.times
-        for steps in (4, 8) if name == "student-plain" else (times.default_steps,):
+        for steps in (4, 8) if name == "student-plain-4" else (times.default_steps,):
             yield Contender(path, called, "ancestral", StepPlan.uniform(steps, times.default_heavy(steps)))
 
 
@@ -72,12 +78,15 @@ def main() -> None:
     judge = evaluator(models[HEAVY].experiment.data, features=None, progress=progress)
     bench = Bench(models, judge, FEATURES, device, progress)
     bench.estimate(found)
-    records = []
+    records, grids = [], []
     for one in bench.measure(found, range(COUNT), 24 * 3600.0, details=False):
         model, cost = bench.model(one.contender), bench.costs[one.contender.key]
         timed = speed(one.contender, model, saturating_batch(model, cost, device=device), cost, device=device)
         row = replace(one.row, seconds_per_image=timed.batched, batch_size=timed.batch)
         records.append({"weights": model.weights_hash, "row": to_plain(row)})
+        step, plan = one.contender.step(model), one.contender.plan
+        grids.append(draw(model, step, plan, range(SHOWN), device=device, cost=cost).images)
+    save_grid(np.concatenate(grids), OUT.with_suffix(".png"), columns=SHOWN, scale=2)
     save(OUT, json.dumps({"environment": environment(), "measured": records}) + "\n")
     print(table())
 

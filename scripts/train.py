@@ -35,11 +35,13 @@ RUNS = {
     "no-head": f"{SHORT} --networks.encoder.no-head",
 }
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
-OF_DUAL = f"{OF_HEAVY} --student dual --steps 8 --heavy 4 --student-from weights/fashion-mnist-dual"
+OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
 STUDENTS = {
-    "student-plain": f"{OF_HEAVY} --student plain --steps 4",
-    "student-segment": f"{OF_DUAL} --rollout segment",
-    "student-full": f"{OF_DUAL} --rollout full",
+    "student-plain-4": f"{OF_HEAVY} --student plain --steps 4",
+    "student-plain-8": f"{OF_HEAVY} --student plain --steps 8",
+    "student-segment": f"{OF_DUAL} --steps 8 --heavy 4 --rollout segment",
+    "student-full": f"{OF_DUAL} --steps 8 --heavy 4 --rollout full",
+    "student-full-4-4": f"{OF_DUAL} --steps 4 --heavy 4 --rollout full",
 }
 
 

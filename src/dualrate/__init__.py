@@ -7,6 +7,7 @@ from dualrate.combinators import Guided, Meter, Metered
 from dualrate.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance
 from dualrate.data.images import ImageSet, load_images, to_float, to_uint8
 from dualrate.denoiser import Denoiser, DualRate, Plain
+from dualrate.distillation import Distillation
 from dualrate.draws import Draws
 from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
 from dualrate.methods.denoising import Denoising
@@ -16,6 +17,7 @@ from dualrate.models.uvit import Level, UViT, UViTConfig
 from dualrate.oracle import GaussianMixture, OracleDenoiser
 from dualrate.process import GaussianProcess
 from dualrate.report.grid import save_grid
+from dualrate.runs.distill import distill
 from dualrate.runs.store import Model, export, load
 from dualrate.runs.train import train
 from dualrate.sampling import rollout, sample, trajectory
@@ -44,6 +46,7 @@ __all__ = [
     "DataConfig",
     "Denoiser",
     "Denoising",
+    "Distillation",
     "Draws",
     "DualRate",
     "Elbo",
@@ -84,6 +87,7 @@ __all__ = [
     "TwoNetworks",
     "UViT",
     "UViTConfig",
+    "distill",
     "export",
     "load",
     "load_images",

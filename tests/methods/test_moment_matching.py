@@ -22,7 +22,8 @@ import dualrate as dr
 from dualrate.draws import Draws
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, gaps
 from dualrate.student_states import StateSource, StudentStates
-from dualrate.types import Batch, Cond
+from dualrate.timing import stratified_uniform
+from dualrate.types import Batch, Cond, Context
 
 T, S = 0.7, 0.4
 WEIGHT = torch.sigmoid(PROCESS.schedule.log_snr(torch.tensor(S, dtype=torch.float64))).item()  # at bias 0
@@ -185,6 +186,49 @@ def test_the_instant_version_by_hand():
     got = method.student_loss(batch, 0, Draws(0, batch.sample)).total
     torch.testing.assert_close(got, total)
     torch.testing.assert_close(*(torch.autograd.grad(loss, method.student.a)[0] for loss in (got, total)))
+
+
+def test_the_preconditioner_is_adam_s():
+    """x_hat = (a + 10 b) z: the gradients of a, b and c are as 1, 10 and 0, their mean 11 / 3."""
+
+    class Three(Scale):
+        def __init__(self, a: float) -> None:
+            super().__init__(a)
+            self.b, self.c = (nn.Parameter(torch.zeros((), dtype=torch.float64)) for _ in range(2))
+
+        def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+            return (self.a + 10 * self.b) * z
+
+    teacher = Three(0.2)
+    method = replace(instant(0.4), teacher=teacher, teacher_network=teacher)
+    found = method.preconditioned(data(16, 16 * i) for i in range(4)).preconditioner
+    assert found is not None
+    assert {name: part.item() for name, part in found.items()} == pytest.approx({"a": 11 / 3, "b": 11 / 30, "c": 1000})
+
+
+def test_its_mean_squares_are_those_that_adam_comes_to():
+    """torch's Adam, whose average hardly forgets, over the same batches at a learning rate of zero."""
+    method, batches = instant(0.4), [replace(data(16, 16 * i), label=torch.arange(16) % 3) for i in range(5)]
+    gains = nn.Parameter(torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64))
+
+    class ByLabel(Scale):
+        def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+            return self.a[cond.label][:, None] * z
+
+    teacher, optimizer = ByLabel(0.0), torch.optim.Adam([gains], lr=0, betas=(0.0, 1 - 1e-9))
+    teacher.a = gains
+    found = replace(method, teacher=teacher, teacher_network=teacher).preconditioned(batches).preconditioner
+    assert found is not None
+    for batch in batches:
+        draws = Draws(0, batch.sample)
+        s = stratified_uniform(draws)
+        z_s = PROCESS.add_noise(batch.x, s, draws.normal("preconditioner", 1).double())
+        weight = torch.sigmoid(PROCESS.schedule.log_snr(s))[:, None]
+        optimizer.zero_grad()
+        (weight * (batch.x - gains[batch.label][:, None] * z_s).square()).mean().backward()
+        optimizer.step()
+    root = optimizer.state[gains]["exp_avg_sq"].sqrt()
+    torch.testing.assert_close(found["a"], root.mean() / root)
 
 
 def test_the_instant_version_refuses_what_it_cannot_do():

@@ -23,7 +23,8 @@ loss on student samples A, so g_phi - g_theta is a derivative, and L(eta) is ove
     L(eta) = E_B[ w(s) <x~, sg(-J_theta(z_s) Lambda nu_A)> / d ]
 
 Its gradient is that of 1/4 |E grad_theta w |x~ - g_theta|^2|^2 in the norm Lambda: the teacher's expected gradient,
-zero on data if it is trained to its end with these weights. The formula of this version is reconstructed.
+zero on data if it is trained to its end with these weights. Lambda is the diagonal of the teacher's Adam: without it
+the student is worse (docs/results.md). The formula of this version is reconstructed.
 
 A dual-rate student (Dual-Rate Diffusion, arXiv 2605.18190) is the same method with states of its own rollouts
 (`student_states.py`), after a cheap pre-training of the light network and of the projections into it.
@@ -33,9 +34,9 @@ w(s) = e^log_snr w(log_snr) of `weighting.py`, without dlog_snr/dt: s, not log_s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,11 @@ from dualrate.freeze import frozen
 from dualrate.methods.method import Loss, Phase
 from dualrate.process import GaussianProcess, expand
 from dualrate.student_states import StateSource, StudentStates
+from dualrate.timing import stratified_uniform
 from dualrate.types import Batch, Cond
 from dualrate.weighting import Weighting, x_loss_weight
+
+LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no gradient on data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +183,7 @@ class InstantMomentMatching(StudentMethod):
     of a plan: make a batch (or micro-batch) a multiple of 2 N rows.
 
     teacher_network: the module whose parameters are the teacher's; it runs in float32, as nu is a small difference
-    preconditioner:  the diagonal of Lambda by parameter name, say the inverse root of the teacher's second moments
-                     under Adam. None: the identity
+    preconditioner:  the diagonal of Lambda by parameter name, as `preconditioned` finds it. None: the identity
     """
 
     teacher_network: nn.Module
@@ -198,6 +201,24 @@ class InstantMomentMatching(StudentMethod):
         if self.preconditioner is not None and set(self.preconditioner) != names:
             wrong = sorted(names ^ set(self.preconditioner))[:5]
             raise ValueError(f"the preconditioner has one tensor for every parameter of the teacher; not so: {wrong}")
+
+    def preconditioned(self, batches: Iterable[Batch]) -> InstantMomentMatching:
+        """The same with Lambda = 1 / sqrt(v), the diagonal of Adam, in units of the mean sqrt(v); LARGEST at most.
+
+        v, of every parameter: the mean square of the gradient of the teacher's loss on batches of data, to which Adam's
+        second moments come at the end of a training by this loss.
+        """
+        plain = replace(self, preconditioner=None)
+        square = {name: torch.zeros_like(p) for name, p in self.teacher_network.named_parameters()}
+        for batch in batches:
+            draws = Draws(0, batch.sample)
+            s, normal = stratified_uniform(draws), draws.normal("preconditioner", *batch.x.shape[1:]).to(batch.x.dtype)
+            z_s = self.process.add_noise(batch.x, s, normal)
+            for name, part in plain.teacher_gradient(batch.x, z_s, s, Cond(batch.label)).items():
+                square[name] += part.square()
+        root = {name: part.sqrt() for name, part in square.items()}
+        mean = sum(part.sum() for part in root.values()) / sum(part.numel() for part in root.values())
+        return replace(self, preconditioner={n: mean / part.clamp(min=mean / LARGEST) for n, part in root.items()})
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """L(eta) of the module docstring: its value means nothing. Logs: `gaps` of -J Lambda nu, in its own unit."""

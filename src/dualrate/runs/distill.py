@@ -10,6 +10,7 @@ import torch
 
 from dualrate.distillation import Distillation, short
 from dualrate.methods.method import Method
+from dualrate.methods.moment_matching import InstantMomentMatching
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import FeatureNet
 from dualrate.runs.checks import check_out
@@ -28,6 +29,7 @@ from dualrate.training.loop import fit
 
 DISTILLATION = "distillation.json"
 SCORED = 1000  # images of a score while training
+PRECONDITIONING, ROWS = 64, 64  # batches of the instant version's preconditioner, their rows at most
 
 
 def distill(
@@ -57,6 +59,9 @@ def distill(
     judge = None if fd_every is None else _judge(distillation, fd_every, progress)
     precision = student.fit.precision
     method = distillation.method(teacher, bfloat16=precision == "bfloat16" or (precision == "auto" and pays(device)))
+    batches = batches_of(student, images)
+    if isinstance(method, InstantMomentMatching):
+        method = method.preconditioned(batches.batch(i)[:ROWS].to(device) for i in range(PRECONDITIONING))
     started_from = {"teacher": f"{distillation.teacher} at iteration {teacher.iteration}, {short(teacher)}"}
     if not checkpoint.steps(out / "checkpoints"):
         started_from |= distillation.start(method.networks, teacher)
@@ -76,7 +81,7 @@ def distill(
 
     result = fit(
         method,
-        batches_of(student, images),
+        batches,
         student.fit,
         out,
         identity=to_plain(distillation) | {"teacher": short(teacher), "images": images.fingerprint},
