@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 .venv/bin/python scripts/mixture_students.py     # minutes; writes docs/results/mixture-students.*
 
 The teacher is a small network trained with the denoising loss; it samples with 256 ancestral steps, and with as few as
-its students. Students: both versions of moment matching at 1, 2, 4 and 8 steps, and a dual-rate one of 8 steps with 4
-heavy calls, by segment rollouts (A) and by full rollouts (B). The students' networks and the encoders start from the
-teacher. Each student gets the same number of updates; the dual-rate ones have half as many of pre-training before them.
+its students. Students: both versions of moment matching at 1, 2, 4 and 8 steps, the instant one also without its
+preconditioner, and a dual-rate one of 8 steps with 4 heavy calls, by segment rollouts (A) and by full rollouts (B). The
+students' networks and the encoders start from the teacher. Each student gets the same number of updates; the dual-rate
+ones have half as many of pre-training before them.
 
 Distances: the root mean square of the 2-Wasserstein distances of projections onto 64 directions, between a set of
 samples and a set of exact ones, the mean over independent pairs of sets with its bootstrap interval. "exact" is the
@@ -152,7 +153,8 @@ def plain_student(network: Mlp, steps: int, version: str, iterations: int) -> Sa
         fit(alternating(common, network), 2 * iterations, 5e-4)
     else:
         method = dr.InstantMomentMatching(teacher_network=network, **common)
-        fit(method.preconditioned(map(batch_of, range(64))), iterations, 5e-4)
+        adam = version == "instant"
+        fit(method.preconditioned(map(batch_of, range(64))) if adam else method, iterations, 5e-4)
     return Sampler(f"student, {version}", common["student"], dr.StepPlan.uniform(steps))
 
 
@@ -196,7 +198,7 @@ def samplers(options: argparse.Namespace) -> Iterator[Sampler]:
     torch.manual_seed(0)  # of the dual-rate students' new parts
     for steps in (256, 8, 4, 2, 1):
         yield Sampler("teacher", dr.Plain(network, PROCESS), dr.StepPlan.uniform(steps))
-    for version in ("alternating", "instant"):
+    for version in ("alternating", "instant", "instant, Lambda = 1"):
         for steps in (8, 4, 2, 1):
             yield plain_student(network, steps, version, options.iterations)
     for rollout in ("A", "B"):

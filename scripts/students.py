@@ -43,7 +43,9 @@ NAMED = {
     "student-plain-8": "plain student of 8 steps",
     "student-full-4-4": "dual-rate student, algorithm B",
     "student-segment": "dual-rate student, algorithm A",
+    "student-segment-seed1": "dual-rate student, algorithm A, seed 1",
     "student-full": "dual-rate student, algorithm B",
+    "student-full-seed1": "dual-rate student, algorithm B, seed 1",
 }
 COUNT = 5000
 SHOWN = 20

@@ -41,6 +41,8 @@ STUDENTS = {
     "student-plain-8": f"{OF_HEAVY} --student plain --steps 8",
     "student-segment": f"{OF_DUAL} --steps 8 --heavy 4 --rollout segment",
     "student-full": f"{OF_DUAL} --steps 8 --heavy 4 --rollout full",
+    "student-segment-seed1": f"{OF_DUAL} --steps 8 --heavy 4 --rollout segment --fit.seed 1",
+    "student-full-seed1": f"{OF_DUAL} --steps 8 --heavy 4 --rollout full --fit.seed 1",
     "student-full-4-4": f"{OF_DUAL} --steps 4 --heavy 4 --rollout full",
 }
 
