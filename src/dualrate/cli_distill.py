@@ -48,11 +48,12 @@ class Distill:
     guidance: float = 1.0
     """Classifier-free guidance weight of the teacher; 1 is none."""
     dropout: float | None = None
-    """Of student and auxiliary in training; as the teacher's network says if not given."""
+    """Of student and auxiliary in training, not in sampling; as the teacher's network says if not given."""
     shift: float = 0.0
     """Of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
     pretraining: int | None = None
-    """Iterations of a light network beside the frozen encoder; 1000 if not given, 0 with --student-from."""
+    """The first of --fit.iterations: the light network alone, beside the frozen encoder; 1000 if not given, 0 with
+    --student-from."""
     pairs: int = 1
     """Times trained on from one rollout."""
     student_rate: float | None = None

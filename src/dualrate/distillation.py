@@ -5,12 +5,16 @@ teacher's shape, is trained along. All networks know noise levels and no times, 
 own: the teacher is called at the noise levels of the student's steps.
 
 Where training runs in bfloat16, the teacher is held in it: its matrix products are in bfloat16 in any case, so this
-halves its memory and changes no number. Where auxiliary and teacher have dropout, they share its masks, so that their
-difference is not noise; a guided teacher has twice the rows, so it runs without.
+halves its memory and changes no number. The instant version has no auxiliary, and needs its teacher in float32.
+
+Where auxiliary and teacher have dropout, they share its masks, so that their difference is not noise. A guided teacher,
+which has twice the rows, and one beside compiled networks, which draw other masks, run without. Sampling has no
+dropout: a student trained with it is matched as a sampler that it then is not, quite.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -72,12 +76,28 @@ class Distillation:
             )
         if (self.pretraining or self.student_from) and not dual:
             raise ValueError("a plain student starts from its teacher: drop pretraining and student_from")
-        if self.pretraining < 0 or self.pairs < 1:
-            raise ValueError(f"pretraining is at least 0 and pairs at least 1, got {self.pretraining} and {self.pairs}")
-        if not self.student_rate > 0:
+        if self.pairs < 1 or (self.pairs > 1 and not dual):
+            raise ValueError(f"a rollout serves one pair (t, s) or more, noised data one; got pairs {self.pairs}")
+        if not 0 <= self.pretraining < self.student.fit.iterations:
+            raise ValueError(
+                f"{self.pretraining} of {self.student.fit.iterations} iterations are pre-training: make it fewer "
+                "(--pretraining), or the iterations more (--fit.iterations)"
+            )
+        if self.student_from is not None and self.student.light_from is not None:
+            raise ValueError("student_from brings the light network's weights too: drop light_from, or student_from")
+        if not (0 < self.student_rate < math.inf):
             raise ValueError(f"the student's learning rate over the auxiliary's is above 0, got {self.student_rate}")
+        if not (0 < self.guidance < math.inf):
+            raise ValueError(f"the weight of guidance is above 0, and 1 is none; got {self.guidance}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is a probability below 1, got {self.dropout}")
+        fit = self.student.fit
+        rows = fit.batch_size if fit.micro_batch is None else min(fit.micro_batch, fit.batch_size)
+        if self.version == "instant" and 1 in (rows, fit.batch_size % rows):
+            raise ValueError(
+                f"the instant version halves every micro-batch, so none may have one row: got batches of "
+                f"{fit.batch_size} in micro-batches of {rows}"
+            )
 
     @property
     def plan(self) -> StepPlan:
@@ -108,7 +128,7 @@ class Distillation:
         process = self.student.process
         networks, student = self._student().build()
         weights = teacher.networks["model"].state_dict()
-        shares_masks = self.version == "alternating" and self.guidance == 1
+        shares_masks = self.version == "alternating" and self.guidance == 1 and not self.student.fit.compile
         network = frozen_teacher(config, weights, bfloat16=bfloat16 and self.version == "alternating")
         network.to(next(teacher.networks.parameters()).device).train(shares_masks)
         taught: Denoiser = Plain(network, process)

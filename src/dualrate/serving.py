@@ -52,6 +52,8 @@ class Grid:
     heavy: int
 
     def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"a student takes at least one step, got {self.steps}")
         if not 1 <= self.heavy <= self.steps:
             raise ValueError(
                 f"a dual-rate student of {self.steps} steps has 1 to {self.steps} heavy calls, got {self.heavy}"

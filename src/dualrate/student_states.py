@@ -6,7 +6,7 @@
     ForwardPairs    (z_t, z_tau) on one forward path of x: for pre-training
 
 A dual-rate student must see z_t drawn given the z_tau whose context it gets, hence the rollouts. There t and tau lie on
-the plan's grid, and s is uniform *inside* the interval [t_{i+1}, t_i): at the lower end of the last one, s = 0, z_s is
+the plan's grid, and s is uniform *inside* the interval (t_{i+1}, t_i): at the lower end of the last one, s = 0, z_s is
 the student's own output, about which any two denoisers agree, and the last step would learn nothing.
 
 Sources: Moment Matching Distillation (Salimans et al. 2024, arXiv 2406.04103) for `FromData`, Dual-Rate Diffusion

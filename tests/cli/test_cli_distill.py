@@ -43,6 +43,7 @@ def root(tmp_path_factory):
 
 def distil(monkeypatch, root, out, *options) -> int:
     monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist", lambda: Recipe("tiny", net(4, 16), FIT))
+    monkeypatch.setattr(cli_distill, "PRETRAINING", 1)
     return call(monkeypatch, "distill", "fashion-mnist", "--teacher", root / "teacher", "--out", out, *options)
 
 
@@ -127,6 +128,15 @@ def test_compare_takes_students_with_their_own_plans(root):
         (["--student", "plain", "--heavy", "2"], "drop --heavy"),
         (["--student", "plain", "--rollout", "full"], "plain one from noised data"),
         (["--rollout", "data"], "learns from its own steps"),
+        (["--student", "plain", "--pairs", "2"], "noised data one; got pairs 2"),
+        (["--pretraining", "4"], "4 of 4 iterations are pre-training"),
+        (["--student-from", "DUAL", "--light-from", "TEACHER"], "drop light_from"),
+        (["--guidance", "nan"], "the weight of guidance is above 0"),
+        (["--guidance", "-1"], "the weight of guidance is above 0"),
+        (["--student-rate", "inf"], "is above 0, got inf"),
+        (["--shift", "nan"], "got nan"),
+        (["--steps", "0"], "at least one step, got 0"),
+        (["--student", "plain", "--version", "instant", "--fit.batch-size", "5", "--fit.micro-batch", "2"], "one row"),
         (["--student-from", "TEACHER"], "student_from takes a dual-rate one"),
         (["--version", "instant", "--guidance", "2"], "use MomentMatching, or a teacher without guidance"),
         (["--source", "/nowhere/at/all"], "/nowhere/at/all"),

@@ -142,7 +142,7 @@ def test_the_student_moves_and_the_teacher_is_in_no_checkpoint(root, tmp_path):
 
 
 def test_pretraining_leaves_the_encoder_what_the_teacher_is(root, tmp_path):
-    distillation = dual(root, pretraining=8)
+    distillation = dual(root, pretraining=7)  # the last of the 8 updates is the auxiliary's
     distill(distillation, tmp_path / "run", progress=Recorder())
     teacher = load(root / "teacher").networks["model"].state_dict()
     after = load(tmp_path / "run").networks
@@ -234,7 +234,7 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, monk
         (lambda root: dual(root, rollout="data"), "learns from its own steps"),
         (lambda root: plain(root, rollout="full"), "plain one from noised data"),
         (lambda root: plain(root, pretraining=3), "drop pretraining"),
-        (lambda root: dual(root, pairs=0), "pairs at least 1"),
+        (lambda root: dual(root, pairs=0), "serves one pair"),
         (lambda root: plain(root, dropout=1.0), "dropout is a probability"),
         (lambda root: replace(plain(root), student=dual(root).student), "learns from its own steps"),
         (lambda root: Distillation("x", load(root / "teacher").experiment), "a single-rate one all steps"),

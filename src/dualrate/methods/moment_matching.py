@@ -24,7 +24,7 @@ loss on student samples A, so g_phi - g_theta is a derivative, and L(eta) is ove
 
 Its gradient is that of 1/4 |E grad_theta w |x~ - g_theta|^2|^2 in the norm Lambda: the teacher's expected gradient,
 zero on data if it is trained to its end with these weights. Lambda is the diagonal of the teacher's Adam: without it
-the student is worse (docs/results.md). The formula of this version is reconstructed.
+the student is worse (docs/results.md, "A mixture in the plane"). The formula of this version is reconstructed.
 
 A dual-rate student (Dual-Rate Diffusion, arXiv 2605.18190) is the same method with states of its own rollouts
 (`student_states.py`), after a cheap pre-training of the light network and of the projections into it.
@@ -145,8 +145,7 @@ class MomentMatching(StudentMethod):
         """L(phi) of the module docstring. Logs: those of `gaps`, and what tells whether the auxiliary keeps up.
 
         `gap_ahead` is the mean of <g_phi - g_theta, x~ - g_phi> / d. It equals `moment_gap` at the auxiliary's
-        optimum and is above it while the auxiliary lags behind the student. `student_power` is |x~|^2 / d, small for a
-        student that collapses to grey.
+        optimum and is above it while the auxiliary lags behind the student.
         """
         with torch.no_grad():
             states, x, z_s = self.sampled(batch, draws)
@@ -155,21 +154,23 @@ class MomentMatching(StudentMethod):
         error = (x - g_phi).square() + (g_theta - g_phi).square()
         found = g_phi.detach()
         ahead = ((found - g_theta) * (x - found)).mean()
-        logs = gaps(found - g_theta, states.s) | {"gap_ahead": ahead, "student_power": x.square().mean()}
-        return Loss((self.weight(states.s, error) * error).mean(), logs)
+        return Loss(
+            (self.weight(states.s, error) * error).mean(), gaps(found - g_theta, states.s) | {"gap_ahead": ahead}
+        )
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """L(eta) of the module docstring: its value means nothing, its gradient does. Logs: those of `gaps`."""
+        """L(eta) of the module docstring: its value means nothing, its gradient does. Logs: `gaps`, and `power`."""
         states, x, z_s = self.sampled(batch, draws)
         with torch.no_grad():
             g_theta = self.taught(z_s, states, batch)
             gap = posterior_mean(self.auxiliary, z_s, states.s, Cond(batch.label)[states.row]) - g_theta
-        return Loss((self.weight(states.s, x) * x * gap).mean(), gaps(gap, states.s))
+        return Loss((self.weight(states.s, x) * x * gap).mean(), gaps(gap, states.s) | power(x))
 
     def taught(self, z_s: Tensor, states: StudentStates, batch: Batch) -> Tensor:
         """g_theta(z_s), leaving the random state as it was: the auxiliary's dropout layers then draw the same masks.
 
-        They are the same only if both are in training mode and the teacher is not guided, which doubles its rows.
+        They are the same only if both are in training mode, neither is compiled and the teacher is not guided, which
+        doubles its rows.
         """
         with replayed(z_s.device):
             return posterior_mean(self.teacher, z_s, states.s, Cond(batch.label)[states.row])
@@ -206,7 +207,7 @@ class InstantMomentMatching(StudentMethod):
         """The same with Lambda = 1 / sqrt(v), the diagonal of Adam, in units of the mean sqrt(v); LARGEST at most.
 
         v, of every parameter: the mean square of the gradient of the teacher's loss on batches of data, to which Adam's
-        second moments come at the end of a training by this loss.
+        second moments come at the end of a training by this loss. Raises ValueError where all are zero.
         """
         plain = replace(self, preconditioner=None)
         square = {name: torch.zeros_like(p) for name, p in self.teacher_network.named_parameters()}
@@ -217,11 +218,13 @@ class InstantMomentMatching(StudentMethod):
             for name, part in plain.teacher_gradient(batch.x, z_s, s, Cond(batch.label)).items():
                 square[name] += part.square()
         root = {name: part.sqrt() for name, part in square.items()}
-        mean = sum(part.sum() for part in root.values()) / sum(part.numel() for part in root.values())
+        mean = torch.cat([part.flatten() for part in root.values()]).mean()
+        if not mean > 0:
+            raise ValueError("no parameter of the teacher has a gradient on these batches: pass batches of data")
         return replace(self, preconditioner={n: mean / part.clamp(min=mean / LARGEST) for n, part in root.items()})
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """L(eta) of the module docstring: its value means nothing. Logs: `gaps` of -J Lambda nu, in its own unit."""
+        """L(eta) of the module docstring: its value means nothing. Logs: `power`, and `gaps` of -J Lambda nu."""
         if len(batch) < 2:
             raise ValueError("the two halves of a batch need a row each, got one row; use micro-batches of two or more")
         states, x, z_s = self.sampled(batch, draws)
@@ -230,7 +233,7 @@ class InstantMomentMatching(StudentMethod):
         for mine, other in ((first, ~first), (~first, first)):
             nu = self.teacher_gradient(x.detach()[other], z_s[other], s[other], cond[other])
             gap[mine] = -self.derivative(nu, z_s[mine], s[mine], cond[mine])
-        return Loss((self.weight(s, x) * x * gap).mean(), gaps(gap, s))
+        return Loss((self.weight(s, x) * x * gap).mean(), gaps(gap, s) | power(x))
 
     def teacher_gradient(self, x: Tensor, z_s: Tensor, s: Tensor, cond: Cond) -> dict[str, Tensor]:
         """Lambda nu, by parameter name."""
@@ -295,3 +298,8 @@ def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
     square, quarter = gap.detach().square().flatten(1).mean(1), (s * 4).long().clamp(max=3)
     parts = {f"gap_s{i}": (4 * square * (quarter == i)).mean() for i in range(4)}
     return {"moment_gap": square.mean()} | parts
+
+
+def power(x: Tensor) -> dict[str, Tensor]:
+    """`power`, |x~|^2 / d: small for a student that collapses to grey."""
+    return {"power": x.detach().square().mean()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def _student(
     shift: float,
 ) -> Experiment:
     schedule = source.schedule
+    if not math.isfinite(shift):
+        raise ValueError(f"the shift of a schedule is a number of log-SNR, got {shift}")
     if shift:
         if not isinstance(schedule, Cosine):
             raise ValueError(f"only a cosine schedule can be shifted further, this teacher's is {schedule}: drop shift")

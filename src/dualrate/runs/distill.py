@@ -61,6 +61,7 @@ def distill(
     method = distillation.method(teacher, bfloat16=precision == "bfloat16" or (precision == "auto" and pays(device)))
     batches = batches_of(student, images)
     if isinstance(method, InstantMomentMatching):
+        progress.note(f"preconditioner: the teacher's gradients on {PRECONDITIONING} batches")
         method = method.preconditioned(batches.batch(i)[:ROWS].to(device) for i in range(PRECONDITIONING))
     started_from = {"teacher": f"{distillation.teacher} at iteration {teacher.iteration}, {short(teacher)}"}
     if not checkpoint.steps(out / "checkpoints"):
