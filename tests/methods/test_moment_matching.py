@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.draws import Draws
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, gaps
-from dualrate.student_states import StateSource, StudentStates
+from dualrate.student_states import FullRollout, StateSource, StudentStates
 from dualrate.timing import stratified_uniform
 from dualrate.types import Batch, Cond, Context
 
@@ -31,14 +31,14 @@ WEIGHT = torch.sigmoid(PROCESS.schedule.log_snr(torch.tensor(S, dtype=torch.floa
 
 @dataclass(frozen=True)
 class FixedPair:
-    """z_t of data at one t, for one s."""
+    """z_t of data at one t, for one s; or at times of its own for every row."""
 
-    t: float = T
-    s: float = S
+    t: float | Tensor = T
+    s: float | Tensor = S
 
     @torch.no_grad()
     def __call__(self, student, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
-        t, s = (torch.full((len(batch),), time, dtype=torch.float64) for time in (self.t, self.s))
+        t, s = (torch.as_tensor(time, dtype=torch.float64).expand(len(batch)) for time in (self.t, self.s))
         z_t = PROCESS.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).double())
         rows = torch.arange(len(batch))
         return StudentStates(z_t, t, s, rows, rows, z_t, t, rows)
@@ -91,16 +91,14 @@ def gradient(method, a: Scale, batch: Batch, loss: str = "student_loss") -> floa
     return torch.autograd.grad(total, a.a)[0].item()
 
 
-def over_batches(
-    method, a: Scale, loss: str = "student_loss", count: int = 50, rows: int = 1000
-) -> tuple[float, float]:
+def over_batches(method, a: Scale, loss: str = "student_loss", count: int = 50) -> tuple[float, float]:
     """Mean gradient over independent batches, and its standard error."""
     found = torch.tensor([gradient(method, a, data(1000, i * 1000), loss) for i in range(count)], dtype=torch.float64)
     return found.mean().item(), found.std().item() / count**0.5
 
 
 def train(method, iterations: int, rows: int, lr: float) -> float:
-    """Plain gradient descent through the method's phases, each gradient divided by the phase's curvature in z."""
+    """Plain gradient descent through the method's phases, at a rate that falls to a tenth."""
     for iteration in range(iterations):
         batch = data(rows, iteration * rows)
         (phase,) = method.phases(iteration)
@@ -156,6 +154,29 @@ def test_the_student_descends_a_quarter_of_the_squared_gap():
     expected = (objective(a + 1e-3) - objective(a - 1e-3)) / 2e-3
     assert gradient(method, method.student, batch) == pytest.approx(expected, rel=1e-9)
     assert gradient(method, method.auxiliary, batch, "auxiliary_loss") == pytest.approx(0, abs=1e-12)  # (slope + k) / 2
+
+
+def test_every_state_has_the_weight_of_its_own_s():
+    """w(s) = sigmoid(log_snr(s)) = alpha_s^2 at bias 0."""
+    t, s = (torch.linspace(*ends, 7, dtype=torch.float64) for ends in ((0.3, 1.0), (0.05, 0.9)))
+    method, batch, k = alternating(0.4, 0.5, states=FixedPair(t, s)), data(7), constants()[4]
+    draws = Draws(0, batch.sample)
+    _, x, z_s = method.sampled(batch, draws)
+    weight = PROCESS.alpha(s)[:, None] ** 2
+    auxiliary = (weight * ((x - 0.5 * z_s) ** 2 + (k * z_s - 0.5 * z_s) ** 2)).sum() / 7
+    student = (weight * x * (0.5 * z_s - k * z_s)).sum() / 7
+    torch.testing.assert_close(method.auxiliary_loss(batch, 0, draws).total, auxiliary)
+    torch.testing.assert_close(method.student_loss(batch, 1, draws).total, student)
+
+
+def test_pairs_of_a_row_have_noise_of_their_own():
+    """The noise of z_s, recovered from it: no two of four neighbouring pairs, those of two rows, are correlated."""
+    method, batch = alternating(0.4, 0.5, states=FullRollout(dr.StepPlan.uniform(8, 4), PROCESS, pairs=2)), data(4000)
+    states, x, z_s = method.sampled(batch, Draws(0, batch.sample))
+    law = PROCESS.posterior(states.z_t, x.detach(), states.t, states.s)
+    noise = ((z_s - law.mean) / law.variance.sqrt()).view(-1, 4)  # two rows of two pairs
+    torch.testing.assert_close(torch.corrcoef(noise.T), torch.eye(4, dtype=torch.float64), rtol=0, atol=4 / 2000**0.5)
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
 
 
 def test_exact_posterior_samples_match_every_moment():

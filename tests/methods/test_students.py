@@ -161,6 +161,20 @@ def test_rows_cover_the_plan_evenly_and_s_its_intervals(source):
         assert (share - even).abs().max() < 1.95 / len(share) ** 0.5  # Kolmogorov, 1 in 1,000
 
 
+@pytest.mark.parametrize("source", [SegmentRollout, FullRollout])
+@pytest.mark.parametrize("pairs", [2, 3, 5, 7])
+def test_pairs_of_a_row_take_turns_over_its_segment_or_plan(source, pairs):
+    """So they are at different steps where there is room for that, and at every step where they are enough."""
+    batch = Batch(torch.zeros(10, 2, dtype=torch.float64), None, torch.arange(10))
+    states = source(UNEVEN, PROCESS, pairs)(NeededContext(PROCESS, C), batch, Cond(), Draws(0, batch.sample))
+    segments = [UNEVEN.t[:3], UNEVEN.t[3:4], UNEVEN.t[4:5]]
+    for t in states.t.view(10, pairs).tolist():
+        room = next(s for s in segments if t[0] in s) if source is SegmentRollout else UNEVEN.t[:-1]
+        counts = [t.count(step) for step in room]
+        assert sum(counts) == pairs
+        assert max(counts) - min(counts) <= 1
+
+
 @pytest.mark.parametrize("steps", [1, 8])
 def test_states_from_data_serve_every_step_up_to_the_longest(steps):
     batch = data(4000)
@@ -218,6 +232,14 @@ def test_phases_alternate_after_pre_training():
     assert {id(p) for p in pretraining.parameters} == {id(p) for p in student.parameters} - kept
     with pytest.raises(ValueError, match="pretraining_states"):
         dual_method(SOURCES[0], pretraining=3)
+
+
+def test_the_student_s_rate_slows_the_student_only():
+    """Not its pre-training, and not the auxiliary, which has to follow it."""
+    states = ForwardPairs(PLAN, PROCESS)
+    method = dual_method(SOURCES[0], pretraining=1, pretraining_states=states, student_rate=0.25)
+    rates = {phase.name: phase.rate for i in range(3) for phase in method.phases(i)}
+    assert rates == {"pretraining": 1, "auxiliary": 1, "student": 0.25}
 
 
 def test_pre_training_is_the_denoising_loss_with_the_encoder_as_it_is():

@@ -1,0 +1,171 @@
+"""Options of `dualrate distill` up to the `Distillation` and the method that they mean; nothing is distilled."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cli.command import call
+from training.toy import Recorder
+
+from dualrate import cli_distill
+from dualrate.distillation import Distillation
+from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
+from dualrate.models.uvit import Level, UViTConfig
+from dualrate.recipes.distilled import Recipe
+from dualrate.runs.store import load, write_experiment
+from dualrate.runs.train import train
+from dualrate.schedule import Cosine
+from dualrate.serving import Continuous, Grid
+from dualrate.student_states import FullRollout, SegmentRollout
+from dualrate.timing import TimeSampler
+from dualrate.training.config import FitConfig
+
+
+def net(conv: int, transformer: int, classes: int) -> UViTConfig:
+    levels = (Level("conv", conv, 1), Level("transformer", transformer, 1))
+    return UViTConfig(8, 1, levels, num_classes=classes, patch=2, embedding=16, head_dim=16)
+
+
+FIT = FitConfig(iterations=1, batch_size=8, precision="float32", log_every=1, checkpoint_every=1)
+RECIPE = Recipe("tiny", net(4, 16, classes=7), replace(FIT, iterations=2000))  # more than pre-training has
+PLAIN, INSTANT = ("--student", "plain"), ("--version", "instant")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A teacher of 4 classes with a shifted schedule, and the configuration of a dual-rate run."""
+    root = tmp_path_factory.mktemp("runs")
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+    np.savez(root / "images.npz", images=images, labels=np.arange(64) % 4)
+    data, network = DataConfig(str(root / "images.npz")), net(8, 32, classes=4)
+    teacher = Experiment("teacher", OneNetwork(network), FIT, data, schedule=Cosine(shift=-0.5))
+    train(teacher, root / "teacher", progress=Recorder())
+    two = TwoNetworks(network, net(8, 16, classes=4))
+    (root / "two").mkdir()
+    write_experiment(root / "two", Experiment("two", two, FIT, data, times=TimeSampler()))
+    return root
+
+
+@pytest.fixture
+def before(root, tmp_path, monkeypatch):
+    """What `dualrate distill` with some options passes first to a function, in whose place it ends."""
+    monkeypatch.chdir(root)
+    monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist", lambda: RECIPE)
+
+    def before(function: str, *options):
+        passed = []
+
+        def end(first, *_, **__):
+            passed.append(first)
+            raise SystemExit
+
+        monkeypatch.setattr(f"dualrate.runs.distill.{function}", end)
+        arguments = ["--teacher", "teacher", "--out", tmp_path / "out", *options]
+        assert call(monkeypatch, "distill", "fashion-mnist", *arguments) == 0
+        return passed[0]
+
+    return before
+
+
+@pytest.fixture
+def distillation(before):
+    """The distillation that some options mean."""
+
+    def distillation(*options) -> Distillation:
+        return before("distill", *options)
+
+    return distillation
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], 1000),
+        (["--student-from", "two"], 0),
+        (["--heavy", "8"], 0),
+        (PLAIN, 0),
+        (["--pretraining", "7"], 7),
+        (["--pretraining", "7", "--student-from", "two"], 7),
+    ],
+)
+def test_pre_training_is_for_a_light_network_that_has_to_learn_its_context(distillation, options, expected):
+    assert distillation(*options).pretraining == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], 0.2), (PLAIN, 0.2), (INSTANT, 1), (["--student-rate", "0.5"], 0.5), ([*INSTANT, "--student-rate", "3"], 3)],
+)
+def test_only_a_student_with_an_auxiliary_is_slower_by_itself(distillation, options, expected):
+    assert distillation(*options).student_rate == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], "full"), (["--rollout", "segment"], "segment"), (["--rollout", "full"], "full"), (PLAIN, "data")],
+)
+def test_states_are_those_of_the_student_s_whole_path_where_it_has_one(distillation, options, expected):
+    assert distillation(*options).rollout == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "default"),
+    [("dropout", 0.25, None), ("pairs", 3, 1), ("guidance", 1.5, 1.0), ("version", "instant", "alternating"),
+     ("student_from", "two", None)],
+)  # fmt: skip
+def test_an_option_is_the_field_of_its_name(distillation, option, value, default):
+    assert getattr(distillation(), option) == default
+    assert getattr(distillation(f"--{option.replace('_', '-')}", value), option) == value
+
+
+@pytest.mark.parametrize("student", ["plain", "dual"])
+def test_a_shift_is_added_to_the_teacher_s(distillation, student):
+    assert distillation("--student", student).student.schedule == Cosine(shift=-0.5)
+    assert distillation("--student", student, "--shift", -1.5).student.schedule == Cosine(shift=-2.0)
+
+
+def test_steps_and_heavy_calls_are_the_times_that_the_student_serves(distillation):
+    assert distillation("--steps", 5).student.times == Grid(5, 3)
+    assert distillation("--steps", 5, "--heavy", 2).student.times == Grid(5, 2)
+    assert distillation(*PLAIN, "--steps", 5).student.times == Continuous(5)
+
+
+def test_light_from_and_source_are_the_student_s(distillation):
+    student = distillation("--light-from", "light", "--source", "elsewhere.npz").student
+    assert (student.light_from, student.data.source) == ("light", "elsewhere.npz")
+    assert distillation().student.light_from is None
+
+
+def test_the_light_network_has_the_teacher_s_classes_or_is_the_run_s(distillation):
+    assert distillation().student.networks == TwoNetworks(net(8, 32, classes=4), replace(RECIPE.light, num_classes=4))
+    started = distillation("--student-from", "two").student.networks
+    assert started == TwoNetworks(net(8, 32, classes=4), net(8, 16, classes=4))
+
+
+@pytest.mark.parametrize(("rollout", "source"), [("segment", SegmentRollout), ("full", FullRollout)])
+def test_pairs_and_rates_reach_the_method(distillation, root, rollout, source):
+    options = ("--rollout", rollout, "--pairs", 3, "--student-rate", 0.5, "--pretraining", 7)
+    found = distillation(*options)
+    method = found.method(load(root / "teacher"), bfloat16=False)
+    assert isinstance(method, MomentMatching)
+    assert method.states == source(found.plan, found.student.process, 3)
+    assert (method.student_rate, method.pretraining) == (0.5, 7)
+
+
+def test_the_instant_version_s_teacher_stays_in_float32(distillation, root):
+    """Its direction in parameter space is a small difference."""
+    teacher = load(root / "teacher")
+    instant = distillation(*INSTANT).method(teacher, bfloat16=True)
+    assert isinstance(instant, InstantMomentMatching)
+    assert {p.dtype for p in instant.teacher_network.parameters()} == {torch.float32}
+    alternating = distillation().method(teacher, bfloat16=True)
+    assert isinstance(alternating, MomentMatching)
+    assert torch.bfloat16 in {p.dtype for p in alternating.teacher.network.parameters()}
+
+
+def test_the_instant_version_is_distilled_with_a_preconditioner(before):
+    found = before("fit", *INSTANT).preconditioner
+    assert found is not None
+    assert len(torch.cat([part.flatten() for part in found.values()]).unique()) > 2  # neither 1 nor 1 and the largest
