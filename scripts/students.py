@@ -41,6 +41,7 @@ HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fash
 NAMED = {
     "student-plain-4": "plain student of 4 steps",
     "student-plain-8": "plain student of 8 steps",
+    "student-teacher-4-4": "student, algorithm B, a heavy call a step, from the teacher",
     "student-full-4-4": "student, algorithm B, a heavy call a step",
     "student-segment": "dual-rate student, algorithm A",
     "student-segment-seed1": "dual-rate student, algorithm A, seed 1",

@@ -43,6 +43,7 @@ STUDENTS = {
     "student-full": f"{OF_DUAL} --steps 8 --heavy 4 --rollout full",
     "student-segment-seed1": f"{OF_DUAL} --steps 8 --heavy 4 --rollout segment --fit.seed 1",
     "student-full-seed1": f"{OF_DUAL} --steps 8 --heavy 4 --rollout full --fit.seed 1",
+    "student-teacher-4-4": f"{OF_HEAVY} --student dual --steps 4 --heavy 4 --rollout full",
     "student-full-4-4": f"{OF_DUAL} --steps 4 --heavy 4 --rollout full",
 }
 
