@@ -121,6 +121,13 @@ class StudentMethod:
         normal = draws.repeated(len(states.row) // len(batch)).normal("z_s", *x.shape[1:]).to(x.dtype)
         return states, x, self.process.posterior(states.z_t, x.detach(), states.t, states.s).sample(normal)
 
+    def descent(self, x: Tensor, gap: Tensor, s: Tensor) -> Loss:
+        """E w(s) <x~, sg gap> / d: its value means nothing, its gradient does. x, gap: (R, ...); s: (R,).
+
+        Logs: `gaps`, and `power`, |x~|^2 / d, small for a student that collapses to grey.
+        """
+        return Loss((self.weight(s, x) * x * gap).mean(), gaps(gap, s) | {"power": x.detach().square().mean()})
+
     def weight(self, s: Tensor, like: Tensor) -> Tensor:
         """w(s), shaped to multiply `like`."""
         return expand(self.weighting.snr_weight(self.process.schedule.log_snr(s)), like)
@@ -154,17 +161,16 @@ class MomentMatching(StudentMethod):
         error = (x - g_phi).square() + (g_theta - g_phi).square()
         found = g_phi.detach()
         ahead = ((found - g_theta) * (x - found)).mean()
-        return Loss(
-            (self.weight(states.s, error) * error).mean(), gaps(found - g_theta, states.s) | {"gap_ahead": ahead}
-        )
+        logs = gaps(found - g_theta, states.s)
+        return Loss((self.weight(states.s, error) * error).mean(), logs | {"gap_ahead": ahead})
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """L(eta) of the module docstring: its value means nothing, its gradient does. Logs: `gaps`, and `power`."""
+        """L(eta) of the module docstring."""
         states, x, z_s = self.sampled(batch, draws)
         with torch.no_grad():
             g_theta = self.taught(z_s, states, batch)
             gap = posterior_mean(self.auxiliary, z_s, states.s, Cond(batch.label)[states.row]) - g_theta
-        return Loss((self.weight(states.s, x) * x * gap).mean(), gaps(gap, states.s) | power(x))
+        return self.descent(x, gap, states.s)
 
     def taught(self, z_s: Tensor, states: StudentStates, batch: Batch) -> Tensor:
         """g_theta(z_s), leaving the random state as it was: the auxiliary's dropout layers then draw the same masks.
@@ -224,7 +230,7 @@ class InstantMomentMatching(StudentMethod):
         return replace(self, preconditioner={n: mean / part.clamp(min=mean / LARGEST) for n, part in root.items()})
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
-        """L(eta) of the module docstring: its value means nothing. Logs: `power`, and `gaps` of -J Lambda nu."""
+        """L(eta) of the module docstring; its gap, -J Lambda nu, is in a unit of its own."""
         if len(batch) < 2:
             raise ValueError("the two halves of a batch need a row each, got one row; use micro-batches of two or more")
         states, x, z_s = self.sampled(batch, draws)
@@ -233,7 +239,7 @@ class InstantMomentMatching(StudentMethod):
         for mine, other in ((first, ~first), (~first, first)):
             nu = self.teacher_gradient(x.detach()[other], z_s[other], s[other], cond[other])
             gap[mine] = -self.derivative(nu, z_s[mine], s[mine], cond[mine])
-        return Loss((self.weight(s, x) * x * gap).mean(), gaps(gap, s) | power(x))
+        return self.descent(x, gap, s)
 
     def teacher_gradient(self, x: Tensor, z_s: Tensor, s: Tensor, cond: Cond) -> dict[str, Tensor]:
         """Lambda nu, by parameter name."""
@@ -298,8 +304,3 @@ def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
     square, quarter = gap.detach().square().flatten(1).mean(1), (s * 4).long().clamp(max=3)
     parts = {f"gap_s{i}": (4 * square * (quarter == i)).mean() for i in range(4)}
     return {"moment_gap": square.mean()} | parts
-
-
-def power(x: Tensor) -> dict[str, Tensor]:
-    """`power`, |x~|^2 / d: small for a student that collapses to grey."""
-    return {"power": x.detach().square().mean()}
