@@ -69,4 +69,4 @@ def _step_plan(model: Model, options: Plan) -> StepPlan:
         times = grid_times(options.grid, model.process.schedule, steps)
     steps = len(times) - 1
     heavy = model.experiment.times.default_heavy(steps) if options.heavy is None else options.heavy
-    return StepPlan(times, StepPlan.uniform(steps, heavy).refresh)
+    return StepPlan.spread(times, heavy)
