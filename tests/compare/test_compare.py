@@ -100,6 +100,9 @@ def test_all_kinds_of_contenders_on_one_page(here):
         assert line["flops"] == 2 * line["macs"]
         assert line["seconds_alone"] > 0
         assert line["low"] <= line["value"] <= line["high"]
+    for one in findings.screened:  # the replicates are those whose quantiles are the score's interval
+        tails = np.quantile(one.replicates, [0.025, 0.975])
+        assert tuple(tails) == pytest.approx((one.row.score.low, one.row.score.high))
     lines = list(csv.DictReader((here / "report.csv").open()))
     assert [line["network"] for line in lines] == [line["network"] for line in made["front"]]
 
