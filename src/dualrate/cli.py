@@ -19,6 +19,7 @@ import torch
 import tyro
 from tyro.conf import Positional, arg
 
+import dualrate
 from dualrate.cli_bound import LikelihoodBound
 from dualrate.cli_calibrate import Calibrate
 from dualrate.cli_compare import Compare
@@ -166,11 +167,12 @@ class Evaluate:
 
     def run(self) -> None:
         from dualrate.report.table import text_table
-        from dualrate.runs.evaluator import dinov2_evaluator, evaluator, inception_evaluator
+        from dualrate.runs.evaluator import dinov2_evaluator, evaluator, inception_evaluator, require_count
         from dualrate.runs.measure import Guidance, measure
         from dualrate.runs.store import load
         from dualrate.runs.stream import measure_in_blocks
 
+        require_count(self.num, self.features)
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device)
         step, plan = sampler_of(model, self.plan)
@@ -284,6 +286,10 @@ COMMANDS: dict[str, type[Command]] = {
 def _parse(arguments: list[str]) -> Train | Distill | Command:
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override."""
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command == "--version":
+        python, device = ".".join(map(str, sys.version_info[:3])), pick_device(None)
+        print(f"dualrate {dualrate.__version__}, torch {torch.__version__}, Python {python}, {device}")
+        raise SystemExit(0)
     if command == "train":
         return _parse_train(rest)
     if command == "distill":
@@ -293,7 +299,9 @@ def _parse(arguments: list[str]) -> Train | Distill | Command:
     asked = command in ("-h", "--help")
     kinds = {"train": Train, "distill": Distill, **COMMANDS}
     lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
-    usage = "\n  ".join(["usage: dualrate COMMAND ... (--help after a command for its options)\n", *lines])
+    usage = "\n  ".join(
+        ["usage: dualrate COMMAND ... (--help after a command for its options), dualrate --version\n", *lines]
+    )
     print(
         usage if asked else f"dualrate: there is no command {command!r}\n\n{usage}", file=None if asked else sys.stderr
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ class PlanSearch:
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     budget: str | None = None
-    """Share of the cost of a heavy call at every step of the grid, e.g. 0.25x."""
+    """Share of what a heavy call at every step of --grid costs: 0.25x of 64 steps is the cost of 16 heavy calls."""
     gmacs: float | None = None
     """Budget in giga multiply-adds per image."""
     seconds: float | None = None
@@ -63,6 +64,8 @@ class PlanSearch:
         errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, device=device)
         planner = Planner(errors, model.process, model.experiment.weighting)
         found = candidates(planner, costs, budget, steps, free_times=self.free_times)
+        if self.budget is not None:
+            print(f"{self.budget} of {self.grid} heavy calls, {budget / self._share:.4g} {unit}: {budget:.4g} {unit}\n")
         print(_table(found, unit))
         best = found[0].planned.plan
         self.out.write_text(best.to_json() + "\n")
@@ -80,6 +83,8 @@ class PlanSearch:
 
     def _checked(self) -> tuple[int, ...]:
         """The numbers of steps. Raises ValueError for options that could only fail later, after the measuring."""
+        if self.budget is not None:
+            _ = self._share
         if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:
             raise ValueError("say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05")
         least = min(self.grid, self.images, self.num, self.batch_size)
@@ -105,11 +110,17 @@ class PlanSearch:
         costs = CallCosts(macs.heavy / 1e9, macs.light / 1e9, macs.own)
         if self.gmacs is not None:
             return costs, self.gmacs, "GMACs"
+        return costs, self._share * self.grid * costs.heavy, "GMACs"
+
+    @property
+    def _share(self) -> float:
         try:
             share = float((self.budget or "").removesuffix("x"))
-        except ValueError as error:
-            raise ValueError(f"--budget is a share such as 0.25x, got {self.budget!r}") from error
-        return costs, share * self.grid * costs.heavy, "GMACs"
+        except ValueError:
+            share = math.nan
+        if not 0 < share < math.inf:
+            raise ValueError(f"--budget is a share of a heavy call at every step, such as 0.25x, got {self.budget!r}")
+        return share
 
 
 def _table(found: list[Candidate], unit: str) -> str:

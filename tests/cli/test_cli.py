@@ -6,8 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from cli.command import call
 from PIL import Image
+
+import dualrate
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +172,19 @@ def test_threads_are_checked(threads, monkeypatch, capsys):
     monkeypatch.setenv("DUALRATE_THREADS", threads)
     assert call(monkeypatch, "cost", "x") == 2
     assert "DUALRATE_THREADS" in capsys.readouterr().err
+
+
+def test_the_version_is_told_in_a_line(monkeypatch, capsys):
+    assert call(monkeypatch, "--version") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    for part in (f"dualrate {dualrate.__version__}", f"torch {torch.__version__}", "Python 3.", "cpu"):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("options", "least"), [(("--num", "191"), 192), (("--num", "4095", "--features", "inception"), 4096)]
+)
+def test_too_few_images_to_score_are_refused_before_anything_is_read(options, least, monkeypatch, capsys):
+    monkeypatch.setattr("dualrate.runs.store.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert call(monkeypatch, "evaluate", "weights/fashion-mnist-light", *options) == 2
+    assert f"needs at least {least} images" in capsys.readouterr().err

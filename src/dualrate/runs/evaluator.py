@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -15,8 +16,8 @@ from dualrate.data.images import ImageSet, load_images
 from dualrate.experiment import DataConfig
 from dualrate.metrics.dinov2 import DinoV2, load_dinov2
 from dualrate.metrics.evaluate import Evaluator, Net
-from dualrate.metrics.features import CARD, FeatureNet
-from dualrate.metrics.inception import Inception, load_inception
+from dualrate.metrics.features import CARD, Architecture, FeatureNet
+from dualrate.metrics.inception import DIM, Inception, load_inception
 from dualrate.metrics.reference import load_reference
 from dualrate.metrics.train_features import BATCH_SIZE, feature_net_in
 from dualrate.training.log import Progress
@@ -63,6 +64,21 @@ def dinov2_evaluator(
 ) -> Evaluator[DinoV2]:
     """FD-DINOv2, as `inception_evaluator`; raises what `load_dinov2` and `load_reference` raise."""
     return _of_net(load_dinov2(device, progress=_images(progress)), data, reference, progress)
+
+
+def require_count(count: int, features: Literal["inception", "dinov2"] | Path | None) -> None:
+    """Raises ValueError for fewer images than twice the features, where that is known before anything is loaded."""
+    match features:
+        case "inception":
+            dim = DIM
+        case "dinov2":
+            return
+        case None:
+            dim = Architecture.features
+        case _:
+            dim = FeatureNet.load(features).dim
+    if count < 2 * dim:
+        raise ValueError(f"--num {count} is too few: a distance in {dim} features needs at least {2 * dim} images")
 
 
 def _of_net(net: Net, data: DataConfig, reference: Path | None, progress: Progress) -> Evaluator[Net]:
