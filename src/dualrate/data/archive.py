@@ -16,9 +16,7 @@ from dualrate.data.files import check_regular, reading
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def read_arrays(
-    path: Path, wanted: Callable[[list[str]], Iterable[str]], kind: str = ".npz"
-) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, wanted: Callable[[list[str]], Iterable[str]], kind: str = ".npz") -> dict[str, np.ndarray]:
     """Some arrays of a .npz file; nothing is ever unpickled.
 
     wanted: the names to read, given those that there are
@@ -29,7 +27,7 @@ def read_arrays(
     check_regular(path)
     with reading(path, kind), open(path, "rb") as file:
         if file.read(6) == np.lib.format.MAGIC_PREFIX:
-            raise ValueError("it is a single array (.npy), not an archive; numpy.savez('FILE.npz', images=...) makes one")
+            raise ValueError("it is a single array (.npy), not an archive, which numpy.savez makes")
         with zipfile.ZipFile(file) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             return {name: _array(archive, members[name], name) for name in wanted(list(members))}

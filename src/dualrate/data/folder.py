@@ -47,7 +47,8 @@ def folder_source(path: Path, split: Split) -> Source:
 
 
 def _held_out(listing: _Listing, name: str, split: Split) -> Source:
-    positions = hold_out([file.relative_to(listing.root).as_posix() for file in listing.files], split, str(listing.root))
+    keys = [file.relative_to(listing.root).as_posix() for file in listing.files]
+    positions = hold_out(keys, split, str(listing.root))
     files = tuple(listing.files[i] for i in positions)
     classes = tuple(listing.classes[i] for i in positions) if listing.classes else ()
     return _source(_Listing(listing.root, files, classes), listing, f"{name}/{split}")
@@ -105,7 +106,8 @@ def _images(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    return sorted(Path(at, name) for at, _, names in os.walk(folder, onerror=refuse) for name in names if _is_image(name))
+    walk = os.walk(folder, onerror=refuse)
+    return sorted(Path(at, name) for at, _, names in walk for name in names if _is_image(name))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

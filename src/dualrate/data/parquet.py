@@ -116,8 +116,6 @@ def _labels(files: Sequence[Path], train: Sequence[Path], count: int) -> tuple[n
         declared = _declared_names(schema, train[0])
         known = reference.to_numpy()
         return class_numbers(values.to_numpy(), str(files[0]), count, reference=known, class_names=declared)
-    if values.type != reference.type:
-        raise ValueError(f"column label is {values.type} in {files[0]} and {reference.type} in {train[0]}; expected one")
     with reading(files[0], "Parquet"):
         words, known = values.to_pylist(), set(reference.to_pylist())
     numbers = {name: i for i, name in enumerate(sorted(known))}
@@ -137,7 +135,8 @@ def _column(files: Sequence[Path]) -> pa.ChunkedArray:
             text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
             if column.null_count or not (text or pa.types.is_integer(column.type)):
                 raise ValueError(
-                    f"{file}: column label is {column.type} with {column.null_count} nulls; expected integers or strings"
+                    f"column label of {file} is {column.type} with {column.null_count} nulls; expected integers or "
+                    "strings"
                 )
             columns.append(column)
     with reading(files[0], "Parquet (with its sister files)"):

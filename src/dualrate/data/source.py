@@ -95,6 +95,6 @@ def _check_range(labels: np.ndarray, classes: int, expected: str, name: str) -> 
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()} in {name}, where image {wrong[0]} has {labels[wrong[0]]}; "
+            f"labels run from {labels.min()} to {labels.max()} in {name}, {labels[wrong[0]]} in row {wrong[0]}; "
             f"{expected}"
         )

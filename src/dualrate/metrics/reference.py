@@ -45,9 +45,9 @@ class Reference:
 def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
     """Read a .npz file of one of the layouts above, for distances in the features of `extractor`.
 
-    Raises OSError for a file that is missing or cannot be read; ValueError, naming the extractor, for a pickle or anything else that is no such
-    file, for numbers that are not finite, shapes other than (D,) and (D, D), a sigma that is no covariance, and
-    statistics that say they were made in other features.
+    Raises OSError for a file that is missing or cannot be read; ValueError, naming the extractor, for a pickle or
+    anything else that is no such file, for numbers that are not finite, shapes other than (D,) and (D, D), a sigma
+    that is no covariance, and statistics that say they were made in other features.
     """
     path = Path(path)
     check_regular(path)
