@@ -7,6 +7,7 @@ strings. Class names come from the schema's `huggingface` metadata (ClassLabel),
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,11 @@ def parquet_source(train: Sequence[Path], test: Sequence[Path], name: str, split
 def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     """The file, while it is read: see `reading` for errors."""
     check_regular(file)
-    with reading(file, "Parquet"), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+    with (
+        reading(file, "Parquet"),
+        pa.OSFile(os.fsencode(file)) as content,  # as bytes: a name may be no UTF-8
+        pq.ParquetFile(content, page_checksum_verification=True) as parquet,
+    ):
         yield parquet
 
 
