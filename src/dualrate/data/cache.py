@@ -19,7 +19,8 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from dualrate.data.decode import decode, resize
+from dualrate.data.decode import MAX_BYTES, decode, resize
+from dualrate.data.files import one_line, read_bytes
 from dualrate.data.source import Progress, Raw, Source
 
 VERSION = 1  # of the entry's format and of the decoding rules: part of every key
@@ -75,8 +76,11 @@ def decoded(source: Source, options: Options, cache: Path, progress: Progress) -
 def _key(source: Source, options: Options) -> str:
     digest = hashlib.sha256(repr((VERSION, source.name, options)).encode())
     for file in source.files:
-        stat = file.stat()
-        digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
+        try:
+            stat = file.stat()
+            digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
+        except OSError as error:  # a link that leads nowhere: bad, once it is read
+            digest.update(repr((str(file), error.errno)).encode())
     return digest.hexdigest()
 
 
@@ -131,7 +135,7 @@ def _write_images(
         try:
             image = _image(label, item, options)
         except (ValueError, OSError) as error:
-            bad.append(str(error))
+            bad.append(one_line(error))
             continue
         if not shapes:
             _header(file, (raw.count, *image.shape))
@@ -155,7 +159,7 @@ def _write_images(
 def _image(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.ndarray:
     if isinstance(item, np.ndarray):
         return resize(item, size=options.size, channels=options.channels)
-    data = item.read_bytes() if isinstance(item, Path) else item
+    data = read_bytes(item, MAX_BYTES) if isinstance(item, Path) else item
     return decode(data, name, size=options.size, channels=options.channels)
 
 

@@ -70,12 +70,17 @@ def parse_idx(data: bytes) -> np.ndarray:
 
 
 def verified(file: Path) -> bytes:
-    """The uncompressed content of one of the four files; ValueError unless size and sha256 are those of `CONTENT`."""
+    """The uncompressed content of one of the four files; ValueError unless size and sha256 are those of `CONTENT`.
+
+    Raises OSError for a file that cannot be opened or read.
+    """
     size, expected = CONTENT[file.name]
     try:
         with gzip.open(file) as stream:
             data = stream.read(size + 1)  # no more, whatever the file holds
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the system's own: the file may be good
         raise ValueError(f"{file} is not a readable .gz file ({error}); delete it and run again") from error
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
