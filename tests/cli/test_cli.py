@@ -108,7 +108,7 @@ def test_the_same_command_resumes(data, tmp_path, monkeypatch, capsys):
         (["train", "fashion-mnist-small", "--data.source", "/nowhere/at/all"], "/nowhere/at/all"),
         (["sample", "/nowhere", "--out", "x"], "is no run"),
         (["sample", "RUN", "--out", "x", "--steps", "4", "--heavy", "5"], "between 0 and the 4 steps"),
-        (["sample", "RUN", "--out", "x", "--num", "0"], "--num is at least 1"),
+        (["sample", "RUN", "--out", "x", "--num", "0"], "num is a whole number from 1 to 10,000,000, got 0"),
         (["sample", "RUN", "--out", "x", "--label", "10"], "classes 0 to 9"),
         (["sample", "RUN", "--out", "x", "--steps", "4", "--heavy", "2", "--sampler", "ddim"], "Use Ancestral"),
         (["sample", "RUN", "--out", "x", "--gamma", "2"], "gamma"),
@@ -116,7 +116,7 @@ def test_the_same_command_resumes(data, tmp_path, monkeypatch, capsys):
         (["sample", "RUN", "--out", "x", "--device", "abacus"], "no device 'abacus'"),
         (["cost", "RUN", "--guidance", "2", "--interval", "3", "1"], "guidance interval"),
         (["cost", "RUN", "--interval", "1", "3"], "needs a guidance weight"),
-        (["cost", "RUN", "--batch-size", "0"], "batch_size is at least 1"),
+        (["cost", "RUN", "--batch-size", "0"], "batch_size is a whole number from 1"),
         (["export", "/nowhere", "--out", "x"], "is no run"),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_start_that_never_saved_does_not_name_the_run(data, tmp_path, monkeypa
     """Its experiment.json is replaced by that of the start which trains; refused starts leave no trace."""
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
-    hopeless = ["--fit.optim.lr", 1e30, "--fit.optim.warmup", 0]
+    hopeless = ["--fit.optim.lr", 1000, "--fit.optim.weight-decay", 1000, "--fit.optim.warmup", 0]
     assert train(monkeypatch, data, run, *hopeless, iterations=30, checkpoint_every=100) == 2
     assert train(monkeypatch, data, run, "--fit.seed", 7, iterations=1) == 0
     assert train(monkeypatch, data, run, "--fit.seed", 8, iterations=2) == 2  # another configuration: refused

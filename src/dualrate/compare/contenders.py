@@ -26,6 +26,7 @@ from dualrate.caching.similarity import best_refreshes, similarities
 from dualrate.experiment import TwoNetworks
 from dualrate.models.uvit import UViT
 from dualrate.planner import Planner
+from dualrate.ranges import Probability, Ranged, SharedBlocks, Steps, checked
 from dualrate.runs.calibration import read_table
 from dualrate.runs.planning import SEED, call_macs, measured_errors
 from dualrate.runs.samplers import TABLED, GridName, SamplerName, grid_times, step_for, steps_of
@@ -66,7 +67,7 @@ GRID, PLANNING_IMAGES = 64, 128  # of the planner
 
 
 @dataclass(frozen=True)
-class Contender:
+class Contender(Ranged):
     """A model under a sampler and a plan.
 
     run:     directory of the model
@@ -81,9 +82,9 @@ class Contender:
     network: str
     sampler: SamplerName
     plan: StepPlan
-    gamma: float = 0.0
+    gamma: Probability = 0.0
     note: str = ""
-    split: int | None = None
+    split: SharedBlocks | None = None
     asked: bool = False
 
     @property
@@ -113,7 +114,7 @@ def split_of(network: UViT) -> int:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Ranged):
     """One argument of `dualrate compare`: [NAME=]RUN[:PLAN][@SAMPLER[:GAMMA]].
 
     plan: "32", "32/8", a file, or None
@@ -123,7 +124,7 @@ class Entry:
     network: str
     plan: str | None = None
     sampler: SamplerName | None = None
-    gamma: float | None = None
+    gamma: Probability | None = None
 
     @staticmethod
     def parse(text: str) -> Entry:
@@ -157,6 +158,7 @@ class Entry:
         steps, _, heavy = self.plan.partition("/")
         if not (steps.isdecimal() and (heavy or "0").isdecimal()):
             raise ValueError(f"{self.plan!r} is no plan: 32 (steps), 32/8 (steps/heavy calls), or a .json file")
+        checked("the number of steps", int(steps), Steps)
         calls = int(heavy) if heavy else model.experiment.times.default_heavy(int(steps))
         if calls < int(steps) and not is_dual(model):
             return shared(self, model, int(steps), calls, device)
