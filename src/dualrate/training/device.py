@@ -86,7 +86,7 @@ def pick_device(name: str | None) -> torch.device:
     name, known = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name, devices()
     if name.startswith("mps"):
         raise ValueError("times and random numbers need float64, which mps lacks: use --device cpu")
-    if not {name, f"{name}:0"} & set(known):
+    if not {name, f"{name}:0", name.removesuffix(":0")} & set(known):
         raise ValueError(f"there is no device {name!r} here, only {', '.join(known)}")
     try:
         return torch.zeros(0, device=name).device
