@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from training.toy import Recorder
 
 from dualrate import cli
 from dualrate.data.images import ImageSet
-from dualrate.experiment import DataConfig, Experiment, OneNetwork
+from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
 from dualrate.models.uvit import Level, UViTConfig
 from dualrate.runs import train as train_module
 from dualrate.runs.checks import check_out, data_notes
@@ -22,7 +23,7 @@ from dualrate.runs.measure import draw
 from dualrate.runs.store import export, load
 from dualrate.runs.train import check_fit, train
 from dualrate.steps import DDIM
-from dualrate.timing import StepPlan
+from dualrate.timing import StepPlan, TimeSampler
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -173,6 +174,48 @@ def test_a_run_is_one_run_however_it_is_reached(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "train", "tiny", "--out", "disk/../disk/tiny") == 0
     assert "resuming at iteration 1" in capsys.readouterr().err
     assert len(checkpoint.steps(tmp_path / "disk" / "tiny" / "checkpoints")) == 2
+
+
+# Options that do not go together
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--networks.encoder.num-classes", 4], "must have the same .*, got num_classes 4 and 3"),
+        (["--networks.light.num-classes", 0], "must have the same .*, got num_classes 3 and 0"),
+        (["--networks.light.image-size", 16], "got image_size 8 and 16"),
+        (["--networks.encoder.image-channels", 3], "got image_channels 3 and 1"),
+        (["--networks.context.levels", 3], "these networks have 2 levels, so 3 cannot hand over a feature"),
+        (["--data.augment.translate", 8], "images of side 8 are shifted by at most 7 pixels, got translate 8"),
+        (["--times.heavy", 8, 4], r"heavy is the least number of heavy calls, then the largest, got \(8, 4\)"),
+        (["--schedule.log-snr-min", 15], "log_snr_min must be below log_snr_max, got 15.0 and 15.0"),
+        (["--device", "meta"], "there is no device 'meta' here, only cpu"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line_before_any_work(options, message, tmp_path, monkeypatch, capsys):
+    two = replace(TINY, networks=TwoNetworks(NET, NET), times=TimeSampler())
+    monkeypatch.setitem(cli.RECIPES, "two", lambda: two)
+    monkeypatch.setattr(train_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    before = content(tmp_path)
+    assert call(monkeypatch, "train", "two", *options) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert re.fullmatch(f"dualrate: .*{message}.*", told[0])
+    assert content(tmp_path) == before
+
+
+def test_more_classes_than_the_data_has_train_and_fewer_do_not(tmp_path, monkeypatch, capsys):
+    data = DataConfig(str(tmp_path / "tiny.npz"))
+    two = replace(TINY, networks=TwoNetworks(NET, NET), times=TimeSampler(), data=data)
+    monkeypatch.setitem(cli.RECIPES, "two", lambda: two)
+
+    def classes(count: int) -> list[object]:
+        return ["--networks.encoder.num-classes", count, "--networks.light.num-classes", count, "--out", f"run{count}"]
+
+    assert call(monkeypatch, "train", "two", *classes(4)) == 0
+    assert call(monkeypatch, "train", "two", *classes(2)) == 2
+    assert "tiny/train has 3 classes, the networks of tiny know only 2" in capsys.readouterr().err
 
 
 # Resuming

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import tyro
 from tyro.conf import Positional, arg
 
 import dualrate
@@ -24,6 +23,7 @@ from dualrate.cli_bound import LikelihoodBound
 from dualrate.cli_calibrate import Calibrate
 from dualrate.cli_compare import Compare
 from dualrate.cli_distill import Distill, parse_distill
+from dualrate.cli_options import parse
 from dualrate.cli_plan import PlanSearch
 from dualrate.cli_recipe import override, recipe_name
 from dualrate.cli_sampler import Plan, sampler_of
@@ -31,8 +31,9 @@ from dualrate.console import decoding, reporter, tell_end
 from dualrate.covariance import ProbedCovariance
 from dualrate.experiment import Experiment
 from dualrate.malloc import keep_freed_memory
+from dualrate.ranges import BatchSize, Classes, Images, Minutes, Ranged, Seed
 from dualrate.recipes import cifar10, fashion_mnist, imagenet
-from dualrate.training.device import pick_device
+from dualrate.training.device import memory_shortage, pick_device
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-heavy": fashion_mnist.heavy,
@@ -80,24 +81,28 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Ranged):
     """Draw images from a run: PNGs, a grid, and what they cost."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
     out: Path
     """Directory for the images."""
     plan: Annotated[Plan, arg(name="")] = Plan()
-    num: int = 64
-    label: int | None = None
+    num: Images = 64
+    """Number of images."""
+    label: Classes | None = None
     """One class for all images; class `seed mod classes` for each if not given."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the first image; image i has seed + i, whatever the batch size."""
-    batch_size: int = 125
+    batch_size: BatchSize = 125
+    """Images at a time; fewer need less memory."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where it pays. The same picture for any batch size needs float32."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -106,8 +111,6 @@ class Sample:
         from dualrate.runs.measure import Guidance, balanced_labels, draw
         from dualrate.runs.store import load
 
-        if self.num < 1:
-            raise ValueError(f"--num is at least 1, got {self.num}")
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device)
         step, plan = sampler_of(model, self.plan)
@@ -145,13 +148,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Ranged):
     """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), FID, FD-DINOv2."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
     plan: Annotated[Plan, arg(name="")] = Plan()
-    num: int = 5000
-    seed: int = 0
+    num: Images = 5000
+    """Number of images."""
+    seed: Seed = 0
+    """Of the first image; image i has seed + i."""
     features: Literal["inception", "dinov2"] | Path | None = None
     """Directory of the feature net; the shipped one, or one trained on first use, if not given. inception: FID;
     dinov2: FD-DINOv2."""
@@ -161,9 +167,12 @@ class Evaluate:
     """Directory that keeps the features as images are drawn: the same command goes on where it was."""
     details: bool = False
     """Also kernel distance, precision and recall, against the training images."""
-    batch_size: int = 125
+    batch_size: BatchSize = 125
+    """Images at a time; fewer need less memory."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
     json: bool = False
+    """Print the report as JSON."""
 
     def run(self) -> None:
         from dualrate.report.table import text_table
@@ -210,15 +219,18 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Ranged):
     """Parameters, MACs and FLOPs of a heavy call, a light call and an image, with measured latency."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
     plan: Annotated[Plan, arg(name="")] = Plan()
-    batch_size: int = 1
+    batch_size: BatchSize = 1
     """Rows per call when latency is measured."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
     json: bool = False
+    """Print the report as JSON."""
 
     def run(self) -> None:
         from dualrate.runs.measure import Guidance, cost_report
@@ -236,7 +248,9 @@ class Export:
     """Write a run's averaged weights for release: bfloat16 safetensors, its experiment and a model card."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run."""
     out: Path
+    """Directory for the weights."""
 
     def run(self) -> None:
         from dualrate.runs.calibration import FILE
@@ -251,14 +265,16 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(Ranged):
     """Dual-rate diffusion at work: train a small model for two minutes, then measure the released ones."""
 
     out: Path = Path("demo")
+    """Directory for the page, and the small model's run."""
     weights: Path = Path("weights")
-    minutes: float = 2
+    """Directory of the released weights; those that are missing are left out."""
+    minutes: Minutes = 2
     """Of training."""
-    count: int = 1000
+    count: Images = 1000
     """Images per plan."""
 
     def run(self) -> None:
@@ -281,6 +297,11 @@ COMMANDS: dict[str, type[Command]] = {
     "export": Export,
     "demo": Demo,
 }
+LESS_MEMORY = {  # where it is short
+    **dict.fromkeys(("train", "distill"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"),
+    **dict.fromkeys(("sample", "evaluate", "cost", "bound"), "lower --batch-size"),
+    "plan": "lower --grid or --batch-size",
+}
 
 
 def _parse(arguments: list[str]) -> Train | Distill | Command:
@@ -295,7 +316,7 @@ def _parse(arguments: list[str]) -> Train | Distill | Command:
     if command == "distill":
         return parse_distill(rest)
     if command in COMMANDS:
-        return tyro.cli(COMMANDS[command], args=rest, prog=f"dualrate {command}")
+        return parse(COMMANDS[command], rest, f"dualrate {command}")
     asked = command in ("-h", "--help")
     kinds = {"train": Train, "distill": Distill, **COMMANDS}
     lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
@@ -325,8 +346,15 @@ def main() -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"dualrate: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (RuntimeError, MemoryError) as error:
+        shortage = memory_shortage(error)
+        if shortage is None:  # a fault of the program
+            raise
+        way_out = LESS_MEMORY.get(sys.argv[1], "use a device, or a machine, with more")
+        print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

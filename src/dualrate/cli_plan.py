@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.console import reporter
+from dualrate.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.runs.planning import CallCosts, Candidate, Ranked, spearman
 from dualrate.runs.store import Model
 from dualrate.serving import Continuous, Grid
@@ -21,32 +21,35 @@ PREDICTS = 0.8  # rank correlation from which on the objective is said to rank p
 
 
 @dataclass(frozen=True)
-class PlanSearch:
+class PlanSearch(Ranged):
     """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
     budget: str | None = None
     """Share of what a heavy call at every step of --grid costs: 0.25x of 64 steps is the cost of 16 heavy calls."""
-    gmacs: float | None = None
+    gmacs: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
     """Budget in giga multiply-adds per image."""
-    seconds: float | None = None
+    seconds: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
     """Budget in seconds per image, at --batch-size on this machine."""
-    steps: tuple[int, ...] | None = None
+    steps: tuple[Steps, ...] | None = None
     """Numbers of steps to choose from, parts of the grid; 8, 16, 32 and 64 if not given."""
     free_times: bool = False
     """Choose the times of the steps too, among those of the grid."""
-    grid: int = 64
+    grid: Annotated[int, Range(1, 512)] = 64
     """Steps of the grid on which errors are measured."""
-    images: int = 128
+    images: Images = 128
     """Training images that errors are measured on."""
     out: Path = Path("plan.json")
     """The plan, for --plan of sample and evaluate; a picture of it beside it."""
     check: bool = False
     """Draw and score images under over a dozen plans, and say whether the planner ranks them as the score does."""
-    num: int = 1000
+    num: Images = 1000
     """Images per plan of --check."""
-    batch_size: int = 64
+    batch_size: BatchSize = 64
+    """Images at a time where calls are timed, for --seconds."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
 
     def run(self) -> None:
         from dualrate.planner import Planner
@@ -87,9 +90,6 @@ class PlanSearch:
             _ = self._share
         if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:
             raise ValueError("say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05")
-        least = min(self.grid, self.images, self.num, self.batch_size)
-        if least < 1:
-            raise ValueError(f"--grid, --images, --num and --batch-size are at least 1, got {least}")
         if self.check and self.grid < 8:
             raise ValueError(f"--check needs a --grid of at least 8 for a dozen plans, got {self.grid}")
         if self.out.suffix != ".json":
@@ -116,11 +116,9 @@ class PlanSearch:
     def _share(self) -> float:
         try:
             share = float((self.budget or "").removesuffix("x"))
-        except ValueError:
-            share = math.nan
-        if not 0 < share < math.inf:
-            raise ValueError(f"--budget is a share of a heavy call at every step, such as 0.25x, got {self.budget!r}")
-        return share
+        except ValueError as error:
+            raise ValueError(f"--budget is a share such as 0.25x, got {self.budget!r}") from error
+        return checked("--budget", share, Annotated[float, Range(0, 10, above=True)])
 
 
 def _table(found: list[Candidate], unit: str) -> str:

@@ -25,7 +25,8 @@ def to_plain(value: Any) -> Any:
 def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
     """The value of annotation `kind` that `to_plain` wrote as `value`.
 
-    Raises ValueError that names the place, for unknown fields (with a suggestion), missing fields and wrong types.
+    Raises ValueError that names the place, for unknown fields (with a suggestion), missing fields, wrong types, and
+    what a dataclass itself refuses, such as a number outside its range.
     """
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
@@ -42,9 +43,11 @@ def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         return _dataclass(kind, value, where)
     if kind is float:
-        return float(
-            _checked(value, isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number")
-        )
+        _checked(value, isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number")
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{where}: expected a number, got one with {len(str(value))} digits") from error
     if kind is int:
         return _checked(value, isinstance(value, int) and not isinstance(value, bool), where, "an integer")
     if kind is type(None):
@@ -62,9 +65,10 @@ def _dataclass(kind: type, value: Any, where: str) -> Any:
             close = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
             raise ValueError(f"{where}: {kind.__name__} has no field {key!r}; {hint}")
+    values = {key: from_plain(hints[key], item, f"{where}.{key}") for key, item in given.items()}
     try:
-        return kind(**{key: from_plain(hints[key], item, f"{where}.{key}") for key, item in given.items()})
-    except TypeError as error:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 

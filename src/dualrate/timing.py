@@ -19,12 +19,13 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, SupportsIndex
+from typing import Annotated, Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from dualrate.draws import Draws
+from dualrate.ranges import Probability, Range, Ranged, Steps
 from dualrate.types import Refresh
 
 STEPS = 64  # of a sampler, where nothing else is said
@@ -184,31 +185,27 @@ class TimeSource(Protocol):
 
 
 @dataclass(frozen=True)
-class TimeSampler:
+class TimeSampler(Ranged):
     """Draws (t, tau) and the context dropout of each row.
 
-    heavy:   (low, high), the numbers of heavy calls the model is trained for; low = high fixes H
-    dropout: probability that an image trains without context. The kept ones are spread evenly over the sample numbers
-             (`radical_inverse`), so every run of an even number of images keeps exactly half of them at 0.5
-    phase:   None: random; 0: the fixed grid tau = ceil(t H) / H
-    draws:   k, the light network's draws of (t, z_t) for one heavy call
+    The images that keep their context are spread evenly over the sample numbers (`radical_inverse`), so every run of an
+    even number of images keeps exactly half of them at a dropout of 0.5.
     """
 
-    heavy: tuple[int, int] = (4, 32)
-    dropout: float = 0.5
-    phase: float | None = None
-    draws: int = 1
+    heavy: tuple[Steps, Steps] = (4, 32)
+    """The least and the largest number of heavy calls per image that the model is trained for."""
+    dropout: Probability = 0.5
+    """Share of the images that train without context."""
+    phase: Annotated[float, Range(0, 0)] | None = None
+    """0: heavy calls on the fixed grid tau = ceil(t H) / H; at a random place in it if not given."""
+    draws: Annotated[int, Range(1, 1000)] = 1
+    """The light network's times for one heavy call."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.heavy
-        if not 1 <= low <= high:
-            raise ValueError(f"heavy must be 1 <= low <= high, got {self.heavy}")
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"dropout is a probability, got {self.dropout}")
-        if self.phase not in (None, 0):
-            raise ValueError(f"phase is None (random) or 0 (fixed grid), got {self.phase}")
-        if self.draws < 1:
-            raise ValueError(f"a heavy call serves at least one draw, got {self.draws}")
+        if low > high:
+            raise ValueError(f"heavy is the least number of heavy calls, then the largest, got {self.heavy}")
 
     @property
     def default_steps(self) -> int:

@@ -26,18 +26,19 @@ from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor, nn
 
 from dualrate.data.images import to_float
+from dualrate.ranges import Channels, Classes, Iterations, Probability, Ranged, Seed, Side
 
 WEIGHTS, CARD = "features.safetensors", "features.json"
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(Ranged):
     """channels and size of the images, classes told apart, D features."""
 
-    channels: int
-    size: int
-    num_classes: int
-    features: int = 96
+    channels: Channels
+    size: Side
+    num_classes: Classes
+    features: Channels = 96
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -82,7 +83,7 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Modu
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(Ranged):
     """What a feature net is and where it comes from; stored as JSON beside its weights.
 
     name:     of the data set; scores are called FD-<name>
@@ -96,9 +97,9 @@ class Card:
     identity: str
     architecture: Architecture
     data: str
-    accuracy: float | None
-    seed: int
-    epochs: int
+    accuracy: Probability | None
+    seed: Seed
+    epochs: Iterations
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from dualrate.experiment import Experiment
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.ranges import HeavyCalls, Ranged, Steps
 from dualrate.recipes import fashion_mnist
 from dualrate.report import headline, table
 from dualrate.runs.demo_page import Column, Findings, SmallRun, demo_page
@@ -30,14 +31,14 @@ SHOWN = 30  # images of every grid: the first seeds, so rows of the same classes
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Ranged):
     """One thing to measure. model: directory in `weights`; heavy: H, None for every step."""
 
     network: str
     model: str
     sampler: SamplerName
-    steps: int
-    heavy: int | None = None
+    steps: Steps
+    heavy: HeavyCalls | None = None
     grid: GridName = "t"
 
     def plan(self, model: Model) -> StepPlan:
