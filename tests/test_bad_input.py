@@ -1,6 +1,5 @@
 """What a user may do wrong around a training run: places, names, changed options, odd data, planted files."""
 
-import json
 import os
 import pickle
 import sys
@@ -15,11 +14,13 @@ from training.toy import Recorder
 from dualrate import cli
 from dualrate.data.images import ImageSet
 from dualrate.experiment import DataConfig, Experiment, OneNetwork
+from dualrate.folders import MANIFEST, Manifest
 from dualrate.models.uvit import Level, UViTConfig
 from dualrate.runs import train as train_module
 from dualrate.runs.checks import check_out, data_notes
 from dualrate.runs.measure import draw
-from dualrate.runs.store import export, load
+from dualrate.runs.release import export
+from dualrate.runs.store import load
 from dualrate.runs.train import check_fit, train
 from dualrate.steps import DDIM
 from dualrate.timing import StepPlan
@@ -300,9 +301,8 @@ def test_pickles_among_a_run_s_files_are_never_executed(run, tmp_path, kind):
         bad = tmp_path / kind / name / "checkpoints"
         path = checkpoint.save(bad, 1, saved.tensors, {"iteration": 1})
         (path / name).write_bytes(data)
-        files = [file for file in path.iterdir() if file.name != checkpoint.MANIFEST]
-        manifest = {"files": {file.name: checkpoint._digest(file) for file in files}}  # the attacker's, and consistent
-        (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+        names = [file.name for file in path.iterdir() if file.name != MANIFEST]
+        Manifest.write(path, names)  # the attacker's, and consistent
         (bad.parent / "experiment.json").write_bytes((run / "experiment.json").read_bytes())
         with pytest.raises(OSError, match="none is intact"):
             checkpoint.recover(bad, lambda text: None)

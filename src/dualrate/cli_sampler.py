@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dualrate.runs.samplers import GAMMA, GridName, SamplerName, grid_times, step_for
+from dualrate.runs.samplers import GAMMA, GridName, SamplerName, grid_times, read_plan, step_for
 from dualrate.runs.store import Model
 from dualrate.steps import Step
 from dualrate.timing import StepPlan
@@ -57,7 +57,7 @@ def _step_plan(model: Model, options: Plan) -> StepPlan:
     if options.plan is not None:
         if on_grid or options.heavy is not None or options.times is not None:
             raise ValueError("--plan says all about the steps: drop --steps, --heavy, --grid and --times")
-        return StepPlan.from_json(options.plan.read_text())
+        return read_plan(options.plan)
     if options.times is not None:
         if on_grid:
             raise ValueError("--times says where the steps are: drop --steps and --grid")

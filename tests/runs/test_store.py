@@ -4,32 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from runs.made import NET, ONE, TWO, saved
 
-from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.experiment import OneNetwork, TwoNetworks
 from dualrate.models.dual import ContextConfig
-from dualrate.models.uvit import Level, UViTConfig
-from dualrate.runs.store import export, load, start_from, write_experiment
-from dualrate.timing import TimeSampler
-from dualrate.training import checkpoint
-from dualrate.training.config import FitConfig
+from dualrate.runs.store import load, start_from, write_experiment
 from dualrate.types import Cond, Context
-
-NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
-ONE = Experiment("one", OneNetwork(NET), FitConfig(iterations=1))
-TWO = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler())
-
-
-def saved(experiment: Experiment, path, *, ema: float | None = None):
-    """A run with random weights, no zeros among them; with `ema`, averaged weights that are all that number."""
-    networks, _ = experiment.build()
-    for parameter in networks.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    tensors = {"model": networks.state_dict()}
-    if ema is not None:
-        tensors["ema-model"] = {name: torch.full_like(p, ema) for name, p in networks.named_parameters()}
-    write_experiment(path, experiment)
-    checkpoint.save(path / "checkpoints", 7, tensors, {"iteration": 7, "phases": {"model": {}}})
-    return path
 
 
 def test_loads_the_averaged_weights(tmp_path):
@@ -37,23 +17,6 @@ def test_loads_the_averaged_weights(tmp_path):
     assert all((p == 0.25).all() for p in model.networks.parameters())
     assert model.iteration == 7
     assert not any(p.requires_grad for p in model.networks.parameters())
-
-
-def test_export_keeps_the_function_to_bfloat16(tmp_path):
-    run = saved(TWO, tmp_path / "run")
-    export(run, tmp_path / "out")
-    before, after = load(run), load(tmp_path / "out")
-    for name, tensor in before.networks.state_dict().items():
-        torch.testing.assert_close(after.networks.state_dict()[name], tensor, rtol=2**-8, atol=0)
-    assert after.iteration == 7
-
-
-def test_a_damaged_file_is_refused(tmp_path):
-    export(saved(ONE, tmp_path / "run"), tmp_path / "out")
-    file = tmp_path / "out" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(OSError, match="damaged"):
-        load(tmp_path / "out")
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

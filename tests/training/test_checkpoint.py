@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dualrate import folders
+from dualrate.folders import MANIFEST, Damaged, Manifest
 from dualrate.training import checkpoint
 from training.toy import same_bits
 
@@ -76,7 +78,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(
-    "file", ["model.safetensors", "ema-a.safetensors", "optim-a.safetensors", "state.json", checkpoint.MANIFEST]
+    "file", ["model.safetensors", "ema-a.safetensors", "optim-a.safetensors", "state.json", MANIFEST]
 )
 def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used(tmp_path, file, damage):
     write(tmp_path, 1, 2)
@@ -89,7 +91,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used(tmp_path, file
         assert found is not None
         assert found.state["iteration"] == 1
         assert len(notes) == 1
-        assert file in notes[0] or file == checkpoint.MANIFEST  # a flip in a hash there accuses the file it is of
+        assert file in notes[0] or file == MANIFEST  # a flip in a hash there accuses the file it is of
         assert "corrupt" in notes[0]
         (tmp_path / "copy").rename(tmp_path / "step-00000002")
     assert len(list(tmp_path.glob("*.corrupt"))) == 8
@@ -107,7 +109,7 @@ def test_readers_fall_back_too_but_move_nothing(tmp_path):
 def test_if_none_is_intact_it_is_an_error_also_the_next_time(tmp_path):
     write(tmp_path, 1, 2)
     for path in checkpoint.steps(tmp_path):
-        (path / checkpoint.MANIFEST).unlink()
+        (path / MANIFEST).unlink()
     for _ in range(2):
         with pytest.raises(OSError, match="none is intact"):
             checkpoint.recover(tmp_path, lambda text: None)
@@ -115,11 +117,11 @@ def test_if_none_is_intact_it_is_an_error_also_the_next_time(tmp_path):
 
 def test_a_manifest_cannot_reach_outside(tmp_path):
     write(tmp_path, 1)
-    manifest = tmp_path / "step-00000001" / checkpoint.MANIFEST
+    manifest = tmp_path / "step-00000001" / MANIFEST
     content = json.loads(manifest.read_text())
     content["files"]["../secret.safetensors"] = {"size": 0, "sha256": ""}
     manifest.write_text(json.dumps(content))
-    with pytest.raises(checkpoint.CorruptCheckpoint, match="plain file names"):
+    with pytest.raises(Damaged, match="plain file names"):
         checkpoint.load(tmp_path / "step-00000001")
 
 
@@ -137,8 +139,7 @@ def test_a_state_without_a_format_is_refused(tmp_path, state):
     write(tmp_path, 1)
     path = tmp_path / "step-00000001"
     (path / "state.json").write_text(state)
-    manifest = {"files": {file.name: checkpoint._digest(file) for file in path.glob("*s*") if file.name[0] != "M"}}
-    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    Manifest.write(path, [file.name for file in path.iterdir() if file.name != MANIFEST])
     with pytest.raises(ValueError, match=r"has format .*, expected 1"):
         checkpoint.load(path)
 
@@ -151,7 +152,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, point):
         if reached == point:
             raise OSError("disk")
 
-    monkeypatch.setattr(checkpoint, "_reached", fail)
+    monkeypatch.setattr(folders, "reached", fail)
     with pytest.raises(OSError, match="disk"):
         write(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -28,7 +28,7 @@ from dualrate.models.uvit import UViT
 from dualrate.planner import Planner
 from dualrate.runs.calibration import read_table
 from dualrate.runs.planning import SEED, call_macs, measured_errors
-from dualrate.runs.samplers import TABLED, GridName, SamplerName, grid_times, step_for, steps_of
+from dualrate.runs.samplers import TABLED, GridName, SamplerName, grid_times, read_plan, step_for, steps_of
 from dualrate.runs.store import Model
 from dualrate.serving import Continuous, Grid
 from dualrate.steps import Step
@@ -150,7 +150,7 @@ class Entry:
         assert self.plan is not None
         sampler = self.sampler or "ancestral"
         if self.plan.endswith(".json"):
-            plan, name = StepPlan.from_json(Path(self.plan).read_text()), Path(self.plan).stem
+            plan, name = read_plan(Path(self.plan)), Path(self.plan).stem
             if plan.num_heavy < plan.num_steps and not is_dual(model):
                 return replace(sharing(self, model, plan), note=name)
             return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0, name)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dualrate.files import naming
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.frechet import GaussianStats, root
 
@@ -48,7 +49,7 @@ def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
     statistics that say they were made in other features.
     """
     path = Path(path)
-    with open(path, "rb") as file:
+    with naming(path), path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     if not zipfile.is_zipfile(path):
         raise ValueError(
@@ -58,7 +59,7 @@ def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
             "numpy.savez('FILE.npz', mu=ref['mu'], sigma=ref['sigma'])"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with naming(path), np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in _wanted(archive.files, path, extractor)}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(f"{path} cannot be read as reference of {_of(extractor)}: {error}") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from dualrate import grids
 from dualrate.adjusted_ddim import AdjustedDDIM
 from dualrate.covariance import NoiseCovariance
+from dualrate.files import read_bytes
 from dualrate.process import GaussianProcess
 from dualrate.runs.calibration import read_table
 from dualrate.runs.store import Model
@@ -43,6 +45,14 @@ TABLED = (
 TWICE = ("heun", "covariance", "covariance-ddim", "covariance-jvp", "covariance-jvp-ddim")  # two calls a step
 GAMMA = ("ancestral", "sde-dpm++2m")  # have a noise level
 GridName = Literal["t", "log-snr", "karras"]
+
+
+def read_plan(file: Path) -> StepPlan:
+    """The plan in a file, as `dualrate plan` writes it. Raises ValueError, naming the file, if it holds none."""
+    try:
+        return StepPlan.from_json(read_bytes(file).decode())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def step_for(model: Model, plan: StepPlan, name: SamplerName, gamma: float = 0.0, eta: float = 1.0) -> Step:
