@@ -258,13 +258,8 @@ def read_table(model: Model) -> CovarianceTable:
         bands = Bands((channels, height, width), int(noted["rings"]))
         below, above = map(float, noted["clamped"].split())
         size = len(tensors["log_snr"])
-        expected = {
-            "log_snr": (size,),
-            "variance": (size, size + 1, bands.count),
-            "ratio": (size, size + 1, bands.count),
-        }
-        if bands.shape != model.shape or any(tensors[name].shape != shape for name, shape in expected.items()):
-            raise ValueError("its tensors have other shapes than a table of this model's images")
+        if any(tensors[name].shape != (size, size + 1, bands.count) for name in ("variance", "ratio")):
+            raise ValueError(f"its tensors are not those of {size} noise levels and {bands.count} bands")
         if noted.get("content", digest := _digest(tensors, noted)) != digest:  # tables of before have none
             raise ValueError("its content has changed")
     except (KeyError, ValueError) as error:
