@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 import safetensors.torch
 import torch
@@ -222,13 +222,13 @@ def _read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
     found = []
     for where, line in read_records(run / METRICS):
         images, value = line.get("images"), next((v for k, v in line.items() if k.endswith(ending)), math.nan)
-        if not (_is_number(images) and _is_number(value)):
+        if not (_is_number(images) and math.isfinite(images) and _is_number(value)):
             raise ValueError(f"{where} has images {images!r} and a value {value!r}, no numbers; remove that line")
         found.append((images, value))
     return [(images, value) for images, value in found if math.isfinite(value)]
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
