@@ -30,6 +30,7 @@ from dualrate.cli_sampler import Plan, sampler_of
 from dualrate.console import decoding, reporter, tell_end
 from dualrate.covariance import ProbedCovariance
 from dualrate.experiment import Experiment
+from dualrate.files import naming
 from dualrate.malloc import keep_freed_memory
 from dualrate.ranges import BatchSize, Classes, Images, Minutes, Ranged, Seed
 from dualrate.recipes import cifar10, fashion_mnist, imagenet
@@ -112,7 +113,7 @@ class Sample(Ranged):
         from dualrate.runs.store import load
 
         device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
+        model = load(self.run_dir, device=device, note=progress.note)
         step, plan = sampler_of(model, self.plan)
         self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong place costs none
         seeds = range(self.seed, self.seed + self.num)
@@ -183,7 +184,7 @@ class Evaluate(Ranged):
 
         require_count(self.num, self.features)
         device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
+        model = load(self.run_dir, device=device, note=progress.note)
         step, plan = sampler_of(model, self.plan)
         data = model.experiment.data
         if self.features == "inception":
@@ -236,8 +237,8 @@ class Cost(Ranged):
         from dualrate.runs.measure import Guidance, cost_report
         from dualrate.runs.store import load
 
-        device = pick_device(self.device)
-        model = load(self.run_dir, device=device)
+        device, progress = pick_device(self.device), reporter()
+        model = load(self.run_dir, device=device, note=progress.note)
         step, plan = sampler_of(model, self.plan)
         guidance = Guidance(self.plan.guidance, self.plan.interval)
         _report(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
@@ -254,14 +255,13 @@ class Export:
 
     def run(self) -> None:
         from dualrate.runs.calibration import FILE
-        from dualrate.runs.card import write_card
-        from dualrate.runs.store import export
+        from dualrate.runs.release import export
 
-        export(self.run_dir, self.out)
-        write_card(self.run_dir, self.out)
+        progress, tables = reporter(), [place for place in (self.run_dir, self.out) if (place / FILE).exists()]
+        export(self.run_dir, self.out, progress.note)
         print(self.out)
-        if (self.run_dir / FILE).exists():
-            print(f"its covariance table is of the unrounded weights: dualrate calibrate {self.out}", file=sys.stderr)
+        if tables:
+            progress.note(f"the covariance table in {tables[0]} is of other weights: dualrate calibrate {self.out}")
 
 
 @dataclass(frozen=True)
@@ -340,12 +340,12 @@ def main() -> None:
     try:
         _set_threads(os.environ.get("DUALRATE_THREADS"))
         _parse(sys.argv[1:]).run()
-        sys.stdout.flush()  # a reader that has left is noticed here, not at exit
+        _flush()  # a reader that has left, or a full disk, is noticed here, not at exit
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"dualrate: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -356,6 +356,20 @@ def main() -> None:
         way_out = LESS_MEMORY.get(sys.argv[1], "use a device, or a machine, with more")
         print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _flush() -> None:
+    try:
+        with naming("standard output"):
+            sys.stdout.flush()
+    except OSError:
+        _discard_output()
+        raise
+
+
+def _discard_output() -> None:
+    """What could not be written would be tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _set_threads(asked: str | None) -> None:

@@ -51,7 +51,7 @@ class LikelihoodBound(Ranged):
         if self.variance == "measured" and self.plan.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
         device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
+        model = load(self.run_dir, device=device, note=progress.note)
         step, plan = sampler_of(model, self.plan)
         plan = ending(plan, model.process.schedule, self.end)
         data = model.experiment.data

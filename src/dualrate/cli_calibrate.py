@@ -34,7 +34,7 @@ class Calibrate(Ranged):
         from dualrate.runs.store import load
 
         device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
+        model = load(self.run_dir, device=device, note=progress.note)
         table = calibrate(model, images=self.images, rings=self.rings, progress=progress, device=device)
         trust = table.trust()
         if self.json:

@@ -11,6 +11,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.console import reporter
+from dualrate.files import write_whole
 from dualrate.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.runs.planning import CallCosts, Candidate, Ranked, spearman
 from dualrate.runs.store import Model
@@ -60,7 +61,7 @@ class PlanSearch(Ranged):
 
         steps = self._checked()
         device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
+        model = load(self.run_dir, device=device, note=progress.note)
         if isinstance(model.experiment.times, (Continuous, Grid)):
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         costs, budget, unit = self._budget(model, device)
@@ -71,18 +72,17 @@ class PlanSearch(Ranged):
             print(f"{self.budget} of {self.grid} heavy calls, {budget / self._share:.4g} {unit}: {budget:.4g} {unit}\n")
         print(_table(found, unit))
         best = found[0].planned.plan
-        self.out.write_text(best.to_json() + "\n")
+        write_whole(self.out, best.to_json() + "\n")
         shown = [(f"{c.planned.plan.num_steps}/{c.planned.plan.num_heavy}", c.planned.plan) for c in found]
-        self.out.with_suffix(".png").write_bytes(png(plan_figure(shown)))
+        write_whole(self.out.with_suffix(".png"), png(plan_figure(shown)))
         print(f"\n{self.out}: {best.num_steps} steps, {best.num_heavy} heavy calls; {self.out.with_suffix('.png')}")
         if not self.check:
             return
         judge = evaluator(model.experiment.data, features=None, progress=progress)
         ranked = rank(model, planner, judge, count=self.num, progress=progress, device=device)
         print(_verdict(ranked, judge.metric))
-        file = self.out.with_suffix(".check.json")
         lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]
-        file.write_text(json.dumps(lines, indent=1) + "\n")
+        write_whole(self.out.with_suffix(".check.json"), json.dumps(lines, indent=1) + "\n")
 
     def _checked(self) -> tuple[int, ...]:
         """The numbers of steps. Raises ValueError for options that could only fail later, after the measuring."""

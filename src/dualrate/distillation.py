@@ -28,7 +28,7 @@ from dualrate.methods.method import Method
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
 from dualrate.models.uvit import UViT, UViTConfig
 from dualrate.ranges import BelowOne, Factor, FirstIterations, Pairs, Ranged, TeacherGuidance
-from dualrate.runs.store import Model, load, start_from
+from dualrate.runs.store import Model, Note, load, start_from
 from dualrate.serving import Continuous, Grid
 from dualrate.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
 from dualrate.timing import StepPlan
@@ -163,19 +163,19 @@ class Distillation(Ranged):
             return FromData(plan.num_steps, process)
         return (SegmentRollout if self.rollout == "segment" else FullRollout)(plan, process, self.pairs)
 
-    def start(self, networks: nn.ModuleDict, teacher: Model) -> dict[str, str]:
-        """Put the weights in that training begins with; says which those were.
+    def start(self, networks: nn.ModuleDict, teacher: Model, note: Note | None = None) -> dict[str, str]:
+        """Put the weights in that training begins with; says which those were. note: as of `load`.
 
         Raises ValueError for weights of other networks.
         """
         if self.student_from is not None:
-            source = load(self.student_from)
+            source = load(self.student_from, note=note)
             fill(networks, source, self.student_from)
             return {"student": f"{self.student_from} at iteration {source.iteration}, {short(source)}"}
         if isinstance(self.student.networks, OneNetwork):
             fill(networks, teacher, self.teacher)
             return {}
-        return start_from(networks, self.teacher, self.student.light_from)
+        return start_from(networks, self.teacher, self.student.light_from, note)
 
 
 def teachers_network(experiment: Experiment, name: str) -> UViTConfig:

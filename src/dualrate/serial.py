@@ -12,6 +12,8 @@ import typing
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
+from dualrate.files import parse_json
+
 
 def to_plain(value: Any) -> Any:
     """Dataclasses, tuples and scalars as dicts, lists and scalars, ready for `json.dumps`."""
@@ -53,6 +55,14 @@ def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
     if kind is type(None):
         return _checked(value, value is None, where, "null")
     return _checked(value, type(value) is kind, where, getattr(kind, "__name__", str(kind)))
+
+
+def from_json(kind: Any, content: bytes, where: str) -> Any:
+    """The value of annotation `kind` in some JSON. Raises ValueError as `from_plain`, and for what is no JSON."""
+    try:
+        return from_plain(kind, parse_json(content, where), where)
+    except RecursionError as error:
+        raise ValueError(f"{where}: nested too deeply") from error
 
 
 def _dataclass(kind: type, value: Any, where: str) -> Any:

@@ -66,6 +66,7 @@ def test_the_card_of_a_student_shows_its_moment_gap(root, tmp_path, monkeypatch)
 def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "export", root / "dual", "--out", tmp_path / "weights") == 0
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == [
+        "MANIFEST.json",
         "README.md",
         "experiment.json",
         "model.safetensors",

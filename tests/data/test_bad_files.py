@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dualrate.data.files import MAX_TEXT, printable
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.source import MAX_CLASSES, class_numbers
+from dualrate.data.untrusted import MAX_TEXT, printable
 from dualrate.metrics.reference import load_reference
 from dualrate.runs.samplers import read_plan
 from dualrate.timing import StepPlan

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from dualrate.folders import MANIFEST
 from dualrate.training import checkpoint
 from training import faults
 from training.faults import Plan
@@ -132,7 +133,7 @@ def test_if_no_checkpoint_is_intact_the_run_does_not_start_over(tmp_path):
     assert faults.run(run_dir) == 0
     before = metrics(run_dir)
     for path in checkpoint.steps(run_dir / "checkpoints"):
-        (path / checkpoint.MANIFEST).write_text("garbage")
+        (path / MANIFEST).write_text("garbage")
     for _ in range(2):
         assert faults.run(run_dir) == 1
         assert {path.suffix for path in (run_dir / "checkpoints").iterdir()} == {".corrupt"}

@@ -14,7 +14,7 @@ from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import Findings
 from dualrate.compare.work import SCREEN_SEED, SCREENING, TIMING, Bench, Measured, chosen
-from dualrate.metrics.features import write_whole
+from dualrate.files import write_whole
 from dualrate.ranges import Images, Minutes, Ranged
 from dualrate.runs.evaluator import evaluator
 from dualrate.runs.store import Model, load
@@ -60,7 +60,7 @@ def compare(
     start, device = time.monotonic(), torch.device(device)
     parsed = [Entry.parse(text) for text in entries]
     _require_names(parsed)
-    models = {entry.run: load(entry.run, device=device) for entry in parsed}
+    models = {entry.run: load(entry.run, device=device, note=progress.note) for entry in parsed}
     _require_comparable(models, mixed=mixed)
     judge = evaluator(next(iter(models.values())).experiment.data, features=features, progress=progress)
     for count in (effort.screen, effort.count):
@@ -79,7 +79,7 @@ def compare(
 
 def _write(out: Path, findings: Findings) -> None:
     for suffix, text in ((".json", as_json(findings)), (".csv", as_csv(findings)), (".html", compare_page(findings))):
-        write_whole(out.with_suffix(suffix), text.encode())
+        write_whole(out.with_suffix(suffix), text)
 
 
 def _measured(

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from dualrate.data.source import Progress, Raw, Source, Split
+from dualrate.files import naming
 
 NAME = "fashion-mnist"
 CLASS_NAMES = (
@@ -76,11 +77,9 @@ def verified(file: Path) -> bytes:
     """
     size, expected = CONTENT[file.name]
     try:
-        with gzip.open(file) as stream:
+        with naming(file), gzip.open(file) as stream:
             data = stream.read(size + 1)  # no more, whatever the file holds
-    except (OSError, EOFError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # the system's own: the file may be good
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is not a readable .gz file ({error}); delete it and run again") from error
     found = hashlib.sha256(data).hexdigest()
     if found != expected:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from dualrate.data.decode import SUFFIXES
-from dualrate.data.files import printable
 from dualrate.data.source import Raw, Source, Split, hold_out
+from dualrate.data.untrusted import printable
 
 TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
 _LOOKED_AT = 10_000  # files whose suffixes are counted to say what is there instead of images

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import OnBad, Options, cache_dir, decoded
-from dualrate.data.files import check_regular
 from dualrate.data.folder import folder_source
 from dualrate.data.npz import npz_source
 from dualrate.data.source import Progress, Source, Split
+from dualrate.data.untrusted import check_regular
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor, nn
 
+from dualrate.files import read_bytes
 from dualrate.ranges import BatchSize, Channels, Images, Ranged
 
 MODEL, REVISION = "facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
@@ -93,7 +94,7 @@ def load_dinov2(device: torch.device | str = "cpu", *, progress: Callable[[int, 
 
 def build(transformers: Any, config: Path, weights: Path) -> tuple[Any, str]:
     """The net of a config.json and a .safetensors file, and the sha256 (hex) of the very bytes that it was made of."""
-    content = weights.read_bytes()
+    content = read_bytes(weights)
     try:
         tensors = tensors_from_bytes(content)
     except SafetensorError as error:

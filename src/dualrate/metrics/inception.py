@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dualrate.metrics.features import write_whole
+from dualrate.files import naming, write_whole
 from dualrate.ranges import BatchSize, Channels, Images, Ranged
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -123,7 +123,7 @@ def _broken(build: str, error: Exception) -> ValueError:
 def _weights(path: Path, note: Callable[[str], None]) -> bytes:
     """The content of the weights file, checked before anything opens it."""
     if path.exists():
-        with open(path, "rb") as file:
+        with naming(path), path.open("rb") as file:
             return _checked(file.read(SIZE + 1), path)
     note(f"fetching Inception's weights (96 MB), once, to {path}")
     try:

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from dualrate.data.archive import read_arrays
-from dualrate.data.files import check_regular, printable
+from dualrate.data.untrusted import check_regular, printable
+from dualrate.files import naming
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.frechet import GaussianStats, root
 
@@ -51,7 +52,7 @@ def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
     """
     path = Path(path)
     check_regular(path)
-    with open(path, "rb") as file:
+    with naming(path), path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     if not zipfile.is_zipfile(path):
         raise ValueError(

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dualrate.files import naming
+
 
 def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
     """(N, C, H, W) uint8 -> one (rows, columns) picture, (H', W') or (H', W', 3) uint8, white between the images."""
@@ -26,4 +28,5 @@ def save_grid(images: np.ndarray, path: Path | str, columns: int | None = None, 
     picture = Image.fromarray(grid(images, columns))
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    picture.save(path)
+    with naming(path):
+        picture.save(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from dualrate.data.images import ImageSet, load_images
 from dualrate.experiment import DataConfig
 from dualrate.metrics.dinov2 import DinoV2, load_dinov2
 from dualrate.metrics.evaluate import Evaluator, Net
-from dualrate.metrics.features import CARD, Architecture, FeatureNet
+from dualrate.metrics.features import CARD, Architecture, FeatureNet, read_card
 from dualrate.metrics.inception import DIM, Inception, load_inception
 from dualrate.metrics.reference import load_reference
 from dualrate.metrics.train_features import BATCH_SIZE, feature_net_in
@@ -107,7 +106,7 @@ def _splits(data: DataConfig, progress: Progress) -> tuple[ImageSet, ImageSet]:
 def shipped(fingerprint: str) -> Path | None:
     """The shipped feature net that was trained on the images of this fingerprint."""
     for card in sorted(SHIPPED.glob(f"*/{CARD}")):
-        if json.loads(card.read_text())["data"] == fingerprint:
+        if read_card(card).data == fingerprint:
             return card.parent
     return None
 

@@ -9,7 +9,7 @@ from typing import Literal
 from dualrate import grids
 from dualrate.adjusted_ddim import AdjustedDDIM
 from dualrate.covariance import NoiseCovariance
-from dualrate.data.files import read_text, reading
+from dualrate.data.untrusted import read_text, reading
 from dualrate.process import GaussianProcess
 from dualrate.runs.calibration import read_table
 from dualrate.runs.store import Model

@@ -29,7 +29,7 @@ def check_regular(path: Path, limit: int | None = None) -> None:
     _check_size(path, found.st_size, limit)
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
+def read_limited(path: Path, limit: int) -> bytes:
     """The content of a file; raises what `check_regular` raises."""
     check_regular(path, limit)
     with open(path, "rb") as file:
@@ -41,7 +41,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 def read_text(path: Path, limit: int = MAX_TEXT) -> str:
     """The content of a UTF-8 file; raises what `check_regular` raises, and ValueError for a file that is no text."""
     with reading(path, "text"):
-        return read_bytes(path, limit).decode()
+        return read_limited(path, limit).decode()
 
 
 @contextmanager
