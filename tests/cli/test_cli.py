@@ -1,6 +1,7 @@
 """The command line end to end on a tiny data set: every command, its reports, and what a mistake looks like."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -169,3 +170,13 @@ def test_threads_are_checked(threads, monkeypatch, capsys):
     monkeypatch.setenv("DUALRATE_THREADS", threads)
     assert call(monkeypatch, "cost", "x") == 2
     assert "DUALRATE_THREADS" in capsys.readouterr().err
+
+
+def test_a_full_disk_behind_standard_output_is_said(run):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dualrate.cli", "cost", str(run), "--steps", "2", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": ""},
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "dualrate: [Errno 28] No space left on device: 'standard output'"
