@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from tyro.conf import Positional, arg
 
@@ -63,9 +62,11 @@ class Train:
     """cpu, cuda, ...; cuda if there is one."""
 
     def run(self) -> None:
+        from dualrate.runs.threads import resume_threads
         from dualrate.runs.train import train
 
         out = self.out or Path("runs") / self.experiment.name
+        resume_threads(out)
         progress = reporter()
         result = train(
             self.experiment,
@@ -279,6 +280,7 @@ COMMANDS: dict[str, type[Command]] = {
     "export": Export,
     "demo": Demo,
 }
+THREADS = "\nOn a CPU: one thread for every idle processor; DUALRATE_THREADS=4 before the command for four."
 
 
 def _parse(arguments: list[str]) -> Train | Distill | Command:
@@ -293,7 +295,7 @@ def _parse(arguments: list[str]) -> Train | Distill | Command:
     asked = command in ("-h", "--help")
     kinds = {"train": Train, "distill": Distill, **COMMANDS}
     lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
-    usage = "\n  ".join(["usage: dualrate COMMAND ... (--help after a command for its options)\n", *lines])
+    usage = "\n  ".join(["usage: dualrate COMMAND ... (--help after a command for its options)\n", *lines, THREADS])
     print(
         usage if asked else f"dualrate: there is no command {command!r}\n\n{usage}", file=None if asked else sys.stderr
     )
@@ -306,10 +308,9 @@ def _parse_train(arguments: list[str]) -> Train:
 
 
 def main() -> None:
-    """Entry point of the `dualrate` command."""
+    """What the `dualrate` command runs once its threads are settled (dualrate_command.py)."""
     keep_freed_memory()
     try:
-        _set_threads(os.environ.get("DUALRATE_THREADS"))
         _parse(sys.argv[1:]).run()
         sys.stdout.flush()  # a reader that has left is noticed here, not at exit
     except KeyboardInterrupt:
@@ -322,14 +323,6 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _set_threads(asked: str | None) -> None:
-    if asked is None:
-        return
-    if not asked.isdecimal() or int(asked) < 1:
-        raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, got {asked!r}")
-    torch.set_num_threads(int(asked))
-
-
 def _report(as_json: bool, values: dict[str, object]) -> None:
     """Values as one JSON object, or one `name  value` line each."""
     if as_json:
@@ -340,5 +333,5 @@ def _report(as_json: bool, values: dict[str, object]) -> None:
         print(f"{name:{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # torch is here already, so its threads are settled in a process that begins anew
+    os.execv(sys.executable, [sys.executable, "-m", "dualrate_command", *sys.argv[1:]])

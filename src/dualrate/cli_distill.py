@@ -71,6 +71,7 @@ class Distill:
     def run(self) -> None:
         from dualrate.distillation import Distillation
         from dualrate.runs.distill import distill
+        from dualrate.runs.threads import resume_threads
 
         student = self._student()
         own = "full" if self.student == "dual" else "data"
@@ -87,6 +88,7 @@ class Distill:
             student_from=self.student_from,
         )
         out, progress = self.out or Path("runs") / student.name, reporter()
+        resume_threads(out)
         result = distill(
             distillation,
             out,
