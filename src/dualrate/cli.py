@@ -251,12 +251,14 @@ class Export:
 
 @dataclass(frozen=True)
 class Demo:
-    """Dual-rate diffusion at work: train a small model for two minutes, then measure the released ones."""
+    """Dual-rate diffusion at work: train a small model for two minutes, then measure the released ones in four."""
 
     out: Path = Path("demo")
     weights: Path = Path("weights")
     minutes: float = 2
     """Of training."""
+    measuring: float = 4
+    """Minutes at most; a slow or busy machine then has fewer plans, of fewer images. Run again, it goes on."""
     count: int = 1000
     """Images per plan."""
 
@@ -264,7 +266,14 @@ class Demo:
         from dualrate.runs.demo import demo
 
         progress = reporter()
-        page = demo(self.out, self.weights, minutes=self.minutes, count=self.count, progress=progress)
+        page = demo(
+            self.out,
+            self.weights,
+            minutes=self.minutes,
+            measuring=self.measuring,
+            count=self.count,
+            progress=progress,
+        )
         print(page)
 
 
