@@ -66,9 +66,11 @@ class Train:
     """cpu, cuda, ...; cuda if there is one."""
 
     def run(self) -> None:
+        from dualrate.runs.threads import resume_threads
         from dualrate.runs.train import train
 
         out = self.out or Path("runs") / self.experiment.name
+        resume_threads(out)
         progress = reporter()
         result = train(
             self.experiment,
@@ -268,7 +270,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Demo(Ranged):
-    """Dual-rate diffusion at work: train a small model for two minutes, then measure the released ones."""
+    """Dual-rate diffusion at work: train a small model for two minutes, then measure the released ones in four."""
 
     out: Path = Path("demo")
     """Directory for the page, and the small model's run."""
@@ -276,6 +278,8 @@ class Demo(Ranged):
     """Directory of the released weights; those that are missing are left out."""
     minutes: Minutes = 2
     """Of training."""
+    measuring: Minutes = 4
+    """Minutes at most; a slow or busy machine then has fewer plans, of fewer images. Run again, it goes on."""
     count: Images = 1000
     """Images per plan."""
 
@@ -283,7 +287,14 @@ class Demo(Ranged):
         from dualrate.runs.demo import demo
 
         progress = reporter()
-        page = demo(self.out, self.weights, minutes=self.minutes, count=self.count, progress=progress)
+        page = demo(
+            self.out,
+            self.weights,
+            minutes=self.minutes,
+            measuring=self.measuring,
+            count=self.count,
+            progress=progress,
+        )
         print(page)
 
 
@@ -304,6 +315,7 @@ LESS_MEMORY = {  # where it is short
     **dict.fromkeys(("sample", "evaluate", "cost", "bound"), "lower --batch-size"),
     "plan": "lower --grid or --batch-size",
 }
+THREADS = "\nOn a CPU: one thread for every idle processor; DUALRATE_THREADS=4 before the command for four."
 
 
 def _parse(arguments: list[str]) -> Train | Distill | Command:
@@ -323,7 +335,7 @@ def _parse(arguments: list[str]) -> Train | Distill | Command:
     kinds = {"train": Train, "distill": Distill, **COMMANDS}
     lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
     usage = "\n  ".join(
-        ["usage: dualrate COMMAND ... (--help after a command for its options), dualrate --version\n", *lines]
+        ["usage: dualrate COMMAND ... (--help after a command for its options), dualrate --version\n", *lines, THREADS]
     )
     print(
         usage if asked else f"dualrate: there is no command {command!r}\n\n{usage}", file=None if asked else sys.stderr
@@ -337,10 +349,9 @@ def _parse_train(arguments: list[str]) -> Train:
 
 
 def main() -> None:
-    """Entry point of the `dualrate` command."""
+    """What the `dualrate` command runs once its threads are settled (dualrate_command.py)."""
     keep_freed_memory()
     try:
-        _set_threads(os.environ.get("DUALRATE_THREADS"))
         _parse(sys.argv[1:]).run()
         _flush()  # a reader that has left, or a full disk, is noticed here, not at exit
     except KeyboardInterrupt:
@@ -374,14 +385,6 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _set_threads(asked: str | None) -> None:
-    if asked is None:
-        return
-    if not asked.isdecimal() or int(asked) < 1:
-        raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, got {asked!r}")
-    torch.set_num_threads(int(asked))
-
-
 def _report(as_json: bool, values: dict[str, object]) -> None:
     """Values as one JSON object, or one `name  value` line each."""
     if as_json:
@@ -392,5 +395,5 @@ def _report(as_json: bool, values: dict[str, object]) -> None:
         print(f"{name:{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # torch is here already, so its threads are settled in a process that begins anew
+    os.execv(sys.executable, [sys.executable, "-m", "dualrate_command", *sys.argv[1:]])

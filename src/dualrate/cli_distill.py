@@ -84,6 +84,7 @@ class Distill(Ranged):
     def run(self) -> None:
         from dualrate.distillation import Distillation
         from dualrate.runs.distill import distill
+        from dualrate.runs.threads import resume_threads
 
         student = self._student()
         own = "full" if self.student == "dual" else "data"
@@ -100,6 +101,7 @@ class Distill(Ranged):
             student_from=self.student_from,
         )
         out, progress = self.out or Path("runs") / student.name, reporter()
+        resume_threads(out)
         result = distill(
             distillation,
             out,

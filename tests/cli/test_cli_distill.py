@@ -174,3 +174,18 @@ def test_recipes_are_listed_and_a_wrong_one_is_named(monkeypatch, capsys):
     assert "there is no recipe 'mnist'" in capsys.readouterr().err
     for name, recipe in cli_distill.RECIPES.items():
         assert recipe().name.startswith(name)
+
+
+def test_a_resumed_distillation_takes_its_own_number_of_threads(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DUALRATE_THREADS", "auto")
+    options = ["--student", "plain", "--steps", 2]
+    before = torch.get_num_threads()
+    assert distil(monkeypatch, root, tmp_path / "run", *options, "--fit.iterations", 2) == 0
+    torch.set_num_threads(before + 1)
+    try:
+        assert distil(monkeypatch, root, tmp_path / "run", *options, "--fit.iterations", 4) == 0
+    finally:
+        torch.set_num_threads(before)
+    told = capsys.readouterr().err
+    assert "resuming at iteration 2" in told
+    assert "not bit for bit" not in told

@@ -57,19 +57,20 @@ def measure_in_blocks(
     Raises what `measure` and `FeatureBlocks` raise.
     """
     check(evaluator, len(seeds), details=details)
-    denoiser, bfloat16 = guided(model, model.denoiser, guidance), pays(torch.device(device))
-    origin = origin_of(model, step, plan, guidance, evaluator.net, bfloat16=bfloat16)
-    blocks = FeatureBlocks.open(directory, origin)
-
-    def images(ids: Sequence[int]) -> NDArray[np.uint8]:
-        labels = balanced_labels(model, ids)
-        batches = sample(
-            denoiser, step, plan, model.shape, ids, labels, batch_size=batch_size, device=device, bfloat16=bfloat16
-        )
-        return np.concatenate([to_uint8(batch).cpu().numpy() for batch in batches])
-
-    blocks.fill(seeds, images, evaluator.net, size=block_size, progress=progress)
-    kept = blocks.read(seeds)
+    blocks = draw_in_blocks(
+        model,
+        step,
+        plan,
+        evaluator.net,
+        seeds,
+        directory,
+        guidance=guidance,
+        batch_size=batch_size,
+        block_size=block_size,
+        device=device,
+        progress=progress,
+    )
+    kept, origin = blocks.read(seeds), blocks.origin
     cost = cost or image_cost(model, step, plan, guidance, device=device)
     score = evaluator.score_features(
         kept.features,
@@ -89,6 +90,35 @@ def measure_in_blocks(
         precision=origin.precision,
         score=score,
     )
+
+
+def draw_in_blocks(
+    model: Model,
+    step: Step,
+    plan: StepPlan,
+    net: FeatureExtractor,
+    seeds: range,
+    directory: Path,
+    *,
+    guidance: Guidance = UNGUIDED,
+    batch_size: int = 125,
+    block_size: int = 250,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureBlocks:
+    """Draw one image per seed, class `seed mod classes`, unless `directory` has its features; raises what those do."""
+    denoiser, bfloat16 = guided(model, model.denoiser, guidance), pays(torch.device(device))
+    blocks = FeatureBlocks.open(directory, origin_of(model, step, plan, guidance, net, bfloat16=bfloat16))
+
+    def images(ids: Sequence[int]) -> NDArray[np.uint8]:
+        labels = balanced_labels(model, ids)
+        batches = sample(
+            denoiser, step, plan, model.shape, ids, labels, batch_size=batch_size, device=device, bfloat16=bfloat16
+        )
+        return np.concatenate([to_uint8(batch).cpu().numpy() for batch in batches])
+
+    blocks.fill(seeds, images, net, size=block_size, progress=progress)
+    return blocks
 
 
 def origin_of(
