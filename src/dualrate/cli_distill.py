@@ -15,11 +15,12 @@ from tyro.conf import arg
 from dualrate.cli_recipe import override, recipe_name
 from dualrate.console import decoding, reporter, tell_end
 from dualrate.experiment import Experiment
-from dualrate.recipes import cifar10, fashion_mnist
+from dualrate.recipes import auto, cifar10, fashion_mnist
 from dualrate.recipes.distilled import PRETRAINING, STUDENT_RATE, Recipe, dual_student, plain_student
 from dualrate.training.device import pick_device
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "auto": auto.distilled,
     "fashion-mnist": fashion_mnist.distilled,
     "cifar10": cifar10.distilled,
     "cifar10-reduced": lambda: cifar10.distilled("reduced"),
