@@ -16,7 +16,7 @@ from reader import commands, follow
 from torch import nn
 
 import dualrate as dr
-from dualrate.compare import contenders, speed
+from dualrate.compare import contenders, speed, work
 from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.draws import Draws
 from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
@@ -129,7 +129,7 @@ def place(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def small_networks(place, monkeypatch) -> None:
-    """Networks of a few channels in the recipes and in place of released models; few plans to compare."""
+    """Networks of a few channels, in the recipes and in place of released models; few plans to compare and to time."""
     heavy = UViTConfig(28, 1, (Level("conv", 8, 1), Level("transformer", 64, 2)), 10, patch=7, embedding=16)
     light = replace(heavy, levels=(Level("conv", 8, 1), Level("transformer", 16, 1)), head_dim=16)
     for name, network in {"HEAVY": heavy, "LIGHT": light}.items():
@@ -137,12 +137,14 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(fashion_mnist, "network", lambda conv, transformer, depth: heavy if depth > 1 else light)
     tier = replace(auto.TIERS["tiny"], conv=8, transformers=(None, 64), blocks=(1, 1), embedding=16)
     monkeypatch.setitem(auto.TIERS, "tiny", tier)
-    for name, few in {"LADDER": (3, 5), "DUAL": ((4, 2),), "PLANNED": ((4, 2),), "SHARED": ((4, 2),)}.items():
+    monkeypatch.setattr(contenders, "USUAL", ("ancestral", "dpm++2m"))
+    for name, few in {"LADDER": (4,), "DUAL": ((4, 2),), "PLANNED": ((4, 2),), "SHARED": ((4, 2),)}.items():
         monkeypatch.setattr(contenders, name, few)
     for name, few in {"GRID": 8, "PLANNING_IMAGES": 8, "SIMILARITY_IMAGES": 2}.items():
         monkeypatch.setattr(contenders, name, few)
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
+    monkeypatch.setattr(work, "peak_memory", lambda *of, device: 1)
     for name, networks in {"heavy": OneNetwork(heavy), "dual": TwoNetworks(heavy, light)}.items():
         experiment = Experiment(f"fashion-mnist-{name}", networks, FitConfig(1), times=TimeSampler())
         path = place / "weights" / experiment.name

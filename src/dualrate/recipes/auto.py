@@ -1,8 +1,8 @@
 """A recipe for images of one's own: networks and training that fit their size, colours and classes.
 
-    tiny     minutes of a laptop: to see that all works
-    small    an hour or two of a CPU core or two, minutes of a GPU
-    base     a GPU
+    tiny     minutes of a laptop, to see that all works
+    small    about an hour of a CPU core
+    base     for a GPU
 
 Side     the median short side of the images, rounded down to one of `SIDES`, which halve down to a grid of 4 to 8
          positions a side; at most `Tier.most` unless `--data.size` asks for more. Every image is cropped to the square
@@ -140,10 +140,9 @@ class Auto:
 
     data: DataConfig = DataConfig(source="")
     size: Size = "small"
-    """Of the networks. tiny: minutes of a laptop. small: hours of a CPU, minutes of a GPU. base: a GPU."""
+    """Of the networks. tiny: minutes of a laptop. small: about an hour of a CPU core. base: for a GPU."""
     rate: Rate = "dual"
-    """dual: a heavy network now and then, a light one at every step. single: the heavy one at every step, which a
-    comparison or a distillation may want beside it."""
+    """dual: a heavy network now and then, a light one at every step. single: the heavy one at every step."""
 
     def __call__(self, progress: Progress | None = None) -> Experiment:
         """The experiment for these images. Raises what `look_at` and `experiment` raise, and ValueError for no source.
