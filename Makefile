@@ -53,7 +53,7 @@ clean:  ## remove caches, build output and the demo's output; keep .venv and run
 	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
-env:
+env:  ## make .venv, where the command dualrate is
 	@$(PYTHON) scripts/bootstrap.py
 
 env-dev:

@@ -287,8 +287,8 @@ def test_one_image_and_equal_images_train(tmp_path):
         experiment, progress = replace(TINY, data=DataConfig(str(tmp_path / f"{count}.npz"))), Recorder()
         result = train(experiment, tmp_path / f"run {count}", progress=progress)
         assert (result.stopped, result.iteration) == ("done", 2)
-        assert len(progress.notes) == 1 + notes  # the first says what starts
-        assert "no image of 2 of the networks' 3 classes" in progress.notes[1]
+        assert len(progress.notes) == 2 + notes  # the first two say what starts, and what a call costs
+        assert "no image of 2 of the networks' 3 classes" in progress.notes[2]
 
 
 # Numbers of images
@@ -412,7 +412,7 @@ def test_any_other_line_that_is_none_is_named_and_training_goes_on(started, monk
 def test_a_plan_that_is_none_is_named(started, monkeypatch, capsys, text):
     Path("plan.json").write_bytes(text)
     assert call(monkeypatch, "sample", started, "--out", "images", "--plan", "plan.json") == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("dualrate: plan.json: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("dualrate: plan.json cannot be read as ")
 
 
 def test_a_checkpoint_of_somebody_else_ends_the_command_and_stays(started, monkeypatch, capsys):

@@ -1,15 +1,31 @@
-"""The documentation is code too: names exist, examples run, links lead somewhere."""
+"""The documentation is code too: names exist, examples and commands run, links lead somewhere."""
 
+import gzip
+import hashlib
 import importlib
 import re
+import struct
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from reader import commands, follow
 from torch import nn
 
 import dualrate as dr
+from dualrate.compare import contenders, speed, work
+from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.draws import Draws
+from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.models.uvit import Level, UViTConfig
+from dualrate.recipes import auto, fashion_mnist
+from dualrate.runs.store import write_experiment
+from dualrate.timing import TimeSampler
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,3 +103,81 @@ def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#\s]*[/.][^)#\s]*)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+# Commands
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """An empty working directory with a cache of its own, and 80 images in place of Fashion-MNIST's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / images_of_fashion.NAME
+    folder.mkdir(parents=True)
+    rng, content = np.random.default_rng(0), {}
+    for name in images_of_fashion.CONTENT:
+        count = 60 if name.startswith("train") else 20
+        array = rng.integers(0, 256, (count, 28, 28), np.uint8) if "images" in name else np.arange(count) % 10
+        data = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
+        data += array.astype(np.uint8).tobytes()
+        (folder / name).write_bytes(gzip.compress(data))
+        content[name] = (len(data), hashlib.sha256(data).hexdigest())
+    monkeypatch.setattr(images_of_fashion, "CONTENT", content)
+    return tmp_path
+
+
+@pytest.fixture
+def small_networks(place, monkeypatch) -> None:
+    """Networks of a few channels, in the recipes and in place of released models; few plans to compare and to time."""
+    heavy = UViTConfig(28, 1, (Level("conv", 8, 1), Level("transformer", 64, 2)), 10, patch=7, embedding=16)
+    light = replace(heavy, levels=(Level("conv", 8, 1), Level("transformer", 16, 1)), head_dim=16)
+    for name, network in {"HEAVY": heavy, "LIGHT": light}.items():
+        monkeypatch.setattr(fashion_mnist, name, network)
+    monkeypatch.setattr(fashion_mnist, "network", lambda conv, transformer, depth: heavy if depth > 1 else light)
+    tier = replace(auto.TIERS["tiny"], conv=8, transformers=(None, 64), blocks=(1, 1), embedding=16)
+    monkeypatch.setitem(auto.TIERS, "tiny", tier)
+    monkeypatch.setattr(contenders, "USUAL", ("ancestral", "dpm++2m"))
+    for name, few in {"LADDER": (4,), "DUAL": ((4, 2),), "PLANNED": ((4, 2),), "SHARED": ((4, 2),)}.items():
+        monkeypatch.setattr(contenders, name, few)
+    for name, few in {"GRID": 8, "PLANNING_IMAGES": 8, "SIMILARITY_IMAGES": 2}.items():
+        monkeypatch.setattr(contenders, name, few)
+    monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
+    monkeypatch.setattr(speed, "CALLING", 0.001)
+    monkeypatch.setattr(work, "peak_memory", lambda *of, device: 1)
+    for name, networks in {"heavy": OneNetwork(heavy), "dual": TwoNetworks(heavy, light)}.items():
+        experiment = Experiment(f"fashion-mnist-{name}", networks, FitConfig(1), times=TimeSampler())
+        path = place / "weights" / experiment.name
+        write_experiment(path, experiment)
+        checkpoint.save(path / "checkpoints", 1, {"model": experiment.build()[0].state_dict()}, {"iteration": 1})
+
+
+def own_images(folder: Path) -> None:
+    """photos/: 24 of several sizes; pets/: 12 in each of two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(48):
+        name, width = (f"photos/{i}.jpg", 40 + i) if i < 24 else (f"pets/{'cat' if i % 2 else 'dog'}/{i}.png", 48)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (36, width, 3), np.uint8)).save(folder / name)
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_every_command_of_the_readme_runs(monkeypatch):
+    for words in commands(ROOT / "README.md"):
+        follow(words, monkeypatch)
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_every_command_for_own_images_runs(place, monkeypatch):
+    own_images(place)
+    for words in commands(ROOT / "docs/own-images.md"):
+        follow(words, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/own-images.md"])
+def test_every_command_runs_on_networks_of_full_size(page, place, monkeypatch):
+    own_images(place)
+    (place / "weights").symlink_to(ROOT / "weights")
+    for words in commands(ROOT / page):
+        follow(words, monkeypatch)

@@ -25,7 +25,7 @@ from dualrate.cli_compare import Compare
 from dualrate.cli_distill import Distill, parse_distill
 from dualrate.cli_options import parse
 from dualrate.cli_plan import PlanSearch
-from dualrate.cli_recipe import override, recipe_name
+from dualrate.cli_recipe import override, recipe_name, with_own_options
 from dualrate.cli_sampler import Plan, sampler_of
 from dualrate.console import decoding, reporter, tell_end
 from dualrate.covariance import ProbedCovariance
@@ -33,10 +33,11 @@ from dualrate.experiment import Experiment
 from dualrate.files import naming
 from dualrate.malloc import keep_freed_memory
 from dualrate.ranges import BatchSize, Classes, Images, Minutes, Ranged, Seed
-from dualrate.recipes import cifar10, fashion_mnist, imagenet
+from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
 from dualrate.training.device import memory_shortage, pick_device
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
+    "auto": auto.Auto(),
     "fashion-mnist-heavy": fashion_mnist.heavy,
     "fashion-mnist-dual": fashion_mnist.dual,
     "fashion-mnist-light": fashion_mnist.light,
@@ -345,7 +346,8 @@ def _parse(arguments: list[str]) -> Train | Distill | Command:
 
 def _parse_train(arguments: list[str]) -> Train:
     name = recipe_name(arguments, RECIPES, "train RECIPE [options]")
-    return override(Train(RECIPES[name]()), arguments, "train")
+    recipe, rest = with_own_options(RECIPES[name], arguments, "train")
+    return override(Train(recipe()), rest, "train")
 
 
 def main() -> None:

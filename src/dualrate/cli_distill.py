@@ -26,11 +26,12 @@ from dualrate.ranges import (
     Steps,
     TeacherGuidance,
 )
-from dualrate.recipes import cifar10, fashion_mnist
+from dualrate.recipes import auto, cifar10, fashion_mnist
 from dualrate.recipes.distilled import PRETRAINING, STUDENT_RATE, Recipe, dual_student, plain_student
 from dualrate.training.device import pick_device
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "auto": auto.distilled,
     "fashion-mnist": fashion_mnist.distilled,
     "cifar10": cifar10.distilled,
     "cifar10-reduced": lambda: cifar10.distilled("reduced"),

@@ -6,7 +6,7 @@ import io
 import sys
 import traceback
 from contextlib import redirect_stderr
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -42,11 +42,20 @@ def parse(kind: type[Command], arguments: list[str], prog: str, default: Command
     Raises ValueError for a value that a dataclass refuses, in its own words; SystemExit where there is no such command
     line, after telling, or after showing help.
     """
+    return _parsed(kind, arguments, prog, default)
+
+
+def parse_known(kind: type[Command], arguments: list[str], prog: str, default: Command) -> tuple[Command, list[str]]:
+    """As `parse`, and the arguments that are none of its options."""
+    return _parsed(kind, arguments, prog, default, return_unknown_args=True)
+
+
+def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Command | None, **how: bool) -> Any:
     told, given = io.StringIO(), tyro.MISSING_NONPROP if default is None else default
     config = (tyro.conf.AvoidSubcommands,)
     try:
         with redirect_stderr(told):
-            return tyro.cli(kind, args=arguments, prog=prog, default=given, registry=NUMBERS, config=config)
+            return tyro.cli(kind, args=arguments, prog=prog, default=given, registry=NUMBERS, config=config, **how)
     except SystemExit as stop:
         refusal = _refusal(stop)
         if refusal is None:

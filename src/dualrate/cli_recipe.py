@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import is_dataclass
 from typing import TypeVar
 
-from dualrate.cli_options import parse
+from dualrate.cli_options import parse, parse_known
 
 Command = TypeVar("Command")
+Recipe = TypeVar("Recipe", bound=Callable[[], object])
+HELP = ("-h", "--help")
 
 
 def recipe_name(arguments: list[str], recipes: Collection[str], usage: str, of: str = "") -> str:
@@ -16,12 +19,27 @@ def recipe_name(arguments: list[str], recipes: Collection[str], usage: str, of: 
     Raises ValueError for a name that is no recipe's, SystemExit after telling.
     """
     name, names = arguments[0] if arguments else "--help", ", ".join(recipes)
-    if name in ("-h", "--help"):
+    if name in HELP:
         print(f"usage: dualrate {usage}\n\nrecipes: {names}")
         raise SystemExit(0 if arguments else 2)
     if name not in recipes:
         raise ValueError(f"there is no recipe {name!r}{of}; choose one of {names}")
     return name
+
+
+def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tuple[Recipe, list[str]]:
+    """A recipe, and the arguments without its own options: a recipe that is a dataclass has its fields for such.
+
+    --help alone tells these; beside other options it is left for `override`, which knows what the recipe made of them.
+    """
+    if not is_dataclass(type(recipe)):
+        return recipe, arguments
+    name, *options = arguments
+    asked = [option for option in options if option in HELP]
+    others = [option for option in options if option not in HELP]
+    kind: type[Recipe] = type(recipe)
+    own, rest = parse_known(kind, others or asked, f"dualrate {command} {name}", recipe)
+    return own, [name, *rest, *asked]
 
 
 def override(default: Command, arguments: list[str], command: str) -> Command:

@@ -113,3 +113,13 @@ def test_it_is_called_kid_in_inception_features_alone():
     own = FeatureNet(Card("squares", "", arch, "", None, 0, 1), Classifier(arch))
     assert kernel_metric(own) == "KD-squares"
     assert kernel_metric(Inception(torch.nn.Identity(), torch.device("cpu"))) == "KID"
+
+
+def test_few_vectors_make_fewer_subsets_of_two():
+    few, many = draws(22, seed=0), draws(192, seed=1)
+    found = kernel_distance(few, many)
+    assert (found.subsets, found.size) == (11, 2)
+    assert kernel_distance(few, many, subsets=11) == found
+    assert kernel_distance(many, many).subsets == 20
+    with pytest.raises(ValueError, match="at least 2 subsets"):
+        kernel_distance(few[:3], many)

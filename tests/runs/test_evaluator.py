@@ -82,6 +82,17 @@ def test_a_given_net_is_used_and_must_take_these_images(data, tmp_path):
         evaluator(data, features=tmp_path / "missing", progress=notes)
 
 
+def test_images_without_labels_are_refused_with_the_ways_out_before_anything_is_announced(tmp_path, monkeypatch):
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    np.savez(tmp_path / "bare.npz", images=two_classes(80).images)
+    notes, bare = Notes(), DataConfig(str(tmp_path / "bare.npz"))
+    with pytest.raises(ValueError, match=r"a folder per class, or .*--features DIRECTORY.*dinov2"):
+        evaluator(bare, features=None, progress=notes)
+    assert not [note for note in notes.notes if "training" in note]
+    train_feature_net(two_classes(seed=8), None, seed=7, epochs=1).save(tmp_path / "own")
+    assert evaluator(bare, features=tmp_path / "own", progress=notes).held_out is not None
+
+
 def test_messages_are_told_once():
     told: list[str] = []
     report = messages(told.append)

@@ -98,6 +98,15 @@ def test_errors_are_measured_once(run, monkeypatch):
         measured_errors(model, grid=4, images=9, progress=Quiet())
 
 
+def test_errors_are_those_of_all_images_where_there_are_fewer_than_asked_for(run):
+    """58 of the 64 are training images; the usual 128 of a comparison would be refused."""
+    model = load(run)
+    all_of_them = measured_errors(model, grid=2, images=58, progress=Quiet())
+    np.testing.assert_array_equal(
+        measured_errors(model, grid=2, images=128, progress=Quiet()).errors, all_of_them.errors
+    )
+
+
 def test_errors_of_parts_are_those_of_the_whole(run, monkeypatch):
     model = load(run)
     whole = measured_errors(model, grid=4, images=10, progress=Quiet()).errors

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -48,6 +50,24 @@ def decode(data: bytes, name: str, *, size: int | None = None, channels: int | N
         raise ValueError(f"{name}: cannot be decoded ({error})") from error
 
 
+def shape_of(item: Path | bytes, name: str) -> tuple[int, int, int]:
+    """(C, H, W) that `decode` gives without a size and channels, from the file's header alone.
+
+    Raises ValueError, naming the file, for what is no image by its header; the pixels may still be damaged.
+    """
+    try:
+        with item.open("rb") if isinstance(item, Path) else io.BytesIO(item) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with _unread(file) as image:
+                width, height = image.size
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                return 1 if _grey(image) else 3, *((width, height) if turned else (height, width))
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not a {', '.join(FORMATS)} image") from None
+    except Exception as error:  # as in `decode`
+        raise ValueError(f"{name}: cannot be opened ({error})") from error
+
+
 def resize(image: np.ndarray, *, size: int | None = None, channels: int | None = None) -> np.ndarray:
     """The same crop, resize and channel conversion for an image that is already (C, H, W) uint8, C = 1 or 3."""
     if (size is None or image.shape[1:] == (size, size)) and channels in (None, image.shape[0]):
@@ -57,11 +77,18 @@ def resize(image: np.ndarray, *, size: int | None = None, channels: int | None =
 
 def _opened(data: bytes) -> Image.Image:
     """L or RGB, upright."""
-    _check_size(_webp_size(data))
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_size(image.size)
+    with _unread(io.BytesIO(data)) as image:
         image.load()
         return _eight_bit(ImageOps.exif_transpose(image))
+
+
+def _unread(file: BinaryIO) -> Image.Image:
+    """An image of which only the header was read. Raises ValueError for one of too many pixels."""
+    _check_size(_webp_size(file.read(30)))
+    file.seek(0)
+    image = Image.open(file, formats=FORMATS)
+    _check_size(image.size)
+    return image
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -71,7 +98,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height in a WEBP header, (0, 0) for other files: Pillow opens WEBP by allocating all of it."""
+    """Width and height in a WEBP header (30 bytes), (0, 0) for other files: Pillow opens WEBP by allocating it."""
     kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else b""
 
     def number(start: int, end: int) -> int:
@@ -86,10 +113,18 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
+def _sixteen_bit(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _grey(image: Image.Image) -> bool:
+    return _sixteen_bit(image) or image.mode in ("1", "L", "LA")
+
+
 def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    if _sixteen_bit(image):
         return _from_sixteen_bit(image)
-    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    mode = "L" if _grey(image) else "RGB"
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert(mode)

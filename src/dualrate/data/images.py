@@ -119,14 +119,15 @@ def load_images(
         raise ValueError(f"size {size}, channels {channels}; expected a positive size or None, and 1, 3 or None")
     report = progress or (lambda done, total, message: None)
     cache = cache or cache_dir()
-    found = _source(source, split, cache, report)
+    found = find_source(source, split, cache, report)
     entry = decoded(found, Options(size, channels, on_bad), cache, report)
     if entry.skipped:
         report(len(entry.images), len(entry.images), entry.skipped)
     return ImageSet(entry.images, entry.labels, entry.class_names, found.name)
 
 
-def _source(source: str | Path, split: Split, cache: Path, progress: Progress) -> Source:
+def find_source(source: str | Path, split: Split, cache: Path, progress: Progress) -> Source:
+    """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it."""
     if source == fashion_mnist.NAME:
         return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
     try:

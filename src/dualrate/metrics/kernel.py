@@ -22,6 +22,8 @@ from torch import Tensor
 
 from dualrate.metrics.extractor import FeatureExtractor
 
+SUBSETS = 20  # where there are vectors enough
+
 
 @dataclass(frozen=True)
 class KernelDistance:
@@ -38,15 +40,20 @@ def kernel_metric(net: FeatureExtractor) -> str:
     return "KID" if net.metric == "FID" else f"KD-{net.metric.removeprefix('FD-')}"
 
 
-def kernel_distance(features: Tensor, reference: Tensor, *, subsets: int = 20, seed: int = 0) -> KernelDistance:
+def kernel_distance(
+    features: Tensor, reference: Tensor, *, subsets: int | None = None, seed: int = 0
+) -> KernelDistance:
     """Unbiased squared MMD of features (N, D) and (M, D), in float64, without unit.
 
+    subsets: None: `SUBSETS`, or half as many as there are vectors in the smaller set
     The seed decides which vectors are in which subset; every subset takes min(N, M) // subsets of either set, so of a
     larger reference only as many vectors count as there are features.
     Raises ValueError for fewer than 2 subsets, subsets of fewer than 2 vectors, other shapes, and what is not finite.
     """
     _check(features, reference)
-    size = min(len(features), len(reference)) // max(1, subsets)
+    count = min(len(features), len(reference))
+    subsets = min(SUBSETS, count // 2) if subsets is None else subsets
+    size = count // max(1, subsets)
     if subsets < 2 or size < 2:
         raise ValueError(
             f"got {len(features)} and {len(reference)} feature vectors for {subsets} subsets; a standard error needs "

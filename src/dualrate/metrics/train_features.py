@@ -55,16 +55,8 @@ def train_feature_net(
     The seed determines the weights bit for bit on one kind of machine at one number of threads. ValueError for images
     without labels, of fewer than 2 classes, or that are not square.
     """
-    labels = images.labels
-    channels, height, width = images.images.shape[1:]
-    if labels is None or len(np.unique(labels)) < 2:
-        raise ValueError(
-            f"{images.name!r} has {'no labels' if labels is None else 'one class'}, and the feature net is a "
-            "classifier: use a data set with labels, such as a folder per class, or give the feature net of another "
-            "data set with images of this size"
-        )
-    if height != width:
-        raise ValueError(f"{images.name!r} has images of {height} x {width}; the feature net takes square ones: crop")
+    check_trainable(images)
+    channels, height, _ = images.images.shape[1:]
     architecture = Architecture(channels, height, images.num_classes)
     module = _initialised(Classifier(architecture), torch.Generator().manual_seed(seed))
     _fit(module, images, seed, epochs, progress)
@@ -79,6 +71,19 @@ def train_feature_net(
     )
     net = FeatureNet(card, module)
     return net if test is None else replace(net, card=replace(card, accuracy=_accuracy(net, test)))
+
+
+def check_trainable(images: ImageSet) -> None:
+    """Raises ValueError for images without labels, of fewer than 2 classes, or that are not square."""
+    labels, (height, width) = images.labels, images.images.shape[2:]
+    if labels is None or len(np.unique(labels)) < 2:
+        raise ValueError(
+            f"{images.name!r} has {'no labels' if labels is None else 'one class'}, and the feature net is a "
+            "classifier: sort the images into a folder per class, or give the feature net of a data set with labels "
+            "and images of this size (--features DIRECTORY); evaluate also takes --features inception or dinov2"
+        )
+    if height != width:
+        raise ValueError(f"{images.name!r} has images of {height} x {width}; the feature net takes square ones: crop")
 
 
 def _fit(module: Classifier, images: ImageSet, seed: int, epochs: int, progress: Progress | None) -> None:

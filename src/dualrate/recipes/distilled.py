@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dualrate.distillation import teachers_network
 from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import UViTConfig
+from dualrate.models.uvit import Level, UViTConfig
 from dualrate.runs.store import read_experiment
 from dualrate.schedule import Cosine
 from dualrate.serving import Continuous, Grid
@@ -20,19 +20,41 @@ STUDENT_RATE = 0.2  # of the student's learning rate over that of the auxiliary,
 
 @dataclass(frozen=True)
 class Recipe:
-    """light: the light network of a dual-rate student."""
+    """name:  of the runs, before the plan; None: the teacher's
+    light: the light network of a dual-rate student; None: `light_of` the teacher's network
+    """
 
-    name: str
+    name: str | None
     """What the student's name begins with."""
-    light: UViTConfig
+    light: UViTConfig | None
     fit: FitConfig
+
+
+def light_of(heavy: UViTConfig) -> UViTConfig:
+    """A light network beside a heavy one: half of its transformers' channels and of its middle's blocks, three
+    quarters of its convolutions' channels.
+
+    Its finest level keeps at least one channel for every number of a patch, for all that it sees passes through it.
+    """
+    finest, *others = heavy.levels
+    lighter = [_lighter(finest, heavy.patch**2 * heavy.image_channels), *(_lighter(level) for level in others)]
+    lighter[-1] = replace(lighter[-1], blocks=max(1, heavy.levels[-1].blocks // 2))
+    widths = [level.channels for level in lighter if level.kind == "transformer"]
+    return replace(heavy, levels=tuple(lighter), head_dim=math.gcd(heavy.head_dim, *widths))
+
+
+def _lighter(level: Level, least: int = 1) -> Level:
+    channels = level.channels // 2 if level.kind == "transformer" else -(-level.channels * 3 // 32) * 8
+    return replace(level, channels=min(level.channels, max(channels, least)), dropout=0.0)
 
 
 def plain_student(recipe: Recipe, teacher: str, steps: int, *, shift: float = 0.0) -> Experiment:
     """A student of the teacher's shape for `steps` steps and more. shift: of its log-SNR against the teacher's."""
     source = read_experiment(Path(teacher))
     networks = OneNetwork(teachers_network(source, teacher))
-    return _student(source, f"{recipe.name}-plain-{steps}", networks, recipe.fit, Continuous(steps), shift)
+    return _student(
+        source, f"{recipe.name or source.name}-plain-{steps}", networks, recipe.fit, Continuous(steps), shift
+    )
 
 
 def dual_student(
@@ -52,13 +74,14 @@ def dual_student(
     """
     source = read_experiment(Path(teacher))
     encoder = teachers_network(source, teacher)
-    networks = TwoNetworks(encoder, replace(recipe.light, num_classes=encoder.num_classes))
+    light = light_of(encoder) if recipe.light is None else replace(recipe.light, num_classes=encoder.num_classes)
+    networks = TwoNetworks(encoder, light)
     if student_from is not None:
         found = read_experiment(Path(student_from)).networks
         if not isinstance(found, TwoNetworks):
             raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
         networks = found
-    name = f"{recipe.name}-dual-{steps}-{heavy}"
+    name = f"{recipe.name or source.name}-dual-{steps}-{heavy}"
     student = _student(source, name, networks, recipe.fit, Grid(steps, heavy), shift)
     return replace(student, light_from=light_from)
 

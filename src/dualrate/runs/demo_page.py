@@ -95,9 +95,9 @@ def _lead(pairs: Sequence[tuple[Row, Row]]) -> str:
     return (
         f"Dual-rate against the best single network of no higher cost: {headline.tally(pairs)}, by "
         f"{row.score.fingerprint.count} images each. With {row.num_steps} steps and {row.num_heavy} heavy calls "
-        f"(below: {headline.plan(row)}) it has {row.score.metric} {headline.scored(row)} at {headline.costs(row)} an image; "
-        f"{rival.network}, one network called at each of {rival.num_steps} steps (below: {headline.plan(rival)}), has "
-        f"{headline.scored(rival)} at {headline.costs(rival)}."
+        f"(below: {headline.plan(row)}) it has {row.score.metric} {headline.scored(row)} at "
+        f"{headline.costs(row)} an image; {rival.network}, one network called at each of {rival.num_steps} steps "
+        f"(below: {headline.plan(rival)}), has {headline.scored(rival)} at {headline.costs(rival)}."
     )
 
 

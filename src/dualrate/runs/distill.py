@@ -18,7 +18,7 @@ from dualrate.runs.checks import check_out
 from dualrate.runs.evaluator import evaluator
 from dualrate.runs.measure import check, measure
 from dualrate.runs.store import Model, load, note_start, write_experiment
-from dualrate.runs.train import announce, batches_of, samples_file, save_samples, training_images
+from dualrate.runs.train import announce, batches_of, costs_of, samples_file, save_samples, training_images
 from dualrate.runs.watch import Watch
 from dualrate.serial import to_plain
 from dualrate.steps import Ancestral
@@ -68,8 +68,10 @@ def distill(
     if not checkpoint.steps(out / "checkpoints"):
         started_from |= distillation.start(method.networks, teacher, progress.note)
 
+    costs = costs_of(student, method)
+
     def on_start() -> None:
-        announce(student, images, out, progress)
+        announce(student, images, costs, out, progress)
         # before experiment.json, which makes it a run
         write_whole(out / DISTILLATION, json.dumps(to_plain(distillation), indent=1) + "\n")
         write_experiment(out, student)

@@ -18,7 +18,7 @@ from dualrate.metrics.evaluate import Evaluator, Net
 from dualrate.metrics.features import CARD, Architecture, FeatureNet, read_card
 from dualrate.metrics.inception import DIM, Inception, load_inception
 from dualrate.metrics.reference import load_reference
-from dualrate.metrics.train_features import BATCH_SIZE, feature_net_in
+from dualrate.metrics.train_features import BATCH_SIZE, check_trainable, feature_net_in
 from dualrate.training.log import Progress
 
 SHIPPED = Path(metrics.__path__[0]) / "nets"  # nets/<name>/, as written by FeatureNet.save
@@ -129,10 +129,13 @@ def _net(train: ImageSet, test: ImageSet, progress: Progress) -> FeatureNet:
         return FeatureNet.load(found)
     cached = cache_dir() / "features" / train.fingerprint[:16]
     if not (cached / CARD).exists():
+        check_trainable(train)
         progress.note(f"training a feature net on {train.name}, once; it is kept in {cached}")
     start = time.monotonic()
 
     def report(done: int, total: int, loss: float) -> None:
         progress.update(done, total, {"images": done * BATCH_SIZE, "seconds": time.monotonic() - start, "loss": loss})
 
-    return feature_net_in(cached, train, test, progress=report)
+    net = feature_net_in(cached, train, test, progress=report)
+    progress.close()  # whatever is shown next has a rate of its own
+    return net

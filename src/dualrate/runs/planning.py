@@ -107,13 +107,14 @@ def measured_errors(
 ) -> Errors:
     """Errors of the model on its training data, over `grid` uniform steps; kept in the user's cache.
 
+    images: at most; all of them if there are fewer
     Raises ValueError for a model of a single network, whose plans have nothing to choose.
     """
     if not isinstance(model.experiment.networks, TwoNetworks):
         raise ValueError(f"{model.name} has a single network, which runs at every step: there is nothing to plan")
     data = model.experiment.data
     source = load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
-    bfloat16 = pays(torch.device(device))
+    images, bfloat16 = min(images, len(source)), pays(torch.device(device))
     of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, bfloat16]
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     file = cache_dir() / "plans" / f"{key}.json"

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dualrate.cost import call_cost
 from dualrate.data.images import ImageSet, load_images, to_uint8
 from dualrate.data.loader import Batches
 from dualrate.denoiser import Denoiser
 from dualrate.experiment import Experiment
+from dualrate.methods.method import Method
+from dualrate.models.uvit import UViTConfig
 from dualrate.report.grid import save_grid
 from dualrate.runs.checks import check_out, data_notes
 from dualrate.runs.store import note_start, start_from, write_experiment
@@ -47,9 +50,10 @@ def train(
     started_from = {}
     if not checkpoint.steps(out / "checkpoints"):
         started_from = start_from(method.networks, experiment.encoder_from, experiment.light_from, progress.note)
+    costs = costs_of(experiment, method)
 
     def on_start() -> None:
-        announce(experiment, images, out, progress)
+        announce(experiment, images, costs, out, progress)
         write_experiment(out, experiment)
         note_start(out, command, started_from)
 
@@ -83,10 +87,35 @@ def batches_of(experiment: Experiment, images: ImageSet) -> Batches:
     return Batches(images, experiment.fit.batch_size, experiment.fit.seed, experiment.data.augment)
 
 
-def announce(experiment: Experiment, images: ImageSet, out: Path, progress: Progress) -> None:
-    """Says what will be trained, and what is odd about its images."""
+def costs_of(experiment: Experiment, method: Method) -> list[str]:
+    """A line for each network: its layout, its parameters, and what a call costs."""
+    label = 0 if experiment.num_classes else None
+    with torch.random.fork_rng([]):  # dropout draws numbers
+        cost = call_cost(method.denoiser(), experiment.shape, label, next(method.networks.parameters()).device)
+    calls = [macs for macs in (cost.heavy, cost.light) if macs]
+    lines = []
+    for (name, network), macs in zip(method.networks.items(), calls, strict=True):
+        config: UViTConfig = getattr(experiment.networks, name)
+        sides = (config.side(i) for i in range(len(config.levels)))
+        levels = (f"{b.kind} {b.channels} x {b.blocks} at {s} x {s}" for b, s in zip(config.levels, sides, strict=True))
+        count = sum(parameter.numel() for parameter in network.parameters())
+        lines.append(
+            f"{name}: {', '.join(levels)}, patches of {config.patch}; {_rounded(count)} parameters, "
+            f"{_rounded(macs)} multiply-adds a call"
+        )
+    return lines
+
+
+def _rounded(count: int) -> str:
+    return f"{count / 1e9:.3g} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
+
+
+def announce(experiment: Experiment, images: ImageSet, costs: list[str], out: Path, progress: Progress) -> None:
+    """Says what will be trained, what it costs, and what is odd about its images."""
     config = experiment.fit
     progress.note(f"{experiment.name}: {config.iterations} iterations of {config.batch_size} images, in {out}")
+    for line in costs:
+        progress.note(line)
     for note in data_notes(images, experiment.num_classes, config.batch_size):
         progress.note(note)
 

@@ -1,0 +1,256 @@
+"""A recipe for images of one's own: networks and training that fit their size, colours and classes.
+
+    tiny     minutes of a laptop, to see that all works
+    small    about an hour of a CPU core
+    base     for a GPU
+
+Side     the median short side of the images, rounded down to one of `SIDES`, which halve down to a grid of 4 to 8
+         positions a side; at most `Tier.most` unless `--data.size` asks for more. Every image is cropped to the square
+         in its middle and resized, as `data.decode` says.
+Patches  of 1, 2 or 4 pixels: the smallest that leave the finest level at most `Tier.finest` positions a side.
+Levels   each halves the one before, down to the middle, of transformer blocks. Levels above are convolutional; those of
+         base at 16 x 16 or less are transformer blocks.
+Light    the light network halves the heavy one's transformers in width and depth, and keeps three quarters of its
+         convolutions' widths: the rule behind the light networks of the other recipes, nearly.
+Widths   a level holds what it is given: at least as many channels as a patch has numbers.
+Colours  grey if every image that was looked at is, else three channels.
+Classes  of the labels; one class is none.
+Mirror   no image is mirrored in training: writing, faces of clocks and left shoes have no mirror image. Photographs of
+         most things have one, and `--data.augment.flip` then doubles the data.
+Noise    the cosine schedule up to 32 pixels a side; above, interpolated between that of 32 and the image's own side, as
+         for ImageNet.
+
+All of it is a function of the data, the size and the rate, so the same command resumes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median_low
+from typing import Literal
+
+from dualrate.data.look import Look, look_at
+from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.models.uvit import Level, UViTConfig
+from dualrate.recipes.distilled import Recipe, light_of
+from dualrate.schedule import Cosine, Interpolated
+from dualrate.timing import SingleTime, TimeSampler
+from dualrate.training.config import FitConfig
+from dualrate.training.log import PlainReporter, Progress
+from dualrate.training.optim import OptimConfig
+
+Size = Literal["tiny", "small", "base"]
+Rate = Literal["dual", "single"]
+
+SIDES = (8, *(m * 2**k for k in range(1, 6) for m in (5, 6, 7, 8)))  # 8, 10, 12, 14, 16, 20, ... 256
+NOISE_SIDE = 32  # up to which the schedule is the cosine
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A size of the heavy network, and how it trains.
+
+    finest:       positions a side of the finest level, at most, with patches of up to 4
+    most:         pixels a side, unless more are asked for
+    conv:         channels of convolutional levels
+    transformers: channels of a level at 16 x 16 and of the middle; the first None: such a level is convolutional
+    blocks:       of a level, of the middle
+    """
+
+    finest: int
+    most: int
+    conv: int
+    transformers: tuple[int | None, int]
+    blocks: tuple[int, int]
+    embedding: int
+    dropout: float
+    fit: FitConfig
+
+
+TIERS: dict[Size, Tier] = {
+    "tiny": Tier(
+        finest=16,
+        most=64,
+        conv=48,
+        transformers=(None, 128),
+        blocks=(1, 3),
+        embedding=128,
+        dropout=0.0,
+        fit=FitConfig(
+            iterations=2000,
+            batch_size=64,
+            optim=OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup=100),
+            ema_halflife=10_000,
+            checkpoint_every=250,
+            sample_every=500,
+        ),
+    ),
+    "small": Tier(
+        finest=16,
+        most=64,
+        conv=64,
+        transformers=(None, 192),
+        blocks=(1, 6),
+        embedding=128,
+        dropout=0.0,
+        fit=FitConfig(
+            iterations=4000,
+            batch_size=128,
+            optim=OptimConfig(lr=7e-4, betas=(0.9, 0.99), warmup=300),
+            ema_halflife=50_000,
+            checkpoint_every=250,
+            sample_every=1000,
+        ),
+    ),
+    "base": Tier(
+        finest=32,
+        most=128,
+        conv=128,
+        transformers=(256, 512),
+        blocks=(2, 8),
+        embedding=512,
+        dropout=0.1,
+        fit=FitConfig(
+            iterations=50_000,
+            batch_size=256,
+            optim=OptimConfig(lr=4e-4, betas=(0.9, 0.99), warmup=1000),
+            ema_halflife=300_000,
+            compile=True,
+            checkpoint_every=1000,
+            sample_every=5000,
+        ),
+    ),
+}
+DISTILLING = FitConfig(
+    iterations=2000,
+    batch_size=64,
+    optim=OptimConfig(lr=1e-4, betas=(0.0, 0.99), warmup=100, decay="cosine"),
+    ema_halflife=20_000,
+    checkpoint_every=250,
+    sample_every=500,
+)
+
+
+@dataclass(frozen=True)
+class Auto:
+    """A model for your own images. It looks at them first; options that are not listed here come after that: give
+    --data.source with --help to see all of them, with what was chosen for these images."""
+
+    data: DataConfig = DataConfig(source="")
+    size: Size = "small"
+    """Of the networks. tiny: minutes of a laptop. small: about an hour of a CPU core. base: for a GPU."""
+    rate: Rate = "dual"
+    """dual: a heavy network now and then, a light one at every step. single: the heavy one at every step."""
+
+    def __call__(self, progress: Progress | None = None) -> Experiment:
+        """The experiment for these images. Raises what `look_at` and `experiment` raise, and ValueError for no source.
+
+        progress: told what the images are and what becomes of them
+        """
+        if not self.data.source:
+            raise ValueError("auto fits a model to your images, so it needs them: --data.source FOLDER (or a file)")
+        look, progress = look_at(self.data.source), progress or PlainReporter()
+        made = experiment(look, self.data, self.size, self.rate)
+        progress.note(account(look, self.data, made))
+        return made
+
+
+def experiment(look: Look, data: DataConfig, size: Size = "small", rate: Rate = "dual") -> Experiment:
+    """The experiment that fits the images that were looked at.
+
+    data: where they are; its own size and channels hold if they are given
+    Raises ValueError for a side that is none of `SIDES`, and for images that are smaller than all of those.
+    """
+    tier = TIERS[size]
+    side = side_of(look, tier.most) if data.size is None else checked_side(data.size)
+    channels = data.channels or (1 if all(shape[0] == 1 for shape in look.shapes) else 3)
+    heavy = network(tier, side, channels, look.num_classes if look.num_classes > 1 else 0)
+    networks = OneNetwork(heavy) if rate == "single" else TwoNetworks(heavy, light_of(heavy))
+    return Experiment(
+        f"{name_of(data.source)}-{size}-{rate}",
+        networks,
+        tier.fit,
+        replace(data, size=side, channels=channels),
+        Cosine() if side <= NOISE_SIDE else Interpolated.between(NOISE_SIDE, side, side),
+        times=SingleTime() if rate == "single" else TimeSampler(heavy=(4, 32)),
+    )
+
+
+def network(tier: Tier, side: int, channels: int, num_classes: int) -> UViTConfig:
+    """The heavy network for images of one of `SIDES`."""
+    patch = next((p for p in (1, 2) if side // p <= tier.finest), 4)
+    grids = [side // patch]
+    while grids[-1] > 8 or len(grids) == 1:
+        grids.append(grids[-1] // 2)
+    (outer, middle), (blocks, depth) = tier.transformers, tier.blocks
+    levels = [
+        Level("transformer", outer, blocks) if outer and grid <= 16 else Level("conv", tier.conv, blocks)
+        for grid in grids[:-1]
+    ]
+    levels.append(Level("transformer", middle, depth, tier.dropout))
+    return UViTConfig(side, channels, tuple(levels), num_classes, patch=patch, embedding=tier.embedding, head_dim=64)
+
+
+def side_of(look: Look, most: int) -> int:
+    """Of the square that images become. Raises ValueError for images that are too small."""
+    short = short_side(look)
+    if short < SIDES[0]:
+        raise ValueError(
+            f"the images of {look.name} have a short side of {short} pixels; the networks need {SIDES[0]} or more: "
+            f"--data.size {SIDES[0]} enlarges them"
+        )
+    return max(side for side in SIDES if side <= min(short, most))
+
+
+def short_side(look: Look) -> int:
+    """The median over the images that were looked at."""
+    return median_low(min(shape[1:]) for shape in look.shapes)
+
+
+def checked_side(side: int) -> int:
+    """Raises ValueError unless it is one of `SIDES`."""
+    if side not in SIDES:
+        listed = ", ".join(map(str, SIDES))
+        raise ValueError(f"auto has no networks for --data.size {side}: it is one of {listed}")
+    return side
+
+
+def name_of(source: str) -> str:
+    """A run's name for a source: its own, of the characters that such a name may have."""
+    path = Path(source).expanduser().resolve()
+    name = path.stem if path.suffix in (".npz", ".parquet") else path.name
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "images"
+
+
+def account(look: Look, asked: DataConfig, made: Experiment) -> str:
+    """What the images are and what becomes of them, for people. asked: before anything was chosen."""
+    classes, flip = f"{look.num_classes} classes" if look.num_classes else "no labels", made.data.augment.flip
+    found, becomes = _found(look) if asked.size is None else "", f"each becomes {made.data.size} x {made.data.size}"
+    return "\n".join(
+        [
+            f"{look.name}: {look.count} images, {classes}{found}",
+            f"{becomes}, {'grey' if made.data.channels == 1 else 'in colour'}: the square in its middle, resized"
+            + ("" if asked.size else f" (--data.size for another side, up to {SIDES[-1]})"),
+            "half of them are mirrored in training"
+            if flip
+            else "none is mirrored in training; if mirrored ones are "
+            "as good, as of most photographs, add --data.augment.flip",
+        ]
+    )
+
+
+def _found(look: Look) -> str:
+    """The sizes that were found."""
+    sizes = {shape[1:] for shape in look.shapes}
+    sides = sorted(map(min, sizes))
+    some = "" if len(look.shapes) == look.count else f" (of {len(look.shapes)} looked at)"
+    if len(sizes) == 1:
+        return ", {} x {} pixels (height x width)".format(*sizes.pop()) + some
+    return f", short sides of {sides[0]} to {sides[-1]} pixels, the middle one {short_side(look)}{some}"
+
+
+def distilled() -> Recipe:
+    """Students of any single-rate model; a dual-rate one gets a light network in proportion to its teacher's."""
+    return Recipe(None, None, DISTILLING)

@@ -1,0 +1,69 @@
+"""A reader who types the commands of a page, block after block: with the numbers of `TINY`, and else as they stand."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+from cli.command import call
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TINY = {  # of a command: options that take the place of those on the page, or are added
+    "train": {"--fit.iterations": 2, "--fit.batch-size": 4},
+    "distill": {"--fit.iterations": 2, "--fit.batch-size": 4},
+    "sample": {"--num": 2},
+    "evaluate": {"--num": 192},
+    "bound": {"--num": 2},
+    "plan": {"--grid": 16, "--images": 4},
+    "calibrate": {"--images": 4, "--rings": 3},
+    "compare": {"--minutes": 2, "--screen": 192, "--count": 192},
+    "demo": {"--minutes": 0.01, "--count": 192},
+    "cost": {},
+    "export": {},
+    "--help": {},
+}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every command in a page's bash blocks, in order; a line that ends in a backslash goes on."""
+    text = "".join(BLOCK.findall(page.read_text())).replace("\\\n", " ")
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def tiny(words: list[str]) -> list[str]:
+    """The words of a `dualrate` command with its numbers replaced; a plea for help needs none."""
+    if "--help" in words:
+        return words
+    for option, value in TINY[words[0]].items():
+        if option in words:
+            at = words.index(option)
+            words = words[:at] + words[at + 2 :]
+        words = [*words, option, str(value)]
+    return words
+
+
+def follow(words: list[str], monkeypatch) -> None:
+    """Do what a command says, in the current directory. Of `make`, the `dualrate` commands that it would run."""
+    match words:
+        case ["dualrate", *rest]:
+            assert call(monkeypatch, *tiny(rest)) == 0, shlex.join(words)
+        case ["make", *targets]:
+            for line in would_run(targets):
+                follow(line, monkeypatch)
+        case [".", ".venv/bin/activate"]:
+            pass  # the environment is this one
+        case [".venv/bin/python" | "python3", "-m", "pytest", *_]:
+            pass  # these tests
+        case [".venv/bin/python" | "python3", script, *_]:
+            assert (ROOT / script).is_file(), shlex.join(words)
+        case _:
+            raise AssertionError(f"nobody knows how to follow {shlex.join(words)!r}")
+
+
+def would_run(targets: list[str]) -> list[list[str]]:
+    """The commands that `make` would run, without the environment and its own variables."""
+    made = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    lines = [shlex.split(re.sub(r"^(\w+=\S+ )+", "", line)) for line in made.stdout.splitlines()]
+    return [["dualrate", *words[1:]] if words[0] == ".venv/bin/dualrate" else words for words in lines if words]

@@ -1,0 +1,181 @@
+"""Networks that fit one's own images: for every side, in every size, in grey and colour, with classes and without."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dualrate.cost import call_cost
+from dualrate.data.look import Look
+from dualrate.data.source import Raw
+from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.models.uvit import Level, UViTConfig
+from dualrate.recipes import cifar10, fashion_mnist
+from dualrate.recipes.auto import SIDES, TIERS, account, experiment, name_of, network
+from dualrate.recipes.distilled import light_of
+from dualrate.schedule import Cosine, Interpolated
+from dualrate.timing import SingleTime
+
+DATA = DataConfig("photos")
+
+
+def look(*shapes: tuple[int, int, int], classes: int = 0, count: int | None = None) -> Look:
+    items = [(str(i), np.zeros(shape, np.uint8)) for i, shape in enumerate(shapes)]
+    names = tuple(f"class {i}" for i in range(classes))
+    return Look("photos/train", Raw(items, count or len(items), None, names))
+
+
+def square(side: int, channels: int = 3, classes: int = 0) -> Look:
+    return look((channels, side, side), classes=classes)
+
+
+@pytest.mark.parametrize("size", TIERS)
+@pytest.mark.parametrize("side", SIDES)
+def test_there_are_networks_for_every_side(size, side):
+    """The middle has 4 to 8 positions a side, and the finest level holds all numbers of a patch."""
+    made = experiment(square(side), replace(DATA, size=side), size)
+    assert isinstance(made.networks, TwoNetworks)
+    assert made.shape == (3, side, side)
+    for config in (made.networks.encoder, made.networks.light):
+        assert 4 <= config.side(len(config.levels) - 1) <= 8
+        assert config.levels[0].channels >= 3 * config.patch**2
+        assert config.levels[-1].kind == "transformer"
+        assert len(config.levels) >= 2
+
+
+@pytest.mark.parametrize("size", TIERS)
+@pytest.mark.parametrize("rate", ["dual", "single"])
+def test_networks_run_on_what_they_were_made_for(size, rate):
+    made = experiment(square(20, channels=1, classes=3), DATA, size, rate)
+    _, denoiser = made.build()
+    cost = call_cost(denoiser, made.shape, 2)
+    assert cost.light > 0
+    assert (cost.heavy > 2 * cost.light) == (rate == "dual")
+    assert isinstance(made.times, SingleTime) == (rate == "single")
+    assert made.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size", "side"),
+    [
+        ([(3, 28, 28)], "small", 28),
+        ([(3, 36, 48)], "small", 32),
+        ([(3, 48, 48)], "tiny", 48),
+        ([(3, 50, 50)], "tiny", 48),
+        ([(3, 100, 100)], "tiny", 64),
+        ([(3, 100, 100)], "base", 96),
+        ([(3, 2000, 3000)], "base", 128),
+        ([(3, 9, 30), (3, 70, 41), (3, 500, 64)], "tiny", 40),  # the middle short side is 41
+        ([(3, 8, 9)], "tiny", 8),
+    ],
+)
+def test_the_side_is_the_middle_short_side_rounded_down_within_the_size_s_reach(shapes, size, side):
+    made = experiment(look(*shapes), DATA, size)
+    assert made.data.size == made.shape[1] == side
+
+
+def test_a_side_of_one_s_own_holds_beyond_that_reach():
+    assert experiment(square(300), replace(DATA, size=256), "tiny").shape == (3, 256, 256)
+
+
+def test_images_too_small_and_sides_without_networks_are_refused():
+    with pytest.raises(ValueError, match=r"short side of 7 pixels.*--data\.size 8"):
+        experiment(square(7), DATA)
+    with pytest.raises(ValueError, match=r"--data\.size 100: it is one of 8, 10, .* 96, 112"):
+        experiment(square(100), replace(DATA, size=100))
+
+
+def test_grey_needs_all_images_to_be():
+    assert experiment(look((1, 8, 8), (1, 8, 8)), DATA).shape[0] == 1
+    assert experiment(look((1, 8, 8), (3, 8, 8)), DATA).data.channels == 3
+    assert experiment(look((3, 8, 8)), replace(DATA, channels=1)).shape[0] == 1
+
+
+def test_images_are_not_opened_for_what_is_said_already():
+    unread = Look("photos", Raw(iter(()), 5, None, ()))
+    made = experiment(unread, replace(DATA, size=32, channels=3))
+    assert "5 images, no labels" in account(unread, replace(DATA, size=32, channels=3), made)
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(0, 0), (1, 0), (2, 2), (1000, 1000)])
+def test_one_class_is_none(classes, expected):
+    assert experiment(square(16, classes=classes), DATA).num_classes == expected
+
+
+def test_the_rest_of_the_data_s_options_is_kept():
+    asked = replace(DATA, on_bad="skip", augment=replace(DATA.augment, flip=True))
+    assert experiment(square(16), asked).data == replace(asked, size=16, channels=3)
+
+
+def test_noise_is_interpolated_above_32_pixels():
+    assert experiment(square(32), DATA).schedule == Cosine()
+    assert experiment(square(64), DATA).schedule == Interpolated.between(32, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/some/where/my photos/", "my-photos"),
+        ("a/cifar.v1.npz", "cifar-v1"),
+        ("b/train.parquet", "train"),
+        ("fashion-mnist", "fashion-mnist"),
+        ("/", "images"),
+    ],
+)
+def test_a_run_is_named_after_its_source(source, name):
+    assert name_of(source) == name
+
+
+def test_what_was_chosen_is_said():
+    asked, mixed = DATA, look((3, 36, 48), (3, 60, 40), classes=2, count=3)
+    told = account(mixed, asked, experiment(mixed, asked))
+    assert "3 images, 2 classes, short sides of 36 to 40 pixels, the middle one 36 (of 2 looked at)" in told
+    assert "each becomes 32 x 32, in colour" in told
+    assert "none is mirrored" in told
+    alike = look((1, 36, 48))
+    assert "36 x 48 pixels (height x width)" in account(alike, asked, experiment(alike, asked))
+
+
+def test_base_at_32_is_the_full_network_of_cifar10():
+    config = network(TIERS["base"], 32, 3, 10)
+    assert config == cifar10.HEAVY["full"]
+    assert light_of(config) == cifar10.LIGHT["full"]
+
+
+def test_small_at_28_is_the_heavy_network_of_fashion_mnist():
+    assert network(TIERS["small"], 28, 1, 10) == fashion_mnist.HEAVY
+
+
+def macs(config: UViTConfig) -> int:
+    made = Experiment("x", OneNetwork(config), TIERS["tiny"].fit)
+    return call_cost(made.build()[1], made.shape, None).light
+
+
+@pytest.mark.parametrize(
+    "heavy",
+    [
+        fashion_mnist.HEAVY,
+        cifar10.HEAVY["reduced"],
+        UViTConfig(8, 1, (Level("transformer", 24, 1),), patch=2, head_dim=24),
+        UViTConfig(8, 3, (Level("conv", 8, 1), Level("transformer", 48, 5, 0.1)), patch=2, head_dim=16),
+    ],
+)
+def test_a_light_network_of_any_heavy_one_is_lighter_and_runs(heavy):
+    light = light_of(heavy)
+    assert macs(light) < macs(heavy)
+    assert not any(level.dropout for level in light.levels)
+    TwoNetworks(heavy, light).build(Experiment("x", OneNetwork(heavy), TIERS["tiny"].fit).process)
+
+
+def test_a_finest_level_is_never_narrower_than_its_patch():
+    wide = UViTConfig(64, 3, (Level("conv", 48, 1), Level("transformer", 64, 1)), patch=4)
+    assert light_of(wide).levels[0].channels == 48
+    assert light_of(replace(wide, levels=(Level("conv", 16, 1), *wide.levels[1:]))).levels[0].channels == 16
+
+
+def test_the_choice_is_the_same_every_time():
+    assert experiment(square(48, classes=2), DATA) == experiment(square(48, classes=2), DATA)
+    assert torch.equal(*(next(iter(experiment(square(16), DATA, "tiny").build()[0].parameters())) for _ in range(2)))
