@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dualrate.draws import Draws
-from dualrate.metrics.blocks import FeatureBlocks, Origin
+from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.metrics.origin import Origin
 
 ARCH = Architecture(1, 8, 2, features=6)
 SOURCE = Origin("w1", "e1", "ancestral", "8 steps", "none", "noise:0123456789ab", "float32")
@@ -74,6 +75,7 @@ def test_a_write_that_was_cut_short_is_drawn_again(tmp_path, net, monkeypatch):
     def killed(source, target):
         raise Killed
 
+    monkeypatch.setattr("pathlib.Path.unlink", lambda path: None)  # nobody tidies up after a kill
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
         with pytest.raises(Killed):

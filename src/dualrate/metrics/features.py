@@ -13,6 +13,8 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from dualrate.data.images import to_float
 
 WEIGHTS, CARD = "features.safetensors", "features.json"
+PARTIAL = ".partial"  # how the name of a file ends that is still being written
 
 
 @dataclass(frozen=True)
@@ -176,8 +179,25 @@ def extract(net: FeatureNet, images: Tensor | NDArray[np.uint8], batch_size: int
         return torch.cat([net.module.features(to_float(part).cpu()) for part in parts])
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that becomes `path` once all of it is written; if anything fails, nothing is left there.
+
+    Raises OSError that names `path`.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, complete or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    """Write a file, complete or not at all. Raises OSError that names it."""
+    with whole(path) as partial:
+        partial.write_bytes(content)
