@@ -25,8 +25,9 @@ from dualrate.cli_compare import Compare
 from dualrate.cli_distill import Distill, parse_distill
 from dualrate.cli_plan import PlanSearch
 from dualrate.cli_recipe import override, recipe_name
+from dualrate.cli_sample import Sample
 from dualrate.cli_sampler import Plan, sampler_of
-from dualrate.console import decoding, reporter, tell_end
+from dualrate.console import decoding, reporter, tell, tell_end
 from dualrate.covariance import ProbedCovariance
 from dualrate.experiment import Experiment
 from dualrate.malloc import keep_freed_memory
@@ -76,71 +77,6 @@ class Train:
             command=shlex.join(["dualrate", *sys.argv[1:]]),
         )
         tell_end(result, out, progress)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Draw images from a run: PNGs, a grid, and what they cost."""
-
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
-    out: Path
-    """Directory for the images."""
-    plan: Annotated[Plan, arg(name="")] = Plan()
-    num: int = 64
-    label: int | None = None
-    """One class for all images; class `seed mod classes` for each if not given."""
-    seed: int = 0
-    """Of the first image; image i has seed + i, whatever the batch size."""
-    batch_size: int = 125
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where it pays. The same picture for any batch size needs float32."""
-    npz: bool = False
-    """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
-    device: str | None = None
-    json: bool = False
-    """Print the report as JSON."""
-
-    def run(self) -> None:
-        from dualrate.report.files import write_images
-        from dualrate.runs.measure import Guidance, balanced_labels, draw
-        from dualrate.runs.store import load
-
-        if self.num < 1:
-            raise ValueError(f"--num is at least 1, got {self.num}")
-        device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
-        step, plan = sampler_of(model, self.plan)
-        self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong place costs none
-        seeds = range(self.seed, self.seed + self.num)
-        drawn = draw(
-            model,
-            step,
-            plan,
-            seeds,
-            label=self.label,
-            guidance=Guidance(self.plan.guidance, self.plan.interval),
-            batch_size=self.batch_size,
-            device=device,
-            bfloat16=None if self.precision == "auto" else self.precision == "bfloat16",
-            progress=lambda done, total: progress.update(done, total, {"images": done}),
-        )
-        progress.close()
-        write_images(drawn.images, seeds, balanced_labels(model, seeds, self.label), self.out, npz=self.npz)
-        _report(
-            self.json,
-            {
-                "run": str(self.run_dir),
-                "images": self.num,
-                "out": str(self.out),
-                "steps": plan.num_steps,
-                "heavy_calls_per_image": drawn.cost.heavy_calls,
-                "light_calls_per_image": drawn.cost.light_calls,
-                "macs_per_image": drawn.cost.macs,
-                "flops_per_image": drawn.cost.flops,
-                "seconds_per_image": drawn.seconds / self.num,
-                **({"covariance_clamped": str(step.clamps)} if isinstance(step, ProbedCovariance) else {}),
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -226,7 +162,7 @@ class Cost:
         model = load(self.run_dir, device=device)
         step, plan = sampler_of(model, self.plan)
         guidance = Guidance(self.plan.guidance, self.plan.interval)
-        _report(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
+        tell(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
 
 
 @dataclass(frozen=True)
@@ -312,8 +248,8 @@ def main() -> None:
         _set_threads(os.environ.get("DUALRATE_THREADS"))
         _parse(sys.argv[1:]).run()
         sys.stdout.flush()  # a reader that has left is noticed here, not at exit
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -328,16 +264,6 @@ def _set_threads(asked: str | None) -> None:
     if not asked.isdecimal() or int(asked) < 1:
         raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, got {asked!r}")
     torch.set_num_threads(int(asked))
-
-
-def _report(as_json: bool, values: dict[str, object]) -> None:
-    """Values as one JSON object, or one `name  value` line each."""
-    if as_json:
-        print(json.dumps(values))
-        return
-    width = max(map(len, values))
-    for name, value in values.items():
-        print(f"{name:{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
 if __name__ == "__main__":

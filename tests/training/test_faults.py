@@ -8,6 +8,7 @@ import time
 import pytest
 
 from dualrate.training import checkpoint
+from dualrate.training.guards import run_lock
 from training import faults
 from training.faults import Plan
 from training.test_loop import metrics
@@ -183,3 +184,9 @@ def test_two_processes_cannot_train_one_run(tmp_path, straight):
     assert (run_dir / ".lock").read_text().startswith(f"process {first.pid}")
     assert faults.run(run_dir) == 0  # the dead process's lock is no obstacle
     assert_same(straight, run_dir)
+
+
+def test_a_full_disk_does_not_keep_a_lock_from_being_held(tmp_path):
+    (tmp_path / ".lock").symlink_to("/dev/full")
+    with run_lock(tmp_path), pytest.raises(OSError, match="is being filled"), run_lock(tmp_path, "filled"):
+        pass
