@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TypeVar
 
-import tyro
+from dualrate.cli_options import parse
 
 Command = TypeVar("Command")
 
@@ -26,10 +26,4 @@ def recipe_name(arguments: list[str], recipes: Collection[str], usage: str, of: 
 
 def override(default: Command, arguments: list[str], command: str) -> Command:
     """The command with the options that follow the recipe's name."""
-    return tyro.cli(
-        type(default),
-        default=default,
-        args=arguments[1:],
-        prog=f"dualrate {command} {arguments[0]}",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    return parse(type(default), arguments[1:], f"dualrate {command} {arguments[0]}", default)

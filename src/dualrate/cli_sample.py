@@ -14,30 +14,34 @@ from tyro.conf import Positional, arg
 from dualrate.cli_sampler import Plan, sampler_of
 from dualrate.console import drawing, reporter, tell
 from dualrate.covariance import ProbedCovariance
+from dualrate.ranges import BatchSize, Classes, Images, Ranged, Seed
 from dualrate.training.device import pick_device
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Ranged):
     """Draw images from a run: PNGs, a grid, and what they cost. The same command goes on after a kill."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
     out: Path
     """Directory for the images: new, empty, or with samples of the same kind, which it goes on with."""
     plan: Annotated[Plan, arg(name="")] = Plan()
-    num: int = 64
+    num: Images = 64
     """Images in all. Those that are in the directory already are not drawn again."""
-    label: int | None = None
+    label: Classes | None = None
     """One class for all images; class `seed mod classes` for each if not given."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the first image; image i has seed + i, whatever the batch size."""
-    batch_size: int = 125
+    batch_size: BatchSize = 125
+    """Images at a time; fewer need less memory."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where it pays, or as the images that are there. The same picture for any batch size needs
     float32."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -46,12 +50,10 @@ class Sample:
         from dualrate.runs.samples import write_samples
         from dualrate.runs.store import load
 
-        if self.num < 1:
-            raise ValueError(f"--num is at least 1, got {self.num}")
-        device = pick_device(self.device)
-        model = load(self.run_dir, device=device)
+        device, progress = pick_device(self.device), reporter()
+        model = load(self.run_dir, device=device, note=progress.note)
         step, plan = sampler_of(model, self.plan)
-        with closing(reporter()) as progress:
+        with closing(progress):
             written = write_samples(
                 model,
                 step,

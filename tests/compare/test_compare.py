@@ -100,6 +100,9 @@ def test_all_kinds_of_contenders_on_one_page(here):
         assert line["flops"] == 2 * line["macs"]
         assert line["seconds_alone"] > 0
         assert line["low"] <= line["value"] <= line["high"]
+    for one in findings.screened:  # the replicates are those whose quantiles are the score's interval
+        tails = np.quantile(one.replicates, [0.025, 0.975])
+        assert tuple(tails) == pytest.approx((one.row.score.low, one.row.score.high))
     lines = list(csv.DictReader((here / "report.csv").open()))
     assert [line["network"] for line in lines] == [line["network"] for line in made["front"]]
 
@@ -168,10 +171,15 @@ def test_entries_that_are_none(here, text):
         Entry.parse(text)
 
 
-@pytest.mark.parametrize("text", ["heavy:x", "dual:8/x", "dual:4/8", "heavy:0", "dual:8/-1"])
+@pytest.mark.parametrize("text", ["heavy:x", "dual:8/x", "heavy:0", "dual:8/-1", "heavy:100001", "dual:9999999999/8"])
 def test_plans_that_are_none(here, text):
-    entry = Entry.parse(text)
-    with pytest.raises(ValueError, match=r"plan|steps"):
+    with pytest.raises(ValueError, match=r"is no plan|number of steps"):
+        Entry.parse(text)
+
+
+def test_a_plan_of_more_heavy_calls_than_steps_is_none(here):
+    entry = Entry.parse("dual:4/8")
+    with pytest.raises(ValueError, match="between 0 and the 4 steps"):
         contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes(), device=torch.device("cpu"))
 
 

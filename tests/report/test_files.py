@@ -38,7 +38,7 @@ def test_an_npz_without_labels_has_images_alone(tmp_path):
         assert archive.files == ["arr_0"]
 
 
-def test_a_file_that_cannot_be_finished_is_not_there_and_what_was_there_stays(tmp_path):
+def test_a_file_that_cannot_be_finished_is_not_there_and_what_was_there_stays(tmp_path, monkeypatch):
     """Of the npz and of the grid, which are written in pieces; the error names the file."""
 
     def broken():
@@ -48,7 +48,8 @@ def test_a_file_that_cannot_be_finished_is_not_there_and_what_was_there_stays(tm
     (tmp_path / "images.npz").write_text("before")
     with pytest.raises(OSError, match=r"No space left on device: '.*images\.npz'"):
         write_npz(tmp_path / "images.npz", broken(), (256, 1, 4, 4), None)
-    (tmp_path / "grid.png.partial").symlink_to("/dev/full")
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
+    (tmp_path / "grid.png.00000000.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*grid\.png'"):
         save_grid(constant_images(1), tmp_path / "grid.png")
     assert [path.name for path in tmp_path.iterdir()] == ["images.npz"]

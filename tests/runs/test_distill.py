@@ -19,7 +19,8 @@ from dualrate.models.uvit import Level, UViTConfig
 from dualrate.recipes.distilled import Recipe, dual_student, plain_student
 from dualrate.runs.distill import distill
 from dualrate.runs.measure import Guidance, draw, image_cost
-from dualrate.runs.store import export, load, read_experiment, write_experiment
+from dualrate.runs.release import export
+from dualrate.runs.store import load, read_experiment, write_experiment
 from dualrate.runs.train import train
 from dualrate.schedule import Cosine, Interpolated
 from dualrate.steps import Ancestral

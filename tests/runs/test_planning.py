@@ -181,7 +181,10 @@ def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeyp
     steps = ("--steps", "2", "4", "8")
     assert plan_command(run, monkeypatch, "--budget", "0.3x", *steps) == expected.plan
     assert plan_command(run, monkeypatch, "--gmacs", str(budget / 1e9), *steps) == expected.plan
-    assert capsys.readouterr().out.count(f"{expected.objective:.5f}") >= 2
+    told = capsys.readouterr().out
+    assert told.count(f"{expected.objective:.5f}") >= 2
+    whole = 8 * costs.heavy / 1e9
+    assert f"0.3x of 8 heavy calls, {whole:.4g} GMACs: {budget / 1e9:.4g} GMACs" in told
 
 
 def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):

@@ -266,12 +266,12 @@ def test_a_batch_cut_otherwise_is_redrawn_as_a_whole_whenever_it_is_killed(
     for writes in range(then[1] + 1):
         out, left = prepared(tmp_path / f"{writes}"), writes
 
-        def dies(path, data, write=module.write_whole):
+        def dies(path, data, write=module.write_whole, **options):
             nonlocal left
             left -= 1
             if left < 0:
                 raise Killed
-            write(path, data)
+            write(path, data, **options)
 
         with monkeypatch.context() as patch, suppress(Killed):
             patch.setattr(module, "write_whole", dies)
@@ -291,10 +291,10 @@ def test_a_png_that_is_not_whole_is_drawn_again(model, artist, tmp_path, damage)
 
 def test_what_a_killed_process_left_is_removed(model, artist, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sample.json.partial").write_text("{")
+    (tmp_path / "out" / "sample.json.0123abcd.partial").write_text("{")
     written(model, tmp_path / "out")
     for name in ("000006.png", "images.npz", "grid.png", "sample.json"):
-        (tmp_path / "out" / f"{name}.partial").write_text("half")
+        (tmp_path / "out" / f"{name}.0123abcd.partial").write_text("half")
     written(model, tmp_path / "out")
     assert "000005.png" in content(tmp_path / "out")
 
@@ -319,12 +319,14 @@ def test_an_interruption_says_how_many_images_are_there(model, artist, tmp_path)
     assert len(list((tmp_path / "out").glob("0*.png"))) == 8
 
 
-def test_a_full_disk_is_an_error_that_names_the_file_and_harms_nothing(model, artist, tmp_path):
+def test_a_full_disk_is_an_error_that_names_the_file_and_harms_nothing(model, artist, tmp_path, monkeypatch):
     written(model, tmp_path / "whole")
 
     def fills(done, total):
         if done == 4:
-            (tmp_path / "out" / "000011.png.partial").symlink_to("/dev/full")
+            (tmp_path / "out" / "000011.png.00000000.partial").symlink_to("/dev/full")
+
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
 
     with pytest.raises(OSError, match=r"No space left on device: '.*000011\.png'\. 6 of 10 images are in .* goes on"):
         written(model, tmp_path / "out", progress=fills)
@@ -422,7 +424,10 @@ def test_a_folder_of_anything_else_is_refused_and_left_as_it_is(model, artist, t
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "000004.png", "000015.png", "0000007.png", "7.png", "x.partial"])
+@pytest.mark.parametrize(
+    "name",
+    ["notes.txt", "000004.png", "000015.png", "0000007.png", "7.png", "x.0123abcd.partial", "000007.png.partial"],
+)
 def test_foreign_files_beside_samples_are_refused(model, artist, tmp_path, name):
     written(model, tmp_path)
     (tmp_path / name).touch()
@@ -432,11 +437,11 @@ def test_foreign_files_beside_samples_are_refused(model, artist, tmp_path, name)
 
 
 def test_logs_and_hidden_files_may_be_there(model, artist, tmp_path):
-    for name in ("sampling.log", "job.out", ".DS_Store", ".hidden.partial"):
+    for name in ("sampling.log", "job.out", ".DS_Store", ".hidden.0123abcd.partial"):
         (tmp_path / name).touch()
     written(model, tmp_path)
     written(model, tmp_path, range(5, 25))
-    assert (tmp_path / ".hidden.partial").exists()
+    assert (tmp_path / ".hidden.0123abcd.partial").exists()
 
 
 def test_a_place_that_is_no_directory_is_refused(model, artist, tmp_path):

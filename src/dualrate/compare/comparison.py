@@ -14,25 +14,26 @@ from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import Findings
 from dualrate.compare.work import SCREEN_SEED, SCREENING, TIMING, Bench, Measured, chosen
-from dualrate.metrics.features import write_whole
+from dualrate.files import write_whole
+from dualrate.ranges import Images, Minutes, Ranged
 from dualrate.runs.evaluator import evaluator
 from dualrate.runs.store import Model, load
 from dualrate.training.log import Progress
 
 
 @dataclass(frozen=True)
-class Effort:
+class Effort(Ranged):
     """minutes: of measuring, per call; screen, count: images of a contender, at first and on the front."""
 
-    minutes: float = 60
-    screen: int = 1000
-    count: int = 5000
+    minutes: Minutes = 60
+    screen: Images = 1000
+    count: Images = 5000
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0 or not 0 < self.screen <= self.count:
+        super().__post_init__()
+        if self.screen > self.count:
             raise ValueError(
-                f"got {self.minutes} minutes, {self.screen} images to screen and {self.count} on the front; expected "
-                "more than no minutes, and no more images to screen than on the front"
+                f"got {self.screen} images to screen and {self.count} on the front: screen on no more than are on it"
             )
 
 
@@ -59,7 +60,7 @@ def compare(
     start, device = time.monotonic(), torch.device(device)
     parsed = [Entry.parse(text) for text in entries]
     _require_names(parsed)
-    models = {entry.run: load(entry.run, device=device) for entry in parsed}
+    models = {entry.run: load(entry.run, device=device, note=progress.note) for entry in parsed}
     _require_comparable(models, mixed=mixed)
     judge = evaluator(next(iter(models.values())).experiment.data, features=features, progress=progress)
     for count in (effort.screen, effort.count):
@@ -78,7 +79,7 @@ def compare(
 
 def _write(out: Path, findings: Findings) -> None:
     for suffix, text in ((".json", as_json(findings)), (".csv", as_csv(findings)), (".html", compare_page(findings))):
-        write_whole(out.with_suffix(suffix), text.encode())
+        write_whole(out.with_suffix(suffix), text)
 
 
 def _measured(

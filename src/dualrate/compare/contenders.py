@@ -26,9 +26,10 @@ from dualrate.caching.similarity import best_refreshes, similarities
 from dualrate.experiment import TwoNetworks
 from dualrate.models.uvit import UViT
 from dualrate.planner import Planner
+from dualrate.ranges import Probability, Ranged, SharedBlocks, Steps, checked
 from dualrate.runs.calibration import read_table
 from dualrate.runs.planning import SEED, call_macs, measured_errors
-from dualrate.runs.samplers import TABLED, GridName, SamplerName, grid_times, step_for, steps_of
+from dualrate.runs.samplers import TABLED, GridName, SamplerName, grid_times, read_plan, step_for, steps_of
 from dualrate.runs.store import Model
 from dualrate.serving import Continuous, Grid
 from dualrate.steps import Step
@@ -66,7 +67,7 @@ GRID, PLANNING_IMAGES = 64, 128  # of the planner
 
 
 @dataclass(frozen=True)
-class Contender:
+class Contender(Ranged):
     """A model under a sampler and a plan.
 
     run:     directory of the model
@@ -81,9 +82,9 @@ class Contender:
     network: str
     sampler: SamplerName
     plan: StepPlan
-    gamma: float = 0.0
+    gamma: Probability = 0.0
     note: str = ""
-    split: int | None = None
+    split: SharedBlocks | None = None
     asked: bool = False
 
     @property
@@ -113,7 +114,7 @@ def split_of(network: UViT) -> int:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Ranged):
     """One argument of `dualrate compare`: [NAME=]RUN[:PLAN][@SAMPLER[:GAMMA]].
 
     plan: "32", "32/8", a file, or None
@@ -123,11 +124,16 @@ class Entry:
     network: str
     plan: str | None = None
     sampler: SamplerName | None = None
-    gamma: float | None = None
+    gamma: Probability | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plan is not None and not self.plan.endswith(".json"):
+            self._counts()
 
     @staticmethod
     def parse(text: str) -> Entry:
-        """Raises ValueError for a run that is not there, a sampler nobody knows, or a gamma that is no number."""
+        """Raises ValueError for a run that is not there, a plan or a gamma that is none, or a sampler nobody knows."""
         name, equals, rest = ("", "", text) if Path(text).is_dir() else text.partition("=")
         name, rest = (name, rest) if equals else ("", text)
         rest, _, sampler = rest.partition("@")
@@ -150,20 +156,25 @@ class Entry:
         assert self.plan is not None
         sampler = self.sampler or "ancestral"
         if self.plan.endswith(".json"):
-            plan, name = StepPlan.from_json(Path(self.plan).read_text()), Path(self.plan).stem
+            plan, name = read_plan(Path(self.plan)), Path(self.plan).stem
             if plan.num_heavy < plan.num_steps and not is_dual(model):
                 return replace(sharing(self, model, plan), note=name)
             return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0, name)
-        steps, _, heavy = self.plan.partition("/")
+        steps, heavy = self._counts()
+        calls = model.experiment.times.default_heavy(steps) if heavy is None else heavy
+        if calls < steps and not is_dual(model):
+            return shared(self, model, steps, calls, device)
+        plan = StepPlan.uniform(steps, calls)
+        if calls == steps:
+            plan = StepPlan.at(grid_times(GRIDS[sampler], model.process.schedule, steps), range(steps))
+        return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0)
+
+    def _counts(self) -> tuple[int, int | None]:
+        """Steps and heavy calls of a plan that is no file. Raises ValueError for one that is none."""
+        steps, _, heavy = (self.plan or "").partition("/")
         if not (steps.isdecimal() and (heavy or "0").isdecimal()):
             raise ValueError(f"{self.plan!r} is no plan: 32 (steps), 32/8 (steps/heavy calls), or a .json file")
-        calls = int(heavy) if heavy else model.experiment.times.default_heavy(int(steps))
-        if calls < int(steps) and not is_dual(model):
-            return shared(self, model, int(steps), calls, device)
-        plan = StepPlan.uniform(int(steps), calls)
-        if calls == int(steps):
-            plan = StepPlan.at(grid_times(GRIDS[sampler], model.process.schedule, int(steps)), range(int(steps)))
-        return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0)
+        return checked("the number of steps", int(steps), Steps), int(heavy) if heavy else None
 
     def gammas(self, sampler: SamplerName) -> tuple[float, ...]:
         """The noise level that was asked for, or the usual ones."""

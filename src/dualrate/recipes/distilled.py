@@ -23,6 +23,7 @@ class Recipe:
     """light: the light network of a dual-rate student."""
 
     name: str
+    """What the student's name begins with."""
     light: UViTConfig
     fit: FitConfig
 

@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from dualrate.experiment import Experiment
+from dualrate.files import write_whole
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.ranges import HeavyCalls, Ranged, Steps
 from dualrate.recipes import fashion_mnist
 from dualrate.report import headline, table
 from dualrate.runs.demo_page import Column, Findings, SmallRun, demo_page
 from dualrate.runs.evaluator import evaluator, messages
 from dualrate.runs.measure import draw, measure
 from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
-from dualrate.runs.store import Model, load, read_losses
+from dualrate.runs.store import EXPERIMENT, Model, load, read_losses
 from dualrate.runs.train import train
 from dualrate.solvers import SDEDPMSolver2M
 from dualrate.timing import StepPlan
@@ -30,14 +32,14 @@ SHOWN = 30  # images of every grid: the first seeds, so rows of the same classes
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Ranged):
     """One thing to measure. model: directory in `weights`; heavy: H, None for every step."""
 
     network: str
     model: str
     sampler: SamplerName
-    steps: int
-    heavy: int | None = None
+    steps: Steps
+    heavy: HeavyCalls | None = None
     grid: GridName = "t"
 
     def plan(self, model: Model) -> StepPlan:
@@ -85,14 +87,15 @@ def demo(
     if count < minimum:
         raise ValueError(f"got count {count}; {judge.metric} needs at least {minimum} images per plan, better 1000")
     small = _train_small(experiment, out / "run", progress)
-    models = {name: load(weights / name) for name in _names() if (weights / name / "experiment.json").is_file()}
+    there = [name for name in _names() if (weights / name / EXPERIMENT).is_file()]
+    models = {name: load(weights / name, note=progress.note) for name in there}
     missing = [name for name in _names() if name not in models]
     cells = [cell for cell in CELLS if cell.model in models] or SMALL_CELLS
     columns = _measure(cells, models or {"run": small.model}, judge, count, progress)
     findings = Findings(columns, _real(judge), small, models, missing, judge)
-    (out / "rows.json").write_text(json.dumps(table.records([column.row for column in columns]), indent=1) + "\n")
+    write_whole(out / "rows.json", json.dumps(table.records([column.row for column in columns]), indent=1) + "\n")
     report = out / "report.html"
-    report.write_text(demo_page(findings), encoding="utf-8")
+    write_whole(report, demo_page(findings))
     return report
 
 
@@ -125,7 +128,7 @@ def _train_small(experiment: Experiment, run: Path, progress: Progress) -> Small
     result = train(experiment, run, progress=reporter, decoding=messages(reporter.note))
     if result.stopped == "signal":
         raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
-    model = load(run)
+    model = load(run, note=progress.note)
     images = draw(model, SDEDPMSolver2M(model.process), StepPlan.uniform(32, 8), range(SHOWN)).images
     return SmallRun(model, images, result.seconds, read_losses(run))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from dualrate.cost import PlanCost, plan_cost, seconds_per_call
 from dualrate.data.images import to_uint8
 from dualrate.denoiser import Denoiser
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.ranges import GuidanceWeight, NoiseLevel, Ranged
 from dualrate.report.rows import Row
 from dualrate.runs.store import Model
 from dualrate.sampling import sample
@@ -27,15 +27,14 @@ from dualrate.types import Cond
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Guidance(Ranged):
     """weight: 1 is none; interval: of sigma/alpha in which it acts, None: everywhere."""
 
-    weight: float = 1.0
-    interval: tuple[float, float] | None = None
+    weight: GuidanceWeight = 1.0
+    interval: tuple[NoiseLevel, NoiseLevel] | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise ValueError(f"the guidance weight is a finite number, got {self.weight}")
+        super().__post_init__()
         if self.interval is not None and self.weight == 1:
             raise ValueError("a guidance interval needs a guidance weight other than 1, which is no guidance")
 

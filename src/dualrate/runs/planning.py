@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
 from dualrate.draws import Draws
 from dualrate.experiment import TwoNetworks
+from dualrate.files import read_json, write_whole
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planner import Errors, Planned, Planner, measure_errors
 from dualrate.runs.measure import measure, seconds_of_calls
@@ -117,18 +118,27 @@ def measured_errors(
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     file = cache_dir() / "plans" / f"{key}.json"
     if file.exists():
-        kept = json.loads(file.read_text())
-        return Errors(tuple(kept["t"]), np.array(kept["errors"], dtype=np.float64))
+        return _read_errors(file, grid)
     progress.note(
         f"measuring the errors of {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
     )
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
         errors = _measured(model, source, grid, images, progress, torch.device(device))
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
-    aside.replace(file)
+    write_whole(file, json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
     return errors
+
+
+def _read_errors(file: Path, grid: int) -> Errors:
+    """Errors as they were kept. Raises ValueError for a file that does not hold those of this grid."""
+    try:
+        kept = read_json(file)
+        errors = Errors(tuple(map(float, kept["t"])), np.array(kept["errors"], dtype=np.float64))
+        if errors.t != StepPlan.uniform(grid).t or errors.errors.shape != (grid, grid + 1):
+            raise ValueError(f"it is not of {grid} steps")
+        return errors
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
 
 
 def _measured(

@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dualrate.metrics.features import PARTIAL, write_whole
+from dualrate.files import read_bytes, write_whole, written_aside
 from dualrate.metrics.origin import Origin
 from dualrate.runs.checks import LOGS, SAMPLES
 from dualrate.runs.measure import Guidance
-from dualrate.serial import from_plain, to_plain
+from dualrate.serial import from_json, to_plain
 
 GRID, NPZ = "grid.png", "images.npz"
 SPACE = 100_000  # images for which the names of a folder have digits enough to sort as their seeds do
@@ -54,6 +54,10 @@ class Record:
         seed = int(stem)
         return seed if 0 <= seed - self.first_seed < self.images and name == self.file_name(seed) else None
 
+    def is_own(self, name: str) -> bool:
+        """Whether a file of this name is one of the folder's."""
+        return name in (SAMPLES, GRID, NPZ) or self.seed_of(name) is not None
+
     def require_same(self, wanted: Record, directory: Path) -> None:
         """Raises ValueError that names what differs, unless the images of `wanted` are of the same kind as these."""
         differing = {name: _told(name, self, wanted) for name in self.origin.differing(wanted.origin)}
@@ -74,7 +78,7 @@ class Record:
         return replace(self, images=max(self.images, earlier.images), calls=calls)
 
     def write(self, directory: Path) -> None:
-        write_whole(directory / SAMPLES, (json.dumps(to_plain(self), indent=1) + "\n").encode())
+        write_whole(directory / SAMPLES, (json.dumps(to_plain(self), indent=1) + "\n"))
 
 
 def read_record(directory: Path) -> Record | None:
@@ -92,9 +96,9 @@ def read_record(directory: Path) -> Record | None:
     record = None
     if file.exists():
         try:
-            record = from_plain(Record, json.loads(file.read_text()), str(file))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{file} is not JSON ({error}): choose another --out") from error
+            record = from_json(Record, read_bytes(file), str(file))
+        except ValueError as error:
+            raise ValueError(f"{error}; choose another --out") from error
     foreign = sorted(name for name in os.listdir(directory) if not _is_ours(name, record))
     if "experiment.json" in foreign:
         raise ValueError(f"{directory} is a run, or released weights, and no place for samples: choose another --out")
@@ -113,8 +117,8 @@ def _is_ours(name: str, record: Record | None) -> bool:
     """Whether a file may be in a folder of samples: its own, hidden ones, and logs."""
     if name.startswith(".") or name.endswith(LOGS):
         return True
-    name = name.removesuffix(PARTIAL)
-    return name == SAMPLES or (record is not None and (name in (GRID, NPZ) or record.seed_of(name) is not None))
+    name = written_aside(name) or name
+    return name == SAMPLES or (record is not None and record.is_own(name))
 
 
 def _told(name: str, *records: Record) -> list[str]:

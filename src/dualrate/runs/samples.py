@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from dualrate.cost import PlanCost
-from dualrate.metrics.features import PARTIAL, write_whole
+from dualrate.files import write_whole, written_aside
 from dualrate.metrics.origin import PIXELS
 from dualrate.report.files import is_whole_png, png_bytes, read_png, write_npz
 from dualrate.report.grid import save_grid
@@ -132,7 +132,7 @@ class _Folder:
         self.there = np.zeros(len(seeds), bool)
         with os.scandir(directory) as entries:
             for entry in entries:
-                if entry.name.endswith(PARTIAL) and not entry.name.startswith("."):  # left by a process that was killed
+                if record.is_own(written_aside(entry.name) or ""):  # left by a process that was killed
                     os.unlink(entry)
                 seed = record.seed_of(entry.name)
                 if seed is not None and seed in seeds:
@@ -172,7 +172,7 @@ class _Folder:
         """
         here = self.there[first : first + len(images)]
         for i in np.argsort(~here, kind="stable"):
-            write_whole(self._file(self.seeds[first + i]), png_bytes(images[i]))
+            write_whole(self._file(self.seeds[first + i]), png_bytes(images[i]), synced=False)
             here[i] = True
 
     def _write_grid(self) -> None:

@@ -8,9 +8,11 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+from dualrate.files import naming
 
 
 @contextmanager
@@ -22,11 +24,12 @@ def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
     path = run_dir / ".lock"
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with naming(path):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise OSError(f"{run_dir} is being {doing} by {file.read().strip()}; wait for it or stop it") from None
-        with suppress(OSError):  # a full disk: the lock is held all the same
+        with naming(path):
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
