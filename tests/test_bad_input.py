@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from training.toy import Recorder
-from trouble import somebody
+from trouble import somebody, unreadable
 
 from dualrate import cli
 from dualrate.data.images import ImageSet
 from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.files import read_records
 from dualrate.folders import MANIFEST, Manifest
 from dualrate.models.uvit import Level, UViTConfig
 from dualrate.runs import train as train_module
@@ -363,3 +364,62 @@ def test_pickles_among_released_weights_are_never_executed(run, tmp_path, kind, 
         with pytest.raises((OSError, ValueError), match=name):
             load(weights)
     assert not sentinel.exists()
+
+
+# Files that a run reads again
+
+
+@pytest.fixture
+def started(monkeypatch) -> Path:
+    """A run of two iterations, that may be changed."""
+    assert call(monkeypatch, "train", "tiny", "--fit.log-every", 1) == 0
+    return Path("runs/tiny")
+
+
+def test_a_line_of_the_log_that_a_kill_cut_off_is_nothing_to_any_command(started, monkeypatch, capsys):
+    for name in ("metrics.jsonl", "history.jsonl"):
+        with (started / name).open("a") as file:
+            file.write('{"iteration": 2, "comm')
+    assert call(monkeypatch, "export", started, "--out", "before") == 0
+    assert call(monkeypatch, "train", "tiny", "--fit.log-every", 1, "--fit.iterations", 3) == 0
+    assert call(monkeypatch, "export", started, "--out", "after") == 0
+    assert [line["iteration"] for _, line in read_records(started / "metrics.jsonl")] == [1, 2, 3]
+    assert Path("after/README.md").read_text().count("- `dualrate train tiny") == 2
+    assert "line" not in capsys.readouterr().err.replace(".jsonl", "")
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"\x80\x81\0", b"[]", b"{}", b"[" * 100_000])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "history.jsonl"])
+def test_any_other_line_that_is_none_is_named_and_training_goes_on(started, monkeypatch, capsys, name, line):
+    file = started / name
+    first, *rest = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + line + b"\n" + b"".join(rest or [first]))
+    assert call(monkeypatch, "train", "tiny", "--fit.log-every", 1, "--fit.iterations", 3) == 0
+    told = capsys.readouterr().err
+    assert ("metrics.jsonl, line 2 is no line of a log" in told) == (name == "metrics.jsonl")
+    assert call(monkeypatch, "export", started, "--out", "weights") == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"dualrate: {file}, line 2 ")
+    assert error.endswith("; remove that line")
+    assert not Path("weights").exists()
+    file.write_bytes(b"".join(one for one in file.read_bytes().splitlines(keepends=True) if one != line + b"\n"))
+    assert call(monkeypatch, "export", started, "--out", "weights") == 0
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"\x80", b"[" * 100_000, b'{"t": [1, 0]}', b'{"t": [1, 1e400], "refresh": []}']
+)
+def test_a_plan_that_is_none_is_named(started, monkeypatch, capsys, text):
+    Path("plan.json").write_bytes(text)
+    assert call(monkeypatch, "sample", started, "--out", "images", "--plan", "plan.json") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("dualrate: plan.json: ")
+
+
+def test_a_checkpoint_of_somebody_else_ends_the_command_and_stays(started, monkeypatch, capsys):
+    before = content(started)
+    file = started / "checkpoints" / "step-00000002" / "optim-model.safetensors"  # which only training reads
+    with unreadable(file, Path.cwd()):
+        assert call(monkeypatch, "train", "tiny", "--fit.iterations", 3) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"dualrate: [Errno 13] Permission denied: '{file}'"
+        assert call(monkeypatch, "sample", started, "--out", "images", "--num", 1, "--steps", 1) == 0
+    assert content(started) == before

@@ -195,7 +195,9 @@ class Export:
         export(self.run_dir, self.out, progress.note)
         print(self.out)
         if tables:
-            progress.note(f"the covariance table in {tables[0]} is of other weights: dualrate calibrate {self.out}")
+            progress.note(
+                f"{tables[0] / FILE} was of other weights: measure that of these by dualrate calibrate {self.out}"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import traceback
 from contextlib import redirect_stderr
 from typing import TypeVar
 
@@ -55,8 +56,12 @@ def parse(kind: type[Command], arguments: list[str], prog: str, default: Command
 
 
 def _refusal(stop: SystemExit) -> ValueError | None:
-    """The error for which tyro stopped, where a dataclass raised it."""
+    """The error for which tyro stopped, where a dataclass raised it and not tyro."""
     cause = stop.__context__
-    while cause is not None and not isinstance(cause, ValueError):
+    while cause is not None:
+        if isinstance(cause, ValueError):
+            *_, (frame, _) = traceback.walk_tb(cause.__traceback__)
+            if not frame.f_globals["__name__"].startswith("tyro."):
+                return cause
         cause = cause.__context__
-    return cause
+    return None

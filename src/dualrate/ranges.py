@@ -154,7 +154,7 @@ def described(kind: Any) -> str:
     if origin in (Union, UnionType):
         return ", or ".join(map(described, parts))
     if origin is tuple:
-        return f"{'a list' if parts[-1] is Ellipsis else len(parts)} of values, each {described(parts[0])}"
+        return f"{'a list of' if parts[-1] is Ellipsis else len(parts)} values, each {described(parts[0])}"
     if origin is Literal:
         return " or ".join(f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in parts)
     return "None" if kind is NoneType else getattr(kind, "__name__", str(kind))

@@ -1,6 +1,7 @@
 """The command line end to end on a tiny data set: every command, its reports, and what a mistake looks like."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -243,3 +244,13 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
     monkeypatch.setattr(cli.Cost, "run", fail)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         call(monkeypatch, "cost", "x")
+
+
+def test_a_full_disk_behind_standard_output_is_said(run):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dualrate.cli", "cost", str(run), "--steps", "2", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": ""},
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "dualrate: [Errno 28] No space left on device: 'standard output'"

@@ -26,7 +26,7 @@ def net(width: int) -> UViTConfig:
 FIT = FitConfig(iterations=2, batch_size=4, precision="float32", log_every=1, checkpoint_every=1, sample_every=2)
 COMMANDS = {  # by name: options, in which DUAL and ONE are runs and OUT is a new place
     "sample": ["sample", "DUAL", "--out", "OUT", "--num", "2", "--steps", "2", "--json"],
-    "evaluate": ["evaluate", "DUAL", "--features", "/nowhere", "--json"],
+    "evaluate": ["evaluate", "DUAL", "--features", "dinov2", "--json"],
     "bound": ["bound", "DUAL", "--num", "2", "--steps", "2", "--variance", "own", "--json"],
     "calibrate": ["calibrate", "ONE", "--images", "2", "--rings", "2", "--json"],
     "cost": ["cost", "DUAL", "--steps", "2", "--json"],

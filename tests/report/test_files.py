@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trouble import full_disk
 
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.report.files import is_whole_png, png_bytes, read_png, write_npz
@@ -106,3 +107,9 @@ def test_rounding_is_to_the_nearest_level_not_down():
     error = to_uint8(x).double() - (127.5 * x + 127.5)
     assert error.abs().max() <= 0.5 + 1e-4
     assert abs(error.mean()) < 1e-3
+
+
+def test_a_grid_on_a_full_disk_is_an_error_with_its_file(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
+    with full_disk(100), pytest.raises(OSError, match=r"too large: '.*grid\.png'"):
+        save_grid(noise, tmp_path / "grid.png")

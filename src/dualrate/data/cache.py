@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -105,10 +106,8 @@ def _damaged(folder: Path, error: Exception) -> ValueError:
 
 
 def _write(raw: Raw, options: Options, folder: Path, name: str, progress: Progress) -> None:
-    with open(folder / "images.npy", "wb") as file:
+    with naming(folder / "images.npy"), open(folder / "images.npy", "wb") as file:
         kept, bad = _write_images(raw, options, file, name, progress)
-        with naming(file.name):
-            file.flush()
     if bad and (options.on_bad == "fail" or not kept):
         advice = "pass --data.on-bad skip to leave them out" if kept else "no image is left"
         raise ValueError(f"{_summary(bad)} of {raw.count} images in {name} cannot be used; {advice}")
@@ -133,7 +132,7 @@ def _write_images(
     kept: list[int] = []
     bad: list[str] = []
     shapes: Counter[tuple[int, ...]] = Counter()
-    for i, (label, item) in enumerate(raw.items):
+    for i, (label, item) in enumerate(_read(raw, name)):
         if i % 256 == 0:
             progress(i, raw.count, f"decoding {name}")
         try:
@@ -150,8 +149,7 @@ def _write_images(
             if shapes.total() > len(kept) + _LOOK_ON:
                 break
             continue
-        with naming(file.name):
-            file.write(image.tobytes())
+        file.write(image.tobytes())
         kept.append(i)
     if len(shapes) > 1:
         raise ValueError(_mixed(shapes, name))
@@ -163,6 +161,12 @@ def _write_images(
     return kept, bad
 
 
+def _read(raw: Raw, name: str) -> Iterator[tuple[str, Path | bytes | np.ndarray]]:
+    """The items; trouble with them is not that of the file that is written meanwhile."""
+    with naming(name):
+        yield from raw.items
+
+
 def _image(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.ndarray:
     if isinstance(item, np.ndarray):
         return resize(item, size=options.size, channels=options.channels)
@@ -172,9 +176,8 @@ def _image(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.n
 
 def _header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     """Write, or rewrite in place, the .npy header: NumPy pads it so that the first axis may grow and shrink."""
-    with naming(file.name):
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _summary(bad: list[str]) -> str:

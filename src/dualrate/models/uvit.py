@@ -195,4 +195,7 @@ class UViT(nn.Module):
         if self.head is None:
             raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
         with torch.autocast(h.device.type, enabled=False):
-            return F.pixel_shuffle(self.head(h.to(next(self.head.parameters()).dtype)), self.config.patch)
+            out = self.head(h.to(next(self.head.parameters()).dtype))
+        if not len(out):  # torch cannot go back through a shuffle of no rows
+            return out.reshape(0, self.config.image_channels, *(self.config.patch * side for side in out.shape[2:]))
+        return F.pixel_shuffle(out, self.config.patch)

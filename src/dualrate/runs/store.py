@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dualrate.denoiser import Denoiser
 from dualrate.experiment import Experiment, OneNetwork
-from dualrate.files import append_record, read_bytes, read_records, write_whole
+from dualrate.files import ABSENT, append_record, read_bytes, read_records, write_whole
 from dualrate.folders import MANIFEST, Damaged, Manifest
 from dualrate.models.dual import disconnect
 from dualrate.process import GaussianProcess
@@ -149,21 +149,25 @@ def read_experiment(path: Path) -> Experiment:
 
 def _manifest(path: Path) -> Manifest | None:
     """Of released weights; None for a run, for released weights of before there were manifests, and for neither."""
-    if not (path / EXPERIMENT).is_file():
-        return None
     try:
         return Manifest.read(path, RELEASED)
     except Damaged as error:
+        if not (path / EXPERIMENT).exists():  # something else of ours, such as a checkpoint
+            return None
         raise _damaged(path, error) from error
 
 
 def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
-    if not (path / EXPERIMENT).is_file():
+    try:
+        content = _content(path, EXPERIMENT, manifest)
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
         raise ValueError(
             f"{path} is no run: it has no {EXPERIMENT}. Train one (dualrate train fashion-mnist-dual --out {path}), "
             "or use released weights (weights/...)"
-        )
-    return from_json(Experiment, _content(path, EXPERIMENT, manifest), str(path / EXPERIMENT))
+        ) from error
+    return from_json(Experiment, content, str(path / EXPERIMENT))
 
 
 def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
@@ -174,7 +178,8 @@ def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
 
 
 def _damaged(path: Path, error: Exception) -> OSError:
-    return OSError(f"{path} is damaged ({error}): fetch it again, or export it again from its run")
+    changed = f". If it was changed on purpose, remove its {MANIFEST}" if isinstance(error, Damaged) else ""
+    return OSError(f"{path} is damaged ({error}): fetch it again, or export it again from its run{changed}")
 
 
 def _released(data: bytes, file: Path) -> tuple[dict[str, Tensor], int]:

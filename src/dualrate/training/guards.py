@@ -29,7 +29,7 @@ def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise OSError(f"{run_dir} is being {doing} by {file.read().strip()}; wait for it or stop it") from None
-        with naming(path):
+        with naming(path):  # without a buffer, which closing would write a second time
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
