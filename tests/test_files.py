@@ -22,6 +22,7 @@ from dualrate.files import (
     whole,
     write_tensors,
     write_whole,
+    written_aside,
 )
 
 TENSORS = {"w": torch.arange(6.0).view(2, 3)}
@@ -83,6 +84,14 @@ def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path):
         (aside.write_text("half"), tmp_path.read_text())
     assert (tmp_path / "a.txt").read_text() == "first"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_a_killed_writer_left_tells_its_file_and_nothing_else_does(tmp_path):
+    with whole(tmp_path / "a.txt", synced=False) as aside:
+        aside.write_text("half")
+        assert written_aside(aside.name) == "a.txt"
+    for name in ("a.txt", "a.txt.partial", ".0123abcd.partial", "a.txt.0123abcg.partial", "a.txt.0123abcd.partial.x"):
+        assert written_aside(name) is None
 
 
 def test_two_writers_do_not_meet(tmp_path):

@@ -19,6 +19,7 @@ from dualrate.process import GaussianProcess
 from dualrate.report.grid import save_grid
 from dualrate.runs.distill import distill
 from dualrate.runs.release import export
+from dualrate.runs.samples import write_samples
 from dualrate.runs.store import Model, load
 from dualrate.runs.train import train
 from dualrate.sampling import rollout, sample, trajectory
@@ -100,4 +101,5 @@ __all__ = [
     "to_uint8",
     "train",
     "trajectory",
+    "write_samples",
 ]

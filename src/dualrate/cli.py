@@ -26,13 +26,14 @@ from dualrate.cli_distill import Distill, parse_distill
 from dualrate.cli_options import parse
 from dualrate.cli_plan import PlanSearch
 from dualrate.cli_recipe import override, recipe_name, with_own_options
+from dualrate.cli_sample import Sample
 from dualrate.cli_sampler import Plan, sampler_of
-from dualrate.console import decoding, reporter, tell_end
+from dualrate.console import decoding, reporter, tell, tell_end
 from dualrate.covariance import ProbedCovariance
 from dualrate.experiment import Experiment
 from dualrate.files import naming
 from dualrate.malloc import keep_freed_memory
-from dualrate.ranges import BatchSize, Classes, Images, Minutes, Ranged, Seed
+from dualrate.ranges import BatchSize, Images, Minutes, Ranged, Seed
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
 from dualrate.training.device import memory_shortage, pick_device
 
@@ -82,73 +83,6 @@ class Train:
             command=shlex.join(["dualrate", *sys.argv[1:]]),
         )
         tell_end(result, out, progress)
-
-
-@dataclass(frozen=True)
-class Sample(Ranged):
-    """Draw images from a run: PNGs, a grid, and what they cost."""
-
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Directory of a run, or of released weights."""
-    out: Path
-    """Directory for the images."""
-    plan: Annotated[Plan, arg(name="")] = Plan()
-    num: Images = 64
-    """Number of images."""
-    label: Classes | None = None
-    """One class for all images; class `seed mod classes` for each if not given."""
-    seed: Seed = 0
-    """Of the first image; image i has seed + i, whatever the batch size."""
-    batch_size: BatchSize = 125
-    """Images at a time; fewer need less memory."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where it pays. The same picture for any batch size needs float32."""
-    npz: bool = False
-    """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
-    device: str | None = None
-    """cpu, cuda, ...; cuda if there is one."""
-    json: bool = False
-    """Print the report as JSON."""
-
-    def run(self) -> None:
-        from dualrate.report.files import write_images
-        from dualrate.runs.measure import Guidance, balanced_labels, draw
-        from dualrate.runs.store import load
-
-        device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device, note=progress.note)
-        step, plan = sampler_of(model, self.plan)
-        self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong place costs none
-        seeds = range(self.seed, self.seed + self.num)
-        drawn = draw(
-            model,
-            step,
-            plan,
-            seeds,
-            label=self.label,
-            guidance=Guidance(self.plan.guidance, self.plan.interval),
-            batch_size=self.batch_size,
-            device=device,
-            bfloat16=None if self.precision == "auto" else self.precision == "bfloat16",
-            progress=lambda done, total: progress.update(done, total, {"images": done}),
-        )
-        progress.close()
-        write_images(drawn.images, seeds, balanced_labels(model, seeds, self.label), self.out, npz=self.npz)
-        _report(
-            self.json,
-            {
-                "run": str(self.run_dir),
-                "images": self.num,
-                "out": str(self.out),
-                "steps": plan.num_steps,
-                "heavy_calls_per_image": drawn.cost.heavy_calls,
-                "light_calls_per_image": drawn.cost.light_calls,
-                "macs_per_image": drawn.cost.macs,
-                "flops_per_image": drawn.cost.flops,
-                "seconds_per_image": drawn.seconds / self.num,
-                **({"covariance_clamped": str(step.clamps)} if isinstance(step, ProbedCovariance) else {}),
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -244,7 +178,7 @@ class Cost(Ranged):
         model = load(self.run_dir, device=device, note=progress.note)
         step, plan = sampler_of(model, self.plan)
         guidance = Guidance(self.plan.guidance, self.plan.interval)
-        _report(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
+        tell(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
 
 
 @dataclass(frozen=True)
@@ -356,8 +290,8 @@ def main() -> None:
     try:
         _parse(sys.argv[1:]).run()
         _flush()  # a reader that has left, or a full disk, is noticed here, not at exit
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         _discard_output()
@@ -385,16 +319,6 @@ def _flush() -> None:
 def _discard_output() -> None:
     """What could not be written would be tried again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _report(as_json: bool, values: dict[str, object]) -> None:
-    """Values as one JSON object, or one `name  value` line each."""
-    if as_json:
-        print(json.dumps(values))
-        return
-    width = max(map(len, values))
-    for name, value in values.items():
-        print(f"{name:{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
 if __name__ == "__main__":  # torch is here already, so its threads are settled in a process that begins anew

@@ -50,7 +50,7 @@ def parse_known(kind: type[Command], arguments: list[str], prog: str, default: C
     return _parsed(kind, arguments, prog, default, return_unknown_args=True)
 
 
-def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Command | None, **how: bool) -> Any:
+def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Command | None, **how: Any) -> Any:
     told, given = io.StringIO(), tyro.MISSING_NONPROP if default is None else default
     config = (tyro.conf.AvoidSubcommands,)
     try:

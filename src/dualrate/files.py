@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -91,16 +92,18 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
     """A file written whole or not at all: yields the place beside it to write, which is synced and renamed at the end.
 
     If the block fails, or the process is killed, the file is what it was.
+    synced: False for files by the thousand, whose reader looks whether they are whole: a loss of power may cut them
     """
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     with naming(path):
         try:
             yield aside
-            sync(aside)
+            if synced:
+                sync(aside)
             aside.replace(path)
         except BaseException:
             with suppress(OSError):
@@ -108,10 +111,16 @@ def whole(path: Path) -> Iterator[Path]:
             raise
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, content: bytes | str, *, synced: bool = True) -> None:
     """Write a file whole or not at all; text in UTF-8."""
-    with whole(path) as aside:
+    with whole(path, synced=synced) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def written_aside(name: str) -> str | None:
+    """The name of the file that was to become of one that `whole` writes under this name; None for all others."""
+    match = re.fullmatch(r"(.+)\.[0-9a-f]{8}\.partial", name)
+    return match and match[1]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

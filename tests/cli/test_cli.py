@@ -59,9 +59,11 @@ def test_sample_writes_images_and_says_what_they_cost(run, tmp_path, monkeypatch
     assert (report["heavy_calls_per_image"], report["light_calls_per_image"]) == (4, 4)
     assert report["flops_per_image"] == 2 * report["macs_per_image"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".lock",
         *(f"{seed:06d}.png" for seed in range(7, 13)),
         "grid.png",
         "images.npz",
+        "sample.json",
     ]
     arrays = np.load(tmp_path / "out" / "images.npz")
     assert arrays["arr_0"].shape == (6, 28, 28, 1)

@@ -131,7 +131,7 @@ def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
 
 def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     first = run(here, "heavy:2", "dual:4/2")
-    monkeypatch.setattr("dualrate.runs.stream.sample", None)
+    monkeypatch.setattr("dualrate.runs.stream.draw_batches", None)
     second = run(here, "heavy:2", "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
 

@@ -9,9 +9,10 @@ import torch
 from trouble import flips, full_disk, unreadable
 
 from dualrate.draws import Draws
-from dualrate.metrics.blocks import FeatureBlocks, Origin
+from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.metrics.origin import Origin
 
 ARCH = Architecture(1, 8, 2, features=6)
 SOURCE = Origin("w1", "e1", "ancestral", "8 steps", "none", "noise:0123456789ab", "float32")

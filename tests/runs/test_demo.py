@@ -205,7 +205,7 @@ def test_progress_of_a_timed_run_counts_to_its_own_end():
 
 def test_the_environment_is_that_of_now():
     facts = environment()
-    assert {"processor", "threads", "torch", "date"} <= facts.keys()
+    assert {"processor", "threads", "dualrate", "torch", "date"} <= facts.keys()
     taken = datetime.strptime(facts["date"], "%Y-%m-%d %H:%M UTC").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - taken).total_seconds()) < 120
     assert all(facts.values())

@@ -31,8 +31,9 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import Row
 from dualrate.runs.measure import Guidance, balanced_strata, draw, image_cost, seconds_of_calls
+from dualrate.runs.origin import origin_of
 from dualrate.runs.store import Model
-from dualrate.runs.stream import measure_in_blocks, origin_of
+from dualrate.runs.stream import measure_in_blocks
 from dualrate.training.device import pays
 from dualrate.training.log import Progress
 
@@ -136,7 +137,7 @@ class Bench:
 
     def _measure(self, contender: Contender, seeds: range, deadline: float, *, details: bool) -> Measured:
         model, step = self.model(contender), contender.step(self.model(contender))
-        origin = origin_of(model, step, contender.plan, Guidance(), self.judge.net, bfloat16=pays(self.device))
+        origin = origin_of(model, step, contender.plan, Guidance(), self.judge.net.identity, bfloat16=pays(self.device))
         directory = self.directory / f"{contender.key}-{hashlib.sha256(origin.json().encode()).hexdigest()[:8]}"
         before, images, here = self._done, self._images, -1
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,39 +26,12 @@ from torch import Tensor
 
 from dualrate.files import open_tensors, read_bytes, write_whole
 from dualrate.metrics.extractor import FeatureExtractor
-from dualrate.metrics.fingerprint import BITS
-from dualrate.serial import from_json, to_plain
+from dualrate.metrics.origin import Origin
+from dualrate.serial import from_json
 
 ORIGIN, SUFFIX = "origin.json", ".safetensors"
-NOISE = "Philox keyed by the seed"
 
 DrawImages = Callable[[Sequence[int]], NDArray[np.uint8]]  # ids -> images (n, C, H, W), each a function of its id
-
-
-@dataclass(frozen=True)
-class Origin:
-    """All that decides the features of an id.
-
-    weights, experiment: sha256 of the model's
-    sampler, plan:       the update rule with its settings and guidance; times and heavy calls
-    labels:              the rule that makes a class of an id, or "none"
-    features:            the extractor's identity
-    precision:           of the model's matrix products
-    seeds, bits:         the rules that make noise of an id, and 8-bit images of samples
-    """
-
-    weights: str
-    experiment: str
-    sampler: str
-    plan: str
-    labels: str
-    features: str
-    precision: str
-    seeds: str = NOISE
-    bits: str = BITS
-
-    def json(self) -> str:
-        return json.dumps(to_plain(self), indent=1) + "\n"
 
 
 @dataclass(frozen=True)
@@ -220,11 +192,7 @@ def _read_origin(file: Path) -> Origin:
 
 
 def _require_same(found: Origin, origin: Origin, directory: Path) -> None:
-    differing = [
-        f"{field.name} ({getattr(found, field.name)} / {getattr(origin, field.name)})"
-        for field in fields(Origin)
-        if getattr(found, field.name) != getattr(origin, field.name)
-    ]
+    differing = [f"{name} ({getattr(found, name)} / {getattr(origin, name)})" for name in found.differing(origin)]
     if differing:
         raise ValueError(
             f"{directory} holds features of other images, they differ in {', '.join(differing)}: give another "
