@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from trouble import failing, flips, full_disk, unreadable
+from trouble import failing, flips, full_disk, killed, unreadable
 
 from dualrate import folders
 from dualrate.folders import MANIFEST, Damaged, Manifest, new_folder
@@ -117,13 +117,8 @@ def test_a_killed_writer_leaves_the_old_or_the_new_and_the_next_one_tidies_up(tm
     target = tmp_path / "a [folder]"
     if replace:
         write(target, "old")
-    child = os.fork()
-    if not child:
-        monkeypatch.setattr(folders, "reached", lambda reached: os._exit(9) if reached == point else None)
-        write(target, "new", replace=replace)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == (0 if point == "in replacing" and not replace else 9)
+    code = killed(monkeypatch, point, lambda: write(target, "new", replace=replace))
+    assert code == (0 if point == "in replacing" and not replace else 9)
     expected = ("old" if replace else None) if point == "before rename" else "new"
     assert (content(target)["a.txt"] if target.exists() else None) == expected
     write(target, "next", replace=True)

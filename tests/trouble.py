@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+
+from dualrate import folders
 
 NOBODY = 65534
 
@@ -59,6 +63,20 @@ def full_disk(size: int = 2048) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def killed(monkeypatch: pytest.MonkeyPatch, point: str, work: Callable[[], object]) -> int:
+    """Works in a process of its own, which dies at a point of writing a folder: its exit code, 9 if it did so."""
+    child = os.fork()
+    if not child:
+        try:
+            torch.set_num_threads(1)
+            monkeypatch.setattr(folders, "reached", lambda reached: os._exit(9) if reached == point else None)
+            work()
+            os._exit(0)
+        finally:  # nothing of it may go on with the tests
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, file: Path, number: int) -> None:
     """Reading a file ends with a system error that does not say which file it was, as those of reading do not."""
     read = Path.read_bytes
@@ -73,8 +91,6 @@ def failing(monkeypatch: pytest.MonkeyPatch, file: Path, number: int) -> None:
 
 def flips(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
     """The content with one bit flipped, at `count` places; at all of them if they are not more."""
-    import random
-
     places = range(8 * len(content))
     for place in random.Random(seed).sample(places, min(count, len(places))):
         flipped = bytearray(content)

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from runs.made import ONE, TWO, saved
-from trouble import flips, full_disk, somebody, unreadable
+from trouble import flips, full_disk, killed, somebody, unreadable
 
-from dualrate import folders
 from dualrate.files import append_record
 from dualrate.folders import MANIFEST, Manifest
 from dualrate.runs.release import export
@@ -244,14 +243,10 @@ def test_a_killed_export_leaves_the_old_or_the_new(run, tmp_path, monkeypatch, p
     out = tmp_path / "out"
     if there:
         export(saved(TWO, tmp_path / "old", 5), out)
-    child = os.fork()
-    if not child:
-        torch.set_num_threads(1)
-        monkeypatch.setattr(folders, "reached", lambda reached: os._exit(9) if reached == point else None)
-        export(run, out)
-        os._exit(0)
-    os.waitpid(child, 0)
-    if there or out.exists():
+    code = killed(monkeypatch, point, lambda: export(run, out))
+    assert code == (0 if point == "in replacing" and not there else 9)
+    assert out.exists() == (there or point != "before rename")
+    if out.exists():
         assert load(out).iteration == (5 if point == "before rename" else 7)
     export(run, out)
     assert load(out).iteration == 7
