@@ -74,15 +74,18 @@ def demo_page(findings: Findings) -> str:
 
 
 def _headline(findings: Findings) -> list[Block]:
-    """Dual-rate against the best of all single networks; then against the one that it was made from."""
+    """Dual-rate and its student against the best of all single networks; dual-rate against what it was made from."""
     rows = findings.rows
-    dual, heavy, singles = (
-        [row for row in rows if row.network in networks] for networks in (["dual-rate"], ["heavy"], SINGLE)
+    dual, student, heavy, singles = (
+        [row for row in rows if row.network in networks]
+        for networks in (["dual-rate"], ["dual-rate student"], ["heavy"], SINGLE)
     )
-    pairs = [(row, rival) for row in dual if (rival := headline.best_within(row, singles))]
+    pairs, of_student = (
+        [(row, rival) for row in own if (rival := headline.best_within(row, singles))] for own in (dual, student)
+    )
     if pairs:
-        others = [(row, headline.nearest(row, heavy)) for row in dual if heavy]
-        points = list(dict.fromkeys(headline.compare(*pair).short for pair in [*pairs, *others]))
+        of_heavy = [(row, headline.nearest(row, heavy)) for row in dual if heavy]
+        points = list(dict.fromkeys(headline.compare(*pair).short for pair in [*pairs, *of_student, *of_heavy]))
         blocks = [Text(_lead(pairs), "lead"), Text(MODELS, "note"), Points(points)]
     else:
         blocks = [Text(PLANS), Points([headline.describe(row) for row in rows])]
@@ -90,14 +93,15 @@ def _headline(findings: Findings) -> list[Block]:
 
 
 def _lead(pairs: Sequence[tuple[Row, Row]]) -> str:
-    """How often a plan beats its rival, and the first pair in full: the first before anything was drawn."""
+    """How often a plan beats its rival, and the first pair in full: first in an order older than the scores."""
     row, rival = pairs[0]
+    score = row.score
     return (
-        f"Dual-rate against the best single network of no higher cost: {headline.tally(pairs)}, by "
-        f"{row.score.fingerprint.count} images each. With {row.num_steps} steps and {row.num_heavy} heavy calls "
-        f"(below: {headline.plan(row)}) it has {row.score.metric} {headline.scored(row)} at "
-        f"{headline.costs(row)} an image; {rival.network}, one network called at each of {rival.num_steps} steps "
-        f"(below: {headline.plan(rival)}), has {headline.scored(rival)} at {headline.costs(rival)}."
+        f"Dual-rate against the best single network of no higher cost, {score.fingerprint.count} images each: "
+        f"{headline.tally(pairs)}. With {row.num_steps} steps and {row.num_heavy} heavy calls (below: "
+        f"{headline.plan(row)}) it has {score.metric} {headline.scored(row)} at {headline.costs(row)} an image; "
+        f"{rival.network}, one network called at each of {rival.num_steps} steps (below: {headline.plan(rival)}), has "
+        f"{headline.scored(rival)} at {headline.costs(rival)}."
     )
 
 
