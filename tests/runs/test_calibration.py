@@ -223,7 +223,7 @@ def test_the_command_measures_and_tells(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "covariance_clamped" in told
     assert " of 12 estimates" in told or " of 0 estimates" in told  # 2 images, 2 steps, 3 bands at most; no others
-    for wrong, message in (("1", "at least 2"), ("65", "ask for 1 to")):
+    for wrong, message in (("1", "images is a whole number from 2"), ("65", "ask for 1 to")):
         with pytest.raises(SystemExit):
             command("calibrate", str(run), "--images", wrong)
         assert message in capsys.readouterr().err

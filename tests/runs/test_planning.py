@@ -222,7 +222,7 @@ def test_the_check_says_whether_the_objective_ranks_plans_as_the_score_does(run,
         (["--gmacs", "1", "--seconds", "1"], "one of"),
         (["--gmacs", "1", "--steps", "3"], "divisors"),
         (["--gmacs", "1", "--out", "plan.png"], ".json"),
-        (["--gmacs", "1", "--images", "0"], "at least 1"),
+        (["--gmacs", "1", "--images", "0"], "images is a whole number from 1"),
     ],
 )
 def test_a_budget_is_said_once_and_as_a_number(run, monkeypatch, capsys, budget, message):
