@@ -25,7 +25,7 @@ class OptimConfig(Ranged):
     """Peak learning rate."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
     """How much of the moving averages of the gradient and of its square an iteration keeps."""
-    eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
+    eps: Annotated[float, Range(1e-16, 1)] = 1e-8
     """Added to the root of the averaged square."""
     weight_decay: LossWeight = 0.0
     """Times the learning rate: the share of every weight that an iteration takes away."""
