@@ -41,15 +41,18 @@ def somebody(tree: Path) -> Iterator[None]:
         return
     for place in (tree, *tree.rglob("*")):
         os.chown(place, NOBODY, NOBODY, follow_symlinks=False)
-    for place in tree.parents:
-        place.chmod(stat.S_IMODE(place.stat().st_mode) | 0o011)
-    os.setegid(NOBODY)
-    os.seteuid(NOBODY)
+    modes = {place: stat.S_IMODE(place.stat().st_mode) for place in tree.parents}
     try:
+        for place, mode in modes.items():
+            place.chmod(mode | 0o011)
+        os.setegid(NOBODY)
+        os.seteuid(NOBODY)
         yield
     finally:
         os.seteuid(0)
         os.setegid(0)
+        for place, mode in modes.items():
+            place.chmod(mode)
 
 
 @contextmanager

@@ -180,6 +180,12 @@ def test_anything_else_is_refused_and_left_alone(run, tmp_path, make, message):
     assert (content(tmp_path), content(run)) == before
 
 
+def test_the_root_of_a_file_system_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path)
+    with pytest.raises(ValueError, match="choose a directory in it"):
+        export(run, tmp_path)
+
+
 def test_a_run_that_is_being_trained_is_refused(run, tmp_path):
     other = another_run(tmp_path, run)
     with run_lock(other), pytest.raises(ValueError, match="is, or lies in, the run"):

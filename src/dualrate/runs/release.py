@@ -44,6 +44,8 @@ def check_target(out: Path) -> None:
     if out.is_symlink() and not out.exists():
         raise ValueError(f"{out} is a link that leads nowhere: create what it points to, or remove it")
     target = Path(os.path.realpath(out))
+    if os.path.ismount(target):
+        raise ValueError(f"{out} is the root of a file system, which nothing can replace: choose a directory in it")
     for place in (target, *target.parents):
         if place.exists() and not place.is_dir():
             raise ValueError(f"{place} is a file, so no weights can be in {out}: choose another --out")
