@@ -126,7 +126,7 @@ class Turns:
     def _place(self, entrant: Entrant) -> Path:
         """Another directory for whatever would give other features."""
         bfloat16 = pays(torch.device("cpu"))
-        origin = origin_of(*entrant.parts, Guidance(), self.judge.net, bfloat16=bfloat16)
+        origin = origin_of(*entrant.parts, Guidance(), self.judge.net.identity, bfloat16=bfloat16)
         digest = hashlib.sha256(origin.json().encode()).hexdigest()[:8]
         name = f"{entrant.network}-{entrant.plan.num_steps}-{entrant.plan.num_heavy}-{digest}"
         return self.directory / name.replace(" ", "-")
