@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,12 +111,8 @@ def measured_errors(
     """
     if not isinstance(model.experiment.networks, TwoNetworks):
         raise ValueError(f"{model.name} has a single network, which runs at every step: there is nothing to plan")
-    data = model.experiment.data
-    source = load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
-    bfloat16 = pays(torch.device(device))
-    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, bfloat16]
-    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
-    file = cache_dir() / "plans" / f"{key}.json"
+    source, bfloat16 = _source(model), pays(torch.device(device))
+    file = _file(model, source, grid, images, bfloat16=bfloat16)
     if file.exists():
         kept = json.loads(file.read_text())
         return Errors(tuple(kept["t"]), np.array(kept["errors"], dtype=np.float64))
@@ -129,6 +126,22 @@ def measured_errors(
     aside.write_text(json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
     aside.replace(file)
     return errors
+
+
+def are_errors_kept(model: Model, *, grid: int, images: int, device: torch.device | str = "cpu") -> bool:
+    """Whether `measured_errors` has nothing left to measure."""
+    return _file(model, _source(model), grid, images, bfloat16=pays(torch.device(device))).exists()
+
+
+def _source(model: Model) -> ImageSet:
+    data = model.experiment.data
+    return load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
+
+
+def _file(model: Model, source: ImageSet, grid: int, images: int, *, bfloat16: bool) -> Path:
+    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, bfloat16]
+    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
+    return cache_dir() / "plans" / f"{key}.json"
 
 
 def _measured(
