@@ -50,6 +50,7 @@ WEIGHTS = sorted((Path(__file__).parent.parent / "weights").glob("*/experiment.j
 MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
     "dualrate.bound.Bound",
     "dualrate.combinators.Meter",
+    "dualrate.compare.comparison.Clock",
     "dualrate.compare.speed.Speed",
     "dualrate.compare.work.Bench",
     "dualrate.compare.work.Finished",

@@ -145,6 +145,44 @@ def test_time_that_runs_out_is_said_and_the_rest_done_later(here, monkeypatch):
     assert len(run(here, "heavy:2", "dual:4/2").finished) == 2
 
 
+def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are(here, monkeypatch):
+    monkeypatch.setattr("dualrate.compare.schedule.BLOCK", 40)
+    notes = Notes()
+    effort = Effort(minutes=1e-9, screen=60, count=80)
+    findings = compare(["heavy", "dual"], here / "report.html", effort, features=here / "net", progress=notes)
+    assert {one.row.network for one in findings.finished} == {"heavy", "dual"}
+    assert {one.row.score.fingerprint.count for one in findings.finished} == {40}
+    page = (here / "report.html").read_text()
+    for sentence in (
+        "No plans were planned for dual",
+        "contenders were not screened in time.",
+        "2 were screened on 40 images, not on 60.",
+        "2 were measured on 40 images, not on 80.",
+    ):
+        assert any(sentence in told for told in findings.left), sentence
+        assert sentence in page
+    (all_of_it,) = [note for note in notes.lines if "at the speed measured now" in note]
+    assert "60 images of each take about 0:0" in all_of_it
+    (this_time,) = [note for note in notes.lines if note.startswith("screening 2 of them on 40 images each; left out")]
+    assert "and" in this_time
+    complete = run(here, "heavy", "dual", effort=Effort(minutes=5, screen=60, count=80))
+    assert {one.row.score.fingerprint.count for one in complete.finished} == {80}
+    assert not complete.left
+
+
+def test_a_call_says_first_what_all_contenders_will_take(here):
+    """From what a call of a network takes and the calls of each plan; nothing for what is here already."""
+    notes = Notes()
+    effort = Effort(minutes=60, screen=12, count=40)
+    compare(["heavy:2", "dual:4/2"], here / "report.html", effort, features=here / "net", progress=notes)
+    first = next(i for i, note in enumerate(notes.lines) if note.startswith("2 contenders: 12 images of each take"))
+    assert notes.lines[first + 1] == "screening 2 of them on 12 images each"
+    assert not any("1/2" in note for note in notes.lines[:first])
+    again = Notes()
+    compare(["heavy:2", "dual:4/2"], here / "report.html", effort, features=here / "net", progress=again)
+    assert any(note.startswith("2 contenders: 12 images of each take about 0:00:00 at") for note in again.lines)
+
+
 def test_what_was_asked_for_is_always_measured(here):
     findings = run(here, "heavy:2", "heavy:3", "heavy:4@ddim", "heavy:4/2", "dual:8/2")
     assert len(findings.finished) == 5

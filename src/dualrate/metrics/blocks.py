@@ -84,7 +84,7 @@ class FeatureBlocks:
             raise ValueError(
                 f"got blocks of {size} in the features {net.identity}; expected at least 1 in {self.origin.features}"
             )
-        missing = sorted(_distinct(ids) - self._files().keys())
+        missing = self.missing(ids)
         report = progress or (lambda done, total: None)
         done = len(ids) - len(missing)
         report(done, len(ids))
@@ -96,6 +96,10 @@ class FeatureBlocks:
             self._write(block, net.features(images), seconds)
             done += len(block)
             report(done, len(ids))
+
+    def missing(self, ids: Sequence[int]) -> list[int]:
+        """Those of the ids that are not here, in order. Raises what `read` raises for repeated ids and for files."""
+        return sorted(_distinct(ids) - self._files().keys())
 
     def read(self, ids: Sequence[int]) -> Kept:
         """The features of these ids, in this order.

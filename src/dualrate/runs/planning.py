@@ -112,12 +112,9 @@ def measured_errors(
     """
     if not isinstance(model.experiment.networks, TwoNetworks):
         raise ValueError(f"{model.name} has a single network, which runs at every step: there is nothing to plan")
-    data = model.experiment.data
-    source = load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
-    images, bfloat16 = min(images, len(source)), pays(torch.device(device))
-    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, bfloat16]
-    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
-    file = cache_dir() / "plans" / f"{key}.json"
+    source, bfloat16 = _source(model), pays(torch.device(device))
+    images = min(images, len(source))
+    file = _file(model, source, grid, images, bfloat16=bfloat16)
     if file.exists():
         return _read_errors(file, grid)
     progress.note(
@@ -140,6 +137,23 @@ def _read_errors(file: Path, grid: int) -> Errors:
         return errors
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
+
+
+def are_errors_kept(model: Model, *, grid: int, images: int, device: torch.device | str = "cpu") -> bool:
+    """Whether `measured_errors` has nothing left to measure."""
+    source = _source(model)
+    return _file(model, source, grid, min(images, len(source)), bfloat16=pays(torch.device(device))).exists()
+
+
+def _source(model: Model) -> ImageSet:
+    data = model.experiment.data
+    return load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
+
+
+def _file(model: Model, source: ImageSet, grid: int, images: int, *, bfloat16: bool) -> Path:
+    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, bfloat16]
+    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
+    return cache_dir() / "plans" / f"{key}.json"
 
 
 def _measured(
