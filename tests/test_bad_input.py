@@ -323,3 +323,11 @@ def test_pickles_among_released_weights_are_never_executed(run, tmp_path, kind, 
         with pytest.raises((OSError, ValueError), match=name):
             load(weights)
     assert not sentinel.exists()
+
+
+def test_a_run_on_a_source_whose_name_is_no_utf8_has_a_card(tmp_path, monkeypatch, capsys):
+    source = Path(os.fsdecode(b"\xff.npz"))
+    (tmp_path / "tiny.npz").rename(source)
+    assert call(monkeypatch, "train", "tiny", "--data.source", source) == 0
+    assert call(monkeypatch, "export", "runs/tiny", "--out", "weights") == 0
+    assert r"--data.source '\xff.npz'" in Path("weights/README.md").read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dualrate.cost import call_cost
+from dualrate.data.files import printable
 from dualrate.runs.store import HISTORY, load, read_experiment, read_losses, read_moment_gaps
 from dualrate.training import checkpoint
 
@@ -48,7 +49,7 @@ def write_card(run: Path, out: Path) -> None:
         (out / CURVE).write_text(svg(loss_figure(points, "images seen (thousands)", what)))
         lines += [f"{what.capitalize()}, last value {points[-1][1]:.4g}:", "", f"![{what}]({CURVE})", ""]
     lines += ["Everything else is in `experiment.json`. Quality: docs/results.md.", ""]
-    (out / "README.md").write_text("\n".join(lines))
+    (out / "README.md").write_text(printable("\n".join(lines)))  # commands and sources are file names
 
 
 def _history(run: Path) -> list[str]:
