@@ -423,3 +423,11 @@ def test_a_checkpoint_of_somebody_else_ends_the_command_and_stays(started, monke
         assert capsys.readouterr().err.splitlines()[-1] == f"dualrate: [Errno 13] Permission denied: '{file}'"
         assert call(monkeypatch, "sample", started, "--out", "images", "--num", 1, "--steps", 1) == 0
     assert content(started) == before
+
+
+def test_a_run_on_a_source_whose_name_is_no_utf8_has_a_card(tmp_path, monkeypatch, capsys):
+    source = Path(os.fsdecode(b"\xff.npz"))
+    (tmp_path / "tiny.npz").rename(source)
+    assert call(monkeypatch, "train", "tiny", "--data.source", source) == 0
+    assert call(monkeypatch, "export", "runs/tiny", "--out", "weights") == 0
+    assert r"--data.source '\xff.npz'" in Path("weights/README.md").read_text()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualrate.cost import call_cost
+from dualrate.data.untrusted import printable
 from dualrate.files import naming, read_records
 from dualrate.runs.store import HISTORY, Stored, read_losses, read_moment_gaps
 
@@ -48,7 +49,7 @@ def write_card(stored: Stored, state: Mapping[str, Any], name: str, out: Path) -
         lines += [f"{what.capitalize()}, last value {points[-1][1]:.4g}:", "", f"![{what}]({CURVE})", ""]
     lines += ["Everything else is in `experiment.json`. Quality: docs/results.md.", ""]
     with naming(out / CARD):
-        (out / CARD).write_text("\n".join(lines))
+        (out / CARD).write_text(printable("\n".join(lines)))  # commands and sources are file names
 
 
 def _history(run: Path) -> list[str]:
