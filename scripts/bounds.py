@@ -50,8 +50,7 @@ class Line:
 
     def plan(self, grid: GridName) -> dr.StepPlan:
         schedule = self.model.process.schedule
-        refresh = dr.StepPlan.uniform(self.steps, self.heavy).refresh
-        return ending(dr.StepPlan(grid_times(grid, schedule, self.steps), refresh), schedule, GREY_LEVEL)
+        return ending(dr.StepPlan.spread(grid_times(grid, schedule, self.steps), self.heavy), schedule, GREY_LEVEL)
 
 
 LINES = (

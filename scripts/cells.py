@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import dualrate as dr
+from dualrate.files import write_whole
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.rows import Row
 from dualrate.runs.environment import environment
@@ -128,8 +129,5 @@ def _seconds() -> dict[str, float]:
 
 
 def save(file: Path, text: str) -> None:
-    """Write aside, then rename."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".tmp")
-    aside.write_text(text)
-    aside.replace(file)
+    write_whole(file, text)

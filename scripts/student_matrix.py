@@ -47,7 +47,7 @@ def distil(recipe: str, steps: int, heavy: int, more: Sequence[str]) -> Path:
     arguments = f"distill {recipe} --teacher {teacher} --student-from {dual} --student dual --rollout full"
     command = ["dualrate", *arguments.split(), "--steps", str(steps), "--heavy", str(heavy), "--out", out, *more]
     print(*command, flush=True)
-    subprocess.run([sys.executable, "-m", "dualrate.cli", *command[1:]], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "dualrate_command", *command[1:]], cwd=ROOT, check=True)
     return ROOT / out
 
 

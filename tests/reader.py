@@ -63,7 +63,7 @@ def follow(words: list[str], monkeypatch) -> None:
 
 def would_run(targets: list[str]) -> list[list[str]]:
     """The commands that `make` would run, without the environment and its own variables."""
-    made = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
+    made = subprocess.run(["make", "-n", "--no-print-directory", *targets], cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     lines = [shlex.split(re.sub(r"^(\w+=\S+ )+", "", line)) for line in made.stdout.splitlines()]
     return [["dualrate", *words[1:]] if words[0] == ".venv/bin/dualrate" else words for words in lines if words]

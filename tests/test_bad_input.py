@@ -1,8 +1,7 @@
 """What a user may do wrong around a training run: places, names, changed options, odd data, planted files."""
 
-import json
-import os
 import pickle
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,22 @@ import numpy as np
 import pytest
 import torch
 from training.toy import Recorder
+from trouble import somebody, unreadable
 
 from dualrate import cli
 from dualrate.data.images import ImageSet
-from dualrate.experiment import DataConfig, Experiment, OneNetwork
+from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.files import read_records
+from dualrate.folders import MANIFEST, Manifest
 from dualrate.models.uvit import Level, UViTConfig
 from dualrate.runs import train as train_module
 from dualrate.runs.checks import check_out, data_notes
 from dualrate.runs.measure import draw
-from dualrate.runs.store import export, load
+from dualrate.runs.release import export
+from dualrate.runs.store import load
 from dualrate.runs.train import check_fit, train
 from dualrate.steps import DDIM
-from dualrate.timing import StepPlan
+from dualrate.timing import StepPlan, TimeSampler
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -107,7 +110,7 @@ def read_only(out: Path) -> None:
         (photos, "place/out holds cat.jpg but no run"),
         (released_weights, "place/out holds released weights"),
         (link_to_nowhere, "leads nowhere"),
-        pytest.param(read_only, "nothing can be written to", marks=pytest.mark.skipif(not os.getuid(), reason="root")),
+        (read_only, "nothing can be written to"),
     ],
 )
 def test_a_place_that_is_no_place_for_a_run_is_refused_before_any_work(make, message, tmp_path, monkeypatch, capsys):
@@ -118,11 +121,8 @@ def test_a_place_that_is_no_place_for_a_run_is_refused_before_any_work(make, mes
         out.parent.mkdir()
     make(out)
     before = content(tmp_path)
-    try:
+    with somebody(tmp_path):
         assert call(monkeypatch, "train", "tiny", "--out", out) == 2
-    finally:
-        if make is read_only:
-            out.parent.chmod(0o700)
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
@@ -173,6 +173,48 @@ def test_a_run_is_one_run_however_it_is_reached(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "train", "tiny", "--out", "disk/../disk/tiny") == 0
     assert "resuming at iteration 1" in capsys.readouterr().err
     assert len(checkpoint.steps(tmp_path / "disk" / "tiny" / "checkpoints")) == 2
+
+
+# Options that do not go together
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--networks.encoder.num-classes", 4], "must have the same .*, got num_classes 4 and 3"),
+        (["--networks.light.num-classes", 0], "must have the same .*, got num_classes 3 and 0"),
+        (["--networks.light.image-size", 16], "got image_size 8 and 16"),
+        (["--networks.encoder.image-channels", 3], "got image_channels 3 and 1"),
+        (["--networks.context.levels", 3], "these networks have 2 levels, so 3 cannot hand over a feature"),
+        (["--data.augment.translate", 8], "images of side 8 are shifted by at most 7 pixels, got translate 8"),
+        (["--times.heavy", 8, 4], r"heavy is the least number of heavy calls, then the largest, got \(8, 4\)"),
+        (["--schedule.log-snr-min", 15], "log_snr_min must be below log_snr_max, got 15.0 and 15.0"),
+        (["--device", "meta"], "there is no device 'meta' here, only cpu"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line_before_any_work(options, message, tmp_path, monkeypatch, capsys):
+    two = replace(TINY, networks=TwoNetworks(NET, NET), times=TimeSampler())
+    monkeypatch.setitem(cli.RECIPES, "two", lambda: two)
+    monkeypatch.setattr(train_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    before = content(tmp_path)
+    assert call(monkeypatch, "train", "two", *options) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert re.fullmatch(f"dualrate: .*{message}.*", told[0])
+    assert content(tmp_path) == before
+
+
+def test_more_classes_than_the_data_has_train_and_fewer_do_not(tmp_path, monkeypatch, capsys):
+    data = DataConfig(str(tmp_path / "tiny.npz"))
+    two = replace(TINY, networks=TwoNetworks(NET, NET), times=TimeSampler(), data=data)
+    monkeypatch.setitem(cli.RECIPES, "two", lambda: two)
+
+    def classes(count: int) -> list[object]:
+        return ["--networks.encoder.num-classes", count, "--networks.light.num-classes", count, "--out", f"run{count}"]
+
+    assert call(monkeypatch, "train", "two", *classes(4)) == 0
+    assert call(monkeypatch, "train", "two", *classes(2)) == 2
+    assert "tiny/train has 3 classes, the networks of tiny know only 2" in capsys.readouterr().err
 
 
 # Resuming
@@ -300,9 +342,8 @@ def test_pickles_among_a_run_s_files_are_never_executed(run, tmp_path, kind):
         bad = tmp_path / kind / name / "checkpoints"
         path = checkpoint.save(bad, 1, saved.tensors, {"iteration": 1})
         (path / name).write_bytes(data)
-        files = [file for file in path.iterdir() if file.name != checkpoint.MANIFEST]
-        manifest = {"files": {file.name: checkpoint._digest(file) for file in files}}  # the attacker's, and consistent
-        (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+        names = [file.name for file in path.iterdir() if file.name != MANIFEST]
+        Manifest.write(path, names)  # the attacker's, and consistent
         (bad.parent / "experiment.json").write_bytes((run / "experiment.json").read_bytes())
         with pytest.raises(OSError, match="none is intact"):
             checkpoint.recover(bad, lambda text: None)
@@ -323,3 +364,62 @@ def test_pickles_among_released_weights_are_never_executed(run, tmp_path, kind, 
         with pytest.raises((OSError, ValueError), match=name):
             load(weights)
     assert not sentinel.exists()
+
+
+# Files that a run reads again
+
+
+@pytest.fixture
+def started(monkeypatch) -> Path:
+    """A run of two iterations, that may be changed."""
+    assert call(monkeypatch, "train", "tiny", "--fit.log-every", 1) == 0
+    return Path("runs/tiny")
+
+
+def test_a_line_of_the_log_that_a_kill_cut_off_is_nothing_to_any_command(started, monkeypatch, capsys):
+    for name in ("metrics.jsonl", "history.jsonl"):
+        with (started / name).open("a") as file:
+            file.write('{"iteration": 2, "comm')
+    assert call(monkeypatch, "export", started, "--out", "before") == 0
+    assert call(monkeypatch, "train", "tiny", "--fit.log-every", 1, "--fit.iterations", 3) == 0
+    assert call(monkeypatch, "export", started, "--out", "after") == 0
+    assert [line["iteration"] for _, line in read_records(started / "metrics.jsonl")] == [1, 2, 3]
+    assert Path("after/README.md").read_text().count("- `dualrate train tiny") == 2
+    assert "line" not in capsys.readouterr().err.replace(".jsonl", "")
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"\x80\x81\0", b"[]", b"{}", b"[" * 100_000])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "history.jsonl"])
+def test_any_other_line_that_is_none_is_named_and_training_goes_on(started, monkeypatch, capsys, name, line):
+    file = started / name
+    first, *rest = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + line + b"\n" + b"".join(rest or [first]))
+    assert call(monkeypatch, "train", "tiny", "--fit.log-every", 1, "--fit.iterations", 3) == 0
+    told = capsys.readouterr().err
+    assert ("metrics.jsonl, line 2 is no line of a log" in told) == (name == "metrics.jsonl")
+    assert call(monkeypatch, "export", started, "--out", "weights") == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"dualrate: {file}, line 2 ")
+    assert error.endswith("; remove that line")
+    assert not Path("weights").exists()
+    file.write_bytes(b"".join(one for one in file.read_bytes().splitlines(keepends=True) if one != line + b"\n"))
+    assert call(monkeypatch, "export", started, "--out", "weights") == 0
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"\x80", b"[" * 100_000, b'{"t": [1, 0]}', b'{"t": [1, 1e400], "refresh": []}']
+)
+def test_a_plan_that_is_none_is_named(started, monkeypatch, capsys, text):
+    Path("plan.json").write_bytes(text)
+    assert call(monkeypatch, "sample", started, "--out", "images", "--plan", "plan.json") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("dualrate: plan.json cannot be read as ")
+
+
+def test_a_checkpoint_of_somebody_else_ends_the_command_and_stays(started, monkeypatch, capsys):
+    before = content(started)
+    file = started / "checkpoints" / "step-00000002" / "optim-model.safetensors"  # which only training reads
+    with unreadable(file, Path.cwd()):
+        assert call(monkeypatch, "train", "tiny", "--fit.iterations", 3) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"dualrate: [Errno 13] Permission denied: '{file}'"
+        assert call(monkeypatch, "sample", started, "--out", "images", "--num", 1, "--steps", 1) == 0
+    assert content(started) == before

@@ -16,7 +16,10 @@ SRC = ROOT / "src"
 
 # A module may import from its own layer and from those before it. The names are those right below `dualrate`.
 LAYERS = (
-    ("mathematics", "types draws schedule process prediction weighting timing serving grids oracle serial"),
+    (
+        "mathematics",
+        "types draws schedule process prediction weighting timing serving grids oracle serial ranges files folders",
+    ),
     (
         "networks and sampling",
         "freeze models denoiser combinators steps adjusted_ddim solvers bands covariance sampling student_states codec "

@@ -37,7 +37,7 @@ def changed(path: list, value) -> dict:
         (["fit", "precision"], "float8", "expected one of"),
         (["networks", "light", "levels"], 3, "expected a list"),
         (["times", "heavy"], [1], "expected 2 items"),
-        (["schedule", "log_snr_min"], 99, "must be below"),
+        (["schedule", "log_snr_min"], 16, r"configuration\.schedule: log_snr_min must be below"),
     ],
 )
 def test_a_wrong_file_is_told_what_is_wrong(path, value, message):

@@ -18,7 +18,9 @@ from dualrate.oracle import GaussianMixture, OracleDenoiser
 from dualrate.process import GaussianProcess
 from dualrate.report.grid import save_grid
 from dualrate.runs.distill import distill
-from dualrate.runs.store import Model, export, load
+from dualrate.runs.release import export
+from dualrate.runs.samples import write_samples
+from dualrate.runs.store import Model, load
 from dualrate.runs.train import train
 from dualrate.sampling import rollout, sample, trajectory
 from dualrate.schedule import Cosine, Interpolated, shifted
@@ -99,4 +101,5 @@ __all__ = [
     "to_uint8",
     "train",
     "trajectory",
+    "write_samples",
 ]

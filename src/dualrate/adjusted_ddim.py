@@ -19,15 +19,18 @@ Source: Heek, Hoogeboom, Salimans, "Multistep Consistency Models" (arXiv 2403.06
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from dualrate.prediction import eps_from_x
 from dualrate.process import GaussianProcess, expand
+from dualrate.ranges import Range, Ranged
 from dualrate.schedule import alpha
 from dualrate.steps import Carry, Denoise, Draw, weight_of_x
 
@@ -40,29 +43,28 @@ def analytic_variance(log_snr: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TabulatedVariance:
+class TabulatedVariance(Ranged):
     """eta times squared errors measured at some log-SNRs, linear in log-SNR between them.
 
     log_snr: increasing, at least two
     errors:  E|x - x_hat|^2 / d there
     """
 
-    log_snr: tuple[float, ...]
-    errors: tuple[float, ...]
-    eta: float = 0.75
+    log_snr: tuple[Annotated[float, Range(-1000, 1000)], ...]
+    errors: tuple[Annotated[float, Range(0, math.inf, below=True)], ...]
+    eta: Annotated[float, Range(0, 1000)] = 0.75
 
     def __str__(self) -> str:
         return f"measured variance, eta {self.eta:g}"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.log_snr) != len(self.errors) or len(self.errors) < 2:
             raise ValueError(
                 f"a table has two or more log-SNRs, an error for each, got {len(self.log_snr)} and {len(self.errors)}"
             )
         if not all(low < high for low, high in pairwise(self.log_snr)):
             raise ValueError(f"the log-SNRs of a table increase, got {self.log_snr}")
-        if not (self.eta >= 0 and all(error >= 0 for error in self.errors)):
-            raise ValueError(f"eta and squared errors are not negative, got eta {self.eta} and errors {self.errors}")
 
     def __call__(self, log_snr: Tensor) -> Tensor:
         """Raises ValueError for a log-SNR outside the table."""

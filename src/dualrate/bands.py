@@ -16,17 +16,15 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
+from dualrate.ranges import Ranged, Rings, Side
+
 
 @dataclass(frozen=True)
-class Bands:
+class Bands(Ranged):
     """shape: (C, H, W) of an image; rings: of a channel at most (small images leave some empty, which are dropped)."""
 
-    shape: tuple[int, int, int]
-    rings: int = 12
-
-    def __post_init__(self) -> None:
-        if self.rings < 1 or min(self.shape) < 1:
-            raise ValueError(f"bands need at least one ring and one pixel, got {self.rings} rings of {self.shape}")
+    shape: tuple[Side, Side, Side]
+    rings: Rings = 12
 
     @cached_property
     def index(self) -> Tensor:

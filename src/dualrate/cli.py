@@ -16,22 +16,26 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import tyro
 from tyro.conf import Positional, arg
 
+import dualrate
 from dualrate.cli_bound import LikelihoodBound
 from dualrate.cli_calibrate import Calibrate
 from dualrate.cli_compare import Compare
 from dualrate.cli_distill import Distill, parse_distill
+from dualrate.cli_options import parse
 from dualrate.cli_plan import PlanSearch
 from dualrate.cli_recipe import override, recipe_name, with_own_options
+from dualrate.cli_sample import Sample
 from dualrate.cli_sampler import Plan, sampler_of
-from dualrate.console import decoding, reporter, tell_end
+from dualrate.console import decoding, reporter, tell, tell_end
 from dualrate.covariance import ProbedCovariance
 from dualrate.experiment import Experiment
+from dualrate.files import naming
 from dualrate.malloc import keep_freed_memory
+from dualrate.ranges import BatchSize, Images, Minutes, Ranged, Seed
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
-from dualrate.training.device import pick_device
+from dualrate.training.device import memory_shortage, pick_device
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "auto": auto.Auto(),
@@ -64,9 +68,11 @@ class Train:
     """cpu, cuda, ...; cuda if there is one."""
 
     def run(self) -> None:
+        from dualrate.runs.threads import resume_threads
         from dualrate.runs.train import train
 
         out = self.out or Path("runs") / self.experiment.name
+        resume_threads(out)
         progress = reporter()
         result = train(
             self.experiment,
@@ -80,78 +86,16 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Draw images from a run: PNGs, a grid, and what they cost."""
-
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
-    out: Path
-    """Directory for the images."""
-    plan: Annotated[Plan, arg(name="")] = Plan()
-    num: int = 64
-    label: int | None = None
-    """One class for all images; class `seed mod classes` for each if not given."""
-    seed: int = 0
-    """Of the first image; image i has seed + i, whatever the batch size."""
-    batch_size: int = 125
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where it pays. The same picture for any batch size needs float32."""
-    npz: bool = False
-    """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
-    device: str | None = None
-    json: bool = False
-    """Print the report as JSON."""
-
-    def run(self) -> None:
-        from dualrate.report.files import write_images
-        from dualrate.runs.measure import Guidance, balanced_labels, draw
-        from dualrate.runs.store import load
-
-        if self.num < 1:
-            raise ValueError(f"--num is at least 1, got {self.num}")
-        device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
-        step, plan = sampler_of(model, self.plan)
-        self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a wrong place costs none
-        seeds = range(self.seed, self.seed + self.num)
-        drawn = draw(
-            model,
-            step,
-            plan,
-            seeds,
-            label=self.label,
-            guidance=Guidance(self.plan.guidance, self.plan.interval),
-            batch_size=self.batch_size,
-            device=device,
-            bfloat16=None if self.precision == "auto" else self.precision == "bfloat16",
-            progress=lambda done, total: progress.update(done, total, {"images": done}),
-        )
-        progress.close()
-        write_images(drawn.images, seeds, balanced_labels(model, seeds, self.label), self.out, npz=self.npz)
-        _report(
-            self.json,
-            {
-                "run": str(self.run_dir),
-                "images": self.num,
-                "out": str(self.out),
-                "steps": plan.num_steps,
-                "heavy_calls_per_image": drawn.cost.heavy_calls,
-                "light_calls_per_image": drawn.cost.light_calls,
-                "macs_per_image": drawn.cost.macs,
-                "flops_per_image": drawn.cost.flops,
-                "seconds_per_image": drawn.seconds / self.num,
-                **({"covariance_clamped": str(step.clamps)} if isinstance(step, ProbedCovariance) else {}),
-            },
-        )
-
-
-@dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Ranged):
     """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), FID, FD-DINOv2."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
     plan: Annotated[Plan, arg(name="")] = Plan()
-    num: int = 5000
-    seed: int = 0
+    num: Images = 5000
+    """Number of images."""
+    seed: Seed = 0
+    """Of the first image; image i has seed + i."""
     features: Literal["inception", "dinov2"] | Path | None = None
     """Directory of the feature net; the shipped one, or one trained on first use, if not given. inception: FID;
     dinov2: FD-DINOv2."""
@@ -161,19 +105,23 @@ class Evaluate:
     """Directory that keeps the features as images are drawn: the same command goes on where it was."""
     details: bool = False
     """Also kernel distance, precision and recall, against the training images."""
-    batch_size: int = 125
+    batch_size: BatchSize = 125
+    """Images at a time; fewer need less memory."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
     json: bool = False
+    """Print the report as JSON."""
 
     def run(self) -> None:
         from dualrate.report.table import text_table
-        from dualrate.runs.evaluator import dinov2_evaluator, evaluator, inception_evaluator
+        from dualrate.runs.evaluator import dinov2_evaluator, evaluator, inception_evaluator, require_count
         from dualrate.runs.measure import Guidance, measure
         from dualrate.runs.store import load
         from dualrate.runs.stream import measure_in_blocks
 
+        require_count(self.num, self.features)
         device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
+        model = load(self.run_dir, device=device, note=progress.note)
         step, plan = sampler_of(model, self.plan)
         data = model.experiment.data
         if self.features == "inception":
@@ -209,25 +157,28 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Ranged):
     """Parameters, MACs and FLOPs of a heavy call, a light call and an image, with measured latency."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
     plan: Annotated[Plan, arg(name="")] = Plan()
-    batch_size: int = 1
+    batch_size: BatchSize = 1
     """Rows per call when latency is measured."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
     json: bool = False
+    """Print the report as JSON."""
 
     def run(self) -> None:
         from dualrate.runs.measure import Guidance, cost_report
         from dualrate.runs.store import load
 
-        device = pick_device(self.device)
-        model = load(self.run_dir, device=device)
+        device, progress = pick_device(self.device), reporter()
+        model = load(self.run_dir, device=device, note=progress.note)
         step, plan = sampler_of(model, self.plan)
         guidance = Guidance(self.plan.guidance, self.plan.interval)
-        _report(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
+        tell(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
 
 
 @dataclass(frozen=True)
@@ -235,36 +186,50 @@ class Export:
     """Write a run's averaged weights for release: bfloat16 safetensors, its experiment and a model card."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run."""
     out: Path
+    """Directory for the weights."""
 
     def run(self) -> None:
         from dualrate.runs.calibration import FILE
-        from dualrate.runs.card import write_card
-        from dualrate.runs.store import export
+        from dualrate.runs.release import export
 
-        export(self.run_dir, self.out)
-        write_card(self.run_dir, self.out)
+        progress, tables = reporter(), [place for place in (self.run_dir, self.out) if (place / FILE).exists()]
+        export(self.run_dir, self.out, progress.note)
         print(self.out)
-        if (self.run_dir / FILE).exists():
-            print(f"its covariance table is of the unrounded weights: dualrate calibrate {self.out}", file=sys.stderr)
+        if tables:
+            progress.note(
+                f"{tables[0] / FILE} was of other weights: measure that of these by dualrate calibrate {self.out}"
+            )
 
 
 @dataclass(frozen=True)
-class Demo:
-    """Dual-rate diffusion at work: train a small model for two minutes, then measure the released ones."""
+class Demo(Ranged):
+    """Dual-rate diffusion at work: train a small model for two minutes, then measure the released ones in four."""
 
     out: Path = Path("demo")
+    """Directory for the page, and the small model's run."""
     weights: Path = Path("weights")
-    minutes: float = 2
+    """Directory of the released weights; those that are missing are left out."""
+    minutes: Minutes = 2
     """Of training."""
-    count: int = 1000
+    measuring: Minutes = 4
+    """Minutes at most; a slow or busy machine then has fewer plans, of fewer images. Run again, it goes on."""
+    count: Images = 1000
     """Images per plan."""
 
     def run(self) -> None:
         from dualrate.runs.demo import demo
 
         progress = reporter()
-        page = demo(self.out, self.weights, minutes=self.minutes, count=self.count, progress=progress)
+        page = demo(
+            self.out,
+            self.weights,
+            minutes=self.minutes,
+            measuring=self.measuring,
+            count=self.count,
+            progress=progress,
+        )
         print(page)
 
 
@@ -280,21 +245,33 @@ COMMANDS: dict[str, type[Command]] = {
     "export": Export,
     "demo": Demo,
 }
+LESS_MEMORY = {  # where it is short
+    **dict.fromkeys(("train", "distill"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"),
+    **dict.fromkeys(("sample", "evaluate", "cost", "bound"), "lower --batch-size"),
+    "plan": "lower --grid or --batch-size",
+}
+THREADS = "\nOn a CPU: one thread for every idle processor; DUALRATE_THREADS=4 before the command for four."
 
 
 def _parse(arguments: list[str]) -> Train | Distill | Command:
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override."""
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command == "--version":
+        python, device = ".".join(map(str, sys.version_info[:3])), pick_device(None)
+        print(f"dualrate {dualrate.__version__}, torch {torch.__version__}, Python {python}, {device}")
+        raise SystemExit(0)
     if command == "train":
         return _parse_train(rest)
     if command == "distill":
         return parse_distill(rest)
     if command in COMMANDS:
-        return tyro.cli(COMMANDS[command], args=rest, prog=f"dualrate {command}")
+        return parse(COMMANDS[command], rest, f"dualrate {command}")
     asked = command in ("-h", "--help")
     kinds = {"train": Train, "distill": Distill, **COMMANDS}
     lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
-    usage = "\n  ".join(["usage: dualrate COMMAND ... (--help after a command for its options)\n", *lines])
+    usage = "\n  ".join(
+        ["usage: dualrate COMMAND ... (--help after a command for its options), dualrate --version\n", *lines, THREADS]
+    )
     print(
         usage if asked else f"dualrate: there is no command {command!r}\n\n{usage}", file=None if asked else sys.stderr
     )
@@ -308,39 +285,41 @@ def _parse_train(arguments: list[str]) -> Train:
 
 
 def main() -> None:
-    """Entry point of the `dualrate` command."""
+    """What the `dualrate` command runs once its threads are settled (dualrate_command.py)."""
     keep_freed_memory()
     try:
-        _set_threads(os.environ.get("DUALRATE_THREADS"))
         _parse(sys.argv[1:]).run()
-        sys.stdout.flush()  # a reader that has left is noticed here, not at exit
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _flush()  # a reader that has left, or a full disk, is noticed here, not at exit
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        _discard_output()
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"dualrate: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (RuntimeError, MemoryError) as error:
+        shortage = memory_shortage(error)
+        if shortage is None:  # a fault of the program
+            raise
+        way_out = LESS_MEMORY.get(sys.argv[1], "use a device, or a machine, with more")
+        print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _set_threads(asked: str | None) -> None:
-    if asked is None:
-        return
-    if not asked.isdecimal() or int(asked) < 1:
-        raise ValueError(f"DUALRATE_THREADS is a whole number of at least 1, got {asked!r}")
-    torch.set_num_threads(int(asked))
+def _flush() -> None:
+    try:
+        with naming("standard output"):
+            sys.stdout.flush()
+    except OSError:
+        _discard_output()
+        raise
 
 
-def _report(as_json: bool, values: dict[str, object]) -> None:
-    """Values as one JSON object, or one `name  value` line each."""
-    if as_json:
-        print(json.dumps(values))
-        return
-    width = max(map(len, values))
-    for name, value in values.items():
-        print(f"{name:{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+def _discard_output() -> None:
+    """What could not be written would be tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # torch is here already, so its threads are settled in a process that begins anew
+    os.execv(sys.executable, [sys.executable, "-m", "dualrate_command", *sys.argv[1:]])

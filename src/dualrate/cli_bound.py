@@ -15,28 +15,33 @@ from dualrate.cli_sampler import Plan, sampler_of
 from dualrate.console import reporter
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiment import DataConfig
+from dualrate.ranges import BatchSize, LogSNR, Range, Ranged, Seed
 from dualrate.runs.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
 from dualrate.training.device import pick_device
 from dualrate.training.log import Progress
 
 
 @dataclass(frozen=True)
-class LikelihoodBound:
+class LikelihoodBound(Ranged):
     """Bound the negative log-likelihood of held-out images, in bits per dimension, term by term."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
     plan: Annotated[Plan, arg(name="")] = Plan()
     variance: Literal["measured", "own"] = "measured"
     """Of the steps: what suits training images best, measured first; or the sampler's own (--gamma)."""
-    end: float = GREY_LEVEL
+    end: LogSNR = GREY_LEVEL
     """Log-SNR at which the plan is cut and the rest is rounding; by default where noise is one grey level wide."""
-    num: int = 500
+    num: Annotated[int, Range(2, 10_000_000)] = 500
     """Test images."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise."""
-    batch_size: int = 125
+    batch_size: BatchSize = 125
+    """Images at a time; fewer need less memory."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
     json: bool = False
+    """Print the report as JSON."""
 
     def run(self) -> None:
         from dualrate.runs.likelihood import bits_per_dimension, ending, fit_variance
@@ -46,7 +51,7 @@ class LikelihoodBound:
         if self.variance == "measured" and self.plan.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
         device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
+        model = load(self.run_dir, device=device, note=progress.note)
         step, plan = sampler_of(model, self.plan)
         plan = ending(plan, model.process.schedule, self.end)
         data = model.experiment.data
@@ -57,7 +62,7 @@ class LikelihoodBound:
         guidance = Guidance(self.plan.guidance, self.plan.interval)
         how = {"guidance": guidance, "batch_size": self.batch_size, "seed": self.seed, "device": device}
         test = _images(data, "test", progress)
-        if not 2 <= self.num <= len(test):  # said before the variance is measured
+        if self.num > len(test):  # said before the variance is measured
             raise ValueError(f"{test.name} has {len(test)} test images: --num is 2 to {len(test)}, got {self.num}")
         if self.variance == "measured":
             train = _images(data, "train", progress)

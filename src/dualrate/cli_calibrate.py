@@ -10,27 +10,31 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualrate.console import reporter
+from dualrate.ranges import Range, Ranged, Rings
 from dualrate.training.device import pick_device
 
 
 @dataclass(frozen=True)
-class Calibrate:
+class Calibrate(Ranged):
     """Measure a run's covariance table (for --sampler covariance-table and -jvp), and how far derivatives agree."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
-    images: int = 128
+    """Directory of a run, or of released weights."""
+    images: Annotated[int, Range(2, 10_000_000)] = 128
     """Training images."""
-    rings: int = 12
+    rings: Rings = 12
     """Bands of a channel, from the mean to the finest detail."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
     json: bool = False
+    """Print the report as JSON."""
 
     def run(self) -> None:
         from dualrate.runs.calibration import FILE, TRUSTED, calibrate
         from dualrate.runs.store import load
 
         device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
+        model = load(self.run_dir, device=device, note=progress.note)
         table = calibrate(model, images=self.images, rings=self.rings, progress=progress, device=device)
         trust = table.trust()
         if self.json:

@@ -11,28 +11,30 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualrate.console import reporter
+from dualrate.ranges import Images, Minutes, Ranged
 from dualrate.training.device import pick_device
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(Ranged):
     """Compare models, samplers and plans: quality against FLOPs, time and memory, on one page. Goes on if run again."""
 
     entries: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]RUN[:PLAN][@SAMPLER]")]
     """RUN alone: its usual plans and samplers. RUN:32/8: 32 steps, 8 heavy calls. RUN:plan.json; RUN:32@ddim."""
-    minutes: float = 60
+    minutes: Minutes = 60
     """Of measuring; what they do not suffice for, the same command does next time."""
     out: Path = Path("report.html")
     """The page; .json, .csv and what is needed to go on are beside it."""
-    screen: int = 1000
+    screen: Images = 1000
     """Images per contender at first."""
-    count: int = 5000
+    count: Images = 5000
     """Images per contender on the front."""
     features: Path | None = None
     """Directory of the feature net; the data set's own if not given."""
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
 
     def run(self) -> None:
         from dualrate.compare.comparison import Effort, compare

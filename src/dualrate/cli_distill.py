@@ -15,6 +15,17 @@ from tyro.conf import arg
 from dualrate.cli_recipe import override, recipe_name
 from dualrate.console import decoding, reporter, tell_end
 from dualrate.experiment import Experiment
+from dualrate.ranges import (
+    BelowOne,
+    Factor,
+    FirstIterations,
+    Iterations,
+    LogSNR,
+    Pairs,
+    Ranged,
+    Steps,
+    TeacherGuidance,
+)
 from dualrate.recipes import auto, cifar10, fashion_mnist
 from dualrate.recipes.distilled import PRETRAINING, STUDENT_RATE, Recipe, dual_student, plain_student
 from dualrate.training.device import pick_device
@@ -28,7 +39,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(Ranged):
     """Distil a teacher into a student of few steps by moment matching, or go on: the same command resumes."""
 
     recipe: Annotated[Recipe, arg(name="")]
@@ -37,27 +48,28 @@ class Distill:
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
     student: Literal["dual", "plain"] = "dual"
-    steps: int = 8
+    """Two networks at two rates, or one of the teacher's shape."""
+    steps: Steps = 8
     """N, the fewest steps of a plain student, and the only ones of a dual-rate one."""
-    heavy: int | None = None
+    heavy: Steps | None = None
     """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
     rollout: Literal["full", "segment", "data"] | None = None
     """The student's states in training: all steps its own, from noise (full); its own since the last heavy call
     (segment); noised data (data, of a plain student). full, or data, if not given."""
     version: Literal["alternating", "instant"] = "alternating"
     """Of moment matching: with an auxiliary network, or in the teacher's parameter space."""
-    guidance: float = 1.0
+    guidance: TeacherGuidance = 1.0
     """Classifier-free guidance weight of the teacher; 1 is none."""
-    dropout: float | None = None
+    dropout: BelowOne | None = None
     """Of student and auxiliary in training, not in sampling; as the teacher's network says if not given."""
-    shift: float = 0.0
+    shift: LogSNR = 0.0
     """Of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
-    pretraining: int | None = None
+    pretraining: FirstIterations | None = None
     """The first of --fit.iterations: the light network alone, beside the frozen encoder; 1000 if not given, 0 with
     --student-from."""
-    pairs: int = 1
+    pairs: Pairs = 1
     """Times trained on from one rollout."""
-    student_rate: float | None = None
+    student_rate: Factor | None = None
     """The student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, 1 for the instant version."""
     light_from: str | None = None
     """A single-rate run that the light network starts from."""
@@ -65,13 +77,15 @@ class Distill:
     """A dual-rate run that the whole student starts from."""
     source: str | None = None
     """Images, where they are not where the teacher's training found them."""
-    fd_every: int | None = None
+    fd_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
 
     def run(self) -> None:
         from dualrate.distillation import Distillation
         from dualrate.runs.distill import distill
+        from dualrate.runs.threads import resume_threads
 
         student = self._student()
         own = "full" if self.student == "dual" else "data"
@@ -88,6 +102,7 @@ class Distill:
             student_from=self.student_from,
         )
         out, progress = self.out or Path("runs") / student.name, reporter()
+        resume_threads(out)
         result = distill(
             distillation,
             out,

@@ -11,6 +11,8 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.console import reporter
+from dualrate.files import write_whole
+from dualrate.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.runs.planning import CallCosts, Candidate, Ranked, spearman
 from dualrate.runs.store import Model
 from dualrate.serving import Continuous, Grid
@@ -20,32 +22,35 @@ PREDICTS = 0.8  # rank correlation from which on the objective is said to rank p
 
 
 @dataclass(frozen=True)
-class PlanSearch:
+class PlanSearch(Ranged):
     """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
     budget: str | None = None
-    """Share of the cost of a heavy call at every step of the grid, e.g. 0.25x."""
-    gmacs: float | None = None
+    """Share of what a heavy call at every step of --grid costs: 0.25x of 64 steps is the cost of 16 heavy calls."""
+    gmacs: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
     """Budget in giga multiply-adds per image."""
-    seconds: float | None = None
+    seconds: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
     """Budget in seconds per image, at --batch-size on this machine."""
-    steps: tuple[int, ...] | None = None
+    steps: tuple[Steps, ...] | None = None
     """Numbers of steps to choose from, parts of the grid; 8, 16, 32 and 64 if not given."""
     free_times: bool = False
     """Choose the times of the steps too, among those of the grid."""
-    grid: int = 64
+    grid: Annotated[int, Range(1, 512)] = 64
     """Steps of the grid on which errors are measured."""
-    images: int = 128
+    images: Images = 128
     """Training images that errors are measured on."""
     out: Path = Path("plan.json")
     """The plan, for --plan of sample and evaluate; a picture of it beside it."""
     check: bool = False
     """Draw and score images under over a dozen plans, and say whether the planner ranks them as the score does."""
-    num: int = 1000
+    num: Images = 1000
     """Images per plan of --check."""
-    batch_size: int = 64
+    batch_size: BatchSize = 64
+    """Images at a time where calls are timed, for --seconds."""
     device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
 
     def run(self) -> None:
         from dualrate.planner import Planner
@@ -56,35 +61,35 @@ class PlanSearch:
 
         steps = self._checked()
         device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device)
+        model = load(self.run_dir, device=device, note=progress.note)
         if isinstance(model.experiment.times, (Continuous, Grid)):
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         costs, budget, unit = self._budget(model, device)
         errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, device=device)
         planner = Planner(errors, model.process, model.experiment.weighting)
         found = candidates(planner, costs, budget, steps, free_times=self.free_times)
+        if self.budget is not None:
+            print(f"{self.budget} of {self.grid} heavy calls, {budget / self._share:.4g} {unit}: {budget:.4g} {unit}\n")
         print(_table(found, unit))
         best = found[0].planned.plan
-        self.out.write_text(best.to_json() + "\n")
+        write_whole(self.out, best.to_json() + "\n")
         shown = [(f"{c.planned.plan.num_steps}/{c.planned.plan.num_heavy}", c.planned.plan) for c in found]
-        self.out.with_suffix(".png").write_bytes(png(plan_figure(shown)))
+        write_whole(self.out.with_suffix(".png"), png(plan_figure(shown)))
         print(f"\n{self.out}: {best.num_steps} steps, {best.num_heavy} heavy calls; {self.out.with_suffix('.png')}")
         if not self.check:
             return
         judge = evaluator(model.experiment.data, features=None, progress=progress)
         ranked = rank(model, planner, judge, count=self.num, progress=progress, device=device)
         print(_verdict(ranked, judge.metric))
-        file = self.out.with_suffix(".check.json")
         lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]
-        file.write_text(json.dumps(lines, indent=1) + "\n")
+        write_whole(self.out.with_suffix(".check.json"), json.dumps(lines, indent=1) + "\n")
 
     def _checked(self) -> tuple[int, ...]:
         """The numbers of steps. Raises ValueError for options that could only fail later, after the measuring."""
+        if self.budget is not None:
+            _ = self._share
         if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:
             raise ValueError("say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05")
-        least = min(self.grid, self.images, self.num, self.batch_size)
-        if least < 1:
-            raise ValueError(f"--grid, --images, --num and --batch-size are at least 1, got {least}")
         if self.check and self.grid < 8:
             raise ValueError(f"--check needs a --grid of at least 8 for a dozen plans, got {self.grid}")
         if self.out.suffix != ".json":
@@ -105,11 +110,15 @@ class PlanSearch:
         costs = CallCosts(macs.heavy / 1e9, macs.light / 1e9, macs.own)
         if self.gmacs is not None:
             return costs, self.gmacs, "GMACs"
+        return costs, self._share * self.grid * costs.heavy, "GMACs"
+
+    @property
+    def _share(self) -> float:
         try:
             share = float((self.budget or "").removesuffix("x"))
         except ValueError as error:
             raise ValueError(f"--budget is a share such as 0.25x, got {self.budget!r}") from error
-        return costs, share * self.grid * costs.heavy, "GMACs"
+        return checked("--budget", share, Annotated[float, Range(0, 10, above=True)])
 
 
 def _table(found: list[Candidate], unit: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import is_dataclass
 from typing import TypeVar
 
-import tyro
+from dualrate.cli_options import parse, parse_known
 
 Command = TypeVar("Command")
 Recipe = TypeVar("Recipe", bound=Callable[[], object])
@@ -38,18 +38,10 @@ def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tupl
     asked = [option for option in options if option in HELP]
     others = [option for option in options if option not in HELP]
     kind: type[Recipe] = type(recipe)
-    own, rest = tyro.cli(
-        kind, default=recipe, args=others or asked, prog=f"dualrate {command} {name}", return_unknown_args=True
-    )
+    own, rest = parse_known(kind, others or asked, f"dualrate {command} {name}", recipe)
     return own, [name, *rest, *asked]
 
 
 def override(default: Command, arguments: list[str], command: str) -> Command:
     """The command with the options that follow the recipe's name."""
-    return tyro.cli(
-        type(default),
-        default=default,
-        args=arguments[1:],
-        prog=f"dualrate {command} {arguments[0]}",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    return parse(type(default), arguments[1:], f"dualrate {command} {arguments[0]}", default)

@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dualrate.runs.samplers import GAMMA, GridName, SamplerName, grid_times, step_for
+from dualrate.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
+from dualrate.runs.samplers import GAMMA, GridName, SamplerName, grid_times, read_plan, step_for
 from dualrate.runs.store import Model
 from dualrate.steps import Step
 from dualrate.timing import StepPlan
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Ranged):
     """When the networks run."""
 
-    steps: int | None = None
+    steps: Steps | None = None
     """N, steps of the sampler; 64, or a distilled student's own, if not given. Heun calls the network twice in each but
     the first and the last."""
-    heavy: int | None = None
+    heavy: HeavyCalls | None = None
     """H, heavy calls per image, spread evenly. A quarter of the steps, within what was trained, if not given."""
     plan: Path | None = None
     """A StepPlan as JSON, instead of --steps, --heavy, --grid and --times."""
@@ -28,15 +29,15 @@ class Plan:
     once, which measures without guidance."""
     grid: GridName = "t"
     """Steps equal in t, in log-SNR, or as in Karras et al. 2022."""
-    times: tuple[float, ...] | None = None
+    times: tuple[Probability, ...] | None = None
     """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
-    gamma: float | None = None
+    gamma: Probability | None = None
     """Noise level of ancestral and sde-dpm++2m: 0 posterior variance (if not given), 1 transition variance."""
-    eta: float | None = None
+    eta: Probability | None = None
     """Share of ancestral's noise that is drawn afresh: 1 all of it (if not given), 0 none, which is DDIM."""
-    guidance: float = 1.0
+    guidance: GuidanceWeight = 1.0
     """Classifier-free guidance weight; 1 is none."""
-    interval: tuple[float, float] | None = None
+    interval: tuple[NoiseLevel, NoiseLevel] | None = None
     """Noise levels (low, high] of sigma/alpha in which guidance acts; everywhere if not given."""
 
 
@@ -57,7 +58,7 @@ def _step_plan(model: Model, options: Plan) -> StepPlan:
     if options.plan is not None:
         if on_grid or options.heavy is not None or options.times is not None:
             raise ValueError("--plan says all about the steps: drop --steps, --heavy, --grid and --times")
-        return StepPlan.from_json(options.plan.read_text())
+        return read_plan(options.plan)
     if options.times is not None:
         if on_grid:
             raise ValueError("--times says where the steps are: drop --steps and --grid")
@@ -69,4 +70,4 @@ def _step_plan(model: Model, options: Plan) -> StepPlan:
         times = grid_times(options.grid, model.process.schedule, steps)
     steps = len(times) - 1
     heavy = model.experiment.times.default_heavy(steps) if options.heavy is None else options.heavy
-    return StepPlan(times, StepPlan.uniform(steps, heavy).refresh)
+    return StepPlan.spread(times, heavy)

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from dualrate.denoiser import Denoiser
 from dualrate.process import GaussianProcess, expand
+from dualrate.ranges import Classes, GuidanceWeight, NoiseLevel, Ranged
 from dualrate.types import Cond, Context, Refresh, Reuse
 
 
@@ -55,7 +56,7 @@ class Metered:
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(Ranged):
     """Classifier-free guidance (Ho and Salimans 2022): x_hat = x_null + weight (x_label - x_null).
 
     weight:   1 is no guidance
@@ -67,12 +68,13 @@ class Guided:
 
     inner: Denoiser
     process: GaussianProcess
-    weight: float
-    null: int
-    interval: tuple[float, float] | None = None
+    weight: GuidanceWeight
+    null: Classes
+    interval: tuple[NoiseLevel, NoiseLevel] | None = None
 
     def __post_init__(self) -> None:
-        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
+        super().__post_init__()
+        if self.interval is not None and self.interval[0] >= self.interval[1]:
             raise ValueError(f"the guidance interval is 0 <= low < high in sigma/alpha, got {self.interval}")
 
     @property

@@ -1,8 +1,10 @@
-"""Progress for people: a live bar on a terminal, plain lines otherwise. The only library module that uses rich."""
+"""Progress and reports: a live bar on a terminal, plain lines otherwise. The only library module that uses rich."""
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -63,9 +65,37 @@ def decoding(progress: Reporter) -> Callable[[int, int, str], None]:
     return update
 
 
+def drawing(progress: Reporter) -> Callable[[int, int], None]:
+    """Images being drawn on the same display as training: the first call says how many were there before."""
+    start, before = time.monotonic(), -1
+
+    def update(done: int, total: int) -> None:
+        nonlocal before
+        before = done if before < 0 else before
+        progress.update(done, total, {"images": done - before, "seconds": time.monotonic() - start})
+
+    return update
+
+
 def tell_end(result: FitResult, out: Path, progress: Reporter) -> None:
     """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     progress.note(f"{why} at iteration {result.iteration} after {result.seconds:.0f} s of training: {out}")
     if result.stopped == "signal":
         raise SystemExit(75)
+
+
+def tell(as_json: bool, values: dict[str, object]) -> None:
+    """Values as one JSON object, or one `name  value` line each."""
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        print(f"{name:{width}}  {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -39,7 +39,7 @@ along the noise are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dualrate.bands import Bands
 from dualrate.process import GaussianProcess, expand
+from dualrate.ranges import Range, Ranged
 from dualrate.schedule import alpha, sigma
 from dualrate.steps import Carry, Denoise, Draw, move, weight_of_x
 
@@ -56,7 +57,7 @@ FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward m
 
 
 @dataclass(frozen=True, eq=False)
-class TabulatedCovariance:
+class TabulatedCovariance(Ranged):
     """The covariance in bands as measured on data, for the steps of one plan.
 
     t:        (N,) float64 times at which the plan's steps start
@@ -71,7 +72,7 @@ class TabulatedCovariance:
     kernel: Kernel = "markov"
 
     def __post_init__(self) -> None:
-        _check(self.kernel)
+        super().__post_init__()
         if self.variance.shape != (len(self.t), self.bands.count):
             want = (len(self.t), self.bands.count)
             raise ValueError(f"one variance per step and band: expected {want}, got {tuple(self.variance.shape)}")
@@ -147,7 +148,7 @@ class ProbedCovariance:
 
 
 @dataclass(frozen=True)
-class NoiseCovariance:
+class NoiseCovariance(Ranged):
     """The covariance along the step's own noise, by one derivative a step; no bands, no table.
 
     length: of the finite difference that stands for the derivative, in units of sigma_t; None: forward mode. A long one
@@ -157,16 +158,11 @@ class NoiseCovariance:
 
     process: GaussianProcess
     kernel: Kernel = "markov"
-    length: float | None = 0.3
+    length: Annotated[float, Range(0, 100, above=True)] | None = 0.3
 
     def __str__(self) -> str:
         length = "" if self.length == 0.3 else f", {'forward mode' if self.length is None else self.length}"
         return f"covariance-aware, along the noise{_of(self.kernel)}{length}"
-
-    def __post_init__(self) -> None:
-        _check(self.kernel)
-        if self.length is not None and not self.length > 0:
-            raise ValueError(f"the length of a finite difference is above 0, or None for forward mode: {self.length}")
 
     @property
     def markovian(self) -> bool:
@@ -270,11 +266,6 @@ def place(times: Tensor, t: Tensor) -> Tensor:
     if bool((strange := apart.amin(1) > 1e-9).any()):
         raise ValueError(f"no step of the plan starts at t = {t[strange][0]:g}: make the step for the plan that is run")
     return apart.argmin(1)
-
-
-def _check(kernel: Kernel) -> None:
-    if kernel not in ("markov", "ddim"):
-        raise ValueError(f'the kernel is "markov" or "ddim", got {kernel!r}')
 
 
 def _of(kernel: Kernel) -> str:

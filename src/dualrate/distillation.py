@@ -14,7 +14,6 @@ dropout: a student trained with it is matched as a sampler that it then is not, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -28,7 +27,8 @@ from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
 from dualrate.methods.method import Method
 from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
 from dualrate.models.uvit import UViT, UViTConfig
-from dualrate.runs.store import Model, load, start_from
+from dualrate.ranges import BelowOne, Factor, FirstIterations, Pairs, Ranged, TeacherGuidance
+from dualrate.runs.store import Model, Note, load, start_from
 from dualrate.serving import Continuous, Grid
 from dualrate.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
 from dualrate.timing import StepPlan
@@ -37,7 +37,7 @@ Rollout = Literal["data", "segment", "full"]
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Ranged):
     """teacher:     a single-rate run, or released weights
     student:     its networks, its schedule, its training; its times are the plans that it will serve
     version:     of moment matching: alternating with an auxiliary, or instant without one
@@ -55,14 +55,15 @@ class Distillation:
     student: Experiment
     version: Literal["alternating", "instant"] = "alternating"
     rollout: Rollout = "data"
-    guidance: float = 1.0
-    dropout: float | None = None
-    pretraining: int = 0
-    pairs: int = 1
-    student_rate: float = 1.0
+    guidance: TeacherGuidance = 1.0
+    dropout: BelowOne | None = None
+    pretraining: FirstIterations = 0
+    pairs: Pairs = 1
+    student_rate: Factor = 1.0
     student_from: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         dual = isinstance(self.student.networks, TwoNetworks)
         if not isinstance(self.student.times, Grid if dual else Continuous):
             raise ValueError(
@@ -76,21 +77,15 @@ class Distillation:
             )
         if (self.pretraining or self.student_from) and not dual:
             raise ValueError("a plain student starts from its teacher: drop pretraining and student_from")
-        if self.pairs < 1 or (self.pairs > 1 and not dual):
+        if self.pairs > 1 and not dual:
             raise ValueError(f"a rollout serves one pair (t, s) or more, noised data one; got pairs {self.pairs}")
-        if not 0 <= self.pretraining < self.student.fit.iterations:
+        if self.pretraining >= self.student.fit.iterations:
             raise ValueError(
                 f"{self.pretraining} of {self.student.fit.iterations} iterations are pre-training: make it fewer "
                 "(--pretraining), or the iterations more (--fit.iterations)"
             )
         if self.student_from is not None and self.student.light_from is not None:
             raise ValueError("student_from brings the light network's weights too: drop light_from, or student_from")
-        if not (0 < self.student_rate < math.inf):
-            raise ValueError(f"the student's learning rate over the auxiliary's is above 0, got {self.student_rate}")
-        if not (0 < self.guidance < math.inf):
-            raise ValueError(f"the weight of guidance is above 0, and 1 is none; got {self.guidance}")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a probability below 1, got {self.dropout}")
         fit = self.student.fit
         rows = fit.batch_size if fit.micro_batch is None else min(fit.micro_batch, fit.batch_size)
         if self.version == "instant" and 1 in (rows, fit.batch_size % rows):
@@ -168,19 +163,19 @@ class Distillation:
             return FromData(plan.num_steps, process)
         return (SegmentRollout if self.rollout == "segment" else FullRollout)(plan, process, self.pairs)
 
-    def start(self, networks: nn.ModuleDict, teacher: Model) -> dict[str, str]:
-        """Put the weights in that training begins with; says which those were.
+    def start(self, networks: nn.ModuleDict, teacher: Model, note: Note | None = None) -> dict[str, str]:
+        """Put the weights in that training begins with; says which those were. note: as of `load`.
 
         Raises ValueError for weights of other networks.
         """
         if self.student_from is not None:
-            source = load(self.student_from)
+            source = load(self.student_from, note=note)
             fill(networks, source, self.student_from)
             return {"student": f"{self.student_from} at iteration {source.iteration}, {short(source)}"}
         if isinstance(self.student.networks, OneNetwork):
             fill(networks, teacher, self.teacher)
             return {}
-        return start_from(networks, self.teacher, self.student.light_from)
+        return start_from(networks, self.teacher, self.student.light_from, note)
 
 
 def teachers_network(experiment: Experiment, name: str) -> UViTConfig:

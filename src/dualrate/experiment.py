@@ -11,9 +11,10 @@ from torch import nn
 from dualrate.data.loader import Augment
 from dualrate.denoiser import Denoiser, DualRate, Plain
 from dualrate.methods.denoising import Denoising
-from dualrate.models.dual import ContextConfig, ContextEncoder, LightUViT
+from dualrate.models.dual import ContextConfig, ContextEncoder, LightUViT, check_pair
 from dualrate.models.uvit import UViT, UViTConfig
 from dualrate.process import GaussianProcess
+from dualrate.ranges import LossWeight, Probability, Ranged, Side
 from dualrate.schedule import Cosine, Interpolated
 from dualrate.serving import Continuous, Grid
 from dualrate.timing import SingleTime, TimeSampler
@@ -22,13 +23,17 @@ from dualrate.weighting import Sigmoid
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """source: "fashion-mnist", a folder, or a .parquet or .npz file. size, channels: None keeps the images' own."""
+class DataConfig(Ranged):
+    """Images."""
 
     source: str = "fashion-mnist"
-    size: int | None = None
+    """fashion-mnist, a folder, or a .parquet or .npz file."""
+    size: Side | None = None
+    """Side that images are brought to; their own if not given."""
     channels: Literal[1, 3] | None = None
+    """1 grey, 3 colours; the images' own if not given."""
     on_bad: Literal["fail", "skip"] = "fail"
+    """What an image that cannot be read does: end the program, or be left out."""
     augment: Augment = Augment()
 
 
@@ -55,6 +60,9 @@ class TwoNetworks:
     light: UViTConfig
     context: ContextConfig = ContextConfig()
 
+    def __post_init__(self) -> None:
+        check_pair(self.encoder, self.light, self.context)
+
     def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
         encoder, light = ContextEncoder(self.encoder, self.light, self.context), LightUViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
@@ -65,27 +73,35 @@ class TwoNetworks:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """times:          of training; of a distilled student the plans that it serves
-    encoder_from:   a single-rate run whose averaged weights the encoder starts from
-    freeze_encoder: leave them as they are; only the light network and the projections into it are trained
-    light_from:     a single-rate run whose averaged weights the light network starts from
-    """
+class Experiment(Ranged):
+    """Every choice of a run. times: of training; of a distilled student the plans that it serves."""
 
     name: str
+    """Of the run: letters, digits, _ . and -."""
     networks: OneNetwork | TwoNetworks
     fit: FitConfig
     data: DataConfig = DataConfig()
     schedule: Cosine | Interpolated = Cosine()
     weighting: Sigmoid = Sigmoid()
     times: SingleTime | TimeSampler | Continuous | Grid = SingleTime()
-    label_dropout: float = 0.1
-    encoder_weight: float = 1.0
+    label_dropout: Probability = 0.1
+    """Share of the images that train without their label, for classifier-free guidance."""
+    encoder_weight: LossWeight = 1.0
+    """Weight of the encoder's own loss, where it denoises by itself."""
     encoder_from: str | None = None
+    """A single-rate run whose averaged weights the encoder starts from."""
     freeze_encoder: bool = False
+    """Leave the encoder's weights as they are: the light network and the projections into it are trained."""
     light_from: str | None = None
+    """A single-rate run whose averaged weights the light network starts from."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.augment.translate >= self.shape[1]:
+            raise ValueError(
+                f"images of side {self.shape[1]} are shifted by at most {self.shape[1] - 1} pixels, got translate "
+                f"{self.data.augment.translate}"
+            )
         if self.freeze_encoder and not self.encoder_from:
             raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
         if (self.encoder_from or self.light_from) and not isinstance(self.networks, TwoNetworks):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dualrate.process import GaussianProcess
+from dualrate.ranges import Factor, Ranged
 from dualrate.timing import StepPlan
 from dualrate.types import Cond, Context, Refresh, Reuse
 
@@ -164,7 +165,7 @@ class Echo:
 
 
 @dataclass(frozen=True)
-class NeededContext:
+class NeededContext(Ranged):
     """A dual-rate denoiser that cannot do without its context; data x ~ N(0, variance I).
 
     The last axis of z holds the coordinates of two bands, low first. The light network sees the high band of z_t; the
@@ -172,7 +173,7 @@ class NeededContext:
     """
 
     process: GaussianProcess
-    variance: float
+    variance: Factor
     reuse: Reuse = Reuse.MARKOV
 
     def _x_hat(self, z: Tensor, t: Tensor) -> Tensor:

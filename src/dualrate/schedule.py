@@ -27,6 +27,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dualrate.ranges import LogSNR, Ranged
+
 
 class Schedule(Protocol):
     """A variance-preserving noise schedule. Times are tensors of any shape; results have the same shape and dtype."""
@@ -55,14 +57,18 @@ def sigma(log_snr: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Cosine:
-    """The truncated cosine schedule, moved by `shift` between fixed end points (module docstring)."""
+class Cosine(Ranged):
+    """The truncated cosine schedule, moved by `shift` between fixed end points."""
 
-    log_snr_min: float = -15.0
-    log_snr_max: float = 15.0
-    shift: float = 0.0
+    log_snr_min: LogSNR = -15.0
+    """Log-SNR of pure noise, at t = 1."""
+    log_snr_max: LogSNR = 15.0
+    """Log-SNR of the data, at t = 0."""
+    shift: LogSNR = 0.0
+    """Added to the log-SNR between the ends; below 0: more noise, as large images need."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.log_snr_min < self.log_snr_max:
             raise ValueError(f"log_snr_min must be below log_snr_max, got {self.log_snr_min} and {self.log_snr_max}")
 

@@ -12,6 +12,8 @@ import typing
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
+from dualrate.files import parse_json
+
 
 def to_plain(value: Any) -> Any:
     """Dataclasses, tuples and scalars as dicts, lists and scalars, ready for `json.dumps`."""
@@ -25,7 +27,8 @@ def to_plain(value: Any) -> Any:
 def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
     """The value of annotation `kind` that `to_plain` wrote as `value`.
 
-    Raises ValueError that names the place, for unknown fields (with a suggestion), missing fields and wrong types.
+    Raises ValueError that names the place, for unknown fields (with a suggestion), missing fields, wrong types, and
+    what a dataclass itself refuses, such as a number outside its range.
     """
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
@@ -42,14 +45,24 @@ def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         return _dataclass(kind, value, where)
     if kind is float:
-        return float(
-            _checked(value, isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number")
-        )
+        _checked(value, isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number")
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{where}: expected a number, got one with {len(str(value))} digits") from error
     if kind is int:
         return _checked(value, isinstance(value, int) and not isinstance(value, bool), where, "an integer")
     if kind is type(None):
         return _checked(value, value is None, where, "null")
     return _checked(value, type(value) is kind, where, getattr(kind, "__name__", str(kind)))
+
+
+def from_json(kind: Any, content: bytes, where: str) -> Any:
+    """The value of annotation `kind` in some JSON. Raises ValueError as `from_plain`, and for what is no JSON."""
+    try:
+        return from_plain(kind, parse_json(content, where), where)
+    except RecursionError as error:
+        raise ValueError(f"{where}: nested too deeply") from error
 
 
 def _dataclass(kind: type, value: Any, where: str) -> Any:
@@ -62,9 +75,10 @@ def _dataclass(kind: type, value: Any, where: str) -> Any:
             close = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
             raise ValueError(f"{where}: {kind.__name__} has no field {key!r}; {hint}")
+    values = {key: from_plain(hints[key], item, f"{where}.{key}") for key, item in given.items()}
     try:
-        return kind(**{key: from_plain(hints[key], item, f"{where}.{key}") for key, item in given.items()})
-    except TypeError as error:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 

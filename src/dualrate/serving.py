@@ -9,20 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from dualrate.ranges import Ranged, Steps
 from dualrate.timing import StepPlan
 
 ROUNDING = 1e-9  # of times
 
 
 @dataclass(frozen=True)
-class Continuous:
+class Continuous(Ranged):
     """A single-rate student trained at any time, on steps of length 1 / `steps` and shorter: it serves all of them."""
 
-    steps: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a student takes at least one step, got {self.steps}")
+    steps: Steps
 
     @property
     def default_steps(self) -> int:
@@ -45,16 +42,15 @@ class Continuous:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Ranged):
     """A dual-rate student trained on the times and heavy calls of one plan: it serves that one."""
 
-    steps: int
-    heavy: int
+    steps: Steps
+    heavy: Steps
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a student takes at least one step, got {self.steps}")
-        if not 1 <= self.heavy <= self.steps:
+        super().__post_init__()
+        if self.heavy > self.steps:
             raise ValueError(
                 f"a dual-rate student of {self.steps} steps has 1 to {self.steps} heavy calls, got {self.heavy}"
             )

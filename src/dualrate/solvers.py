@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from dualrate.process import GaussianProcess, expand
+from dualrate.ranges import Probability, Ranged
 from dualrate.steps import Ancestral, Carry, Denoise, Draw, move
 
 
@@ -122,7 +123,7 @@ class DPMSolver3M:
 
 
 @dataclass(frozen=True)
-class SDEDPMSolver2M:
+class SDEDPMSolver2M(Ranged):
     """The reverse SDE to second order by one evaluation a step; ends, and carry, as those of DPMSolver2M.
 
     Of a dual-rate model the line through two x_hat may cross a heavy call, where x_hat jumps with its context.
@@ -130,14 +131,11 @@ class SDEDPMSolver2M:
     """
 
     process: GaussianProcess
-    gamma: float = 0.0
+    gamma: Probability = 0.0
     markovian = True  # to the order of the method, as Ancestral: exact for short steps
 
     def __str__(self) -> str:
         return f"SDE-DPM-Solver++ 2M{f', gamma {self.gamma:g}' if self.gamma else ''}"
-
-    def __post_init__(self) -> None:
-        Ancestral(self.process, self.gamma)  # raises for a gamma that is none
 
     def start(self) -> Carry:
         return ()

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from dualrate.prediction import eps_from_x
 from dualrate.process import Gaussian, GaussianProcess, expand
+from dualrate.ranges import Probability, Ranged
 from dualrate.schedule import alpha, sigma
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> x_hat
@@ -70,7 +71,7 @@ class MarkovStep(Step, Protocol):
 
 
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(Ranged):
     """Samples the reverse chain; the step into t = 0 returns x_hat without noise. gamma, eta in [0, 1]: see the module.
 
     Raises ValueError for values out of range, and for a gamma above 0 with an eta below 1: the one adds noise to the
@@ -78,8 +79,8 @@ class Ancestral:
     """
 
     process: GaussianProcess
-    gamma: float = 0.0
-    eta: float = 1.0
+    gamma: Probability = 0.0
+    eta: Probability = 1.0
 
     def __str__(self) -> str:
         """For a table: the settings only where they are not the usual ones."""
@@ -88,10 +89,7 @@ class Ancestral:
         return f"ancestral, gamma {self.gamma:g}" if self.gamma else "ancestral"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma interpolates between two variances, so it lies in [0, 1], got {self.gamma}")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is the share of fresh noise, from DDIM's 0 to 1, got {self.eta}")
+        super().__post_init__()
         if self.eta < 1 and self.gamma > 0:
             raise ValueError(
                 f"gamma adds noise and eta takes noise away, got gamma {self.gamma} with eta {self.eta}: "

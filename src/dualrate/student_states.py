@@ -26,6 +26,7 @@ from torch import Tensor
 from dualrate.denoiser import Denoiser
 from dualrate.draws import Draws
 from dualrate.process import GaussianProcess
+from dualrate.ranges import Pairs, Ranged, Steps
 from dualrate.sampling import trajectory
 from dualrate.steps import Ancestral
 from dualrate.timing import StepPlan, stratified_uniform
@@ -75,15 +76,11 @@ class StateSource(Protocol):
 
 
 @dataclass(frozen=True)
-class FromData:
+class FromData(Ranged):
     """States of a student that calls its whole network at every step; it serves every number of steps >= `steps`."""
 
-    steps: int
+    steps: Steps
     process: GaussianProcess
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a student takes at least one step, got {self.steps}")
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
@@ -94,7 +91,7 @@ class FromData:
 
 
 @dataclass(frozen=True)
-class SegmentRollout:
+class SegmentRollout(Ranged):
     """Algorithm A: the state at a heavy time from data, then the student's own steps.
 
     pairs: (t, s) per row, all in one segment, so that they share its heavy call
@@ -102,10 +99,11 @@ class SegmentRollout:
 
     plan: StepPlan
     process: GaussianProcess
-    pairs: int = 1
+    pairs: Pairs = 1
 
     def __post_init__(self) -> None:
-        _check(self.plan, self.pairs)
+        super().__post_init__()
+        _check(self.plan)
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
@@ -120,7 +118,7 @@ class SegmentRollout:
 
 
 @dataclass(frozen=True)
-class FullRollout:
+class FullRollout(Ranged):
     """Algorithm B: the student's own steps from noise; of the batch it uses labels, and x for its shape only.
 
     pairs: (t, s) per row, spread over the plan
@@ -128,10 +126,11 @@ class FullRollout:
 
     plan: StepPlan
     process: GaussianProcess
-    pairs: int = 1
+    pairs: Pairs = 1
 
     def __post_init__(self) -> None:
-        _check(self.plan, self.pairs)
+        super().__post_init__()
+        _check(self.plan)
         if self.plan.t[0] != 1:
             raise ValueError(f"a rollout from noise starts at t = 1, this plan at {self.plan.t[0]}; use SegmentRollout")
 
@@ -154,7 +153,7 @@ class ForwardPairs:
     process: GaussianProcess
 
     def __post_init__(self) -> None:
-        _check(self.plan, 1)
+        _check(self.plan)
         if self.plan.num_heavy == self.plan.num_steps:
             raise ValueError("this plan makes a heavy call at every step, so its light network has nothing to learn")
 
@@ -169,13 +168,11 @@ class ForwardPairs:
         return StudentStates(z_t, t, s, rows, rows, z_tau, tau, rows)
 
 
-def _check(plan: StepPlan, pairs: int) -> None:
+def _check(plan: StepPlan) -> None:
     """Raises ValueError for a plan that drops or partly refreshes its context."""
     kinds = {refresh.name for refresh in plan.refresh}
     if not kinds <= {"KEEP", "FULL"}:
         raise ValueError(f"a student has a context at every step of its plan (KEEP or FULL), got {sorted(kinds)}")
-    if pairs < 1:
-        raise ValueError(f"a path serves at least one pair (t, s), got {pairs}")
 
 
 class _Grid:

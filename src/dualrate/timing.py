@@ -15,15 +15,17 @@ A shared context serves k draws of t, each of the law of t given tau; their quan
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Annotated, Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from dualrate.draws import Draws
+from dualrate.ranges import Probability, Range, Ranged, Steps
 from dualrate.types import Refresh
 
 STEPS = 64  # of a sampler, where nothing else is said
@@ -31,7 +33,7 @@ STEPS = 64  # of a sampler, where nothing else is said
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Times of a sampling run and what each step does to the context.
+    """Times of a sampling run and what each step does to the context. Any sequences are taken, and kept as tuples.
 
     t:       N + 1 times, strictly decreasing, in [0, 1]
     refresh: N entries, one per step; a KEEP or PARTIAL needs a context computed earlier and not dropped since
@@ -41,6 +43,10 @@ class StepPlan:
     refresh: tuple[Refresh, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "t", tuple(map(_time, self.t)))
+        object.__setattr__(self, "refresh", tuple(self.refresh))
+        if strange := [entry for entry in self.refresh if not isinstance(entry, Refresh)]:
+            raise ValueError(f"what a step does is one of {', '.join(map(str, Refresh))}, got {strange[0]!r}")
         if len(self.t) != len(self.refresh) + 1 or not self.refresh:
             raise ValueError(
                 f"a plan of N >= 1 steps has N + 1 times and N refreshes, got {len(self.t)} and {len(self.refresh)}"
@@ -66,12 +72,13 @@ class StepPlan:
         return sum(refresh is Refresh.FULL for refresh in self.refresh)
 
     @staticmethod
-    def at(times: int | Sequence[float], heavy: Iterable[int]) -> StepPlan:
-        """Steps on given times (an integer N: t = 1 - i / N), heavy calls at the given step indices."""
-        if times == 0:
-            raise ValueError("a plan needs at least one step, got 0")
-        t = tuple(1 - i / times for i in range(times + 1)) if isinstance(times, int) else tuple(map(float, times))
-        num_steps, heavy = len(t) - 1, sorted(set(heavy))
+    def at(times: SupportsIndex | Iterable[float], heavy: Iterable[SupportsIndex]) -> StepPlan:
+        """Steps on given times (an integer N: t = 1 - i / N), heavy calls at the given step indices.
+
+        Integers and times may be numpy's.
+        """
+        t = tuple(map(_time, times)) if isinstance(times, Iterable) else _even(times)
+        num_steps, heavy = len(t) - 1, sorted({_whole("a heavy call", step) for step in heavy})
         if not heavy:
             return StepPlan(t, (Refresh.NONE,) * num_steps)
         if heavy[0] < 0 or heavy[-1] >= num_steps:
@@ -82,26 +89,79 @@ class StepPlan:
         return StepPlan(t, tuple(refresh))
 
     @staticmethod
-    def uniform(steps: int, heavy: int | None = None) -> StepPlan:
+    def uniform(steps: SupportsIndex, heavy: SupportsIndex | None = None) -> StepPlan:
         """N steps uniform in t from 1 to 0 with H heavy calls spread evenly; `heavy=None`: one at every step."""
-        if steps < 1:
-            raise ValueError(f"a plan needs at least one step, got {steps}")
-        heavy = steps if heavy is None else heavy
+        return StepPlan.spread(_even(steps), heavy)
+
+    @staticmethod
+    def spread(times: Iterable[float], heavy: SupportsIndex | None = None) -> StepPlan:
+        """Steps on given times, H heavy calls spread evenly over the steps; `heavy=None`: one at every step."""
+        t = tuple(times)
+        steps = len(t) - 1
+        heavy = steps if heavy is None else _whole("the number of heavy calls", heavy)
         if not 0 <= heavy <= steps:
             raise ValueError(f"the number of heavy calls lies between 0 and the {steps} steps, got {heavy}")
-        return StepPlan.at(steps, (j * steps // heavy for j in range(heavy)))
+        return StepPlan.at(t, (j * steps // heavy for j in range(heavy)))
 
     def to_json(self) -> str:
         return json.dumps({"t": list(self.t), "refresh": [refresh.value for refresh in self.refresh]})
 
     @staticmethod
     def from_json(text: str) -> StepPlan:
-        """Raises ValueError for text that is no plan."""
+        """Raises ValueError for text that is no plan, naming the place."""
         try:
             fields = json.loads(text)
-            return StepPlan(tuple(map(float, fields["t"])), tuple(map(Refresh, fields["refresh"])))
-        except (KeyError, TypeError, OverflowError, RecursionError, json.JSONDecodeError) as error:
-            raise ValueError(f'not a plan: {error}; expected {{"t": [...], "refresh": ["full", ...]}}') from error
+        except (RecursionError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a plan: {error}; {PLAN}") from error
+        if not isinstance(fields, dict) or set(fields) != {"t", "refresh"}:
+            raise ValueError(f"not a plan: {PLAN}, got {_short(fields)}")
+        for name, kinds in (("t", (int, float)), ("refresh", (str,))):
+            values = fields[name]
+            if not isinstance(values, list):
+                raise ValueError(f"not a plan: {name} is a list, got {_short(values)}; {PLAN}")
+            for i, value in enumerate(values):
+                if isinstance(value, bool) or not isinstance(value, kinds):
+                    raise ValueError(f"not a plan: {name}[{i}] is {_short(value)}; {PLAN}")
+        known = {refresh.value: refresh for refresh in Refresh}
+        if strange := [value for value in fields["refresh"] if value not in known]:
+            raise ValueError(f"not a plan: a step is one of {', '.join(known)}, got {_short(strange[0])}")
+        try:
+            return StepPlan(tuple(fields["t"]), tuple(known[value] for value in fields["refresh"]))
+        except OverflowError as error:
+            raise ValueError(f"not a plan: {error}") from error
+
+
+PLAN = 'expected {"t": [1, ..., 0], "refresh": ["full", ...]}'
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _whole(what: str, value: SupportsIndex) -> int:
+    """Any kind of integer; a boolean is none."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{what} is a whole number, got {value!r}")
+
+
+def _time(value: float) -> float:
+    """Any kind of number but a boolean; text is none."""
+    if isinstance(value, (str, bytes, bool)):
+        raise ValueError(f"the times of a plan are numbers, got {value!r}")
+    return float(value)
+
+
+def _even(steps: SupportsIndex) -> tuple[float, ...]:
+    """t = 1 - i / N."""
+    steps = _whole("the number of steps", steps)
+    if steps < 1:
+        raise ValueError(f"a plan needs at least one step, got {steps}")
+    return tuple(1 - i / steps for i in range(steps + 1))
 
 
 @dataclass(frozen=True)
@@ -125,31 +185,27 @@ class TimeSource(Protocol):
 
 
 @dataclass(frozen=True)
-class TimeSampler:
+class TimeSampler(Ranged):
     """Draws (t, tau) and the context dropout of each row.
 
-    heavy:   (low, high), the numbers of heavy calls the model is trained for; low = high fixes H
-    dropout: probability that an image trains without context. The kept ones are spread evenly over the sample numbers,
-             so every run of an even number of images keeps exactly half of them at 0.5
-    phase:   None: random; 0: the fixed grid tau = ceil(t H) / H
-    draws:   k, the light network's draws of (t, z_t) for one heavy call
+    The images that keep their context are spread evenly over the sample numbers (`radical_inverse`), so every run of an
+    even number of images keeps exactly half of them at a dropout of 0.5.
     """
 
-    heavy: tuple[int, int] = (4, 32)
-    dropout: float = 0.5
-    phase: float | None = None
-    draws: int = 1
+    heavy: tuple[Steps, Steps] = (4, 32)
+    """The least and the largest number of heavy calls per image that the model is trained for."""
+    dropout: Probability = 0.5
+    """Share of the images that train without context."""
+    phase: Annotated[float, Range(0, 0)] | None = None
+    """0: heavy calls on the fixed grid tau = ceil(t H) / H; at a random place in it if not given."""
+    draws: Annotated[int, Range(1, 1000)] = 1
+    """The light network's times for one heavy call."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.heavy
-        if not 1 <= low <= high:
-            raise ValueError(f"heavy must be 1 <= low <= high, got {self.heavy}")
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"dropout is a probability, got {self.dropout}")
-        if self.phase not in (None, 0):
-            raise ValueError(f"phase is None (random) or 0 (fixed grid), got {self.phase}")
-        if self.draws < 1:
-            raise ValueError(f"a heavy call serves at least one draw, got {self.draws}")
+        if low > high:
+            raise ValueError(f"heavy is the least number of heavy calls, then the largest, got {self.heavy}")
 
     @property
     def default_steps(self) -> int:
@@ -171,9 +227,8 @@ class TimeSampler:
             tau = (t + draws.uniform("tau") / heavy).clamp(max=1)
         else:
             tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
-        quota = (1 - self.dropout) * torch.stack((draws.row, draws.row + 1)).double()
-        before, after = torch.floor(quota + 1e-9)
-        kept = torch.nonzero(after > before) * self.draws + torch.arange(self.draws, device=t.device)
+        kept = torch.nonzero(radical_inverse(draws.row) >= self.dropout)
+        kept = kept * self.draws + torch.arange(self.draws, device=t.device)
         return Times(self._spread(tau, heavy, t).flatten(), tau, kept.flatten())
 
     def _spread(self, tau: Tensor, heavy: Tensor, t: Tensor) -> Tensor:
@@ -222,3 +277,15 @@ def stratified_uniform(draws: Draws) -> Tensor:
     golden = (5**0.5 - 1) / 2
     offset = Draws(draws.seed, torch.zeros(1, dtype=torch.int64, device=draws.row.device)).uniform("t")
     return ((draws.row.double() * golden + offset) % 1).clamp(1e-9, 1 - 1e-9)
+
+
+def radical_inverse(row: Tensor) -> Tensor:
+    """(B,) float64 in [0, 1): the binary digits of sample numbers, the lowest 32, mirrored at the point.
+
+    Van der Corput's sequence: any 2^m rows that begin at a multiple of 2^m have one in every 2^-m. Beside the rotation
+    of `stratified_uniform` it is uniform in the square, whatever threshold it is compared with: the rows that share
+    their lowest digits are equally far apart, and t at these is a rotation by a multiple of the golden ratio, which is
+    as irrational. A second rotation would be tied to the first at thresholds near its multiples.
+    """
+    place = torch.arange(32, device=row.device)
+    return ((row[:, None] >> place) & 1).double() @ torch.ldexp(torch.ones_like(place).double(), -place - 1)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from dualrate.ranges import LogSNR, Ranged
 from dualrate.schedule import Schedule
 
 
@@ -27,10 +28,11 @@ class Weighting(Protocol):
 
 
 @dataclass(frozen=True)
-class Sigmoid:
-    """w = sigmoid(bias - log_snr). A lower bias spends less on fine detail; SiD2 lowers it as images grow."""
+class Sigmoid(Ranged):
+    """Loss weight w = sigmoid(bias - log_snr)."""
 
-    bias: float = 0.0
+    bias: LogSNR = 0.0
+    """A lower bias spends less on fine detail; SiD2 lowers it as images grow."""
 
     def snr_weight(self, log_snr: Tensor) -> Tensor:
         return math.exp(self.bias) * torch.sigmoid(log_snr - self.bias)

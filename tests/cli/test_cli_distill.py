@@ -66,6 +66,7 @@ def test_the_card_of_a_student_shows_its_moment_gap(root, tmp_path, monkeypatch)
 def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "export", root / "dual", "--out", tmp_path / "weights") == 0
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == [
+        "MANIFEST.json",
         "README.md",
         "experiment.json",
         "model.safetensors",
@@ -131,11 +132,11 @@ def test_compare_takes_students_with_their_own_plans(root):
         (["--student", "plain", "--pairs", "2"], "noised data one; got pairs 2"),
         (["--pretraining", "4"], "4 of 4 iterations are pre-training"),
         (["--student-from", "DUAL", "--light-from", "TEACHER"], "drop light_from"),
-        (["--guidance", "nan"], "the weight of guidance is above 0"),
-        (["--guidance", "-1"], "the weight of guidance is above 0"),
-        (["--student-rate", "inf"], "is above 0, got inf"),
+        (["--guidance", "nan"], "guidance is a number above 0 and at most 100, got nan"),
+        (["--guidance", "-1"], "guidance is a number above 0 and at most 100, got -1"),
+        (["--student-rate", "inf"], "student_rate is a number above 0 and at most 1,000, or None, got inf"),
         (["--shift", "nan"], "got nan"),
-        (["--steps", "0"], "at least one step, got 0"),
+        (["--steps", "0"], "steps is a whole number from 1 to 100,000, got 0"),
         (["--student", "plain", "--version", "instant", "--fit.batch-size", "5", "--fit.micro-batch", "2"], "one row"),
         (["--student-from", "TEACHER"], "student_from takes a dual-rate one"),
         (["--version", "instant", "--guidance", "2"], "use MomentMatching, or a teacher without guidance"),
@@ -173,3 +174,18 @@ def test_recipes_are_listed_and_a_wrong_one_is_named(monkeypatch, capsys):
     assert "there is no recipe 'mnist'" in capsys.readouterr().err
     for name, recipe in cli_distill.RECIPES.items():
         assert (recipe().name or "auto").startswith(name)  # auto's students are named after their teacher
+
+
+def test_a_resumed_distillation_takes_its_own_number_of_threads(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DUALRATE_THREADS", "auto")
+    options = ["--student", "plain", "--steps", 2]
+    before = torch.get_num_threads()
+    assert distil(monkeypatch, root, tmp_path / "run", *options, "--fit.iterations", 2) == 0
+    torch.set_num_threads(before + 1)
+    try:
+        assert distil(monkeypatch, root, tmp_path / "run", *options, "--fit.iterations", 4) == 0
+    finally:
+        torch.set_num_threads(before)
+    told = capsys.readouterr().err
+    assert "resuming at iteration 2" in told
+    assert "not bit for bit" not in told

@@ -100,6 +100,9 @@ def test_all_kinds_of_contenders_on_one_page(here):
         assert line["flops"] == 2 * line["macs"]
         assert line["seconds_alone"] > 0
         assert line["low"] <= line["value"] <= line["high"]
+    for one in findings.screened:  # the replicates are those whose quantiles are the score's interval
+        tails = np.quantile(one.replicates, [0.025, 0.975])
+        assert tuple(tails) == pytest.approx((one.row.score.low, one.row.score.high))
     lines = list(csv.DictReader((here / "report.csv").open()))
     assert [line["network"] for line in lines] == [line["network"] for line in made["front"]]
 
@@ -128,7 +131,7 @@ def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
 
 def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     first = run(here, "heavy:2", "dual:4/2")
-    monkeypatch.setattr("dualrate.runs.stream.sample", None)
+    monkeypatch.setattr("dualrate.runs.stream.draw_batches", None)
     second = run(here, "heavy:2", "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
 
@@ -140,6 +143,44 @@ def test_time_that_runs_out_is_said_and_the_rest_done_later(here, monkeypatch):
     assert "not screened in time" in findings.left[0]
     assert "The same command goes on" in (here / "report.html").read_text()
     assert len(run(here, "heavy:2", "dual:4/2").finished) == 2
+
+
+def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are(here, monkeypatch):
+    monkeypatch.setattr("dualrate.compare.schedule.BLOCK", 40)
+    notes = Notes()
+    effort = Effort(minutes=1e-9, screen=60, count=80)
+    findings = compare(["heavy", "dual"], here / "report.html", effort, features=here / "net", progress=notes)
+    assert {one.row.network for one in findings.finished} == {"heavy", "dual"}
+    assert {one.row.score.fingerprint.count for one in findings.finished} == {40}
+    page = (here / "report.html").read_text()
+    for sentence in (
+        "No plans were planned for dual",
+        "contenders were not screened in time.",
+        "2 were screened on 40 images, not on 60.",
+        "2 were measured on 40 images, not on 80.",
+    ):
+        assert any(sentence in told for told in findings.left), sentence
+        assert sentence in page
+    (all_of_it,) = [note for note in notes.lines if "at the speed measured now" in note]
+    assert "60 images of each take about 0:0" in all_of_it
+    (this_time,) = [note for note in notes.lines if note.startswith("screening 2 of them on 40 images each; left out")]
+    assert "and" in this_time
+    complete = run(here, "heavy", "dual", effort=Effort(minutes=5, screen=60, count=80))
+    assert {one.row.score.fingerprint.count for one in complete.finished} == {80}
+    assert not complete.left
+
+
+def test_a_call_says_first_what_all_contenders_will_take(here):
+    """From what a call of a network takes and the calls of each plan; nothing for what is here already."""
+    notes = Notes()
+    effort = Effort(minutes=60, screen=12, count=40)
+    compare(["heavy:2", "dual:4/2"], here / "report.html", effort, features=here / "net", progress=notes)
+    first = next(i for i, note in enumerate(notes.lines) if note.startswith("2 contenders: 12 images of each take"))
+    assert notes.lines[first + 1] == "screening 2 of them on 12 images each"
+    assert not any("1/2" in note for note in notes.lines[:first])
+    again = Notes()
+    compare(["heavy:2", "dual:4/2"], here / "report.html", effort, features=here / "net", progress=again)
+    assert any(note.startswith("2 contenders: 12 images of each take about 0:00:00 at") for note in again.lines)
 
 
 def test_what_was_asked_for_is_always_measured(here):
@@ -168,10 +209,15 @@ def test_entries_that_are_none(here, text):
         Entry.parse(text)
 
 
-@pytest.mark.parametrize("text", ["heavy:x", "dual:8/x", "dual:4/8", "heavy:0", "dual:8/-1"])
+@pytest.mark.parametrize("text", ["heavy:x", "dual:8/x", "heavy:0", "dual:8/-1", "heavy:100001", "dual:9999999999/8"])
 def test_plans_that_are_none(here, text):
-    entry = Entry.parse(text)
-    with pytest.raises(ValueError, match=r"plan|steps"):
+    with pytest.raises(ValueError, match=r"is no plan|number of steps"):
+        Entry.parse(text)
+
+
+def test_a_plan_of_more_heavy_calls_than_steps_is_none(here):
+    entry = Entry.parse("dual:4/8")
+    with pytest.raises(ValueError, match="between 0 and the 4 steps"):
         contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes(), device=torch.device("cpu"))
 
 

@@ -99,6 +99,6 @@ def test_chosen_are_the_fronts_the_others_first():
     bench.costs = {one.contender.key: PlanCost(CallCost(0, 1), 0, one.row.macs) for one in every}
     bench.estimates = {one.contender.key: float(one.row.macs) for one in every}
     made = chosen(every, bench, [rivals, own])
-    assert [one.network for one in made] == ["single", "single", "dual", "dual", "third"]
+    assert [one.network for one in made] == ["single", "dual", "single", "dual", "third"]
     asked = replace(own[1], contender=replace(own[1].contender, asked=True))
     assert chosen([*every, asked], bench, [rivals, own])[0].asked

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from trouble import unreadable
 
 from dualrate.data import fashion_mnist
 from dualrate.data.images import load_images
@@ -159,3 +160,14 @@ def test_a_checksum_mismatch_says_both_sums(tmp_path: Path, offline: list[str]) 
         ValueError, match=f"sha256 {hashlib.sha256(data).hexdigest()}, expected 14 bytes with {expected}"
     ):
         fashion_mnist.verified(file)
+
+
+def test_a_file_that_cannot_be_read_is_not_broken(tmp_path: Path, offline: list[str]) -> None:
+    folder = tmp_path / "cache" / "fashion-mnist"
+    write_four(folder)
+    with (
+        unreadable(folder / "train-labels-idx1-ubyte.gz", tmp_path),
+        pytest.raises(PermissionError, match=r"train-labels"),
+    ):
+        load_images("fashion-mnist", split="train", cache=tmp_path / "cache")
+    assert len(load_images("fashion-mnist", split="train", cache=tmp_path / "cache")) == 6

@@ -82,8 +82,8 @@ def test_refusals() -> None:
         Batches(image_set(), 0, seed=0)
     with pytest.raises(ValueError, match="iteration -1"):
         Batches(image_set(), 4, seed=0).batch(-1)
-    for translate in (-1, 5):
-        with pytest.raises(ValueError, match="expected 0 to 4"):
+    for translate, told in ((-1, "from 0 to 4,096"), (5, "expected 0 to 4")):
+        with pytest.raises(ValueError, match=told):
             Batches(image_set(), 4, seed=0, augment=Augment(translate=translate)).batch(0)
 
 

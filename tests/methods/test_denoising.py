@@ -71,7 +71,10 @@ def test_micro_batches_add_up(rows):
     parts = [data[slice(i, i + rows)] for i in range(0, 8, rows)]
     losses = [method.loss(part, 0, Draws(0, part.sample)) for part in parts]
     shares = [len(part) / 8 for part in parts]
-    torch.testing.assert_close(sum(w * loss.total for w, loss in zip(shares, losses, strict=True)), whole.total)
+    total = sum(w * loss.total for w, loss in zip(shares, losses, strict=True))
+    torch.testing.assert_close(total, whole.total)
+    for added, gradient in zip(gradients(method, total), gradients(method, whole.total), strict=True):
+        torch.testing.assert_close(added, gradient)
     for name, value in whole.logs.items():
         torch.testing.assert_close(sum(w * loss.logs[name] for w, loss in zip(shares, losses, strict=True)), value)
 

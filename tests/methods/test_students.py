@@ -327,9 +327,9 @@ def test_plans_that_leave_a_student_without_context_are_refused():
             source(dr.StepPlan.at(4, (1,)), PROCESS)
     with pytest.raises(ValueError, match="t = 1"):
         FullRollout(dr.StepPlan((0.5, 0.0), (Refresh.FULL,)), PROCESS)
-    with pytest.raises(ValueError, match="pair"):
+    with pytest.raises(ValueError, match="pairs is"):
         SegmentRollout(PLAN, PROCESS, pairs=0)
     with pytest.raises(ValueError, match="every step"):
         ForwardPairs(dr.StepPlan.uniform(4), PROCESS)
-    with pytest.raises(ValueError, match="one step"):
+    with pytest.raises(ValueError, match="steps is"):
         FromData(0, PROCESS)

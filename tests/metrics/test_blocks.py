@@ -1,15 +1,18 @@
 """Blocks of features: a killed run goes on with the same bits, nothing is drawn twice, and nothing else gets in."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from trouble import flips, full_disk, unreadable
 
 from dualrate.draws import Draws
-from dualrate.metrics.blocks import FeatureBlocks, Origin
+from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.metrics.origin import Origin
 
 ARCH = Architecture(1, 8, 2, features=6)
 SOURCE = Origin("w1", "e1", "ancestral", "8 steps", "none", "noise:0123456789ab", "float32")
@@ -74,6 +77,7 @@ def test_a_write_that_was_cut_short_is_drawn_again(tmp_path, net, monkeypatch):
     def killed(source, target):
         raise Killed
 
+    monkeypatch.setattr("pathlib.Path.unlink", lambda path: None)  # a process that is killed tidies nothing up
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
         with pytest.raises(Killed):
@@ -202,3 +206,31 @@ def test_a_file_is_no_place_for_features(tmp_path):
     with pytest.raises(ValueError, match="is a file"):
         FeatureBlocks.open(tmp_path / "file", SOURCE)
     assert (tmp_path / "file").read_text() == "something"
+
+
+# Reading blocks back
+
+
+@pytest.mark.parametrize("name", ["00000000-00000024.safetensors", "origin.json"])
+def test_what_cannot_be_read_is_not_damaged(tmp_path, net, name):
+    features_of(tmp_path, net)
+    with unreadable(tmp_path / name, tmp_path), pytest.raises(PermissionError, match=name):
+        FeatureBlocks.open(tmp_path, SOURCE).read(IDS)
+    assert len(FeatureBlocks.open(tmp_path, SOURCE).read(IDS).features) == 100
+
+
+def test_a_flipped_bit_of_a_block_is_an_error_or_changes_no_feature(tmp_path, net):
+    """Or it has changed the seconds, which no feature depends on."""
+    whole = features_of(tmp_path, net)
+    file = tmp_path / "00000025-00000049.safetensors"
+    for flipped in flips(file.read_bytes(), 2000):
+        file.write_bytes(flipped)
+        with suppress(OSError, ValueError):
+            assert torch.equal(FeatureBlocks.open(tmp_path, SOURCE).read(IDS).features, whole)
+
+
+def test_a_full_disk_names_the_block(tmp_path, net):
+    blocks = FeatureBlocks.open(tmp_path, SOURCE)
+    with full_disk(500), pytest.raises(OSError, match=r"00000000-00000024\.safetensors'"):
+        blocks.fill(IDS, Artist(), net, size=25)
+    assert [file.name for file in tmp_path.iterdir()] == ["origin.json"]

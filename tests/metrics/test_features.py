@@ -1,11 +1,13 @@
 """The feature net: it learns, it is determined by its seed, it comes back from disk bit for bit or not at all."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from trouble import flips, full_disk, unreadable
 
 from dualrate.data.images import ImageSet
 from dualrate.metrics.features import CARD, WEIGHTS, Architecture, Classifier, FeatureNet, extract
@@ -146,3 +148,40 @@ def test_a_stored_net_is_used_again_and_only_for_its_own_data(tmp_path):
     assert again.card == first.card
     with pytest.raises(ValueError, match="was trained on 'squares'"):
         feature_net_in(tmp_path, two_classes(seed=9), None)
+
+
+# Reading it back
+
+
+@pytest.mark.parametrize("name", ["features.json", "features.safetensors"])
+def test_a_net_that_cannot_be_read_is_no_damaged_one(net, tmp_path, name):
+    net.save(tmp_path)
+    with unreadable(tmp_path / name, tmp_path), pytest.raises(PermissionError, match=name):
+        FeatureNet.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["features.json", "features.safetensors"])
+def test_a_flipped_bit_is_refused_or_changes_a_figure_that_nothing_is_computed_from(net, tmp_path, name):
+    net.save(tmp_path)
+    images = two_classes(count=9, seed=6).images
+    expected, loaded = extract(net, images), 0
+    for flipped in flips((tmp_path / name).read_bytes(), 300):
+        (tmp_path / name).write_bytes(flipped)
+        found = None
+        with suppress(ValueError):
+            found = FeatureNet.load(tmp_path)
+        loaded += found is not None
+        if found is None:
+            continue
+        if found.card.architecture == net.card.architecture:
+            assert torch.equal(extract(found, images), expected)
+        else:  # images of another size are refused by whoever uses it
+            with pytest.raises(ValueError, match="takes"):
+                extract(found, images)
+    assert loaded == 0 or name == "features.json"
+
+
+def test_a_full_disk_names_the_file(net, tmp_path):
+    with full_disk(), pytest.raises(OSError, match=r"features\.safetensors'"):
+        net.save(tmp_path / "net")
+    assert list((tmp_path / "net").iterdir()) == []

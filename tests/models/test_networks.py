@@ -6,6 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dualrate.cost import macs_of
+from dualrate.experiment import TwoNetworks
 from dualrate.models.blocks import FiLM, TransformerBlock, attend
 from dualrate.models.dual import ContextConfig, ContextEncoder, LightUViT
 from dualrate.models.uvit import Blocks, Level, UViT, UViTConfig
@@ -119,9 +120,24 @@ def test_sides_that_do_not_divide_are_refused():
         config(image_size=20)
 
 
-def test_encoder_and_light_must_share_the_grid():
-    with pytest.raises(ValueError, match="same image size"):
-        ContextEncoder(config(), config(image_size=32))
+@pytest.mark.parametrize(
+    ("light", "differs"),
+    [
+        ({"image_size": 32}, "got image_size 16 and 32$"),
+        ({"image_channels": 1}, "got image_channels 3 and 1$"),
+        ({"num_classes": 3}, "got num_classes 4 and 3$"),
+        ({"num_classes": 0, "patch": 1}, "got num_classes 4 and 0, patch 2 and 1$"),
+        ({"levels": config().levels[1:]}, "got number of levels 3 and 2$"),
+    ],
+)
+def test_encoder_and_light_must_see_the_same_images_and_classes(light, differs):
+    """Said before anything is built, and by the networks themselves."""
+    with pytest.raises(ValueError, match=differs):
+        TwoNetworks(config(), config(**light))
+    with pytest.raises(ValueError, match=differs):
+        ContextEncoder(config(), config(**light))
+    with pytest.raises(ValueError, match="have 3 levels, so 4 cannot hand over"):
+        TwoNetworks(config(), config(), ContextConfig(levels=4))
 
 
 def dual(head: bool = True) -> tuple[ContextEncoder, LightUViT]:
@@ -203,5 +219,5 @@ def test_more_levels_than_there_are_cannot_hand_over():
 
 @pytest.mark.parametrize("wrong", [{"levels": 0}, {"width": 0}, {"width": -1}])
 def test_an_empty_context_is_refused(wrong):
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is a whole number from 1"):
         ContextConfig(**wrong)

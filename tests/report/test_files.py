@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trouble import full_disk
 
 from dualrate.data.images import load_images, to_float, to_uint8
-from dualrate.report.files import write_images
+from dualrate.report.files import is_whole_png, png_bytes, read_png, write_npz
+from dualrate.report.grid import save_grid
 
 
 def constant_images(channels: int) -> np.ndarray:
@@ -19,19 +21,72 @@ def test_constant_images_survive_floats_pngs_and_the_npz_of_the_reference_evalua
     images = constant_images(channels)
     back = to_uint8(to_float(images)).numpy()
     assert np.array_equal(back, images)
-    write_images(back, range(256), None, tmp_path, npz=True)
-    (tmp_path / "grid.png").unlink()
+    write_npz(tmp_path / "images.npz", iter(back), back.shape, np.arange(256))
     with np.load(tmp_path / "images.npz") as archive:
         assert np.array_equal(archive["arr_0"].transpose(0, 3, 1, 2), images)
+        assert np.array_equal(archive["arr_1"], np.arange(256))
     for k in (0, 1, 127, 128, 255):
-        with Image.open(tmp_path / f"{k:06d}.png") as picture:
+        file = tmp_path / f"{k}.png"
+        file.write_bytes(png_bytes(back[k]))
+        assert np.array_equal(read_png(file), images[k])
+        with Image.open(file) as picture:
             assert np.array_equal(np.asarray(picture).reshape(4, 4, channels), images[k].transpose(1, 2, 0))
+
+
+def test_an_npz_without_labels_has_images_alone(tmp_path):
+    write_npz(tmp_path / "images.npz", iter(constant_images(1)), (256, 1, 4, 4), None)
+    with np.load(tmp_path / "images.npz") as archive:
+        assert archive.files == ["arr_0"]
+
+
+def test_a_file_that_cannot_be_finished_is_not_there_and_what_was_there_stays(tmp_path, monkeypatch):
+    """Of the npz and of the grid, which are written in pieces; the error names the file."""
+
+    def broken():
+        yield from constant_images(1)[:5]
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "images.npz").write_text("before")
+    with pytest.raises(OSError, match=r"No space left on device: '.*images\.npz'"):
+        write_npz(tmp_path / "images.npz", broken(), (256, 1, 4, 4), None)
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
+    (tmp_path / "grid.png.00000000.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*grid\.png'"):
+        save_grid(constant_images(1), tmp_path / "grid.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["images.npz"]
+    assert (tmp_path / "images.npz").read_text() == "before"
+    with pytest.raises(ValueError, match="no ending that names a format"):
+        save_grid(constant_images(1), tmp_path / "grid.pnk")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_that_is_cut_off_or_of_another_shape_is_not_whole(channels, tmp_path):
+    rng = np.random.default_rng(0)
+    content = png_bytes(rng.integers(0, 256, (channels, 4, 6), dtype=np.uint8))
+    file = tmp_path / "picture.png"
+    for length in range(len(content) + 1):
+        file.write_bytes(content[:length])
+        assert is_whole_png(file, (channels, 4, 6)) == (length == len(content))
+    for shape in ((channels, 6, 4), (4 - channels, 4, 6), (channels, 4, 7)):
+        assert not is_whole_png(file, shape)
+    file.write_bytes(bytes(len(content)))
+    assert not is_whole_png(file, (channels, 4, 6))
+
+
+def test_a_damaged_png_is_an_error_that_names_it(tmp_path):
+    content = bytearray(png_bytes(np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)))
+    content[len(content) // 2] ^= 1
+    (tmp_path / "picture.png").write_bytes(content)
+    assert is_whole_png(tmp_path / "picture.png", (3, 8, 8))
+    with pytest.raises(OSError, match=r"picture\.png is damaged .* delete it"):
+        read_png(tmp_path / "picture.png")
 
 
 def test_pngs_are_read_again_by_the_data_source_as_they_were_written(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (20, 3, 5, 5), dtype=np.uint8)
-    write_images(noise, range(20), None, tmp_path / "png")
-    (tmp_path / "png" / "grid.png").unlink()
+    (tmp_path / "png").mkdir()
+    for i, image in enumerate(noise):
+        (tmp_path / "png" / f"{i}.png").write_bytes(png_bytes(image))
     parts = [load_images(tmp_path / "png", split=split, cache=tmp_path / "cache").images for split in ("train", "test")]
     found = {image.tobytes() for part in parts for image in part}
     assert found == {image.tobytes() for image in noise}
@@ -52,3 +107,9 @@ def test_rounding_is_to_the_nearest_level_not_down():
     error = to_uint8(x).double() - (127.5 * x + 127.5)
     assert error.abs().max() <= 0.5 + 1e-4
     assert abs(error.mean()) < 1e-3
+
+
+def test_a_grid_on_a_full_disk_is_an_error_with_its_file(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
+    with full_disk(100), pytest.raises(OSError, match=r"too large: '.*grid\.png'"):
+        save_grid(noise, tmp_path / "grid.png")

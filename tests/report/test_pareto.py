@@ -69,6 +69,25 @@ def test_the_interval_follows_the_replicates_of_both_sides():
     assert math.log(found.high / found.low) > 1.1 * math.log(own_alone.high / own_alone.low)
 
 
+def test_replicates_of_all_points_are_paired():
+    """What all scores share, as the noise of the same seeds, is no uncertainty of their ratio."""
+    shared = np.exp(np.random.default_rng(0).normal(size=50))
+    rivals = [point(1, 4.0, 4 * shared), point(4, 1.0, shared)]
+    found = saving(point(1, 2.0, 2 * shared), rivals)
+    assert (found.low, found.high) == pytest.approx((2.0, 2.0))
+    apart = saving(point(1, 2.0, 2 * shared), [point(1, 4.0, 4 * shared[::-1]), point(4, 1.0, shared[::-1])])
+    assert apart.low < 1.5 < 2.5 < apart.high
+
+
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_the_interval_leaves_out_as_much_on_either_side(level):
+    """Rivals of score 1 / cost, so that the ratio is that of a replicate: 1000 of them, from 1 to 2."""
+    ratios = np.linspace(1, 2, 1001)
+    rivals = [point(cost, 1 / cost, np.full(1001, 1 / cost)) for cost in (0.5, 1.0, 4.0)]
+    found = saving(point(1, 1 / 1.5, 1 / ratios), rivals, level=level)
+    assert (found.low, found.high) == pytest.approx((1.5 - level / 2, 1.5 + level / 2), abs=2e-3)
+
+
 def test_scores_beyond_the_rivals_are_said_to_be():
     rivals = power_law([1, 4])
     best = point(1.0, 0.1, [0.1, 0.1, 0.1, 0.1, 8 * 3.0**-0.7])

@@ -1,5 +1,6 @@
 """The covariance table: right on a field that is known, kept beside the weights it belongs to, read for a plan."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,15 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from trouble import flips, full_disk, unreadable
 
 import dualrate as dr
 from dualrate.cli import main
 from dualrate.compare.contenders import MARKOVIAN
 from dualrate.covariance import ProbedCovariance, TabulatedCovariance
 from dualrate.data.images import ImageSet
+from dualrate.files import open_tensors, write_tensors
+from dualrate.folders import Manifest
 from dualrate.runs.calibration import FILE, CovarianceTable, _measured, read_table, write_table
 from dualrate.runs.samplers import TABLED, step_for
-from dualrate.runs.store import load
+from dualrate.runs.store import RELEASED, load
 from dualrate.types import Context, Refresh, Reuse
 from tests.theory.common import PROCESS, f64
 
@@ -204,9 +208,10 @@ def test_the_command_measures_and_tells(tmp_path, monkeypatch, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(64) % 10)
     run = tmp_path / "run"
-    dr.export(HEAVY, run)
+    shutil.copytree(HEAVY, run, ignore=shutil.ignore_patterns("covariance*", "MANIFEST*"))
     experiment = (run / "experiment.json").read_text()
     (run / "experiment.json").write_text(experiment.replace('"fashion-mnist"', f'"{tmp_path / "images.npz"}"'))
+    Manifest.write(run, RELEASED)
 
     def command(*options):
         monkeypatch.setattr("sys.argv", ["dualrate", *options])
@@ -223,7 +228,7 @@ def test_the_command_measures_and_tells(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "covariance_clamped" in told
     assert " of 12 estimates" in told or " of 0 estimates" in told  # 2 images, 2 steps, 3 bands at most; no others
-    for wrong, message in (("1", "at least 2"), ("65", "ask for 1 to")):
+    for wrong, message in (("1", "from 2 to"), ("65", "ask for 1 to")):
         with pytest.raises(SystemExit):
             command("calibrate", str(run), "--images", wrong)
         assert message in capsys.readouterr().err
@@ -234,3 +239,41 @@ def test_a_model_from_nowhere_has_no_place_for_a_table():
 
     with pytest.raises(ValueError, match="not loaded from a directory"):
         calibrate(replace(load(HEAVY), path=None), images=4, rings=3, progress=Quiet(), device=torch.device("cpu"))
+
+
+def test_any_flipped_bit_of_a_table_is_found(tmp_path):
+    model = replace(load(DUAL), path=tmp_path)
+    write_table(made(), tmp_path / FILE, model.weights_hash, 7)
+    for flipped in flips((tmp_path / FILE).read_bytes(), 500):
+        (tmp_path / FILE).write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"is damaged|for other weights"):
+            read_table(model)
+
+
+def test_a_table_that_cannot_be_read_is_not_damaged(tmp_path):
+    model = replace(load(DUAL), path=tmp_path)
+    write_table(made(), tmp_path / FILE, model.weights_hash, 7)
+    with unreadable(tmp_path / FILE, tmp_path), pytest.raises(PermissionError, match=FILE):
+        read_table(model)
+
+
+def test_a_table_of_before_there_were_digests_is_read(tmp_path):
+    model = replace(load(DUAL), path=tmp_path)
+    write_table(made(), tmp_path / FILE, model.weights_hash, 7)
+    with open_tensors(tmp_path / FILE) as file:
+        tensors = {name: file.get_tensor(name) for name in ("log_snr", "variance", "ratio")}
+        noted = {name: text for name, text in file.metadata().items() if name != "content"}
+    write_tensors(tmp_path / FILE, tensors, noted)
+    assert torch.equal(read_table(model).variance, made().variance)
+    write_tensors(tmp_path / FILE, tensors, noted | {"rings": "3"})
+    with pytest.raises(ValueError, match="is damaged: its tensors are not those of"):
+        read_table(model)
+
+
+def test_a_full_disk_leaves_the_old_table(tmp_path):
+    model = replace(load(DUAL), path=tmp_path)
+    write_table(made(), tmp_path / FILE, model.weights_hash, 7)
+    with full_disk(500), pytest.raises(OSError, match="covariance"):
+        write_table(made(), tmp_path / FILE, model.weights_hash, 8)
+    read_table(model)
+    assert [file.name for file in tmp_path.iterdir()] == [FILE]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,10 +55,23 @@ def scene(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def release(path: Path, networks: OneNetwork | TwoNetworks) -> None:
+class Told(module.PlainReporter):
+    """Keeps its notes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def release(path: Path, networks: OneNetwork | TwoNetworks, scale: float = 1) -> None:
+    """Weights as at the start of training, times `scale`."""
     experiment = Experiment(path.name, networks, FitConfig(1), times=TimeSampler((2, 4)))
+    weights = {name: scale * weight for name, weight in experiment.build()[0].state_dict().items()}
     write_experiment(path, experiment)
-    checkpoint.save(path / "checkpoints", 5, {"model": experiment.build()[0].state_dict()}, {"iteration": 5})
+    checkpoint.save(path / "checkpoints", 5, {"model": weights}, {"iteration": 5})
 
 
 def run(scene: Path, **options) -> str:
@@ -85,11 +99,40 @@ def test_all_models_are_measured_and_shown(scene):
         assert row["seconds_per_image"] > 0
     assert page.count("<img") == len(CELLS) + 2  # and real images, and the small model's
     assert page.count("<svg") == 3
-    assert "At the most similar cost, " in page
     assert "not found" not in page
+    assert "for lack of time" not in page
     for row in rows:
         assert load(scene / "weights" / "fashion-mnist-heavy").weights_hash[:12] in page
         assert f"{row['network']} {row['sampler']} {row['num_steps']}" in page
+
+
+def test_the_headline_is_about_the_best_of_all_single_networks_and_explains_its_numbers(scene, monkeypatch):
+    """Whichever network and sampler that is: here one of the same size as the heavy one, with other weights."""
+    cells = [*CELLS, Cell("medium", "fashion-mnist-medium", "sde-dpm++2m", 3, grid="log-snr", gamma=0.2)]
+    monkeypatch.setattr(module, "CELLS", cells)
+    for name in ("heavy", "light", "medium"):
+        release(scene / "weights" / f"fashion-mnist-{name}", OneNetwork(NET), scale=0 if name == "medium" else 1)
+    release(scene / "weights" / "fashion-mnist-dual", TwoNetworks(NET, NET))
+    page = run(scene)
+    rows = json.loads((scene / "out" / "rows.json").read_text())
+    best = min((row for row in rows if row["network"] != "dual-rate"), key=lambda row: row["value"])
+    (lead,) = re.findall('<p class="lead">(.*?)</p>', page)
+    assert "With 4 steps and 2 heavy calls (below: 4/2) it has" in lead
+    assert f"{best['network']}, one network called at each of {best['num_steps']} steps (below:" in lead
+    assert lead.index("4/2") == page.index("4/2") - page.index(lead)
+
+
+def test_what_it_will_take_is_said_first_and_a_slow_machine_measures_less(scene, monkeypatch):
+    for name in ("heavy", "light"):
+        release(scene / "weights" / f"fashion-mnist-{name}", OneNetwork(NET))
+    told = Told()
+    page = run(scene, measuring=1e-6, progress=told)
+    assert told.notes[0].startswith("about 6 minutes in all: 5 of training, at most 1e-06 of measuring")
+    assert [row["network"] for row in json.loads((scene / "out" / "rows.json").read_text())] == ["heavy", "heavy"]
+    assert "Not measured, for lack of time on this machine: light alone 2." in page
+    assert "there was time for 2 of 3 plans and 40 of 40 images" in told.notes[-1]
+    run(scene, progress=told)
+    assert len(json.loads((scene / "out" / "rows.json").read_text())) == 3
 
 
 def test_missing_weights_are_named_and_the_others_measured(scene):
@@ -111,6 +154,14 @@ def test_without_weights_the_small_model_is_measured_and_a_second_run_does_not_t
     assert [row["value"] for row in json.loads((scene / "out" / "rows.json").read_text())] == [
         row["value"] for row in rows
     ]
+
+
+def test_a_second_demo_draws_only_the_images_that_are_shown(scene, monkeypatch):
+    run(scene)
+    rows = json.loads((scene / "out" / "rows.json").read_text())
+    monkeypatch.setattr("dualrate.runs.stream.draw_batches", None)
+    run(scene)
+    assert json.loads((scene / "out" / "rows.json").read_text()) == rows
 
 
 def test_too_few_images_are_refused_before_anything_is_trained(scene):
@@ -154,7 +205,7 @@ def test_progress_of_a_timed_run_counts_to_its_own_end():
 
 def test_the_environment_is_that_of_now():
     facts = environment()
-    assert {"processor", "threads", "torch", "date"} <= facts.keys()
+    assert {"processor", "threads", "dualrate", "torch", "date"} <= facts.keys()
     taken = datetime.strptime(facts["date"], "%Y-%m-%d %H:%M UTC").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - taken).total_seconds()) < 120
     assert all(facts.values())

@@ -19,7 +19,8 @@ from dualrate.models.uvit import Level, UViTConfig
 from dualrate.recipes.distilled import Recipe, dual_student, plain_student
 from dualrate.runs.distill import distill
 from dualrate.runs.measure import Guidance, draw, image_cost
-from dualrate.runs.store import export, load, read_experiment, write_experiment
+from dualrate.runs.release import export
+from dualrate.runs.store import load, read_experiment, write_experiment
 from dualrate.runs.train import train
 from dualrate.schedule import Cosine, Interpolated
 from dualrate.steps import Ancestral
@@ -234,8 +235,8 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, monk
         (lambda root: dual(root, rollout="data"), "learns from its own steps"),
         (lambda root: plain(root, rollout="full"), "plain one from noised data"),
         (lambda root: plain(root, pretraining=3), "drop pretraining"),
-        (lambda root: dual(root, pairs=0), "serves one pair"),
-        (lambda root: plain(root, dropout=1.0), "dropout is a probability"),
+        (lambda root: dual(root, pairs=0), "pairs is a whole number from 1"),
+        (lambda root: plain(root, dropout=1.0), "dropout is a number from 0 to below 1"),
         (lambda root: replace(plain(root), student=dual(root).student), "learns from its own steps"),
         (lambda root: Distillation("x", load(root / "teacher").experiment), "a single-rate one all steps"),
         (lambda root: dual_student(RECIPE, str(root / "two"), 4, 2), "is a dual-rate model; a teacher"),

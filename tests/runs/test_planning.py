@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from cli.command import call
 from scipy.stats import spearmanr
+from trouble import full_disk, unreadable
 
 from dualrate.cli import main
 from dualrate.draws import Draws
@@ -190,7 +193,10 @@ def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeyp
     steps = ("--steps", "2", "4", "8")
     assert plan_command(run, monkeypatch, "--budget", "0.3x", *steps) == expected.plan
     assert plan_command(run, monkeypatch, "--gmacs", str(budget / 1e9), *steps) == expected.plan
-    assert capsys.readouterr().out.count(f"{expected.objective:.5f}") >= 2
+    told = capsys.readouterr().out
+    assert told.count(f"{expected.objective:.5f}") >= 2
+    whole = 8 * costs.heavy / 1e9
+    assert f"0.3x of 8 heavy calls, {whole:.4g} GMACs: {budget / 1e9:.4g} GMACs" in told
 
 
 def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):
@@ -231,7 +237,7 @@ def test_the_check_says_whether_the_objective_ranks_plans_as_the_score_does(run,
         (["--gmacs", "1", "--seconds", "1"], "one of"),
         (["--gmacs", "1", "--steps", "3"], "divisors"),
         (["--gmacs", "1", "--out", "plan.png"], ".json"),
-        (["--gmacs", "1", "--images", "0"], "at least 1"),
+        (["--gmacs", "1", "--images", "0"], "from 1 to"),
     ],
 )
 def test_a_budget_is_said_once_and_as_a_number(run, monkeypatch, capsys, budget, message):
@@ -240,3 +246,45 @@ def test_a_budget_is_said_once_and_as_a_number(run, monkeypatch, capsys, budget,
         main()
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+# What is kept
+
+
+@pytest.fixture
+def kept(run):
+    """The errors of a grid of 4 in the cache: their model and their file."""
+    model = load(run)
+    measured_errors(model, grid=4, images=8, progress=Quiet())
+    (file,) = (run.parent / "cache" / "plans").iterdir()
+    return model, file
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "garbage", "[]", "{}", "[" * 100_000, '{"t": [1, 0], "errors": [[1, 1]]}', '{"t": 1, "errors": 1}',
+     '{"t": ["a"], "errors": []}', '{"t": [1, 0.75, 0.5, 0.25, 0], "errors": [[1]]}'],
+)  # fmt: skip
+def test_damaged_errors_are_named_with_the_way_out(kept, text):
+    model, file = kept
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"{file} is damaged .*: delete it, and the errors are measured again"):
+        measured_errors(model, grid=4, images=8, progress=Quiet())
+
+
+def test_errors_that_cannot_be_read_are_not_damaged(kept, tmp_path):
+    model, file = kept
+    with unreadable(file, tmp_path), pytest.raises(PermissionError, match=file.name):
+        measured_errors(model, grid=4, images=8, progress=Quiet())
+
+
+def test_a_full_disk_names_the_plan(run, ageing, monkeypatch, capsys):
+    monkeypatch.chdir(run.parent)
+    options = [run, "--budget", "0.5x", "--grid", "8", "--images", "8", "--steps", "4"]
+    assert call(monkeypatch, "plan", *options) == 0
+    before = Path("plan.json").read_text()
+    with full_disk(16):
+        assert call(monkeypatch, "plan", *options) == 2
+    assert "too large: 'plan.json'" in capsys.readouterr().err
+    assert Path("plan.json").read_text() == before
+    assert not list(Path().glob("*.partial"))

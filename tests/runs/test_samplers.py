@@ -155,7 +155,7 @@ def test_times_may_be_listed(heavy, dual):
         ((1.0,), {}, "from 1 .noise. to 0"),
         ((), {}, "got none"),
         ((1.0, 0.2, 0.6, 0.0), {}, "decrease strictly"),
-        ((1.0, float("nan"), 0.0), {}, "decrease strictly"),
+        ((1.0, float("nan"), 0.0), {}, "each a number from 0 to 1"),
         ((1.0, 0.5, 0.0), {"heavy": 3}, "between 0 and the 2 steps"),
     ],
 )

@@ -1,35 +1,18 @@
-"""Runs and released weights: loading, exporting, starting an encoder."""
+"""Runs: loading, saying what is loaded, starting an encoder, what was logged."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from runs.made import NET, ONE, TWO, saved
+from trouble import unreadable
 
-from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.experiment import OneNetwork, TwoNetworks
+from dualrate.files import read_records
 from dualrate.models.dual import ContextConfig
-from dualrate.models.uvit import Level, UViTConfig
-from dualrate.runs.store import export, load, start_from, write_experiment
-from dualrate.timing import TimeSampler
-from dualrate.training import checkpoint
-from dualrate.training.config import FitConfig
+from dualrate.runs.release import export
+from dualrate.runs.store import load, note_start, read_losses, start_from, write_experiment
 from dualrate.types import Cond, Context
-
-NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
-ONE = Experiment("one", OneNetwork(NET), FitConfig(iterations=1))
-TWO = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler())
-
-
-def saved(experiment: Experiment, path, *, ema: float | None = None):
-    """A run with random weights, no zeros among them; with `ema`, averaged weights that are all that number."""
-    networks, _ = experiment.build()
-    for parameter in networks.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    tensors = {"model": networks.state_dict()}
-    if ema is not None:
-        tensors["ema-model"] = {name: torch.full_like(p, ema) for name, p in networks.named_parameters()}
-    write_experiment(path, experiment)
-    checkpoint.save(path / "checkpoints", 7, tensors, {"iteration": 7, "phases": {"model": {}}})
-    return path
 
 
 def test_loads_the_averaged_weights(tmp_path):
@@ -37,23 +20,6 @@ def test_loads_the_averaged_weights(tmp_path):
     assert all((p == 0.25).all() for p in model.networks.parameters())
     assert model.iteration == 7
     assert not any(p.requires_grad for p in model.networks.parameters())
-
-
-def test_export_keeps_the_function_to_bfloat16(tmp_path):
-    run = saved(TWO, tmp_path / "run")
-    export(run, tmp_path / "out")
-    before, after = load(run), load(tmp_path / "out")
-    for name, tensor in before.networks.state_dict().items():
-        torch.testing.assert_close(after.networks.state_dict()[name], tensor, rtol=2**-8, atol=0)
-    assert after.iteration == 7
-
-
-def test_a_damaged_file_is_refused(tmp_path):
-    export(saved(ONE, tmp_path / "run"), tmp_path / "out")
-    file = tmp_path / "out" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(OSError, match="damaged"):
-        load(tmp_path / "out")
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -119,3 +85,100 @@ def test_networks_are_drawn_from_the_seed_alone():
     torch.manual_seed(2)
     second = ONE.build()[0].state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# Which weights are read
+
+
+def told(path) -> list[str]:
+    """What a command says that reads these weights."""
+    notes: list[str] = []
+    load(path, note=notes.append)
+    return notes
+
+
+def damage(run, iteration: int, name: str = "model.safetensors"):
+    file = run / "checkpoints" / f"step-{iteration:08d}" / name
+    file.write_bytes(file.read_bytes()[:-1])
+    return file
+
+
+def test_a_reader_says_which_iteration_it_reads(tmp_path):
+    run = saved(ONE, tmp_path / "run", 3, 7)
+    export(run, tmp_path / "out")
+    assert told(run) == [f"reading {run} at iteration 7"]
+    assert told(tmp_path / "out") == [f"reading {tmp_path / 'out'} at iteration 7"]
+
+
+def test_a_reader_that_falls_back_says_so_first_and_why(tmp_path):
+    run = saved(ONE, tmp_path / "run", 3, 7, 9)
+    files = [damage(run, 9), damage(run, 7, "state.json")]
+    why = "its content is not what the manifest says; iteration 3 is read, the newest that is intact"
+    assert told(run) == [*(f"warning: {file}: {why}" for file in files), f"reading {run} at iteration 3"]
+    with pytest.warns(UserWarning, match="iteration 3 is read") as caught:
+        assert load(run).iteration == 3
+    assert [one.filename for one in caught] == [__file__] * 2
+    notes: list[str] = []
+    start_from(TWO.build()[0], run, run, notes.append)
+    assert notes == 2 * told(run)
+
+
+def test_without_trouble_the_library_is_silent(tmp_path, recwarn):
+    run = saved(ONE, tmp_path / "run", 3, 7)
+    export(run, tmp_path / "out")
+    load(run)
+    load(tmp_path / "out")
+    assert not [str(one.message) for one in recwarn if one.category is UserWarning]
+
+
+def test_if_no_checkpoint_is_intact_the_newest_s_damage_is_named(tmp_path):
+    run = saved(ONE, tmp_path / "run", 3, 7)
+    damage(run, 3)
+    file = damage(run, 7)
+    with pytest.raises(OSError, match=rf"none is intact; restore one.* \({file}: its content"):
+        load(run)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_passed_over(tmp_path):
+    run = saved(ONE, tmp_path / "run", 3, 7)
+    file = run / "checkpoints" / "step-00000007" / "model.safetensors"
+    with unreadable(file, tmp_path), pytest.raises(PermissionError, match=str(file)):
+        load(run, note=lambda text: pytest.fail(text))
+
+
+# What a run has logged
+
+
+def test_a_log_that_a_kill_cut_off_is_read_to_there(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"images": 8, "model/loss": 0.5}\n{"images": 16, "model/lo')
+    assert read_losses(tmp_path) == [(8, 0.5)]
+    assert read_losses(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "garbage", "[1]", "{}", '{"model/loss": 0.5}', '{"images": "8", "model/loss": 0.5}', "\0\0",
+        '{"images": 8, "model/loss": "0.5"}', '{"images": null, "model/loss": 1}', '{"images": true, "model/loss": 1}',
+        f'{{"images": 1{400 * "0"}, "model/loss": 1}}', f'{{"images": 1, "model/loss": 1{400 * "0"}}}', "[" * 100_000,
+        '{"images": 1e400, "model/loss": 1}',
+    ],
+)  # fmt: skip
+def test_any_other_line_that_is_none_is_named(tmp_path, line):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"images": 8, "model/loss": 0.5}\n' + line + '\n{"images": 16, "model/loss": 0.4}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 .*; remove that line"):
+        read_losses(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400"])
+def test_values_that_are_not_finite_are_left_out(tmp_path, value):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f'{{"images": 8, "model/loss": {value}}}\n{{"images": 16, "lr": 1}}\n')
+    assert read_losses(tmp_path) == []
+
+
+def test_a_start_after_a_kill_is_on_a_line_of_its_own(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"command": "first"}\n{"comm')
+    note_start(tmp_path, "second")
+    assert [start["command"] for _, start in read_records(tmp_path / "history.jsonl")] == ["first", "second"]

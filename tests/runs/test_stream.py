@@ -10,10 +10,12 @@ from dualrate.data.images import ImageSet
 from dualrate.experiment import Experiment, TwoNetworks
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
+from dualrate.metrics.origin import PIXELS
 from dualrate.models.uvit import Level, UViTConfig
 from dualrate.runs.measure import Guidance, balanced_strata, measure
+from dualrate.runs.origin import origin_of
 from dualrate.runs.store import Model, load, write_experiment
-from dualrate.runs.stream import measure_in_blocks, origin_of
+from dualrate.runs.stream import measure_in_blocks
 from dualrate.steps import DDIM, Ancestral
 from dualrate.timing import StepPlan, TimeSampler
 from dualrate.training import checkpoint
@@ -100,7 +102,7 @@ def test_a_kill_changes_no_bit_and_nothing_is_drawn_twice(model, judge, tmp_path
 
 def test_whatever_changes_an_image_changes_the_origin(model, judge):
     step = Ancestral(model.process)
-    net = judge.net
+    net = judge.net.identity
     other = replace(model, experiment=replace(EXPERIMENT, fit=FitConfig(iterations=2)))
     origins = [
         origin_of(model, step, PLAN, Guidance(), net, bfloat16=False),
@@ -113,6 +115,8 @@ def test_whatever_changes_an_image_changes_the_origin(model, judge):
         origin_of(model, step, StepPlan.uniform(2, 2), Guidance(), net, bfloat16=False),
         origin_of(replace(model, weights_hash="0"), step, PLAN, Guidance(), net, bfloat16=False),
         origin_of(other, step, PLAN, Guidance(), net, bfloat16=False),
+        origin_of(model, step, PLAN, Guidance(), PIXELS, bfloat16=False),
+        origin_of(model, step, PLAN, Guidance(), net, label=0, bfloat16=False),
     ]
     assert len(set(origins)) == len(origins)
     assert origins[0] == origin_of(model, Ancestral(model.process), PLAN, Guidance(), net, bfloat16=False)
@@ -129,7 +133,7 @@ def test_a_step_that_holds_tensors_or_functions_has_an_origin(model, judge):
     bands = dr.Bands(model.shape, rings=2)
 
     def sampler(step):
-        return origin_of(model, step, PLAN, Guidance(), judge.net, bfloat16=False).sampler
+        return origin_of(model, step, PLAN, Guidance(), judge.net.identity, bfloat16=False).sampler
 
     def tabulated(value):
         table = dr.TabulatedCovariance(model.process, bands, torch.zeros(2), torch.full((2, bands.count), value))

@@ -108,9 +108,9 @@ def test_a_table_is_not_asked_outside(outside):
         (((0.0,), (0.1,)), "two or more"),
         (((1.0, 0.0), (0.1, 0.2)), "increase"),
         (((0.0, 0.0), (0.1, 0.2)), "increase"),
-        (((0.0, 1.0), (0.1, -0.2)), "not negative"),
-        (((0.0, 1.0), (0.1, float("nan"))), "not negative"),
-        (((0.0, 1.0), (0.1, 0.2), -1.0), "not negative"),
+        (((0.0, 1.0), (0.1, -0.2)), "errors is"),
+        (((0.0, 1.0), (0.1, float("nan"))), "errors is"),
+        (((0.0, 1.0), (0.1, 0.2), -1.0), "eta is"),
     ],
 )
 def test_a_table_that_is_none_is_refused(settings, message):

@@ -46,5 +46,7 @@ def test_a_band_of_colour_is_an_opponent_colour():
 
 
 def test_no_band_or_no_pixel_is_refused():
-    with pytest.raises(ValueError, match="at least one ring and one pixel, got 0 rings"):
+    with pytest.raises(ValueError, match="rings is a whole number from 1 to 1,000, got 0"):
         Bands((1, 8, 8), rings=0)
+    with pytest.raises(ValueError, match=r"shape is .* got \(1, 0, 8\)"):
+        Bands((1, 0, 8))

@@ -65,7 +65,10 @@ def test_the_exact_kernel_reaches_the_entropy_at_every_number_of_steps(steps):
     close(bound.total, 0.5 * math.log(2 * math.pi * math.e * c) + 0.5 * (v - 1 - math.log(v)))
 
 
-@pytest.mark.parametrize("plan", [StepPlan.uniform(4), uniform_log_snr(6), StepPlan.at([0.9, 0.5, 0.1], range(2))])
+@pytest.mark.parametrize(
+    "plan",
+    [StepPlan.uniform(4), uniform_log_snr(6), StepPlan.at([0.9, 0.5, 0.1], range(2)), StepPlan.at([0.4, 0.1], [0])],
+)
 def test_every_step_is_the_closed_form_of_a_gaussian(plan):
     """KL of a step with variance V: 1/2 B^2 Var[x | z_t] / V, for the exact x_hat."""
     c = 0.3

@@ -322,5 +322,5 @@ def test_a_table_belongs_to_its_plan():
         variances(tabulated(dr.StepPlan((1.0, 0.3, 0.0), (Refresh.FULL,) * 2), "markov"), dr.StepPlan.uniform(2))
     with pytest.raises(ValueError, match=r"one variance per step and band: expected \(4, 18\), got \(3, 18\)"):
         TabulatedCovariance(PROCESS, BANDS, f64(*plan.t[:-1]), torch.zeros(3, 18))
-    with pytest.raises(ValueError, match="length of a finite difference"):
+    with pytest.raises(ValueError, match="length is a number above 0"):
         NoiseCovariance(PROCESS, length=0)

@@ -101,7 +101,7 @@ def test_training_at_the_ends_of_time_is_finite(times):
     assert all(torch.isfinite(p.grad).all() for p in phase.parameters if p.grad is not None)
 
 
-@pytest.mark.parametrize("heavy", [1, 10**6])
+@pytest.mark.parametrize("heavy", [1, 10**5])
 def test_times_of_one_heavy_call_and_of_one_at_every_step(heavy):
     times = TimeSampler(heavy=(heavy, heavy))(Draws(0, torch.arange(1000)))
     assert (times.t <= times.tau).all()

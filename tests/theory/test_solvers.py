@@ -60,6 +60,26 @@ def test_errors_fall_with_the_order_of_the_method(step, order):
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
 
 
+def test_heun_is_the_trapezoid_rule_in_the_noise_level():
+    """X = z / alpha, S = sigma / alpha: X_s = X_t + (S_s - S_t) (eps_t + eps_s) / 2, eps_s after a step of Euler.
+
+    On a long step, where e^h is far from 1.
+    """
+    t, s, z = f64(*[0.7] * 8), f64(*[0.3] * 8), normals(3, 8, 1)
+    low, high = PROCESS.schedule.log_snr(t), PROCESS.schedule.log_snr(s)
+    noise = [torch.exp(-log_snr / 2)[:, None] for log_snr in (low, high)]
+
+    def slope(z, time, log_snr):  # eps_hat
+        return (z - alpha(log_snr)[:, None] * x_hat(z, time)) / sigma(log_snr)[:, None]
+
+    scaled, first = z / alpha(low)[:, None], slope(z, t, low)
+    second = slope(alpha(high)[:, None] * (scaled + (noise[1] - noise[0]) * first), s, high)
+    expected = alpha(high)[:, None] * (scaled + (noise[1] - noise[0]) * (first + second) / 2)
+    made, _ = HEUN(x_hat, z, t, s, no_noise, ())
+    torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-10)
+    assert (made - DDIM_STEP(x_hat, z, t, s, no_noise, ())[0]).abs().max() > 0.01
+
+
 def log_snrs(steps, low, high, lengths):
     """Steps whose lengths repeat a pattern."""
     sums = torch.tensor(lengths, dtype=torch.float64).repeat(steps // len(lengths)).cumsum(0)

@@ -223,7 +223,7 @@ def test_gamma_outside_its_range_is_refused(gamma):
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
 def test_eta_outside_its_range_is_refused(eta):
-    with pytest.raises(ValueError, match="eta is the share"):
+    with pytest.raises(ValueError, match="eta is a number from 0 to 1, got"):
         Ancestral(PROCESS, eta=eta)
 
 

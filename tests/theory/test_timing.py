@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import kstest
+from scipy.stats import ks_2samp, kstest
 
 from dualrate.draws import Draws
-from dualrate.timing import SingleTime, StepPlan, TimeSampler
+from dualrate.timing import SingleTime, StepPlan, TimeSampler, radical_inverse
 from dualrate.types import Refresh
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
@@ -87,6 +87,15 @@ def test_impossible_plans_are_refused(t, refresh):
         lambda: StepPlan.from_json("{"),
         lambda: StepPlan.from_json('{"t": [1, 0]}'),
         lambda: StepPlan.from_json('{"t": [1, 0], "refresh": ["often"]}'),
+        lambda: StepPlan((1.0, 0.0), ("full",)),
+        lambda: StepPlan("10", (FULL,)),
+        lambda: StepPlan((True, False), (FULL,)),
+        lambda: StepPlan.uniform(True),
+        lambda: StepPlan.uniform(4.0),
+        lambda: StepPlan.uniform(4, 2.0),
+        lambda: StepPlan.at(4, [1.5]),
+        lambda: StepPlan.at("1050", []),
+        lambda: StepPlan.spread([1.0], 0),
         lambda: TimeSampler(heavy=(0, 4)),
         lambda: TimeSampler(heavy=(8, 4)),
         lambda: TimeSampler(dropout=1.5),
@@ -96,6 +105,50 @@ def test_impossible_plans_are_refused(t, refresh):
 def test_impossible_requests_are_refused(make):
     with pytest.raises(ValueError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"t": "10", "refresh": ["full"]}', "t is a list, got '10'"),
+        ('{"t": [1, "0"], "refresh": ["full"]}', r"t\[1\] is '0'"),
+        ('{"t": [true, false], "refresh": ["full"]}', r"t\[0\] is True"),
+        ('{"t": [1, null], "refresh": ["full"]}', r"t\[1\] is None"),
+        ('{"t": [1, [0]], "refresh": ["full"]}', r"t\[1\] is \[0\]"),
+        ('{"t": [1, NaN, 0], "refresh": ["full", "full"]}', "decrease strictly"),
+        ('{"t": [1e400, 0], "refresh": ["full"]}', r"lie in \[0, 1\]"),
+        ('{"t": [1' + "0" * 400 + ', 0], "refresh": ["full"]}', "not a plan"),
+        ('{"t": [1, 0], "refresh": "full"}', "refresh is a list"),
+        ('{"t": [1, 0], "refresh": [0]}', r"refresh\[0\] is 0"),
+        ('{"t": [1, 0], "refresh": ["FULL"]}', "one of none, keep, partial, full, got 'FULL'"),
+        ('{"t": [1, 0], "refresh": ["full"], "steps": 1}', "expected"),
+        ("[" * 100_000, "not a plan"),
+        ("3", "expected"),
+    ],
+)
+def test_text_that_is_no_plan_is_told_where(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        StepPlan.from_json(text)
+    assert len(str(error.value)) < 300
+
+
+def test_numbers_of_numpy_and_torch_make_the_same_plan():
+    """A plan of lists is hashable too, and all of them are equal."""
+    want = StepPlan.at([1.0, 0.5, 0.25, 0.0], [0, 2])
+    t = np.array([1.0, 0.5, 0.25, 0.0])
+    for made in (
+        StepPlan.at(t, np.array([0, 2])),
+        StepPlan.at(torch.from_numpy(t), [np.int64(0), np.int32(2)]),
+        StepPlan.at(t.astype(np.float32), torch.tensor([2, 0])),
+        StepPlan(list(t), [FULL, KEEP, FULL]),
+        StepPlan(t, np.array([FULL, KEEP, FULL])),
+    ):
+        assert made == want
+        assert hash(made) == hash(want)
+        assert {type(time) for time in made.t} == {float}
+        assert StepPlan.from_json(made.to_json()) == want
+    assert StepPlan.uniform(np.int64(8), np.int32(2)) == StepPlan.uniform(8, 2) == StepPlan.at(np.int64(8), [0, 4])
+    assert StepPlan.spread(np.linspace(1, 0, 9), 2) == StepPlan.at(np.linspace(1, 0, 9), [0, 4])
 
 
 @pytest.mark.parametrize("heavy", [(4, 32), (8, 8)])
@@ -166,6 +219,40 @@ def test_kept_contexts_have_the_law_of_all():
     assert kstest(times.t[times.kept].numpy(), "uniform").statistic < 1e-3
     gaps = times.tau - times.t
     assert gaps[times.kept].mean() == pytest.approx(float(gaps.mean()), rel=0.01)
+
+
+DROPOUTS = [0.0, 0.1, 0.236068, 0.25, 0.381966, 0.5, 0.618034, 0.7, 0.75, 0.763932, 0.9, 0.99]
+
+
+@pytest.mark.parametrize("first", [0, 12_345_679])
+@pytest.mark.parametrize("dropout", DROPOUTS)
+def test_context_dropout_is_tied_to_nothing(dropout, first):
+    """Kept rows have the law of all: of t, of the gap to tau given H, of H; at multiples of the golden ratio too.
+
+    The bounds are those of independent draws: Kolmogorov's 1.95 / sqrt(n) for 1 in 1,000, 4 standard errors of a share.
+    """
+    rows = 20_000
+    sampler, draws = TimeSampler(heavy=(4, 32), dropout=dropout), Draws(3, torch.arange(first, first + rows))
+    times, kept = sampler(draws), sampler(draws).kept
+    assert len(kept) == pytest.approx((1 - dropout) * rows, abs=2 * np.log2(rows))
+    assert kstest(times.t[kept].numpy(), "uniform").statistic < 1.95 / len(kept) ** 0.5
+    quarter = (4 * times.t).long().clamp(max=3)
+    for i in range(4):
+        share = (quarter[kept] == i).double().mean()
+        assert share == pytest.approx(0.25, abs=4 * (3 / 16 / len(kept)) ** 0.5)
+    dropped = torch.ones(rows, dtype=torch.bool).index_fill(0, kept, False)
+    gap, heavy = times.tau - times.t, sampler._num_heavy(draws)
+    if 100 < len(kept) < rows:
+        for values in (gap, gap * heavy, heavy):
+            n = 1 / (1 / len(kept) + 1 / int(dropped.sum()))
+            assert ks_2samp(values[kept].numpy(), values[dropped].numpy()).statistic < 1.95 / n**0.5
+
+
+def test_the_radical_inverse_mirrors_binary_digits():
+    rows = torch.tensor([0, 1, 2, 3, 4, 6, 2**31, 2**32 + 1])
+    assert radical_inverse(rows).tolist() == [0, 0.5, 0.25, 0.75, 0.125, 0.375, 2.0**-32, 0.5]
+    block = radical_inverse(torch.arange(64, 128))  # one in every 64th
+    assert (block * 64).long().sort().values.tolist() == list(range(64))
 
 
 @pytest.mark.parametrize("sampler", [TimeSampler(), SingleTime()], ids=lambda s: type(s).__name__)

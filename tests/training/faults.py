@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from dualrate import folders
 from dualrate.draws import Draws
 from dualrate.methods.method import Loss
-from dualrate.training import checkpoint
 from dualrate.training.loop import fit
 from dualrate.types import Batch
 from training.toy import CONFIG, Points, Toy
@@ -107,7 +107,7 @@ def train(run_dir: Path, *plans: Plan, iterations: int = CONFIG.iterations) -> N
         for plan in plans:
             plan.reached(point)
 
-    checkpoint._reached = reached
+    folders.reached = reached
     config = replace(CONFIG, iterations=iterations)
     result = fit(method, Points(), config, run_dir, identity={}, progress=File(run_dir.with_suffix(".notes")))
     if result.stopped == "signal":

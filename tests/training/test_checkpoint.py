@@ -1,11 +1,16 @@
+import errno
 import json
 import random
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 import torch
+from trouble import failing, unreadable
 
+from dualrate import folders
+from dualrate.folders import MANIFEST, Damaged, Manifest
 from dualrate.training import checkpoint
 from training.toy import same_bits
 
@@ -69,6 +74,7 @@ DAMAGE = {
     "empty": lambda path, rng: path.write_bytes(b""),
     "missing": lambda path, rng: path.unlink(),
     "garbage": lambda path, rng: path.write_bytes(rng.randbytes(path.stat().st_size)),
+    "nested": lambda path, rng: path.write_text("[" * 100_000),
     "other JSON": lambda path, rng: path.write_text('{"files": {"model.safetensors": 3, "state.json": []}}'),
     "a directory": lambda path, rng: (path.unlink(), path.mkdir()),
 }
@@ -76,7 +82,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(
-    "file", ["model.safetensors", "ema-a.safetensors", "optim-a.safetensors", "state.json", checkpoint.MANIFEST]
+    "file", ["model.safetensors", "ema-a.safetensors", "optim-a.safetensors", "state.json", MANIFEST]
 )
 def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used(tmp_path, file, damage):
     write(tmp_path, 1, 2)
@@ -89,7 +95,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used(tmp_path, file
         assert found is not None
         assert found.state["iteration"] == 1
         assert len(notes) == 1
-        assert file in notes[0] or file == checkpoint.MANIFEST  # a flip in a hash there accuses the file it is of
+        assert file in notes[0] or file == MANIFEST  # a flip in a hash there accuses the file it is of
         assert "corrupt" in notes[0]
         (tmp_path / "copy").rename(tmp_path / "step-00000002")
     assert len(list(tmp_path.glob("*.corrupt"))) == 8
@@ -107,7 +113,7 @@ def test_readers_fall_back_too_but_move_nothing(tmp_path):
 def test_if_none_is_intact_it_is_an_error_also_the_next_time(tmp_path):
     write(tmp_path, 1, 2)
     for path in checkpoint.steps(tmp_path):
-        (path / checkpoint.MANIFEST).unlink()
+        (path / MANIFEST).unlink()
     for _ in range(2):
         with pytest.raises(OSError, match="none is intact"):
             checkpoint.recover(tmp_path, lambda text: None)
@@ -115,11 +121,11 @@ def test_if_none_is_intact_it_is_an_error_also_the_next_time(tmp_path):
 
 def test_a_manifest_cannot_reach_outside(tmp_path):
     write(tmp_path, 1)
-    manifest = tmp_path / "step-00000001" / checkpoint.MANIFEST
+    manifest = tmp_path / "step-00000001" / MANIFEST
     content = json.loads(manifest.read_text())
     content["files"]["../secret.safetensors"] = {"size": 0, "sha256": ""}
     manifest.write_text(json.dumps(content))
-    with pytest.raises(checkpoint.CorruptCheckpoint, match="plain file names"):
+    with pytest.raises(Damaged, match="plain file names"):
         checkpoint.load(tmp_path / "step-00000001")
 
 
@@ -137,8 +143,7 @@ def test_a_state_without_a_format_is_refused(tmp_path, state):
     write(tmp_path, 1)
     path = tmp_path / "step-00000001"
     (path / "state.json").write_text(state)
-    manifest = {"files": {file.name: checkpoint._digest(file) for file in path.glob("*s*") if file.name[0] != "M"}}
-    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    Manifest.write(path, [file.name for file in path.iterdir() if file.name != MANIFEST])
     with pytest.raises(ValueError, match=r"has format .*, expected 1"):
         checkpoint.load(path)
 
@@ -151,7 +156,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, point):
         if reached == point:
             raise OSError("disk")
 
-    monkeypatch.setattr(checkpoint, "_reached", fail)
+    monkeypatch.setattr(folders, "reached", fail)
     with pytest.raises(OSError, match="disk"):
         write(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -163,3 +168,92 @@ def test_unfinished_writes_are_removed_by_the_owner_of_the_run(tmp_path):
     (tmp_path / ".tmp-step-00000002-1" / "model.safetensors").write_bytes(b"half")
     checkpoint.recover(tmp_path, lambda text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+# What cannot be read is not damaged
+
+NUMBERS = [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("file", ["model.safetensors", "optim-a.safetensors", "state.json", MANIFEST])
+def test_a_checkpoint_that_cannot_be_read_is_an_error_and_stays(tmp_path, monkeypatch, file, number):
+    write(tmp_path, 1, 2)
+    failing(monkeypatch, tmp_path / "step-00000002" / file, number)
+    with pytest.raises(OSError, match=rf"step-00000002/{file}'") as caught:
+        checkpoint.recover(tmp_path, lambda text: pytest.fail(text))
+    assert caught.value.errno == number
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001", "step-00000002"]
+    if file != "optim-a.safetensors":  # which readers do not read
+        with pytest.raises(OSError, match=rf"step-00000002/{file}'"):
+            checkpoint.latest(tmp_path, lambda path, error: pytest.fail(str(error)))
+
+
+@pytest.mark.parametrize("place", ["step-00000002/ema-a.safetensors", "step-00000002", "."])
+def test_a_checkpoint_of_somebody_else_is_an_error_and_stays(tmp_path, place):
+    directory = tmp_path / "checkpoints"
+    write(directory, 1, 2)
+    with (
+        unreadable(directory / place, tmp_path),
+        pytest.raises(PermissionError, match=place.strip(".") or "checkpoints"),
+    ):
+        checkpoint.recover(directory, lambda text: pytest.fail(text))
+    assert sorted(path.name for path in directory.iterdir()) == ["step-00000001", "step-00000002"]
+    found = checkpoint.recover(directory, lambda text: pytest.fail(text))
+    assert found is not None
+    assert found.state["iteration"] == 2
+
+
+def test_a_damaged_one_goes_aside_though_the_one_before_cannot_be_read(tmp_path, monkeypatch):
+    write(tmp_path, 1, 2)
+    (tmp_path / "step-00000002" / "state.json").write_text("{}")
+    failing(monkeypatch, tmp_path / "step-00000001" / "state.json", errno.EIO)
+    notes: list[str] = []
+    with pytest.raises(OSError, match=r"step-00000001/state\.json"):
+        checkpoint.recover(tmp_path, notes.append)
+    assert len(notes) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002.corrupt"]
+
+
+def test_checkpoints_are_for_everyone_whom_the_umask_lets(tmp_path):
+    write(tmp_path, 1)
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "step-00000001").iterdir()}
+    (tmp_path / "mine").touch()
+    assert modes == {stat.S_IMODE((tmp_path / "mine").stat().st_mode)}
+
+
+def test_readers_are_told_of_each_damaged_one(tmp_path):
+    write(tmp_path, 1, 2, 3)
+    for name in ("step-00000002", "step-00000003"):
+        (tmp_path / name / "ema-a.safetensors").write_bytes(b"")
+    told: list[tuple[str, str]] = []
+    found = checkpoint.latest(tmp_path, lambda path, error: told.append((path.name, str(error))))
+    assert found is not None
+    assert found.state["iteration"] == 1
+    assert [name for name, _ in told] == ["step-00000003", "step-00000002"]
+    assert all(f"{name}/ema-a.safetensors: its content is not" in error for name, error in told)
+
+
+def test_one_that_is_removed_while_it_is_read_is_no_damage(tmp_path, monkeypatch):
+    """The process that trains has saved two more, and keeps two."""
+    write(tmp_path, 1, 2)
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path == tmp_path / "step-00000002" / "ema-a.safetensors":
+            write(tmp_path, 3, 4)
+            checkpoint.prune(tmp_path, 2)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    found = checkpoint.latest(tmp_path, lambda path, error: pytest.fail(str(error)))
+    assert found is not None
+    assert found.state["iteration"] == 4
+
+
+def test_a_link_to_nowhere_in_place_of_a_checkpoint_is_damage(tmp_path):
+    write(tmp_path, 1)
+    (tmp_path / "step-00000002").symlink_to("nowhere")
+    found = checkpoint.recover(tmp_path, lambda text: None)
+    assert found is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002.corrupt"]

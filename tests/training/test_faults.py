@@ -6,8 +6,11 @@ import signal
 import time
 
 import pytest
+from trouble import full_disk
 
+from dualrate.folders import MANIFEST
 from dualrate.training import checkpoint
+from dualrate.training.guards import run_lock
 from training import faults
 from training.faults import Plan
 from training.test_loop import metrics
@@ -132,7 +135,7 @@ def test_if_no_checkpoint_is_intact_the_run_does_not_start_over(tmp_path):
     assert faults.run(run_dir) == 0
     before = metrics(run_dir)
     for path in checkpoint.steps(run_dir / "checkpoints"):
-        (path / checkpoint.MANIFEST).write_text("garbage")
+        (path / MANIFEST).write_text("garbage")
     for _ in range(2):
         assert faults.run(run_dir) == 1
         assert {path.suffix for path in (run_dir / "checkpoints").iterdir()} == {".corrupt"}
@@ -183,3 +186,8 @@ def test_two_processes_cannot_train_one_run(tmp_path, straight):
     assert (run_dir / ".lock").read_text().startswith(f"process {first.pid}")
     assert faults.run(run_dir) == 0  # the dead process's lock is no obstacle
     assert_same(straight, run_dir)
+
+
+def test_a_lock_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+    with full_disk(0), pytest.raises(OSError, match=r"File too large: '.*\.lock'"), run_lock(tmp_path):
+        pass

@@ -21,11 +21,12 @@ from torch import Tensor
 from dualrate.models.uvit import Skips, UViT
 from dualrate.prediction import x_from_v
 from dualrate.process import GaussianProcess
+from dualrate.ranges import Ranged, SharedBlocks
 from dualrate.types import Cond, Context, Refresh, Reuse
 
 
 @dataclass(frozen=True)
-class SharedEncoder:
+class SharedEncoder(Ranged):
     """A single-rate U-ViT that keeps what the first `split` blocks of its middle level add between refreshes.
 
     split: 1 to the number of middle blocks. More: a cheaper light call, further from the network
@@ -35,14 +36,15 @@ class SharedEncoder:
 
     network: UViT
     process: GaussianProcess
-    split: int
+    split: SharedBlocks
     reuse: Reuse = Reuse.SMOOTH
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.network.config.head:
             raise ValueError("this U-ViT was built without a head, so it cannot denoise: share one that predicts v")
         blocks = self.network.config.levels[-1].blocks
-        if not 1 <= self.split <= blocks:
+        if self.split > blocks:
             raise ValueError(
                 f"split is the number of middle blocks that a refresh serves, 1 to {blocks} in this network, got "
                 f"{self.split}; to share none, use Plain"

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from dualrate.compare.contenders import Contender, Entry, contenders_of, is_dual
+from dualrate.compare.contenders import Contender, Entry, contenders_of, is_dual, planning_seconds
 from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import Findings
-from dualrate.compare.work import SCREEN_SEED, SCREENING, TIMING, Bench, Measured, chosen
-from dualrate.metrics.features import write_whole
+from dualrate.compare.schedule import affordable, levels, useful_first
+from dualrate.compare.work import SCREEN_SEED, Bench, Measured, chosen
+from dualrate.files import write_whole
+from dualrate.ranges import Images, Minutes, Ranged
+from dualrate.report.headline import short_plan
 from dualrate.runs.evaluator import evaluator
 from dualrate.runs.store import Model, load
-from dualrate.training.log import Progress
+from dualrate.training.log import Progress, duration
+
+PLANNING = 0.1  # of the minutes: for planning at most
+SCREENING = 0.55  # of what is left then, and not reserved for the timing at the end: for screening at most
+TIMING, TIMING_A_NETWORK = 0.1, 10.0  # reserved for it: of the minutes, and seconds for every network
+FRONT = 0.25  # of the contenders are on the front, as a rule
+NAMED = 6  # contenders at most, in a list of those left out
 
 
 @dataclass(frozen=True)
-class Effort:
+class Effort(Ranged):
     """minutes: of measuring, per call; screen, count: images of a contender, at first and on the front."""
 
-    minutes: float = 60
-    screen: int = 1000
-    count: int = 5000
+    minutes: Minutes = 60
+    screen: Images = 1000
+    count: Images = 5000
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0 or not 0 < self.screen <= self.count:
+        super().__post_init__()
+        if self.screen > self.count:
             raise ValueError(
-                f"got {self.minutes} minutes, {self.screen} images to screen and {self.count} on the front; expected "
-                "more than no minutes, and no more images to screen than on the front"
+                f"got {self.screen} images to screen and {self.count} on the front: screen on no more than are on it"
             )
 
 
@@ -56,10 +66,10 @@ def compare(
     """
     if out.suffix != ".html":
         raise ValueError(f"--out is an .html file, beside which .json and .csv are written, got {out}")
-    start, device = time.monotonic(), torch.device(device)
+    clock, device = Clock(60 * effort.minutes), torch.device(device)
     parsed = [Entry.parse(text) for text in entries]
     _require_names(parsed)
-    models = {entry.run: load(entry.run, device=device) for entry in parsed}
+    models = {entry.run: load(entry.run, device=device, note=progress.note) for entry in parsed}
     _require_comparable(models, mixed=mixed)
     judge = evaluator(next(iter(models.values())).experiment.data, features=features, progress=progress)
     for count in (effort.screen, effort.count):
@@ -67,41 +77,125 @@ def compare(
     directory = out.with_suffix(".cells")
     directory.mkdir(parents=True, exist_ok=True)
     bench = Bench(models, judge, directory, device, progress)
-    contenders = contenders_of(parsed, models, progress=progress, device=device)
+    unplanned, left = _unplanned(parsed, bench, clock)
+    contenders = contenders_of(parsed, models, progress=progress, device=device, unplanned=unplanned)
     duals = frozenset(entry.network for entry in parsed if is_dual(models[entry.run]))
-    screened, measured, left = _measured(contenders, bench, effort, start, duals)
+    screened, measured, unmeasured = _measured(contenders, bench, effort, clock, duals)
+    left += unmeasured
     _write(out, Findings(screened, [], duals, [*left, "Nothing was timed yet."], judge, command))
-    findings = Findings(screened, bench.finish(measured), duals, left, judge, command)
+    findings = Findings(screened, bench.finish(measured, clock.left), duals, left, judge, command)
     _write(out, findings)
     return findings
 
 
+@dataclass(frozen=True)
+class Clock:
+    """Counts from when it was made. seconds: there are in all."""
+
+    seconds: float
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, 0 where they are over."""
+        return max(self.start + self.seconds - time.monotonic(), 0.0)
+
+
+def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> tuple[frozenset[Path], list[str]]:
+    """The runs for whose planning there is no time; a sentence for each."""
+    found: dict[Path, str] = {}
+    seconds = PLANNING * clock.seconds
+    for entry in entries:
+        calls = bench.call_seconds(bench.models[entry.run], entry.run)
+        takes = bench.pace * planning_seconds(entry, bench.models, *calls, device=bench.device)
+        if takes <= seconds:
+            seconds -= takes
+        else:
+            minutes = math.ceil(takes / PLANNING / 60)
+            found[entry.run] = f"No plans were planned for {entry.network}: that wants --minutes {minutes} or more."
+            bench.progress.note(found[entry.run])
+    return frozenset(found), list(found.values())
+
+
 def _write(out: Path, findings: Findings) -> None:
     for suffix, text in ((".json", as_json(findings)), (".csv", as_csv(findings)), (".html", compare_page(findings))):
-        write_whole(out.with_suffix(suffix), text.encode())
+        write_whole(out.with_suffix(suffix), text)
 
 
 def _measured(
-    contenders: Sequence[Contender], bench: Bench, effort: Effort, start: float, duals: frozenset[str]
+    contenders: Sequence[Contender], bench: Bench, effort: Effort, clock: Clock, duals: frozenset[str]
 ) -> tuple[list[Measured], list[Measured], list[str]]:
-    """What was screened, what was measured on the front, and what the minutes since `start` did not suffice for."""
-    minutes, left = 60 * effort.minutes, []
+    """What was screened, what was measured on the front, and what there was no time for."""
+    _ = bench.judge.reference_features  # taken now, so that they are not in the time of what is drawn
     bench.estimate(contenders)
-    cheapest_first = sorted(contenders, key=lambda contender: bench.costs[contender.key].macs)
-    seeds = range(SCREEN_SEED, SCREEN_SEED + effort.screen)
-    bench.progress.note(f"screening {len(contenders)} contenders on {effort.screen} images each")
-    screened = bench.measure(cheapest_first, seeds, SCREENING * minutes, details=False)
-    if len(screened) < len(contenders):
-        left.append(f"{len(contenders) - len(screened)} of {len(contenders)} contenders were not screened in time.")
+    timing = TIMING * clock.seconds + TIMING_A_NETWORK * len({(one.run, one.split) for one in contenders})
+    fewest = 2 * bench.judge.net.dim
+    seeds = {images: range(SCREEN_SEED, SCREEN_SEED + images) for images in levels(effort.screen, fewest)}
+    picked, images = affordable(
+        useful_first(contenders, {key: cost.macs for key, cost in bench.costs.items()}),
+        lambda contender, images: bench.seconds(contender, seeds[images]),
+        SCREENING * (clock.left - min(timing, clock.left / 2)),
+        list(seeds),
+        wanted=(len(contenders) + 1) // 2,
+    )
+    _announce(contenders, picked, images, bench, effort, clock)
+    screened = bench.measure(picked, seeds[images], SCREENING * clock.left, details=False)
+    left = _left(len(contenders), len(screened), "contenders were", "screened", images, effort.screen)
+
     own = [one for one in screened if one.contender.network in duals]
     others = [one for one in screened if one.contender.network not in duals]
     front = chosen(screened, bench, [side for side in (others, own) if side])
-    bench.progress.note(f"measuring {len(front)} of them on {effort.count} images each")
-    seconds = start + (1 - TIMING) * minutes - time.monotonic()
-    measured = bench.measure(front, range(effort.count), seconds, details=True)
-    if len(measured) < len(front):
-        left.append(f"{len(front) - len(measured)} of {len(front)} contenders on the front were not measured in time.")
+    seconds = clock.left - min(timing, clock.left / 2)
+    picked, images = affordable(
+        front,
+        lambda contender, images: bench.seconds(contender, range(images)),
+        seconds,
+        levels(effort.count, fewest),
+        wanted=len(front),
+    )
+    bench.progress.note(f"measuring {len(picked)} of the {len(front)} on the front, {images} images each")
+    measured = bench.measure(picked, range(images), seconds, details=True)
+    left += _left(len(front), len(measured), "contenders on the front were", "measured", images, effort.count)
     return screened, measured, left
+
+
+def _announce(
+    contenders: Sequence[Contender],
+    picked: Sequence[Contender],
+    images: int,
+    bench: Bench,
+    effort: Effort,
+    clock: Clock,
+) -> None:
+    """What all of it would take, and what is done and left out this time."""
+    screening = sum(bench.seconds(one, range(SCREEN_SEED, SCREEN_SEED + effort.screen)) for one in contenders)
+    front = FRONT * sum(bench.seconds(one, range(effort.count)) for one in contenders)
+    bench.progress.note(
+        f"{len(contenders)} contenders: {effort.screen} images of each take about {duration(screening)} at the speed "
+        f"measured now, {effort.count} of those on the front, if that is a quarter, {duration(front)}; there are "
+        f"{duration(clock.left)}"
+    )
+    keys = {one.key for one in picked}
+    out = [_name(one) for one in contenders if one.key not in keys]
+    more = f" and {len(out) - NAMED} more" if len(out) > NAMED else ""
+    without = f"; left out this time: {', '.join(out[:NAMED])}{more}" if out else ""
+    bench.progress.note(f"screening {len(picked)} of them on {images} images each{without}")
+
+
+def _name(contender: Contender) -> str:
+    note = f" {contender.note}" if contender.note else ""
+    plan = short_plan(contender.plan.num_steps, contender.plan.num_heavy)
+    return f"{contender.network} {contender.sampler} {plan}{note}"
+
+
+def _left(of: int, done: int, what: str, verb: str, images: int, enough: int) -> list[str]:
+    """What there was no time for, a sentence each."""
+    found = [f"{of - done} of {of} {what} not {verb} in time."] if done < of else []
+    return (
+        [*found, f"For lack of time {done} were {verb} on {images} images, not on {enough}."]
+        if images < enough
+        else found
+    )
 
 
 def _require_names(entries: Sequence[Entry]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -26,9 +26,10 @@ from dualrate.caching.similarity import best_refreshes, similarities
 from dualrate.experiment import TwoNetworks
 from dualrate.models.uvit import UViT
 from dualrate.planner import Planner
+from dualrate.ranges import Probability, Ranged, SharedBlocks, Steps, checked
 from dualrate.runs.calibration import read_table
-from dualrate.runs.planning import SEED, call_macs, measured_errors
-from dualrate.runs.samplers import TABLED, GridName, SamplerName, grid_times, step_for, steps_of
+from dualrate.runs.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors
+from dualrate.runs.samplers import TABLED, GridName, SamplerName, grid_times, read_plan, step_for, steps_of
 from dualrate.runs.store import Model
 from dualrate.serving import Continuous, Grid
 from dualrate.steps import Step
@@ -66,7 +67,7 @@ GRID, PLANNING_IMAGES = 64, 128  # of the planner
 
 
 @dataclass(frozen=True)
-class Contender:
+class Contender(Ranged):
     """A model under a sampler and a plan.
 
     run:     directory of the model
@@ -81,9 +82,9 @@ class Contender:
     network: str
     sampler: SamplerName
     plan: StepPlan
-    gamma: float = 0.0
+    gamma: Probability = 0.0
     note: str = ""
-    split: int | None = None
+    split: SharedBlocks | None = None
     asked: bool = False
 
     @property
@@ -113,7 +114,7 @@ def split_of(network: UViT) -> int:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Ranged):
     """One argument of `dualrate compare`: [NAME=]RUN[:PLAN][@SAMPLER[:GAMMA]].
 
     plan: "32", "32/8", a file, or None
@@ -123,11 +124,16 @@ class Entry:
     network: str
     plan: str | None = None
     sampler: SamplerName | None = None
-    gamma: float | None = None
+    gamma: Probability | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plan is not None and not self.plan.endswith(".json"):
+            self._counts()
 
     @staticmethod
     def parse(text: str) -> Entry:
-        """Raises ValueError for a run that is not there, a sampler nobody knows, or a gamma that is no number."""
+        """Raises ValueError for a run that is not there, a plan or a gamma that is none, or a sampler nobody knows."""
         name, equals, rest = ("", "", text) if Path(text).is_dir() else text.partition("=")
         name, rest = (name, rest) if equals else ("", text)
         rest, _, sampler = rest.partition("@")
@@ -150,20 +156,25 @@ class Entry:
         assert self.plan is not None
         sampler = self.sampler or "ancestral"
         if self.plan.endswith(".json"):
-            plan, name = StepPlan.from_json(Path(self.plan).read_text()), Path(self.plan).stem
+            plan, name = read_plan(Path(self.plan)), Path(self.plan).stem
             if plan.num_heavy < plan.num_steps and not is_dual(model):
                 return replace(sharing(self, model, plan), note=name)
             return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0, name)
-        steps, _, heavy = self.plan.partition("/")
+        steps, heavy = self._counts()
+        calls = model.experiment.times.default_heavy(steps) if heavy is None else heavy
+        if calls < steps and not is_dual(model):
+            return shared(self, model, steps, calls, device)
+        plan = StepPlan.uniform(steps, calls)
+        if calls == steps:
+            plan = StepPlan.at(grid_times(GRIDS[sampler], model.process.schedule, steps), range(steps))
+        return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0)
+
+    def _counts(self) -> tuple[int, int | None]:
+        """Steps and heavy calls of a plan that is no file. Raises ValueError for one that is none."""
+        steps, _, heavy = (self.plan or "").partition("/")
         if not (steps.isdecimal() and (heavy or "0").isdecimal()):
             raise ValueError(f"{self.plan!r} is no plan: 32 (steps), 32/8 (steps/heavy calls), or a .json file")
-        calls = int(heavy) if heavy else model.experiment.times.default_heavy(int(steps))
-        if calls < int(steps) and not is_dual(model):
-            return shared(self, model, int(steps), calls, device)
-        plan = StepPlan.uniform(int(steps), calls)
-        if calls == int(steps):
-            plan = StepPlan.at(grid_times(GRIDS[sampler], model.process.schedule, int(steps)), range(int(steps)))
-        return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0)
+        return checked("the number of steps", int(steps), Steps), int(heavy) if heavy else None
 
     def gammas(self, sampler: SamplerName) -> tuple[float, ...]:
         """The noise level that was asked for, or the usual ones."""
@@ -218,10 +229,10 @@ def _refuse_table(entry: Entry) -> None:
         )
 
 
-def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
+def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Contender]:
     """A dual-rate model with even, planned, and late heavy calls; the last two under the last sampler and gamma.
 
-    A model whose context was never dropped in training gets no late ones.
+    Without a planner none are planned; a model whose context was never dropped in training gets no late ones.
     """
 
     def every(plan: StepPlan, note: str = "") -> list[Contender]:
@@ -232,7 +243,7 @@ def usual_dual(entry: Entry, model: Model, planner: Planner) -> list[Contender]:
         ]
 
     even = [StepPlan.uniform(steps, heavy) for steps, heavy in DUAL]
-    planned = [planner.best(steps, heavy).plan for steps, heavy in PLANNED]
+    planned = [planner.best(steps, heavy).plan for steps, heavy in PLANNED] if planner else []
     times = model.experiment.times
     drops = isinstance(times, TimeSampler) and times.dropout > 0
     late = [starting_late(steps, heavy) for steps, heavy in PLANNED if drops]
@@ -272,10 +283,16 @@ def starting_late(steps: int, heavy: int) -> StepPlan:
 
 
 def contenders_of(
-    entries: Sequence[Entry], models: dict[Path, Model], *, progress: Progress, device: torch.device
+    entries: Sequence[Entry],
+    models: dict[Path, Model],
+    *,
+    progress: Progress,
+    device: torch.device,
+    unplanned: Container[Path] = (),
 ) -> list[Contender]:
     """What the entries stand for, none twice. models: by directory.
 
+    unplanned: runs without those of their usual plans that have to be planned first, by calling the network
     Raises ValueError for plans that are none, or not for that kind of model.
     """
     costs = {run: call_macs(model) for run, model in models.items()}
@@ -292,11 +309,14 @@ def contenders_of(
             found += usual_student(entry, model.experiment.times, calls_of(cost.light, dearest))
         elif is_dual(model):
             require_markovian(entry)
-            errors = measured_errors(model, grid=GRID, images=PLANNING_IMAGES, progress=progress, device=device)
-            found += usual_dual(entry, model, Planner(errors, model.process, model.experiment.weighting))
+            planner = None
+            if entry.run not in unplanned:
+                errors = measured_errors(model, grid=GRID, images=PLANNING_IMAGES, progress=progress, device=device)
+                planner = Planner(errors, model.process, model.experiment.weighting)
+            found += usual_dual(entry, model, planner)
         else:
             found += usual_single(entry, model, calls_of(cost.light, dearest))
-            if cost.light == max(single.light for single in costs.values()) and can_share(model):
+            if shares(entry.run, models, costs) and entry.run not in unplanned:
                 progress.note(f"planning where the shared encoder of {entry.network} is refreshed")
                 found += [shared(entry, model, steps, heavy, device) for steps, heavy in SHARED]
     if not found:
@@ -309,6 +329,21 @@ def calls_of(network: float, dearest: float) -> list[int]:
     return [min(MOST_STEPS, max(1, round(rung * dearest / network))) for rung in LADDER]
 
 
-def can_share(model: Model) -> bool:
-    """Whether the network's middle has blocks to share, and one to spare."""
-    return model.experiment.networks.grid.levels[-1].blocks > 1
+def shares(run: Path, models: dict[Path, Model], costs: dict[Path, CallCosts]) -> bool:
+    """Whether a run is the dearest single network, and its middle has blocks to share, and one to spare."""
+    dearest = costs[run].light == max(cost.light for cost in costs.values())
+    return dearest and models[run].experiment.networks.grid.levels[-1].blocks > 1
+
+
+def planning_seconds(
+    entry: Entry, models: dict[Path, Model], heavy: float, light: float, *, device: torch.device
+) -> float:
+    """What finding an entry's usual plans takes. heavy, light: seconds of a call of its model, per image."""
+    model = models[entry.run]
+    if entry.plan is not None or isinstance(model.experiment.times, (Continuous, Grid)):
+        return 0.0
+    if is_dual(model):
+        kept = are_errors_kept(model, grid=GRID, images=PLANNING_IMAGES, device=device)
+        return 0.0 if kept else PLANNING_IMAGES * (GRID * heavy + GRID * (GRID + 1) / 2 * light)
+    costs = {run: call_macs(model) for run, model in models.items()}
+    return SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED) * light if shares(entry.run, models, costs) else 0.0

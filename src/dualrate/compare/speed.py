@@ -88,7 +88,7 @@ def peak_memory(contender: Contender, batch: int, *, device: torch.device) -> in
 def _peak(contender: Contender, batch: int, device: str, threads: int) -> int:
     torch.set_num_threads(threads)
     keep_freed_memory()
-    model = contender.model(load(contender.run, device=device))
+    model = contender.model(load(contender.run, device=device, note=lambda text: None))
     draw(model, contender.step(model), contender.plan, range(batch), batch_size=batch, device=device)
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)

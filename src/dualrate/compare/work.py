@@ -5,16 +5,19 @@
                does not flatter anyone
     3. costs:  seconds of an image of each of them, alone and in batches, and the memory of each network
 
-Features are kept as images are drawn (metrics/blocks.py), so a call that ran out of its minutes, or was killed, goes on
-where it was; only the seconds are measured anew.
+With little time it is fewer contenders, on fewer images (compare/schedule.py). Features are kept as images are drawn
+(metrics/blocks.py), so a call that ran out of its minutes, or was killed, goes on where it was; only the seconds are
+measured anew.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +26,23 @@ import torch
 from numpy.typing import NDArray
 
 from dualrate.compare.contenders import Contender
+from dualrate.compare.schedule import LEAST, in_turns
 from dualrate.compare.speed import CALLING, Speed, peak_memory, saturating_batch, speed
 from dualrate.cost import PlanCost
-from dualrate.metrics.blocks import FeatureBlocks
+from dualrate.metrics.blocks import FeatureBlocks, Origin
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import Row
 from dualrate.runs.measure import Guidance, balanced_strata, draw, image_cost, seconds_of_calls
+from dualrate.runs.origin import origin_of
 from dualrate.runs.store import Model
-from dualrate.runs.stream import measure_in_blocks, origin_of
+from dualrate.runs.stream import measure_in_blocks
 from dualrate.training.device import pays
 from dualrate.training.log import Progress
 
 SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0
-SCREENING, TIMING = 0.5, 0.1  # of the minutes: for screening at most, and kept for the timing at the end
+SLOWER = 1.3  # drawing, over its networks' calls, until it has been seen
 SHOWN = 20  # images of a contender on the page
 BATCH = 125
 
@@ -91,6 +96,8 @@ class Bench:
     progress: Progress
     costs: dict[str, PlanCost] = field(default_factory=dict)
     estimates: dict[str, float] = field(default_factory=dict)  # seconds per image, from those of calls
+    pace: float = SLOWER  # what drawing took, over its estimate
+    _calls: dict[tuple[Path, int | None], tuple[float, float]] = field(default_factory=dict)
     _done: float = 0
     _total: float = 0
     _images: int = 0
@@ -99,32 +106,45 @@ class Bench:
     def model(self, contender: Contender) -> Model:
         return contender.model(self.models[contender.run])
 
+    def call_seconds(self, model: Model, run: Path, split: int | None = None) -> tuple[float, float]:
+        """Of a heavy and of a light call, per image, measured once."""
+        if (run, split) not in self._calls:
+            heavy, light = seconds_of_calls(model, BATCH, device=self.device, seconds=CALLING)
+            self._calls[run, split] = (heavy / BATCH, light / BATCH)
+        return self._calls[run, split]
+
     def estimate(self, contenders: Sequence[Contender]) -> None:
         """Counts every contender's calls, and times one call of each network."""
-        calls: dict[tuple[Path, int | None], tuple[float, float]] = {}
         for contender in contenders:
-            model, kind = self.model(contender), (contender.run, contender.split)
-            if kind not in calls:
-                heavy, light = seconds_of_calls(model, BATCH, device=self.device, seconds=CALLING)
-                calls[kind] = (heavy / BATCH, light / BATCH)
+            model = self.model(contender)
+            heavy, light = self.call_seconds(model, contender.run, contender.split)
             cost = image_cost(model, contender.step(model), contender.plan, Guidance(), device=self.device)
             self.costs[contender.key] = cost
-            self.estimates[contender.key] = cost.heavy_calls * calls[kind][0] + cost.light_calls * calls[kind][1]
+            self.estimates[contender.key] = cost.heavy_calls * heavy + cost.light_calls * light
+
+    def seconds(self, contender: Contender, seeds: range) -> float:
+        """What drawing the images that are not here yet will take."""
+        directory, origin = self._place(contender)
+        missing = len(FeatureBlocks.open(directory, origin).missing(seeds)) if directory.exists() else len(seeds)
+        return self.pace * self.estimates[contender.key] * missing
 
     def measure(
         self, contenders: Sequence[Contender], seeds: range, seconds: float, *, details: bool
     ) -> list[Measured]:
-        """Those that `seconds` suffice for, in this order; what is here from an earlier call costs none."""
+        """Those that `seconds` suffice for, in this order, and the first LEAST; what is here already costs none."""
         deadline = time.monotonic() + seconds
         self._done, self._images, self._start = 0, 0, time.monotonic()
         self._total = sum(self.estimates[contender.key] for contender in contenders) * len(seeds)
-        found = []
+        found, drawing = [], 0.0
         for i, contender in enumerate(contenders):
+            before, start = self._done, time.monotonic()
             try:
-                measured = self._measure(contender, seeds, deadline, details=details)
+                measured = self._measure(contender, seeds, deadline if i >= LEAST else math.inf, details=details)
             except TimeoutError:
                 self.progress.note(f"{i + 1}/{len(contenders)} {contender.key}: out of time")
                 continue
+            finally:
+                drawing += time.monotonic() - start if self._done > before else 0
             score = measured.row.score
             self.progress.note(
                 f"{i + 1}/{len(contenders)} {contender.key}: {score.metric} {score.value:.3f} "
@@ -132,12 +152,13 @@ class Bench:
             )
             found.append(measured)
         self.progress.close()
+        if drawing:
+            self.pace = drawing / self._done
         return found
 
     def _measure(self, contender: Contender, seeds: range, deadline: float, *, details: bool) -> Measured:
         model, step = self.model(contender), contender.step(self.model(contender))
-        origin = origin_of(model, step, contender.plan, Guidance(), self.judge.net, bfloat16=pays(self.device))
-        directory = self.directory / f"{contender.key}-{hashlib.sha256(origin.json().encode()).hexdigest()[:8]}"
+        directory, origin = self._place(contender)
         before, images, here = self._done, self._images, -1
 
         def report(done: int, total: int) -> None:
@@ -169,8 +190,17 @@ class Bench:
         replicates = self.judge.replicates(features, strata=balanced_strata(model, seeds))
         return Measured(contender, _named(row, contender), replicates)
 
-    def finish(self, measured: Sequence[Measured]) -> list[Finished]:
-        """Times every contender, and takes its first images."""
+    def _place(self, contender: Contender) -> tuple[Path, Origin]:
+        """Where its features are kept: another directory for whatever would give other features."""
+        model = self.model(contender)
+        step, bfloat16 = contender.step(model), pays(self.device)
+        origin = origin_of(model, step, contender.plan, Guidance(), self.judge.net.identity, bfloat16=bfloat16)
+        digest = hashlib.sha256(origin.json().encode()).hexdigest()[:8]
+        return self.directory / f"{contender.key}-{digest}", origin
+
+    def finish(self, measured: Sequence[Measured], seconds: float = math.inf) -> list[Finished]:
+        """Times every contender, once only if the seconds are over, and takes its first images."""
+        deadline = time.monotonic() + seconds
         batches: dict[tuple[Path, int | None], int] = {}
         memory: dict[tuple[Path, int | None], int] = {}
         finished = []
@@ -181,7 +211,10 @@ class Bench:
             if kind not in batches:
                 batches[kind] = saturating_batch(model, self.costs[contender.key], device=self.device)
                 memory[kind] = peak_memory(contender, batches[kind], device=self.device)
-            timed = speed(contender, model, batches[kind], self.costs[contender.key], device=self.device)
+            repeats = 3 if time.monotonic() < deadline else 1
+            timed = speed(
+                contender, model, batches[kind], self.costs[contender.key], device=self.device, repeats=repeats
+            )
             row = replace(one.row, seconds_per_image=timed.batched, batch_size=timed.batch)
             step, plan, cost = contender.step(model), contender.plan, self.costs[contender.key]
             images = draw(model, step, plan, range(SHOWN), device=self.device, cost=cost).images
@@ -199,14 +232,21 @@ def _named(row: Row, contender: Contender) -> Row:
 def chosen(screened: Sequence[Measured], bench: Bench, sides: Sequence[Sequence[Measured]]) -> list[Contender]:
     """What deserves many images, most important first: what the user named, the fronts of the sides, then of networks.
 
-    sides: what is set against each other. A front counts multiply-adds, and estimated seconds too.
+    sides: what is set against each other, by turns. A front counts multiply-adds, and estimated seconds too; its best
+    score comes first
     """
     networks = {one.contender.network for one in screened}
     lines = [[one for one in screened if one.contender.network == network] for network in sorted(networks)]
-    picked = {one.contender.key: one.contender for one in screened if one.contender.asked}
-    for group in (*sides, *lines):
-        by_name = {one.contender.key: one for one in group}
-        for costs in ({k: float(c.macs) for k, c in bench.costs.items()}, bench.estimates):
-            points = [one.point(costs[key]) for key, one in by_name.items()]
-            picked |= {point.name: by_name[point.name].contender for point in front(points)}
+    asked = [one.contender for one in screened if one.contender.asked]
+    of_sides, of_lines = ([_front(group, bench) for group in groups] for groups in (sides, lines))
+    picked = [*asked, *in_turns(of_sides), *chain.from_iterable(of_lines)]
+    return list({contender.key: contender for contender in picked}.values())
+
+
+def _front(group: Sequence[Measured], bench: Bench) -> list[Contender]:
+    by_name = {one.contender.key: one for one in group}
+    picked: dict[str, Contender] = {}
+    for costs in ({k: float(c.macs) for k, c in bench.costs.items()}, bench.estimates):
+        points = [one.point(costs[key]) for key, one in by_name.items()]
+        picked |= {point.name: by_name[point.name].contender for point in reversed(front(points))}
     return list(picked.values())

@@ -2,7 +2,7 @@
 
 An entry is a folder images/<key>/ with images.npy (N, C, H, W) uint8, labels.npy (N,) int64 if there are labels, and
 info.json. The key is a sha256 of the files' paths, sizes and times of change and of all options, so an entry is never
-updated. It is written aside and renamed: an interrupted run leaves no half entry.
+updated. It is written aside and renamed: an interrupted run leaves no half entry. Who may read it, the umask says.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
 
-from dualrate.data.decode import decode, resize
+from dualrate.data.decode import MAX_BYTES, decode, resize
 from dualrate.data.source import Progress, Raw, Source
+from dualrate.data.untrusted import one_line, read_limited
+from dualrate.files import ABSENT, naming, read_json
+from dualrate.folders import new_folder
 
 VERSION = 1  # of the entry's format and of the decoding rules: part of every key
 _LOOK_ON = 1000  # images still looked at, to describe the shapes that occur, after two were found to differ
@@ -58,61 +60,66 @@ def cache_dir() -> Path:
 def decoded(source: Source, options: Options, cache: Path, progress: Progress) -> Entry:
     """The decoded images of a source, from the cache or decoded now.
 
-    Raises ValueError for bad images (unless they are skipped), images of several shapes, and a damaged entry.
+    Raises ValueError for bad images (unless they are skipped), images of several shapes, and a damaged entry; OSError
+    for files that cannot be read or written.
     """
     folder = cache / "images" / _key(source, options)
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         try:
-            _write(source.read(), options, aside, source.name, progress)
-            _publish(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            with new_folder(folder) as aside:
+                _write(source.read(), options, aside, source.name, progress)
+        except OSError:
+            if not folder.is_dir():  # else another process has just published the same entry
+                raise
     return _open(folder)
 
 
 def _key(source: Source, options: Options) -> str:
     digest = hashlib.sha256(repr((VERSION, source.name, options)).encode())
     for file in source.files:
-        stat = file.stat()
-        digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
+        try:
+            stat = file.stat()
+            digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
+        except OSError as error:  # a link that leads nowhere: bad, once it is read
+            digest.update(repr((str(file), error.errno)).encode())
     return digest.hexdigest()
-
-
-def _publish(aside: Path, folder: Path) -> None:
-    try:
-        aside.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process has just published the same entry
-            raise
 
 
 def _open(folder: Path) -> Entry:
     try:
-        info = json.loads((folder / "info.json").read_text())
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False) if info["labelled"] else None
+        info = read_json(folder / "info.json")
+        with naming(folder / "images.npy"):
+            images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        with naming(folder / "labels.npy"):
+            labels = np.load(folder / "labels.npy", allow_pickle=False) if info["labelled"] else None
         return Entry(images, labels, tuple(info["class_names"]), info["skipped"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the cache entry {folder} is damaged ({error}); delete that folder and run again") from error
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        raise _damaged(folder, error) from error
+    except (ValueError, KeyError, TypeError, EOFError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    return ValueError(f"the cache entry {folder} is damaged ({error}); delete that folder and run again")
 
 
 def _write(raw: Raw, options: Options, folder: Path, name: str, progress: Progress) -> None:
-    with open(folder / "images.npy", "wb") as file:
+    with naming(folder / "images.npy"), open(folder / "images.npy", "wb") as file:
         kept, bad = _write_images(raw, options, file, name, progress)
-        file.flush()
-        os.fsync(file.fileno())
     if bad and (options.on_bad == "fail" or not kept):
         advice = "pass --data.on-bad skip to leave them out" if kept else "no image is left"
         raise ValueError(f"{_summary(bad)} of {raw.count} images in {name} cannot be used; {advice}")
     if not kept:
         raise ValueError(f"{name} has no images")
     if raw.labels is not None:
-        np.save(folder / "labels.npy", raw.labels[kept], allow_pickle=False)
+        with naming(folder / "labels.npy"):
+            np.save(folder / "labels.npy", raw.labels[kept], allow_pickle=False)
     skipped = f"skipped {_summary(bad)} of {raw.count} images" if bad else ""
     info = {"name": name, "labelled": raw.labels is not None, "class_names": raw.class_names, "skipped": skipped}
-    (folder / "info.json").write_text(json.dumps(info, indent=1))
+    with naming(folder / "info.json"):
+        (folder / "info.json").write_text(json.dumps(info, indent=1))
 
 
 def _write_images(
@@ -125,13 +132,15 @@ def _write_images(
     kept: list[int] = []
     bad: list[str] = []
     shapes: Counter[tuple[int, ...]] = Counter()
-    for i, (label, item) in enumerate(raw.items):
+    for i, (label, item) in enumerate(_read(raw, name)):
         if i % 256 == 0:
             progress(i, raw.count, f"decoding {name}")
         try:
             image = _image(label, item, options)
         except (ValueError, OSError) as error:
-            bad.append(str(error))
+            if isinstance(error, OSError) and error.errno not in ABSENT:
+                raise  # the system's own: the image may be good
+            bad.append(one_line(error))
             continue
         if not shapes:
             _header(file, (raw.count, *image.shape))
@@ -152,10 +161,16 @@ def _write_images(
     return kept, bad
 
 
+def _read(raw: Raw, name: str) -> Iterator[tuple[str, Path | bytes | np.ndarray]]:
+    """The items; trouble with them is not that of the file that is written meanwhile."""
+    with naming(name):
+        yield from raw.items
+
+
 def _image(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.ndarray:
     if isinstance(item, np.ndarray):
         return resize(item, size=options.size, channels=options.channels)
-    data = item.read_bytes() if isinstance(item, Path) else item
+    data = read_limited(item, MAX_BYTES) if isinstance(item, Path) else item
     return decode(data, name, size=options.size, channels=options.channels)
 
 

@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 8 * MAX_PIXELS  # of a file: as many as four channels of 16 bits take
 
 
 def decode(data: bytes, name: str, *, size: int | None = None, channels: int | None = None) -> np.ndarray:
@@ -37,6 +38,8 @@ def decode(data: bytes, name: str, *, size: int | None = None, channels: int | N
     """
     if not data:
         raise ValueError(f"{name}: the file is empty")
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{name}: the file has {len(data):,} bytes, more than the {MAX_BYTES:,} accepted")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow only warns about sizes that are refused here

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from dualrate.data.source import Progress, Raw, Source, Split
+from dualrate.files import naming
 
 NAME = "fashion-mnist"
 CLASS_NAMES = (
@@ -70,12 +71,15 @@ def parse_idx(data: bytes) -> np.ndarray:
 
 
 def verified(file: Path) -> bytes:
-    """The uncompressed content of one of the four files; ValueError unless size and sha256 are those of `CONTENT`."""
+    """The uncompressed content of one of the four files; ValueError unless size and sha256 are those of `CONTENT`.
+
+    Raises OSError for a file that cannot be opened or read.
+    """
     size, expected = CONTENT[file.name]
     try:
-        with gzip.open(file) as stream:
+        with naming(file), gzip.open(file) as stream:
             data = stream.read(size + 1)  # no more, whatever the file holds
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is not a readable .gz file ({error}); delete it and run again") from error
     found = hashlib.sha256(data).hexdigest()
     if found != expected:

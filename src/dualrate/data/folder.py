@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from dualrate.data.decode import SUFFIXES
 from dualrate.data.source import Raw, Source, Split, hold_out
+from dualrate.data.untrusted import printable
 
 TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
+_LOOKED_AT = 10_000  # files whose suffixes are counted to say what is there instead of images
 
 
 @dataclass(frozen=True)
@@ -29,21 +32,23 @@ def folder_source(path: Path, split: Split) -> Source:
 
     Sub-folders are classes, in sorted order; images directly in the folder have no labels. If all sub-folders are
     named like splits, one of them train, they are the splits; otherwise a tenth is held out (`hold_out`).
-    Raises ValueError for a folder without images, for a mixture of layouts, and for a class that only test/ has.
+    Raises ValueError for a folder without images, for a mixture of layouts, for a class that only test/ has, and for
+    a class folder that is a link back to a folder above it; OSError for a folder that cannot be read.
     """
     names = _subfolders(path)
     if "train" not in names or not set(names) <= {"train", *TEST_NAMES}:
-        return _held_out(_listing(path), path.name, split)
+        return _held_out(_listing(path), printable(path.name), split)
     train = _listing(path / "train")
     test = next((name for name in TEST_NAMES if name in names), None)
     if test is None:
-        return _held_out(train, path.name, split)
+        return _held_out(train, printable(path.name), split)
     chosen = train if split == "train" else _listing(path / test)
-    return _source(chosen, train, f"{path.name}/{split}")
+    return _source(chosen, train, f"{printable(path.name)}/{split}")
 
 
 def _held_out(listing: _Listing, name: str, split: Split) -> Source:
-    positions = hold_out([file.relative_to(listing.root).as_posix() for file in listing.files], split)
+    keys = [file.relative_to(listing.root).as_posix() for file in listing.files]
+    positions = hold_out(keys, split, str(listing.root))
     files = tuple(listing.files[i] for i in positions)
     classes = tuple(listing.classes[i] for i in positions) if listing.classes else ()
     return _source(_Listing(listing.root, files, classes), listing, f"{name}/{split}")
@@ -62,19 +67,23 @@ def _source(listing: _Listing, reference: _Listing, name: str) -> Source:
     def read() -> Raw:
         number = {name: i for i, name in enumerate(class_names)}
         labels = np.array([number[name] for name in listing.classes], dtype=np.int64) if class_names else None
-        items = ((file.relative_to(listing.root).as_posix(), file) for file in listing.files)
-        return Raw(items, len(listing.files), labels, class_names)
+        items = ((printable(file.relative_to(listing.root).as_posix()), file) for file in listing.files)
+        return Raw(items, len(listing.files), labels, tuple(map(printable, class_names)))
 
     return Source(name, tuple(dict.fromkeys((*reference.files, *listing.files))), read)
 
 
 def _subfolders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in os.scandir(path) if _is_folder(entry) and not entry.name.startswith("."))
+    for name in names:
+        if path.resolve().is_relative_to((path / name).resolve()):
+            raise ValueError(f"{path / name} is a link to a folder above it, so that it holds itself; remove the link")
+    return names
 
 
 def _listing(root: Path) -> _Listing:
     by_class = {name: _images(root / name) for name in _subfolders(root)}
-    flat = [root / entry.name for entry in os.scandir(root) if entry.is_file() and _is_image(entry.name)]
+    flat = [root / entry.name for entry in os.scandir(root) if _is_image(entry.name) and not _is_folder(entry)]
     if not flat and not any(by_class.values()):
         raise ValueError(_nothing_found(root))
     if flat and by_class:
@@ -93,7 +102,19 @@ def _listing(root: Path) -> _Listing:
 
 def _images(folder: Path) -> list[Path]:
     """All image files below a class folder, sorted."""
-    return sorted(Path(at) / name for at, _, names in os.walk(folder) for name in names if _is_image(name))
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walk = os.walk(folder, onerror=refuse)
+    return sorted(Path(at, name) for at, _, names in walk for name in names if _is_image(name))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
 
 
 def _is_image(name: str) -> bool:
@@ -101,7 +122,8 @@ def _is_image(name: str) -> bool:
 
 
 def _nothing_found(root: Path) -> str:
-    suffixes = Counter(Path(name).suffix.lower() or "no suffix" for _, _, names in os.walk(root) for name in names)
+    names = islice((name for _, _, names in os.walk(root) for name in names), _LOOKED_AT)
+    suffixes = Counter(printable(Path(name).suffix.lower()) or "no suffix" for name in names)
     there = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5)) or "no files at all"
     return (
         f"no images in {root}: looked for {', '.join(SUFFIXES)} directly or in sub-folders, for .parquet files "

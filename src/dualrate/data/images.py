@@ -20,6 +20,7 @@ from dualrate.data.cache import OnBad, Options, cache_dir, decoded
 from dualrate.data.folder import folder_source
 from dualrate.data.npz import npz_source
 from dualrate.data.source import Progress, Source, Split
+from dualrate.data.untrusted import check_regular
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +110,8 @@ def load_images(
     on_bad:   a file that is no image: "fail", or "skip" and report it through `progress`
     cache:    folder of decoded images; None: `cache_dir()`
     progress: called with (done, total, message)
-    Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source.
+    Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source, OSError for what
+    cannot be opened or read.
     """
     if split not in ("train", "test") or on_bad not in ("fail", "skip"):
         raise ValueError(f"split {split!r}, on_bad {on_bad!r}; expected train or test, and fail or skip")
@@ -128,15 +130,20 @@ def find_source(source: str | Path, split: Split, cache: Path, progress: Progres
     """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it."""
     if source == fashion_mnist.NAME:
         return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
-    path = Path(source).expanduser().resolve()
+    try:
+        path = Path(source).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:  # a loop of links, no such home directory, a null character
+        raise ValueError(f"the data source {str(source)!r} is no path ({error})") from error
     if not path.exists():
         raise FileNotFoundError(
             f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, Parquet files, or a .npz file"
         )
-    if path.suffix == ".npz" and path.is_file():
-        return npz_source(path, split)
-    if not path.is_dir() and path.suffix != ".parquet":
-        raise ValueError(f"{path} is a file; expected .parquet, .npz, or a folder")
+    if not path.is_dir():
+        check_regular(path)
+        if path.suffix == ".npz":
+            return npz_source(path, split)
+        if path.suffix != ".parquet":
+            raise ValueError(f"{path} is a file; expected .parquet, .npz, or a folder")
     from dualrate.data.parquet import parquet_files, parquet_source  # pyarrow is slow to import
 
     train, test = parquet_files(path) if path.is_dir() else ([path], [])

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from dualrate.data.images import ImageSet, to_float
 from dualrate.draws import Draws
+from dualrate.ranges import Range, Ranged
 from dualrate.types import Batch
 
 
 @dataclass(frozen=True)
-class Augment:
-    """Random changes of training images.
-
-    flip:      mirror left to right with probability 1/2
-    translate: shift by up to this many pixels on each axis, uniformly; the border is reflected
-    """
+class Augment(Ranged):
+    """Random changes of training images."""
 
     flip: bool = False
-    translate: int = 0
+    """Mirror left to right with probability 1/2."""
+    translate: Annotated[int, Range(0, 4096)] = 0
+    """Shift by up to this many pixels on each axis, uniformly; the border is reflected."""
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Change row i by row i of `draws`.

@@ -7,14 +7,17 @@ strings. Class names come from the schema's `huggingface` metadata (ClassLabel),
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualrate.data.source import Raw, Source, Split, hold_out
+from dualrate.data.source import Raw, Source, Split, class_numbers, hold_out
+from dualrate.data.untrusted import check_regular, printable, reading
 
 TEST_NAMES = ("test", "val")  # prefixes; validation files count as test files where there are none
 IMAGE_COLUMNS = ("image", "img")
@@ -38,24 +41,39 @@ def parquet_files(folder: Path) -> tuple[list[Path], list[Path]]:
 def parquet_source(train: Sequence[Path], test: Sequence[Path], name: str, split: Split) -> Source:
     """The images of Parquet files; without test files, a tenth of the training rows is held out (`hold_out`).
 
-    Raises ValueError, when read, for unreadable files, unexpected columns, and labels that only the test files have.
+    Raises, when read, OSError for files that cannot be opened or read; ValueError for damaged files, unexpected
+    columns, labels that `class_numbers` refuses, and labels that only the test files have.
     """
     chosen = test if test and split == "test" else train
 
     def read() -> Raw:
-        labels, class_names = _labels(chosen, train)
-        count = sum(_opened(file).metadata.num_rows for file in chosen)
-        rows = np.arange(count) if test else hold_out([str(i) for i in range(count)], split)
+        count = sum(map(_rows, chosen))
+        labels, class_names = _labels(chosen, train, count)
+        rows = np.arange(count) if test else hold_out([str(i) for i in range(count)], split, str(chosen[0]))
         return Raw(_items(chosen, rows), len(rows), None if labels is None else labels[rows], class_names)
 
-    return Source(f"{name}/{split}", tuple(dict.fromkeys([*train, *chosen])), read)
+    return Source(f"{printable(name)}/{split}", tuple(dict.fromkeys([*train, *chosen])), read)
 
 
-def _opened(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
+@contextmanager
+def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+    """The file, while it is read: see `reading` for errors."""
+    check_regular(file)
+    with (
+        reading(file, "Parquet"),
+        pa.OSFile(os.fsencode(file)) as content,  # as bytes: a name may be no UTF-8
+        pq.ParquetFile(content, page_checksum_verification=True) as parquet,
+    ):
+        yield parquet
+
+
+def _rows(file: Path) -> int:
+    """The number of rows, which the file only claims: no image takes less than a byte."""
+    with _opened(file) as parquet:
+        rows = parquet.metadata.num_rows
+        if not 0 <= rows <= file.stat().st_size:
+            raise ValueError(f"it claims {rows:,} rows in {file.stat().st_size:,} bytes")
+        return rows
 
 
 def _items(files: Sequence[Path], rows: np.ndarray) -> Iterator[tuple[str, bytes]]:
@@ -64,17 +82,14 @@ def _items(files: Sequence[Path], rows: np.ndarray) -> Iterator[tuple[str, bytes
         for batch in _batches(file):
             for i, value in enumerate(batch.column(0)):
                 if offset + i in wanted:
-                    yield f"{file.name}[{offset + i}]", _encoded(value.as_py())
+                    yield f"{printable(file.name)}[{offset + i}]", _encoded(value.as_py())
             offset += batch.num_rows
 
 
 def _batches(file: Path) -> Iterator[pa.RecordBatch]:
     with _opened(file) as parquet:
         column = _image_column(parquet.schema_arrow, file)
-        try:
-            yield from parquet.iter_batches(batch_size=256, columns=[column])
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
+        yield from parquet.iter_batches(batch_size=256, columns=[column])
 
 
 def _encoded(value: bytes | dict[str, bytes | None] | None) -> bytes:
@@ -83,51 +98,61 @@ def _encoded(value: bytes | dict[str, bytes | None] | None) -> bytes:
 
 
 def _image_column(schema: pa.Schema, file: Path) -> str:
+    """The column of encoded bytes, or the field of the struct that has them: nothing else of it is read."""
     for name in IMAGE_COLUMNS:
         if name in schema.names:
-            kind = schema.field(name).type
+            kind, path = schema.types[schema.names.index(name)], name
             if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                kind = kind.field("bytes").type
+                kind, path = kind.field("bytes").type, f"{name}.bytes"
             if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return name
+                return path
             raise ValueError(f"column {name} of {file} is {kind}; expected a struct with bytes, or binary")
     raise ValueError(f"{file} has the columns {', '.join(schema.names)}; expected {' or '.join(IMAGE_COLUMNS)}")
 
 
-def _labels(files: Sequence[Path], train: Sequence[Path]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels of `files`; the classes are those of the training files."""
-    if "label" not in _opened(train[0]).schema_arrow.names:
+def _labels(files: Sequence[Path], train: Sequence[Path], count: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """(count,) labels of `files`; the classes are those of the training files."""
+    with _opened(train[0]) as parquet:
+        schema = parquet.schema_arrow
+    if "label" not in schema.names:
         return None, ()
     values, reference = _column(files), _column(train)
-    if reference.dtype.kind in "iu":
-        declared = _declared_names(_opened(train[0]).schema_arrow)
-        return values.astype(np.int64), declared or tuple(str(i) for i in range(int(reference.max(initial=-1)) + 1))
-    names = sorted(set(reference.tolist()))
-    unknown = sorted(set(values.tolist()) - set(names))
+    if pa.types.is_integer(reference.type) and pa.types.is_integer(values.type):
+        declared = _declared_names(schema, train[0])
+        known = reference.to_numpy()
+        return class_numbers(values.to_numpy(), str(files[0]), count, reference=known, class_names=declared)
+    with reading(files[0], "Parquet"):
+        words, known = values.to_pylist(), set(reference.to_pylist())
+    numbers = {name: i for i, name in enumerate(sorted(known))}
+    unknown = sorted(set(words) - known)
     if unknown:
         raise ValueError(f"labels {unknown[:5]} of {files[0]} do not occur in the training files")
-    return np.searchsorted(np.array(names), values).astype(np.int64), tuple(names)
+    labels = np.array([numbers[word] for word in words], np.int64)
+    return class_numbers(labels, str(files[0]), count, class_names=tuple(numbers))
 
 
-def _column(files: Sequence[Path]) -> np.ndarray:
-    try:
-        tables = [pq.read_table(file, columns=["label"]) for file in files]
-        column = pa.concat_tables([table.replace_schema_metadata() for table in tables]).column("label")
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise ValueError(f"column label of {files[0]} (and its sister files) cannot be read: {error}") from error
-    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if column.null_count or not (text or pa.types.is_integer(column.type)):
-        raise ValueError(
-            f"column label of {files[0]} is {column.type} with {column.null_count} nulls; expected integers or strings"
-        )
-    return column.to_numpy().astype(str) if text else column.to_numpy()
+def _column(files: Sequence[Path]) -> pa.ChunkedArray:
+    """The labels of all files: integers or strings, none missing."""
+    columns = []
+    for file in files:
+        with _opened(file) as parquet:
+            column = parquet.read(columns=["label"]).column("label")
+            text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            if column.null_count or not (text or pa.types.is_integer(column.type)):
+                raise ValueError(
+                    f"column label of {file} is {column.type} with {column.null_count} nulls; expected integers or "
+                    "strings"
+                )
+            columns.append(column)
+    with reading(files[0], "Parquet (with its sister files)"):
+        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
 
 
-def _declared_names(schema: pa.Schema) -> tuple[str, ...]:
+def _declared_names(schema: pa.Schema, file: Path) -> tuple[str, ...]:
     """Class names of a ClassLabel column; empty if the schema declares none."""
     text = (schema.metadata or {}).get(b"huggingface", b"{}")
-    try:
-        label = json.loads(text).get("info", {}).get("features", {}).get("label", {})
-        return tuple(str(name) for name in label.get("names", ()))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"the huggingface metadata of the Parquet schema is not the expected JSON: {error}") from error
+    with reading(file, "Parquet: the huggingface metadata of its schema are not as expected"):
+        names = json.loads(text).get("info", {}).get("features", {}).get("label", {}).get("names") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"names of label are {str(names)[:80]}, no list of strings")
+        return tuple(names)

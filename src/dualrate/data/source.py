@@ -12,6 +12,7 @@ import numpy as np
 
 Split = Literal["train", "test"]
 Progress = Callable[[int, int, str], None]  # done, total, message
+MAX_CLASSES = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +44,57 @@ class Source:
     read: Callable[[], Raw]
 
 
-def hold_out(keys: Sequence[str], split: Split) -> np.ndarray:
+def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np.ndarray:
     """Ascending positions of `split` in a source that has no test split of its own.
 
     The tenth (at least one) of the keys with the smallest sha256 is the test split. It depends on nothing but the
-    keys, and a file added later moves few others. Raises ValueError for fewer than two keys.
+    keys, and a file added later moves few others. Raises ValueError for fewer than two keys; `name` is for the error.
     """
     if len(keys) < 2:
-        raise ValueError(f"{len(keys)} image(s) cannot be divided into train and test; at least 2 are needed")
-    ranked = sorted(range(len(keys)), key=lambda i: hashlib.sha256(keys[i].encode()).digest())
+        raise ValueError(f"{len(keys)} image(s) in {name} cannot be divided into train and test; at least 2 are needed")
+    digests = [hashlib.sha256(key.encode(errors="surrogateescape")).digest() for key in keys]  # keys may be file names
+    ranked = sorted(range(len(keys)), key=digests.__getitem__)
     count = max(1, len(keys) // 10)
     return np.sort(np.array(ranked[:count] if split == "test" else ranked[count:]))
+
+
+def class_numbers(
+    labels: np.ndarray,
+    name: str,
+    count: int,
+    *,
+    reference: np.ndarray | None = None,
+    class_names: tuple[str, ...] = (),
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(count,) int64 labels and the class names of labels that are integers.
+
+    labels:      (count,) integers of any type
+    name:        where they come from, for the errors
+    reference:   the labels that say how many classes there are: those of the training images; None: `labels`
+    class_names: if the source declares them; else classes are named by their numbers
+    A class without images is allowed, but numbers stay below 1000 or ten times the number of images, whichever is
+    more, and below `MAX_CLASSES`: a larger one is no class but a damaged or a foreign column.
+    Raises ValueError for labels of another type or number, for one that is negative or too large, and for too many
+    declared names.
+    """
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise ValueError(f"labels in {name} are {labels.dtype} {labels.shape}; expected {count} integers")
+    if not class_names:
+        known = labels if reference is None else reference
+        allowed = min(MAX_CLASSES, max(1000, 10 * len(known)))
+        _check_range(known, allowed, f"class numbers of {len(known)} images are 0 to {allowed - 1}", name)
+        class_names = tuple(str(i) for i in range(int(known.max(initial=0)) + 1))
+    if len(class_names) > MAX_CLASSES:
+        raise ValueError(f"{name} declares {len(class_names):,} classes, more than the {MAX_CLASSES:,} accepted")
+    high = len(class_names) - 1
+    _check_range(labels, high + 1, f"{high + 1} class names allow 0 to {high}", name)
+    return labels.astype(np.int64), class_names
+
+
+def _check_range(labels: np.ndarray, classes: int, expected: str, name: str) -> None:
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()} in {name}, {labels[wrong[0]]} in row {wrong[0]}; "
+            f"{expected}"
+        )

@@ -27,13 +27,14 @@ from dualrate.denoiser import Denoiser
 from dualrate.draws import Draws
 from dualrate.methods.method import Loss, Phase
 from dualrate.process import GaussianProcess
+from dualrate.ranges import Classes, LossWeight, Probability, Ranged
 from dualrate.timing import TimeSource
 from dualrate.types import Batch, Cond
 from dualrate.weighting import Weighting, x_loss_weight
 
 
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(Ranged):
     """One phase, "model", that trains every network.
 
     null:           the null class, for classifier-free guidance; label_dropout: probability of training a row with it
@@ -45,9 +46,9 @@ class Denoising:
     process: GaussianProcess
     weighting: Weighting
     times: TimeSource
-    null: int = 0
-    label_dropout: float = 0.1
-    encoder_weight: float = 1.0
+    null: Classes = 0
+    label_dropout: Probability = 0.1
+    encoder_weight: LossWeight = 1.0
 
     @property
     def auxiliaries(self) -> nn.ModuleDict:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dualrate.denoiser import Denoiser
 from dualrate.draws import Draws
+from dualrate.ranges import Factor, Ranged
 from dualrate.types import Batch
 
 
@@ -26,7 +27,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Phase:
+class Phase(Ranged):
     """One optimiser update: all that the trainer ever sees of a method.
 
     name:       "model" | "student" | "auxiliary": key of optimiser, EMA and log prefix
@@ -38,7 +39,7 @@ class Phase:
     name: str
     parameters: tuple[nn.Parameter, ...]
     loss: Callable[[Batch, int, Draws], Loss]
-    rate: float = 1.0
+    rate: Factor = 1.0
 
 
 class Method(Protocol):

@@ -48,6 +48,7 @@ from dualrate.draws import Draws
 from dualrate.freeze import frozen
 from dualrate.methods.method import Loss, Phase
 from dualrate.process import GaussianProcess, expand
+from dualrate.ranges import Factor, FirstIterations, Ranged
 from dualrate.student_states import StateSource, StudentStates
 from dualrate.timing import stratified_uniform
 from dualrate.types import Batch, Cond
@@ -57,7 +58,7 @@ LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentMethod:
+class StudentMethod(Ranged):
     """What both versions share: a student, where it is trained, and its pre-training.
 
     networks: the student's
@@ -74,11 +75,12 @@ class StudentMethod:
     process: GaussianProcess
     weighting: Weighting
     states: StateSource
-    pretraining: int = 0
+    pretraining: FirstIterations = 0
     pretraining_states: StateSource | None = None
-    student_rate: float = 1.0
+    student_rate: Factor = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pretraining and (self.pretraining_states is None or "encoder" not in self.networks):
             raise ValueError(
                 "pre-training is for a student with an encoder, and needs states with data: pass pretraining_states = "

@@ -13,55 +13,25 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor
 
+from dualrate.files import open_tensors, read_bytes, write_whole
 from dualrate.metrics.extractor import FeatureExtractor
-from dualrate.metrics.features import write_whole
-from dualrate.metrics.fingerprint import BITS
-from dualrate.serial import from_plain, to_plain
+from dualrate.metrics.origin import Origin
+from dualrate.serial import from_json
 
 ORIGIN, SUFFIX = "origin.json", ".safetensors"
-NOISE = "Philox keyed by the seed"
 
 DrawImages = Callable[[Sequence[int]], NDArray[np.uint8]]  # ids -> images (n, C, H, W), each a function of its id
-
-
-@dataclass(frozen=True)
-class Origin:
-    """All that decides the features of an id.
-
-    weights, experiment: sha256 of the model's
-    sampler, plan:       the update rule with its settings and guidance; times and heavy calls
-    labels:              the rule that makes a class of an id, or "none"
-    features:            the extractor's identity
-    precision:           of the model's matrix products
-    seeds, bits:         the rules that make noise of an id, and 8-bit images of samples
-    """
-
-    weights: str
-    experiment: str
-    sampler: str
-    plan: str
-    labels: str
-    features: str
-    precision: str
-    seeds: str = NOISE
-    bits: str = BITS
-
-    def json(self) -> str:
-        return json.dumps(to_plain(self), indent=1) + "\n"
 
 
 @dataclass(frozen=True)
@@ -89,10 +59,10 @@ class FeatureBlocks:
         file = directory / ORIGIN
         if file.exists():
             _require_same(_read_origin(file), origin, directory)
-        elif {path.name for path in directory.iterdir()} - {f"{ORIGIN}.partial"}:
+        elif any(not path.name.endswith(".partial") for path in directory.iterdir()):
             raise ValueError(f"{directory} is not empty and has no {ORIGIN}: give a new directory for these features")
         else:
-            write_whole(file, origin.json().encode())
+            write_whole(file, origin.json())
         return FeatureBlocks(directory, origin)
 
     def fill(
@@ -114,7 +84,7 @@ class FeatureBlocks:
             raise ValueError(
                 f"got blocks of {size} in the features {net.identity}; expected at least 1 in {self.origin.features}"
             )
-        missing = sorted(_distinct(ids) - self._files().keys())
+        missing = self.missing(ids)
         report = progress or (lambda done, total: None)
         done = len(ids) - len(missing)
         report(done, len(ids))
@@ -127,11 +97,15 @@ class FeatureBlocks:
             done += len(block)
             report(done, len(ids))
 
+    def missing(self, ids: Sequence[int]) -> list[int]:
+        """Those of the ids that are not here, in order. Raises what `read` raises for repeated ids and for files."""
+        return sorted(_distinct(ids) - self._files().keys())
+
     def read(self, ids: Sequence[int]) -> Kept:
         """The features of these ids, in this order.
 
         Raises ValueError for repeated ids, ids that are in no block or in two, and blocks of another origin; OSError
-        for damaged files.
+        for damaged files, and those that cannot be read.
         """
         files = self._files()
         missing = sorted(_distinct(ids) - files.keys())
@@ -162,9 +136,12 @@ class FeatureBlocks:
     def _read(self, file: Path) -> tuple[list[int], Tensor, float]:
         """Ids, features and seconds of a block."""
         tensors, about = _tensors(file, ("ids", "features"))
-        if _content(tensors) != about.get("content"):
-            raise OSError(f"{file} is damaged: delete it, and its images are drawn again")
-        return tensors["ids"].tolist(), tensors["features"], float(about["seconds"])
+        try:
+            if _content(tensors) != about["content"]:
+                raise ValueError("its content has changed")
+            return tensors["ids"].tolist(), tensors["features"], float(about["seconds"])
+        except (ValueError, KeyError) as error:
+            raise _damaged(file, error) from error
 
     def _files(self) -> dict[int, Path]:
         """The file of every id that is here."""
@@ -181,12 +158,16 @@ class FeatureBlocks:
 
 
 def _tensors(file: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Some tensors of a block, and its metadata."""
+    """Some tensors of a block, and its metadata. Raises OSError for damaged files, and those that cannot be read."""
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
+        with open_tensors(file) as opened:
             return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise OSError(f"{file} is damaged ({error}): delete it, and its images are drawn again") from error
+    except ValueError as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> OSError:
+    return OSError(f"{file} is damaged ({error}): delete it, and its images are drawn again")
 
 
 def _content(tensors: dict[str, Tensor]) -> str:
@@ -209,17 +190,13 @@ def _distinct(ids: Sequence[int]) -> set[int]:
 
 def _read_origin(file: Path) -> Origin:
     try:
-        return from_plain(Origin, json.loads(file.read_text()), str(file))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON ({error}): give a new directory for these features") from error
+        return from_json(Origin, read_bytes(file), str(file))
+    except ValueError as error:
+        raise ValueError(f"{error}; give a new directory for these features") from error
 
 
 def _require_same(found: Origin, origin: Origin, directory: Path) -> None:
-    differing = [
-        f"{field.name} ({getattr(found, field.name)} / {getattr(origin, field.name)})"
-        for field in fields(Origin)
-        if getattr(found, field.name) != getattr(origin, field.name)
-    ]
+    differing = [f"{name} ({getattr(found, name)} / {getattr(origin, name)})" for name in found.differing(origin)]
     if differing:
         raise ValueError(
             f"{directory} holds features of other images, they differ in {', '.join(differing)}: give another "

@@ -25,6 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor, nn
 
+from dualrate.files import read_bytes
+from dualrate.ranges import BatchSize, Channels, Images, Ranged
+
 MODEL, REVISION = "facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SIZE = 224
@@ -33,7 +36,7 @@ OFFSET = 0.1  # patches; the original adds it to the size that position embeddin
 
 
 @dataclass(frozen=True)
-class DinoV2:
+class DinoV2(Ranged):
     """DINOv2 in eval mode on a device, as a `FeatureExtractor`.
 
     module:   transformers' Dinov2Model: (B, 3, 224, 224) -> last_hidden_state (B, 1 + patches, D), class token first
@@ -43,12 +46,12 @@ class DinoV2:
 
     module: nn.Module
     identity: str
-    dim: int
+    dim: Channels
     device: torch.device
     progress: Callable[[int, int], None] | None = None
-    batch_size: int = 50
+    batch_size: BatchSize = 50
     metric: str = "FD-DINOv2"
-    usual_count: int = 50_000
+    usual_count: Images = 50_000
 
     def features(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
         """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8, C = 1 (repeated) or 3; else ValueError."""
@@ -91,7 +94,7 @@ def load_dinov2(device: torch.device | str = "cpu", *, progress: Callable[[int, 
 
 def build(transformers: Any, config: Path, weights: Path) -> tuple[Any, str]:
     """The net of a config.json and a .safetensors file, and the sha256 (hex) of the very bytes that it was made of."""
-    content = weights.read_bytes()
+    content = read_bytes(weights)
     try:
         tensors = tensors_from_bytes(content)
     except SafetensorError as error:

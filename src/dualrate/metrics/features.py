@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,23 +20,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor, nn
 
 from dualrate.data.images import to_float
+from dualrate.files import read_bytes, write_whole
+from dualrate.ranges import Channels, Classes, Iterations, Probability, Ranged, Seed, Side
+from dualrate.serial import from_json
 
 WEIGHTS, CARD = "features.safetensors", "features.json"
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(Ranged):
     """channels and size of the images, classes told apart, D features."""
 
-    channels: int
-    size: int
-    num_classes: int
-    features: int = 96
+    channels: Channels
+    size: Side
+    num_classes: Classes
+    features: Channels = 96
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -82,7 +85,7 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Modu
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(Ranged):
     """What a feature net is and where it comes from; stored as JSON beside its weights.
 
     name:     of the data set; scores are called FD-<name>
@@ -96,9 +99,9 @@ class Card:
     identity: str
     architecture: Architecture
     data: str
-    accuracy: float | None
-    seed: int
-    epochs: int
+    accuracy: Probability | None
+    seed: Seed
+    epochs: Iterations
 
 
 @dataclass(frozen=True)
@@ -133,27 +136,34 @@ class FeatureNet:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / WEIGHTS, weight_bytes(self.module))
-        write_whole(directory / CARD, (json.dumps(asdict(self.card), indent=1) + "\n").encode())
+        write_whole(directory / CARD, json.dumps(asdict(self.card), indent=1) + "\n")
 
     @staticmethod
     def load(directory: Path | str) -> FeatureNet:
-        """Read what `save` wrote; OSError if a file is missing, ValueError if it is not what its card says."""
+        """Read what `save` wrote; OSError if a file cannot be read, ValueError if it is not what its card says."""
         weights_path, card_path = Path(directory) / WEIGHTS, Path(directory) / CARD
-        weights, text = weights_path.read_bytes(), card_path.read_text()
-        try:
-            entries = json.loads(text)
-            card = Card(**{**entries, "architecture": Architecture(**entries["architecture"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{card_path} is no card of a feature net ({error}): train the net again") from error
+        weights, card = read_bytes(weights_path), read_card(card_path)
         found = hashlib.sha256(weights).hexdigest()
         if found != card.identity:
             raise ValueError(
                 f"{weights_path} has sha256 {found[:12]}..., its card says {card.identity[:12]}...: the file is "
                 "damaged or belongs to another net; fetch it again, or delete both files and train the net again"
             )
-        module = Classifier(card.architecture)
-        module.load_state_dict(tensors_from_bytes(weights))
+        try:
+            module = Classifier(card.architecture)
+            module.load_state_dict(tensors_from_bytes(weights))
+        except (ValueError, ArithmeticError, IndexError, RuntimeError, SafetensorError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise ValueError(f"{card_path} is not of the weights beside it: {what} ...; fetch both again") from error
         return FeatureNet(card, module.eval().requires_grad_(False))
+
+
+def read_card(file: Path) -> Card:
+    """The card in a file. Raises ValueError for any other content."""
+    try:
+        return from_json(Card, read_bytes(file), str(file))
+    except ValueError as error:
+        raise ValueError(f"{error}: it is no card of a feature net; fetch it again, or train the net again") from error
 
 
 def weight_bytes(module: Classifier) -> bytes:
@@ -174,10 +184,3 @@ def extract(net: FeatureNet, images: Tensor | NDArray[np.uint8], batch_size: int
     parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         return torch.cat([net.module.features(to_float(part).cpu()) for part in parts])
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, complete or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dualrate.metrics.features import write_whole
+from dualrate.files import naming, write_whole
+from dualrate.ranges import BatchSize, Channels, Images, Ranged
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
@@ -32,7 +33,7 @@ _TIMEOUT = 60  # seconds without an answer
 
 
 @dataclass(frozen=True)
-class Inception:
+class Inception(Ranged):
     """Inception-v3 in eval mode on a device, as a `FeatureExtractor`.
 
     module:   torch-fidelity's extractor: uint8 (B, 3, H, W) -> a tuple that holds (B, 2048) float32
@@ -42,11 +43,11 @@ class Inception:
     module: nn.Module
     device: torch.device
     progress: Callable[[int, int], None] | None = None
-    batch_size: int = 100
+    batch_size: BatchSize = 100
     metric: str = "FID"
     identity: str = f"torch-fidelity/inception-2015-12-05:{SHA256[:12]}"
-    dim: int = DIM
-    usual_count: int = 50_000
+    dim: Channels = DIM
+    usual_count: Images = 50_000
 
     def features(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
         """Features (N, 2048) float32 on the CPU of images (N, C, H, W) uint8, C = 1 (repeated) or 3; else ValueError.
@@ -122,7 +123,7 @@ def _broken(build: str, error: Exception) -> ValueError:
 def _weights(path: Path, note: Callable[[str], None]) -> bytes:
     """The content of the weights file, checked before anything opens it."""
     if path.exists():
-        with open(path, "rb") as file:
+        with naming(path), path.open("rb") as file:
             return _checked(file.read(SIZE + 1), path)
     note(f"fetching Inception's weights (96 MB), once, to {path}")
     try:

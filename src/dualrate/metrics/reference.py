@@ -19,6 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dualrate.data.archive import read_arrays
+from dualrate.data.untrusted import check_regular, printable
+from dualrate.files import naming
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.frechet import GaussianStats, root
 
@@ -43,12 +46,13 @@ class Reference:
 def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
     """Read a .npz file of one of the layouts above, for distances in the features of `extractor`.
 
-    Raises OSError for a missing file; ValueError, naming the extractor, for a pickle or anything else that is no such
-    file, for numbers that are not finite, shapes other than (D,) and (D, D), a sigma that is no covariance, and
-    statistics that say they were made in other features.
+    Raises OSError for a file that is missing or cannot be read; ValueError, naming the extractor, for a pickle or
+    anything else that is no such file, for numbers that are not finite, shapes other than (D,) and (D, D), a sigma
+    that is no covariance, and statistics that say they were made in other features.
     """
     path = Path(path)
-    with open(path, "rb") as file:
+    check_regular(path)
+    with naming(path), path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     if not zipfile.is_zipfile(path):
         raise ValueError(
@@ -57,15 +61,11 @@ def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
             f"ref = numpy.load('FILE.pkl', allow_pickle=True)[{_EDM2_KEYS.get(extractor.metric, 'fid')!r}]; "
             "numpy.savez('FILE.npz', mu=ref['mu'], sigma=ref['sigma'])"
         )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in _wanted(archive.files, path, extractor)}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(f"{path} cannot be read as reference of {_of(extractor)}: {error}") from error
-    return Reference(_stats(arrays, path, extractor), path.name, fingerprint)
+    arrays = read_arrays(path, _wanted, f"reference of {_of(extractor)}")
+    return Reference(_stats(arrays, path, extractor), printable(path.name), fingerprint)
 
 
-def _wanted(found: list[str], path: Path, extractor: FeatureExtractor) -> list[str]:
+def _wanted(found: list[str]) -> list[str]:
     names = next((names for names in (["mu", "sigma"], ["arr_0"]) if set(names) <= set(found)), None)
     if names is None:
         raise ValueError(f"it holds {', '.join(found) or 'nothing'}; expected mu and sigma, or arr_0 (images)")
@@ -96,21 +96,19 @@ def _stats(arrays: dict[str, np.ndarray], path: Path, extractor: FeatureExtracto
 
 
 def _numbers(array: np.ndarray, name: str, path: Path, extractor: FeatureExtractor) -> torch.Tensor:
-    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
-        raise ValueError(
-            f"{name} in {path} is {getattr(array, 'dtype', 'no array')}; expected float32 or float64 of "
-            f"{_of(extractor)}"
-        )
+    if array.dtype not in (np.float32, np.float64):
+        raise ValueError(f"{name} in {path} is {array.dtype}; expected float32 or float64 of {_of(extractor)}")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} in {path} holds NaN or infinity, so it is no statistic of {_of(extractor)}")
     return torch.from_numpy(array).double()
 
 
 def _of_images(images: np.ndarray, path: Path, extractor: FeatureExtractor) -> GaussianStats:
-    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype != np.uint8:
+    shape = images.shape
+    if images.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or shape[0] < 2:
         raise ValueError(
-            f"arr_0 in {path} is {getattr(images, 'dtype', 'no array')} {getattr(images, 'shape', '')}; expected "
-            f"images (N, H, W, C) uint8 for {_of(extractor)}"
+            f"arr_0 in {path} is {images.dtype} {shape}; expected at least two images (N, H, W, C) uint8, C = 1 or 3, "
+            f"for {_of(extractor)}"
         )
     return GaussianStats.of(extractor.features(images.transpose(0, 3, 1, 2)))
 

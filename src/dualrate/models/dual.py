@@ -18,28 +18,41 @@ multiply-adds), not stated in it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from dualrate.models.blocks import NoiseEmbedding
 from dualrate.models.uvit import UViT, UViTConfig
 from dualrate.prediction import x_from_v
+from dualrate.ranges import Channels, Range, Ranged
 
 
 @dataclass(frozen=True)
-class ContextConfig:
-    """What of the encoder reaches the light network.
+class ContextConfig(Ranged):
+    """What of the encoder reaches the light network."""
 
-    levels: how many levels hand over a feature, finest first; None: all. 1: the encoder's last activation alone
-    width:  channels that a feature is squeezed through on its way; None: not squeezed
-    """
+    levels: Annotated[int, Range(1, 16)] | None = None
+    """How many levels hand over a feature, finest first; 1: the encoder's last activation alone. All if not given."""
+    width: Channels | None = None
+    """Channels that a feature is squeezed through on its way; not squeezed if not given."""
 
-    levels: int | None = None
-    width: int | None = None
 
-    def __post_init__(self) -> None:
-        if any(value is not None and value < 1 for value in (self.levels, self.width)):
-            raise ValueError(f"a context needs at least one level and one channel, got {self}")
+def check_pair(encoder: UViTConfig, light: UViTConfig, context: ContextConfig) -> None:
+    """Raises ValueError, which says what differs, unless the encoder's features fit the light network."""
+    shared = ("image_size", "image_channels", "num_classes", "patch")
+    differ = {name: (getattr(encoder, name), getattr(light, name)) for name in shared}
+    differ["number of levels"] = len(encoder.levels), len(light.levels)
+    told = [f"{name} {one} and {other}" for name, (one, other) in differ.items() if one != other]
+    if told:
+        raise ValueError(
+            f"encoder and light network must have the same {', '.join(shared)} and number of levels, "
+            f"got {', '.join(told)}"
+        )
+    if (context.levels or 1) > len(light.levels):
+        raise ValueError(
+            f"these networks have {len(light.levels)} levels, so {context.levels} cannot hand over a feature"
+        )
 
 
 class ContextEncoder(nn.Module):
@@ -47,16 +60,9 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, config: UViTConfig, light: UViTConfig, context: ContextConfig = ContextConfig()) -> None:
         super().__init__()
-        grid, light_grid = ((c.image_size, c.image_channels, c.patch, len(c.levels)) for c in (config, light))
-        if grid != light_grid:
-            raise ValueError(
-                "encoder and light network need the same image size, channels, patch and number of levels, "
-                f"got {grid} and {light_grid}"
-            )
+        check_pair(config, light, context)
         self.net = UViT(config)
         pairs = list(zip(config.levels, light.levels, strict=True))
-        if (context.levels or 1) > len(pairs):
-            raise ValueError(f"these networks have {len(pairs)} levels, so {context.levels} cannot hand over a feature")
         self.projections = nn.ModuleList(
             projection(heavy.channels, narrow.channels, context.width) for heavy, narrow in pairs[: context.levels]
         )

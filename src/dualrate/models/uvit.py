@@ -17,48 +17,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.models.blocks import ChannelNorm, ConvBlock, NoiseEmbedding, TransformerBlock, zero_init
+from dualrate.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
 
 Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, finest level first
 
 
 @dataclass(frozen=True)
-class Level:
-    """One resolution. blocks: on the way down and again on the way up; of the last level (the middle): once."""
+class Level(Ranged):
+    """One resolution."""
 
     kind: Literal["conv", "transformer"]
-    channels: int
-    blocks: int
-    dropout: float = 0.0
+    """Of the blocks: convolutions, or self-attention."""
+    channels: Channels
+    """Width of the level."""
+    blocks: Annotated[int, Range(0, 1000)]
+    """On the way down, and as many again on the way up; of the last level, the middle, once."""
+    dropout: BelowOne = 0.0
+    """In the blocks, in training."""
 
 
 @dataclass(frozen=True)
-class UViTConfig:
-    """A U-ViT for images of (image_channels, image_size, image_size).
+class UViTConfig(Ranged):
+    """A U-ViT."""
 
-    levels:      from the finest resolution to the middle; each halves the one before
-    patch:       side of the square of pixels that becomes one position of the first level
-    num_classes: 0 for an unconditional model; label `num_classes` is the null class
-    head:        whether it predicts v; a context encoder may do without
-    """
-
-    image_size: int
-    image_channels: int
+    image_size: Side
+    """Side of the images, in pixels."""
+    image_channels: Annotated[int, Range(1, 1024)]
+    """Of the images: 1 grey, 3 colours."""
     levels: tuple[Level, ...]
-    num_classes: int = 0
-    patch: int = 1
-    embedding: int = 256
-    head_dim: int = 64
+    """From the finest resolution to the middle; each halves the one before."""
+    num_classes: Classes = 0
+    """0 for an unconditional model; the label after the last is the null class."""
+    patch: Annotated[int, Range(1, 256)] = 1
+    """Side of the square of pixels that becomes one position of the first level."""
+    embedding: Channels = 256
+    """Width of the embedding of noise level and label."""
+    head_dim: Annotated[int, Range(1, 1024)] = 64
+    """Width of an attention head, a divisor of the channels of every transformer level."""
     resample_kernel: Literal[1, 3] = 1
+    """Side of the convolutions between levels."""
     head: bool = True
+    """Whether it predicts v; a context encoder may do without."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.levels:
             raise ValueError("a U-ViT needs at least one level (the middle)")
         factor = self.patch * 2 ** (len(self.levels) - 1)
@@ -186,4 +195,7 @@ class UViT(nn.Module):
         if self.head is None:
             raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
         with torch.autocast(h.device.type, enabled=False):
-            return F.pixel_shuffle(self.head(h.to(next(self.head.parameters()).dtype)), self.config.patch)
+            out = self.head(h.to(next(self.head.parameters()).dtype))
+        if not len(out):  # torch cannot go back through a shuffle of no rows
+            return out.reshape(0, self.config.image_channels, *(self.config.patch * side for side in out.shape[2:]))
+        return F.pixel_shuffle(out, self.config.patch)

@@ -25,6 +25,7 @@ class Recipe:
     """
 
     name: str | None
+    """What the student's name begins with."""
     light: UViTConfig | None
     fit: FitConfig
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dualrate.files import whole
+
 
 def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
     """(N, C, H, W) uint8 -> one (rows, columns) picture, (H', W') or (H', W', 3) uint8, white between the images."""
@@ -22,8 +24,16 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.nda
 
 
 def save_grid(images: np.ndarray, path: Path | str, columns: int | None = None, scale: int = 1) -> None:
-    """Writes a grid as PNG, every pixel `scale` times enlarged."""
+    """Writes a grid, every pixel `scale` times enlarged, in the format that the name ends with; whole or not at all.
+
+    Raises ValueError for an ending that names no format of pictures, OSError that names the file.
+    """
+    path = Path(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path} has no ending that names a format of pictures: .png will do")
     picture = Image.fromarray(grid(images, columns))
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    picture.save(path)
+    with whole(path) as partial:
+        picture.save(partial, kind)

@@ -39,12 +39,31 @@ class Comparison:
 
 def compare(row: Row, other: Row) -> Comparison:
     """Raises ValueError for scores that were taken under different conditions."""
-    require_same([row.score.fingerprint, other.score.fingerprint])
-    if row.score.low <= other.score.high and other.score.low <= row.score.high:
+    if not told_apart(row, other):
         images = row.score.fingerprint.count
         return Comparison(row, other, f"{name(row)} and {name(other)} are not told apart by {images} images")
     better, worse = (row, other) if row.score.value < other.score.value else (other, row)
     return Comparison(better, worse, _verdict(better, worse))
+
+
+def told_apart(row: Row, other: Row) -> bool:
+    """Whether the intervals are separate. Raises ValueError for scores that were taken under different conditions."""
+    require_same([row.score.fingerprint, other.score.fingerprint])
+    return row.score.low > other.score.high or other.score.low > row.score.high
+
+
+def best_within(row: Row, others: Sequence[Row]) -> Row | None:
+    """The best score among `others` that take no more FLOPs than the row; None if all take more."""
+    affordable = [other for other in others if other.flops <= COMPARABLE * row.flops]
+    return min(affordable, key=lambda other: other.score.value) if affordable else None
+
+
+def tally(pairs: Sequence[tuple[Row, Row]]) -> str:
+    """How often the first of a pair is better, worse, or not told apart, in words."""
+    apart = [(row, other) for row, other in pairs if told_apart(row, other)]
+    better = sum(row.score.value < other.score.value for row, other in apart)
+    worse, together = len(apart) - better, len(pairs) - len(apart)
+    return f"better in {better} of {len(pairs)} plans, worse in {worse}, not told apart in {together}"
 
 
 def nearest(row: Row, others: Sequence[Row]) -> Row:
@@ -60,11 +79,13 @@ def closest_pair(rows: Sequence[Row], others: Sequence[Row]) -> Comparison:
 
 def describe(row: Row) -> str:
     """Network, plan, score with its interval, and both costs of an image."""
+    return f"{name(row)}: {row.score.metric} {scored(row)} at {costs(row)} per image"
+
+
+def costs(row: Row) -> str:
+    """FLOPs and milliseconds of an image."""
     prefix, unit = compute_unit([row.flops])
-    return (
-        f"{name(row)}: {row.score.metric} {scored(row)} at {significant(row.flops / unit)} {prefix}FLOPs "
-        f"and {significant(1000 * row.seconds_per_image)} ms per image"
-    )
+    return f"{significant(row.flops / unit)} {prefix}FLOPs and {significant(1000 * row.seconds_per_image)} ms"
 
 
 def scored(row: Row) -> str:
@@ -79,7 +100,11 @@ def name(row: Row) -> str:
 
 def plan(row: Row) -> str:
     """N/H, or N alone where all of the model runs at every step."""
-    return str(row.num_steps) if row.num_heavy == row.num_steps else f"{row.num_steps}/{row.num_heavy}"
+    return short_plan(row.num_steps, row.num_heavy)
+
+
+def short_plan(steps: int, heavy: int) -> str:
+    return str(steps) if heavy == steps else f"{steps}/{heavy}"
 
 
 def capital(words: str) -> str:

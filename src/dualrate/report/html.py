@@ -151,9 +151,10 @@ li { margin: .4rem 0 }
 .note { margin: .3rem 0 }
 .scroll { overflow-x: auto; margin: 1rem 0 .75rem }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums }
-th, td { padding: .45rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th { font-weight: 600; color: var(--soft) }
-.number { text-align: right }
+th, td { padding: .45rem .6rem; text-align: left; border-bottom: 1px solid var(--line); min-width: 8rem }
+th { font-weight: 600; color: var(--soft); vertical-align: bottom }
+.number { text-align: right; min-width: 0 }
+td.number { white-space: nowrap }
 figure { margin: 0 }
 figcaption { margin-top: .35rem }
 img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem }

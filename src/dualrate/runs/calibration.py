@@ -12,16 +12,15 @@ ignores too large; `ProbedCovariance` uses the derivative where the ratio lies i
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import safetensors
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dualrate.adjusted_ddim import AdjustedDDIM, TabulatedVariance
@@ -30,6 +29,7 @@ from dualrate.covariance import Kernel, ProbedCovariance, TabulatedCovariance, p
 from dualrate.data.images import ImageSet, load_images
 from dualrate.denoiser import Denoiser
 from dualrate.draws import Draws
+from dualrate.files import open_tensors, whole, write_tensors
 from dualrate.planner import NOTHING, Call, every_call
 from dualrate.process import GaussianProcess
 from dualrate.runs.spread import Part, spread
@@ -44,6 +44,7 @@ FILE = "covariance.safetensors"
 LOWEST, HIGHEST = -12, 12  # log-SNRs of the table, one apart, within the schedule's; beyond, the nearest is taken
 TRUSTED = (0.7, 1.4)  # ratios at which a derivative is believed
 SHOWN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # ages that are told
+NOTED = ("weights", "images", "shape", "rings", "clamped")  # in the file's metadata, beside its digest
 ROWS = 32  # images at a time
 SEED = 3 << 40  # of the noise; far from the seeds of images, and from the planner's
 
@@ -220,7 +221,7 @@ def _clamped(estimates: Tensor, variance: Tensor, ratio: Tensor) -> tuple[float,
 
 
 def write_table(table: CovarianceTable, file: Path, weights: str, images: int) -> None:
-    """Aside, then renamed: a kill leaves the old one or the new one."""
+    """Whole or not at all: a kill leaves the old one or the new one."""
     tensors = {"log_snr": table.log_snr, "variance": table.variance, "ratio": table.ratio}
     noted = {
         "weights": weights,
@@ -229,25 +230,41 @@ def write_table(table: CovarianceTable, file: Path, weights: str, images: int) -
         "rings": str(table.bands.rings),
         "clamped": f"{table.below} {table.above}",
     }
-    aside = file.with_suffix(".tmp")
-    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata=noted)
-    aside.chmod(0o644)
-    aside.replace(file)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with whole(file) as aside:
+        write_tensors(aside, tensors, noted | {"content": _digest(tensors, noted)})
+
+
+def _digest(tensors: Mapping[str, Tensor], noted: Mapping[str, str]) -> str:
+    """sha256 of tensors and of what is noted with them, but for this digest."""
+    digest = hashlib.sha256(repr(sorted((k, v) for k, v in noted.items() if k != "content")).encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_table(model: Model) -> CovarianceTable:
-    """The table beside a model's weights. Raises ValueError if there is none, or one of other weights."""
+    """The table beside a model's weights.
+
+    Raises ValueError if there is none, or it is damaged, or of other weights; OSError if it cannot be read.
+    """
     where = model.path or Path(model.name)
     if not (where / FILE).is_file():
         raise ValueError(f"{where} has no {FILE}: measure it with `dualrate calibrate {where}`")
     try:
-        with safetensors.safe_open(where / FILE, framework="pt") as file:
+        with open_tensors(where / FILE) as file:
             noted = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in ("log_snr", "variance", "ratio")}
         channels, height, width = map(int, noted["shape"].split())
         bands = Bands((channels, height, width), int(noted["rings"]))
         below, above = map(float, noted["clamped"].split())
-    except (SafetensorError, KeyError, ValueError) as error:
+        size = len(tensors["log_snr"])
+        if any(tensors[name].shape != (size, size + 1, bands.count) for name in ("variance", "ratio")):
+            raise ValueError(f"its tensors are not those of {size} noise levels and {bands.count} bands")
+        has_digest = sorted(noted) != sorted(NOTED)  # tables of before have none
+        if has_digest and noted.get("content") != _digest(tensors, noted):
+            raise ValueError("its content has changed")
+    except (KeyError, ValueError) as error:
         raise ValueError(
             f"{where / FILE} is damaged: {error}; measure it again with `dualrate calibrate {where}`"
         ) from error

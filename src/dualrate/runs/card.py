@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dualrate.cost import call_cost
-from dualrate.runs.store import HISTORY, load, read_experiment, read_losses, read_moment_gaps
-from dualrate.training import checkpoint
+from dualrate.files import naming, read_records
+from dualrate.runs.store import HISTORY, Stored, read_losses, read_moment_gaps
 
-CURVE = "loss.svg"
+CARD, CURVE = "README.md", "loss.svg"
 
 
-def write_card(run: Path, out: Path) -> None:
-    """Writes README.md and the loss curve of a run. Raises ValueError for a directory that is no run."""
+def write_card(stored: Stored, state: Mapping[str, Any], name: str, out: Path) -> None:
+    """Writes README.md and the loss curve of a run. state: of the checkpoint; name: what the weights are called.
+
+    Raises ValueError, naming file and line, for a history or a log with a line that is none.
+    """
     from dualrate.report.figures import loss_figure, svg  # only here: it imports matplotlib
 
-    experiment = read_experiment(run)
-    saved = checkpoint.latest(run / "checkpoints")
-    if saved is None:
-        raise ValueError(f"{run} has no checkpoint yet, so there is nothing to describe")
-    model = load(run)
+    run, experiment, model = stored.path, stored.experiment, stored.model()
     cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
     calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
-    fit, state = experiment.fit, saved.state
+    fit = experiment.fit
     facts = {
         "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in model.parameters.items()),
         "cost": ", ".join(f"{macs / 1e6:.1f} million MACs a {name}" for name, macs in calls.items()),
@@ -39,16 +37,18 @@ def write_card(run: Path, out: Path) -> None:
         "weights": f"averaged, half-life {fit.ema_halflife} images",
         "skipped updates": state["skipped"],
     }
-    lines = [f"# {out.name}", "", "Averaged weights of a training run; `dualrate.load` reads this directory.", ""]
+    lines = [f"# {name}", "", "Averaged weights of a training run; `dualrate.load` reads this directory.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
     lines += ["Made by, in order:", "", *_history(run), ""]
     gaps = read_moment_gaps(run)  # of a student, whose loss says nothing
     points, what = _smoothed(gaps or read_losses(run)), "moment gap" if gaps else "training loss"
     if points:
-        (out / CURVE).write_text(svg(loss_figure(points, "images seen (thousands)", what)))
+        with naming(out / CURVE):
+            (out / CURVE).write_text(svg(loss_figure(points, "images seen (thousands)", what)))
         lines += [f"{what.capitalize()}, last value {points[-1][1]:.4g}:", "", f"![{what}]({CURVE})", ""]
     lines += ["Everything else is in `experiment.json`. Quality: docs/results.md.", ""]
-    (out / "README.md").write_text("\n".join(lines))
+    with naming(out / CARD):
+        (out / CARD).write_text("\n".join(lines))
 
 
 def _history(run: Path) -> list[str]:
@@ -56,8 +56,10 @@ def _history(run: Path) -> list[str]:
     file = run / HISTORY
     if not file.exists():
         return ["- unknown: this run kept no history"]
-    starts = [json.loads(line) for line in file.read_text().splitlines()]
-    return [f"- `{start['command']}` ({_surroundings(start)})" for start in starts]
+    starts = read_records(file)
+    if nameless := [where for where, start in starts if "command" not in start]:
+        raise ValueError(f"{nameless[0]} says no command; remove that line")
+    return [f"- `{start['command']}` ({_surroundings(start)})" for _, start in starts]
 
 
 def _surroundings(start: Mapping[str, Any]) -> str:

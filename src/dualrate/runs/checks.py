@@ -10,6 +10,7 @@ import numpy as np
 
 from dualrate.data.images import ImageSet
 
+SAMPLES = "sample.json"  # is in a folder of samples, which no run can be in
 OF_A_RUN = ("experiment.json", "checkpoints", ".lock")  # one of them is there as soon as a run has started
 LOGS = (".log", ".out", ".err")  # what a shell or a scheduler may have put there first
 
@@ -41,6 +42,8 @@ def _check_content(out: Path) -> None:
         raise ValueError(
             f"{out} holds released weights, which would be loaded instead of the run: choose another --out"
         )
+    if SAMPLES in names:
+        raise ValueError(f"{out} holds samples ({SAMPLES}): choose another --out")
     foreign = [name for name in names if not name.endswith(LOGS)]
     if foreign and not set(OF_A_RUN) & set(names):
         listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")

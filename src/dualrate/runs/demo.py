@@ -4,57 +4,72 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dualrate.experiment import Experiment
+from dualrate.files import write_whole
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.ranges import HeavyCalls, Probability, Ranged, Steps
 from dualrate.recipes import fashion_mnist
 from dualrate.report import headline, table
-from dualrate.runs.demo_page import Column, Findings, SmallRun, demo_page
+from dualrate.runs.demo_page import Findings, SmallRun, demo_page
 from dualrate.runs.evaluator import evaluator, messages
-from dualrate.runs.measure import draw, measure
-from dualrate.runs.samplers import GridName, SamplerName, grid_times, make_step
-from dualrate.runs.store import Model, load, read_losses
+from dualrate.runs.measure import draw
+from dualrate.runs.samplers import GridName, SamplerName, grid_times, step_for
+from dualrate.runs.store import EXPERIMENT, Model, load, read_losses
 from dualrate.runs.train import train
+from dualrate.runs.turns import Entrant, Limits, Measured, Turns
 from dualrate.solvers import SDEDPMSolver2M
 from dualrate.timing import StepPlan
 from dualrate.training.log import PlainReporter, Progress, duration
 
 SHOWN = 30  # images of every grid: the first seeds, so rows of the same classes
+REST = 1  # minutes for reading the data, scoring and the page
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One thing to measure. model: directory in `weights`; heavy: H, None for every step."""
+class Cell(Ranged):
+    """One thing to measure. model: directory in `weights`; heavy: H, None for every step; gamma: the noise level."""
 
     network: str
     model: str
     sampler: SamplerName
-    steps: int
-    heavy: int | None = None
+    steps: Steps
+    heavy: HeavyCalls | None = None
     grid: GridName = "t"
+    gamma: Probability = 0.0
 
-    def plan(self, model: Model) -> StepPlan:
+    def entrant(self, model: Model) -> Entrant:
         refresh = StepPlan.uniform(self.steps, self.heavy).refresh
-        return StepPlan(grid_times(self.grid, model.process.schedule, self.steps), refresh)
+        plan = StepPlan(grid_times(self.grid, model.process.schedule, self.steps), refresh)
+        return Entrant(self.network, model, step_for(model, plan, self.sampler, self.gamma), plan)
 
 
-CELLS = (  # each network under its best sampler at gamma 0: pairs of about equal cost, a student, two smaller networks
-    Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 4, grid="karras"),
-    Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 8, 2),
-    Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 8, grid="karras"),
-    Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 16, 4),
+def single(network: str, model: str, steps: int, gamma: float = 0.2) -> Cell:
+    """A network at every step, under the sampler that is best for it (docs/results.md)."""
+    return Cell(network, f"fashion-mnist-{model}", "sde-dpm++2m", steps, grid="log-snr", gamma=gamma)
+
+
+def dual(steps: int, heavy: int) -> Cell:
+    return Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", steps, heavy, gamma=0.2)
+
+
+CELLS = (  # the most useful first: a dual-rate plan and single networks of its cost; others of half and twice the cost
+    dual(16, 4),
+    single("medium", "medium", 16),
+    single("heavy", "heavy", 6),
     Cell("dual-rate student", "fashion-mnist-student-full", "ancestral", 8, 4),
-    Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 16, grid="karras"),
-    Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 32, 8),
-    Cell("medium", "fashion-mnist-medium", "sde-dpm++2m", 16, grid="log-snr"),
-    Cell("light alone", "fashion-mnist-light", "sde-dpm++2m", 32, grid="log-snr"),
+    dual(8, 2),
+    single("medium", "medium", 8),
+    dual(32, 8),
+    single("heavy", "heavy", 12),
+    single("light alone", "light", 32, gamma=0.0),
 )
 SMALL = "small dual-rate"
 SMALL_CELLS = tuple(Cell(SMALL, "run", "sde-dpm++2m", 32, heavy) for heavy in (4, 8, 16))  # if there are no weights
@@ -65,34 +80,45 @@ def demo(
     weights: Path,
     *,
     minutes: float = 2,
+    measuring: float = 4,
     count: int = 1000,
     features: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Run it all on the CPU; returns out/report.html, beside which rows.json has the numbers unrounded.
 
-    out:      the small model trains in out/run, which a second call continues (or finds finished)
-    weights:  directory of released weights; those that are missing are skipped, and the page says so
-    count:    images per plan, 1000 or more is better
-    progress: closed after every stage, and used again for the next
+    out:       the small model trains in out/run, images' features are kept in out/features: a second call goes on
+    weights:   directory of released weights; those that are missing are skipped, and the page says so
+    minutes:   of training; measuring: minutes of measuring, at most
+    count:     images per plan, 1000 or more is better; fewer of fewer plans where the time does not suffice for all
+    progress:  closed after every stage, and used again for the next
     Raises ValueError for too few images, KeyboardInterrupt if training was interrupted (after saving).
     """
     progress = progress or PlainReporter(seconds=10)
+    progress.note(
+        f"about {minutes + measuring + REST:.0f} minutes in all: {minutes:g} of training, at most {measuring:g} of "
+        f"measuring, the rest for reading and scoring; threads: {torch.get_num_threads()}"
+    )
     experiment = fashion_mnist.small(60 * minutes)
     with closing(progress):
         judge = evaluator(experiment.data, features=features, progress=progress)
-    minimum = max(SHOWN, 2 * judge.net.card.architecture.features)
-    if count < minimum:
-        raise ValueError(f"got count {count}; {judge.metric} needs at least {minimum} images per plan, better 1000")
+    limits = Limits(60 * measuring, max(SHOWN, 2 * judge.net.dim), count, SHOWN)
+    if count < limits.fewest:
+        raise ValueError(
+            f"got count {count}; {judge.metric} needs at least {limits.fewest} images per plan, better 1000"
+        )
     small = _train_small(experiment, out / "run", progress)
-    models = {name: load(weights / name) for name in _names() if (weights / name / "experiment.json").is_file()}
+    there = [name for name in _names() if (weights / name / EXPERIMENT).is_file()]
+    models = {name: load(weights / name, note=progress.note) for name in there}
     missing = [name for name in _names() if name not in models]
     cells = [cell for cell in CELLS if cell.model in models] or SMALL_CELLS
-    columns = _measure(cells, models or {"run": small.model}, judge, count, progress)
-    findings = Findings(columns, _real(judge), small, models, missing, judge)
-    (out / "rows.json").write_text(json.dumps(table.records([column.row for column in columns]), indent=1) + "\n")
+    entrants = [cell.entrant((models or {"run": small.model})[cell.model]) for cell in cells]
+    measured = _measure(entrants, judge, limits, out / "features", progress)
+    left = [_named(entrant) for entrant in entrants[len(measured) :]]
+    findings = Findings(measured, _real(judge), small, models, missing, left, judge)
+    write_whole(out / "rows.json", json.dumps(table.records(findings.rows), indent=1) + "\n")
     report = out / "report.html"
-    report.write_text(demo_page(findings), encoding="utf-8")
+    write_whole(report, demo_page(findings))
     return report
 
 
@@ -102,7 +128,7 @@ def _names() -> list[str]:
 
 @dataclass(frozen=True)
 class _Timed:
-    """Shows a run that ends after `seconds` as so many iterations as will fit into them."""
+    """Shows work that ends after `seconds` as so many iterations as will fit into them."""
 
     shown: Progress
     seconds: float
@@ -125,38 +151,39 @@ def _train_small(experiment: Experiment, run: Path, progress: Progress) -> Small
     result = train(experiment, run, progress=reporter, decoding=messages(reporter.note))
     if result.stopped == "signal":
         raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
-    model = load(run)
+    model = load(run, note=progress.note)
     images = draw(model, SDEDPMSolver2M(model.process), StepPlan.uniform(32, 8), range(SHOWN)).images
     return SmallRun(model, images, result.seconds, read_losses(run))
 
 
 def _measure(
-    cells: Sequence[Cell],
-    models: dict[str, Model],
-    judge: Evaluator,
-    count: int,
-    progress: Progress,
-) -> list[Column]:
-    """Sample, time and score the cells one after the other."""
-    columns = []
-    for i, cell in enumerate(cells, 1):
-        with closing(progress):
-            heavy = "at every step" if cell.heavy is None else f"with {cell.heavy} heavy calls"
-            progress.note(f"plan {i} of {len(cells)}: {cell.network}, {cell.sampler}, {cell.steps} steps {heavy}")
-            columns.append(_column(cell, models[cell.model], judge, count, progress))
-    return columns
+    entrants: Sequence[Entrant], judge: Evaluator, limits: Limits, directory: Path, progress: Progress
+) -> list[Measured]:
+    """Sample, time and score the plans, in turns; says what was measured, and what not."""
+    progress.note(
+        f"{len(entrants)} plans in turns, up to {limits.enough} images each: at most {duration(limits.seconds)}"
+    )
+
+    timed = _Timed(progress, limits.seconds)
+
+    def report(images: int, total: int, seconds: float) -> None:
+        timed.update(images, total, {"images": images, "seconds": seconds})
+
+    with closing(progress):
+        measured = Turns(judge, limits, directory, report).measure(entrants)
+    for one in measured:
+        progress.note(headline.describe(one.row))
+    count = measured[0].row.score.fingerprint.count
+    if len(measured) < len(entrants) or count < limits.enough:
+        progress.note(
+            f"there was time for {len(measured)} of {len(entrants)} plans and {count} of {limits.enough} images: the "
+            "same command goes on; with --measuring 10 for longer"
+        )
+    return measured
 
 
-def _column(cell: Cell, model: Model, judge: Evaluator, count: int, progress: Progress) -> Column:
-    start = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        progress.update(done, total, {"images": done, "seconds": time.monotonic() - start})
-
-    step, plan = make_step(cell.sampler, model.process), cell.plan(model)
-    row, samples = measure(cell.network, model, step, plan, judge, range(count), progress=report)
-    progress.note(headline.describe(row))
-    return Column(row, samples.images[:SHOWN])
+def _named(entrant: Entrant) -> str:
+    return f"{entrant.network} {headline.short_plan(entrant.plan.num_steps, entrant.plan.num_heavy)}"
 
 
 def _real(judge: Evaluator) -> np.ndarray:

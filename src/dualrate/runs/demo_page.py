@@ -17,17 +17,16 @@ from dualrate.report.rows import Row
 from dualrate.report.table import Table, floor_note, significant, table
 from dualrate.runs.environment import environment
 from dualrate.runs.store import Model
+from dualrate.runs.turns import ROUND, Measured
 from dualrate.training.log import duration
 
 COLUMNS = 10
-
-
-@dataclass(frozen=True)
-class Column:
-    """A measured row and its first images, (n, C, H, W) uint8, those of seeds 0, 1, ..."""
-
-    row: Row
-    images: np.ndarray
+SINGLE = ("heavy", "medium", "light alone")
+MODELS = (
+    "Dual-rate was trained from the networks heavy and light; medium is one network of a size between them. Each is "
+    "under the sampler that suits it best."
+)
+PLANS = "32/8: 32 steps, 8 of them with a heavy call; 32 alone: the whole model at every step."
 
 
 @dataclass(frozen=True)
@@ -42,18 +41,22 @@ class SmallRun:
 
 @dataclass(frozen=True)
 class Findings:
-    """real: held-out images, classes as in the grids; missing: names of weights that were not there."""
+    """real: held-out images, classes as in the grids; missing: names of weights that were not there.
 
-    columns: Sequence[Column]
+    left: plans that there was no time for
+    """
+
+    measured: Sequence[Measured]
     real: np.ndarray
     small: SmallRun
     models: Mapping[str, Model]
     missing: Sequence[str]
+    left: Sequence[str]
     judge: Evaluator
 
     @property
     def rows(self) -> list[Row]:
-        return [column.row for column in self.columns]
+        return [one.row for one in self.measured]
 
 
 def demo_page(findings: Findings) -> str:
@@ -71,21 +74,35 @@ def demo_page(findings: Findings) -> str:
 
 
 def _headline(findings: Findings) -> list[Block]:
-    """At the most similar cost first; then every dual-rate plan against the heavy one of the most similar cost."""
+    """Dual-rate and its student against the best of all single networks; dual-rate against what it was made from."""
     rows = findings.rows
-    heavy, dual, light = (
-        [row for row in rows if row.network == network] for network in ("heavy", "dual-rate", "light alone")
+    dual, student, heavy, singles = (
+        [row for row in rows if row.network in networks]
+        for networks in (["dual-rate"], ["dual-rate student"], ["heavy"], SINGLE)
     )
-    blocks: list[Block] = []
-    if heavy and dual:
-        first = headline.closest_pair(dual, heavy)
-        others = [headline.compare(row, headline.nearest(row, heavy)) for row in dual]
-        others += [headline.closest_pair(dual, light)] if light else []
-        blocks.append(Text(f"At the most similar cost, {first.long}", "lead"))
-        blocks.append(Points([other.short for other in others if other != first]))
+    pairs, of_student = (
+        [(row, rival) for row in own if (rival := headline.best_within(row, singles))] for own in (dual, student)
+    )
+    if pairs:
+        of_heavy = [(row, headline.nearest(row, heavy)) for row in dual if heavy]
+        points = list(dict.fromkeys(headline.compare(*pair).short for pair in [*pairs, *of_student, *of_heavy]))
+        blocks = [Text(_lead(pairs), "lead"), Text(MODELS, "note"), Points(points)]
     else:
-        blocks.append(Points([headline.describe(row) for row in rows]))
-    return [*blocks, *_missing(findings), Text(_reading(rows), "note")]
+        blocks = [Text(PLANS), Points([headline.describe(row) for row in rows])]
+    return [*blocks, *_missing(findings), *_left(findings), Text(_reading(rows), "note")]
+
+
+def _lead(pairs: Sequence[tuple[Row, Row]]) -> str:
+    """How often a plan beats its rival, and the first pair in full: first in an order older than the scores."""
+    row, rival = pairs[0]
+    score = row.score
+    return (
+        f"Dual-rate against the best single network of no higher cost, {score.fingerprint.count} images each: "
+        f"{headline.tally(pairs)}. With {row.num_steps} steps and {row.num_heavy} heavy calls (below: "
+        f"{headline.plan(row)}) it has {score.metric} {headline.scored(row)} at {headline.costs(row)} an image; "
+        f"{rival.network}, one network called at each of {rival.num_steps} steps (below: {headline.plan(rival)}), has "
+        f"{headline.scored(rival)} at {headline.costs(rival)}."
+    )
 
 
 def _missing(findings: Findings) -> list[Block]:
@@ -95,12 +112,18 @@ def _missing(findings: Findings) -> list[Block]:
     return [Text(f"Weights not found, so not measured: {', '.join(findings.missing)}.{instead}")]
 
 
+def _left(findings: Findings) -> list[Block]:
+    if not findings.left:
+        return []
+    return [Text(f"Not measured, for lack of time on this machine: {', '.join(findings.left)}.")]
+
+
 def _reading(rows: Sequence[Row]) -> str:
     score = rows[0].score
     return (
         f"{score.metric} is the Frechet distance to the training images in the features of a small classifier: lower "
         f"is better, and it is not FID. {headline.capital(floor_note(rows))}. Brackets are {100 * score.level:.0f}% "
-        "intervals; a win is claimed only where they are apart and the cost is at most "
+        "intervals; a win is claimed only where they are apart and the cost is no higher, which is: at most "
         f"{headline.COMPARABLE:g} times the other's."
     )
 
@@ -108,10 +131,10 @@ def _reading(rows: Sequence[Row]) -> str:
 def _samples(findings: Findings) -> list[Block]:
     pictures = [
         Picture(
-            _grid(column.images),
-            f"{headline.name(column.row)} · {column.row.score.metric} {significant(column.row.score.value)}",
+            _grid(one.images),
+            f"{headline.name(one.row)} · {one.row.score.metric} {significant(one.row.score.value)}",
         )
-        for column in findings.columns
+        for one in sorted(findings.measured, key=lambda one: one.row.macs)
     ]
     return [
         Text("The same place in every grid is the same seed and the same class; they are the first seeds, not chosen."),
@@ -123,7 +146,7 @@ def _figures(rows: Sequence[Row]) -> list[Block]:
     labels = "Labels are N/H: steps, and heavy calls among them; N alone: the whole model at every step."
     return [
         Drawing(quality_figure(rows, "flops"), f"Counted: matrix products and convolutions. {labels}"),
-        Drawing(quality_figure(rows, "seconds"), "Measured in this run, one plan after the other."),
+        Drawing(quality_figure(rows, "seconds"), "Measured here, the plans taking turns: medians over the rounds."),
     ]
 
 
@@ -150,8 +173,9 @@ def _method(findings: Findings) -> list[Block]:
         "fingerprint": fingerprint.short(),
     }
     text = (
-        f"Every plan drew {fingerprint.count} images from the same seeds and labels, without guidance. Seconds are "
-        "wall time, so other programs on the machine show in them; FLOPs do not depend on the machine."
+        f"Every plan drew {fingerprint.count} images from the same seeds and labels, without guidance, {ROUND} at a "
+        "time, in turns. Milliseconds are wall time, the median over the rounds: other programs on the machine show in "
+        "them, in those of all plans alike; FLOPs do not depend on the machine."
     )
     return [Text(text), Facts(list(facts.items())), _models(findings)]
 

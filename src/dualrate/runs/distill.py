@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dualrate.distillation import Distillation, short
+from dualrate.files import write_whole
 from dualrate.methods.method import Method
 from dualrate.methods.moment_matching import InstantMomentMatching
 from dualrate.metrics.evaluate import Evaluator
@@ -53,7 +54,7 @@ def distill(
     check_out(student.name, out)
     if (out / "experiment.json").exists() and not (out / DISTILLATION).exists():
         raise ValueError(f"{out} holds a run that was trained, not distilled: choose a new directory as --out")
-    teacher = load(distillation.teacher, device=device)
+    teacher = load(distillation.teacher, device=device, note=progress.note)
     distillation.check(teacher)
     images = training_images(student, decoding)
     judge = None if fd_every is None else _judge(distillation, fd_every, progress)
@@ -65,15 +66,14 @@ def distill(
         method = method.preconditioned(batches.batch(i)[:ROWS].to(device) for i in range(PRECONDITIONING))
     started_from = {"teacher": f"{distillation.teacher} at iteration {teacher.iteration}, {short(teacher)}"}
     if not checkpoint.steps(out / "checkpoints"):
-        started_from |= distillation.start(method.networks, teacher)
+        started_from |= distillation.start(method.networks, teacher, progress.note)
 
     costs = costs_of(student, method)
 
     def on_start() -> None:
         announce(student, images, costs, out, progress)
-        temporary = out / f".{DISTILLATION}.tmp"
-        temporary.write_text(json.dumps(to_plain(distillation), indent=1) + "\n")
-        temporary.replace(out / DISTILLATION)  # before experiment.json, which makes it a run
+        # before experiment.json, which makes it a run
+        write_whole(out / DISTILLATION, json.dumps(to_plain(distillation), indent=1) + "\n")
         write_experiment(out, student)
         note_start(out, command, started_from)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ def environment() -> dict[str, str]:
     facts = {
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
+        "dualrate": _version(),
         "torch": str(torch.__version__),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
@@ -22,6 +24,14 @@ def environment() -> dict[str, str]:
         "commit": _commit(),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _version() -> str:
+    """Of this package; empty where it is not installed."""
+    try:
+        return version("dualrate")
+    except PackageNotFoundError:
+        return ""
 
 
 def _processor() -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -15,8 +15,8 @@ from dualrate.data.images import ImageSet, load_images
 from dualrate.experiment import DataConfig
 from dualrate.metrics.dinov2 import DinoV2, load_dinov2
 from dualrate.metrics.evaluate import Evaluator, Net
-from dualrate.metrics.features import CARD, FeatureNet
-from dualrate.metrics.inception import Inception, load_inception
+from dualrate.metrics.features import CARD, Architecture, FeatureNet, read_card
+from dualrate.metrics.inception import DIM, Inception, load_inception
 from dualrate.metrics.reference import load_reference
 from dualrate.metrics.train_features import BATCH_SIZE, check_trainable, feature_net_in
 from dualrate.training.log import Progress
@@ -65,6 +65,21 @@ def dinov2_evaluator(
     return _of_net(load_dinov2(device, progress=_images(progress)), data, reference, progress)
 
 
+def require_count(count: int, features: Literal["inception", "dinov2"] | Path | None) -> None:
+    """Raises ValueError for fewer images than twice the features, where that is known before anything is loaded."""
+    match features:
+        case "inception":
+            dim = DIM
+        case "dinov2":
+            return
+        case None:
+            dim = Architecture.features
+        case _:
+            dim = FeatureNet.load(features).dim
+    if count < 2 * dim:
+        raise ValueError(f"--num {count} is too few: a distance in {dim} features needs at least {2 * dim} images")
+
+
 def _of_net(net: Net, data: DataConfig, reference: Path | None, progress: Progress) -> Evaluator[Net]:
     if reference is not None:
         return Evaluator(net, load_reference(reference, net), None)
@@ -91,7 +106,7 @@ def _splits(data: DataConfig, progress: Progress) -> tuple[ImageSet, ImageSet]:
 def shipped(fingerprint: str) -> Path | None:
     """The shipped feature net that was trained on the images of this fingerprint."""
     for card in sorted(SHIPPED.glob(f"*/{CARD}")):
-        if json.loads(card.read_text())["data"] == fingerprint:
+        if read_card(card).data == fingerprint:
             return card.parent
     return None
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dualrate.combinators import Guided
 from dualrate.cost import PlanCost, plan_cost, seconds_per_call
 from dualrate.data.images import to_uint8
 from dualrate.denoiser import Denoiser
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.ranges import GuidanceWeight, NoiseLevel, Ranged
 from dualrate.report.rows import Row
 from dualrate.runs.store import Model
 from dualrate.sampling import sample
@@ -26,15 +27,14 @@ from dualrate.types import Cond
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Guidance(Ranged):
     """weight: 1 is none; interval: of sigma/alpha in which it acts, None: everywhere."""
 
-    weight: float = 1.0
-    interval: tuple[float, float] | None = None
+    weight: GuidanceWeight = 1.0
+    interval: tuple[NoiseLevel, NoiseLevel] | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise ValueError(f"the guidance weight is a finite number, got {self.weight}")
+        super().__post_init__()
         if self.interval is not None and self.weight == 1:
             raise ValueError("a guidance interval needs a guidance weight other than 1, which is no guidance")
 
@@ -42,6 +42,9 @@ class Guidance:
         """For a table: nothing for no guidance."""
         where = f" in ({self.interval[0]:g}, {self.interval[1]:g}]" if self.interval else ""
         return "" if self.weight == 1 else f", guidance {self.weight:g}{where}"
+
+
+UNGUIDED = Guidance()
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,27 @@ def image_cost(
     )
 
 
+def draw_batches(
+    model: Model,
+    step: Step,
+    plan: StepPlan,
+    seeds: Sequence[int],
+    *,
+    label: int | None = None,
+    guidance: Guidance = UNGUIDED,
+    batch_size: int = 125,
+    device: torch.device | str = "cpu",
+    bfloat16: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[NDArray[np.uint8]]:
+    """Images of a model, (b, C, H, W) uint8, batch by batch as they are drawn. Raises what `sample` raises."""
+    labels = balanced_labels(model, seeds, label)
+    denoiser = guided(model, model.denoiser, guidance)
+    how = {"batch_size": batch_size, "device": device, "bfloat16": bfloat16, "progress": progress}
+    for batch in sample(denoiser, step, plan, model.shape, seeds, labels, **how):
+        yield to_uint8(batch).cpu().numpy()
+
+
 def draw(
     model: Model,
     step: Step,
@@ -109,7 +133,7 @@ def draw(
     seeds: Sequence[int],
     *,
     label: int | None = None,
-    guidance: Guidance = Guidance(),
+    guidance: Guidance = UNGUIDED,
     batch_size: int = 125,
     device: torch.device | str = "cpu",
     bfloat16: bool | None = None,
@@ -121,26 +145,23 @@ def draw(
     Raises ValueError for a plan that the model does not serve, and what `sample` raises.
     """
     model.experiment.times.check(plan)
-    labels = balanced_labels(model, seeds, label)
-    denoiser = guided(model, model.denoiser, guidance)
     bfloat16 = pays(torch.device(device)) if bfloat16 is None else bfloat16
     cost = cost or image_cost(model, step, plan, guidance, device=device)
     start = time.perf_counter()
-    batches = [
-        to_uint8(batch).cpu().numpy()
-        for batch in sample(
-            denoiser,
+    batches = list(
+        draw_batches(
+            model,
             step,
             plan,
-            model.shape,
             seeds,
-            labels,
+            label=label,
+            guidance=guidance,
             batch_size=batch_size,
             device=device,
             bfloat16=bfloat16,
             progress=progress,
         )
-    ]
+    )
     seconds = time.perf_counter() - start
     precision = "bfloat16" if bfloat16 else "float32"
     return Samples(np.concatenate(batches), seconds, cost, min(batch_size, len(seeds)), precision)
@@ -150,7 +171,7 @@ def cost_report(
     model: Model,
     step: Step,
     plan: StepPlan,
-    guidance: Guidance = Guidance(),
+    guidance: Guidance = UNGUIDED,
     *,
     batch_size: int = 1,
     device: torch.device | str = "cpu",
@@ -211,7 +232,7 @@ def measure(
     evaluator: Evaluator,
     seeds: range,
     *,
-    guidance: Guidance = Guidance(),
+    guidance: Guidance = UNGUIDED,
     batch_size: int = 125,
     device: torch.device | str = "cpu",
     details: bool = False,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
 from dualrate.draws import Draws
 from dualrate.experiment import TwoNetworks
+from dualrate.files import read_json, write_whole
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planner import Errors, Planned, Planner, measure_errors
 from dualrate.runs.measure import measure, seconds_of_calls
@@ -111,25 +112,48 @@ def measured_errors(
     """
     if not isinstance(model.experiment.networks, TwoNetworks):
         raise ValueError(f"{model.name} has a single network, which runs at every step: there is nothing to plan")
-    data = model.experiment.data
-    source = load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
-    images, bfloat16 = min(images, len(source)), pays(torch.device(device))
-    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, bfloat16]
-    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
-    file = cache_dir() / "plans" / f"{key}.json"
+    source, bfloat16 = _source(model), pays(torch.device(device))
+    images = min(images, len(source))
+    file = _file(model, source, grid, images, bfloat16=bfloat16)
     if file.exists():
-        kept = json.loads(file.read_text())
-        return Errors(tuple(kept["t"]), np.array(kept["errors"], dtype=np.float64))
+        return _read_errors(file, grid)
     progress.note(
         f"measuring the errors of {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
     )
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
         errors = _measured(model, source, grid, images, progress, torch.device(device))
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
-    aside.replace(file)
+    write_whole(file, json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
     return errors
+
+
+def _read_errors(file: Path, grid: int) -> Errors:
+    """Errors as they were kept. Raises ValueError for a file that does not hold those of this grid."""
+    try:
+        kept = read_json(file)
+        errors = Errors(tuple(map(float, kept["t"])), np.array(kept["errors"], dtype=np.float64))
+        if errors.t != StepPlan.uniform(grid).t or errors.errors.shape != (grid, grid + 1):
+            raise ValueError(f"it is not of {grid} steps")
+        return errors
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
+
+
+def are_errors_kept(model: Model, *, grid: int, images: int, device: torch.device | str = "cpu") -> bool:
+    """Whether `measured_errors` has nothing left to measure."""
+    source = _source(model)
+    return _file(model, source, grid, min(images, len(source)), bfloat16=pays(torch.device(device))).exists()
+
+
+def _source(model: Model) -> ImageSet:
+    data = model.experiment.data
+    return load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
+
+
+def _file(model: Model, source: ImageSet, grid: int, images: int, *, bfloat16: bool) -> Path:
+    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, bfloat16]
+    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
+    return cache_dir() / "plans" / f"{key}.json"
 
 
 def _measured(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from dualrate import grids
 from dualrate.adjusted_ddim import AdjustedDDIM
 from dualrate.covariance import NoiseCovariance
+from dualrate.data.untrusted import read_text, reading
 from dualrate.process import GaussianProcess
 from dualrate.runs.calibration import read_table
 from dualrate.runs.store import Model
@@ -110,3 +112,9 @@ def grid_times(name: GridName, schedule: Schedule, steps: int) -> tuple[float, .
             return grids.uniform_log_snr(schedule, steps)
         case "karras":
             return grids.karras(schedule, steps)
+
+
+def read_plan(path: Path) -> StepPlan:
+    """A plan from a JSON file. Raises OSError if it cannot be read; ValueError, naming the file, if it is no plan."""
+    with reading(path, "a plan"):
+        return StepPlan.from_json(read_text(path))

@@ -1,7 +1,8 @@
 """Runs and released weights: directories that hold an experiment and its weights. Loading executes no code.
 
 RUN/experiment.json, history.jsonl, checkpoints/step-*/    a training run
-WEIGHTS/experiment.json, model.safetensors                 released weights: the averaged ones, in bfloat16
+WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the averaged ones, in bfloat16; sha256 of
+                                                           both files, checked by whatever reads them
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TypeGuard
 
 import safetensors.torch
 import torch
@@ -21,13 +24,18 @@ from torch import Tensor, nn
 
 from dualrate.denoiser import Denoiser
 from dualrate.experiment import Experiment, OneNetwork
+from dualrate.files import ABSENT, append_record, read_bytes, read_records, write_whole
+from dualrate.folders import MANIFEST, Damaged, Manifest
 from dualrate.models.dual import disconnect
 from dualrate.process import GaussianProcess
 from dualrate.runs.environment import environment
-from dualrate.serial import from_plain, to_plain
+from dualrate.serial import from_json, to_plain
 from dualrate.training import checkpoint
 
-HISTORY = "history.jsonl"
+EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
+RELEASED = (EXPERIMENT, WEIGHTS)  # what the manifest of released weights lists
+
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -65,44 +73,129 @@ class Model:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
 
 
-def load(path: str | Path, *, device: torch.device | str = "cpu") -> Model:
+@dataclass(frozen=True)
+class Stored:
+    """What a directory holds. weights: averaged, in float32; state: of their checkpoint, None for released weights."""
+
+    path: Path
+    experiment: Experiment
+    weights: dict[str, Tensor]
+    iteration: int
+    state: Mapping[str, Any] | None
+
+    def model(self, device: torch.device | str = "cpu") -> Model:
+        """Raises ValueError if the weights are of other networks than the experiment's."""
+        networks, denoiser = self.experiment.build()
+        try:
+            networks.load_state_dict(self.weights)
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self.path}: the weights do not fit its experiment.json: {what} ...") from error
+        networks.to(device).eval().requires_grad_(False)
+        name, weights_hash = self.path.name, _hash(self.weights)
+        return Model(name, self.experiment, networks, denoiser, self.iteration, weights_hash, self.path)
+
+
+def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | None = None) -> Model:
     """The model of a run (its newest intact checkpoint, averaged weights) or of released weights, in float32.
 
-    Raises ValueError if the path is neither, OSError if its files are damaged.
+    note: told which iteration is read, and a warning if that is not the newest, or nothing tells whether the weights
+          are intact; without it, the warning is one of Python's
+    Raises ValueError if the path is neither, OSError if its files are damaged or cannot be read.
     """
+    return read_stored(path, note).model(device)
+
+
+def read_stored(path: str | Path, note: Note | None = None) -> Stored:
+    """What `load` makes a model of. Raises what that raises, but for weights of other networks."""
     path = Path(path)
-    experiment = read_experiment(path)
-    weights, iteration = _read_weights(path)
-    networks, denoiser = experiment.build()
-    try:
-        networks.load_state_dict(weights)
-    except RuntimeError as error:
-        what = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: the weights do not fit its experiment.json: {what} ...") from error
-    networks.to(device).eval().requires_grad_(False)
-    return Model(path.name, experiment, networks, denoiser, iteration, _hash(weights), path)
+    manifest = _manifest(path)
+    experiment = _experiment(path, manifest)
+    if manifest is not None or (path / WEIGHTS).is_file():
+        weights, iteration = _released(_content(path, WEIGHTS, manifest), path / WEIGHTS)
+        state, troubles = None, []
+        if manifest is None:
+            troubles.append(
+                f"{path} has no {MANIFEST}, so nothing tells whether its weights are what was released: export them "
+                "again from their run"
+            )
+    else:
+        damaged: list[str] = []
+        saved = checkpoint.latest(path / "checkpoints", lambda bad, error: damaged.append(str(error)))
+        if saved is None:
+            raise ValueError(f"{path} has no checkpoint yet: train it on (dualrate train), then try again")
+        weights, iteration, state = dict(saved.weights()), int(saved.state["iteration"]), saved.state
+        troubles = [f"{one}; iteration {iteration} is read, the newest that is intact" for one in damaged]
+    _tell(path, iteration, troubles, note)
+    return Stored(path, experiment, weights, iteration, state)
+
+
+def _tell(path: Path, iteration: int, troubles: list[str], note: Note | None) -> None:
+    if note is None:
+        for trouble in troubles:
+            warnings.warn(trouble, stacklevel=4)  # of who calls `load`
+        return
+    for text in (*(f"warning: {trouble}" for trouble in troubles), f"reading {path} at iteration {iteration}"):
+        note(text)
 
 
 def read_experiment(path: Path) -> Experiment:
-    """The experiment of a run or of released weights. Raises ValueError for a directory that is neither."""
-    file = path / "experiment.json"
-    if not file.is_file():
-        raise ValueError(
-            f"{path} is no run: it has no experiment.json. Train one (dualrate train fashion-mnist-dual --out {path}), "
-            "or use released weights (weights/...)"
-        )
+    """The experiment of a run or of released weights.
+
+    Raises ValueError for a directory that is neither, OSError if the file is damaged or cannot be read.
+    """
+    return _experiment(path, _manifest(path))
+
+
+def _manifest(path: Path) -> Manifest | None:
+    """Of released weights; None for a run, for released weights of before there were manifests, and for neither."""
     try:
-        return from_plain(Experiment, json.loads(file.read_text()), str(file))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        return Manifest.read(path, RELEASED)
+    except Damaged as error:
+        if not (path / EXPERIMENT).exists():  # something else of ours, such as a checkpoint
+            return None
+        raise _damaged(path, error) from error
+
+
+def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
+    try:
+        content = _content(path, EXPERIMENT, manifest)
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        raise ValueError(
+            f"{path} is no run: it has no {EXPERIMENT}. Train one (dualrate train fashion-mnist-dual --out {path}), "
+            "or use released weights (weights/...)"
+        ) from error
+    return from_json(Experiment, content, str(path / EXPERIMENT))
+
+
+def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
+    try:
+        return read_bytes(path / name) if manifest is None else manifest.content(name)
+    except Damaged as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> OSError:
+    changed = f". If it was changed on purpose, remove its {MANIFEST}" if isinstance(error, Damaged) else ""
+    return OSError(f"{path} is damaged ({error}): fetch it again, or export it again from its run{changed}")
+
+
+def _released(data: bytes, file: Path) -> tuple[dict[str, Tensor], int]:
+    """Weights in float32 and the iteration they are from."""
+    try:
+        weights = {name: tensor.float() for name, tensor in safetensors.torch.load(data).items()}
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # the library gives no access to it
+        return weights, int(header.get("__metadata__", {}).get("iteration", 0))
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(file.parent, ValueError(f"{file.name}: {error}")) from error
 
 
 def write_experiment(path: Path, experiment: Experiment) -> None:
-    """Write experiment.json aside, then rename: a kill leaves the old one or the new one."""
+    """Write experiment.json whole or not at all."""
     path.mkdir(parents=True, exist_ok=True)
-    temporary = path / ".experiment.json.tmp"
-    temporary.write_text(json.dumps(to_plain(experiment), indent=1) + "\n")
-    temporary.replace(path / "experiment.json")
+    write_whole(path / EXPERIMENT, json.dumps(to_plain(experiment), indent=1) + "\n")
 
 
 def note_start(run: Path, command: str, parts: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -110,64 +203,64 @@ def note_start(run: Path, command: str, parts: Mapping[str, str] = MappingProxyT
 
     parts: what the networks' weights started from, where from anything
     """
-    start = {"command": command, **parts, **environment()}
-    with (run / HISTORY).open("a") as file:
-        file.write(json.dumps(start) + "\n")
+    append_record(run / HISTORY, {"command": command, **parts, **environment()})
 
 
 def read_losses(run: Path) -> list[tuple[int, float]]:
-    """(images seen, loss) of every line of a run's log with a finite loss of its first phase; empty if it has none."""
+    """(images seen, loss) of every line of a run's log with a finite loss of its first phase; empty if it has none.
+
+    Raises ValueError, naming file and line, for one that is no line of a log.
+    """
     return _read_logged(run, "/loss")
 
 
 def read_moment_gaps(run: Path) -> list[tuple[int, float]]:
-    """(images seen, mean square of the moment gap) as a student met it; empty for a run that was not distilled."""
+    """(images seen, mean square of the moment gap) as a student met it; empty for a run that was not distilled.
+
+    Raises what `read_losses` raises.
+    """
     return _read_logged(run, "student/moment_gap")
 
 
 def _read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
     """(images seen, value) of every line of a run's log, by the first name in it that ends so; finite ones only."""
-    file = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    found = [(line["images"], next((v for k, v in line.items() if k.endswith(ending)), math.nan)) for line in lines]
+    found = []
+    for where, line in read_records(run / METRICS):
+        images, value = line.get("images"), next((v for k, v in line.items() if k.endswith(ending)), math.nan)
+        if not (_is_number(images) and math.isfinite(images) and _is_number(value)):
+            raise ValueError(f"{where} has images {images!r} and a value {value!r}, no numbers; remove that line")
+        found.append((images, value))
     return [(images, value) for images, value in found if math.isfinite(value)]
 
 
-def export(run: str | Path, out: Path) -> None:
-    """Write a run's averaged weights as released weights: bfloat16 safetensors, no optimiser, no raw weights."""
-    run = Path(run)
-    experiment = read_experiment(run)
-    weights, iteration = _read_weights(run)
-    write_experiment(out, experiment)
-    rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
-    file = out / "model.safetensors"
-    safetensors.torch.save_file(rounded, file, metadata={"iteration": str(iteration)})
-    file.chmod(0o644)  # the library writes it for its owner alone; released weights are for everyone
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def start_from(networks: nn.ModuleDict, encoder: str | Path | None, light: str | Path | None) -> dict[str, str]:
+def start_from(
+    networks: nn.ModuleDict, encoder: str | Path | None, light: str | Path | None, note: Note | None = None
+) -> dict[str, str]:
     """Start parts of a dual-rate model from single-rate runs' averaged weights. Says for each which weights those were.
 
     An encoder without a head leaves its run's where it is. A trained light network starts without any influence of the
-    context (`disconnect`), so training goes on from where it was.
+    context (`disconnect`), so training goes on from where it was. note: as of `load`.
     Raises ValueError if a run's network is not the part's.
     """
     told = {}
     for part, run in (("encoder", encoder), ("light", light)):
         if run is not None:
-            told[part] = _start_part(networks, part, Path(run))
+            told[part] = _start_part(networks, part, Path(run), note)
     if light is not None:
         disconnect(networks["encoder"], networks["light"])
     return told
 
 
-def _start_part(networks: nn.ModuleDict, part: str, run: Path) -> str:
-    source = read_experiment(run).networks
-    if not isinstance(source, OneNetwork):
+def _start_part(networks: nn.ModuleDict, part: str, run: Path, note: Note | None) -> str:
+    if not isinstance(read_experiment(run).networks, OneNetwork):
         raise ValueError(f"{run} is a dual-rate model; {part}_from takes a single-rate one")
-    weights, iteration = _read_weights(run)
+    stored = read_stored(run, note)
     net = networks.get_submodule(f"{part}.net")
-    own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    own = {name.removeprefix("model."): tensor for name, tensor in stored.weights.items()}
     if not any(name.startswith("head.") for name in net.state_dict()):
         own = {name: tensor for name, tensor in own.items() if not name.startswith("head.")}
     try:
@@ -175,23 +268,7 @@ def _start_part(networks: nn.ModuleDict, part: str, run: Path) -> str:
     except RuntimeError as error:
         what = " ".join(str(error).split())[:200]
         raise ValueError(f"{run}: its network is not this experiment's {part}: {what} ...") from error
-    return f"{run} at iteration {iteration}, weights {_hash(weights)[:12]}"
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Weights in float32 and the iteration they are from."""
-    released = path / "model.safetensors"
-    if released.is_file():
-        try:
-            with safetensors.safe_open(released, framework="pt") as file:
-                weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-                return weights, int((file.metadata() or {}).get("iteration", 0))
-        except SafetensorError as error:
-            raise OSError(f"{released} is damaged: {error}") from error
-    saved = checkpoint.latest(path / "checkpoints")
-    if saved is None:
-        raise ValueError(f"{path} has no checkpoint yet: train it on (dualrate train), then try again")
-    return dict(saved.weights()), int(saved.state["iteration"])
+    return f"{run} at iteration {stored.iteration}, weights {_hash(stored.weights)[:12]}"
 
 
 def _hash(weights: dict[str, Tensor]) -> str:

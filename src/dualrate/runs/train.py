@@ -45,12 +45,11 @@ def train(
     it cannot be written to.
     """
     check_out(experiment.name, out)
-    images = training_images(experiment, decoding)
+    images, progress = training_images(experiment, decoding), progress or PlainReporter()
     method = experiment.method()
     started_from = {}
     if not checkpoint.steps(out / "checkpoints"):
-        started_from = start_from(method.networks, experiment.encoder_from, experiment.light_from)
-    progress = progress or PlainReporter()
+        started_from = start_from(method.networks, experiment.encoder_from, experiment.light_from, progress.note)
     costs = costs_of(experiment, method)
 
     def on_start() -> None:

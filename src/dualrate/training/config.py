@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from dualrate.ranges import BatchSize, Iterations, Range, Ranged, Seed
 from dualrate.training.optim import OptimConfig
 
 # what may differ when a run is resumed: none of it changes the weights; micro_batch does by rounding and dropout masks,
@@ -13,43 +14,34 @@ FREE = frozenset({"log_every", "checkpoint_every", "keep", "sample_every", "max_
 
 
 @dataclass(frozen=True)
-class FitConfig:
-    """How to train.
+class FitConfig(Ranged):
+    """How to train."""
 
-    micro_batch:  rows per forward and backward pass; None: the whole batch
-    ema_halflife: of the averaged weights, in images
-    precision:    of the networks' matrix products; "auto": bfloat16 where it pays, decided once per run
-    keep:         number of checkpoints kept
-    max_seconds:  of training, summed over resumes, after which to save and stop
-    """
-
-    iterations: int
-    batch_size: int = 128
-    micro_batch: int | None = None
-    seed: int = 0
+    iterations: Iterations
+    """Updates of the weights in all; after them the run is finished."""
+    batch_size: BatchSize = 128
+    """Images per iteration."""
+    micro_batch: BatchSize | None = None
+    """Images per forward and backward pass, for less memory; the whole batch if not given."""
+    seed: Seed = 0
+    """Of the first weights, the order of the images, and all noise."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    ema_halflife: int = 50_000
+    ema_halflife: Annotated[int, Range(1, 10**12)] = 50_000
+    """Half-life of the averaged weights, in images."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the networks' matrix products; auto: bfloat16 where it pays, decided once per run."""
     compile: bool = False
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    keep: int = 2
-    sample_every: int = 2000
-    max_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        counts = {
-            "iterations": self.iterations,
-            "batch_size": self.batch_size,
-            "micro_batch": 1 if self.micro_batch is None else self.micro_batch,
-            "ema_halflife": self.ema_halflife,
-            "log_every": self.log_every,
-            "checkpoint_every": self.checkpoint_every,
-            "keep": self.keep,
-            "sample_every": self.sample_every,
-        }
-        if wrong := {name: count for name, count in counts.items() if count < 1}:
-            raise ValueError(f"got {wrong}; each must be at least 1")
+    """Compile the networks, which takes a while and makes them faster."""
+    log_every: Iterations = 50
+    """Iterations between lines of the log, metrics.jsonl."""
+    checkpoint_every: Iterations = 1000
+    """Iterations between checkpoints."""
+    keep: Annotated[int, Range(1, 1_000_000)] = 2
+    """Number of checkpoints kept, the newest."""
+    sample_every: Iterations = 2000
+    """Iterations between grids of samples."""
+    max_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
+    """Seconds of training, summed over resumes, after which to save and stop."""
 
     def free(self) -> frozenset[str]:
         """Names of the settings that may differ when a run is resumed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
@@ -9,6 +10,9 @@ from functools import cache
 
 import torch
 from torch.nn import functional
+
+# Of a CPU, of a GPU, of its libraries, and of sizes beyond all addresses; torch has a class for the second alone
+SHORTAGE = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED|calculation overflowed")
 
 
 @torch.enable_grad()
@@ -69,12 +73,32 @@ def default_generator(device: torch.device) -> torch.Generator:
     return torch.default_generator
 
 
+def devices() -> list[str]:
+    """Names of the devices here: the CPU, and the GPUs if there are any."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type == "mps":
+        return ["cpu"]
+    return ["cpu", *(f"{found.type}:{i}" for i in range(torch.accelerator.device_count()))]
+
+
 def pick_device(name: str | None) -> torch.device:
     """The named device; None: cuda if there is one. Raises ValueError for one that is not here or cannot be used."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    name, known = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name, devices()
     if name.startswith("mps"):
         raise ValueError("times and random numbers need float64, which mps lacks: use --device cpu")
+    if not {name, f"{name}:0", name.removesuffix(":0")} & set(known):
+        raise ValueError(f"there is no device {name!r} here, only {', '.join(known)}")
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"no device {name!r} here ({str(error).splitlines()[0]}); --device cpu always works") from None
+        what = str(error).splitlines()[0]
+        raise ValueError(f"the device {name!r} cannot be used ({what}); --device cpu always works") from None
+
+
+def memory_shortage(error: Exception) -> str | None:
+    """What torch or numpy said, in one line, if the error is an allocation that failed; None of any other error."""
+    lines = str(error).splitlines() or ["an allocation failed"]
+    shortage = next((line for line in lines if SHORTAGE.search(line)), None)
+    if shortage is None and isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        shortage = lines[0]
+    return None if shortage is None else shortage.split("DefaultCPUAllocator: ")[-1]

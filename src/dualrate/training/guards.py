@@ -12,20 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from dualrate.files import naming
+
 
 @contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
-    """Hold `run_dir/.lock`; OSError if another process does. The kernel drops the lock of a process that dies."""
+def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
+    """Hold `run_dir/.lock`; OSError if another process does. The kernel drops the lock of a process that dies.
+
+    doing: what the holder of the lock is doing to the directory, for that error
+    """
     path = run_dir / ".lock"
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with naming(path):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise OSError(f"{run_dir} is being trained by {file.read().strip()}; wait for it or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+            raise OSError(f"{run_dir} is being {doing} by {file.read().strip()}; wait for it or stop it") from None
+        with naming(path):  # without a buffer, which closing would write a second time
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 

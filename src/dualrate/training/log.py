@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from dualrate.files import parse_record
+
 SHOWN = ("loss", "_gap")  # how the names of values end that are shown to people
 
 
@@ -106,19 +108,24 @@ class MetricsFile:
             self._give_up(error)
 
     def _cut(self, iteration: int) -> None:
+        """Lines that are none go from the end, where a kill leaves them; others stay, and the first is noted."""
         if not self.path.is_file():
             return
-        kept = 0
+        size, kept, odd, inside = 0, 0, [], []
         with self.path.open("rb") as lines:
-            for line in lines:
+            for number, line in enumerate(lines, 1):
+                size += len(line)
                 try:
-                    beyond = not line.endswith(b"\n") or json.loads(line)["iteration"] > iteration
+                    beyond = parse_record(line, "")["iteration"] > iteration
                 except (ValueError, KeyError, TypeError):
-                    beyond = True
-                if beyond:
+                    odd.append(number)
+                    continue
+                if beyond or not line.endswith(b"\n"):
                     break
-                kept += len(line)
+                kept, inside, odd = size, inside + odd, []
         os.truncate(self.path, kept)
+        if inside:
+            self._note(f"{self.path}, line {inside[0]} is no line of a log: what reads it wants it removed")
 
     def write(self, values: Mapping[str, float]) -> None:
         if self._lost:

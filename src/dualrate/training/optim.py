@@ -9,36 +9,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from dualrate.ranges import BelowOne, Factor, FirstIterations, LossWeight, Range, Ranged
+
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """AdamW and its schedule.
+class OptimConfig(Ranged):
+    """AdamW and its learning rate."""
 
-    lr:     peak learning rate
-    warmup: iterations of linear warm-up, 0 for none
-    decay:  after the warm-up, "none" stays at `lr`, "cosine" falls to 0 at the last iteration
-    clip:   largest global gradient norm; `math.inf` for no clipping
-    """
-
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup: int = 500
+    lr: Factor = 1e-3
+    """Peak learning rate."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
+    """How much of the moving averages of the gradient and of its square an iteration keeps."""
+    eps: Annotated[float, Range(1e-16, 1)] = 1e-8
+    """Added to the root of the averaged square."""
+    weight_decay: LossWeight = 0.0
+    """Times the learning rate: the share of every weight that an iteration takes away."""
+    warmup: FirstIterations = 500
+    """Iterations of linear warm-up."""
     decay: Literal["none", "cosine"] = "none"
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0 or self.clip <= 0 or self.warmup < 0:
-            got = f"lr {self.lr}, clip {self.clip}, warmup {self.warmup}"
-            raise ValueError(f"got {got}; lr and clip must be above 0, warmup at least 0")
-        if self.decay not in ("none", "cosine"):
-            raise ValueError(f'got decay "{self.decay}"; choose "none" or "cosine"')
+    """After the warm-up: none stays at the peak, cosine falls to 0 at the last iteration."""
+    clip: Annotated[float, Range(0, math.inf, above=True)] = 1.0
+    """Largest global norm of the gradient; inf for no clipping."""
 
 
 def lr_at(config: OptimConfig, iteration: int, total: int) -> float:

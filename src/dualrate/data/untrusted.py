@@ -1,0 +1,80 @@
+"""Files that users bring: only regular files are opened, no more is read than is expected, errors name the file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MAX_TEXT = 10_000_000  # bytes of a text file, such as a plan
+_MAX_MESSAGE = 500  # characters of what a decoder says
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def check_regular(path: Path, limit: int | None = None) -> None:
+    """Raise OSError if there is no such file; ValueError for a directory, pipe, socket or device, all of which may
+    block or never end, and for a file of more than `limit` bytes."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for holds, name in _KINDS if holds(found.st_mode)), "of an unknown kind")
+        raise ValueError(f"{path} is {kind}; expected a file")
+    _check_size(path, found.st_size, limit)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The content of a file; raises what `check_regular` raises."""
+    check_regular(path, limit)
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)  # a file may grow, or say that it has no size
+    _check_size(path, len(data), limit)
+    return data
+
+
+def read_text(path: Path, limit: int = MAX_TEXT) -> str:
+    """The content of a UTF-8 file; raises what `check_regular` raises, and ValueError for a file that is no text."""
+    with reading(path, "text"):
+        return read_limited(path, limit).decode()
+
+
+@contextmanager
+def reading(path: Path | str, kind: str) -> Iterator[None]:
+    """Around a decoder of untrusted bytes: whatever it raises becomes one line that names the file.
+
+    What the operating system says (OSError with a number: no permission, a read error) stays what it is. All else is
+    a ValueError, "PATH cannot be read as KIND: ...", unless it names the file already.
+    """
+    try:
+        yield
+    except Exception as error:  # decoders raise about ten kinds of exceptions
+        if isinstance(error, OSError) and error.errno:
+            if error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        said = one_line(error)
+        if isinstance(error, ValueError) and str(path) in said:
+            raise
+        raise ValueError(f"{path} cannot be read as {kind}: {said}") from error
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, or else its type, in one line of bounded length."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= _MAX_MESSAGE else said[:_MAX_MESSAGE] + " ..."
+
+
+def printable(name: str) -> str:
+    r"""A file name in which bytes that are no UTF-8 are written as \xff, so that it can be printed and encoded."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _check_size(path: Path, size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise ValueError(f"{path} has more than {limit:,} bytes, the most that is accepted here")

@@ -1,0 +1,159 @@
+"""Files that are written whole or not at all, and read back with errors that say which file it was and what it lacks.
+
+Two kinds of trouble are told apart everywhere. Content that is not what it should be is a ValueError, or whatever its
+reader makes of it. A system that does not give the content (no permission, a failing disk, too many open files) is an
+OSError, which says nothing about the content: nothing is thrown away, set aside or called damaged for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # no such file
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """An OSError from within names the file, as one from `open` does; those of writing, reading and syncing do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        elif type(error) is OSError and error.errno is None and str(path) not in str(error):
+            raise OSError(f"{path}: {error}") from error
+        raise
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; an OSError that names it."""
+    with naming(path):
+        return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises ValueError, naming it, for anything else."""
+    return parse_json(read_bytes(path), str(path))
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """The value of some JSON. Raises ValueError that says where it is from."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+
+
+def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(place, object) of every line of a file of JSON lines, the place for messages; none if there is no such file.
+
+    A last line without an end is what a kill in the middle of writing leaves: it is left out.
+    Raises ValueError, naming file and line, for any other line that is no object.
+    """
+    if not path.is_file():
+        return []
+    lines = read_bytes(path).split(b"\n")[:-1]
+    places = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [(where, parse_record(line, where)) for where, line in places]
+
+
+def parse_record(line: bytes, where: str) -> dict[str, Any]:
+    """The JSON object on a line. Raises ValueError that says where it is from, and what to do."""
+    try:
+        record = parse_json(line, where)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove that line") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is no JSON object; remove that line")
+    return record
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to a file of JSON lines, made if it is missing. A last line that a kill cut off goes first."""
+    with naming(path), path.open("a+b") as file:
+        if size := os.fstat(file.fileno()).st_size:
+            file.seek(0)
+            file.truncate(file.read(size).rfind(b"\n") + 1)
+        file.write(json.dumps(record).encode() + b"\n")
+
+
+@contextmanager
+def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
+    """A file written whole or not at all: yields the place beside it to write, which is synced and renamed at the end.
+
+    If the block fails, or the process is killed, the file is what it was.
+    synced: False for files by the thousand, whose reader looks whether they are whole: a loss of power may cut them
+    """
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    with naming(path):
+        try:
+            yield aside
+            if synced:
+                sync(aside)
+            aside.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                aside.unlink()
+            raise
+
+
+def write_whole(path: Path, content: bytes | str, *, synced: bool = True) -> None:
+    """Write a file whole or not at all; text in UTF-8."""
+    with whole(path, synced=synced) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def written_aside(name: str) -> str | None:
+    """The name of the file that was to become of one that `whole` writes under this name; None for all others."""
+    match = re.fullmatch(r"(.+)\.[0-9a-f]{8}\.partial", name)
+    return match and match[1]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file that is for everyone the umask lets read it; the library's own is for its owner alone."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    path.chmod(mode)
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, of which single tensors can be read.
+
+    Raises ValueError for another content; OSError if the system does not give it, which the library calls missing.
+    """
+    with naming(path):
+        path.open("rb").close()
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                yield file
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from error
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,42 @@
+"""What generated images, or features of them, are of: kept beside them, so that nothing else is mixed in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+
+from dualrate.metrics.fingerprint import BITS
+from dualrate.serial import to_plain
+
+NOISE = "Philox keyed by the seed"
+PIXELS = "none, the images themselves"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that decides the features, or the pixels, of an id (an image's seed).
+
+    weights, experiment: sha256 of the model's
+    sampler, plan:       the update rule with its settings and guidance; times and heavy calls
+    labels:              the rule that makes a class of an id, or "none"
+    features:            the extractor's identity; PIXELS where the images themselves are kept
+    precision:           of the model's matrix products
+    seeds, bits:         the rules that make noise of an id, and 8-bit images of samples
+    """
+
+    weights: str
+    experiment: str
+    sampler: str
+    plan: str
+    labels: str
+    features: str
+    precision: str
+    seeds: str = NOISE
+    bits: str = BITS
+
+    def json(self) -> str:
+        return json.dumps(to_plain(self), indent=1) + "\n"
+
+    def differing(self, other: Origin) -> list[str]:
+        """The names of the fields in which two origins differ."""
+        return [field.name for field in fields(Origin) if getattr(self, field.name) != getattr(other, field.name)]

@@ -1,0 +1,160 @@
+"""What numbers may be: a range beside each field of a dataclass, checked in one place when one is made.
+
+    @dataclass(frozen=True)
+    class Sampling(Ranged):
+        steps: Steps = 64
+        heavy: tuple[Steps, Steps] | None = None
+        churn: Annotated[float, Range(0, 10)] = 0.0
+
+A number outside its range, a number of another kind (2.5 or True for a whole number, nan for any) and a value that a
+`Literal` does not list raise a ValueError that says which field it is, what it may be and what it got. numpy's numbers
+become Python's, lists become tuples. What a range cannot say, such as one field below another, a class checks itself in
+`__post_init__`, after `super().__post_init__()`.
+
+Upper ends are generous: they keep a machine from hanging on a slip, and are no advice.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass, fields
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`; above, below: without `low`, or `high`, itself. An end may be infinite."""
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        """Never of nan."""
+        enough = number > self.low if self.above else number >= self.low
+        return enough and (number < self.high if self.below else number <= self.high)
+
+    def __str__(self) -> str:
+        low, high = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+        if self.low == self.high:
+            return f"equal to {low}"
+        if self.high == math.inf:
+            return f"above {low}" if self.above else f"of {low} or more"
+        if self.above:
+            return f"above {low} and {'below' if self.below else 'at most'} {high}"
+        return f"from {low} to {'below ' if self.below else ''}{high}"
+
+
+Steps = Annotated[int, Range(1, 100_000)]
+HeavyCalls = Annotated[int, Range(0, 100_000)]
+Iterations = Annotated[int, Range(1, 1_000_000_000)]
+FirstIterations = Annotated[int, Range(0, 1_000_000_000)]
+BatchSize = Annotated[int, Range(1, 100_000)]
+Images = Annotated[int, Range(1, 10_000_000)]
+Seed = Annotated[int, Range(0, 2**62)]
+Classes = Annotated[int, Range(0, 100_000)]
+Side = Annotated[int, Range(1, 4096)]
+Channels = Annotated[int, Range(1, 16_384)]
+SharedBlocks = Annotated[int, Range(1, 1000)]
+Pairs = Annotated[int, Range(1, 1000)]
+Rings = Annotated[int, Range(1, 1000)]
+Probability = Annotated[float, Range(0, 1)]
+BelowOne = Annotated[float, Range(0, 1, below=True)]
+LogSNR = Annotated[float, Range(-60, 60)]
+NoiseLevel = Annotated[float, Range(0, math.inf)]
+GuidanceWeight = Annotated[float, Range(-100, 100)]
+TeacherGuidance = Annotated[float, Range(0, 100, above=True)]
+LossWeight = Annotated[float, Range(0, 1000)]
+Factor = Annotated[float, Range(0, 1000, above=True)]
+Minutes = Annotated[float, Range(0, 1_000_000, above=True)]
+
+
+class Ranged:
+    """Base of a frozen dataclass: its numbers lie in the ranges of their annotations, its choices among theirs."""
+
+    def __post_init__(self) -> None:
+        for name, kind in ranges(type(self)).items():
+            object.__setattr__(self, name, checked(name, getattr(self, name), kind))
+
+
+@cache
+def ranges(kind: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields, those that restrict a number or a choice."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind) if _restricts(hints[field.name])}
+
+
+def _restricts(kind: Any) -> bool:
+    notes = getattr(kind, "__metadata__", ())
+    return (
+        get_origin(kind) is Literal
+        or any(isinstance(note, Range) for note in notes)
+        or any(_restricts(part) for part in get_args(kind))
+    )
+
+
+def checked(name: str, value: Any, kind: Any) -> Any:
+    """The value as its annotation has it. Raises ValueError, which calls it `name`, for one that does not fit."""
+    try:
+        return _fitting(value, kind)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name} is {described(kind)}, got {value!r}") from None
+
+
+def _fitting(value: Any, kind: Any) -> Any:
+    """As `checked`, without a word."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        allowed = [note for note in kind.__metadata__ if isinstance(note, Range)]
+        return _number(value, parts[0], allowed[0]) if allowed else _fitting(value, parts[0])
+    if origin in (Union, UnionType):
+        return _first_fitting(value, parts)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ValueError
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return tuple(_fitting(item, part) for item, part in zip(value, kinds, strict=True))
+    if origin is Literal and not any(type(value) is type(choice) and value == choice for choice in parts):
+        raise ValueError
+    if kind is NoneType and value is not None:
+        raise ValueError
+    return value
+
+
+def _number(value: Any, kind: Any, allowed: Range) -> Any:
+    if not _is_number(value, kind) or value not in allowed:
+        raise ValueError
+    return kind(value)
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+
+
+def _first_fitting(value: Any, kinds: tuple[Any, ...]) -> Any:
+    for kind in kinds:
+        try:
+            return _fitting(value, kind)
+        except ValueError:
+            continue
+    raise ValueError
+
+
+def described(kind: Any) -> str:
+    """What a value of this annotation may be, as the end of a sentence."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        allowed = [note for note in kind.__metadata__ if isinstance(note, Range)]
+        return f"a {'whole ' if parts[0] is int else ''}number {allowed[0]}" if allowed else described(parts[0])
+    if origin in (Union, UnionType):
+        return ", or ".join(map(described, parts))
+    if origin is tuple:
+        return f"{'a list of' if parts[-1] is Ellipsis else len(parts)} values, each {described(parts[0])}"
+    if origin is Literal:
+        return " or ".join(f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in parts)
+    return "None" if kind is NoneType else getattr(kind, "__name__", str(kind))

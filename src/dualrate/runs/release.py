@@ -1,0 +1,58 @@
+"""Released weights: a run's averaged weights, its experiment and a card, in a directory that is written as a whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from dualrate.files import write_tensors
+from dualrate.folders import MANIFEST, Manifest, new_folder
+from dualrate.runs.calibration import FILE as COVARIANCE
+from dualrate.runs.card import CARD, CURVE, write_card
+from dualrate.runs.store import EXPERIMENT, RELEASED, WEIGHTS, Note, read_stored, write_experiment
+
+FILES = {*RELEASED, MANIFEST, CARD, CURVE, COVARIANCE}  # all that a directory of released weights may hold
+
+
+def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
+    """Write a run's averaged weights as released weights: bfloat16 safetensors, no optimiser, no raw weights, a card.
+
+    out:  new, empty, or released weights, which are then replaced as a whole
+    note: as of `load`
+    Raises ValueError for a run that is none, and for any other `out`; OSError if it cannot be written. Then `out` is
+    what it was.
+    """
+    run, out = Path(run), Path(out)
+    if (run / WEIGHTS).is_file():
+        raise ValueError(f"{run} holds released weights: copy the directory, or export the run that they are from")
+    check_target(out)
+    stored = read_stored(run, note)
+    assert stored.state is not None  # for the type checker: it is no released weights
+    target = Path(os.path.realpath(out))  # a link stays one
+    with new_folder(target, replace=True) as folder:
+        write_experiment(folder, stored.experiment)
+        rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in stored.weights.items()}
+        write_tensors(folder / WEIGHTS, rounded, {"iteration": str(stored.iteration)})
+        write_card(stored, stored.state, target.name, folder)
+        Manifest.write(folder, RELEASED)
+
+
+def check_target(out: Path) -> None:
+    """Raises ValueError unless released weights may be written to `out`."""
+    if out.is_symlink() and not out.exists():
+        raise ValueError(f"{out} is a link that leads nowhere: create what it points to, or remove it")
+    target = Path(os.path.realpath(out))
+    if os.path.ismount(target):
+        raise ValueError(f"{out} is the root of a file system, which nothing can replace: choose a directory in it")
+    for place in (target, *target.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place} is a file, so no weights can be in {out}: choose another --out")
+        if (place / "checkpoints").is_dir() and (place / EXPERIMENT).is_file():
+            raise ValueError(f"{out} is, or lies in, the run {place}: choose a directory outside of it as --out")
+    names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if names and not set(RELEASED) <= set(names) <= FILES:
+        foreign = [name for name in names if name not in FILES] or names
+        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise ValueError(f"{out} holds {listed}: choose a new or empty directory, or released weights to replace")

@@ -1,0 +1,105 @@
+"""`dualrate sample` goes on where it was, says what it did, and stops in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cli.command import call
+
+from dualrate.console import drawing
+from dualrate.runs import samples
+
+WEIGHTS = Path(__file__).parent.parent.parent / "weights" / "fashion-mnist-light"
+OPTIONS = ["--steps", 1, "--batch-size", 4, "--precision", "float32"]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Released weights of the test's own."""
+    return shutil.copytree(WEIGHTS, tmp_path / "weights")
+
+
+def sample(monkeypatch, weights, out, *options) -> int:
+    return call(monkeypatch, "sample", weights, "--out", out, *OPTIONS, *options)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_same_command_goes_on_and_more_images_are_added(weights, tmp_path, monkeypatch, capsys):
+    reports = []
+    for num in (6, 6, 10):
+        assert sample(monkeypatch, weights, tmp_path / "out", "--num", num, "--json") == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    assert [(report["images"], report["drawn"]) for report in reports] == [(6, 6), (6, 0), (10, 6)]
+    assert reports[1]["seconds_per_image"] is None
+    assert reports[2]["seconds_per_image"] > 0
+    assert all(report["macs_per_image"] == reports[0]["macs_per_image"] for report in reports)
+    assert names(tmp_path / "out") == [".lock", *(f"{i:06d}.png" for i in range(10)), "grid.png", "sample.json"]
+    commands = [entry["command"] for entry in json.loads((tmp_path / "out" / "sample.json").read_text())["calls"]]
+    assert [command.split("--num ")[1].split()[0] for command in commands] == ["6", "10"]
+
+
+def test_the_report_as_text_says_that_nothing_was_drawn(weights, tmp_path, monkeypatch, capsys):
+    assert sample(monkeypatch, weights, tmp_path / "out", "--num", 2) == 0
+    capsys.readouterr()
+    assert sample(monkeypatch, weights, tmp_path / "out", "--num", 2) == 0
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert (lines["drawn"], lines["seconds_per_image"]) == ("0", "-")
+
+
+def test_control_c_says_how_many_images_are_there_and_the_same_command_goes_on(weights, tmp_path, monkeypatch, capsys):
+    straight = samples.draw_batches
+
+    def interrupted(model, step, plan, seeds, **options):
+        if seeds[0] == 4:
+            raise KeyboardInterrupt
+        return straight(model, step, plan, seeds, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(samples, "draw_batches", interrupted)
+        assert sample(monkeypatch, weights, tmp_path / "out", "--num", 6) == 130
+    error = capsys.readouterr().err
+    assert f"interrupted: 4 of 6 images are in {tmp_path / 'out'}; the same command goes on" in error
+    assert "Traceback" not in error
+    assert sample(monkeypatch, weights, tmp_path / "out", "--num", 6) == 0
+    assert sample(monkeypatch, weights, tmp_path / "straight", "--num", 6) == 0
+    for i in range(6):
+        name = f"{i:06d}.png"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_weights_that_have_changed_since_are_refused_in_one_line(weights, tmp_path, monkeypatch, capsys):
+    assert sample(monkeypatch, weights, tmp_path / "out", "--num", 2) == 0
+    capsys.readouterr()
+    medium = WEIGHTS.with_name("fashion-mnist-medium")
+    assert sample(monkeypatch, medium, tmp_path / "out", "--num", 2) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("dualrate: ")
+    assert "holds other samples, they differ in weights (weights at iteration 7000, " in line
+    assert "; now fashion-mnist-medium at iteration 10000, " in line
+    assert line.endswith("choose another --out, or delete this one")
+
+
+def test_the_weights_themselves_are_no_place_for_samples(weights, tmp_path, monkeypatch, capsys):
+    before = names(weights)
+    assert sample(monkeypatch, weights, weights) == 2
+    assert "is a run, or released weights, and no place for samples" in capsys.readouterr().err
+    assert names(weights) == before
+
+
+def test_the_rate_is_that_of_what_is_drawn_now():
+    class Recorder:
+        def __init__(self):
+            self.told = []
+
+        def update(self, iteration, total, logs):
+            self.told.append((iteration, total, logs["images"]))
+
+    recorder = Recorder()
+    show = drawing(recorder)
+    for done in (250, 375, 500):
+        show(done, 500)
+    assert recorder.told == [(250, 500, 0), (375, 500, 125), (500, 500, 250)]

@@ -1,0 +1,101 @@
+"""A system that does not do what it is asked: files of somebody else, full disks, errors of any kind."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualrate import folders
+
+NOBODY = 65534
+
+
+@contextmanager
+def unreadable(path: Path, tree: Path) -> Iterator[None]:
+    """A file or folder without any permission within `tree`, which is otherwise the user's own.
+
+    Root may read everything, so root becomes somebody else meanwhile, whom the tree and the way to it are opened to.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.chmod(0)
+    try:
+        with somebody(tree):
+            yield
+    finally:
+        path.chmod(mode)
+
+
+@contextmanager
+def somebody(tree: Path) -> Iterator[None]:
+    """An ordinary user, who owns `tree`."""
+    if os.geteuid():
+        yield
+        return
+    for place in (tree, *tree.rglob("*")):
+        os.chown(place, NOBODY, NOBODY, follow_symlinks=False)
+    modes = {place: stat.S_IMODE(place.stat().st_mode) for place in tree.parents}
+    try:
+        for place, mode in modes.items():
+            place.chmod(mode | 0o011)
+        os.setegid(NOBODY)
+        os.seteuid(NOBODY)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        for place, mode in modes.items():
+            place.chmod(mode)
+
+
+@contextmanager
+def full_disk(size: int = 2048) -> Iterator[None]:
+    """Files end at so many bytes: the error is another one than that of a full disk, its way the same."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, point: str, work: Callable[[], object]) -> int:
+    """Works in a process of its own, which dies at a point of writing a folder: its exit code, 9 if it did so."""
+    child = os.fork()
+    if not child:
+        try:
+            torch.set_num_threads(1)
+            monkeypatch.setattr(folders, "reached", lambda reached: os._exit(9) if reached == point else None)
+            work()
+            os._exit(0)
+        finally:  # nothing of it may go on with the tests
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, file: Path, number: int) -> None:
+    """Reading a file ends with a system error that does not say which file it was, as those of reading do not."""
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path == file:
+            raise OSError(number, os.strerror(number))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+
+
+def flips(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
+    """The content with one bit flipped, at `count` places; at all of them if they are not more."""
+    places = range(8 * len(content))
+    for place in random.Random(seed).sample(places, min(count, len(places))):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        yield bytes(flipped)
