@@ -175,6 +175,7 @@ def test_every_command_for_own_images_runs(place, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", ["README.md", "docs/own-images.md"])
 def test_every_command_runs_on_networks_of_full_size(page, place, monkeypatch):
     own_images(place)
