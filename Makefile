@@ -11,7 +11,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: env  ## set up, train a small model, sample the shipped ones, write demo/report.html
+demo:  ## set up, train a small model, measure the shipped ones, write demo/report.html (10 minutes at most)
+	@echo "demo: about 7 minutes, and the first time some more before them, to set up .venv"
+	@$(PYTHON) scripts/bootstrap.py
 	@$(BIN)/dualrate demo
 
 test test-slow: export OMP_NUM_THREADS ?= 1

@@ -1,5 +1,6 @@
 """What a user may do wrong around a training run: places, names, changed options, odd data, planted files."""
 
+import os
 import pickle
 import re
 import sys

@@ -1,8 +1,8 @@
-"""Sentences: a win needs separate intervals and no higher cost, and the pair shown first is chosen by cost alone."""
+"""Sentences: a win needs separate intervals and no higher cost; a rival is the best that costs no more."""
 
 import pytest
 
-from dualrate.report.headline import closest_pair, compare, describe, name, nearest
+from dualrate.report.headline import best_within, compare, describe, name, nearest, tally, told_apart
 from report.made import DUAL, HEAVY, LIGHT, row
 
 
@@ -41,15 +41,27 @@ def test_sentences_hold_the_numbers():
     assert name(HEAVY) == "heavy DDIM 16"
     assert "13.0 [12.0, 14.0] against 14.1 [13.1, 15.1]" in compare(DUAL, HEAVY).short
     assert "0.787 times the FLOPs and 0.875 times the measured time" in compare(DUAL, HEAVY).short
-    assert describe(HEAVY) in compare(DUAL, HEAVY).long
 
 
 def test_neighbours_are_chosen_by_cost_whatever_the_scores():
     near = row("near", macs=2_000_000_000, value=90)
     assert nearest(DUAL, [LIGHT, near, HEAVY]) is near
-    far = row("far", macs=9_000_000_000, value=0.5, half=0.1)
-    pair = closest_pair([DUAL, far], [LIGHT, near])
-    assert {pair.first, pair.second} == {DUAL, near}
+
+
+def test_the_rival_is_the_best_of_those_that_cost_no_more():
+    cheap, good = row("cheap", macs=100_000_000, value=20), row("good", macs=2_300_000_000, value=12)
+    dear = row("dear", macs=2_320_000_000, value=1)  # of 2.1 GMACs, 1.1 times are 2.31
+    assert best_within(DUAL, [cheap, good, dear]) is good
+    assert best_within(DUAL, [cheap, dear]) is cheap
+    assert best_within(DUAL, [dear]) is None
+
+
+def test_a_tally_counts_intervals_that_are_apart():
+    better, worse, close = row(value=15.1), row(value=10.9), row(value=14.9)
+    assert told_apart(DUAL, better)
+    assert not told_apart(DUAL, close)
+    pairs = [(DUAL, better), (DUAL, worse), (worse, better), (DUAL, close), (close, DUAL)]
+    assert tally(pairs) == "better in 2 of 5 plans, worse in 1, not told apart in 2"
 
 
 def test_scores_of_different_conditions_are_not_compared():

@@ -31,11 +31,6 @@ class Comparison:
             f"and {seconds} times the measured time."
         )
 
-    @property
-    def long(self) -> str:
-        """The verdict, and both rows in full."""
-        return f"{self.verdict}. {capital(describe(self.first))}; {describe(self.second)}."
-
 
 def compare(row: Row, other: Row) -> Comparison:
     """Raises ValueError for scores that were taken under different conditions."""
@@ -69,12 +64,6 @@ def tally(pairs: Sequence[tuple[Row, Row]]) -> str:
 def nearest(row: Row, others: Sequence[Row]) -> Row:
     """The one of `others` whose FLOPs are nearest to the row's, by their ratio."""
     return min(others, key=lambda other: abs(math.log(other.flops / row.flops)))
-
-
-def closest_pair(rows: Sequence[Row], others: Sequence[Row]) -> Comparison:
-    """The comparison at the most similar FLOPs: chosen by cost alone, so that the result cannot choose it."""
-    pairs = [(row, nearest(row, others)) for row in rows]
-    return compare(*min(pairs, key=lambda pair: abs(math.log(pair[0].flops / pair[1].flops))))
 
 
 def describe(row: Row) -> str:
