@@ -21,9 +21,9 @@ import torch
 
 import dualrate as dr
 from benchmarks import workloads
-from dualrate.malloc import keep_freed_memory
+from dualrate.machine.device import pays
+from dualrate.machine.malloc import keep_freed_memory
 from dualrate.runs.store import read_experiment
-from dualrate.training.device import pays
 
 ROOT = Path(__file__).resolve().parent.parent
 

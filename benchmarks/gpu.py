@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from benchmarks.interleave import interleaved
-from dualrate.cost import call_cost
-from dualrate.experiment import TwoNetworks
+from dualrate.experiments.experiment import TwoNetworks
+from dualrate.machine.device import pays
+from dualrate.machine.environment import environment
 from dualrate.recipes import fashion_mnist
-from dualrate.runs.environment import environment
-from dualrate.training.device import pays
+from dualrate.sampling.cost import call_cost
 
 
 @dataclass(frozen=True)

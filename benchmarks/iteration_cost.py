@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks.workloads import training
-from dualrate.malloc import keep_freed_memory
+from dualrate.machine.malloc import keep_freed_memory
 from dualrate.recipes import fashion_mnist
 
 REPEATS = 10

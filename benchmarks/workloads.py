@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import dualrate as dr
-from dualrate.cost import plan_cost
-from dualrate.runs.measure import balanced_labels
+from dualrate.measuring.measure import balanced_labels
 from dualrate.runs.store import Model
+from dualrate.sampling.cost import plan_cost
 
 Work = Callable[[], None]
 

@@ -17,15 +17,15 @@ import torch
 from cells import RESULTS, Cell, load, row_of, save
 
 import dualrate as dr
-from dualrate.console import reporter
+from dualrate.cli.console import reporter
+from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.images import ImageSet, load_images
-from dualrate.malloc import keep_freed_memory
+from dualrate.machine.environment import environment
+from dualrate.machine.malloc import keep_freed_memory
+from dualrate.machine.progress import Progress
+from dualrate.measuring.likelihood import GREY_LEVEL, Estimate, Likelihood, bits_per_dimension, ending, fit_variance
+from dualrate.measuring.samplers import GridName, grid_times
 from dualrate.report.table import significant
-from dualrate.runs.environment import environment
-from dualrate.runs.likelihood import GREY_LEVEL, Estimate, Likelihood, bits_per_dimension, ending, fit_variance
-from dualrate.runs.samplers import GridName, grid_times
-from dualrate.serial import from_plain, to_plain
-from dualrate.training.log import Progress
 
 BOUNDS = RESULTS / "bounds"
 COUNT = 500  # test images

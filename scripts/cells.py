@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 import dualrate as dr
-from dualrate.files import write_whole
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.machine.environment import environment
+from dualrate.machine.files import write_whole
+from dualrate.machine.progress import Progress
+from dualrate.measuring.measure import draw, measure
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.rows import Row
-from dualrate.runs.environment import environment
-from dualrate.runs.measure import draw, measure
-from dualrate.serial import from_plain, to_plain
-from dualrate.training.log import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.images import load_images
+from dualrate.measuring.evaluator import shipped
 from dualrate.metrics.features import FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.kernel import KernelDistance, kernel_distance, kernel_metric
 from dualrate.report.figures import INK, MARKERS, PALETTE, png
-from dualrate.runs.evaluator import shipped
 
 COUNTS = (500, 1000, 2000, 3000, 5000, 10_000)
 OUT = Path(__file__).resolve().parent.parent / "docs" / "results" / "fd-bias.png"

@@ -21,9 +21,9 @@ from torch import Tensor
 import dualrate as dr
 from dualrate.data.images import load_images
 from dualrate.data.loader import Batches
-from dualrate.malloc import keep_freed_memory
+from dualrate.machine.malloc import keep_freed_memory
+from dualrate.methods.times import Times, TimeSampler
 from dualrate.recipes import fashion_mnist
-from dualrate.timing import Times, TimeSampler
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = 64

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.methods.method import Method
-from dualrate.models.blocks import NoiseEmbedding
+from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.report.figures import INK, PALETTE, png
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "results" / "mixture-students.json"

@@ -22,20 +22,20 @@ import torch
 from cells import RESULTS, ROOT, load, save
 
 import dualrate as dr
+from dualrate.cli.console import reporter
 from dualrate.compare.contenders import starting_late
-from dualrate.console import reporter
-from dualrate.malloc import keep_freed_memory
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.values import Refresh
+from dualrate.machine.environment import environment
+from dualrate.machine.malloc import keep_freed_memory
+from dualrate.machine.progress import Progress
+from dualrate.measuring.evaluator import evaluator
+from dualrate.measuring.planning import CallCosts, call_macs, candidates, measured_errors
+from dualrate.measuring.stream import measure_in_blocks
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.planner import Planned, Planner
+from dualrate.planning.planner import Planned, Planner
 from dualrate.report.rows import Row
 from dualrate.report.table import interval, significant
-from dualrate.runs.environment import environment
-from dualrate.runs.evaluator import evaluator
-from dualrate.runs.planning import CallCosts, call_macs, candidates, measured_errors
-from dualrate.runs.stream import measure_in_blocks
-from dualrate.serial import from_plain, to_plain
-from dualrate.training.log import Progress
-from dualrate.types import Refresh
 
 MODEL = "weights/fashion-mnist-dual"
 OUT, FEATURES = RESULTS / "planned.json", ROOT / "runs" / "planned"

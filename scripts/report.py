@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dualrate.cli.console import reporter
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.page import front_table, reusing_plans, savings_table
 from dualrate.compare.savings import Findings
-from dualrate.console import reporter
-from dualrate.malloc import keep_freed_memory
+from dualrate.machine.device import pick_device
+from dualrate.machine.malloc import keep_freed_memory
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.grid import save_grid
 from dualrate.report.table import Table, as_markdown, table
-from dualrate.training.device import pick_device
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"

@@ -26,13 +26,13 @@ import students
 import torch
 from cells import IMAGES, RESULTS, ROOT, SHOWN, Cell, load, measure_cell, row_of, save, time_cells
 
-from dualrate.console import reporter
-from dualrate.malloc import keep_freed_memory
+from dualrate.cli.console import reporter
+from dualrate.machine.malloc import keep_freed_memory
+from dualrate.machine.progress import Progress
+from dualrate.measuring.evaluator import evaluator
 from dualrate.report.figures import png, quality_figure
 from dualrate.report.grid import save_grid
 from dualrate.report.table import interval, markdown_table, significant
-from dualrate.runs.evaluator import evaluator
-from dualrate.training.log import Progress
 
 HEAVY, DUAL, LIGHT, HEAVY_LONG, LIGHT_LONG, EARLY = (
     f"weights/fashion-mnist-{name}" for name in ("heavy", "dual", "light", "heavy-long", "light-long", "dual-early")

@@ -22,19 +22,19 @@ from cells import RESULTS, ROOT, save
 from matplotlib.figure import Figure
 
 import dualrate as dr
+from dualrate.cli.console import reporter
 from dualrate.compare.contenders import Contender
 from dualrate.compare.speed import saturating_batch, speed
 from dualrate.compare.work import SCREEN_SEED, Bench, Measured
-from dualrate.console import reporter
-from dualrate.malloc import keep_freed_memory
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.plan import StepPlan
+from dualrate.machine.environment import environment
+from dualrate.machine.malloc import keep_freed_memory
+from dualrate.measuring.evaluator import evaluator
+from dualrate.measuring.samplers import TWICE, GridName, SamplerName, grid_times
 from dualrate.report.figures import png
 from dualrate.report.rows import Row
 from dualrate.report.table import interval, significant
-from dualrate.runs.environment import environment
-from dualrate.runs.evaluator import evaluator
-from dualrate.runs.samplers import TWICE, GridName, SamplerName, grid_times
-from dualrate.serial import from_plain, to_plain
-from dualrate.timing import StepPlan
 
 OUT, FEATURES = RESULTS / "samplers.json", ROOT / "runs" / "samplers"
 HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fashion-mnist-dual"

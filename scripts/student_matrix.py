@@ -22,15 +22,15 @@ from pathlib import Path
 from cells import RESULTS, ROOT, save
 
 import dualrate as dr
-from dualrate.console import reporter
+from dualrate.cli.console import reporter
+from dualrate.machine.device import pick_device
+from dualrate.machine.environment import environment
+from dualrate.measuring.evaluator import evaluator
+from dualrate.measuring.measure import check
+from dualrate.measuring.stream import measure_in_blocks
 from dualrate.report.rows import Row
 from dualrate.report.table import text_table
-from dualrate.runs.environment import environment
-from dualrate.runs.evaluator import evaluator
-from dualrate.runs.measure import check
 from dualrate.runs.store import read_experiment
-from dualrate.runs.stream import measure_in_blocks
-from dualrate.training.device import pick_device
 
 STEPS = (2, 4, 8)
 MODELS = {  # recipe: teacher, and the dual-rate model that the students start from

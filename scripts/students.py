@@ -21,20 +21,20 @@ import torch
 from cells import RESULTS, ROOT, save
 
 import dualrate as dr
+from dualrate.cli.console import reporter
 from dualrate.compare.contenders import Contender
 from dualrate.compare.speed import saturating_batch, speed
 from dualrate.compare.work import Bench
-from dualrate.console import reporter
-from dualrate.malloc import keep_freed_memory
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.plan import StepPlan
+from dualrate.machine.environment import environment
+from dualrate.machine.malloc import keep_freed_memory
+from dualrate.measuring.evaluator import evaluator
+from dualrate.measuring.measure import draw
+from dualrate.measuring.samplers import grid_times
 from dualrate.report.grid import save_grid
 from dualrate.report.rows import Row
 from dualrate.report.table import interval, significant
-from dualrate.runs.environment import environment
-from dualrate.runs.evaluator import evaluator
-from dualrate.runs.measure import draw
-from dualrate.runs.samplers import grid_times
-from dualrate.serial import from_plain, to_plain
-from dualrate.timing import StepPlan
 
 OUT, FEATURES = RESULTS / "students.json", ROOT / "runs" / "students"
 HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fashion-mnist-dual"

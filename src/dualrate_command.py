@@ -1,4 +1,4 @@
-"""The `dualrate` command: decides how it computes beside other programs, then runs `dualrate.cli`.
+"""The `dualrate` command: decides how it computes beside other programs, then runs `dualrate.cli.main`.
 
 Torch computes in the threads of OpenMP (GCC's libgomp in the wheels), which reads its settings once, when torch is
 loaded. So they are made here, in a module of its own: importing anything of `dualrate` loads torch.
@@ -85,7 +85,7 @@ def main() -> None:
     except ValueError as error:
         print(f"dualrate: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    from dualrate.cli import main as run
+    from dualrate.cli.main import main as run
 
     run()
 

@@ -13,20 +13,22 @@ import torch
 from training.toy import Recorder
 from trouble import somebody, unreadable
 
-from dualrate import cli
+from dualrate.cli import main as cli
+from dualrate.cli import train as cli_train
 from dualrate.data.images import ImageSet
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.files import read_records
-from dualrate.folders import MANIFEST, Manifest
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.machine.files import read_records
+from dualrate.machine.folders import MANIFEST, Manifest
+from dualrate.measuring.measure import draw
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs import train as train_module
 from dualrate.runs.checks import check_out, data_notes
-from dualrate.runs.measure import draw
 from dualrate.runs.release import export
 from dualrate.runs.store import load
 from dualrate.runs.train import check_fit, train
-from dualrate.steps import DDIM
-from dualrate.timing import StepPlan, TimeSampler
+from dualrate.sampling.ancestral import DDIM
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -42,7 +44,7 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     np.savez(tmp_path / "tiny.npz", images=IMAGES, labels=np.arange(30) % 3)
-    monkeypatch.setitem(cli.RECIPES, "tiny", lambda: replace(TINY, data=DataConfig(str(tmp_path / "tiny.npz"))))
+    monkeypatch.setitem(cli_train.RECIPES, "tiny", lambda: replace(TINY, data=DataConfig(str(tmp_path / "tiny.npz"))))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +197,7 @@ def test_a_run_is_one_run_however_it_is_reached(tmp_path, monkeypatch, capsys):
 )
 def test_options_that_do_not_go_together_are_one_line_before_any_work(options, message, tmp_path, monkeypatch, capsys):
     two = replace(TINY, networks=TwoNetworks(NET, NET), times=TimeSampler())
-    monkeypatch.setitem(cli.RECIPES, "two", lambda: two)
+    monkeypatch.setitem(cli_train.RECIPES, "two", lambda: two)
     monkeypatch.setattr(train_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
     before = content(tmp_path)
     assert call(monkeypatch, "train", "two", *options) == 2
@@ -208,7 +210,7 @@ def test_options_that_do_not_go_together_are_one_line_before_any_work(options, m
 def test_more_classes_than_the_data_has_train_and_fewer_do_not(tmp_path, monkeypatch, capsys):
     data = DataConfig(str(tmp_path / "tiny.npz"))
     two = replace(TINY, networks=TwoNetworks(NET, NET), times=TimeSampler(), data=data)
-    monkeypatch.setitem(cli.RECIPES, "two", lambda: two)
+    monkeypatch.setitem(cli_train.RECIPES, "two", lambda: two)
 
     def classes(count: int) -> list[object]:
         return ["--networks.encoder.num-classes", count, "--networks.light.num-classes", count, "--out", f"run{count}"]

@@ -18,12 +18,12 @@ from torch import nn
 import dualrate as dr
 from dualrate.compare import contenders, speed, work
 from dualrate.data import fashion_mnist as images_of_fashion
-from dualrate.draws import Draws
-from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.diffusion.draws import Draws
+from dualrate.experiments.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
 from dualrate.runs.store import write_experiment
-from dualrate.timing import TimeSampler
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 

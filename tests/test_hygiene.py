@@ -129,7 +129,7 @@ def test_safe_code_is_not_flagged() -> None:
 
 def test_method_words_are_found_in_names_and_prose() -> None:
     assert method_words("DualRate light_net z_tau the dual-rate ContextEncoder") == {"dual", "light", "tau", "encoder"}
-    assert not method_words("from dualrate.types import Batch  # highlights lightning total")
+    assert not method_words("from dualrate.diffusion.values import Batch  # highlights lightning total")
 
 
 def test_local_paths_are_found() -> None:

@@ -14,29 +14,25 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 
-# A module may import from its own layer and from those before it. The names are those right below `dualrate`.
-LAYERS = (
-    (
-        "mathematics",
-        "types draws schedule process prediction weighting timing serving grids oracle serial ranges files folders",
-    ),
-    (
-        "networks and sampling",
-        "freeze models denoiser combinators steps adjusted_ddim solvers bands covariance sampling student_states codec "
-        "caching",
-    ),
-    ("methods and measures", "methods bound variance planner cost metrics data"),
-    ("training and report", "training report"),
-    ("recipes and runs", "experiment distillation recipes runs compare integrations malloc"),
-    ("command line", "cli console __main__ __init__"),
+# The rooms of the house, each a package right below `dualrate`. A module may import from its own room and from rooms
+# before it. A line is a floor: the rooms of a subject.
+FLOORS = (
+    "machine config",
+    "diffusion networks denoisers sampling",
+    "planning likelihood",
+    "methods training",
+    "data metrics report",
+    "experiments runs recipes",
+    "measuring compare demo",
+    "cli __init__ __main__",
 )
-RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names.split()}
+ROOMS = [room for floor in FLOORS for room in floor.split()]
 
 # Third-party packages that only some parts may import
 CONFINED = {
     "tyro": ("cli",),
-    "rich": ("cli", "console"),
-    "matplotlib": ("report", "cli"),
+    "rich": ("cli",),
+    "matplotlib": ("report",),
     "pyarrow": ("data",),
     "torch_fidelity": ("metrics",),
     "transformers": ("metrics",),
@@ -53,17 +49,15 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(SRC.rglob("*.py"))}
 
 
-def part(module: str) -> str:
-    """The name below `dualrate` that decides the layer; cli_train counts as cli."""
-    name = module.split(".")[1] if "." in module else "__init__"
-    return "cli" if name.startswith("cli_") else name
+def room(module: str) -> str:
+    """The name below `dualrate`; the package itself is `__init__`."""
+    return module.split(".")[1] if "." in module else "__init__"
 
 
 def rank(module: str) -> int:
-    name = part(module)
-    if name not in RANK:
-        pytest.fail(f"{module} is in no layer: add {name!r} to LAYERS in tests/test_layers.py")
-    return RANK[name]
+    if room(module) not in ROOMS:
+        pytest.fail(f"{module} is in no room: add {room(module)!r} to FLOORS in tests/test_layers.py")
+    return ROOMS.index(room(module))
 
 
 def imports(source: str, module: str, modules: set[str]) -> set[str]:
@@ -91,7 +85,7 @@ def own_imports(module: str) -> set[str]:
 
 
 def upward(module: str, targets: set[str]) -> list[str]:
-    """The imports that point to a later layer."""
+    """The imports that point to a later room."""
     return sorted(target for target in targets if rank(target) > rank(module))
 
 
@@ -106,19 +100,18 @@ def sideways(module: str, targets: set[str]) -> list[str]:
 def unconfined(module: str, targets: set[str]) -> list[str]:
     """The third-party packages that this part of the library may not import."""
     packages = {target.split(".")[0] for target in targets}
-    return sorted(name for name in packages & set(CONFINED) if part(module) not in CONFINED[name])
+    return sorted(name for name in packages & set(CONFINED) if room(module) not in CONFINED[name])
 
 
-def test_every_module_has_a_layer() -> None:
-    assert MODULES, f"no modules under {SRC}"
-    for module in MODULES:
-        rank(module)
+def test_the_floors_list_the_rooms_that_exist() -> None:
+    assert {room(module) for module in MODULES if module != "dualrate_command"} == set(ROOMS)
+    assert len(ROOMS) == len(set(ROOMS))
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_to_earlier_layers(module: str) -> None:
+def test_imports_point_to_earlier_rooms(module: str) -> None:
     wrong = upward(module, own_imports(module))
-    assert not wrong, f"{module} ({LAYERS[rank(module)][0]}) imports {wrong} of a later layer"
+    assert not wrong, f"{module} imports {wrong} of a later room"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -156,5 +149,5 @@ def test_the_checks_find_what_they_look_for() -> None:
     assert upward("dualrate.methods.denoising", own) == ["dualrate.training.loop"]
     assert sideways("dualrate.methods.denoising", own) == ["dualrate.methods.other"]
     assert unconfined("dualrate.methods.denoising", found) == ["rich"]
-    assert not upward("dualrate.cli_train", own)
-    assert not unconfined("dualrate.cli", found)
+    assert not upward("dualrate.cli.train", own)
+    assert not unconfined("dualrate.cli.main", found)

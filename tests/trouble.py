@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualrate import folders
+from dualrate.machine import folders
 
 NOBODY = 65534
 

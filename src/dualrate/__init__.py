@@ -1,35 +1,39 @@
 """Image diffusion at two rates: a heavy network now and then, a light one at every step."""
 
-from dualrate.adjusted_ddim import AdjustedDDIM, TabulatedVariance
-from dualrate.bands import Bands
-from dualrate.caching.sharing import SharedEncoder
-from dualrate.combinators import Guided, Meter, Metered
-from dualrate.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance
 from dualrate.data.images import ImageSet, load_images, to_float, to_uint8
-from dualrate.denoiser import Denoiser, DualRate, Plain
-from dualrate.distillation import Distillation
-from dualrate.draws import Draws
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
+from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
+from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.metered import Meter, Metered
+from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine, Interpolated, shifted
+from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
+from dualrate.diffusion.weighting import Elbo, Sigmoid
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.measuring.distill import distill
+from dualrate.measuring.samples import write_samples
 from dualrate.methods.denoising import Denoising
-from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
-from dualrate.models.dual import ContextEncoder, LightUViT
-from dualrate.models.uvit import Level, UViT, UViTConfig
-from dualrate.oracle import GaussianMixture, OracleDenoiser
-from dualrate.process import GaussianProcess
+from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.moment_matching.instant import InstantMomentMatching
+from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout
+from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.report.grid import save_grid
-from dualrate.runs.distill import distill
+from dualrate.runs.distillation import Distillation
 from dualrate.runs.release import export
-from dualrate.runs.samples import write_samples
 from dualrate.runs.store import Model, load
 from dualrate.runs.train import train
-from dualrate.sampling import rollout, sample, trajectory
-from dualrate.schedule import Cosine, Interpolated, shifted
-from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
-from dualrate.steps import DDIM, Ancestral, Step
-from dualrate.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout
-from dualrate.timing import SingleTime, StepPlan, TimeSampler
-from dualrate.types import Batch, Cond, Context, Refresh, Reuse
-from dualrate.weighting import Elbo, Sigmoid
+from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.bands import Bands
+from dualrate.sampling.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance
+from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
+from dualrate.sampling.step import Step
+from dualrate.sampling.trajectory import rollout, sample, trajectory
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from dualrate import cli
+from dualrate.cli import main as cli
 
 
 def call(monkeypatch, *arguments) -> int:

@@ -13,7 +13,7 @@ from cli.command import call
 from PIL import Image
 
 import dualrate
-from dualrate import cli
+from dualrate.cli import main as cli
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
 def test_a_full_disk_behind_standard_output_is_said(run):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "dualrate.cli", "cost", str(run), "--steps", "2", "--json"],
+            [sys.executable, "-m", "dualrate", "cost", str(run), "--steps", "2", "--json"],
             stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": ""},
         )  # fmt: skip
     assert done.returncode == 2

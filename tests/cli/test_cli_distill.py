@@ -9,10 +9,10 @@ import torch
 from cli.command import call
 from training.toy import Recorder
 
-from dualrate import cli_distill
+from dualrate.cli import distill as cli_distill
 from dualrate.compare.contenders import Entry, contenders_of
-from dualrate.experiment import DataConfig, Experiment, OneNetwork
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.distilled import Recipe
 from dualrate.runs.store import load
 from dualrate.runs.train import train

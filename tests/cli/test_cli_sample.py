@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from cli.command import call
 
-from dualrate.console import drawing
-from dualrate.runs import samples
+from dualrate.cli.console import drawing
+from dualrate.measuring import samples
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights" / "fashion-mnist-light"
 OPTIONS = ["--steps", 1, "--batch-size", 4, "--precision", "float32"]

@@ -8,18 +8,19 @@ import torch
 from cli.command import call
 from training.toy import Recorder
 
-from dualrate import cli_distill
-from dualrate.distillation import Distillation
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.cli import distill as cli_distill
+from dualrate.diffusion.schedule import Cosine
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.serves import Continuous, Grid
+from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.moment_matching.instant import InstantMomentMatching
+from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.distilled import Recipe
+from dualrate.runs.distillation import Distillation
 from dualrate.runs.store import load, write_experiment
 from dualrate.runs.train import train
-from dualrate.schedule import Cosine
-from dualrate.serving import Continuous, Grid
-from dualrate.student_states import FullRollout, SegmentRollout
-from dualrate.timing import TimeSampler
 from dualrate.training.config import FitConfig
 
 
@@ -61,7 +62,7 @@ def before(root, tmp_path, monkeypatch):
             passed.append(first)
             raise SystemExit
 
-        monkeypatch.setattr(f"dualrate.runs.distill.{function}", end)
+        monkeypatch.setattr(f"dualrate.measuring.distill.{function}", end)
         arguments = ["--teacher", "teacher", "--out", tmp_path / "out", *options]
         assert call(monkeypatch, "distill", "fashion-mnist", *arguments) == 0
         return passed[0]

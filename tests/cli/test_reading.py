@@ -8,13 +8,14 @@ import pytest
 from cli.command import call
 from training.toy import Recorder
 
-from dualrate import cli, cli_distill
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.cli import distill as cli_distill
+from dualrate.cli import train as cli_train
+from dualrate.demo.demo import CELLS
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.distilled import Recipe
-from dualrate.runs.demo import CELLS
 from dualrate.runs.train import train
-from dualrate.timing import TimeSampler
 from dualrate.training.config import FitConfig
 
 
@@ -64,7 +65,7 @@ def command(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(cli_distill.RECIPES, "tiny", lambda: Recipe("tiny", net(16), FIT))
     monkeypatch.setattr(cli_distill, "PRETRAINING", 1)
     dual = Experiment("dual", TwoNetworks(net(16), net(16)), FIT, DataConfig(str(runs / "images.npz")))
-    monkeypatch.setitem(cli.RECIPES, "dual", lambda: Experiment(**{**vars(dual), "times": TimeSampler()}))
+    monkeypatch.setitem(cli_train.RECIPES, "dual", lambda: Experiment(**{**vars(dual), "times": TimeSampler()}))
     places = {"ONE": str(tmp_path / "one"), "DUAL": str(tmp_path / "dual")}
     for name in ("one", "dual"):
         shutil.copytree(runs / name, tmp_path / name)
@@ -109,9 +110,9 @@ def test_every_command_warns_where_the_newest_is_damaged(command, tmp_path, name
 
 def test_the_demo_says_what_it_reads(runs, tmp_path, monkeypatch, capsys):
     """Its first weights, and then no more: it ends at the first thing that is measured."""
-    monkeypatch.setattr("dualrate.runs.demo.evaluator", lambda *arguments, **options: Recorded())
-    monkeypatch.setattr("dualrate.runs.demo._train_small", lambda *arguments: None)
-    monkeypatch.setattr("dualrate.runs.demo._measure", ended)
+    monkeypatch.setattr("dualrate.demo.demo.evaluator", lambda *arguments, **options: Recorded())
+    monkeypatch.setattr("dualrate.demo.demo._train_small", lambda *arguments: None)
+    monkeypatch.setattr("dualrate.demo.demo._measure", ended)
     for cell in CELLS:
         if not (tmp_path / "weights" / cell.model).exists():
             assert call(monkeypatch, "export", runs / "dual", "--out", tmp_path / "weights" / cell.model) == 0

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.cli import main
+from dualrate.cli.main import main
 from dualrate.compare import contenders, speed, work
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Contender, Entry, contenders_of, starting_late
-from dualrate.cost import CallCost, PlanCost
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Refresh
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.times import TimeSampler
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load, write_experiment
-from dualrate.timing import StepPlan, TimeSampler
+from dualrate.sampling.cost import CallCost, PlanCost
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
-from dualrate.types import Refresh
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 2)), 2, patch=2, embedding=16, head_dim=16)
 SMALL = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 2, patch=2, embedding=16, head_dim=16)
@@ -131,7 +132,7 @@ def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
 
 def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     first = run(here, "heavy:2", "dual:4/2")
-    monkeypatch.setattr("dualrate.runs.stream.draw_batches", None)
+    monkeypatch.setattr("dualrate.measuring.stream.draw_batches", None)
     second = run(here, "heavy:2", "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
 

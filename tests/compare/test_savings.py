@@ -14,9 +14,9 @@ from dualrate.compare.records import as_json
 from dualrate.compare.savings import Findings, savings
 from dualrate.compare.speed import Speed
 from dualrate.compare.work import Bench, Finished, Measured, chosen
-from dualrate.cost import CallCost, PlanCost
+from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.timing import StepPlan
+from dualrate.sampling.cost import CallCost, PlanCost
 
 
 def finished(network: str, cost: float, score: float, *, seconds: float | None = None, heavy: int = 2) -> Finished:

@@ -6,7 +6,7 @@ import pytest
 
 from dualrate.compare.contenders import Contender
 from dualrate.compare.schedule import LEAST, affordable, levels, spread, useful_first
-from dualrate.timing import StepPlan
+from dualrate.diffusion.plan import StepPlan
 
 
 def contender(steps: int, run: str = "a", sampler="ancestral", **more) -> Contender:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import dualrate as dr
-from dualrate.draws import Draws
-from dualrate.types import Cond
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Cond
 
 PROCESS = dr.GaussianProcess(dr.Cosine())
 NET = dr.UViTConfig(

@@ -23,9 +23,9 @@ from PIL import Image
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.source import MAX_CLASSES, class_numbers
 from dualrate.data.untrusted import MAX_TEXT, printable
+from dualrate.diffusion.plan import StepPlan
+from dualrate.measuring.samplers import read_plan
 from dualrate.metrics.reference import load_reference
-from dualrate.runs.samplers import read_plan
-from dualrate.timing import StepPlan
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(20) % 4

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 import dualrate as dr
-from dualrate.draws import Draws
-from dualrate.types import Batch, Cond, Context, Refresh, Reuse
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 
 PROCESS = dr.GaussianProcess(dr.Cosine())
 C = 0.09

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate.denoiser import DualRate, Plain
-from dualrate.draws import Draws
+from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Batch, Context
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.denoising import Denoising
-from dualrate.models.dual import ContextEncoder, LightUViT
-from dualrate.models.uvit import Level, UViT, UViTConfig
-from dualrate.oracle import GaussianMixture, OracleDenoiser
-from dualrate.process import GaussianProcess
-from dualrate.schedule import Cosine
-from dualrate.timing import SingleTime, TimeSampler
-from dualrate.types import Batch, Context
-from dualrate.weighting import Sigmoid
+from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.uvit import Level, UViT, UViTConfig
 
 PROCESS = GaussianProcess(Cosine())
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)

@@ -19,11 +19,13 @@ from methods.one_gaussian import PROCESS, C, Scale, data
 from torch import Tensor, nn
 
 import dualrate as dr
-from dualrate.draws import Draws
-from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching, gaps
-from dualrate.student_states import FullRollout, StateSource, StudentStates
-from dualrate.timing import stratified_uniform
-from dualrate.types import Batch, Cond, Context
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch, Cond, Context
+from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.moment_matching.instant import InstantMomentMatching
+from dualrate.methods.moment_matching.states import FullRollout, StateSource, StudentStates
+from dualrate.methods.moment_matching.student import gaps
+from dualrate.methods.times import stratified_uniform
 
 T, S = 0.7, 0.4
 WEIGHT = torch.sigmoid(PROCESS.schedule.log_snr(torch.tensor(S, dtype=torch.float64))).item()  # at bias 0

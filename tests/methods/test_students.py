@@ -11,11 +11,12 @@ from methods.one_gaussian import PROCESS, C, Scale, data
 from torch import Tensor, nn
 
 import dualrate as dr
-from dualrate.draws import Draws
-from dualrate.methods.moment_matching import InstantMomentMatching, MomentMatching
-from dualrate.oracle import NeededContext, two_band_variance
-from dualrate.student_states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
-from dualrate.types import Batch, Cond, Context, Refresh, Reuse
+from dualrate.denoisers.exact import NeededContext, two_band_variance
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
+from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.moment_matching.instant import InstantMomentMatching
+from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
 
 NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16

@@ -8,7 +8,7 @@ import pytest
 import torch
 from trouble import flips, full_disk, unreadable
 
-from dualrate.draws import Draws
+from dualrate.diffusion.draws import Draws
 from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance

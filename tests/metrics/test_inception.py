@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate import cli
-from dualrate.experiment import DataConfig
+from dualrate.cli import main as cli
+from dualrate.experiments.experiment import DataConfig
+from dualrate.machine.progress import PlainReporter
+from dualrate.measuring import evaluator as runs_evaluator
 from dualrate.metrics import inception
 from dualrate.metrics.inception import Inception, load_inception, weights_path
-from dualrate.runs import evaluator as runs_evaluator
-from dualrate.training.log import PlainReporter
 from metrics.armed import armed_pickle
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.cost import call_cost
 from dualrate.data.look import Look
 from dualrate.data.source import Raw
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.diffusion.schedule import Cosine, Interpolated
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.times import SingleTime
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import cifar10, fashion_mnist
 from dualrate.recipes.auto import SIDES, TIERS, account, experiment, name_of, network
 from dualrate.recipes.distilled import light_of
-from dualrate.schedule import Cosine, Interpolated
-from dualrate.timing import SingleTime
+from dualrate.sampling.cost import call_cost
 
 DATA = DataConfig("photos")
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.experiments.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import write_experiment
-from dualrate.timing import TimeSampler
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 

@@ -12,23 +12,24 @@ import pytest
 import torch
 from training.toy import Recorder, final, same_bits
 
-from dualrate.distillation import Distillation, frozen_teacher
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.methods.moment_matching import MomentMatching
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.schedule import Cosine, Interpolated
+from dualrate.diffusion.values import Cond, Context
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.measuring.distill import distill
+from dualrate.measuring.measure import Guidance, draw, image_cost
+from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.distilled import Recipe, dual_student, plain_student
-from dualrate.runs.distill import distill
-from dualrate.runs.measure import Guidance, draw, image_cost
+from dualrate.runs.distillation import Distillation, frozen_teacher
 from dualrate.runs.release import export
 from dualrate.runs.store import load, read_experiment, write_experiment
 from dualrate.runs.train import train
-from dualrate.schedule import Cosine, Interpolated
-from dualrate.steps import Ancestral
-from dualrate.timing import StepPlan, TimeSampler
+from dualrate.sampling.ancestral import Ancestral
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
-from dualrate.types import Cond, Context
 
 
 def net(conv: int, transformer: int) -> UViTConfig:
@@ -217,9 +218,9 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, monk
         metric = "FD-test"
 
     scored = iter(range(100))
-    monkeypatch.setattr("dualrate.runs.distill._judge", lambda *_: Judge())
+    monkeypatch.setattr("dualrate.measuring.distill._judge", lambda *_: Judge())
     monkeypatch.setattr(
-        "dualrate.runs.distill.measure",
+        "dualrate.measuring.distill.measure",
         lambda *_, **__: (type("Row", (), {"score": type("Score", (), {"value": float(next(scored))})}), None),
     )
     distillation = plain(root)

@@ -10,11 +10,11 @@ import torch
 from runs.made import ONE, TWO, saved
 from trouble import flips, full_disk, killed, somebody, unreadable
 
-from dualrate.files import append_record
-from dualrate.folders import MANIFEST, Manifest
+from dualrate.machine.files import append_record
+from dualrate.machine.folders import MANIFEST, Manifest
+from dualrate.machine.guards import run_lock
 from dualrate.runs.release import export
 from dualrate.runs.store import RELEASED, load, read_experiment, start_from
-from dualrate.training.guards import run_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.name for path in (ROOT / "weights").iterdir())

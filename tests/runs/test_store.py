@@ -7,12 +7,12 @@ import torch
 from runs.made import NET, ONE, TWO, saved
 from trouble import unreadable
 
-from dualrate.experiment import OneNetwork, TwoNetworks
-from dualrate.files import read_records
-from dualrate.models.dual import ContextConfig
+from dualrate.diffusion.values import Cond, Context
+from dualrate.experiments.experiment import OneNetwork, TwoNetworks
+from dualrate.machine.files import read_records
+from dualrate.networks.dual import ContextConfig
 from dualrate.runs.release import export
 from dualrate.runs.store import load, note_start, read_losses, start_from, write_experiment
-from dualrate.types import Cond, Context
 
 
 def test_loads_the_averaged_weights(tmp_path):

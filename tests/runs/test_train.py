@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
 from dualrate.runs.train import train
-from dualrate.timing import TimeSampler
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dualrate.oracle import GaussianMixture
-from dualrate.process import GaussianProcess
-from dualrate.sampling import State, trajectory
-from dualrate.schedule import Cosine, Interpolated, shifted
-from dualrate.timing import StepPlan
-from dualrate.types import Cond
+from dualrate.denoisers.exact import GaussianMixture
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine, Interpolated, shifted
+from dualrate.diffusion.values import Cond
+from dualrate.sampling.trajectory import State, trajectory
 
 SCHEDULES = {
     "cosine": Cosine(),

@@ -4,7 +4,7 @@ import pytest
 import scipy.fft
 import torch
 
-from dualrate.bands import Bands
+from dualrate.sampling.bands import Bands
 from theory.common import normals
 
 SHAPES = [(1, 28, 28), (3, 8, 8), (3, 5, 7), (1, 1, 1)]

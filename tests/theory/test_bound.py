@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from dualrate.bound import divergence, log_probability, variational_bound
-from dualrate.draws import Draws
-from dualrate.oracle import Echo, OracleDenoiser
-from dualrate.process import Gaussian, GaussianProcess, expand
-from dualrate.steps import DDIM, Ancestral
-from dualrate.timing import StepPlan
-from dualrate.types import Cond
+from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
+from dualrate.diffusion.values import Cond
+from dualrate.likelihood.bound import divergence, log_probability, variational_bound
+from dualrate.sampling.ancestral import DDIM, Ancestral
 from tests.theory.common import PROCESS, gaussian, line_mixture, normals, uniform_log_snr, uniforms
 
 ROWS = 20_000

@@ -8,11 +8,18 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.bands import Bands
-from dualrate.combinators import Metered
-from dualrate.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance, derivative, probed, tweedie
-from dualrate.sampling import trajectory
-from dualrate.types import Cond, Context, Refresh, Reuse
+from dualrate.denoisers.metered import Metered
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.sampling.bands import Bands
+from dualrate.sampling.covariance import (
+    NoiseCovariance,
+    ProbedCovariance,
+    TabulatedCovariance,
+    derivative,
+    probed,
+    tweedie,
+)
+from dualrate.sampling.trajectory import trajectory
 from theory.common import PROCESS, f64, normals, space_mixture, uniform_log_snr
 
 BANDS = Bands((3, 8, 8), rings=6)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from dualrate import grids
-from dualrate.oracle import OracleDenoiser
-from dualrate.prediction import v_from_x
-from dualrate.sampling import trajectory
-from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
-from dualrate.steps import DDIM, Ancestral
-from dualrate.timing import StepPlan
-from dualrate.types import Cond, Context
+from dualrate.denoisers.exact import OracleDenoiser
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import v_from_x
+from dualrate.diffusion.values import Cond, Context
+from dualrate.sampling import grids
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.sampling.trajectory import trajectory
 from theory.common import PROCESS, line_mixture, normals
 
 diffusers = pytest.importorskip("diffusers")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from dualrate.draws import Draws, philox
+from dualrate.diffusion.draws import Draws, philox
 
 # Philox4x32-10 from the reference implementation's list of known answers (Random123, kat_vectors).
 KNOWN = [

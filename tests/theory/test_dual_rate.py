@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate.denoiser import DualRate, Plain
-from dualrate.oracle import Echo, NeededContext, OracleDenoiser, two_band_variance
-from dualrate.prediction import v_from_x
-from dualrate.process import GaussianProcess, expand
-from dualrate.sampling import rollout, trajectory
-from dualrate.schedule import Interpolated, alpha, sigma
-from dualrate.steps import Ancestral
-from dualrate.timing import StepPlan
-from dualrate.types import Cond, Context, Refresh
+from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.exact import Echo, NeededContext, OracleDenoiser, two_band_variance
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import v_from_x
+from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.schedule import Interpolated, alpha, sigma
+from dualrate.diffusion.values import Cond, Context, Refresh
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.trajectory import rollout, trajectory
 from theory.common import PROCESS, f64, line_mixture, normals, sources, uniform_log_snr
 
 

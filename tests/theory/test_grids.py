@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualrate import grids
-from dualrate.timing import StepPlan
+from dualrate.diffusion.plan import StepPlan
+from dualrate.sampling import grids
 from theory.common import PROCESS, SCHEDULES
 
 COSINE = PROCESS.schedule

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from dualrate.combinators import Guided, Metered
-from dualrate.oracle import Echo, GaussianMixture, OracleDenoiser
-from dualrate.sampling import rollout
-from dualrate.steps import DDIM, Ancestral
-from dualrate.timing import StepPlan
-from dualrate.types import Cond, Context, Refresh, Reuse
+from dualrate.denoisers.exact import Echo, GaussianMixture, OracleDenoiser
+from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.metered import Metered
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.trajectory import rollout
 from theory.common import PROCESS, f64, gaussian, normals
 
 NULL = 2

@@ -9,11 +9,11 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from dualrate.oracle import GaussianMixture, OracleDenoiser, held_variance, two_band_variance
-from dualrate.prediction import score_from_x
-from dualrate.schedule import alpha, sigma
-from dualrate.timing import StepPlan
-from dualrate.types import Cond, Context
+from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser, held_variance, two_band_variance
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import score_from_x
+from dualrate.diffusion.schedule import alpha, sigma
+from dualrate.diffusion.values import Cond, Context
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, space_mixture, uniforms
 
 LOG_SNR = f64(-12, -4, -1, 0, 1, 3, 6)

@@ -7,17 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualrate.denoiser import DualRate, Plain
-from dualrate.draws import Draws
-from dualrate.experiment import Experiment, TwoNetworks
-from dualrate.models.dual import ContextEncoder, LightUViT
-from dualrate.models.uvit import Level, UViTConfig
-from dualrate.oracle import Echo, OracleDenoiser
-from dualrate.sampling import rollout
-from dualrate.steps import DDIM, Ancestral
-from dualrate.timing import StepPlan, Times, TimeSampler
+from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Batch, Cond, Context
+from dualrate.experiments.experiment import Experiment, TwoNetworks
+from dualrate.methods.times import Times, TimeSampler
+from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.trajectory import rollout
 from dualrate.training.config import FitConfig
-from dualrate.types import Batch, Cond, Context
 from theory.common import PROCESS, line_mixture, normals
 
 NET = UViTConfig(4, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=1, embedding=16, head_dim=16)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.draws import Draws
-from dualrate.oracle import Echo, OracleDenoiser
-from dualrate.planner import Errors, Planner, measure_errors
-from dualrate.timing import StepPlan
-from dualrate.types import Cond, Refresh
-from dualrate.weighting import Sigmoid
+from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Cond, Refresh
+from dualrate.diffusion.weighting import Sigmoid
+from dualrate.planning.planner import Errors, Planner, measure_errors
 from tests.theory.common import PROCESS, gaussian, normals
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dualrate import prediction
-from dualrate.schedule import alpha, sigma
+from dualrate.diffusion import prediction
+from dualrate.diffusion.schedule import alpha, sigma
 from theory.common import f64, normals
 
 LOG_SNR = f64(-12, -3, 0, 2, 9)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualrate.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess
 from theory.common import PROCESS, SCHEDULES, f64, normals
 
 times = st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3, unique=True).map(sorted)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dualrate.oracle import NeededContext, OracleDenoiser
-from dualrate.sampling import sample
-from dualrate.steps import DDIM, Ancestral
-from dualrate.timing import StepPlan
+from dualrate.denoisers.exact import NeededContext, OracleDenoiser
+from dualrate.diffusion.plan import StepPlan
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.trajectory import sample
 from theory.common import PROCESS, gaussian
 
 IMAGES = NeededContext(PROCESS, 0.3)  # pictures of any even width

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualrate.combinators import Metered
-from dualrate.covariance import NoiseCovariance
-from dualrate.oracle import Echo, OracleDenoiser
-from dualrate.sampling import rollout, trajectory
-from dualrate.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
-from dualrate.steps import DDIM, Ancestral
-from dualrate.timing import StepPlan
-from dualrate.types import Cond, Context, Refresh, Reuse
+from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.denoisers.metered import Metered
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.covariance import NoiseCovariance
+from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.sampling.trajectory import rollout, trajectory
 from theory.common import PROCESS, line_mixture, normals
 
 MIXTURE = line_mixture()

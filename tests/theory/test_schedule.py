@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dualrate.schedule import Cosine, Interpolated, alpha, shifted, sigma
+from dualrate.diffusion.schedule import Cosine, Interpolated, alpha, shifted, sigma
 from theory.common import SCHEDULES, f64
 
 GRID = torch.linspace(0, 1, 1001, dtype=torch.float64)

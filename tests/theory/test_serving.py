@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
-from dualrate.grids import karras, uniform
-from dualrate.models.uvit import Level, UViTConfig
-from dualrate.schedule import Cosine
-from dualrate.serial import from_plain, to_plain
-from dualrate.serving import Continuous, Grid
-from dualrate.timing import SingleTime, StepPlan, TimeSampler
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.schedule import Cosine
+from dualrate.experiments.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.serves import Continuous, Grid
+from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.sampling.grids import karras, uniform
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)

@@ -5,16 +5,16 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from dualrate import grids
-from dualrate.adjusted_ddim import AdjustedDDIM
-from dualrate.combinators import Metered
-from dualrate.oracle import Echo, OracleDenoiser
-from dualrate.sampling import State, rollout, trajectory
-from dualrate.schedule import alpha, sigma
-from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
-from dualrate.steps import DDIM, Ancestral
-from dualrate.timing import StepPlan
-from dualrate.types import Cond, Context
+from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.denoisers.metered import Metered
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.schedule import alpha, sigma
+from dualrate.diffusion.values import Cond, Context
+from dualrate.sampling import grids
+from dualrate.sampling.adjusted_ddim import AdjustedDDIM
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
+from dualrate.sampling.trajectory import State, rollout, trajectory
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr
 
 MIXTURE = line_mixture()

@@ -7,15 +7,15 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from dualrate.adjusted_ddim import AdjustedDDIM
-from dualrate.oracle import OracleDenoiser, held_variance
-from dualrate.process import GaussianProcess
-from dualrate.sampling import rollout
-from dualrate.schedule import Interpolated, alpha, sigma
-from dualrate.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
-from dualrate.steps import DDIM, Ancestral
-from dualrate.timing import StepPlan
-from dualrate.types import Cond, Context
+from dualrate.denoisers.exact import OracleDenoiser, held_variance
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Interpolated, alpha, sigma
+from dualrate.diffusion.values import Cond, Context
+from dualrate.sampling.adjusted_ddim import AdjustedDDIM
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
+from dualrate.sampling.trajectory import rollout
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr
 
 STEPS = [

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp, kstest
 
-from dualrate.draws import Draws
-from dualrate.timing import SingleTime, StepPlan, TimeSampler, radical_inverse
-from dualrate.types import Refresh
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Refresh
+from dualrate.methods.times import SingleTime, TimeSampler, radical_inverse
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
 sizes = st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from dualrate.bound import variational_bound
-from dualrate.draws import Draws
-from dualrate.oracle import Echo, OracleDenoiser
-from dualrate.steps import Ancestral
-from dualrate.timing import StepPlan
-from dualrate.types import Cond
-from dualrate.variance import FittedVariance, mean_errors
+from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Cond
+from dualrate.likelihood.bound import variational_bound
+from dualrate.likelihood.variance import FittedVariance, mean_errors
+from dualrate.sampling.ancestral import Ancestral
 from tests.theory.common import PROCESS, f64, gaussian, line_mixture, normals, uniform_log_snr, uniforms
 
 ROWS, C = 20_000, 0.3

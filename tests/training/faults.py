@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from dualrate import folders
-from dualrate.draws import Draws
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch
+from dualrate.machine import folders
 from dualrate.methods.method import Loss
 from dualrate.training.loop import fit
-from dualrate.types import Batch
 from training.toy import CONFIG, Points, Toy
 
 context = multiprocessing.get_context("forkserver")

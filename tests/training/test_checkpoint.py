@@ -9,8 +9,8 @@ import pytest
 import torch
 from trouble import failing, unreadable
 
-from dualrate import folders
-from dualrate.folders import MANIFEST, Damaged, Manifest
+from dualrate.machine import folders
+from dualrate.machine.folders import MANIFEST, Damaged, Manifest
 from dualrate.training import checkpoint
 from training.toy import same_bits
 

@@ -8,9 +8,9 @@ import time
 import pytest
 from trouble import full_disk
 
-from dualrate.folders import MANIFEST
+from dualrate.machine.folders import MANIFEST
+from dualrate.machine.guards import run_lock
 from dualrate.training import checkpoint
-from dualrate.training.guards import run_lock
 from training import faults
 from training.faults import Plan
 from training.test_loop import metrics

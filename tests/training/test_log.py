@@ -4,7 +4,8 @@ import json
 import pytest
 from trouble import unreadable
 
-from dualrate.training.log import Meter, MetricsFile, PlainReporter, duration
+from dualrate.machine.progress import PlainReporter, duration
+from dualrate.training.log import Meter, MetricsFile
 
 
 def lines(path):

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 import dualrate.training
-from dualrate.draws import Draws
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch
+from dualrate.machine.device import compiles
 from dualrate.methods.method import Loss, Phase
 from dualrate.training import checkpoint
-from dualrate.training.device import compiles
 from dualrate.training.loop import PATIENCE, NonFiniteError, fit
 from dualrate.training.optim import OptimConfig
-from dualrate.types import Batch
 from training.toy import CONFIG, Points, Recorder, Toy, final, same_bits
 
 TIMES = ("seconds", "images_per_second")

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dualrate.denoiser import Denoiser
-from dualrate.draws import Draws
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch
 from dualrate.methods.method import Loss, Phase
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
-from dualrate.types import Batch
 
 CONFIG = FitConfig(
     iterations=16,

@@ -16,12 +16,12 @@ from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import Findings
 from dualrate.compare.schedule import affordable, levels, useful_first
 from dualrate.compare.work import SCREEN_SEED, Bench, Measured, chosen
-from dualrate.files import write_whole
-from dualrate.ranges import Images, Minutes, Ranged
+from dualrate.config.ranges import Images, Minutes, Ranged
+from dualrate.machine.files import write_whole
+from dualrate.machine.progress import Progress, duration
+from dualrate.measuring.evaluator import evaluator
 from dualrate.report.headline import short_plan
-from dualrate.runs.evaluator import evaluator
 from dualrate.runs.store import Model, load
-from dualrate.training.log import Progress, duration
 
 PLANNING = 0.1  # of the minutes: for planning at most
 SCREENING = 0.55  # of what is left then, and not reserved for the timing at the end: for screening at most

@@ -21,20 +21,21 @@ from typing import get_args
 
 import torch
 
-from dualrate.caching.sharing import SharedEncoder
-from dualrate.caching.similarity import best_refreshes, similarities
-from dualrate.experiment import TwoNetworks
-from dualrate.models.uvit import UViT
-from dualrate.planner import Planner
-from dualrate.ranges import Probability, Ranged, SharedBlocks, Steps, checked
-from dualrate.runs.calibration import read_table
-from dualrate.runs.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors
-from dualrate.runs.samplers import TABLED, GridName, SamplerName, grid_times, read_plan, step_for, steps_of
+from dualrate.config.ranges import Probability, Ranged, SharedBlocks, Steps, checked
+from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import TwoNetworks
+from dualrate.experiments.serves import Continuous, Grid
+from dualrate.machine.progress import Progress
+from dualrate.measuring.calibration import read_table
+from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors
+from dualrate.measuring.samplers import TABLED, GridName, SamplerName, grid_times, read_plan, step_for, steps_of
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import UViT
+from dualrate.planning.planner import Planner
+from dualrate.planning.similarity import best_refreshes, similarities
 from dualrate.runs.store import Model
-from dualrate.serving import Continuous, Grid
-from dualrate.steps import Step
-from dualrate.timing import StepPlan, TimeSampler
-from dualrate.training.log import Progress
+from dualrate.sampling.step import Step
 
 LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the dearest network
 MOST_STEPS = 256

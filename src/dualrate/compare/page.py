@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dualrate.compare.contenders import LADDER
 from dualrate.compare.savings import COSTS, Findings, Savings, savings
 from dualrate.compare.work import Finished
+from dualrate.diffusion.plan import StepPlan
+from dualrate.machine.environment import environment
 from dualrate.report.figures import pareto_figure, plan_figure
 from dualrate.report.grid import grid
 from dualrate.report.headline import capital, name, plan
 from dualrate.report.html import Block, Drawing, Facts, Gallery, Picture, Points, Section, Text, page
 from dualrate.report.rows import Row
 from dualrate.report.table import EACH, Table, compute_unit, floor_note, interval, significant, table
-from dualrate.runs.environment import environment
-from dualrate.timing import StepPlan
 
 COLUMNS = 10
 

@@ -8,10 +8,10 @@ import json
 import math
 
 from dualrate.compare.savings import COSTS, Findings, savings
+from dualrate.machine.environment import environment
 from dualrate.report.headline import plan
 from dualrate.report.pareto import Saving
 from dualrate.report.table import records
-from dualrate.runs.environment import environment
 
 
 def as_records(findings: Findings) -> list[dict[str, object]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dualrate.compare.contenders import Contender
-from dualrate.runs.samplers import SamplerName
+from dualrate.measuring.samplers import SamplerName
 
 BLOCK = 250  # images by which a contender has more or fewer
 LEAST = 2  # contenders that are measured however short the time is

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from dualrate.compare.contenders import Contender
-from dualrate.cost import PlanCost
-from dualrate.malloc import keep_freed_memory
-from dualrate.runs.measure import draw, seconds_of_calls
+from dualrate.machine.malloc import keep_freed_memory
+from dualrate.measuring.measure import draw, seconds_of_calls
 from dualrate.runs.store import Model, load
+from dualrate.sampling.cost import PlanCost
 
 GAIN = 1.05  # a batch twice as large that makes fewer than this many times the images per second is not worth it
 LARGEST_BATCH = 1024

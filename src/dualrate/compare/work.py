@@ -28,18 +28,18 @@ from numpy.typing import NDArray
 from dualrate.compare.contenders import Contender
 from dualrate.compare.schedule import LEAST, in_turns
 from dualrate.compare.speed import CALLING, Speed, peak_memory, saturating_batch, speed
-from dualrate.cost import PlanCost
+from dualrate.machine.device import pays
+from dualrate.machine.progress import Progress
+from dualrate.measuring.measure import Guidance, balanced_strata, draw, image_cost, seconds_of_calls
+from dualrate.measuring.origin import origin_of
+from dualrate.measuring.stream import measure_in_blocks
 from dualrate.metrics.blocks import FeatureBlocks, Origin
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import Row
-from dualrate.runs.measure import Guidance, balanced_strata, draw, image_cost, seconds_of_calls
-from dualrate.runs.origin import origin_of
 from dualrate.runs.store import Model
-from dualrate.runs.stream import measure_in_blocks
-from dualrate.training.device import pays
-from dualrate.training.log import Progress
+from dualrate.sampling.cost import PlanCost
 
 SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0
 SLOWER = 1.3  # drawing, over its networks' calls, until it has been seen

@@ -21,8 +21,8 @@ import numpy as np
 from dualrate.data.decode import MAX_BYTES, decode, resize
 from dualrate.data.source import Progress, Raw, Source
 from dualrate.data.untrusted import one_line, read_limited
-from dualrate.files import ABSENT, naming, read_json
-from dualrate.folders import new_folder
+from dualrate.machine.files import ABSENT, naming, read_json
+from dualrate.machine.folders import new_folder
 
 VERSION = 1  # of the entry's format and of the decoding rules: part of every key
 _LOOK_ON = 1000  # images still looked at, to describe the shapes that occur, after two were found to differ

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from dualrate.data.source import Progress, Raw, Source, Split
-from dualrate.files import naming
+from dualrate.machine.files import naming
 
 NAME = "fashion-mnist"
 CLASS_NAMES = (

@@ -13,10 +13,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from dualrate.config.ranges import Range, Ranged
 from dualrate.data.images import ImageSet, to_float
-from dualrate.draws import Draws
-from dualrate.ranges import Range, Ranged
-from dualrate.types import Batch
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch
 
 
 @dataclass(frozen=True)

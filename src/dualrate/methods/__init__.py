@@ -1,1 +1,1 @@
-"""Training methods, one a file: a loss, and the networks it trains."""
+"""Training methods: networks, and phases with a loss."""

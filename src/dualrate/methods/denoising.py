@@ -23,14 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dualrate.denoiser import Denoiser
-from dualrate.draws import Draws
+from dualrate.config.ranges import Classes, LossWeight, Probability, Ranged
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase
-from dualrate.process import GaussianProcess
-from dualrate.ranges import Classes, LossWeight, Probability, Ranged
-from dualrate.timing import TimeSource
-from dualrate.types import Batch, Cond
-from dualrate.weighting import Weighting, x_loss_weight
+from dualrate.methods.times import TimeSource
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from dualrate.denoiser import Denoiser
-from dualrate.draws import Draws
-from dualrate.ranges import Factor, Ranged
-from dualrate.types import Batch
+from dualrate.config.ranges import Factor, Ranged
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch
 
 
 @dataclass(frozen=True)

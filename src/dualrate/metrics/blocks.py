@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor
 
-from dualrate.files import open_tensors, read_bytes, write_whole
+from dualrate.config.serial import from_json
+from dualrate.machine.files import open_tensors, read_bytes, write_whole
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.origin import Origin
-from dualrate.serial import from_json
 
 ORIGIN, SUFFIX = "origin.json", ".safetensors"
 

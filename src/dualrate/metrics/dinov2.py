@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor, nn
 
-from dualrate.files import read_bytes
-from dualrate.ranges import BatchSize, Channels, Images, Ranged
+from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
+from dualrate.machine.files import read_bytes
 
 MODEL, REVISION = "facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.images import ImageSet
+from dualrate.metrics.bootstrap import bootstrap_interval, resampled_distances
 from dualrate.metrics.details import Details
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.fingerprint import Fingerprint
-from dualrate.metrics.frechet import GaussianStats, bootstrap_interval, frechet_distance, resampled_distances
+from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.kernel import kernel_distance, kernel_metric
 from dualrate.metrics.precision_recall import Manifold
 from dualrate.metrics.reference import Reference

@@ -25,10 +25,10 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor, nn
 
+from dualrate.config.ranges import Channels, Classes, Iterations, Probability, Ranged, Seed, Side
+from dualrate.config.serial import from_json
 from dualrate.data.images import to_float
-from dualrate.files import read_bytes, write_whole
-from dualrate.ranges import Channels, Classes, Iterations, Probability, Ranged, Seed, Side
-from dualrate.serial import from_json
+from dualrate.machine.files import read_bytes, write_whole
 
 WEIGHTS, CARD = "features.safetensors", "features.json"
 

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dualrate.files import naming, write_whole
-from dualrate.ranges import BatchSize, Channels, Images, Ranged
+from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
+from dualrate.machine.files import naming, write_whole
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 
+from dualrate.config.serial import to_plain
 from dualrate.metrics.fingerprint import BITS
-from dualrate.serial import to_plain
 
 NOISE = "Philox keyed by the seed"
 PIXELS = "none, the images themselves"

@@ -21,7 +21,7 @@ import torch
 
 from dualrate.data.archive import read_arrays
 from dualrate.data.untrusted import check_regular, printable
-from dualrate.files import naming
+from dualrate.machine.files import naming
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.frechet import GaussianStats, root
 

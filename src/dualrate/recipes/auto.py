@@ -32,13 +32,13 @@ from statistics import median_low
 from typing import Literal
 
 from dualrate.data.look import Look, look_at
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.diffusion.schedule import Cosine, Interpolated
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.machine.progress import PlainReporter, Progress
+from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.distilled import Recipe, light_of
-from dualrate.schedule import Cosine, Interpolated
-from dualrate.timing import SingleTime, TimeSampler
 from dualrate.training.config import FitConfig
-from dualrate.training.log import PlainReporter, Progress
 from dualrate.training.optim import OptimConfig
 
 Size = Literal["tiny", "small", "base"]

@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Literal
 
 from dualrate.data.loader import Augment
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.distilled import Recipe
-from dualrate.timing import TimeSampler
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 

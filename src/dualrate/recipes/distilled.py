@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dualrate.distillation import teachers_network
-from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.diffusion.schedule import Cosine
+from dualrate.experiments.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.serves import Continuous, Grid
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.runs.distillation import teachers_network
 from dualrate.runs.store import read_experiment
-from dualrate.schedule import Cosine
-from dualrate.serving import Continuous, Grid
 from dualrate.training.config import FitConfig
 
 PRETRAINING = 1000  # iterations of a light network that has never seen a context

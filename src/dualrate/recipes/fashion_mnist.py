@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dualrate.experiment import Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import Level, UViTConfig
+from dualrate.experiments.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.distilled import Recipe
-from dualrate.timing import TimeSampler
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 

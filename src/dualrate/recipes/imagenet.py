@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Literal
 
 from dualrate.data.loader import Augment
-from dualrate.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.models.uvit import Level, UViTConfig
-from dualrate.schedule import Interpolated
-from dualrate.timing import TimeSampler
+from dualrate.diffusion.schedule import Interpolated
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 

@@ -17,13 +17,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Refresh
 from dualrate.metrics.fingerprint import require_same
 from dualrate.report.headline import plan
 from dualrate.report.pareto import unbeaten
 from dualrate.report.rows import Row
 from dualrate.report.table import compute_unit, significant
-from dualrate.timing import StepPlan
-from dualrate.types import Refresh
 
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dualrate.files import whole
+from dualrate.machine.files import whole
 
 _COLOUR_TYPE = {1: 0, 3: 2}  # of a PNG: grey, RGB
 _END = b"\0\0\0\0IEND\xaeB`\x82"

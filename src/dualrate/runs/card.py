@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dualrate.cost import call_cost
 from dualrate.data.untrusted import printable
-from dualrate.files import naming, read_records
+from dualrate.machine.files import naming, read_records
 from dualrate.runs.store import HISTORY, Stored, read_losses, read_moment_gaps
+from dualrate.sampling.cost import call_cost
 
 CARD, CURVE = "README.md", "loss.svg"
 

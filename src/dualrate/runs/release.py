@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from dualrate.files import write_tensors
-from dualrate.folders import MANIFEST, Manifest, new_folder
-from dualrate.runs.calibration import FILE as COVARIANCE
+from dualrate.machine.files import write_tensors
+from dualrate.machine.folders import MANIFEST, Manifest, new_folder
 from dualrate.runs.card import CARD, CURVE, write_card
-from dualrate.runs.store import EXPERIMENT, RELEASED, WEIGHTS, Note, read_stored, write_experiment
+from dualrate.runs.store import COVARIANCE, EXPERIMENT, RELEASED, WEIGHTS, Note, read_stored, write_experiment
 
 FILES = {*RELEASED, MANIFEST, CARD, CURVE, COVARIANCE}  # all that a directory of released weights may hold
 

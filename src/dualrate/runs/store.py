@@ -22,17 +22,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from dualrate.denoiser import Denoiser
-from dualrate.experiment import Experiment, OneNetwork
-from dualrate.files import ABSENT, append_record, read_bytes, read_records, write_whole
-from dualrate.folders import MANIFEST, Damaged, Manifest
-from dualrate.models.dual import disconnect
-from dualrate.process import GaussianProcess
-from dualrate.runs.environment import environment
-from dualrate.serial import from_json, to_plain
+from dualrate.config.serial import from_json, to_plain
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.experiments.experiment import Experiment, OneNetwork
+from dualrate.machine.environment import environment
+from dualrate.machine.files import ABSENT, append_record, read_bytes, read_records, write_whole
+from dualrate.machine.folders import MANIFEST, Damaged, Manifest
+from dualrate.networks.dual import disconnect
 from dualrate.training import checkpoint
 
 EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
+COVARIANCE = "covariance.safetensors"  # a table of the weights, measured: calibration adds it
 RELEASED = (EXPERIMENT, WEIGHTS)  # what the manifest of released weights lists
 
 Note = Callable[[str], None]

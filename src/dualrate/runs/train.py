@@ -8,23 +8,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualrate.cost import call_cost
+from dualrate.config.serial import to_plain
 from dualrate.data.images import ImageSet, load_images, to_uint8
 from dualrate.data.loader import Batches
-from dualrate.denoiser import Denoiser
-from dualrate.experiment import Experiment
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Experiment
+from dualrate.machine.progress import PlainReporter, Progress
 from dualrate.methods.method import Method
-from dualrate.models.uvit import UViTConfig
+from dualrate.networks.uvit import UViTConfig
 from dualrate.report.grid import save_grid
 from dualrate.runs.checks import check_out, data_notes
 from dualrate.runs.store import note_start, start_from, write_experiment
-from dualrate.sampling import sample
-from dualrate.serial import to_plain
-from dualrate.steps import Ancestral
-from dualrate.timing import StepPlan
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.cost import call_cost
+from dualrate.sampling.trajectory import sample
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
-from dualrate.training.log import PlainReporter, Progress
 from dualrate.training.loop import fit
 
 

@@ -4,7 +4,7 @@
                                  auxiliaries.safetensors, optim-<phase>.safetensors: for going on with the training
                                  state.json; MANIFEST.json: size and sha256 of every other file, written last
 
-Writing: see `dualrate.folders`. A crash at any point leaves either the old set or the old set and the new one.
+Writing: see `dualrate.machine.folders`. A crash at any point leaves either the old set or the old set and the new one.
 Reading: the newest that verifies; one with wrong content is renamed to `*.corrupt`, one that cannot be read is an
 error. No file of a checkpoint can execute code: safetensors and JSON only.
 """
@@ -24,9 +24,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dualrate import folders
-from dualrate.files import ABSENT, naming, parse_json, write_tensors
-from dualrate.folders import Damaged, Manifest, new_folder
+from dualrate.machine import folders
+from dualrate.machine.files import ABSENT, naming, parse_json, write_tensors
+from dualrate.machine.folders import Damaged, Manifest, new_folder
 
 FORMAT = 1
 MODEL, STATE = "model.safetensors", "state.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dualrate.ranges import BatchSize, Iterations, Range, Ranged, Seed
+from dualrate.config.ranges import BatchSize, Iterations, Range, Ranged, Seed
 from dualrate.training.optim import OptimConfig
 
 # what may differ when a run is resumed: none of it changes the weights; micro_batch does by rounding and dropout masks,

@@ -1,78 +1,14 @@
-"""What a training run says: metrics as JSON lines for machines, progress for people.
-
-The library prints through a `Progress`; `PlainReporter` is the one that needs no terminal.
-"""
+"""What a training run says to machines: metrics as JSON lines."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any
 
-from dualrate.files import parse_record
-
-SHOWN = ("loss", "_gap")  # how the names of values end that are shown to people
-
-
-class Progress(Protocol):
-    """Where a run reports to."""
-
-    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        """After every iteration: how many are done; `logs` has "images", "seconds", "lr", "<phase>/loss", ..."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something the user should see, once."""
-        ...
-
-    def close(self) -> None:
-        """The run is over, for whatever reason."""
-        ...
-
-
-class PlainReporter:
-    """One plain line every `seconds`: iterations, mean losses since the last line, rate, time to go."""
-
-    def __init__(self, seconds: float = 30.0, stream: TextIO | None = None) -> None:
-        self.seconds = seconds
-        self.stream = sys.stderr if stream is None else stream
-        self._last: tuple[float, int, float] | None = None  # clock, iteration, images at the last line
-        self._losses: dict[str, list[float]] = {}
-
-    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if self._last is None:  # the first iteration pays for warming up: measure from its end
-            self._last = (now, iteration, logs["images"])
-        for name, value in logs.items():
-            if name.endswith(SHOWN):
-                self._losses.setdefault(name, []).append(value)
-        clock, iteration_then, images_then = self._last
-        if iteration == iteration_then or (now - clock < self.seconds and iteration < total):
-            return
-        rate = (iteration - iteration_then) / (now - clock)
-        losses = "  ".join(f"{name} {sum(values) / len(values):.4g}" for name, values in self._losses.items())
-        images_per_second = (logs["images"] - images_then) / (now - clock)
-        to_go = duration((total - iteration) / rate)
-        self.note(f"{iteration}/{total}  {losses}  {images_per_second:.0f} images/s  {to_go} to go")
-        self._last, self._losses = (now, iteration, logs["images"]), {}
-
-    def note(self, text: str) -> None:
-        with suppress(OSError):  # a full disk or a closed pipe behind the stream must not end the training
-            print(text, file=self.stream, flush=True)
-
-    def close(self) -> None:
-        self._last, self._losses = None, {}  # whatever is reported next has its own rate
-
-
-def duration(seconds: float) -> str:
-    """h:mm:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+from dualrate.machine.files import parse_record
 
 
 class Meter:

@@ -25,17 +25,18 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from dualrate.draws import Draws
-from dualrate.freeze import frozen
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch
+from dualrate.machine.device import compiles, default_generator, pays
+from dualrate.machine.guards import Interrupts, run_lock
+from dualrate.machine.progress import PlainReporter, Progress
 from dualrate.methods.method import Method, Phase
+from dualrate.networks.freeze import frozen
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig, FitResult
-from dualrate.training.device import compiles, default_generator, pays
-from dualrate.training.guards import Interrupts, run_lock
-from dualrate.training.log import MetricsFile, PlainReporter, Progress
+from dualrate.training.log import MetricsFile
 from dualrate.training.optim import lr_at
 from dualrate.training.state import RunState, differences, finite, note_changes, surroundings
-from dualrate.types import Batch
 
 PATIENCE = 10  # updates of a phase skipped in a row before giving up
 

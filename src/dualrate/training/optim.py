@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from dualrate.ranges import BelowOne, Factor, FirstIterations, LossWeight, Range, Ranged
+from dualrate.config.ranges import BelowOne, Factor, FirstIterations, LossWeight, Range, Ranged
 
 
 @dataclass(frozen=True)

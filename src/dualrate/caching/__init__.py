@@ -1,1 +1,0 @@
-"""Reuse of one trained network across steps, without training, behind the `Denoiser` protocol."""

@@ -1,0 +1,124 @@
+"""`dualrate bound`: the likelihood of held-out images, as a bound in bits per dimension."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from tyro.conf import Positional, arg
+
+from dualrate.cli.console import reporter
+from dualrate.cli.sampling_options import Plan, sampler_of
+from dualrate.config.ranges import BatchSize, LogSNR, Range, Ranged, Seed
+from dualrate.data.images import ImageSet, load_images
+from dualrate.experiments.experiment import DataConfig
+from dualrate.machine.device import pick_device
+from dualrate.machine.progress import Progress
+from dualrate.measuring.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
+
+
+@dataclass(frozen=True)
+class LikelihoodBound(Ranged):
+    """Bound the negative log-likelihood of held-out images, in bits per dimension, term by term."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
+    plan: Annotated[Plan, arg(name="")] = Plan()
+    variance: Literal["measured", "own"] = "measured"
+    """Of the steps: what suits training images best, measured first; or the sampler's own (--gamma)."""
+    end: LogSNR = GREY_LEVEL
+    """Log-SNR at which the plan is cut and the rest is rounding; by default where noise is one grey level wide."""
+    num: Annotated[int, Range(2, 10_000_000)] = 500
+    """Test images."""
+    seed: Seed = 0
+    """Of the noise."""
+    batch_size: BatchSize = 125
+    """Images at a time; fewer need less memory."""
+    device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
+    json: bool = False
+    """Print the report as JSON."""
+
+    def run(self) -> None:
+        from dualrate.measuring.likelihood import bits_per_dimension, ending, fit_variance
+        from dualrate.measuring.measure import Guidance
+        from dualrate.runs.store import load
+
+        if self.variance == "measured" and self.plan.gamma is not None:
+            raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
+        device, progress = pick_device(self.device), reporter()
+        model = load(self.run_dir, device=device, note=progress.note)
+        step, plan = sampler_of(model, self.plan)
+        plan = ending(plan, model.process.schedule, self.end)
+        data = model.experiment.data
+
+        def show(done: int, total: int) -> None:
+            progress.update(done, total, {"images": done})
+
+        guidance = Guidance(self.plan.guidance, self.plan.interval)
+        how = {"guidance": guidance, "batch_size": self.batch_size, "seed": self.seed, "device": device}
+        test = _images(data, "test", progress)
+        if self.num > len(test):  # said before the variance is measured
+            raise ValueError(f"{test.name} has {len(test)} test images: --num is 2 to {len(test)}, got {self.num}")
+        if self.variance == "measured":
+            train = _images(data, "train", progress)
+            count = min(FITTED_ON, len(train))
+            progress.note(f"measuring the variance of {plan.num_steps} steps on {count} training images")
+            step = fit_variance(model, step, plan, train, count=count, progress=show, **how)
+            progress.close()
+        found = bits_per_dimension(model, step, plan, test, count=self.num, progress=show, **how)
+        progress.close()
+        before, end = model.process.schedule.log_snr(torch.tensor(plan.t[-2:], dtype=torch.float64)).tolist()
+        if self.json:
+            about = {"run": str(self.run_dir), "num_steps": plan.num_steps, "num_heavy": plan.num_heavy}
+            print(json.dumps({**about, "sampler": f"{step}{guidance}", "end_log_snr": end, **asdict(found)}))
+            return
+        print(
+            f"{self.num} test images of {test.name}; {step}{guidance}; {plan.num_steps} steps, {plan.num_heavy} heavy\n"
+        )
+        print(table(found))
+        print(f"\n{verdict(found, _grey_levels(before))}")
+
+
+def _images(data: DataConfig, split: Literal["train", "test"], progress: Progress) -> ImageSet:
+    from dualrate.measuring.evaluator import messages
+
+    return load_images(
+        data.source,
+        split=split,
+        size=data.size,
+        channels=data.channels,
+        on_bad=data.on_bad,
+        progress=messages(progress.note),
+    )
+
+
+def _grey_levels(log_snr: float) -> float:
+    """The noise of a state z / alpha, in distances of two 8-bit values."""
+    return math.exp((GREY_LEVEL - log_snr) / 2)
+
+
+def table(found: Likelihood) -> str:
+    """The terms and their sum."""
+    whole = found.total.value
+    lines = [f"{'term':16}{'bits/dim':>10}{'+- SE':>10}{'share':>8}"]
+    for name, term in (("prior", found.prior), ("steps", found.steps), ("reconstruction", found.reconstruction)):
+        lines.append(f"{name:16}{term.value:10.4f}{term.error:10.4f}{term.value / whole:8.1%}")
+        if name == "steps":
+            last = found.each_step[-1]
+            lines.append(f"{'  the last one':16}{last:10.4f}{'':10}{last / whole:8.1%}")
+    lines.append(f"{'bound':16}{whole:10.4f}{found.total.error:10.4f}")
+    return "\n".join(lines)
+
+
+def verdict(found: Likelihood, noise: float) -> str:
+    """What the bound is mostly about. noise: in grey levels, of the state that the last step starts from."""
+    fine = (found.each_step[-1] + found.reconstruction.value) / found.total.value
+    return (
+        "An upper bound on the mean of -log2 p(image) per value: lower is better.\n"
+        f"{fine:.0%} of it is the last step and the rounding: detail below noise of {noise:.2g} grey levels."
+    )

@@ -1,0 +1,60 @@
+"""`dualrate compare`: quality against compute of any models, samplers and plans."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from dualrate.cli.console import reporter
+from dualrate.config.ranges import Images, Minutes, Ranged
+from dualrate.machine.device import pick_device
+
+
+@dataclass(frozen=True)
+class Compare(Ranged):
+    """Compare models, samplers and plans: quality against FLOPs, time and memory, on one page. Goes on if run again."""
+
+    entries: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]RUN[:PLAN][@SAMPLER]")]
+    """RUN alone: its usual plans and samplers. RUN:32/8: 32 steps, 8 heavy calls. RUN:plan.json; RUN:32@ddim."""
+    minutes: Minutes = 60
+    """Of measuring; what they do not suffice for, the same command does next time."""
+    out: Path = Path("report.html")
+    """The page; .json, .csv and what is needed to go on are beside it."""
+    screen: Images = 1000
+    """Images per contender at first."""
+    count: Images = 5000
+    """Images per contender on the front."""
+    features: Path | None = None
+    """Directory of the feature net; the data set's own if not given."""
+    mixed: bool = False
+    """Allow runs trained on other data than the first, whose images then judge all."""
+    device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
+
+    def run(self) -> None:
+        from dualrate.compare.comparison import Effort, compare
+        from dualrate.compare.page import front_table
+        from dualrate.report.table import as_text
+
+        if not self.entries:
+            raise ValueError("nothing to compare: name runs, e.g. dualrate compare weights/fashion-mnist-*")
+        findings = compare(
+            self.entries,
+            self.out,
+            Effort(self.minutes, self.screen, self.count),
+            features=self.features,
+            mixed=self.mixed,
+            device=pick_device(self.device),
+            progress=reporter(),
+            command=shlex.join(["dualrate", *sys.argv[1:]]),
+        )
+        if findings.finished:
+            print(as_text(front_table(findings.finished)), "\n")
+        for sentence in findings.left:
+            print(f"{sentence} The same command goes on.")
+        print(self.out)

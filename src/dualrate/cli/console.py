@@ -1,0 +1,101 @@
+"""Progress and reports: a live bar on a terminal, plain lines otherwise. The only library module that uses rich."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from dualrate.machine.progress import SHOWN, PlainReporter
+from dualrate.machine.progress import Progress as Reporter
+from dualrate.training.config import FitResult
+
+
+class LiveReporter:
+    """A bar with rate, losses and time to go; notes appear above it."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
+        if self._bar is None or self._task is None:
+            self._bar = Progress(
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=self.console,
+            )
+            self._task = self._bar.add_task("", total=total, completed=iteration)
+            self._bar.start()
+        shown = [f"{name} {value:.4g}" for name, value in logs.items() if name.endswith(SHOWN)]
+        if logs.get("seconds"):
+            shown.append(f"{logs['images'] / logs['seconds']:.0f} images/s")
+        self._bar.update(self._task, completed=iteration, total=total, description="  ".join(shown))
+
+    def note(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+
+def reporter() -> Reporter:
+    """A live bar if standard error is a terminal, else a plain line every now and then."""
+    return LiveReporter() if sys.stderr.isatty() else PlainReporter(seconds=10)
+
+
+def decoding(progress: Reporter) -> Callable[[int, int, str], None]:
+    """Decoding of a data set on the same display as training."""
+
+    def update(done: int, total: int, what: str) -> None:
+        progress.update(done, total, {"images": done})
+        if done == total:
+            progress.close()
+
+    return update
+
+
+def drawing(progress: Reporter) -> Callable[[int, int], None]:
+    """Images being drawn on the same display as training: the first call says how many were there before."""
+    start, before = time.monotonic(), -1
+
+    def update(done: int, total: int) -> None:
+        nonlocal before
+        before = done if before < 0 else before
+        progress.update(done, total, {"images": done - before, "seconds": time.monotonic() - start})
+
+    return update
+
+
+def tell_end(result: FitResult, out: Path, progress: Reporter) -> None:
+    """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
+    why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
+    progress.note(f"{why} at iteration {result.iteration} after {result.seconds:.0f} s of training: {out}")
+    if result.stopped == "signal":
+        raise SystemExit(75)
+
+
+def tell(as_json: bool, values: dict[str, object]) -> None:
+    """Values as one JSON object, or one `name  value` line each."""
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        print(f"{name:{width}}  {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

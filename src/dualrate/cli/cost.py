@@ -1,0 +1,39 @@
+"""`dualrate cost`: what a call and an image cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from dualrate.cli.console import reporter, tell
+from dualrate.cli.sampling_options import Plan, sampler_of
+from dualrate.config.ranges import BatchSize, Ranged
+from dualrate.machine.device import pick_device
+
+
+@dataclass(frozen=True)
+class Cost(Ranged):
+    """Parameters, MACs and FLOPs of a heavy call, a light call and an image, with measured latency."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
+    plan: Annotated[Plan, arg(name="")] = Plan()
+    batch_size: BatchSize = 1
+    """Rows per call when latency is measured."""
+    device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
+    json: bool = False
+    """Print the report as JSON."""
+
+    def run(self) -> None:
+        from dualrate.measuring.measure import Guidance, cost_report
+        from dualrate.runs.store import load
+
+        device, progress = pick_device(self.device), reporter()
+        model = load(self.run_dir, device=device, note=progress.note)
+        step, plan = sampler_of(model, self.plan)
+        guidance = Guidance(self.plan.guidance, self.plan.interval)
+        tell(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))

@@ -1,0 +1,158 @@
+"""`dualrate distill`: a student of few steps from a teacher of many."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import arg
+
+from dualrate.cli.console import decoding, reporter, tell_end
+from dualrate.cli.recipe import override, recipe_name
+from dualrate.config.ranges import (
+    BelowOne,
+    Factor,
+    FirstIterations,
+    Iterations,
+    LogSNR,
+    Pairs,
+    Ranged,
+    Steps,
+    TeacherGuidance,
+)
+from dualrate.experiments.experiment import Experiment
+from dualrate.machine.device import pick_device
+from dualrate.recipes import auto, cifar10, fashion_mnist
+from dualrate.recipes.distilled import PRETRAINING, STUDENT_RATE, Recipe, dual_student, plain_student
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "auto": auto.distilled,
+    "fashion-mnist": fashion_mnist.distilled,
+    "cifar10": cifar10.distilled,
+    "cifar10-reduced": lambda: cifar10.distilled("reduced"),
+}
+
+
+@dataclass(frozen=True)
+class Distill(Ranged):
+    """Distil a teacher into a student of few steps by moment matching, or go on: the same command resumes."""
+
+    recipe: Annotated[Recipe, arg(name="")]
+    teacher: Path
+    """A single-rate run, or released weights."""
+    out: Path | None = None
+    """Run directory; runs/<name> if not given."""
+    student: Literal["dual", "plain"] = "dual"
+    """Two networks at two rates, or one of the teacher's shape."""
+    steps: Steps = 8
+    """N, the fewest steps of a plain student, and the only ones of a dual-rate one."""
+    heavy: Steps | None = None
+    """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
+    rollout: Literal["full", "segment", "data"] | None = None
+    """The student's states in training: all steps its own, from noise (full); its own since the last heavy call
+    (segment); noised data (data, of a plain student). full, or data, if not given."""
+    version: Literal["alternating", "instant"] = "alternating"
+    """Of moment matching: with an auxiliary network, or in the teacher's parameter space."""
+    guidance: TeacherGuidance = 1.0
+    """Classifier-free guidance weight of the teacher; 1 is none."""
+    dropout: BelowOne | None = None
+    """Of student and auxiliary in training, not in sampling; as the teacher's network says if not given."""
+    shift: LogSNR = 0.0
+    """Of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
+    pretraining: FirstIterations | None = None
+    """The first of --fit.iterations: the light network alone, beside the frozen encoder; 1000 if not given, 0 with
+    --student-from."""
+    pairs: Pairs = 1
+    """Times trained on from one rollout."""
+    student_rate: Factor | None = None
+    """The student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, 1 for the instant version."""
+    light_from: str | None = None
+    """A single-rate run that the light network starts from."""
+    student_from: str | None = None
+    """A dual-rate run that the whole student starts from."""
+    source: str | None = None
+    """Images, where they are not where the teacher's training found them."""
+    fd_every: Iterations | None = None
+    """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
+    device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
+
+    def run(self) -> None:
+        from dualrate.measuring.distill import distill
+        from dualrate.runs.distillation import Distillation
+        from dualrate.runs.threads import resume_threads
+
+        student = self._student()
+        own = "full" if self.student == "dual" else "data"
+        distillation = Distillation(
+            teacher=str(self.teacher),
+            student=student,
+            version=self.version,
+            rollout=self.rollout or own,
+            guidance=self.guidance,
+            dropout=self.dropout,
+            pretraining=self._pretraining(),
+            pairs=self.pairs,
+            student_rate=self._student_rate,
+            student_from=self.student_from,
+        )
+        out, progress = self.out or Path("runs") / student.name, reporter()
+        resume_threads(out)
+        result = distill(
+            distillation,
+            out,
+            fd_every=self.fd_every,
+            progress=progress,
+            decoding=decoding(progress),
+            device=pick_device(self.device),
+            command=shlex.join(["dualrate", *sys.argv[1:]]),
+        )
+        tell_end(result, out, progress)
+
+    @property
+    def _student_rate(self) -> float:
+        if self.student_rate is not None:
+            return self.student_rate
+        return 1.0 if self.version == "instant" else STUDENT_RATE
+
+    @property
+    def _heavy(self) -> int:
+        return (self.steps + 1) // 2 if self.heavy is None else self.heavy
+
+    def _student(self) -> Experiment:
+        teacher = str(self.teacher)
+        if self.student == "plain":
+            if self.heavy is not None or self.light_from is not None or self.student_from is not None:
+                raise ValueError(
+                    "a plain student is one network, started from its teacher: drop --heavy, --light-from and "
+                    "--student-from, or pass --student dual"
+                )
+            student = plain_student(self.recipe, teacher, self.steps, shift=self.shift)
+        else:
+            student = dual_student(
+                self.recipe,
+                teacher,
+                self.steps,
+                self._heavy,
+                shift=self.shift,
+                light_from=self.light_from,
+                student_from=self.student_from,
+            )
+        return student if self.source is None else replace(student, data=replace(student.data, source=self.source))
+
+    def _pretraining(self) -> int:
+        if self.pretraining is not None:
+            return self.pretraining
+        learned = self.student == "plain" or self.student_from is not None or self._heavy == self.steps
+        return 0 if learned else PRETRAINING
+
+
+def parse_distill(arguments: list[str]) -> Distill:
+    """A recipe's name first, whose fields the options then override."""
+    name = recipe_name(arguments, RECIPES, "distill RECIPE --teacher RUN [options]", " of a distillation")
+    return override(Distill(RECIPES[name](), teacher=tyro.MISSING), arguments, "distill")

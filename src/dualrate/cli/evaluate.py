@@ -1,0 +1,87 @@
+"""`dualrate evaluate`: the score of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from dualrate.cli.console import reporter
+from dualrate.cli.sampling_options import Plan, sampler_of
+from dualrate.config.ranges import BatchSize, Images, Ranged, Seed
+from dualrate.machine.device import pick_device
+from dualrate.sampling.covariance import ProbedCovariance
+
+
+@dataclass(frozen=True)
+class Evaluate(Ranged):
+    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), FID, FD-DINOv2."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
+    plan: Annotated[Plan, arg(name="")] = Plan()
+    num: Images = 5000
+    """Number of images."""
+    seed: Seed = 0
+    """Of the first image; image i has seed + i."""
+    features: Literal["inception", "dinov2"] | Path | None = None
+    """Directory of the feature net; the shipped one, or one trained on first use, if not given. inception: FID;
+    dinov2: FD-DINOv2."""
+    reference: Path | None = None
+    """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images."""
+    keep: Path | None = None
+    """Directory that keeps the features as images are drawn: the same command goes on where it was."""
+    details: bool = False
+    """Also kernel distance, precision and recall, against the training images."""
+    batch_size: BatchSize = 125
+    """Images at a time; fewer need less memory."""
+    device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
+    json: bool = False
+    """Print the report as JSON."""
+
+    def run(self) -> None:
+        from dualrate.measuring.evaluator import dinov2_evaluator, evaluator, inception_evaluator, require_count
+        from dualrate.measuring.measure import Guidance, measure
+        from dualrate.measuring.stream import measure_in_blocks
+        from dualrate.report.table import text_table
+        from dualrate.runs.store import load
+
+        require_count(self.num, self.features)
+        device, progress = pick_device(self.device), reporter()
+        model = load(self.run_dir, device=device, note=progress.note)
+        step, plan = sampler_of(model, self.plan)
+        data = model.experiment.data
+        if self.features == "inception":
+            judge = inception_evaluator(data, reference=self.reference, device=device, progress=progress)
+        elif self.features == "dinov2":
+            judge = dinov2_evaluator(data, reference=self.reference, device=device, progress=progress)
+        else:
+            judge = evaluator(data, features=self.features, reference=self.reference, progress=progress)
+        of = (model.name, model, step, plan, judge, range(self.seed, self.seed + self.num))
+        guidance = Guidance(self.plan.guidance, self.plan.interval)
+
+        def show(done: int, total: int) -> None:
+            progress.update(done, total, {"images": done})
+
+        how = {
+            "guidance": guidance,
+            "batch_size": self.batch_size,
+            "device": device,
+            "details": self.details,
+            "progress": show,
+        }
+        row = measure(*of, **how)[0] if self.keep is None else measure_in_blocks(*of, self.keep, **how)
+        progress.close()
+        clamped = {"covariance_clamped": str(step.clamps)} if isinstance(step, ProbedCovariance) else {}
+        if self.json:
+            print(json.dumps(asdict(row) | {"flops": row.flops} | clamped))
+            return
+        print(text_table([row]))
+        if row.score.details is not None:
+            print(f"\n{row.score.details.text()}")
+        if clamped:
+            print(f"\ncovariance clamped, of the images drawn now: {clamped['covariance_clamped']}")

@@ -1,0 +1,109 @@
+"""The command line: dualrate train | sample | evaluate | compare | ..., thin calls into the library.
+
+A mistake by the user is one clear line and exit code 2. Reports go to standard output, progress to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+import dualrate
+from dualrate.cli.bound import LikelihoodBound
+from dualrate.cli.calibrate import Calibrate
+from dualrate.cli.compare import Compare
+from dualrate.cli.cost import Cost
+from dualrate.cli.demo import Demo
+from dualrate.cli.distill import Distill, parse_distill
+from dualrate.cli.evaluate import Evaluate
+from dualrate.cli.export import Export
+from dualrate.cli.options import parse
+from dualrate.cli.plan import PlanSearch
+from dualrate.cli.sample import Sample
+from dualrate.cli.train import Train, parse_train
+from dualrate.machine.device import memory_shortage, pick_device
+from dualrate.machine.files import naming
+from dualrate.machine.malloc import keep_freed_memory
+
+Command = Sample | Evaluate | Compare | LikelihoodBound | PlanSearch | Calibrate | Cost | Export | Demo
+COMMANDS: dict[str, type[Command]] = {
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "bound": LikelihoodBound,
+    "plan": PlanSearch,
+    "calibrate": Calibrate,
+    "cost": Cost,
+    "export": Export,
+    "demo": Demo,
+}
+LESS_MEMORY = {  # where it is short
+    **dict.fromkeys(("train", "distill"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"),
+    **dict.fromkeys(("sample", "evaluate", "cost", "bound"), "lower --batch-size"),
+    "plan": "lower --grid or --batch-size",
+}
+THREADS = "\nOn a CPU: one thread for every idle processor; DUALRATE_THREADS=4 before the command for four."
+
+
+def _parse(arguments: list[str]) -> Train | Distill | Command:
+    """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override."""
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command == "--version":
+        python, device = ".".join(map(str, sys.version_info[:3])), pick_device(None)
+        print(f"dualrate {dualrate.__version__}, torch {torch.__version__}, Python {python}, {device}")
+        raise SystemExit(0)
+    if command == "train":
+        return parse_train(rest)
+    if command == "distill":
+        return parse_distill(rest)
+    if command in COMMANDS:
+        return parse(COMMANDS[command], rest, f"dualrate {command}")
+    asked = command in ("-h", "--help")
+    kinds = {"train": Train, "distill": Distill, **COMMANDS}
+    lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
+    usage = "\n  ".join(
+        ["usage: dualrate COMMAND ... (--help after a command for its options), dualrate --version\n", *lines, THREADS]
+    )
+    print(
+        usage if asked else f"dualrate: there is no command {command!r}\n\n{usage}", file=None if asked else sys.stderr
+    )
+    raise SystemExit(0 if asked else 2)
+
+
+def main() -> None:
+    """What the `dualrate` command runs once its threads are settled (dualrate_command.py)."""
+    keep_freed_memory()
+    try:
+        _parse(sys.argv[1:]).run()
+        _flush()  # a reader that has left, or a full disk, is noticed here, not at exit
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        _discard_output()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"dualrate: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (RuntimeError, MemoryError) as error:
+        shortage = memory_shortage(error)
+        if shortage is None:  # a fault of the program
+            raise
+        way_out = LESS_MEMORY.get(sys.argv[1], "use a device, or a machine, with more")
+        print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _flush() -> None:
+    try:
+        with naming("standard output"):
+            sys.stdout.flush()
+    except OSError:
+        _discard_output()
+        raise
+
+
+def _discard_output() -> None:
+    """What could not be written would be tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

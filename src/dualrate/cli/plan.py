@@ -1,0 +1,144 @@
+"""`dualrate plan`: the best plan for a budget."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from tyro.conf import Positional, arg
+
+from dualrate.cli.console import reporter
+from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
+from dualrate.experiments.serves import Continuous, Grid
+from dualrate.machine.device import pick_device
+from dualrate.machine.files import write_whole
+from dualrate.measuring.planning import CallCosts, Candidate, Ranked, spearman
+from dualrate.runs.store import Model
+
+PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
+
+
+@dataclass(frozen=True)
+class PlanSearch(Ranged):
+    """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
+    budget: str | None = None
+    """Share of what a heavy call at every step of --grid costs: 0.25x of 64 steps is the cost of 16 heavy calls."""
+    gmacs: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
+    """Budget in giga multiply-adds per image."""
+    seconds: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
+    """Budget in seconds per image, at --batch-size on this machine."""
+    steps: tuple[Steps, ...] | None = None
+    """Numbers of steps to choose from, parts of the grid; 8, 16, 32 and 64 if not given."""
+    free_times: bool = False
+    """Choose the times of the steps too, among those of the grid."""
+    grid: Annotated[int, Range(1, 512)] = 64
+    """Steps of the grid on which errors are measured."""
+    images: Images = 128
+    """Training images that errors are measured on."""
+    out: Path = Path("plan.json")
+    """The plan, for --plan of sample and evaluate; a picture of it beside it."""
+    check: bool = False
+    """Draw and score images under over a dozen plans, and say whether the planner ranks them as the score does."""
+    num: Images = 1000
+    """Images per plan of --check."""
+    batch_size: BatchSize = 64
+    """Images at a time where calls are timed, for --seconds."""
+    device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
+
+    def run(self) -> None:
+        from dualrate.measuring.evaluator import evaluator
+        from dualrate.measuring.planning import candidates, measured_errors, rank
+        from dualrate.planning.planner import Planner
+        from dualrate.report.figures import plan_figure, png
+        from dualrate.runs.store import load
+
+        steps = self._checked()
+        device, progress = pick_device(self.device), reporter()
+        model = load(self.run_dir, device=device, note=progress.note)
+        if isinstance(model.experiment.times, (Continuous, Grid)):
+            raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
+        costs, budget, unit = self._budget(model, device)
+        errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, device=device)
+        planner = Planner(errors, model.process, model.experiment.weighting)
+        found = candidates(planner, costs, budget, steps, free_times=self.free_times)
+        if self.budget is not None:
+            print(f"{self.budget} of {self.grid} heavy calls, {budget / self._share:.4g} {unit}: {budget:.4g} {unit}\n")
+        print(_table(found, unit))
+        best = found[0].planned.plan
+        write_whole(self.out, best.to_json() + "\n")
+        shown = [(f"{c.planned.plan.num_steps}/{c.planned.plan.num_heavy}", c.planned.plan) for c in found]
+        write_whole(self.out.with_suffix(".png"), png(plan_figure(shown)))
+        print(f"\n{self.out}: {best.num_steps} steps, {best.num_heavy} heavy calls; {self.out.with_suffix('.png')}")
+        if not self.check:
+            return
+        judge = evaluator(model.experiment.data, features=None, progress=progress)
+        ranked = rank(model, planner, judge, count=self.num, progress=progress, device=device)
+        print(_verdict(ranked, judge.metric))
+        lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]
+        write_whole(self.out.with_suffix(".check.json"), json.dumps(lines, indent=1) + "\n")
+
+    def _checked(self) -> tuple[int, ...]:
+        """The numbers of steps. Raises ValueError for options that could only fail later, after the measuring."""
+        if self.budget is not None:
+            _ = self._share
+        if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:
+            raise ValueError("say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05")
+        if self.check and self.grid < 8:
+            raise ValueError(f"--check needs a --grid of at least 8 for a dozen plans, got {self.grid}")
+        if self.out.suffix != ".json":
+            raise ValueError(f"--out is a .json file, whose picture is written beside it as .png, got {self.out}")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        fits = [n for n in self.steps or (8, 16, 32, 64) if n <= self.grid and (self.free_times or not self.grid % n)]
+        if not fits or (self.steps and len(fits) < len(self.steps)):
+            raise ValueError(f"--steps are divisors of --grid {self.grid}, or any number below it with --free-times")
+        return tuple(fits)
+
+    def _budget(self, model: Model, device: torch.device) -> tuple[CallCosts, float, str]:
+        """Costs of calls and the budget in one unit, and the unit's name."""
+        from dualrate.measuring.planning import call_macs, call_seconds
+
+        if self.seconds is not None:
+            return call_seconds(model, self.batch_size, device=device), self.seconds, "s"
+        macs = call_macs(model)
+        costs = CallCosts(macs.heavy / 1e9, macs.light / 1e9, macs.own)
+        if self.gmacs is not None:
+            return costs, self.gmacs, "GMACs"
+        return costs, self._share * self.grid * costs.heavy, "GMACs"
+
+    @property
+    def _share(self) -> float:
+        try:
+            share = float((self.budget or "").removesuffix("x"))
+        except ValueError as error:
+            raise ValueError(f"--budget is a share such as 0.25x, got {self.budget!r}") from error
+        return checked("--budget", share, Annotated[float, Range(0, 10, above=True)])
+
+
+def _table(found: list[Candidate], unit: str) -> str:
+    """Candidates, best first."""
+    lines = [f"{'N':>4} {'H':>4} {unit:>8}  objective  even spread"]
+    for candidate in found:
+        plan = candidate.planned.plan
+        even = "-" if candidate.even is None else f"{candidate.even:.5f}"
+        counts = f"{plan.num_steps:4} {plan.num_heavy:4} {candidate.cost:8.3g}"
+        lines.append(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
+    lines.append("objective: weighted training loss summed over the steps; not a likelihood, nor a score")
+    return "\n".join(lines)
+
+
+def _verdict(ranked: list[Ranked], metric: str) -> str:
+    """Every plan of the check, and whether the objective ranks them as the score does."""
+    lines = ["", f"{'plan':16} objective  {metric}"]
+    ordered = sorted(ranked, key=lambda r: r.objective)
+    lines += [f"{r.name:16} {r.objective:9.5f}  {r.score:.3f}" for r in ordered]
+    rho = spearman([r.objective for r in ranked], [r.score for r in ranked])
+    does = "ranks" if rho >= PREDICTS else "does not rank"
+    lines.append(f"Spearman {rho:.2f} over {len(ranked)} plans: the objective {does} plans as {metric} does here")
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""`dualrate sample`: images of a run in a folder, written as they are drawn."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from dualrate.cli.console import drawing, reporter, tell
+from dualrate.cli.sampling_options import Plan, sampler_of
+from dualrate.config.ranges import BatchSize, Classes, Images, Ranged, Seed
+from dualrate.machine.device import pick_device
+from dualrate.sampling.covariance import ProbedCovariance
+
+
+@dataclass(frozen=True)
+class Sample(Ranged):
+    """Draw images from a run: PNGs, a grid, and what they cost. The same command goes on after a kill."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Directory of a run, or of released weights."""
+    out: Path
+    """Directory for the images: new, empty, or with samples of the same kind, which it goes on with."""
+    plan: Annotated[Plan, arg(name="")] = Plan()
+    num: Images = 64
+    """Images in all. Those that are in the directory already are not drawn again."""
+    label: Classes | None = None
+    """One class for all images; class `seed mod classes` for each if not given."""
+    seed: Seed = 0
+    """Of the first image; image i has seed + i, whatever the batch size."""
+    batch_size: BatchSize = 125
+    """Images at a time; fewer need less memory."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where it pays, or as the images that are there. The same picture for any batch size needs
+    float32."""
+    npz: bool = False
+    """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
+    device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
+    json: bool = False
+    """Print the report as JSON."""
+
+    def run(self) -> None:
+        from dualrate.measuring.measure import Guidance
+        from dualrate.measuring.samples import write_samples
+        from dualrate.runs.store import load
+
+        device, progress = pick_device(self.device), reporter()
+        model = load(self.run_dir, device=device, note=progress.note)
+        step, plan = sampler_of(model, self.plan)
+        with closing(progress):
+            written = write_samples(
+                model,
+                step,
+                plan,
+                range(self.seed, self.seed + self.num),
+                self.out,
+                label=self.label,
+                guidance=Guidance(self.plan.guidance, self.plan.interval),
+                batch_size=self.batch_size,
+                device=device,
+                bfloat16=None if self.precision == "auto" else self.precision == "bfloat16",
+                npz=self.npz,
+                progress=drawing(progress),
+                command=shlex.join(["dualrate", *sys.argv[1:]]),
+            )
+        tell(
+            self.json,
+            {
+                "run": str(self.run_dir),
+                "images": self.num,
+                "drawn": written.drawn,
+                "out": str(self.out),
+                "steps": plan.num_steps,
+                "heavy_calls_per_image": written.cost.heavy_calls,
+                "light_calls_per_image": written.cost.light_calls,
+                "macs_per_image": written.cost.macs,
+                "flops_per_image": written.cost.flops,
+                "seconds_per_image": written.seconds / written.drawn if written.drawn else None,
+                "precision": written.precision,
+                **({"covariance_clamped": str(step.clamps)} if isinstance(step, ProbedCovariance) else {}),
+            },
+        )

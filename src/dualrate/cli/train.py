@@ -1,0 +1,72 @@
+"""`dualrate train`: a recipe, trained."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from dualrate.cli.console import decoding, reporter, tell_end
+from dualrate.cli.recipe import override, recipe_name, with_own_options
+from dualrate.experiments.experiment import Experiment
+from dualrate.machine.device import pick_device
+from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
+
+RECIPES: dict[str, Callable[[], Experiment]] = {
+    "auto": auto.Auto(),
+    "fashion-mnist-heavy": fashion_mnist.heavy,
+    "fashion-mnist-dual": fashion_mnist.dual,
+    "fashion-mnist-light": fashion_mnist.light,
+    "fashion-mnist-medium": fashion_mnist.medium,
+    "fashion-mnist-small": fashion_mnist.small,
+    "cifar10-heavy": cifar10.heavy,
+    "cifar10-light": cifar10.light,
+    "cifar10-dual": cifar10.dual,
+    "cifar10-reduced-heavy": partial(cifar10.heavy, "reduced"),
+    "cifar10-reduced-light": partial(cifar10.light, "reduced"),
+    "cifar10-reduced-dual": partial(cifar10.dual, "reduced"),
+    "imagenet64-heavy": imagenet.heavy,
+    "imagenet64-dual": imagenet.dual,
+    "imagenet128-heavy": partial(imagenet.heavy, 128),
+    "imagenet128-dual": partial(imagenet.dual, 128),
+}
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe, or continue it: the same command resumes."""
+
+    experiment: Annotated[Experiment, arg(name="")]
+    out: Path | None = None
+    """Run directory; runs/<name> if not given."""
+    device: str | None = None
+    """cpu, cuda, ...; cuda if there is one."""
+
+    def run(self) -> None:
+        from dualrate.runs.threads import resume_threads
+        from dualrate.runs.train import train
+
+        out = self.out or Path("runs") / self.experiment.name
+        resume_threads(out)
+        progress = reporter()
+        result = train(
+            self.experiment,
+            out,
+            progress=progress,
+            decoding=decoding(progress),
+            device=pick_device(self.device),
+            command=shlex.join(["dualrate", *sys.argv[1:]]),
+        )
+        tell_end(result, out, progress)
+
+
+def parse_train(arguments: list[str]) -> Train:
+    name = recipe_name(arguments, RECIPES, "train RECIPE [options]")
+    recipe, rest = with_own_options(RECIPES[name], arguments, "train")
+    return override(Train(recipe()), rest, "train")

@@ -1,0 +1,1 @@
+"""Configuration: what numbers may be, and frozen dataclasses to JSON and back."""

@@ -1,0 +1,102 @@
+"""Frozen dataclasses to JSON and back, driven by their type annotations. Nothing in a file names code to run.
+
+Where an annotation allows several dataclasses, the JSON object carries `"type": "<class name>"`, and only the classes
+in the annotation are accepted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from dualrate.machine.files import parse_json
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples and scalars as dicts, lists and scalars, ready for `json.dumps`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__} | {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
+    """The value of annotation `kind` that `to_plain` wrote as `value`.
+
+    Raises ValueError that names the place, for unknown fields (with a suggestion), missing fields, wrong types, and
+    what a dataclass itself refuses, such as a number outside its range.
+    """
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _union(get_args(kind), value, where)
+    if origin is Literal:
+        return _checked(value, value in get_args(kind), where, f"one of {get_args(kind)}")
+    if origin is tuple:
+        _checked(value, isinstance(value, list), where, "a list")
+        kinds = get_args(kind)
+        if len(kinds) == 2 and kinds[1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        _checked(value, len(kinds) == len(value), where, f"{len(kinds)} items")
+        return tuple(from_plain(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _dataclass(kind, value, where)
+    if kind is float:
+        _checked(value, isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number")
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{where}: expected a number, got one with {len(str(value))} digits") from error
+    if kind is int:
+        return _checked(value, isinstance(value, int) and not isinstance(value, bool), where, "an integer")
+    if kind is type(None):
+        return _checked(value, value is None, where, "null")
+    return _checked(value, type(value) is kind, where, getattr(kind, "__name__", str(kind)))
+
+
+def from_json(kind: Any, content: bytes, where: str) -> Any:
+    """The value of annotation `kind` in some JSON. Raises ValueError as `from_plain`, and for what is no JSON."""
+    try:
+        return from_plain(kind, parse_json(content, where), where)
+    except RecursionError as error:
+        raise ValueError(f"{where}: nested too deeply") from error
+
+
+def _dataclass(kind: type, value: Any, where: str) -> Any:
+    _checked(value, isinstance(value, dict), where, f"an object of {kind.__name__}")
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in fields(kind)]
+    given = {key: item for key, item in value.items() if key != "type"}
+    for key in given:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
+            raise ValueError(f"{where}: {kind.__name__} has no field {key!r}; {hint}")
+    values = {key: from_plain(hints[key], item, f"{where}.{key}") for key, item in given.items()}
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        for kind in kinds:
+            if is_dataclass(kind) and getattr(kind, "__name__", None) == value.get("type"):
+                return from_plain(kind, value, where)
+    else:
+        for kind in kinds:
+            try:
+                return from_plain(kind, value, where)
+            except ValueError:
+                continue
+    return _checked(value, False, where, " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds))
+
+
+def _checked(value: Any, right: bool, where: str, expected: str) -> Any:
+    if not right:
+        raise ValueError(f"{where}: expected {expected}, got {value!r}")
+    return value

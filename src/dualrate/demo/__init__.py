@@ -1,0 +1,1 @@
+"""`dualrate demo`: a page that shows dual-rate diffusion at work in minutes."""

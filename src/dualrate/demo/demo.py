@@ -1,0 +1,197 @@
+"""The demo: train a small dual-rate model, sample the released ones under a few plans, score them, write one page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
+from dualrate.demo.page import Findings, SmallRun, demo_page
+from dualrate.demo.turns import Entrant, Limits, Measured, Turns
+from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Experiment
+from dualrate.machine.files import write_whole
+from dualrate.machine.progress import PlainReporter, Progress, duration
+from dualrate.measuring.evaluator import evaluator, messages
+from dualrate.measuring.measure import draw
+from dualrate.measuring.samplers import GridName, SamplerName, grid_times, step_for
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.recipes import fashion_mnist
+from dualrate.report import headline, table
+from dualrate.runs.store import EXPERIMENT, Model, load, read_losses
+from dualrate.runs.train import train
+from dualrate.sampling.solvers import SDEDPMSolver2M
+
+SHOWN = 30  # images of every grid: the first seeds, so rows of the same classes
+REST = 1  # minutes for reading the data, scoring and the page
+
+
+@dataclass(frozen=True)
+class Cell(Ranged):
+    """One thing to measure. model: directory in `weights`; heavy: H, None for every step; gamma: the noise level."""
+
+    network: str
+    model: str
+    sampler: SamplerName
+    steps: Steps
+    heavy: HeavyCalls | None = None
+    grid: GridName = "t"
+    gamma: Probability = 0.0
+
+    def entrant(self, model: Model) -> Entrant:
+        refresh = StepPlan.uniform(self.steps, self.heavy).refresh
+        plan = StepPlan(grid_times(self.grid, model.process.schedule, self.steps), refresh)
+        return Entrant(self.network, model, step_for(model, plan, self.sampler, self.gamma), plan)
+
+
+def single(network: str, model: str, steps: int, gamma: float = 0.2) -> Cell:
+    """A network at every step, under the sampler that is best for it (docs/results.md)."""
+    return Cell(network, f"fashion-mnist-{model}", "sde-dpm++2m", steps, grid="log-snr", gamma=gamma)
+
+
+def dual(steps: int, heavy: int) -> Cell:
+    return Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", steps, heavy, gamma=0.2)
+
+
+CELLS = (  # the most useful first: a dual-rate plan and single networks of its cost; others of half and twice the cost
+    dual(16, 4),
+    single("medium", "medium", 16),
+    single("heavy", "heavy", 6),
+    Cell("dual-rate student", "fashion-mnist-student-full", "ancestral", 8, 4),
+    dual(8, 2),
+    single("medium", "medium", 8),
+    dual(32, 8),
+    single("heavy", "heavy", 12),
+    single("light alone", "light", 32, gamma=0.0),
+)
+SMALL = "small dual-rate"
+SMALL_CELLS = tuple(Cell(SMALL, "run", "sde-dpm++2m", 32, heavy) for heavy in (4, 8, 16))  # if there are no weights
+
+
+def demo(
+    out: Path,
+    weights: Path,
+    *,
+    minutes: float = 2,
+    measuring: float = 4,
+    count: int = 1000,
+    features: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Run it all on the CPU; returns out/report.html, beside which rows.json has the numbers unrounded.
+
+    out:       the small model trains in out/run, images' features are kept in out/features: a second call goes on
+    weights:   directory of released weights; those that are missing are skipped, and the page says so
+    minutes:   of training; measuring: minutes of measuring, at most
+    count:     images per plan, 1000 or more is better; fewer of fewer plans where the time does not suffice for all
+    progress:  closed after every stage, and used again for the next
+    Raises ValueError for too few images, KeyboardInterrupt if training was interrupted (after saving).
+    """
+    progress = progress or PlainReporter(seconds=10)
+    progress.note(
+        f"about {minutes + measuring + REST:.0f} minutes in all: {minutes:g} of training, at most {measuring:g} of "
+        f"measuring, the rest for reading and scoring; threads: {torch.get_num_threads()}"
+    )
+    experiment = fashion_mnist.small(60 * minutes)
+    with closing(progress):
+        judge = evaluator(experiment.data, features=features, progress=progress)
+    limits = Limits(60 * measuring, max(SHOWN, 2 * judge.net.dim), count, SHOWN)
+    if count < limits.fewest:
+        raise ValueError(
+            f"got count {count}; {judge.metric} needs at least {limits.fewest} images per plan, better 1000"
+        )
+    small = _train_small(experiment, out / "run", progress)
+    there = [name for name in _names() if (weights / name / EXPERIMENT).is_file()]
+    models = {name: load(weights / name, note=progress.note) for name in there}
+    missing = [name for name in _names() if name not in models]
+    cells = [cell for cell in CELLS if cell.model in models] or SMALL_CELLS
+    entrants = [cell.entrant((models or {"run": small.model})[cell.model]) for cell in cells]
+    measured = _measure(entrants, judge, limits, out / "features", progress)
+    left = [_named(entrant) for entrant in entrants[len(measured) :]]
+    findings = Findings(measured, _real(judge), small, models, missing, left, judge)
+    write_whole(out / "rows.json", json.dumps(table.records(findings.rows), indent=1) + "\n")
+    report = out / "report.html"
+    write_whole(report, demo_page(findings))
+    return report
+
+
+def _names() -> list[str]:
+    return list(dict.fromkeys(cell.model for cell in CELLS))
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Shows work that ends after `seconds` as so many iterations as will fit into them."""
+
+    shown: Progress
+    seconds: float
+
+    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
+        fitting = min(total, iteration * self.seconds / logs["seconds"])
+        self.shown.update(iteration, max(iteration, math.ceil(fitting)), logs)
+
+    def note(self, text: str) -> None:
+        self.shown.note(text)
+
+    def close(self) -> None:
+        self.shown.close()
+
+
+def _train_small(experiment: Experiment, run: Path, progress: Progress) -> SmallRun:
+    """Train or continue the small model; its first images, and its losses."""
+    reporter = _Timed(progress, experiment.fit.max_seconds or math.inf)
+    reporter.note(f"training a small dual-rate model for {duration(experiment.fit.max_seconds or 0)} in {run}")
+    result = train(experiment, run, progress=reporter, decoding=messages(reporter.note))
+    if result.stopped == "signal":
+        raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
+    model = load(run, note=progress.note)
+    images = draw(model, SDEDPMSolver2M(model.process), StepPlan.uniform(32, 8), range(SHOWN)).images
+    return SmallRun(model, images, result.seconds, read_losses(run))
+
+
+def _measure(
+    entrants: Sequence[Entrant], judge: Evaluator, limits: Limits, directory: Path, progress: Progress
+) -> list[Measured]:
+    """Sample, time and score the plans, in turns; says what was measured, and what not."""
+    progress.note(
+        f"{len(entrants)} plans in turns, up to {limits.enough} images each: at most {duration(limits.seconds)}"
+    )
+
+    timed = _Timed(progress, limits.seconds)
+
+    def report(images: int, total: int, seconds: float) -> None:
+        timed.update(images, total, {"images": images, "seconds": seconds})
+
+    with closing(progress):
+        measured = Turns(judge, limits, directory, report).measure(entrants)
+    for one in measured:
+        progress.note(headline.describe(one.row))
+    count = measured[0].row.score.fingerprint.count
+    if len(measured) < len(entrants) or count < limits.enough:
+        progress.note(
+            f"there was time for {len(measured)} of {len(entrants)} plans and {count} of {limits.enough} images: the "
+            "same command goes on; with --measuring 10 for longer"
+        )
+    return measured
+
+
+def _named(entrant: Entrant) -> str:
+    return f"{entrant.network} {headline.short_plan(entrant.plan.num_steps, entrant.plan.num_heavy)}"
+
+
+def _real(judge: Evaluator) -> np.ndarray:
+    """Held-out images arranged as the grids are: class `i mod classes` at place i."""
+    images = judge.held_out
+    assert images is not None  # for the type checker: `evaluator` loads a test split of every source
+    if images.labels is None:
+        return np.asarray(images.images[:SHOWN])
+    members = [np.flatnonzero(images.labels == label) for label in range(images.num_classes)]
+    places = [members[i % len(members)] for i in range(SHOWN)]
+    return images.images[[own[i // len(members) % len(own)] for i, own in enumerate(places)]]

@@ -1,0 +1,202 @@
+"""The demo's page, made of what the demo measured and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dualrate.demo.turns import ROUND, Measured
+from dualrate.machine.environment import environment
+from dualrate.machine.progress import duration
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.report import headline
+from dualrate.report.figures import loss_figure, quality_figure
+from dualrate.report.grid import grid
+from dualrate.report.html import Block, Drawing, Facts, Gallery, Picture, Points, Section, Text, page
+from dualrate.report.rows import Row
+from dualrate.report.table import Table, floor_note, significant, table
+from dualrate.runs.store import Model
+from dualrate.sampling.cost import call_cost
+
+COLUMNS = 10
+SINGLE = ("heavy", "medium", "light alone")
+MODELS = (
+    "Dual-rate was trained from the networks heavy and light; medium is one network of a size between them. Each is "
+    "under the sampler that suits it best."
+)
+PLANS = "32/8: 32 steps, 8 of them with a heavy call; 32 alone: the whole model at every step."
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """The model trained by the demo: images of seeds 0, 1, ..., seconds of training, (images seen, loss)."""
+
+    model: Model
+    images: np.ndarray
+    seconds: float
+    losses: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """real: held-out images, classes as in the grids; missing: names of weights that were not there.
+
+    left: plans that there was no time for
+    """
+
+    measured: Sequence[Measured]
+    real: np.ndarray
+    small: SmallRun
+    models: Mapping[str, Model]
+    missing: Sequence[str]
+    left: Sequence[str]
+    judge: Evaluator
+
+    @property
+    def rows(self) -> list[Row]:
+        return [one.row for one in self.measured]
+
+
+def demo_page(findings: Findings) -> str:
+    return page(
+        "Dual-rate diffusion, measured on this machine",
+        [
+            Section("", _headline(findings)),
+            Section("Samples from the same seeds", _samples(findings)),
+            Section("Every plan", [table(findings.rows)]),
+            Section("Quality against compute", _figures(findings.rows)),
+            Section(f"After {_minutes(findings.small.seconds)} of training", _small(findings.small)),
+            Section("How it was measured", _method(findings)),
+        ],
+    )
+
+
+def _headline(findings: Findings) -> list[Block]:
+    """Dual-rate and its student against the best of all single networks; dual-rate against what it was made from."""
+    rows = findings.rows
+    dual, student, heavy, singles = (
+        [row for row in rows if row.network in networks]
+        for networks in (["dual-rate"], ["dual-rate student"], ["heavy"], SINGLE)
+    )
+    pairs, of_student = (
+        [(row, rival) for row in own if (rival := headline.best_within(row, singles))] for own in (dual, student)
+    )
+    if pairs:
+        of_heavy = [(row, headline.nearest(row, heavy)) for row in dual if heavy]
+        points = list(dict.fromkeys(headline.compare(*pair).short for pair in [*pairs, *of_student, *of_heavy]))
+        blocks = [Text(_lead(pairs), "lead"), Text(MODELS, "note"), Points(points)]
+    else:
+        blocks = [Text(PLANS), Points([headline.describe(row) for row in rows])]
+    return [*blocks, *_missing(findings), *_left(findings), Text(_reading(rows), "note")]
+
+
+def _lead(pairs: Sequence[tuple[Row, Row]]) -> str:
+    """How often a plan beats its rival, and the first pair in full: first in an order older than the scores."""
+    row, rival = pairs[0]
+    score = row.score
+    return (
+        f"Dual-rate against the best single network of no higher cost, {score.fingerprint.count} images each: "
+        f"{headline.tally(pairs)}. With {row.num_steps} steps and {row.num_heavy} heavy calls (below: "
+        f"{headline.plan(row)}) it has {score.metric} {headline.scored(row)} at {headline.costs(row)} an image; "
+        f"{rival.network}, one network called at each of {rival.num_steps} steps (below: {headline.plan(rival)}), has "
+        f"{headline.scored(rival)} at {headline.costs(rival)}."
+    )
+
+
+def _missing(findings: Findings) -> list[Block]:
+    if not findings.missing:
+        return []
+    instead = "" if findings.models else " The small model that this demo trained was measured instead."
+    return [Text(f"Weights not found, so not measured: {', '.join(findings.missing)}.{instead}")]
+
+
+def _left(findings: Findings) -> list[Block]:
+    if not findings.left:
+        return []
+    return [Text(f"Not measured, for lack of time on this machine: {', '.join(findings.left)}.")]
+
+
+def _reading(rows: Sequence[Row]) -> str:
+    score = rows[0].score
+    return (
+        f"{score.metric} is the Frechet distance to the training images in the features of a small classifier: lower "
+        f"is better, and it is not FID. {headline.capital(floor_note(rows))}. Brackets are {100 * score.level:.0f}% "
+        "intervals; a win is claimed only where they are apart and the cost is no higher, which is: at most "
+        f"{headline.COMPARABLE:g} times the other's."
+    )
+
+
+def _samples(findings: Findings) -> list[Block]:
+    pictures = [
+        Picture(
+            _grid(one.images),
+            f"{headline.name(one.row)} · {one.row.score.metric} {significant(one.row.score.value)}",
+        )
+        for one in sorted(findings.measured, key=lambda one: one.row.macs)
+    ]
+    return [
+        Text("The same place in every grid is the same seed and the same class; they are the first seeds, not chosen."),
+        Gallery([*pictures, Picture(_grid(findings.real), "real held-out images of these classes")]),
+    ]
+
+
+def _figures(rows: Sequence[Row]) -> list[Block]:
+    labels = "Labels are N/H: steps, and heavy calls among them; N alone: the whole model at every step."
+    return [
+        Drawing(quality_figure(rows, "flops"), f"Counted: matrix products and convolutions. {labels}"),
+        Drawing(quality_figure(rows, "seconds"), "Measured here, the plans taking turns: medians over the rounds."),
+    ]
+
+
+def _small(small: SmallRun) -> list[Block]:
+    losses: list[Block] = []
+    if len(small.losses) > 1:
+        losses = [Drawing(loss_figure(small.losses, "images seen"), "Training loss of both networks together.")]
+    fit = small.model.experiment.fit
+    text = (
+        f"This demo trained a small dual-rate model itself: {small.model.iteration} iterations of {fit.batch_size} "
+        f"images in {duration(small.seconds)}. Its samples, 32 steps with 8 heavy calls:"
+    )
+    return [Text(text), Gallery([Picture(_grid(small.images), "averaged weights, seeds as above")]), *losses]
+
+
+def _method(findings: Findings) -> list[Block]:
+    card, fingerprint = findings.judge.net.card, findings.rows[0].score.fingerprint
+    accuracy = "" if card.accuracy is None else f", {100 * card.accuracy:.1f}% right on the test images"
+    facts = {
+        **environment(),
+        "feature net": f"{card.name} {card.identity[:12]}{accuracy}",
+        "reference": f"{fingerprint.reference_count} images of {fingerprint.reference}",
+        "seeds, labels": f"{fingerprint.seeds}, {fingerprint.labels}",
+        "fingerprint": fingerprint.short(),
+    }
+    text = (
+        f"Every plan drew {fingerprint.count} images from the same seeds and labels, without guidance, {ROUND} at a "
+        "time, in turns. Milliseconds are wall time, the median over the rounds: other programs on the machine show in "
+        "them, in those of all plans alike; FLOPs do not depend on the machine."
+    )
+    return [Text(text), Facts(list(facts.items())), _models(findings)]
+
+
+def _models(findings: Findings) -> Table:
+    models = {**findings.models, "trained in this run": findings.small.model}
+    header = ("model", "weights", "iterations", "parameters", "MMACs, heavy call", "MMACs, light call")
+    return Table(header, tuple(_model(name, model) for name, model in models.items()), ())
+
+
+def _model(name: str, model: Model) -> tuple[str, ...]:
+    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
+    parameters = sum(model.parameters.values())
+    heavy, light = (f"{macs / 1e6:.1f}" if macs else "-" for macs in (cost.heavy, cost.light))
+    return name, model.weights_hash[:12], str(model.iteration), f"{parameters:,}", heavy, light
+
+
+def _grid(images: np.ndarray) -> np.ndarray:
+    return grid(images, COLUMNS, gap=1)
+
+
+def _minutes(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if round(minutes) > 1 else f"{seconds:.0f} seconds"

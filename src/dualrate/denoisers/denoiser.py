@@ -1,0 +1,88 @@
+"""Denoisers: what a sampler calls. A heavy `encode` now and then, a light `denoise` at every step.
+
+    encoder  E(z_tau, tau, label)             -> context     H times per image
+    light    g(z_t, t, context, tau, label)   -> x_hat       N times per image
+
+A plain network is the case where `encode` returns an empty context. Networks predict v at log_snr and know neither
+schedule nor plan; here v becomes x_hat, in float32.
+
+Source: Dual-Rate Diffusion (Bartosh et al. 2026, arXiv 2605.18190). `Context.x_hat` is ours: an encoder that keeps its
+output head has already denoised (z_tau, tau), so the step it was refreshed for needs no light call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from dualrate.diffusion.prediction import x_from_v
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+
+
+class Denoiser(Protocol):
+    @property
+    def reuse(self) -> Reuse:
+        """Which samplers may use a context at a later time than its own."""
+        ...
+
+    def encode(
+        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
+    ) -> Context:
+        """A heavy call. z: (B, C, H, W); t: (B,). `previous` is for caching methods' partial refreshes."""
+        ...
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        """x_hat: (B, C, H, W) float32, the estimate of E[x | z_t, context]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """One network at every step. network: (z, log_snr, label) -> v."""
+
+    network: nn.Module
+    process: GaussianProcess
+    reuse: Reuse = Reuse.FREE
+
+    def encode(
+        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
+    ) -> Context:
+        return Context()
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        log_snr = self.process.schedule.log_snr(t).to(z.dtype)
+        return x_from_v(z, self.network(z, log_snr, cond.label).to(z.dtype), log_snr)
+
+
+@dataclass(frozen=True)
+class DualRate:
+    """A heavy context encoder and a light denoiser.
+
+    encoder: (z_tau, log_snr_tau, label) -> (features, v or None), features already at the light network's widths
+    light:   (z_t, log_snr_t, label, features, log_snr_tau, present) -> v; no features: the light network alone
+    """
+
+    encoder: nn.Module
+    light: nn.Module
+    process: GaussianProcess
+    reuse: Reuse = Reuse.MARKOV
+
+    def encode(
+        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
+    ) -> Context:
+        if refresh is not Refresh.FULL:
+            raise ValueError(f"a dual-rate encoder refreshes as a whole (Refresh.FULL), got {refresh}")
+        log_snr = self.process.schedule.log_snr(t).to(z.dtype)
+        features, v = self.encoder(z, log_snr, cond.label)
+        return Context(features, tau=t, x_hat=None if v is None else x_from_v(z, v.to(z.dtype), log_snr))
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        if context.x_hat is not None:
+            return context.x_hat
+        log_snr = self.process.schedule.log_snr(t).to(z.dtype)
+        log_snr_tau = None if context.tau is None else self.process.schedule.log_snr(context.tau).to(z.dtype)
+        v = self.light(z, log_snr, cond.label, context.features, log_snr_tau, context.present)
+        return x_from_v(z, v.to(z.dtype), log_snr)

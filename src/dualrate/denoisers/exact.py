@@ -1,0 +1,232 @@
+"""Denoisers that are known exactly: the yardstick of the tests and of the documentation.
+
+`GaussianMixture` is data x ~ sum_k w_k N(m_k, C_k), under z_t = alpha x + sigma eps with alpha^2 = sigmoid(log_snr) and
+sigma^2 = sigmoid(-log_snr). Each component stays Gaussian, z_t | k ~ N(alpha m_k, alpha^2 C_k + sigma^2 I), so with
+responsibilities r_k = p(k | z_t)
+
+    E[x | z_t, k]   = m_k + alpha C_k (alpha^2 C_k + sigma^2 I)^-1 (z_t - alpha m_k)
+    Cov[x | z_t, k] = sigma^2 C_k (alpha^2 C_k + sigma^2 I)^-1
+
+and density, score, posterior mean and covariance of the mixture follow, all in the eigenbasis of C_k.
+
+`Echo` and `NeededContext` are dual-rate denoisers whose samples have a variance in closed form (`held_variance`) that
+depends on when the context was computed, so that a stale, missing or misnamed context is a failing test.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import Factor, Ranged
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """A mixture of K Gaussians in D dimensions; all results have its dtype.
+
+    weights:     (K,) positive, sum 1
+    means:       (K, D)
+    covariances: (K, D, D) symmetric, positive semi-definite; zeros make a point mass
+    """
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+    def __post_init__(self) -> None:
+        k, d = self.means.shape
+        if self.weights.shape != (k,) or self.covariances.shape != (k, d, d):
+            got = f"weights {tuple(self.weights.shape)}, covariances {tuple(self.covariances.shape)}"
+            raise ValueError(f"means {(k, d)} need weights {(k,)} and covariances {(k, d, d)}; got {got}")
+        if bool((self.weights <= 0).any()) or not math.isclose(float(self.weights.sum()), 1, rel_tol=1e-5):
+            raise ValueError(f"weights must be positive and sum to 1, got {self.weights.tolist()}; divide by their sum")
+        lowest, highest = torch.aminmax(torch.linalg.eigvalsh(self.covariances))
+        if not torch.equal(self.covariances, self.covariances.mT) or float(lowest) < -1e-5 * float(highest):
+            raise ValueError(
+                "covariances must be symmetric and positive semi-definite; use (C + C.mT) / 2 of a valid C"
+            )
+
+    @staticmethod
+    def isotropic(means: Tensor, variance: float, weights: Tensor | None = None) -> GaussianMixture:
+        """Components N(m_k, variance I), equally likely unless `weights` (K,) says otherwise. means: (K, D)."""
+        k, d = means.shape
+        given = means.new_full((k,), 1 / k) if weights is None else weights
+        return GaussianMixture(given, means, variance * torch.eye(d).to(means).expand(k, d, d))
+
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        """(K, D) variances and (K, D, D) axes as columns; rounding below zero is cut off, as samples need the root."""
+        values, axes = torch.linalg.eigh(self.covariances)
+        return values.clamp_min(0), axes
+
+    def _split(self, z: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """alpha^2, sigma^2: (B, 1, 1); along the axes, offset from alpha m_k and variance: (B, K, D); log p(z, k)."""
+        log_snr = log_snr.to(self.means).expand(len(z))[:, None, None]
+        alpha2, sigma2 = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)
+        values, axes = self._eigen
+        centred = z.to(self.means).flatten(1)[:, None] - alpha2.sqrt() * self.means
+        offset = torch.einsum("bki,kij->bkj", centred, axes)
+        variance = alpha2 * values + sigma2
+        log_joint = self.weights.log() - 0.5 * (offset**2 / variance + torch.log(2 * math.pi * variance)).sum(-1)
+        return alpha2, sigma2, offset, variance, log_joint
+
+    def sample(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """x: (B, D) from uniform: (B,) in (0, 1), which picks the component, and standard normal: (B, D)."""
+        edges = self.weights.cumsum(0)[:-1]
+        k = torch.searchsorted(edges, uniform.to(edges))
+        values, axes = self._eigen
+        return self.means[k] + torch.einsum("bij,bj->bi", axes[k], values[k].sqrt() * normal.to(self.means))
+
+    def log_density(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """log p(z_t), natural log: (B,). z: (B, *D); log_snr: (B,) or (), infinity for the data themselves."""
+        return torch.logsumexp(self._split(z, log_snr)[-1], dim=1)
+
+    def score(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """The gradient of log p(z_t) in z: (B, *D). z: (B, *D); log_snr: (B,) or ()."""
+        _, _, offset, variance, log_joint = self._split(z, log_snr)
+        parts = torch.einsum("bkj,kij->bki", -offset / variance, self._eigen[1])
+        return torch.einsum("bk,bki->bi", log_joint.softmax(1), parts).view_as(z)
+
+    def _component_means(self, z: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """E[x | z_t, k]: (B, K, D), and responsibilities: (B, K)."""
+        alpha2, _, offset, variance, log_joint = self._split(z, log_snr)
+        values, axes = self._eigen
+        gain = alpha2.sqrt() * values / variance
+        return self.means + torch.einsum("bkj,kij->bki", gain * offset, axes), log_joint.softmax(1)
+
+    def posterior_mean(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """E[x | z_t]: (B, *D). z: (B, *D); log_snr: (B,) or ()."""
+        means, share = self._component_means(z, log_snr)
+        return torch.einsum("bk,bki->bi", share, means).view_as(z)
+
+    def posterior_covariance(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """Cov[x | z_t]: (B, D, D), of the flattened x: within components plus between them. z: (B, *D)."""
+        _, sigma2, _, variance, _ = self._split(z, log_snr)
+        values, axes = self._eigen
+        within = torch.einsum("bkj,kij,klj->bkil", sigma2 * values / variance, axes, axes)
+        means, share = self._component_means(z, log_snr)
+        apart = means - torch.einsum("bk,bki->bi", share, means)[:, None]
+        return torch.einsum("bk,bkil->bil", share, within + apart[..., :, None] * apart[..., None, :])
+
+    def entropy(self) -> Tensor:
+        """Differential entropy of x in nats: (). Raises ValueError for K > 1, where it has no closed form."""
+        if len(self.weights) != 1:
+            raise ValueError(
+                f"entropy has a closed form for one component, not {len(self.weights)}; integrate log_density"
+            )
+        return 0.5 * torch.log(2 * math.pi * math.e * self._eigen[0]).sum()
+
+
+@dataclass(frozen=True)
+class OracleDenoiser:
+    """The exact E[x | z_t] as a denoiser without context. `cond` is ignored; x_hat has the dtype and shape of z."""
+
+    mixture: GaussianMixture
+    process: GaussianProcess
+    reuse: Reuse = Reuse.FREE
+
+    def encode(
+        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
+    ) -> Context:
+        """An empty context."""
+        return Context()
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        """x_hat: (B, *D). z: (B, *D), t: (B,)."""
+        return self.mixture.posterior_mean(z, self.process.schedule.log_snr(t)).to(z.dtype)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A dual-rate denoiser whose light network returns what the encoder knew, E[x | z_tau]: fixed until a refresh."""
+
+    mixture: GaussianMixture
+    process: GaussianProcess
+    reuse: Reuse = Reuse.MARKOV
+
+    def encode(
+        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
+    ) -> Context:
+        """E[x | z_tau] as the only feature. z: (B, *D), t: (B,)."""
+        known = self.mixture.posterior_mean(z, self.process.schedule.log_snr(t)).to(z.dtype)
+        return Context(features=(known,), tau=t)
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        """x_hat: (B, *D), the context's feature."""
+        return context.features[0]
+
+
+@dataclass(frozen=True)
+class NeededContext(Ranged):
+    """A dual-rate denoiser that cannot do without its context; data x ~ N(0, variance I).
+
+    The last axis of z holds the coordinates of two bands, low first. The light network sees the high band of z_t; the
+    low band it knows from the context's z_tau only. Both are denoised exactly, given what is seen.
+    """
+
+    process: GaussianProcess
+    variance: Factor
+    reuse: Reuse = Reuse.MARKOV
+
+    def _x_hat(self, z: Tensor, t: Tensor) -> Tensor:
+        """E[x | z_t] = alpha c / (alpha^2 c + sigma^2) z_t."""
+        log_snr = self.process.schedule.log_snr(t)
+        gain = torch.sigmoid(log_snr).sqrt() * self.variance / _marginal_variance(log_snr, self.variance)
+        return gain.view(-1, *[1] * (z.ndim - 1)) * z
+
+    def encode(
+        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
+    ) -> Context:
+        """The low band of z_tau as the only feature. z: (B, ..., 2 n), t: (B,)."""
+        return Context(features=(z.chunk(2, dim=-1)[0],), tau=t)
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        """x_hat: (B, ..., 2 n). Raises ValueError without a context."""
+        if context.tau is None:
+            raise ValueError("this denoiser needs a context; the plan's first refresh must be FULL")
+        return torch.cat((self._x_hat(context.features[0], context.tau), self._x_hat(z.chunk(2, dim=-1)[1], t)), dim=-1)
+
+
+def _marginal_variance(log_snr: Tensor, c: float) -> Tensor:
+    """v = Var z_t = alpha^2 c + sigma^2."""
+    return torch.sigmoid(log_snr) * c + torch.sigmoid(-log_snr)
+
+
+def held_variance(log_snr: Tensor, end: Tensor, c: float) -> Tensor:
+    """Variance at log-SNR `end` of ancestral samples (gamma = 0) whose x_hat = E[x | z_tau] is held between refreshes.
+
+    log_snr: (H,) of the refreshes, increasing, the first at the start z ~ N(0, I); end: (), infinity where the last
+    step returns x_hat; c: Var x, mean 0. Steps that share x_hat compose, so only the refreshes matter, not the steps.
+
+    With rho = e^log_snr, v = alpha^2 c + sigma^2 and D the deficit of Var z below v: a segment multiplies D by
+    (alpha_j v_{j+1} / (alpha_{j+1} v_j))^2 and loses B^2 Var[x | z_j]. So D alpha^2 / v^2 grows, from
+    alpha_1^2 (v_1 - 1) / v_1^2, by c (rho_{j+1} - rho_j)^2 / ((c rho_{j+1} + 1)^2 (c rho_j + 1)).
+    """
+    following = torch.cat((log_snr[1:], end.view(1)))
+    lost = c * (torch.expm1(log_snr - following) / (c + torch.exp(-following))) ** 2 / (c * torch.exp(log_snr) + 1)
+    first, last = _marginal_variance(log_snr[0], c), _marginal_variance(end, c)
+    scaled_deficit = lost.sum() + torch.sigmoid(log_snr[0]) * (first - 1) / first**2
+    return last - last**2 / torch.sigmoid(end) * scaled_deficit
+
+
+def two_band_variance(process: GaussianProcess, plan: StepPlan, c: float) -> tuple[Tensor, Tensor]:
+    """Variances (low band, high band) of `NeededContext` samples under `plan`, ancestral with gamma = 0.
+
+    The low band is refreshed by heavy calls only, the high band at every step. Raises ValueError unless every step of
+    the plan keeps or fully refreshes the context.
+    """
+    kinds = {refresh.name for refresh in plan.refresh}
+    if not kinds <= {"KEEP", "FULL"}:
+        raise ValueError(f"the closed form is for plans of KEEP and FULL, got {sorted(kinds)}")
+    log_snr = process.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
+    end = torch.full_like(log_snr[-1], math.inf) if plan.t[-1] == 0 else log_snr[-1]
+    heavy = log_snr[:-1][[refresh is Refresh.FULL for refresh in plan.refresh]]
+    return held_variance(heavy, end, c), held_variance(log_snr[:-1], end, c)

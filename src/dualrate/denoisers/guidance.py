@@ -1,0 +1,66 @@
+"""Classifier-free guidance: a denoiser around another one. `reuse` passes through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import Classes, GuidanceWeight, NoiseLevel, Ranged
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+
+
+@dataclass(frozen=True)
+class Guided(Ranged):
+    """Classifier-free guidance (Ho and Salimans 2022): x_hat = x_null + weight (x_label - x_null).
+
+    weight:   1 is no guidance
+    null:     the null class, usually `num_classes`
+    interval: (low, high]: guidance acts where the noise level sigma/alpha lies in it (Kynkaanniemi et al. 2024), so
+              outside it a step costs one branch. None: everywhere
+    Both branches run as one batch of 2B rows, label rows first; a context holds both, so a heavy call always does.
+    """
+
+    inner: Denoiser
+    process: GaussianProcess
+    weight: GuidanceWeight
+    null: Classes
+    interval: tuple[NoiseLevel, NoiseLevel] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interval is not None and self.interval[0] >= self.interval[1]:
+            raise ValueError(f"the guidance interval is 0 <= low < high in sigma/alpha, got {self.interval}")
+
+    @property
+    def reuse(self) -> Reuse:
+        return self.inner.reuse
+
+    def encode(
+        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
+    ) -> Context:
+        return self.inner.encode(
+            torch.cat((z, z)), torch.cat((t, t)), self._both(cond), previous=previous, refresh=refresh
+        )
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        active = self._active(t)
+        if not bool(active.any()):
+            return self.inner.denoise(z, t, context.rows(slice(0, z.shape[0])), cond)
+        x_label, x_null = self.inner.denoise(torch.cat((z, z)), torch.cat((t, t)), context, self._both(cond)).chunk(2)
+        weight = torch.where(active, self.weight, 1.0).to(z.dtype)
+        return x_null + expand(weight, z) * (x_label - x_null)
+
+    def _both(self, cond: Cond) -> Cond:
+        if cond.label is None:
+            raise ValueError("guidance needs a label per image, got none: pass labels or drop the guidance weight")
+        return Cond(torch.cat((cond.label, torch.full_like(cond.label, self.null))))
+
+    def _active(self, t: Tensor) -> Tensor:
+        if self.interval is None:
+            return torch.ones_like(t, dtype=torch.bool)
+        noise_level = torch.exp(-self.process.schedule.log_snr(t) / 2)
+        return (noise_level > self.interval[0]) & (noise_level <= self.interval[1])

@@ -1,0 +1,52 @@
+"""Counting calls: a denoiser around another one. `reuse` passes through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+
+
+@dataclass
+class Meter:
+    """Rows (image x guidance branch) seen by each network since the last `reset`."""
+
+    heavy: int = 0
+    light: int = 0
+
+    def reset(self) -> None:
+        self.heavy = self.light = 0
+
+
+@dataclass(frozen=True)
+class Metered:
+    """Counts the rows of every network call. Sits innermost, so that guidance branches are counted.
+
+    A denoise call that returns an output computed by `encode` runs no network and is not counted; one that carries a
+    forward-mode derivative along counts twice.
+    """
+
+    inner: Denoiser
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def reuse(self) -> Reuse:
+        return self.inner.reuse
+
+    def encode(
+        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
+    ) -> Context:
+        context = self.inner.encode(z, t, cond, previous=previous, refresh=refresh)
+        if context.features or context.x_hat is not None:
+            self.meter.heavy += z.shape[0]
+        return context
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        x_hat = self.inner.denoise(z, t, context, cond)
+        if context.x_hat is None:
+            self.meter.light += z.shape[0] * (1 if forward_ad.unpack_dual(z).tangent is None else 2)
+        return x_hat

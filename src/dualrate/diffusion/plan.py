@@ -1,0 +1,151 @@
+"""When the networks run: the plan of a sampler.
+
+A plan has N light steps on times t_0 > t_1 > ... > t_N and H heavy calls ("refreshes") at some of the first N times;
+tau is the time of the latest refresh. By default step floor(j N / H) refreshes, j = 0..H-1; H need not divide N.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import SupportsIndex
+
+from dualrate.diffusion.values import Refresh
+
+STEPS = 64  # of a sampler, where nothing else is said
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Times of a sampling run and what each step does to the context. Any sequences are taken, and kept as tuples.
+
+    t:       N + 1 times, strictly decreasing, in [0, 1]
+    refresh: N entries, one per step; a KEEP or PARTIAL needs a context computed earlier and not dropped since
+    """
+
+    t: tuple[float, ...]
+    refresh: tuple[Refresh, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "t", tuple(map(_time, self.t)))
+        object.__setattr__(self, "refresh", tuple(self.refresh))
+        if strange := [entry for entry in self.refresh if not isinstance(entry, Refresh)]:
+            raise ValueError(f"what a step does is one of {', '.join(map(str, Refresh))}, got {strange[0]!r}")
+        if len(self.t) != len(self.refresh) + 1 or not self.refresh:
+            raise ValueError(
+                f"a plan of N >= 1 steps has N + 1 times and N refreshes, got {len(self.t)} and {len(self.refresh)}"
+            )
+        if not all(later < earlier for earlier, later in pairwise(self.t)):
+            raise ValueError("the times of a plan must decrease strictly, from noise (1) to data (0)")
+        if self.t[0] > 1 or self.t[-1] < 0:
+            raise ValueError(f"the times of a plan lie in [0, 1], got {self.t[0]} ... {self.t[-1]}")
+        held = False
+        for step, refresh in enumerate(self.refresh):
+            if refresh in (Refresh.KEEP, Refresh.PARTIAL) and not held:
+                raise ValueError(f"step {step} reuses a context, but no step before it computed one: make it FULL")
+            held = refresh is not Refresh.NONE
+
+    @property
+    def num_steps(self) -> int:
+        """N, the number of light steps."""
+        return len(self.refresh)
+
+    @property
+    def num_heavy(self) -> int:
+        """H, the number of heavy calls."""
+        return sum(refresh is Refresh.FULL for refresh in self.refresh)
+
+    @staticmethod
+    def at(times: SupportsIndex | Iterable[float], heavy: Iterable[SupportsIndex]) -> StepPlan:
+        """Steps on given times (an integer N: t = 1 - i / N), heavy calls at the given step indices.
+
+        Integers and times may be numpy's.
+        """
+        t = tuple(map(_time, times)) if isinstance(times, Iterable) else _even(times)
+        num_steps, heavy = len(t) - 1, sorted({_whole("a heavy call", step) for step in heavy})
+        if not heavy:
+            return StepPlan(t, (Refresh.NONE,) * num_steps)
+        if heavy[0] < 0 or heavy[-1] >= num_steps:
+            raise ValueError(f"heavy calls happen at steps 0..{num_steps - 1}, got {heavy}")
+        refresh = [Refresh.NONE if i < heavy[0] else Refresh.KEEP for i in range(num_steps)]
+        for i in heavy:
+            refresh[i] = Refresh.FULL
+        return StepPlan(t, tuple(refresh))
+
+    @staticmethod
+    def uniform(steps: SupportsIndex, heavy: SupportsIndex | None = None) -> StepPlan:
+        """N steps uniform in t from 1 to 0 with H heavy calls spread evenly; `heavy=None`: one at every step."""
+        return StepPlan.spread(_even(steps), heavy)
+
+    @staticmethod
+    def spread(times: Iterable[float], heavy: SupportsIndex | None = None) -> StepPlan:
+        """Steps on given times, H heavy calls spread evenly over the steps; `heavy=None`: one at every step."""
+        t = tuple(times)
+        steps = len(t) - 1
+        heavy = steps if heavy is None else _whole("the number of heavy calls", heavy)
+        if not 0 <= heavy <= steps:
+            raise ValueError(f"the number of heavy calls lies between 0 and the {steps} steps, got {heavy}")
+        return StepPlan.at(t, (j * steps // heavy for j in range(heavy)))
+
+    def to_json(self) -> str:
+        return json.dumps({"t": list(self.t), "refresh": [refresh.value for refresh in self.refresh]})
+
+    @staticmethod
+    def from_json(text: str) -> StepPlan:
+        """Raises ValueError for text that is no plan, naming the place."""
+        try:
+            fields = json.loads(text)
+        except (RecursionError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a plan: {error}; {PLAN}") from error
+        if not isinstance(fields, dict) or set(fields) != {"t", "refresh"}:
+            raise ValueError(f"not a plan: {PLAN}, got {_short(fields)}")
+        for name, kinds in (("t", (int, float)), ("refresh", (str,))):
+            values = fields[name]
+            if not isinstance(values, list):
+                raise ValueError(f"not a plan: {name} is a list, got {_short(values)}; {PLAN}")
+            for i, value in enumerate(values):
+                if isinstance(value, bool) or not isinstance(value, kinds):
+                    raise ValueError(f"not a plan: {name}[{i}] is {_short(value)}; {PLAN}")
+        known = {refresh.value: refresh for refresh in Refresh}
+        if strange := [value for value in fields["refresh"] if value not in known]:
+            raise ValueError(f"not a plan: a step is one of {', '.join(known)}, got {_short(strange[0])}")
+        try:
+            return StepPlan(tuple(fields["t"]), tuple(known[value] for value in fields["refresh"]))
+        except OverflowError as error:
+            raise ValueError(f"not a plan: {error}") from error
+
+
+PLAN = 'expected {"t": [1, ..., 0], "refresh": ["full", ...]}'
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _whole(what: str, value: SupportsIndex) -> int:
+    """Any kind of integer; a boolean is none."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{what} is a whole number, got {value!r}")
+
+
+def _time(value: float) -> float:
+    """Any kind of number but a boolean; text is none."""
+    if isinstance(value, (str, bytes, bool)):
+        raise ValueError(f"the times of a plan are numbers, got {value!r}")
+    return float(value)
+
+
+def _even(steps: SupportsIndex) -> tuple[float, ...]:
+    """t = 1 - i / N."""
+    steps = _whole("the number of steps", steps)
+    if steps < 1:
+        raise ValueError(f"a plan needs at least one step, got {steps}")
+    return tuple(1 - i / steps for i in range(steps + 1))

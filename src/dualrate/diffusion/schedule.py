@@ -1,0 +1,135 @@
+"""Noise schedules: log_snr(t) = log(alpha_t^2 / sigma_t^2), strictly decreasing in t, variance preserving.
+
+    alpha_t^2 = sigmoid(log_snr(t)),   sigma_t^2 = sigmoid(-log_snr(t)),   alpha_t^2 + sigma_t^2 = 1
+
+Cosine (Nichol and Dhariwal 2021), truncated at both ends so that log_snr(0) = log_snr_max, log_snr(1) = log_snr_min:
+
+    log_snr(t) = -2 log tan(a + (b - a) t),   a = atan(exp(-log_snr_max / 2)),   b = atan(exp(-log_snr_min / 2))
+
+Shifted (Hoogeboom, Heek, Salimans, "simple diffusion", 2023): a picture of side D needs more noise than one of D_n:
+
+    shift = 2 log(D_n / D) <= 0,   log_snr(t) = shift + cosine with end points log_snr_min - shift, log_snr_max - shift
+
+Deviates from the listing of simple diffusion as usually reproduced, which adds the shift to the curve and so moves its
+end points by it: here the end points stay log_snr_min and log_snr_max, the curve between them moves.
+
+Interpolated: coarse structure is set as at resolution D_low, fine detail as at D_high,
+
+    log_snr(t) = t * shifted[D_low](t) + (1 - t) * shifted[D_high](t)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import LogSNR, Ranged
+
+
+class Schedule(Protocol):
+    """A variance-preserving noise schedule. Times are tensors of any shape; results have the same shape and dtype."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2) at t in [0, 1], natural logarithm."""
+        ...
+
+    def log_snr_derivative(self, t: Tensor) -> Tensor:
+        """d log_snr / dt, negative."""
+        ...
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr`."""
+        ...
+
+
+def alpha(log_snr: Tensor) -> Tensor:
+    """Scale of the data, sqrt(sigmoid(log_snr))."""
+    return torch.sigmoid(log_snr).sqrt()
+
+
+def sigma(log_snr: Tensor) -> Tensor:
+    """Standard deviation of the noise, sqrt(sigmoid(-log_snr))."""
+    return torch.sigmoid(-log_snr).sqrt()
+
+
+@dataclass(frozen=True)
+class Cosine(Ranged):
+    """The truncated cosine schedule, moved by `shift` between fixed end points."""
+
+    log_snr_min: LogSNR = -15.0
+    """Log-SNR of pure noise, at t = 1."""
+    log_snr_max: LogSNR = 15.0
+    """Log-SNR of the data, at t = 0."""
+    shift: LogSNR = 0.0
+    """Added to the log-SNR between the ends; below 0: more noise, as large images need."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.log_snr_min < self.log_snr_max:
+            raise ValueError(f"log_snr_min must be below log_snr_max, got {self.log_snr_min} and {self.log_snr_max}")
+
+    @property
+    def _angles(self) -> tuple[float, float]:
+        """The angle at t = 0 and its rate of change."""
+        start = math.atan(math.exp((self.shift - self.log_snr_max) / 2))
+        end = math.atan(math.exp((self.shift - self.log_snr_min) / 2))
+        return start, end - start
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        start, rate = self._angles
+        return -2 * torch.log(torch.tan(start + rate * t)) + self.shift
+
+    def log_snr_derivative(self, t: Tensor) -> Tensor:
+        start, rate = self._angles
+        return -4 * rate / torch.sin(2 * (start + rate * t))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        start, rate = self._angles
+        return (torch.atan(torch.exp((self.shift - log_snr) / 2)) - start) / rate
+
+
+def shifted(
+    noise_resolution: float, image_resolution: float, *, log_snr_min: float = -15.0, log_snr_max: float = 15.0
+) -> Cosine:
+    """The cosine schedule that treats pictures of side `image_resolution` as if noise were set at `noise_resolution`.
+
+    Raises ValueError unless 0 < noise_resolution <= image_resolution (a shift toward more noise).
+    """
+    if not 0 < noise_resolution <= image_resolution:
+        raise ValueError(
+            f"noise_resolution must be in (0, {image_resolution}], the side of the images, got {noise_resolution}"
+        )
+    return Cosine(log_snr_min, log_snr_max, shift=2 * math.log(noise_resolution / image_resolution))
+
+
+@dataclass(frozen=True)
+class Interpolated:
+    """Between two shifted cosines: `high_noise` rules at t = 1, `low_noise` at t = 0 (module docstring)."""
+
+    high_noise: Cosine
+    low_noise: Cosine
+
+    @staticmethod
+    def between(low: float, high: float, image_resolution: float) -> Interpolated:
+        """Noise resolution `low` (usually 32) at t = 1 and `high` (usually the image's side) at t = 0."""
+        return Interpolated(shifted(low, image_resolution), shifted(high, image_resolution))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return t * self.high_noise.log_snr(t) + (1 - t) * self.low_noise.log_snr(t)
+
+    def log_snr_derivative(self, t: Tensor) -> Tensor:
+        high, low = self.high_noise, self.low_noise
+        return high.log_snr(t) - low.log_snr(t) + t * high.log_snr_derivative(t) + (1 - t) * low.log_snr_derivative(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """By bisection: 60 halvings exhaust float64."""
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = self.log_snr(middle) > log_snr
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return (low + high) / 2

@@ -1,0 +1,1 @@
+"""Experiments: every choice of a run, as frozen dataclasses."""

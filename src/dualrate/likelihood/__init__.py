@@ -1,0 +1,1 @@
+"""The variational bound of a sampler's chain, and the variance that it likes best."""

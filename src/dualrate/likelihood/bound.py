@@ -1,0 +1,140 @@
+"""The variational bound of a model under a Markovian plan, in nats, term by term:
+
+    -log p(x) <= KL(q(z_T | x) | N(0, I))                                      prior, z_T at plan.t[0]
+               + sum over steps t -> s of E KL(q(z_s | z_t, x) | p(z_s | z_t, z_tau))
+               + E[-log p(x | z_0)],  p(x | z_0) = N(z_0 / alpha_0, e^-log_snr_0)   reconstruction, z_0 at plan.t[-1]
+
+Both sides of a step are Gaussians, with variance V = c sigma_s^2 for q and v for p:
+
+    KL = sum over elements of 1/2 (V/v - 1 - log(V/v) + (mean_q - mean_p)^2 / v)
+
+so any kernel variance gives a bound, the sampler's own x_hat (guided, clipped) is what is judged, and no step is free
+of noise, the last one included. It holds for a reused context too: p(z_s | z_t, z_tau) is autoregressive along the
+path, and the expectation is over paths z_T, ..., z_0 of q given x. The sampling loop follows one path per image.
+
+Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", arXiv 2107.00630; the dual-rate form is derived.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.special import log_ndtr
+
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import Gaussian, expand
+from dualrate.diffusion.values import Cond
+from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep
+from dualrate.sampling.trajectory import trajectory
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Terms of the bound, in nats per image. prior, reconstruction: (B,); steps: (B, N); dimensions: of an image."""
+
+    prior: Tensor
+    steps: Tensor
+    reconstruction: Tensor
+    dimensions: int
+
+    @property
+    def total(self) -> Tensor:
+        """(B,) nats."""
+        return self.prior + self.steps.sum(1) + self.reconstruction
+
+    @property
+    def bits_per_dimension(self) -> Tensor:
+        """(B,)."""
+        return self.total / (self.dimensions * math.log(2))
+
+
+def variational_bound(
+    denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor, cond: Cond, draws: Draws, *, bins: int | None = 256
+) -> Bound:
+    """The bound of images x: (B, ...), without gradient, along one path each; unbiased over `draws`, one row per image.
+
+    bins: x are `bins` equally spaced values from -1 to 1, and their probability is bounded; the outer bins are open.
+          None: x is continuous, and its density is bounded
+    Raises ValueError where the denoiser's context may not be reused under this step.
+    """
+
+    process, dimensions = step.process, x[0].numel()
+    first, last = (torch.full((len(x),), t, dtype=torch.float64, device=x.device) for t in (plan.t[0], plan.t[-1]))
+    with torch.no_grad():
+        z, steps = along_path(denoiser, step, plan, x, cond, draws, divergence)
+        start = Gaussian(expand(process.alpha(first), x) * x, expand(process.sigma(first) ** 2, x))
+        prior = divergence(start, Gaussian(torch.zeros_like(x), torch.ones_like(start.variance)))
+        log_snr = process.schedule.log_snr(last)
+        if bins is None:  # the expectation over z_0 is known
+            reconstruction = dimensions / 2 * (math.log(2 * math.pi) - log_snr + 1)
+        else:
+            mean, deviation = z / expand(process.alpha(last), x), expand(torch.exp(-log_snr / 2), x)
+            reconstruction = -log_probability(x, mean, deviation, bins).flatten(1).sum(1)
+    return Bound(prior, steps, reconstruction, dimensions)
+
+
+Compare = Callable[[Gaussian, Gaussian], Tensor]  # (q(z_s | z_t, x), p(z_s | z_t, z_tau)) -> (B,)
+
+
+def along_path(
+    denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor, cond: Cond, draws: Draws, compare: Compare
+) -> tuple[Tensor, Tensor]:
+    """One path z_T, ..., z_0 of q given x per image: its end, and q compared with p at every step, (B, N).
+
+    Raises ValueError where the denoiser's context may not be reused under this step.
+    """
+
+    def normal(stream: str) -> Tensor:
+        return draws.normal(stream, *x.shape[1:]).to(x.dtype)
+
+    first = torch.full((len(x),), plan.t[0], dtype=torch.float64, device=x.device)
+    z = step.process.add_noise(x, first, normal("bound start"))
+    forward = _Forward(step, x, compare)
+    *_, end = trajectory(denoiser, forward, plan, z, cond, lambda i, _: normal(f"bound step {i}"))
+    return end.z, torch.stack(end.carry, 1)
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """Goes from z_t to z_s ~ q(z_s | z_t, x), and carries what `compare` says of `step` beside that."""
+
+    step: MarkovStep
+    x: Tensor
+    compare: Compare
+
+    @property
+    def markovian(self) -> bool:
+        return self.step.markovian
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        posterior = self.step.process.posterior(z, self.x, t, s)
+        return posterior.sample(draw()), (*carry, self.compare(posterior, self.step.kernel(denoise, z, t, s)))
+
+
+def divergence(q: Gaussian, p: Gaussian) -> Tensor:
+    """KL(q | p) in nats: (B,), summed over all elements."""
+    ratio = (q.variance / p.variance).double()
+    apart = (q.mean - p.mean).double().square() / p.variance
+    return 0.5 * (ratio - 1 - ratio.log() + apart).expand(q.mean.shape).flatten(1).sum(1)
+
+
+def log_probability(x: Tensor, mean: Tensor, deviation: Tensor, bins: int) -> Tensor:
+    """log of N(mean, deviation^2)'s mass in the bin around x, one of `bins` values from -1 to 1; outer bins open."""
+    half = 1 / (bins - 1)
+    low, high = ((x - half - mean) / deviation).double(), ((x + half - mean) / deviation).double()
+    low = low.masked_fill(x <= -1 + half, -math.inf)
+    high = high.masked_fill(x >= 1 - half, math.inf)
+    flip = low > 0  # of the two tails the one where the mass is small is exact
+    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    return log_ndtr(high) + torch.log1p(-torch.exp(log_ndtr(low) - log_ndtr(high)))

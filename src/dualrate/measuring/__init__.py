@@ -1,0 +1,1 @@
+"""Measuring a model: images, scores, likelihoods, errors, costs."""

@@ -1,0 +1,274 @@
+"""What a model does not know of an image, in frequency bands: measured on data once, kept beside its weights.
+
+    variance[t, tau, band] = mean of |U (x - x_hat)|^2 over images and the frequencies of a band
+
+with U the transform of `sampling/bands.py`: the table of `TabulatedCovariance`. Beside it the same by the derivative,
+
+    ratio[t, tau, band] = mean of (sigma_t^2 / alpha_t) r (U J U^T r) / variance
+
+which is 1 for an exact denoiser. A network's derivative at a context that it over-trusts is too small, at one that it
+ignores too large; `ProbedCovariance` uses the derivative where the ratio lies in TRUSTED.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from dualrate.data.images import ImageSet, load_images
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Refresh, Reuse
+from dualrate.experiments.serves import Continuous, Grid
+from dualrate.machine.device import pays
+from dualrate.machine.files import open_tensors, whole, write_tensors
+from dualrate.machine.progress import Progress
+from dualrate.measuring.spread import Part, spread
+from dualrate.planning.planner import NOTHING, Call, every_call
+from dualrate.runs.store import COVARIANCE, Model
+from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
+from dualrate.sampling.bands import Bands
+from dualrate.sampling.covariance import Kernel, ProbedCovariance, TabulatedCovariance, probed
+
+LOWEST, HIGHEST = -12, 12  # log-SNRs of the table, one apart, within the schedule's; beyond, the nearest is taken
+TRUSTED = (0.7, 1.4)  # ratios at which a derivative is believed
+SHOWN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # ages that are told
+NOTED = ("weights", "images", "shape", "rings", "clamped")  # in the file's metadata, beside its digest
+ROWS = 32  # images at a time
+SEED = 3 << 40  # of the noise; far from the seeds of images, and from the planner's
+
+
+@dataclass(frozen=True, eq=False)
+class CovarianceTable:
+    """The table of a model.
+
+    log_snr:  (M,) of the times, increasing
+    variance: (M, M + 1, K): [i, j] at time i with the context of time j <= i; [i, i] at a heavy call; [i, -1] without a
+              context. Entries for j > i are not used
+    ratio:    of the same shape
+    below, above: shares of single images' estimates, where the ratio is trusted, that ProbedCovariance would clamp at 0
+              and at the data's variance
+    """
+
+    bands: Bands
+    log_snr: Tensor
+    variance: Tensor
+    ratio: Tensor
+    below: float
+    above: float
+
+    def tabulated(self, process: GaussianProcess, plan: StepPlan, kernel: Kernel = "markov") -> TabulatedCovariance:
+        """The step for a plan."""
+        t = torch.tensor(plan.t[:-1], dtype=torch.float64)
+        return TabulatedCovariance(process, self.bands, t, self._along(self.variance, process, plan), kernel)
+
+    def probed(self, process: GaussianProcess, plan: StepPlan, kernel: Kernel = "markov") -> ProbedCovariance:
+        """The step for a plan, which trusts derivatives where the ratio lets it."""
+        ratio = self._along(self.ratio.clamp_min(1e-6), process, plan)
+        trusted = (ratio >= TRUSTED[0]) & (ratio <= TRUSTED[1])
+        return ProbedCovariance(self.tabulated(process, plan, kernel), trusted, self.data)
+
+    def adjusted(self, process: GaussianProcess) -> AdjustedDDIM:
+        """DDIM with the variance of a heavy call, over all bands; also at steps without one."""
+        size = len(self.log_snr)
+        sizes = torch.bincount(self.bands.index.flatten()).double()
+        errors = self.variance[torch.arange(size), torch.arange(size)].double() @ sizes / sizes.sum()
+        low, high = process.schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
+        levels = [min(low, float(self.log_snr[0]) - 1), *self.log_snr.tolist(), max(high, float(self.log_snr[-1]) + 1)]
+        return AdjustedDDIM(process, TabulatedVariance(tuple(levels), (errors[0].item(), *errors.tolist(), 0.0)))
+
+    @property
+    def data(self) -> Tensor:
+        """(K,) variance of the data in each band: what a heavy call does not know of an image in pure noise."""
+        return self.variance[0, 0]
+
+    def _along(self, values: Tensor, process: GaussianProcess, plan: StepPlan) -> Tensor:
+        """(N, K) values of the plan's steps: their logarithms linear between the table's (t, tau)."""
+        rows, held, logarithms = [], None, values.log()
+        for t, refresh in zip(plan.t[:-1], plan.refresh, strict=True):
+            log_snr = process.schedule.log_snr(torch.tensor(t, dtype=torch.float64)).item()
+            if refresh is Refresh.PARTIAL:
+                raise ValueError("a covariance table knows no partial refreshes: use a plan of heavy calls and none")
+            held = {Refresh.FULL: log_snr, Refresh.KEEP: held, Refresh.NONE: None}[refresh]
+            rows.append(self._at(logarithms, log_snr, held).exp())
+        return torch.stack(rows)
+
+    def _at(self, values: Tensor, log_snr: float, held: float | None) -> Tensor:
+        """(K,) of one (t, tau). held: log-SNR of the context; None: no context."""
+        first, every = float(self.log_snr[0]), float(self.log_snr[1] - self.log_snr[0])
+        place = min(max((log_snr - first) / every, 0.0), len(self.log_snr) - 1.0)
+        at = int(min(place, len(self.log_snr) - 2))
+
+        def row(i: int) -> Tensor:
+            if held is None:
+                return values[i, NOTHING]
+            age = min((log_snr - held) / every, float(i))
+            younger = int(age)
+            older = min(younger + 1, i)
+            return values[i, i - younger].lerp(values[i, i - older], age - younger)
+
+        return row(at).lerp(row(at + 1), place - at)
+
+    def trust(self) -> list[tuple[str, float, float]]:
+        """By age of the context, in log-SNR: the median ratio, and the share of trusted bands and times.
+
+        One line for a model whose context has no age.
+        """
+        every, size = float(self.log_snr[1] - self.log_snr[0]), len(self.log_snr)
+        ages = {f"{age * every:g}": [self.ratio[i, i - age] for i in range(age, size)] for age in SHOWN if age < size}
+        ages["none"] = [self.ratio[i, NOTHING] for i in range(size)]
+        if all(torch.equal(self.ratio[i, 0], self.ratio[i, NOTHING]) for i in range(size)):
+            ages = {"any": ages["none"]}
+        low, high = TRUSTED
+        return [
+            (age, median(ratios.flatten().tolist()), ((ratios >= low) & (ratios <= high)).float().mean().item())
+            for age, found in ages.items()
+            for ratios in (torch.stack(found),)
+        ]
+
+
+def calibrate(model: Model, *, images: int, rings: int, progress: Progress, device: torch.device) -> CovarianceTable:
+    """Measures a model's table on training images and writes it beside its weights.
+
+    Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
+    """
+    if isinstance(model.experiment.times, (Continuous, Grid)):
+        raise ValueError(
+            f"{model.name} is a distilled student: its x_hat is no posterior mean, so it has no covariance"
+        )
+    if model.path is None:
+        raise ValueError(f"{model.name} was not loaded from a directory, so there is no place to keep its table")
+    if images < 2:
+        raise ValueError(f"a table is a mean over images: ask for at least 2, got {images}")
+    data = model.experiment.data
+    source = load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
+    with torch.autocast(device.type, torch.bfloat16, enabled=pays(device)):
+        table = _measured(model, source, images, Bands(model.shape, rings), progress, device)
+    write_table(table, model.path / COVARIANCE, model.weights_hash, images)
+    return table
+
+
+def _measured(
+    model: Model, source: ImageSet, count: int, bands: Bands, progress: Progress, device: torch.device
+) -> CovarianceTable:
+    schedule, denoiser = model.process.schedule, model.denoiser
+    noise, clean = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
+    log_snr = torch.arange(max(LOWEST, math.ceil(noise)), min(HIGHEST, math.floor(clean)) + 1, dtype=torch.float64)
+    size, reused = len(log_snr), denoiser.reuse is not Reuse.FREE
+    t = (*schedule.time(log_snr).tolist(), 0.0)
+    total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
+    parts: list[Tensor] = []
+    done, each = itertools.count(1), torch.arange(size)
+    for part in spread(model, source, count, ROWS, device):
+        draws, estimates = Draws(SEED, part.row), torch.zeros(len(part), size, size + 1, bands.count)
+        for call in every_call(denoiser, model.process, t, part.x, part.cond, draws):
+            if not (reused or call.i == call.j):
+                continue
+            with torch.no_grad():
+                energy, estimate = _of_call(denoiser, model.process, bands, part, call, draws)
+            total[0, call.i, call.j] += energy.double().sum(0).cpu() / count
+            total[1, call.i, call.j] += estimate.double().sum(0).cpu() / count
+            estimates[:, call.i, call.j] = estimate.cpu()
+            if call.j == call.i:
+                at = next(done)
+                logs = {"images": at * len(part) // size}
+                progress.update(at, -(-count // ROWS) * size, logs)
+        parts.append(estimates)
+    progress.close()
+    estimates = torch.cat(parts)
+    if not reused:  # no context, or any, is the same to it
+        total[:] = total[:, each, each][:, :, None]
+        estimates[:] = estimates[:, each, each][:, :, None]
+    variance, ratio = total[0].clamp_min(1e-12), total[1] / total[0].clamp_min(1e-12)
+    below, above = _clamped(estimates, variance, ratio)
+    return CovarianceTable(bands, log_snr, variance.float(), ratio.float(), below, above)
+
+
+def _of_call(
+    denoiser: Denoiser, process: GaussianProcess, bands: Bands, part: Part, call: Call, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """(B, K) squared error and estimate of every image in every band."""
+    aged = call.context.aged()
+    normal = draws.normal(f"probe {call.i} {call.j}", *part.x.shape[1:])
+    x_hat, estimate = probed(
+        process, bands, lambda z, t: denoiser.denoise(z, t, aged, part.cond), call.z, call.t, normal
+    )
+    if call.context.x_hat is not None:  # what a heavy call computed itself is what a step uses
+        x_hat = call.context.x_hat
+    with torch.autocast(part.x.device.type, enabled=False):
+        return bands.mean(bands.transform(part.x - x_hat).square()), estimate
+
+
+def _clamped(estimates: Tensor, variance: Tensor, ratio: Tensor) -> tuple[float, float]:
+    """Shares of single images' estimates below 0 and above the data's variance, where derivatives are trusted."""
+    used = (ratio >= TRUSTED[0]) & (ratio <= TRUSTED[1])
+    seen = estimates[:, used]
+    most = variance[0, 0].expand_as(variance)[used]
+    if seen.numel() == 0:
+        return 0.0, 0.0
+    return (seen < 0).float().mean().item(), (seen > most).float().mean().item()
+
+
+def write_table(table: CovarianceTable, file: Path, weights: str, images: int) -> None:
+    """Whole or not at all: a kill leaves the old one or the new one."""
+    tensors = {"log_snr": table.log_snr, "variance": table.variance, "ratio": table.ratio}
+    noted = {
+        "weights": weights,
+        "images": str(images),
+        "shape": " ".join(map(str, table.bands.shape)),
+        "rings": str(table.bands.rings),
+        "clamped": f"{table.below} {table.above}",
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with whole(file) as aside:
+        write_tensors(aside, tensors, noted | {"content": _digest(tensors, noted)})
+
+
+def _digest(tensors: Mapping[str, Tensor], noted: Mapping[str, str]) -> str:
+    """sha256 of tensors and of what is noted with them, but for this digest."""
+    digest = hashlib.sha256(repr(sorted((k, v) for k, v in noted.items() if k != "content")).encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_table(model: Model) -> CovarianceTable:
+    """The table beside a model's weights.
+
+    Raises ValueError if there is none, or it is damaged, or of other weights; OSError if it cannot be read.
+    """
+    where = model.path or Path(model.name)
+    if not (where / COVARIANCE).is_file():
+        raise ValueError(f"{where} has no {COVARIANCE}: measure it with `dualrate calibrate {where}`")
+    try:
+        with open_tensors(where / COVARIANCE) as file:
+            noted = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in ("log_snr", "variance", "ratio")}
+        channels, height, width = map(int, noted["shape"].split())
+        bands = Bands((channels, height, width), int(noted["rings"]))
+        below, above = map(float, noted["clamped"].split())
+        size = len(tensors["log_snr"])
+        if any(tensors[name].shape != (size, size + 1, bands.count) for name in ("variance", "ratio")):
+            raise ValueError(f"its tensors are not those of {size} noise levels and {bands.count} bands")
+        has_digest = sorted(noted) != sorted(NOTED)  # tables of before have none
+        if has_digest and noted.get("content") != _digest(tensors, noted):
+            raise ValueError("its content has changed")
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{where / COVARIANCE} is damaged: {error}; measure it again with `dualrate calibrate {where}`"
+        ) from error
+    if noted.get("weights") != model.weights_hash:
+        raise ValueError(
+            f"{where / COVARIANCE} was measured for other weights: measure it again with `dualrate calibrate {where}`"
+        )
+    return CovarianceTable(bands, tensors["log_snr"], tensors["variance"], tensors["ratio"], below, above)

@@ -1,0 +1,186 @@
+"""The likelihood of held-out images under a model and its plan, as a bound in bits per dimension.
+
+What is judged is the chain that the sampler runs: the same denoiser, guided and in bfloat16 where sampling is, under
+the same plan. But a sampler ends by returning x_hat without noise, which gives no image a probability, so a likelihood
+needs an end with some noise left and a rule for rounding it (the reconstruction in `likelihood/bound.py`). `ending`
+cuts a plan there; a natural place is where the noise is one grey level wide, since finer states only guess at the
+rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dualrate.data.images import ImageSet
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.schedule import Schedule
+from dualrate.likelihood.bound import Bound, variational_bound
+from dualrate.likelihood.variance import FittedVariance, mean_errors
+from dualrate.machine.device import pays
+from dualrate.measuring.measure import Guidance, guided
+from dualrate.measuring.spread import Part, spread
+from dualrate.runs.store import Model
+from dualrate.sampling.step import MarkovStep, Step
+
+GREY_LEVEL = 2 * math.log(255 / 2)  # the log-SNR at which sigma / alpha is the distance of two 8-bit values, 2/255
+FITTED_ON = 125  # training images
+APART = 1 << 40  # added to the numbers of training images, so that no held-out one shares their noise
+UNGUIDED = Guidance()
+
+Progress = Callable[[int, int], None]  # (images done, images in all)
+Judged = TypeVar("Judged")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images, and the standard error of it."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f}"
+
+    @staticmethod
+    def of(values: Tensor) -> Estimate:
+        """Of values: (K,), K >= 2."""
+        return Estimate(values.mean().item(), values.std().item() / math.sqrt(len(values)))
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Bits per dimension of images: an upper bound on their negative log-likelihood given their labels.
+
+    total:     of prior + steps + reconstruction
+    each_step: (N,) means, whose sum is that of `steps`
+    images:    the total of every image, so that models judged on the same images can be compared image by image
+    """
+
+    total: Estimate
+    prior: Estimate
+    steps: Estimate
+    reconstruction: Estimate
+    each_step: tuple[float, ...]
+    images: tuple[float, ...]
+
+    @staticmethod
+    def of(bounds: list[Bound]) -> Likelihood:
+        """All images of some batches."""
+        bits = bounds[0].dimensions * math.log(2)
+        prior, steps, reconstruction = (
+            torch.cat([getattr(bound, name) for bound in bounds]).double() / bits
+            for name in ("prior", "steps", "reconstruction")
+        )
+        total = prior + steps.sum(1) + reconstruction
+        return Likelihood(
+            total=Estimate.of(total),
+            prior=Estimate.of(prior),
+            steps=Estimate.of(steps.sum(1)),
+            reconstruction=Estimate.of(reconstruction),
+            each_step=tuple(steps.mean(0).tolist()),
+            images=tuple(total.tolist()),
+        )
+
+
+def ending(plan: StepPlan, schedule: Schedule, log_snr: float) -> StepPlan:
+    """The plan up to this log-SNR, where its last step then leads; a plan that ends before stays as it is.
+
+    Raises ValueError if the plan begins after it.
+    """
+    end = schedule.time(torch.tensor(log_snr, dtype=torch.float64)).item()
+    if end <= plan.t[-1]:
+        return plan
+    kept = [t for t in plan.t if t > end]
+    if not kept:
+        begins = schedule.log_snr(torch.tensor(plan.t[0], dtype=torch.float64)).item()
+        raise ValueError(f"a plan that begins at log-SNR {begins:.4g} cannot end at {log_snr:.4g}: choose a later end")
+    return StepPlan((*kept, end), plan.refresh[: len(kept)])
+
+
+def bits_per_dimension(
+    model: Model,
+    step: Step,
+    plan: StepPlan,
+    images: ImageSet,
+    *,
+    count: int,
+    guidance: Guidance = UNGUIDED,
+    batch_size: int = 125,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Likelihood:
+    """The bound of `count` images spread over a set, along one path each.
+
+    An image's noise depends on the seed and its place in the set, and on nothing else.
+    Raises ValueError for a step without a kernel, fewer than 2 images or more than there are, images or labels that are
+    not the model's, and a batch size below 1.
+    """
+    if count < 2:
+        raise ValueError(f"a standard error needs at least 2 images, got {count}: ask for more")
+    kernel, denoiser = _with_kernel(step), guided(model, model.denoiser, guidance)
+
+    def bound(part: Part) -> Bound:
+        return variational_bound(denoiser, kernel, plan, part.x, part.cond, Draws(seed, part.row))
+
+    return Likelihood.of(_judged(bound, spread(model, images, count, batch_size, device), device, progress, count))
+
+
+def fit_variance(
+    model: Model,
+    step: Step,
+    plan: StepPlan,
+    images: ImageSet,
+    *,
+    count: int = FITTED_ON,
+    guidance: Guidance = UNGUIDED,
+    batch_size: int = 125,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> FittedVariance:
+    """The step with the variance that suits `count` images spread over a set, for this plan alone.
+
+    For a bound, they must not be the images that are judged. Raises what `bits_per_dimension` raises.
+    """
+    kernel, denoiser = _with_kernel(step), guided(model, model.denoiser, guidance)
+
+    def errors(part: Part) -> Tensor:
+        return mean_errors(denoiser, kernel, plan, part.x, part.cond, Draws(seed, part.row + APART))
+
+    parts = spread(model, images, count, batch_size, device)
+    measured = torch.cat(_judged(errors, parts, device, progress, count))
+    return FittedVariance(kernel, plan.t[:-1], tuple(measured.mean(0).tolist()))
+
+
+def _with_kernel(step: Step) -> MarkovStep:
+    if not isinstance(step, MarkovStep):
+        raise ValueError(
+            f"{step} has no likelihood: given z_t alone, z_s is no Gaussian under it. Use the ancestral sampler"
+        )
+    return step
+
+
+def _judged(
+    judge: Callable[[Part], Judged],
+    parts: Iterator[Part],
+    device: torch.device | str,
+    progress: Progress | None,
+    of: int,
+) -> list[Judged]:
+    """What `judge` says of every part, under autocast as in sampling."""
+    device, judged, done = torch.device(device), [], 0
+    for part in parts:
+        with torch.autocast(device.type, torch.bfloat16, enabled=pays(device)):
+            judged.append(judge(part))
+        done += len(part)
+        if progress is not None:
+            progress(done, of)
+    return judged

@@ -1,0 +1,237 @@
+"""The best plan of a model for a budget: errors measured on data once, costs counted or timed, plans searched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dualrate.config.serial import to_plain
+from dualrate.data.cache import cache_dir
+from dualrate.data.images import ImageSet, load_images
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import TwoNetworks
+from dualrate.machine.device import pays
+from dualrate.machine.files import read_json, write_whole
+from dualrate.machine.progress import Progress
+from dualrate.measuring.measure import measure, seconds_of_calls
+from dualrate.measuring.spread import spread
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.planning.planner import Errors, Planned, Planner, measure_errors
+from dualrate.runs.store import Model
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.cost import call_cost
+
+ROWS = 32  # images at a time: the contexts of all grid times are held for them
+SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sampled and scored with
+
+
+@dataclass(frozen=True)
+class CallCosts:
+    """What a call costs per image, in any one unit.
+
+    heavy, light: of an encode and of a denoise call; own: whether a heavy call spares its step's light one
+    """
+
+    heavy: float
+    light: float
+    own: bool
+
+    def of(self, steps: int, heavy: int) -> float:
+        """Of an image with N steps and H heavy calls."""
+        return heavy * self.heavy + (steps - heavy * self.own) * self.light
+
+    def affordable(self, steps: int, budget: float) -> int | None:
+        """The most heavy calls within a budget; None if not even the light ones are."""
+        counts = [heavy for heavy in range(steps + 1) if self.of(steps, heavy) <= budget * (1 + 1e-9)]
+        return max(counts, default=None)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The best plan of one number of steps; `even`: the objective of as many heavy calls spread evenly, on the grid."""
+
+    planned: Planned
+    even: float | None
+    cost: float
+
+
+def call_macs(model: Model) -> CallCosts:
+    """In multiply-adds."""
+    device = next(model.networks.parameters()).device
+    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None, device)
+    return CallCosts(cost.heavy, cost.light, _keeps_head(model))
+
+
+def call_seconds(model: Model, batch_size: int, *, device: torch.device | str = "cpu") -> CallCosts:
+    """In measured seconds, at a batch size."""
+    heavy, light = seconds_of_calls(model, batch_size, device=device)
+    return CallCosts(heavy / batch_size, light / batch_size, _keeps_head(model))
+
+
+def candidates(
+    planner: Planner, costs: CallCosts, budget: float, steps: Sequence[int], *, free_times: bool = False
+) -> list[Candidate]:
+    """The best plan within the budget for each number of steps that fits it, best first.
+
+    Raises ValueError if none does.
+    """
+    found = []
+    for count in steps:
+        most = costs.affordable(count, budget)
+        if most is None:
+            continue
+        planned = planner.best(count, most, free_times=free_times)
+        heavy = planned.plan.num_heavy
+        on_grid = planner.errors.num_steps % count == 0
+        even = planner.objective(StepPlan.uniform(count, heavy)) if on_grid else None
+        found.append(Candidate(planned, even, costs.of(count, heavy)))
+    if not found:
+        cheapest = min(costs.of(count, 0) for count in steps)
+        raise ValueError(
+            f"a budget of {budget:.4g} pays for none of {', '.join(map(str, steps))} steps; the cheapest, {min(steps)} "
+            f"steps without a heavy call, costs {cheapest:.4g}: raise the budget, or allow fewer steps"
+        )
+    return sorted(found, key=lambda candidate: candidate.planned.objective)
+
+
+def measured_errors(
+    model: Model, *, grid: int, images: int, progress: Progress, device: torch.device | str = "cpu"
+) -> Errors:
+    """Errors of the model on its training data, over `grid` uniform steps; kept in the user's cache.
+
+    images: at most; all of them if there are fewer
+    Raises ValueError for a model of a single network, whose plans have nothing to choose.
+    """
+    if not isinstance(model.experiment.networks, TwoNetworks):
+        raise ValueError(f"{model.name} has a single network, which runs at every step: there is nothing to plan")
+    source, bfloat16 = _source(model), pays(torch.device(device))
+    images = min(images, len(source))
+    file = _file(model, source, grid, images, bfloat16=bfloat16)
+    if file.exists():
+        return _read_errors(file, grid)
+    progress.note(
+        f"measuring the errors of {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
+    )
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+        errors = _measured(model, source, grid, images, progress, torch.device(device))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
+    return errors
+
+
+def _read_errors(file: Path, grid: int) -> Errors:
+    """Errors as they were kept. Raises ValueError for a file that does not hold those of this grid."""
+    try:
+        kept = read_json(file)
+        errors = Errors(tuple(map(float, kept["t"])), np.array(kept["errors"], dtype=np.float64))
+        if errors.t != StepPlan.uniform(grid).t or errors.errors.shape != (grid, grid + 1):
+            raise ValueError(f"it is not of {grid} steps")
+        return errors
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
+
+
+def are_errors_kept(model: Model, *, grid: int, images: int, device: torch.device | str = "cpu") -> bool:
+    """Whether `measured_errors` has nothing left to measure."""
+    source = _source(model)
+    return _file(model, source, grid, min(images, len(source)), bfloat16=pays(torch.device(device))).exists()
+
+
+def _source(model: Model) -> ImageSet:
+    data = model.experiment.data
+    return load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
+
+
+def _file(model: Model, source: ImageSet, grid: int, images: int, *, bfloat16: bool) -> Path:
+    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, bfloat16]
+    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
+    return cache_dir() / "plans" / f"{key}.json"
+
+
+def _measured(
+    model: Model, source: ImageSet, grid: int, images: int, progress: Progress, device: torch.device
+) -> Errors:
+    """`images` spread over the data set; a mean over parts of ROWS images."""
+    t, start = StepPlan.uniform(grid).t, 0
+    total = np.zeros((grid, grid + 1))
+    for part in spread(model, source, images, ROWS, device):
+        draws = Draws(SEED, torch.arange(start, start + len(part), device=device))
+
+        def update(done: int, grid: int, start: int = start, rows: int = len(part)) -> None:
+            progress.update(start * grid + rows * done, images * grid, {"images": start + rows * done // grid})
+
+        errors = measure_errors(model.denoiser, model.process, t, part.x, part.cond, draws, progress=update)
+        total += len(part) * errors.errors
+        start += len(part)
+    progress.close()
+    return Errors(t, total / images)
+
+
+def _keeps_head(model: Model) -> bool:
+    networks = model.experiment.networks
+    return isinstance(networks, TwoNetworks) and networks.encoder.head
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A plan with what the planner expects of it and what was measured."""
+
+    name: str
+    plan: StepPlan
+    objective: float
+    score: float
+
+
+def check_plans(planner: Planner) -> list[tuple[str, StepPlan]]:
+    """Named plans of all kinds on the planner's grid, none twice: even, planned, crowded at one end."""
+    size = planner.errors.num_steps
+    sizes = [(size // 4, h) for h in (2, 4, 8)] + [(size // 2, h) for h in (2, 4, 8)] + [(size, h) for h in (4, 8)]
+    sizes = [(n, h) for n, h in sizes if 0 < h <= n and size % n == 0]
+    plans = [(f"{n}/{h} even", StepPlan.uniform(n, h)) for n, h in sizes]
+    plans += [(f"{n}/{h} planned", planner.best(n, h).plan) for n, h in sizes if h > 2]
+    n, h = size // 2, min(4, size // 4)
+    plans.append((f"{n}/{h} all early", StepPlan.at(n, range(h))))
+    plans.append((f"{n}/{h} late", StepPlan.at(n, [0, *range(n - h + 1, n)])))
+    return list({plan: (name, plan) for name, plan in reversed(plans)}.values())
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """Rank correlation of two lists without ties."""
+    apart = np.argsort(np.argsort(first)) - np.argsort(np.argsort(second))
+    return 1 - 6 * float(np.square(apart).sum()) / (len(apart) * (len(apart) ** 2 - 1))
+
+
+def rank(
+    model: Model,
+    planner: Planner,
+    judge: Evaluator[Any],
+    *,
+    count: int,
+    progress: Progress,
+    device: torch.device | str = "cpu",
+) -> list[Ranked]:
+    """Draws `count` images under every plan of `check_plans` and scores them. Seeds are the planner's own."""
+    ranked, plans = [], check_plans(planner)
+    for i, (name, plan) in enumerate(plans):
+        progress.note(f"plan {i + 1} of {len(plans)}: {name}")
+        row, _ = measure(
+            model.name,
+            model,
+            Ancestral(model.process),
+            plan,
+            judge,
+            range(SEED, SEED + count),
+            device=device,
+            progress=lambda done, total: progress.update(done, total, {"images": done}),
+        )
+        progress.close()
+        ranked.append(Ranked(name, plan, planner.objective(plan), row.score.value))
+    return ranked

@@ -1,0 +1,55 @@
+"""Images spread over a set, in batches, as a model takes them: what errors and likelihoods are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualrate.data.images import ImageSet, to_float
+from dualrate.diffusion.values import Cond
+from dualrate.runs.store import Model
+
+
+@dataclass(frozen=True)
+class Part:
+    """x: (b, C, H, W) float32 in [-1, 1]; row: (b,) int64, the places of these images in their set."""
+
+    x: Tensor
+    cond: Cond
+    row: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def spread(
+    model: Model, images: ImageSet, count: int, batch_size: int, device: torch.device | str = "cpu"
+) -> Iterator[Part]:
+    """`count` images, evenly spread over a set, with the labels that the model is conditioned on.
+
+    Raises ValueError for more images than there are, images or labels that are not the model's, and a batch size
+    below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, got {batch_size}")
+    if not 1 <= count <= len(images):
+        raise ValueError(f"{images.name} has {len(images)} images, got a count of {count}: ask for 1 to {len(images)}")
+    if images.images.shape[1:] != model.shape:
+        raise ValueError(
+            f"{model.name} models images of {model.shape} (C, H, W), {images.name} has {images.images.shape[1:]}"
+        )
+    if model.num_classes and (images.labels is None or images.num_classes > model.num_classes):
+        raise ValueError(
+            f"{model.name} knows {model.num_classes} classes, {images.name} has {images.num_classes}: use images with "
+            "the labels that it was trained on"
+        )
+    labels = images.labels if model.num_classes else None
+    chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
+    for first in range(0, count, batch_size):
+        row = chosen[first : first + batch_size]
+        cond = Cond(None if labels is None else torch.tensor(labels[row], device=device))
+        yield Part(to_float(images.images[row]).to(device), cond, torch.tensor(row, device=device))

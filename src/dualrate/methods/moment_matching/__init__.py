@@ -1,0 +1,1 @@
+"""Moment Matching Distillation: a student of few steps from a teacher of many."""

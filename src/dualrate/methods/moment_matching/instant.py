@@ -1,0 +1,128 @@
+"""The instant version of Moment Matching Distillation, in the teacher's parameter space.
+
+The auxiliary is the teacher one infinitesimal step nu_A down its own loss on student samples A, so g_phi - g_theta is a
+derivative, and L(eta) is over other samples B:
+
+    nu_A = grad_theta E_A[ w(s) |x~ - g_theta(z_s)|^2 / d ]
+    L(eta) = E_B[ w(s) <x~, sg(-J_theta(z_s) Lambda nu_A)> / d ]
+
+Its gradient is that of 1/4 |E grad_theta w |x~ - g_theta|^2|^2 in the norm Lambda: the teacher's expected gradient,
+zero on data if it is trained to its end with these weights. Lambda is the diagonal of the teacher's Adam: without it
+the student is worse (docs/results.md, "A mixture in the plane"). The formula of this version is reconstructed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch, Cond
+from dualrate.methods.method import Loss
+from dualrate.methods.moment_matching.student import StudentMethod, posterior_mean
+from dualrate.methods.times import stratified_uniform
+
+LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no gradient on data
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstantMomentMatching(StudentMethod):
+    """The parameter-space version: one phase, "student", no auxiliary. A batch needs two rows or more.
+
+    The halves of a batch are samples A for each other, so every row trains the student. They should see the same steps
+    of a plan: make a batch (or micro-batch) a multiple of 2 N rows.
+
+    teacher_network: the module whose parameters are the teacher's; it runs in float32, as nu is a small difference
+    preconditioner:  the diagonal of Lambda by parameter name, as `preconditioned` finds it. None: the identity
+    """
+
+    teacher_network: nn.Module
+    auxiliaries: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    preconditioner: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.teacher, Guided):
+            raise ValueError(
+                "a guided teacher's own loss has a gradient on data too, so it cannot be matched in parameter space; "
+                "use MomentMatching, or a teacher without guidance"
+            )
+        names = {name for name, _ in self.teacher_network.named_parameters()}
+        if self.preconditioner is not None and set(self.preconditioner) != names:
+            wrong = sorted(names ^ set(self.preconditioner))[:5]
+            raise ValueError(f"the preconditioner has one tensor for every parameter of the teacher; not so: {wrong}")
+
+    def preconditioned(self, batches: Iterable[Batch]) -> InstantMomentMatching:
+        """The same with Lambda = 1 / sqrt(v), the diagonal of Adam, in units of the mean sqrt(v); LARGEST at most.
+
+        v, of every parameter: the mean square of the gradient of the teacher's loss on batches of data, to which Adam's
+        second moments come at the end of a training by this loss. Raises ValueError where all are zero.
+        """
+        plain = replace(self, preconditioner=None)
+        square = {name: torch.zeros_like(p) for name, p in self.teacher_network.named_parameters()}
+        for batch in batches:
+            draws = Draws(0, batch.sample)
+            s, normal = stratified_uniform(draws), draws.normal("preconditioner", *batch.x.shape[1:]).to(batch.x.dtype)
+            z_s = self.process.add_noise(batch.x, s, normal)
+            for name, part in plain.teacher_gradient(batch.x, z_s, s, Cond(batch.label)).items():
+                square[name] += part.square()
+        root = {name: part.sqrt() for name, part in square.items()}
+        mean = torch.cat([part.flatten() for part in root.values()]).mean()
+        if not mean > 0:
+            raise ValueError("no parameter of the teacher has a gradient on these batches: pass batches of data")
+        return replace(self, preconditioner={n: mean / part.clamp(min=mean / LARGEST) for n, part in root.items()})
+
+    def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """L(eta) of the module docstring; its gap, -J Lambda nu, is in a unit of its own."""
+        if len(batch) < 2:
+            raise ValueError("the two halves of a batch need a row each, got one row; use micro-batches of two or more")
+        states, x, z_s = self.sampled(batch, draws)
+        gap = torch.empty_like(z_s)
+        s, cond, first = states.s, Cond(batch.label)[states.row], states.row < len(batch) // 2
+        for mine, other in ((first, ~first), (~first, first)):
+            nu = self.teacher_gradient(x.detach()[other], z_s[other], s[other], cond[other])
+            gap[mine] = -self.derivative(nu, z_s[mine], s[mine], cond[mine])
+        return self.descent(x, gap, s)
+
+    def teacher_gradient(self, x: Tensor, z_s: Tensor, s: Tensor, cond: Cond) -> dict[str, Tensor]:
+        """Lambda nu, by parameter name."""
+        parameters = {name: p.detach().requires_grad_() for name, p in self.teacher_network.named_parameters()}
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            error = (x - self.teach(parameters, z_s, s, cond)).square()
+            nu = torch.autograd.grad(
+                (self.weight(s, error) * error).mean(), list(parameters.values()), allow_unused=True
+            )
+        gradient = {
+            name: torch.zeros_like(p) if part is None else part
+            for (name, p), part in zip(parameters.items(), nu, strict=True)
+        }
+        scale = self.preconditioner
+        return gradient if scale is None else {name: part * scale[name] for name, part in gradient.items()}
+
+    def derivative(self, direction: dict[str, Tensor], z_s: Tensor, s: Tensor, cond: Cond) -> Tensor:
+        """J_theta(z_s) times a direction in parameter space, by forward differentiation; no gradient."""
+        parameters = {name: p.detach() for name, p in self.teacher_network.named_parameters()}
+        # fused attention kernels have no forward rule
+        with torch.no_grad(), torch.autocast(z_s.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+            return torch.func.jvp(lambda p: self.teach(p, z_s, s, cond), (parameters,), (direction,))[1]
+
+    def teach(self, parameters: dict[str, Tensor], z: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """g_theta(z) with other parameters in the teacher's network."""
+        module, named = _Call(self.teacher_network), {f"network.{name}": p for name, p in parameters.items()}
+        return torch.func.functional_call(module, named, (lambda: posterior_mean(self.teacher, z, t, cond),))
+
+
+class _Call(nn.Module):
+    """Calls a function that uses `network`, for `functional_call`, which knows modules only."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, function: Callable[[], Tensor]) -> Tensor:
+        return function()

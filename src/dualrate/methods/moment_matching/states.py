@@ -1,0 +1,238 @@
+"""Where a few-step student is trained: pairs (t, s) and states z_t of its own law, without gradient.
+
+    FromData        s ~ U(0, 1), t = min(s + U(0, 1 / N), 1), z_t ~ q(. | x)          any number of steps >= N
+    SegmentRollout  z_tau ~ q(. | x) at a heavy time of a plan, from there the student's own steps      algorithm A
+    FullRollout     z = noise at t = 1, from there the student's own steps: no data, labels only        algorithm B
+    ForwardPairs    (z_t, z_tau) on one forward path of x: for pre-training
+
+A dual-rate student must see z_t drawn given the z_tau whose context it gets, hence the rollouts. There t and tau lie on
+the plan's grid, and s is uniform *inside* the interval (t_{i+1}, t_i): at the lower end of the last one, s = 0, z_s is
+the student's own output, about which any two denoisers agree, and the last step would learn nothing.
+
+Sources: Moment Matching Distillation (Salimans et al. 2024, arXiv 2406.04103) for `FromData`, Dual-Rate Diffusion
+(arXiv 2605.18190) for A and B; what the latter leaves open (which step of a segment, several pairs from one path) is
+ours. Steps are taken in turn by sample number, so that any run of rows covers the plan evenly, however it is split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import Pairs, Ranged, Steps
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Batch, Cond, Refresh
+from dualrate.methods.times import stratified_uniform
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.trajectory import trajectory
+
+
+@dataclass(frozen=True)
+class StudentStates:
+    """R states of a batch of B rows, and the K heavy calls whose contexts they get; no tensor requires a gradient.
+
+    z_t: (R, ...); t, s: (R,) float64, s < t
+    row: (R,) the row of the batch that a state belongs to; call: (R,) the heavy call whose context it gets
+    z_tau: (K, ...); tau: (K,) float64; call_row: (K,) the row of the batch that a heavy call belongs to
+    """
+
+    z_t: Tensor
+    t: Tensor
+    s: Tensor
+    row: Tensor
+    call: Tensor
+    z_tau: Tensor
+    tau: Tensor
+    call_row: Tensor
+
+    def x_hat(self, student: Denoiser, cond: Cond) -> Tensor:
+        """(R, ...): the student's output at every state, as a sampler gets it, with gradient through both networks.
+
+        At a heavy time that is the encoder's own, where it has a head. cond: of the batch.
+        """
+        context = student.encode(self.z_tau, self.tau, cond[self.call_row])
+        own = context.x_hat
+        if own is None:
+            return student.denoise(self.z_t, self.t, context.rows(self.call), cond[self.row])
+        light = torch.nonzero(self.t < self.tau[self.call]).flatten()
+        if not len(light):
+            return own[self.call]
+        later = context.aged().rows(self.call[light])
+        return own[self.call].index_copy(
+            0, light, student.denoise(self.z_t[light], self.t[light], later, cond[self.row[light]])
+        )
+
+
+class StateSource(Protocol):
+    """Draws states for a batch; a row's numbers depend on nothing but its sample number."""
+
+    def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates: ...
+
+
+@dataclass(frozen=True)
+class FromData(Ranged):
+    """States of a student that calls its whole network at every step; it serves every number of steps >= `steps`."""
+
+    steps: Steps
+    process: GaussianProcess
+
+    @torch.no_grad()
+    def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
+        s, rows = stratified_uniform(draws), torch.arange(len(batch), device=batch.x.device)
+        t = (s + draws.uniform("t - s") / self.steps).clamp(max=1)
+        z_t = self.process.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).to(batch.x.dtype))
+        return StudentStates(z_t, t, s, rows, rows, z_t, t, rows)
+
+
+@dataclass(frozen=True)
+class SegmentRollout(Ranged):
+    """Algorithm A: the state at a heavy time from data, then the student's own steps.
+
+    pairs: (t, s) per row, all in one segment, so that they share its heavy call
+    """
+
+    plan: StepPlan
+    process: GaussianProcess
+    pairs: Pairs = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.plan)
+
+    @torch.no_grad()
+    def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
+        grid = _Grid(self.plan, self.process, draws)
+        step, start = draws.row[:, None] % self.plan.num_steps, grid.heavy_step
+        length = grid.segment_end[step] - start[step]
+        turn = torch.arange(self.pairs, device=step.device) * length // self.pairs
+        step = start[step] + (step - start[step] + turn) % length
+        eps = draws.normal("z_tau", *batch.x.shape[1:]).to(batch.x.dtype)
+        z_tau = self.process.add_noise(batch.x, grid.times[start[step[:, 0]]], eps)
+        return grid.follow(student, z_tau, start[step[:, 0]], step, cond)
+
+
+@dataclass(frozen=True)
+class FullRollout(Ranged):
+    """Algorithm B: the student's own steps from noise; of the batch it uses labels, and x for its shape only.
+
+    pairs: (t, s) per row, spread over the plan
+    """
+
+    plan: StepPlan
+    process: GaussianProcess
+    pairs: Pairs = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.plan)
+        if self.plan.t[0] != 1:
+            raise ValueError(f"a rollout from noise starts at t = 1, this plan at {self.plan.t[0]}; use SegmentRollout")
+
+    @torch.no_grad()
+    def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
+        turn = torch.arange(self.pairs, device=batch.x.device) * self.plan.num_steps // self.pairs
+        step = (draws.row[:, None] + turn) % self.plan.num_steps
+        noise = draws.normal("rollout start", *batch.x.shape[1:]).to(batch.x.dtype)
+        return _Grid(self.plan, self.process, draws).follow(student, noise, torch.zeros_like(draws.row), step, cond)
+
+
+@dataclass(frozen=True)
+class ForwardPairs:
+    """z_t and z_tau of one forward path, at the steps of the plan that keep a context: where the light network works.
+
+    A light network whose encoder has no head also runs at the heavy times; it meets those in the rollouts only.
+    """
+
+    plan: StepPlan
+    process: GaussianProcess
+
+    def __post_init__(self) -> None:
+        _check(self.plan)
+        if self.plan.num_heavy == self.plan.num_steps:
+            raise ValueError("this plan makes a heavy call at every step, so its light network has nothing to learn")
+
+    @torch.no_grad()
+    def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
+        grid, rows = _Grid(self.plan, self.process, draws), torch.arange(len(batch), device=batch.x.device)
+        keeps = torch.nonzero(grid.heavy_step != torch.arange(len(grid.heavy_step), device=rows.device)).flatten()
+        step = keeps[draws.row % len(keeps)]
+        t, tau, s = grid.times[step], grid.times[grid.heavy_step[step]], grid.inside(step[:, None]).squeeze(1)
+        eps_tau, eps_t = (draws.normal(name, *batch.x.shape[1:]).to(batch.x.dtype) for name in ("z_tau", "z_t"))
+        z_t, z_tau = self.process.pair(batch.x, t, tau, eps_tau, eps_t)
+        return StudentStates(z_t, t, s, rows, rows, z_tau, tau, rows)
+
+
+def _check(plan: StepPlan) -> None:
+    """Raises ValueError for a plan that drops or partly refreshes its context."""
+    kinds = {refresh.name for refresh in plan.refresh}
+    if not kinds <= {"KEEP", "FULL"}:
+        raise ValueError(f"a student has a context at every step of its plan (KEEP or FULL), got {sorted(kinds)}")
+
+
+class _Grid:
+    """A plan's steps as tensors, and paths along them for the rows of `draws`.
+
+    times: (N + 1,); heavy_step, segment_end: (N,), for every step the one of its heavy call, and of the next or N
+    """
+
+    def __init__(self, plan: StepPlan, process: GaussianProcess, draws: Draws) -> None:
+        self.plan, self.process, self.draws = plan, process, draws
+        self.heavy = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.FULL]
+        self.ends = [*self.heavy[1:], plan.num_steps]
+        lengths = torch.tensor([end - first for first, end in zip(self.heavy, self.ends, strict=True)])
+        device = draws.row.device
+        self.times = torch.tensor(plan.t, dtype=torch.float64, device=device)
+        self.heavy_step = torch.tensor(self.heavy).repeat_interleave(lengths).to(device)
+        self.segment_end = torch.tensor(self.ends).repeat_interleave(lengths).to(device)
+
+    def inside(self, step: Tensor) -> Tensor:
+        """s: (B, k), uniform in the interval below every step's time, open at both ends."""
+        upper, lower = self.times[step], self.times[step + 1]
+        return lower + self.draws.uniform("s", step.shape[1]) * (upper - lower)
+
+    def follow(self, student: Denoiser, z: Tensor, start: Tensor, step: Tensor, cond: Cond) -> StudentStates:
+        """States at `step`: (B, k) of each row's path, which begins as z: (B, ...) at the heavy step `start`: (B,).
+
+        A row is followed to the segment of its last step, so contexts and steps that nothing asks for are not computed.
+        """
+        z, last = z.clone(), step.amax(1)
+        z_t = z.new_empty(*step.shape, *z.shape[1:])
+        z_tau = z.new_zeros(len(z), self.plan.num_steps, *z.shape[1:])  # filled at heavy steps
+        for first, end in zip(self.heavy, self.ends, strict=True):
+            rows = torch.nonzero((start <= first) & (last >= first)).flatten()
+            if not len(rows):
+                continue
+            z_tau[rows, first] = z[rows]
+            furthest = min(int(last[rows].max()), end)
+            for i, state in enumerate(self.path(student, z[rows], rows, cond[rows], first, furthest), first):
+                of_row, of_pair = torch.nonzero(step[rows] == i, as_tuple=True)
+                z_t[rows[of_row], of_pair] = state[of_row]
+                if i == end:
+                    z[rows] = state
+        return self.gather(z_t, z_tau, step)
+
+    def path(self, student: Denoiser, z: Tensor, rows: Tensor, cond: Cond, first: int, last: int) -> list[Tensor]:
+        """States at steps first..last: `z` itself, then the student's own ancestral steps."""
+        draws = Draws(self.draws.seed, self.draws.row[rows])
+
+        def draw(i: int, count: int) -> Tensor:
+            return draws.normal(f"rollout step {i} draw {count}", *z.shape[1:]).to(z.dtype)
+
+        states = trajectory(student, Ancestral(self.process), self.plan, z, cond, draw, start=first)
+        return [state.z for state in islice(states, last - first + 1)]
+
+    def gather(self, z_t: Tensor, z_tau: Tensor, step: Tensor) -> StudentStates:
+        """One entry per pair; pairs of a row whose contexts are the same share the heavy call."""
+        row = torch.arange(len(step), device=step.device).repeat_interleave(step.shape[1])
+        heavy = self.heavy_step[step].flatten()
+        calls, call = torch.unique(row * self.plan.num_steps + heavy, return_inverse=True)
+        call_row, at = calls // self.plan.num_steps, calls % self.plan.num_steps
+        t, s = self.times[step].flatten(), self.inside(step).flatten()
+        return StudentStates(z_t.flatten(0, 1), t, s, row, call, z_tau[call_row, at], self.times[at], call_row)

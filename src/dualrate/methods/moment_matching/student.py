@@ -1,0 +1,138 @@
+"""What the versions of Moment Matching Distillation share (Salimans et al. 2024, arXiv 2406.04103).
+
+A student x~ = g(z_t) whose samples z_s ~ q(z_s | z_t, x~) have the teacher's conditional means at every s,
+
+    E[x~ | z_s] = g_theta(z_s)
+
+samples the teacher's distribution. Both versions, alternating.py and instant.py, descend the squared gap between the
+two sides with z_s held fixed: the gradient passes through x~ only.
+
+A dual-rate student (Dual-Rate Diffusion, arXiv 2605.18190) is the same method with states of its own rollouts
+(states.py), after a cheap pre-training of the light network and of the projections into it.
+
+w(s) = e^log_snr w(log_snr) of `diffusion/weighting.py`, without dlog_snr/dt: s, not log_snr, is what is uniform, and w
+is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.config.ranges import Factor, FirstIterations, Ranged
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.weighting import Weighting, x_loss_weight
+from dualrate.methods.method import Loss, Phase
+from dualrate.methods.moment_matching.states import StateSource, StudentStates
+from dualrate.networks.freeze import frozen
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentMethod(Ranged):
+    """What both versions share: a student, where it is trained, and its pre-training.
+
+    networks: the student's
+    teacher:  never changed; it sees (z_s, s) of `process`
+    states:   where (z_t, t, s) and the context come from
+    pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT as it is: the
+        light network and the projections learn to read it. Afterwards all of the student trains
+    student_rate: factor of the student's learning rate, below 1 so that an auxiliary can follow it
+    """
+
+    networks: nn.ModuleDict
+    student: Denoiser
+    teacher: Denoiser
+    process: GaussianProcess
+    weighting: Weighting
+    states: StateSource
+    pretraining: FirstIterations = 0
+    pretraining_states: StateSource | None = None
+    student_rate: Factor = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pretraining and (self.pretraining_states is None or "encoder" not in self.networks):
+            raise ValueError(
+                "pre-training is for a student with an encoder, and needs states with data: pass pretraining_states = "
+                f"ForwardPairs(...), or pretraining = 0; got {self.pretraining} and networks {sorted(self.networks)}"
+            )
+
+    def denoiser(self) -> Denoiser:
+        return self.student
+
+    def phases(self, iteration: int) -> tuple[Phase, ...]:
+        if iteration >= self.pretraining:
+            return (self.phase(iteration - self.pretraining),)
+        kept = {id(parameter) for parameter in self.networks.get_submodule("encoder.net").parameters()}
+        trained = tuple(parameter for parameter in self.networks.parameters() if id(parameter) not in kept)
+        return (Phase("pretraining", trained, self.pretraining_loss),)
+
+    def phase(self, iteration: int) -> Phase:
+        """The update of an iteration after pre-training, counted from there."""
+        return Phase("student", tuple(self.networks.parameters()), self.student_loss, self.student_rate)
+
+    def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        raise NotImplementedError
+
+    def pretraining_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """The denoising loss of the student at `pretraining_states`."""
+        assert self.pretraining_states is not None
+        cond = Cond(batch.label)
+        states = self.pretraining_states(self.student, batch, cond, draws)
+        with frozen(self.networks.get_submodule("encoder.net")):
+            x_hat = states.x_hat(self.student, cond)
+        error = (batch.x[states.row] - x_hat).square().flatten(1).mean(1)
+        return Loss((x_loss_weight(self.weighting, self.process.schedule, states.t).to(error.dtype) * error).mean())
+
+    def sampled(self, batch: Batch, draws: Draws) -> tuple[StudentStates, Tensor, Tensor]:
+        """States, x~ there (with gradient, if the caller has it on), and z_s ~ q(z_s | z_t, sg x~)."""
+        cond = Cond(batch.label)
+        with frozen(self.networks):
+            states = self.states(self.student, batch, cond, draws)
+        x = states.x_hat(self.student, cond)
+        normal = draws.repeated(len(states.row) // len(batch)).normal("z_s", *x.shape[1:]).to(x.dtype)
+        return states, x, self.process.posterior(states.z_t, x.detach(), states.t, states.s).sample(normal)
+
+    def descent(self, x: Tensor, gap: Tensor, s: Tensor) -> Loss:
+        """E w(s) <x~, sg gap> / d: its value means nothing, its gradient does. x, gap: (R, ...); s: (R,).
+
+        Logs: `gaps`, and `power`, |x~|^2 / d, small for a student that collapses to grey.
+        """
+        return Loss((self.weight(s, x) * x * gap).mean(), gaps(gap, s) | {"power": x.detach().square().mean()})
+
+    def weight(self, s: Tensor, like: Tensor) -> Tensor:
+        """w(s), shaped to multiply `like`."""
+        return expand(self.weighting.snr_weight(self.process.schedule.log_snr(s)), like)
+
+
+def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """x_hat of a denoiser that makes its heavy call here."""
+    return denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
+
+
+@contextmanager
+def replayed(device: torch.device) -> Iterator[None]:
+    """After the block the device's generator is where it was before: whatever runs next draws the same numbers."""
+    if device.type == "mps":  # its one generator is unknown to `fork_rng`
+        state = torch.mps.get_rng_state()
+        try:
+            yield
+        finally:
+            torch.mps.set_rng_state(state)
+    else:
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+            yield
+
+
+def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
+    """`moment_gap`, the mean square of g_phi - g_theta, and its parts in four quarters of s, whose mean it is."""
+    square, quarter = gap.detach().square().flatten(1).mean(1), (s * 4).long().clamp(max=3)
+    parts = {f"gap_s{i}": (4 * square * (quarter == i)).mean() for i in range(4)}
+    return {"moment_gap": square.mean()} | parts

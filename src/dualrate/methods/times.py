@@ -1,0 +1,149 @@
+"""The times of a training batch: the joint law of (t, tau), and which rows keep their context.
+
+t ~ U(0, 1) and tau = min(1, t + u / H), u ~ U(0, 1): the law of tau given t under a plan of H equal cells with a random
+phase. H is log-uniform on the integers of a range, so that one model serves any H. The distance to the next edge of a
+plan with fixed phase (the paper's own grid) is `phase=0`: tau = ceil(t H) / H.
+
+A shared context serves k draws of t, each of the law of t given tau; their quantiles differ by 1 / k:
+    random phase, tau < 1: t uniform on [max(0, tau - 1/H), tau];  tau = 1: P(t <= y) = (1 - H (1 - y))^2
+    fixed phase:           t uniform on [tau - 1/H, tau]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import Probability, Range, Ranged, Steps
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import STEPS, StepPlan
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of a training batch of B images with k draws of t each; draw r belongs to image r // k.
+
+    t:    (B k,) float64
+    tau:  (B,) float64, of the context that the draws of an image share; t <= tau
+    kept: (K,) the draws whose context is not dropped
+    """
+
+    t: Tensor
+    tau: Tensor
+    kept: Tensor
+
+
+class TimeSource(Protocol):
+    """Where a denoising method's times come from."""
+
+    def __call__(self, draws: Draws) -> Times: ...
+
+
+@dataclass(frozen=True)
+class TimeSampler(Ranged):
+    """Draws (t, tau) and the context dropout of each row.
+
+    The images that keep their context are spread evenly over the sample numbers (`radical_inverse`), so every run of an
+    even number of images keeps exactly half of them at a dropout of 0.5.
+    """
+
+    heavy: tuple[Steps, Steps] = (4, 32)
+    """The least and the largest number of heavy calls per image that the model is trained for."""
+    dropout: Probability = 0.5
+    """Share of the images that train without context."""
+    phase: Annotated[float, Range(0, 0)] | None = None
+    """0: heavy calls on the fixed grid tau = ceil(t H) / H; at a random place in it if not given."""
+    draws: Annotated[int, Range(1, 1000)] = 1
+    """The light network's times for one heavy call."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.heavy
+        if low > high:
+            raise ValueError(f"heavy is the least number of heavy calls, then the largest, got {self.heavy}")
+
+    @property
+    def default_steps(self) -> int:
+        """Steps of a sampler, where nothing else is said."""
+        return STEPS
+
+    def check(self, plan: StepPlan) -> None:
+        """Any plan is served."""
+
+    def default_heavy(self, steps: int) -> int:
+        """Heavy calls for a sampler of `steps`, where nothing else is said: a quarter, within what was trained."""
+        low, high = self.heavy
+        return min(max(steps // 4, low), high, steps)
+
+    def __call__(self, draws: Draws) -> Times:
+        t = stratified_uniform(draws)
+        heavy = self._num_heavy(draws)
+        if self.phase is None:
+            tau = (t + draws.uniform("tau") / heavy).clamp(max=1)
+        else:
+            tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
+        kept = torch.nonzero(radical_inverse(draws.row) >= self.dropout)
+        kept = kept * self.draws + torch.arange(self.draws, device=t.device)
+        return Times(self._spread(tau, heavy, t).flatten(), tau, kept.flatten())
+
+    def _spread(self, tau: Tensor, heavy: Tensor, t: Tensor) -> Tensor:
+        """(B, k): t itself, and k - 1 more times of the law of t given tau, their quantiles spread evenly."""
+        low = tau - 1 / heavy
+        if self.phase is None:
+            low = low.clamp(min=0)
+        share = (t - low) / (tau - low)
+        whole = tau == 1 if self.phase is None else torch.zeros_like(tau, dtype=torch.bool)
+        share = torch.where(whole, share.square(), share)[:, None]
+        others = (share + torch.arange(1, self.draws, device=t.device) / self.draws) % 1
+        others = torch.where(whole[:, None], others.sqrt(), others)
+        others = torch.minimum(low[:, None] + others * (tau - low)[:, None], tau[:, None])
+        return torch.cat((t[:, None], others.clamp(min=1e-9)), dim=1)
+
+    def _num_heavy(self, draws: Draws) -> Tensor:
+        """(B,) float64, log-uniform on the integers low..high: P(H) proportional to log((H + 1) / H)."""
+        low, high = self.heavy
+        u = draws.uniform("heavy")
+        return torch.floor(low * ((high + 1) / low) ** u).clamp(max=high)
+
+
+@dataclass(frozen=True)
+class SingleTime:
+    """Times of a single-rate model: t alone; no row has a context of another time."""
+
+    @property
+    def default_steps(self) -> int:
+        """Steps of a sampler, where nothing else is said."""
+        return STEPS
+
+    def check(self, plan: StepPlan) -> None:
+        """Any plan is served."""
+
+    def default_heavy(self, steps: int) -> int:
+        """The network runs at every step."""
+        return steps
+
+    def __call__(self, draws: Draws) -> Times:
+        t = stratified_uniform(draws)
+        return Times(t, t, torch.arange(len(t), device=t.device))
+
+
+def stratified_uniform(draws: Draws) -> Tensor:
+    """(B,) float64 in (0, 1): a golden-ratio sequence over the sample numbers; any run of rows fills (0, 1) evenly."""
+    golden = (5**0.5 - 1) / 2
+    offset = Draws(draws.seed, torch.zeros(1, dtype=torch.int64, device=draws.row.device)).uniform("t")
+    return ((draws.row.double() * golden + offset) % 1).clamp(1e-9, 1 - 1e-9)
+
+
+def radical_inverse(row: Tensor) -> Tensor:
+    """(B,) float64 in [0, 1): the binary digits of sample numbers, the lowest 32, mirrored at the point.
+
+    Van der Corput's sequence: any 2^m rows that begin at a multiple of 2^m have one in every 2^-m. Beside the rotation
+    of `stratified_uniform` it is uniform in the square, whatever threshold it is compared with: the rows that share
+    their lowest digits are equally far apart, and t at these is a rotation by a multiple of the golden ratio, which is
+    as irrational. A second rotation would be tied to the first at thresholds near its multiples.
+    """
+    place = torch.arange(32, device=row.device)
+    return ((row[:, None] >> place) & 1).double() @ torch.ldexp(torch.ones_like(place).double(), -place - 1)

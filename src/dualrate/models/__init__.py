@@ -1,1 +1,0 @@
-"""Networks. They know neither schedule nor plan."""

@@ -1,0 +1,125 @@
+"""The two networks of Dual-Rate Diffusion (arXiv 2605.18190): a context encoder and a light denoiser.
+
+The encoder is a U-ViT whose last activation of *every* level is projected (1x1, no bias) to the light network's widths,
+once per heavy call. The light network is a U-ViT of the same levels, narrower and shallower; each projected feature is
+added where its level begins. Its embedding has both noise levels: emb = noise(log_snr_t) + noise(log_snr_tau) + label.
+`ContextConfig` hands over less, for ablations.
+
+An absent context is one state: its row of the features and of the tau embedding is zero. Nothing of a missing context
+reaches the light network, since the projections have no bias.
+
+Ours, not the paper's: an encoder with a head also hands over its own x_hat, through a patch projection that joins the
+finest level's feature, so that the light network starts from a complete estimate and only corrects it.
+
+The widths of the ImageNet recipes' light network are inferred from the costs that the paper reports (44.0 and 73.0 giga
+multiply-adds), not stated in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from dualrate.config.ranges import Channels, Range, Ranged
+from dualrate.diffusion.prediction import x_from_v
+from dualrate.networks.blocks import NoiseEmbedding
+from dualrate.networks.uvit import UViT, UViTConfig
+
+
+@dataclass(frozen=True)
+class ContextConfig(Ranged):
+    """What of the encoder reaches the light network."""
+
+    levels: Annotated[int, Range(1, 16)] | None = None
+    """How many levels hand over a feature, finest first; 1: the encoder's last activation alone. All if not given."""
+    width: Channels | None = None
+    """Channels that a feature is squeezed through on its way; not squeezed if not given."""
+
+
+def check_pair(encoder: UViTConfig, light: UViTConfig, context: ContextConfig) -> None:
+    """Raises ValueError, which says what differs, unless the encoder's features fit the light network."""
+    shared = ("image_size", "image_channels", "num_classes", "patch")
+    differ = {name: (getattr(encoder, name), getattr(light, name)) for name in shared}
+    differ["number of levels"] = len(encoder.levels), len(light.levels)
+    told = [f"{name} {one} and {other}" for name, (one, other) in differ.items() if one != other]
+    if told:
+        raise ValueError(
+            f"encoder and light network must have the same {', '.join(shared)} and number of levels, "
+            f"got {', '.join(told)}"
+        )
+    if (context.levels or 1) > len(light.levels):
+        raise ValueError(
+            f"these networks have {len(light.levels)} levels, so {context.levels} cannot hand over a feature"
+        )
+
+
+class ContextEncoder(nn.Module):
+    """forward: (z_tau, log_snr_tau, label) -> (projected features, v or None)."""
+
+    def __init__(self, config: UViTConfig, light: UViTConfig, context: ContextConfig = ContextConfig()) -> None:
+        super().__init__()
+        check_pair(config, light, context)
+        self.net = UViT(config)
+        pairs = list(zip(config.levels, light.levels, strict=True))
+        self.projections = nn.ModuleList(
+            projection(heavy.channels, narrow.channels, context.width) for heavy, narrow in pairs[: context.levels]
+        )
+        self.pixels = None
+        if config.head:
+            self.pixels = nn.Conv2d(
+                config.image_channels, light.levels[0].channels, config.patch, stride=config.patch, bias=False
+            )
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """z: (B, C, H, W); log_snr: (B,). Features: (B, light C_i, H_i, W_i), finest level first."""
+        levels, v = self.net.features(z, log_snr, label)
+        projected = [project(level) for project, level in zip(self.projections, levels, strict=False)]
+        if v is not None and self.pixels is not None:
+            projected[0] = projected[0] + self.pixels(x_from_v(z, v.to(z.dtype), log_snr))
+        return tuple(projected), v
+
+
+def projection(channels: int, to: int, width: int | None) -> nn.Module:
+    """A 1x1 convolution without bias, of rank `width` at most."""
+    if width is None:
+        return nn.Conv2d(channels, to, 1, bias=False)
+    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.Conv2d(width, to, 1, bias=False))
+
+
+class LightUViT(nn.Module):
+    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. No features: an ordinary small U-ViT."""
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        self.net = UViT(replace(config, head=True))
+        self.tau = NoiseEmbedding(config.embedding)
+
+    def forward(
+        self,
+        z: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None,
+        features: tuple[Tensor, ...] = (),
+        log_snr_tau: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there."""
+        emb = self.net.embedding(log_snr, label)
+        if log_snr_tau is not None:
+            tau = self.tau(log_snr_tau)
+            emb = emb + (tau if present is None else tau * present[:, None].to(tau.dtype))
+        return self.net.predict(self.net.trunk(z, emb, features)[0])
+
+
+def disconnect(encoder: nn.Module, light: nn.Module) -> None:
+    """Zero every way from a `ContextEncoder` into a `LightUViT`: at the start of training, that network alone."""
+    assert isinstance(encoder, ContextEncoder)
+    assert isinstance(light, LightUViT)
+    ways = [list(projection.parameters())[-1] for projection in encoder.projections]  # both of two: zero for good
+    ways += light.tau.mlp[-1].parameters()
+    if encoder.pixels is not None:
+        ways += encoder.pixels.parameters()
+    for way in ways:
+        nn.init.zeros_(way)

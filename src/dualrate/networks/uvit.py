@@ -1,0 +1,201 @@
+"""The residual U-ViT of SiD2 (Hoogeboom et al. 2024, arXiv 2410.19324), hierarchical, with one skip per resolution.
+
+    h = patchify(z)
+    down, level i:  blocks;  before_i = h;  h = Down(h);  after_i = h         Down = average pool 2, convolution
+    middle:         blocks
+    up, level i:    h = Up(h - after_i) + before_i;  blocks                   Up = convolution, nearest 2
+    v = unpatchify(norm, SiLU, zero-init convolution)
+
+If all blocks are the identity, as at initialisation, h - after_i = 0 and `before_i` passes through unchanged.
+A level is convolutional or transformer blocks; a single level with transformer blocks is a flat, DiT-like network.
+The layout of the ImageNet recipes is that of the multistep consistency paper (arXiv 2403.06807) without its
+concatenated skips: see `recipes/imagenet.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
+from dualrate.networks.blocks import ChannelNorm, ConvBlock, NoiseEmbedding, TransformerBlock, zero_init
+
+Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, finest level first
+
+
+@dataclass(frozen=True)
+class Level(Ranged):
+    """One resolution."""
+
+    kind: Literal["conv", "transformer"]
+    """Of the blocks: convolutions, or self-attention."""
+    channels: Channels
+    """Width of the level."""
+    blocks: Annotated[int, Range(0, 1000)]
+    """On the way down, and as many again on the way up; of the last level, the middle, once."""
+    dropout: BelowOne = 0.0
+    """In the blocks, in training."""
+
+
+@dataclass(frozen=True)
+class UViTConfig(Ranged):
+    """A U-ViT."""
+
+    image_size: Side
+    """Side of the images, in pixels."""
+    image_channels: Annotated[int, Range(1, 1024)]
+    """Of the images: 1 grey, 3 colours."""
+    levels: tuple[Level, ...]
+    """From the finest resolution to the middle; each halves the one before."""
+    num_classes: Classes = 0
+    """0 for an unconditional model; the label after the last is the null class."""
+    patch: Annotated[int, Range(1, 256)] = 1
+    """Side of the square of pixels that becomes one position of the first level."""
+    embedding: Channels = 256
+    """Width of the embedding of noise level and label."""
+    head_dim: Annotated[int, Range(1, 1024)] = 64
+    """Width of an attention head, a divisor of the channels of every transformer level."""
+    resample_kernel: Literal[1, 3] = 1
+    """Side of the convolutions between levels."""
+    head: bool = True
+    """Whether it predicts v; a context encoder may do without."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.levels:
+            raise ValueError("a U-ViT needs at least one level (the middle)")
+        factor = self.patch * 2 ** (len(self.levels) - 1)
+        if self.image_size % factor:
+            raise ValueError(
+                f"images of side {self.image_size} do not divide into patches of {self.patch} over {len(self.levels)} "
+                f"levels: the side must be a multiple of {factor}; pad the images or drop a level"
+            )
+
+    def side(self, level: int) -> int:
+        """Positions along one side at a level."""
+        return self.image_size // (self.patch * 2**level)
+
+
+class Blocks(nn.Module):
+    """The blocks of one level, with a learned position per token in front of transformer blocks."""
+
+    def __init__(self, level: Level, side: int, config: UViTConfig) -> None:
+        super().__init__()
+        self.level, self.side = level, side
+        self.position = None
+        if level.kind == "transformer":
+            self.position = nn.Parameter(0.02 * torch.randn(1, level.channels, side, side))
+        self.blocks = nn.ModuleList(self.block(level, config) for _ in range(level.blocks))
+
+    @staticmethod
+    def block(level: Level, config: UViTConfig) -> nn.Module:
+        if level.kind == "transformer":
+            return TransformerBlock(level.channels, config.embedding, config.head_dim, level.dropout)
+        return ConvBlock(level.channels, config.embedding, level.dropout)
+
+    def forward(self, h: Tensor, emb: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
+        """Blocks `begin` to `end` (exclusive; None: to the last), the positions in front of block 0."""
+        if self.position is not None and begin == 0:
+            h = h + self.position.to(h.dtype)
+        for block in list(self.blocks)[begin:end]:
+            h = block(h, emb)
+        return h
+
+
+class Embedding(nn.Module):
+    """(log_snr, label) -> (B, E)."""
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        self.num_classes = config.num_classes
+        self.noise = NoiseEmbedding(config.embedding)
+        self.label = nn.Embedding(config.num_classes + 1, config.embedding) if config.num_classes else None
+
+    def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        emb = self.noise(log_snr)
+        if self.label is None:
+            return emb
+        if label is None:  # every row unconditional: the null class
+            label = torch.full(log_snr.shape, self.num_classes, device=log_snr.device)
+        return emb + self.label(label)
+
+
+class UViT(nn.Module):
+    """forward: (z, log_snr, label) -> v. `features`: also the last activation of every level."""
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        levels, kernel = config.levels, config.resample_kernel
+        first = levels[0].channels
+        self.embedding = Embedding(config)
+        self.stem = nn.Conv2d(config.image_channels, first, config.patch, stride=config.patch)
+        if config.patch == 1:
+            self.stem = nn.Conv2d(config.image_channels, first, 3, padding=1)
+        self.down = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
+        self.middle = Blocks(levels[-1], config.side(len(levels) - 1), config)
+        self.up = nn.ModuleList(Blocks(level, config.side(i), config) for i, level in enumerate(levels[:-1]))
+
+        def resample(source: Level, target: Level) -> nn.Conv2d:
+            conv = nn.Conv2d(source.channels, target.channels, kernel, padding=kernel // 2)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)  # so that `grow` adds nothing while h - after is zero
+            return conv
+
+        self.shrink = nn.ModuleList(resample(a, b) for a, b in pairwise(levels))
+        self.grow = nn.ModuleList(resample(b, a) for a, b in pairwise(levels))
+        self.head = None
+        if config.head:
+            out = zero_init(nn.Conv2d(first, config.image_channels * config.patch**2, 3, padding=1))
+            self.head = nn.Sequential(ChannelNorm(first), nn.SiLU(), out)
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32."""
+        return self.predict(self.trunk(z, self.embedding(log_snr, label))[0])
+
+    def features(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """(one (B, C_i, H_i, W_i) per level, finest first; v, or None without a head)."""
+        levels = self.trunk(z, self.embedding(log_snr, label))
+        return levels, None if self.head is None else self.predict(levels[0])
+
+    def trunk(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """The last activation of every level, finest first.
+
+        added: one tensor for each of the first levels; it joins the activations where the level begins.
+        """
+        h, skips = self.descend(z, emb, added)
+        return self.ascend(self.middle(h, emb), skips, emb)
+
+    def descend(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, Skips]:
+        """The way down: the middle's input, and (before, after) of every level above it."""
+        h = self.stem(z.contiguous(memory_format=torch.channels_last))
+        skips: Skips = []
+        for i, (blocks, shrink) in enumerate(zip(self.down, self.shrink, strict=True)):
+            before = blocks(h + added[i] if i < len(added) else h, emb)
+            h = shrink(F.avg_pool2d(before, 2))
+            skips.append((before, h))
+        return h + added[-1] if len(added) == len(self.config.levels) else h, skips
+
+    def ascend(self, h: Tensor, skips: Skips, emb: Tensor) -> tuple[Tensor, ...]:
+        """The way up from the middle's output: the last activation of every level, finest first."""
+        last = [h]
+        for blocks, grow, (before, after) in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
+            h = blocks(F.interpolate(grow(h - after), scale_factor=2.0) + before, emb)
+            last.append(h)
+        return tuple(reversed(last))
+
+    def predict(self, h: Tensor) -> Tensor:
+        """v from the finest level's last activation, in float32 whatever the trunk ran in."""
+        if self.head is None:
+            raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
+        with torch.autocast(h.device.type, enabled=False):
+            out = self.head(h.to(next(self.head.parameters()).dtype))
+        if not len(out):  # torch cannot go back through a shuffle of no rows
+            return out.reshape(0, self.config.image_channels, *(self.config.patch * side for side in out.shape[2:]))
+        return F.pixel_shuffle(out, self.config.patch)

@@ -1,0 +1,1 @@
+"""Where heavy calls go: the best plan for a budget."""

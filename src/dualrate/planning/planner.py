@@ -1,0 +1,253 @@
+"""The best plan for a budget: where heavy calls go, on measured errors and measured costs.
+
+A plan is judged by the weighted step terms of the training loss,
+
+    term(t -> s; tau) = 1/2 E|x - x_hat(z_t, t; context of tau)|^2 / d * integral of e^log_snr w dlog_snr over [t, s]
+
+whose least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
+calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. With `free_times` the times
+of the steps are chosen too, among those of the grid: O(M^3 N H).
+
+The sum is not a likelihood: with the sigmoid weight it is a training loss, and with the weight 1 the last step alone
+would decide (`likelihood/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them
+as a Frechet distance does is a question to measurement, which `dualrate plan --check` asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Cond, Context, Refresh
+from dualrate.diffusion.weighting import Sigmoid
+
+NOTHING = -1  # the column of a step without context
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean squared errors of x_hat per element, measured on the M steps of a grid.
+
+    t:      (M + 1,) times, decreasing; a step may start at any but the last
+    errors: (M, M + 1): [i, j] at t_i with the context of t_j, j <= i; [i, i] at a heavy call; [i, -1] without context;
+            infinite for j > i
+    """
+
+    t: tuple[float, ...]
+    errors: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        steps = len(self.t) - 1
+        if self.errors.shape != (steps, steps + 1):
+            raise ValueError(f"{steps} steps need errors of shape {(steps, steps + 1)}, got {self.errors.shape}")
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.t) - 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """A denoiser's call at t_i with the context of t_j: j = i at a heavy call, NOTHING without a context.
+
+    z: (B, ...); t: (B,)
+    """
+
+    i: int
+    j: int
+    z: Tensor
+    t: Tensor
+    context: Context
+
+
+@torch.no_grad()
+def every_call(
+    denoiser: Denoiser, process: GaussianProcess, t: tuple[float, ...], x: Tensor, cond: Cond, draws: Draws
+) -> Iterator[Call]:
+    """All pairs of a grid time (t: (M + 1,), but the last) and a context, in order; at each time NOTHING comes last.
+
+    Along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the caller's.
+    """
+    steps, rows = len(t) - 1, len(x)
+    times = torch.tensor(t[:-1], dtype=torch.float64, device=x.device)
+    contexts: list[Context] = []
+    z = process.add_noise(x, times[0].expand(rows), draws.normal("plan start", *x.shape[1:]).to(x.dtype))
+    for i in range(steps):
+        now = times[i].expand(rows)
+        fresh = denoiser.encode(z, now, cond)
+        for j, context in enumerate(contexts):
+            yield Call(i, j, z, now, context)
+        yield Call(i, i, z, now, fresh)
+        yield Call(i, NOTHING, z, now, Context())
+        contexts.append(fresh.aged())
+        if i + 1 < steps:
+            noise = draws.normal(f"plan step {i}", *x.shape[1:]).to(x.dtype)
+            z = process.posterior(z, x, now, times[i + 1].expand(rows)).sample(noise)
+
+
+def measure_errors(
+    denoiser: Denoiser,
+    process: GaussianProcess,
+    t: tuple[float, ...],
+    x: Tensor,
+    cond: Cond,
+    draws: Draws,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Errors:
+    """Errors on data x: (B, ...), along one forward path each; every pair of a grid time and a context.
+
+    Costs M heavy calls and M^2 / 2 light ones per image. progress: called with (times done, M).
+    """
+    steps = len(t) - 1
+    errors = np.full((steps, steps + 1), np.inf)
+    with torch.no_grad():
+        for call in every_call(denoiser, process, t, x, cond, draws):
+            x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
+            errors[call.i, call.j] = (x - x_hat).double().square().mean().item()
+            if call.j == NOTHING and progress is not None:
+                progress(call.i + 1, steps)
+    return Errors(t, errors)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and the sum of its terms."""
+
+    plan: StepPlan
+    objective: float
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Best plans on measured errors, for a schedule and the weight that the model was trained with."""
+
+    errors: Errors
+    process: GaussianProcess
+    weighting: Sigmoid = Sigmoid()
+
+    def objective(self, plan: StepPlan) -> float:
+        """The sum of the plan's terms. Raises ValueError for times that are not the grid's, or partial refreshes."""
+        at = [self._index(t) for t in plan.t]
+        total, held = 0.0, NOTHING
+        for here, following, refresh in zip(at[:-1], at[1:], plan.refresh, strict=True):
+            if refresh is Refresh.PARTIAL:
+                raise ValueError("no errors were measured of partial refreshes: judge a plan of heavy calls and none")
+            held = {Refresh.FULL: here, Refresh.KEEP: held, Refresh.NONE: NOTHING}[refresh]
+            total += self.errors.errors[here, held] * self._weights[here, following]
+        return total
+
+    def best(self, steps: int, heavy: int, *, free_times: bool = False) -> Planned:
+        """The best plan of N = `steps` steps with at most `heavy` heavy calls, from the grid's first time to its last.
+
+        free_times: choose the times among the grid's; else N equal parts of the grid
+        Raises ValueError where there is no such plan on this grid.
+        """
+        size = self.errors.num_steps
+        if steps < 1 or heavy < 0:
+            raise ValueError(
+                f"a plan has at least one step and no negative number of heavy calls, got {steps}, {heavy}"
+            )
+        if steps > size or (size % steps and not free_times):
+            raise ValueError(f"no {steps} equal steps on a grid of {size}: choose a divisor, or measure another grid")
+        every = size // steps
+
+        def following(place: int, left: int) -> range:
+            """Where a step from `place` may lead, with `left` steps to go after it."""
+            if not free_times:
+                return range(place + every, place + every + 1)
+            return range(place + 1, size - left + 1) if left else range(size, size + 1)
+
+        return self._search(steps, min(heavy, steps), following)
+
+    def _search(self, steps: int, heavy: int, following: Callable[[int, int], range]) -> Planned:
+        """`following`: (place, steps to go after this one) -> places where a step may lead."""
+        errors, weights, size = self.errors.errors, self._weights, self.errors.num_steps
+        start = np.full((heavy + 1, size + 1), np.inf)  # the least sum so far, by heavy calls made and context held
+        start[0, NOTHING] = 0
+        layers: list[dict[int, _Reached]] = [{0: _Reached(start)}]
+        for step in range(steps):
+            arrived: dict[int, _Reached] = {}
+            for place, reached in layers[-1].items():
+                acted = reached.acted(place)
+                for to in following(place, steps - step - 1):
+                    value = acted + errors[place] * weights[place, to]
+                    arrived.setdefault(to, _Reached.nowhere(heavy, size)).improve(value, place)
+            layers.append(arrived)
+        end = layers[-1][size].value
+        calls, held = np.unravel_index(np.argmin(end), end.shape)
+        if not np.isfinite(end[calls, held]):
+            raise ValueError("no plan without a heavy call here: the error without a context was not measured")
+        return Planned(self._traced(layers, int(calls), int(held)), float(end[calls, held]))
+
+    def _traced(self, layers: list[dict[int, _Reached]], calls: int, held: int) -> StepPlan:
+        """The plan that leads to the last layer with these heavy calls made and this context held."""
+        size = self.errors.num_steps
+        place, places, refreshes = size, [size], []
+        for step in range(len(layers) - 1, 0, -1):
+            place = int(layers[step][place].origin[calls, held])
+            before = layers[step - 1][place].value
+            if held == place:
+                refreshes.append(Refresh.FULL)
+                calls -= 1
+                held = int(np.argmin(before[calls]))
+            elif held == size:
+                refreshes.append(Refresh.NONE)
+                held = int(np.argmin(before[calls]))
+            else:
+                refreshes.append(Refresh.KEEP)
+            places.append(place)
+        return StepPlan(tuple(self.errors.t[i] for i in reversed(places)), tuple(reversed(refreshes)))
+
+    @cached_property
+    def _weights(self) -> NDArray[np.float64]:
+        """(M + 1, M + 1): half the loss weight's integral between two times, [earlier in sampling, later]."""
+        log_snr = self.process.schedule.log_snr(torch.tensor(self.errors.t, dtype=torch.float64))
+        return 0.5 * self.weighting.integral(log_snr[:, None], log_snr[None]).numpy()
+
+    def _index(self, t: float) -> int:
+        found = np.flatnonzero(np.isclose(self.errors.t, t, rtol=0, atol=1e-9))
+        if not len(found):
+            raise ValueError(f"no error was measured at time {t}: the grid has {self.errors.num_steps} steps")
+        return int(found[0])
+
+
+@dataclass
+class _Reached:
+    """The states at one place after some steps: [heavy calls made, place of the context held, the last for none].
+
+    value: the least sum of terms; origin: the place that the last step came from
+    """
+
+    value: NDArray[np.float64]
+    origin: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.origin = np.full(self.value.shape, -1, dtype=np.int64)
+
+    @staticmethod
+    def nowhere(heavy: int, size: int) -> _Reached:
+        return _Reached(np.full((heavy + 1, size + 1), np.inf))
+
+    def acted(self, place: int) -> NDArray[np.float64]:
+        """The least sums once the step at `place` has its context: kept, dropped, or of a heavy call."""
+        acted = self.value.copy()
+        cheapest = self.value.min(1)
+        acted[:, NOTHING] = cheapest
+        acted[0, place] = np.inf
+        acted[1:, place] = cheapest[:-1]
+        return acted
+
+    def improve(self, value: NDArray[np.float64], origin: int) -> None:
+        better = value < self.value
+        self.value[better], self.origin[better] = value[better], origin

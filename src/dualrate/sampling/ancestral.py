@@ -1,0 +1,120 @@
+"""Ancestral sampling and DDIM.
+
+Ancestral (Ho, Jain, Abbeel 2020; DDPM) draws z_s from q(z_s | z_t, x = x_hat), with the variance interpolated on a log
+scale between the posterior's own (gamma = 0) and that of the transition q(z_t | z_s) (gamma = 1):
+
+    variance = exp(gamma log(c sigma_t^2) + (1 - gamma) log(c sigma_s^2)),   c = 1 - exp(log_snr(t) - log_snr(s))
+
+DDIM (Song, Meng, Ermon 2021) solves the probability-flow ODE with x_hat constant over the step,
+
+    z_s = alpha_s x_hat + sigma_s eps_hat,   eps_hat = (z_t - alpha_t x_hat) / sigma_t
+
+which is Euler's method in X = z / alpha, S = sigma / alpha: dX/dS = eps_hat. Between the two (same paper, eq. 12 and
+16) a share of eps_hat is replaced by fresh noise,
+
+    z_s = alpha_s x_hat + sqrt(sigma_s^2 - g^2) eps_hat + g n,   g = eta sqrt(c) sigma_s
+
+eta = 1 is Ancestral with gamma = 0, eta = 0 is DDIM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import Probability, Ranged
+from dualrate.diffusion.prediction import eps_from_x
+from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
+from dualrate.diffusion.schedule import alpha, sigma
+from dualrate.sampling.step import Carry, Denoise, Draw, move
+
+
+@dataclass(frozen=True)
+class Ancestral(Ranged):
+    """Samples the reverse chain; the step into t = 0 returns x_hat without noise. gamma, eta in [0, 1]: see the module.
+
+    Raises ValueError for values out of range, and for a gamma above 0 with an eta below 1: the one adds noise to the
+    posterior's, the other takes some away.
+    """
+
+    process: GaussianProcess
+    gamma: Probability = 0.0
+    eta: Probability = 1.0
+
+    def __str__(self) -> str:
+        """For a table: the settings only where they are not the usual ones."""
+        if self.eta < 1:
+            return f"ancestral, eta {self.eta:g}"
+        return f"ancestral, gamma {self.gamma:g}" if self.gamma else "ancestral"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eta < 1 and self.gamma > 0:
+            raise ValueError(
+                f"gamma adds noise and eta takes noise away, got gamma {self.gamma} with eta {self.eta}: "
+                "leave one as it is, gamma at 0 or eta at 1"
+            )
+
+    @property
+    def markovian(self) -> bool:
+        """Only with all of its noise."""
+        return self.eta == 1
+
+    def start(self) -> Carry:
+        return ()
+
+    def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """p(z_s | z_t), also at s = 0, where the variance is that of the schedule's end point.
+
+        Raises ValueError for eta = 0, which makes z_s a point.
+        """
+        if self.eta < 1:
+            return self._with_less_noise(denoise(z, t), z, t, s)
+        posterior = self.process.posterior(z, denoise(z, t), t, s)
+        if self.gamma == 0:
+            return posterior
+        # log of (c sigma_t^2) / (c sigma_s^2): c cancels, so that nothing is lost for small steps
+        log_snr_t, log_snr_s = self.process.schedule.log_snr(t), self.process.schedule.log_snr(s)
+        log_ratio = torch.nn.functional.logsigmoid(-log_snr_t) - torch.nn.functional.logsigmoid(-log_snr_s)
+        return Gaussian(posterior.mean, posterior.variance * expand(torch.exp(self.gamma * log_ratio), z))
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        if self.eta == 0:
+            return DDIM(self.process)(denoise, z, t, s, draw, carry)
+        if bool((s == 0).all()):
+            return denoise(z, t), carry
+        return self.kernel(denoise, z, t, s).sample(draw()), carry
+
+    def _with_less_noise(self, x: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        if self.eta == 0:
+            raise ValueError("with eta = 0 z_s is a function of z_t and has no density: use an eta above 0")
+        log_snr_t, log_snr_s = self.process.schedule.log_snr(t), self.process.schedule.log_snr(s)
+        gap = log_snr_t - log_snr_s
+        kept = (1 - self.eta) * (1 + self.eta) + self.eta**2 * torch.exp(gap)  # 1 - eta^2 c, free of cancellation
+        eps = eps_from_x(z, x, log_snr_t)
+        mean = expand(alpha(log_snr_s), z) * x + expand(kept.sqrt() * sigma(log_snr_s), z) * eps
+        return Gaussian(mean, expand(-(self.eta**2) * torch.expm1(gap) * torch.sigmoid(-log_snr_s), z))
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """The deterministic sampler of first order; the step into t = 0 returns x_hat."""
+
+    process: GaussianProcess
+    markovian = False  # no annotation: a fact about the class, not a field
+
+    def __str__(self) -> str:
+        return "DDIM"
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        x_hat = denoise(z, t)
+        return x_hat if bool((s == 0).all()) else move(self.process, z, x_hat, t, s), carry

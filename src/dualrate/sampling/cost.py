@@ -1,0 +1,105 @@
+"""What sampling costs: multiply-adds, counted by torch, of a heavy call, a light call, and an image under a plan.
+
+1 multiply-add = 1 MAC = 2 FLOPs. Counted are matrix products and convolutions (torch.utils.flop_counter), which is what
+papers count; norms, activations and the sampler's own arithmetic are not. Projections of a context are part of the
+heavy call that computes them.
+
+    image = branches x (H x heavy + N x light),   branches = 2 under guidance
+
+where a step that uses the encoder's own output makes no light call, and a guidance interval spares light calls outside
+it, but no heavy ones: a context holds both branches. `plan_cost` counts a plan by running it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.metered import Metered
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Cond
+from dualrate.sampling.step import Step
+from dualrate.sampling.trajectory import sample
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """MACs of one row of a heavy (encode) and of a light (denoise with its context) call."""
+
+    heavy: int
+    light: int
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """What one image costs. heavy_calls, light_calls: rows per image, guidance branches counted."""
+
+    calls: CallCost
+    heavy_calls: int
+    light_calls: int
+
+    @property
+    def macs(self) -> int:
+        return self.heavy_calls * self.calls.heavy + self.light_calls * self.calls.light
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs
+
+
+def macs_of(call: Callable[[], object]) -> int:
+    """Multiply-adds of whatever `call` runs."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops() // 2
+
+
+def call_cost(
+    denoiser: Denoiser, shape: tuple[int, int, int], label: int | None, device: torch.device | str = "cpu"
+) -> CallCost:
+    """Counts one call of each kind on a row of zeros, on the networks' device. shape: (C, H, W)."""
+    z = torch.zeros(1, *shape, device=device)
+    t = torch.full((1,), 0.5, dtype=torch.float64, device=device)
+    cond = Cond(None if label is None else torch.tensor([label], device=device))
+    heavy = macs_of(lambda: denoiser.encode(z, t, cond))
+    with torch.no_grad():
+        context = denoiser.encode(z, t, cond).aged()
+    return CallCost(heavy, macs_of(lambda: denoiser.denoise(z, t, context, cond)))
+
+
+def plan_cost(
+    denoiser: Denoiser,
+    step: Step,
+    plan: StepPlan,
+    shape: tuple[int, int, int],
+    *,
+    label: int | None = None,
+    wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
+    device: torch.device | str = "cpu",
+) -> PlanCost:
+    """Counts the calls that one image makes, by making it. wrap: guidance, around the meter."""
+    metered, step = Metered(denoiser), copy.deepcopy(step)  # a copy, for steps that count too
+    labels = None if label is None else [label]
+    for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device):
+        pass
+    return PlanCost(call_cost(denoiser, shape, label, device), metered.meter.heavy, metered.meter.light)
+
+
+def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0) -> float:
+    """Median duration of a call, after one to warm up, over at least three calls and about `seconds`."""
+    call()
+    durations: list[float] = []
+    start = time.perf_counter()
+    while len(durations) < 3 or time.perf_counter() - start < seconds:
+        began = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        durations.append(time.perf_counter() - began)
+    return sorted(durations)[len(durations) // 2]

@@ -1,0 +1,272 @@
+"""Covariance-aware steps: z_s is drawn with the covariance of x given z_t, not from its mean alone.
+
+If x* ~ p(x | z_t) had been drawn, a kernel would take it to z_s = A z_t + B x* + sqrt(V) n, so that
+
+    E[z_s | z_t] = A z_t + B x_hat,    Cov[z_s | z_t] = B^2 C + V I,    C = Cov[x | z_t]
+
+    "markov"  z_s ~ q(z_s | z_t, x*):  B = c alpha_s,  V = c sigma_s^2,  c = 1 - exp(log_snr(t) - log_snr(s))
+    "ddim"    eps_hat held:            B = alpha_s - alpha_t sigma_s / sigma_t,  V = 0
+
+Ancestral and DDIM leave B^2 C out, and so lose spread in long steps. Only the Markov kernel keeps the law of pairs
+(z_s, z_t), which a reused context needs; the other one draws noise too, and breaks it. By Tweedie's formula of second
+order C is a derivative, also at a fixed context: q(z_t | x, z_tau) has a mean linear in x, and its variance over that
+slope is the same factor,
+
+    C = (sigma_t^2 / alpha_t) d x_hat / d z_t
+
+Two ways to have B^2 C:
+
+- In frequency bands (`sampling/bands.py`), C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes l, the mean
+  of |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image from the
+  derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the band,
+  where the table says that this can be trusted. A table's marginals are exact where x - x_hat is not correlated with
+  z_t: of a network that makes too little of z_t it spreads too much. It is of a denoiser without guidance.
+- Along the noise (`NoiseCovariance`), with the derivative in the direction of the step's own noise n. An eigenvalue
+  lambda = alpha_t J of the derivative is 0 where z_t has settled x and 1 where it says all there is to know, and
+
+      markov  sqrt(V) (n + (B^2 / V) C n / (1 + e^(h / 2))),  h = log_snr(s) - log_snr(t)
+      ddim    B sigma_t J n
+
+  have exactly the right covariance at both; between them they have less, above 1 (between separate modes) more: the
+  root of a sum, replaced by its chord. It needs neither bands nor a table, and knows where in an image the uncertainty
+  lies.
+
+Source: after Schioppa and Salimans, arXiv 2605.13910, of which the abstract alone is public: a reconstruction. Bands of
+DCT, the derivative by one JVP and the DDIM kernel are theirs; the Markov kernel, the table by context and the step
+along the noise are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.schedule import alpha, sigma
+from dualrate.sampling.bands import Bands
+from dualrate.sampling.step import Carry, Denoise, Draw, move, weight_of_x
+
+Kernel = Literal["markov", "ddim"]
+FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
+
+
+@dataclass(frozen=True, eq=False)
+class TabulatedCovariance(Ranged):
+    """The covariance in bands as measured on data, for the steps of one plan.
+
+    t:        (N,) float64 times at which the plan's steps start
+    variance: (N, K) l, per band
+    The step into t = 0 keeps its noise.
+    """
+
+    process: GaussianProcess
+    bands: Bands
+    t: Tensor
+    variance: Tensor
+    kernel: Kernel = "markov"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variance.shape != (len(self.t), self.bands.count):
+            want = (len(self.t), self.bands.count)
+            raise ValueError(f"one variance per step and band: expected {want}, got {tuple(self.variance.shape)}")
+
+    def __str__(self) -> str:
+        return f"covariance-aware, table{_of(self.kernel)}"
+
+    @property
+    def markovian(self) -> bool:
+        return self.kernel == "markov"
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        variance = self.variance.to(z)[place(self.t, t)]
+        return banded(self, z, denoise(z, t), variance, t, s, draw()), carry
+
+
+class Clamps:
+    """How many estimates of a band's variance were moved, since the last `reset`; not errors (ProbedCovariance)."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.below = self.above = self.estimates = 0
+
+    def __str__(self) -> str:
+        below, above = (100 * count / max(self.estimates, 1) for count in (self.below, self.above))
+        return f"{below:.1f}% of {self.estimates} estimates below 0, {above:.1f}% above the data's own variance"
+
+
+@dataclass(frozen=True, eq=False)
+class ProbedCovariance:
+    """The covariance in bands estimated for every image, by one derivative a step; else as TabulatedCovariance.
+
+    table:   what the bands that are not trusted use
+    trusted: (N, K) bool
+    data:    (K,) variance of the data in each band
+    An estimate is moved into [0, data]. It is a noisy one, and of one z; that l <= data holds for the mean over z only,
+    so a clamp is no error. Nothing is clamped at sigma_t^2 / alpha_t^2, which bounds no data with separate modes.
+    """
+
+    table: TabulatedCovariance
+    trusted: Tensor
+    data: Tensor
+    clamps: Clamps = field(default_factory=Clamps)
+
+    def __str__(self) -> str:
+        return f"covariance-aware, JVP{_of(self.table.kernel)}"
+
+    @property
+    def markovian(self) -> bool:
+        return self.table.markovian
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        table, row = self.table, place(self.table.t, t)
+        x_hat, estimate = probed(table.process, table.bands, denoise, z, t, draw())
+        most, trusted = self.data.to(z), self.trusted.to(z.device)[row]
+        self.clamps.estimates += int(trusted.sum())
+        self.clamps.below += int((trusted & (estimate < 0)).sum())
+        self.clamps.above += int((trusted & (estimate > most)).sum())
+        variance = torch.where(trusted, torch.minimum(estimate.clamp_min(0), most), table.variance.to(z)[row])
+        return banded(table, z, x_hat, variance, t, s, draw()), carry
+
+
+@dataclass(frozen=True)
+class NoiseCovariance(Ranged):
+    """The covariance along the step's own noise, by one derivative a step; no bands, no table.
+
+    length: of the finite difference that stands for the derivative, in units of sigma_t; None: forward mode. A long one
+            averages the derivative over as much of z_t's surroundings, and is faster (dev/LOG.md has both compared)
+    The step into t = 0 returns x_hat.
+    """
+
+    process: GaussianProcess
+    kernel: Kernel = "markov"
+    length: Annotated[float, Range(0, 100, above=True)] | None = 0.3
+
+    def __str__(self) -> str:
+        length = "" if self.length == 0.3 else f", {'forward mode' if self.length is None else self.length}"
+        return f"covariance-aware, along the noise{_of(self.kernel)}{length}"
+
+    @property
+    def markovian(self) -> bool:
+        return self.kernel == "markov"
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        if bool((s == 0).all()):
+            return denoise(z, t), carry
+        normal, log_snr = draw(), self.process.schedule.log_snr
+        x_hat, along = derivative(self.process, denoise, z, t, normal, self.length)
+        mean, b, v = moments(self.process, self.kernel, z, x_hat, t, s)
+        if self.kernel == "ddim":
+            return mean + expand(b * sigma(log_snr(t)), z) * along, carry
+        share = b**2 / v.sqrt() * tweedie(self.process, t) / (1 + torch.exp((log_snr(s) - log_snr(t)) / 2))
+        return mean + expand(v.sqrt(), z) * normal + expand(share, z) * along, carry
+
+
+def moments(
+    process: GaussianProcess, kernel: Kernel, z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean A z_t + B x_hat, (B, ...), and B and V of a kernel, (B,)."""
+    if kernel == "ddim":
+        b = weight_of_x(process, t, s)
+        return move(process, z, x_hat, t, s), b, torch.zeros_like(b)
+    log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
+    c = -torch.expm1(log_snr_t - log_snr_s)
+    return process.posterior(z, x_hat, t, s).mean, c * alpha(log_snr_s), c * torch.sigmoid(-log_snr_s)
+
+
+def banded(
+    step: TabulatedCovariance, z: Tensor, x_hat: Tensor, variance: Tensor, t: Tensor, s: Tensor, normal: Tensor
+) -> Tensor:
+    """A z_t + B x_hat + U^T sqrt(B^2 l + V) U n for the step's kernel and bands. variance: (B, K), l of each band."""
+    mean, b, v = moments(step.process, step.kernel, z, x_hat, t, s)
+    deviation = (expand(b**2, variance) * variance + expand(v, variance)).sqrt()
+    with torch.autocast(z.device.type, enabled=False):
+        return mean + step.bands.inverse(step.bands.spread(deviation) * step.bands.transform(normal))
+
+
+def probed(
+    process: GaussianProcess, bands: Bands, denoise: Denoise, z: Tensor, t: Tensor, normal: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x_hat, (B, C, H, W), and one probe's estimate of the variance of x in each band, (B, K), which may be negative.
+
+    normal: random numbers of z's shape, of which the signs are the probe. Unbiased for the mean over a band of the
+    diagonal of U C U^T, and exact if that is diagonal.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        probe = torch.where(normal < 0, -1.0, 1.0).to(z.dtype)
+        direction = bands.inverse(probe)
+    x_hat, along = derivative(process, denoise, z, t, direction, None)
+    with torch.autocast(z.device.type, enabled=False):
+        estimate = bands.mean(probe * bands.transform(along))
+    return x_hat, expand(tweedie(process, t), estimate) * estimate
+
+
+def tweedie(process: GaussianProcess, t: Tensor) -> Tensor:
+    """sigma_t^2 / alpha_t, (B,): C over the derivative of x_hat."""
+    log_snr = process.schedule.log_snr(t)
+    return torch.sigmoid(-log_snr) / alpha(log_snr)
+
+
+def derivative(
+    process: GaussianProcess, denoise: Denoise, z: Tensor, t: Tensor, direction: Tensor, length: float | None
+) -> tuple[Tensor, Tensor]:
+    """x_hat at z and its derivative along a direction, both (B, ...), at a fixed context.
+
+    Where the context came with an x_hat of its own (a heavy call's), that is the x_hat, and the derivative is the
+    denoiser's given the context. length: of a finite difference in units of sigma_t; None: forward mode, or a short
+    difference where an operation of the network has no forward rule.
+    """
+    own = None  # what was computed with the context; asked again, x_hat is the network's
+    if length is None:
+        try:
+            x_hat, along = _forward_mode(denoise, z, t, direction)
+            if along is None:
+                own = x_hat
+                along = _forward_mode(denoise, z, t, direction)[1]
+            return x_hat, torch.zeros_like(z) if along is None else along
+        except NotImplementedError:
+            length = FALLBACK
+    x_hat, step = denoise(z, t) if own is None else own, expand(length * process.sigma(t), z)
+    return x_hat, (denoise(z + step * direction, t) - denoise(z, t)) / step
+
+
+def _forward_mode(denoise: Denoise, z: Tensor, t: Tensor, direction: Tensor) -> tuple[Tensor, Tensor | None]:
+    """x_hat and its derivative; None if it does not depend on z, as one computed before."""
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no forward rule
+        x_hat, along = forward_ad.unpack_dual(denoise(forward_ad.make_dual(z, direction), t))
+    return x_hat, along
+
+
+def place(times: Tensor, t: Tensor) -> Tensor:
+    """(B,) rows of the plan's steps that start at t: (B,). Raises ValueError for a time at which none does."""
+    apart = (t[:, None] - times.to(t)).abs()
+    if bool((strange := apart.amin(1) > 1e-9).any()):
+        raise ValueError(f"no step of the plan starts at t = {t[strange][0]:g}: make the step for the plan that is run")
+    return apart.argmin(1)
+
+
+def _of(kernel: Kernel) -> str:
+    return "" if kernel == "markov" else ", DDIM kernel"

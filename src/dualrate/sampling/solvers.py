@@ -1,0 +1,173 @@
+"""Samplers of higher order. Each is the move of DDIM, or the draw of Ancestral, with a better x_hat than that at t.
+
+With X = z / alpha, S = sigma / alpha, l = -log S, half the log-SNR, and h = l_s - l_t:
+
+    Heun (in X and S; Karras et al. 2022)    x_t + e^h / 2 (x_s - x_t)            x_s at the end of a DDIM step
+    DPM-Solver++ 2M (Lu et al. 2022)         x_t + h / (2 h_prev) (x_t - x_prev)  x_prev, h_prev of the step before
+
+The ODE is d(z / sigma) = e^l x_hat dl, so that the x_hat a step asks for is the mean of x_hat over the step, weighted
+with e^l. Of the parabola through the last three (third order; DPM-Solver++ 3M), in u = l - l_t, that mean is
+
+    x_t + <u> x[t, p] + (<u^2> + h_p <u>) x[t, p, q]    x[...]: divided differences over l; h_p = l_t - l_p
+    <u> = h / (1 - e^-h) - 1,   <u^2> = h (1 + <u>) - 2 <u>
+
+Deviates from public code of DPM-Solver++ 3M, which takes half of <u^2>, as if x[t, p, q] were a second derivative, and
+is of second order for it.
+
+SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095) is the ancestral step with the x_hat of 2M. It solves the reverse
+SDE, whose paths have the forward law, to second order, where Ancestral does to first: so a context may be reused. With
+gamma above 0 it is of first order again, with an error of the opposite sign, which few steps can use.
+
+X itself is never formed: it is of size 1 / alpha, some thousands at t = 1, and would cost float32 its digits there.
+
+Both ends are of first order. At s = 0 h is finite only because the schedule is truncated, and x_hat is the answer. At
+t = 1, too, S stands for infinity: x_hat is the data's mean, for which a first-order step is exact, and Heun's e^h / 2,
+tens to hundreds there, would multiply whatever x_s differs from it by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import Probability, Ranged
+from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.step import Carry, Denoise, Draw, move
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Second order by two evaluations a step; one where it starts at t = 1 or ends at t = 0: 2 N - 2 an image."""
+
+    process: GaussianProcess
+    markovian = False
+
+    def __str__(self) -> str:
+        return "Heun"
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        x_t = denoise(z, t)
+        if bool((s == 0).all()):
+            return x_t, carry
+        z_s = move(self.process, z, x_t, t, s)
+        if bool((t == 1).all()):
+            return z_s, carry
+        log_snr = self.process.schedule.log_snr
+        growth = torch.exp((log_snr(s) - log_snr(t)) / 2)
+        x = x_t + expand(growth / 2, z) * (denoise(z_s, s) - x_t)
+        return move(self.process, z, x, t, s), carry
+
+
+@dataclass(frozen=True)
+class DPMSolver2M:
+    """Second order by one evaluation a step and the last one's; the first step and that into t = 0 are of first order.
+
+    Its carry is the x_hat of the step before and its time.
+    """
+
+    process: GaussianProcess
+    markovian = False
+
+    def __str__(self) -> str:
+        return "DPM-Solver++ 2M"
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        x_t = denoise(z, t)
+        if bool((s == 0).all()):
+            return x_t, (x_t, t)
+        return move(self.process, z, extrapolated(self.process, x_t, t, s, carry), t, s), (x_t, t)
+
+
+@dataclass(frozen=True)
+class DPMSolver3M:
+    """Third order by one evaluation a step and the last two's; the step into t = 0 is of first order.
+
+    So is the first step, and the second is of second: they leave a path at second order, with an error that is small
+    where x_hat hardly changes yet, in noise. Its carry is the x_hat of up to two steps before with their times, the
+    latest first.
+    """
+
+    process: GaussianProcess
+    markovian = False
+
+    def __str__(self) -> str:
+        return "DPM-Solver++ 3M"
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        x_t = denoise(z, t)
+        after = ((x_t, t), *carry[:1])
+        if bool((s == 0).all()):
+            return x_t, after
+        if len(carry) < 2:
+            x = extrapolated(self.process, x_t, t, s, carry[0] if carry else ())
+        else:
+            x = mean_of_parabola(self.process, x_t, t, s, carry)
+        return move(self.process, z, x, t, s), after
+
+
+@dataclass(frozen=True)
+class SDEDPMSolver2M(Ranged):
+    """The reverse SDE to second order by one evaluation a step; ends, and carry, as those of DPMSolver2M.
+
+    Of a dual-rate model the line through two x_hat may cross a heavy call, where x_hat jumps with its context.
+    gamma: noise level as Ancestral's
+    """
+
+    process: GaussianProcess
+    gamma: Probability = 0.0
+    markovian = True  # to the order of the method, as Ancestral: exact for short steps
+
+    def __str__(self) -> str:
+        return f"SDE-DPM-Solver++ 2M{f', gamma {self.gamma:g}' if self.gamma else ''}"
+
+    def start(self) -> Carry:
+        return ()
+
+    def __call__(
+        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
+    ) -> tuple[Tensor, Carry]:
+        x_t = denoise(z, t)
+        if bool((s == 0).all()):
+            return x_t, (x_t, t)
+        x = extrapolated(self.process, x_t, t, s, carry)
+        return Ancestral(self.process, self.gamma).kernel(lambda *_: x, z, t, s).sample(draw()), (x_t, t)
+
+
+def extrapolated(process: GaussianProcess, x_t: Tensor, t: Tensor, s: Tensor, carry: Carry) -> Tensor:
+    """x_hat in mid-step, on the line in log-SNR through x_t and the carry, (x_hat, time) of the step before; or x_t."""
+    if not carry:
+        return x_t
+    x_prev, t_prev = carry
+    log_snr = process.schedule.log_snr
+    ratio = (log_snr(s) - log_snr(t)) / (log_snr(t) - log_snr(t_prev))
+    return x_t + expand(ratio / 2, x_t) * (x_t - x_prev)
+
+
+def mean_of_parabola(process: GaussianProcess, x_t: Tensor, t: Tensor, s: Tensor, carry: Carry) -> Tensor:
+    """x_hat's mean over the step, weighted with e^l, on the parabola through x_t and carry = ((x_p, p), (x_q, q))."""
+    (x_p, p), (x_q, q) = carry
+    l_s, l_t, l_p, l_q = (process.schedule.log_snr(time) / 2 for time in (s, t, p, q))
+    h, h_p, h_q = l_s - l_t, l_t - l_p, l_p - l_q
+    first = (x_t - x_p) / expand(h_p, x_t)
+    second = (first - (x_p - x_q) / expand(h_q, x_t)) / expand(h_p + h_q, x_t)
+    mean = -h / torch.expm1(-h) - 1  # <u>
+    mean_square = h * (1 + mean) - 2 * mean  # <u^2>
+    return x_t + expand(mean, x_t) * first + expand(mean_square + h_p * mean, x_t) * second

@@ -1,0 +1,207 @@
+"""Sampling: `trajectory`, the one loop; `rollout`, its end; `sample`, images from seeds in batches.
+
+    for each step (t -> s) of the plan:
+        FULL:  context = encode(z, t)           heavy
+        NONE:  context = nothing
+        z = step(denoise with that context)     light
+
+Noise is keyed by (image seed, step, draw): an image does not depend on its batch, nor on the batch size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.sampling.step import Carry, Step
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a trajectory stands: before step i of the plan, at time t.
+
+    z: (B, ...); t: (B,); context with its z_tau: of the latest heavy call; carry: the step's own
+    """
+
+    i: int
+    z: Tensor
+    t: Tensor
+    context: Context
+    z_tau: Tensor | None
+    carry: Carry
+
+
+StepDraw = Callable[[int, int], Tensor]  # (step, draw) -> standard normal numbers in the state's shape
+
+
+def reuses(plan: StepPlan) -> bool:
+    """Whether some step of the plan uses a context of another time."""
+    return any(refresh in (Refresh.KEEP, Refresh.PARTIAL) for refresh in plan.refresh)
+
+
+def check_reuse(denoiser: Denoiser, step: Step, plan: StepPlan) -> None:
+    """Refuses a plan that reuses a context under a sampler that breaks the law the context was trained under.
+
+    Raises ValueError for a Markovian-only denoiser with a step that is not. (What else a step may not do with a reused
+    context, `trajectory` finds when it is done.)
+    """
+    if denoiser.reuse is Reuse.MARKOV and not step.markovian and reuses(plan):
+        raise ValueError(
+            f"{type(step).__name__} ({step}) changes the joint law of (z_t, z_tau), which a reused dual-rate context "
+            f"was trained on. Use Ancestral (with eta 1), SDEDPMSolver2M or a covariance step with the Markov kernel; "
+            f"or a heavy call at every step (heavy = {plan.num_steps})"
+        )
+
+
+def trajectory(
+    denoiser: Denoiser,
+    step: Step,
+    plan: StepPlan,
+    z: Tensor,
+    cond: Cond,
+    draw: StepDraw,
+    *,
+    start: int = 0,
+    state: State | None = None,
+) -> Iterator[State]:
+    """Yields the state before step `start`, then after every step of the plan; with gradient if the caller has it on.
+
+    z: (B, ...) at plan.t[start]. state: one that an earlier trajectory over this plan yielded, to go on from; then z
+    and start are not looked at.
+    draw: (step, draw) -> normal numbers shaped like z.
+    Raises ValueError where the denoiser's context may not be reused under this step, which breaks the law of pairs or
+    calls the network at a second time; and for a state of another plan. Warns of noise where a smooth path is needed.
+    """
+    check_reuse(denoiser, step, plan)
+    if denoiser.reuse is Reuse.SMOOTH and reuses(plan):
+        draw = _noted(draw, step)
+    times = torch.tensor(plan.t, dtype=torch.float64, device=z.device)
+    rows = z.shape[0]
+    if state is None:
+        if not 0 <= start < plan.num_steps:
+            raise ValueError(f"start is one of the plan's steps 0..{plan.num_steps - 1}, got {start}")
+        state = State(start, z, times[start].expand(rows), Context(), None, step.start())
+    elif not torch.equal(state.t, times[state.i].expand_as(state.t)):
+        raise ValueError(f"this state stands at step {state.i} of another plan: its time is not {plan.t[state.i]}")
+    needs = state.i < plan.num_steps and plan.refresh[state.i] in (Refresh.KEEP, Refresh.PARTIAL)
+    if needs and state.z_tau is None:
+        raise ValueError(f"step {state.i} reuses a context: start at a heavy step, or pass a state that holds one")
+    yield state
+    for i in range(state.i, plan.num_steps):
+        state = _advance(denoiser, step, plan.refresh[i], state, times[i + 1].expand(rows), cond, draw)
+        yield state
+
+
+def _noted(draw: StepDraw, step: Step) -> StepDraw:
+    """The same numbers; says that a step draws them."""
+
+    def noted(i: int, j: int) -> Tensor:
+        warnings.warn(
+            f"{type(step).__name__} draws noise at every step, but this denoiser's reuse needs a smooth path: use DDIM "
+            "or DPMSolver2M",
+            stacklevel=2,
+        )
+        return draw(i, j)
+
+    return noted
+
+
+def _advance(
+    denoiser: Denoiser, step: Step, refresh: Refresh, state: State, s: Tensor, cond: Cond, draw: StepDraw
+) -> State:
+    z, t = state.z, state.t
+    context, z_tau = state.context.aged(), state.z_tau
+    if refresh is Refresh.NONE:
+        context, z_tau = Context(), None
+    elif refresh in (Refresh.FULL, Refresh.PARTIAL):
+        context, z_tau = denoiser.encode(z, t, cond, previous=context, refresh=refresh), z
+    held, at_start = context, None
+
+    def denoise(z_now: Tensor, t_now: Tensor) -> Tensor:
+        """Once what `encode` computed itself, if it did; then the network's, which does not run twice at (z, t)."""
+        nonlocal held, at_start
+        used, held = held, held.aged()
+        if t_now is not t and not torch.equal(t_now, t):  # a step of several times
+            if refresh is Refresh.FULL:
+                used = denoiser.encode(z_now, t_now, cond)
+            elif refresh is not Refresh.NONE and denoiser.reuse is not Reuse.FREE:
+                raise ValueError(
+                    f"{type(step).__name__} calls the network at a second time in a step, which counts as no step of "
+                    "its own where a context is reused: use DPMSolver2M, which calls it once, or a heavy call at every "
+                    "step"
+                )
+        elif z_now is z and used.x_hat is None:
+            if at_start is None:
+                at_start = denoiser.denoise(z, t, used, cond)
+            return at_start
+        return denoiser.denoise(z_now, t_now, used, cond)
+
+    count = itertools.count()
+    z_s, carry = step(denoise, z, t, s, lambda: draw(state.i, next(count)), state.carry)
+    return State(state.i + 1, z_s, s, context, z_tau, carry)
+
+
+def rollout(
+    denoiser: Denoiser, step: Step, plan: StepPlan, z: Tensor, cond: Cond, draw: StepDraw, *, start: int = 0
+) -> Tensor:
+    """The last z of a trajectory."""
+    for state in trajectory(denoiser, step, plan, z, cond, draw, start=start):
+        z = state.z
+    return z
+
+
+def sample(
+    denoiser: Denoiser,
+    step: Step,
+    plan: StepPlan,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    label: Sequence[int] | None = None,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    bfloat16: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Tensor]:
+    """Images, batch by batch, without gradient: (b, *shape) float32, nominally in [-1, 1], on the device.
+
+    shape:    of one image, (C, H, W)
+    seeds:    one integer per image; an image depends on nothing but its seed, its label, the plan and the step
+    label:    one class per image; None for an unconditional model
+    bfloat16: networks run under autocast; x_hat, states and noise stay float32
+    progress: called with (images done, images in all)
+    Raises ValueError for no seeds, labels that are not one per seed, a batch size below 1, or a plan that does not go
+    from noise (1) to data (0).
+    """
+    if not len(seeds):
+        raise ValueError("nothing to sample: the list of seeds is empty")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, got {batch_size}")
+    if (plan.t[0], plan.t[-1]) != (1, 0):
+        raise ValueError(f"images are sampled from t = 1 to 0, this plan goes from {plan.t[0]} to {plan.t[-1]}")
+    if not all(-(2**63) <= seed < 2**63 for seed in (seeds[0], seeds[-1])):
+        raise ValueError(f"seeds are 64-bit integers, got {seeds[0]} ... {seeds[-1]}")
+    if label is not None and len(label) != len(seeds):
+        raise ValueError(f"one label per image: got {len(label)} labels for {len(seeds)} seeds")
+    device = torch.device(device)
+    for first in range(0, len(seeds), batch_size):
+        rows = slice(first, first + batch_size)
+        draws = Draws(0, torch.tensor(list(seeds[rows]), dtype=torch.int64, device=device))
+        cond = Cond(None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device))
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            z = draws.normal("start", *shape)
+            images = rollout(
+                denoiser, step, plan, z, cond, lambda i, j, d=draws: d.normal(f"step {i} draw {j}", *shape)
+            )
+        if progress is not None:
+            progress(min(first + batch_size, len(seeds)), len(seeds))
+        yield images.float()

@@ -1,0 +1,431 @@
+"""Numbers that a user may set: each has a range, and what lies outside is refused by name, wherever it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import pkgutil
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import numpy as np
+import pytest
+import torch
+from cli.command import call
+from torch import nn
+
+import dualrate as dr
+from dualrate.cli import distill as cli_distill
+from dualrate.cli import main as cli
+from dualrate.cli import train as cli_train
+from dualrate.cli.bound import LikelihoodBound
+from dualrate.cli.calibrate import Calibrate
+from dualrate.cli.compare import Compare
+from dualrate.cli.distill import Distill
+from dualrate.cli.plan import PlanSearch
+from dualrate.cli.sampling_options import Plan
+from dualrate.compare.comparison import Effort
+from dualrate.compare.contenders import Contender, Entry
+from dualrate.config.ranges import Range, Ranged, Steps, checked, described
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.demo.demo import Cell
+from dualrate.denoisers.exact import NeededContext
+from dualrate.experiments.serves import Continuous, Grid
+from dualrate.measuring.measure import Guidance
+from dualrate.methods.method import Phase
+from dualrate.metrics.dinov2 import DinoV2
+from dualrate.metrics.features import Architecture, Card
+from dualrate.metrics.inception import Inception
+from dualrate.runs.store import read_experiment
+
+BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
+WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
+
+MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
+    "dualrate.likelihood.bound.Bound",
+    "dualrate.denoisers.metered.Meter",
+    "dualrate.compare.comparison.Clock",
+    "dualrate.compare.speed.Speed",
+    "dualrate.compare.work.Bench",
+    "dualrate.compare.work.Finished",
+    "dualrate.sampling.cost.CallCost",
+    "dualrate.sampling.cost.PlanCost",
+    "dualrate.data.cache.Options",
+    "dualrate.data.source.Raw",
+    "dualrate.diffusion.draws.Draws",
+    "dualrate.metrics.blocks.Kept",
+    "dualrate.metrics.details.Details",
+    "dualrate.metrics.evaluate.Score",
+    "dualrate.metrics.fingerprint.Fingerprint",
+    "dualrate.metrics.frechet.GaussianStats",
+    "dualrate.metrics.bootstrap.Interval",
+    "dualrate.metrics.kernel.KernelDistance",
+    "dualrate.metrics.precision_recall.Manifold",
+    "dualrate.metrics.precision_recall.PrecisionRecall",
+    "dualrate.planning.planner.Call",
+    "dualrate.planning.planner.Errors",
+    "dualrate.planning.planner.Planned",
+    "dualrate.config.ranges.Range",
+    "dualrate.report.pareto.Point",
+    "dualrate.recipes.auto.Tier",
+    "dualrate.report.pareto.Saving",
+    "dualrate.measuring.sample_record.Record",
+    "dualrate.measuring.samples.Written",
+    "dualrate.runs.store.Stored",
+    "dualrate.demo.turns.Limits",
+    "dualrate.demo.turns.Turns",
+    "dualrate.report.rows.Row",
+    "dualrate.measuring.calibration.CovarianceTable",
+    "dualrate.demo.demo._Timed",
+    "dualrate.demo.page.SmallRun",
+    "dualrate.measuring.likelihood.Estimate",
+    "dualrate.measuring.likelihood.Likelihood",
+    "dualrate.measuring.measure.Samples",
+    "dualrate.measuring.planning.CallCosts",
+    "dualrate.measuring.planning.Candidate",
+    "dualrate.measuring.planning.Ranked",
+    "dualrate.runs.store.Model",
+    "dualrate.methods.moment_matching.watch.Watch",
+    "dualrate.sampling.trajectory.State",
+    "dualrate.diffusion.plan.StepPlan",
+    "dualrate.training.config.FitResult",
+    "dualrate.likelihood.variance.FittedVariance",
+}
+
+
+# One of every dataclass that has ranges
+
+
+def process() -> dr.GaussianProcess:
+    return dr.GaussianProcess(dr.Cosine())
+
+
+def network() -> dr.UViTConfig:
+    levels = (dr.Level("conv", 4, 1), dr.Level("transformer", 16, 2))
+    return dr.UViTConfig(8, 1, levels, 3, patch=2, embedding=8, head_dim=16)
+
+
+def examples() -> Iterator[Any]:
+    """Instances that between them hold one of every class."""
+    run, plan, of, config = Path("run"), dr.StepPlan.uniform(4, 2), process(), network()
+    yield from (recipe for recipe in cli_train.RECIPES.values() if is_dataclass(recipe))
+    yield from (recipe() for recipe in cli_train.RECIPES.values() if not is_dataclass(recipe))
+    yield from (Distill(recipe(), teacher=run) for recipe in cli_distill.RECIPES.values())
+    yield replace(cli_train.RECIPES["fashion-mnist-dual"](), times=Grid(4, 2))
+    two = replace(cli_train.RECIPES["fashion-mnist-dual"](), times=Grid(4, 2))
+    yield dr.Distillation("teacher", two, rollout="full")
+    yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
+    yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), Guidance(), Plan())
+    yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), Cell("run", "run", "ancestral", 4))
+    yield from (Continuous(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), dr.NoiseCovariance(of))
+    yield dr.TabulatedVariance((-1.0, 1.0), (0.1, 0.2))
+    bands = dr.Bands((1, 4, 4))
+    yield dr.TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
+    yield dr.SharedEncoder(dr.UViT(config), of, 1)
+    denoiser, networks = NeededContext(of, 1.0), nn.ModuleDict()
+    yield dr.Guided(denoiser, of, 1.0, 3)
+    yield from (dr.FromData(4, of), dr.SegmentRollout(plan, of), dr.FullRollout(plan, of))
+    yield dr.Denoising(networks, denoiser, of, dr.Sigmoid(), dr.SingleTime())
+    roles: dict[str, Any] = {"networks": networks, "student": denoiser, "teacher": denoiser, "process": of}
+    roles |= {"weighting": dr.Sigmoid(), "states": dr.FromData(4, of)}
+    yield dr.MomentMatching(**roles, auxiliaries=nn.ModuleDict(), auxiliary=denoiser)
+    yield dr.InstantMomentMatching(**roles, teacher_network=nn.Identity())
+    yield Phase("model", (), lambda *_: dr.methods.method.Loss(torch.zeros(())))
+    yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
+    yield Inception(nn.Identity(), torch.device("cpu"))
+    yield DinoV2(nn.Identity(), "name", 8, torch.device("cpu"))
+
+
+def within(value: Any) -> Iterator[Any]:
+    """A dataclass and all in its fields."""
+    if is_dataclass(value) and not isinstance(value, type):
+        yield value
+        for field in fields(value):
+            yield from within(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from within(item)
+
+
+EXAMPLES = {type(value): value for example in examples() for value in within(example) if isinstance(value, Ranged)}
+
+
+# No number without a range
+
+
+def dataclasses_of_the_package() -> Iterator[type]:
+    for module in pkgutil.walk_packages(dr.__path__, "dualrate."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, type) and is_dataclass(value) and value.__module__ == module.name:
+                yield value
+
+
+def numbers(kind: Any) -> Iterator[tuple[Any, Range | None]]:
+    """The numbers in an annotation, and the range of each."""
+    if get_origin(kind) is Annotated and get_args(kind)[0] in (int, float):
+        yield get_args(kind)[0], next((note for note in kind.__metadata__ if isinstance(note, Range)), None)
+    elif get_origin(kind) in (Annotated, Union, UnionType, tuple, list):
+        yield from (found for part in get_args(kind) for found in numbers(part))
+    elif kind in (int, float):
+        yield kind, None
+
+
+def hints(kind: type) -> dict[str, Any]:
+    found = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: found[field.name] for field in fields(kind)}
+
+
+PACKAGE = {f"{kind.__module__}.{kind.__name__}": kind for kind in dataclasses_of_the_package()}
+
+
+def test_every_number_that_a_user_sets_has_a_range():
+    bare = {
+        f"{name}.{field}"
+        for name, kind in PACKAGE.items()
+        for field, hint in hints(kind).items()
+        for _, allowed in numbers(hint)
+        if name not in MADE and not (allowed and issubclass(kind, Ranged))
+    }
+    assert not bare, f"declare a range: {sorted(bare)}"
+    assert set(PACKAGE) >= MADE
+
+
+def test_every_class_with_ranges_is_walked():
+    ranged = {kind for kind in PACKAGE.values() if issubclass(kind, Ranged)}
+    abstract = {dr.methods.moment_matching.StudentMethod}
+    assert ranged - abstract == set(EXAMPLES)
+
+
+def cases() -> Iterator[Any]:
+    for kind, example in EXAMPLES.items():
+        for field, hint in hints(kind).items():
+            if list(numbers(hint)):
+                yield pytest.param(example, field, hint, id=f"{kind.__name__}.{field}")
+
+
+def set_to(value: Any, hint: Any) -> Any:
+    """The number where the annotation wants one, or as often as it wants it."""
+    parts = [part for part in get_args(hint) if get_origin(part) is tuple] or [hint]
+    items = get_args(parts[0]) if get_origin(parts[0]) is tuple else ()
+    return (value,) * (2 if items and items[-1] is Ellipsis else len(items)) if items else value
+
+
+def outcome(example: Any, field: str, value: Any) -> tuple[Any, str]:
+    """What the field then is, and the error."""
+    try:
+        return getattr(replace(example, **{field: value}), field), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize(("example", "field", "hint"), list(cases()))
+def test_a_number_is_within_its_range_or_refused_by_name(example, field, hint):
+    (kind, allowed), *_ = numbers(hint)
+    for bad in BAD:
+        fits = isinstance(bad, int if kind is int else (int, float)) and bad in allowed
+        changed, error = outcome(example, field, set_to(bad, hint))
+        if error:  # of a number in its range, by its relation to another field
+            assert fits or error.startswith(f"{field} is {described(hint)}, got ")
+            assert "\n" not in error
+        else:
+            assert fits, f"{bad} was accepted"
+            assert type(changed[0] if isinstance(changed, tuple) else changed) is kind
+    for bad in (True, "1", 1j, [1.5, None], torch.tensor(1)):
+        with pytest.raises(ValueError, match=rf"^{field} is .*, got"):
+            replace(example, **{field: bad})
+
+
+def test_every_choice_is_one_of_those_listed():
+    for kind, example in EXAMPLES.items():
+        for field, hint in hints(kind).items():
+            if get_origin(hint) is Literal:
+                with pytest.raises(ValueError, match=f"^{field} is .* or .*, got 'none of them'"):
+                    replace(example, **{field: "none of them"})
+
+
+# How a range is written and what fits
+
+
+@dataclass(frozen=True)
+class Sampling(Ranged):
+    steps: Steps = 64
+    pair: tuple[Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)]] = (0.5, 1.0)
+    times: tuple[Annotated[float, Range(0, 1, above=True)], ...] | None = None
+    clip: Annotated[float, Range(0, math.inf, above=True)] = 1.0
+    kernel: Literal[1, 3] = 1
+    name: str = "anything"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 0}, "steps is a whole number from 1 to 100,000, got 0"),
+        ({"steps": 2.0}, "steps is a whole number from 1 to 100,000, got 2.0"),
+        ({"steps": True}, "steps is a whole number from 1 to 100,000, got True"),
+        ({"steps": None}, "steps is a whole number from 1 to 100,000, got None"),
+        ({"pair": (0.5,)}, "pair is 2 values, each a number from 0 to 1, got (0.5,)"),
+        ({"pair": 0.5}, "pair is 2 values, each a number from 0 to 1, got 0.5"),
+        ({"times": (1, 0)}, "times is a list of values, each a number above 0 and at most 1, or None, got (1, 0)"),
+        ({"clip": 0}, "clip is a number above 0, got 0"),
+        ({"clip": 10**400}, f"clip is a number above 0, got {10**400}"),
+        ({"kernel": 2}, "kernel is 1 or 3, got 2"),
+        ({"kernel": True}, "kernel is 1 or 3, got True"),
+    ],
+)
+def test_the_message_says_the_field_what_it_may_be_and_what_it_got(given, message):
+    with pytest.raises(ValueError) as caught:
+        Sampling(**given)
+    assert str(caught.value) == message
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(Sampling(), **given)
+
+
+def test_numbers_of_numpy_and_lists_become_python_s():
+    made = Sampling(np.int64(8), [np.float32(0.5), 1], times=[Fraction(1, 2)], clip=math.inf)
+    assert made == Sampling(8, (0.5, 1.0), (0.5,), math.inf)
+    assert [type(value) for value in (made.steps, *made.pair, made.times[0])] == [int, float, float, float]
+    json.dumps(dataclasses.asdict(made))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "text", "members", "others"),
+    [
+        (Range(0, 1), "from 0 to 1", (0, 0.5, 1), (-1e-9, 1.1, math.nan)),
+        (Range(0, 1, below=True), "from 0 to below 1", (0, 0.999), (1, math.nan)),
+        (Range(0, 1, above=True), "above 0 and at most 1", (1e-9, 1), (0, math.nan)),
+        (Range(0, 1, above=True, below=True), "above 0 and below 1", (0.5,), (0, 1)),
+        (Range(0, math.inf), "of 0 or more", (0, math.inf, 10**400), (-1, math.nan)),
+        (Range(0, math.inf, above=True), "above 0", (1e-300, math.inf), (0, math.nan)),
+        (Range(1, 1_000_000), "from 1 to 1,000,000", (1, 10**6), (0, 10**6 + 1)),
+        (Range(-0.5, 2.5), "from -0.5 to 2.5", (-0.5, 2.5), (2.6,)),
+        (Range(0, 0), "equal to 0", (0,), (1, math.nan)),
+    ],
+)
+def test_a_range_holds_what_it_says(allowed, text, members, others):
+    assert str(allowed) == text
+    assert all(number in allowed for number in members)
+    assert not any(number in allowed for number in others)
+
+
+def test_a_value_that_is_no_field_is_checked_alike():
+    assert checked("N", np.int32(4), Steps) == 4
+    with pytest.raises(ValueError, match="N is a whole number from 1 to 100,000, got 0"):
+        checked("N", 0, Steps)
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("fit", "iterations"), 0, r"file\.fit: iterations is a whole number from 1 to 1,000,000,000, got 0"),
+        (("fit", "optim", "betas"), [0.9, 1.0], r"file\.fit\.optim: betas is 2 values, .* got \(0\.9, 1\.0\)"),
+        (("networks", "light", "levels", 1, "blocks"), -1, r"file\.networks\.light\.levels\[1\]: blocks is"),
+        (("schedule", "log_snr_max"), math.inf, r"file\.schedule: log_snr_max is a number from -60 to 60, got inf"),
+        (("label_dropout",), math.nan, r"file: label_dropout is a number from 0 to 1, got nan"),
+        (("weighting", "bias"), 10**400, r"file\.weighting\.bias: expected a number, got one with 401 digits"),
+        (("networks", "light", "resample_kernel"), True, r"file\.networks\.light: resample_kernel is 1 or 3"),
+    ],
+)
+def test_a_number_in_a_file_is_refused_with_its_place(path, value, message):
+    plain = place = json.loads(json.dumps(to_plain(cli_train.RECIPES["fashion-mnist-dual"]())))
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        from_plain(dr.Experiment, json.loads(json.dumps(plain)), "file")
+
+
+@pytest.mark.parametrize("file", WEIGHTS, ids=lambda file: file.parent.name)
+def test_experiments_of_released_weights_are_within_the_ranges(file):
+    assert read_experiment(file.parent).name
+
+
+# Options
+
+COMMANDS: dict[str, Any] = {name: EXAMPLES[kind] for name, kind in cli.COMMANDS.items() if kind in EXAMPLES}
+TRAINED = {name: recipe() for name, recipe in cli_train.RECIPES.items() if not is_dataclass(recipe)}
+COMMANDS |= {f"train {name}": cli.Train(experiment) for name, experiment in TRAINED.items()}
+COMMANDS |= {f"distill {name}": Distill(recipe(), Path("run")) for name, recipe in cli_distill.RECIPES.items()}
+TRIED = ("train fashion-mnist-dual", "train imagenet64-heavy", "distill cifar10", *cli.COMMANDS)  # others are like them
+REQUIRED = {"sample": ["run", "--out", "out"], "demo": [], "distill": ["--teacher", "run"], "train": []}
+
+
+def helps(page: str) -> dict[str, str]:
+    """What a help page in one column says of every option, without its default."""
+    found, name = {}, ""
+    for line in page.splitlines():
+        if option := re.match(r"[│ ] (--?[a-z][^ ,]*|RUN|\[NAME=\S+)(.*)", line):
+            name, said = option.groups()
+            found[name] = said
+        elif name and re.match(r"[│ ] [ {]", line):
+            found[name] += line
+    values = r"\{[^}]*\}|\((default:|required).*|(?<!\S)(-h|--\S+|INT|FLOAT|STR|PATH|\||\[\S+|\[?\.\.\.\]*)(?!\S)"
+    return {name: re.sub(values, "", said).strip("│ ,") for name, said in found.items()}
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS, *(name for name in COMMANDS if " " in name)])
+def test_every_option_has_a_help_of_its_own(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "110")
+    assert call(monkeypatch, *command.split(), "--help") == 0
+    found = helps(capsys.readouterr().out)
+    assert len(found) > 2
+    assert not [name for name, said in found.items() if len(said.split()) < 2]
+
+
+def test_an_option_without_help_is_found():
+    page = """usage: x [-h]
+
+╭─ options ─────────────────────────────╮
+│ RUN   run-dir (required)              │
+│ -h, --help  show this help message    │
+│ --num INT  (default: 64)              │
+│ --steps {None}|INT                    │
+│       Steps of the                    │
+│       --sampler. (default: None)      │
+│ --fit.kind {a,b,                      │
+│ c}                                    │
+│       (default: a)                    │
+╰───────────────────────────────────────╯"""
+    assert {name for name, said in helps(page).items() if len(said.split()) < 2} == {"RUN", "--num", "--fit.kind"}
+
+
+def numeric_options(value: Any, prefix: str = "--") -> Iterator[tuple[str, str, int]]:
+    """(option, field, numbers that it takes) of all numeric options of a command."""
+    for field, hint in hints(type(value)).items():
+        unnamed = any(getattr(note, "name", None) == "" for note in getattr(hint, "__metadata__", ()))
+        name, held = prefix if unnamed else f"{prefix}{field.replace('_', '-')}", getattr(value, field)
+        parts = list(enumerate(held)) if isinstance(held, tuple) and held and is_dataclass(held[0]) else []
+        for i, part in parts:
+            yield from numeric_options(part, f"{name}.{i}.")
+        if is_dataclass(held):
+            yield from numeric_options(held, prefix if unnamed else f"{name}.")
+        elif not parts and (count := len(list(numbers(hint)))):
+            yield name, field, count
+
+
+OPTIONS = [
+    (command, *option) for command in TRIED if command in COMMANDS for option in numeric_options(COMMANDS[command])
+]
+
+
+@pytest.mark.parametrize(("command", "option", "field", "count"), OPTIONS)
+def test_an_option_out_of_range_is_one_line_and_exit_code_2(
+    command, option, field, count, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    kind, *_ = words = command.split()
+    assert call(monkeypatch, *words, *REQUIRED.get(kind, ["run"]), option, *["nan"] * count) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert re.fullmatch(rf"dualrate: {field} is .*, got .*nan.*", told[0])
+    assert not list(tmp_path.iterdir())

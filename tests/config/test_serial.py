@@ -1,0 +1,52 @@
+"""Experiments survive JSON, and a wrong file is told what is wrong."""
+
+import json
+
+import pytest
+
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.experiments.experiment import Experiment
+from dualrate.recipes import fashion_mnist, imagenet
+
+RECIPES = [fashion_mnist.heavy, fashion_mnist.light, fashion_mnist.dual, fashion_mnist.small, imagenet.heavy]
+RECIPES += [imagenet.dual]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_round_trip(recipe):
+    experiment = recipe()
+    assert from_plain(Experiment, json.loads(json.dumps(to_plain(experiment)))) == experiment
+
+
+def changed(path: list, value) -> dict:
+    plain = json.loads(json.dumps(to_plain(fashion_mnist.dual())))
+    place = plain
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["fit", "itterations"], 3, "did you mean iterations"),
+        (["fit", "iterations"], "many", r"fit\.iterations: expected an integer"),
+        (["fit", "iterations"], True, "expected an integer"),
+        (["networks", "type"], "os.system", "expected OneNetwork or TwoNetworks"),
+        (["fit", "precision"], "float8", "expected one of"),
+        (["networks", "light", "levels"], 3, "expected a list"),
+        (["times", "heavy"], [1], "expected 2 items"),
+        (["schedule", "log_snr_min"], 16, r"configuration\.schedule: log_snr_min must be below"),
+    ],
+)
+def test_a_wrong_file_is_told_what_is_wrong(path, value, message):
+    with pytest.raises(ValueError, match=message):
+        from_plain(Experiment, changed(path, value))
+
+
+def test_a_missing_field_is_named():
+    plain = to_plain(fashion_mnist.dual())
+    del plain["networks"]
+    with pytest.raises(ValueError, match="networks"):
+        from_plain(Experiment, plain)

@@ -1,0 +1,229 @@
+"""Encoder sharing: exact where it is refreshed, cheaper and different where it is not."""
+
+import itertools
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dualrate as dr
+from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.planning.similarity import best_refreshes, similarities
+from dualrate.sampling.cost import call_cost, macs_of, plan_cost
+
+PROCESS = dr.GaussianProcess(dr.Cosine())
+DDIM = dr.DDIM(PROCESS)
+SHAPE = (1, 8, 8)
+CONFIG = dr.UViTConfig(
+    8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 3)), 3, patch=2, embedding=16, head_dim=16
+)
+
+
+def network(config: dr.UViTConfig = CONFIG) -> dr.UViT:
+    """Every parameter random, the zero-initialised ones too."""
+    torch.manual_seed(0)
+    net = dr.UViT(config)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return net.eval()
+
+
+NET = network()
+
+
+def shared(split: int = 2) -> SharedEncoder:
+    return SharedEncoder(NET, PROCESS, split)
+
+
+def images(denoiser: dr.Denoiser, plan: dr.StepPlan, step: dr.Step = DDIM, seeds: range = range(3)) -> torch.Tensor:
+    return torch.cat(list(dr.sample(denoiser, step, plan, SHAPE, seeds, [seed % 3 for seed in seeds])))
+
+
+def one_call(seed: int = 0, t: float = 0.4) -> tuple[torch.Tensor, torch.Tensor, dr.Cond]:
+    z = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    return z, torch.full((2,), t, dtype=torch.float64), dr.Cond(torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+@pytest.mark.parametrize("step", [DDIM, dr.Ancestral(PROCESS)], ids=str)
+def test_refreshed_at_every_step_it_is_the_network_itself(split, step):
+    plan = dr.StepPlan.uniform(4)
+    assert torch.equal(images(shared(split), plan, step), images(dr.Plain(NET, PROCESS), plan, step))
+
+
+def test_kept_features_at_their_own_state_change_nothing():
+    """What runs between refreshes, given the features of the very same state, is the whole network."""
+    z, t, cond = one_call()
+    with torch.no_grad():
+        context = shared().encode(z, t, cond)
+        torch.testing.assert_close(shared().denoise(z, t, context.aged(), cond), context.x_hat)
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_kept_features_of_another_state_do(split):
+    z, t, cond = one_call()
+    with torch.no_grad():
+        stale = shared(split).encode(*one_call(1, 0.5)).aged()
+        x_hat, exact = (shared(split).denoise(z, t, context, cond) for context in (stale, dr.Context()))
+    assert (x_hat - exact).abs().max() > 1e-3
+    plan = dr.StepPlan.uniform(4, 2)
+    assert (images(shared(split), plan) - images(dr.Plain(NET, PROCESS), plan)).abs().max() > 1e-3
+
+
+def test_between_refreshes_the_state_and_the_time_are_the_current_ones():
+    z, t, cond = one_call()
+    with torch.no_grad():
+        kept = shared(3).encode(*one_call(1, 0.5)).aged()
+        here, other_state, other_time = (
+            shared(3).denoise(z_now, t_now, kept, cond) for z_now, t_now in ((z, t), (-z, t), (z, t * 0.9))
+        )
+        alpha = PROCESS.schedule.log_snr(t).sigmoid().sqrt()[0].item()  # x_hat = alpha z - sigma v(z)
+    assert (here - other_state - 2 * alpha * z).abs().max() > 1e-3
+    assert (here - other_time).abs().max() > 1e-3
+
+
+def test_without_a_context_the_whole_network_runs():
+    z, t, cond = one_call()
+    with torch.no_grad():
+        whole = dr.Plain(NET, PROCESS).denoise(z, t, dr.Context(), cond)
+        assert torch.equal(shared().denoise(z, t, dr.Context(), cond), whole)
+    plan = dr.StepPlan.uniform(4, 0)
+    assert torch.equal(images(shared(), plan), images(dr.Plain(NET, PROCESS), plan))
+
+
+def test_a_plan_counts_its_refreshes_and_the_steps_between():
+    meter = dr.Metered(shared())
+    images(meter, dr.StepPlan.uniform(8, 3))
+    assert (meter.meter.heavy, meter.meter.light) == (3 * 3, 3 * 5)
+
+
+def test_costs_add_up():
+    """A light call lacks the shared blocks, nothing else; a plan costs what torch counts when it runs."""
+    z, t, cond = one_call()
+    z, t, cond = z[:1], t[:1], cond[:1]
+    whole = macs_of(lambda: dr.Plain(NET, PROCESS).denoise(z, t, dr.Context(), cond))
+    h, emb = torch.zeros(1, 16, 2, 2), torch.zeros(1, 16)
+    lights = []
+    for split in (1, 2, 3):
+        cost = call_cost(shared(split), SHAPE, 0)
+        blocks = macs_of(lambda split=split: NET.middle(h, emb, end=split))
+        assert (cost.heavy, cost.light) == (whole, whole - blocks)
+        lights.append(cost.light)
+    assert whole > lights[0] > lights[1] > lights[2]
+    plan = dr.StepPlan.uniform(8, 3)
+    cost = plan_cost(shared(), DDIM, plan, SHAPE, label=0)
+    assert cost.macs == 3 * whole + 5 * lights[1]
+    assert cost.macs == macs_of(lambda: images(shared(), plan, seeds=range(1)))
+
+
+def test_interleaved_samplings_do_not_meet():
+    plan, denoiser = dr.StepPlan.uniform(6, 2), shared()
+
+    def states(seed: int):
+        z, _, cond = one_call(seed)
+        return dr.trajectory(denoiser, DDIM, plan, z, cond, lambda i, j: torch.zeros_like(z))
+
+    with torch.no_grad():
+        alone = [list(states(seed))[-1].z for seed in (0, 1)]
+        together = list(zip(states(0), states(1), strict=True))[-1]
+    assert torch.equal(together[0].z, alone[0])
+    assert torch.equal(together[1].z, alone[1])
+
+
+def test_guidance_shares_both_branches():
+    guided = dr.Guided(shared(), PROCESS, weight=1.5, null=3, interval=(0.3, 3.0))
+    plain = dr.Guided(dr.Plain(NET, PROCESS), PROCESS, weight=1.5, null=3, interval=(0.3, 3.0))
+    torch.testing.assert_close(images(guided, dr.StepPlan.uniform(4)), images(plain, dr.StepPlan.uniform(4)))
+    assert images(guided, dr.StepPlan.uniform(4, 2)).isfinite().all()
+
+
+def test_noise_is_warned_of_and_determinism_is_not():
+    plan = dr.StepPlan.uniform(4, 2)
+    with pytest.warns(UserWarning, match="smooth path"):
+        images(shared(), plan, dr.Ancestral(PROCESS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images(shared(), plan)
+
+
+@pytest.mark.parametrize("split", [4, 1000])
+def test_a_split_must_lie_within_the_middle(split):
+    with pytest.raises(ValueError, match="1 to 3 in this network"):
+        shared(split)
+
+
+def test_a_network_without_a_head_is_refused():
+    with pytest.raises(ValueError, match="without a head"):
+        SharedEncoder(dr.UViT(replace(CONFIG, head=False)), PROCESS, 1)
+
+
+def test_a_partial_refresh_is_refused():
+    with pytest.raises(ValueError, match="as a whole"):
+        shared().encode(*one_call(), refresh=dr.Refresh.PARTIAL)
+
+
+def test_a_foreign_context_is_refused():
+    z, t, cond = one_call()
+    own = torch.zeros(2, 16, 2, 2)
+    foreign = [
+        dr.Context(tau=t),  # a context, but no features
+        dr.Context((own[:, :8],), tau=t),
+        dr.Context((own, own), tau=t),
+        dr.Context((own[:1],), tau=t[:1]),
+        dr.Context((own,), tau=t, present=torch.tensor([True, False])),
+    ]
+    for context in foreign:
+        with pytest.raises(ValueError, match="pass what encode returned"):
+            shared().denoise(z, t, context, cond)
+
+
+def test_similarity_is_the_cosine_of_the_features_of_a_plain_trajectory():
+    times, seeds, label = [1.0, 0.7, 0.4, 0.2, 0.0], [5, 6], [1, 2]
+    found = similarities(shared(), DDIM, times, SHAPE, seeds, label)
+    draws = dr.Draws(0, torch.tensor(seeds))
+    plan, cond = dr.StepPlan.at(times, range(4)), dr.Cond(torch.tensor(label))
+    with torch.no_grad():
+        walk = list(dr.trajectory(dr.Plain(NET, PROCESS), DDIM, plan, draws.normal("start", *SHAPE), cond, None))
+        kept = [shared().encode(state.z, state.t, cond).features[0] for state in walk[:-1]]
+    cosine = [[torch.cosine_similarity(a, b, dim=1).mean().item() for b in kept] for a in kept]
+    np.testing.assert_allclose(found, cosine, rtol=0, atol=1e-6)
+    assert found[0, 3] < 1 - 1e-3  # else every refresh would do
+
+
+def total(similarity: np.ndarray, refreshes: list[int]) -> float:
+    latest = [max(r for r in refreshes if r <= step) for step in range(len(similarity))]
+    return sum(similarity[step, refresh] for step, refresh in enumerate(latest))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_best_refreshes_are_those_of_brute_force(seed):
+    similarity = np.random.default_rng(seed).normal(size=(8, 8))  # neither symmetric nor positive
+    for heavy in range(1, 9):
+        found = best_refreshes(similarity, heavy)
+        every = ([0, *others] for others in itertools.combinations(range(1, 8), heavy - 1))
+        assert found[0] == 0
+        assert len(set(found)) == heavy
+        assert found == sorted(found)
+        assert total(similarity, found) == pytest.approx(max(total(similarity, each) for each in every))
+
+
+def test_blocks_of_like_steps_are_refreshed_where_they_begin():
+    block = np.repeat([0, 1, 2], [2, 5, 3])
+    assert best_refreshes((block[:, None] == block).astype(float), 3) == [0, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("similarity", "heavy", "match"),
+    [
+        (np.ones((3, 4)), 1, "shape"),
+        (np.full((3, 3), np.nan), 1, "finite"),
+        (np.ones((3, 3)), 0, "1 to 3 refreshes"),
+        (np.ones((3, 3)), 4, "1 to 3 refreshes"),
+    ],
+)
+def test_refreshes_that_cannot_be_planned_are_refused(similarity, heavy, match):
+    with pytest.raises(ValueError, match=match):
+        best_refreshes(similarity, heavy)

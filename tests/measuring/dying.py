@@ -1,0 +1,54 @@
+"""A sampling process that dies on cue, for test_samples.py. Children fork from a server that has imported torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+from dualrate.diffusion.plan import StepPlan
+from dualrate.measuring.samples import write_samples
+from dualrate.runs.store import load
+from dualrate.sampling.ancestral import Ancestral
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["dualrate.measuring.samples", "torch._dynamo"])
+PLAN = StepPlan.uniform(2, 1)
+
+
+def write(run: Path, out: Path, num: int, *, kill_at: int = 0) -> None:
+    """Draw the seeds from 5 on, in batches of 3. Dies at the `kill_at`-th moment right before or after a renaming."""
+    torch.set_num_threads(1)
+    moments, replace = 0, os.replace
+
+    def reached() -> None:
+        nonlocal moments
+        moments += 1
+        if moments == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(source: Path, target: Path) -> None:
+        reached()
+        replace(source, target)
+        reached()
+
+    os.replace = watched
+    model = load(run)
+    try:
+        write_samples(
+            model, Ancestral(model.process), PLAN, range(5, 5 + num), out, batch_size=3, bfloat16=False, npz=True
+        )
+    finally:
+        os.replace = replace
+
+
+def run(*arguments: object, **options: object) -> int:
+    """Exit code of a child that writes; negative: the signal it died of."""
+    child = context.Process(target=write, args=arguments, kwargs=options, daemon=True)
+    child.start()
+    child.join(60)
+    assert child.exitcode is not None
+    return child.exitcode

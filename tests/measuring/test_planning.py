@@ -1,0 +1,291 @@
+"""Planning for a budget: what is affordable, what is kept, what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from cli.command import call
+from scipy.stats import spearmanr
+from trouble import full_disk, unreadable
+
+from dualrate.cli.main import main
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Cond
+from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.machine.device import pays
+from dualrate.measuring.planning import CallCosts, call_macs, candidates, check_plans, measured_errors, spearman
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.planning.planner import Errors, Planner, measure_errors
+from dualrate.runs.store import load, write_experiment
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+from tests.theory.common import PROCESS
+
+BIAS = -3.0  # of the loss weight, not the usual one
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
+
+
+class Quiet:
+    def update(self, iteration, total, logs): ...
+    def note(self, text): ...
+    def close(self): ...
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A dual-rate run with random weights, and its images."""
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    experiment = Experiment(
+        "two",
+        TwoNetworks(NET, NET),
+        FitConfig(iterations=1),
+        DataConfig(str(tmp_path / "images.npz")),
+        times=TimeSampler(),
+        weighting=Sigmoid(BIAS),
+    )
+    write_experiment(tmp_path / "run", experiment)
+    networks, _ = experiment.build()
+    checkpoint.save(tmp_path / "run" / "checkpoints", 1, {"model": networks.state_dict()}, {"iteration": 1})
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_affordable_is_the_most_that_the_budget_pays(own):
+    costs = CallCosts(heavy=10.0, light=2.0, own=own)
+    for steps in (4, 8):
+        for budget in (7.9, 8.0, 16.0, 30.0, 200.0):
+            fits = [h for h in range(steps + 1) if h * 10 + (steps - h * own) * 2 <= budget]
+            assert costs.affordable(steps, budget) == (max(fits) if fits else None)
+
+
+def grid_errors(steps: int = 8) -> Errors:
+    rng = np.random.default_rng(0)
+    errors = rng.uniform(0.1, 1, (steps, steps + 1))
+    errors[:, :-1][np.triu_indices(steps, 1)] = np.inf
+    return Errors(StepPlan.uniform(steps).t, errors)
+
+
+def test_candidates_stay_within_the_budget_and_beat_the_even_spread():
+    planner, costs = Planner(grid_errors(), PROCESS), CallCosts(10, 1, own=True)
+    found = candidates(planner, costs, 30, (2, 4, 8))
+    assert [c.planned.objective for c in found] == sorted(c.planned.objective for c in found)
+    for candidate in found:
+        assert candidate.cost <= 30
+        plan = candidate.planned.plan
+        assert candidate.even == planner.objective(StepPlan.uniform(plan.num_steps, plan.num_heavy))
+        assert candidate.planned.objective <= candidate.even
+    assert candidates(planner, costs, 30, (3,), free_times=True)[0].even is None
+    with pytest.raises(ValueError, match="raise the budget"):
+        candidates(planner, costs, 1, (2, 4, 8))
+
+
+def test_errors_are_measured_once(run, monkeypatch):
+    model = load(run)
+    first = measured_errors(model, grid=4, images=8, progress=Quiet())
+    monkeypatch.setattr("dualrate.measuring.planning.measure_errors", None)
+    second = measured_errors(model, grid=4, images=8, progress=Quiet())
+    np.testing.assert_array_equal(first.errors, second.errors)
+    assert first.t == second.t == StepPlan.uniform(4).t
+    with pytest.raises(TypeError):  # not the same question
+        measured_errors(model, grid=4, images=9, progress=Quiet())
+
+
+def test_errors_are_those_of_all_images_where_there_are_fewer_than_asked_for(run):
+    """58 of the 64 are training images; the usual 128 of a comparison would be refused."""
+    model = load(run)
+    all_of_them = measured_errors(model, grid=2, images=58, progress=Quiet())
+    np.testing.assert_array_equal(
+        measured_errors(model, grid=2, images=128, progress=Quiet()).errors, all_of_them.errors
+    )
+
+
+def test_errors_of_parts_are_those_of_the_whole(run, monkeypatch):
+    model = load(run)
+    whole = measured_errors(model, grid=4, images=10, progress=Quiet()).errors
+    monkeypatch.setattr("dualrate.measuring.planning.ROWS", 4)
+    monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "other"))
+    np.testing.assert_allclose(measured_errors(model, grid=4, images=10, progress=Quiet()).errors, whole, rtol=1e-2)
+
+
+def test_a_head_counts_at_its_own_step_only(run):
+    """[i, i] is the error of the encoder's own output; a context of another time is the light network's matter."""
+    model = load(run)
+    x = torch.randn(16, 1, 8, 8)
+    draws = Draws(0, torch.arange(16))
+    t = StepPlan.uniform(4).t
+    errors = measure_errors(model.denoiser, model.process, t, x, Cond(), draws).errors
+    light = model.networks["light"]
+    before = [p.clone() for p in light.parameters()]
+    for p in light.parameters():
+        p.data.normal_()
+    other = measure_errors(model.denoiser, model.process, t, x, Cond(), draws).errors
+    for p, old in zip(light.parameters(), before, strict=True):
+        p.data.copy_(old)
+    for i in range(4):
+        assert other[i, i] == errors[i, i]
+        assert (other[i, :i] != errors[i, :i]).all()
+        assert other[i, -1] != errors[i, -1]
+
+
+def test_a_single_network_has_nothing_to_plan(run):
+    model = load(run)
+    alone = replace(model, experiment=replace(model.experiment, networks=OneNetwork(NET)))
+    with pytest.raises(ValueError, match="nothing to plan"):
+        measured_errors(alone, grid=4, images=8, progress=Quiet())
+
+
+def test_costs_of_calls_add_up_to_the_counted_plan(run):
+    from dualrate.sampling.ancestral import Ancestral
+    from dualrate.sampling.cost import plan_cost
+
+    model, plan = load(run), StepPlan.uniform(8, 3)
+    counted = plan_cost(model.denoiser, Ancestral(model.process), plan, model.shape)
+    assert call_macs(model).of(8, 3) == counted.macs
+
+
+def test_check_plans_are_a_dozen_different_ones_on_the_grid():
+    planner = Planner(grid_errors(16), PROCESS)
+    plans = check_plans(planner)
+    assert len(plans) >= 12
+    assert len({name for name, _ in plans}) == len({plan for _, plan in plans}) == len(plans)
+    for _, plan in plans:
+        assert planner.objective(plan) > 0
+
+
+def test_spearman_is_scipys():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=13), rng.normal(size=13)
+    assert spearman(a.tolist(), (a + 0.5 * b).tolist()) == pytest.approx(spearmanr(a, a + 0.5 * b)[0])
+
+
+@pytest.fixture
+def ageing(monkeypatch) -> Errors:
+    """What the command will find: contexts get worse with age, and none is worst."""
+    steps = 8
+    errors = np.array([[1 + (i - j) if j <= i else np.inf for j in range(steps)] + [99.0] for i in range(steps)])
+    made = Errors(StepPlan.uniform(steps).t, errors)
+    monkeypatch.setattr("dualrate.measuring.planning.measured_errors", lambda *_, **__: made)
+    return made
+
+
+def plan_command(run, monkeypatch, *options: str) -> StepPlan:
+    out = run.parent / "plans" / "best.json"
+    arguments = [str(run), *options, "--grid", "8", "--images", "8", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["dualrate", "plan", *arguments])
+    main()
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    return StepPlan.from_json(out.read_text())
+
+
+def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeypatch, capsys):
+    """Under the weight that the model was trained with; the budget in any unit."""
+    planner, costs = Planner(ageing, PROCESS, Sigmoid(BIAS)), call_macs(load(run))
+    budget = 0.3 * 8 * costs.heavy
+    expected = candidates(planner, costs, budget, (2, 4, 8))[0].planned
+    steps = ("--steps", "2", "4", "8")
+    assert plan_command(run, monkeypatch, "--budget", "0.3x", *steps) == expected.plan
+    assert plan_command(run, monkeypatch, "--gmacs", str(budget / 1e9), *steps) == expected.plan
+    told = capsys.readouterr().out
+    assert told.count(f"{expected.objective:.5f}") >= 2
+    whole = 8 * costs.heavy / 1e9
+    assert f"0.3x of 8 heavy calls, {whole:.4g} GMACs: {budget / 1e9:.4g} GMACs" in told
+
+
+def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):
+    pays.cache_clear()  # as in a fresh process
+    times = iter([0.8, 0.08])  # of a heavy and of a light call of 8 rows
+    monkeypatch.setattr("dualrate.measuring.measure.seconds_per_call", lambda call, **_: (call(), next(times))[1])
+    plan = plan_command(run, monkeypatch, "--seconds", "0.35", "--steps", "8", "--batch-size", "8")
+    assert plan.num_heavy == 3  # 3 x 0.1 + 5 x 0.01 = 0.35
+
+
+def test_the_check_says_whether_the_objective_ranks_plans_as_the_score_does(run, ageing, monkeypatch, capsys):
+    from dualrate.measuring import evaluator, planning
+
+    scores = {}
+
+    def scored(name, model, step, plan, judge, seeds, **_):
+        value = judge.sign * planner.objective(plan)
+        scores[plan] = value
+        return SimpleNamespace(score=SimpleNamespace(value=value)), None
+
+    planner = Planner(ageing, PROCESS, Sigmoid(BIAS))
+    monkeypatch.setattr(planning, "measure", scored)
+    for sign, verdict in ((1, "Spearman 1.00"), (-1, "does not rank")):
+        judge = SimpleNamespace(metric="FD-x", sign=sign)
+        monkeypatch.setattr(evaluator, "evaluator", lambda *_, judge=judge, **__: judge)
+        plan_command(run, monkeypatch, "--gmacs", "1", "--check")
+        assert verdict in capsys.readouterr().out
+        kept = json.loads((run.parent / "plans" / "best.check.json").read_text())
+        assert sorted(line["FD-x"] for line in kept) == sorted(scores.values())
+        assert all(line["objective"] == sign * line["FD-x"] for line in kept)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ([], "one of"),
+        (["--budget", "much"], "0.25x"),
+        (["--gmacs", "1", "--seconds", "1"], "one of"),
+        (["--gmacs", "1", "--steps", "3"], "divisors"),
+        (["--gmacs", "1", "--out", "plan.png"], ".json"),
+        (["--gmacs", "1", "--images", "0"], "from 1 to"),
+    ],
+)
+def test_a_budget_is_said_once_and_as_a_number(run, monkeypatch, capsys, budget, message):
+    monkeypatch.setattr("sys.argv", ["dualrate", "plan", str(run), *budget])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# What is kept
+
+
+@pytest.fixture
+def kept(run):
+    """The errors of a grid of 4 in the cache: their model and their file."""
+    model = load(run)
+    measured_errors(model, grid=4, images=8, progress=Quiet())
+    (file,) = (run.parent / "cache" / "plans").iterdir()
+    return model, file
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "garbage", "[]", "{}", "[" * 100_000, '{"t": [1, 0], "errors": [[1, 1]]}', '{"t": 1, "errors": 1}',
+     '{"t": ["a"], "errors": []}', '{"t": [1, 0.75, 0.5, 0.25, 0], "errors": [[1]]}'],
+)  # fmt: skip
+def test_damaged_errors_are_named_with_the_way_out(kept, text):
+    model, file = kept
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"{file} is damaged .*: delete it, and the errors are measured again"):
+        measured_errors(model, grid=4, images=8, progress=Quiet())
+
+
+def test_errors_that_cannot_be_read_are_not_damaged(kept, tmp_path):
+    model, file = kept
+    with unreadable(file, tmp_path), pytest.raises(PermissionError, match=file.name):
+        measured_errors(model, grid=4, images=8, progress=Quiet())
+
+
+def test_a_full_disk_names_the_plan(run, ageing, monkeypatch, capsys):
+    monkeypatch.chdir(run.parent)
+    options = [run, "--budget", "0.5x", "--grid", "8", "--images", "8", "--steps", "4"]
+    assert call(monkeypatch, "plan", *options) == 0
+    before = Path("plan.json").read_text()
+    with full_disk(16):
+        assert call(monkeypatch, "plan", *options) == 2
+    assert "too large: 'plan.json'" in capsys.readouterr().err
+    assert Path("plan.json").read_text() == before
+    assert not list(Path().glob("*.partial"))

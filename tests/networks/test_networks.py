@@ -1,0 +1,223 @@
+"""The U-ViT, the context encoder and the light network: costs, identities at initialisation, context."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dualrate.diffusion.prediction import x_from_v
+from dualrate.experiments.experiment import TwoNetworks
+from dualrate.networks.blocks import FiLM, TransformerBlock, attend
+from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT
+from dualrate.networks.uvit import Blocks, Level, UViT, UViTConfig
+from dualrate.recipes import imagenet
+from dualrate.sampling.cost import macs_of
+
+
+def config(**changes) -> UViTConfig:
+    fields = {
+        "image_size": 16,
+        "image_channels": 3,
+        "levels": (Level("conv", 16, 1), Level("transformer", 32, 1), Level("transformer", 32, 2)),
+        "num_classes": 4,
+        "patch": 2,
+        "embedding": 32,
+        "head_dim": 16,
+    }
+    return UViTConfig(**(fields | changes))
+
+
+LIGHT = config(levels=(Level("conv", 8, 1), Level("transformer", 16, 1), Level("transformer", 16, 1)))
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    """Every parameter random, the zero-initialised ones too."""
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("size", "net", "giga"),
+    [(64, "heavy", 108.45), (128, "heavy", 137.44), (64, "light", 44.02), (128, "light", 73.01)],
+)
+def test_imagenet_layouts_cost_what_the_paper_reports(size, net, giga):
+    layout = imagenet.heavy_network(size) if net == "heavy" else imagenet.light_network(size)
+    with FakeTensorMode():
+        network = UViT(layout)
+        z, log_snr = torch.zeros(1, 3, size, size), torch.zeros(1)
+        emb = torch.zeros(1, layout.embedding)
+        whole = macs_of(lambda: network(z, log_snr, None))
+        blocks = 0
+        for part in network.modules():
+            if isinstance(part, Blocks):
+                h = torch.zeros(1, part.level.channels, part.side, part.side)
+                films = sum(f.linear.in_features * f.linear.out_features for f in part.modules() if isinstance(f, FiLM))
+                blocks += macs_of(lambda part=part, h=h: part(h, emb)) - films
+    assert blocks / 1e9 == pytest.approx(giga, rel=1e-3)
+    assert whole / 1e9 == pytest.approx(giga, rel=1e-2)
+
+
+def test_macs_of_one_layer_by_hand():
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    assert macs_of(lambda: conv(torch.zeros(1, 8, 10, 10))) == 9 * 8 * 8 * 100
+    linear = nn.Linear(5, 7)
+    assert macs_of(lambda: linear(torch.zeros(3, 5))) == 3 * 5 * 7
+    q = torch.zeros(1, 2, 6, 4)
+    assert macs_of(lambda: attend(q, q, q)) == 2 * 2 * 6 * 6 * 4
+    block = TransformerBlock(32, embedding=8, head_dim=16, dropout=0.0)
+    n, films = 9, 2 * 8 * 64
+    assert macs_of(lambda: block(torch.zeros(1, 32, 3, 3), torch.zeros(1, 8))) == 12 * 32**2 * n + 2 * 32 * n**2 + films
+
+
+def test_attention_is_softmax_attention():
+    q, k, v = torch.randn(3, 2, 4, 9, 16, dtype=torch.float64)
+    expected = nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(attend(q, k, v), expected)
+
+
+def test_output_is_zero_at_initialisation():
+    z = torch.randn(2, 3, 16, 16)
+    assert UViT(config())(z, torch.zeros(2), torch.tensor([0, 4])).abs().max() == 0
+
+
+def test_skip_passes_through_while_blocks_are_the_identity():
+    """All blocks are the identity at initialisation, so the last activation of level 0 is the patchified input."""
+    net = UViT(config(levels=(Level("conv", 16, 1), Level("conv", 32, 1), Level("conv", 32, 1))))
+    z = torch.randn(2, 3, 16, 16)
+    levels, _ = net.features(z, torch.zeros(2), None)
+    torch.testing.assert_close(levels[0], net.stem(z))
+
+
+def test_features_of_every_level_have_its_shape():
+    net = UViT(config())
+    levels, v = net.features(torch.randn(2, 3, 16, 16), torch.zeros(2), None)
+    assert [tuple(level.shape) for level in levels] == [(2, 16, 8, 8), (2, 32, 4, 4), (2, 32, 2, 2)]
+    assert v is not None
+    assert v.shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_any_number_of_levels_and_rows_are_independent(levels):
+    net = randomised(UViT(config(levels=config().levels[-levels:]))).eval()
+    z, log_snr, label = torch.randn(4, 3, 16, 16), torch.linspace(-3, 3, 4), torch.arange(4)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(net(z, log_snr, label)[order], net(z[order], log_snr[order], label[order]))
+
+
+def test_all_conditions_matter():
+    net = randomised(UViT(config())).eval()
+    z, zero = torch.randn(1, 3, 16, 16), torch.zeros(1)
+    out = net(z, zero, torch.tensor([1]))
+    assert not torch.allclose(out, net(z, zero + 1, torch.tensor([1])))
+    assert not torch.allclose(out, net(z, zero, torch.tensor([2])))
+    torch.testing.assert_close(net(z, zero, None), net(z, zero, torch.tensor([4])))
+
+
+def test_sides_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="multiple of 8"):
+        config(image_size=20)
+
+
+@pytest.mark.parametrize(
+    ("light", "differs"),
+    [
+        ({"image_size": 32}, "got image_size 16 and 32$"),
+        ({"image_channels": 1}, "got image_channels 3 and 1$"),
+        ({"num_classes": 3}, "got num_classes 4 and 3$"),
+        ({"num_classes": 0, "patch": 1}, "got num_classes 4 and 0, patch 2 and 1$"),
+        ({"levels": config().levels[1:]}, "got number of levels 3 and 2$"),
+    ],
+)
+def test_encoder_and_light_must_see_the_same_images_and_classes(light, differs):
+    """Said before anything is built, and by the networks themselves."""
+    with pytest.raises(ValueError, match=differs):
+        TwoNetworks(config(), config(**light))
+    with pytest.raises(ValueError, match=differs):
+        ContextEncoder(config(), config(**light))
+    with pytest.raises(ValueError, match="have 3 levels, so 4 cannot hand over"):
+        TwoNetworks(config(), config(), ContextConfig(levels=4))
+
+
+def dual(head: bool = True) -> tuple[ContextEncoder, LightUViT]:
+    return randomised(ContextEncoder(config(head=head), LIGHT)), randomised(LightUViT(LIGHT))
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_an_absent_context_is_no_context(head):
+    """A row marked absent, its features zeroed, gives exactly what the light network alone gives, whatever tau is."""
+    encoder, light = dual(head)
+    z, log_snr, label = torch.randn(2, 3, 16, 16), torch.zeros(2), torch.tensor([1, 2])
+    features, _ = encoder(torch.randn(2, 3, 16, 16), log_snr - 1, label)
+    present = torch.tensor([True, False])
+    zeroed = tuple(f * present[:, None, None, None] for f in features)
+    out = light(z, log_snr, label, zeroed, log_snr - 1, present)
+    alone = light(z, log_snr, label)
+    torch.testing.assert_close(out[1], alone[1])
+    assert not torch.allclose(out[0], alone[0])
+
+
+def test_every_level_of_the_context_reaches_the_light_network():
+    encoder, light = dual()
+    z, log_snr = torch.randn(1, 3, 16, 16), torch.zeros(1)
+    features, _ = encoder(z, log_snr, None)
+    out = light(z, log_snr, None, features, log_snr)
+    for i in range(len(features)):
+        changed = tuple(f + (0.5 if i == j else 0) for j, f in enumerate(features))
+        assert not torch.allclose(out, light(z, log_snr, None, changed, log_snr))
+    assert not torch.allclose(out, light(z, log_snr, None, features, log_snr + 1))
+
+
+def test_context_is_every_level_s_last_activation_and_the_encoder_s_own_x_hat():
+    """features[i] = projections[i](last activation of level i); the finest also has the patches of x_hat."""
+    encoder, _ = dual()
+    z, log_snr = torch.randn(2, 3, 16, 16), torch.tensor([-1.0, 2.0])
+    features, v = encoder(z, log_snr, None)
+    levels, own_v = encoder.net.features(z, log_snr, None)
+    torch.testing.assert_close(v, own_v)
+    expected = [project(level) for project, level in zip(encoder.projections, levels, strict=True)]
+    expected[0] = expected[0] + encoder.pixels(x_from_v(z, v, log_snr))
+    for got, want in zip(features, expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_an_encoder_without_head_predicts_nothing():
+    encoder, _ = dual(head=False)
+    assert encoder(torch.zeros(1, 3, 16, 16), torch.zeros(1), None)[1] is None
+    with pytest.raises(ValueError, match="without a head"):
+        encoder.net(torch.zeros(1, 3, 16, 16), torch.zeros(1), None)
+
+
+def test_a_context_of_fewer_levels_reaches_only_those():
+    """The light network with the last level alone is the one whose other features are zero."""
+    encoder = randomised(ContextEncoder(config(), LIGHT, ContextConfig(levels=1)))
+    light, z, log_snr = randomised(LightUViT(LIGHT)), torch.randn(2, 3, 16, 16), torch.tensor([0.3, -1.0])
+    features, _ = encoder(z, log_snr, None)
+    assert [tuple(feature.shape) for feature in features] == [(2, 8, 8, 8)]
+    zeros = tuple(
+        torch.zeros(2, level.channels, side, side) for level, side in zip(LIGHT.levels[1:], (4, 2), strict=True)
+    )
+    args = (z, log_snr, None)
+    torch.testing.assert_close(light(*args, features, log_snr), light(*args, (*features, *zeros), log_snr))
+    assert not torch.allclose(light(*args, features, log_snr), light(*args, (), log_snr))
+
+
+def test_a_squeezed_context_has_the_rank_of_its_width():
+    encoder = randomised(ContextEncoder(config(head=False), LIGHT, ContextConfig(width=2)))
+    features, v = encoder(torch.randn(4, 3, 16, 16), torch.zeros(4), None)
+    assert v is None
+    for feature, level in zip(features, LIGHT.levels, strict=True):
+        assert feature.shape[1] == level.channels
+        assert torch.linalg.matrix_rank(feature.transpose(0, 1).flatten(1), rtol=1e-4) == 2
+
+
+def test_more_levels_than_there_are_cannot_hand_over():
+    with pytest.raises(ValueError, match="3 levels"):
+        ContextEncoder(config(), LIGHT, ContextConfig(levels=4))
+
+
+@pytest.mark.parametrize("wrong", [{"levels": 0}, {"width": 0}, {"width": -1}])
+def test_an_empty_context_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is a whole number from 1"):
+        ContextConfig(**wrong)

@@ -1,0 +1,68 @@
+"""Costs: counted on the networks' own device, and by the calls that a plan really makes."""
+
+import pytest
+import torch
+
+import dualrate as dr
+from dualrate.diffusion.values import Context, Reuse
+from dualrate.sampling.cost import call_cost, plan_cost
+
+PROCESS = dr.GaussianProcess(dr.Cosine())
+NET = dr.UViTConfig(
+    8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
+)
+
+
+def dual(head: bool) -> dr.DualRate:
+    from dataclasses import replace
+
+    return dr.DualRate(dr.ContextEncoder(replace(NET, head=head), NET), dr.LightUViT(NET), PROCESS)
+
+
+@pytest.mark.parametrize(("head", "light_calls"), [(True, 6), (False, 8)])
+def test_a_plan_costs_the_calls_it_makes(head, light_calls):
+    """With a head the encoder answers at its own two steps; without, the light network runs at all eight."""
+    model = dual(head)
+    cost = call_cost(model, (1, 8, 8), 0)
+    plan = dr.StepPlan.uniform(8, 2)
+    counted = plan_cost(model, dr.Ancestral(PROCESS), plan, (1, 8, 8), label=0)
+    assert (counted.heavy_calls, counted.light_calls) == (2, light_calls)
+    assert counted.macs == 2 * cost.heavy + light_calls * cost.light
+    assert counted.flops == 2 * counted.macs
+
+
+def test_guidance_doubles_the_calls_and_its_interval_spares_light_ones():
+    model = dual(head=False)
+    plan, step = dr.StepPlan.uniform(8, 2), dr.Ancestral(PROCESS)
+
+    def calls(interval):
+        counted = plan_cost(
+            model, step, plan, (1, 8, 8), label=0,
+            wrap=lambda inner: dr.Guided(inner, PROCESS, 2.0, 3, interval),
+        )  # fmt: skip
+        return counted.heavy_calls, counted.light_calls
+
+    assert calls(None) == (4, 16)
+    noise_levels = [torch.exp(-PROCESS.schedule.log_snr(torch.tensor(t)) / 2).item() for t in plan.t[:-1]]
+    inside = sum(0.5 < level <= 2 for level in noise_levels)
+    assert 0 < inside < 8
+    assert calls((0.5, 2.0)) == (4, 8 + inside)
+
+
+class OnDevice:
+    """A denoiser that refuses inputs of any device but its own, as a network on a GPU does."""
+
+    reuse = Reuse.FREE
+    device = torch.device("meta")
+
+    def encode(self, z, t, cond, *, previous=None, refresh=None):
+        assert {z.device, t.device, cond.label.device} == {self.device}
+        return Context()
+
+    def denoise(self, z, t, context, cond):
+        assert {z.device, t.device, cond.label.device} == {self.device}
+        return z
+
+
+def test_calls_are_counted_on_the_networks_device():
+    assert call_cost(OnDevice(), (1, 8, 8), 0, "meta").light == 0
