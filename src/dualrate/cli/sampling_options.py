@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Model
 from dualrate.measuring.samplers import GAMMA, GridName, SamplerName, grid_times, read_plan, step_for
-from dualrate.runs.store import Model
 from dualrate.sampling.step import Step
 
 
@@ -48,7 +48,7 @@ def sampler_of(model: Model, options: Plan) -> tuple[Step, StepPlan]:
     if options.sampler != "ancestral" and options.eta is not None:
         raise ValueError(f"--eta belongs to ancestral sampling, got it with {options.sampler}: drop one of the two")
     plan = _step_plan(model, options)
-    model.experiment.times.check(plan)
+    model.serves.check(plan)
     eta = 1.0 if options.eta is None else options.eta
     return step_for(model, plan, options.sampler, options.gamma or 0.0, eta), plan
 
@@ -66,8 +66,8 @@ def _step_plan(model: Model, options: Plan) -> StepPlan:
         if len(times) < 2 or (times[0], times[-1]) != (1, 0):
             raise ValueError(f"--times go from 1 (noise) to 0 (data), got {' '.join(map(str, times)) or 'none'}")
     else:
-        steps = model.experiment.times.default_steps if options.steps is None else options.steps
+        steps = model.serves.default_steps if options.steps is None else options.steps
         times = grid_times(options.grid, model.process.schedule, steps)
     steps = len(times) - 1
-    heavy = model.experiment.times.default_heavy(steps) if options.heavy is None else options.heavy
+    heavy = model.serves.default_heavy(steps) if options.heavy is None else options.heavy
     return StepPlan.spread(times, heavy)

@@ -29,13 +29,13 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Refresh, Reuse
-from dualrate.experiments.serves import Continuous, Grid
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import open_tensors, whole, write_tensors
 from dualrate.machine.progress import Progress
 from dualrate.measuring.spread import Part, spread
 from dualrate.planning.planner import NOTHING, Call, every_call
-from dualrate.runs.store import COVARIANCE, Model
+from dualrate.runs.store import COVARIANCE
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.covariance import Kernel, ProbedCovariance, TabulatedCovariance, probed
@@ -142,7 +142,7 @@ def calibrate(model: Model, *, images: int, rings: int, progress: Progress, devi
 
     Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
     """
-    if isinstance(model.experiment.times, (Continuous, Grid)):
+    if not model.serves.any_plan:
         raise ValueError(
             f"{model.name} is a distilled student: its x_hat is no posterior mean, so it has no covariance"
         )

@@ -10,9 +10,8 @@ from dualrate.data.untrusted import read_text, reading
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Schedule
-from dualrate.experiments.serves import Continuous, Grid
+from dualrate.experiments.experiment import Model
 from dualrate.measuring.calibration import read_table
-from dualrate.runs.store import Model
 from dualrate.sampling import grids
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM
 from dualrate.sampling.ancestral import DDIM, Ancestral
@@ -55,12 +54,10 @@ def step_for(model: Model, plan: StepPlan, name: SamplerName, gamma: float = 0.0
     a distilled student under anything but plain ancestral sampling.
     """
     _check(name, gamma, eta)
-    if isinstance(model.experiment.times, (Continuous, Grid)) and (name, gamma, eta) != ("ancestral", 0, 1):
-        raise ValueError(
-            f"{model.name} is a distilled student, for plain ancestral sampling: drop {name} and its settings"
-        )
     if name not in TABLED:
-        return make_step(name, model.process, gamma, eta)
+        step = make_step(name, model.process, gamma, eta)
+        model.serves.check_step(step)
+        return step
     table, kernel = read_table(model), "ddim" if name.endswith("ddim") else "markov"
     if name == "addim-table":
         return table.adjusted(model.process)
