@@ -50,8 +50,10 @@ MODULES = {module_name(path): path for path in sorted(SRC.rglob("*.py"))}
 
 
 def room(module: str) -> str:
-    """The name below `dualrate`; the entry point is one with `__main__`."""
-    return module.split(".")[1] if "." in module else "__main__"
+    """The name below `dualrate`; the package itself is `__init__`, the entry point one with `__main__`."""
+    if "." in module:
+        return module.split(".")[1]
+    return "__init__" if module == "dualrate" else "__main__"
 
 
 def rank(module: str) -> int:

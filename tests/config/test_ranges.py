@@ -122,6 +122,7 @@ def examples() -> Iterator[Any]:
     method = dr.MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
     yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
+    yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), Guidance(), Plan())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), Cell("run", "run", "ancestral", 4))
     yield from (AtLeast(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), dr.NoiseCovariance(of))

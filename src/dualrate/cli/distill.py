@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from dualrate.cli.recipe import override, recipe_name
+from dualrate.cli.recipe import checked, override, recipe_named
 from dualrate.cli.train import run_training
 from dualrate.config.ranges import (
     BelowOne,
@@ -126,5 +126,6 @@ class Distill(Ranged):
 
 def parse_distill(arguments: list[str]) -> Distill:
     """A recipe's name first, whose fields the options then override."""
-    name = recipe_name(arguments, RECIPES, "distill RECIPE --teacher RUN [options]", " of a distillation")
-    return override(Distill(RECIPES[name](), teacher=tyro.MISSING), arguments, "distill")
+    usage, of = "distill RECIPE --teacher RUN [options]", " of a distillation"
+    recipe = recipe_named(arguments, RECIPES, StudentRecipe, usage, of)
+    return override(Distill(checked(recipe(), StudentRecipe, arguments[0]), teacher=tyro.MISSING), arguments, "distill")

@@ -13,7 +13,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import decoding, reporter, tell_end
-from dualrate.cli.recipe import override, recipe_name, with_own_options
+from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.experiments.experiment import Experiment
 from dualrate.machine.device import pick_device
@@ -77,6 +77,6 @@ def run_training(experiment: Experiment, out: Path | None, device: str | None, f
 
 
 def parse_train(arguments: list[str]) -> Train:
-    name = recipe_name(arguments, RECIPES, "train RECIPE [options]")
-    recipe, rest = with_own_options(RECIPES[name], arguments, "train")
-    return override(Train(recipe()), rest, "train")
+    recipe = recipe_named(arguments, RECIPES, Experiment, "train RECIPE [options]")
+    recipe, rest = with_own_options(recipe, arguments, "train")
+    return override(Train(checked(recipe(), Experiment, rest[0])), rest, "train")

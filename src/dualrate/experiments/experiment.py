@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from dualrate.config.ranges import Ranged, Side
 from dualrate.data.loader import Augment
+from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
@@ -171,6 +172,16 @@ class Model:
     @property
     def num_classes(self) -> int:
         return self.experiment.num_classes
+
+    def with_denoiser(self, name: str | None) -> Model:
+        """The same networks called by a denoiser of `denoisers/catalogue.py`; None: by their own.
+
+        Raises ValueError for a name that is none, and a denoiser that these networks cannot have.
+        """
+        if name is None:
+            return self
+        denoiser = denoiser_named(name)(self.denoiser, self.process)
+        return replace(self, denoiser=denoiser, weights_hash=f"{self.weights_hash} under {name}")
 
     @property
     def serves(self) -> Serves:
