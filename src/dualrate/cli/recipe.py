@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from dualrate.cli.options import parse, parse_known
 from dualrate.config.imports import imported
@@ -34,7 +34,7 @@ def recipe_named(
     recipe = imported(name)
     if not callable(recipe):
         raise ValueError(f"{name} is no recipe: expected a function that returns {made.__name__}, got {recipe!r}")
-    return recipe
+    return cast(Callable[[], Made], recipe)
 
 
 def checked(value: object, made: type[Made], name: str) -> Made:

@@ -7,6 +7,7 @@ process, and returns a denoiser.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from dualrate.config.imports import imported
 from dualrate.denoisers.denoiser import Denoiser
@@ -19,7 +20,7 @@ DENOISERS: dict[str, Around] = {"shared-encoder": SharedEncoder.around}
 
 
 def denoiser_named(name: str) -> Around:
-    """Makes the denoiser of a name in DENOISERS, or of another package. Raises ValueError for a name that is neither."""
+    """Makes the denoiser of a name in DENOISERS, or of another package. Raises ValueError for any other name."""
     if name in DENOISERS:
         return DENOISERS[name]
     if ":" not in name:
@@ -29,4 +30,4 @@ def denoiser_named(name: str) -> Around:
     found = imported(name)
     if not callable(found):
         raise ValueError(f"{name} is no denoiser: expected what takes a denoiser and its process, got {found!r}")
-    return found
+    return cast(Around, found)
