@@ -28,7 +28,7 @@ from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -162,8 +162,9 @@ def own_images(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_networks")
-def test_every_command_of_the_readme_runs(monkeypatch):
-    for words in commands(ROOT / "README.md"):
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])
+def test_every_command_of_a_page_runs(page, monkeypatch):
+    for words in commands(ROOT / page):
         follow(words, monkeypatch)
 
 
@@ -176,7 +177,7 @@ def test_every_command_for_own_images_runs(place, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("page", ["README.md", "docs/own-images.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md", "docs/own-images.md"])
 def test_every_command_runs_on_networks_of_full_size(page, place, monkeypatch):
     own_images(place)
     (place / "weights").symlink_to(ROOT / "weights")
