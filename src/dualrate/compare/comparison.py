@@ -20,7 +20,7 @@ from dualrate.config.ranges import Images, Minutes, Ranged
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import Progress, duration
 from dualrate.measuring.evaluator import evaluator
-from dualrate.report.headline import short_plan
+from dualrate.report.headline import plan_name
 from dualrate.runs.store import Model, load
 
 PLANNING = 0.1  # of the minutes: for planning at most
@@ -184,7 +184,7 @@ def _announce(
 
 def _name(contender: Contender) -> str:
     note = f" {contender.note}" if contender.note else ""
-    plan = short_plan(contender.plan.num_steps, contender.plan.num_heavy)
+    plan = plan_name(contender.plan.num_steps, contender.plan.num_heavy)
     return f"{contender.network} {contender.sampler} {plan}{note}"
 
 
