@@ -21,7 +21,7 @@ from torch import Tensor
 from dualrate.config.ranges import Ranged, SharedBlocks
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.networks.uvit import Skips, UViT
 
 
@@ -50,12 +50,8 @@ class SharedEncoder(Ranged):
                 f"{self.split}; to share none, use Plain"
             )
 
-    def encode(
-        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
-    ) -> Context:
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Runs the whole network; the context has one feature, (B, C, h, w) of the middle level, and x_hat."""
-        if refresh is not Refresh.FULL:
-            raise ValueError(f"shared blocks are refreshed as a whole (Refresh.FULL), got {refresh}")
         net, log_snr, emb = self._embedded(z, t, cond)
         h, skips = net.descend(z, emb)
         out = net.middle(h, emb, end=self.split)

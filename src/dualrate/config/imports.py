@@ -1,0 +1,21 @@
+"""What is named on a command line as `package.module:name`, of any installed package."""
+
+from __future__ import annotations
+
+import importlib
+
+
+def imported(text: str) -> object:
+    """The object of this name. Raises ValueError for a text of another form, and where there is no such object."""
+    module, _, name = text.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
+        raise ValueError(f"a name in another package is written package.module:name, got {text!r}")
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"{module} of {text} cannot be imported: {error}; install its package, or put its folder on PYTHONPATH"
+        ) from error
+    if not hasattr(found, name):
+        raise ValueError(f"{module} has no {name!r}, which {text} names; it is {found.__file__ or 'a folder'}")
+    return getattr(found, name)
