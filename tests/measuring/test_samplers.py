@@ -298,7 +298,7 @@ def test_its_images_are_not_taken_for_those_of_a_step_of_the_same_name(mine, hea
             "strange_package.gone:Mine",
             "there is no sampler .*: strange_package.gone of .* cannot be imported: No module",
         ),
-        ("strange_package.steps:Gone", "strange_package.steps has no 'Gone'"),
+        ("strange_package.steps:Gone", "strange_package.steps .*steps.py. has no 'Gone'"),
         ("strange_package.steps:", "written package.module:name"),
         (":Mine", "written package.module:name"),
         ("..steps:Mine", "written package.module:name"),

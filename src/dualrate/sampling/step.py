@@ -33,7 +33,7 @@ class Step(ABC):
     single_call_steps: steps of a plan, at its ends, that make one call whatever `calls_per_step` is
     markovian:         whether (z_s, z_t) keeps the law of the forward process, to the method's order
     draws_noise:       whether any step draws random numbers, so that the path is not smooth
-    Where a class says nothing of the last two, its contexts are not reused, and a cache warns of it.
+    What is assumed of the last two is the safe side: no dual-rate context is reused, and a shared encoder warns.
     """
 
     order: Any = 1  # Any: so that a class may say it by a property too
