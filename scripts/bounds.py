@@ -24,8 +24,8 @@ from dualrate.machine.environment import environment
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.progress import Progress
 from dualrate.measuring.likelihood import GREY_LEVEL, Estimate, Likelihood, bits_per_dimension, ending, fit_variance
-from dualrate.measuring.samplers import GridName, grid_times
 from dualrate.report.table import significant
+from dualrate.sampling.grids import GridName, grid_times
 
 BOUNDS = RESULTS / "bounds"
 COUNT = 500  # test images

@@ -31,10 +31,11 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.machine.environment import environment
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.measuring.evaluator import evaluator
-from dualrate.measuring.samplers import TWICE, GridName, SamplerName, grid_times
 from dualrate.report.figures import png
 from dualrate.report.rows import Row
 from dualrate.report.table import interval, significant
+from dualrate.sampling.catalogue import sampler_named
+from dualrate.sampling.grids import GridName, grid_times
 
 OUT, FEATURES = RESULTS / "samplers.json", ROOT / "runs" / "samplers"
 HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fashion-mnist-dual"
@@ -42,7 +43,7 @@ STEPS = (4, 8, 16, 32, 64)
 SCREEN, COUNT = 1000, 5000
 DAY = 24 * 3600.0
 # sampler, noise level, grid of the single network
-SAMPLERS: tuple[tuple[SamplerName, float, GridName], ...] = (
+SAMPLERS: tuple[tuple[str, float, GridName], ...] = (
     ("ancestral", 0.0, "t"),
     ("ancestral", 0.2, "t"),
     ("ddim", 0.0, "t"),
@@ -61,15 +62,6 @@ SAMPLERS: tuple[tuple[SamplerName, float, GridName], ...] = (
     ("covariance-jvp", 0.0, "t"),
     ("covariance-jvp-ddim", 0.0, "t"),
 )
-MARKOV: tuple[tuple[SamplerName, float], ...] = (
-    ("ancestral", 0.0),
-    ("ancestral", 0.2),
-    ("sde-dpm++2m", 0.0),
-    ("sde-dpm++2m", 0.2),
-    ("covariance", 0.0),
-    ("covariance-table", 0.0),
-    ("covariance-jvp", 0.0),
-)
 MEASURED = "samplers measured"
 TABLES = ("samplers heavy", "samplers dual-rate", MEASURED)
 NETWORKS = ("heavy", "dual-rate")
@@ -80,16 +72,17 @@ def heavy_cells(model: dr.Model) -> list[Contender]:
     found = []
     for name, gamma, grid in SAMPLERS:
         for steps in STEPS:
-            if steps * (2 if name in TWICE else 1) <= max(STEPS):
-                plan = StepPlan.at(grid_times(grid, model.process.schedule, steps), range(steps))
+            if steps * sampler_named(name).step.calls_per_step <= max(STEPS):
+                plan = StepPlan.spread(grid_times(grid, model.process.schedule, steps))
                 found.append(Contender(HEAVY, "heavy", name, plan, gamma, grid))
     return found
 
 
 def dual_cells() -> list[Contender]:
+    reusing = dict.fromkeys((name, gamma) for name, gamma, _ in SAMPLERS if sampler_named(name).markovian)
     return [
         Contender(DUAL, "dual-rate", name, StepPlan.uniform(steps, steps // 4), gamma, "t")
-        for name, gamma in MARKOV
+        for name, gamma in reusing
         for steps in STEPS
     ]
 

@@ -31,10 +31,10 @@ from dualrate.machine.environment import environment
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import draw
-from dualrate.measuring.samplers import grid_times
 from dualrate.report.grid import save_grid
 from dualrate.report.rows import Row
 from dualrate.report.table import interval, significant
+from dualrate.sampling.grids import grid_times
 
 OUT, FEATURES = RESULTS / "students.json", ROOT / "runs" / "students"
 HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fashion-mnist-dual"
@@ -61,7 +61,7 @@ def directory(name: str) -> Path | None:
 def cells() -> Iterator[Contender]:
     schedule = dr.load(HEAVY).process.schedule
     for steps in (4, 8):
-        plan = StepPlan.at(grid_times("log-snr" if steps > 4 else "t", schedule, steps), range(steps))
+        plan = StepPlan.spread(grid_times("log-snr" if steps > 4 else "t", schedule, steps))
         yield Contender(HEAVY, "teacher", "sde-dpm++2m", plan, 0.2)
     yield Contender(DUAL, "dual-rate, not distilled", "sde-dpm++2m", StepPlan.uniform(8, 4), 0.2)
     for name, called in NAMED.items():

@@ -26,6 +26,7 @@ from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
 from dualrate.runs.store import write_experiment
+from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -159,7 +160,8 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(fashion_mnist, "network", lambda conv, transformer, depth: heavy if depth > 1 else light)
     tier = replace(auto.TIERS["tiny"], conv=8, transformers=(None, 64), blocks=(1, 1), embedding=16)
     monkeypatch.setitem(auto.TIERS, "tiny", tier)
-    monkeypatch.setattr(contenders, "USUAL", ("ancestral", "dpm++2m"))
+    for name in ("sde-dpm++2m", "ddim", "heun"):
+        monkeypatch.setitem(SAMPLERS, name, replace(SAMPLERS[name], usual=False))
     for name, few in {"LADDER": (4,), "DUAL": ((4, 2),), "PLANNED": ((4, 2),), "SHARED": ((4, 2),)}.items():
         monkeypatch.setattr(contenders, name, few)
     for name, few in {"GRID": 8, "PLANNING_IMAGES": 8, "SIMILARITY_IMAGES": 2}.items():

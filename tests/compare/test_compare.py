@@ -78,6 +78,14 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def strange(tmp_path, monkeypatch) -> None:
+    """A package with a step that is DDIM's."""
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "steps.py").write_text("import dualrate as dr\n\n\nclass Mine(dr.DDIM): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
 def run(here: Path, *entries: str, effort: Effort = EFFORT, **options):
     return compare(entries, here / "report.html", effort, features=here / "net", progress=Notes(), **options)
 
@@ -199,16 +207,26 @@ def test_what_was_asked_for_is_always_measured(here):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("heavy", Entry(Path("heavy"), "heavy")),
-        ("big=heavy:8", Entry(Path("heavy"), "big", "8")),
-        ("dual:8/2", Entry(Path("dual"), "dual", "8/2")),
-        ("heavy:8@dpm++2m", Entry(Path("heavy"), "heavy", "8", "dpm++2m")),
-        ("heavy@ddim", Entry(Path("heavy"), "heavy", None, "ddim")),
-        ("dual:8/2@ancestral:0.5", Entry(Path("dual"), "dual", "8/2", "ancestral", 0.5)),
+        ("heavy", (Path("heavy"), "heavy")),
+        ("big=heavy:8", (Path("heavy"), "big", "8")),
+        ("dual:8/2", (Path("dual"), "dual", "8/2")),
+        ("heavy:8@dpm++2m", (Path("heavy"), "heavy", "8", "dpm++2m")),
+        ("heavy@ddim", (Path("heavy"), "heavy", None, "ddim")),
+        ("dual:8/2@ancestral:0.5", (Path("dual"), "dual", "8/2", "ancestral", 0.5)),
+        ("heavy:8@strange.steps:Mine", (Path("heavy"), "heavy", "8", "strange.steps:Mine")),
+        ("heavy@strange.steps:Mine:0.5", (Path("heavy"), "heavy", None, "strange.steps:Mine", 0.5)),
     ],
 )
-def test_entries(here, text, expected):
-    assert Entry.parse(text) == expected
+def test_entries(here, strange, text, expected):
+    assert Entry.parse(text) == Entry(*expected)
+
+
+def test_a_step_of_another_package_is_compared_with_ours(here, strange):
+    findings = run(here, "theirs=heavy:3@strange.steps:Mine", "heavy:3@ddim", "all=heavy@strange.steps:Mine")
+    scores = {one.row.network: one.row.score.value for one in findings.screened if one.row.num_steps == 3}
+    assert scores["theirs"] == scores["heavy"] == scores["all"]
+    with pytest.raises(ValueError, match=r"reuses contexts, which strange\.steps:Mine cannot"):
+        run(here, "dual@strange.steps:Mine")
 
 
 @pytest.mark.parametrize("text", ["nothing", "nothing:3", "heavy:3@euler", "heavy:3@ancestral:x", "", "=", ":4"])

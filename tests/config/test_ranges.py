@@ -45,6 +45,7 @@ from dualrate.metrics.dinov2 import DinoV2
 from dualrate.metrics.features import Architecture, Card
 from dualrate.metrics.inception import Inception
 from dualrate.runs.store import read_experiment
+from dualrate.sampling.catalogue import SAMPLERS
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
@@ -83,7 +84,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.demo.turns.Limits",
     "dualrate.demo.turns.Turns",
     "dualrate.report.rows.Row",
-    "dualrate.measuring.calibration.CovarianceTable",
+    "dualrate.sampling.covariance_table.CovarianceTable",
     "dualrate.demo.demo._Timed",
     "dualrate.demo.page.SmallRun",
     "dualrate.measuring.likelihood.Estimate",
@@ -126,7 +127,7 @@ def examples() -> Iterator[Any]:
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), Guidance(), Plan())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), Cell("run", "run", "ancestral", 4))
     yield from (AtLeast(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), dr.NoiseCovariance(of))
-    yield dr.TabulatedVariance((-1.0, 1.0), (0.1, 0.2))
+    yield from (dr.TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
     bands = dr.Bands((1, 4, 4))
     yield dr.TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
     yield dr.SharedEncoder(dr.UViT(config), of, 1)

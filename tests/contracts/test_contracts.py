@@ -1,32 +1,39 @@
-"""What every exported Step, Denoiser and Method promises. A new one is tested by being listed."""
+"""What every exported Step, Denoiser and Method promises. A step is tested by being in the catalogue."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
+from theory.common import normals, uniform_log_snr
 from torch import nn
 
 import dualrate as dr
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Cond
+from dualrate.sampling.catalogue import SAMPLERS, make_step
+from dualrate.sampling.covariance_table import CovarianceTable
 
 PROCESS = dr.GaussianProcess(dr.Cosine())
 NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
 )
-STEPS = [
-    dr.Ancestral(PROCESS),
-    dr.Ancestral(PROCESS, gamma=0.3),
-    dr.Ancestral(PROCESS, eta=0.5),
-    dr.DDIM(PROCESS),
-    dr.AdjustedDDIM(PROCESS),
-    dr.AdjustedDDIM(PROCESS, dr.TabulatedVariance((-15.0, 0.0, 15.0), (0.5, 0.1, 0.0))),
-    dr.Heun(PROCESS),
-    dr.DPMSolver2M(PROCESS),
-    dr.DPMSolver3M(PROCESS),
-    dr.SDEDPMSolver2M(PROCESS),
-    dr.NoiseCovariance(PROCESS),
-    dr.NoiseCovariance(PROCESS, length=None),
-    dr.NoiseCovariance(PROCESS, "ddim"),
-]
+TABLE = CovarianceTable.of_white_noise(dr.Bands((1, 8, 8), rings=4))
+Make = Callable[[dr.StepPlan], dr.Step]
+STEPS: dict[str, Make] = {
+    name: lambda plan, name=name: make_step(name, PROCESS, plan=plan, table=TABLE) for name in SAMPLERS
+} | {
+    str(step): lambda plan, step=step: step
+    for step in (
+        dr.Ancestral(PROCESS, gamma=0.3),
+        dr.Ancestral(PROCESS, eta=0.5),
+        dr.Ancestral(PROCESS, eta=0),
+        dr.SDEDPMSolver2M(PROCESS, gamma=0.3),
+        dr.AdjustedDDIM(PROCESS, dr.TabulatedVariance((-15.0, 0.0, 15.0), (0.5, 0.1, 0.0))),
+        dr.NoiseCovariance(PROCESS, length=None),
+    )
+}
+every_step = pytest.mark.parametrize("step_for", STEPS.values(), ids=STEPS)
 
 
 def randomised(net: nn.Module) -> nn.Module:
@@ -55,11 +62,21 @@ def shared() -> dr.SharedEncoder:
 DENOISERS = [plain, dual, guided, shared, lambda: dr.Metered(dual())]
 
 
-def may_reuse(denoiser, step) -> bool:
+def may_reuse(denoiser: dr.Denoiser, step: dr.Step) -> bool:
     """Contexts that need a smooth path go with deterministic steps of one time, all others with Markovian ones."""
     if denoiser.reuse is dr.Reuse.SMOOTH:
-        return isinstance(step, (dr.DDIM, dr.AdjustedDDIM, dr.DPMSolver2M, dr.DPMSolver3M))
+        return not step.draws_noise and step.calls_per_step == 1
     return step.markovian
+
+
+def test_every_exported_step_is_in_the_catalogue_and_tested_here():
+    values = [getattr(dr, name) for name in dr.__all__]
+    exported = {value for value in values if isinstance(value, type) and issubclass(value, dr.Step)} - {dr.Step}
+    plan = dr.StepPlan.uniform(2)
+    assert exported == {type(make(plan)) for make in STEPS.values()}
+    for name, sampler in SAMPLERS.items():
+        assert type(STEPS[name](plan)) is sampler.step
+        assert STEPS[name](plan).markovian == sampler.markovian
 
 
 def run(denoiser, step, plan, rows: slice) -> torch.Tensor:
@@ -74,11 +91,13 @@ def run(denoiser, step, plan, rows: slice) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("make", DENOISERS)
-@pytest.mark.parametrize("step", STEPS, ids=str)
-def test_a_batch_is_its_rows(make, step):
+@every_step
+def test_a_batch_is_its_rows(make, step_for):
     """A batch of four is four batches of one, whatever the plan; and a second call starts clean."""
-    denoiser = make()
-    plan = dr.StepPlan.uniform(4, 2 if may_reuse(denoiser, step) else None)
+    denoiser, plan = make(), dr.StepPlan.uniform(4)
+    if may_reuse(denoiser, step_for(plan)):
+        plan = dr.StepPlan.uniform(4, 2)
+    step = step_for(plan)
     whole = run(denoiser, step, plan, slice(0, 4))
     rows = torch.cat([run(denoiser, step, plan, slice(i, i + 1)) for i in range(4)])
     torch.testing.assert_close(whole, rows, rtol=1e-9, atol=1e-9)
@@ -88,7 +107,7 @@ def test_a_batch_is_its_rows(make, step):
 @pytest.mark.parametrize("make", DENOISERS)
 def test_interleaved_samplings_do_not_meet(make):
     denoiser, plan = make(), dr.StepPlan.uniform(4, 2)
-    step = next(step for step in STEPS if may_reuse(denoiser, step))
+    step = next(step for make in STEPS.values() if may_reuse(denoiser, step := make(plan)))
     alone = [run(denoiser, step, plan, slice(i, i + 1)) for i in (0, 1)]
     trajectories, last = [], [None, None]
     for i in (0, 1):
@@ -106,15 +125,70 @@ def test_interleaved_samplings_do_not_meet(make):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
-def test_a_point_mass_is_reached_in_one_step(step):
-    """If all data are one image, x_hat is that image, and any sampler's last step must return it."""
-    mixture = dr.GaussianMixture.isotropic(torch.tensor([[0.3, -0.7]], dtype=torch.float64), 1e-12)
-    z = torch.randn(5, 2, dtype=torch.float64)
-    x = dr.rollout(
-        dr.OracleDenoiser(mixture, PROCESS), step, dr.StepPlan.uniform(1), z, Cond(), lambda i, j: torch.zeros_like(z)
-    )
-    torch.testing.assert_close(x, mixture.means.expand(5, 2), atol=1e-6, rtol=0)
+@dataclass(frozen=True)
+class Linear:
+    """Knows x_hat = gain(t) z + image."""
+
+    gain: Callable[[torch.Tensor], torch.Tensor]
+    image: torch.Tensor = field(default_factory=lambda: torch.zeros(1, 8, 8, dtype=torch.float64))
+    reuse: dr.Reuse = dr.Reuse.FREE
+
+    def encode(self, z, t, cond):
+        return dr.Context()
+
+    def denoise(self, z, t, context, cond):
+        return self.gain(t).view(-1, 1, 1, 1) * z + self.image
+
+
+@every_step
+def test_a_point_mass_is_reached_in_one_step(step_for):
+    """If all data are one image, x_hat is that image, and any sampler's last step must return it.
+
+    A step made of a table goes to the end of the schedule, where the noise is sigma(0).
+    """
+    plan, end = dr.StepPlan.uniform(1), PROCESS.sigma(torch.zeros(1, dtype=torch.float64)).item()
+    z, image = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 1, 8, 8), (1, 8, 8)))
+    step = step_for(plan)
+    x = dr.rollout(Linear(torch.zeros_like, image), step, plan, z, Cond(), lambda i, j: torch.zeros_like(z))
+    tabulated = isinstance(step, (dr.TabulatedCovariance, dr.ProbedCovariance))
+    torch.testing.assert_close(x, image.expand_as(z), atol=8 * end if tabulated else 1e-6, rtol=0)
+
+
+@every_step
+@pytest.mark.parametrize("steps", [2, 5])
+def test_steps_make_the_calls_that_they_say(step_for, steps):
+    plan = dr.StepPlan.uniform(steps)
+    step, meter = step_for(plan), dr.Metered(plain())
+    run(meter, step, plan, slice(0, 1))
+    calls = step.calls_per_step * steps - step.single_call_steps * (step.calls_per_step - 1)
+    assert (meter.meter.heavy, meter.meter.light) == (0, calls)
+    assert [step.most_steps(calls + more) for more in (-1, 0, step.calls_per_step)] == [steps - 1, steps, steps + 1]
+
+
+@every_step
+def test_steps_draw_noise_if_they_say_so(step_for):
+    plan, drawn = dr.StepPlan.uniform(4), []
+    z = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+
+    def draw(i, j):
+        drawn.append((i, j))
+        return torch.ones_like(z)
+
+    dr.rollout(Linear(PROCESS.alpha), step_for(plan), plan, z, Cond(), draw)
+    assert bool(drawn) == step_for(plan).draws_noise
+
+
+@every_step
+def test_steps_that_say_so_keep_the_law_of_pairs(step_for):
+    """On white noise of variance 1, whose states all have it too: Cov(z_s, z_t) = alpha_t / alpha_s for s < t."""
+    plan = uniform_log_snr(96, -15, 6)
+    step = step_for(plan)
+    z, denoiser = normals(0, 200, 1, 8, 8), Linear(PROCESS.alpha)
+    states = list(dr.trajectory(denoiser, step, plan, z, Cond(), lambda i, j: normals(100 * i + j + 1, 200, 1, 8, 8)))
+    made = torch.stack([state.z.flatten() for state in states[::8]])
+    alpha = PROCESS.alpha(torch.tensor(plan.t[::8], dtype=torch.float64))
+    error = (made @ made.T / z.numel() - alpha / alpha[:, None]).tril().abs().max().item()
+    assert error < 0.2 if step.markovian else error > 0.4
 
 
 @pytest.mark.parametrize("make", DENOISERS)

@@ -24,7 +24,7 @@ from dualrate.data.images import ImageSet, load_images
 from dualrate.data.source import MAX_CLASSES, class_numbers
 from dualrate.data.untrusted import MAX_TEXT, printable
 from dualrate.diffusion.plan import StepPlan
-from dualrate.measuring.samplers import read_plan
+from dualrate.measuring.planning import read_plan
 from dualrate.metrics.reference import load_reference
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
@@ -447,6 +447,7 @@ PLANS: dict[str, tuple[bytes, str]] = {
     "nested": (b"[" * 100_000, "cannot be read as a plan: "),
     "a list": (b"[1]", "cannot be read as a plan: "),
     "another version": (b'{"t": [1, 0], "refresh": ["often"]}', "cannot be read as a plan: "),
+    "partial": (b'{"t": [1, 0], "refresh": ["partial"]}', "a step is one of none, keep, full, got 'partial'"),
 }
 
 

@@ -160,11 +160,6 @@ def test_a_network_without_a_head_is_refused():
         SharedEncoder(dr.UViT(replace(CONFIG, head=False)), PROCESS, 1)
 
 
-def test_a_partial_refresh_is_refused():
-    with pytest.raises(ValueError, match="as a whole"):
-        shared().encode(*one_call(), refresh=dr.Refresh.PARTIAL)
-
-
 def test_a_foreign_context_is_refused():
     z, t, cond = one_call()
     own = torch.zeros(2, 16, 2, 2)

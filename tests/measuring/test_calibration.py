@@ -12,15 +12,14 @@ from trouble import flips, full_disk, unreadable
 
 import dualrate as dr
 from dualrate.cli.main import main
-from dualrate.compare.contenders import MARKOVIAN
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.values import Context, Refresh, Reuse
 from dualrate.machine.files import open_tensors, write_tensors
 from dualrate.machine.folders import Manifest
-from dualrate.measuring.calibration import CovarianceTable, _measured, read_table, write_table
-from dualrate.measuring.samplers import TABLED, step_for
+from dualrate.measuring.calibration import _measured, read_table, step_for, write_table
 from dualrate.runs.store import COVARIANCE, RELEASED, load
-from dualrate.sampling.covariance import ProbedCovariance, TabulatedCovariance
+from dualrate.sampling.catalogue import SAMPLERS
+from dualrate.sampling.covariance_table import CovarianceTable
 from tests.theory.common import PROCESS, f64
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +40,7 @@ class Field:
     def __init__(self, reuse=Reuse.FREE, gain=1.0):
         self.reuse, self.gain = reuse, gain
 
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+    def encode(self, z, t, cond):
         return Context((z,), tau=t)
 
     def denoise(self, z, t, context, cond):
@@ -100,7 +99,7 @@ def test_at_a_heavy_call_the_error_is_that_of_what_the_encoder_computed():
     """And the derivative is the light network's, which here sees half."""
 
     class Own(Field):
-        def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+        def encode(self, z, t, cond):
             return Context((z,), tau=t, x_hat=Field().denoise(z, t, Context(), cond))
 
         def denoise(self, z, t, context, cond):
@@ -147,10 +146,15 @@ def test_entries_are_found_by_time_and_context():
     torch.testing.assert_close(rows, torch.tensor(want), rtol=0, atol=1e-5)
 
 
-def test_partial_refreshes_are_in_no_table():
-    plan = dr.StepPlan((1.0, 0.5, 0.0), (Refresh.FULL, Refresh.PARTIAL))
-    with pytest.raises(ValueError, match="no partial refreshes"):
-        made().tabulated(PROCESS, plan)
+def test_of_white_noise_all_that_is_not_known_of_an_image_is_the_noise_level():
+    t = f64(0.2, 0.5, 0.9)
+    table = CovarianceTable.of_white_noise(BANDS)
+    plan = dr.StepPlan((1.0, *t.flip(0).tolist(), 0.0), (Refresh.FULL, Refresh.KEEP, Refresh.NONE, Refresh.FULL))
+    rows = table.tabulated(PROCESS, plan).variance[1:]
+    torch.testing.assert_close(
+        rows.double(), (PROCESS.sigma(t.flip(0)) ** 2)[:, None].expand_as(rows), rtol=0.05, atol=0
+    )
+    assert table.probed(PROCESS, plan).trusted.all()
 
 
 def test_derivatives_are_used_where_their_ratio_is_trusted():
@@ -185,17 +189,14 @@ def test_a_table_is_kept_beside_its_weights(tmp_path):
         read_table(model)
 
 
-@pytest.mark.parametrize("name", TABLED)
+@pytest.mark.parametrize("name", [name for name, sampler in SAMPLERS.items() if sampler.of_table])
 def test_released_weights_have_theirs(name):
     plan = dr.StepPlan.uniform(4)
     for run in (HEAVY, DUAL):
         model = load(run)
         step = step_for(model, plan, name)
-        kind = {"jvp": ProbedCovariance, "addim-table": dr.AdjustedDDIM}.get(
-            name.split("-")[1] if "jvp" in name else name
-        )
-        assert isinstance(step, kind or TabulatedCovariance)
-        assert step.markovian == (name in MARKOVIAN)
+        assert type(step) is SAMPLERS[name].step
+        assert step.markovian == SAMPLERS[name].markovian
         images = next(iter(dr.sample(model.denoiser, step, plan, model.shape, [0, 1], [0, 1])))
         assert images.isfinite().all()
         assert images.std() > 0.3
@@ -225,9 +226,7 @@ def test_the_command_measures_and_tells(tmp_path, monkeypatch, capsys):
     command(
         "sample", str(run), "--sampler", "covariance-jvp", "--steps", "2", "--num", "2", "--out", str(tmp_path / "o")
     )
-    told = capsys.readouterr().out
-    assert "covariance_clamped" in told
-    assert " of 12 estimates" in told or " of 0 estimates" in told  # 2 images, 2 steps, 3 bands at most; no others
+    assert "light_calls_per_image" in capsys.readouterr().out
     for wrong, message in (("1", "from 2 to"), ("65", "ask for 1 to")):
         with pytest.raises(SystemExit):
             command("calibrate", str(run), "--images", wrong)

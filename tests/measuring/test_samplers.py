@@ -1,30 +1,32 @@
 """Samplers and grids by name, and the command line's options for them."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 
 from dualrate.cli.sampling_options import Plan, sampler_of
-from dualrate.compare.contenders import MARKOVIAN, Entry
+from dualrate.compare.contenders import Entry
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.serves import AtLeast
+from dualrate.measuring.calibration import step_for
 from dualrate.measuring.measure import Guidance, image_cost
-from dualrate.measuring.samplers import GAMMA, TABLED, GridName, SamplerName, grid_times, make_step, step_for, steps_of
+from dualrate.measuring.origin import origin_of
 from dualrate.runs.store import load
 from dualrate.sampling import grids
-from dualrate.sampling.adjusted_ddim import AdjustedDDIM
 from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.catalogue import SAMPLERS, make_step, sampler_named, taking
 from dualrate.sampling.covariance import NoiseCovariance
-from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
-from dualrate.sampling.trajectory import check_reuse
+from dualrate.sampling.grids import GRIDS, grid_times
+from dualrate.sampling.solvers import Heun
+from dualrate.sampling.trajectory import check_reuse, sample
 
 PROCESS = GaussianProcess(Cosine())
 WEIGHTS = Path(__file__).parent.parent.parent / "weights"
@@ -41,26 +43,27 @@ def dual() -> Model:
 
 
 def test_every_name_makes_its_step():
-    made = [make_step(name, PROCESS) for name in get_args(SamplerName) if name not in TABLED]
-    assert made.pop() == NoiseCovariance(PROCESS, "ddim")
-    kinds = (Ancestral, DDIM, AdjustedDDIM, Heun, DPMSolver2M, DPMSolver3M, SDEDPMSolver2M, NoiseCovariance)
-    assert made == [kind(PROCESS) for kind in kinds]
+    made = {name: make_step(name, PROCESS) for name in SAMPLERS if name not in TABLED}
+    for name, step in made.items():
+        assert step == (NoiseCovariance(PROCESS, "ddim") if name == "covariance-ddim" else SAMPLERS[name].step(PROCESS))
     assert make_step("ancestral", PROCESS, 0.3) == Ancestral(PROCESS, 0.3)
     assert make_step("ancestral", PROCESS, eta=0.3) == Ancestral(PROCESS, 0.0, 0.3)
-    assert len(set(map(str, made))) == len(made)  # told apart in a table
+    assert len(set(map(str, made.values()))) == len(made)  # told apart in a table
 
 
-WITHOUT_GAMMA = [name for name in get_args(SamplerName) if name not in GAMMA]
+TABLED = [name for name, sampler in SAMPLERS.items() if sampler.of_table]
+WITHOUT_GAMMA = [name for name in SAMPLERS if name not in taking("gamma")]
 
 
 @pytest.mark.parametrize("calls", [6, 7])
-@pytest.mark.parametrize("name", get_args(SamplerName))
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_steps_make_as_many_calls_as_there_may_be(name, calls, heavy):
     def of(steps):
         step, plan = sampler_of(heavy, Plan(steps=steps, sampler=name, grid="log-snr"))
         return image_cost(heavy, step, plan, Guidance()).light_calls
 
-    assert of(steps_of(name, calls)) <= calls < of(steps_of(name, calls) + 1)
+    steps = SAMPLERS[name].step.most_steps(calls)
+    assert of(steps) <= calls < of(steps + 1)
 
 
 def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):
@@ -86,17 +89,19 @@ def test_a_sampler_with_a_table_belongs_to_a_model_and_a_plan():
 
 @pytest.mark.parametrize("name", WITHOUT_GAMMA)
 def test_gamma_is_refused_where_it_means_nothing(name, heavy):
-    with pytest.raises(ValueError, match=f"{name.replace('+', '.')} has none"):
+    message = rf"gamma is the noise level of ancestral and sde-dpm\+\+2m and means nothing to {re.escape(name)}, got"
+    with pytest.raises(ValueError, match=message):
         make_step(name, PROCESS, 0.1)
-    with pytest.raises(ValueError, match="--gamma is the noise level of ancestral and sde-dpm"):
+    with pytest.raises(ValueError, match=message):
         sampler_of(heavy, Plan(sampler=name, gamma=0.0))
 
 
-@pytest.mark.parametrize("name", [*WITHOUT_GAMMA, "sde-dpm++2m"])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in taking("eta")])
 def test_eta_is_refused_where_it_means_nothing(name, heavy):
-    with pytest.raises(ValueError, match=f"means nothing to {name.replace('+', '.')}"):
+    message = f"eta is the share of fresh noise of ancestral and means nothing to {re.escape(name)}, got"
+    with pytest.raises(ValueError, match=message):
         make_step(name, PROCESS, eta=0.5)
-    with pytest.raises(ValueError, match="--eta belongs to ancestral sampling"):
+    with pytest.raises(ValueError, match=message):
         sampler_of(heavy, Plan(sampler=name, eta=1.0))
 
 
@@ -111,7 +116,7 @@ def test_eta_is_for_a_network_at_every_step_and_without_gamma(heavy, dual):
 
 
 def test_every_name_makes_its_grid():
-    made = {name: grid_times(name, PROCESS.schedule, 6) for name in get_args(GridName)}
+    made = {name: grid_times(name, PROCESS.schedule, 6) for name in GRIDS}
     assert made == {
         "t": grids.uniform(6),
         "log-snr": grids.uniform_log_snr(PROCESS.schedule, 6),
@@ -168,25 +173,17 @@ def test_a_list_of_times_that_is_no_plan_is_refused(times, changes, message, hea
 
 @pytest.mark.parametrize("name", WITHOUT_GAMMA)
 def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual):
-    """A derivative is the light network's: two light calls, but for the last step along the noise, which has none."""
+    """A derivative is the light network's: two light calls; another evaluation is another heavy call."""
     step, plan = sampler_of(dual, Plan(steps=5, heavy=5, sampler=name, grid="log-snr"))
     cost = image_cost(dual, step, plan, Guidance())
-    light = {"covariance": 8, "covariance-ddim": 8, "covariance-jvp": 10, "covariance-jvp-ddim": 10}.get(name, 0)
-    assert (cost.heavy_calls, cost.light_calls) == (8 if name == "heun" else 5, light)
+    twice = (5 - step.single_call_steps) * (step.calls_per_step - 1)  # steps that call again
+    assert (cost.heavy_calls, cost.light_calls) == ((5 + twice, 0) if isinstance(step, Heun) else (5, 2 * twice))
     step, plan = sampler_of(dual, Plan(steps=5, heavy=4, sampler=name))
-    if name in MARKOVIAN:
+    if SAMPLERS[name].markovian:
         check_reuse(dual.denoiser, step, plan)
         return
     with pytest.raises(ValueError, match="Use Ancestral"):
         check_reuse(dual.denoiser, step, plan)
-
-
-@pytest.mark.parametrize(
-    ("name", "calls"), [("ancestral", 5), ("ddim", 5), ("heun", 8), ("dpm++2m", 5), ("dpm++3m", 5), ("addim", 5)]
-)
-def test_a_single_rate_model_pays_for_every_evaluation(name, calls, heavy):
-    step, plan = sampler_of(heavy, Plan(steps=5, sampler=name, grid="karras"))
-    assert image_cost(heavy, step, plan, Guidance()).light_calls == calls
 
 
 def test_the_command_line_knows_the_names(monkeypatch, capsys):
@@ -208,7 +205,7 @@ def test_the_command_line_knows_the_names(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["light_calls_per_image"] == 4
 
 
-@pytest.mark.parametrize("name", get_args(SamplerName))
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_comparison_takes_them_with_a_plan(name, heavy):
     contender = Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy'}:8@{name}").asked(heavy, torch.device("cpu"))
     step = contender.step(heavy)
@@ -231,10 +228,94 @@ def test_the_command_line_takes_eta_and_a_list_of_times(monkeypatch, capsys):
 
 def test_their_images_are_no_noise(heavy):
     """The released model, a few steps of each: finite, and mostly within the range of images."""
-    from dualrate.sampling.trajectory import sample
-
-    for name in get_args(SamplerName):
+    for name in SAMPLERS:
         step, plan = sampler_of(heavy, Plan(steps=6, sampler=name, grid="log-snr"))
         (images,) = sample(heavy.denoiser, step, plan, heavy.shape, range(4), range(4))
         assert torch.isfinite(images).all()
         assert images.abs().quantile(0.9) < 1.2
+
+
+MINE = """
+from dataclasses import dataclass
+import dualrate as dr
+
+@dataclass(frozen=True)
+class Mine(dr.Step):
+    process: dr.GaussianProcess
+    strength: float = 1.0
+    draws_noise = False
+
+    def __call__(self, denoise, z, t, s, draw, carry):
+        return dr.DDIM(self.process)(denoise, z, t, s, draw, carry)
+
+class Bare(dr.Step): ...
+
+class Pair(Mine):
+    def __init__(self, process, other): ...
+
+number = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> str:
+    """The name of a step in another package."""
+    (tmp_path / "strange_package").mkdir()
+    (tmp_path / "strange_package" / "steps.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "strange_package.steps:Mine"
+
+
+def test_a_step_of_another_package_is_a_sampler(mine, heavy):
+    step, plan = sampler_of(heavy, Plan(steps=3, sampler=mine))
+    assert (type(step).__name__, step.strength, plan) == ("Mine", 1.0, StepPlan.uniform(3))
+    assert not sampler_named(mine).markovian
+    own, theirs = (
+        next(sample(heavy.denoiser, one, plan, heavy.shape, [0], [0]))
+        for one in (make_step("ddim", heavy.process), step)
+    )
+    assert torch.equal(own, theirs)
+    with pytest.raises(ValueError, match=f"gamma .* means nothing to {mine}"):
+        make_step(mine, PROCESS, 0.5)
+
+
+def test_its_images_are_not_taken_for_those_of_a_step_of_the_same_name(mine, heavy, tmp_path):
+    (tmp_path / "strange_package" / "other.py").write_text(MINE)
+    steps = [make_step(name, heavy.process) for name in (mine, mine.replace("steps", "other"))]
+    first, second = (
+        origin_of(heavy, step, StepPlan.uniform(2), Guidance(), "pixels", bfloat16=False) for step in steps
+    )
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "nonsense",
+            r"there is no sampler 'nonsense'; there are ancestral, .*; package.module:Class is a step of your own",
+        ),
+        ("hewn", "there is no sampler 'hewn', did you mean heun[?]; there are"),
+        (
+            "strange_package.gone:Mine",
+            "there is no sampler .*: strange_package.gone of .* cannot be imported: No module",
+        ),
+        ("strange_package.steps:Gone", "strange_package.steps .*steps.py. has no 'Gone'"),
+        ("strange_package.steps:", "written package.module:name"),
+        (":Mine", "written package.module:name"),
+        ("..steps:Mine", "written package.module:name"),
+        ("strange_package.steps:number", "is no step: expected a class derived from dualrate.Step.*got 3"),
+        ("strange_package.steps:Bare", "is no step: expected a class derived from dualrate.Step, with __call__"),
+        ("strange_package.steps:Pair", "made of a process alone, which it refuses: missing .*'other'"),
+    ],
+)
+def test_a_name_that_is_no_sampler_is_refused_in_one_line(mine, name, message, monkeypatch, capsys):
+    from dualrate.cli.main import main
+
+    with pytest.raises(ValueError, match=message):
+        Plan(sampler=name)
+    monkeypatch.setattr("sys.argv", ["dualrate", "cost", "run", "--sampler", name])
+    with pytest.raises(SystemExit):
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)

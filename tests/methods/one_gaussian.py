@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
+from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 
 PROCESS = dr.GaussianProcess(dr.Cosine())
 C = 0.09
@@ -20,7 +20,7 @@ class Scale(nn.Module):
         super().__init__()
         self.a, self.spread = nn.Parameter(torch.tensor(a, dtype=torch.float64)), spread
 
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL) -> Context:
+    def encode(self, z, t, cond) -> Context:
         return Context()
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:

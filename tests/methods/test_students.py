@@ -69,7 +69,7 @@ class Recorded:
     answers: list[Tensor]
     reuse: Reuse = Reuse.MARKOV
 
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL) -> Context:
+    def encode(self, z, t, cond) -> Context:
         return self.inner.encode(z, t, cond)
 
     def denoise(self, z, t, context, cond) -> Tensor:

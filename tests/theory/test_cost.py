@@ -5,7 +5,7 @@ import torch
 
 import dualrate as dr
 from dualrate.diffusion.values import Context, Reuse
-from dualrate.sampling.cost import call_cost, plan_cost
+from dualrate.sampling.cost import call_cost, plan_cost, seconds_per_call
 
 PROCESS = dr.GaussianProcess(dr.Cosine())
 NET = dr.UViTConfig(
@@ -55,7 +55,7 @@ class OnDevice:
     reuse = Reuse.FREE
     device = torch.device("meta")
 
-    def encode(self, z, t, cond, *, previous=None, refresh=None):
+    def encode(self, z, t, cond):
         assert {z.device, t.device, cond.label.device} == {self.device}
         return Context()
 
@@ -66,3 +66,12 @@ class OnDevice:
 
 def test_calls_are_counted_on_the_networks_device():
     assert call_cost(OnDevice(), (1, 8, 8), 0, "meta").light == 0
+
+
+def test_only_the_device_that_is_timed_is_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    seconds_per_call(lambda: None, seconds=0)
+    assert not waited
+    seconds_per_call(lambda: None, seconds=0, device="cuda:1")
+    assert waited == [torch.device("cuda:1")] * 4  # after the first call, which is not counted, and three more

@@ -41,7 +41,7 @@ class Field:
     power: torch.Tensor
     reuse: Reuse = Reuse.FREE
 
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+    def encode(self, z, t, cond):
         return Context()
 
     def denoise(self, z, t, context, cond):
@@ -169,11 +169,11 @@ def test_along_the_noise_what_is_known_or_unknown_is_exact_and_all_else_has_less
 
 
 def test_along_the_noise_keeps_the_law_of_pairs_to_second_order():
-    power = f64(*[0.09, 3.0] * 9)
+    power, step = f64(*[0.09, 3.0] * 9), NoiseCovariance(PROCESS, length=None)
     errors, counts = [], [32, 64, 128]
     for steps in counts:
         plan = uniform_log_snr(steps, -15, 6)
-        made = amplitudes(NoiseCovariance(PROCESS, length=None), plan, Field(power))
+        made = amplitudes(step, plan, Field(power))
         every = steps // 8
         states, a = made[::every], PROCESS.alpha(f64(*plan.t[::every]))
         v = a[:, None] ** 2 * power + PROCESS.sigma(f64(*plan.t[::every]))[:, None] ** 2
@@ -182,7 +182,7 @@ def test_along_the_noise_keeps_the_law_of_pairs_to_second_order():
         later = torch.ones(len(a), len(a)).tril().bool()  # i later than j: Cov = (alpha_j / alpha_i) v_i
         errors.append((covariance - law)[later].abs().max().item())
     slopes = [math.log2(errors[i] / errors[i + 1]) for i in range(2)]
-    assert slopes[-1] == pytest.approx(2, abs=0.25)
+    assert slopes[-1] == pytest.approx(step.order, abs=0.25)
 
 
 def test_the_derivative_is_tweedies_covariance():
@@ -223,7 +223,7 @@ class HalfEcho:
     head: bool
     reuse: Reuse = Reuse.MARKOV
 
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+    def encode(self, z, t, cond):
         return Context((z,), tau=t, x_hat=5 * z if self.head else None)
 
     def denoise(self, z, t, context, cond):
@@ -233,14 +233,11 @@ class HalfEcho:
 
 
 @dataclass(frozen=True)
-class Look:
+class Look(dr.Step):
     """Carries (z, x_hat, derivative along ones) of every step."""
 
     length: float | None = None
     markovian = True
-
-    def start(self):
-        return ()
 
     def __call__(self, denoise, z, t, s, draw, carry):
         return z + 1, (*carry, (z, *derivative(PROCESS, denoise, z, t, torch.ones_like(z), self.length)))
@@ -261,12 +258,12 @@ def test_at_a_fixed_context_the_derivative_is_the_light_networks(head, length):
     assert (calls.meter.heavy, calls.meter.light) == (2, 2 * at_heavy + 2 * 2)
 
 
-def test_clamps_are_counted_and_hold():
+def test_an_estimate_is_moved_to_what_a_variance_can_be():
     """x_hat = -z has a negative derivative, x_hat = 1e3 z one above that of any such data."""
     plan = dr.StepPlan((0.5, 0.4), (Refresh.FULL,))
     table = tabulated(plan, "ddim")
     draws = [normals(1, 2, *BANDS.shape), normals(2, 2, *BANDS.shape)]
-    for factor, want, counts in ((-1.0, 0 * POWER, (36, 0)), (1e3, POWER, (0, 36))):
+    for factor, want in ((-1.0, 0 * POWER), (1e3, POWER)):
         step = ProbedCovariance(table, torch.ones(1, BANDS.count, dtype=torch.bool), POWER)
         given = iter(draws)
         z, t, s = normals(0, 2, *BANDS.shape), f64(0.5, 0.5), f64(0.4, 0.4)
@@ -274,9 +271,6 @@ def test_clamps_are_counted_and_hold():
         known = TabulatedCovariance(PROCESS, BANDS, f64(0.5), want[None], "ddim")
         other, _ = known(lambda z, t, f=factor: f * z, z, t, s, lambda: draws[1], ())
         torch.testing.assert_close(made, other)
-        assert (step.clamps.below, step.clamps.above) == counts
-        assert step.clamps.estimates == 2 * BANDS.count
-        assert "100.0%" in str(step.clamps)
 
 
 def test_a_band_that_is_not_trusted_uses_the_table():
@@ -284,7 +278,6 @@ def test_a_band_that_is_not_trusted_uses_the_table():
     table = tabulated(plan, "markov", power=2 * POWER)
     step = ProbedCovariance(table, torch.zeros(2, BANDS.count, dtype=torch.bool), POWER)
     torch.testing.assert_close(variances(step, plan), variances(table, plan))
-    assert step.clamps.estimates == 0
 
 
 def test_differences_take_over_where_an_operation_has_no_forward_rule():

@@ -9,7 +9,7 @@ from dualrate.denoisers.exact import Echo, GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.trajectory import rollout
 from theory.common import PROCESS, f64, gaussian, normals
@@ -33,7 +33,7 @@ class ByClass:
         each = [kind(mixture, PROCESS).mixture.posterior_mean(z, PROCESS.schedule.log_snr(t)) for mixture in mixtures]
         return torch.stack(each)[label, torch.arange(len(z))]
 
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+    def encode(self, z, t, cond):
         return Context(features=(self._x_hat(z, t, cond.label),), tau=t)
 
     def denoise(self, z, t, context, cond):

@@ -15,6 +15,7 @@ from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
+from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import rollout, trajectory
 from theory.common import PROCESS, line_mixture, normals
 
@@ -38,11 +39,11 @@ class Recorded:
     def reuse(self):
         return self.inner.reuse
 
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+    def encode(self, z, t, cond):
         assert (t == t[0]).all()
         assert torch.equal(cond.label, COND.label)
         self.calls.append(("encode", float(t[0]), None))
-        return self.inner.encode(z, t, cond, previous=previous, refresh=refresh)
+        return self.inner.encode(z, t, cond)
 
     def denoise(self, z, t, context, cond):
         tau = None if context.tau is None else float(context.tau[0])
@@ -56,7 +57,7 @@ class Recorded:
 class OwnOutput(Echo):
     """An encoder that hands out its x_hat, and a light network that fails at the encoder's time."""
 
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+    def encode(self, z, t, cond):
         context = super().encode(z, t, cond)
         return replace(context, x_hat=context.features[0])
 
@@ -66,7 +67,7 @@ class OwnOutput(Echo):
 
 
 @dataclass(frozen=True)
-class TwoEvaluations:
+class TwoEvaluations(Step):
     """A step that looks twice, like Heun's."""
 
     markovian: bool = True
@@ -83,7 +84,7 @@ class TwoEvaluations:
 class Handed(Echo):
     """An encoder that hands out its x_hat, and a light network that knows another."""
 
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+    def encode(self, z, t, cond):
         context = super().encode(z, t, cond)
         return replace(context, x_hat=context.features[0] + 1)
 
@@ -129,7 +130,7 @@ class OwnTau:
 
     reuse: Reuse = Reuse.MARKOV
 
-    def encode(self, z, t, cond, *, previous=None, refresh=Refresh.FULL):
+    def encode(self, z, t, cond):
         return Context(features=(z,), tau=t)
 
     def denoise(self, z, t, context, cond):

@@ -60,7 +60,6 @@ def test_plans_at_given_times():
     ("t", "refresh"),
     [
         ((1.0, 0.0), (KEEP,)),  # nothing to keep
-        ((1.0, 0.0), (Refresh.PARTIAL,)),
         ((1.0, 0.6, 0.3, 0.0), (FULL, NONE, KEEP)),  # it was dropped
         ((1.0, 0.5, 0.0), (FULL,)),  # one entry missing
         ((1.0,), ()),
@@ -121,7 +120,7 @@ def test_impossible_requests_are_refused(make):
         ('{"t": [1' + "0" * 400 + ', 0], "refresh": ["full"]}', "not a plan"),
         ('{"t": [1, 0], "refresh": "full"}', "refresh is a list"),
         ('{"t": [1, 0], "refresh": [0]}', r"refresh\[0\] is 0"),
-        ('{"t": [1, 0], "refresh": ["FULL"]}', "one of none, keep, partial, full, got 'FULL'"),
+        ('{"t": [1, 0], "refresh": ["FULL"]}', "one of none, keep, full, got 'FULL'"),
         ('{"t": [1, 0], "refresh": ["full"], "steps": 1}', "expected"),
         ("[" * 100_000, "not a plan"),
         ("3", "expected"),

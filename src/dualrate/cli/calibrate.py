@@ -30,8 +30,9 @@ class Calibrate(Ranged):
     """Print the report as JSON."""
 
     def run(self) -> None:
-        from dualrate.measuring.calibration import TRUSTED, calibrate
+        from dualrate.measuring.calibration import calibrate
         from dualrate.runs.store import COVARIANCE, load
+        from dualrate.sampling.covariance_table import TRUSTED
 
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)

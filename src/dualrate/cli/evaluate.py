@@ -13,7 +13,6 @@ from dualrate.cli.console import reporter
 from dualrate.cli.sampling_options import Plan, sampler_of
 from dualrate.config.ranges import BatchSize, Images, Ranged, Seed
 from dualrate.machine.device import pick_device
-from dualrate.sampling.covariance import ProbedCovariance
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,9 @@ class Evaluate(Ranged):
         }
         row = measure(*of, **how)[0] if self.keep is None else measure_in_blocks(*of, self.keep, **how)
         progress.close()
-        clamped = {"covariance_clamped": str(step.clamps)} if isinstance(step, ProbedCovariance) else {}
         if self.json:
-            print(json.dumps(asdict(row) | {"flops": row.flops} | clamped))
+            print(json.dumps(asdict(row) | {"flops": row.flops}))
             return
         print(text_table([row]))
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")
-        if clamped:
-            print(f"\ncovariance clamped, of the images drawn now: {clamped['covariance_clamped']}")

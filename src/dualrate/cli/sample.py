@@ -15,7 +15,6 @@ from dualrate.cli.console import drawing, reporter, tell
 from dualrate.cli.sampling_options import Plan, sampler_of
 from dualrate.config.ranges import BatchSize, Classes, Images, Ranged, Seed
 from dualrate.machine.device import pick_device
-from dualrate.sampling.covariance import ProbedCovariance
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,5 @@ class Sample(Ranged):
                 "flops_per_image": written.cost.flops,
                 "seconds_per_image": written.seconds / written.drawn if written.drawn else None,
                 "precision": written.precision,
-                **({"covariance_clamped": str(step.clamps)} if isinstance(step, ProbedCovariance) else {}),
             },
         )

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
-from dualrate.measuring.samplers import GAMMA, GridName, SamplerName, grid_times, read_plan, step_for
+from dualrate.measuring.calibration import step_for
+from dualrate.measuring.planning import read_plan
+from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, sampler_named, taking
+from dualrate.sampling.grids import GridName, grid_times
 from dualrate.sampling.step import Step
+
+
+def _names(markovian: bool) -> str:
+    kind = {name: sampler for name, sampler in SAMPLERS.items() if sampler.markovian == markovian}
+    return ", ".join(f"{name}*" if sampler.of_table else name for name, sampler in kind.items())
+
+
+SAMPLER = (
+    f"May reuse a dual-rate context: {_names(markovian=True)}; for a heavy call at every step, or one network: "
+    f"{_names(markovian=False)}; or package.module:Class, a step of your own. "
+    "*: needs `dualrate calibrate RUN` once, which measures without guidance."
+)
+GAMMA = f"Noise level of {' and '.join(taking('gamma'))}: 0 posterior variance (if not given), 1 transition variance."
+ETA = (
+    f"Share of the noise of {' and '.join(taking('eta'))} that is drawn afresh: 1 all of it (if not given), 0 none, "
+    "which is DDIM; below 1, for a heavy call at every step, or one network."
+)
 
 
 @dataclass(frozen=True)
@@ -23,34 +46,28 @@ class Plan(Ranged):
     """H, heavy calls per image, spread evenly. A quarter of the steps, within what was trained, if not given."""
     plan: Path | None = None
     """A StepPlan as JSON, instead of --steps, --heavy, --grid and --times."""
-    sampler: SamplerName = "ancestral"
-    """ancestral, sde-dpm++2m and covariance (-table, -jvp) may reuse a dual-rate context; all others, and --eta, are
-    for a heavy call at every step, or a single-rate model. Names with -table or -jvp need `dualrate calibrate RUN`
-    once, which measures without guidance."""
+    sampler: Annotated[str, arg(help=SAMPLER)] = ANCESTRAL
     grid: GridName = "t"
     """Steps equal in t, in log-SNR, or as in Karras et al. 2022."""
     times: tuple[Probability, ...] | None = None
     """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
-    gamma: Probability | None = None
-    """Noise level of ancestral and sde-dpm++2m: 0 posterior variance (if not given), 1 transition variance."""
-    eta: Probability | None = None
-    """Share of ancestral's noise that is drawn afresh: 1 all of it (if not given), 0 none, which is DDIM."""
+    gamma: Annotated[Probability | None, arg(help=GAMMA)] = None
+    eta: Annotated[Probability | None, arg(help=ETA)] = None
     guidance: GuidanceWeight = 1.0
     """Classifier-free guidance weight; 1 is none."""
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
     """Noise levels (low, high] of sigma/alpha in which guidance acts; everywhere if not given."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sampler_named(self.sampler)
+
 
 def sampler_of(model: Model, options: Plan) -> tuple[Step, StepPlan]:
     """The step and the plan that the options ask for. Raises ValueError for options that exclude each other."""
-    if options.sampler not in GAMMA and options.gamma is not None:
-        raise ValueError(f"--gamma is the noise level of {' and '.join(GAMMA)}; {options.sampler} has none")
-    if options.sampler != "ancestral" and options.eta is not None:
-        raise ValueError(f"--eta belongs to ancestral sampling, got it with {options.sampler}: drop one of the two")
     plan = _step_plan(model, options)
     model.serves.check(plan)
-    eta = 1.0 if options.eta is None else options.eta
-    return step_for(model, plan, options.sampler, options.gamma or 0.0, eta), plan
+    return step_for(model, plan, options.sampler, options.gamma, options.eta), plan
 
 
 def _step_plan(model: Model, options: Plan) -> StepPlan:

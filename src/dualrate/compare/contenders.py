@@ -6,6 +6,7 @@
     RUN:plan.json           a plan, as `dualrate plan` writes it
     RUN:32@ddim             under a sampler: ancestral if none is named, DPM-Solver++ 2M for a shared encoder
     RUN:32/8@ancestral:0.5  at a noise level gamma other than 0
+    RUN:32@mypkg.steps:Mine under a step of another package
 
 Costs of different networks meet on the rungs of a ladder: so many calls of the dearest network per image.
 """
@@ -17,7 +18,6 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -27,12 +27,13 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Progress
-from dualrate.measuring.calibration import read_table
-from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors
-from dualrate.measuring.samplers import TABLED, GridName, SamplerName, grid_times, read_plan, step_for, steps_of
+from dualrate.measuring.calibration import read_table, step_for
+from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors, read_plan
 from dualrate.networks.uvit import UViT
 from dualrate.planning.planner import Planner
 from dualrate.planning.similarity import best_refreshes, similarities
+from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, sampler_named
+from dualrate.sampling.grids import grid_times
 from dualrate.sampling.step import Step
 
 LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the dearest network
@@ -40,27 +41,7 @@ MOST_STEPS = 256
 DUAL = ((8, 2), (12, 3), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8))  # N, H
 PLANNED = ((8, 2), (16, 4), (32, 8))
 SHARED = ((8, 4), (16, 4), (16, 8), (32, 8))
-GRIDS: dict[SamplerName, GridName] = {  # of single networks; dual-rate plans are even in t (dev/LOG.md)
-    "ancestral": "t",
-    "sde-dpm++2m": "log-snr",
-    "ddim": "t",
-    "heun": "log-snr",
-    "dpm++2m": "karras",
-    "addim": "t",
-    "addim-table": "t",
-    "dpm++3m": "log-snr",
-    "covariance": "log-snr",
-    "covariance-ddim": "log-snr",
-    "covariance-table": "log-snr",
-    "covariance-table-ddim": "log-snr",
-    "covariance-jvp": "log-snr",
-    "covariance-jvp-ddim": "log-snr",
-}
-USUAL: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m", "ddim", "heun", "dpm++2m")  # tried unless one is named
-USUAL_DUAL: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m")  # the same for a reused context
-LONGEST: dict[SamplerName, int] = {"ddim": 16, "heun": 16}  # the last rung of those that others have overtaken there
-GAMMAS: dict[SamplerName, tuple[float, ...]] = {"sde-dpm++2m": (0.0, 0.2)}  # noise levels; 0 for all others
-MARKOVIAN: tuple[SamplerName, ...] = ("ancestral", "sde-dpm++2m", "covariance", "covariance-table", "covariance-jvp")
+SMOOTH = "dpm++2m"  # of a shared encoder, where none is named
 SIMILARITY_IMAGES = 16
 GRID, PLANNING_IMAGES = 64, 128  # of the planner
 
@@ -79,12 +60,16 @@ class Contender(Ranged):
 
     run: Path
     network: str
-    sampler: SamplerName
+    sampler: str
     plan: StepPlan
     gamma: Probability = 0.0
     note: str = ""
     split: SharedBlocks | None = None
     asked: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sampler_named(self.sampler)
 
     @property
     def key(self) -> str:
@@ -92,10 +77,10 @@ class Contender(Ranged):
         says = f"{self.network} {self.split} {self.gamma} {self.plan.to_json()}"
         digest = hashlib.sha256(says.encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "-", self.network)
-        return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler}-{digest}"
+        return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler.replace(':', '-')}-{digest}"
 
     def step(self, model: Model) -> Step:
-        return step_for(model, self.plan, self.sampler, self.gamma)
+        return step_for(model, self.plan, self.sampler, self.gamma or None)
 
     def model(self, loaded: Model) -> Model:
         """The loaded model as this contender calls it."""
@@ -122,11 +107,13 @@ class Entry(Ranged):
     run: Path
     network: str
     plan: str | None = None
-    sampler: SamplerName | None = None
+    sampler: str | None = None
     gamma: Probability | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sampler is not None:
+            sampler_named(self.sampler)
         if self.plan is not None and not self.plan.endswith(".json"):
             self._counts()
 
@@ -141,19 +128,18 @@ class Entry(Ranged):
             raise ValueError(
                 f"there is no run {run or rest!r}: an entry is RUN, RUN:32/8 or RUN:plan.json, got {text!r}"
             )
-        found, _, gamma = sampler.partition(":")
-        known = {known: known for known in get_args(SamplerName)}
-        if sampler and (found not in known or not (gamma or "0").replace(".", "", 1).isdecimal()):
-            raise ValueError(
-                f"there is no sampler {sampler!r}; choose one of {', '.join(known)}, or ancestral:0.5 for gamma 0.5"
-            )
+        head, _, tail = sampler.rpartition(":")
+        is_gamma = tail.replace(".", "", 1).isdecimal()
+        if head in SAMPLERS and not is_gamma:
+            raise ValueError(f"there is no noise level {tail!r}: {head}:0.5 is {head} at gamma 0.5, got {text!r}")
+        sampler, gamma = (head, float(tail)) if head and is_gamma else (sampler, None)
         path = Path(run)
-        return Entry(path, name or path.resolve().name, plan or None, known.get(found), float(gamma) if gamma else None)
+        return Entry(path, name or path.resolve().name, plan or None, sampler or None, gamma)
 
     def asked(self, model: Model, device: torch.device) -> Contender:
         """The contender of an entry that names a plan. Raises ValueError for a plan that is none."""
         assert self.plan is not None
-        sampler = self.sampler or "ancestral"
+        sampler = self.sampler or ANCESTRAL
         if self.plan.endswith(".json"):
             plan, name = read_plan(Path(self.plan)), Path(self.plan).stem
             if plan.num_heavy < plan.num_steps and not model.reuses_context:
@@ -163,9 +149,8 @@ class Entry(Ranged):
         calls = model.serves.default_heavy(steps) if heavy is None else heavy
         if calls < steps and not model.reuses_context:
             return shared(self, model, steps, calls, device)
-        plan = StepPlan.uniform(steps, calls)
-        if calls == steps:
-            plan = StepPlan.at(grid_times(GRIDS[sampler], model.process.schedule, steps), range(steps))
+        grid = sampler_named(sampler).grid if calls == steps else "t"
+        plan = StepPlan.spread(grid_times(grid, model.process.schedule, steps), calls)
         return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0)
 
     def _counts(self) -> tuple[int, int | None]:
@@ -175,21 +160,28 @@ class Entry(Ranged):
             raise ValueError(f"{self.plan!r} is no plan: 32 (steps), 32/8 (steps/heavy calls), or a .json file")
         return checked("the number of steps", int(steps), Steps), int(heavy) if heavy else None
 
-    def gammas(self, sampler: SamplerName) -> tuple[float, ...]:
+    @property
+    def samplers(self) -> dict[str, Sampler]:
+        """The one that was asked for, or the usual ones."""
+        if self.sampler is not None:
+            return {self.sampler: sampler_named(self.sampler)}
+        return {name: sampler for name, sampler in SAMPLERS.items() if sampler.usual}
+
+    def gammas(self, sampler: Sampler) -> tuple[float, ...]:
         """The noise level that was asked for, or the usual ones."""
-        return GAMMAS.get(sampler, (0.0,)) if self.gamma is None else (self.gamma,)
+        return sampler.gammas if self.gamma is None else (self.gamma,)
 
 
 def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Contender]:
     """A single network under every sampler. calls: of the network per image, one number a rung of the ladder."""
     schedule, found = model.process.schedule, []
     for rung, count in zip(LADDER, calls, strict=True):
-        for sampler in USUAL if entry.sampler is None else (entry.sampler,):
-            steps = steps_of(sampler, count)
-            if steps < 3 or rung > LONGEST.get(sampler, rung):
+        for name, sampler in entry.samplers.items():
+            steps = sampler.step.most_steps(count)
+            if steps < 3 or rung > sampler.longest:
                 continue
-            plan = StepPlan.at(grid_times(GRIDS[sampler], schedule, steps), range(steps))
-            found += [Contender(entry.run, entry.network, sampler, plan, gamma) for gamma in entry.gammas(sampler)]
+            plan = StepPlan.spread(grid_times(sampler.grid, schedule, steps))
+            found += [Contender(entry.run, entry.network, name, plan, gamma) for gamma in entry.gammas(sampler)]
     return found
 
 
@@ -198,12 +190,12 @@ def shared(entry: Entry, model: Model, steps: int, heavy: int, device: torch.dev
     _refuse_table(entry)
     network = model.networks.get_submodule("model")
     assert isinstance(network, UViT)
-    sampler = entry.sampler or "dpm++2m"
-    times = grid_times(GRIDS[sampler], model.process.schedule, steps)
+    sampler = entry.sampler or SMOOTH
+    times = grid_times(sampler_named(sampler).grid, model.process.schedule, steps)
     seeds = range(SEED, SEED + SIMILARITY_IMAGES)
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
     denoiser = SharedEncoder(network, model.process, split_of(network))
-    step = step_for(model, StepPlan.at(times, range(steps)), sampler, entry.gamma or 0.0)
+    step = step_for(model, StepPlan.spread(times), sampler, entry.gamma or None)
     like = similarities(denoiser, step, times, model.shape, seeds, labels, device=device)
     return sharing(entry, model, StepPlan.at(times, best_refreshes(like, heavy)))
 
@@ -212,16 +204,20 @@ def sharing(entry: Entry, model: Model, plan: StepPlan) -> Contender:
     """A single network's encoder shared under a plan."""
     network = model.networks.get_submodule("model")
     assert isinstance(network, UViT)
-    name, sampler, gamma = f"{entry.network}, shared encoder", entry.sampler or "dpm++2m", entry.gamma or 0.0
+    name, sampler, gamma = f"{entry.network}, shared encoder", entry.sampler or SMOOTH, entry.gamma or 0.0
     _refuse_table(entry)
     return Contender(entry.run, name, sampler, plan, gamma, split=split_of(network))
 
 
 def _refuse_table(entry: Entry) -> None:
-    if entry.sampler in TABLED:
+    if _has_table(entry):
         raise ValueError(
             f"{entry.sampler} has a table of the whole network, not of a shared encoder: name another sampler"
         )
+
+
+def _has_table(entry: Entry) -> bool:
+    return entry.sampler is not None and sampler_named(entry.sampler).of_table is not None
 
 
 def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Contender]:
@@ -230,10 +226,12 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
     Without a planner none are planned; a model whose context was never dropped in training gets no late ones.
     """
 
+    samplers = {name: sampler for name, sampler in entry.samplers.items() if sampler.markovian}
+
     def every(plan: StepPlan, note: str = "") -> list[Contender]:
         return [
-            Contender(entry.run, entry.network, sampler, plan, gamma, note)
-            for sampler in (USUAL_DUAL if entry.sampler is None else (entry.sampler,))
+            Contender(entry.run, entry.network, name, plan, gamma, note)
+            for name, sampler in samplers.items()
             for gamma in entry.gammas(sampler)
         ]
 
@@ -252,16 +250,17 @@ def usual_student(entry: Entry, serves: Serves, calls: Sequence[int]) -> list[Co
 
     Raises ValueError for a sampler other than ancestral.
     """
-    if entry.sampler not in (None, "ancestral"):
-        raise ValueError(f"{entry.network} is a distilled student, for ancestral sampling: drop {entry.sampler}")
-    return [Contender(entry.run, entry.network, "ancestral", plan, entry.gamma or 0.0) for plan in serves.ladder(calls)]
+    if entry.sampler not in (None, ANCESTRAL):
+        raise ValueError(f"{entry.network} is a distilled student, for {ANCESTRAL} sampling: drop {entry.sampler}")
+    return [Contender(entry.run, entry.network, ANCESTRAL, plan, entry.gamma or 0.0) for plan in serves.ladder(calls)]
 
 
 def require_markovian(entry: Entry) -> None:
     """Raises ValueError for a sampler that may not reuse a context."""
-    if entry.sampler not in (None, *MARKOVIAN):
+    if not any(sampler.markovian for sampler in entry.samplers.values()):
+        others = [name for name, sampler in SAMPLERS.items() if sampler.markovian]
         raise ValueError(
-            f"{entry.network} reuses contexts, which {entry.sampler} cannot: name {' or '.join(MARKOVIAN)}, or none"
+            f"{entry.network} reuses contexts, which {entry.sampler} cannot: name {' or '.join(others)}, or none"
         )
 
 
@@ -289,7 +288,7 @@ def contenders_of(
     found: list[Contender] = []
     for entry in entries:
         model, cost = models[entry.run], costs[entry.run]
-        if entry.sampler in TABLED:
+        if _has_table(entry):
             read_table(model)  # before any work, to refuse one that is not there
         if entry.plan is not None:
             found.append(replace(entry.asked(model, device), asked=True))

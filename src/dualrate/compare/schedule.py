@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from dualrate.compare.contenders import Contender
-from dualrate.measuring.samplers import SamplerName
+from dualrate.sampling.catalogue import sampler_named
 
 BLOCK = 250  # images by which a contender has more or fewer
 LEAST = 2  # contenders that are measured however short the time is
-SAMPLERS: tuple[SamplerName, ...] = ("sde-dpm++2m", "dpm++2m", "ancestral")  # that win most often; then all others
 Item = TypeVar("Item")
 
 
@@ -52,12 +51,13 @@ def useful_first(contenders: Sequence[Contender], macs: Mapping[str, int]) -> li
 
     macs: of an image, by a contender's key
     """
-    ranks = [*SAMPLERS, *sorted({one.sampler for one in contenders} - set(SAMPLERS))]
+
+    def kind(one: Contender) -> tuple[int, str, float]:
+        return sampler_named(one.sampler).rank, one.sampler, -one.gamma
 
     def usual(run: Path) -> list[Contender]:
         own = sorted((one for one in contenders if one.run == run and not one.asked), key=lambda one: macs[one.key])
-        kinds = sorted({(ranks.index(one.sampler), -one.gamma) for one in own})
-        alike = ([one for one in own if (ranks.index(one.sampler), -one.gamma) == kind] for kind in kinds)
+        alike = ([one for one in own if kind(one) == found] for found in sorted(set(map(kind, own))))
         return [one for group in alike for one in spread(group)]
 
     asked = [one for one in contenders if one.asked]

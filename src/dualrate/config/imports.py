@@ -17,5 +17,6 @@ def imported(text: str) -> object:
             f"{module} of {text} cannot be imported: {error}; install its package, or put its folder on PYTHONPATH"
         ) from error
     if not hasattr(found, name):
-        raise ValueError(f"{module} has no {name!r}, which {text} names; it is {found.__file__ or 'a folder'}")
+        where = getattr(found, "__file__", None)
+        raise ValueError(f"{module}{f' ({where})' if where else ''} has no {name!r}, which {text} names")
     return getattr(found, name)

@@ -19,14 +19,16 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import PlainReporter, Progress, duration
+from dualrate.measuring.calibration import step_for
 from dualrate.measuring.evaluator import evaluator, messages
 from dualrate.measuring.measure import draw
-from dualrate.measuring.samplers import GridName, SamplerName, grid_times, step_for
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.recipes import fashion_mnist
 from dualrate.report import headline, table
 from dualrate.runs.store import EXPERIMENT, load, read_losses
 from dualrate.runs.train import train
+from dualrate.sampling.catalogue import sampler_named
+from dualrate.sampling.grids import GridName, grid_times
 from dualrate.sampling.solvers import SDEDPMSolver2M
 
 SHOWN = 30  # images of every grid: the first seeds, so rows of the same classes
@@ -35,19 +37,22 @@ REST = 1  # minutes for reading the data, scoring and the page
 
 @dataclass(frozen=True)
 class Cell(Ranged):
-    """One thing to measure. model: directory in `weights`; heavy: H, None for every step; gamma: the noise level."""
+    """One thing to measure. model: directory in `weights`; heavy: H, None for every step; gamma: noise level."""
 
     network: str
     model: str
-    sampler: SamplerName
+    sampler: str
     steps: Steps
     heavy: HeavyCalls | None = None
     grid: GridName = "t"
-    gamma: Probability = 0.0
+    gamma: Probability | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sampler_named(self.sampler)
 
     def entrant(self, model: Model) -> Entrant:
-        refresh = StepPlan.uniform(self.steps, self.heavy).refresh
-        plan = StepPlan(grid_times(self.grid, model.process.schedule, self.steps), refresh)
+        plan = StepPlan.spread(grid_times(self.grid, model.process.schedule, self.steps), self.heavy)
         return Entrant(self.network, model, step_for(model, plan, self.sampler, self.gamma), plan)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.diffusion.values import Cond, Context, Reuse
 
 
 class Denoiser(Protocol):
@@ -28,10 +28,8 @@ class Denoiser(Protocol):
         """Which samplers may use a context at a later time than its own."""
         ...
 
-    def encode(
-        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
-    ) -> Context:
-        """A heavy call. z: (B, C, H, W); t: (B,). `previous` is for caching methods' partial refreshes."""
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        """A heavy call. z: (B, C, H, W); t: (B,)."""
         ...
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
@@ -47,9 +45,7 @@ class Plain:
     process: GaussianProcess
     reuse: Reuse = Reuse.FREE
 
-    def encode(
-        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
-    ) -> Context:
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         return Context()
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
@@ -70,11 +66,7 @@ class DualRate:
     process: GaussianProcess
     reuse: Reuse = Reuse.MARKOV
 
-    def encode(
-        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
-    ) -> Context:
-        if refresh is not Refresh.FULL:
-            raise ValueError(f"a dual-rate encoder refreshes as a whole (Refresh.FULL), got {refresh}")
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         log_snr = self.process.schedule.log_snr(t).to(z.dtype)
         features, v = self.encoder(z, log_snr, cond.label)
         return Context(features, tau=t, x_hat=None if v is None else x_from_v(z, v.to(z.dtype), log_snr))

@@ -133,9 +133,7 @@ class OracleDenoiser:
     process: GaussianProcess
     reuse: Reuse = Reuse.FREE
 
-    def encode(
-        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
-    ) -> Context:
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """An empty context."""
         return Context()
 
@@ -152,9 +150,7 @@ class Echo:
     process: GaussianProcess
     reuse: Reuse = Reuse.MARKOV
 
-    def encode(
-        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
-    ) -> Context:
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """E[x | z_tau] as the only feature. z: (B, *D), t: (B,)."""
         known = self.mixture.posterior_mean(z, self.process.schedule.log_snr(t)).to(z.dtype)
         return Context(features=(known,), tau=t)
@@ -182,9 +178,7 @@ class NeededContext(Ranged):
         gain = torch.sigmoid(log_snr).sqrt() * self.variance / _marginal_variance(log_snr, self.variance)
         return gain.view(-1, *[1] * (z.ndim - 1)) * z
 
-    def encode(
-        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
-    ) -> Context:
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """The low band of z_tau as the only feature. z: (B, ..., 2 n), t: (B,)."""
         return Context(features=(z.chunk(2, dim=-1)[0],), tau=t)
 

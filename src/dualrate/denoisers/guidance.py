@@ -10,7 +10,7 @@ from torch import Tensor
 from dualrate.config.ranges import Classes, GuidanceWeight, NoiseLevel, Ranged
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess, expand
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.diffusion.values import Cond, Context, Reuse
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,8 @@ class Guided(Ranged):
     def reuse(self) -> Reuse:
         return self.inner.reuse
 
-    def encode(
-        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
-    ) -> Context:
-        return self.inner.encode(
-            torch.cat((z, z)), torch.cat((t, t)), self._both(cond), previous=previous, refresh=refresh
-        )
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        return self.inner.encode(torch.cat((z, z)), torch.cat((t, t)), self._both(cond))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         active = self._active(t)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.diffusion.values import Cond, Context, Reuse
 
 
 @dataclass
@@ -37,10 +37,8 @@ class Metered:
     def reuse(self) -> Reuse:
         return self.inner.reuse
 
-    def encode(
-        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
-    ) -> Context:
-        context = self.inner.encode(z, t, cond, previous=previous, refresh=refresh)
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        context = self.inner.encode(z, t, cond)
         if context.features or context.x_hat is not None:
             self.meter.heavy += z.shape[0]
         return context

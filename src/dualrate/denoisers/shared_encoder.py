@@ -22,7 +22,7 @@ from dualrate.config.ranges import Ranged, SharedBlocks
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.networks.uvit import Skips, UViT
 
 
@@ -62,12 +62,8 @@ class SharedEncoder(Ranged):
             raise ValueError(f"an encoder is shared of a single-rate U-ViT, got {type(denoiser).__name__}")
         return SharedEncoder(network, process, max(1, network.config.levels[-1].blocks * 5 // 6))
 
-    def encode(
-        self, z: Tensor, t: Tensor, cond: Cond, *, previous: Context | None = None, refresh: Refresh = Refresh.FULL
-    ) -> Context:
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Runs the whole network; the context has one feature, (B, C, h, w) of the middle level, and x_hat."""
-        if refresh is not Refresh.FULL:
-            raise ValueError(f"shared blocks are refreshed as a whole (Refresh.FULL), got {refresh}")
         net, log_snr, emb = self._embedded(z, t, cond)
         h, skips = net.descend(z, emb)
         out = net.middle(h, emb, end=self.split)

@@ -23,7 +23,7 @@ class StepPlan:
     """Times of a sampling run and what each step does to the context. Any sequences are taken, and kept as tuples.
 
     t:       N + 1 times, strictly decreasing, in [0, 1]
-    refresh: N entries, one per step; a KEEP or PARTIAL needs a context computed earlier and not dropped since
+    refresh: N entries, one per step; a KEEP needs a context computed earlier and not dropped since
     """
 
     t: tuple[float, ...]
@@ -44,7 +44,7 @@ class StepPlan:
             raise ValueError(f"the times of a plan lie in [0, 1], got {self.t[0]} ... {self.t[-1]}")
         held = False
         for step, refresh in enumerate(self.refresh):
-            if refresh in (Refresh.KEEP, Refresh.PARTIAL) and not held:
+            if refresh is Refresh.KEEP and not held:
                 raise ValueError(f"step {step} reuses a context, but no step before it computed one: make it FULL")
             held = refresh is not Refresh.NONE
 

@@ -67,7 +67,6 @@ class Refresh(Enum):
 
     NONE = "none"  # drop it: the light network alone
     KEEP = "keep"  # reuse it
-    PARTIAL = "partial"  # a caching method's partial update
     FULL = "full"  # a heavy call
 
 

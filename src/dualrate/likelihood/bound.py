@@ -30,7 +30,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, expand
 from dualrate.diffusion.values import Cond
-from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep
+from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step
 from dualrate.sampling.trajectory import trajectory
 
 
@@ -101,7 +101,7 @@ def along_path(
 
 
 @dataclass(frozen=True)
-class _Forward:
+class _Forward(Step):
     """Goes from z_t to z_s ~ q(z_s | z_t, x), and carries what `compare` says of `step` beside that."""
 
     step: MarkovStep
@@ -111,9 +111,6 @@ class _Forward:
     @property
     def markovian(self) -> bool:
         return self.step.markovian
-
-    def start(self) -> Carry:
-        return ()
 
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry

@@ -29,7 +29,7 @@ from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep
 
 
 @dataclass(frozen=True)
-class FittedVariance:
+class FittedVariance(MarkovStep):
     """The means of `step` with the variance V + excess.
 
     t:      (N,) times at which the steps of a plan start
@@ -52,7 +52,7 @@ class FittedVariance:
         return self.step.markovian
 
     @property
-    def process(self) -> GaussianProcess:
+    def process(self) -> GaussianProcess:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.step.process
 
     def start(self) -> Carry:

@@ -213,8 +213,9 @@ def seconds_of_calls(
     bfloat16 = pays(device)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         context = model.denoiser.encode(z, t, cond).aged()
-        heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, cond), seconds=seconds)
-        return heavy, seconds_per_call(lambda: model.denoiser.denoise(z, t, context, cond), seconds=seconds)
+        how = {"seconds": seconds, "device": device}
+        heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, cond), **how)
+        return heavy, seconds_per_call(lambda: model.denoiser.denoise(z, t, context, cond), **how)
 
 
 def check(evaluator: Evaluator, count: int, *, details: bool) -> None:

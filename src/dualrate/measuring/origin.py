@@ -39,8 +39,10 @@ def origin_of(
 
 
 def plain_step(step: Step) -> dict[str, Any]:
-    """The update rule with all its settings, ready for JSON."""
-    return json.loads(json.dumps(to_plain(step), default=_named))
+    """The update rule with all its settings, ready for JSON; of one of another package, also where it is from."""
+    plain = json.loads(json.dumps(to_plain(step), default=_named))
+    module = type(step).__module__
+    return plain if module.split(".")[0] == "dualrate" else {"module": module, "step": plain}
 
 
 def _labels(model: Model, label: int | None) -> str:

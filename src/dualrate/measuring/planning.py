@@ -15,6 +15,7 @@ import torch
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
+from dualrate.data.untrusted import read_text, reading
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
@@ -229,3 +230,9 @@ def rank(
         progress.close()
         ranked.append(Ranked(name, plan, planner.objective(plan), row.score.value))
     return ranked
+
+
+def read_plan(path: Path) -> StepPlan:
+    """A plan from a JSON file. Raises OSError if it cannot be read; ValueError, naming the file, if it is no plan."""
+    with reading(path, "a plan"):
+        return StepPlan.from_json(read_text(path))

@@ -137,12 +137,10 @@ class Planner:
     weighting: Weighting = Sigmoid()
 
     def objective(self, plan: StepPlan) -> float:
-        """The sum of the plan's terms. Raises ValueError for times that are not the grid's, or partial refreshes."""
+        """The sum of the plan's terms. Raises ValueError for times that are not the grid's."""
         at = [self._index(t) for t in plan.t]
         total, held = 0.0, NOTHING
         for here, following, refresh in zip(at[:-1], at[1:], plan.refresh, strict=True):
-            if refresh is Refresh.PARTIAL:
-                raise ValueError("no errors were measured of partial refreshes: judge a plan of heavy calls and none")
             held = {Refresh.FULL: here, Refresh.KEEP: held, Refresh.NONE: NOTHING}[refresh]
             total += self.errors.errors[here, held] * self._weights[here, following]
         return total

@@ -32,7 +32,7 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import GaussianProcess, expand
 from dualrate.diffusion.schedule import alpha
-from dualrate.sampling.step import Carry, Denoise, Draw, weight_of_x
+from dualrate.sampling.step import Carry, Denoise, Draw, Step, weight_of_x
 
 XVariance = Callable[[Tensor], Tensor]  # log_snr (B,) -> variance of x about x_hat, per dimension, (B,)
 
@@ -83,18 +83,15 @@ class TabulatedVariance(Ranged):
 
 
 @dataclass(frozen=True)
-class AdjustedDDIM:
+class AdjustedDDIM(Step):
     """Deterministic, of first order, closer to the right variance in few steps; the step into t = 0 returns x_hat."""
 
     process: GaussianProcess
     variance: XVariance = analytic_variance
-    markovian = False
+    draws_noise = False
 
     def __str__(self) -> str:
         return "aDDIM" if self.variance is analytic_variance else f"aDDIM, {self.variance}"
-
-    def start(self) -> Carry:
-        return ()
 
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry

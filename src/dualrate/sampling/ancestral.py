@@ -28,11 +28,11 @@ from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.sampling.step import Carry, Denoise, Draw, move
+from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, move
 
 
 @dataclass(frozen=True)
-class Ancestral(Ranged):
+class Ancestral(Ranged, MarkovStep):
     """Samples the reverse chain; the step into t = 0 returns x_hat without noise. gamma, eta in [0, 1]: see the module.
 
     Raises ValueError for values out of range, and for a gamma above 0 with an eta below 1: the one adds noise to the
@@ -62,8 +62,10 @@ class Ancestral(Ranged):
         """Only with all of its noise."""
         return self.eta == 1
 
-    def start(self) -> Carry:
-        return ()
+    @property
+    def draws_noise(self) -> bool:
+        """eta = 0 is DDIM."""
+        return self.eta > 0
 
     def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """p(z_s | z_t), also at s = 0, where the variance is that of the schedule's end point.
@@ -101,17 +103,14 @@ class Ancestral(Ranged):
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(Step):
     """The deterministic sampler of first order; the step into t = 0 returns x_hat."""
 
     process: GaussianProcess
-    markovian = False  # no annotation: a fact about the class, not a field
+    draws_noise = False
 
     def __str__(self) -> str:
         return "DDIM"
-
-    def start(self) -> Carry:
-        return ()
 
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry

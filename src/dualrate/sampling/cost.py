@@ -12,7 +12,6 @@ it, but no heavy ones: a context holds both branches. `plan_cost` counts a plan 
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,22 +88,31 @@ def plan_cost(
     device: torch.device | str = "cpu",
 ) -> PlanCost:
     """Counts the calls that one image makes, by making it. wrap: guidance, around the meter."""
-    metered, step = Metered(denoiser), copy.deepcopy(step)  # a copy, for steps that count too
+    metered = Metered(denoiser)
     labels = None if label is None else [label]
     for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device):
         pass
     return PlanCost(call_cost(denoiser, shape, label, device), metered.meter.heavy, metered.meter.light)
 
 
-def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0) -> float:
-    """Median duration of a call, after one to warm up, over at least three calls and about `seconds`."""
+def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device: torch.device | str = "cpu") -> float:
+    """Median duration of a call, after one to warm up, over at least three calls and about `seconds`.
+
+    device: where the call works; its queue is empty before and after each
+    """
+    device = torch.device(device)
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     call()
+    finish()
     durations: list[float] = []
     start = time.perf_counter()
     while len(durations) < 3 or time.perf_counter() - start < seconds:
         began = time.perf_counter()
         call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        finish()
         durations.append(time.perf_counter() - began)
     return sorted(durations)[len(durations) // 2]

@@ -38,7 +38,7 @@ along the noise are ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -50,14 +50,14 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.process import GaussianProcess, expand
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.sampling.bands import Bands
-from dualrate.sampling.step import Carry, Denoise, Draw, move, weight_of_x
+from dualrate.sampling.step import Carry, Denoise, Draw, Step, move, weight_of_x
 
 Kernel = Literal["markov", "ddim"]
 FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
 
 
 @dataclass(frozen=True, eq=False)
-class TabulatedCovariance(Ranged):
+class TabulatedCovariance(Ranged, Step):
     """The covariance in bands as measured on data, for the steps of one plan.
 
     t:        (N,) float64 times at which the plan's steps start
@@ -84,9 +84,6 @@ class TabulatedCovariance(Ranged):
     def markovian(self) -> bool:
         return self.kernel == "markov"
 
-    def start(self) -> Carry:
-        return ()
-
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
     ) -> tuple[Tensor, Carry]:
@@ -94,22 +91,8 @@ class TabulatedCovariance(Ranged):
         return banded(self, z, denoise(z, t), variance, t, s, draw()), carry
 
 
-class Clamps:
-    """How many estimates of a band's variance were moved, since the last `reset`; not errors (ProbedCovariance)."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.below = self.above = self.estimates = 0
-
-    def __str__(self) -> str:
-        below, above = (100 * count / max(self.estimates, 1) for count in (self.below, self.above))
-        return f"{below:.1f}% of {self.estimates} estimates below 0, {above:.1f}% above the data's own variance"
-
-
 @dataclass(frozen=True, eq=False)
-class ProbedCovariance:
+class ProbedCovariance(Step):
     """The covariance in bands estimated for every image, by one derivative a step; else as TabulatedCovariance.
 
     table:   what the bands that are not trusted use
@@ -122,7 +105,7 @@ class ProbedCovariance:
     table: TabulatedCovariance
     trusted: Tensor
     data: Tensor
-    clamps: Clamps = field(default_factory=Clamps)
+    calls_per_step = 2
 
     def __str__(self) -> str:
         return f"covariance-aware, JVP{_of(self.table.kernel)}"
@@ -131,24 +114,18 @@ class ProbedCovariance:
     def markovian(self) -> bool:
         return self.table.markovian
 
-    def start(self) -> Carry:
-        return ()
-
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
     ) -> tuple[Tensor, Carry]:
         table, row = self.table, place(self.table.t, t)
         x_hat, estimate = probed(table.process, table.bands, denoise, z, t, draw())
         most, trusted = self.data.to(z), self.trusted.to(z.device)[row]
-        self.clamps.estimates += int(trusted.sum())
-        self.clamps.below += int((trusted & (estimate < 0)).sum())
-        self.clamps.above += int((trusted & (estimate > most)).sum())
         variance = torch.where(trusted, torch.minimum(estimate.clamp_min(0), most), table.variance.to(z)[row])
         return banded(table, z, x_hat, variance, t, s, draw()), carry
 
 
 @dataclass(frozen=True)
-class NoiseCovariance(Ranged):
+class NoiseCovariance(Ranged, Step):
     """The covariance along the step's own noise, by one derivative a step; no bands, no table.
 
     length: of the finite difference that stands for the derivative, in units of sigma_t; None: forward mode. A long one
@@ -159,17 +136,21 @@ class NoiseCovariance(Ranged):
     process: GaussianProcess
     kernel: Kernel = "markov"
     length: Annotated[float, Range(0, 100, above=True)] | None = 0.3
+    calls_per_step = 2
+    single_call_steps = 1
 
     def __str__(self) -> str:
         length = "" if self.length == 0.3 else f", {'forward mode' if self.length is None else self.length}"
         return f"covariance-aware, along the noise{_of(self.kernel)}{length}"
 
     @property
+    def order(self) -> int:
+        """Second where the derivative is one; a difference of finite length stays off it however short the step."""
+        return 2 if self.kernel == "markov" and self.length is None else 1
+
+    @property
     def markovian(self) -> bool:
         return self.kernel == "markov"
-
-    def start(self) -> Carry:
-        return ()
 
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry

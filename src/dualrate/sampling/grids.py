@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 
@@ -27,6 +28,19 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
 
 Times = tuple[float, ...]
+GridName = Literal["t", "log-snr", "karras"]
+GRIDS: tuple[GridName, ...] = get_args(GridName)
+
+
+def grid_times(name: GridName, schedule: Schedule, steps: int) -> Times:
+    """The N + 1 times of a grid with its usual ends. Raises ValueError where the grid's own function does."""
+    match name:
+        case "t":
+            return uniform(steps)
+        case "log-snr":
+            return uniform_log_snr(schedule, steps)
+        case "karras":
+            return karras(schedule, steps)
 
 
 def uniform(steps: int) -> Times:

@@ -35,21 +35,21 @@ from torch import Tensor
 from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.process import GaussianProcess, expand
 from dualrate.sampling.ancestral import Ancestral
-from dualrate.sampling.step import Carry, Denoise, Draw, move
+from dualrate.sampling.step import Carry, Denoise, Draw, Step, move
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(Step):
     """Second order by two evaluations a step; one where it starts at t = 1 or ends at t = 0: 2 N - 2 an image."""
 
     process: GaussianProcess
-    markovian = False
+    order = 2
+    calls_per_step = 2
+    single_call_steps = 2
+    draws_noise = False
 
     def __str__(self) -> str:
         return "Heun"
-
-    def start(self) -> Carry:
-        return ()
 
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
@@ -67,20 +67,18 @@ class Heun:
 
 
 @dataclass(frozen=True)
-class DPMSolver2M:
+class DPMSolver2M(Step):
     """Second order by one evaluation a step and the last one's; the first step and that into t = 0 are of first order.
 
     Its carry is the x_hat of the step before and its time.
     """
 
     process: GaussianProcess
-    markovian = False
+    order = 2
+    draws_noise = False
 
     def __str__(self) -> str:
         return "DPM-Solver++ 2M"
-
-    def start(self) -> Carry:
-        return ()
 
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
@@ -92,7 +90,7 @@ class DPMSolver2M:
 
 
 @dataclass(frozen=True)
-class DPMSolver3M:
+class DPMSolver3M(Step):
     """Third order by one evaluation a step and the last two's; the step into t = 0 is of first order.
 
     So is the first step, and the second is of second: they leave a path at second order, with an error that is small
@@ -101,13 +99,11 @@ class DPMSolver3M:
     """
 
     process: GaussianProcess
-    markovian = False
+    order = 3
+    draws_noise = False
 
     def __str__(self) -> str:
         return "DPM-Solver++ 3M"
-
-    def start(self) -> Carry:
-        return ()
 
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
@@ -124,7 +120,7 @@ class DPMSolver3M:
 
 
 @dataclass(frozen=True)
-class SDEDPMSolver2M(Ranged):
+class SDEDPMSolver2M(Ranged, Step):
     """The reverse SDE to second order by one evaluation a step; ends, and carry, as those of DPMSolver2M.
 
     Of a dual-rate model the line through two x_hat may cross a heavy call, where x_hat jumps with its context.
@@ -138,8 +134,9 @@ class SDEDPMSolver2M(Ranged):
     def __str__(self) -> str:
         return f"SDE-DPM-Solver++ 2M{f', gamma {self.gamma:g}' if self.gamma else ''}"
 
-    def start(self) -> Carry:
-        return ()
+    @property
+    def order(self) -> int:
+        return 1 if self.gamma else 2
 
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry

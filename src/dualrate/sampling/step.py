@@ -1,13 +1,17 @@
 """What a sampler's update rule is: z_t -> z_s, given a denoiser. One small class each in the files beside this one.
 
+A class says what is known of it without running it. Such a fact has no annotation, so that it is no field of a
+dataclass (`order = 2`), or is a property where it depends on a field.
+
 `markovian` says whether the chain keeps the forward law of pairs (z_s, z_t), which a reused dual-rate context needs.
 Noise alone is not enough: any DDIM kernel breaks it.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,35 +25,47 @@ Draw = Callable[[], Tensor]  # this step's next standard normal numbers, in the 
 Carry = Any  # what a multistep solver remembers: a value threaded by the loop, () for most
 
 
-class Step(Protocol):
-    """An update rule. A step is stateless; times are (B,) with s < t."""
+class Step(ABC):
+    """An update rule. A step is stateless; times are (B,) with s < t.
 
-    @property
-    def markovian(self) -> bool:
-        """Whether (z_s, z_t) keeps the law of the forward process."""
-        ...
+    order:             of its error, which falls with the number of steps N as N^-order
+    calls_per_step:    calls of the network that a step makes; a forward-mode derivative counts as another one
+    single_call_steps: steps of a plan, at its ends, that make one call whatever `calls_per_step` is
+    markovian:         whether (z_s, z_t) keeps the law of the forward process, to the method's order
+    draws_noise:       whether any step draws random numbers, so that the path is not smooth
+    What is assumed of the last two is the safe side: no dual-rate context is reused, and a shared encoder warns.
+    """
+
+    order: Any = 1  # Any: so that a class may say it by a property too
+    calls_per_step: int = 1
+    single_call_steps: int = 0
+    markovian: Any = False
+    draws_noise: Any = True
+
+    @classmethod
+    def most_steps(cls, calls: int) -> int:
+        """The most steps of a plan for so many calls of the network."""
+        return (calls + cls.single_call_steps * (cls.calls_per_step - 1)) // cls.calls_per_step
 
     def start(self) -> Carry:
         """The carry before the first step."""
-        ...
+        return ()
 
+    @abstractmethod
     def __call__(
         self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
     ) -> tuple[Tensor, Carry]:
         """z_s and the next carry. z: (B, ...)."""
-        ...
 
 
-@runtime_checkable
-class MarkovStep(Step, Protocol):
+class MarkovStep(Step):
     """A step with a Gaussian kernel: calling it samples p(z_s | z_t), a likelihood bound integrates it."""
 
-    @property
-    def process(self) -> GaussianProcess: ...
+    process: GaussianProcess
 
+    @abstractmethod
     def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """p(z_s | z_t), of finite variance at s = 0 too."""
-        ...
 
 
 def move(process: GaussianProcess, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:

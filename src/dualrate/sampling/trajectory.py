@@ -45,20 +45,29 @@ StepDraw = Callable[[int, int], Tensor]  # (step, draw) -> standard normal numbe
 
 def reuses(plan: StepPlan) -> bool:
     """Whether some step of the plan uses a context of another time."""
-    return any(refresh in (Refresh.KEEP, Refresh.PARTIAL) for refresh in plan.refresh)
+    return Refresh.KEEP in plan.refresh
 
 
 def check_reuse(denoiser: Denoiser, step: Step, plan: StepPlan) -> None:
     """Refuses a plan that reuses a context under a sampler that breaks the law the context was trained under.
 
-    Raises ValueError for a Markovian-only denoiser with a step that is not. (What else a step may not do with a reused
-    context, `trajectory` finds when it is done.)
+    Raises ValueError for a Markovian-only denoiser with a step that is not. Warns of a step that draws noise where the
+    context needs a smooth path. (What else a step may not do with a reused context, `trajectory` finds when it is
+    done.)
     """
-    if denoiser.reuse is Reuse.MARKOV and not step.markovian and reuses(plan):
+    if not reuses(plan):
+        return
+    if denoiser.reuse is Reuse.MARKOV and not step.markovian:
         raise ValueError(
             f"{type(step).__name__} ({step}) changes the joint law of (z_t, z_tau), which a reused dual-rate context "
             f"was trained on. Use Ancestral (with eta 1), SDEDPMSolver2M or a covariance step with the Markov kernel; "
             f"or a heavy call at every step (heavy = {plan.num_steps})"
+        )
+    if denoiser.reuse is Reuse.SMOOTH and step.draws_noise:
+        warnings.warn(
+            f"{type(step).__name__} draws noise at every step, but this denoiser's reuse needs a smooth path: use DDIM "
+            "or DPMSolver2M",
+            stacklevel=3,
         )
 
 
@@ -82,8 +91,6 @@ def trajectory(
     calls the network at a second time; and for a state of another plan. Warns of noise where a smooth path is needed.
     """
     check_reuse(denoiser, step, plan)
-    if denoiser.reuse is Reuse.SMOOTH and reuses(plan):
-        draw = _noted(draw, step)
     times = torch.tensor(plan.t, dtype=torch.float64, device=z.device)
     rows = z.shape[0]
     if state is None:
@@ -92,27 +99,13 @@ def trajectory(
         state = State(start, z, times[start].expand(rows), Context(), None, step.start())
     elif not torch.equal(state.t, times[state.i].expand_as(state.t)):
         raise ValueError(f"this state stands at step {state.i} of another plan: its time is not {plan.t[state.i]}")
-    needs = state.i < plan.num_steps and plan.refresh[state.i] in (Refresh.KEEP, Refresh.PARTIAL)
+    needs = state.i < plan.num_steps and plan.refresh[state.i] is Refresh.KEEP
     if needs and state.z_tau is None:
         raise ValueError(f"step {state.i} reuses a context: start at a heavy step, or pass a state that holds one")
     yield state
     for i in range(state.i, plan.num_steps):
         state = _advance(denoiser, step, plan.refresh[i], state, times[i + 1].expand(rows), cond, draw)
         yield state
-
-
-def _noted(draw: StepDraw, step: Step) -> StepDraw:
-    """The same numbers; says that a step draws them."""
-
-    def noted(i: int, j: int) -> Tensor:
-        warnings.warn(
-            f"{type(step).__name__} draws noise at every step, but this denoiser's reuse needs a smooth path: use DDIM "
-            "or DPMSolver2M",
-            stacklevel=2,
-        )
-        return draw(i, j)
-
-    return noted
 
 
 def _advance(
@@ -122,32 +115,50 @@ def _advance(
     context, z_tau = state.context.aged(), state.z_tau
     if refresh is Refresh.NONE:
         context, z_tau = Context(), None
-    elif refresh in (Refresh.FULL, Refresh.PARTIAL):
-        context, z_tau = denoiser.encode(z, t, cond, previous=context, refresh=refresh), z
-    held, at_start = context, None
-
-    def denoise(z_now: Tensor, t_now: Tensor) -> Tensor:
-        """Once what `encode` computed itself, if it did; then the network's, which does not run twice at (z, t)."""
-        nonlocal held, at_start
-        used, held = held, held.aged()
-        if t_now is not t and not torch.equal(t_now, t):  # a step of several times
-            if refresh is Refresh.FULL:
-                used = denoiser.encode(z_now, t_now, cond)
-            elif refresh is not Refresh.NONE and denoiser.reuse is not Reuse.FREE:
-                raise ValueError(
-                    f"{type(step).__name__} calls the network at a second time in a step, which counts as no step of "
-                    "its own where a context is reused: use DPMSolver2M, which calls it once, or a heavy call at every "
-                    "step"
-                )
-        elif z_now is z and used.x_hat is None:
-            if at_start is None:
-                at_start = denoiser.denoise(z, t, used, cond)
-            return at_start
-        return denoiser.denoise(z_now, t_now, used, cond)
-
+    elif refresh is Refresh.FULL:
+        context, z_tau = denoiser.encode(z, t, cond), z
     count = itertools.count()
+    denoise = _Calls(denoiser, step, refresh, z, t, cond, context)
     z_s, carry = step(denoise, z, t, s, lambda: draw(state.i, next(count)), state.carry)
     return State(state.i + 1, z_s, s, context, z_tau, carry)
+
+
+@dataclass
+class _Calls:
+    """The `denoise` of one step: at first what `encode` computed itself, if it did; then the network's.
+
+    The network does not run twice at the step's own (z, t): what it said there is kept.
+    """
+
+    denoiser: Denoiser
+    step: Step
+    refresh: Refresh
+    z: Tensor
+    t: Tensor
+    cond: Cond
+    context: Context
+    at_start: Tensor | None = None
+
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        context, self.context = self.context, self.context.aged()
+        if t is not self.t and not torch.equal(t, self.t):
+            context = self._at_another_time(z, t, context)
+        elif z is self.z and context.x_hat is None:
+            if self.at_start is None:
+                self.at_start = self.denoiser.denoise(z, t, context, self.cond)
+            return self.at_start
+        return self.denoiser.denoise(z, t, context, self.cond)
+
+    def _at_another_time(self, z: Tensor, t: Tensor, context: Context) -> Context:
+        """The context for a second time within the step. Raises ValueError where it would be a reused one."""
+        if self.refresh is Refresh.FULL:
+            return self.denoiser.encode(z, t, self.cond)
+        if self.refresh is not Refresh.NONE and self.denoiser.reuse is not Reuse.FREE:
+            raise ValueError(
+                f"{type(self.step).__name__} calls the network at a second time in a step, which counts as no step of "
+                "its own where a context is reused: use DPMSolver2M, which calls it once, or a heavy call at every step"
+            )
+        return context
 
 
 def rollout(

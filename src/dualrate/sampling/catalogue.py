@@ -1,0 +1,151 @@
+"""Samplers by name: how each is made of a process, and what is usual with it. All that names samplers reads this.
+
+What a step says of itself (its order, its calls, whether it is Markovian) is read off the step. A name of the form
+`package.module:Class` is a step of another package, made of the process alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal, cast
+
+from dualrate.config.imports import imported
+from dualrate.config.ranges import Probability, Range, Ranged
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine
+from dualrate.sampling.adjusted_ddim import AdjustedDDIM
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.bands import Bands
+from dualrate.sampling.covariance import Kernel, NoiseCovariance, ProbedCovariance, TabulatedCovariance
+from dualrate.sampling.covariance_table import CovarianceTable
+from dualrate.sampling.grids import GridName
+from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
+from dualrate.sampling.step import Step
+
+Setting = Literal["gamma", "eta"]
+ANCESTRAL = "ancestral"  # where no sampler is named, and a distilled student's
+MEANING = {"gamma": "the noise level", "eta": "the share of fresh noise"}
+
+
+@dataclass(frozen=True)
+class Sampler(Ranged):
+    """How a step is made, and what is usual with it.
+
+    step:     its class, which takes a process and settings
+    grid:     times of a single network; dual-rate plans are even in t (dev/LOG.md)
+    takes:    settings that it has
+    kernel:   of a covariance-aware step
+    of_table: makes it of a model's covariance table, a process and a plan; None: it needs no table
+    usual:    whether a comparison tries it where none is named
+    longest:  calls up to which a comparison does; with more, others have overtaken it
+    gammas:   that a comparison tries where none is named
+    rank:     in a comparison short of time, 1 is tried first: it wins most often
+    """
+
+    step: type[Step]
+    grid: GridName = "t"
+    takes: tuple[Setting, ...] = ()
+    kernel: Kernel = "markov"
+    of_table: Callable[[CovarianceTable, GaussianProcess, StepPlan, Kernel], Step] | None = None
+    usual: bool = False
+    longest: Annotated[int, Range(1, 100_000)] = 100_000
+    gammas: tuple[Probability, ...] = (0.0,)
+    rank: Annotated[int, Range(1, 100)] = 100
+
+    @property
+    def markovian(self) -> bool:
+        """Whether a dual-rate context may be reused under it, with the settings that it has unless told others."""
+        table = CovarianceTable.of_white_noise(Bands((1, 1, 1)))
+        return self.made(GaussianProcess(Cosine()), {}, StepPlan.uniform(1), table).markovian
+
+    def made(
+        self, process: GaussianProcess, settings: dict[str, float], plan: StepPlan | None, table: CovarianceTable | None
+    ) -> Step:
+        """The step. Raises ValueError without the plan and the table that it needs."""
+        if self.of_table is None:
+            kernel = {"kernel": self.kernel} if self.kernel != "markov" else {}
+            return cast(Callable[..., Step], self.step)(process, **settings, **kernel)
+        if plan is None or table is None:
+            raise ValueError(f"{self.step.__name__} needs the covariance table of a model, for a plan: use `step_for`")
+        return self.of_table(table, process, plan, self.kernel)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    ANCESTRAL: Sampler(Ancestral, takes=("gamma", "eta"), usual=True, rank=3),
+    "sde-dpm++2m": Sampler(SDEDPMSolver2M, "log-snr", takes=("gamma",), usual=True, gammas=(0.0, 0.2), rank=1),
+    "ddim": Sampler(DDIM, usual=True, longest=16),
+    "heun": Sampler(Heun, "log-snr", usual=True, longest=16),
+    "dpm++2m": Sampler(DPMSolver2M, "karras", usual=True, rank=2),
+    "dpm++3m": Sampler(DPMSolver3M, "log-snr"),
+    "addim": Sampler(AdjustedDDIM),
+    "addim-table": Sampler(AdjustedDDIM, of_table=lambda table, process, plan, kernel: table.adjusted(process)),
+    "covariance": Sampler(NoiseCovariance, "log-snr"),
+    "covariance-ddim": Sampler(NoiseCovariance, "log-snr", kernel="ddim"),
+    "covariance-table": Sampler(TabulatedCovariance, "log-snr", of_table=CovarianceTable.tabulated),
+    "covariance-table-ddim": Sampler(TabulatedCovariance, "log-snr", kernel="ddim", of_table=CovarianceTable.tabulated),
+    "covariance-jvp": Sampler(ProbedCovariance, "log-snr", of_table=CovarianceTable.probed),
+    "covariance-jvp-ddim": Sampler(ProbedCovariance, "log-snr", kernel="ddim", of_table=CovarianceTable.probed),
+}
+
+
+def sampler_named(name: str) -> Sampler:
+    """The sampler of a name in SAMPLERS, or of a step's class in another package.
+
+    Raises ValueError for a name that is neither, which lists those there are.
+    """
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    if ":" not in name:
+        close = difflib.get_close_matches(name, SAMPLERS, 1)
+        raise ValueError(
+            f"there is no sampler {name!r}{f', did you mean {close[0]}?' if close else ''}; there are "
+            f"{', '.join(SAMPLERS)}; package.module:Class is a step of your own"
+        )
+    try:
+        found = imported(name)
+    except ValueError as error:
+        raise ValueError(f"there is no sampler {name!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Step)) or inspect.isabstract(found):
+        raise ValueError(f"{name} is no step: expected a class derived from dualrate.Step, with __call__, got {found}")
+    try:
+        inspect.signature(found).bind(None)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} is made of a process alone, which it refuses: {error}; give its other fields defaults"
+        ) from error
+    return Sampler(found)
+
+
+def make_step(
+    name: str,
+    process: GaussianProcess,
+    gamma: float | None = None,
+    eta: float | None = None,
+    *,
+    plan: StepPlan | None = None,
+    table: CovarianceTable | None = None,
+) -> Step:
+    """The step of this name, with its own settings where none are given. plan, table: for those made of a table.
+
+    Raises ValueError for a name nobody knows, a setting that the step has no use for, and a missing plan or table.
+    """
+    sampler, settings = sampler_named(name), {}
+    for setting, value in {"gamma": gamma, "eta": eta}.items():
+        if value is None:
+            continue
+        if setting not in sampler.takes:
+            raise ValueError(
+                f"{setting} is {MEANING[setting]} of {' and '.join(taking(setting))} and means nothing to {name}, got "
+                f"{setting} {value:g}: drop it"
+            )
+        settings[setting] = value
+    return sampler.made(process, settings, plan, table)
+
+
+def taking(setting: str) -> list[str]:
+    """The names of the samplers that have a setting."""
+    return [name for name, sampler in SAMPLERS.items() if setting in sampler.takes]
