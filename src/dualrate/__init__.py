@@ -14,6 +14,7 @@ from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.diffusion.weighting import Elbo, Sigmoid
 from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
 from dualrate.measuring.distill import distill
+from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.samples import write_samples
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.moment_matching.alternating import MomentMatching
@@ -53,6 +54,7 @@ __all__ = [
     "Denoiser",
     "Denoising",
     "Distillation",
+    "Drawer",
     "Draws",
     "DualRate",
     "Elbo",
@@ -62,6 +64,7 @@ __all__ = [
     "FullRollout",
     "GaussianMixture",
     "GaussianProcess",
+    "Guidance",
     "Guided",
     "Heun",
     "ImageSet",

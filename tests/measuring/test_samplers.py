@@ -8,13 +8,12 @@ from typing import get_args
 import pytest
 import torch
 
-from dualrate.cli.sampling_options import Plan, sampler_of
+from dualrate.cli.sampling_options import Plan, drawer_of, sampler_of
 from dualrate.compare.contenders import MARKOVIAN, Entry
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.serves import Continuous
-from dualrate.measuring.measure import Guidance, image_cost
 from dualrate.measuring.samplers import GAMMA, TABLED, GridName, SamplerName, grid_times, make_step, step_for, steps_of
 from dualrate.runs.store import Model, load
 from dualrate.sampling import grids
@@ -55,8 +54,7 @@ WITHOUT_GAMMA = [name for name in get_args(SamplerName) if name not in GAMMA]
 @pytest.mark.parametrize("name", get_args(SamplerName))
 def test_steps_make_as_many_calls_as_there_may_be(name, calls, heavy):
     def of(steps):
-        step, plan = sampler_of(heavy, Plan(steps=steps, sampler=name, grid="log-snr"))
-        return image_cost(heavy, step, plan, Guidance()).light_calls
+        return drawer_of(heavy, Plan(steps=steps, sampler=name, grid="log-snr")).cost.light_calls
 
     assert of(steps_of(name, calls)) <= calls < of(steps_of(name, calls) + 1)
 
@@ -167,8 +165,7 @@ def test_a_list_of_times_that_is_no_plan_is_refused(times, changes, message, hea
 @pytest.mark.parametrize("name", WITHOUT_GAMMA)
 def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual):
     """A derivative is the light network's: two light calls, but for the last step along the noise, which has none."""
-    step, plan = sampler_of(dual, Plan(steps=5, heavy=5, sampler=name, grid="log-snr"))
-    cost = image_cost(dual, step, plan, Guidance())
+    cost = drawer_of(dual, Plan(steps=5, heavy=5, sampler=name, grid="log-snr")).cost
     light = {"covariance": 8, "covariance-ddim": 8, "covariance-jvp": 10, "covariance-jvp-ddim": 10}.get(name, 0)
     assert (cost.heavy_calls, cost.light_calls) == (8 if name == "heun" else 5, light)
     step, plan = sampler_of(dual, Plan(steps=5, heavy=4, sampler=name))
@@ -183,8 +180,7 @@ def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual
     ("name", "calls"), [("ancestral", 5), ("ddim", 5), ("heun", 8), ("dpm++2m", 5), ("dpm++3m", 5), ("addim", 5)]
 )
 def test_a_single_rate_model_pays_for_every_evaluation(name, calls, heavy):
-    step, plan = sampler_of(heavy, Plan(steps=5, sampler=name, grid="karras"))
-    assert image_cost(heavy, step, plan, Guidance()).light_calls == calls
+    assert drawer_of(heavy, Plan(steps=5, sampler=name, grid="karras")).cost.light_calls == calls
 
 
 def test_the_command_line_knows_the_names(monkeypatch, capsys):

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.diffusion.values import Cond, Context
 from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
 from dualrate.measuring.distill import distill
-from dualrate.measuring.measure import Guidance, draw, image_cost
+from dualrate.measuring.drawer import Drawer
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
@@ -124,12 +125,10 @@ def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind
     shutil.rmtree(tmp_path / "teacher")
     export(tmp_path / "run", tmp_path / "weights")
     for model in (load(tmp_path / "run"), load(tmp_path / "weights")):
-        step = Ancestral(model.process)
-        assert draw(model, step, distillation.plan, range(3), bfloat16=False).images.shape == (3, 1, 8, 8)
+        drawer = Drawer(model, Ancestral(model.process), distillation.plan, precision="float32")
+        assert drawer.draw(range(3)).images.shape == (3, 1, 8, 8)
         with pytest.raises(ValueError, match="distilled"):
-            draw(model, step, StepPlan.uniform(2, 1), range(3))
-        with pytest.raises(ValueError, match="distilled"):
-            image_cost(model, step, StepPlan.uniform(2, 1), Guidance())
+            replace(drawer, plan=StepPlan.uniform(2, 1))
 
 
 def test_the_student_moves_and_the_teacher_is_in_no_checkpoint(root, tmp_path):
@@ -221,7 +220,7 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, monk
     monkeypatch.setattr("dualrate.measuring.distill._judge", lambda *_: Judge())
     monkeypatch.setattr(
         "dualrate.measuring.distill.measure",
-        lambda *_, **__: (type("Row", (), {"score": type("Score", (), {"value": float(next(scored))})}), None),
+        lambda *_, **__: SimpleNamespace(row=SimpleNamespace(score=SimpleNamespace(value=float(next(scored))))),
     )
     distillation = plain(root)
     for _ in range(2):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.diffusion.plan import StepPlan
+from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.samplers import GAMMA, GridName, SamplerName, grid_times, read_plan, step_for
 from dualrate.runs.store import Model
+from dualrate.sampling.covariance import ProbedCovariance
 from dualrate.sampling.step import Step
 
 
@@ -41,6 +44,12 @@ class Plan(Ranged):
     """Noise levels (low, high] of sigma/alpha in which guidance acts; everywhere if not given."""
 
 
+def drawer_of(model: Model, options: Plan, **more: Any) -> Drawer:
+    """What the options ask for. more: fields of a `Drawer`. Raises what `sampler_of` and `Drawer` raise."""
+    step, plan = sampler_of(model, options)
+    return Drawer(model, step, plan, Guidance(options.guidance, options.interval), **more)
+
+
 def sampler_of(model: Model, options: Plan) -> tuple[Step, StepPlan]:
     """The step and the plan that the options ask for. Raises ValueError for options that exclude each other."""
     if options.sampler not in GAMMA and options.gamma is not None:
@@ -51,6 +60,11 @@ def sampler_of(model: Model, options: Plan) -> tuple[Step, StepPlan]:
     model.experiment.times.check(plan)
     eta = 1.0 if options.eta is None else options.eta
     return step_for(model, plan, options.sampler, options.gamma or 0.0, eta), plan
+
+
+def clamped(drawer: Drawer) -> dict[str, str]:
+    """How often a step that probes covariances had to clamp them, for a report; empty for other steps."""
+    return {"covariance_clamped": str(drawer.step.clamps)} if isinstance(drawer.step, ProbedCovariance) else {}
 
 
 def _step_plan(model: Model, options: Plan) -> StepPlan:

@@ -28,6 +28,7 @@ from dualrate.experiments.experiment import TwoNetworks
 from dualrate.experiments.serves import Continuous, Grid
 from dualrate.machine.progress import Progress
 from dualrate.measuring.calibration import read_table
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors
 from dualrate.measuring.samplers import TABLED, GridName, SamplerName, grid_times, read_plan, step_for, steps_of
 from dualrate.methods.times import TimeSampler
@@ -98,6 +99,11 @@ class Contender(Ranged):
 
     def step(self, model: Model) -> Step:
         return step_for(model, self.plan, self.sampler, self.gamma)
+
+    def drawer(self, loaded: Model) -> Drawer:
+        """Raises what `step` and `Drawer` raise."""
+        model = self.model(loaded)
+        return Drawer(model, self.step(model), self.plan, name=self.network)
 
     def model(self, loaded: Model) -> Model:
         """The loaded model as this contender calls it."""

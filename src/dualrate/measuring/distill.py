@@ -12,6 +12,7 @@ from dualrate.config.serial import to_plain
 from dualrate.machine.device import pays, peak_memory
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import PlainReporter, Progress
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import check, measure
 from dualrate.methods.method import Method
@@ -81,7 +82,7 @@ def distill(
     def on_sample(iteration: int) -> None:
         save_samples(student, method.denoiser(), distillation.plan, samples_file(out, iteration), device)
         if judge is not None and fd_every is not None and iteration % fd_every == 0:
-            _score(distillation, method, judge, iteration, out, progress, device)
+            _score(distillation, method, judge, iteration, out, progress)
 
     result = fit(
         method,
@@ -114,13 +115,11 @@ def _score(
     iteration: int,
     out: Path,
     progress: Progress,
-    device: torch.device,
 ) -> None:
     """Score the weights in place; the last line of scores.jsonl."""
     student = distillation.student
     model = Model(student.name, student, method.networks, method.denoiser(), iteration, weights_hash="")
-    step = Ancestral(student.process)
-    row, _ = measure(student.name, model, step, distillation.plan, judge, range(SCORED), device=device)
+    row = measure(Drawer(model, Ancestral(student.process), distillation.plan), range(SCORED), judge).row
     lines = MetricsFile(out / "scores.jsonl", iteration - 1, progress.note)
     lines.write({"iteration": iteration, judge.metric: row.score.value})
     progress.note(f"iteration {iteration}: {judge.metric} {row.score.value:.3f} ({SCORED} images)")

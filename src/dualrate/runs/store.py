@@ -69,6 +69,11 @@ class Model:
         return self.experiment.num_classes
 
     @property
+    def device(self) -> torch.device:
+        """Where its networks are."""
+        return next(self.networks.parameters()).device
+
+    @property
     def parameters(self) -> dict[str, int]:
         """How many each network has."""
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
