@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         work = workloads.training(read_experiment(Path(options.model)), device, bfloat16)
     else:
         model, plan = dr.load(options.model, device=device), dr.StepPlan.uniform(options.steps, options.heavy)
-        work = workloads.sampling(model, plan, options.batch, device, bfloat16)
+        work = workloads.sampling(model, plan, options.batch, bfloat16)
     work()
     before = os.times()
     for _ in range(options.repeats):

@@ -33,7 +33,7 @@ def sampler_over_networks(
     model: Model, plan: dr.StepPlan, batch: int, device: torch.device, bfloat16: bool, seconds: float
 ) -> dict[str, Spread]:
     """Time of sampling over that of its network calls; at best 1."""
-    whole = workloads.sampling(model, plan, batch, device, bfloat16)
+    whole = workloads.sampling(model, plan, batch, bfloat16)
     calls = {"whole": whole, "networks": workloads.network_calls(model, whole, device, bfloat16)}
     return quotient(interleaved(calls, device, seconds=seconds), "whole", "networks")
 
@@ -43,9 +43,9 @@ def efficiency(
 ) -> Figures:
     """Speed-up over the heavy model at the same steps, the ratio of multiply-adds, and the one over the other."""
     plans = {"heavy": (heavy, dr.StepPlan.uniform(steps)), "dual": (dual, dr.StepPlan.uniform(steps, calls))}
-    work = {name: workloads.sampling(model, plan, batch, device, bfloat16) for name, (model, plan) in plans.items()}
+    work = {name: workloads.sampling(model, plan, batch, bfloat16) for name, (model, plan) in plans.items()}
     rounds = interleaved(work, device, seconds=seconds)
-    macs = {name: workloads.macs(model, plan, device) for name, (model, plan) in plans.items()}
+    macs = {name: workloads.macs(model, plan) for name, (model, plan) in plans.items()}
     promised = macs["heavy"] / macs["dual"]
     return {
         "plan": f"{steps}/{calls}",

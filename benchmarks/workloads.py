@@ -10,30 +10,17 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.experiments.experiment import Model
-from dualrate.measuring.measure import balanced_labels
-from dualrate.sampling.cost import plan_cost
 
 Work = Callable[[], None]
 
 
-def sampling(model: Model, plan: dr.StepPlan, batch: int, device: torch.device, bfloat16: bool) -> Work:
+def sampling(model: Model, plan: dr.StepPlan, batch: int, bfloat16: bool) -> Work:
     """Draws `batch` images by the ancestral sampler."""
-    step, seeds = dr.Ancestral(model.process), range(batch)
-    labels = balanced_labels(model, seeds)
+    precision = "bfloat16" if bfloat16 else "float32"
+    drawer = dr.Drawer(model, dr.Ancestral(model.process), plan, batch_size=batch, precision=precision)
 
     def work() -> None:
-        images = dr.sample(
-            model.denoiser,
-            step,
-            plan,
-            model.shape,
-            seeds,
-            labels,
-            batch_size=batch,
-            device=device,
-            bfloat16=bfloat16,
-        )
-        for _ in images:
+        for _ in drawer.batches(range(batch)):
             pass
 
     return work
@@ -58,11 +45,9 @@ def network_calls(model: Model, work: Work, device: torch.device, bfloat16: bool
     return replay
 
 
-def macs(model: Model, plan: dr.StepPlan, device: torch.device) -> int:
+def macs(model: Model, plan: dr.StepPlan) -> int:
     """Multiply-adds of an image."""
-    label = 0 if model.num_classes else None
-    step = dr.Ancestral(model.process)
-    return plan_cost(model.denoiser, step, plan, model.shape, label=label, device=device).macs
+    return dr.Drawer(model, dr.Ancestral(model.process), plan).cost.macs
 
 
 def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool) -> Work:

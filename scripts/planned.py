@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from cells import RESULTS, ROOT, load, save
+from dualrate.measuring.stream import measure_in_blocks
 
 import dualrate as dr
 from dualrate.cli.console import reporter
@@ -31,7 +32,6 @@ from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.progress import Progress
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.planning import CallCosts, call_macs, candidates, measured_errors
-from dualrate.measuring.stream import measure_in_blocks
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Planned, Planner
 from dualrate.report.rows import Row

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cells import RESULTS, ROOT, save
+from dualrate.measuring.stream import measure_in_blocks
 
 import dualrate as dr
 from dualrate.cli.console import reporter
@@ -27,7 +28,6 @@ from dualrate.machine.device import pick_device
 from dualrate.machine.environment import environment
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import check
-from dualrate.measuring.stream import measure_in_blocks
 from dualrate.report.rows import Row
 from dualrate.report.table import text_table
 from dualrate.runs.store import read_experiment

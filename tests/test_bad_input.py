@@ -22,7 +22,7 @@ from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.files import read_records
 from dualrate.machine.folders import MANIFEST, Manifest
-from dualrate.measuring.measure import draw
+from dualrate.measuring.drawer import Drawer
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs import train as train_module
@@ -302,15 +302,16 @@ def test_one_image_and_equal_images_train(tmp_path):
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 8), (5, 2), (7, 3), (4, 4), (3, 125)])
 def test_exactly_the_images_asked_for_are_drawn(run, count, batch_size):
     model, plan = load(run), StepPlan.uniform(2)
-    drawn = draw(model, DDIM(model.process), plan, range(count), batch_size=batch_size, bfloat16=False)
-    assert drawn.images.shape == (count, 1, 8, 8)
-    alone = draw(model, DDIM(model.process), plan, [count - 1], batch_size=1, bfloat16=False)
-    assert np.abs(drawn.images[-1].astype(int) - alone.images[0]).max() <= 1
+    drawer = Drawer(model, DDIM(model.process), plan, batch_size=batch_size, precision="float32")
+    drawn = drawer.draw(range(count)).images
+    assert drawn.shape == (count, 1, 8, 8)
+    alone = replace(drawer, batch_size=1).draw([count - 1]).images
+    assert np.abs(drawn[-1].astype(int) - alone[0]).max() <= 1
 
 
 def test_no_images_is_an_error(run):
     with pytest.raises(ValueError, match="list of seeds is empty"):
-        draw(load(run), DDIM(TINY.process), StepPlan.uniform(2), range(0))
+        Drawer(load(run), DDIM(TINY.process), StepPlan.uniform(2)).draw(range(0))
 
 
 # Planted files

@@ -57,7 +57,7 @@ def test_the_replayed_calls_are_the_samplers(networks: dr.OneNetwork | dr.TwoNet
     calls = []
     for net in small.networks.values():
         net.register_forward_hook(lambda net, inputs, output: calls.append((net, output)))
-    work = workloads.sampling(small, plan, 3, CPU, bfloat16=False)
+    work = workloads.sampling(small, plan, 3, bfloat16=False)
     replay = workloads.network_calls(small, work, CPU, bfloat16=False)
     made = list(calls)
     calls.clear()

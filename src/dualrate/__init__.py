@@ -17,6 +17,7 @@ from dualrate.experiments.experiment import DataConfig, Experiment, MethodConfig
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, Serves
+from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.samples import write_samples
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.moment_matching.alternating import MomentMatching
@@ -57,6 +58,7 @@ __all__ = [
     "Denoiser",
     "Denoising",
     "DenoisingConfig",
+    "Drawer",
     "Draws",
     "DualRate",
     "Elbo",
@@ -66,6 +68,7 @@ __all__ = [
     "FullRollout",
     "GaussianMixture",
     "GaussianProcess",
+    "Guidance",
     "Guided",
     "Heun",
     "ImageSet",

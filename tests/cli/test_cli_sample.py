@@ -8,7 +8,7 @@ import pytest
 from cli.command import call
 
 from dualrate.cli.console import drawing
-from dualrate.measuring import samples
+from dualrate.measuring.drawer import Drawer
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights" / "fashion-mnist-light"
 OPTIONS = ["--steps", 1, "--batch-size", 4, "--precision", "float32"]
@@ -51,15 +51,15 @@ def test_the_report_as_text_says_that_nothing_was_drawn(weights, tmp_path, monke
 
 
 def test_control_c_says_how_many_images_are_there_and_the_same_command_goes_on(weights, tmp_path, monkeypatch, capsys):
-    straight = samples.draw_batches
+    straight = Drawer.batches
 
-    def interrupted(model, step, plan, seeds, **options):
+    def interrupted(drawer, seeds):
         if seeds[0] == 4:
             raise KeyboardInterrupt
-        return straight(model, step, plan, seeds, **options)
+        return straight(drawer, seeds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(samples, "draw_batches", interrupted)
+        patch.setattr(Drawer, "batches", interrupted)
         assert sample(monkeypatch, weights, tmp_path / "out", "--num", 6) == 130
     error = capsys.readouterr().err
     assert f"interrupted: 4 of 6 images are in {tmp_path / 'out'}; the same command goes on" in error

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,9 +129,9 @@ def test_a_batch_saturates_where_doubling_gains_less_than_5_percent(here, monkey
     # seconds of one call; per image 1, 1.1 (disturbed), 0.375, 0.37, 0.36
     calls = {1: 1.0, 2: 2.2, 4: 1.5, 8: 2.96, 16: 5.76}
     monkeypatch.setattr(speed, "LARGEST_BATCH", 64)
-    monkeypatch.setattr(speed, "seconds_of_calls", lambda model, batch, device, seconds: (0.0, calls[batch]))
-    cost = PlanCost(CallCost(1, 1), 0, 7)
-    assert speed.saturating_batch(load("heavy"), cost, device=torch.device("cpu")) == 4
+    monkeypatch.setattr(speed, "seconds_of_calls", lambda model, batch, seconds: (0.0, calls[batch]))
+    drawer = SimpleNamespace(model=None, cost=PlanCost(CallCost(1, 1), 0, 7))
+    assert speed.saturating_batch(drawer) == 4  # type: ignore[arg-type]
 
 
 def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
@@ -142,7 +143,7 @@ def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
 
 def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     first = run(here, "heavy:2", "dual:4/2")
-    monkeypatch.setattr("dualrate.measuring.stream.draw_batches", None)
+    monkeypatch.setattr("dualrate.metrics.blocks.FeatureBlocks._write", None)
     second = run(here, "heavy:2", "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
 

@@ -16,7 +16,6 @@ from dualrate.compare.speed import Speed
 from dualrate.compare.work import Bench, Finished, Measured, chosen
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.sampling.cost import CallCost, PlanCost
 
 
 def finished(network: str, cost: float, score: float, *, seconds: float | None = None, heavy: int = 2) -> Finished:
@@ -96,7 +95,6 @@ def test_chosen_are_the_fronts_the_others_first():
     rivals = [one.measured for one in (*RIVALS, finished("single", 2, 9.0, heavy=4), finished("third", 5, 9.0))]
     bench = Bench.__new__(Bench)
     every = own + rivals
-    bench.costs = {one.contender.key: PlanCost(CallCost(0, 1), 0, one.row.macs) for one in every}
     bench.estimates = {one.contender.key: float(one.row.macs) for one in every}
     made = chosen(every, bench, [rivals, own])
     assert [one.network for one in made] == ["single", "dual", "single", "dual", "third"]

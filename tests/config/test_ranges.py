@@ -39,7 +39,6 @@ from dualrate.config.serial import from_plain, to_plain
 from dualrate.demo.demo import Cell
 from dualrate.denoisers.exact import NeededContext
 from dualrate.experiments.serves import AtLeast, OnePlan
-from dualrate.measuring.measure import Guidance
 from dualrate.methods.method import Phase
 from dualrate.metrics.dinov2 import DinoV2
 from dualrate.metrics.features import Architecture, Card
@@ -89,7 +88,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.demo.page.SmallRun",
     "dualrate.measuring.likelihood.Estimate",
     "dualrate.measuring.likelihood.Likelihood",
-    "dualrate.measuring.measure.Samples",
+    "dualrate.measuring.drawer.Samples",
     "dualrate.measuring.planning.CallCosts",
     "dualrate.measuring.planning.Candidate",
     "dualrate.measuring.planning.Ranked",
@@ -124,10 +123,12 @@ def examples() -> Iterator[Any]:
     yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
-    yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), Guidance(), Plan())
+    yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), Plan())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), Cell("run", "run", "ancestral", 4))
     yield from (AtLeast(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), dr.NoiseCovariance(of))
     yield from (dr.TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
+    two = cli_train.RECIPES["fashion-mnist-dual"]()
+    yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
     bands = dr.Bands((1, 4, 4))
     yield dr.TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
     yield dr.SharedEncoder(dr.UViT(config), of, 1)

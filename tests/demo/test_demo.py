@@ -161,7 +161,7 @@ def test_without_weights_the_small_model_is_measured_and_a_second_run_does_not_t
 def test_a_second_demo_draws_only_the_images_that_are_shown(scene, monkeypatch):
     run(scene)
     rows = json.loads((scene / "out" / "rows.json").read_text())
-    monkeypatch.setattr("dualrate.measuring.stream.draw_batches", None)
+    monkeypatch.setattr("dualrate.metrics.blocks.FeatureBlocks._write", None)
     run(scene)
     assert json.loads((scene / "out" / "rows.json").read_text()) == rows
 

@@ -2,16 +2,30 @@
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from report.made import row
 
 from dualrate.demo import turns
-from dualrate.demo.turns import Entrant, Limits, Turns
+from dualrate.demo.turns import Limits, Turns
 from dualrate.diffusion.plan import StepPlan
 
 LIMITS = Limits(seconds=100, fewest=100, enough=500, shown=10)
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A drawer that only moves the clock of its world."""
+
+    network: str
+    plan: StepPlan
+    world: Any
+    batch_size: int = 125
+
+    def draw(self, seeds):
+        return self.world.draw(self, seeds)
 
 
 @dataclass
@@ -27,11 +41,12 @@ class World:
         self.kept: dict[tuple[int, range], float] = {}
         self.told: list[tuple[int, int, float]] = []
 
-    def draw(self, model, step, plan, seeds, batch_size):
-        self.now += self.slow * plan.num_steps * len(seeds)
+    def draw(self, drawer, seeds):
+        self.now += self.slow * drawer.plan.num_steps * len(seeds)
         return SimpleNamespace(images=np.zeros((len(seeds), 1, 2, 2), np.uint8))
 
-    def draw_in_blocks(self, model, step, plan, net, seeds, directory, **_):
+    def keep_features(self, drawer, seeds, net, directory, **_):
+        plan = drawer.plan
         if len(seeds) <= turns.ROUND and (plan.num_steps, seeds) not in self.kept:
             disturbed = 100 if seeds.start // turns.ROUND == self.disturbed else 1
             seconds = disturbed * self.slow * plan.num_steps * len(seeds)
@@ -41,10 +56,10 @@ class World:
         return SimpleNamespace(read=lambda ids: SimpleNamespace(seconds=self.kept[plan.num_steps, ids]))
 
     def measure(self, steps, limits=LIMITS):
-        entrants = [Entrant(f"of {n}", None, None, StepPlan.uniform(n)) for n in steps]  # type: ignore[arg-type]
+        drawers = [Fake(f"of {n}", StepPlan.uniform(n), self) for n in steps]
         judge = SimpleNamespace(net=None)
         start = self.now
-        found = Turns(judge, limits, None, lambda *told: self.told.append(told)).measure(entrants)  # type: ignore[arg-type]
+        found = Turns(judge, limits, None, lambda *told: self.told.append(told)).measure(drawers)  # type: ignore[arg-type]  # type: ignore[arg-type]
         self.took = self.now - start
         return found
 
@@ -53,14 +68,15 @@ class World:
 def world(monkeypatch):
     made = World()
     monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=lambda: made.now))
-    monkeypatch.setattr(turns, "draw", made.draw)
-    monkeypatch.setattr(turns, "draw_in_blocks", made.draw_in_blocks)
-    monkeypatch.setattr(Turns, "_place", lambda self, entrant: None)
+    monkeypatch.setattr(turns, "keep_features", made.keep_features)
+    monkeypatch.setattr(Turns, "_place", lambda self, drawer: None)
 
-    def measured(network, model, step, plan, judge, seeds, directory, **_):
-        return row(network, steps=plan.num_steps, heavy=plan.num_steps, count=len(seeds), seconds=-1)
+    def measured(drawer, seeds, judge, **_):
+        steps = drawer.plan.num_steps
+        made = row(drawer.network, steps=steps, heavy=steps, count=len(seeds), seconds=-1)
+        return SimpleNamespace(row=made)
 
-    monkeypatch.setattr(turns, "measure_in_blocks", measured)
+    monkeypatch.setattr(turns, "measure", measured)
     return made
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dualrate.diffusion.plan import StepPlan
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.samples import write_samples
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
@@ -38,9 +39,8 @@ def write(run: Path, out: Path, num: int, *, kill_at: int = 0) -> None:
     os.replace = watched
     model = load(run)
     try:
-        write_samples(
-            model, Ancestral(model.process), PLAN, range(5, 5 + num), out, batch_size=3, bfloat16=False, npz=True
-        )
+        drawer = Drawer(model, Ancestral(model.process), PLAN, batch_size=3, precision="float32")
+        write_samples(drawer, range(5, 5 + num), out, npz=True)
     finally:
         os.replace = replace
 

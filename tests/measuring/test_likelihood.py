@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.likelihood.bound import variational_bound
 from dualrate.likelihood.variance import mean_errors
+from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.likelihood import GREY_LEVEL, bits_per_dimension, ending, fit_variance
-from dualrate.measuring.measure import Guidance
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load, write_experiment
@@ -38,7 +38,7 @@ PLAN = ending(StepPlan.uniform(4, 2), PROCESS.schedule, GREY_LEVEL)
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
     """Networks in float32, so that batches of other sizes agree."""
-    monkeypatch.setattr("dualrate.measuring.likelihood.pays", lambda device: False)
+    monkeypatch.setattr("dualrate.measuring.drawer.pays", lambda device: False)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,10 @@ def image_set(count: int = 9, labels: bool = True, size: int = SIZE) -> ImageSet
     return ImageSet(images, np.arange(count) % CLASSES if labels else None, names, "some")
 
 
-def judged(model, images=None, count=9, **options):
-    step = Ancestral(model.process)
-    return bits_per_dimension(model, step, PLAN, image_set() if images is None else images, count=count, **options)
+def judged(model, images=None, count=9, *, seed=0, progress=None, **drawing):
+    drawer = Drawer(model, Ancestral(model.process), PLAN, **drawing)
+    images = image_set() if images is None else images
+    return bits_per_dimension(drawer, images, count=count, seed=seed, progress=progress)
 
 
 def direct(model, denoiser):
@@ -120,11 +121,15 @@ def test_guided_as_the_sampler_is(model):
 def test_the_variance_is_fitted_to_the_images_given(model):
     """And judged on others, with other noise: lower than the plain step's, as x_hat here is no good."""
     train, test = image_set(16), image_set()
-    step = fit_variance(model, Ancestral(model.process), PLAN, train, count=16, batch_size=5)
-    whole = fit_variance(model, Ancestral(model.process), PLAN, train, count=16)
+    drawer = Drawer(model, Ancestral(model.process), PLAN)
+    step = fit_variance(replace(drawer, batch_size=5), train, count=16)
+    whole = fit_variance(drawer, train, count=16)
     np.testing.assert_allclose(step.excess, whole.excess, rtol=1e-4)
     assert step.t == PLAN.t[:-1]
-    fitted = bits_per_dimension(model, step, PLAN, test, count=9)
+    uncut = replace(drawer, plan=StepPlan.uniform(4, 2))
+    assert fit_variance(uncut, train, count=16) == whole
+    assert judged(model).images == bits_per_dimension(uncut, image_set(), count=9).images
+    fitted = bits_per_dimension(replace(drawer, step=step), test, count=9)
     assert fitted.total.value < 0.5 * judged(model).total.value
     x, cond, draws = to_float(train.images), Cond(torch.tensor(train.labels)), Draws(0, torch.arange(16))
     same_noise = mean_errors(model.denoiser, Ancestral(model.process), PLAN, x, cond, draws).mean(0)
@@ -156,7 +161,7 @@ def test_a_plan_is_cut_where_the_noise_is_a_grey_level():
     [
         (image_set(), {"count": 1}, "at least 2 images"),
         (image_set(), {"count": 10}, "ask for 1 to 9"),
-        (image_set(), {"batch_size": 0}, "batch_size is at least 1"),
+        (image_set(), {"batch_size": 0}, "batch_size is a whole number from 1"),
         (image_set(labels=False), {}, "use images with the labels"),
         (image_set(size=4), {}, r"images of \(1, 8, 8\)"),
     ],
@@ -177,7 +182,7 @@ class Multistep(DDIM):
 def test_a_step_without_a_kernel_is_refused(model, kind):
     for measured in (bits_per_dimension, fit_variance):
         with pytest.raises(ValueError, match="Use the ancestral sampler"):
-            measured(model, kind(model.process), StepPlan.uniform(4), image_set(), count=9)
+            measured(Drawer(model, kind(model.process), StepPlan.uniform(4)), image_set(), count=9)
 
 
 def command(run, monkeypatch, *options) -> int:

@@ -215,10 +215,10 @@ def test_the_check_says_whether_the_objective_ranks_plans_as_the_score_does(run,
 
     scores = {}
 
-    def scored(name, model, step, plan, judge, seeds, **_):
-        value = judge.sign * planner.objective(plan)
-        scores[plan] = value
-        return SimpleNamespace(score=SimpleNamespace(value=value)), None
+    def scored(drawer, seeds, judge, **_):
+        value = judge.sign * planner.objective(drawer.plan)
+        scores[drawer.plan] = value
+        return SimpleNamespace(row=SimpleNamespace(score=SimpleNamespace(value=value)))
 
     planner = Planner(ageing, PROCESS, Sigmoid(BIAS))
     monkeypatch.setattr(planning, "measure", scored)

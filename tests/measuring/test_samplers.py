@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualrate.cli.sampling_options import Plan, sampler_of
+from dualrate.cli.sampling_options import Plan, drawer_of, sampler_of
 from dualrate.compare.contenders import Entry
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
@@ -17,8 +17,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.serves import AtLeast
 from dualrate.measuring.calibration import step_for
-from dualrate.measuring.measure import Guidance, image_cost
-from dualrate.measuring.origin import origin_of
+from dualrate.measuring.drawer import Drawer
 from dualrate.runs.store import load
 from dualrate.sampling import grids
 from dualrate.sampling.ancestral import DDIM, Ancestral
@@ -59,8 +58,7 @@ WITHOUT_GAMMA = [name for name in SAMPLERS if name not in taking("gamma")]
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_steps_make_as_many_calls_as_there_may_be(name, calls, heavy):
     def of(steps):
-        step, plan = sampler_of(heavy, Plan(steps=steps, sampler=name, grid="log-snr"))
-        return image_cost(heavy, step, plan, Guidance()).light_calls
+        return drawer_of(heavy, Plan(steps=steps, sampler=name, grid="log-snr")).cost.light_calls
 
     steps = SAMPLERS[name].step.most_steps(calls)
     assert of(steps) <= calls < of(steps + 1)
@@ -174,8 +172,8 @@ def test_a_list_of_times_that_is_no_plan_is_refused(times, changes, message, hea
 @pytest.mark.parametrize("name", WITHOUT_GAMMA)
 def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual):
     """A derivative is the light network's: two light calls; another evaluation is another heavy call."""
-    step, plan = sampler_of(dual, Plan(steps=5, heavy=5, sampler=name, grid="log-snr"))
-    cost = image_cost(dual, step, plan, Guidance())
+    drawer = drawer_of(dual, Plan(steps=5, heavy=5, sampler=name, grid="log-snr"))
+    cost, step = drawer.cost, drawer.step
     twice = (5 - step.single_call_steps) * (step.calls_per_step - 1)  # steps that call again
     assert (cost.heavy_calls, cost.light_calls) == ((5 + twice, 0) if isinstance(step, Heun) else (5, 2 * twice))
     step, plan = sampler_of(dual, Plan(steps=5, heavy=4, sampler=name))
@@ -282,9 +280,7 @@ def test_a_step_of_another_package_is_a_sampler(mine, heavy):
 def test_its_images_are_not_taken_for_those_of_a_step_of_the_same_name(mine, heavy, tmp_path):
     (tmp_path / "strange_package" / "other.py").write_text(MINE)
     steps = [make_step(name, heavy.process) for name in (mine, mine.replace("steps", "other"))]
-    first, second = (
-        origin_of(heavy, step, StepPlan.uniform(2), Guidance(), "pixels", bfloat16=False) for step in steps
-    )
+    first, second = (Drawer(heavy, step, StepPlan.uniform(2), precision="float32").origin("pixels") for step in steps)
     assert first != second
 
 

@@ -19,7 +19,7 @@ from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.guards import run_lock
 from dualrate.measuring import samples as module
-from dualrate.measuring.measure import Guidance, draw
+from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.samples import write_samples
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
@@ -51,9 +51,13 @@ def model(tmp_path_factory) -> Model:
     return load(path)
 
 
+OF_WRITING = ("npz", "progress", "command")
+
+
 def written(model, out, seeds=SEEDS, *, step=None, plan=PLAN, **options):
-    options = {"batch_size": 4, "bfloat16": False, **options}
-    return write_samples(model, step or Ancestral(model.process), plan, seeds, out, **options)
+    how = {"batch_size": 4, "precision": "float32", **options}
+    writing = {name: how.pop(name) for name in OF_WRITING if name in how}
+    return write_samples(Drawer(model, step or Ancestral(model.process), plan, **how), seeds, out, **writing)
 
 
 class Artist:
@@ -62,20 +66,23 @@ class Artist:
     def __init__(self, batches: int = 10**9) -> None:
         self.batches, self.drawn = batches, []
 
-    def __call__(self, model, step, plan, seeds, **options):
+    def stands_in(self, monkeypatch) -> None:
+        monkeypatch.setattr(Drawer, "batches", lambda drawer, seeds: self(drawer, seeds))
+
+    def __call__(self, drawer, seeds):
         if not self.batches:
             raise Killed
         self.batches -= 1
         self.drawn += seeds
         draws = Draws(1000 * seeds[0] + len(seeds), torch.tensor(list(seeds)))
-        yield (256 * draws.uniform("pixels", *model.shape)).to(torch.uint8).numpy()
+        yield (256 * draws.uniform("pixels", *drawer.model.shape)).to(torch.uint8).numpy()
 
 
 @pytest.fixture
 def artist(monkeypatch) -> Artist:
     """In place of the networks."""
     artist = Artist()
-    monkeypatch.setattr(module, "draw_batches", artist)
+    artist.stands_in(monkeypatch)
     return artist
 
 
@@ -96,14 +103,14 @@ def images(folder, seeds) -> np.ndarray:
 # What is written
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_images_are_those_of_drawing_them_at_once(model, tmp_path, bfloat16):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_images_are_those_of_drawing_them_at_once(model, tmp_path, precision):
     told = []
-    done = written(model, tmp_path, bfloat16=bfloat16, progress=lambda *counts: told.append(counts))
-    whole = draw(model, Ancestral(model.process), PLAN, SEEDS, batch_size=4, bfloat16=bfloat16)
-    assert np.array_equal(images(tmp_path, SEEDS), whole.images)
+    done = written(model, tmp_path, precision=precision, progress=lambda *counts: told.append(counts))
+    drawer = Drawer(model, Ancestral(model.process), PLAN, batch_size=4, precision=precision)
+    assert np.array_equal(images(tmp_path, SEEDS), drawer.draw(SEEDS).images)
     assert told == [(0, 10), (4, 10), (8, 10), (10, 10)]
-    assert (done.drawn, done.cost, done.precision) == (10, whole.cost, whole.precision)
+    assert (done.drawn, done.cost, done.precision) == (10, drawer.cost, precision)
     assert done.seconds > 0
 
 
@@ -123,7 +130,7 @@ def test_the_grid_is_there_as_soon_as_its_images_are(model, artist, tmp_path, mo
     artist.batches = 1
     with pytest.raises(Killed):
         written(model, tmp_path / "killed")
-    monkeypatch.setattr(module, "draw_batches", Artist())
+    Artist().stands_in(monkeypatch)
     written(model, tmp_path / "whole")
     assert (tmp_path / "killed" / "grid.png").read_bytes() == (tmp_path / "whole" / "grid.png").read_bytes()
     (tmp_path / "whole" / "grid.png").unlink()
@@ -179,13 +186,13 @@ def test_no_more_than_a_batch_is_held(model, tmp_path, monkeypatch):
     """The peak of what Python and numpy hold, of 600 images of 3 KiB in batches of 50, with their npz."""
     net = replace(NET, image_size=32)
     large = replace(model, experiment=replace(EXPERIMENT, networks=TwoNetworks(net, net)))
-    cost = module.image_cost(model, Ancestral(model.process), PLAN, Guidance())
+    cost = Drawer(model, Ancestral(model.process), PLAN).cost
 
-    def noise(model, step, plan, seeds, **options):
-        yield np.random.default_rng(seeds[0]).integers(0, 256, (len(seeds), *model.shape), dtype=np.uint8)
+    def noise(drawer, seeds):
+        yield np.random.default_rng(seeds[0]).integers(0, 256, (len(seeds), *drawer.model.shape), dtype=np.uint8)
 
-    monkeypatch.setattr(module, "image_cost", lambda *_, **__: cost)
-    monkeypatch.setattr(module, "draw_batches", noise)
+    monkeypatch.setattr(Drawer, "cost", cost)
+    monkeypatch.setattr(Drawer, "batches", noise)
     monkeypatch.setattr(module, "SHOWN", 4)
     written(large, tmp_path / "first", range(100), batch_size=50, npz=True)  # what is loaded once
     gc.collect()
@@ -304,12 +311,12 @@ def test_what_a_killed_process_left_is_removed(model, artist, tmp_path):
 
 def test_precision_auto_is_that_of_the_images_that_are_there(model, tmp_path, monkeypatch):
     """What pays is measured in milliseconds, and may come out otherwise the next time."""
-    monkeypatch.setattr(module, "pays", lambda device: True)
-    assert written(model, tmp_path, range(5, 9), bfloat16=None).precision == "bfloat16"
-    monkeypatch.setattr(module, "pays", lambda device: False)
-    assert written(model, tmp_path, bfloat16=None).precision == "bfloat16"
+    monkeypatch.setattr("dualrate.measuring.drawer.pays", lambda device: True)
+    assert written(model, tmp_path, range(5, 9), precision="auto").precision == "bfloat16"
+    monkeypatch.setattr("dualrate.measuring.drawer.pays", lambda device: False)
+    assert written(model, tmp_path, precision="auto").precision == "bfloat16"
     with pytest.raises(ValueError, match=r"differ in precision \(bfloat16; now float32\)"):
-        written(model, tmp_path, bfloat16=False)
+        written(model, tmp_path, precision="float32")
 
 
 def test_an_interruption_says_how_many_images_are_there(model, artist, tmp_path):
@@ -371,7 +378,7 @@ def other(what, model):
         case "labels":
             return {"label": 0}
         case "precision":
-            return {"bfloat16": True}
+            return {"precision": "bfloat16"}
         case _:
             return {"seeds": range(6, 12)}
 
@@ -473,7 +480,7 @@ def test_a_damaged_record_is_refused(model, artist, tmp_path, text):
     [
         ({"seeds": range(0)}, "seeds"),
         ({"seeds": range(0, 9, 2)}, "seeds"),
-        ({"batch_size": 0}, "batch_size at least 1"),
+        ({"batch_size": 0}, "batch_size is a whole number from 1"),
         ({"label": 3}, "classes 0 to 2"),
         ({"step": "ddim"}, "Use Ancestral"),
         ({"plan": StepPlan.at([0.9, 0.4, 0], [0])}, "from t = 1 to 0"),

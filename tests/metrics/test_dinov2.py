@@ -242,7 +242,7 @@ def test_the_command_prints_details_where_they_are_asked_for(monkeypatch, capsys
 
 def test_details_of_a_file_of_statistics_are_refused_before_anything_is_drawn(monkeypatch, capsys, tmp_path):
     np.savez(tmp_path / "ref.npz", mu=np.zeros(8), sigma=np.eye(8))
-    monkeypatch.setattr("dualrate.measuring.measure.draw", None)
+    monkeypatch.setattr("dualrate.measuring.drawer.Drawer.draw", None)
     with pytest.raises(SystemExit):
         evaluate(monkeypatch, capsys, "--details", "--reference", tmp_path / "ref.npz")
     assert "training images" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment, Start
 from dualrate.experiments.moment_matching import frozen_teacher
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.measuring.measure import Guidance, draw, image_cost
+from dualrate.measuring.drawer import Drawer
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
@@ -128,12 +128,10 @@ def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind
     shutil.rmtree(tmp_path / "teacher")
     export(tmp_path / "run", tmp_path / "weights")
     for model in (load(tmp_path / "run"), load(tmp_path / "weights")):
-        step = Ancestral(model.process)
-        assert draw(model, step, student.method.plan, range(3), bfloat16=False).images.shape == (3, 1, 8, 8)
+        drawer = Drawer(model, Ancestral(model.process), student.method.plan, precision="float32")
+        assert drawer.draw(range(3)).images.shape == (3, 1, 8, 8)
         with pytest.raises(ValueError, match="distilled"):
-            draw(model, step, StepPlan.uniform(2, 1), range(3))
-        with pytest.raises(ValueError, match="distilled"):
-            image_cost(model, step, StepPlan.uniform(2, 1), Guidance())
+            replace(drawer, plan=StepPlan.uniform(2, 1))
 
 
 def test_the_student_moves_and_the_teacher_is_in_no_checkpoint(root, tmp_path):

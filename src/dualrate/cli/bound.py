@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,12 +12,12 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
-from dualrate.cli.sampling_options import Plan, sampler_of
+from dualrate.cli.sampling_options import Plan, drawer_of
 from dualrate.config.ranges import BatchSize, LogSNR, Range, Ranged, Seed
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.device import pick_device
-from dualrate.machine.progress import Progress
+from dualrate.machine.progress import Progress, of_images
 from dualrate.measuring.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
 
 
@@ -45,22 +45,16 @@ class LikelihoodBound(Ranged):
 
     def run(self) -> None:
         from dualrate.measuring.likelihood import bits_per_dimension, ending, fit_variance
-        from dualrate.measuring.measure import Guidance
         from dualrate.runs.store import load
 
         if self.variance == "measured" and self.plan.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        step, plan = sampler_of(model, self.plan)
-        plan = ending(plan, model.process.schedule, self.end)
+        drawer = drawer_of(model, self.plan, batch_size=self.batch_size)
+        plan = ending(drawer.plan, model.process.schedule, self.end)
         data = model.experiment.data
-
-        def show(done: int, total: int) -> None:
-            progress.update(done, total, {"images": done})
-
-        guidance = Guidance(self.plan.guidance, self.plan.interval)
-        how = {"guidance": guidance, "batch_size": self.batch_size, "seed": self.seed, "device": device}
+        how = {"end": self.end, "seed": self.seed, "progress": of_images(progress)}
         test = _images(data, "test", progress)
         if self.num > len(test):  # said before the variance is measured
             raise ValueError(f"{test.name} has {len(test)} test images: --num is 2 to {len(test)}, got {self.num}")
@@ -68,17 +62,17 @@ class LikelihoodBound(Ranged):
             train = _images(data, "train", progress)
             count = min(FITTED_ON, len(train))
             progress.note(f"measuring the variance of {plan.num_steps} steps on {count} training images")
-            step = fit_variance(model, step, plan, train, count=count, progress=show, **how)
+            drawer = replace(drawer, step=fit_variance(drawer, train, count=count, **how))
             progress.close()
-        found = bits_per_dimension(model, step, plan, test, count=self.num, progress=show, **how)
+        found = bits_per_dimension(drawer, test, count=self.num, **how)
         progress.close()
         before, end = model.process.schedule.log_snr(torch.tensor(plan.t[-2:], dtype=torch.float64)).tolist()
         if self.json:
             about = {"run": str(self.run_dir), "num_steps": plan.num_steps, "num_heavy": plan.num_heavy}
-            print(json.dumps({**about, "sampler": f"{step}{guidance}", "end_log_snr": end, **asdict(found)}))
+            print(json.dumps({**about, "sampler": drawer.sampler, "end_log_snr": end, **asdict(found)}))
             return
         print(
-            f"{self.num} test images of {test.name}; {step}{guidance}; {plan.num_steps} steps, {plan.num_heavy} heavy\n"
+            f"{self.num} test images of {test.name}; {drawer.sampler}; {plan.num_steps} steps, {plan.num_heavy} heavy\n"
         )
         print(table(found))
         print(f"\n{verdict(found, _grey_levels(before))}")

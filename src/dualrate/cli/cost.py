@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter, tell
-from dualrate.cli.sampling_options import Plan, sampler_of
+from dualrate.cli.sampling_options import Plan, drawer_of
 from dualrate.config.ranges import BatchSize, Ranged
 from dualrate.machine.device import pick_device
 
@@ -29,11 +29,9 @@ class Cost(Ranged):
     """Print the report as JSON."""
 
     def run(self) -> None:
-        from dualrate.measuring.measure import Guidance, cost_report
+        from dualrate.measuring.measure import cost_report
         from dualrate.runs.store import load
 
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        step, plan = sampler_of(model, self.plan)
-        guidance = Guidance(self.plan.guidance, self.plan.interval)
-        tell(self.json, cost_report(model, step, plan, guidance, batch_size=self.batch_size, device=device))
+        tell(self.json, cost_report(drawer_of(model, self.plan, batch_size=self.batch_size)))

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
-from dualrate.cli.sampling_options import Plan, sampler_of
+from dualrate.cli.sampling_options import Plan, drawer_of
 from dualrate.config.ranges import BatchSize, Images, Ranged, Seed
 from dualrate.machine.device import pick_device
+from dualrate.machine.progress import of_images
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,14 @@ class Evaluate(Ranged):
 
     def run(self) -> None:
         from dualrate.measuring.evaluator import dinov2_evaluator, evaluator, inception_evaluator, require_count
-        from dualrate.measuring.measure import Guidance, measure
-        from dualrate.measuring.stream import measure_in_blocks
+        from dualrate.measuring.measure import measure
         from dualrate.report.table import text_table
         from dualrate.runs.store import load
 
         require_count(self.num, self.features)
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        step, plan = sampler_of(model, self.plan)
+        drawer = drawer_of(model, self.plan, batch_size=self.batch_size)
         data = model.experiment.data
         if self.features == "inception":
             judge = inception_evaluator(data, reference=self.reference, device=device, progress=progress)
@@ -60,20 +60,8 @@ class Evaluate(Ranged):
             judge = dinov2_evaluator(data, reference=self.reference, device=device, progress=progress)
         else:
             judge = evaluator(data, features=self.features, reference=self.reference, progress=progress)
-        of = (model.name, model, step, plan, judge, range(self.seed, self.seed + self.num))
-        guidance = Guidance(self.plan.guidance, self.plan.interval)
-
-        def show(done: int, total: int) -> None:
-            progress.update(done, total, {"images": done})
-
-        how = {
-            "guidance": guidance,
-            "batch_size": self.batch_size,
-            "device": device,
-            "details": self.details,
-            "progress": show,
-        }
-        row = measure(*of, **how)[0] if self.keep is None else measure_in_blocks(*of, self.keep, **how)
+        seeds, show = range(self.seed, self.seed + self.num), of_images(progress)
+        row = measure(drawer, seeds, judge, keep=self.keep, details=self.details, progress=show).row
         progress.close()
         if self.json:
             print(json.dumps(asdict(row) | {"flops": row.flops}))

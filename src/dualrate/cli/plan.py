@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
@@ -63,7 +62,7 @@ class PlanSearch(Ranged):
         model = load(self.run_dir, device=device, note=progress.note)
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
-        costs, budget, unit = self._budget(model, device)
+        costs, budget, unit = self._budget(model)
         errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, device=device)
         planner = Planner(errors, model.process, model.experiment.method.weighting)
         found = candidates(planner, costs, budget, steps, free_times=self.free_times)
@@ -78,7 +77,7 @@ class PlanSearch(Ranged):
         if not self.check:
             return
         judge = evaluator(model.experiment.data, features=None, progress=progress)
-        ranked = rank(model, planner, judge, count=self.num, progress=progress, device=device)
+        ranked = rank(model, planner, judge, count=self.num, progress=progress)
         print(_verdict(ranked, judge.metric))
         lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]
         write_whole(self.out.with_suffix(".check.json"), json.dumps(lines, indent=1) + "\n")
@@ -99,12 +98,12 @@ class PlanSearch(Ranged):
             raise ValueError(f"--steps are divisors of --grid {self.grid}, or any number below it with --free-times")
         return tuple(fits)
 
-    def _budget(self, model: Model, device: torch.device) -> tuple[CallCosts, float, str]:
+    def _budget(self, model: Model) -> tuple[CallCosts, float, str]:
         """Costs of calls and the budget in one unit, and the unit's name."""
         from dualrate.measuring.planning import call_macs, call_seconds
 
         if self.seconds is not None:
-            return call_seconds(model, self.batch_size, device=device), self.seconds, "s"
+            return call_seconds(model, self.batch_size), self.seconds, "s"
         macs = call_macs(model)
         costs = CallCosts(macs.heavy / 1e9, macs.light / 1e9, macs.own)
         if self.gmacs is not None:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import drawing, reporter, tell
-from dualrate.cli.sampling_options import Plan, sampler_of
+from dualrate.cli.sampling_options import Plan, drawer_of
 from dualrate.config.ranges import BatchSize, Classes, Images, Ranged, Seed
 from dualrate.machine.device import pick_device
 
@@ -45,25 +45,18 @@ class Sample(Ranged):
     """Print the report as JSON."""
 
     def run(self) -> None:
-        from dualrate.measuring.measure import Guidance
         from dualrate.measuring.samples import write_samples
         from dualrate.runs.store import load
 
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        step, plan = sampler_of(model, self.plan)
+        how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
+        drawer = drawer_of(model, self.plan, **how)
         with closing(progress):
             written = write_samples(
-                model,
-                step,
-                plan,
+                drawer,
                 range(self.seed, self.seed + self.num),
                 self.out,
-                label=self.label,
-                guidance=Guidance(self.plan.guidance, self.plan.interval),
-                batch_size=self.batch_size,
-                device=device,
-                bfloat16=None if self.precision == "auto" else self.precision == "bfloat16",
                 npz=self.npz,
                 progress=drawing(progress),
                 command=shlex.join(["dualrate", *sys.argv[1:]]),
@@ -75,7 +68,7 @@ class Sample(Ranged):
                 "images": self.num,
                 "drawn": written.drawn,
                 "out": str(self.out),
-                "steps": plan.num_steps,
+                "steps": drawer.plan.num_steps,
                 "heavy_calls_per_image": written.cost.heavy_calls,
                 "light_calls_per_image": written.cost.light_calls,
                 "macs_per_image": written.cost.macs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -12,6 +12,7 @@ from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Proba
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.measuring.calibration import step_for
+from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.planning import read_plan
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, sampler_named, taking
 from dualrate.sampling.grids import GridName, grid_times
@@ -61,6 +62,12 @@ class Plan(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         sampler_named(self.sampler)
+
+
+def drawer_of(model: Model, options: Plan, **more: Any) -> Drawer:
+    """What the options ask for. more: fields of a `Drawer`. Raises what `sampler_of` and `Drawer` raise."""
+    step, plan = sampler_of(model, options)
+    return Drawer(model, step, plan, Guidance(options.guidance, options.interval), **more)
 
 
 def sampler_of(model: Model, options: Plan) -> tuple[Step, StepPlan]:

@@ -66,7 +66,7 @@ def run_training(experiment: Experiment, out: Path | None, device: str | None, f
     result = train(
         experiment,
         out,
-        score=None if fd_every is None else scorer(experiment.data, progress=progress, device=where),
+        score=None if fd_every is None else scorer(experiment.data, progress),
         score_every=fd_every,
         progress=progress,
         decoding=decoding(progress),

@@ -77,7 +77,7 @@ def compare(
         judge.check_count(count)
     directory = out.with_suffix(".cells")
     directory.mkdir(parents=True, exist_ok=True)
-    bench = Bench(models, judge, directory, device, progress)
+    bench = Bench(models, judge, directory, progress)
     unplanned, left = _unplanned(parsed, bench, clock)
     contenders = contenders_of(parsed, models, progress=progress, device=device, unplanned=unplanned)
     duals = frozenset(entry.network for entry in parsed if models[entry.run].reuses_context)
@@ -107,8 +107,9 @@ def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> tuple[fr
     found: dict[Path, str] = {}
     seconds = PLANNING * clock.seconds
     for entry in entries:
-        calls = bench.call_seconds(bench.models[entry.run], entry.run)
-        takes = bench.pace * planning_seconds(entry, bench.models, *calls, device=bench.device)
+        model = bench.models[entry.run]
+        calls = bench.call_seconds(model, entry.run)
+        takes = bench.pace * planning_seconds(entry, bench.models, *calls, device=model.device)
         if takes <= seconds:
             seconds -= takes
         else:
@@ -133,7 +134,7 @@ def _measured(
     fewest = 2 * bench.judge.net.dim
     seeds = {images: range(SCREEN_SEED, SCREEN_SEED + images) for images in levels(effort.screen, fewest)}
     picked, images = affordable(
-        useful_first(contenders, {key: cost.macs for key, cost in bench.costs.items()}),
+        useful_first(contenders, {one.key: bench.drawer(one).cost.macs for one in contenders}),
         lambda contender, images: bench.seconds(contender, seeds[images]),
         SCREENING * (clock.left - min(timing, clock.left / 2)),
         list(seeds),

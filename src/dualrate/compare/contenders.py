@@ -28,6 +28,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Progress
 from dualrate.measuring.calibration import read_table, step_for
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors, read_plan
 from dualrate.networks.uvit import UViT
 from dualrate.planning.planner import Planner
@@ -81,6 +82,11 @@ class Contender(Ranged):
 
     def step(self, model: Model) -> Step:
         return step_for(model, self.plan, self.sampler, self.gamma or None)
+
+    def drawer(self, loaded: Model) -> Drawer:
+        """Raises what `step` and `Drawer` raise."""
+        model = self.model(loaded)
+        return Drawer(model, self.step(model), self.plan, name=self.network)
 
     def model(self, loaded: Model) -> Model:
         """The loaded model as this contender calls it."""

@@ -11,17 +11,16 @@ import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from dualrate.compare.contenders import Contender
-from dualrate.experiments.experiment import Model
 from dualrate.machine.malloc import keep_freed_memory
-from dualrate.measuring.measure import draw, seconds_of_calls
+from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.measure import seconds_of_calls
 from dualrate.runs.store import load
-from dualrate.sampling.cost import PlanCost
 
 GAIN = 1.05  # a batch twice as large that makes fewer than this many times the images per second is not worth it
 LARGEST_BATCH = 1024
@@ -37,14 +36,16 @@ class Speed:
     batch: int
 
 
-def saturating_batch(model: Model, cost: PlanCost, *, device: torch.device) -> int:
+def saturating_batch(drawer: Drawer) -> int:
     """The batch size, a power of two, from which on doubling it makes less than 5% more images per second.
 
     Twice doubled, for a single measurement may be disturbed.
     """
 
+    cost = drawer.cost
+
     def seconds_per_image(batch: int) -> float:
-        heavy, light = seconds_of_calls(model, batch, device=device, seconds=CALLING)
+        heavy, light = seconds_of_calls(drawer.model, batch, seconds=CALLING)
         return (cost.heavy_calls * heavy + cost.light_calls * light) / batch
 
     best, best_seconds, batch = 1, seconds_per_image(1), 1
@@ -59,17 +60,12 @@ def saturating_batch(model: Model, cost: PlanCost, *, device: torch.device) -> i
     return best
 
 
-def speed(
-    contender: Contender, model: Model, batch: int, cost: PlanCost, *, device: torch.device, repeats: int = 3
-) -> Speed:
+def speed(drawer: Drawer, batch: int, *, repeats: int = 3) -> Speed:
     """Seconds of whole images, networks and sampler; the median of `repeats` batches each."""
 
     def seconds_per_image(size: int) -> float:
-        def drawn() -> float:
-            step, plan = contender.step(model), contender.plan
-            return draw(model, step, plan, range(size), batch_size=size, device=device, cost=cost).seconds
-
-        return statistics.median(drawn() for _ in range(repeats)) / size
+        sized = replace(drawer, batch_size=size)
+        return statistics.median(sized.draw(range(size)).seconds for _ in range(repeats)) / size
 
     return Speed(seconds_per_image(1), seconds_per_image(batch), batch)
 
@@ -89,8 +85,8 @@ def peak_memory(contender: Contender, batch: int, *, device: torch.device) -> in
 def _peak(contender: Contender, batch: int, device: str, threads: int) -> int:
     torch.set_num_threads(threads)
     keep_freed_memory()
-    model = contender.model(load(contender.run, device=device, note=lambda text: None))
-    draw(model, contender.step(model), contender.plan, range(batch), batch_size=batch, device=device)
+    drawer = contender.drawer(load(contender.run, device=device, note=lambda text: None))
+    replace(drawer, batch_size=batch).draw(range(batch))
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "darwin":

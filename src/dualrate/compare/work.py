@@ -12,7 +12,6 @@ measured anew.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -22,29 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dualrate.compare.contenders import Contender
 from dualrate.compare.schedule import LEAST, in_turns
 from dualrate.compare.speed import CALLING, Speed, peak_memory, saturating_batch, speed
 from dualrate.experiments.experiment import Model
-from dualrate.machine.device import pays
 from dualrate.machine.progress import Progress
-from dualrate.measuring.measure import Guidance, balanced_strata, draw, image_cost, seconds_of_calls
-from dualrate.measuring.origin import origin_of
-from dualrate.measuring.stream import measure_in_blocks
-from dualrate.metrics.blocks import FeatureBlocks, Origin
+from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.measure import measure, seconds_of_calls
+from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import Row
-from dualrate.sampling.cost import PlanCost
 
 SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0
 SLOWER = 1.3  # drawing, over its networks' calls, until it has been seen
 SHOWN = 20  # images of a contender on the page
-BATCH = 125
+BATCH = 125  # rows of the calls that are timed
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,39 +87,39 @@ class Bench:
     models: dict[Path, Model]
     judge: Evaluator[Any]
     directory: Path
-    device: torch.device
     progress: Progress
-    costs: dict[str, PlanCost] = field(default_factory=dict)
     estimates: dict[str, float] = field(default_factory=dict)  # seconds per image, from those of calls
     pace: float = SLOWER  # what drawing took, over its estimate
+    _drawers: dict[str, Drawer] = field(default_factory=dict)
     _calls: dict[tuple[Path, int | None], tuple[float, float]] = field(default_factory=dict)
     _done: float = 0
     _total: float = 0
     _images: int = 0
     _start: float = field(default_factory=time.monotonic)
 
-    def model(self, contender: Contender) -> Model:
-        return contender.model(self.models[contender.run])
+    def drawer(self, contender: Contender) -> Drawer:
+        if contender.key not in self._drawers:
+            self._drawers[contender.key] = contender.drawer(self.models[contender.run])
+        return self._drawers[contender.key]
 
     def call_seconds(self, model: Model, run: Path, split: int | None = None) -> tuple[float, float]:
         """Of a heavy and of a light call, per image, measured once."""
         if (run, split) not in self._calls:
-            heavy, light = seconds_of_calls(model, BATCH, device=self.device, seconds=CALLING)
+            heavy, light = seconds_of_calls(model, BATCH, seconds=CALLING)
             self._calls[run, split] = (heavy / BATCH, light / BATCH)
         return self._calls[run, split]
 
     def estimate(self, contenders: Sequence[Contender]) -> None:
         """Counts every contender's calls, and times one call of each network."""
         for contender in contenders:
-            model = self.model(contender)
-            heavy, light = self.call_seconds(model, contender.run, contender.split)
-            cost = image_cost(model, contender.step(model), contender.plan, Guidance(), device=self.device)
-            self.costs[contender.key] = cost
+            drawer = self.drawer(contender)
+            heavy, light = self.call_seconds(drawer.model, contender.run, contender.split)
+            cost = drawer.cost
             self.estimates[contender.key] = cost.heavy_calls * heavy + cost.light_calls * light
 
     def seconds(self, contender: Contender, seeds: range) -> float:
         """What drawing the images that are not here yet will take."""
-        directory, origin = self._place(contender)
+        directory, origin = self._place(contender), self.drawer(contender).origin(self.judge.net.identity)
         missing = len(FeatureBlocks.open(directory, origin).missing(seeds)) if directory.exists() else len(seeds)
         return self.pace * self.estimates[contender.key] * missing
 
@@ -157,8 +152,6 @@ class Bench:
         return found
 
     def _measure(self, contender: Contender, seeds: range, deadline: float, *, details: bool) -> Measured:
-        model, step = self.model(contender), contender.step(self.model(contender))
-        directory, origin = self._place(contender)
         before, images, here = self._done, self._images, -1
 
         def report(done: int, total: int) -> None:
@@ -172,31 +165,15 @@ class Bench:
             if done < total and time.monotonic() > deadline:
                 raise TimeoutError
 
-        row = measure_in_blocks(
-            contender.network,
-            model,
-            step,
-            contender.plan,
-            self.judge,
-            seeds,
-            directory,
-            batch_size=BATCH,
-            device=self.device,
-            details=details,
-            cost=self.costs[contender.key],
-            progress=report,
-        )
-        features = FeatureBlocks.open(directory, origin).read(seeds).features
-        replicates = self.judge.replicates(features, strata=balanced_strata(model, seeds))
-        return Measured(contender, _named(row, contender), replicates)
+        drawer, keep = self.drawer(contender), self._place(contender)
+        found = measure(drawer, seeds, self.judge, keep=keep, details=details, progress=report)
+        replicates = self.judge.replicates(found.features, strata=drawer.strata(seeds))
+        return Measured(contender, _named(found.row, contender), replicates)
 
-    def _place(self, contender: Contender) -> tuple[Path, Origin]:
-        """Where its features are kept: another directory for whatever would give other features."""
-        model = self.model(contender)
-        step, bfloat16 = contender.step(model), pays(self.device)
-        origin = origin_of(model, step, contender.plan, Guidance(), self.judge.net.identity, bfloat16=bfloat16)
-        digest = hashlib.sha256(origin.json().encode()).hexdigest()[:8]
-        return self.directory / f"{contender.key}-{digest}", origin
+    def _place(self, contender: Contender) -> Path:
+        """Where its features are kept."""
+        origin = self.drawer(contender).origin(self.judge.net.identity)
+        return self.directory / f"{contender.key}-{origin.digest}"
 
     def finish(self, measured: Sequence[Measured], seconds: float = math.inf) -> list[Finished]:
         """Times every contender, once only if the seconds are over, and takes its first images."""
@@ -206,18 +183,14 @@ class Bench:
         finished = []
         self.progress.note(f"timing {len(measured)} contenders, alone and in batches")
         for i, one in enumerate(measured):
-            contender, model = one.contender, self.model(one.contender)
+            contender, drawer = one.contender, self.drawer(one.contender)
             kind = (contender.run, contender.split)
             if kind not in batches:
-                batches[kind] = saturating_batch(model, self.costs[contender.key], device=self.device)
-                memory[kind] = peak_memory(contender, batches[kind], device=self.device)
-            repeats = 3 if time.monotonic() < deadline else 1
-            timed = speed(
-                contender, model, batches[kind], self.costs[contender.key], device=self.device, repeats=repeats
-            )
+                batches[kind] = saturating_batch(drawer)
+                memory[kind] = peak_memory(contender, batches[kind], device=drawer.model.device)
+            timed = speed(drawer, batches[kind], repeats=3 if time.monotonic() < deadline else 1)
             row = replace(one.row, seconds_per_image=timed.batched, batch_size=timed.batch)
-            step, plan, cost = contender.step(model), contender.plan, self.costs[contender.key]
-            images = draw(model, step, plan, range(SHOWN), device=self.device, cost=cost).images
+            images = drawer.draw(range(SHOWN)).images
             finished.append(Finished(replace(one, row=row), timed, memory[kind], images))
             self.progress.update(i + 1, len(measured), {"images": SHOWN * (i + 1)})
         self.progress.close()
@@ -246,7 +219,7 @@ def chosen(screened: Sequence[Measured], bench: Bench, sides: Sequence[Sequence[
 def _front(group: Sequence[Measured], bench: Bench) -> list[Contender]:
     by_name = {one.contender.key: one for one in group}
     picked: dict[str, Contender] = {}
-    for costs in ({k: float(c.macs) for k, c in bench.costs.items()}, bench.estimates):
+    for costs in ({key: float(one.row.macs) for key, one in by_name.items()}, bench.estimates):
         points = [one.point(costs[key]) for key, one in by_name.items()]
         picked |= {point.name: by_name[point.name].contender for point in reversed(front(points))}
     return list(picked.values())

@@ -14,14 +14,14 @@ import torch
 
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
 from dualrate.demo.page import Findings, SmallRun, demo_page
-from dualrate.demo.turns import Entrant, Limits, Measured, Turns
+from dualrate.demo.turns import Limits, Measured, Turns
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import PlainReporter, Progress, duration
 from dualrate.measuring.calibration import step_for
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator, messages
-from dualrate.measuring.measure import draw
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.recipes import fashion_mnist
 from dualrate.report import headline, table
@@ -51,9 +51,9 @@ class Cell(Ranged):
         super().__post_init__()
         sampler_named(self.sampler)
 
-    def entrant(self, model: Model) -> Entrant:
+    def drawer(self, model: Model) -> Drawer:
         plan = StepPlan.spread(grid_times(self.grid, model.process.schedule, self.steps), self.heavy)
-        return Entrant(self.network, model, step_for(model, plan, self.sampler, self.gamma), plan)
+        return Drawer(model, step_for(model, plan, self.sampler, self.gamma), plan, name=self.network)
 
 
 def single(network: str, model: str, steps: int, gamma: float = 0.2) -> Cell:
@@ -117,9 +117,9 @@ def demo(
     models = {name: load(weights / name, note=progress.note) for name in there}
     missing = [name for name in _names() if name not in models]
     cells = [cell for cell in CELLS if cell.model in models] or SMALL_CELLS
-    entrants = [cell.entrant((models or {"run": small.model})[cell.model]) for cell in cells]
-    measured = _measure(entrants, judge, limits, out / "features", progress)
-    left = [_named(entrant) for entrant in entrants[len(measured) :]]
+    drawers = [cell.drawer((models or {"run": small.model})[cell.model]) for cell in cells]
+    measured = _measure(drawers, judge, limits, out / "features", progress)
+    left = [_named(drawer) for drawer in drawers[len(measured) :]]
     findings = Findings(measured, _real(judge), small, models, missing, left, judge)
     write_whole(out / "rows.json", json.dumps(table.records(findings.rows), indent=1) + "\n")
     report = out / "report.html"
@@ -157,16 +157,16 @@ def _train_small(experiment: Experiment, run: Path, progress: Progress) -> Small
     if result.stopped == "signal":
         raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
     model = load(run, note=progress.note)
-    images = draw(model, SDEDPMSolver2M(model.process), StepPlan.uniform(32, 8), range(SHOWN)).images
+    images = Drawer(model, SDEDPMSolver2M(model.process), StepPlan.uniform(32, 8)).draw(range(SHOWN)).images
     return SmallRun(model, images, result.seconds, read_losses(run))
 
 
 def _measure(
-    entrants: Sequence[Entrant], judge: Evaluator, limits: Limits, directory: Path, progress: Progress
+    drawers: Sequence[Drawer], judge: Evaluator, limits: Limits, directory: Path, progress: Progress
 ) -> list[Measured]:
     """Sample, time and score the plans, in turns; says what was measured, and what not."""
     progress.note(
-        f"{len(entrants)} plans in turns, up to {limits.enough} images each: at most {duration(limits.seconds)}"
+        f"{len(drawers)} plans in turns, up to {limits.enough} images each: at most {duration(limits.seconds)}"
     )
 
     timed = _Timed(progress, limits.seconds)
@@ -175,20 +175,20 @@ def _measure(
         timed.update(images, total, {"images": images, "seconds": seconds})
 
     with closing(progress):
-        measured = Turns(judge, limits, directory, report).measure(entrants)
+        measured = Turns(judge, limits, directory, report).measure(drawers)
     for one in measured:
         progress.note(headline.describe(one.row))
     count = measured[0].row.score.fingerprint.count
-    if len(measured) < len(entrants) or count < limits.enough:
+    if len(measured) < len(drawers) or count < limits.enough:
         progress.note(
-            f"there was time for {len(measured)} of {len(entrants)} plans and {count} of {limits.enough} images: the "
+            f"there was time for {len(measured)} of {len(drawers)} plans and {count} of {limits.enough} images: the "
             "same command goes on; with --measuring 10 for longer"
         )
     return measured
 
 
-def _named(entrant: Entrant) -> str:
-    return f"{entrant.network} {headline.plan_name(entrant.plan.num_steps, entrant.plan.num_heavy)}"
+def _named(drawer: Drawer) -> str:
+    return f"{drawer.network} {headline.plan_name(drawer.plan.num_steps, drawer.plan.num_heavy)}"
 
 
 def _real(judge: Evaluator) -> np.ndarray:

@@ -11,7 +11,6 @@ the median over the rounds.
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,34 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import Model
-from dualrate.machine.device import pays
-from dualrate.measuring.measure import Guidance, draw
-from dualrate.measuring.stream import draw_in_blocks, measure_in_blocks, origin_of
+from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.measure import keep_features, measure
 from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.rows import Row
-from dualrate.sampling.step import Step
 
 ROUND = 50  # images of a plan in a round
 LEAST = 2  # plans that are measured, however slow the machine is
-
-
-@dataclass(frozen=True, eq=False)
-class Entrant:
-    """A model under a sampler and a plan. network: what its row calls it."""
-
-    network: str
-    model: Model
-    step: Step
-    plan: StepPlan
-
-    @property
-    def parts(self) -> tuple[Model, Step, StepPlan]:
-        return self.model, self.step, self.plan
 
 
 @dataclass(frozen=True)
@@ -73,7 +53,7 @@ class Measured:
 
 @dataclass
 class Turns:
-    """Measures entrants, the most useful first. progress: told images, of how many at most, seconds."""
+    """Measures drawers, the most useful first. progress: told images, of how many at most, seconds."""
 
     judge: Evaluator[Any]
     limits: Limits
@@ -86,55 +66,51 @@ class Turns:
         """Since it was made."""
         return time.monotonic() - self._start
 
-    def measure(self, entrants: Sequence[Entrant]) -> list[Measured]:
-        """Of the first entrants, all that there is time for, in their order; of as many images each."""
-        shown = self._first_turn(entrants)
-        joined = entrants[: len(shown)]
+    def measure(self, drawers: Sequence[Drawer]) -> list[Measured]:
+        """Of the first drawers, all that there is time for, in their order; of as many images each."""
+        drawers = [replace(drawer, batch_size=ROUND) for drawer in drawers]
+        shown = self._first_turn(drawers)
+        joined = drawers[: len(shown)]
         count = self._rounds(joined)
-        rows = [self._row(entrant, count) for entrant in joined]
+        rows = [self._row(drawer, count) for drawer in joined]
         return [Measured(row, images) for row, images in zip(rows, shown, strict=True)]
 
-    def _first_turn(self, entrants: Sequence[Entrant]) -> list[np.ndarray]:
+    def _first_turn(self, drawers: Sequence[Drawer]) -> list[np.ndarray]:
         shown: list[np.ndarray] = []
-        for entrant in entrants:
-            images = draw(*entrant.parts, range(self.limits.shown), batch_size=ROUND).images
+        for drawer in drawers:
+            images = drawer.draw(range(self.limits.shown)).images
             needed = self.seconds * (1 + self.limits.fewest / self.limits.shown)
             if needed > self.limits.seconds and len(shown) >= LEAST:
                 break
             shown.append(images)
         return shown
 
-    def _rounds(self, entrants: Sequence[Entrant]) -> int:
+    def _rounds(self, drawers: Sequence[Drawer]) -> int:
         """Images of each when it ended."""
         count = 0
         while count < self.limits.enough:
             drawn, start = range(count, min(count + ROUND, self.limits.enough)), self.seconds
-            for i, entrant in enumerate(entrants):
-                self._drawn(entrant, drawn)
-                images = count * len(entrants) + len(drawn) * (i + 1)
-                self.progress(images, self.limits.enough * len(entrants), self.seconds)
+            for i, drawer in enumerate(drawers):
+                self._drawn(drawer, drawn)
+                images = count * len(drawers) + len(drawn) * (i + 1)
+                self.progress(images, self.limits.enough * len(drawers), self.seconds)
             count, took = drawn.stop, self.seconds - start
             if count >= self.limits.fewest and self.seconds + took > self.limits.seconds:
                 break
         return count
 
-    def _drawn(self, entrant: Entrant, seeds: range) -> FeatureBlocks:
-        return draw_in_blocks(
-            *entrant.parts, self.judge.net, seeds, self._place(entrant), batch_size=ROUND, block_size=ROUND
-        )
+    def _drawn(self, drawer: Drawer, seeds: range) -> FeatureBlocks:
+        return keep_features(drawer, seeds, self.judge.net, self._place(drawer), block_size=ROUND)
 
-    def _place(self, entrant: Entrant) -> Path:
-        """Another directory for whatever would give other features."""
-        bfloat16 = pays(torch.device("cpu"))
-        origin = origin_of(*entrant.parts, Guidance(), self.judge.net.identity, bfloat16=bfloat16)
-        digest = hashlib.sha256(origin.json().encode()).hexdigest()[:8]
-        name = f"{entrant.network}-{entrant.plan.num_steps}-{entrant.plan.num_heavy}-{digest}"
+    def _place(self, drawer: Drawer) -> Path:
+        """Where its features are kept."""
+        plan, origin = drawer.plan, drawer.origin(self.judge.net.identity)
+        name = f"{drawer.network}-{plan.num_steps}-{plan.num_heavy}-{origin.digest}"
         return self.directory / name.replace(" ", "-")
 
-    def _row(self, entrant: Entrant, count: int) -> Row:
-        of = (entrant.network, *entrant.parts, self.judge, range(count), self._place(entrant))
-        row = measure_in_blocks(*of, batch_size=ROUND, block_size=ROUND)
-        blocks = self._drawn(entrant, range(count))
+    def _row(self, drawer: Drawer, count: int) -> Row:
+        row = measure(drawer, range(count), self.judge, keep=self._place(drawer), block_size=ROUND).row
+        blocks = self._drawn(drawer, range(count))
         rounds = [range(first, min(first + ROUND, count)) for first in range(0, count, ROUND)]
         seconds = statistics.median(blocks.read(seeds).seconds / len(seeds) for seeds in rounds)
         return replace(row, seconds_per_image=seconds)

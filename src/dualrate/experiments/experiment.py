@@ -188,6 +188,11 @@ class Model:
         return self.experiment.serves
 
     @property
+    def device(self) -> torch.device:
+        """Where its networks are."""
+        return next(self.networks.parameters()).device
+
+    @property
     def reuses_context(self) -> bool:
         """Whether there is a heavy call whose context later steps use: then plans say where it is made."""
         return self.denoiser.reuse is not Reuse.FREE

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Protocol, TextIO
 
 SHOWN = ("loss", "_gap")  # how the names of values end that are shown to people
+
+Counted = Callable[[int, int], None]  # told (images done, images in all)
 
 
 class Progress(Protocol):
@@ -28,6 +30,11 @@ class Progress(Protocol):
     def close(self) -> None:
         """The run is over, for whatever reason."""
         ...
+
+
+def of_images(progress: Progress) -> Counted:
+    """Images counted on a display of iterations."""
+    return lambda done, total: progress.update(done, total, {"images": done})
 
 
 class PlainReporter:

@@ -13,7 +13,7 @@ from dualrate import metrics
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiments.experiment import DataConfig
-from dualrate.machine.progress import Progress
+from dualrate.machine.progress import Progress, of_images
 from dualrate.metrics.dinov2 import DinoV2, load_dinov2
 from dualrate.metrics.evaluate import Evaluator, Net
 from dualrate.metrics.features import CARD, Architecture, FeatureNet, read_card
@@ -54,7 +54,7 @@ def inception_evaluator(
 
     Raises what `load_inception` and `load_reference` raise.
     """
-    net = load_inception(device, progress=_images(progress), note=progress.note)
+    net = load_inception(device, progress=of_images(progress), note=progress.note)
     return _of_net(net, data, reference, progress)
 
 
@@ -62,7 +62,7 @@ def dinov2_evaluator(
     data: DataConfig, *, reference: Path | None, device: torch.device, progress: Progress
 ) -> Evaluator[DinoV2]:
     """FD-DINOv2, as `inception_evaluator`; raises what `load_dinov2` and `load_reference` raise."""
-    return _of_net(load_dinov2(device, progress=_images(progress)), data, reference, progress)
+    return _of_net(load_dinov2(device, progress=of_images(progress)), data, reference, progress)
 
 
 def require_count(count: int, features: Literal["inception", "dinov2"] | Path | None) -> None:
@@ -85,10 +85,6 @@ def _of_net(net: Net, data: DataConfig, reference: Path | None, progress: Progre
         return Evaluator(net, load_reference(reference, net), None)
     train, test = _splits(data, progress)
     return Evaluator(net, train, test)
-
-
-def _images(progress: Progress) -> Callable[[int, int], None]:
-    return lambda done, total: progress.update(done, total, {"images": done})
 
 
 def _splits(data: DataConfig, progress: Progress) -> tuple[ImageSet, ImageSet]:

@@ -10,7 +10,7 @@ rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,20 +21,17 @@ from dualrate.data.images import ImageSet
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
-from dualrate.experiments.experiment import Model
 from dualrate.likelihood.bound import Bound, variational_bound
 from dualrate.likelihood.variance import FittedVariance, mean_errors
-from dualrate.machine.device import pays
-from dualrate.measuring.measure import Guidance, guided
+from dualrate.machine.progress import Counted
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.spread import Part, spread
-from dualrate.sampling.step import MarkovStep, Step
+from dualrate.sampling.step import MarkovStep
 
 GREY_LEVEL = 2 * math.log(255 / 2)  # the log-SNR at which sigma / alpha is the distance of two 8-bit values, 2/255
 FITTED_ON = 125  # training images
 APART = 1 << 40  # added to the numbers of training images, so that no held-out one shares their noise
-UNGUIDED = Guidance()
 
-Progress = Callable[[int, int], None]  # (images done, images in all)
 Judged = TypeVar("Judged")
 
 
@@ -105,82 +102,73 @@ def ending(plan: StepPlan, schedule: Schedule, log_snr: float) -> StepPlan:
 
 
 def bits_per_dimension(
-    model: Model,
-    step: Step,
-    plan: StepPlan,
+    drawer: Drawer,
     images: ImageSet,
     *,
     count: int,
-    guidance: Guidance = UNGUIDED,
-    batch_size: int = 125,
+    end: float = GREY_LEVEL,
     seed: int = 0,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    progress: Counted | None = None,
 ) -> Likelihood:
-    """The bound of `count` images spread over a set, along one path each.
+    """The bound of `count` images spread over a set, along one path each, under the plan cut at the log-SNR `end`.
 
     An image's noise depends on the seed and its place in the set, and on nothing else.
-    Raises ValueError for a step without a kernel, fewer than 2 images or more than there are, images or labels that are
-    not the model's, and a batch size below 1.
+    Raises ValueError for a step without a kernel, a plan that begins after its end, fewer than 2 images or more than
+    there are, and images or labels that are not the model's.
     """
     if count < 2:
         raise ValueError(f"a standard error needs at least 2 images, got {count}: ask for more")
-    kernel, denoiser = _with_kernel(step), guided(model, model.denoiser, guidance)
+    kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
 
     def bound(part: Part) -> Bound:
         return variational_bound(denoiser, kernel, plan, part.x, part.cond, Draws(seed, part.row))
 
-    return Likelihood.of(_judged(bound, spread(model, images, count, batch_size, device), device, progress, count))
+    return Likelihood.of(_judged(bound, drawer, images, count, progress))
 
 
 def fit_variance(
-    model: Model,
-    step: Step,
-    plan: StepPlan,
+    drawer: Drawer,
     images: ImageSet,
     *,
     count: int = FITTED_ON,
-    guidance: Guidance = UNGUIDED,
-    batch_size: int = 125,
+    end: float = GREY_LEVEL,
     seed: int = 0,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    progress: Counted | None = None,
 ) -> FittedVariance:
-    """The step with the variance that suits `count` images spread over a set, for this plan alone.
+    """The step with the variance that suits `count` images spread over a set, for this plan and end alone.
 
     For a bound, they must not be the images that are judged. Raises what `bits_per_dimension` raises.
     """
-    kernel, denoiser = _with_kernel(step), guided(model, model.denoiser, guidance)
+    kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
 
     def errors(part: Part) -> Tensor:
         return mean_errors(denoiser, kernel, plan, part.x, part.cond, Draws(seed, part.row + APART))
 
-    parts = spread(model, images, count, batch_size, device)
-    measured = torch.cat(_judged(errors, parts, device, progress, count))
+    measured = torch.cat(_judged(errors, drawer, images, count, progress))
     return FittedVariance(kernel, plan.t[:-1], tuple(measured.mean(0).tolist()))
 
 
-def _with_kernel(step: Step) -> MarkovStep:
-    if not isinstance(step, MarkovStep):
+def _kernel(drawer: Drawer) -> MarkovStep:
+    if not isinstance(drawer.step, MarkovStep):
         raise ValueError(
-            f"{step} has no likelihood: given z_t alone, z_s is no Gaussian under it. Use the ancestral sampler"
+            f"{drawer.step} has no likelihood: given z_t alone, z_s is no Gaussian under it. Use the ancestral sampler"
         )
-    return step
+    return drawer.step
+
+
+def _cut(drawer: Drawer, end: float) -> StepPlan:
+    return ending(drawer.plan, drawer.model.process.schedule, end)
 
 
 def _judged(
-    judge: Callable[[Part], Judged],
-    parts: Iterator[Part],
-    device: torch.device | str,
-    progress: Progress | None,
-    of: int,
+    judge: Callable[[Part], Judged], drawer: Drawer, images: ImageSet, count: int, progress: Counted | None
 ) -> list[Judged]:
     """What `judge` says of every part, under autocast as in sampling."""
-    device, judged, done = torch.device(device), [], 0
-    for part in parts:
-        with torch.autocast(device.type, torch.bfloat16, enabled=pays(device)):
+    device, judged, done = drawer.model.device, [], 0
+    for part in spread(drawer.model, images, count, drawer.batch_size, device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=drawer.bfloat16):
             judged.append(judge(part))
         done += len(part)
         if progress is not None:
-            progress(done, of)
+            progress(done, count)
     return judged

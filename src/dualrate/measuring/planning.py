@@ -21,7 +21,8 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import read_json, write_whole
-from dualrate.machine.progress import Progress
+from dualrate.machine.progress import Progress, of_images
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import measure, seconds_of_calls
 from dualrate.measuring.spread import spread
 from dualrate.metrics.evaluate import Evaluator
@@ -65,14 +66,13 @@ class Candidate:
 
 def call_macs(model: Model) -> CallCosts:
     """In multiply-adds."""
-    device = next(model.networks.parameters()).device
-    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None, device)
+    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None, model.device)
     return CallCosts(cost.heavy, cost.light, cost.own)
 
 
-def call_seconds(model: Model, batch_size: int, *, device: torch.device | str = "cpu") -> CallCosts:
+def call_seconds(model: Model, batch_size: int) -> CallCosts:
     """In measured seconds, at a batch size."""
-    heavy, light = seconds_of_calls(model, batch_size, device=device)
+    heavy, light = seconds_of_calls(model, batch_size)
     return CallCosts(heavy / batch_size, light / batch_size, call_macs(model).own)
 
 
@@ -204,29 +204,13 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     return 1 - 6 * float(np.square(apart).sum()) / (len(apart) * (len(apart) ** 2 - 1))
 
 
-def rank(
-    model: Model,
-    planner: Planner,
-    judge: Evaluator[Any],
-    *,
-    count: int,
-    progress: Progress,
-    device: torch.device | str = "cpu",
-) -> list[Ranked]:
+def rank(model: Model, planner: Planner, judge: Evaluator[Any], *, count: int, progress: Progress) -> list[Ranked]:
     """Draws `count` images under every plan of `check_plans` and scores them. Seeds are the planner's own."""
     ranked, plans = [], check_plans(planner)
     for i, (name, plan) in enumerate(plans):
         progress.note(f"plan {i + 1} of {len(plans)}: {name}")
-        row, _ = measure(
-            model.name,
-            model,
-            Ancestral(model.process),
-            plan,
-            judge,
-            range(SEED, SEED + count),
-            device=device,
-            progress=lambda done, total: progress.update(done, total, {"images": done}),
-        )
+        drawer = Drawer(model, Ancestral(model.process), plan)
+        row = measure(drawer, range(SEED, SEED + count), judge, progress=of_images(progress)).row
         progress.close()
         ranked.append(Ranked(name, plan, planner.objective(plan), row.score.value))
     return ranked

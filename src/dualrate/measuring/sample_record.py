@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dualrate.config.serial import from_json, to_plain
 from dualrate.machine.files import read_bytes, write_whole, written_aside
-from dualrate.measuring.measure import Guidance
+from dualrate.measuring.drawer import Guidance
 from dualrate.metrics.origin import Origin
 from dualrate.runs.checks import LOGS, SAMPLES
 

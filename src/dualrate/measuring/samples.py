@@ -14,29 +14,24 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import Model
-from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
 from dualrate.machine.files import write_whole, written_aside
 from dualrate.machine.guards import run_lock
-from dualrate.measuring.measure import UNGUIDED, Guidance, balanced_labels, draw_batches, image_cost
-from dualrate.measuring.origin import origin_of, plain_step
+from dualrate.machine.progress import Counted
+from dualrate.measuring.drawer import Drawer, plain_step
 from dualrate.measuring.sample_record import GRID, NPZ, Record, read_record
 from dualrate.metrics.origin import PIXELS
 from dualrate.report.files import is_whole_png, png_bytes, read_png, write_npz
 from dualrate.report.grid import save_grid
 from dualrate.sampling.cost import PlanCost
-from dualrate.sampling.step import Step
 
 SHOWN = 100  # images on the grid, at most
 
@@ -56,60 +51,44 @@ class Written:
 
 
 def write_samples(
-    model: Model,
-    step: Step,
-    plan: StepPlan,
+    drawer: Drawer,
     seeds: range,
     out: Path | str,
     *,
-    label: int | None = None,
-    guidance: Guidance = UNGUIDED,
-    batch_size: int = 125,
-    device: torch.device | str = "cpu",
-    bfloat16: bool | None = None,
     npz: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Counted | None = None,
     command: str = "dualrate.write_samples",
 ) -> Written:
     """Draw the images of these seeds that `out` lacks, and write each as PNG at once; then the grid, and images.npz.
 
-    label, guidance, batch_size, device: as in `draw`
-    bfloat16: None: as the images that are there, else where it pays
+    drawer:   of precision "auto": that of the images that are there, if any
     progress: called with (images there, of how many) at first and after every batch
     command:  kept in sample.json
     Raises ValueError, before anything is written, for what cannot be drawn, and for an `out` that holds samples of
     another kind or anything else; OSError for a file that cannot be written or read, with its name, and for a folder
     that another process is filling. That error and a KeyboardInterrupt say how many images are there.
     """
-    if not seeds or seeds.step != 1 or batch_size < 1:
-        raise ValueError(f"expected seeds one after the other and batch_size at least 1, got {seeds} and {batch_size}")
-    out = Path(out)
-    balanced_labels(model, seeds[:1], label)
-    cost = image_cost(model, step, plan, guidance, device=device)
-    found = read_record(out)
-    if bfloat16 is None:
-        bfloat16 = pays(torch.device(device)) if found is None else found.origin.precision == "bfloat16"
+    if not seeds or seeds.step != 1:
+        raise ValueError(f"expected seeds one after the other, got {seeds}")
+    out, model, cost, found = Path(out), drawer.model, drawer.cost, read_record(Path(out))
+    if drawer.precision == "auto" and found is not None:
+        drawer = replace(drawer, precision="bfloat16" if found.origin.precision == "bfloat16" else "float32")
     record = Record(
         model=model.name,
         path=str(model.path.resolve()) if model.path else "",
         iteration=model.iteration,
-        sampler=f"{step}{guidance}",
-        step=plain_step(step),
-        plan=json.loads(plan.to_json()),
-        guidance=guidance,
+        sampler=drawer.sampler,
+        step=plain_step(drawer.step),
+        plan=json.loads(drawer.plan.to_json()),
+        guidance=drawer.guidance,
         first_seed=seeds.start,
         images=len(seeds),
-        origin=origin_of(model, step, plan, guidance, PIXELS, label=label, bfloat16=bfloat16),
+        origin=drawer.origin(PIXELS),
         cost={"heavy_calls": cost.heavy_calls, "light_calls": cost.light_calls, "macs": cost.macs, "flops": cost.flops},
-        calls=({"command": command, "batch_size": batch_size, "device": str(device), **environment()},),
+        calls=({"command": command, "batch_size": drawer.batch_size, "device": str(model.device), **environment()},),
     )
     if found is not None:
         found.require_same(record, out)
-
-    def draw(batch: range) -> NDArray[np.uint8]:
-        how = {"guidance": guidance, "batch_size": len(batch), "device": device, "bfloat16": bfloat16}
-        (images,) = draw_batches(model, step, plan, batch, label=label, **how)
-        return images
 
     out.mkdir(parents=True, exist_ok=True)
     with run_lock(out, "filled with samples"):
@@ -118,9 +97,9 @@ def write_samples(
             found.require_same(record, out)
         folder = _Folder(out, record.joined(found), seeds, model.shape)
         with folder.told():
-            drawn, seconds = folder.fill(draw, batch_size, progress or (lambda done, total: None))
+            drawn, seconds = folder.fill(drawer, progress or (lambda done, total: None))
             if npz:
-                folder.write_npz(balanced_labels(model, seeds, label))
+                folder.write_npz(drawer.labels(seeds))
     return Written(drawn, seconds, cost, record.origin.precision)
 
 
@@ -138,20 +117,18 @@ class _Folder:
                 if seed is not None and seed in seeds:
                     self.there[seed - seeds.start] = is_whole_png(Path(entry), shape)
 
-    def fill(
-        self, draw: Callable[[range], NDArray[np.uint8]], batch_size: int, report: Callable[[int, int], None]
-    ) -> tuple[int, float]:
+    def fill(self, drawer: Drawer, report: Counted) -> tuple[int, float]:
         """Draws what is missing; how many images were drawn, in how many seconds."""
-        starts = range(0, len(self.seeds), batch_size)
-        missing = [first for first in starts if not self.there[first : first + batch_size].all()]
+        size = drawer.batch_size
+        missing = [i for i in range(0, len(self.seeds), size) if not self.there[i : i + size].all()]
         if missing:
             self.record.write(self.directory)
         drawn, seconds, shown = 0, 0.0, False
         report(int(self.there.sum()), len(self.seeds))
         for first in missing:
-            batch = self.seeds[first : first + batch_size]
+            batch = self.seeds[first : first + size]
             start = time.perf_counter()
-            images = draw(batch)
+            (images,) = drawer.batches(batch)
             seconds += time.perf_counter() - start
             drawn += len(batch)
             self._write(first, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, fields
 
@@ -36,6 +37,11 @@ class Origin:
 
     def json(self) -> str:
         return json.dumps(to_plain(self), indent=1) + "\n"
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits for the name of a place: another one for whatever gives other features."""
+        return hashlib.sha256(self.json().encode()).hexdigest()[:8]
 
     def differing(self, other: Origin) -> list[str]:
         """The names of the fields in which two origins differ."""

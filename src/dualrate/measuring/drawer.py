@@ -1,0 +1,193 @@
+"""What draws images: a model under a sampler, a plan and guidance, as one value.
+
+Whatever measures a model measures a `Drawer`. An image is a function of the drawer and its seed; the batch size acts on
+its rounding alone, and in float32 hardly on that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, NoiseLevel, Ranged
+from dualrate.config.serial import to_plain, type_name
+from dualrate.data.images import to_uint8
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.plan import StepPlan
+from dualrate.machine.device import pays
+from dualrate.machine.progress import Counted
+from dualrate.metrics.origin import Origin
+from dualrate.runs.store import Model
+from dualrate.sampling.cost import PlanCost, plan_cost
+from dualrate.sampling.step import Step
+from dualrate.sampling.trajectory import sample
+
+
+@dataclass(frozen=True)
+class Guidance(Ranged):
+    """weight: 1 is none; interval: of sigma/alpha in which it acts, None: everywhere."""
+
+    weight: GuidanceWeight = 1.0
+    interval: tuple[NoiseLevel, NoiseLevel] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interval is not None and self.weight == 1:
+            raise ValueError("a guidance interval needs a guidance weight other than 1, which is no guidance")
+
+    def __str__(self) -> str:
+        """For a table: nothing for no guidance."""
+        where = f" in ({self.interval[0]:g}, {self.interval[1]:g}]" if self.interval else ""
+        return "" if self.weight == 1 else f", guidance {self.weight:g}{where}"
+
+
+UNGUIDED = Guidance()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """images: (N, C, H, W) uint8; seconds: of networks and sampler, the first batch included."""
+
+    images: NDArray[np.uint8]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Drawer(Ranged):
+    """A model, and how its images are drawn.
+
+    label:      one class for all images; None: class `seed mod classes` for each
+    batch_size: images at a time
+    precision:  of matrix products; auto: bfloat16 where it pays, as in training
+    name:       what a table calls it; the model's own name if empty
+    Raises ValueError for a plan that the model does not serve, and for guidance or a label without its classes.
+    """
+
+    model: Model
+    step: Step
+    plan: StepPlan
+    guidance: Guidance = UNGUIDED
+    label: Classes | None = None
+    batch_size: BatchSize = 125
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        model = self.model
+        model.serves.check(self.plan)
+        if self.guidance.weight != 1 and not model.num_classes:
+            raise ValueError(f"{model.name} has no classes, so there is nothing to guide: drop the guidance weight")
+        if self.label is not None and not model.num_classes:
+            raise ValueError(f"{model.name} has no classes: drop the label")
+        if self.label is not None and self.label >= model.num_classes:
+            raise ValueError(f"{model.name} knows the classes 0 to {model.num_classes - 1}, got label {self.label}")
+
+    @property
+    def network(self) -> str:
+        """What a table calls it."""
+        return self.name or self.model.name
+
+    @property
+    def sampler(self) -> str:
+        """In words, with its settings and guidance."""
+        return f"{self.step}{self.guidance}"
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """Guided, where there is guidance."""
+        return self._guided(self.model.denoiser)
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether matrix products are in bfloat16."""
+        return pays(self.model.device) if self.precision == "auto" else self.precision == "bfloat16"
+
+    @property
+    def labels_rule(self) -> str:
+        """Which classes its images have, in words."""
+        if not self.model.num_classes:
+            return "none"
+        return "seed mod classes" if self.label is None else f"class {self.label}"
+
+    def labels(self, seeds: Sequence[int]) -> list[int] | None:
+        """The classes of the images of these seeds; None for an unconditional model."""
+        classes = self.model.num_classes
+        return [seed % classes if self.label is None else self.label for seed in seeds] if classes else None
+
+    def strata(self, seeds: Sequence[int]) -> Tensor | None:
+        """`labels` for a score's interval, (N,) int64; None where a class has one image, or there are no classes.
+
+        One image does not tell its class's spread; the interval then counts the choice of classes as chance, and is
+        wider.
+        """
+        labels = self.labels(seeds)
+        return None if labels is None or min(Counter(labels).values()) < 2 else torch.tensor(labels)
+
+    @cached_property
+    def cost(self) -> PlanCost:
+        """What an image costs, whatever its class. Raises ValueError for a step that the denoiser cannot be under."""
+        label = 0 if self.model.num_classes else None
+        how = {"label": label, "device": self.model.device, "wrap": self._guided}
+        return plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
+
+    def batches(self, seeds: Sequence[int], progress: Counted | None = None) -> Iterator[NDArray[np.uint8]]:
+        """The images of these seeds, (b, C, H, W), batch by batch as they are drawn. Raises what `sample` raises."""
+        how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16}
+        of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
+        for batch in sample(*of, progress=progress, **how):
+            yield to_uint8(batch).cpu().numpy()
+
+    def draw(self, seeds: Sequence[int], progress: Counted | None = None) -> Samples:
+        """The images of these seeds, all at once. Raises what `sample` raises."""
+        start = time.perf_counter()
+        batches = list(self.batches(seeds, progress))
+        seconds = time.perf_counter() - start
+        return Samples(np.concatenate(batches), seconds)
+
+    def origin(self, features: str) -> Origin:
+        """What its images are of, for keeping them. features: the extractor's identity, or PIXELS."""
+        return Origin(
+            weights=self.model.weights_hash,
+            experiment=_digest(to_plain(self.model.experiment)),
+            sampler=json.dumps([plain_step(self.step), to_plain(self.guidance)]),
+            plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {_digest(self.plan.to_json())[:12]}",
+            labels=self.labels_rule,
+            features=features,
+            precision="bfloat16" if self.bfloat16 else "float32",
+        )
+
+    def _guided(self, denoiser: Denoiser) -> Denoiser:
+        if self.guidance.weight == 1:
+            return denoiser
+        return Guided(
+            denoiser, self.model.process, self.guidance.weight, self.model.num_classes, self.guidance.interval
+        )
+
+
+def plain_step(step: Step) -> dict[str, Any]:
+    """The update rule with all its settings, ready for JSON."""
+    return json.loads(json.dumps(to_plain(step), default=_named))
+
+
+def _named(part: Any) -> str:
+    """Of a step's parts that are no plain values: a tensor by its content, a function or a counter by its name."""
+    if isinstance(part, Tensor):
+        return _digest(part.tolist())
+    return type_name(part if hasattr(part, "__qualname__") else type(part))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,196 @@
+"""A drawer is all that decides its images; kept in blocks they score as drawn at once, and the same after a kill."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import dualrate as dr
+from dualrate.data.images import ImageSet
+from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Experiment, TwoNetworks
+from dualrate.experiments.serves import Grid
+from dualrate.measuring.drawer import Drawer, Guidance
+from dualrate.measuring.measure import measure
+from dualrate.methods.times import TimeSampler
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
+from dualrate.metrics.origin import PIXELS
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.runs.store import Model, load, write_experiment
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
+EXPERIMENT = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler())
+PLAN = StepPlan.uniform(2, 1)
+SEEDS = range(5, 45)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Model:
+    path = tmp_path_factory.mktemp("run")
+    networks, _ = EXPERIMENT.build()
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: 0.2 * torch.randn(p.shape, generator=generator) for name, p in networks.state_dict().items()}
+    write_experiment(path, EXPERIMENT)
+    checkpoint.save(path / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
+    return load(path)
+
+
+@pytest.fixture(scope="module")
+def judge(model) -> Evaluator:
+    channels, size, _ = model.shape
+    arch = Architecture(channels, size, 2, features=4)
+    module = Classifier(arch)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data.normal_(0, 0.3, generator=generator)
+    net = FeatureNet(Card("noise", "0" * 64, arch, "", None, 0, 1), module.eval().requires_grad_(False))
+    images = torch.randint(256, (60, *model.shape), generator=generator, dtype=torch.uint8).numpy()
+    return Evaluator(net, ImageSet(images, None, (), "noise/train"), None)
+
+
+@pytest.fixture(scope="module")
+def drawer(model) -> Drawer:
+    return Drawer(model, Ancestral(model.process), PLAN, batch_size=8)
+
+
+def unconditional(model) -> Model:
+    net = replace(NET, num_classes=0)
+    return replace(model, experiment=replace(EXPERIMENT, networks=TwoNetworks(net, net)))
+
+
+def measured(drawer, judge, directory, **options):
+    return measure(drawer, SEEDS, judge, keep=directory, block_size=16, **options).row
+
+
+# What a drawer is
+
+
+def test_classes_take_turns_unless_one_is_asked_for(model, drawer):
+    assert (drawer.labels(range(5, 9)), drawer.labels_rule) == ([2, 0, 1, 2], "seed mod classes")
+    one = replace(drawer, label=1)
+    assert (one.labels(range(5, 9)), one.labels_rule) == ([1] * 4, "class 1")
+    none = replace(drawer, model=unconditional(model))
+    assert (none.labels(SEEDS), none.labels_rule) == (None, "none")
+
+
+def test_strata_are_the_classes_where_each_has_two_images(model, drawer):
+    strata = drawer.strata(range(5, 11))
+    assert strata is not None
+    assert strata.tolist() == [2, 0, 1, 2, 0, 1]
+    assert drawer.strata(range(5, 10)) is None
+    assert drawer.strata(range(2)) is None
+    assert replace(drawer, model=unconditional(model)).strata(SEEDS) is None
+
+
+def test_batches_are_the_images_as_they_are_drawn(drawer):
+    told: list[tuple[int, int]] = []
+    batches = list(drawer.batches(range(10), lambda *counts: told.append(counts)))
+    assert [len(batch) for batch in batches] == [8, 2]
+    assert told == [(8, 10), (10, 10)]
+    assert (drawer.draw(range(10)).images == np.concatenate(batches)).all()
+
+
+def test_what_cannot_be_drawn_is_refused_when_the_drawer_is_made(model, drawer):
+    student = replace(model, experiment=replace(EXPERIMENT, times=Grid(4, 2)))
+    for change, message in (
+        ({"model": student}, "was distilled for 4 steps"),
+        ({"label": 3}, "knows the classes 0 to 2, got label 3"),
+        ({"model": unconditional(model), "label": 0}, "has no classes: drop the label"),
+        ({"model": unconditional(model), "guidance": Guidance(2.0)}, "nothing to guide"),
+        ({"batch_size": 0}, "batch_size is a whole number from 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(drawer, **change)
+
+
+def test_whatever_changes_an_image_changes_the_origin(model, drawer):
+    drawer = replace(drawer, precision="float32")
+    changes = [
+        {},
+        {"precision": "bfloat16"},
+        {"guidance": Guidance(2.0)},
+        {"guidance": Guidance(2.0, (0.1, 1.0))},
+        {"step": Ancestral(model.process, 0.3)},
+        {"step": DDIM(model.process)},
+        {"plan": StepPlan.at([1, 0.4, 0], [0])},
+        {"plan": StepPlan.uniform(2, 2)},
+        {"model": replace(model, weights_hash="0")},
+        {"model": replace(model, experiment=replace(EXPERIMENT, fit=FitConfig(iterations=2)))},
+        {"label": 0},
+    ]
+    origins = [replace(drawer, **change).origin("net") for change in changes] + [drawer.origin(PIXELS)]
+    assert len({origin.digest for origin in origins}) == len(origins)
+    again = replace(drawer, step=Ancestral(model.process), batch_size=3, name="other")
+    assert again.origin("net") == origins[0]
+
+
+def test_a_step_that_holds_tensors_or_functions_has_an_origin(model, drawer):
+    """A table by its content, a variance by its name; what a step counts is no part of it."""
+    bands = dr.Bands(model.shape, rings=2)
+
+    def sampler(step):
+        return replace(drawer, step=step).origin("net").sampler
+
+    def tabulated(value):
+        table = dr.TabulatedCovariance(model.process, bands, torch.zeros(2), torch.full((2, bands.count), value))
+        return dr.ProbedCovariance(table, torch.ones(2, bands.count).bool(), torch.ones(bands.count))
+
+    counting = tabulated(1.0)
+    counting.clamps.below = 3
+    assert sampler(counting) == sampler(tabulated(1.0))
+    assert len({sampler(tabulated(1.0)), sampler(tabulated(2.0)), sampler(tabulated(1.0).table)}) == 3
+    assert "analytic_variance" in sampler(dr.AdjustedDDIM(model.process))
+
+
+# Measuring
+
+
+def test_kept_or_not_it_is_the_same_row(drawer, judge, tmp_path):
+    ours = measured(drawer, judge, tmp_path / "blocks")
+    theirs = measure(drawer, SEEDS, judge).row
+    assert ours.score.value == pytest.approx(theirs.score.value, rel=1e-4)
+    assert ours.seconds_per_image > 0
+    same = replace(ours, score=theirs.score, seconds_per_image=theirs.seconds_per_image)
+    assert same == theirs
+    assert ours.score.fingerprint == theirs.score.fingerprint
+    assert "each class keeping its share" in ours.score.note
+    assert (ours.network, ours.macs, ours.batch_size) == (drawer.model.name, drawer.cost.macs, 8)
+    assert measure(replace(drawer, name="mine"), SEEDS, judge).row.network == "mine"
+
+
+def test_the_features_are_those_that_were_scored(drawer, judge):
+    found = measure(drawer, SEEDS, judge)
+    tails = np.quantile(judge.replicates(found.features, drawer.strata(SEEDS)), [0.025, 0.975])
+    assert tuple(tails) == pytest.approx((found.row.score.low, found.row.score.high))
+
+
+def test_a_kill_changes_no_bit_and_nothing_is_drawn_twice(drawer, judge, tmp_path):
+    def dies(done: int, total: int) -> None:
+        if done > 10:
+            raise Killed
+
+    whole = measured(drawer, judge, tmp_path / "whole")
+    with pytest.raises(Killed):
+        measured(drawer, judge, tmp_path / "killed", progress=dies)
+    told: list[int] = []
+    resumed = measured(drawer, judge, tmp_path / "killed", progress=lambda done, total: told.append(done))
+    assert told[0] > 10
+    assert resumed.score == whole.score
+    again = measured(drawer, judge, tmp_path / "killed", progress=lambda done, total: told.append(done))
+    assert told[-1] == len(SEEDS)
+    assert again == resumed
+
+
+def test_a_directory_of_another_plan_is_refused(drawer, judge, tmp_path):
+    measured(drawer, judge, tmp_path)
+    with pytest.raises(ValueError, match="differ in plan"):
+        measured(replace(drawer, plan=StepPlan.uniform(3, 1)), judge, tmp_path)
