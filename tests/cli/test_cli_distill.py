@@ -111,7 +111,7 @@ def test_compare_takes_students_with_their_own_plans(root):
 
     def contenders(*entries: str) -> list[tuple[int, int, str]]:
         parsed = [Entry.parse(f"{root}/{entry}") for entry in entries]
-        found = contenders_of(parsed, models, progress=Recorder(), device=torch.device("cpu"))
+        found = contenders_of(parsed, models, progress=Recorder())
         return [(one.plan.num_steps, one.plan.num_heavy, one.sampler) for one in found]
 
     assert contenders("dual") == [(4, 2, "ancestral")]

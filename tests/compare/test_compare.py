@@ -13,7 +13,7 @@ import torch
 from dualrate.cli.main import main
 from dualrate.compare import contenders, speed, work
 from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.contenders import Contender, Entry, contenders_of, starting_late
+from dualrate.compare.contenders import Contender, Entry, contenders_of
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
 from dualrate.experiments.denoising import DenoisingConfig
@@ -121,7 +121,7 @@ def test_all_kinds_of_contenders_on_one_page(here):
 
 def test_peak_memory_is_that_of_a_process_of_its_own(here):
     contender = Contender(Path("heavy"), "heavy", "ancestral", StepPlan.uniform(2))
-    small, large = (speed.peak_memory(contender, batch, device=torch.device("cpu")) for batch in (1, 16384))
+    small, large = (speed.peak_memory(contender, batch) for batch in (1, 16384))
     assert 1e7 < small < large
 
 
@@ -245,7 +245,7 @@ def test_plans_that_are_none(here, text):
 def test_a_plan_of_more_heavy_calls_than_steps_is_none(here):
     entry = Entry.parse("dual:4/8")
     with pytest.raises(ValueError, match="between 0 and the 4 steps"):
-        contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes(), device=torch.device("cpu"))
+        contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes())
 
 
 def test_a_dual_rate_plan_under_ddim_is_refused(here):
@@ -267,15 +267,15 @@ def test_two_runs_of_one_name_are_refused(here):
 @pytest.mark.parametrize(("text", "gammas"), [("heavy@ancestral:0.4", {0.4}), ("heavy@sde-dpm++2m", {0.0, 0.2})])
 def test_a_noise_level_that_is_asked_for_is_the_one(here, text, gammas):
     entry = Entry.parse(text)
-    made = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes(), device=torch.device("cpu"))
-    assert {one.gamma for one in made if one.split is None} == gammas
+    made = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes())
+    assert {one.gamma for one in made if one.denoiser is None} == gammas
 
 
 def test_a_plan_file_of_a_single_network_that_reuses_is_a_shared_encoder(here):
     Path("mine.json").write_text(StepPlan.at(4, [0, 2]).to_json())
     entry = Entry.parse("heavy:mine.json")
-    (made,) = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes(), device=torch.device("cpu"))
-    assert (made.network, made.split, made.plan.num_heavy) == ("heavy, shared encoder", 1, 2)
+    (made,) = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes())
+    assert (made.network, made.denoiser, made.plan.num_heavy) == ("heavy, shared encoder", "shared-encoder", 2)
 
 
 def test_a_run_that_was_trained_on_is_measured_anew(here):
@@ -290,7 +290,7 @@ def test_a_plan_file(here):
     plan = StepPlan.at(4, [1, 3])
     Path("mine.json").write_text(plan.to_json())
     entry = Entry.parse("dual:mine.json")
-    (made,) = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes(), device=torch.device("cpu"))
+    (made,) = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes())
     assert made == Contender(entry.run, "dual", "ancestral", plan, note="mine", asked=True)
 
 
@@ -298,12 +298,12 @@ def test_keys_tell_contenders_apart():
     plans = [StepPlan.uniform(4, 2), StepPlan.at(4, [0, 1])]
     made = [Contender(Path(run), run, "ancestral", plan) for run in ("a", "b") for plan in plans]
     made.append(Contender(Path("a"), "a", "ddim", plans[0]))
-    made.append(Contender(Path("a"), "a", "ancestral", plans[0], split=1))
+    made.append(Contender(Path("a"), "a", "ancestral", plans[0], denoiser="shared-encoder"))
     assert len({one.key for one in made}) == len(made)
 
 
 def test_starting_late_has_its_heavy_calls_after_the_first_eighth():
-    plan = starting_late(32, 8)
+    plan = StepPlan.late(32, 8)
     assert plan.refresh[:4] == (Refresh.NONE,) * 4
     assert plan.refresh[4] is Refresh.FULL
     assert plan.num_heavy == 8

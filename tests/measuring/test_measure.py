@@ -9,7 +9,9 @@ import torch
 import dualrate as dr
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import Experiment, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.networks import TwoNetworks
 from dualrate.experiments.serves import Grid
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.measure import measure
@@ -24,7 +26,7 @@ from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
-EXPERIMENT = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler())
+EXPERIMENT = Experiment("two", TwoNetworks(NET, NET), DenoisingConfig(times=TimeSampler()), FitConfig(iterations=1))
 PLAN = StepPlan.uniform(2, 1)
 SEEDS = range(5, 45)
 

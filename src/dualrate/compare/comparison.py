@@ -79,7 +79,7 @@ def compare(
     directory.mkdir(parents=True, exist_ok=True)
     bench = Bench(models, judge, directory, progress)
     unplanned, left = _unplanned(parsed, bench, clock)
-    contenders = contenders_of(parsed, models, progress=progress, device=device, unplanned=unplanned)
+    contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
     duals = frozenset(entry.network for entry in parsed if models[entry.run].reuses_context)
     screened, measured, unmeasured = _measured(contenders, bench, effort, clock, duals)
     left += unmeasured
@@ -109,7 +109,7 @@ def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> tuple[fr
     for entry in entries:
         model = bench.models[entry.run]
         calls = bench.call_seconds(model, entry.run)
-        takes = bench.pace * planning_seconds(entry, bench.models, *calls, device=model.device)
+        takes = bench.pace * planning_seconds(entry, bench.models, *calls)
         if takes <= seconds:
             seconds -= takes
         else:
@@ -130,7 +130,7 @@ def _measured(
     """What was screened, what was measured on the front, and what there was no time for."""
     _ = bench.judge.reference_features  # taken now, so that they are not in the time of what is drawn
     bench.estimate(contenders)
-    timing = TIMING * clock.seconds + TIMING_A_NETWORK * len({(one.run, one.split) for one in contenders})
+    timing = TIMING * clock.seconds + TIMING_A_NETWORK * len({(one.run, one.denoiser) for one in contenders})
     fewest = 2 * bench.judge.net.dim
     seeds = {images: range(SCREEN_SEED, SCREEN_SEED + images) for images in levels(effort.screen, fewest)}
     picked, images = affordable(

@@ -2,11 +2,12 @@
 
     RUN                     the usual plans of that kind of model
     RUN:32                  32 steps; a dual-rate model with its usual number of heavy calls
-    RUN:32/8                32 steps, 8 heavy calls. Of a single network: its encoder shared between steps (caching/)
+    RUN:32/8                32 steps, 8 heavy calls. Of a single network: its encoder shared between steps
     RUN:plan.json           a plan, as `dualrate plan` writes it
-    RUN:32@ddim             under a sampler: ancestral if none is named, DPM-Solver++ 2M for a shared encoder
+    RUN:32@ddim             under a sampler: ancestral if none is named, DPM-Solver++ 2M for a smooth path
     RUN:32/8@ancestral:0.5  at a noise level gamma other than 0
     RUN:32@mypkg.steps:Mine under a step of another package
+    RUN+shared-encoder:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
 
 Costs of different networks meet on the rungs of a ladder: so many calls of the dearest network per image.
 """
@@ -19,18 +20,16 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from dualrate.config.ranges import Probability, Ranged, SharedBlocks, Steps, checked
-from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.config.ranges import Probability, Ranged, Steps, checked
+from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Progress
 from dualrate.measuring.calibration import read_table, step_for
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors, read_plan
-from dualrate.networks.uvit import UViT
 from dualrate.planning.planner import Planner
 from dualrate.planning.similarity import best_refreshes, similarities
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, sampler_named
@@ -42,7 +41,8 @@ MOST_STEPS = 256
 DUAL = ((8, 2), (12, 3), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8))  # N, H
 PLANNED = ((8, 2), (16, 4), (32, 8))
 SHARED = ((8, 4), (16, 4), (16, 8), (32, 8))
-SMOOTH = "dpm++2m"  # of a shared encoder, where none is named
+SMOOTH = "dpm++2m"  # sampler of a denoiser that needs a smooth path, where none is named
+SHARED_ENCODER = "shared-encoder"  # of a single network whose plan has fewer heavy calls than steps
 SIMILARITY_IMAGES = 16
 GRID, PLANNING_IMAGES = 64, 128  # of the planner
 
@@ -55,7 +55,7 @@ class Contender(Ranged):
     network: what its line is called
     gamma:   noise level of a sampler with noise
     note:    what is special about the plan, empty if nothing
-    split:   blocks of a single network's middle that steps share; None: none
+    denoiser: that calls the model's networks, of denoisers/catalogue.py; None: its own
     asked:   named by the user, plan and all, so measured on the front in any case
     """
 
@@ -65,7 +65,7 @@ class Contender(Ranged):
     plan: StepPlan
     gamma: Probability = 0.0
     note: str = ""
-    split: SharedBlocks | None = None
+    denoiser: str | None = None
     asked: bool = False
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Contender(Ranged):
     @property
     def key(self) -> str:
         """A file name, different for every contender; networks have different names."""
-        says = f"{self.network} {self.split} {self.gamma} {self.plan.to_json()}"
+        says = f"{self.network} {self.denoiser} {self.gamma} {self.plan.to_json()}"
         digest = hashlib.sha256(says.encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "-", self.network)
         return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler.replace(':', '-')}-{digest}"
@@ -84,28 +84,14 @@ class Contender(Ranged):
         return step_for(model, self.plan, self.sampler, self.gamma or None)
 
     def drawer(self, loaded: Model) -> Drawer:
-        """Raises what `step` and `Drawer` raise."""
-        model = self.model(loaded)
+        """Raises what `step`, `Model.with_denoiser` and `Drawer` raise."""
+        model = loaded.with_denoiser(self.denoiser)
         return Drawer(model, self.step(model), self.plan, name=self.network)
-
-    def model(self, loaded: Model) -> Model:
-        """The loaded model as this contender calls it."""
-        if self.split is None:
-            return loaded
-        network = loaded.networks.get_submodule("model")
-        assert isinstance(network, UViT)
-        denoiser = SharedEncoder(network, loaded.process, self.split)
-        return replace(loaded, denoiser=denoiser, weights_hash=f"{loaded.weights_hash} shared to {self.split}")
-
-
-def split_of(network: UViT) -> int:
-    """The blocks that are shared: five in six of the middle's, at least one (dev/LOG.md has why)."""
-    return max(1, network.config.levels[-1].blocks * 5 // 6)
 
 
 @dataclass(frozen=True)
 class Entry(Ranged):
-    """One argument of `dualrate compare`: [NAME=]RUN[:PLAN][@SAMPLER[:GAMMA]].
+    """One argument of `dualrate compare`: [NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]].
 
     plan: "32", "32/8", a file, or None
     """
@@ -115,11 +101,19 @@ class Entry(Ranged):
     plan: str | None = None
     sampler: str | None = None
     gamma: Probability | None = None
+    denoiser: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sampler is not None:
             sampler_named(self.sampler)
+        if self.denoiser is not None:
+            denoiser_named(self.denoiser)
+            if _has_table(self):
+                raise ValueError(
+                    f"{self.sampler} has a table of the run's own denoiser, not of {self.denoiser}: name another "
+                    "sampler"
+                )
         if self.plan is not None and not self.plan.endswith(".json"):
             self._counts()
 
@@ -129,7 +123,7 @@ class Entry(Ranged):
         name, equals, rest = ("", "", text) if Path(text).is_dir() else text.partition("=")
         name, rest = (name, rest) if equals else ("", text)
         rest, _, sampler = rest.partition("@")
-        run, _, plan = (rest, "", "") if Path(rest).is_dir() else rest.rpartition(":")
+        run, denoiser, plan = _parts(rest)
         if not Path(run).is_dir() or not run:
             raise ValueError(
                 f"there is no run {run or rest!r}: an entry is RUN, RUN:32/8 or RUN:plan.json, got {text!r}"
@@ -140,24 +134,36 @@ class Entry(Ranged):
             raise ValueError(f"there is no noise level {tail!r}: {head}:0.5 is {head} at gamma 0.5, got {text!r}")
         sampler, gamma = (head, float(tail)) if head and is_gamma else (sampler, None)
         path = Path(run)
-        return Entry(path, name or path.resolve().name, plan or None, sampler or None, gamma)
+        return Entry(path, name or path.resolve().name, plan or None, sampler or None, gamma, denoiser)
 
-    def asked(self, model: Model, device: torch.device) -> Contender:
+    def asked(self, loaded: Model) -> Contender:
         """The contender of an entry that names a plan. Raises ValueError for a plan that is none."""
         assert self.plan is not None
-        sampler = self.sampler or ANCESTRAL
         if self.plan.endswith(".json"):
-            plan, name = read_plan(Path(self.plan)), Path(self.plan).stem
-            if plan.num_heavy < plan.num_steps and not model.reuses_context:
-                return replace(sharing(self, model, plan), note=name)
-            return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0, name)
+            plan = read_plan(Path(self.plan))
+            entry = self._shared(loaded, plan.num_steps, plan.num_heavy)
+            return entry.contender(loaded.with_denoiser(entry.denoiser), plan, note=Path(self.plan).stem)
         steps, heavy = self._counts()
-        calls = model.serves.default_heavy(steps) if heavy is None else heavy
-        if calls < steps and not model.reuses_context:
-            return shared(self, model, steps, calls, device)
-        grid = sampler_named(sampler).grid if calls == steps else "t"
-        plan = StepPlan.spread(grid_times(grid, model.process.schedule, steps), calls)
-        return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0)
+        heavy = loaded.serves.default_heavy(steps) if heavy is None else heavy
+        entry = self._shared(loaded, steps, heavy)
+        model = loaded.with_denoiser(entry.denoiser)
+        if heavy < steps and model.denoiser.reuse is Reuse.SMOOTH:
+            return cached(entry, model, steps, heavy)
+        grid = sampler_named(self.sampler or ANCESTRAL).grid if heavy == steps else "t"
+        return entry.contender(model, StepPlan.spread(grid_times(grid, model.process.schedule, steps), heavy))
+
+    def _shared(self, loaded: Model, steps: int, heavy: int) -> Entry:
+        """With the encoder shared, where a single network is to run at fewer calls than steps."""
+        alone = self.denoiser is None and not loaded.reuses_context
+        return replace(self, denoiser=SHARED_ENCODER) if alone and heavy < steps else self
+
+    def contender(self, model: Model, plan: StepPlan, note: str = "") -> Contender:
+        """Of a plan. model: as the entry calls it."""
+        sampler = self.sampler or (SMOOTH if model.denoiser.reuse is Reuse.SMOOTH else ANCESTRAL)
+        network = self.network
+        if self.denoiser is not None:
+            network += f", {self.denoiser.rpartition(':')[2].replace('-', ' ')}"
+        return Contender(self.run, network, sampler, plan, self.gamma or 0.0, note, self.denoiser)
 
     def _counts(self) -> tuple[int, int | None]:
         """Steps and heavy calls of a plan that is no file. Raises ValueError for one that is none."""
@@ -191,35 +197,28 @@ def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Conte
     return found
 
 
-def shared(entry: Entry, model: Model, steps: int, heavy: int, device: torch.device) -> Contender:
-    """A single network's encoder shared, refreshed where its features have changed most."""
-    _refuse_table(entry)
-    network = model.networks.get_submodule("model")
-    assert isinstance(network, UViT)
+def cached(entry: Entry, model: Model, steps: int, heavy: int) -> Contender:
+    """A denoiser that keeps features between steps, refreshed where these have changed most. model: called by it."""
     sampler = entry.sampler or SMOOTH
     times = grid_times(sampler_named(sampler).grid, model.process.schedule, steps)
     seeds = range(SEED, SEED + SIMILARITY_IMAGES)
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
-    denoiser = SharedEncoder(network, model.process, split_of(network))
     step = step_for(model, StepPlan.spread(times), sampler, entry.gamma or None)
-    like = similarities(denoiser, step, times, model.shape, seeds, labels, device=device)
-    return sharing(entry, model, StepPlan.at(times, best_refreshes(like, heavy)))
+    like = similarities(model.denoiser, step, times, model.shape, seeds, labels, device=model.device)
+    return entry.contender(model, StepPlan.at(times, best_refreshes(like, heavy)))
 
 
-def sharing(entry: Entry, model: Model, plan: StepPlan) -> Contender:
-    """A single network's encoder shared under a plan."""
-    network = model.networks.get_submodule("model")
-    assert isinstance(network, UViT)
-    name, sampler, gamma = f"{entry.network}, shared encoder", entry.sampler or SMOOTH, entry.gamma or 0.0
-    _refuse_table(entry)
-    return Contender(entry.run, name, sampler, plan, gamma, split=split_of(network))
-
-
-def _refuse_table(entry: Entry) -> None:
-    if _has_table(entry):
-        raise ValueError(
-            f"{entry.sampler} has a table of the whole network, not of a shared encoder: name another sampler"
-        )
+def _parts(text: str) -> tuple[str, str | None, str]:
+    """Run, denoiser and plan of RUN[+DENOISER][:PLAN]; a denoiser of another package has a colon of its own."""
+    if Path(text).is_dir():
+        return text, None, ""
+    run, plus, rest = text.partition("+")
+    if plus and Path(run).is_dir():
+        words = rest.split(":")
+        size = 1 if words[0] in DENOISERS or len(words) == 1 else 2
+        return run, ":".join(words[:size]), ":".join(words[size:])
+    run, _, plan = text.rpartition(":")
+    return run, None, plan
 
 
 def _has_table(entry: Entry) -> bool:
@@ -243,7 +242,7 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
 
     even = [StepPlan.uniform(steps, heavy) for steps, heavy in DUAL]
     planned = [planner.best(steps, heavy).plan for steps, heavy in PLANNED] if planner else []
-    late = [starting_late(steps, heavy) for steps, heavy in PLANNED if model.serves.drops]
+    late = [StepPlan.late(steps, heavy) for steps, heavy in PLANNED if model.serves.drops]
     return [
         *(one for plan in even for one in every(plan)),
         *(every(plan, "planned")[-1] for plan in planned if plan not in even),
@@ -270,18 +269,11 @@ def require_markovian(entry: Entry) -> None:
         )
 
 
-def starting_late(steps: int, heavy: int) -> StepPlan:
-    """The light network alone for the first eighth of the steps, then heavy calls spread evenly."""
-    alone = steps // 8
-    return StepPlan.at(steps, (alone + j * (steps - alone) // heavy for j in range(heavy)))
-
-
 def contenders_of(
     entries: Sequence[Entry],
     models: dict[Path, Model],
     *,
     progress: Progress,
-    device: torch.device,
     unplanned: Container[Path] = (),
 ) -> list[Contender]:
     """What the entries stand for, none twice. models: by directory.
@@ -293,26 +285,30 @@ def contenders_of(
     dearest = max(max(cost.heavy, cost.light) for cost in costs.values())
     found: list[Contender] = []
     for entry in entries:
-        model, cost = models[entry.run], costs[entry.run]
+        loaded, cost = models[entry.run], costs[entry.run]
+        model = loaded.with_denoiser(entry.denoiser)
         if _has_table(entry):
             read_table(model)  # before any work, to refuse one that is not there
         if entry.plan is not None:
-            found.append(replace(entry.asked(model, device), asked=True))
+            found.append(replace(entry.asked(loaded), asked=True))
             model.serves.check(found[-1].plan)
         elif not model.serves.any_plan:
             found += usual_student(entry, model.serves, calls_of(cost.light, dearest))
-        elif model.reuses_context:
+        elif model.denoiser.reuse is Reuse.SMOOTH:
+            found += [cached(entry, model, steps, heavy) for steps, heavy in SHARED]
+        elif model.denoiser.reuse is Reuse.MARKOV:
             require_markovian(entry)
             planner = None
             if entry.run not in unplanned:
-                errors = measured_errors(model, grid=GRID, images=PLANNING_IMAGES, progress=progress, device=device)
+                errors = measured_errors(model, grid=GRID, images=PLANNING_IMAGES, progress=progress)
                 planner = Planner(errors, model.process, model.experiment.method.weighting)
             found += usual_dual(entry, model, planner)
         else:
             found += usual_single(entry, model, calls_of(cost.light, dearest))
-            if shares(entry.run, models, costs) and entry.run not in unplanned:
+            if shares(entry.run, models, costs) and entry.denoiser is None and entry.run not in unplanned:
                 progress.note(f"planning where the shared encoder of {entry.network} is refreshed")
-                found += [shared(entry, model, steps, heavy, device) for steps, heavy in SHARED]
+                sharing = replace(entry, denoiser=SHARED_ENCODER)
+                found += [cached(sharing, model.with_denoiser(SHARED_ENCODER), steps, heavy) for steps, heavy in SHARED]
     if not found:
         raise ValueError("no plan is left to compare: the samplers named are not tried at these costs; name plans too")
     return list({one.key: one for one in found}.values())
@@ -330,15 +326,13 @@ def shares(run: Path, models: dict[Path, Model], costs: dict[Path, CallCosts]) -
     return dearest and "model" in configs and configs["model"].levels[-1].blocks > 1
 
 
-def planning_seconds(
-    entry: Entry, models: dict[Path, Model], heavy: float, light: float, *, device: torch.device
-) -> float:
+def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, light: float) -> float:
     """What finding an entry's usual plans takes. heavy, light: seconds of a call of its model, per image."""
     model = models[entry.run]
     if entry.plan is not None or not model.serves.any_plan:
         return 0.0
     if model.reuses_context:
-        kept = are_errors_kept(model, grid=GRID, images=PLANNING_IMAGES, device=device)
+        kept = are_errors_kept(model, grid=GRID, images=PLANNING_IMAGES, device=model.device)
         return 0.0 if kept else PLANNING_IMAGES * (GRID * heavy + GRID * (GRID + 1) / 2 * light)
     costs = {run: call_macs(model) for run, model in models.items()}
     return SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED) * light if shares(entry.run, models, costs) else 0.0

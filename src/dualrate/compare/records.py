@@ -22,7 +22,7 @@ def as_records(findings: Findings) -> list[dict[str, object]]:
         line |= {
             "run": contender.run.name,
             "note_on_plan": contender.note,
-            "shared_blocks": contender.split,
+            "denoiser": contender.denoiser,
             "plan": json.loads(contender.plan.to_json()),
             "seconds_alone": one.speed.alone,
             "peak_bytes": one.memory,

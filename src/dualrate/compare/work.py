@@ -91,7 +91,7 @@ class Bench:
     estimates: dict[str, float] = field(default_factory=dict)  # seconds per image, from those of calls
     pace: float = SLOWER  # what drawing took, over its estimate
     _drawers: dict[str, Drawer] = field(default_factory=dict)
-    _calls: dict[tuple[Path, int | None], tuple[float, float]] = field(default_factory=dict)
+    _calls: dict[tuple[Path, str | None], tuple[float, float]] = field(default_factory=dict)
     _done: float = 0
     _total: float = 0
     _images: int = 0
@@ -102,18 +102,18 @@ class Bench:
             self._drawers[contender.key] = contender.drawer(self.models[contender.run])
         return self._drawers[contender.key]
 
-    def call_seconds(self, model: Model, run: Path, split: int | None = None) -> tuple[float, float]:
+    def call_seconds(self, model: Model, run: Path, denoiser: str | None = None) -> tuple[float, float]:
         """Of a heavy and of a light call, per image, measured once."""
-        if (run, split) not in self._calls:
+        if (run, denoiser) not in self._calls:
             heavy, light = seconds_of_calls(model, BATCH, seconds=CALLING)
-            self._calls[run, split] = (heavy / BATCH, light / BATCH)
-        return self._calls[run, split]
+            self._calls[run, denoiser] = (heavy / BATCH, light / BATCH)
+        return self._calls[run, denoiser]
 
     def estimate(self, contenders: Sequence[Contender]) -> None:
         """Counts every contender's calls, and times one call of each network."""
         for contender in contenders:
             drawer = self.drawer(contender)
-            heavy, light = self.call_seconds(drawer.model, contender.run, contender.split)
+            heavy, light = self.call_seconds(drawer.model, contender.run, contender.denoiser)
             cost = drawer.cost
             self.estimates[contender.key] = cost.heavy_calls * heavy + cost.light_calls * light
 
@@ -178,13 +178,13 @@ class Bench:
     def finish(self, measured: Sequence[Measured], seconds: float = math.inf) -> list[Finished]:
         """Times every contender, once only if the seconds are over, and takes its first images."""
         deadline = time.monotonic() + seconds
-        batches: dict[tuple[Path, int | None], int] = {}
-        memory: dict[tuple[Path, int | None], int] = {}
+        batches: dict[tuple[Path, str | None], int] = {}
+        memory: dict[tuple[Path, str | None], int] = {}
         finished = []
         self.progress.note(f"timing {len(measured)} contenders, alone and in batches")
         for i, one in enumerate(measured):
             contender, drawer = one.contender, self.drawer(one.contender)
-            kind = (contender.run, contender.split)
+            kind = (contender.run, contender.denoiser)
             if kind not in batches:
                 batches[kind] = saturating_batch(drawer)
                 memory[kind] = peak_memory(contender, batches[kind], device=drawer.model.device)

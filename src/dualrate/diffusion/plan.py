@@ -90,6 +90,14 @@ class StepPlan:
             raise ValueError(f"the number of heavy calls lies between 0 and the {steps} steps, got {heavy}")
         return StepPlan.at(t, (j * steps // heavy for j in range(heavy)))
 
+    @staticmethod
+    def late(times: SupportsIndex | Iterable[float], heavy: SupportsIndex) -> StepPlan:
+        """The first eighth of the steps without a context, which would be one of pure noise; then as `spread`."""
+        t = _even(times) if not isinstance(times, Iterable) else tuple(times)
+        steps, heavy = len(t) - 1, _whole("the number of heavy calls", heavy)
+        alone = steps // 8
+        return StepPlan.at(t, (alone + j * (steps - alone) // heavy for j in range(heavy)))
+
     def to_json(self) -> str:
         return json.dumps({"t": list(self.t), "refresh": [refresh.value for refresh in self.refresh]})
 

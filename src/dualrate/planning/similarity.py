@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
@@ -27,7 +27,7 @@ from dualrate.sampling.trajectory import trajectory
 
 
 def similarities(
-    denoiser: SharedEncoder,
+    denoiser: Denoiser,
     step: Step,
     times: int | Sequence[float],
     shape: Sequence[int],
