@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from benchmarks.interleave import interleaved
-from dualrate.experiments.experiment import TwoNetworks
+from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
 from dualrate.recipes import fashion_mnist

@@ -10,22 +10,34 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from benchmarks.workloads import training
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
 from dualrate.machine.malloc import keep_freed_memory
+from dualrate.methods.times import TimeSampler
 from dualrate.recipes import fashion_mnist
 
 REPEATS = 10
 DUAL = fashion_mnist.dual()
+
+
+def changed(**options: Any) -> Experiment:
+    """The dual-rate recipe with other options of its method."""
+    assert isinstance(DUAL.method, DenoisingConfig)
+    return replace(DUAL, method=replace(DUAL.method, **options))
+
+
 RECIPES = {  # the experiment, and images of a batch: always 128 rows of the light network
     "heavy": (fashion_mnist.heavy(), 128),
     "dual": (DUAL, 128),
     "light": (fashion_mnist.light(), 128),
-    "retrofit": (replace(DUAL, encoder_from="any", freeze_encoder=True), 128),
-    "shared-2": (replace(DUAL, times=replace(DUAL.times, draws=2)), 64),
-    "shared-4": (replace(DUAL, times=replace(DUAL.times, draws=4)), 32),
+    "retrofit": (changed(encoder_from="any", freeze_encoder=True), 128),
+    "shared-2": (changed(times=TimeSampler((4, 32), draws=2)), 64),
+    "shared-4": (changed(times=TimeSampler((4, 32), draws=4)), 32),
 }
 
 

@@ -21,10 +21,10 @@ import torch
 import dualrate as dr
 from benchmarks import child, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
 from dualrate.machine.malloc import keep_freed_memory
-from dualrate.runs.store import Model
 
 Figures = dict[str, Any]
 

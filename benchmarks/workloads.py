@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import dualrate as dr
+from dualrate.experiments.experiment import Model
 from dualrate.measuring.measure import balanced_labels
-from dualrate.runs.store import Model
 from dualrate.sampling.cost import plan_cost
 
 Work = Callable[[], None]
@@ -67,7 +67,8 @@ def macs(model: Model, plan: dr.StepPlan, device: torch.device) -> int:
 
 def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool) -> Work:
     """One iteration of an experiment on a batch of its size, on noise for images."""
-    method, rows = experiment.method(), experiment.fit.batch_size
+    assert isinstance(experiment.method, dr.DenoisingConfig)
+    method, rows = experiment.method.build(experiment), experiment.fit.batch_size
     method.networks.to(device)
     sample = torch.arange(rows)
     label = sample % experiment.num_classes if experiment.num_classes else None

@@ -27,9 +27,9 @@ def command(piece: str, size: str, data: str) -> list[str]:
     recipe = f"cifar10-{'' if size == 'full' else 'reduced-'}{piece.removesuffix('-kept')}"
     arguments = ["train", recipe, "--data.source", data, "--out", runs[piece]]
     if piece.startswith("dual"):
-        arguments += ["--encoder-from", runs["heavy"], "--light-from", runs["light"]]
+        arguments += ["--method.encoder-from", runs["heavy"], "--method.light-from", runs["light"]]
         arguments += ["--fit.iterations", "1000"] if size == "reduced" else []
-    return arguments + (["--times.dropout", "0"] if piece == "dual-kept" else [])
+    return arguments + (["--method.times.dropout", "0"] if piece == "dual-kept" else [])
 
 
 def main() -> None:

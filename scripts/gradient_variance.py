@@ -63,7 +63,8 @@ def measure(
     experiment: dr.Experiment, weights: dict[str, Tensor], batches: Batches, count: int
 ) -> tuple[float, list[float]]:
     """CPU seconds of a batch, and the trace of its gradient's covariance for the light network and the encoder."""
-    method = experiment.method()
+    assert isinstance(experiment.method, dr.DenoisingConfig)
+    method = experiment.method.build(experiment)
     method.networks.load_state_dict(weights)
     parts = [list(method.networks[name].parameters()) for name in ("light", "encoder")]
     total, squares, seconds = [torch.zeros(()) for _ in parts], [0.0 for _ in parts], 0.0

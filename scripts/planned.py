@@ -130,7 +130,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model, progress = load(MODEL), reporter()
     errors = measured_errors(model, grid=GRID, images=IMAGES, progress=progress)
-    planner = Planner(errors, model.process, model.experiment.weighting)
+    planner = Planner(errors, model.process, model.experiment.method.weighting)
     judge, measured = evaluator(model.experiment.data, features=None, progress=progress), []
     for contender in contenders(planner, call_macs(model)):
         if options.only in (None, contender.key):

@@ -68,9 +68,9 @@ def cells() -> Iterator[Contender]:
         path = directory(name)
         if path is None:
             continue
-        times = dr.load(path).experiment.times
-        for steps in (4, 8) if name == "student-plain-4" else (times.default_steps,):
-            yield Contender(path, called, "ancestral", StepPlan.uniform(steps, times.default_heavy(steps)))
+        serves = dr.load(path).serves
+        for steps in (4, 8) if name == "student-plain-4" else (serves.default_steps,):
+            yield Contender(path, called, "ancestral", serves.default_plan(steps))
 
 
 def main() -> None:

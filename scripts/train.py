@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FROM_HEAVY = "fashion-mnist-dual --encoder-from weights/fashion-mnist-heavy"
-RETROFIT = f"{FROM_HEAVY} --freeze-encoder"
+FROM_HEAVY = "fashion-mnist-dual --method.encoder-from weights/fashion-mnist-heavy"
+HALF_LIFE = "--fit.ema-halflife"
+RETROFIT = f"{FROM_HEAVY} --method.freeze-encoder"
 SHORT = f"{RETROFIT} --fit.iterations 1500"
 RUNS = {
     "heavy": "fashion-mnist-heavy",
@@ -21,14 +22,14 @@ RUNS = {
     "medium": "fashion-mnist-medium",
     "light": "fashion-mnist-light",
     "light-long": "fashion-mnist-light --fit.iterations 11094",
-    "dual": f"{FROM_HEAVY} --light-from weights/fashion-mnist-light --fit.iterations 3000",
+    "dual": f"{FROM_HEAVY} --method.light-from weights/fashion-mnist-light --fit.iterations 3000",
     "heavy-1500": "fashion-mnist-heavy --fit.iterations 1500",
-    "dual-early": "fashion-mnist-dual --encoder-from runs/heavy-1500 --fit.iterations 7029",
+    "dual-early": "fashion-mnist-dual --method.encoder-from runs/heavy-1500 --fit.iterations 7029",
     "joint": f"{FROM_HEAVY} --fit.iterations 2000",
-    "shared-2": f"{FROM_HEAVY} --times.draws 2 --fit.batch-size 64 --fit.ema-halflife 25000 --fit.iterations 2700",
-    "shared-4": f"{FROM_HEAVY} --times.draws 4 --fit.batch-size 32 --fit.ema-halflife 12500 --fit.iterations 3400",
+    "shared-2": f"{FROM_HEAVY} --method.times.draws 2 --fit.batch-size 64 --fit.iterations 2700 {HALF_LIFE} 25000",
+    "shared-4": f"{FROM_HEAVY} --method.times.draws 4 --fit.batch-size 32 --fit.iterations 3400 {HALF_LIFE} 12500",
     **{f"retrofit-{n}": f"{RETROFIT} --fit.iterations {n}" for n in (500, 1500, 3500, 7000)},
-    "dropout-0": f"{SHORT} --times.dropout 0",
+    "dropout-0": f"{SHORT} --method.times.dropout 0",
     "last-level": f"{SHORT} --networks.context.levels 1",
     "width-2": f"{SHORT} --networks.context.width 2",
     "width-8": f"{SHORT} --networks.context.width 8",

@@ -17,7 +17,9 @@ from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.files import read_records
 from dualrate.machine.folders import MANIFEST, Manifest
 from dualrate.measuring.measure import draw
@@ -34,7 +36,7 @@ from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
 FIT = FitConfig(iterations=2, batch_size=4, precision="float32", checkpoint_every=1)
-TINY = Experiment("tiny", OneNetwork(NET), FIT)
+TINY = Experiment("tiny", OneNetwork(NET), DenoisingConfig(), FIT)
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8)).astype(np.uint8)
 
 

@@ -31,7 +31,7 @@ DUAL = dr.TwoNetworks(network(16), network(8))
 
 
 def model(networks: dr.OneNetwork | dr.TwoNetworks) -> dr.Model:
-    small = dr.Experiment("small", networks, replace(FIT, batch_size=4))
+    small = dr.Experiment("small", networks, dr.DenoisingConfig(), replace(FIT, batch_size=4))
     if isinstance(networks, dr.TwoNetworks):
         small = replace(small, times=dr.TimeSampler(heavy=(2, 4)))
     built, denoiser = small.build()

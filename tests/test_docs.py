@@ -19,7 +19,9 @@ import dualrate as dr
 from dualrate.compare import contenders, speed, work
 from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.diffusion.draws import Draws
-from dualrate.experiments.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import auto, fashion_mnist
@@ -148,7 +150,7 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(speed, "CALLING", 0.001)
     monkeypatch.setattr(work, "peak_memory", lambda *of, device: 1)
     for name, networks in {"heavy": OneNetwork(heavy), "dual": TwoNetworks(heavy, light)}.items():
-        experiment = Experiment(f"fashion-mnist-{name}", networks, FitConfig(1), times=TimeSampler())
+        experiment = Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=TimeSampler()), FitConfig(1))
         path = place / "weights" / experiment.name
         write_experiment(path, experiment)
         checkpoint.save(path / "checkpoints", 1, {"model": experiment.build()[0].state_dict()}, {"iteration": 1})

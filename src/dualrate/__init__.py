@@ -12,8 +12,11 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated, shifted
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.diffusion.weighting import Elbo, Sigmoid
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.measuring.distill import distill
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiments.moment_matching import MomentMatchingConfig
+from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, Serves
 from dualrate.measuring.samples import write_samples
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.moment_matching.alternating import MomentMatching
@@ -23,9 +26,8 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.report.grid import save_grid
-from dualrate.runs.distillation import Distillation
 from dualrate.runs.release import export
-from dualrate.runs.store import Model, load
+from dualrate.runs.store import load
 from dualrate.runs.train import train
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.ancestral import DDIM, Ancestral
@@ -41,6 +43,8 @@ __all__ = [
     "DDIM",
     "AdjustedDDIM",
     "Ancestral",
+    "AnyPlan",
+    "AtLeast",
     "Bands",
     "Batch",
     "Cond",
@@ -52,7 +56,7 @@ __all__ = [
     "DataConfig",
     "Denoiser",
     "Denoising",
-    "Distillation",
+    "DenoisingConfig",
     "Draws",
     "DualRate",
     "Elbo",
@@ -71,20 +75,27 @@ __all__ = [
     "LightUViT",
     "Meter",
     "Metered",
+    "MethodConfig",
     "Model",
     "MomentMatching",
+    "MomentMatchingConfig",
+    "NetworksConfig",
     "NoiseCovariance",
     "OneNetwork",
+    "OnePlan",
     "OracleDenoiser",
     "Plain",
+    "Prepared",
     "ProbedCovariance",
     "Refresh",
     "Reuse",
     "SDEDPMSolver2M",
     "SegmentRollout",
+    "Serves",
     "SharedEncoder",
     "Sigmoid",
     "SingleTime",
+    "Start",
     "Step",
     "StepPlan",
     "TabulatedCovariance",
@@ -93,7 +104,6 @@ __all__ = [
     "TwoNetworks",
     "UViT",
     "UViTConfig",
-    "distill",
     "export",
     "load",
     "load_images",

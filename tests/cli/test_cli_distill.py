@@ -11,9 +11,11 @@ from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
 from dualrate.compare.contenders import Entry, contenders_of
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.distilled import Recipe
+from dualrate.recipes.students import StudentRecipe
 from dualrate.runs.store import load
 from dualrate.runs.train import train
 from dualrate.training.config import FitConfig
@@ -34,7 +36,11 @@ def root(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     np.savez(root / "images.npz", images=images, labels=np.arange(64) % 4)
     data = DataConfig(str(root / "images.npz"))
-    train(Experiment("teacher", OneNetwork(net(8, 32)), FIT, data), root / "teacher", progress=Recorder())
+    train(
+        Experiment("teacher", OneNetwork(net(8, 32)), DenoisingConfig(), FIT, data),
+        root / "teacher",
+        progress=Recorder(),
+    )
     with pytest.MonkeyPatch.context() as patch:
         assert distil(patch, root, root / "plain", "--student", "plain", "--steps", 2) == 0
         assert distil(patch, root, root / "dual", "--steps", 4, "--heavy", 2, "--pretraining", 1) == 0
@@ -42,7 +48,7 @@ def root(tmp_path_factory):
 
 
 def distil(monkeypatch, root, out, *options) -> int:
-    monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist", lambda: Recipe("tiny", net(4, 16), FIT))
+    monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist", lambda: StudentRecipe("tiny", net(4, 16), FIT))
     monkeypatch.setattr(cli_distill, "PRETRAINING", 1)
     return call(monkeypatch, "distill", "fashion-mnist", "--teacher", root / "teacher", "--out", out, *options)
 
@@ -142,7 +148,7 @@ def test_compare_takes_students_with_their_own_plans(root):
         (["--version", "instant", "--guidance", "2"], "use MomentMatching, or a teacher without guidance"),
         (["--source", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--fd-every", "3"], "multiple of sample_every"),
-        (["--out", "TEACHER"], "trained, not distilled"),
+        (["--out", "TEACHER"], "choose a new directory as --out"),
         (["--out", "PLAIN"], "trained with another configuration"),
     ],
 )

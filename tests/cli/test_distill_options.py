@@ -1,4 +1,4 @@
-"""Options of `dualrate distill` up to the `Distillation` and the method that they mean; nothing is distilled."""
+"""Options of `dualrate distill` up to the student's experiment and the method that they mean; nothing is distilled."""
 
 from dataclasses import replace
 
@@ -9,16 +9,18 @@ from cli.command import call
 from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.experiments.serves import Continuous, Grid
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.distilled import Recipe
-from dualrate.runs.distillation import Distillation
+from dualrate.recipes.students import StudentRecipe
 from dualrate.runs.store import load, write_experiment
 from dualrate.runs.train import train
 from dualrate.training.config import FitConfig
@@ -30,7 +32,7 @@ def net(conv: int, transformer: int, classes: int) -> UViTConfig:
 
 
 FIT = FitConfig(iterations=1, batch_size=8, precision="float32", log_every=1, checkpoint_every=1)
-RECIPE = Recipe("tiny", net(4, 16, classes=7), replace(FIT, iterations=2000))  # more than pre-training has
+RECIPE = StudentRecipe("tiny", net(4, 16, classes=7), replace(FIT, iterations=2000))  # more than pre-training has
 PLAIN, INSTANT = ("--student", "plain"), ("--version", "instant")
 
 
@@ -41,11 +43,13 @@ def root(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     np.savez(root / "images.npz", images=images, labels=np.arange(64) % 4)
     data, network = DataConfig(str(root / "images.npz")), net(8, 32, classes=4)
-    teacher = Experiment("teacher", OneNetwork(network), FIT, data, schedule=Cosine(shift=-0.5))
+    teacher = Experiment(
+        "teacher", OneNetwork(network), DenoisingConfig(), FIT, data, process=GaussianProcess(Cosine(shift=-0.5))
+    )
     train(teacher, root / "teacher", progress=Recorder())
     two = TwoNetworks(network, net(8, 16, classes=4))
     (root / "two").mkdir()
-    write_experiment(root / "two", Experiment("two", two, FIT, data, times=TimeSampler()))
+    write_experiment(root / "two", Experiment("two", two, DenoisingConfig(times=TimeSampler()), FIT, data))
     return root
 
 
@@ -62,7 +66,7 @@ def before(root, tmp_path, monkeypatch):
             passed.append(first)
             raise SystemExit
 
-        monkeypatch.setattr(f"dualrate.measuring.distill.{function}", end)
+        monkeypatch.setattr(f"dualrate.runs.train.{function}", end)
         arguments = ["--teacher", "teacher", "--out", tmp_path / "out", *options]
         assert call(monkeypatch, "distill", "fashion-mnist", *arguments) == 0
         return passed[0]
@@ -71,13 +75,19 @@ def before(root, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def distillation(before):
-    """The distillation that some options mean."""
+def student(before):
+    """The student's experiment that some options mean."""
 
-    def distillation(*options) -> Distillation:
-        return before("distill", *options)
+    def student(*options) -> Experiment:
+        return before("train", *options)
 
-    return distillation
+    return student
+
+
+@pytest.fixture
+def method(student):
+    """The configuration of its method."""
+    return lambda *options: student(*options).method
 
 
 @pytest.mark.parametrize(
@@ -91,24 +101,24 @@ def distillation(before):
         (["--pretraining", "7", "--student-from", "two"], 7),
     ],
 )
-def test_pre_training_is_for_a_light_network_that_has_to_learn_its_context(distillation, options, expected):
-    assert distillation(*options).pretraining == expected
+def test_pre_training_is_for_a_light_network_that_has_to_learn_its_context(method, options, expected):
+    assert method(*options).pretraining == expected
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [([], 0.2), (PLAIN, 0.2), (INSTANT, 1), (["--student-rate", "0.5"], 0.5), ([*INSTANT, "--student-rate", "3"], 3)],
 )
-def test_only_a_student_with_an_auxiliary_is_slower_by_itself(distillation, options, expected):
-    assert distillation(*options).student_rate == expected
+def test_only_a_student_with_an_auxiliary_is_slower_by_itself(method, options, expected):
+    assert method(*options).student_rate == expected
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [([], "full"), (["--rollout", "segment"], "segment"), (["--rollout", "full"], "full"), (PLAIN, "data")],
 )
-def test_states_are_those_of_the_student_s_whole_path_where_it_has_one(distillation, options, expected):
-    assert distillation(*options).rollout == expected
+def test_states_are_those_of_the_student_s_whole_path_where_it_has_one(method, options, expected):
+    assert method(*options).rollout == expected
 
 
 @pytest.mark.parametrize(
@@ -116,52 +126,52 @@ def test_states_are_those_of_the_student_s_whole_path_where_it_has_one(distillat
     [("dropout", 0.25, None), ("pairs", 3, 1), ("guidance", 1.5, 1.0), ("version", "instant", "alternating"),
      ("student_from", "two", None)],
 )  # fmt: skip
-def test_an_option_is_the_field_of_its_name(distillation, option, value, default):
-    assert getattr(distillation(), option) == default
-    assert getattr(distillation(f"--{option.replace('_', '-')}", value), option) == value
+def test_an_option_is_the_field_of_its_name(method, option, value, default):
+    assert getattr(method(), option) == default
+    assert getattr(method(f"--{option.replace('_', '-')}", value), option) == value
 
 
-@pytest.mark.parametrize("student", ["plain", "dual"])
-def test_a_shift_is_added_to_the_teacher_s(distillation, student):
-    assert distillation("--student", student).student.schedule == Cosine(shift=-0.5)
-    assert distillation("--student", student, "--shift", -1.5).student.schedule == Cosine(shift=-2.0)
+@pytest.mark.parametrize("kind", ["plain", "dual"])
+def test_a_shift_is_added_to_the_teacher_s(student, kind):
+    assert student("--student", kind).process.schedule == Cosine(shift=-0.5)
+    assert student("--student", kind, "--shift", -1.5).process.schedule == Cosine(shift=-2.0)
 
 
-def test_steps_and_heavy_calls_are_the_times_that_the_student_serves(distillation):
-    assert distillation("--steps", 5).student.times == Grid(5, 3)
-    assert distillation("--steps", 5, "--heavy", 2).student.times == Grid(5, 2)
-    assert distillation(*PLAIN, "--steps", 5).student.times == Continuous(5)
+def test_steps_and_heavy_calls_are_those_that_the_student_serves(student):
+    assert student("--steps", 5).serves == OnePlan(5, 3)
+    assert student("--steps", 5, "--heavy", 2).serves == OnePlan(5, 2)
+    assert student(*PLAIN, "--steps", 5).serves == AtLeast(5)
 
 
-def test_light_from_and_source_are_the_student_s(distillation):
-    student = distillation("--light-from", "light", "--source", "elsewhere.npz").student
-    assert (student.light_from, student.data.source) == ("light", "elsewhere.npz")
-    assert distillation().student.light_from is None
+def test_light_from_and_source_are_the_student_s(student):
+    found = student("--light-from", "light", "--source", "elsewhere.npz")
+    assert (found.method.light_from, found.data.source) == ("light", "elsewhere.npz")
+    assert student().method.light_from is None
 
 
-def test_the_light_network_has_the_teacher_s_classes_or_is_the_run_s(distillation):
-    assert distillation().student.networks == TwoNetworks(net(8, 32, classes=4), replace(RECIPE.light, num_classes=4))
-    started = distillation("--student-from", "two").student.networks
+def test_the_light_network_has_the_teacher_s_classes_or_is_the_run_s(student):
+    assert student().networks == TwoNetworks(net(8, 32, classes=4), replace(RECIPE.light, num_classes=4))
+    started = student("--student-from", "two").networks
     assert started == TwoNetworks(net(8, 32, classes=4), net(8, 16, classes=4))
 
 
 @pytest.mark.parametrize(("rollout", "source"), [("segment", SegmentRollout), ("full", FullRollout)])
-def test_pairs_and_rates_reach_the_method(distillation, root, rollout, source):
-    options = ("--rollout", rollout, "--pairs", 3, "--student-rate", 0.5, "--pretraining", 7)
-    found = distillation(*options)
-    method = found.method(load(root / "teacher"), bfloat16=False)
-    assert isinstance(method, MomentMatching)
-    assert method.states == source(found.plan, found.student.process, 3)
-    assert (method.student_rate, method.pretraining) == (0.5, 7)
+def test_pairs_and_rates_reach_the_method(student, root, rollout, source):
+    found = student("--rollout", rollout, "--pairs", 3, "--student-rate", 0.5, "--pretraining", 7)
+    built = found.method.build(found, load(root / "teacher"), bfloat16=False)
+    assert isinstance(built, MomentMatching)
+    assert built.states == source(found.method.plan, found.process, 3)
+    assert (built.student_rate, built.pretraining) == (0.5, 7)
 
 
-def test_the_instant_version_s_teacher_stays_in_float32(distillation, root):
+def test_the_instant_version_s_teacher_stays_in_float32(student, root):
     """Its direction in parameter space is a small difference."""
-    teacher = load(root / "teacher")
-    instant = distillation(*INSTANT).method(teacher, bfloat16=True)
+    teacher, found = load(root / "teacher"), student(*INSTANT)
+    instant = found.method.build(found, teacher, bfloat16=True)
     assert isinstance(instant, InstantMomentMatching)
     assert {p.dtype for p in instant.teacher_network.parameters()} == {torch.float32}
-    alternating = distillation().method(teacher, bfloat16=True)
+    found = student()
+    alternating = found.method.build(found, teacher, bfloat16=True)
     assert isinstance(alternating, MomentMatching)
     assert torch.bfloat16 in {p.dtype for p in alternating.teacher.network.parameters()}
 

@@ -11,10 +11,12 @@ from training.toy import Recorder
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import train as cli_train
 from dualrate.demo.demo import CELLS
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.distilled import Recipe
+from dualrate.recipes.students import StudentRecipe
 from dualrate.runs.train import train
 from dualrate.training.config import FitConfig
 
@@ -49,8 +51,8 @@ def runs(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
     np.savez(root / "images.npz", images=images, labels=np.arange(24) % 4)
     data = DataConfig(str(root / "images.npz"))
-    one = Experiment("one", OneNetwork(net(16)), FIT, data)
-    dual = Experiment("dual", TwoNetworks(net(16), net(16)), FIT, data, times=TimeSampler())
+    one = Experiment("one", OneNetwork(net(16)), DenoisingConfig(), FIT, data)
+    dual = Experiment("dual", TwoNetworks(net(16), net(16)), DenoisingConfig(times=TimeSampler()), FIT, data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DUALRATE_CACHE", str(root / "cache"))
         for experiment in (one, dual):
@@ -62,10 +64,12 @@ def runs(tmp_path_factory):
 def command(runs, tmp_path, monkeypatch, capsys):
     """Runs a command on copies of the runs; its exit code, lines on standard error, and standard output."""
     monkeypatch.setenv("DUALRATE_CACHE", str(runs / "cache"))
-    monkeypatch.setitem(cli_distill.RECIPES, "tiny", lambda: Recipe("tiny", net(16), FIT))
+    monkeypatch.setitem(cli_distill.RECIPES, "tiny", lambda: StudentRecipe("tiny", net(16), FIT))
     monkeypatch.setattr(cli_distill, "PRETRAINING", 1)
-    dual = Experiment("dual", TwoNetworks(net(16), net(16)), FIT, DataConfig(str(runs / "images.npz")))
-    monkeypatch.setitem(cli_train.RECIPES, "dual", lambda: Experiment(**{**vars(dual), "times": TimeSampler()}))
+    dual = Experiment(
+        "dual", TwoNetworks(net(16), net(16)), DenoisingConfig(TimeSampler()), FIT, DataConfig(str(runs / "images.npz"))
+    )
+    monkeypatch.setitem(cli_train.RECIPES, "dual", lambda: dual)
     places = {"ONE": str(tmp_path / "one"), "DUAL": str(tmp_path / "dual")}
     for name in ("one", "dual"):
         shutil.copytree(runs / name, tmp_path / name)

@@ -15,8 +15,10 @@ from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Contender, Entry, contenders_of, starting_late
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.methods.times import TimeSampler
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load, write_experiment
@@ -62,8 +64,8 @@ def here(tmp_path, monkeypatch) -> Path:
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(64) % 2)
     data = DataConfig(str(tmp_path / "images.npz"))
     for name, networks in {"heavy": OneNetwork(NET), "dual": TwoNetworks(NET, SMALL)}.items():
-        times = TimeSampler() if name == "dual" else Experiment("", networks, FitConfig(1)).times
-        experiment = Experiment(name, networks, FitConfig(iterations=1), data, times=times)
+        times = TimeSampler() if name == "dual" else SingleTime()
+        experiment = Experiment(name, networks, DenoisingConfig(times), FitConfig(iterations=1), data)
         modules, _ = experiment.build()
         generator = torch.Generator().manual_seed(0)
         weights = {key: 0.2 * torch.randn(p.shape, generator=generator) for key, p in modules.state_dict().items()}
@@ -308,7 +310,7 @@ def test_starting_late_has_its_heavy_calls_after_the_first_eighth():
 
 def test_runs_that_do_not_compare(here):
     experiment = load("heavy").experiment
-    other = Experiment("other", OneNetwork(NET), experiment.fit, DataConfig("elsewhere.npz"))
+    other = Experiment("other", OneNetwork(NET), DenoisingConfig(), experiment.fit, DataConfig("elsewhere.npz"))
     networks, _ = other.build()
     write_experiment(here / "other", other)
     checkpoint.save(here / "other" / "checkpoints", 1, {"model": networks.state_dict()}, {"iteration": 1})

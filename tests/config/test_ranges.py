@@ -38,7 +38,7 @@ from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.demo.demo import Cell
 from dualrate.denoisers.exact import NeededContext
-from dualrate.experiments.serves import Continuous, Grid
+from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.measuring.measure import Guidance
 from dualrate.methods.method import Phase
 from dualrate.metrics.dinov2 import DinoV2
@@ -93,7 +93,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.measuring.planning.CallCosts",
     "dualrate.measuring.planning.Candidate",
     "dualrate.measuring.planning.Ranked",
-    "dualrate.runs.store.Model",
+    "dualrate.experiments.experiment.Model",
     "dualrate.methods.moment_matching.watch.Watch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",
@@ -120,13 +120,13 @@ def examples() -> Iterator[Any]:
     yield from (recipe for recipe in cli_train.RECIPES.values() if is_dataclass(recipe))
     yield from (recipe() for recipe in cli_train.RECIPES.values() if not is_dataclass(recipe))
     yield from (Distill(recipe(), teacher=run) for recipe in cli_distill.RECIPES.values())
-    yield replace(cli_train.RECIPES["fashion-mnist-dual"](), times=Grid(4, 2))
-    two = replace(cli_train.RECIPES["fashion-mnist-dual"](), times=Grid(4, 2))
-    yield dr.Distillation("teacher", two, rollout="full")
+    method = dr.MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
+    yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
+    yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), Guidance(), Plan())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), Cell("run", "run", "ancestral", 4))
-    yield from (Continuous(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), dr.NoiseCovariance(of))
+    yield from (AtLeast(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), dr.NoiseCovariance(of))
     yield from (dr.TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
     bands = dr.Bands((1, 4, 4))
     yield dr.TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
@@ -201,7 +201,7 @@ def test_every_number_that_a_user_sets_has_a_range():
 
 def test_every_class_with_ranges_is_walked():
     ranged = {kind for kind in PACKAGE.values() if issubclass(kind, Ranged)}
-    abstract = {dr.methods.moment_matching.StudentMethod}
+    abstract = {dr.methods.moment_matching.student.StudentMethod}
     assert ranged - abstract == set(EXAMPLES)
 
 
@@ -331,9 +331,17 @@ def test_a_value_that_is_no_field_is_checked_alike():
         (("fit", "iterations"), 0, r"file\.fit: iterations is a whole number from 1 to 1,000,000,000, got 0"),
         (("fit", "optim", "betas"), [0.9, 1.0], r"file\.fit\.optim: betas is 2 values, .* got \(0\.9, 1\.0\)"),
         (("networks", "light", "levels", 1, "blocks"), -1, r"file\.networks\.light\.levels\[1\]: blocks is"),
-        (("schedule", "log_snr_max"), math.inf, r"file\.schedule: log_snr_max is a number from -60 to 60, got inf"),
-        (("label_dropout",), math.nan, r"file: label_dropout is a number from 0 to 1, got nan"),
-        (("weighting", "bias"), 10**400, r"file\.weighting\.bias: expected a number, got one with 401 digits"),
+        (
+            ("process", "schedule", "log_snr_max"),
+            math.inf,
+            r"file\.process\.schedule: log_snr_max is a number from -60 to 60, got inf",
+        ),
+        (("method", "label_dropout"), math.nan, r"file\.method: label_dropout is a number from 0 to 1, got nan"),
+        (
+            ("method", "weighting", "bias"),
+            10**400,
+            r"file\.method\.weighting\.bias: expected a number, got one with 401 digits",
+        ),
         (("networks", "light", "resample_kernel"), True, r"file\.networks\.light: resample_kernel is 1 or 3"),
     ],
 )

@@ -33,11 +33,17 @@ def changed(path: list, value) -> dict:
         (["fit", "itterations"], 3, "did you mean iterations"),
         (["fit", "iterations"], "many", r"fit\.iterations: expected an integer"),
         (["fit", "iterations"], True, "expected an integer"),
-        (["networks", "type"], "os.system", "expected OneNetwork or TwoNetworks"),
+        (
+            ["networks", "type"],
+            "os.system",
+            r"networks: there is no NetworksConfig 'os.system', it is one of OneNetwork, TwoNetworks",
+        ),
         (["fit", "precision"], "float8", "expected one of"),
         (["networks", "light", "levels"], 3, "expected a list"),
-        (["times", "heavy"], [1], "expected 2 items"),
-        (["schedule", "log_snr_min"], 16, r"configuration\.schedule: log_snr_min must be below"),
+        (["networks", "type"], "os:system", r"os:system is of another package, .* dualrate --import os COMMAND"),
+        (["networks"], 3, r"networks: expected a NetworksConfig"),
+        (["method", "times", "heavy"], [1], "expected 2 items"),
+        (["process", "schedule", "log_snr_min"], 16, r"configuration\.process\.schedule: log_snr_min must be below"),
     ],
 )
 def test_a_wrong_file_is_told_what_is_wrong(path, value, message):

@@ -13,7 +13,9 @@ from metrics.squares import two_classes
 
 from dualrate.demo import demo as module
 from dualrate.demo.demo import SHOWN, Cell, demo
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.environment import environment
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
@@ -49,7 +51,7 @@ def scene(tmp_path, monkeypatch) -> Path:
     def small(seconds: float) -> Experiment:
         fit = FitConfig(6, batch_size=8, log_every=2, max_seconds=seconds, precision="float32")
         data = DataConfig(str(tmp_path / "squares.npz"))
-        return Experiment("small", TwoNetworks(NET, NET), fit, data, times=TimeSampler((2, 4)))
+        return Experiment("small", TwoNetworks(NET, NET), DenoisingConfig(times=TimeSampler((2, 4))), fit, data)
 
     monkeypatch.setattr(fashion_mnist, "small", small)
     return tmp_path
@@ -68,7 +70,7 @@ class Told(module.PlainReporter):
 
 def release(path: Path, networks: OneNetwork | TwoNetworks, scale: float = 1) -> None:
     """Weights as at the start of training, times `scale`."""
-    experiment = Experiment(path.name, networks, FitConfig(1), times=TimeSampler((2, 4)))
+    experiment = Experiment(path.name, networks, DenoisingConfig(times=TimeSampler((2, 4))), FitConfig(1))
     weights = {name: scale * weight for name, weight in experiment.build()[0].state_dict().items()}
     write_experiment(path, experiment)
     checkpoint.save(path / "checkpoints", 5, {"model": weights}, {"iteration": 5})

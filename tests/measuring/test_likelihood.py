@@ -14,7 +14,9 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
-from dualrate.experiments.experiment import DataConfig, Experiment, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import TwoNetworks
 from dualrate.likelihood.bound import variational_bound
 from dualrate.likelihood.variance import mean_errors
 from dualrate.measuring.likelihood import GREY_LEVEL, bits_per_dimension, ending, fit_variance
@@ -47,7 +49,9 @@ def run(tmp_path_factory):
     images = rng.integers(0, 256, (64, SIZE, SIZE, 1), dtype=np.uint8)
     np.savez(place / "images.npz", images=images, labels=np.arange(64) % CLASSES)
     data = DataConfig(str(place / "images.npz"))
-    experiment = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), data, times=TimeSampler())
+    experiment = Experiment(
+        "two", TwoNetworks(NET, NET), DenoisingConfig(times=TimeSampler()), FitConfig(iterations=1), data
+    )
     write_experiment(place / "run", experiment)
     networks, _ = experiment.build()
     for parameter in networks.parameters():  # heads start at zero, and then nothing depends on the label

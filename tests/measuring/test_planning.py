@@ -17,7 +17,9 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
 from dualrate.diffusion.weighting import Sigmoid
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.device import pays
 from dualrate.measuring.planning import CallCosts, call_macs, candidates, check_plans, measured_errors, spearman
 from dualrate.methods.times import TimeSampler
@@ -47,10 +49,9 @@ def run(tmp_path, monkeypatch):
     experiment = Experiment(
         "two",
         TwoNetworks(NET, NET),
+        DenoisingConfig(times=TimeSampler(), weighting=Sigmoid(BIAS)),
         FitConfig(iterations=1),
         DataConfig(str(tmp_path / "images.npz")),
-        times=TimeSampler(),
-        weighting=Sigmoid(BIAS),
     )
     write_experiment(tmp_path / "run", experiment)
     networks, _ = experiment.build()

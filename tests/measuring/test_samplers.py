@@ -13,11 +13,13 @@ from dualrate.compare.contenders import Entry
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.serves import Continuous
+from dualrate.experiments.experiment import Model
+from dualrate.experiments.moment_matching import MomentMatchingConfig
+from dualrate.experiments.serves import AtLeast
 from dualrate.measuring.calibration import step_for
 from dualrate.measuring.measure import Guidance, image_cost
 from dualrate.measuring.origin import origin_of
-from dualrate.runs.store import Model, load
+from dualrate.runs.store import load
 from dualrate.sampling import grids
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.catalogue import SAMPLERS, make_step, sampler_named, taking
@@ -65,10 +67,14 @@ def test_steps_make_as_many_calls_as_there_may_be(name, calls, heavy):
 
 
 def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):
-    student = replace(heavy, experiment=replace(heavy.experiment, times=Continuous(4)))
+    student = replace(heavy, experiment=replace(heavy.experiment, method=MomentMatchingConfig("x", AtLeast(4))))
     for options in (Plan(sampler="covariance"), Plan(sampler="ddim"), Plan(gamma=0.2), Plan(eta=0.5)):
         with pytest.raises(ValueError, match="distilled student, for plain ancestral sampling"):
             sampler_of(student, options)
+    with pytest.raises(
+        ValueError, match="is a distilled student: its x_hat is no posterior mean, so it has no covariance"
+    ):
+        sampler_of(student, Plan(sampler="covariance-table"))
     assert sampler_of(student, Plan())[0] == Ancestral(heavy.process)
 
 
@@ -147,7 +153,7 @@ def test_times_may_be_listed(heavy, dual):
     times = (1.0, 0.8, 0.7, 0.2, 0.0)
     assert sampler_of(heavy, Plan(times=times))[1] == StepPlan.at(times, range(4))
     assert sampler_of(dual, Plan(times=times, heavy=2))[1] == StepPlan.at(times, [0, 2])
-    assert sampler_of(dual, Plan(times=times))[1].num_heavy == dual.experiment.times.default_heavy(4)
+    assert sampler_of(dual, Plan(times=times))[1].num_heavy == dual.serves.default_heavy(4)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ import torch
 
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import Experiment, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment, Model
+from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.guards import run_lock
 from dualrate.measuring import samples as module
 from dualrate.measuring.measure import Guidance, draw
@@ -23,13 +25,13 @@ from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report.files import read_png
 from dualrate.runs.checks import check_out
-from dualrate.runs.store import Model, load, write_experiment
+from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 3, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
-EXPERIMENT = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler())
+EXPERIMENT = Experiment("two", TwoNetworks(NET, NET), DenoisingConfig(times=TimeSampler()), FitConfig(iterations=1))
 PLAN = dying.PLAN
 SEEDS = range(5, 15)
 

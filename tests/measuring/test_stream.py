@@ -8,7 +8,9 @@ import torch
 import dualrate as dr
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import Experiment, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment, Model
+from dualrate.experiments.networks import TwoNetworks
 from dualrate.measuring.measure import Guidance, balanced_strata, measure
 from dualrate.measuring.origin import origin_of
 from dualrate.measuring.stream import measure_in_blocks
@@ -17,13 +19,13 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
 from dualrate.metrics.origin import PIXELS
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.runs.store import Model, load, write_experiment
+from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
-EXPERIMENT = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler())
+EXPERIMENT = Experiment("two", TwoNetworks(NET, NET), DenoisingConfig(times=TimeSampler()), FitConfig(iterations=1))
 PLAN = StepPlan.uniform(2, 1)
 SEEDS = range(5, 45)
 

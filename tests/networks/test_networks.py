@@ -6,7 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dualrate.diffusion.prediction import x_from_v
-from dualrate.experiments.experiment import TwoNetworks
+from dualrate.experiments.networks import TwoNetworks
 from dualrate.networks.blocks import FiLM, TransformerBlock, attend
 from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT
 from dualrate.networks.uvit import Blocks, Level, UViT, UViTConfig

@@ -11,12 +11,14 @@ import torch
 from dualrate.data.look import Look
 from dualrate.data.source import Raw
 from dualrate.diffusion.schedule import Cosine, Interpolated
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods.times import SingleTime
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import cifar10, fashion_mnist
 from dualrate.recipes.auto import SIDES, TIERS, account, experiment, name_of, network
-from dualrate.recipes.distilled import light_of
+from dualrate.recipes.students import light_of
 from dualrate.sampling.cost import call_cost
 
 DATA = DataConfig("photos")
@@ -54,7 +56,7 @@ def test_networks_run_on_what_they_were_made_for(size, rate):
     cost = call_cost(denoiser, made.shape, 2)
     assert cost.light > 0
     assert (cost.heavy > 2 * cost.light) == (rate == "dual")
-    assert isinstance(made.times, SingleTime) == (rate == "single")
+    assert isinstance(made.method.times, SingleTime) == (rate == "single")
     assert made.num_classes == 3
 
 
@@ -150,7 +152,7 @@ def test_small_at_28_is_the_heavy_network_of_fashion_mnist():
 
 
 def macs(config: UViTConfig) -> int:
-    made = Experiment("x", OneNetwork(config), TIERS["tiny"].fit)
+    made = Experiment("x", OneNetwork(config), DenoisingConfig(), TIERS["tiny"].fit)
     return call_cost(made.build()[1], made.shape, None).light
 
 
@@ -167,7 +169,7 @@ def test_a_light_network_of_any_heavy_one_is_lighter_and_runs(heavy):
     light = light_of(heavy)
     assert macs(light) < macs(heavy)
     assert not any(level.dropout for level in light.levels)
-    TwoNetworks(heavy, light).build(Experiment("x", OneNetwork(heavy), TIERS["tiny"].fit).process)
+    TwoNetworks(heavy, light).build(Experiment("x", OneNetwork(heavy), DenoisingConfig(), TIERS["tiny"].fit).process)
 
 
 def test_a_finest_level_is_never_narrower_than_its_patch():

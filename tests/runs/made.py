@@ -2,7 +2,9 @@
 
 import torch
 
-from dualrate.experiments.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import write_experiment
@@ -10,8 +12,8 @@ from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
-ONE = Experiment("one", OneNetwork(NET), FitConfig(iterations=1))
-TWO = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler())
+ONE = Experiment("one", OneNetwork(NET), DenoisingConfig(), FitConfig(iterations=1))
+TWO = Experiment("two", TwoNetworks(NET, NET), DenoisingConfig(times=TimeSampler()), FitConfig(iterations=1))
 
 
 def saved(experiment: Experiment, path, *iterations: int, ema: float | None = None):

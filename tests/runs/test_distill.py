@@ -13,16 +13,18 @@ import torch
 from training.toy import Recorder, final, same_bits
 
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.diffusion.values import Cond, Context
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
-from dualrate.measuring.distill import distill
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment, Start
+from dualrate.experiments.moment_matching import frozen_teacher
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.measuring.measure import Guidance, draw, image_cost
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.distilled import Recipe, dual_student, plain_student
-from dualrate.runs.distillation import Distillation, frozen_teacher
+from dualrate.recipes.students import StudentRecipe, dual_student, plain_student
 from dualrate.runs.release import export
 from dualrate.runs.store import load, read_experiment, write_experiment
 from dualrate.runs.train import train
@@ -48,7 +50,7 @@ FIT = FitConfig(
     checkpoint_every=3,
     sample_every=4,
 )
-RECIPE = Recipe("tiny", LIGHT, FIT)
+RECIPE = StudentRecipe("tiny", LIGHT, FIT)
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +61,24 @@ def root(tmp_path_factory) -> Path:
     np.savez(root / "images.npz", images=images, labels=np.arange(32) % 4)
     data = DataConfig(str(root / "images.npz"))
     fit = replace(FIT, optim=OptimConfig(lr=1e-2, warmup=0))
-    train(Experiment("teacher", OneNetwork(NET), fit, data), root / "teacher", progress=Recorder())
-    other = Experiment("other", OneNetwork(NET), replace(fit, seed=1), data)
+    train(Experiment("teacher", OneNetwork(NET), DenoisingConfig(), fit, data), root / "teacher", progress=Recorder())
+    other = Experiment("other", OneNetwork(NET), DenoisingConfig(), replace(fit, seed=1), data)
     train(other, root / "other", progress=Recorder())
-    two = Experiment("two", TwoNetworks(NET, LIGHT), fit, data, times=TimeSampler())
+    two = Experiment("two", TwoNetworks(NET, LIGHT), DenoisingConfig(times=TimeSampler()), fit, data)
     train(two, root / "two", progress=Recorder())
     return root
 
 
-def plain(root: Path, steps: int = 4, **options) -> Distillation:
-    teacher = str(root / "teacher")
-    return Distillation(teacher, plain_student(RECIPE, teacher, steps), **options)
+def plain(root: Path, steps: int = 4, **options) -> Experiment:
+    return plain_student(RECIPE, str(root / "teacher"), steps, **options)
 
 
-def dual(root: Path, **options) -> Distillation:
-    teacher = str(root / "teacher")
-    return Distillation(teacher, dual_student(RECIPE, teacher, 4, 2), **({"rollout": "full"} | options))
+def dual(root: Path, **options) -> Experiment:
+    return dual_student(RECIPE, str(root / "teacher"), 4, 2, **options)
+
+
+def taught_by(student: Experiment, teacher: Path) -> Experiment:
+    return replace(student, method=replace(student.method, teacher=str(teacher)))
 
 
 class Ending(Recorder):
@@ -102,30 +106,30 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(root, tmp_path, kind):
-    distillation = KINDS[kind](root)
-    distill(distillation, tmp_path / "straight", progress=Recorder())
+    student = KINDS[kind](root)
+    train(student, tmp_path / "straight", progress=Recorder())
     with pytest.raises(InterruptedError):
-        distill(distillation, tmp_path / "resumed", progress=Ending(5, politely=False))
-    stopped = distill(distillation, tmp_path / "resumed", progress=Ending(7, politely=True))
+        train(student, tmp_path / "resumed", progress=Ending(5, politely=False))
+    stopped = train(student, tmp_path / "resumed", progress=Ending(7, politely=True))
     assert (stopped.iteration, stopped.stopped) == (7, "signal")
-    assert distill(distillation, tmp_path / "resumed", progress=Recorder()).stopped == "done"
+    assert train(student, tmp_path / "resumed", progress=Recorder()).stopped == "done"
     straight = final(tmp_path / "straight")
     assert same_bits(straight, final(tmp_path / "resumed"))
     own = {"auxiliaries", "optim-auxiliary"} if "instant" not in kind else set()
-    first = {"optim-pretraining", "ema-pretraining"} if distillation.pretraining else set()
+    first = {"optim-pretraining", "ema-pretraining"} if student.method.pretraining else set()
     assert set(straight) == {"model", "optim-student", "ema-student"} | own | first
 
 
 @pytest.mark.parametrize("kind", ["plain", "full"])
 def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
-    distillation = replace(KINDS[kind](root), teacher=str(tmp_path / "teacher"))
-    distill(distillation, tmp_path / "run", progress=Recorder())
+    student = taught_by(KINDS[kind](root), tmp_path / "teacher")
+    train(student, tmp_path / "run", progress=Recorder())
     shutil.rmtree(tmp_path / "teacher")
     export(tmp_path / "run", tmp_path / "weights")
     for model in (load(tmp_path / "run"), load(tmp_path / "weights")):
         step = Ancestral(model.process)
-        assert draw(model, step, distillation.plan, range(3), bfloat16=False).images.shape == (3, 1, 8, 8)
+        assert draw(model, step, student.method.plan, range(3), bfloat16=False).images.shape == (3, 1, 8, 8)
         with pytest.raises(ValueError, match="distilled"):
             draw(model, step, StepPlan.uniform(2, 1), range(3))
         with pytest.raises(ValueError, match="distilled"):
@@ -133,7 +137,7 @@ def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind
 
 
 def test_the_student_moves_and_the_teacher_is_in_no_checkpoint(root, tmp_path):
-    distill(dual(root, pretraining=2), tmp_path / "run", progress=Recorder())
+    train(dual(root, pretraining=2), tmp_path / "run", progress=Recorder())
     saved = checkpoint.recover(tmp_path / "run" / "checkpoints", print)
     assert saved is not None
     assert {name.partition(".")[0] for name in saved.tensors["model"]} == {"encoder", "light"}
@@ -144,22 +148,22 @@ def test_the_student_moves_and_the_teacher_is_in_no_checkpoint(root, tmp_path):
 
 
 def test_pretraining_leaves_the_encoder_what_the_teacher_is(root, tmp_path):
-    distillation = dual(root, pretraining=7)  # the last of the 8 updates is the auxiliary's
-    distill(distillation, tmp_path / "run", progress=Recorder())
+    student = dual(root, pretraining=7)  # the last of the 8 updates is the auxiliary's
+    train(student, tmp_path / "run", progress=Recorder())
     teacher = load(root / "teacher").networks["model"].state_dict()
     after = load(tmp_path / "run").networks
     for name, weight in after.get_submodule("encoder.net").state_dict().items():
         assert torch.equal(weight, teacher[name])
-    before = distillation.student.build()[0].state_dict()
+    before = student.build()[0].state_dict()
     assert any(name.startswith("light.") and not torch.equal(w, before[name]) for name, w in after.state_dict().items())
 
 
 def test_a_student_may_start_from_a_dual_rate_run(root):
     teacher, run = str(root / "teacher"), str(root / "two")
     student = dual_student(RECIPE, teacher, 4, 2, student_from=run)
-    distillation = Distillation(teacher, student, rollout="full", student_from=run)
     networks = student.build()[0]
-    told = distillation.start(networks, load(teacher))
+    start = Start(True, torch.device("cpu"), False, load, lambda iteration: pytest.fail("no data"), print)
+    told = student.method.fill(student, networks, load(teacher), start)
     assert "weights" in told["student"]
     assert same_bits({"": dict(networks.state_dict())}, {"": dict(load(run).networks.state_dict())})
 
@@ -181,10 +185,10 @@ def test_a_teacher_held_in_bfloat16_says_the_same(root):
 def test_a_shifted_student_asks_its_teacher_at_the_same_noise_level(root):
     teacher = load(root / "teacher")
     student = plain_student(RECIPE, str(root / "teacher"), 4, shift=-1.5)
-    assert student.schedule == Cosine(shift=-1.5)
-    method = Distillation(str(root / "teacher"), student).method(teacher, bfloat16=False)
+    assert student.process.schedule == Cosine(shift=-1.5)
+    method = student.method.build(student, teacher, bfloat16=False)
     z, t, cond = torch.randn(3, 1, 8, 8), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64), Cond(torch.arange(3))
-    its_own = teacher.process.schedule.time(student.schedule.log_snr(t))
+    its_own = teacher.process.schedule.time(student.process.schedule.log_snr(t))
     assert (its_own > t).all()
     assert isinstance(method, MomentMatching)
     with torch.no_grad():
@@ -193,39 +197,40 @@ def test_a_shifted_student_asks_its_teacher_at_the_same_noise_level(root):
 
 
 def test_dropout_is_in_student_and_auxiliary_and_masks_are_shared_with_the_teacher(root):
-    method = plain(root, dropout=0.3).method(load(root / "teacher"), bfloat16=False)
+    student = plain(root, dropout=0.3)
+    method = student.method.build(student, load(root / "teacher"), bfloat16=False)
     assert isinstance(method, MomentMatching)
     for module in (method.networks["model"], method.auxiliaries["auxiliary"], method.teacher.network):
         rates = [(part.p, part.training) for part in module.modules() if isinstance(part, torch.nn.Dropout)]
         assert rates
         assert set(rates) == {(0.3, True)}
-    guided = plain(root, dropout=0.3, guidance=2.0).method(load(root / "teacher"), bfloat16=False)
+    student = plain(root, dropout=0.3, guidance=2.0)
+    guided = student.method.build(student, load(root / "teacher"), bfloat16=False)
     assert not guided.teacher.inner.network.training  # twice the rows: other masks
 
 
 def test_a_changed_teacher_is_refused(root, tmp_path):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
-    distillation = replace(plain(root), teacher=str(tmp_path / "teacher"))
-    distill(distillation, tmp_path / "run", progress=Recorder())
+    student = taught_by(plain(root), tmp_path / "teacher")
+    train(student, tmp_path / "run", progress=Recorder())
     shutil.rmtree(tmp_path / "teacher")
     shutil.copytree(root / "other", tmp_path / "teacher")
     with pytest.raises(ValueError, match=r"teacher: weights \w{12} -> weights \w{12}"):
-        distill(distillation, tmp_path / "run", progress=Recorder())
+        train(student, tmp_path / "run", progress=Recorder())
 
 
-def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, monkeypatch):
-    class Judge:
-        metric = "FD-test"
-
-    scored = iter(range(100))
-    monkeypatch.setattr("dualrate.measuring.distill._judge", lambda *_: Judge())
-    monkeypatch.setattr(
-        "dualrate.measuring.distill.measure",
-        lambda *_, **__: (type("Row", (), {"score": type("Score", (), {"value": float(next(scored))})}), None),
-    )
-    distillation = plain(root)
+@pytest.mark.parametrize("of", ["student", "trained"])
+def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, of):
+    data, values = DataConfig(str(root / "images.npz")), iter(range(100))
+    trained = Experiment("trained", OneNetwork(NET), DenoisingConfig(), FIT, data)
     for _ in range(2):
-        distill(distillation, tmp_path / "run", fd_every=4, progress=Recorder())
+        train(
+            plain(root) if of == "student" else trained,
+            tmp_path / "run",
+            score=lambda model: ("FD-test", float(next(values))),
+            score_every=4,
+            progress=Recorder(),
+        )
     lines = (tmp_path / "run" / "scores.jsonl").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ['{"iteration": 4', '{"iteration": 8']
 
@@ -238,8 +243,8 @@ def test_scores_come_every_so_many_iterations_and_not_twice(root, tmp_path, monk
         (lambda root: plain(root, pretraining=3), "drop pretraining"),
         (lambda root: dual(root, pairs=0), "pairs is a whole number from 1"),
         (lambda root: plain(root, dropout=1.0), "dropout is a number from 0 to below 1"),
-        (lambda root: replace(plain(root), student=dual(root).student), "learns from its own steps"),
-        (lambda root: Distillation("x", load(root / "teacher").experiment), "a single-rate one all steps"),
+        (lambda root: replace(plain(root), networks=dual(root).networks), "serves one plan"),
+        (lambda root: replace(plain(root), method=dual(root).method), "a single-rate one all steps"),
         (lambda root: dual_student(RECIPE, str(root / "two"), 4, 2), "is a dual-rate model; a teacher"),
         (lambda root: dual_student(RECIPE, str(root / "teacher"), 4, 5), "1 to 4 heavy calls, got 5"),
         (lambda root: dual_student(RECIPE, str(root / "teacher"), 4, 2, student_from=str(root / "other")),
@@ -254,24 +259,40 @@ def test_what_does_not_go_together_is_refused(root, change, message):
 
 def test_what_cannot_be_distilled_here_is_refused(root, tmp_path):
     student = tmp_path / "student"
-    distill(plain(root), student, progress=Recorder())
+    train(plain(root), student, progress=Recorder())
     with pytest.raises(ValueError, match="is a student itself"):
-        distill(replace(plain(root), teacher=str(student)), tmp_path / "a", progress=Recorder())
-    with pytest.raises(ValueError, match="trained, not distilled"):
-        distill(plain(root), root / "other", progress=Recorder())
-    with pytest.raises(ValueError, match=r"student\.times\.steps: 4 -> 5"):
-        distill(plain(root, steps=5), student, progress=Recorder())
-    wrong = replace(plain(root).student, networks=OneNetwork(LIGHT))
+        train(taught_by(plain(root), student), tmp_path / "a", progress=Recorder())
+    with pytest.raises(ValueError, match="holds a run trained by DenoisingConfig, this one is by MomentMatchingConfig"):
+        train(plain(root), root / "other", progress=Recorder())
+    with pytest.raises(ValueError, match=r"method\.plans\.steps: 4 -> 5"):
+        train(plain(root, steps=5), student, progress=Recorder())
+    wrong = replace(plain(root), networks=OneNetwork(LIGHT))
     with pytest.raises(ValueError, match="must have the network of"):
-        distill(replace(plain(root), student=wrong), tmp_path / "b", progress=Recorder())
+        train(wrong, tmp_path / "b", progress=Recorder())
     with pytest.raises(ValueError, match="multiple of sample_every"):
-        distill(plain(root), tmp_path / "c", fd_every=3, progress=Recorder())
+        train(plain(root), tmp_path / "c", score=lambda model: ("", 0.0), score_every=3, progress=Recorder())
     assert not (tmp_path / "a").exists()
+
+
+def test_a_run_is_not_continued_by_another_method(root, tmp_path):
+    """Whichever of the two was first, and however alike the rest of the experiments is."""
+    student = plain(root)
+    trained = replace(student, method=DenoisingConfig())
+    train(trained, tmp_path / "run", progress=Recorder())
+    before = (tmp_path / "run" / "experiment.json").read_text()
+    with pytest.raises(ValueError, match="choose a new directory"):
+        train(student, tmp_path / "run", progress=Recorder())
+    (tmp_path / "run" / "experiment.json").unlink()  # then its checkpoints tell
+    with pytest.raises(ValueError, match=r"method\.type: DenoisingConfig -> MomentMatchingConfig"):
+        train(student, tmp_path / "run", progress=Recorder())
+    (tmp_path / "run" / "experiment.json").write_text(before)
+    assert train(trained, tmp_path / "run", progress=Recorder()).stopped == "done"
 
 
 def test_only_a_cosine_schedule_is_shifted_further(root, tmp_path):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
-    other = replace(read_experiment(tmp_path / "teacher"), schedule=Interpolated.between(4, 8, 8))
+    process = GaussianProcess(Interpolated.between(4, 8, 8))
+    other = replace(read_experiment(tmp_path / "teacher"), process=process)
     write_experiment(tmp_path / "teacher", other)
     plain_student(RECIPE, str(tmp_path / "teacher"), 4)
     with pytest.raises(ValueError, match="only a cosine schedule"):

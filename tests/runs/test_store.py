@@ -8,11 +8,12 @@ from runs.made import NET, ONE, TWO, saved
 from trouble import unreadable
 
 from dualrate.diffusion.values import Cond, Context
-from dualrate.experiments.experiment import OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import start_from
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.files import read_records
 from dualrate.networks.dual import ContextConfig
 from dualrate.runs.release import export
-from dualrate.runs.store import load, note_start, read_losses, start_from, write_experiment
+from dualrate.runs.store import load, note_start, read_losses, write_experiment
 
 
 def test_loads_the_averaged_weights(tmp_path):
@@ -37,19 +38,23 @@ def test_no_run_and_no_checkpoint_are_told_apart(tmp_path):
         load(tmp_path)
 
 
+def started(networks, note=None, **runs):
+    return start_from(TWO.networks, networks, {role: load(run, note=note) for role, run in runs.items()})
+
+
 def test_an_encoder_starts_from_a_single_rate_run(tmp_path):
     run = saved(ONE, tmp_path / "run")
     networks, _ = TWO.build()
-    start_from(networks, run, None)
+    started(networks, encoder=run)
     for name, tensor in load(run).networks["model"].state_dict().items():
         torch.testing.assert_close(networks["encoder"].get_submodule("net").state_dict()[name], tensor)
     with pytest.raises(ValueError, match="takes a single-rate one"):
-        start_from(networks, saved(TWO, tmp_path / "two"), None)
+        started(networks, encoder=saved(TWO, tmp_path / "two"))
     with pytest.raises(ValueError, match="is no run"):
-        start_from(networks, tmp_path / "nowhere", None)
+        started(networks, encoder=tmp_path / "nowhere")
     other = replace(TWO, networks=TwoNetworks(replace(NET, embedding=32), NET))
     with pytest.raises(ValueError, match="is not this experiment's encoder"):
-        start_from(other.build()[0], run, None)
+        started(other.build()[0], encoder=run)
 
 
 @pytest.mark.parametrize("width", [None, 2])
@@ -58,7 +63,7 @@ def test_a_light_network_starts_from_a_single_rate_run_with_the_context_of_no_ef
     networks, model = replace(TWO, networks=TwoNetworks(NET, NET, ContextConfig(width=width))).build()
     for parameter in networks.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    told = start_from(networks, None, run)
+    told = started(networks, light=run)
     assert told.keys() == {"light"}
     assert str(run) in told["light"]
     alone = load(run).denoiser
@@ -74,7 +79,7 @@ def test_a_light_network_starts_from_a_single_rate_run_with_the_context_of_no_ef
 def test_an_encoder_without_a_head_starts_from_a_run_with_one(tmp_path):
     run = saved(ONE, tmp_path / "run")
     networks, _ = replace(TWO, networks=TwoNetworks(replace(NET, head=False), NET)).build()
-    start_from(networks, run, None)
+    started(networks, encoder=run)
     stem = load(run).networks.get_submodule("model.stem").state_dict()
     torch.testing.assert_close(networks.get_submodule("encoder.net.stem").state_dict(), stem)
 
@@ -119,7 +124,7 @@ def test_a_reader_that_falls_back_says_so_first_and_why(tmp_path):
         assert load(run).iteration == 3
     assert [one.filename for one in caught] == [__file__] * 2
     notes: list[str] = []
-    start_from(TWO.build()[0], run, run, notes.append)
+    started(TWO.build()[0], note=notes.append, encoder=run, light=run)
     assert notes == 2 * told(run)
 
 

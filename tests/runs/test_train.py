@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
@@ -24,15 +26,13 @@ def runs(tmp_path_factory):
     np.savez(root / "images.npz", images=np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8))
     fit = FitConfig(iterations=3, batch_size=8, precision="float32", sample_every=100)
     data = DataConfig(str(root / "images.npz"))
-    train(Experiment("heavy", OneNetwork(NET), fit, data), root / "heavy")
+    train(Experiment("heavy", OneNetwork(NET), DenoisingConfig(), fit, data), root / "heavy")
     retrofit = Experiment(
         "retrofit",
         TwoNetworks(NET, NET),
+        DenoisingConfig(times=TimeSampler(), encoder_from=str(root / "heavy"), freeze_encoder=True),
         fit,
         data,
-        times=TimeSampler(),
-        encoder_from=str(root / "heavy"),
-        freeze_encoder=True,
     )
     return root, retrofit
 
@@ -61,14 +61,21 @@ def test_a_frozen_encoder_has_no_optimiser_state_and_no_average(runs):
 
 def test_a_frozen_encoder_runs_without_dropout(runs):
     _, retrofit = runs
-    networks = retrofit.method().networks
+    networks = retrofit.method.build(retrofit).networks
     assert not networks.get_submodule("encoder.net").training
     assert networks["light"].training
-    assert replace(retrofit, freeze_encoder=False).method().networks.get_submodule("encoder.net").training
+    assert replace(retrofit.method, freeze_encoder=False).build(retrofit).networks.get_submodule("encoder.net").training
 
 
 def test_freezing_nothing_trained_is_refused():
     with pytest.raises(ValueError, match="single network"):
-        Experiment("one", OneNetwork(NET), FitConfig(iterations=1), encoder_from="x", freeze_encoder=True)
+        Experiment(
+            "one", OneNetwork(NET), DenoisingConfig(encoder_from="x", freeze_encoder=True), FitConfig(iterations=1)
+        )
     with pytest.raises(ValueError, match="encoder_from"):
-        Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler(), freeze_encoder=True)
+        Experiment(
+            "two",
+            TwoNetworks(NET, NET),
+            DenoisingConfig(times=TimeSampler(), freeze_encoder=True),
+            FitConfig(iterations=1),
+        )

@@ -12,7 +12,9 @@ from dualrate.denoisers.exact import Echo, OracleDenoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.experiments.experiment import Experiment, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.networks import TwoNetworks
 from dualrate.methods.times import Times, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import Level, UViTConfig
@@ -91,8 +93,8 @@ class Ends:
 
 @pytest.mark.parametrize("times", [(1e-9, 1e-9), (1e-9, 1.0), (0.5, 0.5), (1 - 1e-9, 1 - 1e-9), (1 - 1e-9, 1.0)])
 def test_training_at_the_ends_of_time_is_finite(times):
-    experiment = Experiment("ends", TwoNetworks(NET, NET), FitConfig(1), times=TimeSampler())
-    method = replace(experiment.method(), times=Ends(*times))
+    experiment = Experiment("ends", TwoNetworks(NET, NET), DenoisingConfig(times=TimeSampler()), FitConfig(1))
+    method = replace(experiment.method.build(experiment), times=Ends(*times))
     loud(method.networks).requires_grad_(True)
     (phase,) = method.phases(0)
     batch = Batch(normals(3, 4, 1, 4, 4).float().clamp(-1, 1), torch.arange(4) % 3, torch.arange(4))

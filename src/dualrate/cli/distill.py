@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from dualrate.cli.console import decoding, reporter, tell_end
-from dualrate.cli.recipe import override, recipe_name
+from dualrate.cli.recipe import checked, override, recipe_named
+from dualrate.cli.train import run_training
 from dualrate.config.ranges import (
     BelowOne,
     Factor,
@@ -26,11 +24,10 @@ from dualrate.config.ranges import (
     TeacherGuidance,
 )
 from dualrate.experiments.experiment import Experiment
-from dualrate.machine.device import pick_device
 from dualrate.recipes import auto, cifar10, fashion_mnist
-from dualrate.recipes.distilled import PRETRAINING, STUDENT_RATE, Recipe, dual_student, plain_student
+from dualrate.recipes.students import PRETRAINING, STUDENT_RATE, StudentRecipe, dual_student, plain_student
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
+RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "auto": auto.distilled,
     "fashion-mnist": fashion_mnist.distilled,
     "cifar10": cifar10.distilled,
@@ -42,7 +39,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 class Distill(Ranged):
     """Distil a teacher into a student of few steps by moment matching, or go on: the same command resumes."""
 
-    recipe: Annotated[Recipe, arg(name="")]
+    recipe: Annotated[StudentRecipe, arg(name="")]
     teacher: Path
     """A single-rate run, or released weights."""
     out: Path | None = None
@@ -83,36 +80,8 @@ class Distill(Ranged):
     """cpu, cuda, ...; cuda if there is one."""
 
     def run(self) -> None:
-        from dualrate.measuring.distill import distill
-        from dualrate.runs.distillation import Distillation
-        from dualrate.runs.threads import resume_threads
-
-        student = self._student()
-        own = "full" if self.student == "dual" else "data"
-        distillation = Distillation(
-            teacher=str(self.teacher),
-            student=student,
-            version=self.version,
-            rollout=self.rollout or own,
-            guidance=self.guidance,
-            dropout=self.dropout,
-            pretraining=self._pretraining(),
-            pairs=self.pairs,
-            student_rate=self._student_rate,
-            student_from=self.student_from,
-        )
-        out, progress = self.out or Path("runs") / student.name, reporter()
-        resume_threads(out)
-        result = distill(
-            distillation,
-            out,
-            fd_every=self.fd_every,
-            progress=progress,
-            decoding=decoding(progress),
-            device=pick_device(self.device),
-            command=shlex.join(["dualrate", *sys.argv[1:]]),
-        )
-        tell_end(result, out, progress)
+        student = self.experiment()
+        run_training(student, self.out, self.device, self.fd_every)
 
     @property
     def _student_rate(self) -> float:
@@ -124,7 +93,17 @@ class Distill(Ranged):
     def _heavy(self) -> int:
         return (self.steps + 1) // 2 if self.heavy is None else self.heavy
 
-    def _student(self) -> Experiment:
+    def experiment(self) -> Experiment:
+        """The student's, with its method."""
+        options = {
+            "version": self.version,
+            "guidance": self.guidance,
+            "dropout": self.dropout,
+            "pretraining": self._pretraining(),
+            "pairs": self.pairs,
+            "student_rate": self._student_rate,
+            **({} if self.rollout is None else {"rollout": self.rollout}),
+        }
         teacher = str(self.teacher)
         if self.student == "plain":
             if self.heavy is not None or self.light_from is not None or self.student_from is not None:
@@ -132,17 +111,10 @@ class Distill(Ranged):
                     "a plain student is one network, started from its teacher: drop --heavy, --light-from and "
                     "--student-from, or pass --student dual"
                 )
-            student = plain_student(self.recipe, teacher, self.steps, shift=self.shift)
+            student = plain_student(self.recipe, teacher, self.steps, shift=self.shift, **options)
         else:
-            student = dual_student(
-                self.recipe,
-                teacher,
-                self.steps,
-                self._heavy,
-                shift=self.shift,
-                light_from=self.light_from,
-                student_from=self.student_from,
-            )
+            options |= {"light_from": self.light_from, "student_from": self.student_from}
+            student = dual_student(self.recipe, teacher, self.steps, self._heavy, shift=self.shift, **options)
         return student if self.source is None else replace(student, data=replace(student.data, source=self.source))
 
     def _pretraining(self) -> int:
@@ -154,5 +126,6 @@ class Distill(Ranged):
 
 def parse_distill(arguments: list[str]) -> Distill:
     """A recipe's name first, whose fields the options then override."""
-    name = recipe_name(arguments, RECIPES, "distill RECIPE --teacher RUN [options]", " of a distillation")
-    return override(Distill(RECIPES[name](), teacher=tyro.MISSING), arguments, "distill")
+    usage, of = "distill RECIPE --teacher RUN [options]", " of a distillation"
+    recipe = recipe_named(arguments, RECIPES, StudentRecipe, usage, of)
+    return override(Distill(checked(recipe(), StudentRecipe, arguments[0]), teacher=tyro.MISSING), arguments, "distill")

@@ -5,6 +5,7 @@ A mistake by the user is one clear line and exit code 2. Reports go to standard 
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
@@ -44,12 +45,15 @@ LESS_MEMORY = {  # where it is short
     **dict.fromkeys(("sample", "evaluate", "cost", "bound"), "lower --batch-size"),
     "plan": "lower --grid or --batch-size",
 }
+USAGE = """usage: dualrate COMMAND ... (--help after a command for its options), dualrate --version
+       dualrate --import MODULE COMMAND ...: for runs trained by methods of another package
+"""
 THREADS = "\nOn a CPU: one thread for every idle processor; DUALRATE_THREADS=4 before the command for four."
 
 
 def _parse(arguments: list[str]) -> Train | Distill | Command:
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override."""
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    command, *rest = _imported(arguments) or ["--help"]
     if command == "--version":
         python, device = ".".join(map(str, sys.version_info[:3])), pick_device(None)
         print(f"dualrate {dualrate.__version__}, torch {torch.__version__}, Python {python}, {device}")
@@ -63,13 +67,24 @@ def _parse(arguments: list[str]) -> Train | Distill | Command:
     asked = command in ("-h", "--help")
     kinds = {"train": Train, "distill": Distill, **COMMANDS}
     lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
-    usage = "\n  ".join(
-        ["usage: dualrate COMMAND ... (--help after a command for its options), dualrate --version\n", *lines, THREADS]
-    )
+    usage = "\n  ".join([USAGE, *lines, THREADS])
     print(
         usage if asked else f"dualrate: there is no command {command!r}\n\n{usage}", file=None if asked else sys.stderr
     )
     raise SystemExit(0 if asked else 2)
+
+
+def _imported(arguments: list[str]) -> list[str]:
+    """Imports what `--import MODULE` names before the command, for methods that runs' files name; the rest."""
+    while arguments[:1] == ["--import"]:
+        if len(arguments) < 2:
+            raise ValueError("--import is followed by a module, e.g. dualrate --import mypackage.method sample RUN ...")
+        try:
+            importlib.import_module(arguments[1])
+        except ImportError as error:
+            raise ValueError(f"--import {arguments[1]}: {error}") from error
+        arguments = arguments[2:]
+    return arguments
 
 
 def main() -> None:

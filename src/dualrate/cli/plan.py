@@ -12,11 +12,10 @@ from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
-from dualrate.experiments.serves import Continuous, Grid
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pick_device
 from dualrate.machine.files import write_whole
 from dualrate.measuring.planning import CallCosts, Candidate, Ranked, spearman
-from dualrate.runs.store import Model
 
 PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
 
@@ -62,11 +61,11 @@ class PlanSearch(Ranged):
         steps = self._checked()
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        if isinstance(model.experiment.times, (Continuous, Grid)):
+        if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         costs, budget, unit = self._budget(model, device)
         errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, device=device)
-        planner = Planner(errors, model.process, model.experiment.weighting)
+        planner = Planner(errors, model.process, model.experiment.method.weighting)
         found = candidates(planner, costs, budget, steps, free_times=self.free_times)
         if self.budget is not None:
             print(f"{self.budget} of {self.grid} heavy calls, {budget / self._share:.4g} {unit}: {budget:.4g} {unit}\n")

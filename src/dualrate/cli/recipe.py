@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from dualrate.cli.options import parse, parse_known
+from dualrate.config.imports import imported
 
 Command = TypeVar("Command")
+Made = TypeVar("Made")
 Recipe = TypeVar("Recipe", bound=Callable[[], object])
 HELP = ("-h", "--help")
 
 
-def recipe_name(arguments: list[str], recipes: Collection[str], usage: str, of: str = "") -> str:
-    """The first argument; the recipes' names are told where it is none.
+def recipe_named(
+    arguments: list[str], recipes: Mapping[str, Callable[[], Made]], made: type[Made], usage: str, of: str = ""
+) -> Callable[[], Made]:
+    """The recipe that the first argument names: one of ours, or `package.module:function`, which is imported.
 
-    Raises ValueError for a name that is no recipe's, SystemExit after telling.
+    made: what the recipe returns
+    Raises ValueError for a name that is no recipe's, SystemExit after telling the recipes' names where there is none.
     """
     name, names = arguments[0] if arguments else "--help", ", ".join(recipes)
     if name in HELP:
-        print(f"usage: dualrate {usage}\n\nrecipes: {names}")
+        print(f"usage: dualrate {usage}\n\nrecipes: {names}, or package.module:function of your own")
         raise SystemExit(0 if arguments else 2)
-    if name not in recipes:
-        raise ValueError(f"there is no recipe {name!r}{of}; choose one of {names}")
-    return name
+    if ":" not in name:
+        if name not in recipes:
+            raise ValueError(f"there is no recipe {name!r}{of}; choose one of {names}, or name package.module:function")
+        return recipes[name]
+    recipe = imported(name)
+    if not callable(recipe):
+        raise ValueError(f"{name} is no recipe: expected a function that returns {made.__name__}, got {recipe!r}")
+    return cast(Callable[[], Made], recipe)
+
+
+def checked(value: object, made: type[Made], name: str) -> Made:
+    """What a recipe returned. Raises ValueError for anything else than it should."""
+    if not isinstance(value, made):
+        raise ValueError(f"the recipe {name} returns {type(value).__name__}, expected {made.__name__}")
+    return value
 
 
 def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tuple[Recipe, list[str]]:

@@ -10,9 +10,9 @@ from tyro.conf import arg
 
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Model
 from dualrate.measuring.calibration import step_for
 from dualrate.measuring.planning import read_plan
-from dualrate.runs.store import Model
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, sampler_named, taking
 from dualrate.sampling.grids import GridName, grid_times
 from dualrate.sampling.step import Step
@@ -66,7 +66,7 @@ class Plan(Ranged):
 def sampler_of(model: Model, options: Plan) -> tuple[Step, StepPlan]:
     """The step and the plan that the options ask for. Raises ValueError for options that exclude each other."""
     plan = _step_plan(model, options)
-    model.experiment.times.check(plan)
+    model.serves.check(plan)
     return step_for(model, plan, options.sampler, options.gamma, options.eta), plan
 
 
@@ -83,8 +83,8 @@ def _step_plan(model: Model, options: Plan) -> StepPlan:
         if len(times) < 2 or (times[0], times[-1]) != (1, 0):
             raise ValueError(f"--times go from 1 (noise) to 0 (data), got {' '.join(map(str, times)) or 'none'}")
     else:
-        steps = model.experiment.times.default_steps if options.steps is None else options.steps
+        steps = model.serves.default_steps if options.steps is None else options.steps
         times = grid_times(options.grid, model.process.schedule, steps)
     steps = len(times) - 1
-    heavy = model.experiment.times.default_heavy(steps) if options.heavy is None else options.heavy
+    heavy = model.serves.default_heavy(steps) if options.heavy is None else options.heavy
     return StepPlan.spread(times, heavy)

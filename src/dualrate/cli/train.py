@@ -13,7 +13,8 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import decoding, reporter, tell_end
-from dualrate.cli.recipe import override, recipe_name, with_own_options
+from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
+from dualrate.config.ranges import Iterations, Ranged
 from dualrate.experiments.experiment import Experiment
 from dualrate.machine.device import pick_device
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
@@ -39,34 +40,43 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Ranged):
     """Train a recipe, or continue it: the same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
+    fd_every: Iterations | None = None
+    """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: str | None = None
     """cpu, cuda, ...; cuda if there is one."""
 
     def run(self) -> None:
-        from dualrate.runs.threads import resume_threads
-        from dualrate.runs.train import train
+        run_training(self.experiment, self.out, self.device, self.fd_every)
 
-        out = self.out or Path("runs") / self.experiment.name
-        resume_threads(out)
-        progress = reporter()
-        result = train(
-            self.experiment,
-            out,
-            progress=progress,
-            decoding=decoding(progress),
-            device=pick_device(self.device),
-            command=shlex.join(["dualrate", *sys.argv[1:]]),
-        )
-        tell_end(result, out, progress)
+
+def run_training(experiment: Experiment, out: Path | None, device: str | None, fd_every: int | None) -> None:
+    """Train the experiment in `out`, or in runs/ under its name, and say how it ended."""
+    from dualrate.measuring.score import scorer
+    from dualrate.runs.threads import resume_threads
+    from dualrate.runs.train import train
+
+    out, where, progress = out or Path("runs") / experiment.name, pick_device(device), reporter()
+    resume_threads(out)
+    result = train(
+        experiment,
+        out,
+        score=None if fd_every is None else scorer(experiment.data, progress=progress, device=where),
+        score_every=fd_every,
+        progress=progress,
+        decoding=decoding(progress),
+        device=where,
+        command=shlex.join(["dualrate", *sys.argv[1:]]),
+    )
+    tell_end(result, out, progress)
 
 
 def parse_train(arguments: list[str]) -> Train:
-    name = recipe_name(arguments, RECIPES, "train RECIPE [options]")
-    recipe, rest = with_own_options(RECIPES[name], arguments, "train")
-    return override(Train(recipe()), rest, "train")
+    recipe = recipe_named(arguments, RECIPES, Experiment, "train RECIPE [options]")
+    recipe, rest = with_own_options(recipe, arguments, "train")
+    return override(Train(checked(recipe(), Experiment, rest[0])), rest, "train")

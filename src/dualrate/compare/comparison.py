@@ -10,18 +10,19 @@ from pathlib import Path
 
 import torch
 
-from dualrate.compare.contenders import Contender, Entry, contenders_of, is_dual, planning_seconds
+from dualrate.compare.contenders import Contender, Entry, contenders_of, planning_seconds
 from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import Findings
 from dualrate.compare.schedule import affordable, levels, useful_first
 from dualrate.compare.work import SCREEN_SEED, Bench, Measured, chosen
 from dualrate.config.ranges import Images, Minutes, Ranged
+from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import Progress, duration
 from dualrate.measuring.evaluator import evaluator
 from dualrate.report.headline import short_plan
-from dualrate.runs.store import Model, load
+from dualrate.runs.store import load
 
 PLANNING = 0.1  # of the minutes: for planning at most
 SCREENING = 0.55  # of what is left then, and not reserved for the timing at the end: for screening at most
@@ -79,7 +80,7 @@ def compare(
     bench = Bench(models, judge, directory, device, progress)
     unplanned, left = _unplanned(parsed, bench, clock)
     contenders = contenders_of(parsed, models, progress=progress, device=device, unplanned=unplanned)
-    duals = frozenset(entry.network for entry in parsed if is_dual(models[entry.run]))
+    duals = frozenset(entry.network for entry in parsed if models[entry.run].reuses_context)
     screened, measured, unmeasured = _measured(contenders, bench, effort, clock, duals)
     left += unmeasured
     _write(out, Findings(screened, [], duals, [*left, "Nothing was timed yet."], judge, command))

@@ -24,16 +24,14 @@ import torch
 from dualrate.config.ranges import Probability, Ranged, SharedBlocks, Steps, checked
 from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import TwoNetworks
-from dualrate.experiments.serves import Continuous, Grid
+from dualrate.experiments.experiment import Model
+from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Progress
 from dualrate.measuring.calibration import read_table, step_for
 from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors, read_plan
-from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import UViT
 from dualrate.planning.planner import Planner
 from dualrate.planning.similarity import best_refreshes, similarities
-from dualrate.runs.store import Model
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, sampler_named
 from dualrate.sampling.grids import grid_times
 from dualrate.sampling.step import Step
@@ -144,12 +142,12 @@ class Entry(Ranged):
         sampler = self.sampler or ANCESTRAL
         if self.plan.endswith(".json"):
             plan, name = read_plan(Path(self.plan)), Path(self.plan).stem
-            if plan.num_heavy < plan.num_steps and not is_dual(model):
+            if plan.num_heavy < plan.num_steps and not model.reuses_context:
                 return replace(sharing(self, model, plan), note=name)
             return Contender(self.run, self.network, sampler, plan, self.gamma or 0.0, name)
         steps, heavy = self._counts()
-        calls = model.experiment.times.default_heavy(steps) if heavy is None else heavy
-        if calls < steps and not is_dual(model):
+        calls = model.serves.default_heavy(steps) if heavy is None else heavy
+        if calls < steps and not model.reuses_context:
             return shared(self, model, steps, calls, device)
         grid = sampler_named(sampler).grid if calls == steps else "t"
         plan = StepPlan.spread(grid_times(grid, model.process.schedule, steps), calls)
@@ -172,10 +170,6 @@ class Entry(Ranged):
     def gammas(self, sampler: Sampler) -> tuple[float, ...]:
         """The noise level that was asked for, or the usual ones."""
         return sampler.gammas if self.gamma is None else (self.gamma,)
-
-
-def is_dual(model: Model) -> bool:
-    return isinstance(model.experiment.networks, TwoNetworks)
 
 
 def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Contender]:
@@ -243,9 +237,7 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
 
     even = [StepPlan.uniform(steps, heavy) for steps, heavy in DUAL]
     planned = [planner.best(steps, heavy).plan for steps, heavy in PLANNED] if planner else []
-    times = model.experiment.times
-    drops = isinstance(times, TimeSampler) and times.dropout > 0
-    late = [starting_late(steps, heavy) for steps, heavy in PLANNED if drops]
+    late = [starting_late(steps, heavy) for steps, heavy in PLANNED if model.serves.drops]
     return [
         *(one for plan in even for one in every(plan)),
         *(every(plan, "planned")[-1] for plan in planned if plan not in even),
@@ -253,18 +245,14 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
     ]
 
 
-def usual_student(entry: Entry, serves: Continuous | Grid, calls: Sequence[int]) -> list[Contender]:
+def usual_student(entry: Entry, serves: Serves, calls: Sequence[int]) -> list[Contender]:
     """A distilled student under what it was distilled for: its own plan, and on the ladder what else it serves.
 
     Raises ValueError for a sampler other than ancestral.
     """
     if entry.sampler not in (None, ANCESTRAL):
         raise ValueError(f"{entry.network} is a distilled student, for {ANCESTRAL} sampling: drop {entry.sampler}")
-    steps = {serves.steps}
-    if isinstance(serves, Continuous):
-        steps |= {count for count in calls if count > serves.steps}
-    plans = [StepPlan.uniform(n, serves.default_heavy(n)) for n in sorted(steps)]
-    return [Contender(entry.run, entry.network, ANCESTRAL, plan, entry.gamma or 0.0) for plan in plans]
+    return [Contender(entry.run, entry.network, ANCESTRAL, plan, entry.gamma or 0.0) for plan in serves.ladder(calls)]
 
 
 def require_markovian(entry: Entry) -> None:
@@ -304,15 +292,15 @@ def contenders_of(
             read_table(model)  # before any work, to refuse one that is not there
         if entry.plan is not None:
             found.append(replace(entry.asked(model, device), asked=True))
-            model.experiment.times.check(found[-1].plan)
-        elif isinstance(model.experiment.times, (Continuous, Grid)):
-            found += usual_student(entry, model.experiment.times, calls_of(cost.light, dearest))
-        elif is_dual(model):
+            model.serves.check(found[-1].plan)
+        elif not model.serves.any_plan:
+            found += usual_student(entry, model.serves, calls_of(cost.light, dearest))
+        elif model.reuses_context:
             require_markovian(entry)
             planner = None
             if entry.run not in unplanned:
                 errors = measured_errors(model, grid=GRID, images=PLANNING_IMAGES, progress=progress, device=device)
-                planner = Planner(errors, model.process, model.experiment.weighting)
+                planner = Planner(errors, model.process, model.experiment.method.weighting)
             found += usual_dual(entry, model, planner)
         else:
             found += usual_single(entry, model, calls_of(cost.light, dearest))
@@ -332,7 +320,8 @@ def calls_of(network: float, dearest: float) -> list[int]:
 def shares(run: Path, models: dict[Path, Model], costs: dict[Path, CallCosts]) -> bool:
     """Whether a run is the dearest single network, and its middle has blocks to share, and one to spare."""
     dearest = costs[run].light == max(cost.light for cost in costs.values())
-    return dearest and models[run].experiment.networks.grid.levels[-1].blocks > 1
+    configs = models[run].experiment.networks.configs
+    return dearest and "model" in configs and configs["model"].levels[-1].blocks > 1
 
 
 def planning_seconds(
@@ -340,9 +329,9 @@ def planning_seconds(
 ) -> float:
     """What finding an entry's usual plans takes. heavy, light: seconds of a call of its model, per image."""
     model = models[entry.run]
-    if entry.plan is not None or isinstance(model.experiment.times, (Continuous, Grid)):
+    if entry.plan is not None or not model.serves.any_plan:
         return 0.0
-    if is_dual(model):
+    if model.reuses_context:
         kept = are_errors_kept(model, grid=GRID, images=PLANNING_IMAGES, device=device)
         return 0.0 if kept else PLANNING_IMAGES * (GRID * heavy + GRID * (GRID + 1) / 2 * light)
     costs = {run: call_macs(model) for run, model in models.items()}

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from dualrate.compare.contenders import Contender
+from dualrate.experiments.experiment import Model
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.measuring.measure import draw, seconds_of_calls
-from dualrate.runs.store import Model, load
+from dualrate.runs.store import load
 from dualrate.sampling.cost import PlanCost
 
 GAIN = 1.05  # a batch twice as large that makes fewer than this many times the images per second is not worth it

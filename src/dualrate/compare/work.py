@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from dualrate.compare.contenders import Contender
 from dualrate.compare.schedule import LEAST, in_turns
 from dualrate.compare.speed import CALLING, Speed, peak_memory, saturating_batch, speed
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.progress import Progress
 from dualrate.measuring.measure import Guidance, balanced_strata, draw, image_cost, seconds_of_calls
@@ -38,7 +39,6 @@ from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import Row
-from dualrate.runs.store import Model
 from dualrate.sampling.cost import PlanCost
 
 SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0

@@ -1,14 +1,17 @@
 """Frozen dataclasses to JSON and back, driven by their type annotations. Nothing in a file names code to run.
 
-Where an annotation allows several dataclasses, the JSON object carries `"type": "<class name>"`, and only the classes
-in the annotation are accepted.
+An object carries `"type"`: the class's name, or `module:Class` for one of another package. Where an annotation allows
+several dataclasses, a union or an abstract class, it decides which is read: a member of the union, or a subclass that
+is there already. A class that was not imported is refused, and the message says how to have it imported.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import types
 import typing
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -18,7 +21,7 @@ from dualrate.machine.files import parse_json
 def to_plain(value: Any) -> Any:
     """Dataclasses, tuples and scalars as dicts, lists and scalars, ready for `json.dumps`."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__} | {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+        return {"type": type_name(type(value))} | {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in value]
     return value
@@ -42,6 +45,8 @@ def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
             kinds = (kinds[0],) * len(value)
         _checked(value, len(kinds) == len(value), where, f"{len(kinds)} items")
         return tuple(from_plain(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
+    if isinstance(kind, type) and inspect.isabstract(kind):
+        return _subclass(kind, value, where)
     if is_dataclass(kind) and isinstance(kind, type):
         return _dataclass(kind, value, where)
     if kind is float:
@@ -57,10 +62,16 @@ def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
     return _checked(value, type(value) is kind, where, getattr(kind, "__name__", str(kind)))
 
 
-def from_json(kind: Any, content: bytes, where: str) -> Any:
-    """The value of annotation `kind` in some JSON. Raises ValueError as `from_plain`, and for what is no JSON."""
+def from_json(
+    kind: Any, content: bytes, where: str, upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda plain: plain
+) -> Any:
+    """The value of annotation `kind` in some JSON. Raises ValueError as `from_plain`, and for what is no JSON.
+
+    upgrade: of an object as earlier versions wrote it
+    """
     try:
-        return from_plain(kind, parse_json(content, where), where)
+        plain = parse_json(content, where)
+        return from_plain(kind, upgrade(plain) if isinstance(plain, dict) else plain, where)
     except RecursionError as error:
         raise ValueError(f"{where}: nested too deeply") from error
 
@@ -80,6 +91,36 @@ def _dataclass(kind: type, value: Any, where: str) -> Any:
         return kind(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def type_name(kind: type) -> str:
+    """What a class is called in a file."""
+    own = kind.__module__.split(".")[0] == __name__.split(".")[0]
+    return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _subclass(kind: type, value: Any, where: str) -> Any:
+    """Of an abstract class: the subclass that the value names."""
+    _checked(value, isinstance(value, dict) and isinstance(value.get("type"), str), where, f"a {kind.__name__}")
+    known = {type_name(found): found for found in _concrete(kind)}
+    name = value["type"]
+    if name in known:
+        return _dataclass(known[name], value, where)
+    module, colon, _ = name.partition(":")
+    if colon:
+        raise ValueError(
+            f"{where}: {name} is of another package, and files name no code to run. If you trust it, have it imported "
+            f"first: dualrate --import {module} COMMAND ..., in Python `import {module}`"
+        )
+    raise ValueError(f"{where}: there is no {kind.__name__} {name!r}, it is one of {', '.join(sorted(known))}")
+
+
+def _concrete(kind: type) -> Iterator[type]:
+    """The dataclasses among all subclasses."""
+    for found in kind.__subclasses__():
+        if is_dataclass(found) and not inspect.isabstract(found):
+            yield found
+        yield from _concrete(found)
 
 
 def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

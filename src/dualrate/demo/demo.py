@@ -16,7 +16,7 @@ from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
 from dualrate.demo.page import Findings, SmallRun, demo_page
 from dualrate.demo.turns import Entrant, Limits, Measured, Turns
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.experiment import Experiment, Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import PlainReporter, Progress, duration
 from dualrate.measuring.calibration import step_for
@@ -25,7 +25,7 @@ from dualrate.measuring.measure import draw
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.recipes import fashion_mnist
 from dualrate.report import headline, table
-from dualrate.runs.store import EXPERIMENT, Model, load, read_losses
+from dualrate.runs.store import EXPERIMENT, load, read_losses
 from dualrate.runs.train import train
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.grids import GridName, grid_times

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dualrate.demo.turns import ROUND, Measured
+from dualrate.experiments.experiment import Model
 from dualrate.machine.environment import environment
 from dualrate.machine.progress import duration
 from dualrate.metrics.evaluate import Evaluator
@@ -17,7 +18,6 @@ from dualrate.report.grid import grid
 from dualrate.report.html import Block, Drawing, Facts, Gallery, Picture, Points, Section, Text, page
 from dualrate.report.rows import Row
 from dualrate.report.table import Table, floor_note, significant, table
-from dualrate.runs.store import Model
 from dualrate.sampling.cost import call_cost
 
 COLUMNS = 10

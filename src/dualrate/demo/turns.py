@@ -23,13 +23,13 @@ import numpy as np
 import torch
 
 from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.measuring.measure import Guidance, draw
 from dualrate.measuring.stream import draw_in_blocks, measure_in_blocks, origin_of
 from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.rows import Row
-from dualrate.runs.store import Model
 from dualrate.sampling.step import Step
 
 ROUND = 50  # images of a plan in a round

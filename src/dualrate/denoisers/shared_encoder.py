@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dualrate.config.ranges import Ranged, SharedBlocks
+from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Cond, Context, Reuse
@@ -49,6 +50,17 @@ class SharedEncoder(Ranged):
                 f"split is the number of middle blocks that a refresh serves, 1 to {blocks} in this network, got "
                 f"{self.split}; to share none, use Plain"
             )
+
+    @staticmethod
+    def around(denoiser: Denoiser, process: GaussianProcess) -> SharedEncoder:
+        """Of a single-rate U-ViT's denoiser; five in six of its middle blocks are shared (dev/LOG.md has why).
+
+        Raises ValueError for another denoiser.
+        """
+        network = denoiser.network if isinstance(denoiser, Plain) else None
+        if not isinstance(network, UViT):
+            raise ValueError(f"an encoder is shared of a single-rate U-ViT, got {type(denoiser).__name__}")
+        return SharedEncoder(network, process, max(1, network.config.levels[-1].blocks * 5 // 6))
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Runs the whole network; the context has one feature, (B, C, h, w) of the middle level, and x_hat."""

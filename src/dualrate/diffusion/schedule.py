@@ -21,8 +21,8 @@ Interpolated: coarse structure is set as at resolution D_low, fine detail as at 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,20 +30,23 @@ from torch import Tensor
 from dualrate.config.ranges import LogSNR, Ranged
 
 
-class Schedule(Protocol):
-    """A variance-preserving noise schedule. Times are tensors of any shape; results have the same shape and dtype."""
+class Schedule(ABC):
+    """A variance-preserving noise schedule. Times are tensors of any shape; results have the same shape and dtype.
 
+    A subclass is a frozen dataclass.
+    """
+
+    @abstractmethod
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2) at t in [0, 1], natural logarithm."""
-        ...
 
+    @abstractmethod
     def log_snr_derivative(self, t: Tensor) -> Tensor:
         """d log_snr / dt, negative."""
-        ...
 
+    @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
-        ...
 
 
 def alpha(log_snr: Tensor) -> Tensor:
@@ -57,7 +60,7 @@ def sigma(log_snr: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Cosine(Ranged):
+class Cosine(Schedule, Ranged):
     """The truncated cosine schedule, moved by `shift` between fixed end points."""
 
     log_snr_min: LogSNR = -15.0
@@ -107,7 +110,7 @@ def shifted(
 
 
 @dataclass(frozen=True)
-class Interpolated:
+class Interpolated(Schedule):
     """Between two shifted cosines: `high_noise` rules at t = 1, `low_noise` at t = 0 (module docstring)."""
 
     high_noise: Cosine

@@ -10,8 +10,8 @@ sigmoid(log_snr - bias): finite at both ends. The factor e^bias is kept, so that
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,14 +21,20 @@ from dualrate.config.ranges import LogSNR, Ranged
 from dualrate.diffusion.schedule import Schedule
 
 
-class Weighting(Protocol):
+class Weighting(ABC):
+    """A loss weight; a subclass is a frozen dataclass."""
+
+    @abstractmethod
     def snr_weight(self, log_snr: Tensor) -> Tensor:
         """e^log_snr * w(log_snr): what multiplies |x - x_hat|^2 per unit of log_snr."""
-        ...
+
+    @abstractmethod
+    def integral(self, log_snr_low: Tensor, log_snr_high: Tensor) -> Tensor:
+        """Integral of `snr_weight` over [low, high]: the weight of a sampler's step between two noise levels."""
 
 
 @dataclass(frozen=True)
-class Sigmoid(Ranged):
+class Sigmoid(Weighting, Ranged):
     """Loss weight w = sigmoid(bias - log_snr)."""
 
     bias: LogSNR = 0.0
@@ -38,13 +44,12 @@ class Sigmoid(Ranged):
         return math.exp(self.bias) * torch.sigmoid(log_snr - self.bias)
 
     def integral(self, log_snr_low: Tensor, log_snr_high: Tensor) -> Tensor:
-        """Integral of `snr_weight` over [low, high]: the weight of a sampler's step between two noise levels."""
         scale = math.exp(self.bias)
         return scale * (softplus(log_snr_high - self.bias) - softplus(log_snr_low - self.bias))
 
 
 @dataclass(frozen=True)
-class Elbo:
+class Elbo(Weighting):
     """w = 1: the bound on the likelihood, dominated by the finest detail."""
 
     def snr_weight(self, log_snr: Tensor) -> Tensor:

@@ -1,24 +1,32 @@
-"""An experiment: every choice of a training run, as frozen dataclasses. Recipes are functions that return one."""
+"""An experiment: every choice of a training run, as frozen dataclasses. Recipes are functions that return one.
+
+What trains it is its method's configuration, a `MethodConfig`: it is part of the run's identity, makes the method, and
+says which plans the trained model serves.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from dualrate.config.ranges import LossWeight, Probability, Ranged, Side
+from dualrate.config.ranges import Ranged, Side
 from dualrate.data.loader import Augment
-from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
+from dualrate.denoisers.catalogue import denoiser_named
+from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.schedule import Cosine, Interpolated
-from dualrate.diffusion.weighting import Sigmoid
-from dualrate.experiments.serves import Continuous, Grid
-from dualrate.methods.denoising import Denoising
-from dualrate.methods.times import SingleTime, TimeSampler
-from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, check_pair
-from dualrate.networks.uvit import UViT, UViTConfig
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Batch, Reuse
+from dualrate.diffusion.weighting import Sigmoid, Weighting
+from dualrate.experiments.networks import NetworksConfig
+from dualrate.experiments.serves import Serves
+from dualrate.machine.progress import Progress
+from dualrate.methods.method import Method
 from dualrate.training.config import FitConfig
 
 
@@ -38,62 +46,67 @@ class DataConfig(Ranged):
 
 
 @dataclass(frozen=True)
-class OneNetwork:
-    """A single-rate model."""
+class Start:
+    """What a run that begins, or goes on, gives its method.
 
-    model: UViTConfig
+    fresh:    whether it begins: then the method puts in the weights that training starts from
+    load:     the model of a run, or of released weights, by its directory, on the device
+    batch:    the training batch of an iteration, on the device
+    bfloat16: whether networks will run under autocast
+    """
 
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
-        network = UViT(self.model)
-        return nn.ModuleDict({"model": network}), Plain(network, process)
-
-    @property
-    def grid(self) -> UViTConfig:
-        return self.model
+    fresh: bool
+    device: torch.device
+    bfloat16: bool
+    load: Callable[[str], Model]
+    batch: Callable[[int], Batch]
+    note: Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class TwoNetworks:
-    """A dual-rate model. encoder.head: whether the encoder denoises by itself where it is called."""
+class Prepared:
+    """A method, ready for `fit`.
 
-    encoder: UViTConfig
-    light: UViTConfig
-    context: ContextConfig = ContextConfig()
+    weights:  which weights it started from, or learns from, by role: for the run's history
+    identity: what the run is besides its experiment, such as the teacher's weights
+    watch:    adds warnings to a progress
+    """
 
-    def __post_init__(self) -> None:
-        check_pair(self.encoder, self.light, self.context)
+    method: Method
+    weights: Mapping[str, str] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    watch: Callable[[Progress], Progress] = lambda progress: progress
 
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = ContextEncoder(self.encoder, self.light, self.context), LightUViT(self.light)
-        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+class MethodConfig(ABC):
+    """How a run trains. A subclass is a frozen dataclass: its fields are part of the run's identity."""
+
+    weighting: Weighting = Sigmoid()
 
     @property
-    def grid(self) -> UViTConfig:
-        return self.light
+    @abstractmethod
+    def serves(self) -> Serves:
+        """The plans and steps that the trained model takes."""
+
+    def check(self, experiment: Experiment) -> None:  # noqa: B027  # most have nothing to refuse
+        """Raises ValueError for an experiment that this method cannot train."""
+
+    @abstractmethod
+    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        """Networks and method. Raises ValueError for runs that it cannot start, or learn, from."""
 
 
 @dataclass(frozen=True)
 class Experiment(Ranged):
-    """Every choice of a run. times: of training; of a distilled student the plans that it serves."""
+    """Every choice of a run."""
 
     name: str
     """Of the run: letters, digits, _ . and -."""
-    networks: OneNetwork | TwoNetworks
+    networks: NetworksConfig
+    method: MethodConfig
     fit: FitConfig
     data: DataConfig = DataConfig()
-    schedule: Cosine | Interpolated = Cosine()
-    weighting: Sigmoid = Sigmoid()
-    times: SingleTime | TimeSampler | Continuous | Grid = SingleTime()
-    label_dropout: Probability = 0.1
-    """Share of the images that train without their label, for classifier-free guidance."""
-    encoder_weight: LossWeight = 1.0
-    """Weight of the encoder's own loss, where it denoises by itself."""
-    encoder_from: str | None = None
-    """A single-rate run whose averaged weights the encoder starts from."""
-    freeze_encoder: bool = False
-    """Leave the encoder's weights as they are: the light network and the projections into it are trained."""
-    light_from: str | None = None
-    """A single-rate run whose averaged weights the light network starts from."""
+    process: GaussianProcess = GaussianProcess(Cosine())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,27 +115,22 @@ class Experiment(Ranged):
                 f"images of side {self.shape[1]} are shifted by at most {self.shape[1] - 1} pixels, got translate "
                 f"{self.data.augment.translate}"
             )
-        if self.freeze_encoder and not self.encoder_from:
-            raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
-        if (self.encoder_from or self.light_from) and not isinstance(self.networks, TwoNetworks):
-            raise ValueError(
-                f"{self.name} has a single network; encoder_from and light_from start the parts of a dual-rate model"
-            )
-
-    @property
-    def process(self) -> GaussianProcess:
-        return GaussianProcess(self.schedule)
+        self.method.check(self)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
-        grid = self.networks.grid
-        return grid.image_channels, grid.image_size, grid.image_size
+        return self.networks.shape
 
     @property
     def num_classes(self) -> int:
         """0 for an unconditional model."""
-        return self.networks.grid.num_classes
+        return self.networks.num_classes
+
+    @property
+    def serves(self) -> Serves:
+        """The plans and steps that the trained model takes."""
+        return self.method.serves
 
     def build(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with weights drawn from the run's seed, and their denoiser."""
@@ -131,20 +139,60 @@ class Experiment(Ranged):
             networks, denoiser = self.networks.build(self.process)
         return networks.to(memory_format=torch.channels_last), denoiser  # pyright: ignore[reportCallIssue]
 
-    def method(self) -> Denoising:
-        """Raises ValueError for a student, which a teacher trains."""
-        if isinstance(self.times, (Continuous, Grid)):
-            raise ValueError(f"{self.name} is a distilled student, which has no loss of its own: use dualrate distill")
-        networks, denoiser = self.build()
-        if self.freeze_encoder:
-            networks.get_submodule("encoder.net").eval().requires_grad_(False)
-        return Denoising(
-            networks,
-            denoiser,
-            self.process,
-            self.weighting,
-            self.times,
-            null=self.num_classes,
-            label_dropout=self.label_dropout,
-            encoder_weight=self.encoder_weight,
-        )
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, ready to sample: networks, the denoiser that calls them, and the experiment that they are from.
+
+    iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
+    path:      the directory that it was loaded from
+    """
+
+    name: str
+    experiment: Experiment
+    networks: nn.ModuleDict
+    denoiser: Denoiser
+    iteration: int
+    weights_hash: str
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        """Which weights these are, for people."""
+        return f"{self.path or self.name} at iteration {self.iteration}, weights {self.weights_hash[:12]}"
+
+    @property
+    def process(self) -> GaussianProcess:
+        return self.experiment.process
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.experiment.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.experiment.num_classes
+
+    def with_denoiser(self, name: str | None) -> Model:
+        """The same networks called by a denoiser of `denoisers/catalogue.py`; None: by their own.
+
+        Raises ValueError for a name that is none, and a denoiser that these networks cannot have.
+        """
+        if name is None:
+            return self
+        denoiser = denoiser_named(name)(self.denoiser, self.process)
+        return replace(self, denoiser=denoiser, weights_hash=f"{self.weights_hash} under {name}")
+
+    @property
+    def serves(self) -> Serves:
+        return self.experiment.serves
+
+    @property
+    def reuses_context(self) -> bool:
+        """Whether there is a heavy call whose context later steps use: then plans say where it is made."""
+        return self.denoiser.reuse is not Reuse.FREE
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many each network has."""
+        return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}

@@ -1,22 +1,108 @@
-"""Which plans a distilled student serves. Others would call it at steps it never learned to make.
+"""Which plans and steps a model serves, which of them are its own, and which a comparison tries.
 
-A step of a few-step student goes from z_t to an x_hat that is right for the z_s it makes of it, s within the step: it
-learned steps of some lengths and no longer ones, and a dual-rate student learned the very (t, tau) of one plan.
+A model that was trained at every noise level takes any plan. A distilled student would be called at steps it never
+learned to make: it goes from z_t to an x_hat that is right for the z_s it makes of it, s within the step. It learned
+steps of some lengths and no longer ones, and a dual-rate student learned the very (t, tau) of one plan.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
 from dualrate.config.ranges import Ranged, Steps
-from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.plan import STEPS, StepPlan
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.step import Step
 
 ROUNDING = 1e-9  # of times
 
 
+class Serves(ABC):
+    """What a model may be asked for. A subclass is a frozen dataclass."""
+
+    drops = False  # no annotation: whether the model was trained on steps without a context too
+
+    @property
+    def any_plan(self) -> bool:
+        """Whether there are plans to choose from: then samplers, grids and places of heavy calls may be tried."""
+        return False
+
+    @property
+    @abstractmethod
+    def default_steps(self) -> int:
+        """Steps of a sampler, where nothing else is said."""
+
+    @abstractmethod
+    def default_heavy(self, steps: int) -> int:
+        """Heavy calls for so many steps, where nothing else is said."""
+
+    def default_plan(self, steps: int | None = None) -> StepPlan:
+        """Steps equal in t, heavy calls spread evenly."""
+        steps = self.default_steps if steps is None else steps
+        return StepPlan.uniform(steps, self.default_heavy(steps))
+
+    def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
+        """The plans to compare at costs of about so many calls of the network each."""
+        return [self.default_plan(steps) for steps in sorted({max(steps, 1) for steps in calls})]
+
+    @abstractmethod
+    def check(self, plan: StepPlan) -> None:
+        """Raises ValueError for a plan that is not served."""
+
+    @abstractmethod
+    def check_step(self, step: Step) -> None:
+        """Raises ValueError for an update rule that is not served."""
+
+
 @dataclass(frozen=True)
-class Continuous(Ranged):
+class AnyPlan(Serves, Ranged):
+    """Any plan, under any step.
+
+    heavy: the least and the largest number of heavy calls that the model was trained for; None: the network runs at
+           every step
+    drops: whether it was trained on steps without a context too
+    """
+
+    heavy: tuple[Steps, Steps] | None = None
+    drops: bool = False
+
+    @property
+    def any_plan(self) -> bool:
+        return True
+
+    @property
+    def default_steps(self) -> int:
+        return STEPS
+
+    def default_heavy(self, steps: int) -> int:
+        """A quarter of the steps, within what was trained."""
+        if self.heavy is None:
+            return steps
+        low, high = self.heavy
+        return min(max(steps // 4, low), high, steps)
+
+    def check(self, plan: StepPlan) -> None:
+        pass
+
+    def check_step(self, step: Step) -> None:
+        pass
+
+
+class _Distilled(Serves):
+    """Of a student, whose x_hat is no posterior mean: under plain ancestral sampling."""
+
+    def check_step(self, step: Step) -> None:
+        if not (isinstance(step, Ancestral) and (step.gamma, step.eta) == (0, 1)):
+            raise ValueError(
+                f"this model is a distilled student, for plain ancestral sampling: drop {step} and its settings"
+            )
+
+
+@dataclass(frozen=True)
+class AtLeast(_Distilled, Ranged):
     """A single-rate student trained at any time, on steps of length 1 / `steps` and shorter: it serves all of them."""
 
     steps: Steps
@@ -30,6 +116,10 @@ class Continuous(Ranged):
         """The network runs at every step."""
         return steps
 
+    def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
+        """Its own plan, and longer ones."""
+        return super().ladder({self.steps, *(count for count in calls if count > self.steps)})
+
     def check(self, plan: StepPlan) -> None:
         """Raises ValueError for a plan with a step longer than 1 / `steps`."""
         longest = max(t - s for t, s in pairwise(plan.t))
@@ -42,7 +132,7 @@ class Continuous(Ranged):
 
 
 @dataclass(frozen=True)
-class Grid(Ranged):
+class OnePlan(_Distilled, Ranged):
     """A dual-rate student trained on the times and heavy calls of one plan: it serves that one."""
 
     steps: Steps
@@ -56,11 +146,6 @@ class Grid(Ranged):
             )
 
     @property
-    def plan(self) -> StepPlan:
-        """Equal steps in t, heavy calls spread evenly."""
-        return StepPlan.uniform(self.steps, self.heavy)
-
-    @property
     def default_steps(self) -> int:
         """Its own."""
         return self.steps
@@ -69,9 +154,13 @@ class Grid(Ranged):
         """Its own, however many steps are asked for; `check` refuses what it does not serve."""
         return min(self.heavy, steps)
 
+    def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
+        """Its own plan."""
+        return [self.default_plan()]
+
     def check(self, plan: StepPlan) -> None:
         """Raises ValueError for any plan but its own."""
-        own = self.plan
+        own = self.default_plan()
         same = plan.refresh == own.refresh and all(
             abs(t - mine) <= ROUNDING for t, mine in zip(plan.t, own.t, strict=True)
         )

@@ -17,15 +17,15 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Reuse
-from dualrate.experiments.serves import Continuous, Grid
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import open_tensors, whole, write_tensors
 from dualrate.machine.progress import Progress
 from dualrate.measuring.spread import Part, spread
 from dualrate.planning.planner import Call, every_call
-from dualrate.runs.store import COVARIANCE, Model
+from dualrate.runs.store import COVARIANCE
 from dualrate.sampling.bands import Bands
-from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
+from dualrate.sampling.catalogue import make_step, sampler_named
 from dualrate.sampling.covariance import probed
 from dualrate.sampling.covariance_table import TRUSTED, CovarianceTable
 from dualrate.sampling.step import Step
@@ -41,10 +41,7 @@ def calibrate(model: Model, *, images: int, rings: int, progress: Progress, devi
 
     Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
     """
-    if isinstance(model.experiment.times, (Continuous, Grid)):
-        raise ValueError(
-            f"{model.name} is a distilled student: its x_hat is no posterior mean, so it has no covariance"
-        )
+    _require_posterior_mean(model)
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, so there is no place to keep its table")
     if images < 2:
@@ -55,6 +52,13 @@ def calibrate(model: Model, *, images: int, rings: int, progress: Progress, devi
         table = _measured(model, source, images, Bands(model.shape, rings), progress, device)
     write_table(table, model.path / COVARIANCE, model.weights_hash, images)
     return table
+
+
+def _require_posterior_mean(model: Model) -> None:
+    if not model.serves.any_plan:
+        raise ValueError(
+            f"{model.name} is a distilled student: its x_hat is no posterior mean, so it has no covariance"
+        )
 
 
 def _measured(
@@ -146,6 +150,7 @@ def read_table(model: Model) -> CovarianceTable:
 
     Raises ValueError if there is none, or it is damaged, or of other weights; OSError if it cannot be read.
     """
+    _require_posterior_mean(model)
     where = model.path or Path(model.name)
     if not (where / COVARIANCE).is_file():
         raise ValueError(f"{where} has no {COVARIANCE}: measure it with `dualrate calibrate {where}`")
@@ -176,13 +181,9 @@ def read_table(model: Model) -> CovarianceTable:
 def step_for(model: Model, plan: StepPlan, name: str, gamma: float | None = None, eta: float | None = None) -> Step:
     """The step of this name, for a model under a plan; with the model's table, where it needs one.
 
-    Raises what `make_step` and `read_table` raise, and ValueError for a distilled student under anything but plain
-    ancestral sampling.
+    Raises what `make_step` and `read_table` raise, and ValueError for a step that the model does not serve.
     """
-    plain = name == ANCESTRAL and not gamma and eta in (None, 1)
-    if isinstance(model.experiment.times, (Continuous, Grid)) and not plain:
-        raise ValueError(
-            f"{model.name} is a distilled student, for plain {ANCESTRAL} sampling: drop {name} and its settings"
-        )
     table = None if sampler_named(name).of_table is None else read_table(model)
-    return make_step(name, model.process, gamma, eta, plan=plan, table=table)
+    step = make_step(name, model.process, gamma, eta, plan=plan, table=table)
+    model.serves.check_step(step)
+    return step

@@ -21,12 +21,12 @@ from dualrate.data.images import ImageSet
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
+from dualrate.experiments.experiment import Model
 from dualrate.likelihood.bound import Bound, variational_bound
 from dualrate.likelihood.variance import FittedVariance, mean_errors
 from dualrate.machine.device import pays
 from dualrate.measuring.measure import Guidance, guided
 from dualrate.measuring.spread import Part, spread
-from dualrate.runs.store import Model
 from dualrate.sampling.step import MarkovStep, Step
 
 GREY_LEVEL = 2 * math.log(255 / 2)  # the log-SNR at which sigma / alpha is the distance of two 8-bit values, 2/255

@@ -17,10 +17,10 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.rows import Row
-from dualrate.runs.store import Model
 from dualrate.sampling.cost import PlanCost, plan_cost, seconds_per_call
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import sample
@@ -93,7 +93,7 @@ def image_cost(
     model: Model, step: Step, plan: StepPlan, guidance: Guidance, *, device: torch.device | str = "cpu"
 ) -> PlanCost:
     """What an image costs, whatever its class. Raises ValueError for a plan that the model does not serve."""
-    model.experiment.times.check(plan)
+    model.serves.check(plan)
     return plan_cost(
         model.denoiser,
         step,
@@ -144,7 +144,7 @@ def draw(
 
     Raises ValueError for a plan that the model does not serve, and what `sample` raises.
     """
-    model.experiment.times.check(plan)
+    model.serves.check(plan)
     bfloat16 = pays(torch.device(device)) if bfloat16 is None else bfloat16
     cost = cost or image_cost(model, step, plan, guidance, device=device)
     start = time.perf_counter()

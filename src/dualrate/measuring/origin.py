@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Model
 from dualrate.measuring.measure import Guidance
 from dualrate.metrics.origin import Origin
-from dualrate.runs.store import Model
 from dualrate.sampling.step import Step
 
 

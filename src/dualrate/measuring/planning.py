@@ -18,7 +18,7 @@ from dualrate.data.images import ImageSet, load_images
 from dualrate.data.untrusted import read_text, reading
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import TwoNetworks
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import read_json, write_whole
 from dualrate.machine.progress import Progress
@@ -26,7 +26,6 @@ from dualrate.measuring.measure import measure, seconds_of_calls
 from dualrate.measuring.spread import spread
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Errors, Planned, Planner, measure_errors
-from dualrate.runs.store import Model
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import call_cost
 
@@ -68,13 +67,13 @@ def call_macs(model: Model) -> CallCosts:
     """In multiply-adds."""
     device = next(model.networks.parameters()).device
     cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None, device)
-    return CallCosts(cost.heavy, cost.light, _keeps_head(model))
+    return CallCosts(cost.heavy, cost.light, cost.own)
 
 
 def call_seconds(model: Model, batch_size: int, *, device: torch.device | str = "cpu") -> CallCosts:
     """In measured seconds, at a batch size."""
     heavy, light = seconds_of_calls(model, batch_size, device=device)
-    return CallCosts(heavy / batch_size, light / batch_size, _keeps_head(model))
+    return CallCosts(heavy / batch_size, light / batch_size, call_macs(model).own)
 
 
 def candidates(
@@ -111,7 +110,7 @@ def measured_errors(
     images: at most; all of them if there are fewer
     Raises ValueError for a model of a single network, whose plans have nothing to choose.
     """
-    if not isinstance(model.experiment.networks, TwoNetworks):
+    if not model.reuses_context:
         raise ValueError(f"{model.name} has a single network, which runs at every step: there is nothing to plan")
     source, bfloat16 = _source(model), pays(torch.device(device))
     images = min(images, len(source))
@@ -174,11 +173,6 @@ def _measured(
         start += len(part)
     progress.close()
     return Errors(t, total / images)
-
-
-def _keeps_head(model: Model) -> bool:
-    networks = model.experiment.networks
-    return isinstance(networks, TwoNetworks) and networks.encoder.head
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
 from dualrate.machine.files import write_whole, written_aside
@@ -34,7 +35,6 @@ from dualrate.measuring.sample_record import GRID, NPZ, Record, read_record
 from dualrate.metrics.origin import PIXELS
 from dualrate.report.files import is_whole_png, png_bytes, read_png, write_npz
 from dualrate.report.grid import save_grid
-from dualrate.runs.store import Model
 from dualrate.sampling.cost import PlanCost
 from dualrate.sampling.step import Step
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dualrate.data.images import ImageSet, to_float
 from dualrate.diffusion.values import Cond
-from dualrate.runs.store import Model
+from dualrate.experiments.experiment import Model
 
 
 @dataclass(frozen=True)

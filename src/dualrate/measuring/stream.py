@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.measuring.measure import UNGUIDED, Guidance, balanced_strata, check, draw_batches, image_cost
 from dualrate.measuring.origin import origin_of
@@ -21,7 +22,6 @@ from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.report.rows import Row
-from dualrate.runs.store import Model
 from dualrate.sampling.cost import PlanCost
 from dualrate.sampling.step import Step
 

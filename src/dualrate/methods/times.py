@@ -19,7 +19,6 @@ from torch import Tensor
 
 from dualrate.config.ranges import Probability, Range, Ranged, Steps
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.plan import STEPS, StepPlan
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,6 @@ class TimeSampler(Ranged):
         if low > high:
             raise ValueError(f"heavy is the least number of heavy calls, then the largest, got {self.heavy}")
 
-    @property
-    def default_steps(self) -> int:
-        """Steps of a sampler, where nothing else is said."""
-        return STEPS
-
-    def check(self, plan: StepPlan) -> None:
-        """Any plan is served."""
-
-    def default_heavy(self, steps: int) -> int:
-        """Heavy calls for a sampler of `steps`, where nothing else is said: a quarter, within what was trained."""
-        low, high = self.heavy
-        return min(max(steps // 4, low), high, steps)
-
     def __call__(self, draws: Draws) -> Times:
         t = stratified_uniform(draws)
         heavy = self._num_heavy(draws)
@@ -113,17 +99,8 @@ class TimeSampler(Ranged):
 class SingleTime:
     """Times of a single-rate model: t alone; no row has a context of another time."""
 
-    @property
-    def default_steps(self) -> int:
-        """Steps of a sampler, where nothing else is said."""
-        return STEPS
-
-    def check(self, plan: StepPlan) -> None:
-        """Any plan is served."""
-
-    def default_heavy(self, steps: int) -> int:
-        """The network runs at every step."""
-        return steps
+    heavy = None  # no annotation: a fact about the class, not a field
+    dropout = 0.0
 
     def __call__(self, draws: Draws) -> Times:
         t = stratified_uniform(draws)

@@ -77,6 +77,11 @@ class UViTConfig(Ranged):
                 f"levels: the side must be a multiple of {factor}; pad the images or drop a level"
             )
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.image_channels, self.image_size, self.image_size
+
     def side(self, level: int) -> int:
         """Positions along one side at a level."""
         return self.image_size // (self.patch * 2**level)

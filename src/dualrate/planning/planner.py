@@ -29,7 +29,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Cond, Context, Refresh
-from dualrate.diffusion.weighting import Sigmoid
+from dualrate.diffusion.weighting import Sigmoid, Weighting
 
 NOTHING = -1  # the column of a step without context
 
@@ -134,7 +134,7 @@ class Planner:
 
     errors: Errors
     process: GaussianProcess
-    weighting: Sigmoid = Sigmoid()
+    weighting: Weighting = Sigmoid()
 
     def objective(self, plan: StepPlan) -> float:
         """The sum of the plan's terms. Raises ValueError for times that are not the grid's."""

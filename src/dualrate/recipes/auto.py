@@ -32,12 +32,15 @@ from statistics import median_low
 from typing import Literal
 
 from dualrate.data.look import Look, look_at
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.progress import PlainReporter, Progress
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.distilled import Recipe, light_of
+from dualrate.recipes.students import StudentRecipe, light_of
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
@@ -171,10 +174,10 @@ def experiment(look: Look, data: DataConfig, size: Size = "small", rate: Rate = 
     return Experiment(
         f"{name_of(data.source)}-{size}-{rate}",
         networks,
+        DenoisingConfig(times=SingleTime() if rate == "single" else TimeSampler(heavy=(4, 32))),
         tier.fit,
         replace(data, size=side, channels=channels),
-        Cosine() if side <= NOISE_SIDE else Interpolated.between(NOISE_SIDE, side, side),
-        times=SingleTime() if rate == "single" else TimeSampler(heavy=(4, 32)),
+        process=GaussianProcess(Cosine() if side <= NOISE_SIDE else Interpolated.between(NOISE_SIDE, side, side)),
     )
 
 
@@ -251,6 +254,6 @@ def _found(look: Look) -> str:
     return f", short sides of {sides[0]} to {sides[-1]} pixels, the middle one {short_side(look)}{some}"
 
 
-def distilled() -> Recipe:
+def distilled() -> StudentRecipe:
     """Students of any single-rate model; a dual-rate one gets a light network in proportion to its teacher's."""
-    return Recipe(None, None, DISTILLING)
+    return StudentRecipe(None, None, DISTILLING)

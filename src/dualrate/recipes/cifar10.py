@@ -14,10 +14,12 @@ from dataclasses import replace
 from typing import Literal
 
 from dualrate.data.loader import Augment
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.distilled import Recipe
+from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
@@ -80,22 +82,24 @@ def data(source: str) -> DataConfig:
 
 def heavy(size: Size = "full", source: str = "cifar10") -> Experiment:
     """The single-rate baseline."""
-    return Experiment(f"cifar10-{size}-heavy", OneNetwork(HEAVY[size]), fit(size), data(source))
+    return Experiment(f"cifar10-{size}-heavy", OneNetwork(HEAVY[size]), DenoisingConfig(), fit(size), data(source))
 
 
 def light(size: Size = "full", source: str = "cifar10") -> Experiment:
     """The light network alone, at every step."""
-    return Experiment(f"cifar10-{size}-light", OneNetwork(LIGHT[size]), fit(size), data(source))
+    return Experiment(f"cifar10-{size}-light", OneNetwork(LIGHT[size]), DenoisingConfig(), fit(size), data(source))
 
 
 def dual(size: Size = "full", source: str = "cifar10") -> Experiment:
     """Both networks."""
     networks = TwoNetworks(HEAVY[size], LIGHT[size])
-    return Experiment(f"cifar10-{size}-dual", networks, fit(size), data(source), times=TimeSampler(heavy=(4, 32)))
+    return Experiment(
+        f"cifar10-{size}-dual", networks, DenoisingConfig(times=TimeSampler(heavy=(4, 32))), fit(size), data(source)
+    )
 
 
-def distilled(size: Size = "full") -> Recipe:
+def distilled(size: Size = "full") -> StudentRecipe:
     """Students of the heavy model."""
     many = replace(fit(size), optim=OptimConfig(lr=5e-5, betas=(0.0, 0.99), warmup=200), ema_halflife=10_000)
     few = replace(many, iterations=5000, batch_size=64)
-    return Recipe(f"cifar10-{size}", LIGHT[size], many if size == "full" else few)
+    return StudentRecipe(f"cifar10-{size}", LIGHT[size], many if size == "full" else few)

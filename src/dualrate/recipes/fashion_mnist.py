@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dualrate.experiments.experiment import Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.distilled import Recipe
+from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
@@ -53,22 +55,24 @@ DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a cons
 
 def heavy() -> Experiment:
     """The single-rate baseline."""
-    return Experiment("fashion-mnist-heavy", OneNetwork(HEAVY), FIT)
+    return Experiment("fashion-mnist-heavy", OneNetwork(HEAVY), DenoisingConfig(), FIT)
 
 
 def light() -> Experiment:
     """The light network alone, at every step: what the dual-rate model has to beat to earn its encoder."""
-    return Experiment("fashion-mnist-light", OneNetwork(LIGHT), FIT)
+    return Experiment("fashion-mnist-light", OneNetwork(LIGHT), DenoisingConfig(), FIT)
 
 
 def medium() -> Experiment:
     """One network that costs at every step what the dual-rate model costs on average."""
-    return Experiment("fashion-mnist-medium", OneNetwork(MEDIUM), replace(FIT, iterations=10_000))
+    return Experiment("fashion-mnist-medium", OneNetwork(MEDIUM), DenoisingConfig(), replace(FIT, iterations=10_000))
 
 
 def dual() -> Experiment:
     """Both networks, trained jointly for any number of heavy calls from 4 to 32."""
-    return Experiment("fashion-mnist-dual", TwoNetworks(HEAVY, LIGHT), FIT, times=TimeSampler(heavy=(4, 32)))
+    return Experiment(
+        "fashion-mnist-dual", TwoNetworks(HEAVY, LIGHT), DenoisingConfig(times=TimeSampler(heavy=(4, 32))), FIT
+    )
 
 
 def small(seconds: float = 120) -> Experiment:
@@ -86,9 +90,11 @@ def small(seconds: float = 120) -> Experiment:
         max_seconds=seconds,
         log_every=10,
     )
-    return Experiment("fashion-mnist-small", TwoNetworks(encoder, light), fit, times=TimeSampler(heavy=(4, 32)))
+    return Experiment(
+        "fashion-mnist-small", TwoNetworks(encoder, light), DenoisingConfig(times=TimeSampler(heavy=(4, 32))), fit
+    )
 
 
-def distilled() -> Recipe:
+def distilled() -> StudentRecipe:
     """Students of the heavy model, about 35 minutes of one CPU core each."""
-    return Recipe("fashion-mnist", LIGHT, DISTILLING)
+    return StudentRecipe("fashion-mnist", LIGHT, DISTILLING)

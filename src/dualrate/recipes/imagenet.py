@@ -13,8 +13,11 @@ from __future__ import annotations
 from typing import Literal
 
 from dualrate.data.loader import Augment
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated
-from dualrate.experiments.experiment import DataConfig, Experiment, OneNetwork, TwoNetworks
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
@@ -59,7 +62,14 @@ def heavy(size: Size = 64, source: str = "imagenet") -> Experiment:
     """The single-rate baseline. source: a folder of images or parquet files."""
     data = DataConfig(source, size, 3, augment=Augment(flip=True))
     schedule = Interpolated.between(32, size, size)
-    return Experiment(f"imagenet{size}-heavy", OneNetwork(heavy_network(size)), FIT, data, schedule)
+    return Experiment(
+        f"imagenet{size}-heavy",
+        OneNetwork(heavy_network(size)),
+        DenoisingConfig(),
+        FIT,
+        data,
+        process=GaussianProcess(schedule),
+    )
 
 
 def dual(size: Size = 64, source: str = "imagenet") -> Experiment:
@@ -67,4 +77,11 @@ def dual(size: Size = 64, source: str = "imagenet") -> Experiment:
     networks = TwoNetworks(heavy_network(size), light_network(size))
     data = DataConfig(source, size, 3, augment=Augment(flip=True, translate=4))
     schedule = Interpolated.between(32, size, size)
-    return Experiment(f"imagenet{size}-dual", networks, FIT, data, schedule, times=TimeSampler())
+    return Experiment(
+        f"imagenet{size}-dual",
+        networks,
+        DenoisingConfig(times=TimeSampler()),
+        FIT,
+        data,
+        process=GaussianProcess(schedule),
+    )

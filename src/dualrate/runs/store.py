@@ -20,16 +20,15 @@ from typing import Any, TypeGuard
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from dualrate.config.serial import from_json, to_plain
-from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.process import GaussianProcess
-from dualrate.experiments.experiment import Experiment, OneNetwork
+from dualrate.experiments import denoising, moment_matching  # noqa: F401  # the methods that a file may name
+from dualrate.experiments.experiment import Experiment, Model
+from dualrate.experiments.upgrade import upgraded
 from dualrate.machine.environment import environment
-from dualrate.machine.files import ABSENT, append_record, read_bytes, read_records, write_whole
+from dualrate.machine.files import ABSENT, append_record, read_bytes, read_json, read_records, write_whole
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
-from dualrate.networks.dual import disconnect
 from dualrate.training import checkpoint
 
 EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
@@ -37,41 +36,6 @@ COVARIANCE = "covariance.safetensors"  # a table of the weights, measured: calib
 RELEASED = (EXPERIMENT, WEIGHTS)  # what the manifest of released weights lists
 
 Note = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A trained model, ready to sample.
-
-    iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
-    path:      the directory that it was loaded from
-    """
-
-    name: str
-    experiment: Experiment
-    networks: nn.ModuleDict
-    denoiser: Denoiser
-    iteration: int
-    weights_hash: str
-    path: Path | None = None
-
-    @property
-    def process(self) -> GaussianProcess:
-        return self.experiment.process
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        return self.experiment.shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.experiment.num_classes
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        """How many each network has."""
-        return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
 
 
 @dataclass(frozen=True)
@@ -168,7 +132,13 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
             f"{path} is no run: it has no {EXPERIMENT}. Train one (dualrate train fashion-mnist-dual --out {path}), "
             "or use released weights (weights/...)"
         ) from error
-    return from_json(Experiment, content, str(path / EXPERIMENT))
+    return from_json(Experiment, content, str(path / EXPERIMENT), lambda plain: upgraded(plain, _distillation(path)))
+
+
+def _distillation(path: Path) -> dict[str, Any] | None:
+    """What versions of before wrote beside a student's experiment."""
+    file = path / "distillation.json"
+    return read_json(file) if file.exists() else None
 
 
 def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
@@ -236,40 +206,6 @@ def _read_logged(run: Path, ending: str) -> list[tuple[int, float]]:
 
 def _is_number(value: object) -> TypeGuard[float]:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
-
-
-def start_from(
-    networks: nn.ModuleDict, encoder: str | Path | None, light: str | Path | None, note: Note | None = None
-) -> dict[str, str]:
-    """Start parts of a dual-rate model from single-rate runs' averaged weights. Says for each which weights those were.
-
-    An encoder without a head leaves its run's where it is. A trained light network starts without any influence of the
-    context (`disconnect`), so training goes on from where it was. note: as of `load`.
-    Raises ValueError if a run's network is not the part's.
-    """
-    told = {}
-    for part, run in (("encoder", encoder), ("light", light)):
-        if run is not None:
-            told[part] = _start_part(networks, part, Path(run), note)
-    if light is not None:
-        disconnect(networks["encoder"], networks["light"])
-    return told
-
-
-def _start_part(networks: nn.ModuleDict, part: str, run: Path, note: Note | None) -> str:
-    if not isinstance(read_experiment(run).networks, OneNetwork):
-        raise ValueError(f"{run} is a dual-rate model; {part}_from takes a single-rate one")
-    stored = read_stored(run, note)
-    net = networks.get_submodule(f"{part}.net")
-    own = {name.removeprefix("model."): tensor for name, tensor in stored.weights.items()}
-    if not any(name.startswith("head.") for name in net.state_dict()):
-        own = {name: tensor for name, tensor in own.items() if not name.startswith("head.")}
-    try:
-        net.load_state_dict(own)
-    except RuntimeError as error:
-        what = " ".join(str(error).split())[:200]
-        raise ValueError(f"{run}: its network is not this experiment's {part}: {what} ...") from error
-    return f"{run} at iteration {stored.iteration}, weights {_hash(stored.weights)[:12]}"
 
 
 def _hash(weights: dict[str, Tensor]) -> str:

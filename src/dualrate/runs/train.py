@@ -8,69 +8,113 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualrate.config.serial import to_plain
+from dualrate.config.serial import to_plain, type_name
 from dualrate.data.images import ImageSet, load_images, to_uint8
 from dualrate.data.loader import Batches
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.experiment import Experiment, Model, Start
+from dualrate.experiments.upgrade import upgraded_identity
+from dualrate.machine.device import pays, peak_memory
 from dualrate.machine.progress import PlainReporter, Progress
 from dualrate.methods.method import Method
-from dualrate.networks.uvit import UViTConfig
 from dualrate.report.grid import save_grid
 from dualrate.runs.checks import check_out, data_notes
-from dualrate.runs.store import note_start, start_from, write_experiment
+from dualrate.runs.store import EXPERIMENT, load, note_start, read_experiment, write_experiment
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import sample
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
+from dualrate.training.log import MetricsFile
 from dualrate.training.loop import fit
+
+SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
+Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
 
 
 def train(
     experiment: Experiment,
     out: Path,
     *,
+    score: Score | None = None,
+    score_every: int | None = None,
     progress: Progress | None = None,
     decoding: Callable[[int, int, str], None] | None = None,
     device: torch.device | str = "cpu",
     command: str = "dualrate.train",
 ) -> FitResult:
-    """Train, or continue, the run in `out`.
+    """Train, or continue, the run in `out`, by the method of its experiment.
 
     Writes experiment.json, history.jsonl (`command` and its surroundings, a line per start), checkpoints/,
-    metrics.jsonl, and now and then a grid of samples under the averaged weights.
-    Raises ValueError if the data does not fit the networks, or `out` holds another experiment or no run; OSError if
-    it cannot be written to.
+    metrics.jsonl, now and then a grid of samples under the averaged weights, and scores.jsonl if asked to score.
+    score, score_every: what scores the averaged weights, and iterations between scores, a multiple of `sample_every`
+    Raises ValueError if the data does not fit the networks, a run that the method needs does not, or `out` holds
+    another experiment or no run; OSError if it cannot be written to.
     """
     check_out(experiment.name, out)
-    images, progress = training_images(experiment, decoding), progress or PlainReporter()
-    method = experiment.method()
-    started_from = {}
-    if not checkpoint.steps(out / "checkpoints"):
-        started_from = start_from(method.networks, experiment.encoder_from, experiment.light_from, progress.note)
-    costs = costs_of(experiment, method)
+    _check_method(experiment, out)
+    if score_every is not None and score_every % experiment.fit.sample_every:
+        raise ValueError(
+            f"score_every is a multiple of sample_every ({experiment.fit.sample_every}), got {score_every}"
+        )
+    progress, device = progress or PlainReporter(), torch.device(device)
+    images = training_images(experiment, decoding)
+    batches = Batches(images, experiment.fit.batch_size, experiment.fit.seed, experiment.data.augment)
+    precision = experiment.fit.precision
+    prepared = experiment.method.prepare(
+        experiment,
+        Start(
+            fresh=not checkpoint.steps(out / "checkpoints"),
+            device=device,
+            bfloat16=precision == "bfloat16" or (precision == "auto" and pays(device)),
+            load=lambda run: load(run, device=device, note=progress.note),
+            batch=lambda iteration: batches.batch(iteration).to(device),
+            note=progress.note,
+        ),
+    )
+    method, plain, costs = prepared.method, to_plain(experiment), costs_of(experiment, prepared.method)
 
     def on_start() -> None:
         announce(experiment, images, costs, out, progress)
         write_experiment(out, experiment)
-        note_start(out, command, started_from)
+        note_start(out, command, prepared.weights)
 
     def on_sample(iteration: int) -> None:
-        save_samples(experiment, method.denoiser(), StepPlan.uniform(32, 8), samples_file(out, iteration), device)
+        save_samples(experiment, method.denoiser(), samples_file(out, iteration), device)
+        if score is not None and score_every is not None and iteration % score_every == 0:
+            metric, value = score(
+                Model(experiment.name, experiment, method.networks, method.denoiser(), iteration, weights_hash="")
+            )
+            MetricsFile(out / "scores.jsonl", iteration - 1, progress.note).write(
+                {"iteration": iteration, metric: value}
+            )
+            progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
-    return fit(
+    result = fit(
         method,
-        batches_of(experiment, images),
+        batches,
         experiment.fit,
         out,
-        identity=to_plain(experiment) | {"images": images.fingerprint},
-        progress=progress,
+        identity=plain | {"images": images.fingerprint, "method": plain["method"] | dict(prepared.identity)},
+        upgrade=upgraded_identity,
+        progress=prepared.watch(progress),
         on_start=on_start,
         on_sample=on_sample,
         device=device,
     )
+    progress.note(f"peak memory {peak_memory(device) / 2**20:.0f} MiB")
+    return result
+
+
+def _check_method(experiment: Experiment, out: Path) -> None:
+    """Raises ValueError where a run by another method is in `out`."""
+    if not (out / EXPERIMENT).exists():
+        return
+    found, asked = (type_name(type(one.method)) for one in (read_experiment(out), experiment))
+    if found != asked:
+        raise ValueError(
+            f"{out} holds a run trained by {found}, this one is by {asked}: choose a new directory as --out"
+        )
 
 
 def training_images(experiment: Experiment, decoding: Callable[[int, int, str], None] | None) -> ImageSet:
@@ -83,10 +127,6 @@ def training_images(experiment: Experiment, decoding: Callable[[int, int, str], 
     return images
 
 
-def batches_of(experiment: Experiment, images: ImageSet) -> Batches:
-    return Batches(images, experiment.fit.batch_size, experiment.fit.seed, experiment.data.augment)
-
-
 def costs_of(experiment: Experiment, method: Method) -> list[str]:
     """A line for each network: its layout, its parameters, and what a call costs."""
     label = 0 if experiment.num_classes else None
@@ -94,11 +134,10 @@ def costs_of(experiment: Experiment, method: Method) -> list[str]:
         cost = call_cost(method.denoiser(), experiment.shape, label, next(method.networks.parameters()).device)
     calls = [macs for macs in (cost.heavy, cost.light) if macs]
     lines = []
-    for (name, network), macs in zip(method.networks.items(), calls, strict=True):
-        config: UViTConfig = getattr(experiment.networks, name)
+    for (name, config), macs in zip(experiment.networks.configs.items(), calls, strict=True):
         sides = (config.side(i) for i in range(len(config.levels)))
         levels = (f"{b.kind} {b.channels} x {b.blocks} at {s} x {s}" for b, s in zip(config.levels, sides, strict=True))
-        count = sum(parameter.numel() for parameter in network.parameters())
+        count = sum(parameter.numel() for parameter in method.networks[name].parameters())
         lines.append(
             f"{name}: {', '.join(levels)}, patches of {config.patch}; {_rounded(count)} parameters, "
             f"{_rounded(macs)} multiply-adds a call"
@@ -124,12 +163,11 @@ def samples_file(out: Path, iteration: int) -> Path:
     return out / "samples" / f"{iteration:07d}.png"
 
 
-def save_samples(
-    experiment: Experiment, denoiser: Denoiser, plan: StepPlan, file: Path, device: torch.device | str
-) -> None:
-    """A grid of 40 images, from the same noise every time."""
-    labels = [i % experiment.num_classes for i in range(40)] if experiment.num_classes else None
-    drawn = sample(denoiser, Ancestral(experiment.process), plan, experiment.shape, range(40), labels, device=device)
+def save_samples(experiment: Experiment, denoiser: Denoiser, file: Path, device: torch.device | str) -> None:
+    """A grid of images, from the same noise every time."""
+    seeds, (plan, *_) = range(SHOWN), experiment.serves.ladder([SHOWN_STEPS])
+    labels = [seed % experiment.num_classes for seed in seeds] if experiment.num_classes else None
+    drawn = sample(denoiser, Ancestral(experiment.process), plan, experiment.shape, seeds, labels, device=device)
     pictures = np.concatenate([to_uint8(batch).cpu().numpy() for batch in drawn])
     file.parent.mkdir(exist_ok=True)
     save_grid(pictures, file, columns=10, scale=2)

@@ -29,10 +29,14 @@ from dualrate.sampling.trajectory import sample
 
 @dataclass(frozen=True)
 class CallCost:
-    """MACs of one row of a heavy (encode) and of a light (denoise with its context) call."""
+    """MACs of one row of a heavy (encode) and of a light (denoise with its context) call.
+
+    own: whether a heavy call has denoised already, so that its step makes no light one
+    """
 
     heavy: int
     light: int
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,9 @@ def call_cost(
     cond = Cond(None if label is None else torch.tensor([label], device=device))
     heavy = macs_of(lambda: denoiser.encode(z, t, cond))
     with torch.no_grad():
-        context = denoiser.encode(z, t, cond).aged()
-    return CallCost(heavy, macs_of(lambda: denoiser.denoise(z, t, context, cond)))
+        context = denoiser.encode(z, t, cond)
+    light = macs_of(lambda: denoiser.denoise(z, t, context.aged(), cond))
+    return CallCost(heavy, light, own=context.x_hat is not None)
 
 
 def plan_cost(

@@ -58,6 +58,7 @@ def fit(
     run_dir: Path,
     *,
     identity: Mapping[str, Any],
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda written: written,
     progress: Progress | None = None,
     on_start: Callable[[], None] | None = None,
     on_sample: Callable[[int], None] | None = None,
@@ -66,6 +67,7 @@ def fit(
     """Train `method` on `batches`, or continue the run that `run_dir` holds.
 
     identity:  JSON-able resolved configuration; resuming with another one is refused
+    upgrade:   of an identity as earlier versions wrote it
     on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
     on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in place
     Raises ValueError (another configuration), OSError (run in use, no intact checkpoint, nothing could be saved at
@@ -79,7 +81,7 @@ def fit(
         stack.enter_context(run_lock(run_dir))
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(torch.random.fork_rng(cuda))
-        trainer = _Trainer(method, config, device, progress, run_dir, json.loads(json.dumps(dict(identity))))
+        trainer = _Trainer(method, config, device, progress, run_dir, json.loads(json.dumps(dict(identity))), upgrade)
         if on_start:
             on_start()
         stopped = trainer.run(batches, on_sample, interrupts)
@@ -95,8 +97,9 @@ class _Trainer:
         progress: Progress,
         run_dir: Path,
         identity: dict[str, Any],
+        upgrade: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> None:
-        self.method, self.config, self.device, self.progress = method, config, device, progress
+        self.method, self.config, self.device, self.progress, self.upgrade = method, config, device, progress, upgrade
         self.checkpoints = run_dir / "checkpoints"
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
         self.save_failed = False
@@ -118,7 +121,7 @@ class _Trainer:
         saved = checkpoint.recover(self.checkpoints, self.progress.note)
         if saved is None:
             return -1
-        if changes := differences(saved.state["config"], self.identity, self.config.free()):
+        if changes := differences(self.upgrade(saved.state["config"]), self.identity, self.config.free()):
             lines = "\n  ".join(changes)
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
         rows = {"micro_batch": saved.state["config"]["fit"]["micro_batch"]}

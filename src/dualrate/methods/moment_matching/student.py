@@ -43,6 +43,7 @@ class StudentMethod(Ranged):
     states:   where (z_t, t, s) and the context come from
     pretraining: iterations of the denoising loss at `pretraining_states` with the encoder's U-ViT as it is: the
         light network and the projections learn to read it. Afterwards all of the student trains
+    backbone: the encoder's U-ViT
     student_rate: factor of the student's learning rate, below 1 so that an auxiliary can follow it
     """
 
@@ -54,14 +55,16 @@ class StudentMethod(Ranged):
     states: StateSource
     pretraining: FirstIterations = 0
     pretraining_states: StateSource | None = None
+    backbone: nn.Module | None = None
     student_rate: Factor = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pretraining and (self.pretraining_states is None or "encoder" not in self.networks):
+        if self.pretraining and (self.pretraining_states is None or self.backbone is None):
             raise ValueError(
-                "pre-training is for a student with an encoder, and needs states with data: pass pretraining_states = "
-                f"ForwardPairs(...), or pretraining = 0; got {self.pretraining} and networks {sorted(self.networks)}"
+                "pre-training is for a student with an encoder, and needs states with data: pass backbone, the "
+                "encoder's U-ViT, and pretraining_states = ForwardPairs(...), or pretraining = 0; got "
+                f"{self.pretraining} and networks {sorted(self.networks)}"
             )
 
     def denoiser(self) -> Denoiser:
@@ -70,7 +73,8 @@ class StudentMethod(Ranged):
     def phases(self, iteration: int) -> tuple[Phase, ...]:
         if iteration >= self.pretraining:
             return (self.phase(iteration - self.pretraining),)
-        kept = {id(parameter) for parameter in self.networks.get_submodule("encoder.net").parameters()}
+        assert self.backbone is not None
+        kept = {id(parameter) for parameter in self.backbone.parameters()}
         trained = tuple(parameter for parameter in self.networks.parameters() if id(parameter) not in kept)
         return (Phase("pretraining", trained, self.pretraining_loss),)
 
@@ -84,9 +88,10 @@ class StudentMethod(Ranged):
     def pretraining_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """The denoising loss of the student at `pretraining_states`."""
         assert self.pretraining_states is not None
+        assert self.backbone is not None
         cond = Cond(batch.label)
         states = self.pretraining_states(self.student, batch, cond, draws)
-        with frozen(self.networks.get_submodule("encoder.net")):
+        with frozen(self.backbone):
             x_hat = states.x_hat(self.student, cond)
         error = (batch.x[states.row] - x_hat).square().flatten(1).mean(1)
         return Loss((x_loss_weight(self.weighting, self.process.schedule, states.t).to(error.dtype) * error).mean())

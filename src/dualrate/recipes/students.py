@@ -1,16 +1,19 @@
-"""What distilling needs beside a teacher, and the student that it then makes of one."""
+"""Students of a teacher: their networks, their method and how they train."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.experiment import Experiment, OneNetwork, TwoNetworks
-from dualrate.experiments.serves import Continuous, Grid
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.moment_matching import MomentMatchingConfig, Rollout, teachers_network
+from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.runs.distillation import teachers_network
 from dualrate.runs.store import read_experiment
 from dualrate.training.config import FitConfig
 
@@ -19,7 +22,7 @@ STUDENT_RATE = 0.2  # of the student's learning rate over that of the auxiliary,
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StudentRecipe:
     """name:  of the runs, before the plan; None: the teacher's
     light: the light network of a dual-rate student; None: `light_of` the teacher's network
     """
@@ -48,57 +51,60 @@ def _lighter(level: Level, least: int = 1) -> Level:
     return replace(level, channels=min(level.channels, max(channels, least)), dropout=0.0)
 
 
-def plain_student(recipe: Recipe, teacher: str, steps: int, *, shift: float = 0.0) -> Experiment:
-    """A student of the teacher's shape for `steps` steps and more. shift: of its log-SNR against the teacher's."""
+def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: float = 0.0, **options: Any) -> Experiment:
+    """A student of the teacher's shape for `steps` steps and more.
+
+    shift:   of its log-SNR against the teacher's
+    options: fields of `MomentMatchingConfig`
+    """
     source = read_experiment(Path(teacher))
     networks = OneNetwork(teachers_network(source, teacher))
-    return _student(
-        source, f"{recipe.name or source.name}-plain-{steps}", networks, recipe.fit, Continuous(steps), shift
-    )
+    method = MomentMatchingConfig(teacher, AtLeast(steps), weighting=source.method.weighting, **options)
+    return _student(recipe, source, f"plain-{steps}", networks, method, shift)
 
 
 def dual_student(
-    recipe: Recipe,
+    recipe: StudentRecipe,
     teacher: str,
     steps: int,
     heavy: int,
     *,
     shift: float = 0.0,
-    light_from: str | None = None,
     student_from: str | None = None,
+    rollout: Rollout = "full",
+    **options: Any,
 ) -> Experiment:
     """A dual-rate student: an encoder of the teacher's shape and the recipe's light network.
 
-    light_from:   a single-rate run whose weights the light network starts from
     student_from: a dual-rate run whose two networks the student has and starts from, instead
     """
     source = read_experiment(Path(teacher))
     encoder = teachers_network(source, teacher)
     light = light_of(encoder) if recipe.light is None else replace(recipe.light, num_classes=encoder.num_classes)
-    networks = TwoNetworks(encoder, light)
+    networks: NetworksConfig = TwoNetworks(encoder, light)
     if student_from is not None:
-        found = read_experiment(Path(student_from)).networks
-        if not isinstance(found, TwoNetworks):
+        networks = read_experiment(Path(student_from)).networks
+        if not isinstance(networks, TwoNetworks):
             raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
-        networks = found
-    name = f"{recipe.name or source.name}-dual-{steps}-{heavy}"
-    student = _student(source, name, networks, recipe.fit, Grid(steps, heavy), shift)
-    return replace(student, light_from=light_from)
+    plans, own = OnePlan(steps, heavy), {"student_from": student_from, "rollout": rollout, **options}
+    method = MomentMatchingConfig(teacher, plans, weighting=source.method.weighting, **own)
+    return _student(recipe, source, f"dual-{steps}-{heavy}", networks, method, shift)
 
 
 def _student(
+    recipe: StudentRecipe,
     source: Experiment,
-    name: str,
-    networks: OneNetwork | TwoNetworks,
-    fit: FitConfig,
-    times: Continuous | Grid,
+    ending: str,
+    networks: NetworksConfig,
+    method: MomentMatchingConfig,
     shift: float,
 ) -> Experiment:
-    schedule = source.schedule
+    schedule = source.process.schedule
     if not math.isfinite(shift):
         raise ValueError(f"the shift of a schedule is a number of log-SNR, got {shift}")
     if shift:
         if not isinstance(schedule, Cosine):
             raise ValueError(f"only a cosine schedule can be shifted further, this teacher's is {schedule}: drop shift")
         schedule = replace(schedule, shift=schedule.shift + shift)
-    return Experiment(name, networks, fit, source.data, schedule, source.weighting, times)
+    name = f"{recipe.name or source.name}-{ending}"
+    return Experiment(name, networks, method, recipe.fit, source.data, GaussianProcess(schedule))

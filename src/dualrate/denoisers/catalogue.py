@@ -1,0 +1,33 @@
+"""Denoisers by name, made around that of a trained model: what spends less per step without training.
+
+A name of the form `package.module:name` is one of another package: a class or a function that takes a denoiser and its
+process, and returns a denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from dualrate.config.imports import imported
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.diffusion.process import GaussianProcess
+
+Around = Callable[[Denoiser, GaussianProcess], Denoiser]
+
+DENOISERS: dict[str, Around] = {"shared-encoder": SharedEncoder.around}
+
+
+def denoiser_named(name: str) -> Around:
+    """Makes the denoiser of a name in DENOISERS, or of another package. Raises ValueError for any other name."""
+    if name in DENOISERS:
+        return DENOISERS[name]
+    if ":" not in name:
+        raise ValueError(
+            f"there is no denoiser {name!r}; there are {', '.join(DENOISERS)}; package.module:name is one of your own"
+        )
+    found = imported(name)
+    if not callable(found):
+        raise ValueError(f"{name} is no denoiser: expected what takes a denoiser and its process, got {found!r}")
+    return cast(Around, found)

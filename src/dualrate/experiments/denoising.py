@@ -1,0 +1,96 @@
+"""The configuration of training by the denoising loss: single-rate, dual-rate, and with parts that start from runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dualrate.config.ranges import LossWeight, Probability, Ranged
+from dualrate.diffusion.weighting import Sigmoid, Weighting
+from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiments.networks import NetworksConfig
+from dualrate.experiments.serves import AnyPlan
+from dualrate.methods.denoising import Denoising
+from dualrate.methods.times import SingleTime, TimeSampler
+
+
+@dataclass(frozen=True)
+class DenoisingConfig(MethodConfig, Ranged):
+    """The weighted denoising loss."""
+
+    times: SingleTime | TimeSampler = SingleTime()
+    weighting: Weighting = Sigmoid()
+    label_dropout: Probability = 0.1
+    """Share of the images that train without their label, for classifier-free guidance."""
+    encoder_weight: LossWeight = 1.0
+    """Weight of the encoder's own loss, where it denoises by itself."""
+    encoder_from: str | None = None
+    """A single-rate run whose averaged weights the encoder starts from."""
+    freeze_encoder: bool = False
+    """Leave the encoder's weights as they are: the light network and the projections into it are trained."""
+    light_from: str | None = None
+    """A single-rate run whose averaged weights the light network starts from."""
+
+    @property
+    def serves(self) -> AnyPlan:
+        return AnyPlan(self.times.heavy, drops=self.times.dropout > 0)
+
+    def check(self, experiment: Experiment) -> None:
+        if self.freeze_encoder and not self.encoder_from:
+            raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
+        if (self.encoder_from or self.light_from) and not {"encoder", "light"} <= experiment.networks.configs.keys():
+            raise ValueError(
+                f"{experiment.name} has a single network; encoder_from and light_from start the parts of a dual-rate "
+                "model"
+            )
+
+    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        method = self.build(experiment)
+        parts = {"encoder": self.encoder_from, "light": self.light_from} if start.fresh else {}
+        sources = {role: start.load(run) for role, run in parts.items() if run is not None}
+        return Prepared(method, start_from(experiment.networks, method.networks, sources))
+
+    def build(self, experiment: Experiment) -> Denoising:
+        """With weights drawn from the run's seed."""
+        networks, denoiser = experiment.build()
+        if self.freeze_encoder:
+            experiment.networks.backbone(networks, "encoder").eval().requires_grad_(False)
+        return Denoising(
+            networks,
+            denoiser,
+            experiment.process,
+            self.weighting,
+            self.times,
+            null=experiment.num_classes,
+            label_dropout=self.label_dropout,
+            encoder_weight=self.encoder_weight,
+        )
+
+
+def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[str, Model]) -> dict[str, str]:
+    """Start roles of a dual-rate model from single-rate models' weights. Says for each which weights those were.
+
+    An encoder without a head leaves its source's where it is. A trained light network starts without any influence of
+    the context, so training goes on from where it was.
+    Raises ValueError if a model's network is not the role's.
+    """
+    for role, source in sources.items():
+        if source.experiment.networks.configs.keys() != {"model"}:
+            raise ValueError(f"{source.path} is a dual-rate model; {role}_from takes a single-rate one")
+        backbone = config.backbone(networks, role)
+        weights = source.networks["model"].state_dict()
+        if not any(name.startswith("head.") for name in backbone.state_dict()):
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+        fill(backbone, weights, f"{source.path}: its network is not this experiment's {role}")
+    if "light" in sources:
+        config.disconnect(networks)
+    return {role: str(source) for role, source in sources.items()}
+
+
+def fill(module: nn.Module, weights: dict, problem: str) -> None:
+    """Give a module weights. Raises ValueError, which begins with `problem`, if they are of another one."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{problem}: {' '.join(str(error).split())[:200]} ...") from error

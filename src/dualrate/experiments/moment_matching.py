@@ -1,0 +1,237 @@
+"""The configuration of Moment Matching Distillation: a student of few steps from a teacher of many.
+
+Three roles: the teacher is frozen and in no checkpoint; the student is the model that comes out; the auxiliary, of the
+teacher's shape, is trained along. All networks know noise levels and no times, so a student may have a schedule of its
+own: the teacher is called at the noise levels of the student's steps.
+
+Where training runs in bfloat16, the teacher is held in it: its matrix products are in bfloat16 in any case, so this
+halves its memory and changes no number. The instant version has no auxiliary, and needs its teacher in float32.
+
+Where auxiliary and teacher have dropout, they share its masks, so that their difference is not noise. A guided teacher,
+which has twice the rows, and one beside compiled networks, which draw other masks, run without. Sampling has no
+dropout: a student trained with it is matched as a sampler that it then is not, quite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.config.ranges import BelowOne, Factor, FirstIterations, Pairs, Ranged, TeacherGuidance
+from dualrate.denoisers.denoiser import Denoiser, Plain
+from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.weighting import Sigmoid, Weighting
+from dualrate.experiments.denoising import fill, start_from
+from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiments.networks import OneNetwork
+from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.moment_matching.instant import InstantMomentMatching
+from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
+from dualrate.methods.moment_matching.watch import Watch
+from dualrate.networks.uvit import UViT, UViTConfig
+
+Rollout = Literal["data", "segment", "full"]
+PRECONDITIONING, ROWS = 64, 64  # batches of the instant version's preconditioner, their rows at most
+
+
+@dataclass(frozen=True)
+class MomentMatchingConfig(MethodConfig, Ranged):
+    """Moment matching. A dual-rate student serves one plan, a plain one all steps that are short enough."""
+
+    teacher: str
+    """A single-rate run, or released weights."""
+    plans: AtLeast | OnePlan
+    """Those that the student is made for."""
+    version: Literal["alternating", "instant"] = "alternating"
+    """With an auxiliary network, or in the teacher's parameter space."""
+    rollout: Rollout = "data"
+    """The student's states in training: noised data (data, of a plain student); its own steps since the last heavy
+    call (segment); its own steps from noise (full)."""
+    guidance: TeacherGuidance = 1.0
+    """Classifier-free guidance weight of the teacher; 1 is none."""
+    dropout: BelowOne | None = None
+    """Of student and auxiliary in training, not in sampling; as their networks say if not given."""
+    pretraining: FirstIterations = 0
+    """Iterations at first in which the light network learns to denoise beside the frozen encoder."""
+    pairs: Pairs = 1
+    """Times (t, s) trained on from one rollout."""
+    student_rate: Factor = 1.0
+    """The student's learning rate over the auxiliary's, which is fit.optim.lr."""
+    student_from: str | None = None
+    """A dual-rate run that the whole student starts from; from the teacher if not given."""
+    light_from: str | None = None
+    """A single-rate run that the light network starts from."""
+    weighting: Weighting = Sigmoid()
+
+    @property
+    def serves(self) -> AtLeast | OnePlan:
+        return self.plans
+
+    @property
+    def plan(self) -> StepPlan:
+        """What the student is sampled under, while it trains."""
+        return self.plans.default_plan()
+
+    def check(self, experiment: Experiment) -> None:
+        fit, dual = experiment.fit, experiment.networks.configs.keys() != {"model"}
+        if not isinstance(self.plans, OnePlan if dual else AtLeast):
+            raise ValueError(
+                "a dual-rate student serves one plan and a single-rate one all steps that are short enough, "
+                f"got {self.plans}"
+            )
+        if (self.rollout == "data") == dual:
+            raise ValueError(
+                f"got rollout {self.rollout!r}: a dual-rate student learns from its own steps (segment or full), "
+                "a plain one from noised data (data)"
+            )
+        if (self.pretraining or self.student_from or self.light_from) and not dual:
+            raise ValueError("a plain student starts from its teacher: drop pretraining, student_from and light_from")
+        if self.pairs > 1 and not dual:
+            raise ValueError(f"a rollout serves one pair (t, s) or more, noised data one; got pairs {self.pairs}")
+        if self.pretraining >= fit.iterations:
+            raise ValueError(
+                f"{self.pretraining} of {fit.iterations} iterations are pre-training: make it fewer "
+                "(--pretraining), or the iterations more (--fit.iterations)"
+            )
+        if self.student_from is not None and self.light_from is not None:
+            raise ValueError("student_from brings the light network's weights too: drop light_from, or student_from")
+        rows = fit.batch_size if fit.micro_batch is None else min(fit.micro_batch, fit.batch_size)
+        if self.version == "instant" and 1 in (rows, fit.batch_size % rows):
+            raise ValueError(
+                f"the instant version halves every micro-batch, so none may have one row: got batches of "
+                f"{fit.batch_size} in micro-batches of {rows}"
+            )
+
+    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        teacher = start.load(self.teacher)
+        method = self.build(experiment, teacher, bfloat16=start.bfloat16)
+        if isinstance(method, InstantMomentMatching):
+            start.note(f"preconditioner: the teacher's gradients on {PRECONDITIONING} batches")
+            method = method.preconditioned(start.batch(i)[:ROWS] for i in range(PRECONDITIONING))
+        weights = {"teacher": str(teacher)}
+        if start.fresh:
+            weights |= self.fill(experiment, method.networks, teacher, start)
+        return Prepared(method, weights, {"teacher": f"weights {teacher.weights_hash[:12]}"}, Watch)
+
+    def build(
+        self, experiment: Experiment, teacher: Model, *, bfloat16: bool
+    ) -> MomentMatching | InstantMomentMatching:
+        """Student and auxiliary as new, before `fill`. Raises ValueError if the teacher cannot teach this student."""
+        config, process = with_dropout(self.check_teacher(experiment, teacher), self.dropout), experiment.process
+        networks, student = self._with_dropout(experiment).build()
+        weights = teacher.networks["model"].state_dict()
+        shares_masks = self.version == "alternating" and self.guidance == 1 and not experiment.fit.compile
+        network = frozen_teacher(config, weights, bfloat16=bfloat16 and self.version == "alternating")
+        network.to(next(teacher.networks.parameters()).device).train(shares_masks)
+        taught: Denoiser = Plain(network, process)
+        if self.guidance != 1:
+            taught = Guided(taught, process, self.guidance, teacher.num_classes)
+        roles = {
+            "networks": networks,
+            "student": student,
+            "teacher": taught,
+            "process": process,
+            "weighting": self.weighting,
+            "states": self._states(experiment),
+            "pretraining": self.pretraining,
+            "student_rate": self.student_rate,
+            "pretraining_states": ForwardPairs(self.plan, process) if self.pretraining else None,
+            "backbone": experiment.networks.backbone(networks, "encoder") if self.pretraining else None,
+        }
+        if self.version == "instant":
+            return InstantMomentMatching(teacher_network=network, **roles)
+        auxiliary = UViT(config).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        auxiliary.load_state_dict(weights)
+        auxiliaries = nn.ModuleDict({"auxiliary": auxiliary})
+        return MomentMatching(auxiliaries=auxiliaries, auxiliary=Plain(auxiliary, process), **roles)
+
+    def check_teacher(self, student: Experiment, teacher: Model) -> UViTConfig:
+        """The teacher's network, for student and auxiliary. Raises ValueError if it cannot teach the student."""
+        network = teachers_network(teacher.experiment, self.teacher)
+        if (teacher.shape, teacher.num_classes) != (student.shape, student.num_classes):
+            raise ValueError(
+                f"{self.teacher} makes images of {teacher.shape} (C, H, W) in {teacher.num_classes} classes, "
+                f"{student.name} of {student.shape} in {student.num_classes}: they must be the same"
+            )
+        if isinstance(student.networks, OneNetwork) and student.networks != OneNetwork(network):
+            raise ValueError(
+                f"a plain student starts from its teacher, so {student.name} must have the network of {self.teacher}"
+            )
+        if self.guidance != 1 and not teacher.num_classes:
+            raise ValueError(f"{self.teacher} has no classes, so there is nothing to guide: drop the guidance weight")
+        return network
+
+    def fill(self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model, start: Start) -> dict[str, str]:
+        """Put the weights in that training begins with; says which those were.
+
+        Raises ValueError for weights of other networks.
+        """
+        if self.student_from is not None:
+            source = start.load(self.student_from)
+            fill(networks, source.networks.state_dict(), f"{self.student_from}: its networks are not the student's")
+            return {"student": str(source)}
+        if isinstance(experiment.networks, OneNetwork):
+            fill(networks, teacher.networks.state_dict(), f"{self.teacher}: its networks are not the student's")
+            return {}
+        sources = {"encoder": teacher}
+        if self.light_from is not None:
+            sources["light"] = start.load(self.light_from)
+        return start_from(experiment.networks, networks, sources)
+
+    def _with_dropout(self, experiment: Experiment) -> Experiment:
+        """The student with the dropout of training."""
+        parts = {role: with_dropout(config, self.dropout) for role, config in experiment.networks.configs.items()}
+        return replace(experiment, networks=replace(experiment.networks, **parts))
+
+    def _states(self, experiment: Experiment) -> StateSource:
+        process, plan = experiment.process, self.plan
+        if self.rollout == "data":
+            return FromData(plan.num_steps, process)
+        return (SegmentRollout if self.rollout == "segment" else FullRollout)(plan, process, self.pairs)
+
+
+def teachers_network(experiment: Experiment, name: str) -> UViTConfig:
+    """The network of a run that can teach. Raises ValueError for a dual-rate run and for a student."""
+    if not isinstance(experiment.networks, OneNetwork):
+        raise ValueError(f"{name} is a dual-rate model; a teacher is a single-rate one, called at any noise level")
+    if not experiment.serves.any_plan:
+        raise ValueError(f"{name} is a student itself, which knows its own few steps: name what taught it")
+    return experiment.networks.model
+
+
+def with_dropout(config: UViTConfig, dropout: float | None) -> UViTConfig:
+    """The network with one rate of dropout at all levels; None: as it is."""
+    if dropout is None:
+        return config
+    return replace(config, levels=tuple(replace(level, dropout=dropout) for level in config.levels))
+
+
+def frozen_teacher(config: UViTConfig, weights: Mapping[str, Tensor], *, bfloat16: bool) -> nn.Module:
+    """A U-ViT without gradients; bfloat16: with the weights of its matrix products, the head's excepted, in that."""
+    network = UViT(config)
+    network.load_state_dict(weights)
+    network.to(memory_format=torch.channels_last).requires_grad_(False)  # pyright: ignore[reportCallIssue]
+    if not bfloat16:
+        return network
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not name.startswith("head."):
+            module.to(torch.bfloat16)
+    return InBfloat16(network)
+
+
+class InBfloat16(nn.Module):
+    """Runs a network under autocast, whatever the caller does."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        with torch.autocast(z.device.type, torch.bfloat16):
+            return self.network(z, log_snr, label)

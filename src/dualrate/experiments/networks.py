@@ -1,0 +1,104 @@
+"""The networks of an experiment: their configurations, what they are built to, and what their parts are called."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, check_pair, disconnect
+from dualrate.networks.uvit import UViT, UViTConfig
+
+
+@dataclass(frozen=True)
+class NetworksConfig(ABC):
+    """Builds networks and the denoiser that calls them. A subclass is a frozen dataclass."""
+
+    @abstractmethod
+    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+        """Networks by their roles, with random weights, and their denoiser."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """0 for an unconditional model."""
+
+    @property
+    def configs(self) -> Mapping[str, UViTConfig]:
+        """The U-ViT of each role, in the order of `build`; none for networks that have none."""
+        return {}
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        """The part of a role that a model of one network has too: all of it, unless said otherwise."""
+        return networks[role]
+
+    def disconnect(self, networks: nn.ModuleDict) -> None:  # noqa: B027  # one network has nothing to take away
+        """Take all influence of one role on another away; nothing where there is none."""
+
+
+@dataclass(frozen=True)
+class OneNetwork(NetworksConfig):
+    """A single-rate model."""
+
+    model: UViTConfig
+
+    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+        network = UViT(self.model)
+        return nn.ModuleDict({"model": network}), Plain(network, process)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.model.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
+    @property
+    def configs(self) -> Mapping[str, UViTConfig]:
+        return {"model": self.model}
+
+
+@dataclass(frozen=True)
+class TwoNetworks(NetworksConfig):
+    """A dual-rate model. encoder.head: whether the encoder denoises by itself where it is called."""
+
+    encoder: UViTConfig
+    light: UViTConfig
+    context: ContextConfig = ContextConfig()
+
+    def __post_init__(self) -> None:
+        check_pair(self.encoder, self.light, self.context)
+
+    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder, light = ContextEncoder(self.encoder, self.light, self.context), LightUViT(self.light)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.light.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.light.num_classes
+
+    @property
+    def configs(self) -> Mapping[str, UViTConfig]:
+        return {"encoder": self.encoder, "light": self.light}
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        """The U-ViT of a role, without the projections of contexts and the embedding of tau."""
+        return networks.get_submodule(f"{role}.net")
+
+    def disconnect(self, networks: nn.ModuleDict) -> None:
+        """At the start of training: the light network alone."""
+        disconnect(networks["encoder"], networks["light"])

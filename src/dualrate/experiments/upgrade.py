@@ -1,0 +1,60 @@
+"""Experiments as earlier versions wrote them, read as today's. Before there were methods' configurations an experiment
+had their fields itself, and what was distilled stood in a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+OF_THE_METHOD = (
+    "weighting",
+    "times",
+    "label_dropout",
+    "encoder_weight",
+    "encoder_from",
+    "freeze_encoder",
+    "light_from",
+)
+OF_A_DISTILLATION = (
+    "teacher",
+    "version",
+    "rollout",
+    "guidance",
+    "dropout",
+    "pretraining",
+    "pairs",
+    "student_rate",
+    "student_from",
+)
+PLANS = {"Continuous": "AtLeast", "Grid": "OnePlan"}
+UNKNOWN = "unknown"  # teacher of a student whose distillation was not kept
+
+
+def upgraded(written: dict[str, Any], distillation: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """An experiment as `serial.to_plain` writes it today, from one that it wrote then; today's as it is.
+
+    distillation: what was written beside a student
+    """
+    if "method" in written or "networks" not in written:
+        return written
+    kept = {name: value for name, value in written.items() if name not in (*OF_THE_METHOD, "schedule")}
+    method: dict[str, Any] = {name: written[name] for name in OF_THE_METHOD if name in written}
+    times = method.get("times") or {}
+    if times.get("type") in PLANS:
+        plans = {**times, "type": PLANS[times["type"]]}
+        own = {"teacher": UNKNOWN, "rollout": "data" if plans["type"] == "AtLeast" else "full"}
+        own |= {name: distillation[name] for name in OF_A_DISTILLATION if name in distillation} if distillation else {}
+        shared = {name: method[name] for name in ("weighting", "light_from") if name in method}
+        method = {"type": "MomentMatchingConfig", **own, "plans": plans, **shared}
+    else:
+        method = {"type": "DenoisingConfig", **method}
+    process = {"process": {"type": "GaussianProcess", "schedule": written["schedule"]}} if "schedule" in written else {}
+    return {**kept, "method": method, **process}
+
+
+def upgraded_identity(written: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its run, as it is written today."""
+    if "student" not in written:
+        return upgraded(written)
+    return {**upgraded(written["student"], written), "images": written["images"], "fit": written["fit"]}

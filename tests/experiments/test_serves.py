@@ -1,0 +1,108 @@
+"""Which plans a student serves: the ones of its training, and a message for every other."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.moment_matching import MomentMatchingConfig
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan
+from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.grids import karras, uniform
+from dualrate.sampling.solvers import Heun
+from dualrate.training.config import FitConfig
+
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
+
+
+@given(st.integers(1, 40), st.integers(1, 80))
+def test_a_plain_student_serves_its_steps_and_more(own, asked):
+    plan = StepPlan.uniform(asked)
+    if asked >= own:
+        AtLeast(own).check(plan)
+    else:
+        with pytest.raises(ValueError, match=f"distilled to {own} steps and serves as many or more"):
+            AtLeast(own).check(plan)
+
+
+def test_a_plain_student_refuses_a_step_longer_than_it_learned():
+    plan = StepPlan.at(karras(Cosine(), 8), range(8))
+    with pytest.raises(ValueError, match=r"longer than 1/8"):
+        AtLeast(8).check(plan)
+
+
+@given(st.integers(1, 12), st.data())
+def test_a_dual_rate_student_serves_its_own_plan_alone(steps, data):
+    grid = OnePlan(steps, data.draw(st.integers(1, steps)))
+    grid.check(StepPlan.at(uniform(steps), [i for i, r in enumerate(grid.default_plan().refresh) if r.value == "full"]))
+    other = (data.draw(st.integers(1, 12)), data.draw(st.integers(0, 12)))
+    if other[1] <= other[0] and other != (grid.steps, grid.heavy):
+        with pytest.raises(ValueError, match=f"for {steps} steps equal in t with {grid.heavy} heavy calls"):
+            grid.check(StepPlan.uniform(*other))
+
+
+def test_a_dual_rate_student_refuses_heavy_calls_and_steps_elsewhere():
+    for plan in (StepPlan.at(8, (0, 1, 2, 3)), StepPlan.at((1, *uniform(8)[1:-2], 0.1, 0), (0, 2, 4, 6))):
+        with pytest.raises(ValueError, match="serves no other plan"):
+            OnePlan(8, 4).check(plan)
+
+
+def test_what_is_drawn_if_nothing_is_asked_for():
+    for serves, steps, heavy in (
+        (AtLeast(4), 4, 4),
+        (OnePlan(8, 4), 8, 4),
+        (DenoisingConfig(SingleTime()).serves, 64, 64),
+        (DenoisingConfig(TimeSampler()).serves, 64, 16),
+    ):
+        plan = serves.default_plan()
+        assert (plan.num_steps, plan.num_heavy) == (steps, heavy)
+        serves.check(plan)
+    AnyPlan().check(StepPlan.uniform(1))
+    AnyPlan((4, 32)).check(StepPlan.uniform(3, 1))
+
+
+def test_a_ladder_has_the_plans_that_are_served():
+    def sizes(serves):
+        return [(plan.num_steps, plan.num_heavy) for plan in serves.ladder([2, 8, 8, 300])]
+
+    assert sizes(AnyPlan()) == [(2, 2), (8, 8), (300, 300)]
+    assert sizes(AnyPlan((4, 32))) == [(2, 2), (8, 4), (300, 32)]
+    assert sizes(AtLeast(4)) == [(4, 4), (8, 8), (300, 300)]
+    assert sizes(OnePlan(8, 3)) == [(8, 3)]
+
+
+def test_students_are_for_plain_ancestral_sampling():
+    process = GaussianProcess(Cosine())
+    for step in (DDIM(process), Ancestral(process, gamma=0.2), Ancestral(process, eta=0.5), Heun(process)):
+        AnyPlan().check_step(step)
+        for serves in (AtLeast(4), OnePlan(8, 4)):
+            serves.check_step(Ancestral(process))
+            with pytest.raises(ValueError, match="is a distilled student, for plain ancestral sampling"):
+                serves.check_step(step)
+
+
+@pytest.mark.parametrize(("steps", "heavy"), [(8, 9), (8, 0), (0, 0)])
+def test_impossible_grids_are_refused(steps, heavy):
+    with pytest.raises(ValueError, match=r"got [09]$"):
+        OnePlan(steps, heavy)
+    with pytest.raises(ValueError, match="steps is a whole number from 1 to 100,000, got 0"):
+        AtLeast(0)
+
+
+def test_students_are_written_and_read():
+    method = MomentMatchingConfig("teacher", AtLeast(4))
+    plain = Experiment("plain", OneNetwork(NET), method, FitConfig(iterations=1))
+    dual = replace(method, plans=OnePlan(8, 4), rollout="full")
+    for student in (plain, replace(plain, networks=TwoNetworks(NET, NET), method=dual)):
+        assert from_plain(Experiment, json.loads(json.dumps(to_plain(student)))) == student

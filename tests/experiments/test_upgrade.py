@@ -1,0 +1,81 @@
+"""Experiments as versions of before wrote them: read as today's, and their runs are continued."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.moment_matching import MomentMatchingConfig
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.experiments.upgrade import upgraded, upgraded_identity
+from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.training.config import FitConfig
+
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
+ONE, TWO = OneNetwork(NET), TwoNetworks(NET, NET)
+SCHEDULE = {"type": "Cosine", "log_snr_min": -15.0, "log_snr_max": 15.0, "shift": -1.5}
+PROCESS = GaussianProcess(Cosine(shift=-1.5))
+WEIGHTING = {"type": "Sigmoid", "bias": -0.5}
+
+
+def written(networks, times: dict, **options) -> dict:
+    """An experiment of then."""
+    kept = to_plain(Experiment("run", networks, DenoisingConfig(), FitConfig(iterations=9)))
+    outer = {name: kept[name] for name in ("type", "name", "networks", "fit", "data")}
+    return {**outer, "schedule": SCHEDULE, "weighting": WEIGHTING, "times": times, "label_dropout": 0.2, **options}
+
+
+def read(plain: dict) -> Experiment:
+    return from_plain(Experiment, json.loads(json.dumps(plain)))
+
+
+@pytest.mark.parametrize(
+    ("networks", "times", "options", "method"),
+    [
+        (ONE, {"type": "SingleTime"}, {}, DenoisingConfig(SingleTime(), Sigmoid(-0.5), 0.2)),
+        (TWO, {"type": "TimeSampler", "heavy": [2, 8]}, {"encoder_from": "x", "freeze_encoder": True},
+         DenoisingConfig(TimeSampler((2, 8)), Sigmoid(-0.5), 0.2, encoder_from="x", freeze_encoder=True)),
+        (ONE, {"type": "Continuous", "steps": 4}, {},
+         MomentMatchingConfig("unknown", AtLeast(4), weighting=Sigmoid(-0.5))),
+        (TWO, {"type": "Grid", "steps": 8, "heavy": 4}, {"light_from": "y"},
+         MomentMatchingConfig("unknown", OnePlan(8, 4), rollout="full", light_from="y", weighting=Sigmoid(-0.5))),
+    ],
+)  # fmt: skip
+def test_an_experiment_of_before_is_the_same_today(networks, times, options, method):
+    old = written(networks, times, **options)
+    expected = Experiment("run", networks, method, FitConfig(iterations=9), process=PROCESS)
+    assert read(upgraded(old)) == expected
+    assert upgraded(to_plain(expected)) == to_plain(expected)
+
+
+def test_what_was_written_beside_a_student_is_in_its_method():
+    old = written(TWO, {"type": "Grid", "steps": 8, "heavy": 4})
+    beside = {"type": "Distillation", "teacher": "heavy", "student": old, "rollout": "segment", "pairs": 3}
+    method = MomentMatchingConfig("heavy", OnePlan(8, 4), rollout="segment", pairs=3, weighting=Sigmoid(-0.5))
+    assert read(upgraded(old, beside)).method == method
+
+
+def test_the_run_of_a_checkpoint_of_before_is_the_same_today():
+    old = written(ONE, {"type": "SingleTime"})
+    today = to_plain(read(upgraded(old))) | {"images": "abc"}
+    found = upgraded_identity(old | {"images": "abc"})
+    assert from_plain(Experiment, {k: v for k, v in found.items() if k != "images"}) == read(upgraded(old))
+    assert found["images"] == today["images"]
+    student = written(ONE, {"type": "Continuous", "steps": 4})
+    distilled = {"student": student, "teacher": "weights 012345", "pairs": 1, "images": "abc", "fit": student["fit"]}
+    assert upgraded_identity(distilled)["method"]["teacher"] == "weights 012345"
+    assert upgraded_identity(today) == today
+
+
+def test_released_weights_of_before_are_read():
+    """Those that the project keeps were all written then, or are as they are written now."""
+    for file in sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json")):
+        assert read(upgraded(json.loads(file.read_text()))).shape == (1, 28, 28), file
