@@ -27,13 +27,13 @@ test-slow: env-dev  ## the long fault and training tests
 reproduce-train: env  ## train a model of docs/results.md, e.g. MODEL=dual (90 minutes at most; resumes)
 	@$(BIN)/python scripts/train.py $(MODEL)
 
-reproduce-table: env  ## measure the models in weights/, draw docs/results.md (resumes)
+reproduce-table: env  ## measure the models in weights/, draw docs/results/ (resumes)
 	@$(BIN)/python scripts/results.py table
 
 reproduce-ablations: env  ## the same for the models in runs/ that reproduce-train made
 	@$(BIN)/python scripts/results.py ablations
 
-reproduce-report: env  ## compare the models in weights/ with their rivals, draw docs/results.md (an hour; resumes)
+reproduce-report: env  ## compare the models in weights/ with their rivals, draw docs/results/ (an hour; resumes)
 	@$(BIN)/python scripts/report.py fashion-mnist
 
 reproduce-cifar10: env  ## a piece of the CIFAR-10 experiment: PIECE=heavy|light|dual|dual-kept|report DATA=... [SIZE=reduced]

@@ -1,4 +1,4 @@
-"""Likelihood bounds of the models in weights/: the table of docs/results.md (`make reproduce-table` puts it there).
+"""Likelihood bounds of the models in weights/, for docs/results/bounds.md (`make reproduce-table` puts them there).
 
     OMP_NUM_THREADS=1 .venv/bin/python scripts/bounds.py
 

@@ -1,4 +1,4 @@
-"""Reports of docs/results.md: compares models, then writes the page's tables and figures and docs/results/NAME.json.
+"""Reports of docs/results: compares models, then writes a page's tables and figures and docs/results/NAME.json.
 
     make reproduce-report                   fashion-mnist: the models in weights/, on one thread, about an hour
     make reproduce-cifar10 PIECE=report     cifar10-full, or with SIZE=reduced cifar10-reduced: the models in runs/
@@ -9,6 +9,7 @@ The same call goes on where it was. The page with everything is runs/NAME-report
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,18 +29,19 @@ from dualrate.report.grid import save_grid
 from dualrate.report.table import Table, as_markdown, table
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
-KINDS = ("savings", "front", "screening")  # of tables
+RESULTS = ROOT / "docs" / "results"
+KINDS = ("savings", "front")  # of tables on a page
 SHOWN = 20  # images of a row of the grid
 
 
 @dataclass(frozen=True)
 class Report:
-    """entries: of `dualrate compare`, below the repository; command: what a user types"""
+    """entries: of `dualrate compare`, below the repository; command: what a user types; page: in docs/results"""
 
     entries: Sequence[str]
     effort: Effort
     command: str
+    page: str
 
 
 SDE = "@sde-dpm++2m:0.2"
@@ -55,7 +57,7 @@ def cifar10(size: str, effort: Effort, plans: Mapping[str, Sequence[str]]) -> Re
     """The models of scripts/cifar10.py under these plans; none: the usual ones."""
     entries = [f"{name}=runs/cifar10-{size}-{name}" for name in REDUCED]
     entries = [f"{entry}:{plan}" for entry in entries for plan in plans[entry.partition("=")[0]]] if plans else entries
-    return Report(entries, effort, f"make reproduce-cifar10 PIECE=report SIZE={size}")
+    return Report(entries, effort, f"make reproduce-cifar10 PIECE=report SIZE={size}", "cifar10.md")
 
 
 FASHION = {"heavy": "heavy", "medium": "medium", "light": "light", "dual": "dual-rate"}  # model: its name on the page
@@ -71,6 +73,7 @@ REPORTS = {
         + [f"{FASHION[model]}=weights/fashion-mnist-{model}:{plan}{SDE}" for model, plan in BETWEEN],
         Effort(minutes=60),
         "make reproduce-report",
+        "fashion-mnist.md",
     ),
     "cifar10-reduced": cifar10("reduced", Effort(minutes=60, screen=1000, count=2000), REDUCED),
     "cifar10-full": cifar10("full", Effort(minutes=9), {}),
@@ -79,9 +82,13 @@ REPORTS = {
 
 def tables(findings: Findings) -> dict[str, Table]:
     """By the name between the page's markers."""
-    screening = table([one.row for one in findings.screened])
-    made = (savings_table(findings), front_table(findings.finished), screening)
-    return dict(zip(KINDS, made, strict=True))
+    return dict(zip(KINDS, (savings_table(findings), front_table(findings.finished)), strict=True))
+
+
+def write_screening(name: str, findings: Findings) -> None:
+    made = table([one.row for one in findings.screened])
+    with (RESULTS / f"{name}-screening.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([made.header, *made.cells])
 
 
 def pictures(name: str, findings: Findings) -> None:
@@ -99,7 +106,7 @@ def place(text: str, name: str, made: dict[str, Table]) -> str:
         marker = f"{name} {kind}"
         between = re.compile(rf"(?<=<!-- {marker} -->\n).*?(?=<!-- end of {marker} -->)", re.DOTALL)
         if not between.search(text):
-            raise ValueError(f"{PAGE} has no place for {marker!r}: <!-- {marker} --> ... <!-- end of {marker} -->")
+            raise ValueError(f"the page has no place for {marker!r}: <!-- {marker} --> ... <!-- end of {marker} -->")
         text = between.sub(lambda _, one=one: as_markdown(one) + "\n", text)
     return text
 
@@ -109,7 +116,8 @@ def main() -> None:
     parser.add_argument("name", choices=REPORTS)
     name = parser.parse_args().name
     report, device = REPORTS[name], pick_device(None)
-    place(PAGE.read_text(), name, dict.fromkeys(KINDS, Table((), (), ())))  # before the work: is there a place for it?
+    page = RESULTS / report.page
+    place(page.read_text(), name, dict.fromkeys(KINDS, Table((), (), ())))  # before the work: is there a place for it?
     keep_freed_memory()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -122,8 +130,9 @@ def main() -> None:
     for suffix in (".json", ".csv"):
         (RESULTS / f"{name}{suffix}").write_text(out.with_suffix(suffix).read_text())
     pictures(name, findings)
-    PAGE.write_text(place(PAGE.read_text(), name, tables(findings)))
-    print(out, PAGE)
+    write_screening(name, findings)
+    page.write_text(place(page.read_text(), name, tables(findings)))
+    print(out, page)
 
 
 if __name__ == "__main__":

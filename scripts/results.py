@@ -1,10 +1,10 @@
-"""The tables and figures of docs/results.md.
+"""The tables and figures of docs/results.
 
-    make reproduce-table       the cells of the models in weights/, then the page; goes on where it was
-    make reproduce-ablations   the cells of the models in runs/ that `make reproduce-train` made, then the page
+    make reproduce-table       the cells of the models in weights/, then the pages; goes on where it was
+    make reproduce-ablations   the cells of the models in runs/ that `make reproduce-train` made, then the pages
 
-Cells are shared between processes of one thread each, four at most. Every table of the page stands between
-`<!-- name -->` and `<!-- end of name -->`.
+Cells are shared between processes of one thread each, four at most. Every table stands on the page of its
+study, between `<!-- name -->` and `<!-- end of name -->`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import planned
 import samplers
 import students
 import torch
-from cells import IMAGES, RESULTS, ROOT, SHOWN, Cell, load, measure_cell, row_of, save, time_cells
+from cells import IMAGES, RESULTS, SHOWN, Cell, load, measure_cell, row_of, save, time_cells
 
 from dualrate.cli.console import reporter
 from dualrate.machine.malloc import keep_freed_memory
@@ -37,7 +37,6 @@ from dualrate.report.table import interval, markdown_table, significant
 HEAVY, DUAL, LIGHT, HEAVY_LONG, LIGHT_LONG, EARLY = (
     f"weights/fashion-mnist-{name}" for name in ("heavy", "dual", "light", "heavy-long", "light-long", "dual-early")
 )
-PAGE = ROOT / "docs" / "results.md"
 Line = tuple[Sequence[str], Sequence[Cell]]  # what a line of a table says first, and its cells
 
 
@@ -157,21 +156,23 @@ GROUPS = {
 }
 
 
-def draw_page() -> None:
-    """Every table of the page, the figures, and the grid of samples."""
+def draw_pages() -> None:
+    """Every table of the pages, the figures, and the grid of samples."""
     rows = [row for cell in MAIN if (row := row_of(cell)) is not None]
     for cost in ("flops", "seconds"):
         (RESULTS / f"quality-{cost}.png").write_bytes(png(quality_figure(rows, cost)))
     grids = [IMAGES / f"{cell.key}.npy" for cell in GRID]
     if all(grid.exists() for grid in grids):
         save_grid(np.concatenate([np.load(grid) for grid in grids]), RESULTS / "samples.png", columns=SHOWN, scale=2)
-    text = PAGE.read_text()
+    pages = {path: path.read_text() for path in sorted(RESULTS.glob("*.md"))}
     for name, made in TABLES.items():
         between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
-        if not between.search(text):
-            raise ValueError(f"{PAGE} has no place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->")
-        text = between.sub(lambda _, made=made: made(), text)
-    save(PAGE, text)
+        path = next((path for path, text in pages.items() if between.search(text)), None)
+        if path is None:
+            raise ValueError(f"no page has a place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->")
+        pages[path] = between.sub(lambda _, made=made: made(), pages[path])
+    for path, text in pages.items():
+        save(path, text)
 
 
 def measure_missing(cells: Sequence[Cell], progress: Progress) -> None:
@@ -212,7 +213,7 @@ def main() -> None:
         in_parts([options.cells], min(os.cpu_count() or 1, 4))
     if options.cells == "table":
         time_cells(MAIN, reporter())
-    draw_page()
+    draw_pages()
 
 
 if __name__ == "__main__":

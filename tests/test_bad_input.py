@@ -192,13 +192,13 @@ def test_a_run_is_one_run_however_it_is_reached(tmp_path, monkeypatch, capsys):
         (["--networks.encoder.image-channels", 3], "got image_channels 3 and 1"),
         (["--networks.context.levels", 3], "these networks have 2 levels, so 3 cannot hand over a feature"),
         (["--data.augment.translate", 8], "images of side 8 are shifted by at most 7 pixels, got translate 8"),
-        (["--times.heavy", 8, 4], r"heavy is the least number of heavy calls, then the largest, got \(8, 4\)"),
-        (["--schedule.log-snr-min", 15], "log_snr_min must be below log_snr_max, got 15.0 and 15.0"),
+        (["--method.times.heavy", 8, 4], r"heavy is the least number of heavy calls, then the largest, got \(8, 4\)"),
+        (["--process.schedule.log-snr-min", 15], "log_snr_min must be below log_snr_max, got 15.0 and 15.0"),
         (["--device", "meta"], "there is no device 'meta' here, only cpu"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line_before_any_work(options, message, tmp_path, monkeypatch, capsys):
-    two = replace(TINY, networks=TwoNetworks(NET, NET), times=TimeSampler())
+    two = replace(TINY, networks=TwoNetworks(NET, NET), method=DenoisingConfig(TimeSampler()))
     monkeypatch.setitem(cli_train.RECIPES, "two", lambda: two)
     monkeypatch.setattr(train_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
     before = content(tmp_path)
@@ -211,7 +211,7 @@ def test_options_that_do_not_go_together_are_one_line_before_any_work(options, m
 
 def test_more_classes_than_the_data_has_train_and_fewer_do_not(tmp_path, monkeypatch, capsys):
     data = DataConfig(str(tmp_path / "tiny.npz"))
-    two = replace(TINY, networks=TwoNetworks(NET, NET), times=TimeSampler(), data=data)
+    two = replace(TINY, networks=TwoNetworks(NET, NET), method=DenoisingConfig(TimeSampler()), data=data)
     monkeypatch.setitem(cli_train.RECIPES, "two", lambda: two)
 
     def classes(count: int) -> list[object]:

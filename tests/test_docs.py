@@ -31,7 +31,7 @@ from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -108,6 +108,26 @@ def test_links_lead_to_files(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_a_page_lead_to_a_heading(page):
+    for target, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text()):
+        other = page.parent / target if target else page
+        headings = re.findall(r"^#+ (.*)$", other.read_text(), flags=re.MULTILINE)
+        assert anchor in map(slug, headings), f"{page.name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_of_text_fit_a_screen(page):
+    """Rows of tables, and code, are as long as they must be."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not [line for line in text.splitlines() if len(line) >= 120 and not line.lstrip().startswith("|")]
+
+
 # Commands
 
 
@@ -166,8 +186,9 @@ def own_images(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_networks")
-def test_every_command_of_the_readme_runs(monkeypatch):
-    for words in commands(ROOT / "README.md"):
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])
+def test_every_command_of_a_page_runs(page, monkeypatch):
+    for words in commands(ROOT / page):
         follow(words, monkeypatch)
 
 
@@ -180,7 +201,7 @@ def test_every_command_for_own_images_runs(place, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("page", ["README.md", "docs/own-images.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md", "docs/own-images.md"])
 def test_every_command_runs_on_networks_of_full_size(page, place, monkeypatch):
     own_images(place)
     (place / "weights").symlink_to(ROOT / "weights")

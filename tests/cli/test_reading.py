@@ -39,7 +39,7 @@ COMMANDS = {  # by name: options, in which DUAL and ONE are runs and OUT is a ne
     "a teacher": ["distill", "tiny", "--out", "OUT", "--teacher", "ONE", "--student", "plain", "--steps", "2"],
     "light_from": ["distill", "tiny", "--out", "OUT", "--teacher", "ONE", "--light-from", "ONE", "--steps", "2"],
     "student_from": ["distill", "tiny", "--out", "OUT", "--teacher", "ONE", "--student-from", "DUAL", "--steps", "2"],
-    "encoder_from": ["train", "dual", "--out", "OUT", "--encoder-from", "ONE"],
+    "encoder_from": ["train", "dual", "--out", "OUT", "--method.encoder-from", "ONE"],
 }
 STOPPED = {"evaluate", "compare"}  # after reading, before work that takes long
 

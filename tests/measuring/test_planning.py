@@ -13,17 +13,18 @@ from scipy.stats import spearmanr
 from trouble import full_disk, unreadable
 
 from dualrate.cli.main import main
+from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.device import pays
 from dualrate.measuring.planning import CallCosts, call_macs, candidates, check_plans, measured_errors, spearman
 from dualrate.methods.times import TimeSampler
-from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.planning.planner import Errors, Planner, measure_errors
 from dualrate.runs.store import load, write_experiment
 from dualrate.training import checkpoint
@@ -139,7 +140,7 @@ def test_a_head_counts_at_its_own_step_only(run):
 
 def test_a_single_network_has_nothing_to_plan(run):
     model = load(run)
-    alone = replace(model, experiment=replace(model.experiment, networks=OneNetwork(NET)))
+    alone = replace(model, denoiser=Plain(UViT(NET), model.process))
     with pytest.raises(ValueError, match="nothing to plan"):
         measured_errors(alone, grid=4, images=8, progress=Quiet())
 

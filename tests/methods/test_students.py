@@ -51,7 +51,8 @@ def dual_method(states: StateSource, head: bool = True, **changes) -> MomentMatc
     return MomentMatching(
         networks=nn.ModuleDict({"encoder": student.encoder, "light": student.light}),
         auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}), student=student, auxiliary=dr.Plain(auxiliary, PROCESS),
-        teacher=dr.Plain(teacher, PROCESS), process=PROCESS, weighting=dr.Sigmoid(), states=states, **changes,
+        teacher=dr.Plain(teacher, PROCESS), process=PROCESS, weighting=dr.Sigmoid(), states=states,
+        backbone=student.encoder.net, **changes,
     )  # fmt: skip
 
 

@@ -113,8 +113,8 @@ def test_the_rest_of_the_data_s_options_is_kept():
 
 
 def test_noise_is_interpolated_above_32_pixels():
-    assert experiment(square(32), DATA).schedule == Cosine()
-    assert experiment(square(64), DATA).schedule == Interpolated.between(32, 64, 64)
+    assert experiment(square(32), DATA).process.schedule == Cosine()
+    assert experiment(square(64), DATA).process.schedule == Interpolated.between(32, 64, 64)
 
 
 @pytest.mark.parametrize(

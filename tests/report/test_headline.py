@@ -2,14 +2,14 @@
 
 import pytest
 
-from dualrate.report.headline import best_within, compare, describe, name, nearest, tally, told_apart
+from dualrate.report.headline import best_within, compare, describe, distinguishable, name, nearest, tally
 from report.made import DUAL, HEAVY, LIGHT, row
 
 
 def test_overlapping_intervals_are_never_a_win():
     for first, second in ((DUAL, HEAVY), (HEAVY, DUAL)):
         verdict = compare(first, second).verdict
-        assert "not told apart" in verdict
+        assert "not distinguishable" in verdict
         assert "beats" not in verdict
         assert "better" not in verdict
 
@@ -39,8 +39,8 @@ def test_sentences_hold_the_numbers():
         describe(DUAL) == "dual-rate ancestral 32/8: FD-squares 13.0 [12.0, 14.0] at 4.20 GFLOPs and 35.0 ms per image"
     )
     assert name(HEAVY) == "heavy DDIM 16"
-    assert "13.0 [12.0, 14.0] against 14.1 [13.1, 15.1]" in compare(DUAL, HEAVY).short
-    assert "0.787 times the FLOPs and 0.875 times the measured time" in compare(DUAL, HEAVY).short
+    assert "13.0 [12.0, 14.0] against 14.1 [13.1, 15.1]" in compare(DUAL, HEAVY).sentence
+    assert "0.787 times the FLOPs and 0.875 times the measured time" in compare(DUAL, HEAVY).sentence
 
 
 def test_neighbours_are_chosen_by_cost_whatever_the_scores():
@@ -58,10 +58,10 @@ def test_the_rival_is_the_best_of_those_that_cost_no_more():
 
 def test_a_tally_counts_intervals_that_are_apart():
     better, worse, close = row(value=15.1), row(value=10.9), row(value=14.9)
-    assert told_apart(DUAL, better)
-    assert not told_apart(DUAL, close)
+    assert distinguishable(DUAL, better)
+    assert not distinguishable(DUAL, close)
     pairs = [(DUAL, better), (DUAL, worse), (worse, better), (DUAL, close), (close, DUAL)]
-    assert tally(pairs) == "better in 2 of 5 plans, worse in 1, not told apart in 2"
+    assert tally(pairs) == "better in 2 of 5 plans, worse in 1, not distinguishable in 2"
 
 
 def test_scores_of_different_conditions_are_not_compared():

@@ -1,18 +1,25 @@
-"""Options of a command line as a dataclass: tyro's work, but for a value that is refused."""
+"""Options of a command line as a dataclass: tyro's work, but for a value that is refused, and for long help.
+
+--help leaves out the groups within groups, such as the levels of a network, and names them; --help-all has all.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import sys
+import textwrap
 import traceback
-from contextlib import redirect_stderr
-from typing import Any, TypeVar
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any, TextIO, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 Command = TypeVar("Command")
 NUMBERS = ConstructorRegistry()
+ALL = "--help-all"
+GROUP = re.compile(r"(?:╭─)? ([\w.]+) options ")  # the upper edge of a group; without lines where they cannot be drawn
 
 
 @NUMBERS.primitive_rule
@@ -51,17 +58,41 @@ def parse_known(kind: type[Command], arguments: list[str], prog: str, default: C
 
 
 def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Command | None, **how: Any) -> Any:
-    told, given = io.StringIO(), tyro.MISSING_NONPROP if default is None else default
+    told, shown, given = io.StringIO(), _like(sys.stdout), tyro.MISSING_NONPROP if default is None else default
     config = (tyro.conf.AvoidSubcommands,)
+    args = ["--help" if argument == ALL else argument for argument in arguments]
     try:
-        with redirect_stderr(told):
-            return tyro.cli(kind, args=arguments, prog=prog, default=given, registry=NUMBERS, config=config, **how)
+        with redirect_stderr(told), redirect_stdout(shown):
+            return tyro.cli(kind, args=args, prog=prog, default=given, registry=NUMBERS, config=config, **how)
     except SystemExit as stop:
         refusal = _refusal(stop)
         if refusal is None:
+            shown.seek(0)
+            text = shown.read()
+            sys.stdout.write(text if ALL in arguments else _outer(text))
             sys.stderr.write(told.getvalue())
             raise
     raise refusal
+
+
+def _like(stream: TextIO) -> io.TextIOWrapper:
+    """An empty text in the encoding of a stream, which decides what can be drawn in it."""
+    return io.TextIOWrapper(io.BytesIO(), encoding=getattr(stream, "encoding", None) or "ascii", write_through=True)
+
+
+def _outer(text: str) -> str:
+    """Help without the groups whose name has a dot; these are listed at the end."""
+    kept, left, inner = [], [], False
+    for line in text.splitlines(keepends=True):
+        if group := GROUP.match(line):
+            inner = "." in group[1]
+            left += [group[1]] if inner else []
+        kept += [] if inner else [line]
+        inner = inner and bool(line.strip()) and not line.startswith("╰")
+    if not left:
+        return text
+    names = ", ".join(f"--{name}.*" for name in dict.fromkeys(name.split(".levels")[0] for name in left))
+    return "".join(kept) + "\n" + textwrap.fill(f"More: {names}. {ALL} shows these too.", 100) + "\n"
 
 
 def _refusal(stop: SystemExit) -> ValueError | None:

@@ -21,7 +21,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import Progress, duration
 from dualrate.measuring.evaluator import evaluator
-from dualrate.report.headline import short_plan
+from dualrate.report.headline import plan_name
 from dualrate.runs.store import load
 
 PLANNING = 0.1  # of the minutes: for planning at most
@@ -185,7 +185,7 @@ def _announce(
 
 def _name(contender: Contender) -> str:
     note = f" {contender.note}" if contender.note else ""
-    plan = short_plan(contender.plan.num_steps, contender.plan.num_heavy)
+    plan = plan_name(contender.plan.num_steps, contender.plan.num_heavy)
     return f"{contender.network} {contender.sampler} {plan}{note}"
 
 

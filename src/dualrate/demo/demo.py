@@ -188,7 +188,7 @@ def _measure(
 
 
 def _named(entrant: Entrant) -> str:
-    return f"{entrant.network} {headline.short_plan(entrant.plan.num_steps, entrant.plan.num_heavy)}"
+    return f"{entrant.network} {headline.plan_name(entrant.plan.num_steps, entrant.plan.num_heavy)}"
 
 
 def _real(judge: Evaluator) -> np.ndarray:

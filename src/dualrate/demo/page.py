@@ -85,7 +85,7 @@ def _headline(findings: Findings) -> list[Block]:
     )
     if pairs:
         of_heavy = [(row, headline.nearest(row, heavy)) for row in dual if heavy]
-        points = list(dict.fromkeys(headline.compare(*pair).short for pair in [*pairs, *of_student, *of_heavy]))
+        points = list(dict.fromkeys(headline.compare(*pair).sentence for pair in [*pairs, *of_student, *of_heavy]))
         blocks = [Text(_lead(pairs), "lead"), Text(MODELS, "note"), Points(points)]
     else:
         blocks = [Text(PLANS), Points([headline.describe(row) for row in rows])]
@@ -123,7 +123,7 @@ def _reading(rows: Sequence[Row]) -> str:
     return (
         f"{score.metric} is the Frechet distance to the training images in the features of a small classifier: lower "
         f"is better, and it is not FID. {headline.capital(floor_note(rows))}. Brackets are {100 * score.level:.0f}% "
-        "intervals; a win is claimed only where they are apart and the cost is no higher, which is: at most "
+        "intervals; a win is claimed only where they do not overlap and the cost is no higher, which is: at most "
         f"{headline.COMPARABLE:g} times the other's."
     )
 

@@ -1,8 +1,8 @@
 """glibc's allocator, told to keep what a network frees.
 
 By default a large tensor is mapped from the kernel anew and given back when freed, so each training iteration pays for
-its pages being cleared again: a sixth of the CPU time of a Fashion-MNIST training iteration (docs/results.md). The
-command line does it at start; a program that uses the library decides for itself.
+its pages being cleared again: a sixth of the CPU time of a Fashion-MNIST training iteration (docs/results/speed.md).
+The command line does it at start; a program that uses the library decides for itself.
 """
 
 from __future__ import annotations

@@ -54,13 +54,6 @@ def calibrate(model: Model, *, images: int, rings: int, progress: Progress, devi
     return table
 
 
-def _require_posterior_mean(model: Model) -> None:
-    if not model.serves.any_plan:
-        raise ValueError(
-            f"{model.name} is a distilled student: its x_hat is no posterior mean, so it has no covariance"
-        )
-
-
 def _measured(
     model: Model, source: ImageSet, count: int, bands: Bands, progress: Progress, device: torch.device
 ) -> CovarianceTable:
@@ -143,6 +136,13 @@ def _digest(tensors: Mapping[str, Tensor], noted: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         digest.update(tensors[name].numpy().tobytes())
     return digest.hexdigest()
+
+
+def _require_posterior_mean(model: Model) -> None:
+    if not model.serves.any_plan:
+        raise ValueError(
+            f"{model.name} is a distilled student: its x_hat is no posterior mean, so it has no covariance"
+        )
 
 
 def read_table(model: Model) -> CovarianceTable:

@@ -1,6 +1,6 @@
 """Figures, as inline SVG for pages (in the colour of the text around them: light and dark) or as PNG.
 
-Colours are those of Okabe and Ito, which stay apart for colour-blind readers; markers and dashes differ as well.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish; markers and dashes differ as well.
 """
 
 from __future__ import annotations

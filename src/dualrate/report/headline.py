@@ -22,7 +22,7 @@ class Comparison:
     verdict: str
 
     @property
-    def short(self) -> str:
+    def sentence(self) -> str:
         """The verdict, both scores, and the ratio of the costs."""
         flops = significant(self.first.flops / self.second.flops)
         seconds = significant(self.first.seconds_per_image / self.second.seconds_per_image)
@@ -34,14 +34,14 @@ class Comparison:
 
 def compare(row: Row, other: Row) -> Comparison:
     """Raises ValueError for scores that were taken under different conditions."""
-    if not told_apart(row, other):
+    if not distinguishable(row, other):
         images = row.score.fingerprint.count
-        return Comparison(row, other, f"{name(row)} and {name(other)} are not told apart by {images} images")
+        return Comparison(row, other, f"{name(row)} and {name(other)} are not distinguishable at {images} images")
     better, worse = (row, other) if row.score.value < other.score.value else (other, row)
     return Comparison(better, worse, _verdict(better, worse))
 
 
-def told_apart(row: Row, other: Row) -> bool:
+def distinguishable(row: Row, other: Row) -> bool:
     """Whether the intervals are separate. Raises ValueError for scores that were taken under different conditions."""
     require_same([row.score.fingerprint, other.score.fingerprint])
     return row.score.low > other.score.high or other.score.low > row.score.high
@@ -54,11 +54,11 @@ def best_within(row: Row, others: Sequence[Row]) -> Row | None:
 
 
 def tally(pairs: Sequence[tuple[Row, Row]]) -> str:
-    """How often the first of a pair is better, worse, or not told apart, in words."""
-    apart = [(row, other) for row, other in pairs if told_apart(row, other)]
-    better = sum(row.score.value < other.score.value for row, other in apart)
-    worse, together = len(apart) - better, len(pairs) - len(apart)
-    return f"better in {better} of {len(pairs)} plans, worse in {worse}, not told apart in {together}"
+    """How often the first of a pair is better, worse, or not distinguishable, in words."""
+    decided = [(row, other) for row, other in pairs if distinguishable(row, other)]
+    better = sum(row.score.value < other.score.value for row, other in decided)
+    worse, undecided = len(decided) - better, len(pairs) - len(decided)
+    return f"better in {better} of {len(pairs)} plans, worse in {worse}, not distinguishable in {undecided}"
 
 
 def nearest(row: Row, others: Sequence[Row]) -> Row:
@@ -89,10 +89,11 @@ def name(row: Row) -> str:
 
 def plan(row: Row) -> str:
     """N/H, or N alone where all of the model runs at every step."""
-    return short_plan(row.num_steps, row.num_heavy)
+    return plan_name(row.num_steps, row.num_heavy)
 
 
-def short_plan(steps: int, heavy: int) -> str:
+def plan_name(steps: int, heavy: int) -> str:
+    """N/H, or N alone for H = N."""
     return str(steps) if heavy == steps else f"{steps}/{heavy}"
 
 

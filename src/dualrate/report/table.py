@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -11,6 +12,7 @@ from dualrate.report.rows import Row
 
 EACH = "-"  # H of a single-rate row
 TEXT_COLUMNS = 2  # network and sampler; the others are numbers
+LINE = 119  # characters of a note in Markdown, at most
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,15 @@ def as_text(made: Table) -> str:
 
 
 def as_markdown(made: Table) -> str:
-    """A Markdown table, the notes as a list below."""
+    """A Markdown table, the notes as a list below, no line of it longer than `LINE`."""
     rule = ["---" if i < TEXT_COLUMNS else "---:" for i in range(len(made.header))]
     lines = [[cell.replace("|", "\\|") for cell in line] for line in (made.header, *made.cells)]
     lines.insert(1, rule)
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in made.notes)])
+    notes = [
+        textwrap.fill(note, LINE, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+        for note in made.notes
+    ]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *notes])
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, object]]:
