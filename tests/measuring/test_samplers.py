@@ -69,6 +69,10 @@ def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):
     for options in (Plan(sampler="covariance"), Plan(sampler="ddim"), Plan(gamma=0.2), Plan(eta=0.5)):
         with pytest.raises(ValueError, match="distilled student, for plain ancestral sampling"):
             sampler_of(student, options)
+    with pytest.raises(
+        ValueError, match="is a distilled student: its x_hat is no posterior mean, so it has no covariance"
+    ):
+        sampler_of(student, Plan(sampler="covariance-table"))
     assert sampler_of(student, Plan())[0] == Ancestral(heavy.process)
 
 
