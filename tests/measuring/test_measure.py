@@ -11,8 +11,9 @@ from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import TwoNetworks
-from dualrate.experiments.serves import Grid
+from dualrate.experiments.serves import OnePlan
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.measure import measure
 from dualrate.methods.times import TimeSampler
@@ -102,7 +103,9 @@ def test_batches_are_the_images_as_they_are_drawn(drawer):
 
 
 def test_what_cannot_be_drawn_is_refused_when_the_drawer_is_made(model, drawer):
-    student = replace(model, experiment=replace(EXPERIMENT, times=Grid(4, 2)))
+    student = replace(
+        model, experiment=replace(EXPERIMENT, method=MomentMatchingConfig("x", OnePlan(4, 2), rollout="full"))
+    )
     for change, message in (
         ({"model": student}, "was distilled for 4 steps"),
         ({"label": 3}, "knows the classes 0 to 2, got label 3"),
