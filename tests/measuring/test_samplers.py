@@ -13,13 +13,16 @@ from dualrate.compare.contenders import MARKOVIAN, Entry
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
+from dualrate.experiments.experiment import OneNetwork
 from dualrate.experiments.serves import Continuous
 from dualrate.measuring.measure import Guidance, image_cost
 from dualrate.measuring.samplers import GAMMA, TABLED, GridName, SamplerName, grid_times, make_step, step_for, steps_of
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import Model, load
 from dualrate.sampling import grids
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM
 from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.cost import seconds_per_call
 from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import check_reuse
@@ -38,6 +41,24 @@ def dual() -> Model:
     return load(WEIGHTS / "fashion-mnist-dual")
 
 
+@pytest.fixture(scope="module")
+def small(heavy) -> Model:
+    """A small network in place of the heavy one, with its table: where calls are only counted."""
+    assert isinstance(heavy.experiment.networks, OneNetwork)
+    net = UViTConfig(28, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 10, patch=2, embedding=16, head_dim=16)
+    experiment = replace(heavy.experiment, networks=OneNetwork(net))
+    networks, denoiser = experiment.build()
+    return replace(heavy, experiment=experiment, networks=networks, denoiser=denoiser)
+
+
+@pytest.fixture
+def brief(monkeypatch) -> None:
+    """`cost` times a few calls instead of a second of each."""
+    monkeypatch.setattr(
+        "dualrate.measuring.measure.seconds_per_call", lambda call, **_: seconds_per_call(call, seconds=0)
+    )
+
+
 def test_every_name_makes_its_step():
     made = [make_step(name, PROCESS) for name in get_args(SamplerName) if name not in TABLED]
     assert made.pop() == NoiseCovariance(PROCESS, "ddim")
@@ -53,10 +74,10 @@ WITHOUT_GAMMA = [name for name in get_args(SamplerName) if name not in GAMMA]
 
 @pytest.mark.parametrize("calls", [6, 7])
 @pytest.mark.parametrize("name", get_args(SamplerName))
-def test_steps_make_as_many_calls_as_there_may_be(name, calls, heavy):
+def test_steps_make_as_many_calls_as_there_may_be(name, calls, small):
     def of(steps):
-        step, plan = sampler_of(heavy, Plan(steps=steps, sampler=name, grid="log-snr"))
-        return image_cost(heavy, step, plan, Guidance()).light_calls
+        step, plan = sampler_of(small, Plan(steps=steps, sampler=name, grid="log-snr"))
+        return image_cost(small, step, plan, Guidance()).light_calls
 
     assert of(steps_of(name, calls)) <= calls < of(steps_of(name, calls) + 1)
 
@@ -182,12 +203,12 @@ def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual
 @pytest.mark.parametrize(
     ("name", "calls"), [("ancestral", 5), ("ddim", 5), ("heun", 8), ("dpm++2m", 5), ("dpm++3m", 5), ("addim", 5)]
 )
-def test_a_single_rate_model_pays_for_every_evaluation(name, calls, heavy):
-    step, plan = sampler_of(heavy, Plan(steps=5, sampler=name, grid="karras"))
-    assert image_cost(heavy, step, plan, Guidance()).light_calls == calls
+def test_a_single_rate_model_pays_for_every_evaluation(name, calls, small):
+    step, plan = sampler_of(small, Plan(steps=5, sampler=name, grid="karras"))
+    assert image_cost(small, step, plan, Guidance()).light_calls == calls
 
 
-def test_the_command_line_knows_the_names(monkeypatch, capsys):
+def test_the_command_line_knows_the_names(brief, monkeypatch, capsys):
     from dualrate.cli.main import main
 
     arguments = [
@@ -215,7 +236,7 @@ def test_a_comparison_takes_them_with_a_plan(name, heavy):
     assert contender.plan.num_steps == 8
 
 
-def test_the_command_line_takes_eta_and_a_list_of_times(monkeypatch, capsys):
+def test_the_command_line_takes_eta_and_a_list_of_times(brief, monkeypatch, capsys):
     from dualrate.cli.main import main
 
     def calls(*options):
@@ -233,6 +254,6 @@ def test_their_images_are_no_noise(heavy):
 
     for name in get_args(SamplerName):
         step, plan = sampler_of(heavy, Plan(steps=6, sampler=name, grid="log-snr"))
-        (images,) = sample(heavy.denoiser, step, plan, heavy.shape, range(4), range(4))
+        (images,) = sample(heavy.denoiser, step, plan, heavy.shape, range(2), range(2))
         assert torch.isfinite(images).all()
         assert images.abs().quantile(0.9) < 1.2

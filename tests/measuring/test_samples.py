@@ -2,15 +2,17 @@
 
 import gc
 import json
+import os
 import signal
 import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
-import dying
 import numpy as np
 import pytest
 import torch
+from trouble import forked
 
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
@@ -30,7 +32,7 @@ from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 3, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
 EXPERIMENT = Experiment("two", TwoNetworks(NET, NET), FitConfig(iterations=1), times=TimeSampler())
-PLAN = dying.PLAN
+PLAN = StepPlan.uniform(2, 1)
 SEEDS = range(5, 15)
 
 
@@ -69,11 +71,17 @@ class Artist:
         yield (256 * draws.uniform("pixels", *model.shape)).to(torch.uint8).numpy()
 
 
+@pytest.fixture(scope="module")
+def cost(model):
+    return module.image_cost(model, Ancestral(model.process), PLAN, Guidance())
+
+
 @pytest.fixture
-def artist(monkeypatch) -> Artist:
-    """In place of the networks."""
+def artist(monkeypatch, cost) -> Artist:
+    """In place of the networks, and of counting what they compute."""
     artist = Artist()
     monkeypatch.setattr(module, "draw_batches", artist)
+    monkeypatch.setattr(module, "image_cost", lambda *_, **__: cost)
     return artist
 
 
@@ -173,11 +181,10 @@ def test_names_sort_as_seeds_do_but_for_those_below_zero(model, artist, tmp_path
 # Memory
 
 
-def test_no_more_than_a_batch_is_held(model, tmp_path, monkeypatch):
+def test_no_more_than_a_batch_is_held(model, cost, tmp_path, monkeypatch):
     """The peak of what Python and numpy hold, of 600 images of 3 KiB in batches of 50, with their npz."""
     net = replace(NET, image_size=32)
     large = replace(model, experiment=replace(EXPERIMENT, networks=TwoNetworks(net, net)))
-    cost = module.image_cost(model, Ancestral(model.process), PLAN, Guidance())
 
     def noise(model, step, plan, seeds, **options):
         yield np.random.default_rng(seeds[0]).integers(0, 256, (len(seeds), *model.shape), dtype=np.uint8)
@@ -198,17 +205,49 @@ def test_no_more_than_a_batch_is_held(model, tmp_path, monkeypatch):
 # Going on
 
 
-def test_killed_at_every_write_the_same_call_ends_with_the_same_bits(model, tmp_path):
+def write_and_die(model, out, moment):
+    """Dies at the moment: a number, counted right before and right after each file is renamed."""
+    moments, rename = 0, os.replace
+
+    def reached() -> None:
+        nonlocal moments
+        moments += 1
+        if moments == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(source, target) -> None:
+        reached()
+        rename(source, target)
+        reached()
+
+    os.replace = watched
+    write_alone(model, out)
+
+
+def write_alone(model, out):
+    written(load(model.path), out, range(5, 10), batch_size=3, npz=True)
+
+
+@pytest.fixture
+def one_thread():
+    """As in a process of `forked`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_killed_at_every_write_the_same_call_ends_with_the_same_bits(model, one_thread, tmp_path):
     """Real processes, really killed, right before and right after each file appears."""
-    assert dying.run(model.path, tmp_path / "whole", 5) == 0
+    assert forked(partial(write_alone, model, tmp_path / "whole")) == 0
     whole = content(tmp_path / "whole")
     assert len(whole) == 7
     writes = len(whole) + 1
     for moment in range(1, 2 * writes + 1):
         out = tmp_path / f"{moment}"
-        assert dying.run(model.path, out, 5, kill_at=moment) == -signal.SIGKILL
+        assert forked(partial(write_and_die, model, out, moment)) == -signal.SIGKILL
         assert {name for name in whole if (out / name).exists() and (out / name).read_bytes() != whole[name]} == set()
-        dying.write(model.path, out, 5)
+        write_alone(model, out)
         assert content(out) == whole
 
 
