@@ -2,9 +2,10 @@
 
     python tools/house.py [--root PATH] [--json]
 
-A room is a package right below src/dualrate; modules that lie there themselves are `(root)`, but for those that belong
-to the package itself: `__init__` and `__main__`. Imports count once for each pair of files, wherever in a file they
-stand. Rooms in a ring import one another, directly or through others: no order of theirs has all imports point one way.
+A room is a package right below src/dualrate; modules that lie there themselves are `(root)`, but for `__init__` and
+`__main__`, each a room of its own like the modules beside the package. Imports count once for each pair of files,
+wherever in a file they stand. Rooms in a ring import one another, directly or through others: in any order some of
+their imports point up.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 PACKAGE = "dualrate"
@@ -28,11 +30,11 @@ def modules(src: Path) -> dict[str, Path]:
 
 
 def room(module: str) -> str:
-    """dualrate.data.npz is of data, dualrate.npz of (root), dualrate.__init__ and modules beside it of dualrate."""
-    parts = module.split(".")
-    if parts[0] != PACKAGE or len(parts) == 1 or (len(parts) == 2 and parts[1].startswith("__")):
-        return PACKAGE
-    return parts[1] if len(parts) > 2 else "(root)"
+    """dualrate.data.npz is of data, dualrate.npz of (root), dualrate.__init__ of __init__, other.py of other."""
+    first, *rest = module.split(".")
+    if first != PACKAGE or not rest:
+        return first if first != PACKAGE else "__init__"
+    return rest[0] if rest[1:] or rest[0].startswith("__") else "(root)"
 
 
 def imports(source: str, module: str, known: Iterable[str]) -> set[str]:
@@ -117,7 +119,7 @@ def survey(root: Path) -> dict[str, object]:
             if target in found and room(target) != room(name):
                 pairs[room(name), room(target)] += 1
     between = {name: {to: pairs[name, to] for to in sorted(rooms) if pairs[name, to]} for name in sorted(rooms)}
-    sizes = {str(path.relative_to(root)): lines([path]) for path in [*found.values(), *sum(beside.values(), [])]}
+    sizes = {str(path.relative_to(root)): lines([path]) for path in chain(found.values(), *beside.values())}
     packages = [path for path in found.values() if path.name == "__init__.py"]
     return {
         "src": lines(found.values()),
@@ -141,7 +143,7 @@ def page(found: dict) -> str:
     text += [f"{found['packages']} packages; {pairs} pairs of rooms with imports (room -> room, how many):"]
     for name, targets in found["imports"].items():
         text += [f"  {name} -> " + (", ".join(f"{to} {count}" for to, count in targets.items()) or "nothing")]
-    text += [f"a ring: {', '.join(ring)}" for ring in found["rings"]] or ["no rings: all imports can point one way"]
+    text += [f"a ring: {', '.join(ring)}" for ring in found["rings"]] or ["no rings: imports can all point one way"]
     return "\n".join(text)
 
 

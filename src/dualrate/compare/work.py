@@ -33,9 +33,10 @@ from dualrate.machine.progress import Progress
 from dualrate.measuring.measure import Guidance, balanced_strata, draw, image_cost, seconds_of_calls
 from dualrate.measuring.origin import origin_of
 from dualrate.measuring.stream import measure_in_blocks
-from dualrate.metrics.blocks import FeatureBlocks, Origin
+from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.origin import Origin
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import Row
 from dualrate.runs.store import Model

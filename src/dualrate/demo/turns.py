@@ -25,7 +25,8 @@ import torch
 from dualrate.diffusion.plan import StepPlan
 from dualrate.machine.device import pays
 from dualrate.measuring.measure import Guidance, draw
-from dualrate.measuring.stream import draw_in_blocks, measure_in_blocks, origin_of
+from dualrate.measuring.origin import origin_of
+from dualrate.measuring.stream import draw_in_blocks, measure_in_blocks
 from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.rows import Row
