@@ -33,8 +33,8 @@ def names_used(tree: ast.AST) -> set[str]:
 def full_name(node: ast.AST, bound: dict[str, str]) -> str | None:
     """The dotted name that an expression stands for, if it is one."""
     match node:
-        case ast.Name(id=name):
-            return bound.get(name) or (f"builtins.{name}" if hasattr(builtins, name) else name)
+        case ast.Name(id=name, ctx=ast.Load()):
+            return bound.get(name) or (f"builtins.{name}" if hasattr(builtins, name) else None)
         case ast.Attribute(value=value, attr=name):
             inner = full_name(value, bound)
             return inner and f"{inner}.{name}"

@@ -17,7 +17,7 @@ FILES = {
     "src/dualrate/low/__init__.py": "",
     "src/dualrate/low/values.py": "import math\n\nPI = math.pi\n",
     "src/dualrate/top/__init__.py": "",
-    "src/dualrate/top/use.py": "from dualrate.low.values import PI\nfrom dualrate.low import values\nfrom . import other",
+    "src/dualrate/top/use.py": "from dualrate.low.values import PI\nfrom ..low import values\nfrom . import other",
     "src/dualrate/top/other.py": "def late():\n    import dualrate.low.values\n",
     "src/dualrate/flat.py": "from dualrate.top import use\n",
     "scripts/one.py": "x = 1\n" * 7,
