@@ -25,7 +25,7 @@ from dualrate.sampling.covariance import ProbedCovariance, TabulatedCovariance
 from tests.theory.common import PROCESS, f64
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fashion-mnist-dual"
+HEAVY, DUAL, LIGHT = (ROOT / "weights" / f"fashion-mnist-{name}" for name in ("heavy", "dual", "light"))
 BANDS = dr.Bands((1, 8, 8), rings=4)
 POWER = torch.tensor([0.5, 0.1, 0.05, 0.02, 0.01, 0.005]).double()[: BANDS.count] / 16  # so that images lie in [-1, 1]
 
@@ -212,7 +212,7 @@ def test_the_command_measures_and_tells(tmp_path, monkeypatch, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(64) % 10)
     run = tmp_path / "run"
-    shutil.copytree(HEAVY, run, ignore=shutil.ignore_patterns("covariance*", "MANIFEST*"))
+    shutil.copytree(LIGHT, run, ignore=shutil.ignore_patterns("covariance*", "MANIFEST*"))
     experiment = (run / "experiment.json").read_text()
     (run / "experiment.json").write_text(experiment.replace('"fashion-mnist"', f'"{tmp_path / "images.npz"}"'))
     Manifest.write(run, RELEASED)
