@@ -182,7 +182,7 @@ def test_names_sort_as_seeds_do_but_for_those_below_zero(model, artist, tmp_path
 
 
 def test_no_more_than_a_batch_is_held(model, cost, tmp_path, monkeypatch):
-    """The peak of what Python and numpy hold, of 600 images of 3 KiB in batches of 50, with their npz."""
+    """The peak of what Python and numpy hold, of 400 images of 3 KiB in batches of 50, with their npz."""
     net = replace(NET, image_size=32)
     large = replace(model, experiment=replace(EXPERIMENT, networks=TwoNetworks(net, net)))
 
@@ -195,7 +195,7 @@ def test_no_more_than_a_batch_is_held(model, cost, tmp_path, monkeypatch):
     written(large, tmp_path / "first", range(100), batch_size=50, npz=True)  # what is loaded once
     gc.collect()
     tracemalloc.start()
-    written(large, tmp_path / "out", range(600), batch_size=50, npz=True)
+    written(large, tmp_path / "out", range(400), batch_size=50, npz=True)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     batch = 50 * 3 * 32 * 32
@@ -237,8 +237,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_killed_at_every_write_the_same_call_ends_with_the_same_bits(model, one_thread, tmp_path):
+def test_killed_at_every_write_the_same_call_ends_with_the_same_bits(model, cost, one_thread, tmp_path, monkeypatch):
     """Real processes, really killed, right before and right after each file appears."""
+    monkeypatch.setattr(module, "image_cost", lambda *_, **__: cost)
     assert forked(partial(write_alone, model, tmp_path / "whole")) == 0
     whole = content(tmp_path / "whole")
     assert len(whole) == 7
