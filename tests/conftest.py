@@ -1,6 +1,13 @@
-"""Settings of the whole suite: hypothesis draws the same examples every time, and has no deadline on a busy machine."""
+"""Settings of the whole suite: one thread, the same examples of hypothesis every time, no deadline on a busy machine.
 
+Threads that wait awake for one another can take most of the processor time where other programs run beside them.
+"""
+
+import os
 import signal
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # OpenMP reads it when torch is loaded, which is later
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from hypothesis import settings
 

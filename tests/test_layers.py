@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from reading import names_used
+
+from tools.house import imports, modules, room
 
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
@@ -24,7 +29,7 @@ FLOORS = (
     "data metrics report",
     "experiments runs recipes",
     "measuring compare demo",
-    "__init__ cli __main__",
+    "__init__ cli __main__ dualrate_command",
 )
 ROOMS = [room for floor in FLOORS for room in floor.split()]
 
@@ -38,22 +43,21 @@ CONFINED = {
     "transformers": ("metrics",),
     "huggingface_hub": ("metrics",),
 }
+EXTRAS = ("eval", "dinov2")
 IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
 
 
-def module_name(path: Path) -> str:
-    """src/dualrate/data/images.py -> dualrate.data.images; a package's __init__.py keeps that as its last part."""
-    return ".".join(path.relative_to(SRC).with_suffix("").parts)
+MODULES = modules(SRC)
+TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
 
+# What finds modules by names that are made at run time, so that no reader of the source sees them; and who may use it
+FINDERS = {"importlib", "runpy", "pkgutil", "imp", "zipimport", "builtins.__import__", "sys.modules", "sys.path"}
+HARMLESS = ("importlib.metadata", "importlib.resources")
+MAY_FIND = {"dualrate.config.imports"}  # steps, denoisers and recipes of other packages, as module:name
 
-MODULES = {module_name(path): path for path in sorted(SRC.rglob("*.py"))}
-
-
-def room(module: str) -> str:
-    """The name below `dualrate`; the package itself is `__init__`, the entry point one with `__main__`."""
-    if "." in module:
-        return module.split(".")[1]
-    return "__init__" if module == "dualrate" else "__main__"
+# What methods share, and all of them that the trainer knows
+SHARED = {"dualrate.methods.method", "dualrate.methods.times", "dualrate.methods.__init__"}
+PROTOCOL = "dualrate.methods.method"
 
 
 def rank(module: str) -> int:
@@ -62,53 +66,94 @@ def rank(module: str) -> int:
     return ROOMS.index(room(module))
 
 
-def imports(source: str, module: str, modules: set[str]) -> set[str]:
-    """Full names of all that `module` imports, anywhere in its code; `from package import module` names the latter."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(module.split(".")[: -node.level]) if node.level else ""
-            package = ".".join(name for name in (base, node.module) if name)
-            for alias in node.names:
-                inner = f"{package}.{alias.name}"
-                found.add(inner if inner in modules or f"{inner}.__init__" in modules else package)
-    return found
-
-
 @cache
 def imports_of(module: str) -> set[str]:
-    return imports(MODULES[module].read_text(), module, set(MODULES))
+    return imports(MODULES[module].read_text(), module, MODULES)
 
 
-def own_imports(module: str) -> set[str]:
-    return {name for name in imports_of(module) if name.split(".")[0] == "dualrate"}
+def own(targets: set[str]) -> set[str]:
+    """Those of our modules."""
+    return {name for name in targets if name.split(".")[0] in ("dualrate", "dualrate_command")}
 
 
 def upward(module: str, targets: set[str]) -> list[str]:
     """The imports that point to a later room."""
-    return sorted(target for target in targets if rank(target) > rank(module))
+    return sorted(target for target in own(targets) if rank(target) > rank(module))
+
+
+def method_of(module: str) -> str:
+    """A training method is a file or a package in methods/."""
+    return ".".join(module.split(".")[:3])
 
 
 def sideways(module: str, targets: set[str]) -> list[str]:
-    """The imports of one training method by another; method.py and times.py are what they share."""
+    """The imports of one training method by another."""
+    if room(module) != "methods" or module.endswith("methods.__init__"):
+        return []
+    others = {name for name in own(targets) if room(name) == "methods"} - SHARED
+    return sorted(name for name in others if module in SHARED or method_of(name) != method_of(module))
 
-    def method(name: str) -> str:
-        """A method is a module of `methods`, or a package there."""
-        return ".".join(name.split(".")[:3])
 
-    shared = ("dualrate.methods.method", "dualrate.methods.times", method(module))
-    of_methods = module.startswith("dualrate.methods.") and method(module) not in shared[:2]
-    return sorted(
-        name for name in targets if of_methods and name.startswith("dualrate.methods.") and method(name) not in shared
-    )
+def partial(module: str, targets: set[str]) -> list[str]:
+    """The training methods that the trainer imports: it knows their protocol alone."""
+    if room(module) != "training":
+        return []
+    return sorted(name for name in own(targets) if room(name) == "methods" and name != PROTOCOL)
 
 
 def unconfined(module: str, targets: set[str]) -> list[str]:
     """The third-party packages that this part of the library may not import."""
     packages = {target.split(".")[0] for target in targets}
     return sorted(name for name in packages & set(CONFINED) if room(module) not in CONFINED[name])
+
+
+def hidden(tree: ast.AST) -> list[str]:
+    """What in this source finds modules at run time."""
+    used = {name for name in names_used(tree) if not name.startswith(HARMLESS)}
+    return sorted(name for name in used if name in FINDERS or name.split(".")[0] in FINDERS)
+
+
+def bound_by_import(tree: ast.Module) -> dict[str, str]:
+    """The names that a module has from others, and whose they are."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            origin = getattr(node, "module", None)
+            found |= {alias.asname or alias.name.split(".")[0]: origin or alias.name for alias in node.names}
+    return found
+
+
+def borrowed(tree: ast.AST, trees: Mapping[str, ast.Module]) -> list[str]:
+    """Names imported from a module of ours that has them from another one itself, and whole modules by a star."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not own({node.module or ""}):
+            continue
+        there = bound_by_import(trees[node.module]) if node.module in trees else {}
+        found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name in there or alias.name == "*"]
+    return sorted(found)
+
+
+def at_once(tree: ast.AST) -> set[str]:
+    """Packages that importing a module imports, and not only calling something of it."""
+    found, open_ = set(), [tree]
+    while open_:
+        node = open_.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.split(".")[0])
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            open_ += ast.iter_child_nodes(node)
+    return found
+
+
+def declared(*extras: str) -> set[str]:
+    """The import names of the packages that pyproject.toml declares."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
+    names = {re.split(r"[^\w-]", text)[0] for text in listed}
+    return {IMPORT_NAMES.get(name, name) for name in names}
 
 
 def test_the_floors_list_the_rooms_that_exist() -> None:
@@ -118,13 +163,30 @@ def test_the_floors_list_the_rooms_that_exist() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_to_earlier_rooms(module: str) -> None:
-    wrong = upward(module, own_imports(module))
+    wrong = upward(module, imports_of(module))
     assert not wrong, f"{module} imports {wrong} of a later room"
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_methods_do_not_import_each_other(module: str) -> None:
-    assert not sideways(module, own_imports(module))
+def test_imports_can_be_read_off(module: str) -> None:
+    wrong = hidden(TREES[module])
+    assert not wrong or module in MAY_FIND, f"{module} uses {wrong}: no test sees what that imports"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_names_are_imported_from_where_they_are_defined(module: str) -> None:
+    assert not borrowed(TREES[module], TREES)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.endswith(".__init__")])
+def test_the_package_alone_gathers_names_of_others(module: str) -> None:
+    assert module == "dualrate.__init__" or not imports_of(module)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_methods_do_not_import_each_other_nor_the_trainer_a_method(module: str) -> None:
+    assert not sideways(module, imports_of(module))
+    assert not partial(module, imports_of(module))
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -133,29 +195,117 @@ def test_third_party_packages_stay_where_they_belong(module: str) -> None:
     assert not wrong, f"{module} imports {wrong}; allowed in: {[CONFINED[name] for name in wrong]}"
 
 
-def test_source_needs_only_declared_dependencies() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["eval"], *extras["dinov2"]]
-    names = {text.split(">")[0].split("=")[0].strip() for text in declared}
-    allowed = {IMPORT_NAMES.get(name, name) for name in names} | set(sys.stdlib_module_names) | {"dualrate"}
-    used = {target.split(".")[0] for module in MODULES for target in imports_of(module)}
-    assert used <= allowed, f"not in pyproject's dependencies: {sorted(used - allowed)}"
+@pytest.mark.parametrize("module", MODULES)
+def test_without_the_extras_every_module_can_be_imported(module: str) -> None:
+    assert not at_once(TREES[module]) & (declared(*EXTRAS) - declared())
+
+
+def test_code_needs_only_declared_dependencies() -> None:
+    """The source, and what is run beside it."""
+    beside = {name: sorted((ROOT / name).rglob("*.py")) for name in ("scripts", "studies", "tools", "benchmarks")}
+    allowed = declared(*EXTRAS) | set(sys.stdlib_module_names) | {"dualrate", "dualrate_command", *beside}
+    used = {target.split(".")[0]: module for module in MODULES for target in imports_of(module)}
+    for paths in beside.values():
+        local = {path.stem for path in paths}
+        for path in paths:
+            targets = {target.split(".")[0] for target in imports(path.read_text(), path.stem, MODULES)}
+            used |= dict.fromkeys(targets - local, str(path))
+    assert used.keys() <= allowed, f"not in pyproject's dependencies: { {n: used[n] for n in used.keys() - allowed} }"
 
 
 def test_no_import_cycles() -> None:
-    graph = {module: own_imports(module) & set(MODULES) for module in MODULES}
+    graph = {module: imports_of(module) & set(MODULES) for module in MODULES}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
+KNOWN = [
+    "dualrate.__init__", "dualrate.cli.__init__", "dualrate.cli.main", "dualrate.data.__init__", "dualrate.data.npz",
+    "dualrate.methods.denoising", "dualrate.methods.method", "dualrate.methods.pairs.__init__",
+    "dualrate.methods.pairs.losses",
+    "dualrate.training.__init__", "dualrate.training.loop", "dualrate_command",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "found"),
+    [
+        ("dualrate.data.npz", "import dualrate.cli.main", ["dualrate.cli.main"]),
+        ("dualrate.data.npz", "import dualrate.cli.main as other", ["dualrate.cli.main"]),
+        ("dualrate.data.npz", "from dualrate.cli.main import main as other", ["dualrate.cli.main"]),
+        ("dualrate.data.npz", "from dualrate.cli import main", ["dualrate.cli.main"]),
+        ("dualrate.data.npz", "def late():\n    from ..cli.main import main", ["dualrate.cli.main"]),
+        ("dualrate.data.npz", "from .. import cli", ["dualrate.cli.__init__"]),
+        ("dualrate.data.__init__", "from ..cli.main import main", ["dualrate.cli.main"]),
+        (
+            "dualrate.data.npz",
+            "import dualrate\nx = dualrate.cli.main.main",
+            ["dualrate.__init__", "dualrate.cli.__init__", "dualrate.cli.main"],
+        ),
+        ("dualrate.data.npz", "from dualrate import load", ["dualrate.__init__"]),
+        ("dualrate.data.npz", "import importlib as i\ni.import_module('dualrate.cli.main')", ["dualrate.cli.main"]),
+        (
+            "dualrate.data.npz",
+            "from importlib import import_module\nimport_module('..cli.main', p)",
+            ["dualrate.cli.main"],
+        ),
+        ("dualrate.data.npz", "__import__('dualrate.cli.main')", ["dualrate.cli.main"]),
+        ("dualrate.data.npz", "from dualrate_command import main", ["dualrate_command"]),
+        ("dualrate.data.npz", "if TYPE_CHECKING:\n    from dualrate.cli import main", ["dualrate.cli.main"]),
+        ("dualrate.training.loop", "from dualrate.data import npz", ["dualrate.data.npz"]),
+        ("dualrate.cli.main", "from dualrate.training.loop import fit", []),
+        ("dualrate.data.npz", "from dualrate.data import other", []),
+    ],
+)
+def test_imports_that_point_up_are_found(module: str, source: str, found: list[str]) -> None:
+    assert upward(module, imports(source, module, KNOWN)) == found
+
+
 def test_the_checks_find_what_they_look_for() -> None:
-    modules = {"dualrate.training.loop", "dualrate.training.__init__", "dualrate.methods.other"}
-    source = "from dualrate.training import loop\ndef late():\n    import rich.console\n    from . import other\n"
-    found = imports(source, "dualrate.methods.denoising", modules)
-    assert found == {"dualrate.training.loop", "rich.console", "dualrate.methods.other"}
-    own = {name for name in found if name.startswith("dualrate")}
-    assert upward("dualrate.methods.denoising", own) == ["dualrate.training.loop"]
-    assert sideways("dualrate.methods.denoising", own) == ["dualrate.methods.other"]
-    assert unconfined("dualrate.methods.denoising", found) == ["rich"]
-    assert not upward("dualrate.cli.train", own)
-    assert not unconfined("dualrate.cli.main", found)
+    def seen(source: str, module: str) -> set[str]:
+        return imports(source, module, KNOWN)
+
+    for source in (
+        "from .pairs.losses import gap",
+        "from .pairs import losses",
+        "from dualrate.methods.pairs import losses",
+    ):
+        assert sideways("dualrate.methods.denoising", seen(source, "dualrate.methods.denoising"))
+        assert sideways("dualrate.methods.method", seen(source, "dualrate.methods.method"))
+        assert not sideways(
+            "dualrate.methods.pairs.other", seen("from . import losses", "dualrate.methods.pairs.other")
+        )
+    assert partial("dualrate.training.loop", seen("from dualrate.methods import denoising", "dualrate.training.loop"))
+    assert not partial(
+        "dualrate.training.loop", seen("from dualrate.methods.method import Phase", "dualrate.training.loop")
+    )
+
+    for source in ("import rich.console", "def f():\n    from rich import print", "__import__('rich')"):
+        assert unconfined("dualrate.data.npz", seen(source, "dualrate.data.npz")) == ["rich"], source
+        assert not unconfined("dualrate.cli.main", seen(source, "dualrate.cli.main"))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "import importlib\nimportlib.import_module(name)", "from importlib import import_module as get", "import runpy",
+        "import importlib.util", "import importlib as i\ni.import_module(name)", "find = __import__",
+        "import builtins\nbuiltins.__import__(name)", "import sys\nsys.modules['x']", "from sys import modules",
+        "import pkgutil\npkgutil.resolve_name(name)", "import sys as s\ns.path.append(place)",
+    ],
+)  # fmt: skip
+def test_what_finds_modules_at_run_time_is_found(bad: str) -> None:
+    assert hidden(ast.parse(bad))
+    assert not hidden(ast.parse("from importlib.metadata import version\nimport sys\nsys.argv\npath.modules"))
+
+
+def test_borrowed_names_are_found() -> None:
+    trees = {"dualrate.a": ast.parse("import torch as t\nfrom dualrate.b import one as two\ndef three(): ...")}
+    bad = "from dualrate.a import t\nfrom dualrate.a import two, three\nfrom dualrate.a import *"
+    assert borrowed(ast.parse(bad), trees) == ["dualrate.a.*", "dualrate.a.t", "dualrate.a.two"]
+
+
+def test_imports_at_once_are_told_from_late_ones() -> None:
+    source = (
+        "if x:\n    import rich\nclass A:\n    import numpy\ndef f():\n    import scipy\nasync def g(): import tyro"
+    )
+    assert at_once(ast.parse(source)) == {"rich", "numpy"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import signal
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,18 +67,28 @@ def full_disk(size: int = 2048) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def killed(monkeypatch: pytest.MonkeyPatch, point: str, work: Callable[[], object]) -> int:
-    """Works in a process of its own, which dies at a point of writing a folder: its exit code, 9 if it did so."""
+def forked(work: Callable[[], object]) -> int:
+    """Works on one thread in a process of its own, which has all that is imported here: its exit code."""
     child = os.fork()
     if not child:
         try:
+            signal.alarm(60)  # a process that hangs ends
             torch.set_num_threads(1)
-            monkeypatch.setattr(folders, "reached", lambda reached: os._exit(9) if reached == point else None)
             work()
             os._exit(0)
         finally:  # nothing of it may go on with the tests
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, point: str, work: Callable[[], object]) -> int:
+    """Works in a process of its own, which dies at a point of writing a folder: its exit code, 9 if it did so."""
+
+    def dies() -> None:
+        monkeypatch.setattr(folders, "reached", lambda reached: os._exit(9) if reached == point else None)
+        work()
+
+    return forked(dies)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, file: Path, number: int) -> None:

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,29 +35,53 @@ CELLS = (
     Cell("dual-rate", "fashion-mnist-dual", Choice(4, 2)),
     Cell("light alone", "fashion-mnist-light", Choice(2, sampler="ancestral")),
 )
-COUNT = 40
+COUNT, MINUTES = 40, 5
 
 
-@pytest.fixture
-def scene(tmp_path, monkeypatch) -> Path:
-    """A data set, a feature net in tmp_path/net, and a small recipe that trains for 6 iterations."""
-    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "CELLS", CELLS)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A data set, and a feature net in net/; not to be changed."""
+    place = tmp_path_factory.mktemp("place")
     squares = two_classes(400)
     assert squares.labels is not None
-    np.savez(tmp_path / "squares.npz", images=squares.images, labels=squares.labels)
+    np.savez(place / "squares.npz", images=squares.images, labels=squares.labels)
     classifier = Classifier(Architecture(1, 12, 2, features=8)).eval().requires_grad_(False)
     identity = hashlib.sha256(weight_bytes(classifier)).hexdigest()
     card = Card("squares", identity, Architecture(1, 12, 2, features=8), "", 0.75, 0, 1)
-    FeatureNet(card, classifier).save(tmp_path / "net")
+    FeatureNet(card, classifier).save(place / "net")
+    return place
 
-    def small(seconds: float) -> Experiment:
-        fit = FitConfig(6, batch_size=8, log_every=2, max_seconds=seconds, precision="float32")
-        data = DataConfig(str(tmp_path / "squares.npz"))
-        return Experiment("small", TwoNetworks(NET, NET), DenoisingConfig(times=TimeSampler((2, 4))), fit, data)
 
-    monkeypatch.setattr(fashion_mnist, "small", small)
+def small(place: Path, seconds: float) -> Experiment:
+    """A recipe that trains for 6 iterations."""
+    fit = FitConfig(6, batch_size=8, log_every=2, max_seconds=seconds, precision="float32")
+    data = DataConfig(str(place / "squares.npz"))
+    return Experiment("small", TwoNetworks(NET, NET), DenoisingConfig(times=TimeSampler((2, 4))), fit, data)
+
+
+@pytest.fixture(scope="module")
+def trained(place) -> Path:
+    """A small model as the demo trains it; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DUALRATE_CACHE", str(place / "cache"))
+        module.train(small(place, 60 * MINUTES), place / "run", progress=module.PlainReporter())
+    return place / "run"
+
+
+@pytest.fixture
+def scene(place, tmp_path, monkeypatch) -> Path:
+    """Where a demo of small models is at home."""
+    monkeypatch.setenv("DUALRATE_CACHE", str(place / "cache"))
+    monkeypatch.setattr(module, "CELLS", CELLS)
+    monkeypatch.setattr(fashion_mnist, "small", partial(small, place))
     return tmp_path
+
+
+@pytest.fixture
+def begun(scene, trained) -> Path:
+    """The same, after training."""
+    shutil.copytree(trained, scene / "out" / "run")
+    return scene
 
 
 class Told(module.PlainReporter):
@@ -72,19 +98,23 @@ class Told(module.PlainReporter):
 def release(path: Path, networks: OneNetwork | TwoNetworks, scale: float = 1) -> None:
     """Weights as at the start of training, times `scale`."""
     times = SingleTime() if isinstance(networks, OneNetwork) else TimeSampler((2, 4))
-    experiment = Experiment(path.name, networks, DenoisingConfig(times), FitConfig(1))
+    experiment = Experiment(path.name, networks, DenoisingConfig(), DenoisingConfig(times), FitConfig(1))
     weights = {name: scale * weight for name, weight in experiment.build()[0].state_dict().items()}
     write_experiment(path, experiment)
     checkpoint.save(path / "checkpoints", 5, {"model": weights}, {"iteration": 5})
 
 
-def run(scene: Path, **options) -> str:
-    page = demo(scene / "out", scene / "weights", minutes=5, count=COUNT, features=scene / "net", **options)
-    assert page == scene / "out" / "report.html"
-    return page.read_text()
+@pytest.fixture
+def run(place):
+    def run(scene: Path, **options) -> str:
+        page = demo(scene / "out", scene / "weights", minutes=MINUTES, count=COUNT, features=place / "net", **options)
+        assert page == scene / "out" / "report.html"
+        return page.read_text()
+
+    return run
 
 
-def test_all_models_are_measured_and_shown(scene):
+def test_all_models_are_measured_and_shown(run, scene):
     for name in ("heavy", "light"):
         release(scene / "weights" / f"fashion-mnist-{name}", OneNetwork(NET))
     release(scene / "weights" / "fashion-mnist-dual", TwoNetworks(NET, NET))
@@ -110,15 +140,15 @@ def test_all_models_are_measured_and_shown(scene):
         assert f"{row['network']} {row['sampler']} {row['num_steps']}" in page
 
 
-def test_the_headline_is_about_the_best_of_all_single_networks_and_explains_its_numbers(scene, monkeypatch):
+def test_the_headline_is_about_the_best_of_all_single_networks_and_explains_its_numbers(run, begun, monkeypatch):
     """Whichever network and sampler that is: here one of the same size as the heavy one, with other weights."""
     cells = [*CELLS, Cell("medium", "fashion-mnist-medium", Choice(3))]
     monkeypatch.setattr(module, "CELLS", cells)
     for name in ("heavy", "light", "medium"):
-        release(scene / "weights" / f"fashion-mnist-{name}", OneNetwork(NET), scale=0 if name == "medium" else 1)
-    release(scene / "weights" / "fashion-mnist-dual", TwoNetworks(NET, NET))
-    page = run(scene)
-    rows = json.loads((scene / "out" / "rows.json").read_text())
+        release(begun / "weights" / f"fashion-mnist-{name}", OneNetwork(NET), scale=0 if name == "medium" else 1)
+    release(begun / "weights" / "fashion-mnist-dual", TwoNetworks(NET, NET))
+    page = run(begun)
+    rows = json.loads((begun / "out" / "rows.json").read_text())
     best = min((row for row in rows if row["network"] != "dual-rate"), key=lambda row: row["value"])
     (lead,) = re.findall('<p class="lead">(.*?)</p>', page)
     assert "With 4 steps and 2 heavy calls (below: 4/2) it has" in lead
@@ -126,65 +156,56 @@ def test_the_headline_is_about_the_best_of_all_single_networks_and_explains_its_
     assert lead.index("4/2") == page.index("4/2") - page.index(lead)
 
 
-def test_what_it_will_take_is_said_first_and_a_slow_machine_measures_less(scene, monkeypatch):
+def test_what_it_will_take_is_said_first_and_a_slow_machine_measures_less(run, begun, monkeypatch):
     for name in ("heavy", "light"):
-        release(scene / "weights" / f"fashion-mnist-{name}", OneNetwork(NET))
+        release(begun / "weights" / f"fashion-mnist-{name}", OneNetwork(NET))
     told = Told()
-    page = run(scene, measuring=1e-6, progress=told)
+    page = run(begun, measuring=1e-6, progress=told)
     assert told.notes[0].startswith("about 6 minutes in all: 5 of training, at most 1e-06 of measuring")
-    assert [row["network"] for row in json.loads((scene / "out" / "rows.json").read_text())] == ["heavy", "heavy"]
+    assert [row["network"] for row in json.loads((begun / "out" / "rows.json").read_text())] == ["heavy", "heavy"]
     assert "Not measured, for lack of time on this machine: light alone 2." in page
     assert "there was time for 2 of 3 plans and 40 of 40 images" in told.notes[-1]
-    run(scene, progress=told)
-    assert len(json.loads((scene / "out" / "rows.json").read_text())) == 3
+    run(begun, progress=told)
+    assert len(json.loads((begun / "out" / "rows.json").read_text())) == 3
 
 
-def test_missing_weights_are_named_and_the_others_measured(scene):
-    release(scene / "weights" / "fashion-mnist-light", OneNetwork(NET))
-    page = run(scene)
+def test_missing_weights_are_named_and_the_others_measured(run, begun):
+    release(begun / "weights" / "fashion-mnist-light", OneNetwork(NET))
+    page = run(begun)
     assert "not measured: fashion-mnist-heavy, fashion-mnist-dual." in page
-    assert [row["network"] for row in json.loads((scene / "out" / "rows.json").read_text())] == ["light alone"]
+    assert [row["network"] for row in json.loads((begun / "out" / "rows.json").read_text())] == ["light alone"]
 
 
-def test_without_weights_the_small_model_is_measured_and_a_second_run_does_not_train(scene):
+def test_without_weights_the_small_model_is_measured_and_a_second_run_only_draws_what_is_shown(run, scene, monkeypatch):
     page = run(scene)
     assert "The small model that this demo trained was measured instead" in page
     rows = json.loads((scene / "out" / "rows.json").read_text())
     assert [(row["network"], row["num_heavy"]) for row in rows] == [(module.SMALL, heavy) for heavy in (4, 8, 16)]
     logged = (scene / "out" / "run" / "metrics.jsonl").read_text()
     assert len(logged.splitlines()) == 3
-    run(scene)
-    assert (scene / "out" / "run" / "metrics.jsonl").read_text() == logged
-    assert [row["value"] for row in json.loads((scene / "out" / "rows.json").read_text())] == [
-        row["value"] for row in rows
-    ]
-
-
-def test_a_second_demo_draws_only_the_images_that_are_shown(scene, monkeypatch):
-    run(scene)
-    rows = json.loads((scene / "out" / "rows.json").read_text())
     monkeypatch.setattr("dualrate.metrics.blocks.FeatureBlocks._write", None)
     run(scene)
+    assert (scene / "out" / "run" / "metrics.jsonl").read_text() == logged
     assert json.loads((scene / "out" / "rows.json").read_text()) == rows
 
 
-def test_too_few_images_are_refused_before_anything_is_trained(scene):
+def test_too_few_images_are_refused_before_anything_is_trained(place, scene):
     with pytest.raises(ValueError, match=f"at least {SHOWN}"):
-        demo(scene / "out", scene / "weights", count=SHOWN - 1, features=scene / "net")
+        demo(scene / "out", scene / "weights", count=SHOWN - 1, features=place / "net")
     assert not (scene / "out").exists()
 
 
-def test_an_interrupted_training_ends_the_demo(scene, monkeypatch):
+def test_an_interrupted_training_ends_the_demo(run, scene, monkeypatch):
     monkeypatch.setattr(module, "train", lambda *_, **__: FitResult(3, "signal", 1.0))
     with pytest.raises(KeyboardInterrupt, match="continues"):
         run(scene)
 
 
-def test_real_images_have_the_classes_of_the_grids(scene):
+def test_real_images_have_the_classes_of_the_grids(place, scene):
     held_out = two_classes(50)
     assert held_out.labels is not None
     judge = replace(
-        module.evaluator(fashion_mnist.small(1).data, features=scene / "net", progress=module.PlainReporter())
+        module.evaluator(fashion_mnist.small(1).data, features=place / "net", progress=module.PlainReporter())
     )
     real = module._real(replace(judge, held_out=held_out))
     assert len(real) == SHOWN

@@ -16,6 +16,7 @@ from dualrate.data.images import ImageSet
 from dualrate.diffusion.values import Context, Refresh, Reuse
 from dualrate.machine.files import open_tensors, write_tensors
 from dualrate.machine.folders import Manifest
+from dualrate.measuring import calibration as module
 from dualrate.measuring.calibration import _measured, read_table, write_table
 from dualrate.measuring.choosing import step_for
 from dualrate.runs.store import COVARIANCE, RELEASED, load
@@ -24,7 +25,7 @@ from dualrate.sampling.covariance_table import CovarianceTable
 from tests.theory.common import PROCESS, f64
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fashion-mnist-dual"
+HEAVY, DUAL, LIGHT = (ROOT / "weights" / f"fashion-mnist-{name}" for name in ("heavy", "dual", "light"))
 BANDS = dr.Bands((1, 8, 8), rings=4)
 POWER = torch.tensor([0.5, 0.1, 0.05, 0.02, 0.01, 0.005]).double()[: BANDS.count] / 16  # so that images lie in [-1, 1]
 
@@ -57,8 +58,11 @@ def images(count) -> ImageSet:
 
 
 def measured(denoiser, count=1000) -> CovarianceTable:
+    """In batches of 600, as a derivative takes as long of few of these images as of many."""
     model = SimpleNamespace(denoiser=denoiser, process=PROCESS, shape=(1, 8, 8), num_classes=0, name="field")
-    return _measured(model, images(count), count, BANDS, Quiet(), torch.device("cpu"))  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ROWS", 600)
+        return _measured(model, images(count), count, BANDS, Quiet(), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_of_an_exact_denoiser_both_are_the_posterior_covariance():
@@ -89,7 +93,7 @@ def test_the_variance_of_the_data_is_what_a_heavy_call_knows_in_noise():
 
 
 def test_a_dual_rate_model_has_an_entry_for_every_context():
-    table = measured(Field(Reuse.MARKOV), count=64)
+    table = measured(Field(Reuse.MARKOV), count=8)
     assert [age for age, _, _ in table.trust()] == ["0", "1", "2", "3", "4", "6", "8", "12", "16", "24", "none"]
     size = len(table.log_snr)
     used = torch.ones(size, size).tril().bool()
@@ -210,7 +214,7 @@ def test_the_command_measures_and_tells(tmp_path, monkeypatch, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(64) % 10)
     run = tmp_path / "run"
-    shutil.copytree(HEAVY, run, ignore=shutil.ignore_patterns("covariance*", "MANIFEST*"))
+    shutil.copytree(LIGHT, run, ignore=shutil.ignore_patterns("covariance*", "MANIFEST*"))
     experiment = (run / "experiment.json").read_text()
     (run / "experiment.json").write_text(experiment.replace('"fashion-mnist"', f'"{tmp_path / "images.npz"}"'))
     Manifest.write(run, RELEASED)

@@ -15,14 +15,17 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.moment_matching import MomentMatchingConfig
+from dualrate.experiments.networks import OneNetwork
 from dualrate.experiments.serves import AtLeast
 from dualrate.measuring.choosing import step_for
 from dualrate.measuring.drawer import Drawer
 from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
 from dualrate.sampling import grids
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.catalogue import SAMPLERS, make_step, sampler_named, taking
+from dualrate.sampling.cost import seconds_per_call
 from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.grids import GRIDS, grid_times
 from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
@@ -51,6 +54,24 @@ def dual() -> Model:
     return load(WEIGHTS / "fashion-mnist-dual")
 
 
+@pytest.fixture(scope="module")
+def small(heavy) -> Model:
+    """A small network in place of the heavy one, with its table: where calls are only counted."""
+    assert isinstance(heavy.experiment.networks, OneNetwork)
+    net = UViTConfig(28, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 10, patch=2, embedding=16, head_dim=16)
+    experiment = replace(heavy.experiment, networks=OneNetwork(net))
+    networks, denoiser = experiment.build()
+    return replace(heavy, experiment=experiment, networks=networks, denoiser=denoiser)
+
+
+@pytest.fixture
+def brief(monkeypatch) -> None:
+    """`cost` times a few calls instead of a second of each."""
+    monkeypatch.setattr(
+        "dualrate.measuring.measure.seconds_per_call", lambda call, **_: seconds_per_call(call, seconds=0)
+    )
+
+
 def test_every_name_makes_its_step():
     made = {name: make_step(name, PROCESS) for name in SAMPLERS if name not in TABLED}
     for name, step in made.items():
@@ -66,9 +87,9 @@ WITHOUT_GAMMA = [name for name in SAMPLERS if name not in taking("gamma")]
 
 @pytest.mark.parametrize("calls", [6, 7])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_steps_make_as_many_calls_as_there_may_be(name, calls, heavy):
+def test_steps_make_as_many_calls_as_there_may_be(name, calls, small):
     def of(steps):
-        return drawer_of(heavy, Plan(steps=steps, sampler=name, grid="log-snr")).cost.light_calls
+        return drawer_of(small, Plan(steps=steps, sampler=name, grid="log-snr")).cost.light_calls
 
     steps = SAMPLERS[name].step.most_steps(calls)
     assert of(steps) <= calls < of(steps + 1)
@@ -224,7 +245,7 @@ def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual
         check_reuse(dual.denoiser, step, plan)
 
 
-def test_the_command_line_knows_the_names(monkeypatch, capsys):
+def test_the_command_line_knows_the_names(brief, monkeypatch, capsys):
     from dualrate.cli.main import main
 
     arguments = [
@@ -252,7 +273,7 @@ def test_a_comparison_takes_them_with_a_plan(name, heavy):
     assert contender.plan.num_steps == 8
 
 
-def test_the_command_line_takes_eta_and_a_list_of_times(monkeypatch, capsys):
+def test_the_command_line_takes_eta_and_a_list_of_times(brief, monkeypatch, capsys):
     from dualrate.cli.main import main
 
     def calls(*options):
@@ -268,7 +289,7 @@ def test_their_images_are_no_noise(heavy):
     """The released model, a few steps of each: finite, and mostly within the range of images."""
     for name in SAMPLERS:
         step, plan = sampler_of(heavy, Plan(steps=6, sampler=name, grid="log-snr"))
-        (images,) = sample(heavy.denoiser, step, plan, heavy.shape, range(4), range(4))
+        (images,) = sample(heavy.denoiser, step, plan, heavy.shape, range(2), range(2))
         assert torch.isfinite(images).all()
         assert images.abs().quantile(0.9) < 1.2
 

@@ -30,10 +30,17 @@ def run(tmp_path_factory):
     return saved(TWO, tmp_path_factory.mktemp("runs") / "run", 3, 7)
 
 
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """Not to be changed."""
+    place = tmp_path_factory.mktemp("weights") / "released"
+    export(run, place)
+    return place
+
+
 @pytest.fixture
-def released(run, tmp_path):
-    export(run, tmp_path / "released")
-    return tmp_path / "released"
+def released(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "released")
 
 
 def test_export_keeps_the_function_to_bfloat16(run, released):

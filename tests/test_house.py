@@ -1,0 +1,79 @@
+"""tools/house.py: what it counts in a checkout that is made for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.house import imports, page, rings, room, survey
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {
+    "src/dualrate/__init__.py": "from dualrate.top.use import run\n",
+    "src/dualrate/low/__init__.py": "",
+    "src/dualrate/low/values.py": "import math\n\nPI = math.pi\n",
+    "src/dualrate/top/__init__.py": "",
+    "src/dualrate/top/use.py": "from dualrate.low.values import PI\nfrom ..low import values\nfrom . import other",
+    "src/dualrate/top/other.py": "def late():\n    import dualrate.low.values\n",
+    "src/dualrate/flat.py": "from dualrate.top import use\n",
+    "scripts/one.py": "x = 1\n" * 7,
+    "tests/low/test_values.py": "y = 1\n" * 3,
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_lines_files_packages_and_imports_are_counted(root: Path) -> None:
+    found = survey(root)
+    assert found["src"] == 1 + 3 + 3 + 2 + 1
+    assert found["rooms"] == {
+        "(root)": {"files": 1, "lines": 1},
+        "__init__": {"files": 1, "lines": 1},
+        "low": {"files": 2, "lines": 3},
+        "top": {"files": 3, "lines": 5},
+    }
+    assert found["beside"] == {"scripts": {"files": 1, "lines": 7}, "tests": {"files": 1, "lines": 3}}
+    assert found["tests"] == {"low": 3}
+    assert next(iter(found["largest"].items())) == ("scripts/one.py", 7)
+    assert found["packages"] == 3
+    assert found["imports"] == {"(root)": {"top": 1}, "__init__": {"top": 1}, "low": {}, "top": {"low": 2}}
+    assert found["rings"] == []
+    assert "  top -> low 2\n" in page(found)
+
+
+def test_rooms_that_import_one_another_are_a_ring(root: Path) -> None:
+    (root / "src/dualrate/low/values.py").write_text("def late():\n    from dualrate.flat import use\n")
+    found = survey(root)
+    assert found["rings"] == [["(root)", "low", "top"]]
+    assert "a ring: (root), low, top" in page(found)
+    assert rings({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}) == [["b", "c"]]
+
+
+def test_modules_are_in_rooms() -> None:
+    names = ("dualrate", "dualrate.__init__", "dualrate.flat", "dualrate.low.__init__", "dualrate.low.a.b", "other")
+    assert [room(name) for name in names] == ["__init__", "__init__", "(root)", "low", "low", "other"]
+
+
+def test_a_package_is_its_init() -> None:
+    known = ["dualrate.low.__init__", "dualrate.low.values"]
+    source = "import dualrate.low\nfrom dualrate.low import values, name\nimport torch.nn"
+    assert imports(source, "dualrate.flat", known) == {"dualrate.low.__init__", "dualrate.low.values", "torch.nn"}
+
+
+def test_it_runs_on_any_checkout_with_the_standard_library_alone(root: Path) -> None:
+    command = [sys.executable, "-I", "-S", str(ROOT / "tools" / "house.py"), "--root"]
+    done = subprocess.run([*command, str(root), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == survey(root)
+    missing = subprocess.run([*command, str(root / "src")], capture_output=True, text=True, check=False)
+    assert missing.returncode == 1
+    assert "has no src/dualrate: give the root" in missing.stderr

@@ -1,0 +1,162 @@
+"""The rooms of a checkout: their source lines, their largest files, and what imports what. Nothing of it is imported.
+
+    python tools/house.py [--root PATH] [--json]
+
+A room is a package right below src/dualrate; modules that lie there themselves are `(root)`, but for `__init__` and
+`__main__`, each a room of its own like the modules beside the package. Imports count once for each pair of files,
+wherever in a file they stand. Rooms in a ring import one another, directly or through others: in any order some of
+their imports point up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+
+PACKAGE = "dualrate"
+BESIDE = ("scripts", "studies", "tools", "benchmarks", "tests")
+LARGEST = 10
+
+
+def modules(src: Path) -> dict[str, Path]:
+    """Files by name: src/dualrate/data/npz.py is dualrate.data.npz; a package's `__init__` is the last part."""
+    return {".".join(path.relative_to(src).with_suffix("").parts): path for path in sorted(src.rglob("*.py"))}
+
+
+def room(module: str) -> str:
+    """dualrate.data.npz is of data, dualrate.npz of (root), dualrate.__init__ of __init__, other.py of other."""
+    first, *rest = module.split(".")
+    if first != PACKAGE or not rest:
+        return first if first != PACKAGE else "__init__"
+    return rest[0] if rest[1:] or rest[0].startswith("__") else "(root)"
+
+
+def imports(source: str, module: str, known: Iterable[str]) -> set[str]:
+    """Full names of the modules that `module` imports anywhere in its code, as far as they can be read off.
+
+    Of what is among the known modules it is the module itself: `__init__` for a package, and not a name in it. Also
+    seen are importlib's `import_module` and `__import__` of a constant name, and modules reached as attributes.
+    """
+    known, found = set(known), set()
+    package = module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found.update(
+                f"{base}.{alias.name}" if _known(f"{base}.{alias.name}", known) else base for alias in node.names
+            )
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            found.update(_named(node, package))
+        elif isinstance(node, ast.Attribute):
+            parts = ast.unparse(node).split(".")
+            if parts[0] == PACKAGE and (inner := _inner(parts, known)):
+                found.add(inner)
+    return {_known(name, known) or name for name in found}
+
+
+def _known(name: str, known: set[str]) -> str | None:
+    """The module of this name, if it is known; `__init__` for a package."""
+    return name if name in known else f"{name}.__init__" if f"{name}.__init__" in known else None
+
+
+def _named(call: ast.Call, package: list[str]) -> list[str]:
+    """What a call imports, if its first argument is a constant; dots in front lead from `package`."""
+    first = call.args[0] if call.args else next((word.value for word in call.keywords if word.arg == "name"), None)
+    if not isinstance(first, ast.Constant) or not isinstance(first.value, str):
+        return []
+    name = first.value.lstrip(".")
+    level = len(first.value) - len(name)
+    return [".".join([*package[: len(package) - level + 1], name]) if level else name]
+
+
+def _inner(parts: list[str], known: set[str]) -> str | None:
+    """The module that an attribute of the package lies in: the longest beginning that is one."""
+    for end in range(len(parts), 1, -1):
+        if name := _known(".".join(parts[:end]), known):
+            return name
+    return None
+
+
+def lines(paths: Iterable[Path]) -> int:
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def rings(between: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Groups of rooms of which each is reached from each."""
+
+    def reached(start: str) -> set[str]:
+        seen, open_ = set(), [start]
+        while open_:
+            new = set(between.get(open_.pop(), ())) - seen
+            seen |= new
+            open_ += new
+        return seen
+
+    far = {name: reached(name) for name in between}
+    groups = {tuple(sorted(other for other in far[name] if name in far.get(other, ()))) for name in far}
+    return sorted(list(group) for group in groups if len(group) > 1)
+
+
+def survey(root: Path) -> dict[str, object]:
+    """Counts of a checkout."""
+    found = modules(root / "src")
+    rooms: dict[str, list[Path]] = {}
+    for name, path in found.items():
+        rooms.setdefault(room(name), []).append(path)
+    beside = {name: sorted((root / name).rglob("*.py")) for name in BESIDE}
+    pairs: Counter[tuple[str, str]] = Counter()
+    for name, path in found.items():
+        for target in imports(path.read_text(encoding="utf-8"), name, found):
+            if target in found and room(target) != room(name):
+                pairs[room(name), room(target)] += 1
+    between = {name: {to: pairs[name, to] for to in sorted(rooms) if pairs[name, to]} for name in sorted(rooms)}
+    sizes = {str(path.relative_to(root)): lines([path]) for path in chain(found.values(), *beside.values())}
+    packages = [path for path in found.values() if path.name == "__init__.py"]
+    return {
+        "src": lines(found.values()),
+        "rooms": {name: {"files": len(paths), "lines": lines(paths)} for name, paths in sorted(rooms.items())},
+        "beside": {name: {"files": len(paths), "lines": lines(paths)} for name, paths in beside.items() if paths},
+        "tests": {path.name: lines(path.rglob("*.py")) for path in sorted((root / "tests").glob("*")) if path.is_dir()},
+        "largest": dict(sorted(sizes.items(), key=lambda item: -item[1])[:LARGEST]),
+        "packages": len(packages),
+        "imports": between,
+        "rings": rings(between),
+    }
+
+
+def page(found: dict) -> str:
+    """The survey as text."""
+    text = [f"src: {found['src']} lines in {sum(one['files'] for one in found['rooms'].values())} files"]
+    text += [f"  {name:<14}{one['lines']:>7} lines{one['files']:>5} files" for name, one in found["rooms"].items()]
+    text += [f"{name}: {one['lines']} lines in {one['files']} files" for name, one in found["beside"].items()]
+    text += ["largest files:", *(f"  {count:>5} {name}" for name, count in found["largest"].items())]
+    pairs = sum(map(len, found["imports"].values()))
+    text += [f"{found['packages']} packages; {pairs} pairs of rooms with imports (room -> room, how many):"]
+    for name, targets in found["imports"].items():
+        text += [f"  {name} -> " + (", ".join(f"{to} {count}" for to, count in targets.items()) or "nothing")]
+    text += [f"a ring: {', '.join(ring)}" for ring in found["rings"]] or ["no rings: imports can all point one way"]
+    return "\n".join(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help="of the checkout")
+    parser.add_argument("--json", action="store_true", help="instead of text")
+    options = parser.parse_args()
+    if not (options.root / "src" / PACKAGE).is_dir():
+        sys.exit(f"{options.root} has no src/{PACKAGE}: give the root of a checkout")
+    found = survey(options.root)
+    print(json.dumps(found, indent=1) if options.json else page(found))
+
+
+if __name__ == "__main__":
+    main()
