@@ -54,7 +54,7 @@ def test_every_other_option_overrides_what_was_chosen(here, monkeypatch):
     options = ["--out", "out", "--networks.model.levels.0.channels", 16, "--fit.optim.lr", 1e-4, "--name", "mine"]
     assert train(monkeypatch, *options, "--rate", "single", "--data.source", "pets", "--data.augment.flip", *QUICK) == 0
     made = read_experiment(here / "out")
-    assert made.networks.configs["light"].levels[0].channels == 16
+    assert made.networks.configs["model"].levels[0].channels == 16
     assert (made.name, made.fit.optim.lr, made.data.augment.flip, made.num_classes) == ("mine", 1e-4, True, 2)
 
 

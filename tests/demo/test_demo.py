@@ -98,7 +98,7 @@ class Told(module.PlainReporter):
 def release(path: Path, networks: OneNetwork | TwoNetworks, scale: float = 1) -> None:
     """Weights as at the start of training, times `scale`."""
     times = SingleTime() if isinstance(networks, OneNetwork) else TimeSampler((2, 4))
-    experiment = Experiment(path.name, networks, DenoisingConfig(), DenoisingConfig(times), FitConfig(1))
+    experiment = Experiment(path.name, networks, DenoisingConfig(times), FitConfig(1))
     weights = {name: scale * weight for name, weight in experiment.build()[0].state_dict().items()}
     write_experiment(path, experiment)
     checkpoint.save(path / "checkpoints", 5, {"model": weights}, {"iteration": 5})

@@ -62,8 +62,8 @@ def test_what_is_drawn_if_nothing_is_asked_for():
     for serves, steps, heavy in (
         (AtLeast(4), 4, 4),
         (OnePlan(8, 4), 8, 4),
-        (DenoisingConfig(SingleTime()).serves, 64, 64),
-        (DenoisingConfig(TimeSampler()).serves, 64, 16),
+        (DenoisingConfig(SingleTime()).serves, 32, 32),
+        (DenoisingConfig(TimeSampler()).serves, 32, 8),
     ):
         plan = serves.default_plan()
         assert (plan.num_steps, plan.num_heavy) == (steps, heavy)

@@ -5,7 +5,6 @@ A mistake by the user is one clear line and exit code 2. Reports go to standard 
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
@@ -24,6 +23,7 @@ from dualrate.cli.options import parse
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sample import Sample
 from dualrate.cli.train import Train, parse_train
+from dualrate.config.imports import import_module
 from dualrate.machine.device import memory_shortage, pick_device
 from dualrate.machine.files import naming
 from dualrate.machine.malloc import keep_freed_memory
@@ -79,10 +79,7 @@ def _imported(arguments: list[str]) -> list[str]:
     while arguments[:1] == ["--import"]:
         if len(arguments) < 2:
             raise ValueError("--import is followed by a module, e.g. dualrate --import mypackage.method sample RUN ...")
-        try:
-            importlib.import_module(arguments[1])
-        except ImportError as error:
-            raise ValueError(f"--import {arguments[1]}: {error}") from error
+        import_module(arguments[1])
         arguments = arguments[2:]
     return arguments
 

@@ -5,6 +5,14 @@ from __future__ import annotations
 import importlib
 
 
+def import_module(name: str) -> None:
+    """For what it defines. Raises ValueError where it cannot be imported."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{name} cannot be imported: {error}; put its folder on PYTHONPATH") from error
+
+
 def imported(text: str) -> object:
     """The object of this name. Raises ValueError for a text of another form, and where there is no such object."""
     module, _, name = text.partition(":")

@@ -26,10 +26,10 @@ from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.progress import Counted
 from dualrate.metrics.origin import Origin
-from dualrate.runs.store import Model
 from dualrate.sampling.cost import PlanCost, plan_cost
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import sample
