@@ -10,15 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from reader import commands, follow
-from torch import nn
 
-import dualrate as dr
 from dualrate.compare import contenders, speed, work
 from dualrate.data import fashion_mnist as images_of_fashion
-from dualrate.diffusion.draws import Draws
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
@@ -51,45 +47,6 @@ def test_every_function_of_the_equation_map_exists(name):
         assert place.__doc__ or attribute.islower()
         return
     pytest.fail(f"{name} does not exist")
-
-
-@pytest.fixture(scope="module")
-def extensions() -> dict:
-    names: dict = {}
-    for block in python_blocks(ROOT / "docs/extending.md"):
-        exec(compile(block, "docs/extending.md", "exec"), names)
-    return names
-
-
-def test_the_worked_sampler_converges(extensions):
-    """On one Gaussian every step size must go to the right variance; a churned DDIM gets there."""
-    process = dr.GaussianProcess(dr.Cosine())
-    mixture = dr.GaussianMixture.isotropic(torch.zeros(1, 1, dtype=torch.float64), 0.25)
-    step = extensions["Churned"](process)
-    denoiser = extensions["Clipped"](dr.OracleDenoiser(mixture, process))
-    draws = Draws(0, torch.arange(2000))
-    x = dr.rollout(
-        denoiser, step, dr.StepPlan.uniform(512), draws.normal("z", 1).double(), dr.Cond(),
-        lambda i, j: draws.normal(f"{i} {j}", 1).double(),
-    )  # fmt: skip
-    assert x.var().item() == pytest.approx(0.25, rel=0.1)
-
-
-def test_the_worked_method_trains(extensions, tmp_path):
-    from dualrate.training.config import FitConfig
-    from dualrate.training.loop import fit
-    from dualrate.training.optim import OptimConfig
-
-    class Data:
-        def batch(self, iteration):
-            return dr.Batch(torch.full((4, 1, 2, 2), 0.5), None, torch.arange(4) + 4 * iteration)
-
-    method = extensions["MeanRegression"](
-        nn.ModuleDict({"mean": nn.Embedding.from_pretrained(torch.zeros(1, 4), freeze=False)})
-    )
-    config = FitConfig(iterations=80, batch_size=4, precision="float32", optim=OptimConfig(lr=0.1, warmup=0))
-    fit(method, Data(), config, tmp_path, identity={})
-    torch.testing.assert_close(method.networks["mean"].weight[0], torch.full((4,), 0.5), atol=0.05, rtol=0)
 
 
 def test_the_readme_example_runs(tmp_path, monkeypatch):

@@ -1,0 +1,146 @@
+"""docs/extending.md as a reader follows it: a package beside the project, and what its commands then do."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli.command import call
+from torch import nn
+
+import dualrate as dr
+from dualrate.diffusion.draws import Draws
+from dualrate.experiments.experiment import DataConfig
+from dualrate.runs.store import load, write_experiment
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+
+PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LEVELS = (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 2))
+NET = dr.UViTConfig(8, 1, LEVELS, 2, patch=2, embedding=16, head_dim=16)
+SMALL = ["--networks.model.image-size", "8", "--networks.model.num-classes", "2", "--data.source", "images.npz"]
+FEW = {  # so that a command takes a moment
+    "sample": ["--num", "4"],
+    "evaluate": ["--num", "40", "--features", "net"],
+    "compare": ["--screen", "20", "--count", "40", "--features", "net"],
+    "train": ["--fit.iterations", "2", "--fit.batch-size", "4", *SMALL],
+}
+
+
+def blocks(kind: str) -> list[str]:
+    return [text for found, text in BLOCK.findall(PAGE.read_text()) if found == kind]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """The package, a run, images and a feature net."""
+    place = tmp_path_factory.mktemp("beside")
+    for text in blocks("python"):
+        name = text.split("\n")[0].removeprefix("# ")
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(text)
+    (place / "mydiffusion" / "__init__.py").write_text("")
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+    np.savez(place / "images.npz", images=images, labels=np.arange(64) % 2)
+    data = DataConfig(str(place / "images.npz"))
+    experiment = dr.Experiment("run", dr.OneNetwork(NET), dr.DenoisingConfig(), FitConfig(1), data)
+    networks, _ = experiment.build()
+    weights = {name: 0.2 * torch.randn(tensor.shape) for name, tensor in networks.state_dict().items()}
+    write_experiment(place / "run", experiment)
+    checkpoint.save(place / "run" / "checkpoints", 1, {"model": weights}, {"iteration": 1})
+    made_net(place / "net")
+    return place
+
+
+def made_net(folder: Path) -> None:
+    from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
+
+    arch = Architecture(1, 8, 2, features=4)
+    net = Classifier(arch).eval().requires_grad_(False)
+    identity = hashlib.sha256(weight_bytes(net)).hexdigest()
+    FeatureNet(Card("noise", identity, arch, "", None, 0, 1), net).save(folder)
+
+
+@pytest.fixture
+def beside(place, monkeypatch) -> Path:
+    """As if the package were installed, in its folder."""
+    from dualrate.compare import speed
+
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("DUALRATE_CACHE", str(place / "cache"))
+    monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
+    monkeypatch.setattr(speed, "CALLING", 0.001)
+    monkeypatch.setattr("dualrate.compare.work.peak_memory", lambda *of, device: 1)
+    return place
+
+
+@pytest.mark.parametrize("commands", blocks("bash"), ids=["sampler", "denoiser", "method"])
+def test_every_command_knows_it(commands, beside, monkeypatch, capsys):
+    for line in commands.strip().splitlines():
+        arguments = [word.replace("RUN", "run") for word in shlex.split(line)[1:]]
+        (command,) = FEW.keys() & set(arguments)
+        options = FEW[command]
+        assert call(monkeypatch, *arguments, *options) == 0, f"{line}\n{capsys.readouterr().err}"
+    report = next(beside.glob("out/*.json"), None)
+    assert report is not None
+
+
+def test_its_run_is_continued_by_its_method_alone_and_read_where_that_is_imported(beside, monkeypatch, capsys):
+    """The reader is a process that knows nothing of it: files name no code to run."""
+    assert call(monkeypatch, "train", "mydiffusion.methods:small", *FEW["train"], "--out", "runs/other") == 0
+    assert call(monkeypatch, "train", "fashion-mnist-light", *SMALL, "--out", "runs/other") == 2
+    assert "holds a run trained by mydiffusion.methods:HuberConfig" in capsys.readouterr().err
+    assert load("runs/other").experiment.method.delta == 0.1  # pyright: ignore[reportAttributeAccessIssue]
+    sample = [sys.executable, "-m", "dualrate_command", "sample", "runs/other", "--out", "out/refused"]
+    refused = subprocess.run(sample, cwd=beside, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "dualrate --import mydiffusion.methods COMMAND" in refused.stderr
+
+
+def test_the_sampler_converges(beside):
+    """On one Gaussian every step size must go to the right variance; a churned DDIM gets there."""
+    from mydiffusion.samplers import Churned  # pyright: ignore[reportMissingImports]
+
+    process = dr.GaussianProcess(dr.Cosine())
+    mixture = dr.GaussianMixture.isotropic(torch.zeros(1, 1, dtype=torch.float64), 0.25)
+    draws = Draws(0, torch.arange(2000))
+    x = dr.rollout(
+        dr.OracleDenoiser(mixture, process), Churned(process), dr.StepPlan.uniform(512), draws.normal("z", 1).double(),
+        dr.Cond(), lambda i, j: draws.normal(f"{i} {j}", 1).double(),
+    )  # fmt: skip
+    assert x.var().item() == pytest.approx(0.25, rel=0.1)
+
+
+def test_the_method_lowers_its_loss(beside):
+    from mydiffusion.methods import HuberConfig, small  # pyright: ignore[reportMissingImports]
+
+    from dualrate.training.loop import fit
+    from dualrate.training.optim import OptimConfig
+
+    class Data:
+        def batch(self, iteration):
+            sample = torch.arange(8) + 8 * iteration
+            return dr.Batch(torch.full((8, 1, 28, 28), 0.5), sample % 10, sample)
+
+    experiment = small()
+    method = HuberConfig().prepare(experiment, None).method
+    optim = OptimConfig(lr=1e-2, warmup=0)
+    config = FitConfig(iterations=30, batch_size=8, precision="float32", optim=optim)
+    batch = Data().batch(0)
+
+    def loss() -> float:
+        return method.loss(batch, 0, Draws(0, batch.sample)).total.item()
+
+    before = loss()
+    fit(method, Data(), config, beside / "fit", identity={})
+    assert loss() < 0.5 * before
+    assert isinstance(method.networks, nn.ModuleDict)
