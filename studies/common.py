@@ -108,15 +108,18 @@ def scored(row: Row) -> str:
     return f"{significant(row.score.value)} {interval(row)}"
 
 
-def place(page: Path, name: str, table: str, *, only_check: bool = False) -> bool:
-    """Whether a page has a place for a table of this name, <!-- name --> ... <!-- end of name -->; puts it there."""
+def page_of(name: str, pages: Iterable[Path]) -> Path:
+    """The page with a place for the table of this name. Raises ValueError if none has."""
+    for page in pages:
+        if f"<!-- {name} -->\n" in page.read_text():
+            return page
+    raise ValueError(f"no page has a place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->")
+
+
+def place(name: str, table: str, page: Path) -> None:
+    """Puts a table where the page has a place for it."""
     between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
-    text = page.read_text()
-    if between.search(text) is None:
-        return False
-    if not only_check:
-        save(page, between.sub(lambda _: table, text))
-    return True
+    save(page, between.sub(lambda _: table, page.read_text()))
 
 
 # Cells

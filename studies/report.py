@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from common import RESULTS, ROOT, RUNS, SHOWN, command, on_one_thread, place
+from common import RESULTS, ROOT, RUNS, SHOWN, command, on_one_thread, page_of, place
 
 from dualrate.cli.console import reporter
 from dualrate.compare.comparison import Effort, compare
@@ -99,11 +99,8 @@ def main() -> None:
     name = parser.parse_args().name
     report, device = REPORTS[name], pick_device(None)
     page = RESULTS / report.page
-    lacking = [f"{name} {kind}" for kind in KINDS if not place(page, f"{name} {kind}", "", only_check=True)]
-    if lacking:  # said before the work
-        raise ValueError(
-            f"{page} has no place for {lacking[0]!r}: <!-- {lacking[0]} --> ... <!-- end of {lacking[0]} -->"
-        )
+    for kind in KINDS:  # before the work
+        page_of(f"{name} {kind}", [page])
     if device.type == "cpu":
         on_one_thread()
     entries = [entry.replace("=", f"={ROOT}/") for entry in report.entries]
@@ -117,7 +114,7 @@ def main() -> None:
     pictures(name, findings)
     write_screening(name, findings)
     for kind, made in tables(findings).items():
-        place(page, f"{name} {kind}", as_markdown(made) + "\n")
+        place(f"{name} {kind}", as_markdown(made) + "\n", page)
     print(out, page)
 
 

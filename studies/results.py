@@ -16,26 +16,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import bounds
+import common
 import mixture_students
 import numpy as np
 import planned
 import samplers
 import students
-from common import (
-    IMAGES,
-    RESULTS,
-    SHOWN,
-    Cell,
-    command,
-    load,
-    markdown,
-    measure_cell,
-    on_one_thread,
-    place,
-    row_of,
-    scored,
-    time_cells,
-)
+from common import RESULTS, Cell, row_of
 
 from dualrate.cli.console import reporter
 from dualrate.machine.progress import Progress
@@ -113,14 +100,14 @@ CALLS: tuple[Line, ...] = ((("dual-rate, N = 32",), [dual(32, h) for h in (2, 4,
 
 def score_of(cell: Cell) -> str:
     row = row_of(cell)
-    return "not measured" if row is None else scored(row)
+    return "not measured" if row is None else common.scored(row)
 
 
 def fd_table(header: Sequence[str], lines: Sequence[Line]) -> str:
     """Markdown: the lines' own columns, then the score of every cell with its interval."""
     body = [[*texts, *map(score_of, cells)] for texts, cells in lines]
     body = [line + ["-"] * (len(header) - len(line)) for line in body]
-    return markdown(header, body, texts=len(lines[0][0]))
+    return common.markdown(header, body, texts=len(lines[0][0]))
 
 
 def main_table() -> str:
@@ -160,22 +147,21 @@ def draw_pages() -> None:
     rows = [row for cell in MAIN if (row := row_of(cell)) is not None]
     for cost in ("flops", "seconds"):
         (RESULTS / f"quality-{cost}.png").write_bytes(png(quality_figure(rows, cost)))
-    grids = [IMAGES / f"{cell.key}.npy" for cell in GRID]
+    grids = [common.IMAGES / f"{cell.key}.npy" for cell in GRID]
     if all(grid.exists() for grid in grids):
-        save_grid(np.concatenate([np.load(grid) for grid in grids]), RESULTS / "samples.png", columns=SHOWN, scale=2)
+        images = np.concatenate([np.load(grid) for grid in grids])
+        save_grid(images, RESULTS / "samples.png", columns=common.SHOWN, scale=2)
     for name, made in TABLES.items():
-        table = made()
-        if not any(place(page, name, table) for page in sorted(RESULTS.glob("*.md"))):
-            raise ValueError(f"no page has a place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->")
+        common.place(name, made(), common.page_of(name, sorted(RESULTS.glob("*.md"))))
 
 
 def measure_missing(cells: Sequence[Cell], progress: Progress) -> None:
     missing = [cell for cell in cells if cell.here and row_of(cell) is None]
     if missing:
-        judge = evaluator(load(missing[0].model).experiment.data, features=None, progress=progress)
+        judge = evaluator(common.load(missing[0].model).experiment.data, features=None, progress=progress)
         for cell in missing:
             if row_of(cell) is None:  # no other process was faster
-                measure_cell(cell, judge, progress)
+                common.measure_cell(cell, judge, progress)
 
 
 def in_parts(arguments: list[str], parts: int) -> None:
@@ -194,11 +180,11 @@ def in_parts(arguments: list[str], parts: int) -> None:
 
 
 def main() -> None:
-    parser = command(__doc__)
+    parser = common.command(__doc__)
     parser.add_argument("cells", choices=GROUPS)
     parser.add_argument("--part", help="measure a share of the cells and no more, e.g. 1/2")
     options = parser.parse_args()
-    on_one_thread()
+    common.on_one_thread()
     cells = GROUPS[options.cells]
     if options.part:
         part, parts = map(int, options.part.split("/"))
@@ -207,7 +193,7 @@ def main() -> None:
     if any(cell.here and row_of(cell) is None for cell in cells):
         in_parts([options.cells], min(os.cpu_count() or 1, 4))
     if options.cells == "table":
-        time_cells(MAIN, reporter())
+        common.time_cells(MAIN, reporter())
     draw_pages()
 
 

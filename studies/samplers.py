@@ -16,22 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import (
-    COUNT,
-    DAY,
-    NOT_MEASURED,
-    RESULTS,
-    RUNS,
-    WEIGHTS,
-    bench_of,
-    command,
-    keep,
-    load,
-    markdown,
-    on_one_thread,
-    scored,
-    timed,
-)
+import common
+from common import COUNT, RESULTS, RUNS, WEIGHTS, load
 from matplotlib.figure import Figure
 
 import dualrate as dr
@@ -126,13 +112,13 @@ def record(measured: Measured, bench: Bench, milliseconds: float | None = None) 
 
 def measure(screen: int, count: int, out: Path) -> None:
     cells = [*dual_cells(), *heavy_cells(load(HEAVY))]
-    bench = bench_of(cells, FEATURES)
-    screened = bench.measure(cells, range(SCREEN_SEED, SCREEN_SEED + screen), DAY, details=False)
+    bench = common.bench_of(cells, FEATURES)
+    screened = bench.measure(cells, range(SCREEN_SEED, SCREEN_SEED + screen), common.DAY, details=False)
     records, finals = [record(one, bench) for one in screened], []
-    keep(out, screened=records, measured=finals)
-    for one in bench.measure(best(screened), range(count), DAY, details=False):
-        finals.append(record(one, bench, 1000 * timed(one, bench).seconds_per_image))
-    keep(out, screened=records, measured=finals)
+    common.keep(out, screened=records, measured=finals)
+    for one in bench.measure(best(screened), range(count), common.DAY, details=False):
+        finals.append(record(one, bench, 1000 * common.timed(one, bench).seconds_per_image))
+    common.keep(out, screened=records, measured=finals)
 
 
 def _name(cell: dict[str, Any]) -> tuple[str, str]:
@@ -144,7 +130,7 @@ def _name(cell: dict[str, Any]) -> tuple[str, str]:
 def table(name: str, file: Path = OUT) -> str:
     """Markdown of one of TABLES: what was screened of a network, or what was measured."""
     if not file.exists():
-        return NOT_MEASURED
+        return common.NOT_MEASURED
     written = json.loads(file.read_text())
     if name == MEASURED:
         return _measured_table(written["measured"])
@@ -156,7 +142,7 @@ def _screened_table(cells: Sequence[dict[str, Any]]) -> str:
     for name in dict.fromkeys(map(_name, cells)):
         scores = {cell["row"]["num_steps"]: cell["row"]["score"]["value"] for cell in cells if _name(cell) == name}
         lines.append([*name, *(significant(scores[n]) if n in scores else "-" for n in STEPS)])
-    return markdown(["sampler", "grid", *(f"N = {n}" for n in STEPS)], lines, texts=2)
+    return common.markdown(["sampler", "grid", *(f"N = {n}" for n in STEPS)], lines, texts=2)
 
 
 def _measured_table(cells: Sequence[dict[str, Any]]) -> str:
@@ -165,8 +151,8 @@ def _measured_table(cells: Sequence[dict[str, Any]]) -> str:
     for cell in cells:
         row = from_plain(Row, cell["row"])
         calls = [str(row.num_steps), str(cell["heavy_calls"]), str(cell["light_calls"]), f"{row.macs / 1e9:.3g}"]
-        lines.append([cell["network"], *_name(cell), *calls, f"{cell['milliseconds']:.3g}", scored(row)])
-    return markdown(header, lines, texts=3)
+        lines.append([cell["network"], *_name(cell), *calls, f"{cell['milliseconds']:.3g}", common.scored(row)])
+    return common.markdown(header, lines, texts=3)
 
 
 def figure(cells: Sequence[dict[str, Any]]) -> Figure:
@@ -194,13 +180,13 @@ def figure(cells: Sequence[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    parser = command(__doc__)
+    parser = common.command(__doc__)
     parser.add_argument("--show", action="store_true", help="measure nothing")
     parser.add_argument("--screen", type=int, default=SCREEN, help="images of every cell")
     parser.add_argument("--count", type=int, default=COUNT, help="images of the best ones")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    on_one_thread()
+    common.on_one_thread()
     if not options.show:
         measure(options.screen, options.count, options.out)
     elif not options.out.exists():

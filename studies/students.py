@@ -15,24 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
-from common import (
-    COUNT,
-    DAY,
-    NOT_MEASURED,
-    RESULTS,
-    RUNS,
-    SHOWN,
-    WEIGHTS,
-    bench_of,
-    command,
-    keep,
-    load,
-    markdown,
-    on_one_thread,
-    scored,
-    timed,
-)
+from common import COUNT, RESULTS, RUNS, WEIGHTS, load
 
 from dualrate.compare.contenders import Contender
 from dualrate.config.serial import from_plain, to_plain
@@ -77,34 +62,34 @@ def cells() -> Iterator[Contender]:
 
 
 def main() -> None:
-    parser = command(__doc__)
+    parser = common.command(__doc__)
     parser.add_argument("--count", type=int, default=COUNT, help="images of a score")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    on_one_thread()
+    common.on_one_thread()
     found = list(cells())
-    bench, records, grids = bench_of(found, FEATURES), [], []
-    for one in bench.measure(found, range(options.count), DAY, details=False):
+    bench, records, grids = common.bench_of(found, FEATURES), [], []
+    for one in bench.measure(found, range(options.count), common.DAY, details=False):
         drawer = bench.drawer(one.contender)
-        records.append({"weights": drawer.model.weights_hash, "row": to_plain(timed(one, bench))})
-        grids.append(drawer.draw(range(SHOWN)).images)
-    save_grid(np.concatenate(grids), options.out.with_suffix(".png"), columns=SHOWN, scale=2)
-    keep(options.out, measured=records)
+        records.append({"weights": drawer.model.weights_hash, "row": to_plain(common.timed(one, bench))})
+        grids.append(drawer.draw(range(common.SHOWN)).images)
+    save_grid(np.concatenate(grids), options.out.with_suffix(".png"), columns=common.SHOWN, scale=2)
+    common.keep(options.out, measured=records)
     print(table(options.out))
 
 
 def table(file: Path = OUT) -> str:
     """Markdown of what was measured."""
     if not file.exists():
-        return NOT_MEASURED
+        return common.NOT_MEASURED
     header = ("model", "sampler", "N", "heavy calls", "GMACs", "ms/image", "FD-fashion-mnist")
-    return markdown(header, map(_line, json.loads(file.read_text())["measured"]), texts=2)
+    return common.markdown(header, map(_line, json.loads(file.read_text())["measured"]), texts=2)
 
 
 def _line(record: dict[str, Any]) -> list[str]:
     row = from_plain(Row, record["row"])
     numbers = [str(row.num_steps), str(row.num_heavy), f"{row.macs / 1e9:.3g}", f"{1000 * row.seconds_per_image:.3g}"]
-    return [row.network, row.sampler, *numbers, scored(row)]
+    return [row.network, row.sampler, *numbers, common.scored(row)]
 
 
 if __name__ == "__main__":
