@@ -168,6 +168,7 @@ def dual_student(network: Mlp, rollout: str, iterations: int) -> Sampler:
         "teacher": dr.Plain(network, PROCESS), "process": PROCESS, "weighting": WEIGHTING,
         "states": (dr.SegmentRollout if rollout == "A" else dr.FullRollout)(plan, PROCESS),
         "pretraining": iterations // 2, "pretraining_states": dr.ForwardPairs(plan, PROCESS),
+        "backbone": encoder.net,
     }  # fmt: skip
     fit(alternating(common, network), 2 * iterations + iterations // 2, 5e-4)
     return Sampler(f"dual-rate student, {rollout}", common["student"], plan)

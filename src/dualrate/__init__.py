@@ -17,6 +17,7 @@ from dualrate.experiments.experiment import DataConfig, Experiment, MethodConfig
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, Serves
+from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.samples import write_samples
 from dualrate.methods.denoising import Denoising
@@ -48,6 +49,7 @@ __all__ = [
     "AtLeast",
     "Bands",
     "Batch",
+    "Choice",
     "Cond",
     "Context",
     "ContextEncoder",

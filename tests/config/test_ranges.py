@@ -36,7 +36,6 @@ from dualrate.compare.comparison import Effort
 from dualrate.compare.contenders import Contender, Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.demo.demo import Cell
 from dualrate.denoisers.exact import NeededContext
 from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.methods.method import Phase
@@ -124,7 +123,7 @@ def examples() -> Iterator[Any]:
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), Plan())
-    yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), Cell("run", "run", "ancestral", 4))
+    yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4))
     yield from (AtLeast(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), dr.NoiseCovariance(of))
     yield from (dr.TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
     two = cli_train.RECIPES["fashion-mnist-dual"]()

@@ -17,7 +17,8 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.environment import environment
-from dualrate.methods.times import TimeSampler
+from dualrate.measuring.choosing import Choice
+from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist
@@ -27,10 +28,10 @@ from dualrate.training.config import FitConfig, FitResult
 
 NET = UViTConfig(12, 1, (Level("transformer", 16, 1),), 2, patch=4, embedding=16, head_dim=16)
 CELLS = (
-    Cell("heavy", "fashion-mnist-heavy", "ddim", 2),
-    Cell("heavy", "fashion-mnist-heavy", "dpm++2m", 3, grid="karras"),
-    Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", 4, 2),
-    Cell("light alone", "fashion-mnist-light", "ancestral", 2),
+    Cell("heavy", "fashion-mnist-heavy", Choice(2, sampler="ddim")),
+    Cell("heavy", "fashion-mnist-heavy", Choice(3, sampler="dpm++2m")),
+    Cell("dual-rate", "fashion-mnist-dual", Choice(4, 2)),
+    Cell("light alone", "fashion-mnist-light", Choice(2, sampler="ancestral")),
 )
 COUNT = 40
 
@@ -70,7 +71,8 @@ class Told(module.PlainReporter):
 
 def release(path: Path, networks: OneNetwork | TwoNetworks, scale: float = 1) -> None:
     """Weights as at the start of training, times `scale`."""
-    experiment = Experiment(path.name, networks, DenoisingConfig(times=TimeSampler((2, 4))), FitConfig(1))
+    times = SingleTime() if isinstance(networks, OneNetwork) else TimeSampler((2, 4))
+    experiment = Experiment(path.name, networks, DenoisingConfig(times), FitConfig(1))
     weights = {name: scale * weight for name, weight in experiment.build()[0].state_dict().items()}
     write_experiment(path, experiment)
     checkpoint.save(path / "checkpoints", 5, {"model": weights}, {"iteration": 5})
@@ -110,7 +112,7 @@ def test_all_models_are_measured_and_shown(scene):
 
 def test_the_headline_is_about_the_best_of_all_single_networks_and_explains_its_numbers(scene, monkeypatch):
     """Whichever network and sampler that is: here one of the same size as the heavy one, with other weights."""
-    cells = [*CELLS, Cell("medium", "fashion-mnist-medium", "sde-dpm++2m", 3, grid="log-snr", gamma=0.2)]
+    cells = [*CELLS, Cell("medium", "fashion-mnist-medium", Choice(3))]
     monkeypatch.setattr(module, "CELLS", cells)
     for name in ("heavy", "light", "medium"):
         release(scene / "weights" / f"fashion-mnist-{name}", OneNetwork(NET), scale=0 if name == "medium" else 1)

@@ -16,7 +16,8 @@ from dualrate.data.images import ImageSet
 from dualrate.diffusion.values import Context, Refresh, Reuse
 from dualrate.machine.files import open_tensors, write_tensors
 from dualrate.machine.folders import Manifest
-from dualrate.measuring.calibration import _measured, read_table, step_for, write_table
+from dualrate.measuring.calibration import _measured, read_table, write_table
+from dualrate.measuring.choosing import step_for
 from dualrate.runs.store import COVARIANCE, RELEASED, load
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.covariance_table import CovarianceTable

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualrate.cli.sampling_options import Plan, drawer_of, sampler_of
+from dualrate.cli.sampling_options import Plan
 from dualrate.compare.contenders import Entry
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
@@ -16,19 +16,29 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.serves import AtLeast
-from dualrate.measuring.calibration import step_for
+from dualrate.measuring.choosing import step_for
 from dualrate.measuring.drawer import Drawer
+from dualrate.methods.times import TimeSampler
 from dualrate.runs.store import load
 from dualrate.sampling import grids
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.catalogue import SAMPLERS, make_step, sampler_named, taking
 from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.grids import GRIDS, grid_times
-from dualrate.sampling.solvers import Heun
+from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import check_reuse, sample
 
 PROCESS = GaussianProcess(Cosine())
 WEIGHTS = Path(__file__).parent.parent.parent / "weights"
+
+
+def drawer_of(model: Model, options: Plan) -> Drawer:
+    return options.drawer(model)
+
+
+def sampler_of(model: Model, options: Plan):
+    drawer = options.drawer(model)
+    return drawer.step, drawer.plan
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +79,17 @@ def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):
     for options in (Plan(sampler="covariance"), Plan(sampler="ddim"), Plan(gamma=0.2), Plan(eta=0.5)):
         with pytest.raises(ValueError, match="distilled student, for plain ancestral sampling"):
             sampler_of(student, options)
+    with pytest.raises(
+        ValueError, match="is a distilled student: its x_hat is no posterior mean, so it has no covariance"
+    ):
+        sampler_of(student, Plan(sampler="covariance-table"))
     assert sampler_of(student, Plan())[0] == Ancestral(heavy.process)
 
 
 def test_a_shared_encoder_has_no_table():
-    with pytest.raises(ValueError, match="not of a shared encoder"):
+    with pytest.raises(ValueError, match="not of shared-encoder"):
         Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy'}:8/4@covariance-table").asked(
-            load(WEIGHTS / "fashion-mnist-heavy"), torch.device("cpu")
+            load(WEIGHTS / "fashion-mnist-heavy")
         )
 
 
@@ -122,14 +136,40 @@ def test_every_name_makes_its_grid():
     }
 
 
-def test_nothing_asked_for_is_what_it_was(heavy, dual):
-    assert sampler_of(heavy, Plan()) == (Ancestral(heavy.process), StepPlan.uniform(64))
-    assert sampler_of(dual, Plan()) == (Ancestral(dual.process), StepPlan.uniform(64, 16))
-    assert sampler_of(heavy, Plan(steps=8, heavy=2, sampler="ddim")) == (DDIM(heavy.process), StepPlan.uniform(8, 2))
+def test_nothing_asked_for_is_what_is_recommended(heavy, dual):
+    """docs/choosing.md: second order, gamma 0.2, equal steps in log-SNR or, where a context is reused, in t."""
+    step = SDEDPMSolver2M(heavy.process, 0.2)
+    even = grids.uniform_log_snr(heavy.process.schedule, 32)
+    assert sampler_of(heavy, Plan()) == (step, StepPlan.at(even, range(32)))
+    late = StepPlan.at(32, [4, 7, 11, 14, 18, 21, 25, 28])
+    assert sampler_of(dual, Plan()) == (step, late)
+    assert sampler_of(dual, Plan(places="even")) == (step, StepPlan.uniform(32, 8))
+    assert sampler_of(dual, Plan(steps=8, heavy=8))[1].t == grids.uniform_log_snr(dual.process.schedule, 8)
+    assert sampler_of(dual, Plan(plan=None, gamma=0.0))[0] == SDEDPMSolver2M(dual.process)
 
 
-def test_heavy_calls_are_spread_evenly_over_any_grid(dual):
-    _, plan = sampler_of(dual, Plan(steps=8, heavy=3, grid="karras"))
+def test_a_smooth_path_is_recommended_what_keeps_it(heavy):
+    shared = Plan(steps=8, heavy=4, denoiser="shared-encoder").drawer(heavy)
+    assert shared.step == DPMSolver2M(heavy.process)
+    assert (shared.plan.num_heavy, shared.plan.t) == (4, grids.uniform(8))
+
+
+def test_a_model_that_never_went_without_a_context_is_called_at_the_first_step(dual):
+    method = replace(dual.experiment.method, times=TimeSampler(dropout=0.0))
+    always = replace(dual, experiment=replace(dual.experiment, method=method))
+    assert sampler_of(always, Plan())[1] == StepPlan.uniform(32, 8)
+
+
+def test_a_sampler_that_is_named_has_its_own_settings_and_grid(heavy):
+    step, plan = sampler_of(heavy, Plan(steps=8, sampler="dpm++2m"))
+    assert (step, plan.t) == (DPMSolver2M(heavy.process), grids.karras(heavy.process.schedule, 8))
+    assert sampler_of(heavy, Plan(steps=8, sampler="sde-dpm++2m"))[0] == SDEDPMSolver2M(heavy.process)
+    step, plan = sampler_of(heavy, Plan(steps=8, heavy=2, sampler="ddim"))
+    assert (step, plan) == (DDIM(heavy.process), StepPlan.uniform(8, 2))
+
+
+def test_heavy_calls_are_spread_over_any_grid(dual):
+    _, plan = sampler_of(dual, Plan(steps=8, heavy=3, grid="karras", places="even"))
     assert plan.t == grids.karras(dual.process.schedule, 8)
     assert plan.refresh == StepPlan.uniform(8, 3).refresh
 
@@ -139,7 +179,7 @@ def test_a_plan_says_all(changes, heavy, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(StepPlan.uniform(3).to_json())
     assert sampler_of(heavy, Plan(plan=path, sampler="heun")) == (Heun(heavy.process), StepPlan.uniform(3))
-    with pytest.raises(ValueError, match="drop --steps, --heavy, --grid and --times"):
+    with pytest.raises(ValueError, match=f"a plan says all about the steps: drop {next(iter(changes))}"):
         sampler_of(heavy, Plan(plan=path, **changes))
 
 
@@ -153,8 +193,8 @@ def test_times_may_be_listed(heavy, dual):
 @pytest.mark.parametrize(
     ("times", "changes", "message"),
     [
-        ((1.0, 0.5, 0.0), {"steps": 2}, "drop --steps and --grid"),
-        ((1.0, 0.5, 0.0), {"grid": "karras"}, "drop --steps and --grid"),
+        ((1.0, 0.5, 0.0), {"steps": 2}, "drop steps and grid"),
+        ((1.0, 0.5, 0.0), {"grid": "karras"}, "drop steps and grid"),
         ((1.0, 0.5), {}, "from 1 .noise. to 0 .data., got 1.0 0.5"),
         ((0.5, 0.0), {}, "from 1 .noise. to 0"),
         ((1.0,), {}, "from 1 .noise. to 0"),
@@ -205,7 +245,7 @@ def test_the_command_line_knows_the_names(monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_comparison_takes_them_with_a_plan(name, heavy):
-    contender = Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy'}:8@{name}").asked(heavy, torch.device("cpu"))
+    contender = Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy'}:8@{name}").asked(heavy)
     step = contender.step(heavy)
     assert str(step) == str(step_for(heavy, contender.plan, name))
     assert name in TABLED or step == make_step(name, heavy.process)

@@ -12,13 +12,14 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
-from dualrate.cli.sampling_options import Plan, drawer_of
+from dualrate.cli.sampling_options import Plan
 from dualrate.config.ranges import BatchSize, LogSNR, Range, Ranged, Seed
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.device import pick_device
 from dualrate.machine.progress import Progress, of_images
 from dualrate.measuring.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
+from dualrate.sampling.catalogue import ANCESTRAL
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class LikelihoodBound(Ranged):
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     """Directory of a run, or of released weights."""
-    plan: Annotated[Plan, arg(name="")] = Plan()
+    plan: Annotated[Plan, arg(name="")] = Plan(sampler=ANCESTRAL)
     variance: Literal["measured", "own"] = "measured"
     """Of the steps: what suits training images best, measured first; or the sampler's own (--gamma)."""
     end: LogSNR = GREY_LEVEL
@@ -51,7 +52,7 @@ class LikelihoodBound(Ranged):
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        drawer = drawer_of(model, self.plan, batch_size=self.batch_size)
+        drawer = self.plan.drawer(model, batch_size=self.batch_size)
         plan = ending(drawer.plan, model.process.schedule, self.end)
         data = model.experiment.data
         how = {"end": self.end, "seed": self.seed, "progress": of_images(progress)}

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
-from dualrate.cli.sampling_options import Plan, drawer_of
+from dualrate.cli.sampling_options import Plan
 from dualrate.config.ranges import BatchSize, Images, Ranged, Seed
 from dualrate.machine.device import pick_device
 from dualrate.machine.progress import of_images
@@ -52,7 +52,7 @@ class Evaluate(Ranged):
         require_count(self.num, self.features)
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        drawer = drawer_of(model, self.plan, batch_size=self.batch_size)
+        drawer = self.plan.drawer(model, batch_size=self.batch_size)
         data = model.experiment.data
         if self.features == "inception":
             judge = inception_evaluator(data, reference=self.reference, device=device, progress=progress)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import drawing, reporter, tell
-from dualrate.cli.sampling_options import Plan, drawer_of
+from dualrate.cli.sampling_options import Plan
 from dualrate.config.ranges import BatchSize, Classes, Images, Ranged, Seed
 from dualrate.machine.device import pick_device
 
@@ -51,7 +51,7 @@ class Sample(Ranged):
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
         how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
-        drawer = drawer_of(model, self.plan, **how)
+        drawer = self.plan.drawer(model, **how)
         with closing(progress):
             written = write_samples(
                 drawer,

@@ -27,7 +27,8 @@ from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Progress
-from dualrate.measuring.calibration import read_table, step_for
+from dualrate.measuring.calibration import read_table
+from dualrate.measuring.choosing import step_for
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors, read_plan
 from dualrate.planning.planner import Planner

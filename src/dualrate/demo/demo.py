@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
 from dualrate.demo.page import Findings, SmallRun, demo_page
 from dualrate.demo.turns import Limits, Measured, Turns
-from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import PlainReporter, Progress, duration
-from dualrate.measuring.calibration import step_for
+from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator, messages
 from dualrate.metrics.evaluate import Evaluator
@@ -27,57 +25,45 @@ from dualrate.recipes import fashion_mnist
 from dualrate.report import headline, table
 from dualrate.runs.store import EXPERIMENT, load, read_losses
 from dualrate.runs.train import train
-from dualrate.sampling.catalogue import sampler_named
-from dualrate.sampling.grids import GridName, grid_times
-from dualrate.sampling.solvers import SDEDPMSolver2M
 
 SHOWN = 30  # images of every grid: the first seeds, so rows of the same classes
 REST = 1  # minutes for reading the data, scoring and the page
 
 
 @dataclass(frozen=True)
-class Cell(Ranged):
-    """One thing to measure. model: directory in `weights`; heavy: H, None for every step; gamma: noise level."""
+class Cell:
+    """One thing to measure. model: directory in `weights`."""
 
     network: str
     model: str
-    sampler: str
-    steps: Steps
-    heavy: HeavyCalls | None = None
-    grid: GridName = "t"
-    gamma: Probability | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        sampler_named(self.sampler)
+    choice: Choice
 
     def drawer(self, model: Model) -> Drawer:
-        plan = StepPlan.spread(grid_times(self.grid, model.process.schedule, self.steps), self.heavy)
-        return Drawer(model, step_for(model, plan, self.sampler, self.gamma), plan, name=self.network)
+        return self.choice.drawer(model, name=self.network)
 
 
-def single(network: str, model: str, steps: int, gamma: float = 0.2) -> Cell:
-    """A network at every step, under the sampler that is best for it (docs/results.md)."""
-    return Cell(network, f"fashion-mnist-{model}", "sde-dpm++2m", steps, grid="log-snr", gamma=gamma)
+def single(network: str, model: str, steps: int) -> Cell:
+    """A network at every step."""
+    return Cell(network, f"fashion-mnist-{model}", Choice(steps))
 
 
 def dual(steps: int, heavy: int) -> Cell:
-    return Cell("dual-rate", "fashion-mnist-dual", "sde-dpm++2m", steps, heavy, gamma=0.2)
+    return Cell("dual-rate", "fashion-mnist-dual", Choice(steps, heavy))
 
 
 CELLS = (  # the most useful first: a dual-rate plan and single networks of its cost; others of half and twice the cost
     dual(16, 4),
     single("medium", "medium", 16),
     single("heavy", "heavy", 6),
-    Cell("dual-rate student", "fashion-mnist-student-full", "ancestral", 8, 4),
+    Cell("dual-rate student", "fashion-mnist-student-full", Choice()),
     dual(8, 2),
     single("medium", "medium", 8),
     dual(32, 8),
     single("heavy", "heavy", 12),
-    single("light alone", "light", 32, gamma=0.0),
+    Cell("light alone", "fashion-mnist-light", Choice(32, gamma=0.0)),
 )
 SMALL = "small dual-rate"
-SMALL_CELLS = tuple(Cell(SMALL, "run", "sde-dpm++2m", 32, heavy) for heavy in (4, 8, 16))  # if there are no weights
+SMALL_CELLS = tuple(Cell(SMALL, "run", Choice(32, heavy)) for heavy in (4, 8, 16))  # if there are no weights
 
 
 def demo(
@@ -157,7 +143,7 @@ def _train_small(experiment: Experiment, run: Path, progress: Progress) -> Small
     if result.stopped == "signal":
         raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
     model = load(run, note=progress.note)
-    images = Drawer(model, SDEDPMSolver2M(model.process), StepPlan.uniform(32, 8)).draw(range(SHOWN)).images
+    images = Choice(32, 8).drawer(model).draw(range(SHOWN)).images
     return SmallRun(model, images, result.seconds, read_losses(run))
 
 

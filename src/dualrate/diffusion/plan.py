@@ -15,7 +15,7 @@ from typing import SupportsIndex
 
 from dualrate.diffusion.values import Refresh
 
-STEPS = 64  # of a sampler, where nothing else is said
+STEPS = 32  # of a sampler, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,11 @@ class StepPlan:
     @staticmethod
     def late(times: SupportsIndex | Iterable[float], heavy: SupportsIndex) -> StepPlan:
         """The first eighth of the steps without a context, which would be one of pure noise; then as `spread`."""
-        t = _even(times) if not isinstance(times, Iterable) else tuple(times)
+        t = tuple(times) if isinstance(times, Iterable) else _even(times)
         steps, heavy = len(t) - 1, _whole("the number of heavy calls", heavy)
-        alone = steps // 8
+        if not 0 <= heavy <= steps:
+            raise ValueError(f"the number of heavy calls lies between 0 and the {steps} steps, got {heavy}")
+        alone = min(steps // 8, steps - heavy)
         return StepPlan.at(t, (alone + j * (steps - alone) // heavy for j in range(heavy)))
 
     def to_json(self) -> str:

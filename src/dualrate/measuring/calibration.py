@@ -14,7 +14,6 @@ from torch import Tensor
 from dualrate.data.images import ImageSet, load_images
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
@@ -25,10 +24,8 @@ from dualrate.measuring.spread import Part, spread
 from dualrate.planning.planner import Call, every_call
 from dualrate.runs.store import COVARIANCE
 from dualrate.sampling.bands import Bands
-from dualrate.sampling.catalogue import make_step, sampler_named
 from dualrate.sampling.covariance import probed
 from dualrate.sampling.covariance_table import TRUSTED, CovarianceTable
-from dualrate.sampling.step import Step
 
 LOWEST, HIGHEST = -12, 12  # log-SNRs of the table, one apart, within the schedule's; beyond, the nearest is taken
 NOTED = ("weights", "images", "shape", "rings", "clamped")  # in the file's metadata, beside its digest
@@ -176,14 +173,3 @@ def read_table(model: Model) -> CovarianceTable:
             f"{where / COVARIANCE} was measured for other weights: measure it again with `dualrate calibrate {where}`"
         )
     return CovarianceTable(bands, tensors["log_snr"], tensors["variance"], tensors["ratio"], below, above)
-
-
-def step_for(model: Model, plan: StepPlan, name: str, gamma: float | None = None, eta: float | None = None) -> Step:
-    """The step of this name, for a model under a plan; with the model's table, where it needs one.
-
-    Raises what `make_step` and `read_table` raise, and ValueError for a step that the model does not serve.
-    """
-    table = None if sampler_named(name).of_table is None else read_table(model)
-    step = make_step(name, model.process, gamma, eta, plan=plan, table=table)
-    model.serves.check_step(step)
-    return step

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from dualrate.experiments.experiment import DataConfig, Model
 from dualrate.machine.progress import Progress
-from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.choosing import Choice
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import check, measure
 from dualrate.runs.train import Score
-from dualrate.sampling.ancestral import Ancestral
 
 SCORED = 1000  # images
 
 
 def scorer(data: DataConfig, progress: Progress) -> Score:
-    """Frechet distance of 1,000 images under the model's own plan. Raises what `evaluator` raises."""
+    """Frechet distance of 1,000 images under the recommended sampler and plan. Raises what `evaluator` raises."""
     judge = evaluator(data, features=None, progress=progress)
     check(judge, SCORED, details=False)
 
     def score(model: Model) -> tuple[str, float]:
-        step, plan = Ancestral(model.process), model.experiment.serves.default_plan()
-        return judge.metric, measure(Drawer(model, step, plan), range(SCORED), judge).row.score.value
+        return judge.metric, measure(Choice().drawer(model), range(SCORED), judge).row.score.value
 
     return score

@@ -1,0 +1,106 @@
+"""A sampler and a plan for a model: what is asked for, and where nothing is said what docs/choosing.md recommends.
+
+sampler  SDE-DPM-Solver++ 2M at gamma 0.2; of a denoiser that needs a smooth path DPM-Solver++ 2M; of a distilled
+         student ancestral
+grid     that of the sampler (sampling/catalogue.py); steps equal in t where a context is reused
+steps    32, or a distilled student's own
+heavy    a quarter of the steps, within what was trained; the first eighth of the steps goes without a context
+         where the model was trained on steps without one
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Reuse
+from dualrate.experiments.experiment import Model
+from dualrate.measuring.calibration import read_table
+from dualrate.measuring.drawer import Drawer
+from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
+from dualrate.sampling.grids import GridName, grid_times
+from dualrate.sampling.step import Step
+
+RECOMMENDED, GAMMA = "sde-dpm++2m", 0.2
+SMOOTH = "dpm++2m"  # where a path must be smooth
+Places = Literal["late", "even"]
+
+
+@dataclass(frozen=True)
+class Choice(Ranged):
+    """What is asked for; None: as recommended.
+
+    sampler: a name of sampling/catalogue.py, or package.module:Class
+    gamma, eta: settings of the sampler
+    times:   the N + 1 times themselves, instead of steps and grid
+    plan:    all about steps and heavy calls, instead of steps, heavy, grid, times and places
+    places:  of the heavy calls: spread evenly over all steps, or over those after the first eighth
+    """
+
+    steps: Steps | None = None
+    heavy: HeavyCalls | None = None
+    sampler: str | None = None
+    gamma: Probability | None = None
+    eta: Probability | None = None
+    grid: GridName | None = None
+    times: tuple[Probability, ...] | None = None
+    places: Places | None = None
+    plan: StepPlan | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler is not None:
+            sampler_named(self.sampler)
+        where = [name for name in ("steps", "grid", "times", "heavy", "places") if getattr(self, name) is not None]
+        if self.plan is not None and where:
+            raise ValueError(f"a plan says all about the steps: drop {' and '.join(where)}")
+        if self.times is not None and {"steps", "grid"} & set(where):
+            raise ValueError("the times say where the steps are: drop steps and grid")
+        if self.times is not None and (len(self.times) < 2 or (self.times[0], self.times[-1]) != (1, 0)):
+            told = " ".join(map(str, self.times)) or "none"
+            raise ValueError(f"the times of a sampler go from 1 (noise) to 0 (data), got {told}")
+
+    def drawer(self, model: Model, **more: Any) -> Drawer:
+        """more: fields of a `Drawer`. Raises what `step_for` and `Drawer` raise."""
+        name, gamma = self._sampler(model)
+        plan = self.step_plan(model)
+        return Drawer(model, step_for(model, plan, name, gamma, self.eta), plan, **more)
+
+    def step_plan(self, model: Model) -> StepPlan:
+        """Raises ValueError for a plan that the model does not serve."""
+        plan = self._plan(model) if self.plan is None else self.plan
+        model.serves.check(plan)
+        return plan
+
+    def _plan(self, model: Model) -> StepPlan:
+        steps = model.serves.default_steps if self.steps is None else self.steps
+        steps = steps if self.times is None else len(self.times) - 1
+        heavy = model.serves.default_heavy(steps) if self.heavy is None else self.heavy
+        own = heavy == steps and model.serves.any_plan
+        grid = self.grid or (sampler_named(self._sampler(model)[0]).grid if own else "t")
+        times = self.times or grid_times(grid, model.process.schedule, steps)
+        late = 0 < heavy < steps and model.serves.drops and self.places != "even"
+        return StepPlan.late(times, heavy) if late else StepPlan.spread(times, heavy)
+
+    def _sampler(self, model: Model) -> tuple[str, float | None]:
+        """Its name and gamma."""
+        if self.sampler is not None:
+            return self.sampler, self.gamma
+        if not model.serves.any_plan or self.eta is not None:
+            return ANCESTRAL, self.gamma
+        if model.denoiser.reuse is Reuse.SMOOTH:
+            return SMOOTH, self.gamma
+        return RECOMMENDED, GAMMA if self.gamma is None else self.gamma
+
+
+def step_for(model: Model, plan: StepPlan, name: str, gamma: float | None = None, eta: float | None = None) -> Step:
+    """The step of this name, for a model under a plan; with the model's table, where it needs one.
+
+    Raises what `make_step` and `read_table` raise, and ValueError for a step that the model does not serve.
+    """
+    table = None if sampler_named(name).of_table is None else read_table(model)
+    step = make_step(name, model.process, gamma, eta, plan=plan, table=table)
+    model.serves.check_step(step)
+    return step
