@@ -1,4 +1,4 @@
-# Everything runs in .venv, which scripts/bootstrap.py makes; `make PYTHON=python3.12 ...` picks another Python.
+# Everything runs in .venv, which tools/bootstrap.py makes; `make PYTHON=python3.12 ...` picks another Python.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -13,7 +13,7 @@ help:  ## show this list
 
 demo:  ## set up, train a small model, measure the shipped ones, write demo/report.html (10 minutes at most)
 	@echo "demo: about 7 minutes, and the first time some more before them, to set up .venv"
-	@$(PYTHON) scripts/bootstrap.py
+	@$(PYTHON) tools/bootstrap.py
 	@$(BIN)/dualrate demo
 
 test test-slow: export OMP_NUM_THREADS ?= 1
@@ -25,19 +25,19 @@ test-slow: env-dev  ## the long fault and training tests
 	@$(BIN)/python -m pytest -m slow
 
 reproduce-train: env  ## train a model of docs/results.md, e.g. MODEL=dual (90 minutes at most; resumes)
-	@$(BIN)/python scripts/train.py $(MODEL)
+	@$(BIN)/python studies/train.py $(MODEL)
 
 reproduce-table: env  ## measure the models in weights/, draw docs/results/ (resumes)
-	@$(BIN)/python scripts/results.py table
+	@$(BIN)/python studies/results.py table
 
 reproduce-ablations: env  ## the same for the models in runs/ that reproduce-train made
-	@$(BIN)/python scripts/results.py ablations
+	@$(BIN)/python studies/results.py ablations
 
 reproduce-report: env  ## compare the models in weights/ with their rivals, draw docs/results/ (an hour; resumes)
-	@$(BIN)/python scripts/report.py fashion-mnist
+	@$(BIN)/python studies/report.py fashion-mnist
 
 reproduce-cifar10: env  ## a piece of the CIFAR-10 experiment: PIECE=heavy|light|dual|dual-kept|report DATA=... [SIZE=reduced]
-	@$(BIN)/python scripts/cifar10.py $(PIECE) $(if $(DATA),--data $(DATA)) --size $(or $(SIZE),full)
+	@$(BIN)/python studies/cifar10.py $(PIECE) $(if $(DATA),--data $(DATA)) --size $(or $(SIZE),full)
 
 benchmark: env  ## ratios of speed and memory, from weights/, on one thread (five minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
@@ -53,10 +53,10 @@ check: test lint types  ## all that CI runs
 
 clean:  ## remove caches, build output and the demo's output; keep .venv and runs/
 	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
-	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests studies tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 env:  ## make .venv, where the command dualrate is
-	@$(PYTHON) scripts/bootstrap.py
+	@$(PYTHON) tools/bootstrap.py
 
 env-dev:
-	@$(PYTHON) scripts/bootstrap.py --dev
+	@$(PYTHON) tools/bootstrap.py --dev

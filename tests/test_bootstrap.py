@@ -1,4 +1,4 @@
-"""The decisions of scripts/bootstrap.py: where torch comes from, and what it refuses to install. No network, no pip."""
+"""The decisions of tools/bootstrap.py: where torch comes from, and what it refuses to install. No network, no pip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "scripts" / "bootstrap.py")
+    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "tools" / "bootstrap.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

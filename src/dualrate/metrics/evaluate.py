@@ -187,7 +187,7 @@ class Evaluator(Generic[Net]):
         """The value of `count` held-out images, drawn without replacement by a fixed seed, and how many those are.
 
         Every class has its share of them, as in samples whose labels take turns: a random mix of classes would add to
-        the distance, and double it for Fashion-MNIST (scripts/fd_bias.py). Fewer than `count` if there are no more:
+        the distance, and double it for Fashion-MNIST (studies/fd_bias.py). Fewer than `count` if there are no more:
         such a floor is too high. (NaN, 0) without held-out images.
         """
         if self.held_out is None:

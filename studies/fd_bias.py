@@ -1,6 +1,6 @@
 """Bias of the Frechet distance with the number of images: held-out real images against the training images.
 
-    .venv/bin/python scripts/fd_bias.py     # about a minute; writes docs/results/fd-bias.png
+    .venv/bin/python studies/fd_bias.py     # about a minute; writes docs/results/fd-bias.png
 
 Both sets are of one distribution, so FD shows its bias, about C / N; beside it the kernel distance, which has none.
 Sets that hold every class equally often, as generated ones do, lie closer than random ones: part of the bias is the
@@ -10,11 +10,11 @@ every class.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import RESULTS, command
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
@@ -29,7 +29,7 @@ from dualrate.metrics.kernel import KernelDistance, kernel_distance, kernel_metr
 from dualrate.report.figures import INK, MARKERS, PALETTE, png
 
 COUNTS = (500, 1000, 2000, 3000, 5000, 10_000)
-OUT = Path(__file__).resolve().parent.parent / "docs" / "results" / "fd-bias.png"
+OUT = RESULTS / "fd-bias.png"
 
 
 def fd_of_counts(features: Tensor, reference: GaussianStats) -> list[tuple[float, float]]:
@@ -53,7 +53,7 @@ def slope(results: list[tuple[float, float]]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
     out = parser.parse_args().out
     train, test = (load_images("fashion-mnist", split=split) for split in ("train", "test"))

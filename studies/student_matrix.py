@@ -1,7 +1,7 @@
 """Dual-rate students of every size: N in {2, 4, 8} steps, H in {1, ..., N} heavy calls, by algorithm B. For a GPU.
 
-    .venv/bin/python scripts/student_matrix.py fashion-mnist       14 students, then their scores; goes on where it was
-    .venv/bin/python scripts/student_matrix.py cifar10             of the models that make reproduce-cifar10 trains
+    .venv/bin/python studies/student_matrix.py fashion-mnist       14 students, then their scores; goes on where it was
+    .venv/bin/python studies/student_matrix.py cifar10             of the models that make reproduce-cifar10 trains
 
 Every student is one `dualrate distill` command, printed before it starts, in runs/students-RECIPE-N-H; options that are
 not the script's own (--fit.iterations 10000) are passed on to it. Scores are of 5,000 images, seeds 0-4999, kept in
@@ -11,23 +11,20 @@ an hour.
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cells import RESULTS, ROOT, save
-from dualrate.measuring.stream import measure_in_blocks
+from common import COUNT, RESULTS, ROOT, RUNS, command, keep
 
 import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.machine.device import pick_device
-from dualrate.machine.environment import environment
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator
-from dualrate.measuring.measure import check
+from dualrate.measuring.measure import check, measure
 from dualrate.report.rows import Row
 from dualrate.report.table import text_table
 from dualrate.runs.store import read_experiment
@@ -45,16 +42,16 @@ def distil(recipe: str, steps: int, heavy: int, more: Sequence[str]) -> Path:
     teacher, dual = MODELS[recipe]
     out = f"runs/students-{recipe}-{steps}-{heavy}"
     arguments = f"distill {recipe} --teacher {teacher} --student-from {dual} --student dual --rollout full"
-    command = ["dualrate", *arguments.split(), "--steps", str(steps), "--heavy", str(heavy), "--out", out, *more]
-    print(*command, flush=True)
-    subprocess.run([sys.executable, "-m", "dualrate_command", *command[1:]], cwd=ROOT, check=True)
+    told = ["dualrate", *arguments.split(), "--steps", str(steps), "--heavy", str(heavy), "--out", out, *more]
+    print(*told, flush=True)
+    subprocess.run([sys.executable, "-m", "dualrate_command", *told[1:]], cwd=ROOT, check=True)
     return ROOT / out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__)
     parser.add_argument("recipe", choices=MODELS)
-    parser.add_argument("--count", type=int, default=5000, help="images of a score")
+    parser.add_argument("--count", type=int, default=COUNT, help="images of a score")
     options, more = parser.parse_known_args()
     recipe, device = options.recipe, pick_device(None)
     judge = evaluator(read_experiment(ROOT / MODELS[recipe][0]).data, features=None, progress=reporter())
@@ -62,19 +59,11 @@ def main() -> None:
     rows: list[Row] = []
     for steps, heavy in [(n, h) for n in STEPS for h in range(1, n + 1)]:
         model = dr.load(distil(recipe, steps, heavy, more), device=device)
-        row = measure_in_blocks(
-            f"student {steps}/{heavy}",
-            model,
-            dr.Ancestral(model.process),
-            dr.StepPlan.uniform(steps, heavy),
-            judge,
-            range(options.count),
-            ROOT / "runs" / f"students-{recipe}-features" / f"{steps}-{heavy}",
-            device=device,
-        )
+        plan, name = dr.StepPlan.uniform(steps, heavy), f"student {steps}/{heavy}"
+        drawer, features = Drawer(model, dr.Ancestral(model.process), plan, name=name), f"students-{recipe}-features"
+        row = measure(drawer, range(options.count), judge, keep=RUNS / features / f"{steps}-{heavy}").row
         rows.append(row)
-        record = {"environment": environment(), "rows": [asdict(row) for row in rows]}
-        save(RESULTS / f"students-{recipe}.json", json.dumps(record) + "\n")
+        keep(RESULTS / f"students-{recipe}.json", rows=[asdict(row) for row in rows])
     print(text_table(rows))
 
 

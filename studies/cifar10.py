@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("full", "reduced"), default="full")
     options = parser.parse_args()
     if options.piece == "report":
-        os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "report.py"), f"cifar10-{options.size}"])
+        os.execv(sys.executable, [sys.executable, str(ROOT / "studies" / "report.py"), f"cifar10-{options.size}"])
     if not options.data:
         parser.error("say where your copy of CIFAR-10 is: --data PATH, or make ... DATA=PATH")
     become(command(options.piece, options.size, str(Path(options.data).resolve())))

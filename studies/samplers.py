@@ -1,47 +1,40 @@
 """Which sampler when: the samplers on the Fashion-MNIST models at N = 4 to 64, against calls and seconds.
 
-    OMP_NUM_THREADS=1 .venv/bin/python scripts/samplers.py      about 90 minutes of one core; goes on where it was
-    .venv/bin/python scripts/samplers.py --show                 the tables and figure of what is measured, no more
+    OMP_NUM_THREADS=1 .venv/bin/python studies/samplers.py      about 90 minutes of one core; goes on where it was
+    .venv/bin/python studies/samplers.py --show                 the tables and figure of what is measured, no more
 
 All are screened on 1,000 images with seeds of their own. Of the dual-rate model the best covariance-aware and the best
 other sampler at N = 4, 8, 16 and 32 are then measured on 5,000: eight cells. A derivative counts as a call, and no cell
 of the heavy model makes more than 64. Features are kept in runs/samplers; rows go to docs/results/samplers.json, from
-which scripts/results.py makes the tables.
+which studies/results.py makes the tables.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from cells import RESULTS, ROOT, save
+import common
+from common import COUNT, RESULTS, RUNS, WEIGHTS, load
 from matplotlib.figure import Figure
 
 import dualrate as dr
-from dualrate.cli.console import reporter
 from dualrate.compare.contenders import Contender
-from dualrate.compare.speed import saturating_batch, speed
 from dualrate.compare.work import SCREEN_SEED, Bench, Measured
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan
-from dualrate.machine.environment import environment
-from dualrate.machine.malloc import keep_freed_memory
-from dualrate.measuring.evaluator import evaluator
 from dualrate.report.figures import png
 from dualrate.report.rows import Row
-from dualrate.report.table import interval, significant
+from dualrate.report.table import significant
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.grids import GridName, grid_times
 
-OUT, FEATURES = RESULTS / "samplers.json", ROOT / "runs" / "samplers"
-HEAVY, DUAL = ROOT / "weights" / "fashion-mnist-heavy", ROOT / "weights" / "fashion-mnist-dual"
+OUT, FEATURES = RESULTS / "samplers.json", RUNS / "samplers"
+HEAVY, DUAL = WEIGHTS / "fashion-mnist-heavy", WEIGHTS / "fashion-mnist-dual"
 STEPS = (4, 8, 16, 32, 64)
-SCREEN, COUNT = 1000, 5000
-DAY = 24 * 3600.0
+SCREEN = 1000
 # sampler, noise level, grid of the single network
 SAMPLERS: tuple[tuple[str, float, GridName], ...] = (
     ("ancestral", 0.0, "t"),
@@ -104,7 +97,7 @@ def best(screened: Sequence[Measured]) -> list[Contender]:
 
 
 def record(measured: Measured, bench: Bench, milliseconds: float | None = None) -> dict[str, Any]:
-    contender, cost = measured.contender, bench.costs[measured.contender.key]
+    contender, cost = measured.contender, bench.drawer(measured.contender).cost
     return {
         "network": contender.network,
         "sampler": contender.sampler,
@@ -117,34 +110,27 @@ def record(measured: Measured, bench: Bench, milliseconds: float | None = None) 
     }
 
 
-def measure() -> None:
-    progress, device = reporter(), torch.device("cpu")
-    models = {HEAVY: dr.load(HEAVY), DUAL: dr.load(DUAL)}
-    judge = evaluator(models[HEAVY].experiment.data, features=None, progress=progress)
-    bench = Bench(models, judge, FEATURES, device, progress)
-    cells = [*dual_cells(), *heavy_cells(models[HEAVY])]
-    bench.estimate(cells)
-    screened = bench.measure(cells, range(SCREEN_SEED, SCREEN_SEED + SCREEN), DAY, details=False)
-    written = {"environment": environment(), "screened": [record(one, bench) for one in screened], "measured": []}
-    save(OUT, json.dumps(written) + "\n")
-    finals = bench.measure(best(screened), range(COUNT), DAY, details=False)
-    for one in finals:
-        model, cost = bench.model(one.contender), bench.costs[one.contender.key]
-        batch = saturating_batch(model, cost, device=device)
-        timed = speed(one.contender, model, batch, cost, device=device)
-        written["measured"].append(record(one, bench, 1000 * timed.batched))
-    save(OUT, json.dumps(written) + "\n")
+def measure(screen: int, count: int, out: Path) -> None:
+    cells = [*dual_cells(), *heavy_cells(load(HEAVY))]
+    bench = common.bench_of(cells, FEATURES)
+    screened = bench.measure(cells, range(SCREEN_SEED, SCREEN_SEED + screen), common.DAY, details=False)
+    records, finals = [record(one, bench) for one in screened], []
+    common.keep(out, screened=records, measured=finals)
+    for one in bench.measure(best(screened), range(count), common.DAY, details=False):
+        finals.append(record(one, bench, 1000 * common.timed(one, bench).seconds_per_image))
+    common.keep(out, screened=records, measured=finals)
 
 
-def _name(cell: dict[str, Any]) -> str:
+def _name(cell: dict[str, Any]) -> tuple[str, str]:
+    """Sampler and grid."""
     gamma = f", gamma {cell['gamma']:g}" if cell["gamma"] else ""
-    return f"{cell['sampler']}{gamma} | {cell['grid']}"
+    return f"{cell['sampler']}{gamma}", cell["grid"]
 
 
 def table(name: str, file: Path = OUT) -> str:
     """Markdown of one of TABLES: what was screened of a network, or what was measured."""
     if not file.exists():
-        return "Not measured yet.\n"
+        return common.NOT_MEASURED
     written = json.loads(file.read_text())
     if name == MEASURED:
         return _measured_table(written["measured"])
@@ -152,24 +138,21 @@ def table(name: str, file: Path = OUT) -> str:
 
 
 def _screened_table(cells: Sequence[dict[str, Any]]) -> str:
-    lines = [f"| sampler | grid | {' | '.join(f'N = {n}' for n in STEPS)} |", f"|---|---|{'---:|' * len(STEPS)}"]
+    lines = []
     for name in dict.fromkeys(map(_name, cells)):
         scores = {cell["row"]["num_steps"]: cell["row"]["score"]["value"] for cell in cells if _name(cell) == name}
-        lines.append(f"| {name} | {' | '.join(significant(scores[n]) if n in scores else '-' for n in STEPS)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([*name, *(significant(scores[n]) if n in scores else "-" for n in STEPS)])
+    return common.markdown(["sampler", "grid", *(f"N = {n}" for n in STEPS)], lines, texts=2)
 
 
 def _measured_table(cells: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| network | sampler | grid | N | heavy calls | light calls | GMACs | ms/image | FD-fashion-mnist |",
-        f"|---|---|---|{'---:|' * 6}",
-    ]
+    header = ("network", "sampler", "grid", "N", "heavy calls", "light calls", "GMACs", "ms/image", "FD-fashion-mnist")
+    lines = []
     for cell in cells:
         row = from_plain(Row, cell["row"])
-        calls = f"{row.num_steps} | {cell['heavy_calls']} | {cell['light_calls']} | {row.macs / 1e9:.3g}"
-        score = f"{significant(row.score.value)} {interval(row)}"
-        lines.append(f"| {cell['network']} | {_name(cell)} | {calls} | {cell['milliseconds']:.3g} | {score} |")
-    return "\n".join(lines) + "\n"
+        calls = [str(row.num_steps), str(cell["heavy_calls"]), str(cell["light_calls"]), f"{row.macs / 1e9:.3g}"]
+        lines.append([cell["network"], *_name(cell), *calls, f"{cell['milliseconds']:.3g}", common.scored(row)])
+    return common.markdown(header, lines, texts=3)
 
 
 def figure(cells: Sequence[dict[str, Any]]) -> Figure:
@@ -181,8 +164,8 @@ def figure(cells: Sequence[dict[str, Any]]) -> Figure:
         for name in dict.fromkeys(map(_name, mine)):
             line = [cell for cell in mine if _name(cell) == name]
             scores = [cell["row"]["score"]["value"] for cell in line]
-            style = {"label": name.replace(" | ", ", "), "markersize": 4}
-            kind = "o-" if name.startswith("covariance") else "s:"
+            style = {"label": ", ".join(name), "markersize": 4}
+            kind = "o-" if name[0].startswith("covariance") else "s:"
             column[0].plot([cell["light_calls"] for cell in line], scores, kind, **style)
             column[1].plot([1000 * cell["row"]["seconds_per_image"] for cell in line], scores, kind, **style)
         column[0].set_title(network)
@@ -197,16 +180,20 @@ def figure(cells: Sequence[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common.command(__doc__)
     parser.add_argument("--show", action="store_true", help="measure nothing")
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    if not parser.parse_args().show:
-        measure()
-    elif not OUT.exists():
-        parser.error(f"{OUT} is not there yet: run without --show")
-    (RESULTS / "samplers.png").write_bytes(png(figure(json.loads(OUT.read_text())["screened"])))
-    print(*(f"{name}\n\n{table(name)}" for name in TABLES), sep="\n")
+    parser.add_argument("--screen", type=int, default=SCREEN, help="images of every cell")
+    parser.add_argument("--count", type=int, default=COUNT, help="images of the best ones")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    common.on_one_thread()
+    if not options.show:
+        measure(options.screen, options.count, options.out)
+    elif not options.out.exists():
+        parser.error(f"{options.out} is not there yet: run without --show")
+    written = json.loads(options.out.read_text())
+    options.out.with_suffix(".png").write_bytes(png(figure(written["screened"])))
+    print(*(f"{name}\n\n{table(name, options.out)}" for name in TABLES), sep="\n")
 
 
 if __name__ == "__main__":

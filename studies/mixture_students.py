@@ -1,6 +1,6 @@
 """Few-step students of a mixture of eight Gaussians on a ring: sliced Wasserstein distance to exact samples, pictures.
 
-    OMP_NUM_THREADS=1 .venv/bin/python scripts/mixture_students.py     # minutes; writes docs/results/mixture-students.*
+    OMP_NUM_THREADS=1 .venv/bin/python studies/mixture_students.py     # minutes; writes docs/results/mixture-students.*
 
 The teacher is a small network trained with the denoising loss; it samples with 256 ancestral steps, and with as few as
 its students. Students: both versions of moment matching at 1, 2, 4 and 8 steps, the instant one also without its
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, command, markdown
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ from dualrate.methods.method import Method
 from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.report.figures import INK, PALETTE, png
 
-OUT = Path(__file__).resolve().parent.parent / "docs" / "results" / "mixture-students.json"
+OUT = RESULTS / "mixture-students.json"
 PROCESS = dr.GaussianProcess(dr.Cosine())
 WEIGHTING = dr.Sigmoid()
 ANGLES = torch.arange(8, dtype=torch.float64) * math.pi / 4
@@ -167,6 +168,7 @@ def dual_student(network: Mlp, rollout: str, iterations: int) -> Sampler:
         "teacher": dr.Plain(network, PROCESS), "process": PROCESS, "weighting": WEIGHTING,
         "states": (dr.SegmentRollout if rollout == "A" else dr.FullRollout)(plan, PROCESS),
         "pretraining": iterations // 2, "pretraining_states": dr.ForwardPairs(plan, PROCESS),
+        "backbone": encoder.net,
     }  # fmt: skip
     fit(alternating(common, network), 2 * iterations + iterations // 2, 5e-4)
     return Sampler(f"dual-rate student, {rollout}", common["student"], plan)
@@ -191,6 +193,16 @@ def interval(values: list[float]) -> list[float]:
     """The 95% bootstrap interval of the mean."""
     chosen = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
     return np.quantile(np.array(values)[chosen].mean(1), (0.025, 0.975)).tolist()
+
+
+def table() -> str:
+    """Markdown of what was measured."""
+    header, lines = ("points", "steps", "heavy calls", "sliced Wasserstein distance"), []
+    for row in json.loads(OUT.read_text())["rows"]:
+        low, high = row["interval"]
+        distance = f"{row['distance']:.3f} [{low:.3f}, {high:.3f}]"
+        lines.append([row["name"], str(row["steps"] or "-"), str(row["heavy"] or "-"), distance])
+    return markdown(header, lines, texts=1)
 
 
 def samplers(options: argparse.Namespace) -> Iterator[Sampler]:
@@ -225,7 +237,7 @@ def draw(pictures: dict[str, Tensor]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__)
     parser.add_argument("--iterations", default=3000, type=int, help="updates of a student")
     parser.add_argument("--teacher-iterations", default=8000, type=int)
     parser.add_argument("--out", default=OUT, type=Path)

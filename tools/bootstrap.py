@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the environment in .venv: `python3 scripts/bootstrap.py [--dev]`. Standard library only.
+"""Make the environment in .venv: `python3 tools/bootstrap.py [--dev]`. Standard library only.
 
 Where torch comes from, the first that holds:
     kept   .venv has one already

@@ -1,6 +1,6 @@
 """Likelihood bounds of the models in weights/, for docs/results/bounds.md (`make reproduce-table` puts them there).
 
-    OMP_NUM_THREADS=1 .venv/bin/python scripts/bounds.py
+    OMP_NUM_THREADS=1 .venv/bin/python studies/bounds.py
 
 What `dualrate bound weights/fashion-mnist-MODEL --steps N --heavy H --grid GRID` prints, for every line and both grids
 of the table, kept in docs/results/bounds; measured again only if the weights have changed. All lines judge the same
@@ -10,20 +10,19 @@ images with the same noise, so differences between them are taken image by image
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from cells import RESULTS, Cell, load, row_of, save
+from common import RESULTS, Cell, command, keep, load, markdown, on_one_thread, row_of
 
 import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.images import ImageSet, load_images
-from dualrate.machine.environment import environment
-from dualrate.machine.malloc import keep_freed_memory
-from dualrate.machine.progress import Progress
-from dualrate.measuring.likelihood import GREY_LEVEL, Estimate, Likelihood, bits_per_dimension, ending, fit_variance
+from dualrate.machine.progress import Progress, of_images
+from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.likelihood import Estimate, Likelihood, bits_per_dimension, fit_variance
 from dualrate.report.table import significant
 from dualrate.sampling.grids import GridName, grid_times
 
@@ -48,9 +47,10 @@ class Line:
     def model(self) -> dr.Model:
         return load(f"weights/fashion-mnist-{self.name}")
 
-    def plan(self, grid: GridName) -> dr.StepPlan:
-        schedule = self.model.process.schedule
-        return ending(dr.StepPlan.spread(grid_times(grid, schedule, self.steps), self.heavy), schedule, GREY_LEVEL)
+    def drawer(self, grid: GridName) -> Drawer:
+        process = self.model.process
+        plan = dr.StepPlan.spread(grid_times(grid, process.schedule, self.steps), self.heavy)
+        return Drawer(self.model, dr.Ancestral(process), plan)
 
 
 LINES = (
@@ -74,21 +74,13 @@ def bound_of(line: Line, grid: GridName) -> Likelihood | None:
 
 
 def measure(line: Line, grid: GridName, train: ImageSet, test: ImageSet, progress: Progress) -> None:
-    model, plan = line.model, line.plan(grid)
+    drawer = line.drawer(grid)
     progress.note(f"{line.key}, grid {grid}")
-    step = fit_variance(model, dr.Ancestral(model.process), plan, train)
-    found = bits_per_dimension(
-        model,
-        step,
-        plan,
-        test,
-        count=COUNT,
-        progress=lambda done, total: progress.update(done, total, {"images": done}),
-    )
+    fitted = replace(drawer, step=fit_variance(drawer, train))
+    found = bits_per_dimension(fitted, test, count=COUNT, progress=of_images(progress))
     progress.close()
     progress.note(f"  {found.total.value:.4f} +- {found.total.error:.4f} bits per dimension")
-    record = {"weights": model.weights_hash, "environment": environment(), "bound": to_plain(found)}
-    save(BOUNDS / f"{line.key}-{grid}.json", json.dumps(record) + "\n")
+    keep(BOUNDS / f"{line.key}-{grid}.json", weights=line.model.weights_hash, bound=to_plain(found))
 
 
 def table() -> str:
@@ -107,8 +99,7 @@ def table() -> str:
         [*_named(line), _fd(line), *(text for grid in GRIDS for text in _texts(bound_of(line, grid), first[grid]))]
         for line in LINES
     ]
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows)) + "\n"
+    return markdown(header, rows, texts=1)
 
 
 def _named(line: Line) -> list[str]:
@@ -133,8 +124,8 @@ def _texts(found: Likelihood | None, first: Likelihood | None) -> list[str]:
 
 
 def main() -> None:
-    keep_freed_memory()
-    torch.set_num_threads(1)
+    command(__doc__).parse_args()
+    on_one_thread()
     progress = reporter()
     train, test = (load_images("fashion-mnist", split=split) for split in ("train", "test"))
     for line in LINES:

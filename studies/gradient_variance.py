@@ -1,6 +1,6 @@
 """Variance of the dual-rate gradient per second of computing, for k light draws per heavy call (docs/results.md).
 
-    OMP_NUM_THREADS=1 .venv/bin/python scripts/gradient_variance.py
+    OMP_NUM_THREADS=1 .venv/bin/python studies/gradient_variance.py
 
 At fixed weights, over batches of ROWS rows of the light network: ROWS / k images with k draws each. What an optimiser
 can buy is (variance of a batch's gradient) x (seconds of a batch): lower is better. Seconds are CPU time of one thread.
@@ -10,12 +10,12 @@ encodes more images; there the encoder's own loss is weighted down, so that both
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from common import WEIGHTS, command
 from torch import Tensor
 
 import dualrate as dr
@@ -25,7 +25,6 @@ from dualrate.machine.malloc import keep_freed_memory
 from dualrate.methods.times import Times, TimeSampler
 from dualrate.recipes import fashion_mnist
 
-ROOT = Path(__file__).resolve().parent.parent
 ROWS = 64
 
 
@@ -39,23 +38,26 @@ class ByDraw(TimeSampler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default=ROOT / "weights/fashion-mnist-dual", type=Path)
+    parser = command(__doc__)
+    parser.add_argument("--model", default=WEIGHTS / "fashion-mnist-dual", type=Path)
     parser.add_argument("--batches", default=100, type=int)
     options = parser.parse_args()
     keep_freed_memory()
-    images = load_images("fashion-mnist", split="train")
+    recipe, images = fashion_mnist.dual(), load_images("fashion-mnist", split="train")
+    denoising = recipe.method
+    assert isinstance(denoising, dr.DenoisingConfig)
     weights = dr.load(options.model).networks.state_dict()
     print("| contexts dropped | k | images x draws | CPU s | variance, light | encoder | x s, light | encoder |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for what, sampler in (("of images", TimeSampler), ("of draws", ByDraw)):
         for k in (1, 2, 4):
             own = 0.5 / (1 - 0.5**k) if sampler is ByDraw else 1.0
-            experiment = replace(fashion_mnist.dual(), times=sampler(heavy=(4, 32), draws=k), encoder_weight=own)
+            method = replace(denoising, times=sampler(heavy=(4, 32), draws=k), encoder_weight=own)
+            experiment = replace(recipe, method=method)
             batches = Batches(images, ROWS // k, experiment.fit.seed, experiment.data.augment)
             seconds, variances = measure(experiment, weights, batches, options.batches)
-            times = [f"{variance * seconds:.2e}" for variance in variances]
-            cells = [what, k, f"{ROWS // k} x {k}", f"{seconds:.3f}", *(f"{v:.2e}" for v in variances), *times]
+            products = [f"{variance * seconds:.2e}" for variance in variances]
+            cells = [what, k, f"{ROWS // k} x {k}", f"{seconds:.3f}", *(f"{v:.2e}" for v in variances), *products]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 

@@ -9,30 +9,27 @@ study, between `<!-- name -->` and `<!-- end of name -->`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 import bounds
+import common
+import mixture_students
 import numpy as np
 import planned
 import samplers
 import students
-import torch
-from cells import IMAGES, RESULTS, SHOWN, Cell, load, measure_cell, row_of, save, time_cells
+from common import RESULTS, Cell, row_of
 
 from dualrate.cli.console import reporter
-from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.progress import Progress
 from dualrate.measuring.evaluator import evaluator
 from dualrate.report.figures import png, quality_figure
 from dualrate.report.grid import save_grid
-from dualrate.report.table import interval, markdown_table, significant
+from dualrate.report.table import markdown_table
 
 HEAVY, DUAL, LIGHT, HEAVY_LONG, LIGHT_LONG, EARLY = (
     f"weights/fashion-mnist-{name}" for name in ("heavy", "dual", "light", "heavy-long", "light-long", "dual-early")
@@ -77,7 +74,7 @@ BLOCKS: tuple[Line, ...] = tuple(
 
 
 def trained(name: str) -> Cell:
-    """The cell that compares runs of `scripts/train.py`."""
+    """The cell that compares runs of `studies/train.py`."""
     return dual(32, 8, model=f"runs/{name}")
 
 
@@ -101,32 +98,21 @@ ABLATIONS: tuple[Line, ...] = (
 CALLS: tuple[Line, ...] = ((("dual-rate, N = 32",), [dual(32, h) for h in (2, 4, 8, 16, 32)]),)
 
 
-def scored(cell: Cell) -> str:
+def score_of(cell: Cell) -> str:
     row = row_of(cell)
-    return "not measured" if row is None else f"{significant(row.score.value)} {interval(row)}"
+    return "not measured" if row is None else common.scored(row)
 
 
 def fd_table(header: Sequence[str], lines: Sequence[Line]) -> str:
     """Markdown: the lines' own columns, then the score of every cell with its interval."""
-    rule = ["---:" if i >= len(lines[0][0]) else "---" for i in range(len(header))]
-    body = [[*texts, *map(scored, cells)] for texts, cells in lines]
+    body = [[*texts, *map(score_of, cells)] for texts, cells in lines]
     body = [line + ["-"] * (len(header) - len(line)) for line in body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body)) + "\n"
+    return common.markdown(header, body, texts=len(lines[0][0]))
 
 
 def main_table() -> str:
     rows = [row for cell in MAIN if (row := row_of(cell)) is not None]
     return markdown_table(rows) + "\n"
-
-
-def mixture_table() -> str:
-    """Markdown of scripts/mixture_students.py."""
-    lines = ["| points | steps | heavy calls | sliced Wasserstein distance |", "|---|---:|---:|---:|"]
-    for row in json.loads((RESULTS / "mixture-students.json").read_text())["rows"]:
-        low, high = row["interval"]
-        counts = f"{row['steps'] or '-'} | {row['heavy'] or '-'}"
-        lines.append(f"| {row['name']} | {counts} | {row['distance']:.3f} [{low:.3f}, {high:.3f}] |")
-    return "\n".join(lines) + "\n"
 
 
 TABLES = {
@@ -139,7 +125,7 @@ TABLES = {
     "calls": lambda: fd_table(("", "H = 2", "4", "8", "16", "32"), CALLS),
     "bounds": bounds.table,
     "planned": planned.table,
-    "mixture students": mixture_table,
+    "mixture students": mixture_students.table,
     "students": students.table,
     **{name: partial(samplers.table, name) for name in samplers.TABLES},
 }
@@ -161,34 +147,30 @@ def draw_pages() -> None:
     rows = [row for cell in MAIN if (row := row_of(cell)) is not None]
     for cost in ("flops", "seconds"):
         (RESULTS / f"quality-{cost}.png").write_bytes(png(quality_figure(rows, cost)))
-    grids = [IMAGES / f"{cell.key}.npy" for cell in GRID]
+    grids = [common.IMAGES / f"{cell.key}.npy" for cell in GRID]
     if all(grid.exists() for grid in grids):
-        save_grid(np.concatenate([np.load(grid) for grid in grids]), RESULTS / "samples.png", columns=SHOWN, scale=2)
-    pages = {path: path.read_text() for path in sorted(RESULTS.glob("*.md"))}
+        images = np.concatenate([np.load(grid) for grid in grids])
+        save_grid(images, RESULTS / "samples.png", columns=common.SHOWN, scale=2)
     for name, made in TABLES.items():
-        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
-        path = next((path for path, text in pages.items() if between.search(text)), None)
-        if path is None:
-            raise ValueError(f"no page has a place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->")
-        pages[path] = between.sub(lambda _, made=made: made(), pages[path])
-    for path, text in pages.items():
-        save(path, text)
+        common.place(name, made(), common.page_of(name, sorted(RESULTS.glob("*.md"))))
 
 
 def measure_missing(cells: Sequence[Cell], progress: Progress) -> None:
     missing = [cell for cell in cells if cell.here and row_of(cell) is None]
     if missing:
-        judge = evaluator(load(missing[0].model).experiment.data, features=None, progress=progress)
+        judge = evaluator(common.load(missing[0].model).experiment.data, features=None, progress=progress)
         for cell in missing:
             if row_of(cell) is None:  # no other process was faster
-                measure_cell(cell, judge, progress)
+                common.measure_cell(cell, judge, progress)
 
 
 def in_parts(arguments: list[str], parts: int) -> None:
-    """Run this script once per part, side by side. Raises SystemExit if one fails."""
+    """Run this study once per part, side by side. Raises SystemExit if one fails."""
     single = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, *arguments]
-    running = [subprocess.Popen([*command, "--part", f"{i + 1}/{parts}"], env=single) for i in range(parts)]
+    running = [
+        subprocess.Popen([sys.executable, __file__, *arguments, "--part", f"{i + 1}/{parts}"], env=single)
+        for i in range(parts)
+    ]
     try:
         if any(list(map(subprocess.Popen.wait, running))):
             raise SystemExit("a part failed; what it finished is kept, the same command goes on from there")
@@ -198,12 +180,11 @@ def in_parts(arguments: list[str], parts: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common.command(__doc__)
     parser.add_argument("cells", choices=GROUPS)
     parser.add_argument("--part", help="measure a share of the cells and no more, e.g. 1/2")
     options = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(1)
+    common.on_one_thread()
     cells = GROUPS[options.cells]
     if options.part:
         part, parts = map(int, options.part.split("/"))
@@ -212,7 +193,7 @@ def main() -> None:
     if any(cell.here and row_of(cell) is None for cell in cells):
         in_parts([options.cells], min(os.cpu_count() or 1, 4))
     if options.cells == "table":
-        time_cells(MAIN, reporter())
+        common.time_cells(MAIN, reporter())
     draw_pages()
 
 

@@ -8,30 +8,23 @@ The same call goes on where it was. The page with everything is runs/NAME-report
 
 from __future__ import annotations
 
-import argparse
 import csv
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
+from common import RESULTS, ROOT, RUNS, SHOWN, command, on_one_thread, page_of, place
 
 from dualrate.cli.console import reporter
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.page import front_table, reusing_plans, savings_table
 from dualrate.compare.savings import Findings
 from dualrate.machine.device import pick_device
-from dualrate.machine.malloc import keep_freed_memory
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.grid import save_grid
 from dualrate.report.table import Table, as_markdown, table
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
 KINDS = ("savings", "front")  # of tables on a page
-SHOWN = 20  # images of a row of the grid
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ REDUCED = {  # few plans, for a CPU
 
 
 def cifar10(size: str, effort: Effort, plans: Mapping[str, Sequence[str]]) -> Report:
-    """The models of scripts/cifar10.py under these plans; none: the usual ones."""
+    """The models of studies/cifar10.py under these plans; none: the usual ones."""
     entries = [f"{name}=runs/cifar10-{size}-{name}" for name in REDUCED]
     entries = [f"{entry}:{plan}" for entry in entries for plan in plans[entry.partition("=")[0]]] if plans else entries
     return Report(entries, effort, f"make reproduce-cifar10 PIECE=report SIZE={size}", "cifar10.md")
@@ -100,29 +93,18 @@ def pictures(name: str, findings: Findings) -> None:
     save_grid(grid, RESULTS / f"{name}-samples.png", columns=SHOWN, scale=2 if grid.shape[-1] < 30 else 1)
 
 
-def place(text: str, name: str, made: dict[str, Table]) -> str:
-    """The page with every table between its markers."""
-    for kind, one in made.items():
-        marker = f"{name} {kind}"
-        between = re.compile(rf"(?<=<!-- {marker} -->\n).*?(?=<!-- end of {marker} -->)", re.DOTALL)
-        if not between.search(text):
-            raise ValueError(f"the page has no place for {marker!r}: <!-- {marker} --> ... <!-- end of {marker} -->")
-        text = between.sub(lambda _, one=one: as_markdown(one) + "\n", text)
-    return text
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__)
     parser.add_argument("name", choices=REPORTS)
     name = parser.parse_args().name
     report, device = REPORTS[name], pick_device(None)
     page = RESULTS / report.page
-    place(page.read_text(), name, dict.fromkeys(KINDS, Table((), (), ())))  # before the work: is there a place for it?
-    keep_freed_memory()
+    for kind in KINDS:  # before the work
+        page_of(f"{name} {kind}", [page])
     if device.type == "cpu":
-        torch.set_num_threads(1)
+        on_one_thread()
     entries = [entry.replace("=", f"={ROOT}/") for entry in report.entries]
-    out = ROOT / "runs" / f"{name}-report.html"
+    out = RUNS / f"{name}-report.html"
     findings = compare(entries, out, report.effort, device=device, progress=reporter(), command=report.command)
     if findings.left:
         print(*findings.left, f"the same command goes on; so far: {out}", sep="\n")
@@ -131,7 +113,8 @@ def main() -> None:
         (RESULTS / f"{name}{suffix}").write_text(out.with_suffix(suffix).read_text())
     pictures(name, findings)
     write_screening(name, findings)
-    page.write_text(place(page.read_text(), name, tables(findings)))
+    for kind, made in tables(findings).items():
+        place(f"{name} {kind}", as_markdown(made) + "\n", page)
     print(out, page)
 
 

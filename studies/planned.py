@@ -1,44 +1,39 @@
 """Do planned plans beat even ones? Measured on seeds that no plan was made or chosen with.
 
-    OMP_NUM_THREADS=1 .venv/bin/python scripts/planned.py       goes on where it was
+    OMP_NUM_THREADS=1 .venv/bin/python studies/planned.py       goes on where it was
 
 At the cost of the even plans 8/2, 16/4 and 32/8 (about a half, 1 and 2 giga multiply-adds an image), under the sampler
 that suits few steps, SDE-DPM-Solver++ 2M: the even plan; one whose calls start an eighth of the steps late; the
 planner's places for the heavy calls, on the same times; its times too; and what it likes best of all numbers of steps,
 with even and with free times. A plan may drop its context, and costs at most what the even one does. Features are kept
-in runs/planned, rows in docs/results/planned.json, from which scripts/results.py makes the table.
+in runs/planned, rows in docs/results/planned.json, from which studies/results.py makes the table.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from cells import RESULTS, ROOT, load, save
-from dualrate.measuring.stream import measure_in_blocks
+from common import NOT_MEASURED, RESULTS, RUNS, command, keep, load, markdown, on_one_thread, scored
 
 import dualrate as dr
 from dualrate.cli.console import reporter
-from dualrate.compare.contenders import starting_late
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.values import Refresh
-from dualrate.machine.environment import environment
-from dualrate.machine.malloc import keep_freed_memory
-from dualrate.machine.progress import Progress
+from dualrate.machine.progress import Progress, of_images
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator
+from dualrate.measuring.measure import measure
 from dualrate.measuring.planning import CallCosts, call_macs, candidates, measured_errors
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Planned, Planner
 from dualrate.report.rows import Row
-from dualrate.report.table import interval, significant
 
 MODEL = "weights/fashion-mnist-dual"
-OUT, FEATURES = RESULTS / "planned.json", ROOT / "runs" / "planned"
+OUT, FEATURES = RESULTS / "planned.json", RUNS / "planned"
 EVEN = ((8, 2), (16, 4), (32, 8))  # N, H of the plans whose cost is the budget
 STEPS = (8, 16, 32, 64)  # what the planner chooses from
 GRID, IMAGES = 64, 128  # of the errors, as `dualrate plan` measures them
@@ -63,7 +58,7 @@ class Contender:
 def contenders(planner: Planner, costs: CallCosts) -> Iterator[Contender]:
     """Every plan, budget by budget, none twice in one."""
     for steps, heavy in EVEN:
-        late = starting_late(steps, heavy)
+        late = dr.StepPlan.late(steps, heavy)
         even, budget = dr.StepPlan.uniform(steps, heavy), costs.of(steps, heavy)
         found = {
             "even": Planned(even, planner.objective(even)),
@@ -78,20 +73,13 @@ def contenders(planner: Planner, costs: CallCosts) -> Iterator[Contender]:
             yield Contender(f"{steps}/{heavy}", kinds, planned.plan, planned.objective)
 
 
-def measure(contender: Contender, judge: Evaluator[Any], count: int, progress: Progress) -> dict[str, Any]:
+def measured(contender: Contender, judge: Evaluator[Any], count: int, progress: Progress) -> dict[str, Any]:
     """A row with the plan that it is of."""
     model = load(MODEL)
     progress.note(f"{contender.key}: {count} images")
-    row = measure_in_blocks(
-        ", ".join(contender.kinds),
-        model,
-        dr.SDEDPMSolver2M(model.process),
-        contender.plan,
-        judge,
-        range(FIRST, FIRST + count),
-        FEATURES / contender.key,
-        progress=lambda done, total: progress.update(done, total, {"images": done}),
-    )
+    drawer = Drawer(model, dr.SDEDPMSolver2M(model.process), contender.plan, name=", ".join(contender.kinds))
+    seeds, show = range(FIRST, FIRST + count), of_images(progress)
+    row = measure(drawer, seeds, judge, keep=FEATURES / contender.key, progress=show).row
     progress.close()
     progress.note(f"  {row.score.metric} {row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]")
     return {
@@ -105,38 +93,34 @@ def measure(contender: Contender, judge: Evaluator[Any], count: int, progress: P
 def table(file: Path = OUT) -> str:
     """Markdown of what was measured."""
     if not file.exists():
-        return "Not measured yet.\n"
-    measured = json.loads(file.read_text())["measured"]
+        return NOT_MEASURED
+    records = json.loads(file.read_text())["measured"]
     header = ["at the cost of", "plan", "N", "H", "without context", "GMACs", "objective", "FD-fashion-mnist"]
-    lines = [header, ["---", "---", *["---:"] * 6], *map(_line, measured)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(header, map(_line, records), texts=2)
 
 
 def _line(record: dict[str, Any]) -> list[str]:
     row = from_plain(Row, record["row"])
     dropped = record["plan"]["refresh"].count(Refresh.NONE.value)
     counts = [str(row.num_steps), str(row.num_heavy), f"{dropped} steps" if dropped else "-"]
-    score = f"{significant(row.score.value)} {interval(row)}"
-    return [record["budget"], row.network, *counts, f"{row.macs / 1e9:.3g}", f"{record['objective']:.4f}", score]
+    return [record["budget"], row.network, *counts, f"{row.macs / 1e9:.3g}", f"{record['objective']:.4f}", scored(row)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__)
     parser.add_argument("--count", type=int, default=COUNT, help="images per plan")
     parser.add_argument("--only", help="one plan, e.g. 32-8-planned")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(1)
+    on_one_thread()
     model, progress = load(MODEL), reporter()
     errors = measured_errors(model, grid=GRID, images=IMAGES, progress=progress)
     planner = Planner(errors, model.process, model.experiment.method.weighting)
-    judge, measured = evaluator(model.experiment.data, features=None, progress=progress), []
+    judge, records = evaluator(model.experiment.data, features=None, progress=progress), []
     for contender in contenders(planner, call_macs(model)):
         if options.only in (None, contender.key):
-            measured.append(measure(contender, judge, options.count, progress))
-            record = {"weights": model.weights_hash, "environment": environment(), "measured": measured}
-            save(options.out, json.dumps(record) + "\n")
+            records.append(measured(contender, judge, options.count, progress))
+            keep(options.out, weights=model.weights_hash, measured=records)
     print(table(options.out))
 
 

@@ -1,0 +1,198 @@
+"""What the studies share: where results are kept, the bench, Markdown tables, and cells that are measured once.
+
+A cell is a model under a plan, measured once and kept as a file in docs/results/cells with its cost, its surroundings,
+and the hash of the weights it was measured on. It is measured again only if those, or the images asked for, have
+changed; a model that is not here keeps its file. Seconds are measured apart from the images, all cells in one go, so
+that they compare (`time_cells`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dualrate as dr
+from dualrate.cli.console import reporter
+from dualrate.compare.contenders import Contender
+from dualrate.compare.speed import saturating_batch, speed
+from dualrate.compare.work import Bench, Measured
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.machine.environment import environment
+from dualrate.machine.files import write_whole
+from dualrate.machine.malloc import keep_freed_memory
+from dualrate.machine.progress import Progress, of_images
+from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.evaluator import evaluator
+from dualrate.measuring.measure import measure
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.report.rows import Row
+from dualrate.report.table import interval, significant
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, RUNS, WEIGHTS = ROOT / "docs" / "results", ROOT / "runs", ROOT / "weights"
+CELLS, IMAGES, SECONDS = RESULTS / "cells", RESULTS / ".images", RESULTS / "seconds.json"
+DAY = 24 * 3600.0
+COUNT = 5000  # images of a cell
+SHOWN = 20  # of them on a grid
+TIMED = 125  # images of a timing, one batch
+NOT_MEASURED = "Not measured yet.\n"
+
+
+# Starting, reading, keeping
+
+
+def command(doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a study with this docstring."""
+    return argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+
+
+def on_one_thread() -> None:
+    """As all that is timed here was."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+
+
+@cache
+def load(model: str | Path) -> dr.Model:
+    """model: a directory, below the repository."""
+    return dr.load(ROOT / model)
+
+
+def keep(file: Path, indent: int | None = None, **results: Any) -> None:
+    """Results as JSON, with the surroundings they were measured in."""
+    save(file, json.dumps({"environment": environment(), **results}, indent=indent) + "\n")
+
+
+def save(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text)
+
+
+def bench_of(contenders: Sequence[Contender], features: Path) -> Bench:
+    """Ready to measure these contenders; the first one's data judge, and `features` holds what they draw."""
+    progress = reporter()
+    models = {run: load(run) for run in dict.fromkeys(contender.run for contender in contenders)}
+    judge = evaluator(models[contenders[0].run].experiment.data, features=None, progress=progress)
+    bench = Bench(models, judge, features, progress)
+    bench.estimate(contenders)
+    return bench
+
+
+def timed(one: Measured, bench: Bench) -> Row:
+    """Its row with seconds in batches from whose size on larger ones gain nothing."""
+    drawer = bench.drawer(one.contender)
+    seconds = speed(drawer, saturating_batch(drawer))
+    return replace(one.row, seconds_per_image=seconds.batched, batch_size=seconds.batch)
+
+
+# Tables
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], texts: int) -> str:
+    """A table whose first columns are `texts`, the others numbers."""
+    rule = ["---" if i < texts else "---:" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines)) + "\n"
+
+
+def scored(row: Row) -> str:
+    return f"{significant(row.score.value)} {interval(row)}"
+
+
+def page_of(name: str, pages: Iterable[Path]) -> Path:
+    """The page with a place for the table of this name. Raises ValueError if none has."""
+    for page in pages:
+        if f"<!-- {name} -->\n" in page.read_text():
+            return page
+    raise ValueError(f"no page has a place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->")
+
+
+def place(name: str, table: str, page: Path) -> None:
+    """Puts a table where the page has a place for it."""
+    between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
+    save(page, between.sub(lambda _: table, page.read_text()))
+
+
+# Cells
+
+
+@dataclass(frozen=True)
+class Cell:
+    """network: as in the table; model: a directory below the repository; heavy: H, None for every step.
+
+    first: the first seed; a cell's images have seeds first ... first + COUNT - 1
+    """
+
+    network: str
+    model: str
+    steps: int
+    heavy: int | None = None
+    ddim: bool = False
+    first: int = 0
+
+    @property
+    def key(self) -> str:
+        sampler = "ddim" if self.ddim else "ancestral"
+        name = f"{Path(self.model).name}-{self.steps}-{self.steps if self.heavy is None else self.heavy}-{sampler}"
+        return f"{name}-from-{self.first}" if self.first else name
+
+    @property
+    def drawer(self) -> Drawer:
+        model, plan = load(self.model), dr.StepPlan.uniform(self.steps, self.heavy)
+        return Drawer(model, (dr.DDIM if self.ddim else dr.Ancestral)(model.process), plan, name=self.network)
+
+    @property
+    def here(self) -> bool:
+        return (ROOT / self.model / "experiment.json").exists()
+
+
+def row_of(cell: Cell) -> Row | None:
+    """The measured row; None if there is none, or it is of other weights than those here."""
+    file = CELLS / f"{cell.key}.json"
+    if not file.exists():
+        return None
+    record = json.loads(file.read_text())
+    row = replace(from_plain(Row, record["row"]), network=cell.network)
+    asked = row.score.fingerprint.seeds == f"{cell.first}-{cell.first + COUNT - 1}"
+    if not asked or (cell.here and record["weights"] != load(cell.model).weights_hash):
+        return None
+    return replace(row, seconds_per_image=_seconds().get(cell.key, row.seconds_per_image))
+
+
+def measure_cell(cell: Cell, judge: Evaluator[Any], progress: Progress) -> None:
+    """Writes the cell's file, and its first images for the grid."""
+    progress.note(f"{cell.key}: {COUNT} images")
+    drawer, seeds = cell.drawer, range(cell.first, cell.first + COUNT)
+    row = measure(drawer, seeds, judge, progress=of_images(progress)).row
+    progress.close()
+    progress.note(f"  {row.score.metric} {row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]")
+    IMAGES.mkdir(exist_ok=True)
+    np.save(IMAGES / f"{cell.key}.npy", drawer.draw(seeds[:SHOWN]).images)
+    keep(CELLS / f"{cell.key}.json", 1, weights=drawer.model.weights_hash, row=to_plain(row))
+
+
+def time_cells(cells: Sequence[Cell], progress: Progress, *, repeats: int = 3) -> None:
+    """Seconds per image of every cell: the median over rounds of a batch each, so that all see the same load."""
+    drawers = {cell.key: replace(cell.drawer, batch_size=TIMED) for cell in cells if cell.here}
+    durations: dict[str, list[float]] = {key: [] for key in drawers}
+    for round_ in range(repeats):
+        for i, (key, drawer) in enumerate(drawers.items()):
+            durations[key].append(drawer.draw(range(TIMED)).seconds / TIMED)
+            progress.update(round_ * len(drawers) + i + 1, repeats * len(drawers), {"images": TIMED})
+    progress.close()
+    keep(SECONDS, 1, seconds_per_image={key: statistics.median(times) for key, times in durations.items()})
+    _seconds.cache_clear()
+
+
+@cache
+def _seconds() -> dict[str, float]:
+    return json.loads(SECONDS.read_text())["seconds_per_image"] if SECONDS.exists() else {}
