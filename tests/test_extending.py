@@ -134,7 +134,7 @@ def test_the_method_lowers_its_loss(beside):
     experiment = small()
     method = HuberConfig().prepare(experiment, None).method
     optim = OptimConfig(lr=1e-2, warmup=0)
-    config = FitConfig(iterations=60, batch_size=8, precision="float32", optim=optim)
+    config = FitConfig(iterations=30, batch_size=8, precision="float32", optim=optim)
     batch = Data().batch(0)
 
     def loss() -> float:
@@ -142,5 +142,5 @@ def test_the_method_lowers_its_loss(beside):
 
     before = loss()
     fit(method, Data(), config, beside / "fit", identity={})
-    assert loss() < 0.5 * before
+    assert loss() < 0.7 * before
     assert isinstance(method.networks, nn.ModuleDict)
