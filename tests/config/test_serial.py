@@ -1,10 +1,12 @@
 """Experiments survive JSON, and a wrong file is told what is wrong."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.experiment import Experiment
 from dualrate.recipes import fashion_mnist, imagenet
 
@@ -16,6 +18,13 @@ RECIPES += [imagenet.dual]
 def test_round_trip(recipe):
     experiment = recipe()
     assert from_plain(Experiment, json.loads(json.dumps(to_plain(experiment)))) == experiment
+
+
+def test_a_run_may_have_either_loss_weight():
+    experiment = fashion_mnist.dual()
+    plain = replace(experiment, method=replace(experiment.method, weighting=Elbo()))
+    assert from_plain(Experiment, json.loads(json.dumps(to_plain(plain)))) == plain
+    assert plain.method.build(plain).weighting == Elbo()
 
 
 def changed(path: list, value) -> dict:

@@ -61,7 +61,17 @@ def test_samples_report_progress_and_take_labels():
     assert done == [(2, 5), (4, 5), (5, 5)]
 
 
-@pytest.mark.parametrize(("seeds", "labels"), [([], None), ([1, 2], [0])])
+@pytest.mark.parametrize(
+    ("seeds", "labels"),
+    [
+        ([], None),
+        ([1, 2], [0]),
+        ([1, 2**63, 3], None),
+        ([0, -(2**63) - 1, 1], None),
+        ([0, 1.5, 2], None),
+        ([0, "1"], None),
+    ],
+)
 def test_impossible_samples_are_refused(seeds, labels):
     with pytest.raises(ValueError):
         next(iter(sample(IMAGES, Ancestral(PROCESS), StepPlan.uniform(2), (3, 2, 2), seeds, labels)))

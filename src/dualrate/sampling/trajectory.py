@@ -11,6 +11,7 @@ Noise is keyed by (image seed, step, draw): an image does not depend on its batc
 from __future__ import annotations
 
 import itertools
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -170,6 +171,13 @@ def rollout(
     return z
 
 
+def _is_seed(value: object) -> bool:
+    try:
+        return -(2**63) <= operator.index(value) < 2**63  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return False
+
+
 def sample(
     denoiser: Denoiser,
     step: Step,
@@ -199,8 +207,8 @@ def sample(
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
     if (plan.t[0], plan.t[-1]) != (1, 0):
         raise ValueError(f"images are sampled from t = 1 to 0, this plan goes from {plan.t[0]} to {plan.t[-1]}")
-    if not all(-(2**63) <= seed < 2**63 for seed in (seeds[0], seeds[-1])):
-        raise ValueError(f"seeds are 64-bit integers, got {seeds[0]} ... {seeds[-1]}")
+    if strange := [seed for seed in seeds if not _is_seed(seed)]:
+        raise ValueError(f"seeds are 64-bit integers, got {strange[0]!r}")
     if label is not None and len(label) != len(seeds):
         raise ValueError(f"one label per image: got {len(label)} labels for {len(seeds)} seeds")
     device = torch.device(device)
