@@ -21,7 +21,7 @@ from dualrate.compare.page import front_table, reusing_plans, savings_table
 from dualrate.compare.savings import Findings
 from dualrate.machine.device import pick_device
 from dualrate.report.figures import pareto_figure, plan_figure, png
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 from dualrate.report.table import Table, as_markdown, table
 
 KINDS = ("savings", "front")  # of tables on a page

@@ -28,7 +28,7 @@ from dualrate.cli.console import reporter
 from dualrate.machine.progress import Progress
 from dualrate.measuring.evaluator import evaluator
 from dualrate.report.figures import png, quality_figure
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 from dualrate.report.table import markdown_table
 
 HEAVY, DUAL, LIGHT, HEAVY_LONG, LIGHT_LONG, EARLY = (

@@ -12,7 +12,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
-from dualrate.cli.sampling_options import Plan
+from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, LogSNR, Range, Ranged, Seed
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiments.experiment import DataConfig
@@ -28,7 +28,7 @@ class LikelihoodBound(Ranged):
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     """Directory of a run, or of released weights."""
-    plan: Annotated[Plan, arg(name="")] = Plan(sampler=ANCESTRAL)
+    sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions(sampler=ANCESTRAL)
     variance: Literal["measured", "own"] = "measured"
     """Of the steps: what suits training images best, measured first; or the sampler's own (--gamma)."""
     end: LogSNR = GREY_LEVEL
@@ -48,11 +48,11 @@ class LikelihoodBound(Ranged):
         from dualrate.measuring.likelihood import bits_per_dimension, ending, fit_variance
         from dualrate.runs.store import load
 
-        if self.variance == "measured" and self.plan.gamma is not None:
+        if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        drawer = self.plan.drawer(model, batch_size=self.batch_size)
+        drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         plan = ending(drawer.plan, model.process.schedule, self.end)
         data = model.experiment.data
         how = {"end": self.end, "seed": self.seed, "progress": of_images(progress)}

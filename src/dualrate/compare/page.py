@@ -11,9 +11,9 @@ from dualrate.compare.work import Finished
 from dualrate.diffusion.plan import StepPlan
 from dualrate.machine.environment import environment
 from dualrate.report.figures import pareto_figure, plan_figure
-from dualrate.report.grid import grid
 from dualrate.report.headline import capital, name, plan
 from dualrate.report.html import Block, Drawing, Facts, Gallery, Picture, Points, Section, Text, page
+from dualrate.report.image_grid import image_grid
 from dualrate.report.rows import Row
 from dualrate.report.table import EACH, Table, compute_unit, floor_note, interval, significant, table
 
@@ -30,7 +30,7 @@ def compare_page(findings: Findings) -> str:
             Section("", _headline(findings)),
             Section("Fronts", _figures(findings)),
             *_saved(findings),
-            Section("Samples from the same seeds", [_grids(findings)]),
+            Section("Samples from the same seeds", [_samples(findings)]),
             Section("Every plan on the front", [front_table(findings.finished)]),
             Section("Where the heavy calls go", _plans(findings)),
             *_screening(findings),
@@ -124,12 +124,12 @@ def _figures(findings: Findings) -> list[Block]:
     ]
 
 
-def _grids(findings: Findings) -> Gallery:
+def _samples(findings: Findings) -> Gallery:
     ordered = sorted(findings.finished, key=lambda one: one.row.macs)
     rows = [(one.images, one.row) for one in ordered]
     return Gallery(
         [
-            Picture(grid(images, COLUMNS), f"{name(row)}: {row.score.metric} {significant(row.score.value)}")
+            Picture(image_grid(images, COLUMNS), f"{name(row)}: {row.score.metric} {significant(row.score.value)}")
             for images, row in rows
         ]
     )

@@ -14,8 +14,8 @@ from dualrate.machine.progress import duration
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report import headline
 from dualrate.report.figures import loss_figure, quality_figure
-from dualrate.report.grid import grid
 from dualrate.report.html import Block, Drawing, Facts, Gallery, Picture, Points, Section, Text, page
+from dualrate.report.image_grid import image_grid
 from dualrate.report.rows import Row
 from dualrate.report.table import Table, floor_note, significant, table
 from dualrate.sampling.cost import call_cost
@@ -194,7 +194,7 @@ def _model(name: str, model: Model) -> tuple[str, ...]:
 
 
 def _grid(images: np.ndarray) -> np.ndarray:
-    return grid(images, COLUMNS, gap=1)
+    return image_grid(images, COLUMNS, gap=1)
 
 
 def _minutes(seconds: float) -> str:

@@ -30,7 +30,7 @@ from dualrate.measuring.drawer import Drawer, plain_step
 from dualrate.measuring.sample_record import GRID, NPZ, Record, read_record
 from dualrate.metrics.origin import PIXELS
 from dualrate.report.files import is_whole_png, png_bytes, read_png, write_npz
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 from dualrate.sampling.cost import PlanCost
 
 SHOWN = 100  # images on the grid, at most

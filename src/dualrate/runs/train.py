@@ -17,7 +17,7 @@ from dualrate.experiments.upgrade import upgraded_identity
 from dualrate.machine.device import pays, peak_memory
 from dualrate.machine.progress import PlainReporter, Progress
 from dualrate.methods.method import Method
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 from dualrate.runs.checks import check_out, data_notes
 from dualrate.runs.store import EXPERIMENT, load, note_start, read_experiment, write_experiment
 from dualrate.sampling.ancestral import Ancestral

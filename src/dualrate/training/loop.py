@@ -225,12 +225,12 @@ class _Trainer:
     def report(self, logs: Mapping[str, float], elapsed: float) -> None:
         state, config = self.state, self.config
         counts = {"images": state.iteration * config.batch_size, "seconds": state.seconds, "skipped": state.skipped}
-        state.meter.add(finite(logs) | {"elapsed": elapsed})
+        state.running_means.add(finite(logs) | {"elapsed": elapsed})
         if state.iteration % config.log_every == 0 or state.iteration == config.iterations:
-            means = state.meter.means()
+            means = state.running_means.means()
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
             self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": logs["lr"]})
-            state.meter.sums.clear()
+            state.running_means.sums.clear()
         self.progress.update(state.iteration, config.iterations, counts | finite(logs))
 
     def save(self, *, last: bool) -> None:
