@@ -17,7 +17,7 @@ from dualrate.config.ranges import BatchSize, LogSNR, Range, Ranged, Seed
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.device import pick_device
-from dualrate.machine.progress import Progress, of_images
+from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
 from dualrate.sampling.catalogue import ANCESTRAL
 
@@ -55,7 +55,7 @@ class LikelihoodBound(Ranged):
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         plan = ending(drawer.plan, model.process.schedule, self.end)
         data = model.experiment.data
-        how = {"end": self.end, "seed": self.seed, "progress": of_images(progress)}
+        how = {"end": self.end, "seed": self.seed, "progress": image_progress(progress)}
         test = _images(data, "test", progress)
         if self.num > len(test):  # said before the variance is measured
             raise ValueError(f"{test.name} has {len(test)} test images: --num is 2 to {len(test)}, got {self.num}")
@@ -79,7 +79,7 @@ class LikelihoodBound(Ranged):
         print(f"\n{verdict(found, _grey_levels(before))}")
 
 
-def _images(data: DataConfig, split: Literal["train", "test"], progress: Progress) -> ImageSet:
+def _images(data: DataConfig, split: Literal["train", "test"], progress: Reporter) -> ImageSet:
     from dualrate.measuring.evaluator import messages
 
     return load_images(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import reporter, tell
+from dualrate.cli.console import print_report, reporter
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Ranged
 from dualrate.machine.device import pick_device
@@ -34,4 +34,4 @@ class Cost(Ranged):
 
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        tell(self.json, cost_report(self.sampling.drawer(model, batch_size=self.batch_size)))
+        print_report(self.json, cost_report(self.sampling.drawer(model, batch_size=self.batch_size)))

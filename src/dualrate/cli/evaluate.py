@@ -13,7 +13,7 @@ from dualrate.cli.console import reporter
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Images, Ranged, Seed
 from dualrate.machine.device import pick_device
-from dualrate.machine.progress import of_images
+from dualrate.machine.progress import image_progress
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Evaluate(Ranged):
             judge = dinov2_evaluator(data, reference=self.reference, device=device, progress=progress)
         else:
             judge = evaluator(data, features=self.features, reference=self.reference, progress=progress)
-        seeds, show = range(self.seed, self.seed + self.num), of_images(progress)
+        seeds, show = range(self.seed, self.seed + self.num), image_progress(progress)
         row = measure(drawer, seeds, judge, keep=self.keep, details=self.details, progress=show).row
         progress.close()
         if self.json:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import drawing, reporter, tell
+from dualrate.cli.console import drawing, print_report, reporter
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Classes, Images, Ranged, Seed
 from dualrate.machine.device import pick_device
@@ -61,7 +61,7 @@ class Sample(Ranged):
                 progress=drawing(progress),
                 command=shlex.join(["dualrate", *sys.argv[1:]]),
             )
-        tell(
+        print_report(
             self.json,
             {
                 "run": str(self.run_dir),

@@ -29,7 +29,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.machine.device import compiles, default_generator, pays
 from dualrate.machine.guards import Interrupts, run_lock
-from dualrate.machine.progress import PlainReporter, Progress
+from dualrate.machine.progress import PlainReporter, Reporter
 from dualrate.methods.method import Method, Phase
 from dualrate.networks.freeze import frozen
 from dualrate.training import checkpoint
@@ -59,7 +59,7 @@ def fit(
     *,
     identity: Mapping[str, Any],
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda written: written,
-    progress: Progress | None = None,
+    progress: Reporter | None = None,
     on_start: Callable[[], None] | None = None,
     on_sample: Callable[[int], None] | None = None,
     device: torch.device | str = "cpu",
@@ -94,7 +94,7 @@ class _Trainer:
         method: Method,
         config: FitConfig,
         device: torch.device,
-        progress: Progress,
+        progress: Reporter,
         run_dir: Path,
         identity: dict[str, Any],
         upgrade: Callable[[dict[str, Any]], dict[str, Any]],
