@@ -20,7 +20,7 @@ import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.images import ImageSet, load_images
-from dualrate.machine.progress import Progress, of_images
+from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.likelihood import Estimate, Likelihood, bits_per_dimension, fit_variance
 from dualrate.report.table import significant
@@ -73,11 +73,11 @@ def bound_of(line: Line, grid: GridName) -> Likelihood | None:
     return found if record["weights"] == line.model.weights_hash and len(found.images) == COUNT else None
 
 
-def measure(line: Line, grid: GridName, train: ImageSet, test: ImageSet, progress: Progress) -> None:
+def measure(line: Line, grid: GridName, train: ImageSet, test: ImageSet, progress: Reporter) -> None:
     drawer = line.drawer(grid)
     progress.note(f"{line.key}, grid {grid}")
     fitted = replace(drawer, step=fit_variance(drawer, train))
-    found = bits_per_dimension(fitted, test, count=COUNT, progress=of_images(progress))
+    found = bits_per_dimension(fitted, test, count=COUNT, progress=image_progress(progress))
     progress.close()
     progress.note(f"  {found.total.value:.4f} +- {found.total.error:.4f} bits per dimension")
     keep(BOUNDS / f"{line.key}-{grid}.json", weights=line.model.weights_hash, bound=to_plain(found))

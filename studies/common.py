@@ -25,12 +25,12 @@ import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.compare.contenders import Contender
 from dualrate.compare.speed import saturating_batch, speed
-from dualrate.compare.work import Bench, Measured
+from dualrate.compare.work import Bench, MeasuredContender
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.machine.environment import environment
 from dualrate.machine.files import write_whole
 from dualrate.machine.malloc import keep_freed_memory
-from dualrate.machine.progress import Progress, of_images
+from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import measure
@@ -88,7 +88,7 @@ def bench_of(contenders: Sequence[Contender], features: Path) -> Bench:
     return bench
 
 
-def timed(one: Measured, bench: Bench) -> Row:
+def timed(one: MeasuredContender, bench: Bench) -> Row:
     """Its row with seconds in batches from whose size on larger ones gain nothing."""
     drawer = bench.drawer(one.contender)
     seconds = speed(drawer, saturating_batch(drawer))
@@ -168,11 +168,11 @@ def row_of(cell: Cell) -> Row | None:
     return replace(row, seconds_per_image=_seconds().get(cell.key, row.seconds_per_image))
 
 
-def measure_cell(cell: Cell, judge: Evaluator[Any], progress: Progress) -> None:
+def measure_cell(cell: Cell, judge: Evaluator[Any], progress: Reporter) -> None:
     """Writes the cell's file, and its first images for the grid."""
     progress.note(f"{cell.key}: {COUNT} images")
     drawer, seeds = cell.drawer, range(cell.first, cell.first + COUNT)
-    row = measure(drawer, seeds, judge, progress=of_images(progress)).row
+    row = measure(drawer, seeds, judge, progress=image_progress(progress)).row
     progress.close()
     progress.note(f"  {row.score.metric} {row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]")
     IMAGES.mkdir(exist_ok=True)
@@ -180,7 +180,7 @@ def measure_cell(cell: Cell, judge: Evaluator[Any], progress: Progress) -> None:
     keep(CELLS / f"{cell.key}.json", 1, weights=drawer.model.weights_hash, row=to_plain(row))
 
 
-def time_cells(cells: Sequence[Cell], progress: Progress, *, repeats: int = 3) -> None:
+def time_cells(cells: Sequence[Cell], progress: Reporter, *, repeats: int = 3) -> None:
     """Seconds per image of every cell: the median over rounds of a batch each, so that all see the same load."""
     drawers = {cell.key: replace(cell.drawer, batch_size=TIMED) for cell in cells if cell.here}
     durations: dict[str, list[float]] = {key: [] for key in drawers}

@@ -22,7 +22,7 @@ import dualrate as dr
 from dualrate.data.images import load_images
 from dualrate.data.loader import Batches
 from dualrate.machine.malloc import keep_freed_memory
-from dualrate.methods.times import Times, TimeSampler
+from dualrate.methods.times import BatchTimes, TimeSampler
 from dualrate.recipes import fashion_mnist
 
 ROWS = 64
@@ -31,10 +31,10 @@ ROWS = 64
 class ByDraw(TimeSampler):
     """Drops the context of every draw with probability `dropout`, independently."""
 
-    def __call__(self, draws: dr.Draws) -> Times:
+    def __call__(self, draws: dr.Draws) -> BatchTimes:
         times = super().__call__(draws)
         kept = draws.repeated(self.draws).uniform("dropout") >= self.dropout
-        return Times(times.t, times.tau, torch.nonzero(kept).flatten())
+        return BatchTimes(times.t, times.tau, torch.nonzero(kept).flatten())
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.values import Refresh
-from dualrate.machine.progress import Progress, of_images
+from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import measure
@@ -73,12 +73,12 @@ def contenders(planner: Planner, costs: CallCosts) -> Iterator[Contender]:
             yield Contender(f"{steps}/{heavy}", kinds, planned.plan, planned.objective)
 
 
-def measured(contender: Contender, judge: Evaluator[Any], count: int, progress: Progress) -> dict[str, Any]:
+def measured(contender: Contender, judge: Evaluator[Any], count: int, progress: Reporter) -> dict[str, Any]:
     """A row with the plan that it is of."""
     model = load(MODEL)
     progress.note(f"{contender.key}: {count} images")
     drawer = Drawer(model, dr.SDEDPMSolver2M(model.process), contender.plan, name=", ".join(contender.kinds))
-    seeds, show = range(FIRST, FIRST + count), of_images(progress)
+    seeds, show = range(FIRST, FIRST + count), image_progress(progress)
     row = measure(drawer, seeds, judge, keep=FEATURES / contender.key, progress=show).row
     progress.close()
     progress.note(f"  {row.score.metric} {row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]")

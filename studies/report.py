@@ -18,10 +18,10 @@ from common import RESULTS, ROOT, RUNS, SHOWN, command, on_one_thread, page_of, 
 from dualrate.cli.console import reporter
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.page import front_table, reusing_plans, savings_table
-from dualrate.compare.savings import Findings
+from dualrate.compare.savings import ComparisonResults
 from dualrate.machine.device import pick_device
 from dualrate.report.figures import pareto_figure, plan_figure, png
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 from dualrate.report.table import Table, as_markdown, table
 
 KINDS = ("savings", "front")  # of tables on a page
@@ -73,18 +73,18 @@ REPORTS = {
 }
 
 
-def tables(findings: Findings) -> dict[str, Table]:
+def tables(findings: ComparisonResults) -> dict[str, Table]:
     """By the name between the page's markers."""
     return dict(zip(KINDS, (savings_table(findings), front_table(findings.finished)), strict=True))
 
 
-def write_screening(name: str, findings: Findings) -> None:
+def write_screening(name: str, findings: ComparisonResults) -> None:
     made = table([one.row for one in findings.screened])
     with (RESULTS / f"{name}-screening.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([made.header, *made.cells])
 
 
-def pictures(name: str, findings: Findings) -> None:
+def pictures(name: str, findings: ComparisonResults) -> None:
     ordered = sorted(findings.finished, key=lambda one: one.row.macs)
     for cost in ("flops", "seconds"):
         (RESULTS / f"{name}-{cost}.png").write_bytes(png(pareto_figure([one.row for one in ordered], cost)))

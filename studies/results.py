@@ -25,10 +25,10 @@ import students
 from common import RESULTS, Cell, row_of
 
 from dualrate.cli.console import reporter
-from dualrate.machine.progress import Progress
+from dualrate.machine.progress import Reporter
 from dualrate.measuring.evaluator import evaluator
 from dualrate.report.figures import png, quality_figure
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 from dualrate.report.table import markdown_table
 
 HEAVY, DUAL, LIGHT, HEAVY_LONG, LIGHT_LONG, EARLY = (
@@ -155,7 +155,7 @@ def draw_pages() -> None:
         common.place(name, made(), common.page_of(name, sorted(RESULTS.glob("*.md"))))
 
 
-def measure_missing(cells: Sequence[Cell], progress: Progress) -> None:
+def measure_missing(cells: Sequence[Cell], progress: Reporter) -> None:
     missing = [cell for cell in cells if cell.here and row_of(cell) is None]
     if missing:
         judge = evaluator(common.load(missing[0].model).experiment.data, features=None, progress=progress)

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 import dualrate as dr
 from dualrate.compare.contenders import Contender
-from dualrate.compare.work import SCREEN_SEED, Bench, Measured
+from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan
 from dualrate.report.figures import png
@@ -80,7 +80,7 @@ def dual_cells() -> list[Contender]:
     ]
 
 
-def best(screened: Sequence[Measured]) -> list[Contender]:
+def best(screened: Sequence[MeasuredContender]) -> list[Contender]:
     """The best covariance-aware and the best other cell of the dual-rate model at the numbers of steps compared."""
     found = []
     for steps in COMPARED:
@@ -96,7 +96,7 @@ def best(screened: Sequence[Measured]) -> list[Contender]:
     return found
 
 
-def record(measured: Measured, bench: Bench, milliseconds: float | None = None) -> dict[str, Any]:
+def record(measured: MeasuredContender, bench: Bench, milliseconds: float | None = None) -> dict[str, Any]:
     contender, cost = measured.contender, bench.drawer(measured.contender).cost
     return {
         "network": contender.network,

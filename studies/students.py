@@ -22,7 +22,7 @@ from common import COUNT, RESULTS, RUNS, WEIGHTS, load
 from dualrate.compare.contenders import Contender
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 from dualrate.report.rows import Row
 from dualrate.sampling.grids import grid_times
 

@@ -177,7 +177,7 @@ def test_a_run_is_one_run_however_it_is_reached(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "train", "tiny", "--fit.iterations", 1) == 0
     assert call(monkeypatch, "train", "tiny", "--out", "disk/../disk/tiny") == 0
     assert "resuming at iteration 1" in capsys.readouterr().err
-    assert len(checkpoint.steps(tmp_path / "disk" / "tiny" / "checkpoints")) == 2
+    assert len(checkpoint.saved_paths(tmp_path / "disk" / "tiny" / "checkpoints")) == 2
 
 
 # Options that do not go together
@@ -244,7 +244,7 @@ def test_changed_options_are_refused_with_the_difference(monkeypatch, capsys):
 
 def test_a_run_without_an_intact_checkpoint_is_not_started_over(monkeypatch, capsys):
     assert call(monkeypatch, "train", "tiny") == 0
-    for path in checkpoint.steps(Path("runs/tiny/checkpoints")):
+    for path in checkpoint.saved_paths(Path("runs/tiny/checkpoints")):
         (path / "model.safetensors").write_bytes(b"")
     for _ in range(2):
         assert call(monkeypatch, "train", "tiny") == 2

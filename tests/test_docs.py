@@ -119,9 +119,14 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setitem(auto.TIERS, "tiny", tier)
     for name in ("sde-dpm++2m", "ddim", "heun"):
         monkeypatch.setitem(SAMPLERS, name, replace(SAMPLERS[name], usual=False))
-    for name, few in {"LADDER": (4,), "DUAL": ((4, 2),), "PLANNED": ((4, 2),), "SHARED": ((4, 2),)}.items():
+    for name, few in {
+        "LADDER": (4,),
+        "DUAL_PLANS": ((4, 2),),
+        "PLANNED_PLANS": ((4, 2),),
+        "SHARED_PLANS": ((4, 2),),
+    }.items():
         monkeypatch.setattr(contenders, name, few)
-    for name, few in {"GRID": 8, "PLANNING_IMAGES": 8, "SIMILARITY_IMAGES": 2}.items():
+    for name, few in {"PLANNER_GRID": 8, "PLANNING_IMAGES": 8, "SIMILARITY_IMAGES": 2}.items():
         monkeypatch.setattr(contenders, name, few)
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)

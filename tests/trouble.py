@@ -85,7 +85,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, point: str, work: Callable[[], objec
     """Works in a process of its own, which dies at a point of writing a folder: its exit code, 9 if it did so."""
 
     def dies() -> None:
-        monkeypatch.setattr(folders, "reached", lambda reached: os._exit(9) if reached == point else None)
+        monkeypatch.setattr(folders, "fault_point", lambda reached: os._exit(9) if reached == point else None)
         work()
 
     return forked(dies)

@@ -27,7 +27,7 @@ from dualrate.methods.moment_matching.states import ForwardPairs, FromData, Full
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import Level, UViT, UViTConfig
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 from dualrate.runs.release import export
 from dualrate.runs.store import load
 from dualrate.runs.train import train

@@ -10,7 +10,7 @@ from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import train as cli_train
-from dualrate.demo.demo import CELLS
+from dualrate.demo.demo import DEMO_PLANS
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
@@ -117,17 +117,17 @@ def test_the_demo_says_what_it_reads(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dualrate.demo.demo.evaluator", lambda *arguments, **options: Recorded())
     monkeypatch.setattr("dualrate.demo.demo._train_small", lambda *arguments: None)
     monkeypatch.setattr("dualrate.demo.demo._measure", ended)
-    for cell in CELLS:
+    for cell in DEMO_PLANS:
         if not (tmp_path / "weights" / cell.model).exists():
             assert call(monkeypatch, "export", runs / "dual", "--out", tmp_path / "weights" / cell.model) == 0
-    (tmp_path / "weights" / CELLS[0].model / "MANIFEST.json").unlink()
+    (tmp_path / "weights" / DEMO_PLANS[0].model / "MANIFEST.json").unlink()
     capsys.readouterr()
     assert call(monkeypatch, "demo", "--out", tmp_path / "demo", "--weights", tmp_path / "weights") == 2
     errors = capsys.readouterr().err.splitlines()
-    for cell in CELLS:
+    for cell in DEMO_PLANS:
         assert f"reading {tmp_path / 'weights' / cell.model} at iteration 2" in errors
     assert [line.split()[1] for line in errors if "has no MANIFEST.json" in line] == [
-        str(tmp_path / "weights" / CELLS[0].model)
+        str(tmp_path / "weights" / DEMO_PLANS[0].model)
     ]
 
 

@@ -51,10 +51,10 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(contenders, "LADDER", (3, 5))
-    monkeypatch.setattr(contenders, "DUAL", ((4, 2),))
-    monkeypatch.setattr(contenders, "PLANNED", ((4, 2), (8, 2)))
-    monkeypatch.setattr(contenders, "SHARED", ((4, 2),))
-    monkeypatch.setattr(contenders, "GRID", 8)
+    monkeypatch.setattr(contenders, "DUAL_PLANS", ((4, 2),))
+    monkeypatch.setattr(contenders, "PLANNED_PLANS", ((4, 2), (8, 2)))
+    monkeypatch.setattr(contenders, "SHARED_PLANS", ((4, 2),))
+    monkeypatch.setattr(contenders, "PLANNER_GRID", 8)
     monkeypatch.setattr(contenders, "PLANNING_IMAGES", 8)
     monkeypatch.setattr(contenders, "SIMILARITY_IMAGES", 2)
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
@@ -143,7 +143,7 @@ def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
 
 def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     first = run(here, "heavy:2", "dual:4/2")
-    monkeypatch.setattr("dualrate.metrics.blocks.FeatureBlocks._write", None)
+    monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore._write", None)
     second = run(here, "heavy:2", "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
 
@@ -158,7 +158,7 @@ def test_time_that_runs_out_is_said_and_the_rest_done_later(here, monkeypatch):
 
 
 def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are(here, monkeypatch):
-    monkeypatch.setattr("dualrate.compare.schedule.BLOCK", 40)
+    monkeypatch.setattr("dualrate.compare.schedule.INCREMENT", 40)
     notes = Notes()
     effort = Effort(minutes=1e-9, screen=60, count=80)
     findings = compare(["heavy", "dual"], here / "report.html", effort, features=here / "net", progress=notes)
@@ -188,7 +188,7 @@ def test_a_call_says_first_what_all_contenders_will_take(here, monkeypatch):
     When drawing then turns out to be faster, all images fit.
     """
     monkeypatch.setattr(work, "seconds_of_calls", lambda *of, **how: (1000.0, 1000.0))
-    monkeypatch.setattr("dualrate.compare.schedule.BLOCK", 40)
+    monkeypatch.setattr("dualrate.compare.schedule.INCREMENT", 40)
     effort, first, second = Effort(minutes=10, screen=12, count=80), Notes(), Notes()
     for notes in (first, second):
         findings = compare(["heavy:2", "dual:4/2"], here / "report.html", effort, features=here / "net", progress=notes)

@@ -11,20 +11,22 @@ from report.made import row
 from dualrate.compare.contenders import Contender
 from dualrate.compare.page import compare_page, front_table, reusing_plans, savings_table
 from dualrate.compare.records import as_json
-from dualrate.compare.savings import Findings, savings
+from dualrate.compare.savings import ComparisonResults, savings
 from dualrate.compare.speed import Speed
-from dualrate.compare.work import Bench, Finished, Measured, chosen
+from dualrate.compare.work import Bench, MeasuredContender, TimedContender, chosen
 from dualrate.diffusion.plan import StepPlan
 from dualrate.metrics.evaluate import Evaluator
 
 
-def finished(network: str, cost: float, score: float, *, seconds: float | None = None, heavy: int = 2) -> Finished:
+def finished(
+    network: str, cost: float, score: float, *, seconds: float | None = None, heavy: int = 2
+) -> TimedContender:
     made = row(network, steps=4, heavy=heavy, macs=int(cost * 1e9), seconds=seconds or cost, value=score, half=0.1)
     plan = StepPlan.uniform(4, heavy)
     # no two alike: the gamma makes the key
     contender = Contender(Path(network), network, "ancestral", plan, gamma=round(cost / 100, 6))
-    measured = Measured(contender, made, np.full(9, score))
-    return Finished(measured, Speed(cost, seconds or cost, 8), 10**6, np.zeros((2, 1, 4, 4), np.uint8))
+    measured = MeasuredContender(contender, made, np.full(9, score))
+    return TimedContender(measured, Speed(cost, seconds or cost, 8), 10**6, np.zeros((2, 1, 4, 4), np.uint8))
 
 
 @pytest.fixture
@@ -33,8 +35,12 @@ def judge(monkeypatch) -> Evaluator:
     return Evaluator.__new__(Evaluator)
 
 
-def findings(judge, own: list[Finished], rivals: list[Finished], left: tuple[str, ...] = ()) -> Findings:
-    return Findings([one.measured for one in own + rivals], own + rivals, frozenset({"dual"}), left, judge, "command")
+def findings(
+    judge, own: list[TimedContender], rivals: list[TimedContender], left: tuple[str, ...] = ()
+) -> ComparisonResults:
+    return ComparisonResults(
+        [one.measured for one in own + rivals], own + rivals, frozenset({"dual"}), left, judge, "command"
+    )
 
 
 RIVALS = [finished("single", 1, 8.0, heavy=4), finished("single", 4, 2.0, heavy=4)]  # score 8 / cost

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dualrate.compare.contenders import Contender
-from dualrate.compare.schedule import LEAST, affordable, levels, spread, useful_first
+from dualrate.compare.schedule import LEAST, affordable, levels, middles_first, useful_first
 from dualrate.diffusion.plan import StepPlan
 
 
@@ -68,8 +68,8 @@ def test_the_useful_first():
 
 
 @pytest.mark.parametrize("count", range(12))
-def test_spread_keeps_all_and_begins_in_the_middle(count):
-    made = spread(range(count))
+def test_middles_first_keeps_all_and_begins_in_the_middle(count):
+    made = middles_first(range(count))
     assert sorted(made) == list(range(count))
     assert made[:1] == [count // 2][:count]
     if count >= 5:

@@ -31,7 +31,7 @@ from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.compare import Compare
 from dualrate.cli.distill import Distill
 from dualrate.cli.plan import PlanSearch
-from dualrate.cli.sampling_options import Plan
+from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.compare.comparison import Effort
 from dualrate.compare.contenders import Contender, Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
@@ -54,13 +54,13 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.comparison.Clock",
     "dualrate.compare.speed.Speed",
     "dualrate.compare.work.Bench",
-    "dualrate.compare.work.Finished",
+    "dualrate.compare.work.TimedContender",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
-    "dualrate.data.cache.Options",
+    "dualrate.data.cache.DecodeOptions",
     "dualrate.data.source.Raw",
     "dualrate.diffusion.draws.Draws",
-    "dualrate.metrics.blocks.Kept",
+    "dualrate.metrics.feature_store.StoredFeatures",
     "dualrate.metrics.details.Details",
     "dualrate.metrics.evaluate.Score",
     "dualrate.metrics.fingerprint.Fingerprint",
@@ -78,7 +78,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.report.pareto.Saving",
     "dualrate.measuring.sample_record.Record",
     "dualrate.measuring.samples.Written",
-    "dualrate.runs.store.Stored",
+    "dualrate.runs.store.StoredModel",
     "dualrate.demo.turns.Limits",
     "dualrate.demo.turns.Turns",
     "dualrate.report.rows.Row",
@@ -122,7 +122,7 @@ def examples() -> Iterator[Any]:
     yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
-    yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), Plan())
+    yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4))
     yield from (AtLeast(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), dr.NoiseCovariance(of))
     yield from (dr.TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())

@@ -1,4 +1,4 @@
-"""What every exported Step, Denoiser and Method promises. A step is tested by being in the catalogue."""
+"""What every exported Step and Denoiser promises. Steps and denoisers are tested by being in their catalogues."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from theory.common import normals, uniform_log_snr
 from torch import nn
 
 import dualrate as dr
+from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.sampling.catalogue import SAMPLERS, make_step
@@ -55,11 +56,19 @@ def guided() -> dr.Guided:
     return dr.Guided(dual(), PROCESS, weight=1.7, null=3, interval=(0.3, 3.0))
 
 
-def shared() -> dr.SharedEncoder:
-    return dr.SharedEncoder(randomised(dr.UViT(NET)), PROCESS, split=1)
+def oracle() -> dr.OracleDenoiser:
+    torch.manual_seed(0)
+    return dr.OracleDenoiser(dr.GaussianMixture.isotropic(torch.randn(3, 64).double(), 0.3), PROCESS)
 
 
-DENOISERS = [plain, dual, guided, shared, lambda: dr.Metered(dual())]
+MADE: dict[str, Callable[[], dr.Denoiser]] = {
+    "plain": plain,
+    "dual": dual,
+    "guided": guided,
+    "metered": lambda: dr.Metered(dual()),
+    "oracle": oracle,
+} | {name: lambda name=name: denoiser_named(name)(plain(), PROCESS) for name in DENOISERS}
+every_denoiser = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 
 
 def may_reuse(denoiser: dr.Denoiser, step: dr.Step) -> bool:
@@ -79,6 +88,14 @@ def test_every_exported_step_is_in_the_catalogue_and_tested_here():
         assert STEPS[name](plan).markovian == sampler.markovian
 
 
+def test_every_exported_denoiser_and_every_named_one_is_tested_here():
+    values = [getattr(dr, name) for name in dr.__all__]
+    exported = {value for value in values if isinstance(value, type) and hasattr(value, "encode")} - {dr.Denoiser}
+    assert all(hasattr(value, "denoise") and hasattr(value, "reuse") for value in exported)
+    assert exported == {type(make()) for make in MADE.values()}
+    assert MADE.keys() >= DENOISERS.keys()
+
+
 def run(denoiser, step, plan, rows: slice) -> torch.Tensor:
     draws = Draws(0, torch.arange(4)[rows])
     cond = Cond((torch.arange(4) % 3)[rows])
@@ -90,7 +107,7 @@ def run(denoiser, step, plan, rows: slice) -> torch.Tensor:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", DENOISERS)
+@every_denoiser
 @every_step
 def test_a_batch_is_its_rows(make, step_for):
     """A batch of four is four batches of one, whatever the plan; and a second call starts clean."""
@@ -104,7 +121,7 @@ def test_a_batch_is_its_rows(make, step_for):
     torch.testing.assert_close(run(denoiser, step, plan, slice(0, 4)), whole, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("make", DENOISERS)
+@every_denoiser
 def test_interleaved_samplings_do_not_meet(make):
     denoiser, plan = make(), dr.StepPlan.uniform(4, 2)
     step = next(step for make in STEPS.values() if may_reuse(denoiser, step := make(plan)))
@@ -191,7 +208,7 @@ def test_steps_that_say_so_keep_the_law_of_pairs(step_for):
     assert error < 0.2 if step.markovian else error > 0.4
 
 
-@pytest.mark.parametrize("make", DENOISERS)
+@every_denoiser
 def test_x_hat_has_the_state_s_shape_and_precision(make):
     z, t = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.full((2,), 0.4, dtype=torch.float64)
     cond = Cond(torch.tensor([0, 1]))
@@ -199,6 +216,25 @@ def test_x_hat_has_the_state_s_shape_and_precision(make):
     x_hat = denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
     assert x_hat.shape == z.shape
     assert x_hat.dtype == z.dtype
+
+
+@every_denoiser
+def test_a_context_is_used_at_later_times_by_the_same_rows(make):
+    """Row by row as all at once; and what `encode` said of its own state is not said again of another one."""
+    generator, t = torch.Generator().manual_seed(0), torch.full((3,), 0.4, dtype=torch.float64)
+    first, later = (torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+    cond, denoiser = Cond(torch.arange(3)), make()
+    with torch.no_grad():
+        context = denoiser.encode(first, t, cond)
+        x_hat = denoiser.denoise(later, t / 2, context.aged(), cond)
+        for i in range(3):
+            row = slice(i, i + 1)
+            alone = denoiser.encode(first[row], t[row], cond[row]).aged()
+            torch.testing.assert_close(denoiser.denoise(later[row], t[row] / 2, alone, cond[row]), x_hat[row])
+        own = denoiser.denoise(first, t, context, cond)
+    assert not torch.equal(own, x_hat)
+    assert isinstance(denoiser.reuse, dr.Reuse)
+    assert denoiser.reuse is not dr.Reuse.FREE or not context.features
 
 
 def test_heavy_at_every_step_is_the_encoder_alone():
@@ -211,34 +247,6 @@ def test_heavy_at_every_step_is_the_encoder_alone():
         run(meter, dr.Ancestral(PROCESS), plan, slice(0, 4)), run(single, dr.Ancestral(PROCESS), plan, slice(0, 4))
     )
     assert (meter.meter.heavy, meter.meter.light) == (16, 0)
-
-
-def method(kind: str) -> dr.Denoising:
-    model = plain() if kind == "plain" else dual()
-    networks = (
-        {"model": model.network} if isinstance(model, dr.Plain) else {"encoder": model.encoder, "light": model.light}
-    )
-    times = dr.SingleTime() if kind == "plain" else dr.TimeSampler((2, 4))
-    return dr.Denoising(nn.ModuleDict(networks), model, PROCESS, dr.Sigmoid(), times, null=3)
-
-
-@pytest.mark.parametrize("kind", ["plain", "dual"])
-def test_a_method_lowers_its_loss(kind):
-    torch.manual_seed(0)
-    learner = method(kind)
-    learner.networks.train()
-    x = torch.linspace(-1, 1, 64, dtype=torch.float64).view(1, 1, 8, 8).expand(16, -1, -1, -1)
-    data = dr.Batch(x, torch.zeros(16, dtype=torch.int64), torch.arange(16))
-    optimizer = torch.optim.Adam(learner.networks.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(60):
-        (phase,) = learner.phases(0)
-        loss = phase.loss(data, 0, Draws(0, data.sample)).total
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.5 * losses[0]
 
 
 def states(plan: dr.StepPlan) -> list:

@@ -14,7 +14,7 @@ import pytest
 from metrics.squares import two_classes
 
 from dualrate.demo import demo as module
-from dualrate.demo.demo import SHOWN, Cell, demo
+from dualrate.demo.demo import SHOWN, DemoPlan, demo
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
@@ -29,11 +29,11 @@ from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig, FitResult
 
 NET = UViTConfig(12, 1, (Level("transformer", 16, 1),), 2, patch=4, embedding=16, head_dim=16)
-CELLS = (
-    Cell("heavy", "fashion-mnist-heavy", Choice(2, sampler="ddim")),
-    Cell("heavy", "fashion-mnist-heavy", Choice(3, sampler="dpm++2m")),
-    Cell("dual-rate", "fashion-mnist-dual", Choice(4, 2)),
-    Cell("light alone", "fashion-mnist-light", Choice(2, sampler="ancestral")),
+DEMO_PLANS = (
+    DemoPlan("heavy", "fashion-mnist-heavy", Choice(2, sampler="ddim")),
+    DemoPlan("heavy", "fashion-mnist-heavy", Choice(3, sampler="dpm++2m")),
+    DemoPlan("dual-rate", "fashion-mnist-dual", Choice(4, 2)),
+    DemoPlan("light alone", "fashion-mnist-light", Choice(2, sampler="ancestral")),
 )
 COUNT, MINUTES = 40, 5
 
@@ -72,7 +72,7 @@ def trained(place) -> Path:
 def scene(place, tmp_path, monkeypatch) -> Path:
     """Where a demo of small models is at home."""
     monkeypatch.setenv("DUALRATE_CACHE", str(place / "cache"))
-    monkeypatch.setattr(module, "CELLS", CELLS)
+    monkeypatch.setattr(module, "DEMO_PLANS", DEMO_PLANS)
     monkeypatch.setattr(fashion_mnist, "small", partial(small, place))
     return tmp_path
 
@@ -131,7 +131,7 @@ def test_all_models_are_measured_and_shown(run, scene):
     for row in rows:
         assert row["low"] < row["high"]
         assert row["seconds_per_image"] > 0
-    assert page.count("<img") == len(CELLS) + 2  # and real images, and the small model's
+    assert page.count("<img") == len(DEMO_PLANS) + 2  # and real images, and the small model's
     assert page.count("<svg") == 3
     assert "not found" not in page
     assert "for lack of time" not in page
@@ -142,8 +142,8 @@ def test_all_models_are_measured_and_shown(run, scene):
 
 def test_the_headline_is_about_the_best_of_all_single_networks_and_explains_its_numbers(run, begun, monkeypatch):
     """Whichever network and sampler that is: here one of the same size as the heavy one, with other weights."""
-    cells = [*CELLS, Cell("medium", "fashion-mnist-medium", Choice(3))]
-    monkeypatch.setattr(module, "CELLS", cells)
+    cells = [*DEMO_PLANS, DemoPlan("medium", "fashion-mnist-medium", Choice(3))]
+    monkeypatch.setattr(module, "DEMO_PLANS", cells)
     for name in ("heavy", "light", "medium"):
         release(begun / "weights" / f"fashion-mnist-{name}", OneNetwork(NET), scale=0 if name == "medium" else 1)
     release(begun / "weights" / "fashion-mnist-dual", TwoNetworks(NET, NET))
@@ -183,7 +183,7 @@ def test_without_weights_the_small_model_is_measured_and_a_second_run_only_draws
     assert [(row["network"], row["num_heavy"]) for row in rows] == [(module.SMALL, heavy) for heavy in (4, 8, 16)]
     logged = (scene / "out" / "run" / "metrics.jsonl").read_text()
     assert len(logged.splitlines()) == 3
-    monkeypatch.setattr("dualrate.metrics.blocks.FeatureBlocks._write", None)
+    monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore._write", None)
     run(scene)
     assert (scene / "out" / "run" / "metrics.jsonl").read_text() == logged
     assert json.loads((scene / "out" / "rows.json").read_text()) == rows

@@ -71,7 +71,7 @@ def unconditional(model) -> Model:
 
 
 def measured(drawer, judge, directory, **options):
-    return measure(drawer, SEEDS, judge, keep=directory, block_size=16, **options).row
+    return measure(drawer, SEEDS, judge, keep=directory, shard_size=16, **options).row
 
 
 # What a drawer is

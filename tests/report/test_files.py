@@ -8,7 +8,7 @@ from trouble import full_disk
 
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.report.files import is_whole_png, png_bytes, read_png, write_npz
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 
 
 def constant_images(channels: int) -> np.ndarray:

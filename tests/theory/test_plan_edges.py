@@ -15,7 +15,7 @@ from dualrate.diffusion.values import Batch, Cond, Context
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import TwoNetworks
-from dualrate.methods.times import Times, TimeSampler
+from dualrate.methods.times import BatchTimes, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.sampling.ancestral import DDIM, Ancestral
@@ -86,9 +86,9 @@ class Ends:
     t: float
     tau: float
 
-    def __call__(self, draws: Draws) -> Times:
+    def __call__(self, draws: Draws) -> BatchTimes:
         t = torch.full((len(draws.row),), self.t, dtype=torch.float64)
-        return Times(t, torch.full_like(t, self.tau), torch.arange(len(t)))
+        return BatchTimes(t, torch.full_like(t, self.tau), torch.arange(len(t)))
 
 
 @pytest.mark.parametrize("times", [(1e-9, 1e-9), (1e-9, 1.0), (0.5, 0.5), (1 - 1e-9, 1 - 1e-9), (1 - 1e-9, 1.0)])

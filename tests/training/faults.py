@@ -107,7 +107,7 @@ def train(run_dir: Path, *plans: Plan, iterations: int = CONFIG.iterations) -> N
         for plan in plans:
             plan.reached(point)
 
-    folders.reached = reached
+    folders.fault_point = reached
     config = replace(CONFIG, iterations=iterations)
     result = fit(method, Points(), config, run_dir, identity={}, progress=File(run_dir.with_suffix(".notes")))
     if result.stopped == "signal":

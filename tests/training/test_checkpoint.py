@@ -24,7 +24,7 @@ TENSORS = {
 def write(directory: Path, *iterations: int) -> list[str]:
     for iteration in iterations:
         checkpoint.save(directory, iteration, TENSORS, {"iteration": iteration, "phases": {"a": {}}})
-    return [path.name for path in checkpoint.steps(directory)]
+    return [path.name for path in checkpoint.saved_paths(directory)]
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -107,12 +107,12 @@ def test_readers_fall_back_too_but_move_nothing(tmp_path):
     found = checkpoint.latest(tmp_path)
     assert found is not None
     assert found.state["iteration"] == 1
-    assert len(checkpoint.steps(tmp_path)) == 2
+    assert len(checkpoint.saved_paths(tmp_path)) == 2
 
 
 def test_if_none_is_intact_it_is_an_error_also_the_next_time(tmp_path):
     write(tmp_path, 1, 2)
-    for path in checkpoint.steps(tmp_path):
+    for path in checkpoint.saved_paths(tmp_path):
         (path / MANIFEST).unlink()
     for _ in range(2):
         with pytest.raises(OSError, match="none is intact"):
@@ -135,7 +135,7 @@ def test_another_format_is_refused_and_left_in_place(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="format 99"):
         checkpoint.recover(tmp_path, lambda text: None)
-    assert len(checkpoint.steps(tmp_path)) == 1
+    assert len(checkpoint.saved_paths(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("state", ["{}", "[1]", '{"format": "1"}', "null"])
@@ -156,7 +156,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, point):
         if reached == point:
             raise OSError("disk")
 
-    monkeypatch.setattr(folders, "reached", fail)
+    monkeypatch.setattr(folders, "fault_point", fail)
     with pytest.raises(OSError, match="disk"):
         write(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -74,7 +74,7 @@ def test_a_storm_of_kills_at_random_times_changes_nothing(tmp_path, seed):
         if child.exitcode == 0:
             break
         deaths += 1
-        if rng.random() < 0.3 and len(paths := checkpoint.steps(run_dir / "checkpoints")) > 1:
+        if rng.random() < 0.3 and len(paths := checkpoint.saved_paths(run_dir / "checkpoints")) > 1:
             victim = rng.choice(sorted(paths[-1].iterdir()))
             content = bytearray(victim.read_bytes())
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -88,7 +88,7 @@ def test_a_storm_of_kills_at_random_times_changes_nothing(tmp_path, seed):
 def test_a_signal_saves_first(tmp_path, straight, sent):
     run_dir = tmp_path / "run"
     assert faults.run(run_dir, Plan(12, sent, "loss")) == 3
-    assert checkpoint.steps(run_dir / "checkpoints")[-1].name == "step-00000006"
+    assert checkpoint.saved_paths(run_dir / "checkpoints")[-1].name == "step-00000006"
     assert faults.run(run_dir) == 0
     assert_same(straight, run_dir)
 
@@ -96,7 +96,7 @@ def test_a_signal_saves_first(tmp_path, straight, sent):
 def test_a_second_signal_ends_at_once_and_harms_nothing(tmp_path, straight):
     run_dir = tmp_path / "run"
     assert faults.run(run_dir, Plan(12, faults.terminate_twice, "loss")) == -signal.SIGTERM
-    assert checkpoint.steps(run_dir / "checkpoints")[-1].name == "step-00000004"
+    assert checkpoint.saved_paths(run_dir / "checkpoints")[-1].name == "step-00000004"
     plans = (Plan(1, faults.terminate, "loss"), Plan(1, faults.terminate, "before manifest"))
     assert faults.run(run_dir, *plans) == -signal.SIGTERM
     assert faults.run(run_dir) == 0
@@ -117,7 +117,7 @@ def test_control_c_twice_the_second_time_during_the_save_harms_nothing(tmp_path,
 def test_a_flipped_bit_in_the_newest_checkpoint_costs_that_one_only(tmp_path, straight):
     run_dir = tmp_path / "run"
     assert faults.run(run_dir, Plan(19, faults.kill, "loss")) == -signal.SIGKILL
-    newest = checkpoint.steps(run_dir / "checkpoints")[-1]
+    newest = checkpoint.saved_paths(run_dir / "checkpoints")[-1]
     content = bytearray((newest / "optim-a.safetensors").read_bytes())
     content[-9] ^= 4
     (newest / "optim-a.safetensors").write_bytes(content)
@@ -134,7 +134,7 @@ def test_if_no_checkpoint_is_intact_the_run_does_not_start_over(tmp_path):
     run_dir = tmp_path / "run"
     assert faults.run(run_dir) == 0
     before = metrics(run_dir)
-    for path in checkpoint.steps(run_dir / "checkpoints"):
+    for path in checkpoint.saved_paths(run_dir / "checkpoints"):
         (path / MANIFEST).write_text("garbage")
     for _ in range(2):
         assert faults.run(run_dir) == 1
@@ -160,7 +160,7 @@ def test_a_full_disk_while_saving_costs_that_checkpoint_only(tmp_path, straight)
     (note,) = run_dir.with_suffix(".notes").read_text().splitlines()[:1]
     assert "could not save a checkpoint, training goes on" in note
     assert run_dir.with_suffix(".notes").read_text().count("could not save") == 1
-    names = [path.name for path in checkpoint.steps(run_dir / "checkpoints")]
+    names = [path.name for path in checkpoint.saved_paths(run_dir / "checkpoints")]
     assert names == ["step-00000004", "step-00000016"]
     assert same_bits(final(straight), final(run_dir))
     assert not list((run_dir / "checkpoints").glob(".tmp-*"))
@@ -168,7 +168,7 @@ def test_a_full_disk_while_saving_costs_that_checkpoint_only(tmp_path, straight)
 
 def test_if_the_last_checkpoint_cannot_be_written_that_is_an_error(tmp_path):
     assert faults.run(tmp_path / "run", Plan(9, faults.full_disk, "loss")) == 1
-    assert [path.name for path in checkpoint.steps(tmp_path / "run" / "checkpoints")] == ["step-00000004"]
+    assert [path.name for path in checkpoint.saved_paths(tmp_path / "run" / "checkpoints")] == ["step-00000004"]
 
 
 def test_two_processes_cannot_train_one_run(tmp_path, straight):

@@ -5,7 +5,7 @@ import pytest
 from trouble import unreadable
 
 from dualrate.machine.progress import PlainReporter, duration
-from dualrate.training.log import Meter, MetricsFile
+from dualrate.training.log import MetricsFile, RunningMeans
 
 
 def lines(path):
@@ -42,11 +42,11 @@ def test_a_full_disk_is_noted_once_and_training_is_not_disturbed(tmp_path):
 
 
 def test_a_meter_split_by_a_resume_has_the_same_means():
-    whole, before = Meter(), Meter()
+    whole, before = RunningMeans(), RunningMeans()
     for value in (0.1, 0.7):
         whole.add({"loss": value})
         before.add({"loss": value})
-    after = Meter(json.loads(json.dumps(before.sums)))
+    after = RunningMeans(json.loads(json.dumps(before.sums)))
     for meter in (whole, after):
         meter.add({"loss": 0.3, "other": 2.0})
     assert whole.means() == after.means() == {"loss": pytest.approx(1.1 / 3), "other": 2.0}

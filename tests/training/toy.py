@@ -98,7 +98,7 @@ class Recorder:
 
 def final(run_dir: Path) -> dict[str, dict[str, Tensor]]:
     """Everything the newest checkpoint of a run holds."""
-    return dict(checkpoint.load(checkpoint.steps(run_dir / "checkpoints")[-1]).tensors)
+    return dict(checkpoint.load(checkpoint.saved_paths(run_dir / "checkpoints")[-1]).tensors)
 
 
 def same_bits(first: Mapping[str, Mapping[str, Tensor]], second: Mapping[str, Mapping[str, Tensor]]) -> bool:

@@ -12,12 +12,12 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
-from dualrate.cli.sampling_options import Plan
+from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, LogSNR, Range, Ranged, Seed
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.device import pick_device
-from dualrate.machine.progress import Progress, of_images
+from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
 from dualrate.sampling.catalogue import ANCESTRAL
 
@@ -28,7 +28,7 @@ class LikelihoodBound(Ranged):
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     """Directory of a run, or of released weights."""
-    plan: Annotated[Plan, arg(name="")] = Plan(sampler=ANCESTRAL)
+    sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions(sampler=ANCESTRAL)
     variance: Literal["measured", "own"] = "measured"
     """Of the steps: what suits training images best, measured first; or the sampler's own (--gamma)."""
     end: LogSNR = GREY_LEVEL
@@ -48,14 +48,14 @@ class LikelihoodBound(Ranged):
         from dualrate.measuring.likelihood import bits_per_dimension, ending, fit_variance
         from dualrate.runs.store import load
 
-        if self.variance == "measured" and self.plan.gamma is not None:
+        if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        drawer = self.plan.drawer(model, batch_size=self.batch_size)
+        drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         plan = ending(drawer.plan, model.process.schedule, self.end)
         data = model.experiment.data
-        how = {"end": self.end, "seed": self.seed, "progress": of_images(progress)}
+        how = {"end": self.end, "seed": self.seed, "progress": image_progress(progress)}
         test = _images(data, "test", progress)
         if self.num > len(test):  # said before the variance is measured
             raise ValueError(f"{test.name} has {len(test)} test images: --num is 2 to {len(test)}, got {self.num}")
@@ -79,7 +79,7 @@ class LikelihoodBound(Ranged):
         print(f"\n{verdict(found, _grey_levels(before))}")
 
 
-def _images(data: DataConfig, split: Literal["train", "test"], progress: Progress) -> ImageSet:
+def _images(data: DataConfig, split: Literal["train", "test"], progress: Reporter) -> ImageSet:
     from dualrate.measuring.evaluator import messages
 
     return load_images(

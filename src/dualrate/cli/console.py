@@ -11,8 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dualrate.machine.progress import SHOWN, PlainReporter
-from dualrate.machine.progress import Progress as Reporter
+from dualrate.machine.progress import SHOWN, PlainReporter, Reporter
 from dualrate.training.config import FitResult
 
 
@@ -77,7 +76,7 @@ def drawing(progress: Reporter) -> Callable[[int, int], None]:
     return update
 
 
-def tell_end(result: FitResult, out: Path, progress: Reporter) -> None:
+def report_end(result: FitResult, out: Path, progress: Reporter) -> None:
     """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
     progress.note(f"{why} at iteration {result.iteration} after {result.seconds:.0f} s of training: {out}")
@@ -85,7 +84,7 @@ def tell_end(result: FitResult, out: Path, progress: Reporter) -> None:
         raise SystemExit(75)
 
 
-def tell(as_json: bool, values: dict[str, object]) -> None:
+def print_report(as_json: bool, values: dict[str, object]) -> None:
     """Values as one JSON object, or one `name  value` line each."""
     if as_json:
         print(json.dumps(values))

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import reporter, tell
-from dualrate.cli.sampling_options import Plan
+from dualrate.cli.console import print_report, reporter
+from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Ranged
 from dualrate.machine.device import pick_device
 
@@ -20,7 +20,7 @@ class Cost(Ranged):
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     """Directory of a run, or of released weights."""
-    plan: Annotated[Plan, arg(name="")] = Plan()
+    sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     batch_size: BatchSize = 1
     """Rows per call when latency is measured."""
     device: str | None = None
@@ -34,4 +34,4 @@ class Cost(Ranged):
 
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        tell(self.json, cost_report(self.plan.drawer(model, batch_size=self.batch_size)))
+        print_report(self.json, cost_report(self.sampling.drawer(model, batch_size=self.batch_size)))

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
-from dualrate.cli.sampling_options import Plan
+from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Images, Ranged, Seed
 from dualrate.machine.device import pick_device
-from dualrate.machine.progress import of_images
+from dualrate.machine.progress import image_progress
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Evaluate(Ranged):
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     """Directory of a run, or of released weights."""
-    plan: Annotated[Plan, arg(name="")] = Plan()
+    sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images = 5000
     """Number of images."""
     seed: Seed = 0
@@ -52,7 +52,7 @@ class Evaluate(Ranged):
         require_count(self.num, self.features)
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
-        drawer = self.plan.drawer(model, batch_size=self.batch_size)
+        drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         data = model.experiment.data
         if self.features == "inception":
             judge = inception_evaluator(data, reference=self.reference, device=device, progress=progress)
@@ -60,7 +60,7 @@ class Evaluate(Ranged):
             judge = dinov2_evaluator(data, reference=self.reference, device=device, progress=progress)
         else:
             judge = evaluator(data, features=self.features, reference=self.reference, progress=progress)
-        seeds, show = range(self.seed, self.seed + self.num), of_images(progress)
+        seeds, show = range(self.seed, self.seed + self.num), image_progress(progress)
         row = measure(drawer, seeds, judge, keep=self.keep, details=self.details, progress=show).row
         progress.close()
         if self.json:

@@ -58,11 +58,11 @@ def parse_known(kind: type[Command], arguments: list[str], prog: str, default: C
 
 
 def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Command | None, **how: Any) -> Any:
-    told, shown, given = io.StringIO(), _like(sys.stdout), tyro.MISSING_NONPROP if default is None else default
+    errors, shown, given = io.StringIO(), _like(sys.stdout), tyro.MISSING_NONPROP if default is None else default
     config = (tyro.conf.AvoidSubcommands,)
     args = ["--help" if argument == ALL else argument for argument in arguments]
     try:
-        with redirect_stderr(told), redirect_stdout(shown):
+        with redirect_stderr(errors), redirect_stdout(shown):
             return tyro.cli(kind, args=args, prog=prog, default=given, registry=NUMBERS, config=config, **how)
     except SystemExit as stop:
         refusal = _refusal(stop)
@@ -70,7 +70,7 @@ def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Comma
             shown.seek(0)
             text = shown.read()
             sys.stdout.write(text if ALL in arguments else _outer(text))
-            sys.stderr.write(told.getvalue())
+            sys.stderr.write(errors.getvalue())
             raise
     raise refusal
 

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import drawing, reporter, tell
-from dualrate.cli.sampling_options import Plan
+from dualrate.cli.console import drawing, print_report, reporter
+from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import BatchSize, Classes, Images, Ranged, Seed
 from dualrate.machine.device import pick_device
 
@@ -25,7 +25,7 @@ class Sample(Ranged):
     """Directory of a run, or of released weights."""
     out: Path
     """Directory for the images: new, empty, or with samples of the same kind, which it goes on with."""
-    plan: Annotated[Plan, arg(name="")] = Plan()
+    sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images = 64
     """Images in all. Those that are in the directory already are not drawn again."""
     label: Classes | None = None
@@ -51,7 +51,7 @@ class Sample(Ranged):
         device, progress = pick_device(self.device), reporter()
         model = load(self.run_dir, device=device, note=progress.note)
         how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
-        drawer = self.plan.drawer(model, **how)
+        drawer = self.sampling.drawer(model, **how)
         with closing(progress):
             written = write_samples(
                 drawer,
@@ -61,7 +61,7 @@ class Sample(Ranged):
                 progress=drawing(progress),
                 command=shlex.join(["dualrate", *sys.argv[1:]]),
             )
-        tell(
+        print_report(
             self.json,
             {
                 "run": str(self.run_dir),

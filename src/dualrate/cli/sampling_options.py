@@ -41,7 +41,7 @@ ETA = (
 
 
 @dataclass(frozen=True)
-class Plan(Ranged):
+class SamplingOptions(Ranged):
     """When the networks run. What is not given is as docs/choosing.md recommends."""
 
     steps: Steps | None = None

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from dualrate.cli.console import decoding, reporter, tell_end
+from dualrate.cli.console import decoding, report_end, reporter
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.experiments.experiment import Experiment
@@ -73,7 +73,7 @@ def run_training(experiment: Experiment, out: Path | None, device: str | None, f
         device=where,
         command=shlex.join(["dualrate", *sys.argv[1:]]),
     )
-    tell_end(result, out, progress)
+    report_end(result, out, progress)
 
 
 def parse_train(arguments: list[str]) -> Train:

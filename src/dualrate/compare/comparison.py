@@ -13,13 +13,13 @@ import torch
 from dualrate.compare.contenders import Contender, Entry, contenders_of, planning_seconds
 from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
-from dualrate.compare.savings import Findings
+from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.schedule import affordable, levels, useful_first
-from dualrate.compare.work import SCREEN_SEED, Bench, Measured, chosen
+from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender, chosen
 from dualrate.config.ranges import Images, Minutes, Ranged
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
-from dualrate.machine.progress import Progress, duration
+from dualrate.machine.progress import Reporter, duration
 from dualrate.measuring.evaluator import evaluator
 from dualrate.report.headline import plan_name
 from dualrate.runs.store import load
@@ -55,9 +55,9 @@ def compare(
     features: Path | None = None,
     mixed: bool = False,
     device: torch.device | str = "cpu",
-    progress: Progress,
+    progress: Reporter,
     command: str = "",
-) -> Findings:
+) -> ComparisonResults:
     """Measures, then writes `out` (.html) and beside it .json, .csv and a directory that the same call goes on from.
 
     entries:  see `contenders`
@@ -83,10 +83,10 @@ def compare(
     duals = frozenset(entry.network for entry in parsed if models[entry.run].reuses_context)
     screened, measured, unmeasured = _measured(contenders, bench, effort, clock, duals)
     left += unmeasured
-    _write(out, Findings(screened, [], duals, [*left, "Nothing was timed yet."], judge, command))
-    findings = Findings(screened, bench.finish(measured, clock.left), duals, left, judge, command)
-    _write(out, findings)
-    return findings
+    _write(out, ComparisonResults(screened, [], duals, [*left, "Nothing was timed yet."], judge, command))
+    results = ComparisonResults(screened, bench.finish(measured, clock.left), duals, left, judge, command)
+    _write(out, results)
+    return results
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,14 @@ def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> tuple[fr
     return frozenset(found), list(found.values())
 
 
-def _write(out: Path, findings: Findings) -> None:
-    for suffix, text in ((".json", as_json(findings)), (".csv", as_csv(findings)), (".html", compare_page(findings))):
+def _write(out: Path, results: ComparisonResults) -> None:
+    for suffix, text in ((".json", as_json(results)), (".csv", as_csv(results)), (".html", compare_page(results))):
         write_whole(out.with_suffix(suffix), text)
 
 
 def _measured(
     contenders: Sequence[Contender], bench: Bench, effort: Effort, clock: Clock, duals: frozenset[str]
-) -> tuple[list[Measured], list[Measured], list[str]]:
+) -> tuple[list[MeasuredContender], list[MeasuredContender], list[str]]:
     """What was screened, what was measured on the front, and what there was no time for."""
     _ = bench.judge.reference_features  # taken now, so that they are not in the time of what is drawn
     bench.estimate(contenders)

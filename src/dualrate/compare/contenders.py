@@ -26,7 +26,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.serves import Serves
-from dualrate.machine.progress import Progress
+from dualrate.machine.progress import Reporter
 from dualrate.measuring.calibration import read_table
 from dualrate.measuring.choosing import step_for
 from dualrate.measuring.drawer import Drawer
@@ -39,13 +39,13 @@ from dualrate.sampling.step import Step
 
 LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the dearest network
 MOST_STEPS = 256
-DUAL = ((8, 2), (12, 3), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8))  # N, H
-PLANNED = ((8, 2), (16, 4), (32, 8))
-SHARED = ((8, 4), (16, 4), (16, 8), (32, 8))
+DUAL_PLANS = ((8, 2), (12, 3), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8))  # N, H
+PLANNED_PLANS = ((8, 2), (16, 4), (32, 8))
+SHARED_PLANS = ((8, 4), (16, 4), (16, 8), (32, 8))
 SMOOTH = "dpm++2m"  # sampler of a denoiser that needs a smooth path, where none is named
 SHARED_ENCODER = "shared-encoder"  # of a single network whose plan has fewer heavy calls than steps
 SIMILARITY_IMAGES = 16
-GRID, PLANNING_IMAGES = 64, 128  # of the planner
+PLANNER_GRID, PLANNING_IMAGES = 64, 128  # of the planner
 
 
 @dataclass(frozen=True)
@@ -241,9 +241,9 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
             for gamma in entry.gammas(sampler)
         ]
 
-    even = [StepPlan.uniform(steps, heavy) for steps, heavy in DUAL]
-    planned = [planner.best(steps, heavy).plan for steps, heavy in PLANNED] if planner else []
-    late = [StepPlan.late(steps, heavy) for steps, heavy in PLANNED if model.serves.drops]
+    even = [StepPlan.uniform(steps, heavy) for steps, heavy in DUAL_PLANS]
+    planned = [planner.best(steps, heavy).plan for steps, heavy in PLANNED_PLANS] if planner else []
+    late = [StepPlan.late(steps, heavy) for steps, heavy in PLANNED_PLANS if model.serves.drops]
     return [
         *(one for plan in even for one in every(plan)),
         *(every(plan, "planned")[-1] for plan in planned if plan not in even),
@@ -274,7 +274,7 @@ def contenders_of(
     entries: Sequence[Entry],
     models: dict[Path, Model],
     *,
-    progress: Progress,
+    progress: Reporter,
     unplanned: Container[Path] = (),
 ) -> list[Contender]:
     """What the entries stand for, none twice. models: by directory.
@@ -296,20 +296,22 @@ def contenders_of(
         elif not model.serves.any_plan:
             found += usual_student(entry, model.serves, calls_of(cost.light, dearest))
         elif model.denoiser.reuse is Reuse.SMOOTH:
-            found += [cached(entry, model, steps, heavy) for steps, heavy in SHARED]
+            found += [cached(entry, model, steps, heavy) for steps, heavy in SHARED_PLANS]
         elif model.denoiser.reuse is Reuse.MARKOV:
             require_markovian(entry)
             planner = None
             if entry.run not in unplanned:
-                errors = measured_errors(model, grid=GRID, images=PLANNING_IMAGES, progress=progress)
+                errors = measured_errors(model, grid=PLANNER_GRID, images=PLANNING_IMAGES, progress=progress)
                 planner = Planner(errors, model.process, model.experiment.method.weighting)
             found += usual_dual(entry, model, planner)
         else:
             found += usual_single(entry, model, calls_of(cost.light, dearest))
-            if shares(entry.run, models, costs) and entry.denoiser is None and entry.run not in unplanned:
+            if can_share_encoder(entry.run, models, costs) and entry.denoiser is None and entry.run not in unplanned:
                 progress.note(f"planning where the shared encoder of {entry.network} is refreshed")
-                sharing = replace(entry, denoiser=SHARED_ENCODER)
-                found += [cached(sharing, model.with_denoiser(SHARED_ENCODER), steps, heavy) for steps, heavy in SHARED]
+                shared = replace(entry, denoiser=SHARED_ENCODER)
+                found += [
+                    cached(shared, model.with_denoiser(SHARED_ENCODER), steps, heavy) for steps, heavy in SHARED_PLANS
+                ]
     if not found:
         raise ValueError("no plan is left to compare: the samplers named are not tried at these costs; name plans too")
     return list({one.key: one for one in found}.values())
@@ -320,7 +322,7 @@ def calls_of(network: float, dearest: float) -> list[int]:
     return [min(MOST_STEPS, max(1, round(rung * dearest / network))) for rung in LADDER]
 
 
-def shares(run: Path, models: dict[Path, Model], costs: dict[Path, CallCosts]) -> bool:
+def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, CallCosts]) -> bool:
     """Whether a run is the dearest single network, and its middle has blocks to share, and one to spare."""
     dearest = costs[run].light == max(cost.light for cost in costs.values())
     configs = models[run].experiment.networks.configs
@@ -333,7 +335,11 @@ def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, ligh
     if entry.plan is not None or not model.serves.any_plan:
         return 0.0
     if model.reuses_context:
-        kept = are_errors_kept(model, grid=GRID, images=PLANNING_IMAGES, device=model.device)
-        return 0.0 if kept else PLANNING_IMAGES * (GRID * heavy + GRID * (GRID + 1) / 2 * light)
+        kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES, device=model.device)
+        return 0.0 if kept else PLANNING_IMAGES * (PLANNER_GRID * heavy + PLANNER_GRID * (PLANNER_GRID + 1) / 2 * light)
     costs = {run: call_macs(model) for run, model in models.items()}
-    return SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED) * light if shares(entry.run, models, costs) else 0.0
+    return (
+        SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED_PLANS) * light
+        if can_share_encoder(entry.run, models, costs)
+        else 0.0
+    )

@@ -6,52 +6,52 @@ import math
 from collections.abc import Sequence
 
 from dualrate.compare.contenders import LADDER
-from dualrate.compare.savings import COSTS, Findings, Savings, savings
-from dualrate.compare.work import Finished
+from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
+from dualrate.compare.work import TimedContender
 from dualrate.diffusion.plan import StepPlan
 from dualrate.machine.environment import environment
 from dualrate.report.figures import pareto_figure, plan_figure
-from dualrate.report.grid import grid
-from dualrate.report.headline import capital, name, plan
-from dualrate.report.html import Block, Drawing, Facts, Gallery, Picture, Points, Section, Text, page
+from dualrate.report.headline import capital, name, plan_of
+from dualrate.report.html import Drawing, Element, Facts, Gallery, Picture, Points, Section, Text, page
+from dualrate.report.image_grid import image_grid
 from dualrate.report.rows import Row
 from dualrate.report.table import EACH, Table, compute_unit, floor_note, interval, significant, table
 
 COLUMNS = 10
 
 
-def compare_page(findings: Findings) -> str:
+def compare_page(results: ComparisonResults) -> str:
     title = "Quality against compute"
-    if not findings.finished:
-        return page(title, [Section("", _unfinished(findings)), *_screening(findings), _method(findings)])
+    if not results.finished:
+        return page(title, [Section("", _unfinished(results)), *_screening(results), _method(results)])
     return page(
         title,
         [
-            Section("", _headline(findings)),
-            Section("Fronts", _figures(findings)),
-            *_saved(findings),
-            Section("Samples from the same seeds", [_grids(findings)]),
-            Section("Every plan on the front", [front_table(findings.finished)]),
-            Section("Where the heavy calls go", _plans(findings)),
-            *_screening(findings),
-            _method(findings),
+            Section("", _headline(results)),
+            Section("Fronts", _figures(results)),
+            *_saved(results),
+            Section("Samples from the same seeds", [_samples(results)]),
+            Section("Every plan on the front", [front_table(results.finished)]),
+            Section("Where the heavy calls go", _plans(results)),
+            *_screening(results),
+            _method(results),
         ],
     )
 
 
-def _headline(findings: Findings) -> list[Block]:
-    found = savings(findings)
-    blocks: list[Block] = [Text(_best(findings), "lead"), *_unfinished(findings)]
-    return [*blocks, Points([_sentence(one) for one in found])] if found else blocks
+def _headline(results: ComparisonResults) -> list[Element]:
+    found = savings(results)
+    elements: list[Element] = [Text(_best(results), "lead"), *_unfinished(results)]
+    return [*elements, Points([_sentence(one) for one in found])] if found else elements
 
 
-def _best(findings: Findings) -> str:
+def _best(results: ComparisonResults) -> str:
     """The best score of either side, and what it cost."""
-    ranked = sorted(findings.finished, key=lambda one: one.row.score.value)
+    ranked = sorted(results.finished, key=lambda one: one.row.score.value)
     best = ranked[0].measured.row
-    so_far = "So far. " if findings.left else ""
+    so_far = "So far. " if results.left else ""
     says = f"{so_far}Best of all: {name(best)}, {best.score.metric} {significant(best.score.value)} {interval(best)}."
-    sides = [side for side in (findings.own, findings.rivals) if side]
+    sides = [side for side in (results.own, results.rivals) if side]
     if len(sides) < 2:
         return says
     own, rival = (min((one.row for one in side), key=lambda row: row.score.value) for side in sides)
@@ -81,20 +81,20 @@ def _sentence(one: Savings) -> str:
     return start + "; ".join(parts) + "."
 
 
-def _saved(findings: Findings) -> list[Section]:
-    made = savings_table(findings)
+def _saved(results: ComparisonResults) -> list[Section]:
+    made = savings_table(results)
     return [Section("What dual-rate saves at equal quality", [made])] if made.cells else []
 
 
-def savings_table(findings: Findings) -> Table:
+def savings_table(results: ComparisonResults) -> Table:
     """A line per dual-rate contender that none of its kind beats; none without both sides."""
-    found = savings(findings)
-    header = ("network", "sampler", "plan", findings.judge.metric, *(costs.name for costs in COSTS))
+    found = savings(results)
+    header = ("network", "sampler", "plan", results.judge.metric, *(costs.name for costs in COSTS))
     cells = [
         (
             one.finished.row.network,
             one.finished.row.sampler,
-            plan(one.finished.row),
+            plan_of(one.finished.row),
             significant(one.finished.row.score.value),
             *map(str, one.savings),
         )
@@ -107,14 +107,14 @@ def savings_table(findings: Findings) -> Table:
         "at most: the others' cheapest measured plan is better already",
         f"single networks were tried up to the cost of {LADDER[-1]} calls of the dearest; the intervals hold no noise "
         "of timing, and the front was picked among the same images",
-        *findings.left,
+        *results.left,
     )
     return Table(header, tuple(cells), notes)
 
 
-def _figures(findings: Findings) -> list[Block]:
-    rows = [one.row for one in findings.finished]
-    many = sorted({one.speed.batch for one in findings.finished})
+def _figures(results: ComparisonResults) -> list[Element]:
+    rows = [one.row for one in results.finished]
+    many = sorted({one.speed.batch for one in results.finished})
     return [
         Drawing(pareto_figure(rows, "flops"), "Score against FLOPs; N/H beside each point, faint: beaten by its own"),
         Drawing(
@@ -124,18 +124,18 @@ def _figures(findings: Findings) -> list[Block]:
     ]
 
 
-def _grids(findings: Findings) -> Gallery:
-    ordered = sorted(findings.finished, key=lambda one: one.row.macs)
+def _samples(results: ComparisonResults) -> Gallery:
+    ordered = sorted(results.finished, key=lambda one: one.row.macs)
     rows = [(one.images, one.row) for one in ordered]
     return Gallery(
         [
-            Picture(grid(images, COLUMNS), f"{name(row)}: {row.score.metric} {significant(row.score.value)}")
+            Picture(image_grid(images, COLUMNS), f"{name(row)}: {row.score.metric} {significant(row.score.value)}")
             for images, row in rows
         ]
     )
 
 
-def front_table(finished: Sequence[Finished]) -> Table:
+def front_table(finished: Sequence[TimedContender]) -> Table:
     """Costs and metrics of every contender, lowest cost first."""
     ordered = sorted(finished, key=lambda one: one.row.macs)
     prefix, unit = compute_unit([one.row.flops for one in ordered])
@@ -168,7 +168,7 @@ def front_table(finished: Sequence[Finished]) -> Table:
     return Table(header, tuple(_cells(one, unit) for one in ordered), notes)
 
 
-def _cells(one: Finished, unit: float) -> tuple[str, ...]:
+def _cells(one: TimedContender, unit: float) -> tuple[str, ...]:
     row, details = one.row, one.details
     kernel = details.kernel if details else None
     return (
@@ -195,14 +195,14 @@ def _cells(one: Finished, unit: float) -> tuple[str, ...]:
     )
 
 
-def _plans(findings: Findings) -> list[Block]:
-    shown = reusing_plans(findings.finished)
+def _plans(results: ComparisonResults) -> list[Element]:
+    shown = reusing_plans(results.finished)
     if not shown:
         return [Text("Every network here runs at every step.")]
     return [Drawing(plan_figure(shown), "Plans that reuse what a heavy call computed")]
 
 
-def reusing_plans(finished: Sequence[Finished]) -> list[tuple[str, StepPlan]]:
+def reusing_plans(finished: Sequence[TimedContender]) -> list[tuple[str, StepPlan]]:
     """Labels and plans that reuse something, each once, lowest cost first."""
     ordered = sorted(finished, key=lambda one: one.row.macs)
     reusing = [one for one in ordered if one.row.num_heavy < one.row.num_steps]
@@ -213,10 +213,10 @@ def reusing_plans(finished: Sequence[Finished]) -> list[tuple[str, StepPlan]]:
     ]
 
 
-def _screening(findings: Findings) -> list[Section]:
-    if not findings.screened:
+def _screening(results: ComparisonResults) -> list[Section]:
+    if not results.screened:
         return []
-    rows = [one.row for one in findings.screened]
+    rows = [one.row for one in results.screened]
     text = (
         "All contenders on fewer images, of other seeds than the front's, only to choose which deserve many; seconds "
         "are those of drawing these images and may have been disturbed."
@@ -224,16 +224,16 @@ def _screening(findings: Findings) -> list[Section]:
     return [Section("Screening", [Text(text, "note"), table(rows)])]
 
 
-def _unfinished(findings: Findings) -> list[Block]:
-    return [Text(f"{sentence} The same command goes on.", "note") for sentence in findings.left]
+def _unfinished(results: ComparisonResults) -> list[Element]:
+    return [Text(f"{sentence} The same command goes on.", "note") for sentence in results.left]
 
 
-def _method(findings: Findings) -> Section:
-    facts = {**environment(), "command": findings.command}
-    if findings.finished:
-        facts["precision"] = findings.finished[0].row.precision
-        facts["fingerprint"] = findings.finished[0].row.score.fingerprint.json()
-    models = {one.contender.network: one.contender.run for one in findings.screened}
+def _method(results: ComparisonResults) -> Section:
+    facts = {**environment(), "command": results.command}
+    if results.finished:
+        facts["precision"] = results.finished[0].row.precision
+        facts["fingerprint"] = results.finished[0].row.score.fingerprint.json()
+    models = {one.contender.network: one.contender.run for one in results.screened}
     facts |= {network: str(run) for network, run in models.items()}
-    note = findings.finished[0].row.score.note if findings.finished else ""
+    note = results.finished[0].row.score.note if results.finished else ""
     return Section("How it was measured", [Facts(list(facts.items())), *([Text(note, "note")] if note else [])])

@@ -7,17 +7,17 @@ import io
 import json
 import math
 
-from dualrate.compare.savings import COSTS, Findings, savings
+from dualrate.compare.savings import COSTS, ComparisonResults, savings
 from dualrate.machine.environment import environment
-from dualrate.report.headline import plan
+from dualrate.report.headline import plan_of
 from dualrate.report.pareto import Saving
 from dualrate.report.table import records
 
 
-def as_records(findings: Findings) -> list[dict[str, object]]:
+def as_records(results: ComparisonResults) -> list[dict[str, object]]:
     """One flat dict per finished contender, unrounded."""
-    lines = records([one.row for one in findings.finished])
-    for line, one in zip(lines, findings.finished, strict=True):
+    lines = records([one.row for one in results.finished])
+    for line, one in zip(lines, results.finished, strict=True):
         contender, details = one.contender, one.details
         line |= {
             "run": contender.run.name,
@@ -38,25 +38,25 @@ def as_records(findings: Findings) -> list[dict[str, object]]:
     return lines
 
 
-def as_json(findings: Findings) -> str:
+def as_json(results: ComparisonResults) -> str:
     """Everything of the page but the pictures and the words; "never" stands for what no rival reaches."""
     saved = [
         {
             "network": one.finished.row.network,
             "sampler": one.finished.row.sampler,
-            "plan": plan(one.finished.row),
+            "plan": plan_of(one.finished.row),
             **{costs.name: _ratios(found) for costs, found in zip(COSTS, one.savings, strict=True)},
         }
-        for one in savings(findings)
+        for one in savings(results)
     ]
     return json.dumps(
         {
-            "command": findings.command,
+            "command": results.command,
             "environment": environment(),
-            "unfinished": list(findings.left),
-            "front": as_records(findings),
+            "unfinished": list(results.left),
+            "front": as_records(results),
             "savings": saved,
-            "screening": records([one.row for one in findings.screened]),
+            "screening": records([one.row for one in results.screened]),
         },
         indent=1,
     )
@@ -68,9 +68,9 @@ def _ratios(found: Saving) -> dict[str, object]:
     return {**finite, "at_most": found.at_most}
 
 
-def as_csv(findings: Findings) -> str:
+def as_csv(results: ComparisonResults) -> str:
     """A line per finished contender, for a spreadsheet."""
-    lines = [{k: v for k, v in line.items() if not isinstance(v, dict)} for line in as_records(findings)]
+    lines = [{k: v for k, v in line.items() if not isinstance(v, dict)} for line in as_records(results)]
     target = io.StringIO()
     if lines:
         writer = csv.DictWriter(target, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")

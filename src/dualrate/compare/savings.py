@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualrate.compare.work import Finished, Measured
+from dualrate.compare.work import MeasuredContender, TimedContender
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, Saving, front, saving
 
@@ -16,7 +16,7 @@ class Costs:
     """One way to count the cost of an image."""
 
     name: str
-    of: Callable[[Finished], float]
+    of: Callable[[TimedContender], float]
 
 
 COSTS = (
@@ -27,26 +27,26 @@ COSTS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
+class ComparisonResults:
     """screened: every contender on few images; finished: some on many.
 
     duals: names of the networks that are set against all others
     left:  what the minutes did not suffice for, a sentence each
     """
 
-    screened: Sequence[Measured]
-    finished: Sequence[Finished]
+    screened: Sequence[MeasuredContender]
+    finished: Sequence[TimedContender]
     duals: frozenset[str]
     left: Sequence[str]
     judge: Evaluator[Any]
     command: str
 
     @property
-    def own(self) -> list[Finished]:
+    def own(self) -> list[TimedContender]:
         return [one for one in self.finished if one.contender.network in self.duals]
 
     @property
-    def rivals(self) -> list[Finished]:
+    def rivals(self) -> list[TimedContender]:
         return [one for one in self.finished if one.contender.network not in self.duals]
 
 
@@ -54,23 +54,23 @@ class Findings:
 class Savings:
     """What a dual-rate contender saves at its score, one for each of COSTS."""
 
-    finished: Finished
+    finished: TimedContender
     savings: tuple[Saving, ...]
 
 
-def savings(findings: Findings) -> list[Savings]:
+def savings(results: ComparisonResults) -> list[Savings]:
     """Of every dual-rate contender that none of the others of its kind beats, in order of cost."""
-    if not (findings.own and findings.rivals):
+    if not (results.own and results.rivals):
         return []
-    by_name = {one.contender.key: one for one in findings.own}
-    kept = {point.name for costs in COSTS for point in front([_point(one, costs) for one in findings.own])}
+    by_name = {one.contender.key: one for one in results.own}
+    kept = {point.name for costs in COSTS for point in front([_point(one, costs) for one in results.own])}
     ordered = sorted((by_name[key] for key in kept), key=lambda one: one.row.macs)
-    return [Savings(one, tuple(_saving(one, findings.rivals, costs) for costs in COSTS)) for one in ordered]
+    return [Savings(one, tuple(_saving(one, results.rivals, costs) for costs in COSTS)) for one in ordered]
 
 
-def _point(one: Finished, costs: Costs) -> Point:
+def _point(one: TimedContender, costs: Costs) -> Point:
     return one.measured.point(costs.of(one))
 
 
-def _saving(one: Finished, rivals: Sequence[Finished], costs: Costs) -> Saving:
+def _saving(one: TimedContender, rivals: Sequence[TimedContender], costs: Costs) -> Saving:
     return saving(_point(one, costs), [_point(rival, costs) for rival in rivals])

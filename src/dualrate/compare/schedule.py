@@ -10,14 +10,14 @@ from typing import TypeVar
 from dualrate.compare.contenders import Contender
 from dualrate.sampling.catalogue import sampler_named
 
-BLOCK = 250  # images by which a contender has more or fewer
+INCREMENT = 250  # images by which a contender has more or fewer
 LEAST = 2  # contenders that are measured however short the time is
 Item = TypeVar("Item")
 
 
 def levels(most: int, fewest: int) -> list[int]:
-    """Numbers of images to choose from, in descending order: `most`, and multiples of BLOCK from `fewest` on."""
-    return [most, *reversed([n for n in range(BLOCK, most, BLOCK) if n >= fewest])]
+    """Numbers of images to choose from, in descending order: `most`, and multiples of INCREMENT from `fewest` on."""
+    return [most, *reversed([n for n in range(INCREMENT, most, INCREMENT) if n >= fewest])]
 
 
 def affordable(
@@ -47,7 +47,7 @@ def affordable(
 
 
 def useful_first(contenders: Sequence[Contender], macs: Mapping[str, int]) -> list[Contender]:
-    """What the user named; then the runs in turns, each under the best samplers first, at spread costs.
+    """What the user named; then the runs in turns, each under the best samplers first, at middles_first costs.
 
     macs: of an image, by a contender's key
     """
@@ -58,18 +58,18 @@ def useful_first(contenders: Sequence[Contender], macs: Mapping[str, int]) -> li
     def usual(run: Path) -> list[Contender]:
         own = sorted((one for one in contenders if one.run == run and not one.asked), key=lambda one: macs[one.key])
         alike = ([one for one in own if kind(one) == found] for found in sorted(set(map(kind, own))))
-        return [one for group in alike for one in spread(group)]
+        return [one for group in alike for one in middles_first(group)]
 
     asked = [one for one in contenders if one.asked]
     return [*asked, *in_turns([usual(run) for run in dict.fromkeys(one.run for one in contenders)])]
 
 
-def spread(items: Sequence[Item]) -> list[Item]:
-    """The middle one, then the middles of both halves in turns: however few are taken, they are spread out."""
+def middles_first(items: Sequence[Item]) -> list[Item]:
+    """The middle one, then the middles of both halves in turns: however few are taken, they are middles_first out."""
     if not items:
         return []
     middle = len(items) // 2
-    return [items[middle], *in_turns([spread(items[:middle]), spread(items[middle + 1 :])])]
+    return [items[middle], *in_turns([middles_first(items[:middle]), middles_first(items[middle + 1 :])])]
 
 
 def in_turns(lists: Sequence[Sequence[Item]]) -> list[Item]:

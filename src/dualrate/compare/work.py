@@ -6,8 +6,8 @@
     3. costs:  seconds of an image of each of them, alone and in batches, and the memory of each network
 
 With little time it is fewer contenders, on fewer images (compare/schedule.py). Features are kept as images are drawn
-(metrics/blocks.py), so a call that ran out of its minutes, or was killed, goes on where it was; only the seconds are
-measured anew.
+(metrics/feature_store.py), so a call that ran out of its minutes, or was killed, goes on where it was; only the seconds
+are measured anew.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from dualrate.compare.contenders import Contender
 from dualrate.compare.schedule import LEAST, in_turns
 from dualrate.compare.speed import CALLING, Speed, peak_memory, saturating_batch, speed
 from dualrate.experiments.experiment import Model
-from dualrate.machine.progress import Progress
+from dualrate.machine.progress import Reporter
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import measure, seconds_of_calls
-from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.feature_store import FeatureStore
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import Row
 
@@ -43,7 +43,7 @@ BATCH = 125  # rows of the calls that are timed
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredContender:
     """A contender's row, and its score's bootstrap replicates."""
 
     contender: Contender
@@ -55,14 +55,14 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Finished:
+class TimedContender:
     """A contender measured on the front, what it costs in time, and its first images.
 
     memory: bytes at most while its network drew a batch under its first plan: on a GPU what torch held, on a CPU the
             whole process, Python and torch included
     """
 
-    measured: Measured
+    measured: MeasuredContender
     speed: Speed
     memory: int
     images: NDArray[np.uint8]
@@ -87,7 +87,7 @@ class Bench:
     models: dict[Path, Model]
     judge: Evaluator[Any]
     directory: Path
-    progress: Progress
+    progress: Reporter
     estimates: dict[str, float] = field(default_factory=dict)  # seconds per image, from those of calls
     pace: float = SLOWER  # what drawing took, over its estimate
     _drawers: dict[str, Drawer] = field(default_factory=dict)
@@ -120,12 +120,12 @@ class Bench:
     def seconds(self, contender: Contender, seeds: range) -> float:
         """What drawing the images that are not here yet will take."""
         directory, origin = self._place(contender), self.drawer(contender).origin(self.judge.net.identity)
-        missing = len(FeatureBlocks.open(directory, origin).missing(seeds)) if directory.exists() else len(seeds)
+        missing = len(FeatureStore.open(directory, origin).missing(seeds)) if directory.exists() else len(seeds)
         return self.pace * self.estimates[contender.key] * missing
 
     def measure(
         self, contenders: Sequence[Contender], seeds: range, seconds: float, *, details: bool
-    ) -> list[Measured]:
+    ) -> list[MeasuredContender]:
         """Those that `seconds` suffice for, in this order, and the first LEAST; what is here already costs none."""
         deadline = time.monotonic() + seconds
         self._done, self._images, self._start = 0, 0, time.monotonic()
@@ -151,7 +151,7 @@ class Bench:
             self.pace = drawing / self._done
         return found
 
-    def _measure(self, contender: Contender, seeds: range, deadline: float, *, details: bool) -> Measured:
+    def _measure(self, contender: Contender, seeds: range, deadline: float, *, details: bool) -> MeasuredContender:
         before, images, here = self._done, self._images, -1
 
         def report(done: int, total: int) -> None:
@@ -168,14 +168,14 @@ class Bench:
         drawer, keep = self.drawer(contender), self._place(contender)
         found = measure(drawer, seeds, self.judge, keep=keep, details=details, progress=report)
         replicates = self.judge.replicates(found.features, strata=drawer.strata(seeds))
-        return Measured(contender, _named(found.row, contender), replicates)
+        return MeasuredContender(contender, _named(found.row, contender), replicates)
 
     def _place(self, contender: Contender) -> Path:
         """Where its features are kept."""
         origin = self.drawer(contender).origin(self.judge.net.identity)
         return self.directory / f"{contender.key}-{origin.digest}"
 
-    def finish(self, measured: Sequence[Measured], seconds: float = math.inf) -> list[Finished]:
+    def finish(self, measured: Sequence[MeasuredContender], seconds: float = math.inf) -> list[TimedContender]:
         """Times every contender, once only if the seconds are over, and takes its first images."""
         deadline = time.monotonic() + seconds
         batches: dict[tuple[Path, str | None], int] = {}
@@ -191,7 +191,7 @@ class Bench:
             timed = speed(drawer, batches[kind], repeats=3 if time.monotonic() < deadline else 1)
             row = replace(one.row, seconds_per_image=timed.batched, batch_size=timed.batch)
             images = drawer.draw(range(SHOWN)).images
-            finished.append(Finished(replace(one, row=row), timed, memory[kind], images))
+            finished.append(TimedContender(replace(one, row=row), timed, memory[kind], images))
             self.progress.update(i + 1, len(measured), {"images": SHOWN * (i + 1)})
         self.progress.close()
         return finished
@@ -202,7 +202,9 @@ def _named(row: Row, contender: Contender) -> Row:
     return replace(row, sampler=f"{row.sampler}{note}")
 
 
-def chosen(screened: Sequence[Measured], bench: Bench, sides: Sequence[Sequence[Measured]]) -> list[Contender]:
+def chosen(
+    screened: Sequence[MeasuredContender], bench: Bench, sides: Sequence[Sequence[MeasuredContender]]
+) -> list[Contender]:
     """What deserves many images, most important first: what the user named, the fronts of the sides, then of networks.
 
     sides: what is set against each other, by turns. A front counts multiply-adds, and estimated seconds too; its best
@@ -216,7 +218,7 @@ def chosen(screened: Sequence[Measured], bench: Bench, sides: Sequence[Sequence[
     return list({contender.key: contender for contender in picked}.values())
 
 
-def _front(group: Sequence[Measured], bench: Bench) -> list[Contender]:
+def _front(group: Sequence[MeasuredContender], bench: Bench) -> list[Contender]:
     by_name = {one.contender.key: one for one in group}
     picked: dict[str, Contender] = {}
     for costs in ({key: float(one.row.macs) for key, one in by_name.items()}, bench.estimates):

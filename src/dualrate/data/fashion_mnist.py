@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dualrate.data.source import Progress, Raw, Source, Split
+from dualrate.data.source import DataProgress, Raw, Source, Split
 from dualrate.machine.files import naming
 
 NAME = "fashion-mnist"
@@ -40,7 +40,7 @@ MIRROR = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master
 _TIMEOUT = 300  # seconds, for each command and each connection
 
 
-def fashion_mnist_source(split: Split, cache: Path, progress: Progress) -> Source:
+def fashion_mnist_source(split: Split, cache: Path, progress: DataProgress) -> Source:
     """Fashion-MNIST's split; the four files are fetched into `cache` if they are nowhere on this machine.
 
     Raises OSError that lists what was tried and how to help by hand.
@@ -90,7 +90,7 @@ def verified(file: Path) -> bytes:
     return data
 
 
-def _located(cache: Path, progress: Progress) -> Path:
+def _located(cache: Path, progress: DataProgress) -> Path:
     for folder in (cache, INSTALLED):
         if all((folder / name).is_file() for name in CONTENT):
             return folder

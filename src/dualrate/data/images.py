@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from dualrate.data import fashion_mnist
-from dualrate.data.cache import OnBad, Options, cache_dir, decoded
+from dualrate.data.cache import DecodeOptions, OnBad, cache_dir, decoded
 from dualrate.data.folder import folder_source
 from dualrate.data.npz import npz_source
-from dualrate.data.source import Progress, Source, Split
+from dualrate.data.source import DataProgress, Source, Split
 from dualrate.data.untrusted import check_regular
 
 
@@ -99,7 +99,7 @@ def load_images(
     channels: Literal[1, 3] | None = None,
     on_bad: OnBad = "fail",
     cache: Path | None = None,
-    progress: Progress | None = None,
+    progress: DataProgress | None = None,
 ) -> ImageSet:
     """One split of a data source, decoded once and memory-mapped ever after.
 
@@ -120,13 +120,13 @@ def load_images(
     report = progress or (lambda done, total, message: None)
     cache = cache or cache_dir()
     found = find_source(source, split, cache, report)
-    entry = decoded(found, Options(size, channels, on_bad), cache, report)
+    entry = decoded(found, DecodeOptions(size, channels, on_bad), cache, report)
     if entry.skipped:
         report(len(entry.images), len(entry.images), entry.skipped)
     return ImageSet(entry.images, entry.labels, entry.class_names, found.name)
 
 
-def find_source(source: str | Path, split: Split, cache: Path, progress: Progress) -> Source:
+def find_source(source: str | Path, split: Split, cache: Path, progress: DataProgress) -> Source:
     """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it."""
     if source == fashion_mnist.NAME:
         return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)

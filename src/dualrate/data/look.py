@@ -12,7 +12,7 @@ import numpy as np
 from dualrate.data.cache import cache_dir
 from dualrate.data.decode import shape_of
 from dualrate.data.images import find_source
-from dualrate.data.source import Progress, Raw
+from dualrate.data.source import DataProgress, Raw
 
 MOST = 1000  # images whose headers are read
 
@@ -54,7 +54,7 @@ class Look:
         return tuple(found)
 
 
-def look_at(source: str | Path, progress: Progress | None = None) -> Look:
+def look_at(source: str | Path, progress: DataProgress | None = None) -> Look:
     """Look at the training split of a source (see `load_images`).
 
     Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source.

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 Split = Literal["train", "test"]
-Progress = Callable[[int, int, str], None]  # done, total, message
+DataProgress = Callable[[int, int, str], None]  # done, total, message
 MAX_CLASSES = 100_000
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualrate.demo.page import Findings, SmallRun, demo_page
-from dualrate.demo.turns import Limits, Measured, Turns
+from dualrate.demo.page import DemoResults, SmallRun, demo_page
+from dualrate.demo.turns import Limits, MeasuredPlan, Turns
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.machine.files import write_whole
-from dualrate.machine.progress import PlainReporter, Progress, duration
+from dualrate.machine.progress import PlainReporter, Reporter, duration
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator, messages
@@ -31,7 +31,7 @@ REST = 1  # minutes for reading the data, scoring and the page
 
 
 @dataclass(frozen=True)
-class Cell:
+class DemoPlan:
     """One thing to measure. model: directory in `weights`."""
 
     network: str
@@ -42,28 +42,28 @@ class Cell:
         return self.choice.drawer(model, name=self.network)
 
 
-def single(network: str, model: str, steps: int) -> Cell:
+def single(network: str, model: str, steps: int) -> DemoPlan:
     """A network at every step."""
-    return Cell(network, f"fashion-mnist-{model}", Choice(steps))
+    return DemoPlan(network, f"fashion-mnist-{model}", Choice(steps))
 
 
-def dual(steps: int, heavy: int) -> Cell:
-    return Cell("dual-rate", "fashion-mnist-dual", Choice(steps, heavy))
+def dual(steps: int, heavy: int) -> DemoPlan:
+    return DemoPlan("dual-rate", "fashion-mnist-dual", Choice(steps, heavy))
 
 
-CELLS = (  # the most useful first: a dual-rate plan and single networks of its cost; others of half and twice the cost
+DEMO_PLANS = (  # the most useful first: a dual-rate plan and single networks of its cost; others of half and twice it
     dual(16, 4),
     single("medium", "medium", 16),
     single("heavy", "heavy", 6),
-    Cell("dual-rate student", "fashion-mnist-student-full", Choice()),
+    DemoPlan("dual-rate student", "fashion-mnist-student-full", Choice()),
     dual(8, 2),
     single("medium", "medium", 8),
     dual(32, 8),
     single("heavy", "heavy", 12),
-    Cell("light alone", "fashion-mnist-light", Choice(32, gamma=0.0)),
+    DemoPlan("light alone", "fashion-mnist-light", Choice(32, gamma=0.0)),
 )
 SMALL = "small dual-rate"
-SMALL_CELLS = tuple(Cell(SMALL, "run", Choice(32, heavy)) for heavy in (4, 8, 16))  # if there are no weights
+SMALL_DEMO_PLANS = tuple(DemoPlan(SMALL, "run", Choice(32, heavy)) for heavy in (4, 8, 16))  # if there are no weights
 
 
 def demo(
@@ -74,7 +74,7 @@ def demo(
     measuring: float = 4,
     count: int = 1000,
     features: Path | None = None,
-    progress: Progress | None = None,
+    progress: Reporter | None = None,
 ) -> Path:
     """Run it all on the CPU; returns out/report.html, beside which rows.json has the numbers unrounded.
 
@@ -102,26 +102,26 @@ def demo(
     there = [name for name in _names() if (weights / name / EXPERIMENT).is_file()]
     models = {name: load(weights / name, note=progress.note) for name in there}
     missing = [name for name in _names() if name not in models]
-    cells = [cell for cell in CELLS if cell.model in models] or SMALL_CELLS
-    drawers = [cell.drawer((models or {"run": small.model})[cell.model]) for cell in cells]
+    plans = [plan for plan in DEMO_PLANS if plan.model in models] or SMALL_DEMO_PLANS
+    drawers = [plan.drawer((models or {"run": small.model})[plan.model]) for plan in plans]
     measured = _measure(drawers, judge, limits, out / "features", progress)
     left = [_named(drawer) for drawer in drawers[len(measured) :]]
-    findings = Findings(measured, _real(judge), small, models, missing, left, judge)
-    write_whole(out / "rows.json", json.dumps(table.records(findings.rows), indent=1) + "\n")
+    results = DemoResults(measured, _real(judge), small, models, missing, left, judge)
+    write_whole(out / "rows.json", json.dumps(table.records(results.rows), indent=1) + "\n")
     report = out / "report.html"
-    write_whole(report, demo_page(findings))
+    write_whole(report, demo_page(results))
     return report
 
 
 def _names() -> list[str]:
-    return list(dict.fromkeys(cell.model for cell in CELLS))
+    return list(dict.fromkeys(plan.model for plan in DEMO_PLANS))
 
 
 @dataclass(frozen=True)
 class _Timed:
     """Shows work that ends after `seconds` as so many iterations as will fit into them."""
 
-    shown: Progress
+    shown: Reporter
     seconds: float
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
@@ -135,7 +135,7 @@ class _Timed:
         self.shown.close()
 
 
-def _train_small(experiment: Experiment, run: Path, progress: Progress) -> SmallRun:
+def _train_small(experiment: Experiment, run: Path, progress: Reporter) -> SmallRun:
     """Train or continue the small model; its first images, and its losses."""
     reporter = _Timed(progress, experiment.fit.max_seconds or math.inf)
     reporter.note(f"training a small dual-rate model for {duration(experiment.fit.max_seconds or 0)} in {run}")
@@ -148,8 +148,8 @@ def _train_small(experiment: Experiment, run: Path, progress: Progress) -> Small
 
 
 def _measure(
-    drawers: Sequence[Drawer], judge: Evaluator, limits: Limits, directory: Path, progress: Progress
-) -> list[Measured]:
+    drawers: Sequence[Drawer], judge: Evaluator, limits: Limits, directory: Path, progress: Reporter
+) -> list[MeasuredPlan]:
     """Sample, time and score the plans, in turns; says what was measured, and what not."""
     progress.note(
         f"{len(drawers)} plans in turns, up to {limits.enough} images each: at most {duration(limits.seconds)}"

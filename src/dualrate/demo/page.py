@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dualrate.demo.turns import ROUND, Measured
+from dualrate.demo.turns import ROUND, MeasuredPlan
 from dualrate.experiments.experiment import Model
 from dualrate.machine.environment import environment
 from dualrate.machine.progress import duration
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report import headline
 from dualrate.report.figures import loss_figure, quality_figure
-from dualrate.report.grid import grid
-from dualrate.report.html import Block, Drawing, Facts, Gallery, Picture, Points, Section, Text, page
+from dualrate.report.html import Drawing, Element, Facts, Gallery, Picture, Points, Section, Text, page
+from dualrate.report.image_grid import image_grid
 from dualrate.report.rows import Row
 from dualrate.report.table import Table, floor_note, significant, table
 from dualrate.sampling.cost import call_cost
@@ -40,13 +40,13 @@ class SmallRun:
 
 
 @dataclass(frozen=True)
-class Findings:
+class DemoResults:
     """real: held-out images, classes as in the grids; missing: names of weights that were not there.
 
     left: plans that there was no time for
     """
 
-    measured: Sequence[Measured]
+    measured: Sequence[MeasuredPlan]
     real: np.ndarray
     small: SmallRun
     models: Mapping[str, Model]
@@ -59,23 +59,23 @@ class Findings:
         return [one.row for one in self.measured]
 
 
-def demo_page(findings: Findings) -> str:
+def demo_page(results: DemoResults) -> str:
     return page(
         "Dual-rate diffusion, measured on this machine",
         [
-            Section("", _headline(findings)),
-            Section("Samples from the same seeds", _samples(findings)),
-            Section("Every plan", [table(findings.rows)]),
-            Section("Quality against compute", _figures(findings.rows)),
-            Section(f"After {_minutes(findings.small.seconds)} of training", _small(findings.small)),
-            Section("How it was measured", _method(findings)),
+            Section("", _headline(results)),
+            Section("Samples from the same seeds", _samples(results)),
+            Section("Every plan", [table(results.rows)]),
+            Section("Quality against compute", _figures(results.rows)),
+            Section(f"After {_minutes(results.small.seconds)} of training", _small(results.small)),
+            Section("How it was measured", _method(results)),
         ],
     )
 
 
-def _headline(findings: Findings) -> list[Block]:
+def _headline(results: DemoResults) -> list[Element]:
     """Dual-rate and its student against the best of all single networks; dual-rate against what it was made from."""
-    rows = findings.rows
+    rows = results.rows
     dual, student, heavy, singles = (
         [row for row in rows if row.network in networks]
         for networks in (["dual-rate"], ["dual-rate student"], ["heavy"], SINGLE)
@@ -86,10 +86,10 @@ def _headline(findings: Findings) -> list[Block]:
     if pairs:
         of_heavy = [(row, headline.nearest(row, heavy)) for row in dual if heavy]
         points = list(dict.fromkeys(headline.compare(*pair).sentence for pair in [*pairs, *of_student, *of_heavy]))
-        blocks = [Text(_lead(pairs), "lead"), Text(MODELS, "note"), Points(points)]
+        elements = [Text(_lead(pairs), "lead"), Text(MODELS, "note"), Points(points)]
     else:
-        blocks = [Text(PLANS), Points([headline.describe(row) for row in rows])]
-    return [*blocks, *_missing(findings), *_left(findings), Text(_reading(rows), "note")]
+        elements = [Text(PLANS), Points([headline.describe(row) for row in rows])]
+    return [*elements, *_missing(results), *_left(results), Text(_reading(rows), "note")]
 
 
 def _lead(pairs: Sequence[tuple[Row, Row]]) -> str:
@@ -99,23 +99,23 @@ def _lead(pairs: Sequence[tuple[Row, Row]]) -> str:
     return (
         f"Dual-rate against the best single network of no higher cost, {score.fingerprint.count} images each: "
         f"{headline.tally(pairs)}. With {row.num_steps} steps and {row.num_heavy} heavy calls (below: "
-        f"{headline.plan(row)}) it has {score.metric} {headline.scored(row)} at {headline.costs(row)} an image; "
-        f"{rival.network}, one network called at each of {rival.num_steps} steps (below: {headline.plan(rival)}), has "
-        f"{headline.scored(rival)} at {headline.costs(rival)}."
+        f"{headline.plan_of(row)}) it has {score.metric} {headline.scored(row)} at {headline.costs(row)} an image; "
+        f"{rival.network}, one network called at each of {rival.num_steps} steps (below: {headline.plan_of(rival)}), "
+        f"has {headline.scored(rival)} at {headline.costs(rival)}."
     )
 
 
-def _missing(findings: Findings) -> list[Block]:
-    if not findings.missing:
+def _missing(results: DemoResults) -> list[Element]:
+    if not results.missing:
         return []
-    instead = "" if findings.models else " The small model that this demo trained was measured instead."
-    return [Text(f"Weights not found, so not measured: {', '.join(findings.missing)}.{instead}")]
+    instead = "" if results.models else " The small model that this demo trained was measured instead."
+    return [Text(f"Weights not found, so not measured: {', '.join(results.missing)}.{instead}")]
 
 
-def _left(findings: Findings) -> list[Block]:
-    if not findings.left:
+def _left(results: DemoResults) -> list[Element]:
+    if not results.left:
         return []
-    return [Text(f"Not measured, for lack of time on this machine: {', '.join(findings.left)}.")]
+    return [Text(f"Not measured, for lack of time on this machine: {', '.join(results.left)}.")]
 
 
 def _reading(rows: Sequence[Row]) -> str:
@@ -128,21 +128,21 @@ def _reading(rows: Sequence[Row]) -> str:
     )
 
 
-def _samples(findings: Findings) -> list[Block]:
+def _samples(results: DemoResults) -> list[Element]:
     pictures = [
         Picture(
             _grid(one.images),
             f"{headline.name(one.row)} · {one.row.score.metric} {significant(one.row.score.value)}",
         )
-        for one in sorted(findings.measured, key=lambda one: one.row.macs)
+        for one in sorted(results.measured, key=lambda one: one.row.macs)
     ]
     return [
         Text("The same place in every grid is the same seed and the same class; they are the first seeds, not chosen."),
-        Gallery([*pictures, Picture(_grid(findings.real), "real held-out images of these classes")]),
+        Gallery([*pictures, Picture(_grid(results.real), "real held-out images of these classes")]),
     ]
 
 
-def _figures(rows: Sequence[Row]) -> list[Block]:
+def _figures(rows: Sequence[Row]) -> list[Element]:
     labels = "Labels are N/H: steps, and heavy calls among them; N alone: the whole model at every step."
     return [
         Drawing(quality_figure(rows, "flops"), f"Counted: matrix products and convolutions. {labels}"),
@@ -150,8 +150,8 @@ def _figures(rows: Sequence[Row]) -> list[Block]:
     ]
 
 
-def _small(small: SmallRun) -> list[Block]:
-    losses: list[Block] = []
+def _small(small: SmallRun) -> list[Element]:
+    losses: list[Element] = []
     if len(small.losses) > 1:
         losses = [Drawing(loss_figure(small.losses, "images seen"), "Training loss of both networks together.")]
     fit = small.model.experiment.fit
@@ -162,8 +162,8 @@ def _small(small: SmallRun) -> list[Block]:
     return [Text(text), Gallery([Picture(_grid(small.images), "averaged weights, seeds as above")]), *losses]
 
 
-def _method(findings: Findings) -> list[Block]:
-    card, fingerprint = findings.judge.net.card, findings.rows[0].score.fingerprint
+def _method(results: DemoResults) -> list[Element]:
+    card, fingerprint = results.judge.net.card, results.rows[0].score.fingerprint
     accuracy = "" if card.accuracy is None else f", {100 * card.accuracy:.1f}% right on the test images"
     facts = {
         **environment(),
@@ -177,11 +177,11 @@ def _method(findings: Findings) -> list[Block]:
         "time, in turns. Milliseconds are wall time, the median over the rounds: other programs on the machine show in "
         "them, in those of all plans alike; FLOPs do not depend on the machine."
     )
-    return [Text(text), Facts(list(facts.items())), _models(findings)]
+    return [Text(text), Facts(list(facts.items())), _models(results)]
 
 
-def _models(findings: Findings) -> Table:
-    models = {**findings.models, "trained in this run": findings.small.model}
+def _models(results: DemoResults) -> Table:
+    models = {**results.models, "trained in this run": results.small.model}
     header = ("model", "weights", "iterations", "parameters", "MMACs, heavy call", "MMACs, light call")
     return Table(header, tuple(_model(name, model) for name, model in models.items()), ())
 
@@ -194,7 +194,7 @@ def _model(name: str, model: Model) -> tuple[str, ...]:
 
 
 def _grid(images: np.ndarray) -> np.ndarray:
-    return grid(images, COLUMNS, gap=1)
+    return image_grid(images, COLUMNS, gap=1)
 
 
 def _minutes(seconds: float) -> str:

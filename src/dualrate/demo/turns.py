@@ -5,8 +5,8 @@
     rounds       every plan draws ROUND images; again, until all have enough or there is no time for another round
     scores       of as many images of each
 
-Features are kept in blocks of a round (metrics/blocks.py), so the same call goes on where it was. Seconds per image are
-the median over the rounds.
+Features are kept in shards of a round (metrics/feature_store.py), so the same call goes on where it was. Seconds per
+image are the median over the rounds.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import keep_features, measure
-from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.feature_store import FeatureStore
 from dualrate.report.rows import Row
 
 ROUND = 50  # images of a plan in a round
@@ -44,7 +44,7 @@ class Limits:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredPlan:
     """A row, and the images of the first turn, (n, C, H, W) uint8."""
 
     row: Row
@@ -53,7 +53,7 @@ class Measured:
 
 @dataclass
 class Turns:
-    """Measures drawers, the most useful first. progress: told images, of how many at most, seconds."""
+    """Measures drawers, the most useful first. progress: called with images, of how many at most, seconds."""
 
     judge: Evaluator[Any]
     limits: Limits
@@ -66,14 +66,14 @@ class Turns:
         """Since it was made."""
         return time.monotonic() - self._start
 
-    def measure(self, drawers: Sequence[Drawer]) -> list[Measured]:
+    def measure(self, drawers: Sequence[Drawer]) -> list[MeasuredPlan]:
         """Of the first drawers, all that there is time for, in their order; of as many images each."""
         drawers = [replace(drawer, batch_size=ROUND) for drawer in drawers]
         shown = self._first_turn(drawers)
         joined = drawers[: len(shown)]
         count = self._rounds(joined)
         rows = [self._row(drawer, count) for drawer in joined]
-        return [Measured(row, images) for row, images in zip(rows, shown, strict=True)]
+        return [MeasuredPlan(row, images) for row, images in zip(rows, shown, strict=True)]
 
     def _first_turn(self, drawers: Sequence[Drawer]) -> list[np.ndarray]:
         shown: list[np.ndarray] = []
@@ -99,8 +99,8 @@ class Turns:
                 break
         return count
 
-    def _drawn(self, drawer: Drawer, seeds: range) -> FeatureBlocks:
-        return keep_features(drawer, seeds, self.judge.net, self._place(drawer), block_size=ROUND)
+    def _drawn(self, drawer: Drawer, seeds: range) -> FeatureStore:
+        return keep_features(drawer, seeds, self.judge.net, self._place(drawer), shard_size=ROUND)
 
     def _place(self, drawer: Drawer) -> Path:
         """Where its features are kept."""
@@ -109,8 +109,8 @@ class Turns:
         return self.directory / name.replace(" ", "-")
 
     def _row(self, drawer: Drawer, count: int) -> Row:
-        row = measure(drawer, range(count), self.judge, keep=self._place(drawer), block_size=ROUND).row
-        blocks = self._drawn(drawer, range(count))
+        row = measure(drawer, range(count), self.judge, keep=self._place(drawer), shard_size=ROUND).row
+        store = self._drawn(drawer, range(count))
         rounds = [range(first, min(first + ROUND, count)) for first in range(0, count, ROUND)]
-        seconds = statistics.median(blocks.read(seeds).seconds / len(seeds) for seeds in rounds)
+        seconds = statistics.median(store.read(seeds).seconds / len(seeds) for seeds in rounds)
         return replace(row, seconds_per_image=seconds)

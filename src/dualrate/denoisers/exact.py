@@ -113,8 +113,8 @@ class GaussianMixture:
         values, axes = self._eigen
         within = torch.einsum("bkj,kij,klj->bkil", sigma2 * values / variance, axes, axes)
         means, share = self._component_means(z, log_snr)
-        apart = means - torch.einsum("bk,bki->bi", share, means)[:, None]
-        return torch.einsum("bk,bkil->bil", share, within + apart[..., :, None] * apart[..., None, :])
+        offsets = means - torch.einsum("bk,bki->bi", share, means)[:, None]
+        return torch.einsum("bk,bkil->bil", share, within + offsets[..., :, None] * offsets[..., None, :])
 
     def entropy(self) -> Tensor:
         """Differential entropy of x in nats: (). Raises ValueError for K > 1, where it has no closed form."""

@@ -111,17 +111,17 @@ class StepPlan:
         except (RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f"not a plan: {error}; {PLAN}") from error
         if not isinstance(fields, dict) or set(fields) != {"t", "refresh"}:
-            raise ValueError(f"not a plan: {PLAN}, got {_short(fields)}")
+            raise ValueError(f"not a plan: {PLAN}, got {_abbreviated(fields)}")
         for name, kinds in (("t", (int, float)), ("refresh", (str,))):
             values = fields[name]
             if not isinstance(values, list):
-                raise ValueError(f"not a plan: {name} is a list, got {_short(values)}; {PLAN}")
+                raise ValueError(f"not a plan: {name} is a list, got {_abbreviated(values)}; {PLAN}")
             for i, value in enumerate(values):
                 if isinstance(value, bool) or not isinstance(value, kinds):
-                    raise ValueError(f"not a plan: {name}[{i}] is {_short(value)}; {PLAN}")
+                    raise ValueError(f"not a plan: {name}[{i}] is {_abbreviated(value)}; {PLAN}")
         known = {refresh.value: refresh for refresh in Refresh}
         if strange := [value for value in fields["refresh"] if value not in known]:
-            raise ValueError(f"not a plan: a step is one of {', '.join(known)}, got {_short(strange[0])}")
+            raise ValueError(f"not a plan: a step is one of {', '.join(known)}, got {_abbreviated(strange[0])}")
         try:
             return StepPlan(tuple(fields["t"]), tuple(known[value] for value in fields["refresh"]))
         except OverflowError as error:
@@ -131,7 +131,7 @@ class StepPlan:
 PLAN = 'expected {"t": [1, ..., 0], "refresh": ["full", ...]}'
 
 
-def _short(value: object) -> str:
+def _abbreviated(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -25,7 +25,7 @@ from dualrate.diffusion.values import Batch, Reuse
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Serves
-from dualrate.machine.progress import Progress
+from dualrate.machine.progress import Reporter
 from dualrate.methods.method import Method
 from dualrate.training.config import FitConfig
 
@@ -69,13 +69,13 @@ class Prepared:
 
     weights:  which weights it started from, or learns from, by role: for the run's history
     identity: what the run is besides its experiment, such as the teacher's weights
-    watch:    adds warnings to a progress
+    watch:    adds warnings to a reporter
     """
 
     method: Method
     weights: Mapping[str, str] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
-    watch: Callable[[Progress], Progress] = lambda progress: progress
+    watch: Callable[[Reporter], Reporter] = lambda progress: progress
 
 
 class MethodConfig(ABC):

@@ -122,8 +122,8 @@ class _Forward(Step):
 def divergence(q: Gaussian, p: Gaussian) -> Tensor:
     """KL(q | p) in nats: (B,), summed over all elements."""
     ratio = (q.variance / p.variance).double()
-    apart = (q.mean - p.mean).double().square() / p.variance
-    return 0.5 * (ratio - 1 - ratio.log() + apart).expand(q.mean.shape).flatten(1).sum(1)
+    gap = (q.mean - p.mean).double().square() / p.variance
+    return 0.5 * (ratio - 1 - ratio.log() + gap).expand(q.mean.shape).flatten(1).sum(1)
 
 
 def log_probability(x: Tensor, mean: Tensor, deviation: Tensor, bins: int) -> Tensor:

@@ -70,10 +70,10 @@ class FittedVariance(MarkovStep):
         return self.kernel(denoise, z, t, s).sample(draw()), carry
 
     def _excess(self, t: Tensor) -> Tensor:
-        apart = (t[:, None] - torch.tensor(self.t, dtype=t.dtype, device=t.device)).abs()
-        if bool((apart.amin(1) > 1e-9).any()):
+        distance = (t[:, None] - torch.tensor(self.t, dtype=t.dtype, device=t.device)).abs()
+        if bool((distance.amin(1) > 1e-9).any()):
             raise ValueError(f"no variance was fitted at t = {t.tolist()[0]:g}: fit it for the plan that is run")
-        return torch.tensor(self.excess, dtype=t.dtype, device=t.device)[apart.argmin(1)]
+        return torch.tensor(self.excess, dtype=t.dtype, device=t.device)[distance.argmin(1)]
 
 
 def mean_errors(denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor, cond: Cond, draws: Draws) -> Tensor:
@@ -82,8 +82,8 @@ def mean_errors(denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor,
     Raises ValueError where the denoiser's context may not be reused under this step.
     """
 
-    def apart(q: Gaussian, p: Gaussian) -> Tensor:
+    def mean_squared_gap(q: Gaussian, p: Gaussian) -> Tensor:
         return (q.mean - p.mean).double().square().flatten(1).mean(1)
 
     with torch.no_grad():
-        return along_path(denoiser, step, plan, x, cond, draws, apart)[1]
+        return along_path(denoiser, step, plan, x, cond, draws, mean_squared_gap)[1]

@@ -83,7 +83,7 @@ def _entry(file: Path) -> dict[str, int | str]:
         return {"size": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
-def reached(point: str) -> None:
+def fault_point(point: str) -> None:
     """Where the fault tests stop the process; does nothing."""
 
 
@@ -109,7 +109,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             yield aside
             for file in (*aside.iterdir(), aside):
                 sync(file)
-            reached("before rename")
+            fault_point("before rename")
             if replace and target.is_dir():
                 _take_the_place(aside, target)
             else:
@@ -118,7 +118,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         sync(target.parent)
-    reached("after rename")
+    fault_point("after rename")
 
 
 def _remove_leftovers(target: Path) -> None:
@@ -152,7 +152,7 @@ def _take_the_place(aside: Path, target: Path) -> None:
         except OSError:
             old.rename(target)
             raise
-    reached("in replacing")
+    fault_point("in replacing")
     shutil.rmtree(old, ignore_errors=True)
 
 

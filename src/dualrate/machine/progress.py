@@ -1,4 +1,4 @@
-"""What a long work says of itself to people: the library speaks to a `Progress`.
+"""What a long work says of itself to people: the library speaks to a `Reporter`.
 
 `PlainReporter` is the one that needs no terminal.
 """
@@ -13,10 +13,10 @@ from typing import Protocol, TextIO
 
 SHOWN = ("loss", "_gap")  # how the names of values end that are shown to people
 
-Counted = Callable[[int, int], None]  # told (images done, images in all)
+ImageProgress = Callable[[int, int], None]  # called with (images done, images in all)
 
 
-class Progress(Protocol):
+class Reporter(Protocol):
     """Where a run reports to."""
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
@@ -32,7 +32,7 @@ class Progress(Protocol):
         ...
 
 
-def of_images(progress: Progress) -> Counted:
+def image_progress(progress: Reporter) -> ImageProgress:
     """Images counted on a display of iterations."""
     return lambda done, total: progress.update(done, total, {"images": done})
 

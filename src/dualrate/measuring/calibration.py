@@ -19,8 +19,8 @@ from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import open_tensors, whole, write_tensors
-from dualrate.machine.progress import Progress
-from dualrate.measuring.spread import Part, spread
+from dualrate.machine.progress import Reporter
+from dualrate.measuring.subset import SubsetBatch, subset_batches
 from dualrate.planning.planner import Call, every_call
 from dualrate.runs.store import COVARIANCE
 from dualrate.sampling.bands import Bands
@@ -33,7 +33,7 @@ ROWS = 32  # images at a time
 SEED = 3 << 40  # of the noise; far from the seeds of images, and from the planner's
 
 
-def calibrate(model: Model, *, images: int, rings: int, progress: Progress, device: torch.device) -> CovarianceTable:
+def calibrate(model: Model, *, images: int, rings: int, progress: Reporter, device: torch.device) -> CovarianceTable:
     """Measures a model's table on training images and writes it beside its weights.
 
     Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
@@ -52,29 +52,29 @@ def calibrate(model: Model, *, images: int, rings: int, progress: Progress, devi
 
 
 def _measured(
-    model: Model, source: ImageSet, count: int, bands: Bands, progress: Progress, device: torch.device
+    model: Model, source: ImageSet, count: int, bands: Bands, progress: Reporter, device: torch.device
 ) -> CovarianceTable:
     schedule, denoiser = model.process.schedule, model.denoiser
-    noise, clean = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
-    log_snr = torch.arange(max(LOWEST, math.ceil(noise)), min(HIGHEST, math.floor(clean)) + 1, dtype=torch.float64)
+    lowest, highest = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
+    log_snr = torch.arange(max(LOWEST, math.ceil(lowest)), min(HIGHEST, math.floor(highest)) + 1, dtype=torch.float64)
     size, reused = len(log_snr), denoiser.reuse is not Reuse.FREE
     t = (*schedule.time(log_snr).tolist(), 0.0)
     total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
     parts: list[Tensor] = []
     done, each = itertools.count(1), torch.arange(size)
-    for part in spread(model, source, count, ROWS, device):
-        draws, estimates = Draws(SEED, part.row), torch.zeros(len(part), size, size + 1, bands.count)
-        for call in every_call(denoiser, model.process, t, part.x, part.cond, draws):
+    for batch in subset_batches(model, source, count, ROWS, device):
+        draws, estimates = Draws(SEED, batch.row), torch.zeros(len(batch), size, size + 1, bands.count)
+        for call in every_call(denoiser, model.process, t, batch.x, batch.cond, draws):
             if not (reused or call.i == call.j):
                 continue
             with torch.no_grad():
-                energy, estimate = _of_call(denoiser, model.process, bands, part, call, draws)
+                energy, estimate = _of_call(denoiser, model.process, bands, batch, call, draws)
             total[0, call.i, call.j] += energy.double().sum(0).cpu() / count
             total[1, call.i, call.j] += estimate.double().sum(0).cpu() / count
             estimates[:, call.i, call.j] = estimate.cpu()
             if call.j == call.i:
                 at = next(done)
-                logs = {"images": at * len(part) // size}
+                logs = {"images": at * len(batch) // size}
                 progress.update(at, -(-count // ROWS) * size, logs)
         parts.append(estimates)
     progress.close()
@@ -88,18 +88,18 @@ def _measured(
 
 
 def _of_call(
-    denoiser: Denoiser, process: GaussianProcess, bands: Bands, part: Part, call: Call, draws: Draws
+    denoiser: Denoiser, process: GaussianProcess, bands: Bands, batch: SubsetBatch, call: Call, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """(B, K) squared error and estimate of every image in every band."""
     aged = call.context.aged()
-    normal = draws.normal(f"probe {call.i} {call.j}", *part.x.shape[1:])
+    normal = draws.normal(f"probe {call.i} {call.j}", *batch.x.shape[1:])
     x_hat, estimate = probed(
-        process, bands, lambda z, t: denoiser.denoise(z, t, aged, part.cond), call.z, call.t, normal
+        process, bands, lambda z, t: denoiser.denoise(z, t, aged, batch.cond), call.z, call.t, normal
     )
     if call.context.x_hat is not None:  # what a heavy call computed itself is what a step uses
         x_hat = call.context.x_hat
-    with torch.autocast(part.x.device.type, enabled=False):
-        return bands.mean(bands.transform(part.x - x_hat).square()), estimate
+    with torch.autocast(batch.x.device.type, enabled=False):
+        return bands.mean(bands.transform(batch.x - x_hat).square()), estimate
 
 
 def _clamped(estimates: Tensor, variance: Tensor, ratio: Tensor) -> tuple[float, float]:

@@ -59,8 +59,8 @@ class Choice(Ranged):
         if self.times is not None and {"steps", "grid"} & set(where):
             raise ValueError("the times say where the steps are: drop steps and grid")
         if self.times is not None and (len(self.times) < 2 or (self.times[0], self.times[-1]) != (1, 0)):
-            told = " ".join(map(str, self.times)) or "none"
-            raise ValueError(f"the times of a sampler go from 1 (noise) to 0 (data), got {told}")
+            listed = " ".join(map(str, self.times)) or "none"
+            raise ValueError(f"the times of a sampler go from 1 (noise) to 0 (data), got {listed}")
 
     def drawer(self, model: Model, **more: Any) -> Drawer:
         """more: fields of a `Drawer`. Raises what `step_for` and `Drawer` raise."""

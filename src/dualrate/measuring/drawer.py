@@ -28,7 +28,7 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
-from dualrate.machine.progress import Counted
+from dualrate.machine.progress import ImageProgress
 from dualrate.metrics.origin import Origin
 from dualrate.sampling.cost import PlanCost, plan_cost
 from dualrate.sampling.step import Step
@@ -143,14 +143,14 @@ class Drawer(Ranged):
         how = {"label": label, "device": self.model.device, "wrap": self._guided}
         return plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
 
-    def batches(self, seeds: Sequence[int], progress: Counted | None = None) -> Iterator[NDArray[np.uint8]]:
+    def batches(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Iterator[NDArray[np.uint8]]:
         """The images of these seeds, (b, C, H, W), batch by batch as they are drawn. Raises what `sample` raises."""
         how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16}
         of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
         for batch in sample(*of, progress=progress, **how):
             yield to_uint8(batch).cpu().numpy()
 
-    def draw(self, seeds: Sequence[int], progress: Counted | None = None) -> Samples:
+    def draw(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Samples:
         """The images of these seeds, all at once. Raises what `sample` raises."""
         start = time.perf_counter()
         batches = list(self.batches(seeds, progress))

@@ -13,7 +13,7 @@ from dualrate import metrics
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiments.experiment import DataConfig
-from dualrate.machine.progress import Progress, of_images
+from dualrate.machine.progress import Reporter, image_progress
 from dualrate.metrics.dinov2 import DinoV2, load_dinov2
 from dualrate.metrics.evaluate import Evaluator, Net
 from dualrate.metrics.features import CARD, Architecture, FeatureNet, read_card
@@ -25,7 +25,7 @@ SHIPPED = Path(metrics.__path__[0]) / "nets"  # nets/<name>/, as written by Feat
 
 
 def evaluator(
-    data: DataConfig, *, features: Path | None, progress: Progress, reference: Path | None = None
+    data: DataConfig, *, features: Path | None, progress: Reporter, reference: Path | None = None
 ) -> Evaluator[FeatureNet]:
     """Training and test images of `data` with a feature net.
 
@@ -48,21 +48,21 @@ def evaluator(
 
 
 def inception_evaluator(
-    data: DataConfig, *, reference: Path | None, device: torch.device, progress: Progress
+    data: DataConfig, *, reference: Path | None, device: torch.device, progress: Reporter
 ) -> Evaluator[Inception]:
     """FID: against a reference file, for which `data` need not be on this machine, or else its training images.
 
     Raises what `load_inception` and `load_reference` raise.
     """
-    net = load_inception(device, progress=of_images(progress), note=progress.note)
+    net = load_inception(device, progress=image_progress(progress), note=progress.note)
     return _of_net(net, data, reference, progress)
 
 
 def dinov2_evaluator(
-    data: DataConfig, *, reference: Path | None, device: torch.device, progress: Progress
+    data: DataConfig, *, reference: Path | None, device: torch.device, progress: Reporter
 ) -> Evaluator[DinoV2]:
     """FD-DINOv2, as `inception_evaluator`; raises what `load_dinov2` and `load_reference` raise."""
-    return _of_net(load_dinov2(device, progress=of_images(progress)), data, reference, progress)
+    return _of_net(load_dinov2(device, progress=image_progress(progress)), data, reference, progress)
 
 
 def require_count(count: int, features: Literal["inception", "dinov2"] | Path | None) -> None:
@@ -80,14 +80,14 @@ def require_count(count: int, features: Literal["inception", "dinov2"] | Path | 
         raise ValueError(f"--num {count} is too few: a distance in {dim} features needs at least {2 * dim} images")
 
 
-def _of_net(net: Net, data: DataConfig, reference: Path | None, progress: Progress) -> Evaluator[Net]:
+def _of_net(net: Net, data: DataConfig, reference: Path | None, progress: Reporter) -> Evaluator[Net]:
     if reference is not None:
         return Evaluator(net, load_reference(reference, net), None)
     train, test = _splits(data, progress)
     return Evaluator(net, train, test)
 
 
-def _splits(data: DataConfig, progress: Progress) -> tuple[ImageSet, ImageSet]:
+def _splits(data: DataConfig, progress: Reporter) -> tuple[ImageSet, ImageSet]:
     """Training and test images."""
     decoding = messages(progress.note)
     train, test = (
@@ -109,17 +109,17 @@ def shipped(fingerprint: str) -> Path | None:
 
 def messages(note: Callable[[str], None]) -> Callable[[int, int, str], None]:
     """Progress of data loading as notes: every message once."""
-    told: set[str] = set()
+    seen: set[str] = set()
 
     def report(done: int, total: int, message: str) -> None:
-        if message and message not in told:
-            told.add(message)
+        if message and message not in seen:
+            seen.add(message)
             note(message)
 
     return report
 
 
-def _net(train: ImageSet, test: ImageSet, progress: Progress) -> FeatureNet:
+def _net(train: ImageSet, test: ImageSet, progress: Reporter) -> FeatureNet:
     found = shipped(train.fingerprint)
     if found is not None:
         return FeatureNet.load(found)

@@ -23,14 +23,14 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
 from dualrate.likelihood.bound import Bound, variational_bound
 from dualrate.likelihood.variance import FittedVariance, mean_errors
-from dualrate.machine.progress import Counted
+from dualrate.machine.progress import ImageProgress
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.spread import Part, spread
+from dualrate.measuring.subset import SubsetBatch, subset_batches
 from dualrate.sampling.step import MarkovStep
 
 GREY_LEVEL = 2 * math.log(255 / 2)  # the log-SNR at which sigma / alpha is the distance of two 8-bit values, 2/255
 FITTED_ON = 125  # training images
-APART = 1 << 40  # added to the numbers of training images, so that no held-out one shares their noise
+TRAINING_OFFSET = 1 << 40  # added to the numbers of training images, so that no held-out one shares their noise
 
 Judged = TypeVar("Judged")
 
@@ -108,7 +108,7 @@ def bits_per_dimension(
     count: int,
     end: float = GREY_LEVEL,
     seed: int = 0,
-    progress: Counted | None = None,
+    progress: ImageProgress | None = None,
 ) -> Likelihood:
     """The bound of `count` images spread over a set, along one path each, under the plan cut at the log-SNR `end`.
 
@@ -120,8 +120,8 @@ def bits_per_dimension(
         raise ValueError(f"a standard error needs at least 2 images, got {count}: ask for more")
     kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
 
-    def bound(part: Part) -> Bound:
-        return variational_bound(denoiser, kernel, plan, part.x, part.cond, Draws(seed, part.row))
+    def bound(batch: SubsetBatch) -> Bound:
+        return variational_bound(denoiser, kernel, plan, batch.x, batch.cond, Draws(seed, batch.row))
 
     return Likelihood.of(_judged(bound, drawer, images, count, progress))
 
@@ -133,7 +133,7 @@ def fit_variance(
     count: int = FITTED_ON,
     end: float = GREY_LEVEL,
     seed: int = 0,
-    progress: Counted | None = None,
+    progress: ImageProgress | None = None,
 ) -> FittedVariance:
     """The step with the variance that suits `count` images spread over a set, for this plan and end alone.
 
@@ -141,8 +141,8 @@ def fit_variance(
     """
     kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
 
-    def errors(part: Part) -> Tensor:
-        return mean_errors(denoiser, kernel, plan, part.x, part.cond, Draws(seed, part.row + APART))
+    def errors(batch: SubsetBatch) -> Tensor:
+        return mean_errors(denoiser, kernel, plan, batch.x, batch.cond, Draws(seed, batch.row + TRAINING_OFFSET))
 
     measured = torch.cat(_judged(errors, drawer, images, count, progress))
     return FittedVariance(kernel, plan.t[:-1], tuple(measured.mean(0).tolist()))
@@ -161,14 +161,14 @@ def _cut(drawer: Drawer, end: float) -> StepPlan:
 
 
 def _judged(
-    judge: Callable[[Part], Judged], drawer: Drawer, images: ImageSet, count: int, progress: Counted | None
+    judge: Callable[[SubsetBatch], Judged], drawer: Drawer, images: ImageSet, count: int, progress: ImageProgress | None
 ) -> list[Judged]:
-    """What `judge` says of every part, under autocast as in sampling."""
+    """What `judge` says of every batch, under autocast as in sampling."""
     device, judged, done = drawer.model.device, [], 0
-    for part in spread(drawer.model, images, count, drawer.batch_size, device):
+    for batch in subset_batches(drawer.model, images, count, drawer.batch_size, device):
         with torch.autocast(device.type, torch.bfloat16, enabled=drawer.bfloat16):
-            judged.append(judge(part))
-        done += len(part)
+            judged.append(judge(batch))
+        done += len(batch)
         if progress is not None:
             progress(done, count)
     return judged

@@ -12,11 +12,11 @@ from torch import Tensor
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
-from dualrate.machine.progress import Counted
+from dualrate.machine.progress import ImageProgress
 from dualrate.measuring.drawer import Drawer
-from dualrate.metrics.blocks import FeatureBlocks
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
+from dualrate.metrics.feature_store import FeatureStore
 from dualrate.report.rows import Row
 from dualrate.sampling.cost import seconds_per_call
 
@@ -42,16 +42,16 @@ def measure(
     judge: Evaluator[Any],
     *,
     keep: Path | None = None,
-    block_size: int = 250,
+    shard_size: int = 250,
     details: bool = False,
-    progress: Counted | None = None,
+    progress: ImageProgress | None = None,
 ) -> Measurement:
     """Draw one image per seed and score them; with details if asked for.
 
-    keep: a directory that holds the features as images are drawn, `block_size` at a time, and images nowhere: for
+    keep: a directory that holds the features as images are drawn, `shard_size` at a time, and images nowhere: for
           50,000 of them or more, or a run that may be killed. The same call goes on where it was, one for more seeds
           draws only those that are new, and seconds per image are those of the calls that drew them
-    Raises what drawing, `Evaluator.score` and `FeatureBlocks` raise, before anything is drawn where that is possible.
+    Raises what drawing, `Evaluator.score` and `FeatureStore` raise, before anything is drawn where that is possible.
     """
     check(judge, len(seeds), details=details)
     cost = drawer.cost  # counted apart from the seconds; refuses what cannot be drawn
@@ -59,9 +59,9 @@ def measure(
         drawn = drawer.draw(seeds, progress)
         features, seconds, largest = judge.net.features(drawn.images), drawn.seconds, len(seeds)
     else:
-        blocks = keep_features(drawer, seeds, judge.net, keep, block_size=block_size, progress=progress)
-        kept = blocks.read(seeds)
-        features, seconds, largest = kept.features, kept.seconds, min(block_size, len(seeds))
+        store = keep_features(drawer, seeds, judge.net, keep, shard_size=shard_size, progress=progress)
+        kept = store.read(seeds)
+        features, seconds, largest = kept.features, kept.seconds, min(shard_size, len(seeds))
     score = judge.score_features(
         features,
         seeds=f"{seeds.start}-{seeds.stop - 1}",
@@ -89,13 +89,13 @@ def keep_features(
     net: FeatureExtractor,
     directory: Path,
     *,
-    block_size: int = 250,
-    progress: Counted | None = None,
-) -> FeatureBlocks:
-    """Draw one image per seed, unless `directory` has its features. Raises what `FeatureBlocks` and drawing raise."""
-    blocks = FeatureBlocks.open(directory, drawer.origin(net.identity))
-    blocks.fill(seeds, lambda ids: drawer.draw(ids).images, net, size=block_size, progress=progress)
-    return blocks
+    shard_size: int = 250,
+    progress: ImageProgress | None = None,
+) -> FeatureStore:
+    """Draw one image per seed, unless `directory` has its features. Raises what `FeatureStore` and drawing raise."""
+    store = FeatureStore.open(directory, drawer.origin(net.identity))
+    store.fill(seeds, lambda ids: drawer.draw(ids).images, net, size=shard_size, progress=progress)
+    return store
 
 
 def seconds_of_calls(model: Model, batch_size: int, *, seconds: float = 1.0) -> tuple[float, float]:

@@ -21,10 +21,10 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import read_json, write_whole
-from dualrate.machine.progress import Progress, of_images
+from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import measure, seconds_of_calls
-from dualrate.measuring.spread import spread
+from dualrate.measuring.subset import subset_batches
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Errors, Planned, Planner, measure_errors
 from dualrate.sampling.ancestral import Ancestral
@@ -103,7 +103,7 @@ def candidates(
 
 
 def measured_errors(
-    model: Model, *, grid: int, images: int, progress: Progress, device: torch.device | str = "cpu"
+    model: Model, *, grid: int, images: int, progress: Reporter, device: torch.device | str = "cpu"
 ) -> Errors:
     """Errors of the model on its training data, over `grid` uniform steps; kept in the user's cache.
 
@@ -157,12 +157,12 @@ def _file(model: Model, source: ImageSet, grid: int, images: int, *, bfloat16: b
 
 
 def _measured(
-    model: Model, source: ImageSet, grid: int, images: int, progress: Progress, device: torch.device
+    model: Model, source: ImageSet, grid: int, images: int, progress: Reporter, device: torch.device
 ) -> Errors:
     """`images` spread over the data set; a mean over parts of ROWS images."""
     t, start = StepPlan.uniform(grid).t, 0
     total = np.zeros((grid, grid + 1))
-    for part in spread(model, source, images, ROWS, device):
+    for part in subset_batches(model, source, images, ROWS, device):
         draws = Draws(SEED, torch.arange(start, start + len(part), device=device))
 
         def update(done: int, grid: int, start: int = start, rows: int = len(part)) -> None:
@@ -200,17 +200,17 @@ def check_plans(planner: Planner) -> list[tuple[str, StepPlan]]:
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     """Rank correlation of two lists without ties."""
-    apart = np.argsort(np.argsort(first)) - np.argsort(np.argsort(second))
-    return 1 - 6 * float(np.square(apart).sum()) / (len(apart) * (len(apart) ** 2 - 1))
+    differences = np.argsort(np.argsort(first)) - np.argsort(np.argsort(second))
+    return 1 - 6 * float(np.square(differences).sum()) / (len(differences) * (len(differences) ** 2 - 1))
 
 
-def rank(model: Model, planner: Planner, judge: Evaluator[Any], *, count: int, progress: Progress) -> list[Ranked]:
+def rank(model: Model, planner: Planner, judge: Evaluator[Any], *, count: int, progress: Reporter) -> list[Ranked]:
     """Draws `count` images under every plan of `check_plans` and scores them. Seeds are the planner's own."""
     ranked, plans = [], check_plans(planner)
     for i, (name, plan) in enumerate(plans):
         progress.note(f"plan {i + 1} of {len(plans)}: {name}")
         drawer = Drawer(model, Ancestral(model.process), plan)
-        row = measure(drawer, range(SEED, SEED + count), judge, progress=of_images(progress)).row
+        row = measure(drawer, range(SEED, SEED + count), judge, progress=image_progress(progress)).row
         progress.close()
         ranked.append(Ranked(name, plan, planner.objective(plan), row.score.value))
     return ranked

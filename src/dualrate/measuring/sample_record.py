@@ -13,7 +13,7 @@ from dualrate.measuring.drawer import Guidance
 from dualrate.metrics.origin import Origin
 from dualrate.runs.checks import LOGS, SAMPLES
 
-GRID, NPZ = "grid.png", "images.npz"
+GRID_PNG, NPZ = "grid.png", "images.npz"
 SPACE = 100_000  # images for which the names of a folder have digits enough to sort as their seeds do
 
 
@@ -56,17 +56,17 @@ class Record:
 
     def is_own(self, name: str) -> bool:
         """Whether a file of this name is one of the folder's."""
-        return name in (SAMPLES, GRID, NPZ) or self.seed_of(name) is not None
+        return name in (SAMPLES, GRID_PNG, NPZ) or self.seed_of(name) is not None
 
     def require_same(self, wanted: Record, directory: Path) -> None:
         """Raises ValueError that names what differs, unless the images of `wanted` are of the same kind as these."""
-        differing = {name: _told(name, self, wanted) for name in self.origin.differing(wanted.origin)}
+        differing = {name: _described(name, self, wanted) for name in self.origin.differing(wanted.origin)}
         if self.first_seed != wanted.first_seed:
             differing["first seed"] = [str(self.first_seed), str(wanted.first_seed)]
         if differing:
-            told = ", ".join(f"{name} ({found}; now {here})" for name, (found, here) in differing.items())
+            listed = ", ".join(f"{name} ({found}; now {here})" for name, (found, here) in differing.items())
             raise ValueError(
-                f"{directory} holds other samples, they differ in {told}: choose another --out, or delete this one"
+                f"{directory} holds other samples, they differ in {listed}: choose another --out, or delete this one"
             )
 
     def joined(self, earlier: Record | None) -> Record:
@@ -121,7 +121,7 @@ def _is_ours(name: str, record: Record | None) -> bool:
     return name == SAMPLES or (record is not None and record.is_own(name))
 
 
-def _told(name: str, *records: Record) -> list[str]:
+def _described(name: str, *records: Record) -> list[str]:
     """What records say about a field of their origins, for people."""
     whole = [getattr(record.origin, name) for record in records]
     match name:

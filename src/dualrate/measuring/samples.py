@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from dualrate.machine.environment import environment
 from dualrate.machine.files import write_whole, written_aside
 from dualrate.machine.guards import run_lock
-from dualrate.machine.progress import Counted
+from dualrate.machine.progress import ImageProgress
 from dualrate.measuring.drawer import Drawer, plain_step
-from dualrate.measuring.sample_record import GRID, NPZ, Record, read_record
+from dualrate.measuring.sample_record import GRID_PNG, NPZ, Record, read_record
 from dualrate.metrics.origin import PIXELS
 from dualrate.report.files import is_whole_png, png_bytes, read_png, write_npz
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 from dualrate.sampling.cost import PlanCost
 
 SHOWN = 100  # images on the grid, at most
@@ -56,7 +56,7 @@ def write_samples(
     out: Path | str,
     *,
     npz: bool = False,
-    progress: Counted | None = None,
+    progress: ImageProgress | None = None,
     command: str = "dualrate.write_samples",
 ) -> Written:
     """Draw the images of these seeds that `out` lacks, and write each as PNG at once; then the grid, and images.npz.
@@ -96,7 +96,7 @@ def write_samples(
         if found is not None:
             found.require_same(record, out)
         folder = _Folder(out, record.joined(found), seeds, model.shape)
-        with folder.told():
+        with folder.naming_progress():
             drawn, seconds = folder.fill(drawer, progress or (lambda done, total: None))
             if npz:
                 folder.write_npz(drawer.labels(seeds))
@@ -117,7 +117,7 @@ class _Folder:
                 if seed is not None and seed in seeds:
                     self.there[seed - seeds.start] = is_whole_png(Path(entry), shape)
 
-    def fill(self, drawer: Drawer, report: Counted) -> tuple[int, float]:
+    def fill(self, drawer: Drawer, report: ImageProgress) -> tuple[int, float]:
         """Draws what is missing; how many images were drawn, in how many seconds."""
         size = drawer.batch_size
         missing = [i for i in range(0, len(self.seeds), size) if not self.there[i : i + size].all()]
@@ -154,7 +154,7 @@ class _Folder:
 
     def _write_grid(self) -> None:
         images = np.stack(list(self._read(self.seeds[:SHOWN])))
-        save_grid(images, self.directory / GRID, scale=2 if self.shape[-1] < 64 else 1)
+        save_grid(images, self.directory / GRID_PNG, scale=2 if self.shape[-1] < 64 else 1)
 
     def write_npz(self, labels: list[int] | None) -> None:
         classes = None if labels is None else np.asarray(labels)
@@ -167,7 +167,7 @@ class _Folder:
         return (read_png(self._file(seed)) for seed in seeds)
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def naming_progress(self) -> Iterator[None]:
         """Says in an interruption, and in an error of a file, how far it came."""
         try:
             yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dualrate.experiments.experiment import DataConfig, Model
-from dualrate.machine.progress import Progress
+from dualrate.machine.progress import Reporter
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import check, measure
@@ -12,7 +12,7 @@ from dualrate.runs.train import Score
 SCORED = 1000  # images
 
 
-def scorer(data: DataConfig, progress: Progress) -> Score:
+def scorer(data: DataConfig, progress: Reporter) -> Score:
     """Frechet distance of 1,000 images under the recommended sampler and plan. Raises what `evaluator` raises."""
     judge = evaluator(data, features=None, progress=progress)
     check(judge, SCORED, details=False)

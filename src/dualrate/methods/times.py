@@ -1,8 +1,8 @@
 """The times of a training batch: the joint law of (t, tau), and which rows keep their context.
 
-t ~ U(0, 1) and tau = min(1, t + u / H), u ~ U(0, 1): the law of tau given t under a plan of H equal cells with a random
-phase. H is log-uniform on the integers of a range, so that one model serves any H. The distance to the next edge of a
-plan with fixed phase (the paper's own grid) is `phase=0`: tau = ceil(t H) / H.
+t ~ U(0, 1) and tau = min(1, t + u / H), u ~ U(0, 1): the law of tau given t under a plan of H equal segments with a
+random phase. H is log-uniform on the integers of a range, so that one model serves any H. The distance to the next edge
+of a plan with fixed phase (the paper's own grid) is `phase=0`: tau = ceil(t H) / H.
 
 A shared context serves k draws of t, each of the law of t given tau; their quantiles differ by 1 / k:
     random phase, tau < 1: t uniform on [max(0, tau - 1/H), tau];  tau = 1: P(t <= y) = (1 - H (1 - y))^2
@@ -22,7 +22,7 @@ from dualrate.diffusion.draws import Draws
 
 
 @dataclass(frozen=True)
-class Times:
+class BatchTimes:
     """The times of a training batch of B images with k draws of t each; draw r belongs to image r // k.
 
     t:    (B k,) float64
@@ -38,7 +38,7 @@ class Times:
 class TimeSource(Protocol):
     """Where a denoising method's times come from."""
 
-    def __call__(self, draws: Draws) -> Times: ...
+    def __call__(self, draws: Draws) -> BatchTimes: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TimeSampler(Ranged):
         if low > high:
             raise ValueError(f"heavy is the least number of heavy calls, then the largest, got {self.heavy}")
 
-    def __call__(self, draws: Draws) -> Times:
+    def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)
         heavy = self._num_heavy(draws)
         if self.phase is None:
@@ -73,7 +73,7 @@ class TimeSampler(Ranged):
             tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
         kept = torch.nonzero(radical_inverse(draws.row) >= self.dropout)
         kept = kept * self.draws + torch.arange(self.draws, device=t.device)
-        return Times(self._spread(tau, heavy, t).flatten(), tau, kept.flatten())
+        return BatchTimes(self._spread(tau, heavy, t).flatten(), tau, kept.flatten())
 
     def _spread(self, tau: Tensor, heavy: Tensor, t: Tensor) -> Tensor:
         """(B, k): t itself, and k - 1 more times of the law of t given tau, their quantiles spread evenly."""
@@ -102,9 +102,9 @@ class SingleTime:
     heavy = None  # no annotation: a fact about the class, not a field
     dropout = 0.0
 
-    def __call__(self, draws: Draws) -> Times:
+    def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)
-        return Times(t, t, torch.arange(len(t), device=t.device))
+        return BatchTimes(t, t, torch.arange(len(t), device=t.device))
 
 
 def stratified_uniform(draws: Draws) -> Tensor:

@@ -18,7 +18,7 @@ from dualrate.metrics.features import CARD, Architecture, Card, Classifier, Feat
 
 BATCH_SIZE = 256
 MAX_SHIFT = 1  # pixel, each way: the only augmentation
-Progress = Callable[[int, int, float], None]  # iterations done, iterations in all, loss
+TrainingProgress = Callable[[int, int, float], None]  # iterations done, iterations in all, loss
 
 
 def feature_net_in(
@@ -28,7 +28,7 @@ def feature_net_in(
     *,
     seed: int = 0,
     epochs: int = 10,
-    progress: Progress | None = None,
+    progress: TrainingProgress | None = None,
 ) -> FeatureNet:
     """The feature net stored in `directory`; if there is none, trained on `images` and stored there first.
 
@@ -48,7 +48,7 @@ def feature_net_in(
 
 
 def train_feature_net(
-    images: ImageSet, test: ImageSet | None, *, seed: int, epochs: int = 10, progress: Progress | None = None
+    images: ImageSet, test: ImageSet | None, *, seed: int, epochs: int = 10, progress: TrainingProgress | None = None
 ) -> FeatureNet:
     """Train a classifier of the images' labels in float32: AdamW, one cycle, shifts of up to 1 pixel.
 
@@ -86,7 +86,7 @@ def check_trainable(images: ImageSet) -> None:
         raise ValueError(f"{images.name!r} has images of {height} x {width}; the feature net takes square ones: crop")
 
 
-def _fit(module: Classifier, images: ImageSet, seed: int, epochs: int, progress: Progress | None) -> None:
+def _fit(module: Classifier, images: ImageSet, seed: int, epochs: int, progress: TrainingProgress | None) -> None:
     batches = Batches(images, min(BATCH_SIZE, len(images)), seed, Augment(translate=MAX_SHIFT))
     total = max(1, round(epochs * len(images) / batches.batch_size))
     optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.02)

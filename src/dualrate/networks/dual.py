@@ -43,11 +43,11 @@ def check_pair(encoder: UViTConfig, light: UViTConfig, context: ContextConfig) -
     shared = ("image_size", "image_channels", "num_classes", "patch")
     differ = {name: (getattr(encoder, name), getattr(light, name)) for name in shared}
     differ["number of levels"] = len(encoder.levels), len(light.levels)
-    told = [f"{name} {one} and {other}" for name, (one, other) in differ.items() if one != other]
-    if told:
+    differences = [f"{name} {one} and {other}" for name, (one, other) in differ.items() if one != other]
+    if differences:
         raise ValueError(
             f"encoder and light network must have the same {', '.join(shared)} and number of levels, "
-            f"got {', '.join(told)}"
+            f"got {', '.join(differences)}"
         )
     if (context.levels or 1) > len(light.levels):
         raise ValueError(

@@ -31,7 +31,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Cond, Context, Refresh
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 
-NOTHING = -1  # the column of a step without context
+NO_CONTEXT = -1  # the column of a step without context
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Call:
-    """A denoiser's call at t_i with the context of t_j: j = i at a heavy call, NOTHING without a context.
+    """A denoiser's call at t_i with the context of t_j: j = i at a heavy call, NO_CONTEXT without a context.
 
     z: (B, ...); t: (B,)
     """
@@ -74,7 +74,7 @@ class Call:
 def every_call(
     denoiser: Denoiser, process: GaussianProcess, t: tuple[float, ...], x: Tensor, cond: Cond, draws: Draws
 ) -> Iterator[Call]:
-    """All pairs of a grid time (t: (M + 1,), but the last) and a context, in order; at each time NOTHING comes last.
+    """All pairs of a grid time (t: (M + 1,), but the last) and a context, in order; at each time NO_CONTEXT comes last.
 
     Along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the caller's.
     """
@@ -88,7 +88,7 @@ def every_call(
         for j, context in enumerate(contexts):
             yield Call(i, j, z, now, context)
         yield Call(i, i, z, now, fresh)
-        yield Call(i, NOTHING, z, now, Context())
+        yield Call(i, NO_CONTEXT, z, now, Context())
         contexts.append(fresh.aged())
         if i + 1 < steps:
             noise = draws.normal(f"plan step {i}", *x.shape[1:]).to(x.dtype)
@@ -115,7 +115,7 @@ def measure_errors(
         for call in every_call(denoiser, process, t, x, cond, draws):
             x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
             errors[call.i, call.j] = (x - x_hat).double().square().mean().item()
-            if call.j == NOTHING and progress is not None:
+            if call.j == NO_CONTEXT and progress is not None:
                 progress(call.i + 1, steps)
     return Errors(t, errors)
 
@@ -139,9 +139,9 @@ class Planner:
     def objective(self, plan: StepPlan) -> float:
         """The sum of the plan's terms. Raises ValueError for times that are not the grid's."""
         at = [self._index(t) for t in plan.t]
-        total, held = 0.0, NOTHING
+        total, held = 0.0, NO_CONTEXT
         for here, following, refresh in zip(at[:-1], at[1:], plan.refresh, strict=True):
-            held = {Refresh.FULL: here, Refresh.KEEP: held, Refresh.NONE: NOTHING}[refresh]
+            held = {Refresh.FULL: here, Refresh.KEEP: held, Refresh.NONE: NO_CONTEXT}[refresh]
             total += self.errors.errors[here, held] * self._weights[here, following]
         return total
 
@@ -172,7 +172,7 @@ class Planner:
         """`following`: (place, steps to go after this one) -> places where a step may lead."""
         errors, weights, size = self.errors.errors, self._weights, self.errors.num_steps
         start = np.full((heavy + 1, size + 1), np.inf)  # the least sum so far, by heavy calls made and context held
-        start[0, NOTHING] = 0
+        start[0, NO_CONTEXT] = 0
         layers: list[dict[int, _Reached]] = [{0: _Reached(start)}]
         for step in range(steps):
             arrived: dict[int, _Reached] = {}
@@ -241,7 +241,7 @@ class _Reached:
         """The least sums once the step at `place` has its context: kept, dropped, or of a heavy call."""
         acted = self.value.copy()
         cheapest = self.value.min(1)
-        acted[:, NOTHING] = cheapest
+        acted[:, NO_CONTEXT] = cheapest
         acted[0, place] = np.inf
         acted[1:, place] = cheapest[:-1]
         return acted

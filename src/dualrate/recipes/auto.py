@@ -37,7 +37,7 @@ from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.machine.progress import PlainReporter, Progress
+from dualrate.machine.progress import PlainReporter, Reporter
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import StudentRecipe, light_of
@@ -147,10 +147,10 @@ class Auto:
     rate: Rate = "dual"
     """dual: a heavy network now and then, a light one at every step. single: the heavy one at every step."""
 
-    def __call__(self, progress: Progress | None = None) -> Experiment:
+    def __call__(self, progress: Reporter | None = None) -> Experiment:
         """The experiment for these images. Raises what `look_at` and `experiment` raise, and ValueError for no source.
 
-        progress: told what the images are and what becomes of them
+        progress: called with what the images are and what becomes of them
         """
         if not self.data.source:
             raise ValueError("auto fits a model to your images, so it needs them: --data.source FOLDER (or a file)")

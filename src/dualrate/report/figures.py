@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMetho
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
 from dualrate.metrics.fingerprint import require_same
-from dualrate.report.headline import plan
+from dualrate.report.headline import plan_of
 from dualrate.report.pareto import unbeaten
 from dualrate.report.rows import Row
 from dualrate.report.table import compute_unit, significant
@@ -178,7 +178,7 @@ def _draw_family(
     )
     offset = ((8, 6), (8, -14), (-22, 6))[network % 3]  # neighbouring points of two networks are labelled apart
     for row, at in zip(family, x, strict=True):
-        axes.annotate(plan(row), (at, row.score.value), offset, textcoords="offset points", color=color, fontsize=11)
+        axes.annotate(plan_of(row), (at, row.score.value), offset, textcoords="offset points", color=color, fontsize=11)
 
 
 def _draw_floor(axes: Axes, floor: float) -> None:

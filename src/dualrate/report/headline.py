@@ -14,7 +14,7 @@ COMPARABLE = 1.1  # costs within this factor count as equal
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Verdict:
     """Two rows and what may be said about them; where they differ, `first` has the better score."""
 
     first: Row
@@ -32,13 +32,13 @@ class Comparison:
         )
 
 
-def compare(row: Row, other: Row) -> Comparison:
+def compare(row: Row, other: Row) -> Verdict:
     """Raises ValueError for scores that were taken under different conditions."""
     if not distinguishable(row, other):
         images = row.score.fingerprint.count
-        return Comparison(row, other, f"{name(row)} and {name(other)} are not distinguishable at {images} images")
+        return Verdict(row, other, f"{name(row)} and {name(other)} are not distinguishable at {images} images")
     better, worse = (row, other) if row.score.value < other.score.value else (other, row)
-    return Comparison(better, worse, _verdict(better, worse))
+    return Verdict(better, worse, _verdict(better, worse))
 
 
 def distinguishable(row: Row, other: Row) -> bool:
@@ -84,10 +84,10 @@ def scored(row: Row) -> str:
 
 def name(row: Row) -> str:
     """E.g. "dual-rate ancestral 32/8" for N = 32 and H = 8; "heavy DDIM 16" for a network called at every step."""
-    return f"{row.network} {row.sampler} {plan(row)}"
+    return f"{row.network} {row.sampler} {plan_of(row)}"
 
 
-def plan(row: Row) -> str:
+def plan_of(row: Row) -> str:
     """N/H, or N alone where all of the model runs at every step."""
     return plan_name(row.num_steps, row.num_heavy)
 

@@ -62,13 +62,13 @@ class Drawing:
     caption: str
 
 
-Block = Text | Points | Facts | Table | Picture | Gallery | Drawing
+Element = Text | Points | Facts | Table | Picture | Gallery | Drawing
 
 
 @dataclass(frozen=True)
 class Section:
     heading: str
-    blocks: Sequence[Block]
+    elements: Sequence[Element]
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
@@ -84,11 +84,11 @@ def page(title: str, sections: Sequence[Section]) -> str:
 
 def _section(section: Section) -> str:
     heading = f"<h2>{escape(section.heading)}</h2>\n" if section.heading else ""
-    return f"<section>\n{heading}" + "\n".join(_block(block) for block in section.blocks) + "\n</section>"
+    return f"<section>\n{heading}" + "\n".join(_element(element) for element in section.elements) + "\n</section>"
 
 
-def _block(block: Block) -> str:
-    match block:
+def _element(element: Element) -> str:
+    match element:
         case Text(text, kind):
             return f'<p class="{kind}">{escape(text)}</p>'
         case Points(items):
@@ -98,7 +98,7 @@ def _block(block: Block) -> str:
         case Table(header, cells, notes):
             return _table(header, cells, notes)
         case Picture():
-            return _picture(block)
+            return _picture(element)
         case Gallery(pictures):
             return f'<div class="gallery">{"".join(_picture(picture) for picture in pictures)}</div>'
         case Drawing(figure, caption):
@@ -157,10 +157,10 @@ th { font-weight: 600; color: var(--soft); vertical-align: bottom }
 td.number { white-space: nowrap }
 figure { margin: 0 }
 figcaption { margin-top: .35rem }
-img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem }
+img { display: element; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.4rem 1.5rem }
 .drawing { margin: 1rem 0 1.75rem; overflow-x: auto }
-.drawing svg { width: 100%; min-width: 32rem; height: auto; display: block }
+.drawing svg { width: 100%; min-width: 32rem; height: auto; display: element }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .93rem }
 dt { color: var(--soft) }
 dd { margin: 0; overflow-wrap: anywhere }

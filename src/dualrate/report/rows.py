@@ -9,7 +9,7 @@ from dualrate.metrics.evaluate import Score
 
 @dataclass(frozen=True)
 class Row:
-    """One measured cell.
+    """One measured configuration.
 
     network:           what was run, e.g. "heavy", "dual-rate", "light alone"
     sampler:           "ancestral", "DDIM", ..., with its settings and the guidance where they are not the usual ones

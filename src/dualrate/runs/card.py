@@ -9,13 +9,13 @@ from typing import Any
 
 from dualrate.data.untrusted import printable
 from dualrate.machine.files import naming, read_records
-from dualrate.runs.store import HISTORY, Stored, read_losses, read_moment_gaps
+from dualrate.runs.store import HISTORY, StoredModel, read_losses, read_moment_gaps
 from dualrate.sampling.cost import call_cost
 
 CARD, CURVE = "README.md", "loss.svg"
 
 
-def write_card(stored: Stored, state: Mapping[str, Any], name: str, out: Path) -> None:
+def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Path) -> None:
     """Writes README.md and the loss curve of a run. state: of the checkpoint; name: what the weights are called.
 
     Raises ValueError, naming file and line, for a history or a log with a line that is none.

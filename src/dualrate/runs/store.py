@@ -39,7 +39,7 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredModel:
     """What a directory holds. weights: averaged, in float32; state: of their checkpoint, None for released weights."""
 
     path: Path
@@ -64,14 +64,14 @@ class Stored:
 def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | None = None) -> Model:
     """The model of a run (its newest intact checkpoint, averaged weights) or of released weights, in float32.
 
-    note: told which iteration is read, and a warning if that is not the newest, or nothing tells whether the weights
-          are intact; without it, the warning is one of Python's
+    note: called with which iteration is read, and a warning if that is not the newest, or nothing tells whether the
+          weights are intact; without it, the warning is one of Python's
     Raises ValueError if the path is neither, OSError if its files are damaged or cannot be read.
     """
     return read_stored(path, note).model(device)
 
 
-def read_stored(path: str | Path, note: Note | None = None) -> Stored:
+def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
     """What `load` makes a model of. Raises what that raises, but for weights of other networks."""
     path = Path(path)
     manifest = _manifest(path)
@@ -91,11 +91,11 @@ def read_stored(path: str | Path, note: Note | None = None) -> Stored:
             raise ValueError(f"{path} has no checkpoint yet: train it on (dualrate train), then try again")
         weights, iteration, state = dict(saved.weights()), int(saved.state["iteration"]), saved.state
         troubles = [f"{one}; iteration {iteration} is read, the newest that is intact" for one in damaged]
-    _tell(path, iteration, troubles, note)
-    return Stored(path, experiment, weights, iteration, state)
+    _note_troubles(path, iteration, troubles, note)
+    return StoredModel(path, experiment, weights, iteration, state)
 
 
-def _tell(path: Path, iteration: int, troubles: list[str], note: Note | None) -> None:
+def _note_troubles(path: Path, iteration: int, troubles: list[str], note: Note | None) -> None:
     if note is None:
         for trouble in troubles:
             warnings.warn(trouble, stacklevel=4)  # of who calls `load`

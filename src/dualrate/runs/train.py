@@ -15,9 +15,9 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.experiments.experiment import Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
 from dualrate.machine.device import pays, peak_memory
-from dualrate.machine.progress import PlainReporter, Progress
+from dualrate.machine.progress import PlainReporter, Reporter
 from dualrate.methods.method import Method
-from dualrate.report.grid import save_grid
+from dualrate.report.image_grid import save_grid
 from dualrate.runs.checks import check_out, data_notes
 from dualrate.runs.store import EXPERIMENT, load, note_start, read_experiment, write_experiment
 from dualrate.sampling.ancestral import Ancestral
@@ -38,7 +38,7 @@ def train(
     *,
     score: Score | None = None,
     score_every: int | None = None,
-    progress: Progress | None = None,
+    progress: Reporter | None = None,
     decoding: Callable[[int, int, str], None] | None = None,
     device: torch.device | str = "cpu",
     command: str = "dualrate.train",
@@ -64,7 +64,7 @@ def train(
     prepared = experiment.method.prepare(
         experiment,
         Start(
-            fresh=not checkpoint.steps(out / "checkpoints"),
+            fresh=not checkpoint.saved_paths(out / "checkpoints"),
             device=device,
             bfloat16=precision == "bfloat16" or (precision == "auto" and pays(device)),
             load=lambda run: load(run, device=device, note=progress.note),
@@ -149,7 +149,7 @@ def _rounded(count: int) -> str:
     return f"{count / 1e9:.3g} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
-def announce(experiment: Experiment, images: ImageSet, costs: list[str], out: Path, progress: Progress) -> None:
+def announce(experiment: Experiment, images: ImageSet, costs: list[str], out: Path, progress: Reporter) -> None:
     """Says what will be trained, what it costs, and what is odd about its images."""
     config = experiment.fit
     progress.note(f"{experiment.name}: {config.iterations} iterations of {config.batch_size} images, in {out}")

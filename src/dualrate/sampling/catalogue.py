@@ -58,7 +58,7 @@ class Sampler(Ranged):
 
     @property
     def markovian(self) -> bool:
-        """Whether a dual-rate context may be reused under it, with the settings that it has unless told others."""
+        """Whether a dual-rate context may be reused under it, with the settings that it has by default."""
         table = CovarianceTable.of_white_noise(Bands((1, 1, 1)))
         return self.made(GaussianProcess(Cosine()), {}, StepPlan.uniform(1), table).markovian
 

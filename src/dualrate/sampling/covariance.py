@@ -243,10 +243,10 @@ def _forward_mode(denoise: Denoise, z: Tensor, t: Tensor, direction: Tensor) -> 
 
 def place(times: Tensor, t: Tensor) -> Tensor:
     """(B,) rows of the plan's steps that start at t: (B,). Raises ValueError for a time at which none does."""
-    apart = (t[:, None] - times.to(t)).abs()
-    if bool((strange := apart.amin(1) > 1e-9).any()):
+    distance = (t[:, None] - times.to(t)).abs()
+    if bool((strange := distance.amin(1) > 1e-9).any()):
         raise ValueError(f"no step of the plan starts at t = {t[strange][0]:g}: make the step for the plan that is run")
-    return apart.argmin(1)
+    return distance.argmin(1)
 
 
 def _of(kernel: Kernel) -> str:

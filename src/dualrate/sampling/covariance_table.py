@@ -26,7 +26,7 @@ from dualrate.sampling.bands import Bands
 from dualrate.sampling.covariance import Kernel, ProbedCovariance, TabulatedCovariance
 
 TRUSTED = (0.7, 1.4)  # ratios at which a derivative is believed
-SHOWN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # ages that are told
+SHOWN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # ages that are shown
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,12 +27,12 @@ import torch
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
 
-Times = tuple[float, ...]
+TimeGrid = tuple[float, ...]
 GridName = Literal["t", "log-snr", "karras"]
 GRIDS: tuple[GridName, ...] = get_args(GridName)
 
 
-def grid_times(name: GridName, schedule: Schedule, steps: int) -> Times:
+def grid_times(name: GridName, schedule: Schedule, steps: int) -> TimeGrid:
     """The N + 1 times of a grid with its usual ends. Raises ValueError where the grid's own function does."""
     match name:
         case "t":
@@ -43,12 +43,12 @@ def grid_times(name: GridName, schedule: Schedule, steps: int) -> Times:
             return karras(schedule, steps)
 
 
-def uniform(steps: int) -> Times:
+def uniform(steps: int) -> TimeGrid:
     """t = 1 - i / N. Raises ValueError for less than one step."""
     return StepPlan.uniform(steps).t
 
 
-def uniform_log_snr(schedule: Schedule, steps: int, low: float = -10.0, high: float = 8.0) -> Times:
+def uniform_log_snr(schedule: Schedule, steps: int, low: float = -10.0, high: float = 8.0) -> TimeGrid:
     """Equal steps in log-SNR from `low` (noise) to `high`, then 0.
 
     Raises ValueError for less than one step, or ends that are in the wrong order or outside the schedule's.
@@ -58,7 +58,7 @@ def uniform_log_snr(schedule: Schedule, steps: int, low: float = -10.0, high: fl
 
 def karras(
     schedule: Schedule, steps: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0
-) -> Times:
+) -> TimeGrid:
     """Equal steps in (sigma / alpha)^(1 / rho) from sigma_max to sigma_min, then 0; the ends are those of the paper.
 
     Raises ValueError for less than one step, for ends or a rho that are not positive, in the wrong order, or outside
@@ -79,7 +79,7 @@ def _shares(steps: int) -> list[float]:
     return [i / max(steps - 1, 1) for i in range(steps)]
 
 
-def _through(schedule: Schedule, log_snr: list[float], low: float, high: float) -> Times:
+def _through(schedule: Schedule, log_snr: list[float], low: float, high: float) -> TimeGrid:
     """The times of these log-SNRs, the first one 1, and 0 after the last."""
     inner = schedule.time(torch.tensor(log_snr[1:], dtype=torch.float64)).tolist()
     times = (1.0, *inner, 0.0)

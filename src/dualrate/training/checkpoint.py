@@ -64,10 +64,10 @@ def save(
             # own contiguous memory each: safetensors refuses tensors that share storage (tied weights)
             copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()}
             write_tensors(folder / f"{stem}.safetensors", copies)
-            folders.reached(f"wrote {stem}")
+            folders.fault_point(f"wrote {stem}")
         with naming(folder / STATE):
             (folder / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))
-        folders.reached("before manifest")
+        folders.fault_point("before manifest")
         Manifest.write(folder, [file.name for file in folder.iterdir()])
     return target
 
@@ -95,7 +95,7 @@ def load(path: Path, *, training: bool = True) -> Checkpoint:
     return Checkpoint(path, tensors, state)
 
 
-def steps(directory: Path) -> list[Path]:
+def saved_paths(directory: Path) -> list[Path]:
     """The checkpoint directories, oldest first."""
     return sorted(entry for entry in _entries(directory) if re.fullmatch(r"step-\d{8,}", entry.name))
 
@@ -141,7 +141,7 @@ def recover(directory: Path, note: Callable[[str], None]) -> Checkpoint | None:
 
 def _newest(directory: Path, on_bad: OnBad, *, training: bool) -> Checkpoint | None:
     causes = []
-    for path in reversed(steps(directory)):
+    for path in reversed(saved_paths(directory)):
         try:
             return load(path, training=training)
         except Damaged as error:
@@ -159,8 +159,8 @@ def _newest(directory: Path, on_bad: OnBad, *, training: bool) -> Checkpoint | N
 
 def prune(directory: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
-    for path in steps(directory)[:-keep]:
+    for path in saved_paths(directory)[:-keep]:
         doomed = path.with_name(f".tmp-old-{path.name}")
         path.rename(doomed)  # out of sight first: a half-removed checkpoint must not look like a corrupt one
-        folders.reached("in prune")
+        folders.fault_point("in prune")
         shutil.rmtree(doomed)

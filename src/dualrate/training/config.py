@@ -9,7 +9,7 @@ from dualrate.config.ranges import BatchSize, Iterations, Range, Ranged, Seed
 from dualrate.training.optim import OptimConfig
 
 # what may differ when a run is resumed: none of it changes the weights; micro_batch does by rounding and dropout masks,
-# which is told
+# which is noted
 FREE = frozenset({"log_every", "checkpoint_every", "keep", "sample_every", "max_seconds", "micro_batch"})
 
 

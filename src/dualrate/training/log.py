@@ -11,7 +11,7 @@ from typing import Any
 from dualrate.machine.files import parse_record
 
 
-class Meter:
+class RunningMeans:
     """Means of named values over a log interval. Its state goes into checkpoints, so a resumed interval is whole."""
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:

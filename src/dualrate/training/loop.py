@@ -29,7 +29,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.machine.device import compiles, default_generator, pays
 from dualrate.machine.guards import Interrupts, run_lock
-from dualrate.machine.progress import PlainReporter, Progress
+from dualrate.machine.progress import PlainReporter, Reporter
 from dualrate.methods.method import Method, Phase
 from dualrate.networks.freeze import frozen
 from dualrate.training import checkpoint
@@ -59,7 +59,7 @@ def fit(
     *,
     identity: Mapping[str, Any],
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda written: written,
-    progress: Progress | None = None,
+    progress: Reporter | None = None,
     on_start: Callable[[], None] | None = None,
     on_sample: Callable[[int], None] | None = None,
     device: torch.device | str = "cpu",
@@ -94,7 +94,7 @@ class _Trainer:
         method: Method,
         config: FitConfig,
         device: torch.device,
-        progress: Progress,
+        progress: Reporter,
         run_dir: Path,
         identity: dict[str, Any],
         upgrade: Callable[[dict[str, Any]], dict[str, Any]],
@@ -225,12 +225,12 @@ class _Trainer:
     def report(self, logs: Mapping[str, float], elapsed: float) -> None:
         state, config = self.state, self.config
         counts = {"images": state.iteration * config.batch_size, "seconds": state.seconds, "skipped": state.skipped}
-        state.meter.add(finite(logs) | {"elapsed": elapsed})
+        state.running_means.add(finite(logs) | {"elapsed": elapsed})
         if state.iteration % config.log_every == 0 or state.iteration == config.iterations:
-            means = state.meter.means()
+            means = state.running_means.means()
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
             self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": logs["lr"]})
-            state.meter.sums.clear()
+            state.running_means.sums.clear()
         self.progress.update(state.iteration, config.iterations, counts | finite(logs))
 
     def save(self, *, last: bool) -> None:

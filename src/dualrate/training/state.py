@@ -14,7 +14,7 @@ from dualrate.methods.method import Phase
 from dualrate.training import optim
 from dualrate.training.checkpoint import Checkpoint
 from dualrate.training.ema import Ema
-from dualrate.training.log import Meter
+from dualrate.training.log import RunningMeans
 
 
 class PhaseState:
@@ -66,7 +66,7 @@ class RunState:
         self.phases: dict[str, PhaseState] = {}
         self.iteration, self.seconds, self.skipped = 0, 0.0, 0
         self.precision = precision
-        self.meter = Meter()
+        self.running_means = RunningMeans()
 
     def enter(self, phase: Phase) -> PhaseState:
         """The state of `phase`, made at its first update. Raises ValueError for parameters that are not the run's."""
@@ -128,7 +128,7 @@ class RunState:
                 }
                 for name, phase in self.phases.items()
             },
-            "meter": self.meter.sums,
+            "meter": self.running_means.sums,
         }
 
     def restore(self, saved: Checkpoint) -> None:
@@ -146,7 +146,7 @@ class RunState:
             phase.skipped_in_a_row = counts["skipped_in_a_row"]
             self.phases[name] = phase
         self.iteration, self.seconds, self.skipped = record["iteration"], record["seconds"], record["skipped"]
-        self.precision, self.meter = record["precision"], Meter(record["meter"])
+        self.precision, self.running_means = record["precision"], RunningMeans(record["meter"])
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

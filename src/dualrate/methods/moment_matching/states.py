@@ -108,7 +108,7 @@ class SegmentRollout(Ranged):
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
-        grid = _Grid(self.plan, self.process, draws)
+        grid = _PlanSteps(self.plan, self.process, draws)
         step, start = draws.row[:, None] % self.plan.num_steps, grid.heavy_step
         length = grid.segment_end[step] - start[step]
         turn = torch.arange(self.pairs, device=step.device) * length // self.pairs
@@ -140,7 +140,9 @@ class FullRollout(Ranged):
         turn = torch.arange(self.pairs, device=batch.x.device) * self.plan.num_steps // self.pairs
         step = (draws.row[:, None] + turn) % self.plan.num_steps
         noise = draws.normal("rollout start", *batch.x.shape[1:]).to(batch.x.dtype)
-        return _Grid(self.plan, self.process, draws).follow(student, noise, torch.zeros_like(draws.row), step, cond)
+        return _PlanSteps(self.plan, self.process, draws).follow(
+            student, noise, torch.zeros_like(draws.row), step, cond
+        )
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class ForwardPairs:
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
-        grid, rows = _Grid(self.plan, self.process, draws), torch.arange(len(batch), device=batch.x.device)
+        grid, rows = _PlanSteps(self.plan, self.process, draws), torch.arange(len(batch), device=batch.x.device)
         keeps = torch.nonzero(grid.heavy_step != torch.arange(len(grid.heavy_step), device=rows.device)).flatten()
         step = keeps[draws.row % len(keeps)]
         t, tau, s = grid.times[step], grid.times[grid.heavy_step[step]], grid.inside(step[:, None]).squeeze(1)
@@ -176,7 +178,7 @@ def _check(plan: StepPlan) -> None:
         raise ValueError(f"a student has a context at every step of its plan (KEEP or FULL), got {sorted(kinds)}")
 
 
-class _Grid:
+class _PlanSteps:
     """A plan's steps as tensors, and paths along them for the rows of `draws`.
 
     times: (N + 1,); heavy_step, segment_end: (N,), for every step the one of its heavy call, and of the next or N

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dualrate.machine.progress import Progress
+from dualrate.machine.progress import Reporter
 
 WINDOW = 200  # updates of a phase whose means are compared
 LAG = (0.0, 3.0)  # `gap_ahead` in moment gaps: 1 where the auxiliary keeps up, below 0 where the student has passed it
@@ -17,19 +17,19 @@ MEANINGLESS = "student/loss"  # of moment matching: its gradient says something,
 
 @dataclass
 class Watch:
-    """A progress that passes on what means something, and adds each of three warnings once.
+    """A reporter that passes on what means something, and adds each of three warnings once.
 
     Means over a window of a phase's updates are judged, from the second window on: in the first, auxiliary and student
     are still near what they started from, so there is no gap yet. A resumed run is judged from its own second window.
     """
 
-    shown: Progress
+    shown: Reporter
     window: int = WINDOW
     _logs: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)  # of the window, by phase
     _power: float | None = None  # of the student in the first window
     _least: float = math.inf  # mean moment gap of a window after the first
     _judged: bool = False  # there was a first window of the auxiliary
-    _told: set[str] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         self.shown.update(iteration, total, {name: value for name, value in logs.items() if name != MEANINGLESS})
@@ -87,6 +87,6 @@ class Watch:
             )
 
     def _warn(self, iteration: int, what: str, why: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
+        if what not in self._warned:
+            self._warned.add(what)
             self.shown.note(f"warning at iteration {iteration}: {what}; {why}")

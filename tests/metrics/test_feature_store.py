@@ -9,7 +9,7 @@ import torch
 from trouble import flips, full_disk, unreadable
 
 from dualrate.diffusion.draws import Draws
-from dualrate.metrics.blocks import FeatureBlocks
+from dualrate.metrics.feature_store import FeatureStore
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.origin import Origin
@@ -49,9 +49,9 @@ class Artist:
 
 
 def features_of(directory, net, *, ids=IDS, size=25, artist=None) -> torch.Tensor:
-    blocks = FeatureBlocks.open(directory, SOURCE)
-    blocks.fill(ids, artist or Artist(), net, size=size)
-    return blocks.read(ids).features
+    store = FeatureStore.open(directory, SOURCE)
+    store.fill(ids, artist or Artist(), net, size=size)
+    return store.read(ids).features
 
 
 def test_features_are_those_of_the_images(tmp_path, net):
@@ -81,12 +81,12 @@ def test_a_write_that_was_cut_short_is_drawn_again(tmp_path, net, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
         with pytest.raises(Killed):
-            FeatureBlocks.open(tmp_path, SOURCE)
-    blocks = FeatureBlocks.open(tmp_path, SOURCE)
+            FeatureStore.open(tmp_path, SOURCE)
+    store = FeatureStore.open(tmp_path, SOURCE)
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
         with pytest.raises(Killed):
-            blocks.fill(IDS, Artist(), net, size=25)
+            store.fill(IDS, Artist(), net, size=25)
     assert len(list(tmp_path.glob("*.safetensors*"))) == 1
     assert not list(tmp_path.glob("*.safetensors"))
     artist = Artist()
@@ -97,11 +97,11 @@ def test_a_write_that_was_cut_short_is_drawn_again(tmp_path, net, monkeypatch):
 def test_neither_block_size_nor_order_nor_who_drew_it_changes_an_image(tmp_path, net):
     whole = features_of(tmp_path / "whole", net)
     torch.testing.assert_close(features_of(tmp_path / "other", net, size=7), whole)
-    blocks = FeatureBlocks.open(tmp_path / "shared", SOURCE)
+    store = FeatureStore.open(tmp_path / "shared", SOURCE)
     for ids in (range(50, 100), range(50)):  # as two processes
-        blocks.fill(ids, Artist(), net, size=25)
-    assert torch.equal(blocks.read(IDS).features, whole)
-    backwards = blocks.read(IDS[::-1]).features
+        store.fill(ids, Artist(), net, size=25)
+    assert torch.equal(store.read(IDS).features, whole)
+    backwards = store.read(IDS[::-1]).features
     assert torch.equal(backwards, whole.flip(0))
 
 
@@ -122,32 +122,32 @@ def test_more_ids_draw_only_those_that_are_new(tmp_path, net):
 
 
 def test_progress_and_seconds_count_what_was_drawn_before(tmp_path, net):
-    blocks, told = FeatureBlocks.open(tmp_path, SOURCE), []
-    blocks.fill(range(50), Artist(), net, size=25)
-    before = blocks.read(range(50)).seconds
-    blocks.fill(IDS, Artist(), net, size=25, progress=lambda done, total: told.append((done, total)))
+    store, told = FeatureStore.open(tmp_path, SOURCE), []
+    store.fill(range(50), Artist(), net, size=25)
+    before = store.read(range(50)).seconds
+    store.fill(IDS, Artist(), net, size=25, progress=lambda done, total: told.append((done, total)))
     assert told == [(50, 100), (75, 100), (100, 100)]
-    assert 0 < before < blocks.read(IDS).seconds
-    assert blocks.read(range(50)).seconds == pytest.approx(before)
+    assert 0 < before < store.read(IDS).seconds
+    assert store.read(range(50)).seconds == pytest.approx(before)
 
 
 @pytest.mark.parametrize("field", ["weights", "experiment", "sampler", "plan", "labels", "precision", "seeds", "bits"])
 def test_another_origin_is_refused_and_what_differs_is_named(field, tmp_path):
-    FeatureBlocks.open(tmp_path, SOURCE)
-    FeatureBlocks.open(tmp_path, SOURCE)
+    FeatureStore.open(tmp_path, SOURCE)
+    FeatureStore.open(tmp_path, SOURCE)
     with pytest.raises(ValueError, match=f"differ in {field} \\(.* / other\\): give another directory"):
-        FeatureBlocks.open(tmp_path, replace(SOURCE, **{field: "other"}))
+        FeatureStore.open(tmp_path, replace(SOURCE, **{field: "other"}))
 
 
 def test_another_net_is_refused(tmp_path, net):
-    blocks = FeatureBlocks.open(tmp_path, replace(SOURCE, features="other:0"))
+    store = FeatureStore.open(tmp_path, replace(SOURCE, features="other:0"))
     with pytest.raises(ValueError, match="in the features noise:0123456789ab"):
-        blocks.fill(IDS, Artist(), net)
+        store.fill(IDS, Artist(), net)
 
 
 def test_a_block_of_another_origin_is_refused(tmp_path, net):
     features_of(tmp_path / "a", net)
-    other = FeatureBlocks.open(tmp_path / "b", replace(SOURCE, plan="other"))
+    other = FeatureStore.open(tmp_path / "b", replace(SOURCE, plan="other"))
     file = next((tmp_path / "a").glob("*.safetensors"))
     (tmp_path / "b" / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="another origin"):
@@ -156,27 +156,27 @@ def test_a_block_of_another_origin_is_refused(tmp_path, net):
 
 def test_missing_and_repeated_ids_are_errors(tmp_path, net):
     features_of(tmp_path, net)
-    blocks = FeatureBlocks.open(tmp_path, SOURCE)
+    store = FeatureStore.open(tmp_path, SOURCE)
     with pytest.raises(ValueError, match="lacks 10 of 110 ids, the first is 100"):
-        blocks.read(range(110))
+        store.read(range(110))
     for ids in ([1, 2, 1], []):
         with pytest.raises(ValueError, match="none twice"):
-            blocks.read(ids)
+            store.read(ids)
         with pytest.raises(ValueError, match="none twice"):
-            blocks.fill(ids, Artist(), net)
+            store.fill(ids, Artist(), net)
     file = next(tmp_path.glob("*.safetensors"))
     file.with_stem("copy").write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="is both in"):
-        blocks.read(IDS)
+        store.read(IDS)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
-def test_damaged_blocks_are_refused(damage, tmp_path, net):
+def test_damaged_shards_are_refused(damage, tmp_path, net):
     features_of(tmp_path, net)
     file = next(tmp_path.glob("*.safetensors"))
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(OSError, match=r"damaged.*delete it"):
-        FeatureBlocks.open(tmp_path, SOURCE).read(IDS)
+        FeatureStore.open(tmp_path, SOURCE).read(IDS)
     file.unlink()
     features_of(tmp_path, net)
 
@@ -185,12 +185,12 @@ def test_other_files_and_damaged_origins_are_not_taken_over(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "photo.png").touch()
     with pytest.raises(ValueError, match="not empty"):
-        FeatureBlocks.open(tmp_path / "a", SOURCE)
-    FeatureBlocks.open(tmp_path / "b", SOURCE)
+        FeatureStore.open(tmp_path / "a", SOURCE)
+    FeatureStore.open(tmp_path / "b", SOURCE)
     for text in ("{", '{"weights": "w1"}'):
         (tmp_path / "b" / "origin.json").write_text(text)
         with pytest.raises(ValueError, match=r"origin\.json"):
-            FeatureBlocks.open(tmp_path / "b", SOURCE)
+            FeatureStore.open(tmp_path / "b", SOURCE)
 
 
 def test_features_that_are_not_finite_are_not_kept(tmp_path, net):
@@ -204,19 +204,19 @@ def test_features_that_are_not_finite_are_not_kept(tmp_path, net):
 def test_a_file_is_no_place_for_features(tmp_path):
     (tmp_path / "file").write_text("something")
     with pytest.raises(ValueError, match="is a file"):
-        FeatureBlocks.open(tmp_path / "file", SOURCE)
+        FeatureStore.open(tmp_path / "file", SOURCE)
     assert (tmp_path / "file").read_text() == "something"
 
 
-# Reading blocks back
+# Reading shards back
 
 
 @pytest.mark.parametrize("name", ["00000000-00000024.safetensors", "origin.json"])
 def test_what_cannot_be_read_is_not_damaged(tmp_path, net, name):
     features_of(tmp_path, net)
     with unreadable(tmp_path / name, tmp_path), pytest.raises(PermissionError, match=name):
-        FeatureBlocks.open(tmp_path, SOURCE).read(IDS)
-    assert len(FeatureBlocks.open(tmp_path, SOURCE).read(IDS).features) == 100
+        FeatureStore.open(tmp_path, SOURCE).read(IDS)
+    assert len(FeatureStore.open(tmp_path, SOURCE).read(IDS).features) == 100
 
 
 def test_a_flipped_bit_of_a_block_is_an_error_or_changes_no_feature(tmp_path, net):
@@ -226,11 +226,11 @@ def test_a_flipped_bit_of_a_block_is_an_error_or_changes_no_feature(tmp_path, ne
     for flipped in flips(file.read_bytes(), 2000):
         file.write_bytes(flipped)
         with suppress(OSError, ValueError):
-            assert torch.equal(FeatureBlocks.open(tmp_path, SOURCE).read(IDS).features, whole)
+            assert torch.equal(FeatureStore.open(tmp_path, SOURCE).read(IDS).features, whole)
 
 
 def test_a_full_disk_names_the_block(tmp_path, net):
-    blocks = FeatureBlocks.open(tmp_path, SOURCE)
+    store = FeatureStore.open(tmp_path, SOURCE)
     with full_disk(500), pytest.raises(OSError, match=r"00000000-00000024\.safetensors'"):
-        blocks.fill(IDS, Artist(), net, size=25)
+        store.fill(IDS, Artist(), net, size=25)
     assert [file.name for file in tmp_path.iterdir()] == ["origin.json"]

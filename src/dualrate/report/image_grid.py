@@ -11,7 +11,7 @@ from PIL import Image
 from dualrate.machine.files import whole
 
 
-def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
     """(N, C, H, W) uint8 -> one (rows, columns) picture, (H', W') or (H', W', 3) uint8, white between the images."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -32,7 +32,7 @@ def save_grid(images: np.ndarray, path: Path | str, columns: int | None = None, 
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path} has no ending that names a format of pictures: .png will do")
-    picture = Image.fromarray(grid(images, columns))
+    picture = Image.fromarray(image_grid(images, columns))
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     with whole(path) as partial:

@@ -1,11 +1,11 @@
-"""Features of generated images, kept in a directory block by block as the images are drawn.
+"""Features of generated images, kept in a directory shard by shard as the images are drawn.
 
     DIRECTORY/origin.json                   what the features are of; nothing else may continue the directory
-    DIRECTORY/<first>-<last>.safetensors    ids (n,) int64 and features (n, D) float32 of one block
+    DIRECTORY/<first>-<last>.safetensors    ids (n,) int64 and features (n, D) float32 of one shard
 
 So 50,000 images need neither a folder of files nor an array in memory, and a killed evaluation goes on where it was: a
-block is written whole or not at all, and a finished one is never drawn again. An image is a function of its id (its
-seed), so several processes may fill one directory, each its own ids. Block b holds the ids with id // size = b: what is
+shard is written whole or not at all, and a finished one is never drawn again. An image is a function of its id (its
+seed), so several processes may fill one directory, each its own ids. Shard b holds the ids with id // size = b: what is
 resumed is drawn in the same batches and gives the same bits; in other batches features agree to rounding.
 """
 
@@ -35,7 +35,7 @@ DrawImages = Callable[[Sequence[int]], NDArray[np.uint8]]  # ids -> images (n, C
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredFeatures:
     """features: (N, D) float32 in the order of the ids asked for; seconds: that drawing their images took."""
 
     features: Tensor
@@ -43,14 +43,14 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class FeatureBlocks:
-    """A directory of blocks of one origin; make it by `open`."""
+class FeatureStore:
+    """A directory of shards of one origin; make it by `open`."""
 
     directory: Path
     origin: Origin
 
     @staticmethod
-    def open(directory: Path | str, origin: Origin) -> FeatureBlocks:
+    def open(directory: Path | str, origin: Origin) -> FeatureStore:
         """The directory of this origin, made if it is missing; ValueError if it holds anything of another one."""
         directory = Path(directory)
         if directory.exists() and not directory.is_dir():
@@ -63,7 +63,7 @@ class FeatureBlocks:
             raise ValueError(f"{directory} is not empty and has no {ORIGIN}: give a new directory for these features")
         else:
             write_whole(file, origin.json())
-        return FeatureBlocks(directory, origin)
+        return FeatureStore(directory, origin)
 
     def fill(
         self,
@@ -76,35 +76,35 @@ class FeatureBlocks:
     ) -> None:
         """Draw the images of those ids that are not here yet, and keep their features, `size` ids at a time.
 
-        progress: called with (ids here, of how many) at first and after every block.
+        progress: called with (ids here, of how many) at first and after every shard.
         Raises ValueError for repeated ids, a net that is not the origin's, and features that are not finite; and what
         `read` raises for files.
         """
         if size < 1 or net.identity != self.origin.features:
             raise ValueError(
-                f"got blocks of {size} in the features {net.identity}; expected at least 1 in {self.origin.features}"
+                f"got shards of {size} in the features {net.identity}; expected at least 1 in {self.origin.features}"
             )
         missing = self.missing(ids)
         report = progress or (lambda done, total: None)
         done = len(ids) - len(missing)
         report(done, len(ids))
         for _, group in itertools.groupby(missing, key=lambda id_: id_ // size):
-            block = list(group)
+            shard = list(group)
             start = time.perf_counter()
-            images = draw(block)
+            images = draw(shard)
             seconds = time.perf_counter() - start
-            self._write(block, net.features(images), seconds)
-            done += len(block)
+            self._write(shard, net.features(images), seconds)
+            done += len(shard)
             report(done, len(ids))
 
     def missing(self, ids: Sequence[int]) -> list[int]:
         """Those of the ids that are not here, in order. Raises what `read` raises for repeated ids and for files."""
         return sorted(_distinct(ids) - self._files().keys())
 
-    def read(self, ids: Sequence[int]) -> Kept:
+    def read(self, ids: Sequence[int]) -> StoredFeatures:
         """The features of these ids, in this order.
 
-        Raises ValueError for repeated ids, ids that are in no block or in two, and blocks of another origin; OSError
+        Raises ValueError for repeated ids, ids that are in no shard or in two, and shards of another origin; OSError
         for damaged files, and those that cannot be read.
         """
         files = self._files()
@@ -116,12 +116,12 @@ class FeatureBlocks:
         rows = {id_: row for row, id_ in enumerate(ids)}
         parts, placed, seconds = [], [], 0.0
         for file in dict.fromkeys(files[id_] for id_ in ids):
-            block_ids, features, spent = self._read(file)
-            inside = [i for i, id_ in enumerate(block_ids) if id_ in rows]
+            shard_ids, features, spent = self._read(file)
+            inside = [i for i, id_ in enumerate(shard_ids) if id_ in rows]
             parts.append(features[inside])
-            placed += [rows[block_ids[i]] for i in inside]
-            seconds += spent * len(inside) / len(block_ids)
-        return Kept(torch.cat(parts)[torch.tensor(placed).argsort()], seconds)
+            placed += [rows[shard_ids[i]] for i in inside]
+            seconds += spent * len(inside) / len(shard_ids)
+        return StoredFeatures(torch.cat(parts)[torch.tensor(placed).argsort()], seconds)
 
     def _write(self, ids: list[int], features: Tensor, seconds: float) -> None:
         if len(features) != len(ids) or features.dtype != torch.float32 or not features.isfinite().all():
@@ -134,7 +134,7 @@ class FeatureBlocks:
         write_whole(self.directory / f"{ids[0]:08d}-{ids[-1]:08d}{SUFFIX}", bytes_of_tensors(tensors, about))
 
     def _read(self, file: Path) -> tuple[list[int], Tensor, float]:
-        """Ids, features and seconds of a block."""
+        """Ids, features and seconds of a shard."""
         tensors, about = _tensors(file, ("ids", "features"))
         try:
             if _content(tensors) != about["content"]:
@@ -158,7 +158,7 @@ class FeatureBlocks:
 
 
 def _tensors(file: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Some tensors of a block, and its metadata. Raises OSError for damaged files, and those that cannot be read."""
+    """Some tensors of a shard, and its metadata. Raises OSError for damaged files, and those that cannot be read."""
     try:
         with open_tensors(file) as opened:
             return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}

@@ -1,4 +1,4 @@
-"""Images spread over a set, in batches, as a model takes them: what errors and likelihoods are measured on."""
+"""Images subset_batches over a set, in batches, as a model takes them: what errors and likelihoods are measured on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dualrate.experiments.experiment import Model
 
 
 @dataclass(frozen=True)
-class Part:
+class SubsetBatch:
     """x: (b, C, H, W) float32 in [-1, 1]; row: (b,) int64, the places of these images in their set."""
 
     x: Tensor
@@ -26,10 +26,10 @@ class Part:
         return len(self.x)
 
 
-def spread(
+def subset_batches(
     model: Model, images: ImageSet, count: int, batch_size: int, device: torch.device | str = "cpu"
-) -> Iterator[Part]:
-    """`count` images, evenly spread over a set, with the labels that the model is conditioned on.
+) -> Iterator[SubsetBatch]:
+    """`count` images, evenly subset_batches over a set, with the labels that the model is conditioned on.
 
     Raises ValueError for more images than there are, images or labels that are not the model's, and a batch size
     below 1.
@@ -52,4 +52,4 @@ def spread(
     for first in range(0, count, batch_size):
         row = chosen[first : first + batch_size]
         cond = Cond(None if labels is None else torch.tensor(labels[row], device=device))
-        yield Part(to_float(images.images[row]).to(device), cond, torch.tensor(row, device=device))
+        yield SubsetBatch(to_float(images.images[row]).to(device), cond, torch.tensor(row, device=device))

@@ -1,0 +1,316 @@
+"""What every training method, and every configuration of one, promises. Methods are tested as configurations make them.
+
+Losses are in double precision. No network has dropout, whose numbers are the trainer's to repeat.
+"""
+
+import importlib
+import inspect
+import json
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+import dualrate as dr
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.draws import Draws
+from dualrate.methods.method import Method, Phase
+from dualrate.sampling.catalogue import ANCESTRAL, make_step
+from dualrate.training.config import FitConfig
+
+NET = dr.UViTConfig(
+    8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
+)
+LIGHT = replace(NET, levels=(dr.Level("conv", 4, 1), dr.Level("transformer", 16, 1)))
+ONE, TWO = dr.OneNetwork(NET), dr.TwoNetworks(NET, LIGHT)
+MATCHING = dr.MomentMatchingConfig("one", dr.AtLeast(4))
+DUAL = replace(MATCHING, plans=dr.OnePlan(8, 4), rollout="full")
+CONFIGS: dict[str, tuple[dr.NetworksConfig, dr.MethodConfig]] = {
+    "denoising": (ONE, dr.DenoisingConfig(weighting=dr.Elbo())),
+    "denoising, dual": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)))),
+    "denoising, several times": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4), draws=2), encoder_weight=0.5)),
+    "denoising, from runs": (
+        TWO, dr.DenoisingConfig(dr.TimeSampler(), encoder_from="one", freeze_encoder=True, light_from="light"),
+    ),
+    "moment matching": (ONE, MATCHING),
+    "moment matching, guided": (ONE, replace(MATCHING, guidance=1.5)),
+    "moment matching, segment": (TWO, replace(DUAL, rollout="segment", pretraining=2, light_from="light")),
+    "moment matching, full": (TWO, replace(DUAL, pairs=2, student_from="two")),
+    "instant": (ONE, replace(MATCHING, version="instant")),
+    "instant, dual": (TWO, replace(DUAL, version="instant", pretraining=2)),
+}  # fmt: skip
+CASES = {
+    name: dr.Experiment(name.replace(", ", "-").replace(" ", "-"), networks, method, FitConfig(9, batch_size=8))
+    for name, (networks, method) in CONFIGS.items()
+}
+RUNS = {
+    "one": dr.Experiment("one", ONE, dr.DenoisingConfig(), FitConfig(1)),
+    "light": dr.Experiment("light", dr.OneNetwork(LIGHT), dr.DenoisingConfig(), FitConfig(1)),
+    "two": dr.Experiment("two", TWO, dr.DenoisingConfig(dr.TimeSampler()), FitConfig(1)),
+}
+every_case = pytest.mark.parametrize("experiment", CASES.values(), ids=CASES)
+
+
+@contextmanager
+def in_double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def randomised(networks: nn.ModuleDict, seed: int) -> None:
+    """Every parameter random, the zero-initialised ones too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in networks.parameters():
+            parameter.normal_(0, 0.2, generator=generator)
+
+
+def loaded(run: str) -> dr.Model:
+    """The model of a run, on random weights."""
+    networks, denoiser = RUNS[run].build()
+    randomised(networks, 1 + list(RUNS).index(run))
+    return dr.Model(run, RUNS[run], networks.eval(), denoiser, 1, weights_hash=f"of {run}")
+
+
+def prepared(experiment: dr.Experiment, *, fresh: bool, read: list[str] | None = None) -> dr.Prepared:
+    """read: the runs that were loaded are added to it."""
+
+    def load(run: str) -> dr.Model:
+        if read is not None:
+            read.append(run)
+        return loaded(run)
+
+    def note(text: str) -> None: ...
+
+    def batch(iteration: int) -> dr.Batch:
+        return images(8, 8 * iteration, torch.get_default_dtype())
+
+    start = dr.Start(fresh, torch.device("cpu"), False, load, batch, note)
+    return experiment.method.prepare(experiment, start)
+
+
+def images(rows: int, first: int = 0, dtype: torch.dtype = torch.float64) -> dr.Batch:
+    draws = Draws(3, torch.arange(first, first + rows))
+    return dr.Batch(draws.normal("x", 1, 8, 8).clamp(-1, 1).to(dtype), draws.row % 3, draws.row)
+
+
+def method_of(experiment: dr.Experiment) -> Method:
+    """In double precision; no two of its networks have the same weights."""
+    with in_double():
+        method = prepared(experiment, fresh=True).method
+    randomised(method.networks, 7)
+    randomised(method.auxiliaries, 8)
+    return method
+
+
+def phases_of(method: Method) -> dict[str, tuple[int, Phase]]:
+    """The phases of the first iterations by name, each with the first of its iterations."""
+    found: dict[str, tuple[int, Phase]] = {}
+    for iteration in range(6):
+        for phase in method.phases(iteration):
+            found.setdefault(phase.name, (iteration, phase))
+    return found
+
+
+def losses(method: Method, batch: dr.Batch) -> dict[str, torch.Tensor]:
+    """Of every phase, and their logs, without gradient."""
+    found = {}
+    for name, (iteration, phase) in phases_of(method).items():
+        loss = phase.loss(batch, iteration, Draws(0, batch.sample))
+        found |= {name: loss.total.detach()} | {f"{name}/{log}": value for log, value in loss.logs.items()}
+    return found
+
+
+def parameters_within(part: object, seen: set[int] | None = None) -> Iterator[nn.Parameter]:
+    """All that a method holds, its denoisers' networks and the teacher's among them."""
+    seen = set() if seen is None else seen
+    if id(part) in seen:
+        return
+    seen.add(id(part))
+    if isinstance(part, nn.Module):
+        yield from part.parameters()
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from parameters_within(getattr(part, field.name), seen)
+
+
+def in_package(kind: type) -> set[type]:
+    """The concrete classes derived from `kind` in any module of ours."""
+    for module in pkgutil.walk_packages(dr.__path__, "dualrate."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, left = set(), [kind]
+    while left:
+        left += (derived := left.pop().__subclasses__())
+        found |= {one for one in derived if one.__module__.startswith("dualrate.") and not inspect.isabstract(one)}
+    return found
+
+
+def test_every_exported_method_and_every_configuration_is_tested_here():
+    values = [getattr(dr, name) for name in dr.__all__]
+    exported = {value for value in values if isinstance(value, type) and hasattr(value, "phases")}
+    assert exported == {type(method_of(experiment)) for experiment in CASES.values()}
+    configurations = {type(experiment.method) for experiment in CASES.values()}
+    assert configurations == in_package(dr.MethodConfig)
+    assert configurations == {v for v in values if isinstance(v, type) and issubclass(v, dr.MethodConfig)} - {
+        dr.MethodConfig
+    }
+
+
+# A method
+
+
+@every_case
+def test_phases_train_parameters_of_the_networks_or_the_auxiliaries(experiment):
+    method = method_of(experiment)
+    assert isinstance(method.networks, nn.ModuleDict)
+    assert not set(method.networks) & set(method.auxiliaries)
+    owned = {id(p) for part in (method.networks, method.auxiliaries) for p in part.parameters() if p.requires_grad}
+    trained = [[id(p) for p in phase.parameters] for _, phase in phases_of(method).values()]
+    assert all(ids and len(set(ids)) == len(ids) for ids in trained)
+    assert set().union(*trained) == owned  # nothing else, and nothing is left as it was
+
+
+@every_case
+def test_a_loss_is_a_mean_over_rows(experiment):
+    """Parts of a batch, weighted by their rows, average to the whole, logs too: micro-batches change nothing.
+
+    The instant version's loss is over pairs of rows, one from each half: there every half is halved again.
+    """
+    method, batch = method_of(experiment), images(8, 5)
+    whole = losses(method, batch)
+    for sizes in ((4, 4), (2, 6)):
+        parts, first = [], 0
+        for size in sizes:
+            parts.append(losses(method, batch[slice(first, first + size)]))
+            first += size
+        for name, value in whole.items():
+            mean = sum(size * part[name] for size, part in zip(sizes, parts, strict=True)) / len(batch)
+            if isinstance(method, dr.InstantMomentMatching) and name in ("student", *halved(whole)):
+                assert not torch.isclose(mean, value, rtol=1e-3, atol=0), name
+            else:
+                torch.testing.assert_close(mean, value, msg=lambda told, name=name: f"{name}: {told}")
+
+
+def halved(logs) -> list[str]:
+    """Logs of the gap between auxiliary and teacher, where it is not zero."""
+    return [name for name, value in logs.items() if "gap" in name and value]
+
+
+@every_case
+def test_every_number_drawn_is_one_of_a_sample(experiment):
+    """The same batch gives the same bits whatever was drawn before, another the same mean in another order."""
+    method, batch = method_of(experiment), images(8, 5)
+    first = losses(method, batch)
+    torch.manual_seed(123)
+    assert losses(method, batch) == first
+    # within the halves, which the instant version makes
+    for name, value in losses(method, batch[torch.tensor([2, 0, 3, 1, 7, 4, 6, 5])]).items():
+        torch.testing.assert_close(value, first[name], msg=lambda told, name=name: f"{name}: {told}")
+    others = losses(method, replace(batch, sample=batch.sample + 8))
+    assert all(others[name] != first[name] for name in phases_of(method))
+
+
+@every_case
+def test_a_phase_s_gradient_reaches_its_parameters_alone(experiment):
+    """Also where the caller has not frozen the others; and every flag is afterwards as it was before."""
+    method = method_of(experiment)
+    everything = list({id(p): p for p in parameters_within(method)}.values())
+    flags = [p.requires_grad for p in everything]
+    for name, (iteration, phase) in phases_of(method).items():
+        own = {id(p) for p in phase.parameters}
+        loss = phase.loss(images(8), iteration, Draws(0, torch.arange(8)))
+        assert loss.total.shape == ()
+        assert all(value.shape == () and not value.requires_grad for value in loss.logs.values())
+        loss.total.backward()
+        assert {id(p) for p in everything if p.grad is not None} <= own, name
+        assert sum(p.grad is not None and bool(p.grad.any()) for p in phase.parameters) > 0.9 * len(own), name
+        assert [p.requires_grad for p in everything] == flags
+        for parameter in everything:
+            parameter.grad = None
+
+
+@every_case
+def test_its_denoiser_samples_finite_images_by_its_networks_current_weights(experiment):
+    method = prepared(experiment, fresh=True).method
+    plan, step = experiment.serves.default_plan(), make_step(ANCESTRAL, experiment.process)
+
+    def drawn() -> torch.Tensor:
+        return torch.cat(list(dr.sample(method.denoiser(), step, plan, experiment.shape, range(2), range(2))))
+
+    before = drawn()
+    randomised(method.networks, 7)
+    after = drawn()
+    assert torch.isfinite(before).all()
+    assert torch.isfinite(after).all()
+    assert after.shape == (2, *experiment.shape)
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["denoising", "denoising, dual", "denoising, several times"])
+def test_a_method_lowers_its_loss(name):
+    """Of denoising: a student's loss has a meaning in its gradient only."""
+    learner = method_of(CASES[name])
+    x = torch.linspace(-1, 1, 64, dtype=torch.float64).view(1, 1, 8, 8).expand(16, -1, -1, -1)
+    data = dr.Batch(x, torch.zeros(16, dtype=torch.int64), torch.arange(16))
+    optimizer = torch.optim.Adam(learner.networks.parameters(), lr=1e-2)
+    found = []
+    for _ in range(60):
+        (phase,) = learner.phases(0)
+        loss = phase.loss(data, 0, Draws(0, data.sample)).total
+        found.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert found[-1] < 0.5 * found[0]
+
+
+# A configuration
+
+
+@every_case
+def test_a_configuration_is_written_and_read(experiment):
+    plain = json.loads(json.dumps(to_plain(experiment)))
+    assert from_plain(dr.Experiment, plain) == experiment
+    assert from_plain(dr.MethodConfig, plain["method"]) == experiment.method
+
+
+@every_case
+def test_its_own_plan_and_sampler_are_served(experiment):
+    serves = experiment.serves
+    for plan in (serves.default_plan(), *serves.ladder([1, 8, 100])):
+        serves.check(plan)
+    networks, denoiser = experiment.build()
+    model = dr.Model(experiment.name, experiment, networks, denoiser, 1, weights_hash="")
+    drawer = dr.Choice().drawer(model)  # checks both
+    assert drawer.plan.num_steps == serves.default_steps
+    serves.check_step(make_step(ANCESTRAL, experiment.process))
+
+
+@every_case
+def test_it_prepares_the_experiment_s_networks_and_starts_them_once(experiment):
+    """A run that goes on has weights of its own: it reads what it learns from, not what it started from."""
+    expected = {name: tensor.shape for name, tensor in experiment.build()[0].state_dict().items()}
+    read: dict[bool, list[str]] = {True: [], False: []}
+    begun, resumed = (prepared(experiment, fresh=fresh, read=read[fresh]) for fresh in (True, False))
+    for one in (begun, resumed):
+        assert {name: tensor.shape for name, tensor in one.method.networks.state_dict().items()} == expected
+        assert {phase.name for phase in one.method.phases(0)}
+    method = experiment.method
+    sources = [getattr(method, name, None) for name in ("encoder_from", "light_from", "student_from")]
+    teacher = getattr(method, "teacher", None)
+    assert set(read[True]) == {run for run in (teacher, *sources) if run}
+    assert set(read[False]) == {run for run in (teacher,) if run}
+    assert begun.identity == resumed.identity
+    assert json.loads(json.dumps(dict(begun.identity))) == begun.identity
+    assert begun.weights.items() >= resumed.weights.items()
+    assert all(run in " ".join(begun.weights.values()) for run in read[True])
+    again = prepared(experiment, fresh=True).method.networks.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in begun.method.networks.state_dict().items())
