@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
+from theory.held_context import NeededContext
 from torch import nn
 
 import dualrate as dr
@@ -36,7 +37,6 @@ from dualrate.compare.comparison import Effort
 from dualrate.compare.contenders import Contender, Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.denoisers.exact import NeededContext
 from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.methods.method import Phase
 from dualrate.metrics.dinov2 import DinoV2

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from methods.one_gaussian import PROCESS, C, Scale, data
+from theory.held_context import NeededContext, two_band_variance
 from torch import Tensor, nn
 
 import dualrate as dr
-from dualrate.denoisers.exact import NeededContext, two_band_variance
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.methods.moment_matching.alternating import MomentMatching

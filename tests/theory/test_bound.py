@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
@@ -15,6 +15,7 @@ from dualrate.diffusion.values import Cond
 from dualrate.likelihood.bound import divergence, log_probability, variational_bound
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from tests.theory.common import PROCESS, gaussian, line_mixture, normals, uniform_log_snr, uniforms
+from theory.held_context import Echo
 
 ROWS = 20_000
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from dualrate.denoisers.exact import Echo, GaussianMixture, OracleDenoiser
+from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
@@ -13,6 +13,7 @@ from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.trajectory import rollout
 from theory.common import PROCESS, f64, gaussian, normals
+from theory.held_context import Echo
 
 NULL = 2
 Z, T = normals(0, 3, 1), f64(0.9, 0.7, 0.4)

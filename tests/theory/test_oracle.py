@@ -9,12 +9,13 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser, held_variance, two_band_variance
+from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import score_from_x
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import Cond, Context
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, space_mixture, uniforms
+from theory.held_context import held_variance, two_band_variance
 
 LOG_SNR = f64(-12, -4, -1, 0, 1, 3, 6)
 MIXTURES = {"line": line_mixture(), "space": space_mixture(), "gaussian": gaussian(0.3, 2, mean=0.4)}

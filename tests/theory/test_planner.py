@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Refresh
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.planning.planner import Errors, Planner, measure_errors
 from tests.theory.common import PROCESS, gaussian, normals
+from theory.held_context import Echo
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from dualrate.denoisers.exact import NeededContext, OracleDenoiser
+from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.trajectory import sample
 from theory.common import PROCESS, gaussian
+from theory.held_context import NeededContext
 
 IMAGES = NeededContext(PROCESS, 0.3)  # pictures of any even width
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
@@ -18,6 +18,7 @@ from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import rollout, trajectory
 from theory.common import PROCESS, line_mixture, normals
+from theory.held_context import Echo
 
 MIXTURE = line_mixture()
 ECHO, ORACLE, STEP = Echo(MIXTURE, PROCESS), OracleDenoiser(MIXTURE, PROCESS), Ancestral(PROCESS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import alpha, sigma
@@ -16,6 +16,7 @@ from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.trajectory import State, rollout, trajectory
 from theory.common import PROCESS, f64, gaussian, line_mixture, normals, sources, uniform_log_snr
+from theory.held_context import Echo
 
 MIXTURE = line_mixture()
 ORACLE = OracleDenoiser(MIXTURE, PROCESS)

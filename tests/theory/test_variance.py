@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dualrate.denoisers.exact import Echo, OracleDenoiser
+from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
@@ -13,6 +13,7 @@ from dualrate.likelihood.bound import variational_bound
 from dualrate.likelihood.variance import FittedVariance, mean_errors
 from dualrate.sampling.ancestral import Ancestral
 from tests.theory.common import PROCESS, f64, gaussian, line_mixture, normals, uniform_log_snr, uniforms
+from theory.held_context import Echo
 
 ROWS, C = 20_000, 0.3
 PLAIN = Ancestral(PROCESS)
