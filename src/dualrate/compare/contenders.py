@@ -28,7 +28,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.calibration import read_table
-from dualrate.measuring.choosing import step_for
+from dualrate.measuring.choosing import SMOOTH, step_for
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors, read_plan
 from dualrate.planning.planner import Planner
@@ -42,7 +42,6 @@ MOST_STEPS = 256
 DUAL_PLANS = ((8, 2), (12, 3), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8))  # N, H
 PLANNED_PLANS = ((8, 2), (16, 4), (32, 8))
 SHARED_PLANS = ((8, 4), (16, 4), (16, 8), (32, 8))
-SMOOTH = "dpm++2m"  # sampler of a denoiser that needs a smooth path, where none is named
 SHARED_ENCODER = "shared-encoder"  # of a single network whose plan has fewer heavy calls than steps
 SIMILARITY_IMAGES = 16
 PLANNER_GRID, PLANNING_IMAGES = 64, 128  # of the planner
@@ -127,7 +126,8 @@ class Entry(Ranged):
         run, denoiser, plan = _parts(rest)
         if not Path(run).is_dir() or not run:
             raise ValueError(
-                f"there is no run {run or rest!r}: an entry is RUN, RUN:32/8 or RUN:plan.json, got {text!r}"
+                f"there is no run {run or rest!r}: an entry is RUN, RUN:32/8, RUN:plan.json or RUN+DENOISER:32/8, got "
+                f"{text!r}"
             )
         head, _, tail = sampler.rpartition(":")
         is_gamma = tail.replace(".", "", 1).isdecimal()
@@ -143,28 +143,36 @@ class Entry(Ranged):
         if self.plan.endswith(".json"):
             plan = read_plan(Path(self.plan))
             entry = self._shared(loaded, plan.num_steps, plan.num_heavy)
-            return entry.contender(loaded.with_denoiser(entry.denoiser), plan, note=Path(self.plan).stem)
+            model = loaded.with_denoiser(entry.denoiser)
+            return entry.contender(plan, entry._sampler(model), note=Path(self.plan).stem)
         steps, heavy = self._counts()
         heavy = loaded.serves.default_heavy(steps) if heavy is None else heavy
         entry = self._shared(loaded, steps, heavy)
         model = loaded.with_denoiser(entry.denoiser)
         if heavy < steps and model.denoiser.reuse is Reuse.SMOOTH:
             return cached(entry, model, steps, heavy)
-        grid = sampler_named(self.sampler or ANCESTRAL).grid if heavy == steps else "t"
-        return entry.contender(model, StepPlan.spread(grid_times(grid, model.process.schedule, steps), heavy))
+        sampler = entry._sampler(model)
+        grid = sampler_named(sampler).grid if heavy == steps else "t"
+        return entry.contender(StepPlan.spread(grid_times(grid, model.process.schedule, steps), heavy), sampler)
+
+    def _sampler(self, model: Model) -> str:
+        """Of a plan that is named. model: as the entry calls it."""
+        return self.sampler or (SMOOTH if model.denoiser.reuse is Reuse.SMOOTH else ANCESTRAL)
 
     def _shared(self, loaded: Model, steps: int, heavy: int) -> Entry:
         """With the encoder shared, where a single network is to run at fewer calls than steps."""
         alone = self.denoiser is None and not loaded.reuses_context
         return replace(self, denoiser=SHARED_ENCODER) if alone and heavy < steps else self
 
-    def contender(self, model: Model, plan: StepPlan, note: str = "") -> Contender:
-        """Of a plan. model: as the entry calls it."""
-        sampler = self.sampler or (SMOOTH if model.denoiser.reuse is Reuse.SMOOTH else ANCESTRAL)
-        network = self.network
+    def contender(
+        self, plan: StepPlan, sampler: str | None = None, gamma: float | None = None, note: str = ""
+    ) -> Contender:
+        """Of a plan, under its own sampler and gamma if none is given."""
+        network, name = self.network, sampler or self.sampler or ANCESTRAL
         if self.denoiser is not None:
             network += f", {self.denoiser.rpartition(':')[2].replace('-', ' ')}"
-        return Contender(self.run, network, sampler, plan, self.gamma or 0.0, note, self.denoiser)
+        noise = (self.gamma or 0.0) if gamma is None else gamma
+        return Contender(self.run, network, name, plan, noise, note, self.denoiser)
 
     def _counts(self) -> tuple[int, int | None]:
         """Steps and heavy calls of a plan that is no file. Raises ValueError for one that is none."""
@@ -194,7 +202,7 @@ def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Conte
             if steps < 3 or rung > sampler.longest:
                 continue
             plan = StepPlan.spread(grid_times(sampler.grid, schedule, steps))
-            found += [Contender(entry.run, entry.network, name, plan, gamma) for gamma in entry.gammas(sampler)]
+            found += [entry.contender(plan, name, gamma) for gamma in entry.gammas(sampler)]
     return found
 
 
@@ -206,7 +214,7 @@ def cached(entry: Entry, model: Model, steps: int, heavy: int) -> Contender:
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
     step = step_for(model, StepPlan.spread(times), sampler, entry.gamma or None)
     like = similarities(model.denoiser, step, times, model.shape, seeds, labels, device=model.device)
-    return entry.contender(model, StepPlan.at(times, best_refreshes(like, heavy)))
+    return entry.contender(StepPlan.at(times, best_refreshes(like, heavy)), sampler)
 
 
 def _parts(text: str) -> tuple[str, str | None, str]:
@@ -216,7 +224,7 @@ def _parts(text: str) -> tuple[str, str | None, str]:
     run, plus, rest = text.partition("+")
     if plus and Path(run).is_dir():
         words = rest.split(":")
-        size = 1 if words[0] in DENOISERS or len(words) == 1 else 2
+        size = 2 if words[0] not in DENOISERS and words[1:2] and words[1].isidentifier() else 1
         return run, ":".join(words[:size]), ":".join(words[size:])
     run, _, plan = text.rpartition(":")
     return run, None, plan
@@ -236,7 +244,7 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
 
     def every(plan: StepPlan, note: str = "") -> list[Contender]:
         return [
-            Contender(entry.run, entry.network, name, plan, gamma, note)
+            entry.contender(plan, name, gamma, note)
             for name, sampler in samplers.items()
             for gamma in entry.gammas(sampler)
         ]
@@ -258,7 +266,7 @@ def usual_student(entry: Entry, serves: Serves, calls: Sequence[int]) -> list[Co
     """
     if entry.sampler not in (None, ANCESTRAL):
         raise ValueError(f"{entry.network} is a distilled student, for {ANCESTRAL} sampling: drop {entry.sampler}")
-    return [Contender(entry.run, entry.network, ANCESTRAL, plan, entry.gamma or 0.0) for plan in serves.ladder(calls)]
+    return [entry.contender(plan, ANCESTRAL) for plan in serves.ladder(calls)]
 
 
 def require_markovian(entry: Entry) -> None:

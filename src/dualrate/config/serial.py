@@ -1,8 +1,8 @@
 """Frozen dataclasses to JSON and back, driven by their type annotations. Nothing in a file names code to run.
 
 An object carries `"type"`: the class's name, or `module:Class` for one of another package. Where an annotation allows
-several dataclasses, a union or an abstract class, it decides which is read: a member of the union, or a subclass that
-is there already. A class that was not imported is refused, and the message says how to have it imported.
+several dataclasses, a union or a class with subclasses, it decides which is read: a member of the union, or a subclass
+that is there already. A class that was not imported is refused, and the message says how to have it imported.
 """
 
 from __future__ import annotations
@@ -45,10 +45,8 @@ def from_plain(kind: Any, value: Any, where: str = "configuration") -> Any:
             kinds = (kinds[0],) * len(value)
         _checked(value, len(kinds) == len(value), where, f"{len(kinds)} items")
         return tuple(from_plain(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
-    if isinstance(kind, type) and inspect.isabstract(kind):
-        return _subclass(kind, value, where)
-    if is_dataclass(kind) and isinstance(kind, type):
-        return _dataclass(kind, value, where)
+    if isinstance(kind, type) and (inspect.isabstract(kind) or is_dataclass(kind)):
+        return _one_of(kind, value, where)
     if kind is float:
         _checked(value, isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number")
         try:
@@ -77,7 +75,6 @@ def from_json(
 
 
 def _dataclass(kind: type, value: Any, where: str) -> Any:
-    _checked(value, isinstance(value, dict), where, f"an object of {kind.__name__}")
     hints = typing.get_type_hints(kind)
     names = [f.name for f in fields(kind)]
     given = {key: item for key, item in value.items() if key != "type"}
@@ -99,13 +96,16 @@ def type_name(kind: type) -> str:
     return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _subclass(kind: type, value: Any, where: str) -> Any:
-    """Of an abstract class: the subclass that the value names."""
-    _checked(value, isinstance(value, dict) and isinstance(value.get("type"), str), where, f"a {kind.__name__}")
-    known = {type_name(found): found for found in _concrete(kind)}
-    name = value["type"]
+def _one_of(kind: type, value: Any, where: str) -> Any:
+    """The class or the subclass that the value names; a dataclass itself needs no name."""
+    _checked(value, isinstance(value, dict), where, f"a {kind.__name__}")
+    known = {type_name(found): found for found in (kind, *_subclasses(kind)) if not inspect.isabstract(found)}
+    name = value.get("type")
     if name in known:
         return _dataclass(known[name], value, where)
+    if type_name(kind) in known and ":" not in str(name):
+        return _dataclass(kind, value, where)
+    _checked(value, isinstance(name, str), where, f"a {kind.__name__}")
     module, colon, _ = name.partition(":")
     if colon:
         raise ValueError(
@@ -115,12 +115,12 @@ def _subclass(kind: type, value: Any, where: str) -> Any:
     raise ValueError(f"{where}: there is no {kind.__name__} {name!r}, it is one of {', '.join(sorted(known))}")
 
 
-def _concrete(kind: type) -> Iterator[type]:
+def _subclasses(kind: type) -> Iterator[type]:
     """The dataclasses among all subclasses."""
     for found in kind.__subclasses__():
-        if is_dataclass(found) and not inspect.isabstract(found):
+        if is_dataclass(found):
             yield found
-        yield from _concrete(found)
+        yield from _subclasses(found)
 
 
 def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

@@ -6,6 +6,7 @@ process, and returns a denoiser.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import cast
 
@@ -25,9 +26,13 @@ def denoiser_named(name: str) -> Around:
         return DENOISERS[name]
     if ":" not in name:
         raise ValueError(
-            f"there is no denoiser {name!r}; there are {', '.join(DENOISERS)}; package.module:name is one of your own"
+            f"there is no denoiser {name!r}; known is {', '.join(DENOISERS)}, and package.module:name of your own"
         )
     found = imported(name)
-    if not callable(found):
-        raise ValueError(f"{name} is no denoiser: expected what takes a denoiser and its process, got {found!r}")
+    try:
+        inspect.signature(cast(Around, found)).bind(None, None)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is no denoiser: expected what takes a denoiser and its process, got {found!r}: {error}"
+        ) from error
     return cast(Around, found)

@@ -12,14 +12,14 @@ from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Pre
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AnyPlan
 from dualrate.methods.denoising import Denoising
-from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.methods.times import SingleTime, TimeSource
 
 
 @dataclass(frozen=True)
 class DenoisingConfig(MethodConfig, Ranged):
     """The weighted denoising loss."""
 
-    times: SingleTime | TimeSampler = SingleTime()
+    times: TimeSource = SingleTime()
     weighting: Weighting = Sigmoid()
     label_dropout: Probability = 0.1
     """Share of the images that train without their label, for classifier-free guidance."""

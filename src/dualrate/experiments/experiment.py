@@ -50,9 +50,10 @@ class Start:
     """What a run that begins, or goes on, gives its method.
 
     fresh:    whether it begins: then the method puts in the weights that training starts from
+    bfloat16: whether networks will run under autocast
     load:     the model of a run, or of released weights, by its directory, on the device
     batch:    the training batch of an iteration, on the device
-    bfloat16: whether networks will run under autocast
+    note:     tells the user something, once
     """
 
     fresh: bool
@@ -68,7 +69,7 @@ class Prepared:
     """A method, ready for `fit`.
 
     weights:  which weights it started from, or learns from, by role: for the run's history
-    identity: what the run is besides its experiment, such as the teacher's weights
+    identity: what the run is besides its experiment, such as the teacher's weights; in place of fields of that name
     watch:    adds warnings to a reporter
     """
 
@@ -81,7 +82,7 @@ class Prepared:
 class MethodConfig(ABC):
     """How a run trains. A subclass is a frozen dataclass: its fields are part of the run's identity."""
 
-    weighting: Weighting = Sigmoid()
+    weighting: Weighting = Sigmoid()  # of the loss, by which `dualrate plan` judges plans too
 
     @property
     @abstractmethod
@@ -146,6 +147,7 @@ class Model:
 
     iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
     path:      the directory that it was loaded from
+    called_by: name of its denoiser, where that is not the networks' own
     """
 
     name: str
@@ -155,6 +157,7 @@ class Model:
     iteration: int
     weights_hash: str
     path: Path | None = None
+    called_by: str | None = None
 
     def __str__(self) -> str:
         """Which weights these are, for people."""
@@ -180,8 +183,13 @@ class Model:
         """
         if name is None:
             return self
-        denoiser = denoiser_named(name)(self.denoiser, self.process)
-        return replace(self, denoiser=denoiser, weights_hash=f"{self.weights_hash} under {name}")
+        try:
+            denoiser = denoiser_named(name)(self.denoiser, self.process)
+        except ValueError as error:
+            raise ValueError(f"{self.name} cannot be called by {name}: {error}; drop the denoiser") from error
+        if missing := [part for part in ("reuse", "encode", "denoise") if not hasattr(denoiser, part)]:
+            raise ValueError(f"{name} makes no denoiser: what it returned has no {' and no '.join(missing)}")
+        return replace(self, denoiser=denoiser, weights_hash=f"{self.weights_hash} under {name}", called_by=name)
 
     @property
     def serves(self) -> Serves:

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from dualrate.config.ranges import Ranged, Steps
 from dualrate.diffusion.plan import STEPS, StepPlan
+from dualrate.likelihood.variance import FittedVariance
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.step import Step
 
@@ -95,9 +96,11 @@ class _Distilled(Serves):
     """Of a student, whose x_hat is no posterior mean: under plain ancestral sampling."""
 
     def check_step(self, step: Step) -> None:
-        if not (isinstance(step, Ancestral) and (step.gamma, step.eta) == (0, 1)):
+        rule = step.step if isinstance(step, FittedVariance) else step  # of a bound: the same means
+        if not (isinstance(rule, Ancestral) and (rule.gamma, rule.eta) == (0, 1)):
             raise ValueError(
-                f"this model is a distilled student, for plain ancestral sampling: drop {step} and its settings"
+                f"this model is a distilled student, for plain ancestral sampling: drop the sampler ({step}) and its "
+                "settings"
             )
 
 
@@ -168,5 +171,5 @@ class OnePlan(_Distilled, Ranged):
             raise ValueError(
                 f"this student was distilled for {self.steps} steps equal in t with {self.heavy} heavy calls spread "
                 f"evenly, and serves no other plan; got {plan.num_steps} steps with {plan.num_heavy}: "
-                f"drop --steps, --heavy, --grid and --plan, or distill another"
+                f"drop --steps, --heavy, --places, --grid, --times and --plan, or distill another"
             )

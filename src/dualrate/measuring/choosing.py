@@ -77,12 +77,29 @@ class Choice(Ranged):
     def _plan(self, model: Model) -> StepPlan:
         steps = model.serves.default_steps if self.steps is None else self.steps
         steps = steps if self.times is None else len(self.times) - 1
-        heavy = model.serves.default_heavy(steps) if self.heavy is None else self.heavy
-        own = heavy == steps and model.serves.any_plan
-        grid = self.grid or (sampler_named(self._sampler(model)[0]).grid if own else "t")
+        heavy = self._heavy(model, steps)
+        reuse = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
+        grid = self.grid or ("t" if reuse or not model.serves.any_plan else sampler_named(self._sampler(model)[0]).grid)
         times = self.times or grid_times(grid, model.process.schedule, steps)
-        late = 0 < heavy < steps and model.serves.drops and self.places != "even"
+        if self.places == "late" and not (reuse and model.serves.drops):
+            raise ValueError(
+                f"places late leaves the first steps without a context, and {model.name} has none, or was not trained "
+                "without it, or is called at every step: drop places"
+            )
+        late = heavy > 0 and reuse and model.serves.drops and self.places != "even"
         return StepPlan.late(times, heavy) if late else StepPlan.spread(times, heavy)
+
+    def _heavy(self, model: Model, steps: int) -> int:
+        """Raises ValueError for fewer heavy calls than steps of a network that has nothing to reuse."""
+        if self.heavy is None:
+            smooth = model.denoiser.reuse is Reuse.SMOOTH
+            return max(1, steps // 4) if smooth else model.serves.default_heavy(steps)
+        if self.heavy != steps and model.denoiser.reuse is Reuse.FREE:
+            raise ValueError(
+                f"{model.name} has one network, which runs at every step, so there are {steps} heavy calls, not "
+                f"{self.heavy}: drop heavy, or share its encoder between steps (denoiser shared-encoder)"
+            )
+        return self.heavy
 
     def _sampler(self, model: Model) -> tuple[str, float | None]:
         """Its name and gamma."""
@@ -100,7 +117,13 @@ def step_for(model: Model, plan: StepPlan, name: str, gamma: float | None = None
 
     Raises what `make_step` and `read_table` raise, and ValueError for a step that the model does not serve.
     """
-    table = None if sampler_named(name).of_table is None else read_table(model)
+    table = None
+    if sampler_named(name).of_table is not None:
+        if model.called_by is not None:
+            raise ValueError(
+                f"{name} has a table of {model.name}'s own denoiser, not of {model.called_by}: drop one of the two"
+            )
+        table = read_table(model)
     step = make_step(name, model.process, gamma, eta, plan=plan, table=table)
     model.serves.check_step(step)
     return step

@@ -88,6 +88,7 @@ class Drawer(Ranged):
         super().__post_init__()
         model = self.model
         model.serves.check(self.plan)
+        model.serves.check_step(self.step)
         if self.guidance.weight != 1 and not model.num_classes:
             raise ValueError(f"{model.name} has no classes, so there is nothing to guide: drop the guidance weight")
         if self.label is not None and not model.num_classes:

@@ -11,8 +11,9 @@ A shared context serves k draws of t, each of the law of t given tau; their quan
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -35,14 +36,22 @@ class BatchTimes:
     kept: Tensor
 
 
-class TimeSource(Protocol):
-    """Where a denoising method's times come from."""
+class TimeSource(ABC):
+    """Where a denoising method's times come from; a subclass is a frozen dataclass.
 
+    heavy:   the least and the largest number of heavy calls per image that it trains for; None: one network
+    dropout: share of the images that train without context
+    """
+
+    heavy: Any = None  # Any: so that a field may stand for it
+    dropout: Any = 0.0
+
+    @abstractmethod
     def __call__(self, draws: Draws) -> BatchTimes: ...
 
 
 @dataclass(frozen=True)
-class TimeSampler(Ranged):
+class TimeSampler(TimeSource, Ranged):
     """Draws (t, tau) and the context dropout of each row.
 
     The images that keep their context are spread evenly over the sample numbers (`radical_inverse`), so every run of an
@@ -96,11 +105,8 @@ class TimeSampler(Ranged):
 
 
 @dataclass(frozen=True)
-class SingleTime:
+class SingleTime(TimeSource):
     """Times of a single-rate model: t alone; no row has a context of another time."""
-
-    heavy = None  # no annotation: a fact about the class, not a field
-    dropout = 0.0
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)

@@ -1,6 +1,7 @@
 """Runs and released weights: directories that hold an experiment and its weights. Loading executes no code.
 
-RUN/experiment.json, history.jsonl, checkpoints/step-*/    a training run
+RUN/experiment.json, history.jsonl, checkpoints/step-*/    a training run; metrics.jsonl, samples/ (image grids) and
+                                                           scores.jsonl, if asked to score
 WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the averaged ones, in bfloat16; sha256 of
                                                            both files, checked by whatever reads them
 """

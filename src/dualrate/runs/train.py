@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualrate.config.serial import to_plain, type_name
+from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.images import ImageSet, load_images, to_uint8
 from dualrate.data.loader import Batches
 from dualrate.denoisers.denoiser import Denoiser
@@ -17,6 +17,7 @@ from dualrate.experiments.upgrade import upgraded_identity
 from dualrate.machine.device import pays, peak_memory
 from dualrate.machine.progress import PlainReporter, Reporter
 from dualrate.methods.method import Method
+from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.checks import check_out, data_notes
 from dualrate.runs.store import EXPERIMENT, load, note_start, read_experiment, write_experiment
@@ -52,6 +53,8 @@ def train(
     another experiment or no run; OSError if it cannot be written to.
     """
     check_out(experiment.name, out)
+    if from_plain(Experiment, to_plain(experiment)) != experiment:
+        raise ValueError(f"{experiment.name} would not be read again as it is: its parts must be frozen dataclasses")
     _check_method(experiment, out)
     if score_every is not None and score_every % experiment.fit.sample_every:
         raise ValueError(
@@ -128,21 +131,26 @@ def training_images(experiment: Experiment, decoding: Callable[[int, int, str], 
 
 
 def costs_of(experiment: Experiment, method: Method) -> list[str]:
-    """A line for each network: its layout, its parameters, and what a call costs."""
+    """A line for each network: its layout, where it is a U-ViT, and its parameters; and one for what calls cost."""
     label = 0 if experiment.num_classes else None
     with torch.random.fork_rng([]):  # dropout draws numbers
         cost = call_cost(method.denoiser(), experiment.shape, label, next(method.networks.parameters()).device)
     calls = [macs for macs in (cost.heavy, cost.light) if macs]
-    lines = []
-    for (name, config), macs in zip(experiment.networks.configs.items(), calls, strict=True):
-        sides = (config.side(i) for i in range(len(config.levels)))
-        levels = (f"{b.kind} {b.channels} x {b.blocks} at {s} x {s}" for b, s in zip(config.levels, sides, strict=True))
-        count = sum(parameter.numel() for parameter in method.networks[name].parameters())
-        lines.append(
-            f"{name}: {', '.join(levels)}, patches of {config.patch}; {_rounded(count)} parameters, "
-            f"{_rounded(macs)} multiply-adds a call"
-        )
+    configs, lines = experiment.networks.configs, []
+    for i, (name, network) in enumerate(method.networks.items()):
+        layout = f"{_layout(configs[name])}; " if name in configs else ""
+        count = sum(parameter.numel() for parameter in network.parameters())
+        own = f", {_rounded(calls[i])} multiply-adds a call" if len(calls) == len(method.networks) else ""
+        lines.append(f"{name}: {layout}{_rounded(count)} parameters{own}")
+    if len(calls) != len(method.networks):
+        lines.append(f"a heavy call: {_rounded(cost.heavy)} multiply-adds, a light one: {_rounded(cost.light)}")
     return lines
+
+
+def _layout(config: UViTConfig) -> str:
+    sides = (config.side(i) for i in range(len(config.levels)))
+    levels = (f"{b.kind} {b.channels} x {b.blocks} at {s} x {s}" for b, s in zip(config.levels, sides, strict=True))
+    return f"{', '.join(levels)}, patches of {config.patch}"
 
 
 def _rounded(count: int) -> str:
