@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualrate.cli.sampling_options import Plan
+from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.compare.contenders import Entry
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
@@ -35,11 +35,11 @@ PROCESS = GaussianProcess(Cosine())
 WEIGHTS = Path(__file__).parent.parent.parent / "weights"
 
 
-def drawer_of(model: Model, options: Plan) -> Drawer:
+def drawer_of(model: Model, options: SamplingOptions) -> Drawer:
     return options.drawer(model)
 
 
-def sampler_of(model: Model, options: Plan):
+def sampler_of(model: Model, options: SamplingOptions):
     drawer = options.drawer(model)
     return drawer.step, drawer.plan
 
@@ -89,7 +89,7 @@ WITHOUT_GAMMA = [name for name in SAMPLERS if name not in taking("gamma")]
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_steps_make_as_many_calls_as_there_may_be(name, calls, small):
     def of(steps):
-        return drawer_of(small, Plan(steps=steps, sampler=name, grid="log-snr")).cost.light_calls
+        return drawer_of(small, SamplingOptions(steps=steps, sampler=name, grid="log-snr")).cost.light_calls
 
     steps = SAMPLERS[name].step.most_steps(calls)
     assert of(steps) <= calls < of(steps + 1)
@@ -97,14 +97,19 @@ def test_steps_make_as_many_calls_as_there_may_be(name, calls, small):
 
 def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):
     student = replace(heavy, experiment=replace(heavy.experiment, method=MomentMatchingConfig("x", AtLeast(4))))
-    for options in (Plan(sampler="covariance"), Plan(sampler="ddim"), Plan(gamma=0.2), Plan(eta=0.5)):
+    for options in (
+        SamplingOptions(sampler="covariance"),
+        SamplingOptions(sampler="ddim"),
+        SamplingOptions(gamma=0.2),
+        SamplingOptions(eta=0.5),
+    ):
         with pytest.raises(ValueError, match="distilled student, for plain ancestral sampling"):
             sampler_of(student, options)
     with pytest.raises(
         ValueError, match="is a distilled student: its x_hat is no posterior mean, so it has no covariance"
     ):
-        sampler_of(student, Plan(sampler="covariance-table"))
-    assert sampler_of(student, Plan())[0] == Ancestral(heavy.process)
+        sampler_of(student, SamplingOptions(sampler="covariance-table"))
+    assert sampler_of(student, SamplingOptions())[0] == Ancestral(heavy.process)
 
 
 def test_a_shared_encoder_has_no_table():
@@ -126,7 +131,7 @@ def test_gamma_is_refused_where_it_means_nothing(name, heavy):
     with pytest.raises(ValueError, match=message):
         make_step(name, PROCESS, 0.1)
     with pytest.raises(ValueError, match=message):
-        sampler_of(heavy, Plan(sampler=name, gamma=0.0))
+        sampler_of(heavy, SamplingOptions(sampler=name, gamma=0.0))
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in taking("eta")])
@@ -135,17 +140,17 @@ def test_eta_is_refused_where_it_means_nothing(name, heavy):
     with pytest.raises(ValueError, match=message):
         make_step(name, PROCESS, eta=0.5)
     with pytest.raises(ValueError, match=message):
-        sampler_of(heavy, Plan(sampler=name, eta=1.0))
+        sampler_of(heavy, SamplingOptions(sampler=name, eta=1.0))
 
 
 def test_eta_is_for_a_network_at_every_step_and_without_gamma(heavy, dual):
     for eta in (0.0, 0.5, 1.0):
-        assert sampler_of(heavy, Plan(steps=4, eta=eta))[0] == Ancestral(heavy.process, eta=eta)
-    check_reuse(dual.denoiser, *sampler_of(dual, Plan(steps=5, heavy=4, eta=1.0)))
+        assert sampler_of(heavy, SamplingOptions(steps=4, eta=eta))[0] == Ancestral(heavy.process, eta=eta)
+    check_reuse(dual.denoiser, *sampler_of(dual, SamplingOptions(steps=5, heavy=4, eta=1.0)))
     with pytest.raises(ValueError, match="heavy call at every step"):
-        check_reuse(dual.denoiser, *sampler_of(dual, Plan(steps=5, heavy=4, eta=0.5)))
+        check_reuse(dual.denoiser, *sampler_of(dual, SamplingOptions(steps=5, heavy=4, eta=0.5)))
     with pytest.raises(ValueError, match="gamma at 0 or eta at 1"):
-        sampler_of(heavy, Plan(steps=4, eta=0.5, gamma=0.5))
+        sampler_of(heavy, SamplingOptions(steps=4, eta=0.5, gamma=0.5))
 
 
 def test_every_name_makes_its_grid():
@@ -161,16 +166,16 @@ def test_nothing_asked_for_is_what_is_recommended(heavy, dual):
     """docs/choosing.md: second order, gamma 0.2, equal steps in log-SNR or, where a context is reused, in t."""
     step = SDEDPMSolver2M(heavy.process, 0.2)
     even = grids.uniform_log_snr(heavy.process.schedule, 32)
-    assert sampler_of(heavy, Plan()) == (step, StepPlan.at(even, range(32)))
+    assert sampler_of(heavy, SamplingOptions()) == (step, StepPlan.at(even, range(32)))
     late = StepPlan.at(32, [4, 7, 11, 14, 18, 21, 25, 28])
-    assert sampler_of(dual, Plan()) == (step, late)
-    assert sampler_of(dual, Plan(places="even")) == (step, StepPlan.uniform(32, 8))
-    assert sampler_of(dual, Plan(steps=8, heavy=8))[1].t == grids.uniform_log_snr(dual.process.schedule, 8)
-    assert sampler_of(dual, Plan(plan=None, gamma=0.0))[0] == SDEDPMSolver2M(dual.process)
+    assert sampler_of(dual, SamplingOptions()) == (step, late)
+    assert sampler_of(dual, SamplingOptions(places="even")) == (step, StepPlan.uniform(32, 8))
+    assert sampler_of(dual, SamplingOptions(steps=8, heavy=8))[1].t == grids.uniform_log_snr(dual.process.schedule, 8)
+    assert sampler_of(dual, SamplingOptions(plan=None, gamma=0.0))[0] == SDEDPMSolver2M(dual.process)
 
 
 def test_a_smooth_path_is_recommended_what_keeps_it(heavy):
-    shared = Plan(steps=8, heavy=4, denoiser="shared-encoder").drawer(heavy)
+    shared = SamplingOptions(steps=8, heavy=4, denoiser="shared-encoder").drawer(heavy)
     assert shared.step == DPMSolver2M(heavy.process)
     assert (shared.plan.num_heavy, shared.plan.t) == (4, grids.uniform(8))
 
@@ -178,19 +183,19 @@ def test_a_smooth_path_is_recommended_what_keeps_it(heavy):
 def test_a_model_that_never_went_without_a_context_is_called_at_the_first_step(dual):
     method = replace(dual.experiment.method, times=TimeSampler(dropout=0.0))
     always = replace(dual, experiment=replace(dual.experiment, method=method))
-    assert sampler_of(always, Plan())[1] == StepPlan.uniform(32, 8)
+    assert sampler_of(always, SamplingOptions())[1] == StepPlan.uniform(32, 8)
 
 
 def test_a_sampler_that_is_named_has_its_own_settings_and_grid(heavy):
-    step, plan = sampler_of(heavy, Plan(steps=8, sampler="dpm++2m"))
+    step, plan = sampler_of(heavy, SamplingOptions(steps=8, sampler="dpm++2m"))
     assert (step, plan.t) == (DPMSolver2M(heavy.process), grids.karras(heavy.process.schedule, 8))
-    assert sampler_of(heavy, Plan(steps=8, sampler="sde-dpm++2m"))[0] == SDEDPMSolver2M(heavy.process)
-    step, plan = sampler_of(heavy, Plan(steps=8, heavy=2, sampler="ddim"))
+    assert sampler_of(heavy, SamplingOptions(steps=8, sampler="sde-dpm++2m"))[0] == SDEDPMSolver2M(heavy.process)
+    step, plan = sampler_of(heavy, SamplingOptions(steps=8, heavy=2, sampler="ddim"))
     assert (step, plan) == (DDIM(heavy.process), StepPlan.uniform(8, 2))
 
 
 def test_heavy_calls_are_spread_over_any_grid(dual):
-    _, plan = sampler_of(dual, Plan(steps=8, heavy=3, grid="karras", places="even"))
+    _, plan = sampler_of(dual, SamplingOptions(steps=8, heavy=3, grid="karras", places="even"))
     assert plan.t == grids.karras(dual.process.schedule, 8)
     assert plan.refresh == StepPlan.uniform(8, 3).refresh
 
@@ -199,16 +204,16 @@ def test_heavy_calls_are_spread_over_any_grid(dual):
 def test_a_plan_says_all(changes, heavy, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(StepPlan.uniform(3).to_json())
-    assert sampler_of(heavy, Plan(plan=path, sampler="heun")) == (Heun(heavy.process), StepPlan.uniform(3))
+    assert sampler_of(heavy, SamplingOptions(plan=path, sampler="heun")) == (Heun(heavy.process), StepPlan.uniform(3))
     with pytest.raises(ValueError, match=f"a plan says all about the steps: drop {next(iter(changes))}"):
-        sampler_of(heavy, Plan(plan=path, **changes))
+        sampler_of(heavy, SamplingOptions(plan=path, **changes))
 
 
 def test_times_may_be_listed(heavy, dual):
     times = (1.0, 0.8, 0.7, 0.2, 0.0)
-    assert sampler_of(heavy, Plan(times=times))[1] == StepPlan.at(times, range(4))
-    assert sampler_of(dual, Plan(times=times, heavy=2))[1] == StepPlan.at(times, [0, 2])
-    assert sampler_of(dual, Plan(times=times))[1].num_heavy == dual.serves.default_heavy(4)
+    assert sampler_of(heavy, SamplingOptions(times=times))[1] == StepPlan.at(times, range(4))
+    assert sampler_of(dual, SamplingOptions(times=times, heavy=2))[1] == StepPlan.at(times, [0, 2])
+    assert sampler_of(dual, SamplingOptions(times=times))[1].num_heavy == dual.serves.default_heavy(4)
 
 
 @pytest.mark.parametrize(
@@ -227,17 +232,17 @@ def test_times_may_be_listed(heavy, dual):
 )
 def test_a_list_of_times_that_is_no_plan_is_refused(times, changes, message, heavy):
     with pytest.raises(ValueError, match=message):
-        sampler_of(heavy, Plan(times=times, **changes))
+        sampler_of(heavy, SamplingOptions(times=times, **changes))
 
 
 @pytest.mark.parametrize("name", WITHOUT_GAMMA)
 def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual):
     """A derivative is the light network's: two light calls; another evaluation is another heavy call."""
-    drawer = drawer_of(dual, Plan(steps=5, heavy=5, sampler=name, grid="log-snr"))
+    drawer = drawer_of(dual, SamplingOptions(steps=5, heavy=5, sampler=name, grid="log-snr"))
     cost, step = drawer.cost, drawer.step
     twice = (5 - step.single_call_steps) * (step.calls_per_step - 1)  # steps that call again
     assert (cost.heavy_calls, cost.light_calls) == ((5 + twice, 0) if isinstance(step, Heun) else (5, 2 * twice))
-    step, plan = sampler_of(dual, Plan(steps=5, heavy=4, sampler=name))
+    step, plan = sampler_of(dual, SamplingOptions(steps=5, heavy=4, sampler=name))
     if SAMPLERS[name].markovian:
         check_reuse(dual.denoiser, step, plan)
         return
@@ -288,7 +293,7 @@ def test_the_command_line_takes_eta_and_a_list_of_times(brief, monkeypatch, caps
 def test_their_images_are_no_noise(heavy):
     """The released model, a few steps of each: finite, and mostly within the range of images."""
     for name in SAMPLERS:
-        step, plan = sampler_of(heavy, Plan(steps=6, sampler=name, grid="log-snr"))
+        step, plan = sampler_of(heavy, SamplingOptions(steps=6, sampler=name, grid="log-snr"))
         (images,) = sample(heavy.denoiser, step, plan, heavy.shape, range(2), range(2))
         assert torch.isfinite(images).all()
         assert images.abs().quantile(0.9) < 1.2
@@ -326,7 +331,7 @@ def mine(tmp_path, monkeypatch) -> str:
 
 
 def test_a_step_of_another_package_is_a_sampler(mine, heavy):
-    step, plan = sampler_of(heavy, Plan(steps=3, sampler=mine))
+    step, plan = sampler_of(heavy, SamplingOptions(steps=3, sampler=mine))
     assert (type(step).__name__, step.strength, plan) == ("Mine", 1.0, StepPlan.uniform(3))
     assert not sampler_named(mine).markovian
     own, theirs = (
@@ -370,7 +375,7 @@ def test_a_name_that_is_no_sampler_is_refused_in_one_line(mine, name, message, m
     from dualrate.cli.main import main
 
     with pytest.raises(ValueError, match=message):
-        Plan(sampler=name)
+        SamplingOptions(sampler=name)
     monkeypatch.setattr("sys.argv", ["dualrate", "cost", "run", "--sampler", name])
     with pytest.raises(SystemExit):
         main()

@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
+from dualrate.cli.options import Device
 from dualrate.config.ranges import Images, Minutes, Ranged
 from dualrate.machine.device import pick_device
 
@@ -33,8 +34,7 @@ class Compare(Ranged):
     """Directory of the feature net; the data set's own if not given."""
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
-    device: str | None = None
-    """cpu, cuda, ...; cuda if there is one."""
+    device: Device = None
 
     def run(self) -> None:
         from dualrate.compare.comparison import Effort, compare

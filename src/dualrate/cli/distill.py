@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
+from dualrate.cli.options import Device
 from dualrate.cli.recipe import checked, override, recipe_named
 from dualrate.cli.train import run_training
 from dualrate.config.ranges import (
@@ -76,8 +77,7 @@ class Distill(Ranged):
     """Images, where they are not where the teacher's training found them."""
     fd_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
-    device: str | None = None
-    """cpu, cuda, ...; cuda if there is one."""
+    device: Device = None
 
     def run(self) -> None:
         student = self.experiment()

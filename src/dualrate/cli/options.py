@@ -11,12 +11,20 @@ import sys
 import textwrap
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
-from typing import Any, TextIO, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TextIO, TypeVar
 
 import tyro
+from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from dualrate.config.ranges import BatchSize
+
 Command = TypeVar("Command")
+RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
+Device = Annotated[str | None, arg(help="cpu, cuda, ...; cuda if there is one.")]
+AtATime = Annotated[BatchSize, arg(help="Images at a time; fewer need less memory.")]
+AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 NUMBERS = ConstructorRegistry()
 ALL = "--help-all"
 GROUP = re.compile(r"(?:╭─)? ([\w.]+) options ")  # the upper edge of a group; without lines where they cannot be drawn
