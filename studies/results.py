@@ -29,7 +29,7 @@ from dualrate.machine.progress import Reporter
 from dualrate.measuring.evaluator import evaluator
 from dualrate.report.figures import png, quality_figure
 from dualrate.report.image_grid import save_grid
-from dualrate.report.table import markdown_table
+from dualrate.report.table import as_markdown, table
 
 HEAVY, DUAL, LIGHT, HEAVY_LONG, LIGHT_LONG, EARLY = (
     f"weights/fashion-mnist-{name}" for name in ("heavy", "dual", "light", "heavy-long", "light-long", "dual-early")
@@ -112,7 +112,7 @@ def fd_table(header: Sequence[str], lines: Sequence[Line]) -> str:
 
 def main_table() -> str:
     rows = [row for cell in MAIN if (row := row_of(cell)) is not None]
-    return markdown_table(rows) + "\n"
+    return as_markdown(table(rows)) + "\n"
 
 
 TABLES = {

@@ -26,7 +26,7 @@ from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import check, measure
 from dualrate.report.rows import Row
-from dualrate.report.table import text_table
+from dualrate.report.table import as_text, table
 from dualrate.runs.store import read_experiment
 
 STEPS = (2, 4, 8)
@@ -64,7 +64,7 @@ def main() -> None:
         row = measure(drawer, range(options.count), judge, keep=RUNS / features / f"{steps}-{heavy}").row
         rows.append(row)
         keep(RESULTS / f"students-{recipe}.json", rows=[asdict(row) for row in rows])
-    print(text_table(rows))
+    print(as_text(table(rows)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments import experiment as experiment_module
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
@@ -25,7 +26,6 @@ from dualrate.machine.folders import MANIFEST, Manifest
 from dualrate.measuring.drawer import Drawer
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.runs import train as train_module
 from dualrate.runs.checks import check_out, data_notes
 from dualrate.runs.release import export
 from dualrate.runs.store import load
@@ -119,7 +119,7 @@ def read_only(out: Path) -> None:
     ],
 )
 def test_a_place_that_is_no_place_for_a_run_is_refused_before_any_work(make, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    monkeypatch.setattr(experiment_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
     out = tmp_path / "place" / "out"
     out.parent.parent.mkdir(exist_ok=True)
     if make in (a_file, photos, released_weights):
@@ -148,7 +148,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc/x", ".hidden", "a b", "x\n", "x" * 81])
 def test_a_name_that_is_a_path_is_refused(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    monkeypatch.setattr(experiment_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
     before = content(tmp_path)
     assert call(monkeypatch, "train", "tiny", "--name", name) == 2
     assert "a run's name is 1 to 80 letters" in capsys.readouterr().err
@@ -200,7 +200,7 @@ def test_a_run_is_one_run_however_it_is_reached(tmp_path, monkeypatch, capsys):
 def test_options_that_do_not_go_together_are_one_line_before_any_work(options, message, tmp_path, monkeypatch, capsys):
     two = replace(TINY, networks=TwoNetworks(NET, NET), method=DenoisingConfig(TimeSampler()))
     monkeypatch.setitem(cli_train.RECIPES, "two", lambda: two)
-    monkeypatch.setattr(train_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    monkeypatch.setattr(experiment_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
     before = content(tmp_path)
     assert call(monkeypatch, "train", "two", *options) == 2
     told = capsys.readouterr().err.splitlines()

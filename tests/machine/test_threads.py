@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dualrate.runs.threads import resume_threads
+from dualrate.runs.train import resume_threads
 
 
 @pytest.fixture(autouse=True)

@@ -59,10 +59,11 @@ def images(count) -> ImageSet:
 
 def measured(denoiser, count=1000) -> CovarianceTable:
     """In batches of 600, as a derivative takes as long of few of these images as of many."""
-    model = SimpleNamespace(denoiser=denoiser, process=PROCESS, shape=(1, 8, 8), num_classes=0, name="field")
+    of = {"process": PROCESS, "shape": (1, 8, 8), "num_classes": 0, "name": "field", "device": torch.device("cpu")}
+    model = SimpleNamespace(denoiser=denoiser, **of)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ROWS", 600)
-        return _measured(model, images(count), count, BANDS, Quiet(), torch.device("cpu"))  # type: ignore[arg-type]
+        return _measured(model, images(count), count, BANDS, Quiet())  # type: ignore[arg-type]
 
 
 def test_of_an_exact_denoiser_both_are_the_posterior_covariance():
@@ -242,7 +243,7 @@ def test_a_model_from_nowhere_has_no_place_for_a_table():
     from dualrate.measuring.calibration import calibrate
 
     with pytest.raises(ValueError, match="not loaded from a directory"):
-        calibrate(replace(load(HEAVY), path=None), images=4, rings=3, progress=Quiet(), device=torch.device("cpu"))
+        calibrate(replace(load(HEAVY), path=None), images=4, rings=3, progress=Quiet())
 
 
 def test_any_flipped_bit_of_a_table_is_found(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from dualrate.data.images import ImageSet
 from dualrate.metrics.evaluate import Evaluator, by_turns
-from dualrate.metrics.features import Classifier, FeatureNet, extract
+from dualrate.metrics.features import Classifier, FeatureNet
 from dualrate.metrics.fingerprint import require_same
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.kernel import kernel_distance
@@ -40,7 +40,7 @@ def test_real_images_lie_at_the_floor_and_damaged_ones_above(evaluator):
 
 def test_a_score_is_the_distance_from_all_of_the_reference(evaluator):
     score = evaluator.score(torch.from_numpy(REAL), seeds="0-1199", labels="none")
-    ours, reference = (GaussianStats.of(extract(evaluator.net, x)) for x in (REAL, evaluator.reference.images))
+    ours, reference = (GaussianStats.of(evaluator.net.features(x)) for x in (REAL, evaluator.reference.images))
     assert score.value == pytest.approx(frechet_distance(ours, reference), rel=1e-9)
 
 

@@ -10,7 +10,7 @@ import torch
 from trouble import flips, full_disk, unreadable
 
 from dualrate.data.images import ImageSet
-from dualrate.metrics.features import CARD, WEIGHTS, Architecture, Classifier, FeatureNet, extract
+from dualrate.metrics.features import CARD, WEIGHTS, Architecture, Classifier, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.train_features import feature_net_in, train_feature_net
 from metrics.squares import two_classes
@@ -48,7 +48,7 @@ def test_save_and_load_are_bitwise(net, tmp_path):
     assert loaded.card == net.card
     assert same_weights(loaded, net)
     images = two_classes(seed=5).images
-    assert torch.equal(extract(loaded, images), extract(net, images))
+    assert torch.equal(loaded.features(images), net.features(images))
     assert not loaded.module.training
     assert {path.suffix for path in (tmp_path / "new" / "folder").iterdir()} == {".safetensors", ".json"}
 
@@ -83,7 +83,7 @@ def test_the_card_is_readable_json(net, tmp_path):
 
 def test_features_do_not_depend_on_the_batches_they_came_in(net):
     images = two_classes(count=211, seed=6).images
-    whole, parts = extract(net, images), extract(net, torch.from_numpy(images), batch_size=17)
+    whole, parts = net.features(images), net.features(torch.from_numpy(images), batch_size=17)
     assert whole.shape == (211, net.card.architecture.features)
     assert whole.dtype == torch.float32
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-5)
@@ -93,8 +93,8 @@ def test_features_do_not_depend_on_the_batches_they_came_in(net):
 def test_features_are_float32_even_under_autocast(net):
     images = two_classes(count=9, seed=6).images
     with torch.autocast("cpu", torch.bfloat16):
-        inside = extract(net, images)
-    assert torch.equal(inside, extract(net, images))
+        inside = net.features(images)
+    assert torch.equal(inside, net.features(images))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_features_are_float32_even_under_autocast(net):
 )
 def test_images_of_another_kind_are_refused(net, images):
     with pytest.raises(ValueError, match=r"takes \(N, 1, 12, 12\) uint8"):
-        extract(net, images)
+        net.features(images)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32), (3, 64)])
@@ -164,7 +164,7 @@ def test_a_net_that_cannot_be_read_is_no_damaged_one(net, tmp_path, name):
 def test_a_flipped_bit_is_refused_or_changes_a_figure_that_nothing_is_computed_from(net, tmp_path, name):
     net.save(tmp_path)
     images = two_classes(count=9, seed=6).images
-    expected, loaded = extract(net, images), 0
+    expected, loaded = net.features(images), 0
     for flipped in flips((tmp_path / name).read_bytes(), 300):
         (tmp_path / name).write_bytes(flipped)
         found = None
@@ -174,10 +174,10 @@ def test_a_flipped_bit_is_refused_or_changes_a_figure_that_nothing_is_computed_f
         if found is None:
             continue
         if found.card.architecture == net.card.architecture:
-            assert torch.equal(extract(found, images), expected)
+            assert torch.equal(found.features(images), expected)
         else:  # images of another size are refused by whoever uses it
             with pytest.raises(ValueError, match="takes"):
-                extract(found, images)
+                found.features(images)
     assert loaded == 0 or name == "features.json"
 
 

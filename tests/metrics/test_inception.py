@@ -186,12 +186,14 @@ def test_with_a_reference_file_no_data_set_is_needed(loaded_small, tmp_path):
     np.savez(tmp_path / "ref.npz", mu=np.zeros(8), sigma=np.eye(8))
     nowhere = DataConfig(str(tmp_path / "no data here"))
     reporter = PlainReporter()
-    judge = runs_evaluator.inception_evaluator(nowhere, reference=tmp_path / "ref.npz", device=CPU, progress=reporter)
+    judge = runs_evaluator.evaluator(
+        nowhere, features="inception", reference=tmp_path / "ref.npz", device=CPU, progress=reporter
+    )
     score = judge.score(pixels(40), seeds="0-39", labels="none", resamples=10)
     assert score.metric == "FID"
     assert "FID of 40 images is biased upward" in score.note
     with pytest.raises(OSError, match="no data here"):
-        runs_evaluator.inception_evaluator(nowhere, reference=None, device=CPU, progress=reporter)
+        runs_evaluator.evaluator(nowhere, features="inception", device=CPU, progress=reporter)
 
 
 def test_the_command_prints_an_fid(loaded_small, monkeypatch, capsys, tmp_path):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from dualrate.report.table import markdown_table, records, significant, table, text_table
+from dualrate.report.table import as_markdown, as_text, records, significant, table
 from report.made import DUAL, HEAVY, LIGHT, row
 
 ROWS = [HEAVY, LIGHT, DUAL]
@@ -32,21 +32,21 @@ def test_small_costs_are_in_millions():
 
 def test_the_floor_and_the_notes_of_the_scores_are_stated():
     noted = row(note="only few images")
-    for shown in (text_table([noted]), markdown_table([noted])):
+    for shown in (as_text(table([noted])), as_markdown(table([noted]))):
         assert "floor: 2.61, reached by 1000 held-out real images" in shown
         assert "only few images" in shown
         assert noted.score.fingerprint.short() in shown
-    assert "no held-out images" in text_table([row(floor=math.nan)])
+    assert "no held-out images" in as_text(table([row(floor=math.nan)]))
 
 
 def test_text_columns_are_aligned():
-    head, *lines = text_table(ROWS).splitlines()[:4]
+    head, *lines = as_text(table(ROWS)).splitlines()[:4]
     assert all(len(line) == len(head) for line in lines)
     assert all(line[: head.index("N") - 2].rstrip().endswith(("ancestral", "DDIM")) for line in lines)
 
 
 def test_markdown_has_as_many_cells_in_every_line_and_escapes_bars():
-    head, rule, *lines = markdown_table([row("a|b"), LIGHT]).splitlines()[:4]
+    head, rule, *lines = as_markdown(table([row("a|b"), LIGHT])).splitlines()[:4]
     assert any("a\\|b" in line for line in lines)
     assert len({line.replace("\\|", "").count("|") for line in (head, rule, *lines)}) == 1
 

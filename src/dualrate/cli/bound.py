@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from dualrate.cli.console import reporter
+from dualrate.cli.console import loaded
+from dualrate.cli.options import AsJson, AtATime, Device, RunDir
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.config.ranges import BatchSize, LogSNR, Range, Ranged, Seed
-from dualrate.data.images import ImageSet, load_images
-from dualrate.experiments.experiment import DataConfig
-from dualrate.machine.device import pick_device
-from dualrate.machine.progress import Reporter, image_progress
+from dualrate.config.ranges import LogSNR, Range, Ranged, Seed
+from dualrate.machine.progress import image_progress
 from dualrate.measuring.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
 from dualrate.sampling.catalogue import ANCESTRAL
 
@@ -26,8 +23,7 @@ from dualrate.sampling.catalogue import ANCESTRAL
 class LikelihoodBound(Ranged):
     """Bound the negative log-likelihood of held-out images, in bits per dimension, term by term."""
 
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Directory of a run, or of released weights."""
+    run_dir: RunDir
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions(sampler=ANCESTRAL)
     variance: Literal["measured", "own"] = "measured"
     """Of the steps: what suits training images best, measured first; or the sampler's own (--gamma)."""
@@ -37,30 +33,26 @@ class LikelihoodBound(Ranged):
     """Test images."""
     seed: Seed = 0
     """Of the noise."""
-    batch_size: BatchSize = 125
-    """Images at a time; fewer need less memory."""
-    device: str | None = None
-    """cpu, cuda, ...; cuda if there is one."""
-    json: bool = False
-    """Print the report as JSON."""
+    batch_size: AtATime = 125
+    device: Device = None
+    json: AsJson = False
 
     def run(self) -> None:
+        from dualrate.measuring.evaluator import messages
         from dualrate.measuring.likelihood import bits_per_dimension, ending, fit_variance
-        from dualrate.runs.store import load
 
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
-        device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device, note=progress.note)
+        model, progress = loaded(self.run_dir, self.device)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         plan = ending(drawer.plan, model.process.schedule, self.end)
         data = model.experiment.data
         how = {"end": self.end, "seed": self.seed, "progress": image_progress(progress)}
-        test = _images(data, "test", progress)
+        test = data.load("test", messages(progress.note))
         if self.num > len(test):  # said before the variance is measured
             raise ValueError(f"{test.name} has {len(test)} test images: --num is 2 to {len(test)}, got {self.num}")
         if self.variance == "measured":
-            train = _images(data, "train", progress)
+            train = data.load("train", messages(progress.note))
             count = min(FITTED_ON, len(train))
             progress.note(f"measuring the variance of {plan.num_steps} steps on {count} training images")
             drawer = replace(drawer, step=fit_variance(drawer, train, count=count, **how))
@@ -77,19 +69,6 @@ class LikelihoodBound(Ranged):
         )
         print(table(found))
         print(f"\n{verdict(found, _grey_levels(before))}")
-
-
-def _images(data: DataConfig, split: Literal["train", "test"], progress: Reporter) -> ImageSet:
-    from dualrate.measuring.evaluator import messages
-
-    return load_images(
-        data.source,
-        split=split,
-        size=data.size,
-        channels=data.channels,
-        on_bad=data.on_bad,
-        progress=messages(progress.note),
-    )
 
 
 def _grey_levels(log_snr: float) -> float:

@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
-
-from dualrate.cli.console import reporter
+from dualrate.cli.console import loaded
+from dualrate.cli.options import AsJson, Device, RunDir
 from dualrate.config.ranges import Range, Ranged, Rings
-from dualrate.machine.device import pick_device
 
 
 @dataclass(frozen=True)
 class Calibrate(Ranged):
     """Measure a run's covariance table (for --sampler covariance-table and -jvp), and how far derivatives agree."""
 
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Directory of a run, or of released weights."""
+    run_dir: RunDir
     images: Annotated[int, Range(2, 10_000_000)] = 128
     """Training images."""
     rings: Rings = 12
     """Bands of a channel, from the mean to the finest detail."""
-    device: str | None = None
-    """cpu, cuda, ...; cuda if there is one."""
-    json: bool = False
-    """Print the report as JSON."""
+    device: Device = None
+    json: AsJson = False
 
     def run(self) -> None:
         from dualrate.measuring.calibration import calibrate
-        from dualrate.runs.store import COVARIANCE, load
+        from dualrate.runs.store import COVARIANCE
         from dualrate.sampling.covariance_table import TRUSTED
 
-        device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device, note=progress.note)
-        table = calibrate(model, images=self.images, rings=self.rings, progress=progress, device=device)
+        model, progress = loaded(self.run_dir, self.device)
+        table = calibrate(model, images=self.images, rings=self.rings, progress=progress)
         trust = table.trust()
         if self.json:
             rows = [{"age": age, "ratio": ratio, "trusted": trusted} for age, ratio, trusted in trust]

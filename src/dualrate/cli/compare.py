@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
+from dualrate.cli.options import Device
 from dualrate.config.ranges import Images, Minutes, Ranged
 from dualrate.machine.device import pick_device
 
@@ -19,8 +20,9 @@ from dualrate.machine.device import pick_device
 class Compare(Ranged):
     """Compare models, samplers and plans: quality against FLOPs, time and memory, on one page. Goes on if run again."""
 
-    entries: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]RUN[:PLAN][@SAMPLER]")]
-    """RUN alone: its usual plans and samplers. RUN:32/8: 32 steps, 8 heavy calls. RUN:plan.json; RUN:32@ddim."""
+    entries: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]")]
+    """RUN alone: its usual plans and samplers. RUN:32/8: 32 steps, 8 heavy calls spread evenly, ancestral unless a
+    sampler is named. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+shared-encoder:32/8."""
     minutes: Minutes = 60
     """Of measuring; what they do not suffice for, the same command does next time."""
     out: Path = Path("report.html")
@@ -33,8 +35,7 @@ class Compare(Ranged):
     """Directory of the feature net; the data set's own if not given."""
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
-    device: str | None = None
-    """cpu, cuda, ...; cuda if there is one."""
+    device: Device = None
 
     def run(self) -> None:
         from dualrate.compare.comparison import Effort, compare

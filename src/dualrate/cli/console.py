@@ -11,7 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from dualrate.experiments.experiment import Model
+from dualrate.machine.device import pick_device
 from dualrate.machine.progress import SHOWN, PlainReporter, Reporter
+from dualrate.runs.store import load
 from dualrate.training.config import FitResult
 
 
@@ -51,6 +54,12 @@ class LiveReporter:
 def reporter() -> Reporter:
     """A live bar if standard error is a terminal, else a plain line every now and then."""
     return LiveReporter() if sys.stderr.isatty() else PlainReporter(seconds=10)
+
+
+def loaded(run: Path, device: str | None) -> tuple[Model, Reporter]:
+    """The model of a run, or of released weights, on a device; and what says which it is, and goes on reporting."""
+    where, progress = pick_device(device), reporter()
+    return load(run, device=where, note=progress.note), progress
 
 
 def decoding(progress: Reporter) -> Callable[[int, int, str], None]:

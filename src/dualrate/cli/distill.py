@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
+from dualrate.cli.options import Device
 from dualrate.cli.recipe import checked, override, recipe_named
 from dualrate.cli.train import run_training
 from dualrate.config.ranges import (
@@ -62,8 +63,8 @@ class Distill(Ranged):
     shift: LogSNR = 0.0
     """Of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
     pretraining: FirstIterations | None = None
-    """The first of --fit.iterations: the light network alone, beside the frozen encoder; 1000 if not given, 0 with
-    --student-from."""
+    """The first of --fit.iterations: the light network alone, beside the frozen encoder; 1000 if not given; 0 of a
+    plain student, with --student-from, and for a heavy call at every step."""
     pairs: Pairs = 1
     """Times trained on from one rollout."""
     student_rate: Factor | None = None
@@ -76,8 +77,7 @@ class Distill(Ranged):
     """Images, where they are not where the teacher's training found them."""
     fd_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
-    device: str | None = None
-    """cpu, cuda, ...; cuda if there is one."""
+    device: Device = None
 
     def run(self) -> None:
         student = self.experiment()

@@ -11,12 +11,20 @@ import sys
 import textwrap
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
-from typing import Any, TextIO, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TextIO, TypeVar
 
 import tyro
+from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from dualrate.config.ranges import BatchSize
+
 Command = TypeVar("Command")
+RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
+Device = Annotated[str | None, arg(help="cpu, cuda, ...; cuda if there is one.")]
+AtATime = Annotated[BatchSize, arg(help="Images at a time; fewer need less memory.")]
+AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 NUMBERS = ConstructorRegistry()
 ALL = "--help-all"
 GROUP = re.compile(r"(?:╭─)? ([\w.]+) options ")  # the upper edge of a group; without lines where they cannot be drawn
@@ -91,7 +99,7 @@ def _outer(text: str) -> str:
         inner = inner and bool(line.strip()) and not line.startswith("╰")
     if not left:
         return text
-    names = ", ".join(f"--{name}.*" for name in dict.fromkeys(name.split(".levels")[0] for name in left))
+    names = ", ".join(f"--{name}.*" for name in dict.fromkeys(_outermost(name) for name in left))
     return "".join(kept) + "\n" + textwrap.fill(f"More: {names}. {ALL} shows these too.", 100) + "\n"
 
 
@@ -105,3 +113,9 @@ def _refusal(stop: SystemExit) -> ValueError | None:
                 return cause
         cause = cause.__context__
     return None
+
+
+def _outermost(group: str) -> str:
+    """The group that stands for those within it, and is not shown itself."""
+    outer, levels, _ = group.partition(".levels")
+    return outer if "." in outer else f"{outer}{levels}"

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
-
-from dualrate.cli.console import reporter
+from dualrate.cli.console import loaded
+from dualrate.cli.options import Device, RunDir
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.experiments.experiment import Model
-from dualrate.machine.device import pick_device
 from dualrate.machine.files import write_whole
 from dualrate.measuring.planning import CallCosts, Candidate, Ranked, spearman
 
@@ -23,8 +21,7 @@ PREDICTS = 0.8  # rank correlation from which on the objective is said to rank p
 class PlanSearch(Ranged):
     """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go."""
 
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Directory of a run, or of released weights."""
+    run_dir: RunDir
     budget: str | None = None
     """Share of what a heavy call at every step of --grid costs: 0.25x of 64 steps is the cost of 16 heavy calls."""
     gmacs: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
@@ -47,23 +44,20 @@ class PlanSearch(Ranged):
     """Images per plan of --check."""
     batch_size: BatchSize = 64
     """Images at a time where calls are timed, for --seconds."""
-    device: str | None = None
-    """cpu, cuda, ...; cuda if there is one."""
+    device: Device = None
 
     def run(self) -> None:
         from dualrate.measuring.evaluator import evaluator
         from dualrate.measuring.planning import candidates, measured_errors, rank
         from dualrate.planning.planner import Planner
         from dualrate.report.figures import plan_figure, png
-        from dualrate.runs.store import load
 
         steps = self._checked()
-        device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device, note=progress.note)
+        model, progress = loaded(self.run_dir, self.device)
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         costs, budget, unit = self._budget(model)
-        errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, device=device)
+        errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress)
         planner = Planner(errors, model.process, model.experiment.method.weighting)
         found = candidates(planner, costs, budget, steps, free_times=self.free_times)
         if self.budget is not None:
@@ -76,7 +70,7 @@ class PlanSearch(Ranged):
         print(f"\n{self.out}: {best.num_steps} steps, {best.num_heavy} heavy calls; {self.out.with_suffix('.png')}")
         if not self.check:
             return
-        judge = evaluator(model.experiment.data, features=None, progress=progress)
+        judge = evaluator(model.experiment.data, progress=progress)
         ranked = rank(model, planner, judge, count=self.num, progress=progress)
         print(_verdict(ranked, judge.metric))
         lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]

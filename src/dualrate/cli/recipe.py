@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import TypeVar, cast
@@ -25,7 +26,8 @@ def recipe_named(
     """
     name, names = arguments[0] if arguments else "--help", ", ".join(recipes)
     if name in HELP:
-        print(f"usage: dualrate {usage}\n\nrecipes: {names}, or package.module:function of your own")
+        listed = textwrap.fill(f"recipes: {names}, or package.module:function of your own", 100)
+        print(f"usage: dualrate {usage} (--help after the recipe for its options)\n\n{listed}")
         raise SystemExit(0 if arguments else 2)
     if ":" not in name:
         if name not in recipes:

@@ -9,20 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from dualrate.cli.console import drawing, print_report, reporter
+from dualrate.cli.console import drawing, loaded, print_report
+from dualrate.cli.options import AsJson, AtATime, Device, RunDir
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.config.ranges import BatchSize, Classes, Images, Ranged, Seed
-from dualrate.machine.device import pick_device
+from dualrate.config.ranges import Classes, Images, Ranged, Seed
 
 
 @dataclass(frozen=True)
 class Sample(Ranged):
     """Draw images from a run: PNGs, a grid, and what they cost. The same command goes on after a kill."""
 
-    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Directory of a run, or of released weights."""
+    run_dir: RunDir
     out: Path
     """Directory for the images: new, empty, or with samples of the same kind, which it goes on with."""
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
@@ -32,24 +31,19 @@ class Sample(Ranged):
     """One class for all images; class `seed mod classes` for each if not given."""
     seed: Seed = 0
     """Of the first image; image i has seed + i, whatever the batch size."""
-    batch_size: BatchSize = 125
-    """Images at a time; fewer need less memory."""
+    batch_size: AtATime = 125
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where it pays, or as the images that are there. The same picture for any batch size needs
     float32."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
-    device: str | None = None
-    """cpu, cuda, ...; cuda if there is one."""
-    json: bool = False
-    """Print the report as JSON."""
+    device: Device = None
+    json: AsJson = False
 
     def run(self) -> None:
         from dualrate.measuring.samples import write_samples
-        from dualrate.runs.store import load
 
-        device, progress = pick_device(self.device), reporter()
-        model = load(self.run_dir, device=device, note=progress.note)
+        model, progress = loaded(self.run_dir, self.device)
         how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
         drawer = self.sampling.drawer(model, **how)
         with closing(progress):

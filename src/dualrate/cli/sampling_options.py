@@ -10,12 +10,13 @@ from tyro.conf import arg
 
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import denoiser_named
+from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.measuring.choosing import GAMMA as RECOMMENDED_GAMMA
-from dualrate.measuring.choosing import RECOMMENDED, Choice, Places
+from dualrate.measuring.choosing import RECOMMENDED, SMOOTH, Choice, Places
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.planning import read_plan
-from dualrate.sampling.catalogue import SAMPLERS, sampler_named, taking
+from dualrate.sampling.catalogue import SAMPLERS, taking
 from dualrate.sampling.grids import GridName
 
 
@@ -25,9 +26,10 @@ def _names(markovian: bool) -> str:
 
 
 SAMPLER = (
-    f"{RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g} if not given, of a distilled student ancestral. May reuse a "
-    f"dual-rate context: {_names(markovian=True)}; for a heavy call at every step, or one network: "
-    f"{_names(markovian=False)}; or package.module:Class, a step of your own. "
+    f"Where there is no default: {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; {SMOOTH} with --denoiser "
+    f"shared-encoder; ancestral of a distilled student, or with --eta. May reuse a dual-rate context: "
+    f"{_names(markovian=True)}; for a heavy call at every step, or one network: {_names(markovian=False)}; or "
+    "package.module:Class, a step of your own. "
     "*: needs `dualrate calibrate RUN` once, which measures without guidance."
 )
 GAMMA = (
@@ -48,7 +50,8 @@ class SamplingOptions(Ranged):
     """N, steps of the sampler; 32, or a distilled student's own, if not given. Heun calls the network twice in each but
     the first and the last."""
     heavy: HeavyCalls | None = None
-    """H, heavy calls per image. A quarter of the steps, within what was trained, if not given."""
+    """H, heavy calls per image. If not given: a quarter of the steps, within what was trained; a distilled student's
+    own; of one network every step."""
     places: Places | None = None
     """Of the heavy calls: spread evenly over the steps, or over those after the first eighth. late if not given, where
     the model was trained on steps without a context."""
@@ -71,16 +74,17 @@ class SamplingOptions(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler is not None:
-            sampler_named(self.sampler)
+        self._choice(None if self.plan is None else StepPlan.uniform(1))  # what excludes each other, before any work
         if self.denoiser is not None:
             denoiser_named(self.denoiser)
 
     def drawer(self, model: Model, **more: Any) -> Drawer:
         """What the options ask for. more: fields of a `Drawer`. Raises what `Choice`, its `drawer` and `Drawer` do."""
-        plan = None if self.plan is None else read_plan(self.plan)
-        choice = Choice(
-            self.steps, self.heavy, self.sampler, self.gamma, self.eta, self.grid, self.times, self.places, plan
-        )
+        choice = self._choice(None if self.plan is None else read_plan(self.plan))
         guidance = Guidance(self.guidance, self.interval)
         return choice.drawer(model.with_denoiser(self.denoiser), guidance=guidance, **more)
+
+    def _choice(self, plan: StepPlan | None) -> Choice:
+        return Choice(
+            self.steps, self.heavy, self.sampler, self.gamma, self.eta, self.grid, self.times, self.places, plan
+        )

@@ -13,6 +13,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import decoding, report_end, reporter
+from dualrate.cli.options import Device
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.experiments.experiment import Experiment
@@ -48,8 +49,7 @@ class Train(Ranged):
     """Run directory; runs/<name> if not given."""
     fd_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
-    device: str | None = None
-    """cpu, cuda, ...; cuda if there is one."""
+    device: Device = None
 
     def run(self) -> None:
         run_training(self.experiment, self.out, self.device, self.fd_every)
@@ -58,8 +58,7 @@ class Train(Ranged):
 def run_training(experiment: Experiment, out: Path | None, device: str | None, fd_every: int | None) -> None:
     """Train the experiment in `out`, or in runs/ under its name, and say how it ended."""
     from dualrate.measuring.score import scorer
-    from dualrate.runs.threads import resume_threads
-    from dualrate.runs.train import train
+    from dualrate.runs.train import resume_threads, train
 
     out, where, progress = out or Path("runs") / experiment.name, pick_device(device), reporter()
     resume_threads(out)

@@ -343,7 +343,7 @@ def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, ligh
     if entry.plan is not None or not model.serves.any_plan:
         return 0.0
     if model.reuses_context:
-        kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES, device=model.device)
+        kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES)
         return 0.0 if kept else PLANNING_IMAGES * (PLANNER_GRID * heavy + PLANNER_GRID * (PLANNER_GRID + 1) / 2 * light)
     costs = {run: call_macs(model) for run, model in models.items()}
     return (

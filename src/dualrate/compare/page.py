@@ -11,10 +11,9 @@ from dualrate.compare.work import TimedContender
 from dualrate.diffusion.plan import StepPlan
 from dualrate.machine.environment import environment
 from dualrate.report.figures import pareto_figure, plan_figure
-from dualrate.report.headline import capital, name, plan_of
+from dualrate.report.headline import capital, costs, name, plan_of, scored
 from dualrate.report.html import Drawing, Element, Facts, Gallery, Picture, Points, Section, Text, page
 from dualrate.report.image_grid import image_grid
-from dualrate.report.rows import Row
 from dualrate.report.table import EACH, Table, compute_unit, floor_note, interval, significant, table
 
 COLUMNS = 10
@@ -50,21 +49,15 @@ def _best(results: ComparisonResults) -> str:
     ranked = sorted(results.finished, key=lambda one: one.row.score.value)
     best = ranked[0].measured.row
     so_far = "So far. " if results.left else ""
-    says = f"{so_far}Best of all: {name(best)}, {best.score.metric} {significant(best.score.value)} {interval(best)}."
+    says = f"{so_far}Best of all: {name(best)}, {best.score.metric} {scored(best)}."
     sides = [side for side in (results.own, results.rivals) if side]
     if len(sides) < 2:
         return says
     own, rival = (min((one.row for one in side), key=lambda row: row.score.value) for side in sides)
     return (
-        f"{so_far}Best dual-rate: {name(own)}, {own.score.metric} {significant(own.score.value)} {interval(own)}, at "
-        f"{_cost_text(own)}. Best of all others: {name(rival)}, {significant(rival.score.value)} {interval(rival)}, at "
-        f"{_cost_text(rival)}."
+        f"{so_far}Best dual-rate: {name(own)}, {own.score.metric} {scored(own)}, at {costs(own)} an image. Best of all "
+        f"others: {name(rival)}, {scored(rival)}, at {costs(rival)} an image."
     )
-
-
-def _cost_text(row: Row) -> str:
-    prefix, unit = compute_unit([row.flops])
-    return f"{significant(row.flops / unit)} {prefix}FLOPs and {significant(1000 * row.seconds_per_image)} ms an image"
 
 
 def _sentence(one: Savings) -> str:
@@ -72,12 +65,12 @@ def _sentence(one: Savings) -> str:
     row = one.finished.row
     start = f"{capital(name(row))} ({row.score.metric} {significant(row.score.value)}): "
     parts = []
-    for costs, found in zip(COSTS[:2], one.savings, strict=False):
+    for counted, found in zip(COSTS[:2], one.savings, strict=False):
         if math.isinf(found.ratio):
             least = f", they need at least {found.low:.2f} times" if math.isfinite(found.low) else ""
             parts.append(f"no other measured reaches it{least}")
         else:
-            parts.append(f"the others need {found} times its {costs.name} for the same score")
+            parts.append(f"the others need {found} times its {counted.name} for the same score")
     return start + "; ".join(parts) + "."
 
 
@@ -89,7 +82,7 @@ def _saved(results: ComparisonResults) -> list[Section]:
 def savings_table(results: ComparisonResults) -> Table:
     """A line per dual-rate contender that none of its kind beats; none without both sides."""
     found = savings(results)
-    header = ("network", "sampler", "plan", results.judge.metric, *(costs.name for costs in COSTS))
+    header = ("network", "sampler", "plan", results.judge.metric, *(counted.name for counted in COSTS))
     cells = [
         (
             one.finished.row.network,

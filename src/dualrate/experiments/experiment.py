@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from dualrate.config.ranges import Ranged, Side
+from dualrate.data.images import ImageSet, load_images
 from dualrate.data.loader import Augment
+from dualrate.data.source import DataProgress, Split
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess
@@ -43,6 +45,11 @@ class DataConfig(Ranged):
     on_bad: Literal["fail", "skip"] = "fail"
     """What an image that cannot be read does: end the program, or be left out."""
     augment: Augment = Augment()
+
+    def load(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
+        """One split of them. Raises what `load_images` raises."""
+        how = {"size": self.size, "channels": self.channels, "on_bad": self.on_bad}
+        return load_images(self.source, split=split, progress=progress, **how)
 
 
 @dataclass(frozen=True)

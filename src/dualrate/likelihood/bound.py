@@ -30,7 +30,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, expand
 from dualrate.diffusion.values import Cond
-from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step
+from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped
 from dualrate.sampling.trajectory import trajectory
 
 
@@ -112,9 +112,7 @@ class _Forward(Step):
     def markovian(self) -> bool:
         return self.step.markovian
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         posterior = self.step.process.posterior(z, self.x, t, s)
         return posterior.sample(draw()), (*carry, self.compare(posterior, self.step.kernel(denoise, z, t, s)))
 

@@ -25,7 +25,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
 from dualrate.diffusion.values import Cond
 from dualrate.likelihood.bound import along_path
-from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep
+from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Stepped
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ class FittedVariance(MarkovStep):
         own = self.process.posterior(mean, mean, t, s).variance  # whatever the state and the image
         return Gaussian(mean, own + expand(self._excess(t), z))
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         return self.kernel(denoise, z, t, s).sample(draw()), carry
 
     def _excess(self, t: Tensor) -> Tensor:

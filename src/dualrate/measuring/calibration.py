@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dualrate.data.images import ImageSet, load_images
+from dualrate.data.images import ImageSet
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
@@ -33,7 +33,7 @@ ROWS = 32  # images at a time
 SEED = 3 << 40  # of the noise; far from the seeds of images, and from the planner's
 
 
-def calibrate(model: Model, *, images: int, rings: int, progress: Reporter, device: torch.device) -> CovarianceTable:
+def calibrate(model: Model, *, images: int, rings: int, progress: Reporter) -> CovarianceTable:
     """Measures a model's table on training images and writes it beside its weights.
 
     Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
@@ -43,17 +43,14 @@ def calibrate(model: Model, *, images: int, rings: int, progress: Reporter, devi
         raise ValueError(f"{model.name} was not loaded from a directory, so there is no place to keep its table")
     if images < 2:
         raise ValueError(f"a table is a mean over images: ask for at least 2, got {images}")
-    data = model.experiment.data
-    source = load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
-    with torch.autocast(device.type, torch.bfloat16, enabled=pays(device)):
-        table = _measured(model, source, images, Bands(model.shape, rings), progress, device)
+    source = model.experiment.data.load("train")
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=pays(model.device)):
+        table = _measured(model, source, images, Bands(model.shape, rings), progress)
     write_table(table, model.path / COVARIANCE, model.weights_hash, images)
     return table
 
 
-def _measured(
-    model: Model, source: ImageSet, count: int, bands: Bands, progress: Reporter, device: torch.device
-) -> CovarianceTable:
+def _measured(model: Model, source: ImageSet, count: int, bands: Bands, progress: Reporter) -> CovarianceTable:
     schedule, denoiser = model.process.schedule, model.denoiser
     lowest, highest = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
     log_snr = torch.arange(max(LOWEST, math.ceil(lowest)), min(HIGHEST, math.floor(highest)) + 1, dtype=torch.float64)
@@ -62,7 +59,7 @@ def _measured(
     total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
     parts: list[Tensor] = []
     done, each = itertools.count(1), torch.arange(size)
-    for batch in subset_batches(model, source, count, ROWS, device):
+    for batch in subset_batches(model, source, count, ROWS):
         draws, estimates = Draws(SEED, batch.row), torch.zeros(len(batch), size, size + 1, bands.count)
         for call in every_call(denoiser, model.process, t, batch.x, batch.cond, draws):
             if not (reused or call.i == call.j):

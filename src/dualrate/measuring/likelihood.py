@@ -165,7 +165,7 @@ def _judged(
 ) -> list[Judged]:
     """What `judge` says of every batch, under autocast as in sampling."""
     device, judged, done = drawer.model.device, [], 0
-    for batch in subset_batches(drawer.model, images, count, drawer.batch_size, device):
+    for batch in subset_batches(drawer.model, images, count, drawer.batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=drawer.bfloat16):
             judged.append(judge(batch))
         done += len(batch)

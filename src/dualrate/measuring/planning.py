@@ -14,7 +14,7 @@ import torch
 
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
-from dualrate.data.images import ImageSet, load_images
+from dualrate.data.images import ImageSet
 from dualrate.data.untrusted import read_text, reading
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
@@ -102,9 +102,7 @@ def candidates(
     return sorted(found, key=lambda candidate: candidate.planned.objective)
 
 
-def measured_errors(
-    model: Model, *, grid: int, images: int, progress: Reporter, device: torch.device | str = "cpu"
-) -> Errors:
+def measured_errors(model: Model, *, grid: int, images: int, progress: Reporter) -> Errors:
     """Errors of the model on its training data, over `grid` uniform steps; kept in the user's cache.
 
     images: at most; all of them if there are fewer
@@ -112,16 +110,16 @@ def measured_errors(
     """
     if not model.reuses_context:
         raise ValueError(f"{model.name} has a single network, which runs at every step: there is nothing to plan")
-    source, bfloat16 = _source(model), pays(torch.device(device))
+    source = model.experiment.data.load("train")
     images = min(images, len(source))
-    file = _file(model, source, grid, images, bfloat16=bfloat16)
+    file = _file(model, source, grid, images)
     if file.exists():
         return _read_errors(file, grid)
     progress.note(
         f"measuring the errors of {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
     )
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
-        errors = _measured(model, source, grid, images, progress, torch.device(device))
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=pays(model.device)):
+        errors = _measured(model, source, grid, images, progress)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
     return errors
@@ -139,31 +137,24 @@ def _read_errors(file: Path, grid: int) -> Errors:
         raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
 
 
-def are_errors_kept(model: Model, *, grid: int, images: int, device: torch.device | str = "cpu") -> bool:
+def are_errors_kept(model: Model, *, grid: int, images: int) -> bool:
     """Whether `measured_errors` has nothing left to measure."""
-    source = _source(model)
-    return _file(model, source, grid, min(images, len(source)), bfloat16=pays(torch.device(device))).exists()
+    source = model.experiment.data.load("train")
+    return _file(model, source, grid, min(images, len(source))).exists()
 
 
-def _source(model: Model) -> ImageSet:
-    data = model.experiment.data
-    return load_images(data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad)
-
-
-def _file(model: Model, source: ImageSet, grid: int, images: int, *, bfloat16: bool) -> Path:
-    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, bfloat16]
+def _file(model: Model, source: ImageSet, grid: int, images: int) -> Path:
+    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, pays(model.device)]
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     return cache_dir() / "plans" / f"{key}.json"
 
 
-def _measured(
-    model: Model, source: ImageSet, grid: int, images: int, progress: Reporter, device: torch.device
-) -> Errors:
+def _measured(model: Model, source: ImageSet, grid: int, images: int, progress: Reporter) -> Errors:
     """`images` spread over the data set; a mean over parts of ROWS images."""
     t, start = StepPlan.uniform(grid).t, 0
     total = np.zeros((grid, grid + 1))
-    for part in subset_batches(model, source, images, ROWS, device):
-        draws = Draws(SEED, torch.arange(start, start + len(part), device=device))
+    for part in subset_batches(model, source, images, ROWS):
+        draws = Draws(SEED, torch.arange(start, start + len(part), device=model.device))
 
         def update(done: int, grid: int, start: int = start, rows: int = len(part)) -> None:
             progress.update(start * grid + rows * done, images * grid, {"images": start + rows * done // grid})

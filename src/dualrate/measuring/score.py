@@ -14,7 +14,7 @@ SCORED = 1000  # images
 
 def scorer(data: DataConfig, progress: Reporter) -> Score:
     """Frechet distance of 1,000 images under the recommended sampler and plan. Raises what `evaluator` raises."""
-    judge = evaluator(data, features=None, progress=progress)
+    judge = evaluator(data, progress=progress)
     check(judge, SCORED, details=False)
 
     def score(model: Model) -> tuple[str, float]:

@@ -26,9 +26,7 @@ class SubsetBatch:
         return len(self.x)
 
 
-def subset_batches(
-    model: Model, images: ImageSet, count: int, batch_size: int, device: torch.device | str = "cpu"
-) -> Iterator[SubsetBatch]:
+def subset_batches(model: Model, images: ImageSet, count: int, batch_size: int) -> Iterator[SubsetBatch]:
     """`count` images, evenly subset_batches over a set, with the labels that the model is conditioned on.
 
     Raises ValueError for more images than there are, images or labels that are not the model's, and a batch size
@@ -51,5 +49,5 @@ def subset_batches(
     chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
     for first in range(0, count, batch_size):
         row = chosen[first : first + batch_size]
-        cond = Cond(None if labels is None else torch.tensor(labels[row], device=device))
-        yield SubsetBatch(to_float(images.images[row]).to(device), cond, torch.tensor(row, device=device))
+        cond = Cond(None if labels is None else torch.tensor(labels[row], device=model.device))
+        yield SubsetBatch(to_float(images.images[row]).to(model.device), cond, torch.tensor(row, device=model.device))

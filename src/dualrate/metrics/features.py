@@ -127,9 +127,19 @@ class FeatureNet:
     def usual_count(self) -> int:
         return 5000
 
-    def features(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
-        """As `extract`."""
-        return extract(self, images)
+    def features(self, images: Tensor | NDArray[np.uint8], batch_size: int = 500) -> Tensor:
+        """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8; ValueError for others."""
+        arch = self.card.architecture
+        wanted = (arch.channels, arch.size, arch.size)
+        if str(images.dtype).removeprefix("torch.") != "uint8" or tuple(images.shape[1:]) != wanted or not len(images):
+            raise ValueError(
+                f"got images {tuple(images.shape)} {images.dtype}; feature net {self.card.name!r} takes "
+                f"(N, {', '.join(map(str, wanted))}) uint8: quantise x in [-1, 1] by round(127.5x+127.5), use images "
+                "of the size and colours of its data set, or train a feature net on yours"
+            )
+        parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return torch.cat([self.module.features(to_float(part).cpu()) for part in parts])
 
     def save(self, directory: Path | str) -> None:
         """Write weights (safetensors) and card (JSON) into `directory`, made if it is missing."""
@@ -169,18 +179,3 @@ def read_card(file: Path) -> Card:
 def weight_bytes(module: Classifier) -> bytes:
     """The weights as the bytes of a safetensors file, the same for the same weights."""
     return bytes_of_tensors({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
-
-
-def extract(net: FeatureNet, images: Tensor | NDArray[np.uint8], batch_size: int = 500) -> Tensor:
-    """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8; ValueError for another type, shape or size."""
-    arch = net.card.architecture
-    wanted = (arch.channels, arch.size, arch.size)
-    if str(images.dtype).removeprefix("torch.") != "uint8" or tuple(images.shape[1:]) != wanted or not len(images):
-        raise ValueError(
-            f"got images {tuple(images.shape)} {images.dtype}; feature net {net.card.name!r} takes "
-            f"(N, {', '.join(map(str, wanted))}) uint8: quantise x in [-1, 1] by round(127.5x+127.5), use images of "
-            "the size and colours of its data set, or train a feature net on yours"
-        )
-    parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        return torch.cat([net.module.features(to_float(part).cpu()) for part in parts])

@@ -14,7 +14,7 @@ from torch import nn
 
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import Augment, Batches
-from dualrate.metrics.features import CARD, Architecture, Card, Classifier, FeatureNet, extract, weight_bytes
+from dualrate.metrics.features import CARD, Architecture, Card, Classifier, FeatureNet, weight_bytes
 
 BATCH_SIZE = 256
 MAX_SHIFT = 1  # pixel, each way: the only augmentation
@@ -108,7 +108,7 @@ def _fit(module: Classifier, images: ImageSet, seed: int, epochs: int, progress:
 def _accuracy(net: FeatureNet, test: ImageSet) -> float:
     if test.labels is None:
         raise ValueError(f"{test.name!r} has no labels to test the feature net on: give none, or a labelled test set")
-    guess = net.module.classify(extract(net, test.images)).argmax(1)
+    guess = net.module.classify(net.features(test.images)).argmax(1)
     return (guess.numpy() == test.labels).mean().item()
 
 

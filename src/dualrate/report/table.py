@@ -84,16 +84,6 @@ def floor_note(rows: Sequence[Row]) -> str:
     return f"floor: {significant(score.floor)}, reached by {score.floor_count} held-out real images"
 
 
-def text_table(rows: Sequence[Row]) -> str:
-    """The rows' table, aligned for a terminal."""
-    return as_text(table(rows))
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The rows' table in Markdown."""
-    return as_markdown(table(rows))
-
-
 def as_text(made: Table) -> str:
     """Columns aligned for a terminal, the notes below."""
     lines = [made.header, *made.cells]
@@ -121,28 +111,15 @@ def as_markdown(made: Table) -> str:
 
 def records(rows: Sequence[Row]) -> list[dict[str, object]]:
     """One flat dict per row, unrounded, in the order given; JSON has no NaN, so an unknown floor is None."""
-    return [
-        {
-            "network": row.network,
-            "sampler": row.sampler,
-            "num_steps": row.num_steps,
-            "num_heavy": row.num_heavy,
-            "macs": row.macs,
-            "flops": row.flops,
-            "seconds_per_image": row.seconds_per_image,
-            "batch_size": row.batch_size,
-            "metric": row.score.metric,
-            "value": row.score.value,
-            "low": row.score.low,
-            "high": row.score.high,
-            "level": row.score.level,
-            "floor": None if math.isnan(row.score.floor) else row.score.floor,
-            "floor_count": row.score.floor_count,
-            "fingerprint": asdict(row.score.fingerprint),
-            "note": row.score.note,
-        }
-        for row in rows
-    ]
+    return [_record(row) for row in rows]
+
+
+def _record(row: Row) -> dict[str, object]:
+    own = asdict(row)
+    score = own.pop("score")
+    floor = None if math.isnan(row.score.floor) else row.score.floor
+    left_out = ("precision", "details")
+    return {k: v for k, v in (own | {"flops": row.flops} | score | {"floor": floor}).items() if k not in left_out}
 
 
 def compute_unit(flops: Sequence[int]) -> tuple[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 
 from dualrate.config.serial import from_plain, to_plain, type_name
-from dualrate.data.images import ImageSet, load_images, to_uint8
+from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.loader import Batches
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.experiments.experiment import Experiment, Model, Start
@@ -20,7 +22,7 @@ from dualrate.methods.method import Method
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.checks import check_out, data_notes
-from dualrate.runs.store import EXPERIMENT, load, note_start, read_experiment, write_experiment
+from dualrate.runs.store import EXPERIMENT, HISTORY, load, note_start, read_experiment, write_experiment
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import sample
@@ -122,12 +124,23 @@ def _check_method(experiment: Experiment, out: Path) -> None:
 
 def training_images(experiment: Experiment, decoding: Callable[[int, int, str], None] | None) -> ImageSet:
     """What the experiment trains on. Raises ValueError if that does not fit its networks."""
-    data = experiment.data
-    images = load_images(
-        data.source, split="train", size=data.size, channels=data.channels, on_bad=data.on_bad, progress=decoding
-    )
+    images = experiment.data.load("train", decoding)
     check_fit(experiment, images)
     return images
+
+
+def resume_threads(run: Path) -> None:
+    """Take the number of threads of the run's last start, unless DUALRATE_THREADS or OMP_NUM_THREADS asks for one.
+
+    A resumed run's bits depend on it.
+    """
+    if os.environ.get("DUALRATE_THREADS") != "auto":
+        return
+    try:
+        threads = int(json.loads((run / HISTORY).read_text().splitlines()[-1])["threads"])
+    except (OSError, ValueError, LookupError, TypeError):  # no run yet, or a line that a kill cut off
+        return
+    torch.set_num_threads(threads)
 
 
 def costs_of(experiment: Experiment, method: Method) -> list[str]:

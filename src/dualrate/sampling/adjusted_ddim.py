@@ -32,7 +32,7 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import GaussianProcess, expand
 from dualrate.diffusion.schedule import alpha
-from dualrate.sampling.step import Carry, Denoise, Draw, Step, weight_of_x
+from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, weight_of_x
 
 XVariance = Callable[[Tensor], Tensor]  # log_snr (B,) -> variance of x about x_hat, per dimension, (B,)
 
@@ -93,9 +93,7 @@ class AdjustedDDIM(Step):
     def __str__(self) -> str:
         return "aDDIM" if self.variance is analytic_variance else f"aDDIM, {self.variance}"
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_hat = denoise(z, t)
         if bool((s == 0).all()):
             return x_hat, carry

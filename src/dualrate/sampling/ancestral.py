@@ -28,7 +28,7 @@ from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, move
+from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped, move
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ class Ancestral(Ranged, MarkovStep):
         log_ratio = torch.nn.functional.logsigmoid(-log_snr_t) - torch.nn.functional.logsigmoid(-log_snr_s)
         return Gaussian(posterior.mean, posterior.variance * expand(torch.exp(self.gamma * log_ratio), z))
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         if self.eta == 0:
             return DDIM(self.process)(denoise, z, t, s, draw, carry)
         if bool((s == 0).all()):
@@ -112,8 +110,6 @@ class DDIM(Step):
     def __str__(self) -> str:
         return "DDIM"
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_hat = denoise(z, t)
         return x_hat if bool((s == 0).all()) else move(self.process, z, x_hat, t, s), carry

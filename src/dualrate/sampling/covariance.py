@@ -50,7 +50,7 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.process import GaussianProcess, expand
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.sampling.bands import Bands
-from dualrate.sampling.step import Carry, Denoise, Draw, Step, move, weight_of_x
+from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move, weight_of_x
 
 Kernel = Literal["markov", "ddim"]
 FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
@@ -84,9 +84,7 @@ class TabulatedCovariance(Ranged, Step):
     def markovian(self) -> bool:
         return self.kernel == "markov"
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         variance = self.variance.to(z)[place(self.t, t)]
         return banded(self, z, denoise(z, t), variance, t, s, draw()), carry
 
@@ -114,9 +112,7 @@ class ProbedCovariance(Step):
     def markovian(self) -> bool:
         return self.table.markovian
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         table, row = self.table, place(self.table.t, t)
         x_hat, estimate = probed(table.process, table.bands, denoise, z, t, draw())
         most, trusted = self.data.to(z), self.trusted.to(z.device)[row]
@@ -152,9 +148,7 @@ class NoiseCovariance(Ranged, Step):
     def markovian(self) -> bool:
         return self.kernel == "markov"
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         if bool((s == 0).all()):
             return denoise(z, t), carry
         normal, log_snr = draw(), self.process.schedule.log_snr

@@ -35,7 +35,7 @@ from torch import Tensor
 from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.process import GaussianProcess, expand
 from dualrate.sampling.ancestral import Ancestral
-from dualrate.sampling.step import Carry, Denoise, Draw, Step, move
+from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ class Heun(Step):
     def __str__(self) -> str:
         return "Heun"
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)
         if bool((s == 0).all()):
             return x_t, carry
@@ -80,9 +78,7 @@ class DPMSolver2M(Step):
     def __str__(self) -> str:
         return "DPM-Solver++ 2M"
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)
         if bool((s == 0).all()):
             return x_t, (x_t, t)
@@ -105,9 +101,7 @@ class DPMSolver3M(Step):
     def __str__(self) -> str:
         return "DPM-Solver++ 3M"
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)
         after = ((x_t, t), *carry[:1])
         if bool((s == 0).all()):
@@ -138,9 +132,7 @@ class SDEDPMSolver2M(Ranged, Step):
     def order(self) -> int:
         return 1 if self.gamma else 2
 
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)
         if bool((s == 0).all()):
             return x_t, (x_t, t)

@@ -23,6 +23,7 @@ from dualrate.diffusion.schedule import alpha
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> x_hat
 Draw = Callable[[], Tensor]  # this step's next standard normal numbers, in the state's shape
 Carry = Any  # what a multistep solver remembers: a value threaded by the loop, () for most
+Stepped = tuple[Tensor, Carry]  # z_s and the next carry
 
 
 class Step(ABC):
@@ -52,9 +53,7 @@ class Step(ABC):
         return ()
 
     @abstractmethod
-    def __call__(
-        self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         """z_s and the next carry. z: (B, ...)."""
 
 
