@@ -1,4 +1,4 @@
-# Everything runs in .venv, which tools/bootstrap.py makes; `make PYTHON=python3.12 ...` picks another Python.
+# Everything runs in .venv, which tools/set_up.py makes; `make PYTHON=python3.12 ...` picks another Python.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -13,7 +13,7 @@ help:  ## show this list
 
 demo:  ## set up, train a small model, measure the shipped ones, write demo/report.html (10 minutes at most)
 	@echo "demo: about 7 minutes, and the first time some more before them, to set up .venv"
-	@$(PYTHON) tools/bootstrap.py
+	@$(PYTHON) tools/set_up.py
 	@$(BIN)/dualrate demo
 
 test test-slow: export OMP_NUM_THREADS ?= 1
@@ -56,7 +56,7 @@ clean:  ## remove caches, build output and the demo's output; keep .venv and run
 	find src tests studies tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 env:  ## make .venv, where the command dualrate is
-	@$(PYTHON) tools/bootstrap.py
+	@$(PYTHON) tools/set_up.py
 
 env-dev:
-	@$(PYTHON) tools/bootstrap.py --dev
+	@$(PYTHON) tools/set_up.py --dev

@@ -56,7 +56,12 @@ HARMLESS = ("importlib.metadata", "importlib.resources")
 MAY_FIND = {"dualrate.config.imports"}  # steps, denoisers and recipes of other packages, as module:name
 
 # What methods share, and all of them that the trainer knows
-SHARED = {"dualrate.methods.method", "dualrate.methods.times", "dualrate.methods.__init__"}
+SHARED = {
+    "dualrate.methods.method",
+    "dualrate.methods.times",
+    "dualrate.methods.context_dropout",
+    "dualrate.methods.__init__",
+}
 PROTOCOL = "dualrate.methods.method"
 
 

@@ -10,7 +10,8 @@ from scipy.stats import ks_2samp, kstest
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
-from dualrate.methods.times import SingleTime, TimeSampler, radical_inverse
+from dualrate.methods.context_dropout import radical_inverse
+from dualrate.methods.times import SingleTime, TimeSampler
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
 sizes = st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))

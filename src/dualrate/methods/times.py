@@ -1,4 +1,4 @@
-"""The times of a training batch: the joint law of (t, tau), and which rows keep their context.
+"""The times of a training batch: the joint law of (t, tau).
 
 t ~ U(0, 1) and tau = min(1, t + u / H), u ~ U(0, 1): the law of tau given t under a plan of H equal segments with a
 random phase. H is log-uniform on the integers of a range, so that one model serves any H. The distance to the next edge
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dualrate.config.ranges import Probability, Range, Ranged, Steps
 from dualrate.diffusion.draws import Draws
+from dualrate.methods.context_dropout import kept_images
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class TimeSource(ABC):
 class TimeSampler(TimeSource, Ranged):
     """Draws (t, tau) and the context dropout of each row.
 
-    The images that keep their context are spread evenly over the sample numbers (`radical_inverse`), so every run of an
-    even number of images keeps exactly half of them at a dropout of 0.5.
+    Contexts are dropped by whole images (context_dropout.py).
     """
 
     heavy: tuple[Steps, Steps] = (4, 32)
@@ -80,7 +80,7 @@ class TimeSampler(TimeSource, Ranged):
             tau = (t + draws.uniform("tau") / heavy).clamp(max=1)
         else:
             tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
-        kept = torch.nonzero(radical_inverse(draws.row) >= self.dropout)
+        kept = kept_images(draws, self.dropout)
         kept = kept * self.draws + torch.arange(self.draws, device=t.device)
         return BatchTimes(self._spread(tau, heavy, t).flatten(), tau, kept.flatten())
 
@@ -118,15 +118,3 @@ def stratified_uniform(draws: Draws) -> Tensor:
     golden = (5**0.5 - 1) / 2
     offset = Draws(draws.seed, torch.zeros(1, dtype=torch.int64, device=draws.row.device)).uniform("t")
     return ((draws.row.double() * golden + offset) % 1).clamp(1e-9, 1 - 1e-9)
-
-
-def radical_inverse(row: Tensor) -> Tensor:
-    """(B,) float64 in [0, 1): the binary digits of sample numbers, the lowest 32, mirrored at the point.
-
-    Van der Corput's sequence: any 2^m rows that begin at a multiple of 2^m have one in every 2^-m. Beside the rotation
-    of `stratified_uniform` it is uniform in the square, whatever threshold it is compared with: the rows that share
-    their lowest digits are equally far apart, and t at these is a rotation by a multiple of the golden ratio, which is
-    as irrational. A second rotation would be tied to the first at thresholds near its multiples.
-    """
-    place = torch.arange(32, device=row.device)
-    return ((row[:, None] >> place) & 1).double() @ torch.ldexp(torch.ones_like(place).double(), -place - 1)

@@ -1,4 +1,4 @@
-"""The decisions of tools/bootstrap.py: where torch comes from, and what it refuses to install. No network, no pip."""
+"""The decisions of tools/set_up.py: where torch comes from, and what it refuses to install. No network, no pip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "tools" / "bootstrap.py")
+    spec = importlib.util.spec_from_file_location("set_up", ROOT / "tools" / "set_up.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -146,7 +146,7 @@ def test_too_little_disk_is_said_before_anything_is_made() -> None:
 def test_an_old_python_is_told_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 1))
     with pytest.raises(boot.Problem, match=r"needs 3\.11"):
-        boot.bootstrap(dev=False)
+        boot.set_up(dev=False)
 
 
 def test_agrees_with_pyproject_and_constraints() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the environment in .venv: `python3 tools/bootstrap.py [--dev]`. Standard library only.
+"""Make the environment in .venv: `python3 tools/set_up.py [--dev]`. Standard library only.
 
 Where torch comes from, the first that holds:
     kept   .venv has one already
@@ -294,7 +294,7 @@ def explain(source: str, torch: Torch | None) -> str:
     return f"{tested} for the CPU; with CUDA instead: DUALRATE_TORCH=cuda make demo"
 
 
-def bootstrap(dev: bool) -> None:
+def set_up(dev: bool) -> None:
     if sys.version_info < OLDEST_PYTHON:
         raise Problem(
             "this is Python {}.{}; dualrate needs {}.{} or newer. Name one: `make PYTHON=python3.12 demo`".format(
@@ -330,7 +330,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make dualrate's environment in .venv.")
     parser.add_argument("--dev", action="store_true", help="with what tests, lint and type checks need")
     try:
-        bootstrap(parser.parse_args().dev)
+        set_up(parser.parse_args().dev)
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
