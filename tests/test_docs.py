@@ -130,7 +130,7 @@ def small_networks(place, monkeypatch) -> None:
         monkeypatch.setattr(contenders, name, few)
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
-    monkeypatch.setattr(work, "peak_memory", lambda *of, device: 1)
+    monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)
     for name, networks in {"heavy": OneNetwork(heavy), "dual": TwoNetworks(heavy, light)}.items():
         experiment = Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=TimeSampler()), FitConfig(1))
         path = place / "weights" / experiment.name

@@ -59,7 +59,7 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(contenders, "SIMILARITY_IMAGES", 2)
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
-    monkeypatch.setattr(work, "peak_memory", lambda *of, device: 1)
+    monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(64) % 2)
@@ -121,7 +121,7 @@ def test_all_kinds_of_contenders_on_one_page(here):
 
 def test_peak_memory_is_that_of_a_process_of_its_own(here):
     contender = Contender(Path("heavy"), "heavy", "ancestral", StepPlan.uniform(2))
-    small, large = (speed.peak_memory(contender, batch, device=torch.device("cpu")) for batch in (1, 16384))
+    small, large = (speed.memory_of(contender, batch, device=torch.device("cpu")) for batch in (1, 16384))
     assert 1e7 < small < large
 
 

@@ -13,9 +13,10 @@ from dualrate.metrics.features import Classifier, FeatureNet
 from dualrate.metrics.fingerprint import require_same
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.kernel import kernel_distance
-from dualrate.metrics.precision_recall import precision_recall
+from dualrate.metrics.precision_recall import Manifold
 from dualrate.metrics.reference import Reference
 from dualrate.metrics.train_features import train_feature_net
+from metrics.scored import score_of
 from metrics.squares import two_classes
 
 REAL = two_classes(count=1200, seed=2).images
@@ -30,8 +31,8 @@ def evaluator() -> Evaluator:
 
 def test_real_images_lie_at_the_floor_and_damaged_ones_above(evaluator):
     damage = np.random.default_rng(0).integers(0, 60, REAL[:600].shape, dtype=np.uint8)
-    real = evaluator.score(REAL[:600], seeds="0-599", labels="none")
-    damaged = evaluator.score(np.maximum(REAL[:600], damage), seeds="0-599", labels="none")
+    real = score_of(evaluator, REAL[:600], seeds="0-599", labels="none")
+    damaged = score_of(evaluator, np.maximum(REAL[:600], damage), seeds="0-599", labels="none")
     assert real.metric == "FD-squares"
     assert real.low < real.value < real.high
     assert real.value < 2 * real.floor < damaged.low
@@ -39,7 +40,7 @@ def test_real_images_lie_at_the_floor_and_damaged_ones_above(evaluator):
 
 
 def test_a_score_is_the_distance_from_all_of_the_reference(evaluator):
-    score = evaluator.score(torch.from_numpy(REAL), seeds="0-1199", labels="none")
+    score = score_of(evaluator, torch.from_numpy(REAL), seeds="0-1199", labels="none")
     ours, reference = (GaussianStats.of(evaluator.net.features(x)) for x in (REAL, evaluator.reference.images))
     assert score.value == pytest.approx(frechet_distance(ours, reference), rel=1e-9)
 
@@ -52,21 +53,21 @@ def test_the_floor_is_taken_at_the_same_count(evaluator):
 
 
 def test_what_to_keep_in_mind_is_noted(evaluator):
-    score = evaluator.score(REAL, seeds="0-1199", labels="none")
+    score = score_of(evaluator, REAL, seeds="0-1199", labels="none")
     assert (score.fingerprint.count, score.floor_count) == (1200, 600)
     assert "1200 images is biased upward" in score.note
     assert "only 600 held-out" in score.note
-    alone = Evaluator(evaluator.net, evaluator.reference, None).score(REAL, seeds="0-1199", labels="none")
+    alone = score_of(Evaluator(evaluator.net, evaluator.reference, None), REAL, seeds="0-1199", labels="none")
     assert math.isnan(alone.floor)
     assert "no floor" in alone.note
 
 
 def test_the_fingerprint_tells_count_seeds_net_and_reference_apart(evaluator):
-    one = evaluator.score(REAL[:400], seeds="0-399", labels="i mod classes").fingerprint
+    one = score_of(evaluator, REAL[:400], seeds="0-399", labels="i mod classes").fingerprint
     assert one.features == f"squares:{evaluator.net.card.identity[:12]}"
     assert one.reference == f"squares/train:{evaluator.reference.fingerprint[:12]}"
     assert (one.reference_count, one.count, one.seeds, one.labels) == (1500, 400, "0-399", "i mod classes")
-    other = evaluator.score(REAL[:500], seeds="0-499", labels="i mod classes").fingerprint
+    other = score_of(evaluator, REAL[:500], seeds="0-499", labels="i mod classes").fingerprint
     with pytest.raises(ValueError, match=r"count \(400 / 500\), seeds"):
         require_same([one, other])
 
@@ -75,7 +76,7 @@ def test_strata_narrow_the_interval_alone_and_say_so(evaluator):
     labels = two_classes(count=1200, seed=2).labels
     features, strata = evaluator.net.features(REAL), torch.from_numpy(labels)
     of = {"seeds": "0-1199", "labels": "i mod classes"}
-    plain, within = evaluator.score_features(features, **of), evaluator.score(REAL, **of, strata=strata)
+    plain, within = evaluator.score_features(features, **of), score_of(evaluator, REAL, **of, strata=strata)
     assert (within.value, within.fingerprint) == (plain.value, plain.fingerprint)
     assert within.high - within.low < 0.9 * (plain.high - plain.low)
     assert "each class keeping its share" in within.note
@@ -86,11 +87,11 @@ def test_replicates_are_what_the_interval_is_of(evaluator):
     features = evaluator.net.features(REAL)
     strata = torch.arange(len(REAL)) % 10
     for given in (None, strata):
-        score = evaluator.score_features(features, seeds="", labels="", level=0.8, resamples=50, strata=given)
+        score = evaluator.score_features(features, seeds="", labels="", resamples=50, strata=given)
         replicates = evaluator.replicates(features, given, resamples=50)
         assert replicates.shape == (50,)
         assert replicates.mean() == pytest.approx(score.value, rel=1e-9)
-        assert np.quantile(replicates, [0.1, 0.9]) == pytest.approx([score.low, score.high], rel=1e-9)
+        assert np.quantile(replicates, [0.025, 0.975]) == pytest.approx([score.low, score.high], rel=1e-9)
 
 
 def test_details_are_of_the_reference_at_the_same_count(evaluator):
@@ -103,7 +104,7 @@ def test_details_are_of_the_reference_at_the_same_count(evaluator):
     assert found.reference_count == 600
     order = torch.randperm(1500, generator=torch.Generator().manual_seed(0))
     chosen = order[by_turns(evaluator.reference.labels[order.numpy()])][:600]
-    assert found.precision_recall == precision_recall(features, reference[chosen])
+    assert found.precision_recall == Manifold.of(reference[chosen]).precision_recall(features)
     assert found == evaluator.details(features)
     assert evaluator.score_features(features, seeds="", labels="", resamples=2).details is None
 
@@ -130,12 +131,12 @@ def test_statistics_from_a_file_have_no_details(evaluator):
 
 def test_too_few_images_are_refused(evaluator):
     with pytest.raises(ValueError, match="needs at least 192"):
-        evaluator.score(REAL[:191], seeds="0-190", labels="none")
+        score_of(evaluator, REAL[:191], seeds="0-190", labels="none")
 
 
 def test_images_of_another_shape_are_refused(evaluator):
     with pytest.raises(ValueError, match="uint8"):
-        evaluator.score(REAL.astype(np.float32), seeds="0-1199", labels="none")
+        score_of(evaluator, REAL.astype(np.float32), seeds="0-1199", labels="none")
 
 
 def test_features_that_are_not_finite_are_refused(evaluator):
@@ -143,7 +144,7 @@ def test_features_that_are_not_finite_are_refused(evaluator):
     torch.nn.init.constant_(module.project.bias, math.nan)
     broken = Evaluator(FeatureNet(evaluator.net.card, module), evaluator.reference, None)
     with pytest.raises(ValueError, match="not finite"):
-        broken.score(REAL, seeds="0-1199", labels="none")
+        score_of(broken, REAL, seeds="0-1199", labels="none")
 
 
 @pytest.mark.parametrize("counts", [(40, 40, 40), (90, 30)])

@@ -18,6 +18,7 @@ from dualrate.measuring import evaluator as runs_evaluator
 from dualrate.metrics import inception
 from dualrate.metrics.inception import Inception, load_inception, weights_path
 from metrics.armed import armed_pickle
+from metrics.scored import score_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -189,7 +190,7 @@ def test_with_a_reference_file_no_data_set_is_needed(loaded_small, tmp_path):
     judge = runs_evaluator.evaluator(
         nowhere, features="inception", reference=tmp_path / "ref.npz", device=CPU, progress=reporter
     )
-    score = judge.score(pixels(40), seeds="0-39", labels="none", resamples=10)
+    score = score_of(judge, pixels(40), seeds="0-39", labels="none", resamples=10)
     assert score.metric == "FID"
     assert "FID of 40 images is biased upward" in score.note
     with pytest.raises(OSError, match="no data here"):

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from dualrate.metrics import precision_recall as module
-from dualrate.metrics.precision_recall import PrecisionRecall, precision_recall
+from dualrate.metrics.precision_recall import Manifold, PrecisionRecall
+
+
+def precision_recall(features, reference, **how) -> PrecisionRecall:
+    return Manifold.of(reference, **how).precision_recall(features)
 
 
 def draws(count: int, size: int = 5, *, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:

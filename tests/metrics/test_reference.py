@@ -12,6 +12,7 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.fingerprint import require_same
 from dualrate.metrics.reference import load_reference
 from metrics.armed import Armed, armed_pickle
+from metrics.scored import score_of
 
 GENERATOR = np.random.default_rng(0)
 MU = GENERATOR.normal(size=4)
@@ -70,7 +71,7 @@ def test_images_alone_are_measured(path):
 def test_a_score_is_scipys_distance_from_the_file(path):
     mu, sigma = 100 + 9 * MU, 90 * SIGMA
     np.savez(path, mu=mu, sigma=sigma)
-    score = Evaluator(Quadrants(), load(path), None).score(pixels(), seeds="0-59", labels="none", resamples=50)
+    score = score_of(Evaluator(Quadrants(), load(path), None), pixels(), seeds="0-59", labels="none", resamples=50)
     features = Quadrants().features(pixels()).double().numpy()
     cov = np.cov(features.T)
     cross = scipy.linalg.sqrtm(cov @ sigma).real
@@ -83,7 +84,7 @@ def test_the_fingerprint_and_the_note_say_what_the_reference_is(path, tmp_path):
     np.savez(path, mu=MU, sigma=SIGMA)
     np.savez(tmp_path / "other.npz", mu=MU + 1, sigma=SIGMA)
     one, other = (
-        Evaluator(Quadrants(), load(file), None).score(pixels(), seeds="0-59", labels="none", resamples=10)
+        score_of(Evaluator(Quadrants(), load(file), None), pixels(), seeds="0-59", labels="none", resamples=10)
         for file in (path, tmp_path / "other.npz")
     )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

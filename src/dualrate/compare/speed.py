@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from dualrate.compare.contenders import Contender
+from dualrate.machine.device import peak_memory
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import seconds_of_calls
@@ -70,7 +69,7 @@ def speed(drawer: Drawer, batch: int, *, repeats: int = 3) -> Speed:
     return Speed(seconds_per_image(1), seconds_per_image(batch), batch)
 
 
-def peak_memory(contender: Contender, batch: int, *, device: torch.device) -> int:
+def memory_of(contender: Contender, batch: int, *, device: torch.device) -> int:
     """Bytes held at most while a batch is drawn, in a process of its own: torch's on a GPU, all of it on a CPU."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -87,12 +86,4 @@ def _peak(contender: Contender, batch: int, device: str, threads: int) -> int:
     keep_freed_memory()
     drawer = contender.drawer(load(contender.run, device=device, note=lambda text: None))
     replace(drawer, batch_size=batch).draw(range(batch))
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "darwin":
-        import resource  # not on Windows
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of macOS, in bytes
-    # Linux's ru_maxrss of a child begins at its parent's size
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return peak_memory(drawer.model.device)

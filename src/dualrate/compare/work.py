@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from dualrate.compare.contenders import Contender
 from dualrate.compare.schedule import LEAST, in_turns
-from dualrate.compare.speed import CALLING, Speed, peak_memory, saturating_batch, speed
+from dualrate.compare.speed import CALLING, Speed, memory_of, saturating_batch, speed
 from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.drawer import Drawer
@@ -187,7 +187,7 @@ class Bench:
             kind = (contender.run, contender.denoiser)
             if kind not in batches:
                 batches[kind] = saturating_batch(drawer)
-                memory[kind] = peak_memory(contender, batches[kind], device=drawer.model.device)
+                memory[kind] = memory_of(contender, batches[kind], device=drawer.model.device)
             timed = speed(drawer, batches[kind], repeats=3 if time.monotonic() < deadline else 1)
             row = replace(one.row, seconds_per_image=timed.batched, batch_size=timed.batch)
             images = drawer.draw(range(SHOWN)).images

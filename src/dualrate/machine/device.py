@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -59,8 +60,11 @@ def peak_memory(device: torch.device) -> int:
     """Bytes that this process has held at most: of the GPU, or all of them on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux's ru_maxrss of a child begins at its parent's size
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def default_generator(device: torch.device) -> torch.Generator:

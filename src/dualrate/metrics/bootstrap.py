@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dualrate.metrics.frechet import GaussianStats, clamped_eigenvalues, finite_features, frechet_distance, root
 
+LEVEL = 0.95
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -24,7 +26,7 @@ def bootstrap_interval(
     reference: GaussianStats,
     *,
     resamples: int = 200,
-    level: float = 0.95,
+    level: float = LEVEL,
     seed: int,
     strata: Tensor | None = None,
 ) -> Interval:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.machine.files import read_bytes
+from dualrate.metrics.extractor import features_of_photos
 
 MODEL, REVISION = "facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -54,22 +55,11 @@ class DinoV2(Ranged):
     usual_count: Images = 50_000
 
     def features(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
-        """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8, C = 1 (repeated) or 3; else ValueError."""
-        shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
-        if dtype != "uint8" or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
-            raise ValueError(
-                f"got images {shape} {dtype}; DINOv2 takes (N, C, H, W) uint8 with C = 1 or 3: quantise x in [-1, 1] "
-                "by round(127.5x+127.5)"
-            )
-        parts = []
-        plain = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), plain:
-            for start in range(0, len(images), self.batch_size):
-                batch = torch.tensor(np.asarray(images[start : start + self.batch_size])).to(self.device)
-                parts.append(self.module(prepared(batch)).last_hidden_state[:, 0].float().cpu())
-                if self.progress is not None:
-                    self.progress(min(start + self.batch_size, len(images)), len(images))
-        return torch.cat(parts)
+        """(N, D); see `features_of_photos`."""
+        how = (self.device, self.batch_size, self.progress)
+        return features_of_photos(
+            lambda batch: self.module(prepared(batch)).last_hidden_state[:, 0], images, "DINOv2", *how
+        )
 
 
 def prepared(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.images import ImageSet
-from dualrate.metrics.bootstrap import bootstrap_interval, resampled_distances
+from dualrate.metrics.bootstrap import LEVEL, bootstrap_interval, resampled_distances
 from dualrate.metrics.details import Details
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.fingerprint import Fingerprint
@@ -81,31 +81,6 @@ class Evaluator(Generic[Net]):
             )
         return self.reference
 
-    def score(
-        self,
-        images: Tensor | NDArray[np.uint8],
-        *,
-        seeds: str,
-        labels: str,
-        resamples: int = 200,
-        level: float = 0.95,
-        strata: Tensor | None = None,
-        details: bool = False,
-    ) -> Score:
-        """Score images (N, C, H, W) uint8.
-
-        seeds, labels: what they were sampled from, e.g. "0-4999" and "i mod classes", for the fingerprint
-        strata:        (N,) int64, the classes of images that have as many of each class as was asked for, not as
-                       chance would have it: the interval then tells what other noise would do, not other classes
-        details:       whether the score has `details`
-        ValueError for fewer images than twice the features, and for what the net and `bootstrap_interval` refuse.
-        """
-        self.check_count(len(images))
-        features = self.net.features(images)
-        return self.score_features(
-            features, seeds=seeds, labels=labels, resamples=resamples, level=level, strata=strata, details=details
-        )
-
     def score_features(
         self,
         features: Tensor,
@@ -113,23 +88,26 @@ class Evaluator(Generic[Net]):
         seeds: str,
         labels: str,
         resamples: int = 200,
-        level: float = 0.95,
         strata: Tensor | None = None,
         details: bool = False,
     ) -> Score:
-        """As `score`, of features (N, D) that `net` gave."""
+        """Score images by their features (N, D), which `net` gave.
+
+        seeds, labels: what they were sampled from, e.g. "0-4999" and "i mod classes", for the fingerprint
+        strata:        (N,) int64, the classes of images that have as many of each class as was asked for, not as
+                       chance would have it: the interval then tells what other noise would do, not other classes
+        details:       whether the score has `details`
+        ValueError for fewer images than twice the features, and for what `bootstrap_interval` refuses.
+        """
         self.check_count(len(features))
-        stats = GaussianStats.of(features)
-        interval = bootstrap_interval(
-            features, self._stats, resamples=resamples, level=level, seed=RESAMPLING_SEED, strata=strata
-        )
+        interval = bootstrap_interval(features, self._stats, resamples=resamples, seed=RESAMPLING_SEED, strata=strata)
         floor, floor_count = self.floor(len(features))
         return Score(
             metric=self.metric,
-            value=frechet_distance(stats, self._stats),
+            value=frechet_distance(GaussianStats.of(features), self._stats),
             low=interval.low,
             high=interval.high,
-            level=level,
+            level=LEVEL,
             floor=floor,
             floor_count=floor_count,
             fingerprint=Fingerprint(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,3 +37,32 @@ class FeatureExtractor(Protocol):
     def features(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
         """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8; ValueError for images it does not take."""
         ...
+
+
+def features_of_photos(
+    net: Callable[[Tensor], Tensor],
+    images: Tensor | NDArray[np.uint8],
+    name: str,
+    device: torch.device,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    """What a net of colour photographs gives, (N, D) float32 on the CPU, of (N, C, H, W) uint8, C = 1 or 3.
+
+    In float32 on every device: TensorFloat-32 would move a low distance. Else ValueError.
+    """
+    shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
+    if dtype != "uint8" or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+        raise ValueError(
+            f"got images {shape} {dtype}; {name} takes (N, C, H, W) uint8 with C = 1 or 3: quantise x in [-1, 1] by "
+            "round(127.5x+127.5)"
+        )
+    parts = []
+    plain = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), plain:
+        for start in range(0, len(images), batch_size):
+            batch = torch.tensor(np.asarray(images[start : start + batch_size])).to(device)
+            parts.append(net(batch).float().cpu())
+            if progress is not None:
+                progress(min(start + batch_size, len(images)), len(images))
+    return torch.cat(parts)

@@ -26,16 +26,6 @@ class PrecisionRecall:
     k: int
 
 
-def precision_recall(features: Tensor, reference: Tensor, *, k: int = 3, block: int = 2048) -> PrecisionRecall:
-    """Precision and recall of features (N, D) against a reference (M, D), on the CPU in float64.
-
-    block: rows and columns of the largest matrix of distances in memory, beside copies of the features.
-    Raises ValueError for k < 1, sets of no more than k vectors, other shapes, and what is not finite.
-    """
-    _check("features", features, reference.shape[-1], k)
-    return Manifold.of(reference, k=k, block=block).precision_recall(features)
-
-
 @dataclass(frozen=True)
 class Manifold:
     """Vectors with the balls that reach to their k-th neighbours; of a reference, to judge several sets against it."""
@@ -48,7 +38,11 @@ class Manifold:
 
     @staticmethod
     def of(reference: Tensor, *, k: int = 3, block: int = 2048) -> Manifold:
-        """That of a reference (M, D); arguments and errors are those of `precision_recall`."""
+        """That of a reference (M, D), on the CPU in float64.
+
+        block: rows and columns of the largest matrix of distances in memory, beside copies of the features
+        Raises ValueError for k < 1, no more than k vectors, other shapes, and what is not finite; so does what follows.
+        """
         _check("reference", reference, reference.shape[-1], k)
         centre = reference.cpu().double().mean(0)  # distances do not change, and lose fewer digits
         points = _Points.of(reference, centre)

@@ -1,0 +1,9 @@
+"""Scores of images: their features, then the score of those."""
+
+from typing import Any
+
+from dualrate.metrics.evaluate import Evaluator, Score
+
+
+def score_of(evaluator: Evaluator[Any], images: Any, **how: Any) -> Score:
+    return evaluator.score_features(evaluator.net.features(images), **how)
