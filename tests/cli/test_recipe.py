@@ -63,5 +63,5 @@ def test_groups_within_groups_are_left_out_of_help_and_named():
     head, tail = HELP.split("╭─ networks.model options")[0], "╭─ data" + HELP.split("╭─ data")[1]
     assert _outer(HELP) == head + tail + "\nMore: --networks.model.*. --help-all shows these too.\n"
     assert _outer(head + tail) == head + tail
-    bare = " options\n   --out\n\n networks.model options\n   --patch\n\n data options\n   --size\n"
-    assert _outer(bare).startswith(" options\n   --out\n\n data options\n   --size\n\nMore: --networks.model.*.")
+    bare = " options \n   --out\n\n networks.model options \n   --patch\n\n data options \n   --size\n"
+    assert _outer(bare).startswith(" options \n   --out\n\n data options \n   --size\n\nMore: --networks.model.*.")
