@@ -23,7 +23,10 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load, write_experiment
+from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import CallCost, PlanCost
+from dualrate.sampling.grids import grid_times
+from dualrate.sampling.solvers import DPMSolver2M
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -294,11 +297,88 @@ def test_a_plan_file(here):
     assert made == Contender(entry.run, "dual", "ancestral", plan, note="mine", asked=True)
 
 
+def made_of(text: str) -> list[Contender]:
+    entry = Entry.parse(text)
+    return contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes())
+
+
+def test_a_single_network_shares_its_encoder_only_where_it_is_called_less_often_than_it_steps(here):
+    (every,) = made_of("heavy:4/4")
+    (fewer,) = made_of("heavy:4/3")
+    assert (every.denoiser, every.network) == (None, "heavy")
+    assert (fewer.denoiser, fewer.plan.num_heavy) == ("shared-encoder", 3)
+
+
+def test_a_plan_that_reuses_is_equal_in_t_and_another_on_the_sampler_s_grid(here):
+    (reused,) = made_of("dual:8/2@sde-dpm++2m")
+    (every,) = made_of("dual:8/8@sde-dpm++2m")
+    assert reused.plan == StepPlan.uniform(8, 2)
+    assert every.plan.t == grid_times("log-snr", load("dual").process.schedule, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("heavy+shared-encoder", ("heavy", "shared-encoder", None)),
+        ("heavy+shared-encoder:8/4", ("heavy", "shared-encoder", "8/4")),
+        ("heavy+dualrate:Metered", ("heavy", "dualrate:Metered", None)),
+        ("heavy+dualrate:Metered:8/4", ("heavy", "dualrate:Metered", "8/4")),
+        ("a+b", ("a+b", None, None)),
+        ("a+b:8", ("a+b", None, "8")),
+    ],
+)
+def test_a_denoiser_of_an_entry_is_told_from_its_plan_and_from_a_name_with_a_plus(here, text, expected):
+    Path("a+b").mkdir()
+    entry = Entry.parse(text)
+    assert (str(entry.run), entry.denoiser, entry.plan) == expected
+
+
+def test_where_a_shared_encoder_is_refreshed_is_found_under_its_own_sampler_on_seeds_of_planning(here, monkeypatch):
+    asked = []
+
+    def similar(denoiser, step, times, shape, seeds, labels, device):
+        asked.append((step, list(seeds), labels))
+        return np.eye(4)
+
+    monkeypatch.setattr(contenders, "similarities", similar)
+    made_of("heavy:4/2")
+    made_of("heavy:4/2@ancestral:0.4")
+    process, seeds = load("heavy").process, [contenders.SEED, contenders.SEED + 1]
+    assert [step for step, _, _ in asked] == [DPMSolver2M(process), Ancestral(process, 0.4)]
+    assert all(one[1:] == (seeds, [seed % 2 for seed in seeds]) for one in asked)
+
+
+def test_what_a_model_never_learned_is_not_tried(here):
+    """A start without a context where none was dropped in training; a middle of one block is not shared."""
+    late = [one for one in made_of("dual") if one.note == "late"]
+    assert len(late) == len(contenders.PLANNED)
+    for name, networks, method in (
+        ("always", TwoNetworks(NET, SMALL), DenoisingConfig(TimeSampler(dropout=0.0))),
+        ("shallow", OneNetwork(SMALL), DenoisingConfig()),
+    ):
+        experiment = Experiment(name, networks, method, FitConfig(iterations=1), DataConfig("images.npz"))
+        write_experiment(here / name, experiment)
+        weights = experiment.build()[0].state_dict()
+        checkpoint.save(here / name / "checkpoints", 1, {"model": weights}, {"iteration": 1})
+    assert not [one for one in made_of("always") if one.note == "late"]
+    assert {one.denoiser for one in made_of("shallow")} == {None}
+    assert {one.denoiser for one in made_of("heavy")} == {None, "shared-encoder"}
+
+
+def test_a_ladder_has_no_plans_of_fewer_than_three_steps_nor_samplers_beyond_their_longest(here, monkeypatch):
+    monkeypatch.setattr(contenders, "LADDER", (2, 3, 16, 17))
+    single = [one for one in made_of("heavy") if one.denoiser is None]
+    assert min(one.plan.num_steps for one in single) == 3
+    longest = {name: max(one.plan.num_steps for one in single if one.sampler == name) for name in ("ddim", "dpm++2m")}
+    assert longest == {"ddim": 16, "dpm++2m": 17}
+
+
 def test_keys_tell_contenders_apart():
     plans = [StepPlan.uniform(4, 2), StepPlan.at(4, [0, 1])]
     made = [Contender(Path(run), run, "ancestral", plan) for run in ("a", "b") for plan in plans]
     made.append(Contender(Path("a"), "a", "ddim", plans[0]))
     made.append(Contender(Path("a"), "a", "ancestral", plans[0], denoiser="shared-encoder"))
+    made.append(Contender(Path("a"), "a", "ancestral", plans[0], gamma=0.5))
     assert len({one.key for one in made}) == len(made)
 
 

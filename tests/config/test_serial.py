@@ -1,6 +1,7 @@
 """Experiments survive JSON, and a wrong file is told what is wrong."""
 
 import json
+<<<<<<< HEAD
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,15 @@ import pytest
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.experiment import Experiment
+=======
+from dataclasses import dataclass
+
+import pytest
+
+from dualrate.config.serial import from_plain, to_plain, type_name
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment, MethodConfig
+>>>>>>> wt-V
 from dualrate.recipes import fashion_mnist, imagenet
 
 RECIPES = [fashion_mnist.heavy, fashion_mnist.light, fashion_mnist.dual, fashion_mnist.small, imagenet.heavy]
@@ -58,6 +68,29 @@ def changed(path: list, value) -> dict:
 def test_a_wrong_file_is_told_what_is_wrong(path, value, message):
     with pytest.raises(ValueError, match=message):
         from_plain(Experiment, changed(path, value))
+
+
+def test_a_class_of_another_package_is_named_with_its_module():
+    """And read, where it is there; classes derived from classes that may themselves be built are, too."""
+
+    @dataclass(frozen=True)
+    class Weighted(DenoisingConfig):
+        share: float = 0.5
+
+    name = f"{__name__}:test_a_class_of_another_package_is_named_with_its_module.<locals>.Weighted"
+    assert type_name(Weighted) == name
+    assert type_name(DenoisingConfig) == "DenoisingConfig"
+    plain = json.loads(json.dumps(to_plain(Weighted(share=0.25))))
+    assert plain["type"] == name
+    assert from_plain(MethodConfig, plain) == Weighted(share=0.25)
+
+
+def test_a_class_without_fields_to_read_is_none_of_those_there_are():
+    class Bare(DenoisingConfig.__base__): ...
+
+    Bare.__abstractmethods__ = frozenset()
+    with pytest.raises(ValueError, match="Bare is of another package"):
+        from_plain(MethodConfig, {"type": type_name(Bare)})
 
 
 def test_a_missing_field_is_named():

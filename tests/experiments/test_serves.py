@@ -80,6 +80,14 @@ def test_a_ladder_has_the_plans_that_are_served():
     assert sizes(AnyPlan((4, 32))) == [(2, 2), (8, 4), (300, 32)]
     assert sizes(AtLeast(4)) == [(4, 4), (8, 8), (300, 300)]
     assert sizes(OnePlan(8, 3)) == [(8, 3)]
+    assert [plan.num_steps for plan in AnyPlan().ladder([0])] == [1]
+
+
+def test_a_default_plan_of_fewer_steps_than_a_student_has_is_refused_as_a_plan():
+    plan = OnePlan(8, 4).default_plan(2)
+    assert (plan.num_steps, plan.num_heavy) == (2, 2)
+    with pytest.raises(ValueError, match="serves no other plan"):
+        OnePlan(8, 4).check(plan)
 
 
 def test_students_are_for_plain_ancestral_sampling():

@@ -63,6 +63,23 @@ def test_what_was_written_beside_a_student_is_in_its_method():
     assert read(upgraded(old, beside)).method == method
 
 
+def test_every_field_of_then_is_kept():
+    options = {"encoder_weight": 0.25, "encoder_from": "x", "freeze_encoder": True, "light_from": "y"}
+    old = written(TWO, {"type": "TimeSampler"}, **options)
+    expected = DenoisingConfig(TimeSampler(), Sigmoid(-0.5), 0.2, **options)
+    assert read(upgraded(old)).method == expected
+    own = {"version": "instant", "rollout": "segment", "dropout": 0.5, "pretraining": 3, "pairs": 2}
+    own |= {"student_rate": 0.3, "student_from": "z", "teacher": "heavy"}
+    found = read(upgraded(written(TWO, {"type": "Grid", "steps": 8, "heavy": 4}), own)).method
+    assert found == MomentMatchingConfig(plans=OnePlan(8, 4), weighting=Sigmoid(-0.5), **own)
+    guided = upgraded(written(ONE, {"type": "Continuous", "steps": 4}), {"guidance": 1.5})
+    assert guided["method"]["guidance"] == 1.5
+
+
+def test_what_is_no_experiment_is_left_for_the_reader_to_refuse():
+    assert upgraded({"weights": 3}) == {"weights": 3}
+
+
 def test_the_run_of_a_checkpoint_of_before_is_the_same_today():
     old = written(ONE, {"type": "SingleTime"})
     today = to_plain(read(upgraded(old))) | {"images": "abc"}
@@ -71,7 +88,9 @@ def test_the_run_of_a_checkpoint_of_before_is_the_same_today():
     assert found["images"] == today["images"]
     student = written(ONE, {"type": "Continuous", "steps": 4})
     distilled = {"student": student, "teacher": "weights 012345", "pairs": 1, "images": "abc", "fit": student["fit"]}
-    assert upgraded_identity(distilled)["method"]["teacher"] == "weights 012345"
+    found = upgraded_identity(distilled | {"fit": {"iterations": 1}})
+    assert found["method"]["teacher"] == "weights 012345"
+    assert (found["images"], found["fit"]) == ("abc", {"iterations": 1})
     assert upgraded_identity(today) == today
 
 

@@ -15,11 +15,13 @@ from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.experiments.serves import OnePlan
 from dualrate.measuring.drawer import Drawer, Guidance
-from dualrate.measuring.measure import measure
+from dualrate.measuring.measure import cost_report, measure
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
+from dualrate.metrics.frechet import GaussianStats
 from dualrate.metrics.origin import PIXELS
+from dualrate.metrics.reference import Reference
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import Model, load, write_experiment
 from dualrate.sampling.ancestral import DDIM, Ancestral
@@ -116,6 +118,16 @@ def test_what_cannot_be_drawn_is_refused_when_the_drawer_is_made(model, drawer):
             replace(drawer, **change)
 
 
+def test_guidance_is_away_from_the_null_class(drawer):
+    """It is the number after the last class; without guidance nothing is called twice."""
+    guided = replace(drawer, guidance=Guidance(2.0, (0.1, 1.0))).denoiser
+    assert guided == dr.Guided(drawer.model.denoiser, drawer.model.process, 2.0, 3, (0.1, 1.0))
+    assert drawer.denoiser is drawer.model.denoiser
+    assert [str(one) for one in (Guidance(), Guidance(2.0, (0.1, 1.0)))] == ["", ", guidance 2 in (0.1, 1]"]
+    with pytest.raises(ValueError, match="needs a guidance weight"):
+        Guidance(interval=(0.1, 1.0))
+
+
 def test_whatever_changes_an_image_changes_the_origin(model, drawer):
     drawer = replace(drawer, precision="float32")
     changes = [
@@ -167,6 +179,54 @@ def test_kept_or_not_it_is_the_same_row(drawer, judge, tmp_path):
     assert "each class keeping its share" in ours.score.note
     assert (ours.network, ours.macs, ours.batch_size) == (drawer.model.name, drawer.cost.macs, 8)
     assert measure(replace(drawer, name="mine"), SEEDS, judge).row.network == "mine"
+
+
+def test_a_row_has_the_counts_and_seconds_of_what_was_drawn(drawer, judge, tmp_path, monkeypatch):
+    """A batch is no larger than what is drawn at once: all seeds, or a block of them."""
+    draw = Drawer.draw
+    monkeypatch.setattr(Drawer, "draw", lambda *of: replace(draw(*of), seconds=80.0))
+    at_once = replace(drawer, batch_size=1000)
+    row = measure(at_once, SEEDS, judge).row
+    assert (row.num_steps, row.num_heavy, row.precision) == (2, 1, "bfloat16" if drawer.bfloat16 else "float32")
+    assert (row.seconds_per_image, row.batch_size) == (80.0 / len(SEEDS), len(SEEDS))
+    assert row.score.fingerprint.seeds == "5-44"
+    assert measured(at_once, judge, tmp_path / "a").batch_size == 16
+    assert measure(at_once, SEEDS, judge, keep=tmp_path / "b", block_size=1000).row.batch_size == len(SEEDS)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_cannot_be_scored_is_refused_before_anything_is_drawn(drawer, judge, tmp_path, keep):
+    directory = tmp_path / "blocks" if keep else None
+    statistics = Evaluator(judge.net, Reference(GaussianStats.of(torch.randn(9, 4)), "statistics.npz", "0"), None)
+    for seeds, one, details, message in (
+        (range(3), judge, False, "draw more"),
+        (SEEDS, statistics, True, "need single reference images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure(drawer, seeds, one, keep=directory, details=details, progress=lambda *_: pytest.fail("drawn"))
+    assert directory is None or not directory.exists()
+
+
+def test_a_report_of_costs_adds_up(drawer, model, monkeypatch):
+    """FLOPs are twice the multiply-adds; a light call is timed beside a context, without what `encode` knew."""
+    drawer, asked = replace(drawer, batch_size=2), []
+    denoise = dr.DualRate.denoise
+    monkeypatch.setattr(dr.DualRate, "denoise", lambda *of: asked.append(of[3]) or denoise(*of))
+    monkeypatch.setattr("dualrate.measuring.measure.seconds_per_call", lambda call, **_: (call(), 0.5)[1])
+    found = cost_report(drawer)
+    for of in ("heavy_call", "light_call", "per_image"):
+        flops, macs = (found[f"{what}_{of}"] for what in ("flops", "macs"))
+        assert flops == 2 * macs > 0
+    assert found["macs_per_image"] == found["macs_heavy_call"] + found["macs_light_call"]  # one step has the encoder's
+    assert asked[-1].features
+    assert asked[-1].x_hat is None
+    draw = Drawer.draw
+    monkeypatch.setattr(Drawer, "draw", lambda *of: replace(draw(*of), seconds=80.0))
+    found = cost_report(drawer)
+    assert [found[f"seconds_{of}"] for of in ("heavy_call", "light_call", "per_image")] == [0.5, 0.5, 40.0]
+    alone = replace(model, denoiser=dr.Plain(model.networks.get_submodule("encoder.net"), model.process))
+    found = cost_report(replace(drawer, model=alone))
+    assert [found[f"{what}_heavy_call"] for what in ("macs", "flops", "seconds")] == [0, 0, 0]
 
 
 def test_the_features_are_those_that_were_scored(drawer, judge):

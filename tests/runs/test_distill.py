@@ -287,6 +287,24 @@ def test_a_run_is_not_continued_by_another_method(root, tmp_path):
     assert train(trained, tmp_path / "run", progress=Recorder()).stopped == "done"
 
 
+def test_a_run_of_another_method_that_has_no_checkpoint_yet_is_refused_too(root, tmp_path):
+    write_experiment(tmp_path, replace(plain(root), method=DenoisingConfig()))
+    with pytest.raises(ValueError, match="choose a new directory"):
+        train(plain(root), tmp_path, progress=Recorder())
+
+
+def test_what_is_shown_of_a_distillation_leaves_out_what_means_nothing(root, tmp_path):
+    shown: list[str] = []
+
+    class Shown(Recorder):
+        def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
+            shown.extend(logs)
+
+    train(plain(root), tmp_path / "run", progress=Shown())
+    assert "student/moment_gap" in shown
+    assert "student/loss" not in shown
+
+
 def test_only_a_cosine_schedule_is_shifted_further(root, tmp_path):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
     process = GaussianProcess(Interpolated.between(4, 8, 8))

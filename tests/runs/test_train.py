@@ -1,5 +1,6 @@
 """Training a run: a frozen encoder stays what it was."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiments.upgrade import OF_THE_METHOD
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
@@ -65,6 +67,39 @@ def test_a_frozen_encoder_runs_without_dropout(runs):
     assert not networks.get_submodule("encoder.net").training
     assert networks["light"].training
     assert replace(retrofit.method, freeze_encoder=False).build(retrofit).networks.get_submodule("encoder.net").training
+
+
+def test_a_run_that_an_earlier_version_wrote_goes_on(runs):
+    """Its checkpoint says what the run is in that version's words."""
+    root, _ = runs
+    experiment = replace(
+        load(root / "heavy").experiment, fit=replace(load(root / "heavy").experiment.fit, iterations=4)
+    )
+    shutil.copytree(root / "heavy", root / "earlier")
+    saved = checkpoint.recover(root / "earlier" / "checkpoints", print)
+    assert saved is not None
+    identity = dict(saved.state["config"])
+    method, process = identity.pop("method"), identity.pop("process")
+    then = {name: method[name] for name in OF_THE_METHOD} | {"schedule": process["schedule"]}
+    state = saved.state | {"config": identity | then}
+    shutil.rmtree(saved.path)
+    checkpoint.save(root / "earlier" / "checkpoints", 3, saved.tensors, state)
+    assert train(experiment, root / "earlier").iteration == 4
+    with pytest.raises(ValueError, match="trained with another configuration"):
+        train(replace(experiment, method=DenoisingConfig(label_dropout=0.2)), root / "earlier")
+
+
+def test_other_images_are_another_run(runs):
+    root, _ = runs
+    shutil.copytree(root / "heavy", root / "moved")
+    np.savez(root / "others.npz", images=np.random.default_rng(1).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8))
+    content = (root / "images.npz").read_bytes()
+    try:
+        shutil.copy(root / "others.npz", root / "images.npz")
+        with pytest.raises(ValueError, match="images"):
+            train(load(root / "heavy").experiment, root / "moved")
+    finally:
+        (root / "images.npz").write_bytes(content)
 
 
 def test_freezing_nothing_trained_is_refused():

@@ -11,7 +11,7 @@ from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Batch, Cond, Context
+from dualrate.diffusion.values import Batch, Cond, Context, Refresh
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import TwoNetworks
@@ -78,6 +78,18 @@ def test_one_step_is_the_estimate_from_noise(step):
     z = rollout(DUAL, step, StepPlan.uniform(1), Z, COND, noise)
     t = torch.ones(2, dtype=torch.float64)
     torch.testing.assert_close(z, HEAVY.denoise(Z, t, Context(), COND), rtol=1e-5, atol=1e-5)
+
+
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))))
+def test_a_late_plan_goes_without_a_context_for_an_eighth_where_there_is_room(size):
+    """The rest is spread evenly over what is left, its first call at once."""
+    steps, heavy = size
+    plan = StepPlan.late(steps, heavy)
+    alone = min(steps // 8, steps - heavy)
+    assert (plan.num_steps, plan.num_heavy) == (steps, heavy)
+    if heavy:
+        rest = StepPlan.uniform(steps - alone, heavy)
+        assert plan.refresh == (Refresh.NONE,) * alone + rest.refresh
 
 
 @dataclass(frozen=True)

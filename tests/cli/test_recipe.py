@@ -1,0 +1,67 @@
+"""Recipes by name, and help that leaves groups within groups out."""
+
+import pytest
+
+from dualrate.cli.options import _outer
+from dualrate.cli.recipe import checked, recipe_named
+
+RECIPES = {"one": lambda: 1}
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--help"], 0), (["-h"], 0), (["--help-all"], 0)])
+def test_without_a_recipe_they_are_listed(arguments, code, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        recipe_named(arguments, RECIPES, int, "train RECIPE")
+    assert stopped.value.code == code
+    assert "recipes: one, or package.module:function" in capsys.readouterr().out
+
+
+def test_a_recipe_is_ours_or_of_another_package():
+    assert recipe_named(["one", "--x"], RECIPES, int, "train") is RECIPES["one"]
+    assert recipe_named(["time:time"], RECIPES, float, "train")() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("two", "there is no recipe 'two' of a student; choose one of one, or name package.module:function"),
+        ("math:pi", "math:pi is no recipe: expected a function that returns int, got 3.14"),
+    ],
+)
+def test_a_name_that_is_no_recipe_s_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        recipe_named([name], RECIPES, int, "train", " of a student")
+
+
+def test_what_a_recipe_returns_is_looked_at():
+    assert checked(3, int, "mine:three") == 3
+    with pytest.raises(ValueError, match="the recipe mine:three returns str, expected int"):
+        checked("3", int, "mine:three")
+
+
+HELP = """usage: dualrate train
+
+╭─ options ────╮
+│ --out OUT    │
+╰──────────────╯
+╭─ fit options ─╮
+│ --fit.seed    │
+╰───────────────╯
+╭─ networks.model options ─╮
+│ --networks.model.patch   │
+╰──────────────────────────╯
+╭─ networks.model.levels.0 options ─╮
+│ --networks.model.levels.0.kind    │
+╰───────────────────────────────────╯
+╭─ data options ─╮
+│ --data.size    │
+╰────────────────╯
+"""
+
+
+def test_groups_within_groups_are_left_out_of_help_and_named():
+    head, tail = HELP.split("╭─ networks.model options")[0], "╭─ data" + HELP.split("╭─ data")[1]
+    assert _outer(HELP) == head + tail + "\nMore: --networks.model.*. --help-all shows these too.\n"
+    assert _outer(head + tail) == head + tail
+    bare = " options \n   --out\n\n networks.model options \n   --patch\n\n data options \n   --size\n"
+    assert _outer(bare).startswith(" options \n   --out\n\n data options \n   --size\n\nMore: --networks.model.*.")

@@ -1,0 +1,145 @@
+"""What the methods' configurations refuse, and what they make of an experiment."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import dualrate as dr
+from dualrate.methods.moment_matching.watch import Watch
+from dualrate.training.config import FitConfig
+
+NET = dr.UViTConfig(
+    8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1, dropout=0.1)), 3, patch=2, embedding=16, head_dim=16
+)
+ONE, TWO, FIT = dr.OneNetwork(NET), dr.TwoNetworks(NET, NET), FitConfig(9, batch_size=8)
+PLAIN = dr.MomentMatchingConfig("one", dr.AtLeast(4))
+DUAL = replace(PLAIN, plans=dr.OnePlan(8, 4), rollout="full")
+
+
+def student(networks: dr.NetworksConfig, method: dr.MethodConfig, **fit) -> dr.Experiment:
+    return dr.Experiment("student", networks, method, replace(FIT, **fit))
+
+
+def teacher(**changes) -> dr.Model:
+    experiment = dr.Experiment("one", dr.OneNetwork(replace(NET, **changes)), dr.DenoisingConfig(), FIT)
+    networks, denoiser = experiment.build()
+    for parameter in networks.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return dr.Model("one", experiment, networks, denoiser, 1, weights_hash="0" * 64)
+
+
+def start(asked: list[int], *, bfloat16: bool = False) -> dr.Start:
+    def batch(iteration: int) -> dr.Batch:
+        asked.append(iteration)
+        sample = torch.arange(200) + 200 * iteration
+        return dr.Batch(torch.full((200, 1, 8, 8), 0.1 * iteration), sample % 3, sample)
+
+    return dr.Start(True, torch.device("cpu"), bfloat16, lambda run: teacher(), batch, lambda text: None)
+
+
+@pytest.mark.parametrize(
+    ("networks", "change", "fit", "message"),
+    [
+        (TWO, {"pretraining": 9}, {}, "9 of 9 iterations are pre-training"),
+        (TWO, {"version": "instant"}, {"micro_batch": 7}, "in micro-batches of 7"),
+        (TWO, {"version": "instant"}, {"micro_batch": 1}, "in micro-batches of 1"),
+        (TWO, {"student_from": "x", "light_from": "y"}, {}, "drop light_from, or student_from"),
+        (ONE, {"pairs": 2}, {}, "noised data one; got pairs 2"),
+        (ONE, {"light_from": "x"}, {}, "a plain student starts from its teacher"),
+        (ONE, {"student_from": "x"}, {}, "a plain student starts from its teacher"),
+        (ONE, {"pretraining": 1}, {}, "a plain student starts from its teacher"),
+        (ONE, {"rollout": "segment"}, {}, "a plain one from noised data"),
+        (TWO, {"rollout": "data"}, {}, "learns from its own steps"),
+        (ONE, {"plans": dr.OnePlan(8, 4)}, {}, "serves one plan"),
+        (TWO, {"plans": dr.AtLeast(4)}, {}, "serves one plan"),
+    ],
+)
+def test_a_distillation_that_does_not_go_together_is_refused(networks, change, fit, message):
+    method = PLAIN if networks is ONE else DUAL
+    student(networks, method)
+    with pytest.raises(ValueError, match=message):
+        student(networks, replace(method, **change), **fit)
+
+
+def test_what_just_goes_together_is_taken():
+    student(TWO, replace(DUAL, pretraining=8))
+    student(TWO, replace(DUAL, version="instant"), micro_batch=6)
+    student(TWO, DUAL, micro_batch=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 2}, "in 2 classes, student of .* in 3: they must be the same"),
+        ({"image_size": 16}, "they must be the same"),
+        ({"embedding": 32}, "must have the network of one"),
+    ],
+)
+def test_a_teacher_of_other_images_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        PLAIN.check_teacher(student(ONE, PLAIN), teacher(**change))
+
+
+def test_a_teacher_without_classes_guides_nothing():
+    guided, none = replace(PLAIN, guidance=2.0), replace(NET, num_classes=0)
+    with pytest.raises(ValueError, match="nothing to guide"):
+        guided.check_teacher(student(dr.OneNetwork(none), guided), teacher(num_classes=0))
+
+
+def test_masks_of_dropout_are_shared_where_they_can_be():
+    """By one network beside another that is as it was written: not twice the rows, and not compiled."""
+    for change, fit, shared in (
+        ({}, {}, True),
+        ({"guidance": 2.0}, {}, False),
+        ({"version": "instant"}, {}, False),
+        ({}, {"compile": True}, False),
+    ):
+        experiment = student(ONE, replace(PLAIN, **change), **fit)
+        made = experiment.method.build(experiment, teacher(), bfloat16=False).teacher
+        assert (made.inner if change.get("guidance") else made).network.training == shared, (change, fit)
+
+
+def test_a_teacher_is_held_in_bfloat16_where_training_runs_in_it_but_for_the_instant_version():
+    for version, bfloat16, held in (
+        ("alternating", True, torch.bfloat16),
+        ("alternating", False, torch.float32),
+        ("instant", True, torch.float32),
+    ):
+        experiment = student(ONE, replace(PLAIN, version=version))
+        network = experiment.method.build(experiment, teacher(), bfloat16=bfloat16).teacher.network
+        assert torch.bfloat16 in {p.dtype for p in network.parameters()} or held == torch.float32
+        assert held == torch.bfloat16 or {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_the_instant_version_is_preconditioned_on_64_batches_of_data(monkeypatch):
+    asked, rows = [], []
+
+    def preconditioned(method, batches):
+        rows.extend(len(batch) for batch in batches)
+        return method
+
+    monkeypatch.setattr(dr.InstantMomentMatching, "preconditioned", preconditioned)
+    experiment = student(ONE, replace(PLAIN, version="instant"))
+    experiment.method.prepare(experiment, start(asked))
+    assert (asked, rows) == (list(range(64)), [64] * 64)
+
+
+def test_a_distillation_is_watched():
+    experiment = student(ONE, PLAIN)
+    assert experiment.method.prepare(experiment, start([])).watch is Watch
+
+
+def test_denoising_is_of_the_experiment_s_classes_with_the_weights_that_were_chosen():
+    config = dr.DenoisingConfig(dr.TimeSampler(), dr.Elbo(), label_dropout=0.3, encoder_weight=0.25)
+    made = config.build(student(TWO, config))
+    assert (made.null, made.label_dropout, made.encoder_weight) == (3, 0.3, 0.25)
+    assert (made.weighting, made.times) == (dr.Elbo(), dr.TimeSampler())
+    assert config.serves == dr.AnyPlan((4, 32), drops=True)
+    assert replace(config, times=dr.SingleTime()).serves == dr.AnyPlan()
+
+
+@pytest.mark.parametrize("part", ["encoder_from", "light_from"])
+def test_parts_of_a_single_network_start_from_nothing(part):
+    with pytest.raises(ValueError, match="has a single network"):
+        student(ONE, dr.DenoisingConfig(**{part: "x"}))
