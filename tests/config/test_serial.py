@@ -1,23 +1,14 @@
 """Experiments survive JSON, and a wrong file is told what is wrong."""
 
 import json
-<<<<<<< HEAD
-from dataclasses import replace
-
-import pytest
-
-from dualrate.config.serial import from_plain, to_plain
-from dualrate.diffusion.weighting import Elbo
-from dualrate.experiments.experiment import Experiment
-=======
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from dualrate.config.serial import from_plain, to_plain, type_name
+from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment, MethodConfig
->>>>>>> wt-V
 from dualrate.recipes import fashion_mnist, imagenet
 
 RECIPES = [fashion_mnist.heavy, fashion_mnist.light, fashion_mnist.dual, fashion_mnist.small, imagenet.heavy]

@@ -177,17 +177,14 @@ def test_nothing_asked_for_is_what_is_recommended(heavy, dual):
 def test_a_smooth_path_is_recommended_what_keeps_it(heavy):
     shared = SamplingOptions(steps=8, heavy=4, denoiser="shared-encoder").drawer(heavy)
     assert shared.step == DPMSolver2M(heavy.process)
-<<<<<<< HEAD
     assert (shared.plan.num_heavy, shared.plan.t) == (4, grids.karras(heavy.process.schedule, 8))
     assert SamplingOptions(steps=8, denoiser="shared-encoder").drawer(heavy).plan.num_heavy == 2
-=======
-    assert (shared.plan.num_heavy, shared.plan.t) == (4, grids.uniform(8))
     with pytest.raises(ValueError, match=r"gamma .* means nothing to dpm\+\+2m"):
-        Plan(steps=8, heavy=4, denoiser="shared-encoder", gamma=0.2).drawer(heavy)
+        SamplingOptions(steps=8, heavy=4, denoiser="shared-encoder", gamma=0.2).drawer(heavy)
 
 
 def test_no_heavy_call_at_all_may_be_asked_for(dual):
-    assert sampler_of(dual, Plan(steps=8, heavy=0))[1] == StepPlan.uniform(8, 0)
+    assert sampler_of(dual, SamplingOptions(steps=8, heavy=0))[1] == StepPlan.uniform(8, 0)
 
 
 def test_a_plan_that_is_not_served_is_refused_as_soon_as_it_is_chosen(heavy):
@@ -196,7 +193,6 @@ def test_a_plan_that_is_not_served_is_refused_as_soon_as_it_is_chosen(heavy):
     for choice in (Choice(steps=2), Choice(plan=StepPlan.uniform(2))):
         with pytest.raises(ValueError, match="distilled to 4 steps"):
             choice.step_plan(student)
->>>>>>> wt-V
 
 
 def test_a_model_that_never_went_without_a_context_is_called_at_the_first_step(dual):
