@@ -88,7 +88,6 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.measuring.likelihood.Estimate",
     "dualrate.measuring.likelihood.Likelihood",
     "dualrate.measuring.drawer.Samples",
-    "dualrate.measuring.planning.CallCosts",
     "dualrate.measuring.planning.Candidate",
     "dualrate.measuring.planning.Ranked",
     "dualrate.experiments.experiment.Model",

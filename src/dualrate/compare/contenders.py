@@ -28,12 +28,13 @@ from dualrate.experiments.experiment import Model
 from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.calibration import read_table
-from dualrate.measuring.choosing import step_for
+from dualrate.measuring.choosing import SMOOTH, step_for
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors, read_plan
+from dualrate.measuring.planning import SEED, are_errors_kept, measured_errors, read_plan
 from dualrate.planning.planner import Planner
 from dualrate.planning.similarity import best_refreshes, similarities
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, sampler_named
+from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
 from dualrate.sampling.step import Step
 
@@ -42,7 +43,6 @@ MOST_STEPS = 256
 DUAL_PLANS = ((8, 2), (12, 3), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8))  # N, H
 PLANNED_PLANS = ((8, 2), (16, 4), (32, 8))
 SHARED_PLANS = ((8, 4), (16, 4), (16, 8), (32, 8))
-SMOOTH = "dpm++2m"  # sampler of a denoiser that needs a smooth path, where none is named
 SHARED_ENCODER = "shared-encoder"  # of a single network whose plan has fewer heavy calls than steps
 SIMILARITY_IMAGES = 16
 PLANNER_GRID, PLANNING_IMAGES = 64, 128  # of the planner
@@ -282,7 +282,7 @@ def contenders_of(
     unplanned: runs without those of their usual plans that have to be planned first, by calling the network
     Raises ValueError for plans that are none, or not for that kind of model.
     """
-    costs = {run: call_macs(model) for run, model in models.items()}
+    costs = {run: model.call_cost for run, model in models.items()}
     dearest = max(max(cost.heavy, cost.light) for cost in costs.values())
     found: list[Contender] = []
     for entry in entries:
@@ -322,7 +322,7 @@ def calls_of(network: float, dearest: float) -> list[int]:
     return [min(MOST_STEPS, max(1, round(rung * dearest / network))) for rung in LADDER]
 
 
-def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, CallCosts]) -> bool:
+def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, CallCost]) -> bool:
     """Whether a run is the dearest single network, and its middle has blocks to share, and one to spare."""
     dearest = costs[run].light == max(cost.light for cost in costs.values())
     configs = models[run].experiment.networks.configs
@@ -337,7 +337,7 @@ def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, ligh
     if model.reuses_context:
         kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES)
         return 0.0 if kept else PLANNING_IMAGES * (PLANNER_GRID * heavy + PLANNER_GRID * (PLANNER_GRID + 1) / 2 * light)
-    costs = {run: call_macs(model) for run, model in models.items()}
+    costs = {run: model.call_cost for run, model in models.items()}
     return (
         SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED_PLANS) * light
         if can_share_encoder(entry.run, models, costs)

@@ -158,7 +158,7 @@ def costs_of(experiment: Experiment, method: Method) -> list[str]:
     return lines
 
 
-def _rounded(count: int) -> str:
+def _rounded(count: float) -> str:
     return f"{count / 1e9:.3g} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
