@@ -57,7 +57,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.work.TimedContender",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
-    "dualrate.data.cache.DecodeOptions",
+    "dualrate.data.cache.Options",
     "dualrate.data.source.Raw",
     "dualrate.diffusion.draws.Draws",
     "dualrate.metrics.feature_store.StoredFeatures",
