@@ -27,10 +27,11 @@ from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import measure
-from dualrate.measuring.planning import CallCosts, call_macs, candidates, measured_errors
+from dualrate.measuring.planning import candidates, measured_errors
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Planned, Planner
 from dualrate.report.rows import Row
+from dualrate.sampling.cost import CallCost
 
 MODEL = "weights/fashion-mnist-dual"
 OUT, FEATURES = RESULTS / "planned.json", RUNS / "planned"
@@ -55,7 +56,7 @@ class Contender:
         return f"{self.budget}-{self.kinds[0]}".replace("/", "-").replace(", ", "-").replace(" ", "-")
 
 
-def contenders(planner: Planner, costs: CallCosts) -> Iterator[Contender]:
+def contenders(planner: Planner, costs: CallCost) -> Iterator[Contender]:
     """Every plan, budget by budget, none twice in one."""
     for steps, heavy in EVEN:
         late = dr.StepPlan.late(steps, heavy)
@@ -117,7 +118,7 @@ def main() -> None:
     errors = measured_errors(model, grid=GRID, images=IMAGES, progress=progress)
     planner = Planner(errors, model.process, model.experiment.method.weighting)
     judge, records = evaluator(model.experiment.data, features=None, progress=progress), []
-    for contender in contenders(planner, call_macs(model)):
+    for contender in contenders(planner, model.call_cost):
         if options.only in (None, contender.key):
             records.append(measured(contender, judge, options.count, progress))
             keep(options.out, weights=model.weights_hash, measured=records)

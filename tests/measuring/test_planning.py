@@ -22,11 +22,12 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.device import pays
-from dualrate.measuring.planning import CallCosts, call_macs, candidates, check_plans, measured_errors, spearman
+from dualrate.measuring.planning import candidates, check_plans, measured_errors, spearman
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.planning.planner import Errors, Planner, measure_errors
 from dualrate.runs.store import load, write_experiment
+from dualrate.sampling.cost import CallCost
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 from tests.theory.common import PROCESS
@@ -62,7 +63,7 @@ def run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("own", [True, False])
 def test_affordable_is_the_most_that_the_budget_pays(own):
-    costs = CallCosts(heavy=10.0, light=2.0, own=own)
+    costs = CallCost(heavy=10.0, light=2.0, own=own)
     for steps in (4, 8):
         for budget in (7.9, 8.0, 16.0, 30.0, 200.0):
             fits = [h for h in range(steps + 1) if h * 10 + (steps - h * own) * 2 <= budget]
@@ -77,7 +78,7 @@ def grid_errors(steps: int = 8) -> Errors:
 
 
 def test_candidates_stay_within_the_budget_and_beat_the_even_spread():
-    planner, costs = Planner(grid_errors(), PROCESS), CallCosts(10, 1, own=True)
+    planner, costs = Planner(grid_errors(), PROCESS), CallCost(10, 1, own=True)
     found = candidates(planner, costs, 30, (2, 4, 8))
     assert [c.planned.objective for c in found] == sorted(c.planned.objective for c in found)
     for candidate in found:
@@ -151,7 +152,7 @@ def test_costs_of_calls_add_up_to_the_counted_plan(run):
 
     model, plan = load(run), StepPlan.uniform(8, 3)
     counted = plan_cost(model.denoiser, Ancestral(model.process), plan, model.shape)
-    assert call_macs(model).of(8, 3) == counted.macs
+    assert model.call_cost.of(8, 3) == counted.macs
 
 
 def test_check_plans_are_a_dozen_different_ones_on_the_grid():
@@ -190,7 +191,7 @@ def plan_command(run, monkeypatch, *options: str) -> StepPlan:
 
 def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeypatch, capsys):
     """Under the weight that the model was trained with; the budget in any unit."""
-    planner, costs = Planner(ageing, PROCESS, Sigmoid(BIAS)), call_macs(load(run))
+    planner, costs = Planner(ageing, PROCESS, Sigmoid(BIAS)), load(run).call_cost
     budget = 0.3 * 8 * costs.heavy
     expected = candidates(planner, costs, budget, (2, 4, 8))[0].planned
     steps = ("--steps", "2", "4", "8")

@@ -99,15 +99,6 @@ def test_noise_hides_and_its_absence_shows_the_data():
     assert full_rank.log_density(z, f64(math.inf)[0]).isfinite().all()
 
 
-def test_entropy_is_minus_the_mean_log_density():
-    root = normals(5, 3, 3)
-    mixture = GaussianMixture(f64(1.0), normals(6, 1, 3), (root @ root.T)[None])
-    expected = MultivariateNormal(mixture.means[0], mixture.covariances[0]).entropy()
-    torch.testing.assert_close(mixture.entropy(), expected)
-    with pytest.raises(ValueError, match="one component"):
-        line_mixture().entropy()
-
-
 def test_images_times_per_row_and_types():
     mixture, z = gaussian(0.3, 12, mean=0.1), normals(0, 5, 3, 2, 2)
     t = f64(0.1, 0.3, 0.5, 0.7, 0.9)

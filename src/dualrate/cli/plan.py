@@ -12,7 +12,8 @@ from dualrate.cli.options import Device, RunDir
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
-from dualrate.measuring.planning import CallCosts, Candidate, Ranked, spearman
+from dualrate.measuring.planning import Candidate, Ranked, spearman
+from dualrate.sampling.cost import CallCost
 
 PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
 
@@ -92,14 +93,14 @@ class PlanSearch(Ranged):
             raise ValueError(f"--steps are divisors of --grid {self.grid}, or any number below it with --free-times")
         return tuple(fits)
 
-    def _budget(self, model: Model) -> tuple[CallCosts, float, str]:
+    def _budget(self, model: Model) -> tuple[CallCost, float, str]:
         """Costs of calls and the budget in one unit, and the unit's name."""
-        from dualrate.measuring.planning import call_macs, call_seconds
+        from dualrate.measuring.planning import call_seconds
 
         if self.seconds is not None:
             return call_seconds(model, self.batch_size), self.seconds, "s"
-        macs = call_macs(model)
-        costs = CallCosts(macs.heavy / 1e9, macs.light / 1e9, macs.own)
+        macs = model.call_cost
+        costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own)
         if self.gmacs is not None:
             return costs, self.gmacs, "GMACs"
         return costs, self._share * self.grid * costs.heavy, "GMACs"

@@ -30,10 +30,11 @@ from dualrate.machine.progress import Reporter
 from dualrate.measuring.calibration import read_table
 from dualrate.measuring.choosing import SMOOTH, step_for
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.planning import SEED, CallCosts, are_errors_kept, call_macs, measured_errors, read_plan
+from dualrate.measuring.planning import SEED, are_errors_kept, measured_errors, read_plan
 from dualrate.planning.planner import Planner
 from dualrate.planning.similarity import best_refreshes, similarities
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, sampler_named
+from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
 from dualrate.sampling.step import Step
 
@@ -290,7 +291,7 @@ def contenders_of(
     unplanned: runs without those of their usual plans that have to be planned first, by calling the network
     Raises ValueError for plans that are none, or not for that kind of model.
     """
-    costs = {run: call_macs(model) for run, model in models.items()}
+    costs = {run: model.call_cost for run, model in models.items()}
     dearest = max(max(cost.heavy, cost.light) for cost in costs.values())
     found: list[Contender] = []
     for entry in entries:
@@ -330,7 +331,7 @@ def calls_of(network: float, dearest: float) -> list[int]:
     return [min(MOST_STEPS, max(1, round(rung * dearest / network))) for rung in LADDER]
 
 
-def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, CallCosts]) -> bool:
+def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, CallCost]) -> bool:
     """Whether a run is the dearest single network, and its middle has blocks to share, and one to spare."""
     dearest = costs[run].light == max(cost.light for cost in costs.values())
     configs = models[run].experiment.networks.configs
@@ -345,7 +346,7 @@ def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, ligh
     if model.reuses_context:
         kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES)
         return 0.0 if kept else PLANNING_IMAGES * (PLANNER_GRID * heavy + PLANNER_GRID * (PLANNER_GRID + 1) / 2 * light)
-    costs = {run: call_macs(model) for run, model in models.items()}
+    costs = {run: model.call_cost for run, model in models.items()}
     return (
         SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED_PLANS) * light
         if can_share_encoder(entry.run, models, costs)

@@ -31,8 +31,8 @@ OnBad = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)
-class DecodeOptions:
-    """How images are decoded, as in `load_images`."""
+class Options:
+    """How images are decoded, as in `load_images`. Its repr, name and all, is part of every key."""
 
     size: int | None
     channels: int | None
@@ -57,7 +57,7 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "dualrate"
 
 
-def decoded(source: Source, options: DecodeOptions, cache: Path, progress: DataProgress) -> Entry:
+def decoded(source: Source, options: Options, cache: Path, progress: DataProgress) -> Entry:
     """The decoded images of a source, from the cache or decoded now.
 
     Raises ValueError for bad images (unless they are skipped), images of several shapes, and a damaged entry; OSError
@@ -74,7 +74,7 @@ def decoded(source: Source, options: DecodeOptions, cache: Path, progress: DataP
     return _open(folder)
 
 
-def _key(source: Source, options: DecodeOptions) -> str:
+def _key(source: Source, options: Options) -> str:
     digest = hashlib.sha256(repr((VERSION, source.name, options)).encode())
     for file in source.files:
         try:
@@ -105,7 +105,7 @@ def _damaged(folder: Path, error: Exception) -> ValueError:
     return ValueError(f"the cache entry {folder} is damaged ({error}); delete that folder and run again")
 
 
-def _write(raw: Raw, options: DecodeOptions, folder: Path, name: str, progress: DataProgress) -> None:
+def _write(raw: Raw, options: Options, folder: Path, name: str, progress: DataProgress) -> None:
     with naming(folder / "images.npy"), open(folder / "images.npy", "wb") as file:
         kept, bad = _write_images(raw, options, file, name, progress)
     if bad and (options.on_bad == "fail" or not kept):
@@ -123,7 +123,7 @@ def _write(raw: Raw, options: DecodeOptions, folder: Path, name: str, progress: 
 
 
 def _write_images(
-    raw: Raw, options: DecodeOptions, file: BinaryIO, name: str, progress: DataProgress
+    raw: Raw, options: Options, file: BinaryIO, name: str, progress: DataProgress
 ) -> tuple[list[int], list[str]]:
     """Write the .npy file image by image; the numbers of the images kept, and what was wrong with the others.
 
@@ -167,7 +167,7 @@ def _read(raw: Raw, name: str) -> Iterator[tuple[str, Path | bytes | np.ndarray]
         yield from raw.items
 
 
-def _image(name: str, item: Path | bytes | np.ndarray, options: DecodeOptions) -> np.ndarray:
+def _image(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.ndarray:
     if isinstance(item, np.ndarray):
         return resize(item, size=options.size, channels=options.channels)
     data = read_limited(item, MAX_BYTES) if isinstance(item, Path) else item

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dualrate.data import fashion_mnist
-from dualrate.data.cache import DecodeOptions, OnBad, cache_dir, decoded
+from dualrate.data.cache import OnBad, Options, cache_dir, decoded
 from dualrate.data.folder import folder_source
 from dualrate.data.npz import npz_source
 from dualrate.data.source import DataProgress, Source, Split
@@ -120,7 +120,7 @@ def load_images(
     report = progress or (lambda done, total, message: None)
     cache = cache or cache_dir()
     found = find_source(source, split, cache, report)
-    entry = decoded(found, DecodeOptions(size, channels, on_bad), cache, report)
+    entry = decoded(found, Options(size, channels, on_bad), cache, report)
     if entry.skipped:
         report(len(entry.images), len(entry.images), entry.skipped)
     return ImageSet(entry.images, entry.labels, entry.class_names, found.name)

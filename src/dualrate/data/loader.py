@@ -61,35 +61,26 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 class Batches:
     """All training batches of a run: `batch(k)` is the same however often, in whatever order, it is asked for."""
 
-    def __init__(
-        self,
-        images: ImageSet,
-        batch_size: int,
-        seed: int,
-        augment: Augment = Augment(),
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, images: ImageSet, batch_size: int, seed: int, augment: Augment = Augment()) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}; expected at least 1")
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
-        self.device = torch.device(device)
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def batch(self, iteration: int) -> Batch:
-        """Batch number `iteration`, on the device. Raises ValueError for a negative number."""
+        """Batch number `iteration`, on the CPU. Raises ValueError for a negative number."""
         if iteration < 0:
             raise ValueError(f"iteration {iteration}; expected 0 or more")
         sample = torch.arange(self.batch_size) + iteration * self.batch_size
         index = self._indices(sample).numpy()
-        pixels = torch.from_numpy(self.images.images[index]).to(self.device)  # fancy indexing copies
+        pixels = torch.from_numpy(self.images.images[index])  # fancy indexing copies
         labels = self.images.labels
-        sample = sample.to(self.device)
         return Batch(
             x=to_float(self.augment(pixels, Draws(self.seed, sample))),
-            label=None if labels is None else torch.from_numpy(labels[index]).to(self.device),
+            label=None if labels is None else torch.from_numpy(labels[index]),
             sample=sample,
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 from dualrate.data.cache import cache_dir
 from dualrate.data.decode import shape_of
 from dualrate.data.images import find_source
-from dualrate.data.source import DataProgress, Raw
+from dualrate.data.source import Raw
 
 MOST = 1000  # images whose headers are read
 
@@ -54,10 +54,10 @@ class Look:
         return tuple(found)
 
 
-def look_at(source: str | Path, progress: DataProgress | None = None) -> Look:
+def look_at(source: str | Path) -> Look:
     """Look at the training split of a source (see `load_images`).
 
     Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source.
     """
-    found = find_source(source, "train", cache_dir(), progress or (lambda done, total, message: None))
+    found = find_source(source, "train", cache_dir(), lambda done, total, message: None)
     return Look(found.name, found.read())

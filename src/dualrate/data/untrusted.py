@@ -38,10 +38,10 @@ def read_limited(path: Path, limit: int) -> bytes:
     return data
 
 
-def read_text(path: Path, limit: int = MAX_TEXT) -> str:
+def read_text(path: Path) -> str:
     """The content of a UTF-8 file; raises what `check_regular` raises, and ValueError for a file that is no text."""
     with reading(path, "text"):
-        return read_limited(path, limit).decode()
+        return read_limited(path, MAX_TEXT).decode()
 
 
 @contextmanager

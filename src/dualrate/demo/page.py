@@ -18,7 +18,6 @@ from dualrate.report.html import Drawing, Element, Facts, Gallery, Picture, Poin
 from dualrate.report.image_grid import image_grid
 from dualrate.report.rows import Row
 from dualrate.report.table import Table, floor_note, significant, table
-from dualrate.sampling.cost import call_cost
 
 COLUMNS = 10
 SINGLE = ("heavy", "medium", "light alone")
@@ -187,7 +186,7 @@ def _models(results: DemoResults) -> Table:
 
 
 def _model(name: str, model: Model) -> tuple[str, ...]:
-    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
+    cost = model.call_cost
     parameters = sum(model.parameters.values())
     heavy, light = (f"{macs / 1e6:.1f}" if macs else "-" for macs in (cost.heavy, cost.light))
     return name, model.weights_hash[:12], str(model.iteration), f"{parameters:,}", heavy, light

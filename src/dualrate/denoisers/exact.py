@@ -50,11 +50,10 @@ class GaussianMixture:
             )
 
     @staticmethod
-    def isotropic(means: Tensor, variance: float, weights: Tensor | None = None) -> GaussianMixture:
-        """Components N(m_k, variance I), equally likely unless `weights` (K,) says otherwise. means: (K, D)."""
+    def isotropic(means: Tensor, variance: float) -> GaussianMixture:
+        """Components N(m_k, variance I), equally likely. means: (K, D)."""
         k, d = means.shape
-        given = means.new_full((k,), 1 / k) if weights is None else weights
-        return GaussianMixture(given, means, variance * torch.eye(d).to(means).expand(k, d, d))
+        return GaussianMixture(means.new_full((k,), 1 / k), means, variance * torch.eye(d).to(means).expand(k, d, d))
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
@@ -110,14 +109,6 @@ class GaussianMixture:
         means, share = self._component_means(z, log_snr)
         offsets = means - torch.einsum("bk,bki->bi", share, means)[:, None]
         return torch.einsum("bk,bkil->bil", share, within + offsets[..., :, None] * offsets[..., None, :])
-
-    def entropy(self) -> Tensor:
-        """Differential entropy of x in nats: (). Raises ValueError for K > 1, where it has no closed form."""
-        if len(self.weights) != 1:
-            raise ValueError(
-                f"entropy has a closed form for one component, not {len(self.weights)}; integrate log_density"
-            )
-        return 0.5 * torch.log(2 * math.pi * math.e * self._eigen[0]).sum()
 
 
 @dataclass(frozen=True)

@@ -85,18 +85,15 @@ class StepPlan:
         """Steps on given times, H heavy calls spread evenly over the steps; `heavy=None`: one at every step."""
         t = tuple(times)
         steps = len(t) - 1
-        heavy = steps if heavy is None else _whole("the number of heavy calls", heavy)
-        if not 0 <= heavy <= steps:
-            raise ValueError(f"the number of heavy calls lies between 0 and the {steps} steps, got {heavy}")
+        heavy = steps if heavy is None else _heavy_calls(heavy, steps)
         return StepPlan.at(t, (j * steps // heavy for j in range(heavy)))
 
     @staticmethod
     def late(times: SupportsIndex | Iterable[float], heavy: SupportsIndex) -> StepPlan:
         """The first eighth of the steps without a context, which would be one of pure noise; then as `spread`."""
         t = tuple(times) if isinstance(times, Iterable) else _even(times)
-        steps, heavy = len(t) - 1, _whole("the number of heavy calls", heavy)
-        if not 0 <= heavy <= steps:
-            raise ValueError(f"the number of heavy calls lies between 0 and the {steps} steps, got {heavy}")
+        steps = len(t) - 1
+        heavy = _heavy_calls(heavy, steps)
         alone = min(steps // 8, steps - heavy)
         return StepPlan.at(t, (alone + j * (steps - alone) // heavy for j in range(heavy)))
 
@@ -144,6 +141,13 @@ def _whole(what: str, value: SupportsIndex) -> int:
     except TypeError:
         pass
     raise ValueError(f"{what} is a whole number, got {value!r}")
+
+
+def _heavy_calls(value: SupportsIndex, steps: int) -> int:
+    heavy = _whole("the number of heavy calls", value)
+    if not 0 <= heavy <= steps:
+        raise ValueError(f"the number of heavy calls lies between 0 and the {steps} steps, got {heavy}")
+    return heavy
 
 
 def _time(value: float) -> float:

@@ -95,9 +95,7 @@ class Cosine(Schedule, Ranged):
         return (torch.atan(torch.exp((self.shift - log_snr) / 2)) - start) / rate
 
 
-def shifted(
-    noise_resolution: float, image_resolution: float, *, log_snr_min: float = -15.0, log_snr_max: float = 15.0
-) -> Cosine:
+def shifted(noise_resolution: float, image_resolution: float) -> Cosine:
     """The cosine schedule that treats pictures of side `image_resolution` as if noise were set at `noise_resolution`.
 
     Raises ValueError unless 0 < noise_resolution <= image_resolution (a shift toward more noise).
@@ -106,7 +104,7 @@ def shifted(
         raise ValueError(
             f"noise_resolution must be in (0, {image_resolution}], the side of the images, got {noise_resolution}"
         )
-    return Cosine(log_snr_min, log_snr_max, shift=2 * math.log(noise_resolution / image_resolution))
+    return Cosine(shift=2 * math.log(noise_resolution / image_resolution))
 
 
 @dataclass(frozen=True)

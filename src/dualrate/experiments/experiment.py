@@ -29,6 +29,7 @@ from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Reporter
 from dualrate.methods.method import Method
+from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.training.config import FitConfig
 
 
@@ -206,6 +207,11 @@ class Model:
     def device(self) -> torch.device:
         """Where its networks are."""
         return next(self.networks.parameters()).device
+
+    @property
+    def call_cost(self) -> CallCost:
+        """Multiply-adds of a call of its denoiser."""
+        return call_cost(self.denoiser, self.shape, 0 if self.num_classes else None, self.device)
 
     @property
     def reuses_context(self) -> bool:

@@ -23,19 +23,19 @@ class NetworksConfig(ABC):
         """Networks by their roles, with random weights, and their denoiser."""
 
     @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-
-    @property
-    @abstractmethod
-    def num_classes(self) -> int:
-        """0 for an unconditional model."""
-
-    @property
     def configs(self) -> Mapping[str, UViTConfig]:
         """The U-ViT of each role, in the order of `build`; none for networks that have none."""
         return {}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image: that of the U-ViTs, of which all agree. Networks without say it themselves."""
+        return next(iter(self.configs.values())).shape
+
+    @property
+    def num_classes(self) -> int:
+        """0 for an unconditional model; as `shape`."""
+        return next(iter(self.configs.values())).num_classes
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The part of a role that a model of one network has too: all of it, unless said otherwise."""
@@ -56,14 +56,6 @@ class OneNetwork(NetworksConfig):
         return nn.ModuleDict({"model": network}), Plain(network, process)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.model.shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.model.num_classes
-
-    @property
     def configs(self) -> Mapping[str, UViTConfig]:
         return {"model": self.model}
 
@@ -82,14 +74,6 @@ class TwoNetworks(NetworksConfig):
     def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
         encoder, light = ContextEncoder(self.encoder, self.light, self.context), LightUViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.light.shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.light.num_classes
 
     @property
     def configs(self) -> Mapping[str, UViTConfig]:

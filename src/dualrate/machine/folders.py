@@ -16,7 +16,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,17 @@ def _entry(file: Path) -> dict[str, int | str]:
 
 def fault_point(point: str) -> None:
     """Where the fault tests stop the process; does nothing."""
+
+
+def check_link(path: Path) -> None:
+    """Raises ValueError for a link that leads nowhere."""
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link that leads nowhere: create what it points to, or remove it")
+
+
+def some_of(names: Sequence[object], most: int = 3) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 @contextmanager

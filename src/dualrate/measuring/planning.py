@@ -28,31 +28,10 @@ from dualrate.measuring.subset import subset_batches
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Errors, Planned, Planner, measure_errors
 from dualrate.sampling.ancestral import Ancestral
-from dualrate.sampling.cost import call_cost
+from dualrate.sampling.cost import CallCost
 
 ROWS = 32  # images at a time: the contexts of all grid times are held for them
 SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sampled and scored with
-
-
-@dataclass(frozen=True)
-class CallCosts:
-    """What a call costs per image, in any one unit.
-
-    heavy, light: of an encode and of a denoise call; own: whether a heavy call spares its step's light one
-    """
-
-    heavy: float
-    light: float
-    own: bool
-
-    def of(self, steps: int, heavy: int) -> float:
-        """Of an image with N steps and H heavy calls."""
-        return heavy * self.heavy + (steps - heavy * self.own) * self.light
-
-    def affordable(self, steps: int, budget: float) -> int | None:
-        """The most heavy calls within a budget; None if not even the light ones are."""
-        counts = [heavy for heavy in range(steps + 1) if self.of(steps, heavy) <= budget * (1 + 1e-9)]
-        return max(counts, default=None)
 
 
 @dataclass(frozen=True)
@@ -64,20 +43,14 @@ class Candidate:
     cost: float
 
 
-def call_macs(model: Model) -> CallCosts:
-    """In multiply-adds."""
-    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None, model.device)
-    return CallCosts(cost.heavy, cost.light, cost.own)
-
-
-def call_seconds(model: Model, batch_size: int) -> CallCosts:
+def call_seconds(model: Model, batch_size: int) -> CallCost:
     """In measured seconds, at a batch size."""
     heavy, light = seconds_of_calls(model, batch_size)
-    return CallCosts(heavy / batch_size, light / batch_size, call_macs(model).own)
+    return CallCost(heavy / batch_size, light / batch_size, model.call_cost.own)
 
 
 def candidates(
-    planner: Planner, costs: CallCosts, budget: float, steps: Sequence[int], *, free_times: bool = False
+    planner: Planner, costs: CallCost, budget: float, steps: Sequence[int], *, free_times: bool = False
 ) -> list[Candidate]:
     """The best plan within the budget for each number of steps that fits it, best first.
 

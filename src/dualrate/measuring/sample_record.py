@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dualrate.config.serial import from_json, to_plain
 from dualrate.machine.files import read_bytes, write_whole, written_aside
+from dualrate.machine.folders import check_link, some_of
 from dualrate.measuring.drawer import Guidance
 from dualrate.metrics.origin import Origin
 from dualrate.runs.checks import LOGS, SAMPLES
@@ -87,8 +88,7 @@ def read_record(directory: Path) -> Record | None:
     Raises ValueError for a directory that holds anything else, or anything beside the samples.
     """
     if not directory.exists():
-        if directory.is_symlink():
-            raise ValueError(f"{directory} is a link that leads nowhere: create what it points to, or remove it")
+        check_link(directory)
         return None
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; samples are kept in a directory: choose another --out")
@@ -103,7 +103,7 @@ def read_record(directory: Path) -> Record | None:
     if "experiment.json" in foreign:
         raise ValueError(f"{directory} is a run, or released weights, and no place for samples: choose another --out")
     if foreign:
-        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        listed = some_of(foreign)
         if record is None:
             raise ValueError(
                 f"{directory} holds {listed} but no {SAMPLES}, which would say what they are of: choose a new or empty "

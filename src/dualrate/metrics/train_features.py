@@ -26,7 +26,6 @@ def feature_net_in(
     images: ImageSet,
     test: ImageSet | None,
     *,
-    seed: int = 0,
     epochs: int = 10,
     progress: TrainingProgress | None = None,
 ) -> FeatureNet:
@@ -35,7 +34,7 @@ def feature_net_in(
     ValueError if the stored net was trained on other images, or for what `train_feature_net` refuses.
     """
     if not (Path(directory) / CARD).exists():
-        net = train_feature_net(images, test, seed=seed, epochs=epochs, progress=progress)
+        net = train_feature_net(images, test, seed=0, epochs=epochs, progress=progress)
         net.save(directory)
         return net
     net = FeatureNet.load(directory)

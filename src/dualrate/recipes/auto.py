@@ -40,7 +40,7 @@ from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.progress import PlainReporter, Reporter
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.students import StudentRecipe, light_of
+from dualrate.recipes.students import DISTILLING, StudentRecipe, light_of
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
@@ -126,14 +126,6 @@ TIERS: dict[Size, Tier] = {
         ),
     ),
 }
-DISTILLING = FitConfig(
-    iterations=2000,
-    batch_size=64,
-    optim=OptimConfig(lr=1e-4, betas=(0.0, 0.99), warmup=100, decay="cosine"),
-    ema_halflife=20_000,
-    checkpoint_every=250,
-    sample_every=500,
-)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.students import StudentRecipe
+from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
@@ -42,14 +42,6 @@ FIT = FitConfig(
     ema_halflife=50_000,
     checkpoint_every=250,
     sample_every=1000,
-)
-DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a constant rate the score wavers (dev/LOG.md)
-    iterations=2000,
-    batch_size=64,
-    optim=OptimConfig(lr=1e-4, betas=(0.0, 0.99), warmup=100, decay="cosine"),
-    ema_halflife=20_000,
-    checkpoint_every=250,
-    sample_every=500,
 )
 
 

@@ -17,7 +17,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
@@ -60,28 +60,19 @@ FIT = FitConfig(
 
 def heavy(size: Size = 64, source: str = "imagenet") -> Experiment:
     """The single-rate baseline. source: a folder of images or parquet files."""
-    data = DataConfig(source, size, 3, augment=Augment(flip=True))
-    schedule = Interpolated.between(32, size, size)
-    return Experiment(
-        f"imagenet{size}-heavy",
-        OneNetwork(heavy_network(size)),
-        DenoisingConfig(),
-        FIT,
-        data,
-        process=GaussianProcess(schedule),
+    networks, augment = OneNetwork(heavy_network(size)), Augment(flip=True)
+    return _experiment(
+        f"imagenet{size}-heavy", networks, DenoisingConfig(), DataConfig(source, size, 3, augment=augment)
     )
 
 
 def dual(size: Size = 64, source: str = "imagenet") -> Experiment:
     """The dual-rate model; random translation is the paper's augmentation."""
-    networks = TwoNetworks(heavy_network(size), light_network(size))
-    data = DataConfig(source, size, 3, augment=Augment(flip=True, translate=4))
-    schedule = Interpolated.between(32, size, size)
-    return Experiment(
-        f"imagenet{size}-dual",
-        networks,
-        DenoisingConfig(times=TimeSampler()),
-        FIT,
-        data,
-        process=GaussianProcess(schedule),
-    )
+    networks, augment = TwoNetworks(heavy_network(size), light_network(size)), Augment(flip=True, translate=4)
+    method = DenoisingConfig(times=TimeSampler())
+    return _experiment(f"imagenet{size}-dual", networks, method, DataConfig(source, size, 3, augment=augment))
+
+
+def _experiment(name: str, networks: NetworksConfig, method: DenoisingConfig, data: DataConfig) -> Experiment:
+    side = networks.shape[1]
+    return Experiment(name, networks, method, FIT, data, GaussianProcess(Interpolated.between(32, side, side)))

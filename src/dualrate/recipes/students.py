@@ -16,9 +16,19 @@ from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import read_experiment
 from dualrate.training.config import FitConfig
+from dualrate.training.optim import OptimConfig
 
 PRETRAINING = 1000  # iterations of a light network that has never seen a context
 STUDENT_RATE = 0.2  # of the student's learning rate over that of the auxiliary, which has to follow it
+
+DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a constant rate the score wavers (dev/LOG.md)
+    iterations=2000,
+    batch_size=64,
+    optim=OptimConfig(lr=1e-4, betas=(0.0, 0.99), warmup=100, decay="cosine"),
+    ema_halflife=20_000,
+    checkpoint_every=250,
+    sample_every=500,
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 from dualrate.data.untrusted import printable
 from dualrate.machine.files import naming, read_records
 from dualrate.runs.store import HISTORY, StoredModel, read_losses, read_moment_gaps
-from dualrate.sampling.cost import call_cost
 
 CARD, CURVE = "README.md", "loss.svg"
 
@@ -23,7 +22,7 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
     from dualrate.report.figures import loss_figure, svg  # only here: it imports matplotlib
 
     run, experiment, model = stored.path, stored.experiment, stored.model()
-    cost = call_cost(model.denoiser, model.shape, 0 if model.num_classes else None)
+    cost = model.call_cost
     calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
     fit = experiment.fit
     facts = {

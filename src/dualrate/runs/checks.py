@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dualrate.data.images import ImageSet
+from dualrate.machine.folders import check_link, some_of
 
 SAMPLES = "sample.json"  # is in a folder of samples, which no run can be in
 OF_A_RUN = ("experiment.json", "checkpoints", ".lock")  # one of them is there as soon as a run has started
@@ -22,8 +23,7 @@ def check_out(name: str, out: Path) -> None:
     """
     if not re.fullmatch(r"\w[\w.-]{0,79}", name, flags=re.ASCII):
         raise ValueError(f"a run's name is 1 to 80 letters, digits and _ . - and no path, got {name!r}")
-    if out.is_symlink() and not out.exists():
-        raise ValueError(f"{out} is a link that leads nowhere: create what it points to, or remove it")
+    check_link(out)
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"{existing} is a file, so no run can be in {out}: choose another --out")
@@ -46,8 +46,7 @@ def _check_content(out: Path) -> None:
         raise ValueError(f"{out} holds samples ({SAMPLES}): choose another --out")
     foreign = [name for name in names if not name.endswith(LOGS)]
     if foreign and not set(OF_A_RUN) & set(names):
-        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise ValueError(f"{out} holds {listed} but no run: choose a new or empty directory as --out")
+        raise ValueError(f"{out} holds {some_of(foreign)} but no run: choose a new or empty directory as --out")
 
 
 def data_notes(images: ImageSet, num_classes: int, batch_size: int) -> list[str]:
@@ -56,10 +55,8 @@ def data_notes(images: ImageSet, num_classes: int, batch_size: int) -> list[str]
     if images.labels is not None and num_classes:
         missing = sorted(set(range(num_classes)) - set(np.unique(images.labels).tolist()))
         if missing:
-            listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-            notes.append(
-                f"{images.name} has no image of {len(missing)} of the networks' {num_classes} classes: {listed}"
-            )
+            found = f"{len(missing)} of the networks' {num_classes} classes: {some_of(missing, 10)}"
+            notes.append(f"{images.name} has no image of {found}")
     if len(images) < batch_size:
         notes.append(f"{images.name} has {len(images)} image(s), fewer than a batch of {batch_size}: they repeat in it")
     return notes

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dualrate.machine.files import write_tensors
-from dualrate.machine.folders import MANIFEST, Manifest, new_folder
+from dualrate.machine.folders import MANIFEST, Manifest, check_link, new_folder, some_of
 from dualrate.runs.card import CARD, CURVE, write_card
 from dualrate.runs.store import COVARIANCE, EXPERIMENT, RELEASED, WEIGHTS, Note, read_stored, write_experiment
 
@@ -40,8 +40,7 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
 
 def check_target(out: Path) -> None:
     """Raises ValueError unless released weights may be written to `out`."""
-    if out.is_symlink() and not out.exists():
-        raise ValueError(f"{out} is a link that leads nowhere: create what it points to, or remove it")
+    check_link(out)
     target = Path(os.path.realpath(out))
     if os.path.ismount(target):
         raise ValueError(f"{out} is the root of a file system, which nothing can replace: choose a directory in it")
@@ -53,5 +52,6 @@ def check_target(out: Path) -> None:
     names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     if names and not set(RELEASED) <= set(names) <= FILES:
         foreign = [name for name in names if name not in FILES] or names
-        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise ValueError(f"{out} holds {listed}: choose a new or empty directory, or released weights to replace")
+        raise ValueError(
+            f"{out} holds {some_of(foreign)}: choose a new or empty directory, or released weights to replace"
+        )

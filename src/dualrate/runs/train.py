@@ -166,7 +166,7 @@ def _layout(config: UViTConfig) -> str:
     return f"{', '.join(levels)}, patches of {config.patch}"
 
 
-def _rounded(count: int) -> str:
+def _rounded(count: float) -> str:
     return f"{count / 1e9:.3g} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 

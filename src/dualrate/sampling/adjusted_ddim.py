@@ -11,7 +11,7 @@ so that |z_s|^2 grows by d zvar where x_hat and eps_hat are orthogonal. They nea
 few directions; for data that vary in all directions alike they are parallel, and some steps of it overshoot. d and
 |eps_hat|^2 are of one image, over all its dimensions. zvar falls with the square of the step: many steps are DDIM.
 
-xvar_t is 0.1 / (2 + SNR_t), or eta E|x - x_hat|^2 / d with eta = 0.75 measured on data (`runs/calibration.py`), of a
+xvar_t is 0.1 / (2 + SNR_t), or eta E|x - x_hat|^2 / d with eta = 0.75 measured on data (`dualrate.measuring`), of a
 denoiser with its labels and without guidance.
 
 Source: Heek, Hoogeboom, Salimans, "Multistep Consistency Models" (arXiv 2403.06807).

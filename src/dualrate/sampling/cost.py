@@ -29,14 +29,23 @@ from dualrate.sampling.trajectory import sample
 
 @dataclass(frozen=True)
 class CallCost:
-    """MACs of one row of a heavy (encode) and of a light (denoise with its context) call.
+    """What one row of a heavy (encode) and of a light (denoise with its context) call costs: MACs, or any one unit.
 
     own: whether a heavy call has denoised already, so that its step makes no light one
     """
 
-    heavy: int
-    light: int
+    heavy: float
+    light: float
     own: bool = False
+
+    def of(self, steps: int, heavy: int) -> float:
+        """Of an image with N steps and H heavy calls."""
+        return heavy * self.heavy + (steps - heavy * self.own) * self.light
+
+    def affordable(self, steps: int, budget: float) -> int | None:
+        """The most heavy calls within a budget; None if not even the light ones are."""
+        counts = [heavy for heavy in range(steps + 1) if self.of(steps, heavy) <= budget * (1 + 1e-9)]
+        return max(counts, default=None)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class PlanCost:
 
     @property
     def macs(self) -> int:
-        return self.heavy_calls * self.calls.heavy + self.light_calls * self.calls.light
+        return int(self.heavy_calls * self.calls.heavy + self.light_calls * self.calls.light)
 
     @property
     def flops(self) -> int:
