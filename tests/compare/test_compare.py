@@ -351,7 +351,7 @@ def test_where_a_shared_encoder_is_refreshed_is_found_under_its_own_sampler_on_s
 def test_what_a_model_never_learned_is_not_tried(here):
     """A start without a context where none was dropped in training; a middle of one block is not shared."""
     late = [one for one in made_of("dual") if one.note == "late"]
-    assert len(late) == len(contenders.PLANNED)
+    assert len(late) == len(contenders.PLANNED_PLANS)
     for name, networks, method in (
         ("always", TwoNetworks(NET, SMALL), DenoisingConfig(TimeSampler(dropout=0.0))),
         ("shallow", OneNetwork(SMALL), DenoisingConfig()),

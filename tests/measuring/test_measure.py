@@ -191,7 +191,7 @@ def test_a_row_has_the_counts_and_seconds_of_what_was_drawn(drawer, judge, tmp_p
     assert (row.seconds_per_image, row.batch_size) == (80.0 / len(SEEDS), len(SEEDS))
     assert row.score.fingerprint.seeds == "5-44"
     assert measured(at_once, judge, tmp_path / "a").batch_size == 16
-    assert measure(at_once, SEEDS, judge, keep=tmp_path / "b", block_size=1000).row.batch_size == len(SEEDS)
+    assert measure(at_once, SEEDS, judge, keep=tmp_path / "b", shard_size=1000).row.batch_size == len(SEEDS)
 
 
 @pytest.mark.parametrize("keep", [False, True])
