@@ -195,13 +195,14 @@ def test_no_more_than_a_batch_is_held(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Drawer, "batches", noise)
     monkeypatch.setattr(module, "SHOWN", 4)
     written(large, tmp_path / "first", range(100), batch_size=50, npz=True)  # what is loaded once
-    gc.collect()
-    tracemalloc.start()
-    written(large, tmp_path / "out", range(600), batch_size=50, npz=True)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    batch = 50 * 3 * 32 * 32
-    assert batch < peak < 5 * batch
+    peaks, batch = [], 50 * 3 * 32 * 32
+    for name in ("out", "again"):  # a table of Python's own may double during one: 8 MB late in a run of all tests
+        gc.collect()
+        tracemalloc.start()
+        written(large, tmp_path / name, range(600), batch_size=50, npz=True)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert batch < min(peaks) < 5 * batch
 
 
 # Going on
