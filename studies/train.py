@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 FROM_HEAVY = "fashion-mnist-dual --method.encoder-from weights/fashion-mnist-heavy"
 HALF_LIFE = "--fit.ema-halflife"
 RETROFIT = f"{FROM_HEAVY} --method.freeze-encoder"
+ANNEALED = "--fit.optim.decay cosine --fit.checkpoint-every 500 --fit.sample-every 5000"  # of equal CPU seconds each
+MEDIUM_25 = (  # a quarter of the heavy network's cost
+    "fashion-mnist-medium --networks.model.levels.1.channels 96 --networks.model.levels.1.blocks 3 "
+    "--networks.model.head-dim 48"
+)
 SHORT = f"{RETROFIT} --fit.iterations 1500"
 RUNS = {
     "heavy": "fashion-mnist-heavy",
@@ -34,6 +39,10 @@ RUNS = {
     "width-2": f"{SHORT} --networks.context.width 2",
     "width-8": f"{SHORT} --networks.context.width 8",
     "no-head": f"{SHORT} --networks.encoder.no-head",
+    "settle-heavy": f"fashion-mnist-heavy --fit.iterations 14500 {ANNEALED}",
+    "settle-medium-45": f"fashion-mnist-medium --networks.model.levels.1.blocks 5 --fit.iterations 27000 {ANNEALED}",
+    "settle-medium-25": f"{MEDIUM_25} --fit.iterations 44000 {ANNEALED}",
+    "settle-light": f"fashion-mnist-light --fit.iterations 64000 {ANNEALED}",
 }
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
 OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
