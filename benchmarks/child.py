@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 
 import dualrate as dr
 from benchmarks import workloads
-from dualrate.machine.device import pays
+from dualrate.machine.device import pays, peak_memory
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.runs.store import read_experiment
 
@@ -42,17 +41,6 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def peak(device: torch.device) -> int:
-    """Bytes at most held so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux's ru_maxrss of a child begins at its parent's size
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """The figures of this process; what ran in it before counts too."""
     torch.set_num_threads(options.threads)
@@ -60,7 +48,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         keep_freed_memory()
     device = torch.device(options.device)
     bfloat16 = pays(device)
-    start = peak(device)
+    start = peak_memory(device)
     if options.work == "train":
         work = workloads.training(read_experiment(Path(options.model)), device, bfloat16)
     else:
@@ -73,7 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     after = os.times()
     return {
         "start": start,
-        "peak": peak(device),
+        "peak": peak_memory(device),
         "user": (after.user - before.user) / options.repeats,
         "system": (after.system - before.system) / options.repeats,
     }

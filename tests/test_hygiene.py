@@ -305,13 +305,13 @@ def test_method_words_are_found_in_names_and_prose() -> None:
 
 def test_local_paths_are_found() -> None:
     for bad in (
-        "/work/main", "cd /root", '"/tmp/x"', "/home/jane/data", "file:/tmp/x", "(/Users/jane)", "file:///home/jane/x",
+        "/work/project", "cd /root", '"/tmp/x"', "/home/jane/data", "file:/tmp/x", "(/Users/jane)", "file:///home/jane/x",
         "/mnt/data", "/scratch/x", "/workspace", "/content/drive", "/opt/thing", "/data/images", "/var/folders/x",
         "C:\\Users\\jane", "D:\\\\work", "/private/tmp", "PATH=/work/bin:$PATH", "x:/work",
     ):  # fmt: skip
         assert local_paths(f"first line\n{bad}\nlast"), bad
     for good in (
-        "frame/work/main", "https://example.org/work/x", "~/tmp", "$HOME/tmp/x", "/workers", "src/tmp", "/tmp-like",
+        "frame/work/project", "https://example.org/work/x", "~/tmp", "$HOME/tmp/x", "/workers", "src/tmp", "/tmp-like",
         "/data",
         "https://example.org", "a/b", "images/sec", "file://x/tmp",
     ):  # fmt: skip

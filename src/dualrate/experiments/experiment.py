@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,7 +209,7 @@ class Model:
         """Where its networks are."""
         return next(self.networks.parameters()).device
 
-    @property
+    @cached_property
     def call_cost(self) -> CallCost:
         """Multiply-adds of a call of its denoiser."""
         return call_cost(self.denoiser, self.shape, 0 if self.num_classes else None, self.device)

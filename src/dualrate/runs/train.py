@@ -55,7 +55,8 @@ def train(
     another experiment or no run; OSError if it cannot be written to.
     """
     check_out(experiment.name, out)
-    if from_plain(Experiment, to_plain(experiment)) != experiment:
+    plain = to_plain(experiment)
+    if from_plain(Experiment, plain) != experiment:
         raise ValueError(f"{experiment.name} would not be read again as it is: its parts must be frozen dataclasses")
     _check_method(experiment, out)
     if score_every is not None and score_every % experiment.fit.sample_every:
@@ -77,7 +78,7 @@ def train(
             note=progress.note,
         ),
     )
-    method, plain, costs = prepared.method, to_plain(experiment), costs_of(experiment, prepared.method)
+    method, costs = prepared.method, costs_of(experiment, prepared.method)
 
     def on_start() -> None:
         announce(experiment, images, costs, out, progress)

@@ -10,6 +10,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal, cast
 
 from dualrate.config.imports import imported
@@ -56,7 +57,7 @@ class Sampler(Ranged):
     gammas: tuple[Probability, ...] = (0.0,)
     rank: Annotated[int, Range(1, 100)] = 100
 
-    @property
+    @cached_property
     def markovian(self) -> bool:
         """Whether a dual-rate context may be reused under it, with the settings that it has by default."""
         table = CovarianceTable.of_white_noise(Bands((1, 1, 1)))
