@@ -22,9 +22,8 @@ def finished(
     network: str, cost: float, score: float, *, seconds: float | None = None, heavy: int = 2
 ) -> TimedContender:
     made = row(network, steps=4, heavy=heavy, macs=int(cost * 1e9), seconds=seconds or cost, value=score, half=0.1)
-    plan = StepPlan.uniform(4, heavy)
-    # no two alike: the gamma makes the key
-    contender = Contender(Path(network), network, "ancestral", plan, gamma=round(cost / 100, 6))
+    plan = StepPlan.uniform(int(8 * cost), int(2 * cost * heavy))  # plans of a network differ in steps alone
+    contender = Contender(Path(network), network, "ancestral", plan)
     measured = MeasuredContender(contender, made, np.full(9, score))
     return TimedContender(measured, Speed(cost, seconds or cost, 8), 10**6, np.zeros((2, 1, 4, 4), np.uint8))
 
@@ -92,8 +91,11 @@ def test_the_table_is_in_order_of_cost():
 
 
 def test_a_plan_that_reuses_is_drawn_once():
-    shown = reusing_plans([finished("dual", 1, 4.0), finished("dual", 2, 3.0), *RIVALS])
-    assert [name for name, _ in shown] == ["dual 4/2"]
+    dual = finished("dual", 1, 4.0)
+    other = replace(dual.contender, gamma=0.5)
+    again = replace(dual, measured=replace(dual.measured, contender=other))
+    shown = reusing_plans([dual, again, finished("dual", 2, 3.0), *RIVALS])
+    assert [name for name, _ in shown] == ["dual 8/4", "dual 16/8"]
 
 
 def test_chosen_are_the_fronts_the_others_first():

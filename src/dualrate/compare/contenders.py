@@ -74,6 +74,12 @@ class Contender(Ranged):
         sampler_named(self.sampler)
 
     @property
+    def curve(self) -> str:
+        """Names the contenders that differ from this one in the number of steps alone."""
+        rate = self.plan.num_steps / max(self.plan.num_heavy, 1)
+        return f"{self.network} {self.denoiser} {self.sampler} {self.gamma} {self.note} {rate:g}"
+
+    @property
     def key(self) -> str:
         """A file name, different for every contender; networks have different names."""
         says = f"{self.network} {self.denoiser} {self.gamma} {self.plan.to_json()}"

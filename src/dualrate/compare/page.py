@@ -14,9 +14,11 @@ from dualrate.report.figures import pareto_figure, plan_figure
 from dualrate.report.headline import capital, costs, name, plan_of, scored
 from dualrate.report.html import Drawing, Element, Facts, Gallery, Picture, Points, Section, Text, page
 from dualrate.report.image_grid import image_grid
+from dualrate.report.saving import POWER
 from dualrate.report.table import EACH, Table, compute_unit, floor_note, interval, significant, table
 
 COLUMNS = 10
+MANY = 1_000_000  # images: nobody draws more to tell two plans apart
 
 
 def compare_page(results: ComparisonResults) -> str:
@@ -82,7 +84,14 @@ def _saved(results: ComparisonResults) -> list[Section]:
 def savings_table(results: ComparisonResults) -> Table:
     """A line per dual-rate contender that none of its kind beats; none without both sides."""
     found = savings(results)
-    header = ("network", "sampler", "plan", results.judge.metric, *(counted.name for counted in COSTS))
+    header = (
+        "network",
+        "sampler",
+        "plan",
+        results.judge.metric,
+        *(counted.name for counted in COSTS),
+        "images to tell",
+    )
     cells = [
         (
             one.finished.row.network,
@@ -90,19 +99,35 @@ def savings_table(results: ComparisonResults) -> Table:
             plan_of(one.finished.row),
             significant(one.finished.row.score.value),
             *map(str, one.savings),
+            _images_to_tell(one),
         )
         for one in found
     ]
     notes = (
         "cost of the best of all other networks and samplers for the same score, over the plan's own: above 1, this is "
-        "cheaper. Between two plans of the others the score is interpolated, a straight line in logarithms",
-        "in brackets 95% bootstrap intervals over the images, of both sides; never: no other reaches the score",
+        "cheaper. Between two plans of one network and sampler the score is a straight line in logarithms",
+        "in brackets 95% intervals over the images, of both sides, for one training of each network; never: no other "
+        "reaches the score",
         "at most: the others' cheapest measured plan is better already",
+        f"images to tell: as many of each would tell the ratio in {COSTS[0].name} from 1 with a chance of "
+        f"{100 * POWER:.0f}%, if the scores are the true ones",
         f"single networks were tried up to the cost of {LADDER[-1]} calls of the dearest; the intervals hold no noise "
         "of timing, and the front was picked among the same images",
         *results.left,
     )
     return Table(header, tuple(cells), notes)
+
+
+def _images_to_tell(one: Savings) -> str:
+    """Of each row, for its ratio of FLOPs: a dash where no other is as cheap."""
+    times, count = one.savings[0].images, one.finished.row.score.fingerprint.count
+    return _rounded_count(times * count) if math.isfinite(times) else "-"
+
+
+def _rounded_count(number: float) -> str:
+    """Two digits, of thousands: 12,000."""
+    rounded = float(f"{number:.1e}")
+    return f"{rounded:,.0f}" if rounded < MANY else f"over {MANY:,}"
 
 
 def _figures(results: ComparisonResults) -> list[Element]:

@@ -10,7 +10,7 @@ import math
 from dualrate.compare.savings import COSTS, ComparisonResults, savings
 from dualrate.machine.environment import environment
 from dualrate.report.headline import plan_of
-from dualrate.report.pareto import Saving
+from dualrate.report.saving import Saving
 from dualrate.report.table import records
 
 
@@ -65,7 +65,8 @@ def as_json(results: ComparisonResults) -> str:
 def _ratios(found: Saving) -> dict[str, object]:
     ratios = {"ratio": found.ratio, "low": found.low, "high": found.high}
     finite = {name: value if math.isfinite(value) else "never" for name, value in ratios.items()}
-    return {**finite, "at_most": found.at_most}
+    images = found.images if math.isfinite(found.images) else None
+    return {**finite, "at_most": found.at_most, "times_as_many_images_tell": images}
 
 
 def as_csv(results: ComparisonResults) -> str:

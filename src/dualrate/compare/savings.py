@@ -8,7 +8,8 @@ from typing import Any
 
 from dualrate.compare.work import MeasuredContender, TimedContender
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.report.pareto import Point, Saving, front, saving
+from dualrate.report.pareto import Point, front
+from dualrate.report.saving import Saving, saving
 
 
 @dataclass(frozen=True, eq=False)

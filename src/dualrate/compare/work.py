@@ -51,7 +51,7 @@ class MeasuredContender:
     replicates: NDArray[np.float64]
 
     def point(self, cost: float) -> Point:
-        return Point(self.contender.key, cost, self.row.score.value, self.replicates)
+        return Point(self.contender.key, cost, self.row.score.value, self.replicates, self.contender.curve)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,191 @@
+"""What a point of quality against cost saves against rivals, and the interval of that ratio.
+
+The rivals' front at a cost is the least score that they have for at most this cost. Between two plans of one curve the
+score is a straight line in (log cost, log score); between curves, before the first point and beyond the last one
+nothing is assumed. So at a fixed cost the log of the front is the least of several linear functions of the rivals' log
+scores: continuous in all of them, which the cost at a fixed score is not (a flat stretch of a curve is a jump of it).
+The interval is therefore made where the noise is tame: the ratio a belongs to it unless
+
+    D(a) = log front(a * cost) - log score
+
+differs from zero at this level, by the normal law of its bootstrap replicates. The least of many noisy scores is too
+low, and that of their replicates again: their mean tells by how much. The correction is used on the side where it
+widens the interval only, so neither side owes a claim to it. `studies/coverage.py` counts how often intervals hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualrate.report.pareto import Point
+
+RESOLUTION = 0.01  # of the ends of an interval, in log cost
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The rivals' cost for a point's score over the point's own: 2 means that they pay twice as much.
+
+    low, high: its interval; infinite where the rivals never reach the score
+    at_most:   whether even the rivals' cheapest point is better, so that the ratio is an upper bound
+    images:    times as many images as were measured tell it from 1, with probability POWER, if the scores are the true
+               ones; NaN where the rivals have no point as cheap
+    """
+
+    ratio: float
+    low: float
+    high: float
+    at_most: bool
+    images: float
+
+    def __str__(self) -> str:
+        low, high = (f"{value:.2f}" if math.isfinite(value) else "never" for value in (self.low, self.high))
+        ratio = f"{self.ratio:.2f}" if math.isfinite(self.ratio) else "never reached"
+        return f"{'at most ' if self.at_most else ''}{ratio} [{low}, {high}]"
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interval leaves out 1."""
+        return not self.low <= 1 <= self.high
+
+
+def saving(point: Point, rivals: Sequence[Point], *, level: float = 0.95) -> Saving:
+    """At the point's score, against all rivals; the interval is one of both sides' images.
+
+    Raises ValueError for no rivals, and for other numbers of replicates than the point's.
+    """
+    contest, z = _Contest.of(point, rivals), _quantile(level)
+    costs, paid = _costs(rivals), cost_at(rivals, point.score)
+    gaps = {cost: contest.gap(cost) for cost in costs}
+    not_worse = [cost for cost, gap in gaps.items() if gap.low(z) <= 0]  # the rivals, as far as the noise tells
+    not_better = [cost for cost, gap in gaps.items() if gap.high(z) >= 0]
+    low = not_worse[0] if not_worse else math.inf
+    high = not_better[-1] if not_better else costs[0]
+    return Saving(
+        ratio=paid / point.cost,
+        low=min(low, paid) / point.cost,
+        high=math.inf if high == costs[-1] else max(high, paid) / point.cost,
+        at_most=point.score > min(rivals, key=lambda rival: (rival.cost, rival.score)).score,
+        images=contest.gap(point.cost).images(z) if point.cost >= costs[0] else math.nan,
+    )
+
+
+def side(point: Point, rivals: Sequence[Point], ratio: float, *, level: float = 0.95) -> int:
+    """Where a ratio between the rivals' cheapest and dearest cost is: -1 below, 0 in, 1 above the saving's interval.
+
+    Raises ValueError as `saving`.
+    """
+    contest, z = _Contest.of(point, rivals), _quantile(level)
+    cost = ratio * point.cost
+    if contest.gap(cost).low(z) > 0:
+        return -1
+    return int(contest.gap(cost * math.exp(-RESOLUTION)).high(z) < 0)  # the front may fall at a cost, all at once
+
+
+def cost_at(rivals: Sequence[Point], score: float) -> float:
+    """What the cheapest rival pays for a score, at least as good.
+
+    The cheapest point's cost for a score that even that one surpasses (so the answer is an upper bound); infinite for a
+    score that none reaches.
+    """
+    return min(_cost_on(curve, score) for curve in _curves(rivals))
+
+
+def _cost_on(curve: Sequence[Point], score: float) -> float:
+    if curve[0].score <= score:
+        return curve[0].cost
+    for worse, better in pairwise(curve):
+        if better.score <= score:
+            share = math.log(worse.score / score) / math.log(worse.score / better.score)
+            return worse.cost * (better.cost / worse.cost) ** share
+    return math.inf
+
+
+def _curves(points: Sequence[Point]) -> list[list[Point]]:
+    """The points of each curve, cheapest first."""
+    ordered = sorted(points, key=lambda point: (point.curve or "", point.cost))
+    together = [list(curve) for name, curve in groupby(ordered, lambda point: point.curve) if name is not None]
+    return together + [[point] for point in ordered if point.curve is None]
+
+
+def _costs(rivals: Sequence[Point]) -> list[float]:
+    """Every cost of a rival, and more between them, cheapest first."""
+    costs = sorted({rival.cost for rival in rivals})
+    filled = [
+        np.geomspace(low, high, 1 + math.ceil(math.log(high / low) / RESOLUTION))[:-1] for low, high in pairwise(costs)
+    ]
+    return [*(float(cost) for part in filled for cost in part), costs[-1]]
+
+
+def _quantile(level: float) -> float:
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """D at a cost. bias: of the least of noisy scores, as the replicates' mean tells it."""
+
+    value: float
+    bias: float
+    deviation: float
+
+    def low(self, z: float) -> float:
+        return min(self.value, self.value - self.bias) - z * self.deviation
+
+    def high(self, z: float) -> float:
+        return max(self.value, self.value - self.bias) + z * self.deviation
+
+    def images(self, z: float) -> float:
+        needed = (z + NormalDist().inv_cdf(POWER)) * self.deviation
+        return (needed / self.value) ** 2 if self.value else math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class _Contest:
+    """Log scores: own () and its replicates (R,), rivals (n,) and theirs (n, R)."""
+
+    rivals: Sequence[Point]
+    own: float
+    own_replicates: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    replicates: NDArray[np.float64]
+
+    @staticmethod
+    def of(point: Point, rivals: Sequence[Point]) -> _Contest:
+        count = len(point.replicates)
+        if not rivals or any(len(rival.replicates) != count for rival in rivals):
+            raise ValueError(
+                f"a saving needs rivals with {count} replicates each, as many as its own, got {len(rivals)}"
+            )
+        scores = np.log([rival.score for rival in rivals])
+        replicates = np.stack([rival.log_replicates for rival in rivals])
+        return _Contest(rivals, math.log(point.score), point.log_replicates, scores, replicates)
+
+    def gap(self, cost: float) -> _Gap:
+        choices = _choices(self.rivals, cost)
+        value = float((choices @ self.scores).min() - self.own)
+        gaps = (choices @ self.replicates).min(0) - self.own_replicates
+        return _Gap(value, float(gaps.mean() - value), float(gaps.std(ddof=1)))
+
+
+def _choices(rivals: Sequence[Point], cost: float) -> NDArray[np.float64]:
+    """(choices, rivals): the log scores to be had for at most this cost, as sums of those of the rivals.
+
+    Each rival that is no dearer, and of each curve the line between the two points around the cost.
+    """
+    unit = dict(zip(map(id, rivals), np.eye(len(rivals)), strict=True))
+    choices = [unit[id(rival)] for rival in rivals if rival.cost <= cost]
+    for curve in _curves(rivals):
+        for before, after in pairwise(curve):
+            if before.cost < cost < after.cost:
+                share = math.log(cost / before.cost) / math.log(after.cost / before.cost)
+                choices.append((1 - share) * unit[id(before)] + share * unit[id(after)])
+    return np.array(choices)

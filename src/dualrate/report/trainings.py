@@ -1,0 +1,72 @@
+"""Networks trained several times: their scores as one, with the noise of training beside that of the images.
+
+A network's score is the geometric mean over its trainings. What training adds to its logarithm is taken as normal, of
+one standard deviation s for all networks of a comparison, the same for every plan of a training: all that a few
+trainings can tell. s is pooled over networks and plans, so its degrees of freedom are the sum of (trainings - 1), and
+replicates are shifted by Student's t of as many, times s / sqrt(trainings).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualrate.report.pareto import Point
+
+LEAST = 3  # degrees of freedom: with fewer the variance of Student's t is infinite
+Trainings = Sequence[Sequence[Point]]  # of one network: a row a training, a column a plan
+
+
+def pooled(networks: Mapping[str, Trainings], *, seed: int = 0) -> dict[str, list[Point]]:
+    """Of every network one point per plan, whose replicates hold the noise of images and of training.
+
+    Plans of a network are in the same order in each of its trainings; a point's name, cost and curve are those of the
+    first. Raises ValueError for trainings of different plans, and for fewer than LEAST degrees of freedom.
+    """
+    for name, trainings in networks.items():
+        plans = {tuple(point.cost for point in training) for training in trainings}
+        if len(plans) != 1:
+            raise ValueError(f"the trainings of {name} were measured under different plans: measure the same ones")
+    freedom = sum(len(trainings) - 1 for trainings in networks.values())
+    if freedom < LEAST:
+        raise ValueError(
+            f"{freedom} trainings beyond the first of their network tell too little of the noise of training: train "
+            f"networks again with other seeds, {LEAST - freedom} times or more"
+        )
+    deviation = training_deviation(networks)
+    generator = np.random.default_rng(seed)
+    made = {}
+    for name, trainings in networks.items():
+        count = len(trainings[0][0].replicates)
+        shift = deviation / math.sqrt(len(trainings)) * generator.standard_t(freedom, count)
+        made[name] = [_merged(plan, shift) for plan in zip(*trainings, strict=True)]
+    return made
+
+
+def training_deviation(networks: Mapping[str, Trainings]) -> float:
+    """s: the standard deviation of a log score over trainings, pooled: each network counts its trainings less one.
+
+    What the noise of images explains of it, by the replicates, is taken off; 0 if that is all.
+    """
+    squares = freedom = 0.0
+    for trainings in networks.values():
+        scores = np.log([[point.score for point in training] for training in trainings])  # (trainings, plans)
+        replicates = np.array([[point.log_replicates for point in training] for training in trainings])
+        of_images = _residuals(replicates - replicates.mean(2, keepdims=True))
+        squares += float((np.square(_residuals(scores)) - np.square(of_images).mean(2)).sum(0).mean())
+        freedom += len(trainings) - 1
+    return math.sqrt(max(squares / freedom, 0.0))
+
+
+def _residuals(of_trainings: NDArray[np.float64]) -> NDArray[np.float64]:
+    return of_trainings - of_trainings.mean(0)
+
+
+def _merged(plan: Sequence[Point], shift: NDArray[np.float64]) -> Point:
+    score = math.exp(np.mean([math.log(point.score) for point in plan]))
+    logs = np.mean([point.log_replicates for point in plan], axis=0)
+    return replace(plan[0], score=score, replicates=np.exp(logs + shift))

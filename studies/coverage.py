@@ -1,0 +1,138 @@
+"""How often the interval of a saving holds the truth: synthetic comparisons whose answer is known.
+
+    .venv/bin/python studies/coverage.py     # some minutes; writes the table of docs/results/coverage.md
+
+The truth is the published comparison (docs/results/fashion-mnist.json): its scores, costs and curves are taken for the
+true ones, and so is what each dual-rate plan saves. Each of EXPERIMENTS experiments gives every score noise of the size
+that its own interval tells, with bootstrap replicates that have the same law around the noisy score, and asks whether
+the interval leaves out the truth, below or above. Noise is independent between plans, or half of it is shared, as seeds
+share it; at the images measured, and at ten times as many. The last lines train every network three times.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from common import RESULTS, command, markdown, place
+from numpy.typing import NDArray
+
+from dualrate.report.pareto import Point
+from dualrate.report.saving import cost_at, side
+from dualrate.report.trainings import pooled
+
+EXPERIMENTS, REPLICATES = 1000, 200
+TRAININGS, OF_TRAINING = 3, 0.05  # seeds of a network, and what they change a log score by
+PAGE = RESULTS / "coverage.md"
+Normal = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """shared: part of the variance that all scores share; images: times as many; trainings: of each network"""
+
+    shared: float
+    images: int
+    trainings: int = 1
+
+    def __str__(self) -> str:
+        seeds = f", {self.trainings} trainings" if self.trainings > 1 else ""
+        return f"{100 * self.shared:.0f}% shared, {5000 * self.images:,} images{seeds}"
+
+
+SETTINGS = (*(Setting(shared, images) for images in (1, 10) for shared in (0.0, 0.5)), Setting(0.5, 10, TRAININGS))
+
+
+def published() -> tuple[list[Point], list[Point], dict[str, str], dict[str, float]]:
+    """Own and rival points, and by their names the network of each and the deviation of its log score."""
+    points, networks, deviations = [], {}, {}
+    for row in json.loads((RESULTS / "fashion-mnist.json").read_text())["front"]:
+        rate = row["num_steps"] / row["num_heavy"]
+        note = f", {row['note_on_plan']}" if row["note_on_plan"] else ""
+        curve = f"{row['network']}, {row['sampler']}, {rate:g}"
+        name = f"{row['num_steps']}/{row['num_heavy']}{note}, {curve}"
+        points.append(Point(name, row["flops"], row["value"], np.empty(0), curve))
+        networks[name] = row["network"]
+        deviations[name] = math.log(row["high"] / row["low"]) / (2 * 1.96)
+    own = [point for point in points if networks[point.name] == "dual-rate"]
+    return own, [point for point in points if networks[point.name] != "dual-rate"], networks, deviations
+
+
+def seen(points: Sequence[Point], deviations: Mapping[str, float], setting: Setting, draw: Callable[..., Normal]):
+    """The points as an experiment sees them."""
+    deviation = np.array([deviations[point.name] for point in points]) / math.sqrt(setting.images)
+
+    def noise(count: int) -> Normal:
+        apart, common = draw((count, len(points))), draw((count, 1))
+        return deviation * (math.sqrt(1 - setting.shared) * apart + math.sqrt(setting.shared) * common)
+
+    score = np.log([point.score for point in points]) + noise(1)[0]
+    replicates = np.exp(score + noise(REPLICATES))
+    return [
+        replace(point, score=math.exp(one), replicates=column)
+        for point, one, column in zip(points, score, replicates.T, strict=True)
+    ]
+
+
+def trained_again(points: Sequence[Point], networks: Mapping[str, str], draw: Callable[..., Normal]) -> list[Point]:
+    """Points of one training: all of a network are shifted by what the training is worth."""
+    shift = {name: math.exp(OF_TRAINING * float(draw(()))) for name in sorted(set(networks.values()))}
+    return [replace(point, score=point.score * shift[networks[point.name]]) for point in points]
+
+
+def experiment(setting: Setting, seed: int) -> list[Point]:
+    own, rivals, networks, deviations = published()
+    draw = np.random.default_rng(seed).standard_normal
+    if setting.trainings == 1:
+        return seen([*own, *rivals], deviations, setting, draw)
+    rounds = [
+        seen(trained_again([*own, *rivals], networks, draw), deviations, setting, draw)
+        for _ in range(setting.trainings)
+    ]
+    by_network = {
+        network: [[point for point in points if networks[point.name] == network] for points in rounds]
+        for network in dict.fromkeys(networks.values())
+    }
+    made = {point.name: point for points in pooled(by_network, seed=seed).values() for point in points}
+    return [made[point.name] for point in (*own, *rivals)]
+
+
+def missed(setting: Setting) -> dict[str, tuple[float, float, float]]:
+    """By plan: the true ratio, and the shares of experiments that put it below and above their interval."""
+    own, rivals, _, _ = published()
+    truth = {point.name: cost_at(rivals, point.score) / point.cost for point in own}
+    counts = {point.name: [0, 0] for point in own if math.isfinite(truth[point.name])}
+    for seed in range(EXPERIMENTS):
+        points = experiment(setting, seed)
+        for point in points[: len(own)]:
+            if point.name in counts:
+                where = side(point, points[len(own) :], truth[point.name])
+                counts[point.name][0] += where < 0
+                counts[point.name][1] += where > 0
+    return {name: (truth[name], below / EXPERIMENTS, above / EXPERIMENTS) for name, (below, above) in counts.items()}
+
+
+def main() -> None:
+    command(__doc__).parse_args()
+    lines: list[list[str]] = []
+    for setting in SETTINGS:
+        for name, (ratio, below, above) in missed(setting).items():
+            shares = (1 - below - above, below, above)
+            lines.append(
+                [
+                    str(setting),
+                    name.partition(", dual-rate")[0],
+                    f"{ratio:.2f}",
+                    *(f"{100 * share:.1f}" for share in shares),
+                ]
+            )
+            print(*lines[-1], sep=" | ", flush=True)
+    header = ("noise", "plan", "true ratio", "held, %", "truth below, %", "truth above, %")
+    place("coverage", markdown(header, lines, 2), PAGE)
+
+
+if __name__ == "__main__":
+    main()

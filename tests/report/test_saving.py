@@ -1,0 +1,167 @@
+"""Savings against closed forms: on a power law of cost, interpolation is exact."""
+
+import math
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from dualrate.report.pareto import Point
+from dualrate.report.saving import POWER, RESOLUTION, cost_at, saving, side
+
+CLOSE = pytest.approx
+
+
+def near(value: float):
+    """Ends of an interval are found to RESOLUTION."""
+    return pytest.approx(value, rel=1.5 * RESOLUTION)
+
+
+def point(cost: float, score: float, replicates=None, curve: str | None = "curve") -> Point:
+    return Point(f"{cost}", cost, score, np.full(5, score) if replicates is None else np.array(replicates), curve)
+
+
+def power_law(costs, scale: float = 8.0, power: float = 0.7) -> list[Point]:
+    return [point(cost, scale * cost**-power) for cost in costs]
+
+
+def noisy(points, deviation: float, seed: int = 0, count: int = 4000) -> list[Point]:
+    rng = np.random.default_rng(seed)
+    return [
+        Point(p.name, p.cost, p.score, p.score * np.exp(deviation * rng.standard_normal(count)), p.curve)
+        for p in points
+    ]
+
+
+@pytest.mark.parametrize("cost", [1.0, 1.7, 4.0, 6.3, 16.0])
+def test_interpolation_is_exact_on_a_power_law(cost):
+    assert cost_at(power_law([1, 4, 16]), 8 * cost**-0.7) == CLOSE(cost)
+
+
+def test_outside_the_curves_nothing_is_assumed():
+    points = power_law([1, 4])
+    assert cost_at(points, 9.0) == 1
+    assert cost_at(points, 8 * 4.01**-0.7) == math.inf
+
+
+def test_between_two_curves_nothing_is_assumed():
+    apart = [point(1, 8.0, curve="a"), point(4, 2.0, curve="b"), point(16, 0.5, curve=None)]
+    assert cost_at(apart, 4.0) == 4
+    assert cost_at(apart, 1.0) == 16
+
+
+def test_a_point_above_its_curve_is_passed_on_the_way_to_the_next():
+    bent = [point(1, 8.0), point(2, 9.0), point(4, 2.0)]
+    assert cost_at(bent, 4.0) == CLOSE(2 * 2 ** (math.log(9 / 4) / math.log(9 / 2)))
+
+
+def test_a_saving_is_the_ratio_of_two_power_laws():
+    found = saving(point(2.0, 8 * 5.0**-0.7), power_law([1, 4, 16]))
+    assert found.ratio == CLOSE(2.5)
+    assert (found.low, found.high) == (near(2.5), near(2.5))
+    assert not found.at_most
+    assert found.settled
+
+
+def test_the_interval_follows_the_noise_of_both_sides():
+    """log cost = -log score / 0.7 + const, and the two sides are independent: variances add."""
+    own, rivals = point(2.0, 8 * 5.0**-0.7), power_law([1, 5, 25])  # the rivals' measured point decides
+    found = saving(noisy([own], 0.05, seed=1)[0], noisy(rivals, 0.03, seed=2))
+    deviation = math.log(found.high / found.low) / (2 * NormalDist().inv_cdf(0.975))
+    # around the rivals' point the line between two has less noise than its ends: by up to the curve's spacing
+    assert 0.9 * 0.05 / 0.7 < deviation < 1.1 * math.hypot(0.05, 0.03) / 0.7
+
+
+def test_the_interval_of_the_own_noise_alone():
+    own = noisy([point(2.0, 8 * 5.0**-0.7)], 0.05)[0]
+    rivals = [point(p.cost, p.score, np.full(4000, p.score)) for p in power_law([1, 2, 4, 8, 16, 32])]
+    for level in (0.95, 0.8):
+        found = saving(own, rivals, level=level)
+        wide = NormalDist().inv_cdf((1 + level) / 2) * 0.05 / 0.7
+        assert (found.low, found.high) == (near(2.5 * math.exp(-wide)), near(2.5 * math.exp(wide)))
+
+
+def test_replicates_of_all_points_are_paired():
+    """What all scores share, as the noise of the same seeds, is no uncertainty of their ratio."""
+    shared = np.exp(0.2 * np.random.default_rng(0).normal(size=50))
+    rivals = [point(1, 4.0, 4 * shared), point(4, 1.0, shared)]
+    found = saving(point(1, 2.0, 2 * shared), rivals)
+    assert (found.low, found.high) == (near(2.0), near(2.0))
+    apart = saving(point(1, 2.0, 2 * shared), [point(1, 4.0, 4 * shared[::-1]), point(4, 1.0, shared[::-1])])
+    assert apart.low < 1.5 < 2.5 < apart.high
+
+
+def test_the_least_of_many_equal_rivals_is_corrected_upwards_only():
+    """Ten rivals of one true score: the least of their estimates, and again of replicates, is too low."""
+    rivals = noisy([point(4, 1.0, curve=None)] * 10 + [point(16, 0.9, curve=None)], 0.05, seed=3)
+    own = point(1, 0.97, np.full(4000, 0.97))
+    least = np.mean([min(draw) for draw in 0.05 * np.random.default_rng(0).standard_normal((4000, 10))])
+    assert least < math.log(0.97)  # a replicate of the rivals reaches the score, though no rival does
+    found = saving(own, rivals)
+    assert found.high == math.inf
+    assert found.low == near(4)
+
+
+def test_scores_beyond_the_rivals_are_said_to_be():
+    rivals = power_law([1, 4])
+    best = saving(point(1.0, 0.1), rivals)
+    assert (best.ratio, best.low, best.high) == (math.inf, math.inf, math.inf)
+    assert str(best) == "never reached [never, never]"
+    maybe = saving(
+        noisy([point(1.0, 8 * 4.1**-0.7)], 0.05)[0], [point(p.cost, p.score, [p.score] * 4000) for p in rivals]
+    )
+    assert maybe.low < 4
+    assert maybe.high == math.inf
+    worst = saving(point(2.0, 20.0), rivals)
+    assert worst.at_most
+    assert (worst.ratio, worst.low, worst.high) == (0.5, 0.5, 0.5)
+
+
+def test_images_that_tell_a_ratio_from_one():
+    """Log scores at equal cost differ by d, with deviation s: n times the images tell d = (z + z_power) s / sqrt(n)."""
+    own = noisy([point(4.0, 0.9)], 0.02)[0]
+    rivals = [point(p.cost, p.score, [p.score] * 4000) for p in (point(1, 2.0), point(4, 1.0), point(9, 0.5))]
+    z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(POWER)
+    deviation = np.log(own.replicates).std(ddof=1)
+    found = saving(own, rivals)
+    assert found.images == CLOSE((z * deviation / math.log(1 / 0.9)) ** 2)
+    assert math.isnan(saving(point(0.5, 3.0), power_law([1, 4])).images)
+
+
+def test_replicates_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="5 replicates"):
+        saving(point(1, 1), [point(1, 1, [1.0, 2.0])])
+    with pytest.raises(ValueError, match="rivals"):
+        saving(point(1, 1), [])
+
+
+def test_the_side_of_a_ratio():
+    own = noisy([point(2.0, 8 * 5.0**-0.7)], 0.05)[0]
+    rivals = noisy(power_law([1, 4, 16]), 0.05, seed=1)
+    found = saving(own, rivals)
+    ratios = (found.low / 1.03, found.low * 1.03, found.high / 1.03, found.high * 1.03)
+    assert [side(own, rivals, ratio) for ratio in ratios] == [-1, 0, 0, 1]
+
+
+def test_where_the_front_falls_at_once_the_fall_is_the_interval():
+    """Two rivals without a line between them, the better of which is better beyond all noise."""
+    own = noisy([point(1.0, 1.0)], 0.01)[0]
+    rivals = noisy([point(1, 2.0, curve=None), point(3, 0.5, curve=None), point(9, 0.4, curve=None)], 0.01)
+    found = saving(own, rivals)
+    assert (found.low, found.ratio, found.high) == (3, 3, 3)
+    assert [side(own, rivals, ratio) for ratio in (2.9, 3.0, 3.1)] == [-1, 0, 1]
+
+
+def test_intervals_cover_what_they_say():
+    """Curves of known scores, estimated with noise; the true ratio is 2 (studies/coverage.py: more of the kind)."""
+    rng = np.random.default_rng(5)
+    deviation, count, trials = 0.08, 100, 1000
+    truth = [point(cost, 8 * cost**-0.7 * lift, curve=f"{lift}") for cost in (1, 2, 4, 8) for lift in (1, 1.02, 1.05)]
+    held = 0
+    for trial in range(trials):
+        seen = [replace(p, score=p.score * math.exp(deviation * rng.standard_normal())) for p in truth]
+        own = point(2.0, 8 * 4**-0.7 * math.exp(deviation * rng.standard_normal()))
+        own, *rivals = noisy([own, *seen], deviation, seed=trial, count=count)
+        held += side(own, rivals, 2.0) == 0
+    assert 0.93 <= held / trials <= 0.97

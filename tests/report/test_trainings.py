@@ -1,0 +1,94 @@
+"""Several trainings as one point: means, the pooled deviation, and coverage, against known answers."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dualrate.report.pareto import Point
+from dualrate.report.trainings import pooled, training_deviation
+
+COUNT = 4000
+
+
+def trained(scores, deviation: float = 0.0, seed: int = 0) -> list[list[Point]]:
+    """scores: (trainings, plans)."""
+    rng = np.random.default_rng(seed)
+    noise = lambda: np.exp(deviation * rng.standard_normal(COUNT))  # noqa: E731
+    return [
+        [Point(f"plan {j}", 1.0 + j, score, score * noise(), "curve") for j, score in enumerate(row)] for row in scores
+    ]
+
+
+def test_scores_are_geometric_means():
+    made = pooled({"heavy": trained([[1.0, 4.0], [4.0, 9.0], [2.0, 6.0], [2.0, 6.0]])})["heavy"]
+    assert [point.score for point in made] == pytest.approx([2.0, 6.0])
+    assert [(point.name, point.cost, point.curve) for point in made] == [("plan 0", 1, "curve"), ("plan 1", 2, "curve")]
+
+
+def test_the_deviation_is_pooled_over_networks_by_their_degrees_of_freedom():
+    networks = {
+        "a": trained(np.exp([[0.1], [-0.1]])),  # squares 0.02, of 1
+        "b": trained(np.exp([[0.3, 0.0], [0.0, 0.3], [-0.3, -0.3]])),  # squares 0.18 each, of 2
+        "once": trained([[5.0]]),
+    }
+    assert training_deviation(networks) == pytest.approx(math.sqrt((0.02 + 0.18) / 3))
+
+
+def test_what_images_explain_is_no_noise_of_training():
+    """Independent noise of deviation 0.1 in scores that differ by as much: of the squares 0.02, 2 x 0.1^2 / 2 goes."""
+    alike = {"a": trained(np.exp([[0.1], [-0.1]]), 0.1)}
+    assert training_deviation(alike) == pytest.approx(math.sqrt(0.02 - 0.01), rel=0.05)
+    assert training_deviation({"a": trained(np.exp([[0.01], [-0.01]]), 0.1)}) == 0
+
+
+def test_noise_of_images_that_trainings_share_explains_nothing():
+    shared = np.exp(0.1 * np.random.default_rng(0).standard_normal(COUNT))
+    networks = {"a": [[Point("p", 1.0, s, s * shared)] for s in np.exp([0.1, -0.1])]}
+    assert training_deviation(networks) == pytest.approx(math.sqrt(0.02))
+
+
+def test_replicates_hold_both_noises():
+    """Student's t of nu degrees of freedom has the variance nu / (nu - 2); images are averaged over trainings."""
+    networks = {str(i): trained(np.exp(0.1 * np.array([[1.0], [0.0], [-1.0]])), 0.02, seed=i) for i in range(4)}
+    made = pooled(networks)["0"][0]
+    expected = math.sqrt(0.02**2 / 3 + (0.1**2 - 0.02**2) / 3 * 8 / 6)
+    assert np.log(made.replicates).std() == pytest.approx(expected, rel=0.1)
+
+
+def test_all_plans_of_a_training_move_together_and_networks_apart():
+    networks = {str(i): trained(np.exp(0.1 * np.array([[1.0, 1], [-1, -1], [0, 0]]))) for i in range(3)}
+    made = pooled(networks)
+    logs = {name: [np.log(point.replicates) for point in points] for name, points in made.items()}
+    assert np.corrcoef(*logs["0"])[0, 1] == pytest.approx(1)
+    assert abs(np.corrcoef(logs["0"][0], logs["1"][0])[0, 1]) < 0.1
+
+
+def test_a_network_trained_once_gets_the_noise_of_the_others():
+    made = pooled({"a": trained(np.exp([[0.1], [-0.1], [0.1], [-0.1]])), "once": trained([[5.0]])})
+    assert np.log(made["once"][0].replicates).std() > 0.1
+
+
+def test_what_cannot_be_pooled_is_refused():
+    with pytest.raises(ValueError, match="other seeds, 2 times or more"):
+        pooled({"a": trained([[1.0], [2.0]])})
+    with pytest.raises(ValueError, match="different plans"):
+        pooled({"a": [*trained([[1.0, 2.0]]), *trained([[1.0]])]})
+
+
+def test_intervals_of_a_difference_cover_what_they_say():
+    """Two networks, three trainings each, of equal true scores: 95% intervals of log a - log b hold zero."""
+    rng = np.random.default_rng(1)
+    held, trials = 0, 400
+    for trial in range(trials):
+        networks = {}
+        for name in "abcd":
+            truth = np.exp(0.1 * rng.standard_normal((3, 1)) + 0.03 * rng.standard_normal((3, 1)))
+            networks[name] = [
+                [Point("p", 1.0, float(s[0]), float(s[0]) * np.exp(0.03 * rng.standard_normal(200)))] for s in truth
+            ]
+        made = pooled(networks, seed=trial)
+        a, b = made["a"][0], made["b"][0]
+        difference = np.log(a.replicates) - np.log(b.replicates)
+        held += abs(math.log(a.score / b.score)) <= 1.96 * difference.std(ddof=1)
+    assert 0.92 < held / trials < 0.99
