@@ -24,8 +24,8 @@ test: env-dev  ## set up, then run the tests (12 minutes at most, one thread)
 test-slow: env-dev  ## the long fault and training tests
 	@$(BIN)/python -m pytest -m slow
 
-reproduce-train: env  ## train a model of docs/results.md, e.g. MODEL=dual (90 minutes at most; resumes)
-	@$(BIN)/python studies/train.py $(MODEL)
+reproduce-train: env  ## train a model of docs/results.md, e.g. MODEL=dual (two hours at most; resumes) [DATA=...]
+	@$(BIN)/python studies/train.py $(MODEL) $(if $(DATA),--data $(DATA))
 
 reproduce-table: env  ## measure the models in weights/, draw docs/results/ (resumes)
 	@$(BIN)/python studies/results.py table

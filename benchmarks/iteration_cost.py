@@ -19,7 +19,7 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.methods.times import TimeSampler
-from dualrate.recipes import fashion_mnist
+from dualrate.recipes import fashion_mnist, natural16
 
 REPEATS = 10
 DUAL = fashion_mnist.dual()
@@ -38,6 +38,8 @@ RECIPES = {  # the experiment, and images of a batch: always 128 rows of the lig
     "retrofit": (changed(encoder_from="any", freeze_encoder=True), 128),
     "shared-2": (changed(times=TimeSampler((4, 32), draws=2)), 64),
     "shared-4": (changed(times=TimeSampler((4, 32), draws=4)), 32),
+    **{f"natural16-{name}": (natural16.single(name), 128) for name in natural16.NETWORKS},
+    "natural16-dual": (natural16.dual(), 128),
 }
 
 

@@ -1,6 +1,7 @@
 """Trains one of the models behind docs/results.md: `make reproduce-train MODEL=<name>`; the same command resumes.
 
-Every run is one `dualrate train` or `dualrate distill` command, printed before it starts; it writes runs/<name>.
+Every run is one `dualrate train` or `dualrate distill` command, printed before it starts; it writes runs/<name>. The
+natural16 runs need DATA=<your copy of CIFAR-10>.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ RUNS = {
     "settle-medium-45": f"fashion-mnist-medium --networks.model.levels.1.blocks 5 --fit.iterations 27000 {ANNEALED}",
     "settle-medium-25": f"{MEDIUM_25} --fit.iterations 44000 {ANNEALED}",
     "settle-light": f"fashion-mnist-light --fit.iterations 64000 {ANNEALED}",
+    **{f"natural16-{name}": f"natural16-{name}" for name in ("heavy", "medium-45", "medium-25", "light", "dual")},
 }
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
 OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
@@ -58,10 +60,11 @@ STUDENTS = {
 }
 
 
-def command(name: str) -> list[str]:
-    """The `dualrate` arguments that train or distil a run."""
+def command(name: str, data: str = "") -> list[str]:
+    """The `dualrate` arguments that train or distil a run. data: its images, if not the recipe's own."""
     kind = ["train", *shlex.split(RUNS[name])] if name in RUNS else ["distill", *shlex.split(STUDENTS[name])]
-    return [*kind, "--out", f"runs/{name}"]
+    source = ["--data.source", str(Path(data).resolve())] if data else []
+    return [*kind, *source, "--out", f"runs/{name}"]
 
 
 def become(arguments: list[str]) -> None:
@@ -75,7 +78,11 @@ def become(arguments: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=[*RUNS, *STUDENTS])
-    become(command(parser.parse_args().name))
+    parser.add_argument("--data", default="", help="your copy of CIFAR-10, for the natural16 runs")
+    options = parser.parse_args()
+    if options.name.startswith("natural16") and not options.data:
+        parser.error("say where your copy of CIFAR-10 is: --data PATH, or make ... DATA=PATH")
+    become(command(options.name, options.data))
 
 
 if __name__ == "__main__":

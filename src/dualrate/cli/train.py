@@ -18,7 +18,7 @@ from dualrate.cli.recipe import checked, override, recipe_named, with_own_option
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.experiments.experiment import Experiment
 from dualrate.machine.device import pick_device
-from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
+from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, natural16
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "auto": auto.Auto(),
@@ -33,6 +33,8 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "cifar10-reduced-heavy": partial(cifar10.heavy, "reduced"),
     "cifar10-reduced-light": partial(cifar10.light, "reduced"),
     "cifar10-reduced-dual": partial(cifar10.dual, "reduced"),
+    **{f"natural16-{name}": partial(natural16.single, name) for name in natural16.NETWORKS},
+    "natural16-dual": natural16.dual,
     "imagenet64-heavy": imagenet.heavy,
     "imagenet64-dual": imagenet.dual,
     "imagenet128-heavy": partial(imagenet.heavy, 128),
