@@ -31,7 +31,7 @@ from dualrate.machine.progress import Reporter
 from dualrate.measuring.subset import subset_batches
 
 LOWEST, HIGHEST = -10, 10  # log-SNRs, one apart
-COUNT, ROWS = 1000, 50  # images, and at a time
+COUNT, ROWS = 500, 50  # images, and at a time
 SEED = 4 << 40  # of the noise; far from the seeds of images
 
 

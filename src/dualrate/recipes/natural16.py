@@ -43,7 +43,7 @@ NETWORKS: dict[Single, UViTConfig] = {
     "medium-25": network(conv=48, transformer=96, depth=2),  # 38 million, 0.26
     "light": network(conv=32, transformer=96, depth=2),  # 26 million, 0.17
 }
-# 6,800 CPU seconds each on one core of an AMD EPYC with AVX-512 bfloat16 (dev/LOG.md)
+# 6,800 CPU seconds each on one core of an AMD EPYC with AVX-512 bfloat16 (dev/queue.md)
 ITERATIONS = {"heavy": 13_800, "medium-45": 30_000, "medium-25": 47_000, "light": 57_500, "dual": 18_000}
 
 
