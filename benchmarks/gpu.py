@@ -1,6 +1,6 @@
 """Light steps between two heavy calls on a GPU: eager, compiled, and as one CUDA graph; depth against width.
 
-    python -m benchmarks.gpu --device cuda [--out FILE]
+    python -m benchmarks.gpu --device cuda [--models NAME ...] [--precision float32] [--out FILE]
 
 Untested on a GPU: only the eager part was ever run, on a CPU (`--device cpu`). What it is to show: at small batch the
 time of a light step follows its number of kernels, not its multiply-adds, so a graph over a whole segment should help
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -62,8 +62,13 @@ class Segment:
         return z
 
 
-def segment(experiment: dr.Experiment, steps: int, batch: int, device: torch.device) -> Segment:
-    """The segment of `steps` light steps in the middle of a sampler of 8 times as many."""
+def segment(
+    experiment: dr.Experiment, steps: int, batch: int, device: torch.device, bfloat16: bool | None = None
+) -> Segment:
+    """The segment of `steps` light steps in the middle of a sampler of 8 times as many.
+
+    bfloat16: of matrix products; None: where it pays
+    """
     networks, denoiser = experiment.build()
     if not isinstance(denoiser, dr.DualRate):
         raise ValueError(f"a segment has a heavy and a light network, {experiment.name} has one: take a dual recipe")
@@ -77,7 +82,7 @@ def segment(experiment: dr.Experiment, steps: int, batch: int, device: torch.dev
         times[:, None].expand(-1, batch),
         torch.randn(steps, *shape, device=device),
         dr.Cond(torch.arange(batch, device=device) % null if null else None),
-        pays(device),
+        pays(device) if bfloat16 is None else bfloat16,
     )
 
 
@@ -134,37 +139,45 @@ def layouts() -> dict[str, dr.Experiment]:
 
 
 def measure(
-    experiments: dict[str, dr.Experiment], steps: int, batches: list[int], device: torch.device, seconds: float
-) -> list[dict[str, object]]:
+    experiments: dict[str, dr.Experiment],
+    steps: int,
+    batches: list[int],
+    device: torch.device,
+    seconds: float,
+    bfloat16: bool | None = None,
+) -> Iterator[dict[str, object]]:
     """Median milliseconds of each mode, per experiment and batch; light ones per step."""
-    rows: list[dict[str, object]] = []
     for name, experiment in experiments.items():
         for batch in batches:
-            part = segment(experiment, steps, batch, device)
+            part = segment(experiment, steps, batch, device, bfloat16)
             label = 0 if experiment.num_classes else None
             cost = call_cost(part.denoiser, experiment.shape, label, device)
             for mode, durations in interleaved(modes(part, device), device, seconds=seconds).items():
                 walls = sorted(duration.wall for duration in durations)
                 each = steps if mode.startswith("light") else 1
                 row = {"model": name, "batch": batch, "mode": mode, "ms": 1e3 * walls[len(walls) // 2] / each}
-                rows.append(row | asdict(cost))
                 print(f"{name:36} batch {batch:4} {mode:34} {row['ms']:9.3f} ms", flush=True)
-    return rows
+                yield row | {"bfloat16": part.bfloat16} | asdict(cost)
 
 
 def main() -> None:
+    models = {"fashion-mnist-dual": fashion_mnist.dual(), **layouts()}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--models", nargs="+", choices=models, default=list(models), metavar="NAME")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--steps", type=int, default=7, help="light steps of a segment")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    device = torch.device(options.device)
-    experiments = {"fashion-mnist-dual": fashion_mnist.dual(), **layouts()}
-    rows = measure(experiments, options.steps, options.batches, device, options.seconds)
-    if options.out:
-        options.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    bfloat16 = None if options.precision == "auto" else options.precision == "bfloat16"
+    experiments, device = {name: models[name] for name in options.models}, torch.device(options.device)
+    rows: list[dict[str, object]] = []
+    for row in measure(experiments, options.steps, options.batches, device, options.seconds, bfloat16):
+        rows.append(row)
+        if options.out:  # a row at a time, since the time may be over before the last
+            options.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -50,11 +50,14 @@ def macs(model: Model, plan: dr.StepPlan) -> int:
     return dr.Drawer(model, dr.Ancestral(model.process), plan).cost.macs
 
 
-def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool) -> Work:
+def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool, *, compiled: bool = False) -> Work:
     """One iteration of an experiment on a batch of its size, on noise for images."""
     assert isinstance(experiment.method, dr.DenoisingConfig)
     method, rows = experiment.method.build(experiment), experiment.fit.batch_size
     method.networks.to(device)
+    if compiled:
+        for network in method.networks.values():
+            network.compile()
     sample = torch.arange(rows)
     label = sample % experiment.num_classes if experiment.num_classes else None
     batch = dr.Batch(torch.rand(rows, *experiment.shape) * 2 - 1, label, sample).to(device)

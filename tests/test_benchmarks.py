@@ -15,7 +15,7 @@ from dualrate.recipes.fashion_mnist import FIT
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import child, gpu, ratios, workloads  # noqa: E402
+from benchmarks import agreement, child, gpu, imagenet, ratios, workloads  # noqa: E402
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -99,8 +99,9 @@ def test_segments_of_a_gpu_run_eagerly_on_a_cpu() -> None:
     small = model(DUAL).experiment
     part = gpu.segment(small, 2, 3, CPU)
     assert part.light(part.heavy()).shape == (3, 1, 8, 8)
-    rows = gpu.measure({"small": small}, 2, [1], CPU, seconds=0)
+    rows = list(gpu.measure({"small": small}, 2, [1], CPU, seconds=0, bfloat16=False))
     assert {row["mode"] for row in rows} == {"heavy call, eager", "light steps, eager"}
+    assert not any(row["bfloat16"] for row in rows)
     with pytest.raises(ValueError, match="take a dual recipe"):
         gpu.segment(model(HEAVY).experiment, 2, 1, CPU)
 
@@ -111,3 +112,41 @@ def test_light_networks_of_a_comparison_cost_the_same() -> None:
         part = gpu.segment(experiment, 1, 1, CPU)
         costs.append(gpu.call_cost(part.denoiser, experiment.shape, 0).light)
     assert max(costs) < 1.15 * min(costs)
+
+
+def test_agreement_finds_a_device_that_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU agrees with itself; one whose light network is off by a thousandth does not."""
+    assert all(found.fine for found in agreement.calls(CPU))
+    assert all(found.error < 1e-6 for found in agreement.calls(CPU) if found.precision == "exact")
+    honest = agreement.on
+
+    copies = []
+
+    def off(device: torch.device, denoiser: dr.DualRate) -> dr.DualRate:
+        copies.append(honest(device, denoiser))
+        with torch.no_grad():
+            for parameter in copies[-1].light.parameters():
+                parameter.mul_(1.0 if len(copies) == 1 else 1.001)  # the first is what is expected
+        return copies[-1]
+
+    monkeypatch.setattr(agreement, "on", off)
+    findings = {(found.what, found.precision): found.fine for found in agreement.calls(CPU)}
+    assert not findings["light", "exact"]
+    assert findings["heavy", "exact"]
+
+
+def test_differences_are_relative_and_nan_is_never_fine() -> None:
+    ones = [torch.ones(3), torch.ones(1)]
+    assert agreement.difference([torch.ones(3), torch.zeros(1)], ones) == pytest.approx(0.5)
+    assert agreement.finding("call", "x", "exact", 1e-5).fine
+    assert not agreement.finding("call", "x", "exact", float("nan")).fine
+
+
+def test_networks_of_imagenet_are_timed_on_a_cpu() -> None:
+    tiny = imagenet.experiments(tiny=True)
+    (row,) = imagenet.sampling(tiny, 4, 2, [2], CPU, seconds=0)
+    assert row["macs_ratio"] > 1
+    assert row["mode"] == "eager"
+    rows = list(imagenet.training(tiny, [2], CPU, seconds=0))
+    assert [row["model"] for row in rows] == ["heavy", "dual"]
+    assert all(row["images_per_second"].median > 0 for row in rows)

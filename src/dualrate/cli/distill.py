@@ -32,6 +32,7 @@ RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "auto": auto.distilled,
     "fashion-mnist": fashion_mnist.distilled,
     "cifar10": cifar10.distilled,
+    "cifar10-compact": lambda: cifar10.distilled("compact"),
     "cifar10-reduced": lambda: cifar10.distilled("reduced"),
 }
 

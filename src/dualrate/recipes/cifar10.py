@@ -1,11 +1,13 @@
-"""CIFAR-10, 32 x 32, in the shape of the ImageNet-64 recipe scaled down, in two sizes.
+"""CIFAR-10, 32 x 32, in the shape of the ImageNet-64 recipe scaled down, in three sizes.
 
     full       for ten minutes of one modern GPU a model: convolutions at 32 x 32, transformers at 16 x 16 and 8 x 8
+    compact    the same levels with fewer channels, for a GPU in pieces of ten minutes: a fifth of full's parameters, so
+               that a model fits into a few files of 16 MiB between two pieces (tools/gpu_queue.py)
     reduced    for half an hour of one CPU core at most a model: patches of 2, every level at half the resolution
 
 As there, the light network halves the transformers' widths and the middle's depth; its convolutions are narrower too,
-for on small images they would cost as much as the rest. `source` is your own copy: a folder of images, or parquet files
-as the Hub has them.
+for on small images they would cost as much as the rest. compact's medium network costs about what its dual-rate model
+costs on average. `source` is your own copy: a folder of images, or parquet files as the Hub has them.
 """
 
 from __future__ import annotations
@@ -23,17 +25,19 @@ from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
-Size = Literal["full", "reduced"]
+Size = Literal["full", "compact", "reduced"]
 
 
-def full_layout(conv: int, transformers: tuple[int, int], blocks: int, middle: int, dropout: float) -> UViTConfig:
+def full_layout(
+    conv: int, transformers: tuple[int, int], blocks: int, middle: int, dropout: float, embedding: int = 512
+) -> UViTConfig:
     """`blocks` blocks of a level down to 16 x 16, `middle` at 8 x 8."""
     levels = (
         Level("conv", conv, blocks),
         Level("transformer", transformers[0], blocks),
         Level("transformer", transformers[1], middle, dropout),
     )
-    return UViTConfig(32, 3, levels, num_classes=10, embedding=512, head_dim=64)
+    return UViTConfig(32, 3, levels, num_classes=10, embedding=embedding, head_dim=64)
 
 
 def reduced_layout(conv: int, transformers: tuple[int, int], middle: int) -> UViTConfig:
@@ -46,8 +50,17 @@ def reduced_layout(conv: int, transformers: tuple[int, int], middle: int) -> UVi
     return UViTConfig(32, 3, levels, num_classes=10, patch=2, embedding=192, head_dim=32)
 
 
-HEAVY = {"full": full_layout(128, (256, 512), 2, 8, dropout=0.1), "reduced": reduced_layout(64, (128, 256), 6)}
-LIGHT = {"full": full_layout(96, (128, 256), 2, 4, dropout=0.0), "reduced": reduced_layout(40, (64, 128), 3)}
+HEAVY = {
+    "full": full_layout(128, (256, 512), 2, 8, dropout=0.1),
+    "compact": full_layout(96, (192, 256), 2, 4, dropout=0.1, embedding=256),
+    "reduced": reduced_layout(64, (128, 256), 6),
+}
+LIGHT = {
+    "full": full_layout(96, (128, 256), 2, 4, dropout=0.0),
+    "compact": full_layout(48, (64, 128), 2, 2, dropout=0.0, embedding=256),
+    "reduced": reduced_layout(40, (64, 128), 3),
+}
+MEDIUM = full_layout(64, (128, 192), 2, 3, dropout=0.1, embedding=256)  # 0.46 of compact's heavy
 
 FULL = FitConfig(
     iterations=200_000,  # more than ten minutes of a GPU make; `max_seconds` ends a piece, the same command goes on
@@ -70,10 +83,8 @@ REDUCED = replace(
     checkpoint_every=250,
     sample_every=1000,
 )
-
-
-def fit(size: Size) -> FitConfig:
-    return FULL if size == "full" else REDUCED
+COMPACT = replace(FULL, max_seconds=None)
+FITS = {"full": FULL, "compact": COMPACT, "reduced": REDUCED}
 
 
 def data(source: str) -> DataConfig:
@@ -82,24 +93,29 @@ def data(source: str) -> DataConfig:
 
 def heavy(size: Size = "full", source: str = "cifar10") -> Experiment:
     """The single-rate baseline."""
-    return Experiment(f"cifar10-{size}-heavy", OneNetwork(HEAVY[size]), DenoisingConfig(), fit(size), data(source))
+    return Experiment(f"cifar10-{size}-heavy", OneNetwork(HEAVY[size]), DenoisingConfig(), FITS[size], data(source))
 
 
 def light(size: Size = "full", source: str = "cifar10") -> Experiment:
     """The light network alone, at every step."""
-    return Experiment(f"cifar10-{size}-light", OneNetwork(LIGHT[size]), DenoisingConfig(), fit(size), data(source))
+    return Experiment(f"cifar10-{size}-light", OneNetwork(LIGHT[size]), DenoisingConfig(), FITS[size], data(source))
+
+
+def medium(source: str = "cifar10") -> Experiment:
+    """A single network of the cost that compact's dual-rate model has on average."""
+    return Experiment("cifar10-compact-medium", OneNetwork(MEDIUM), DenoisingConfig(), COMPACT, data(source))
 
 
 def dual(size: Size = "full", source: str = "cifar10") -> Experiment:
     """Both networks."""
     networks = TwoNetworks(HEAVY[size], LIGHT[size])
     return Experiment(
-        f"cifar10-{size}-dual", networks, DenoisingConfig(times=TimeSampler(heavy=(4, 32))), fit(size), data(source)
+        f"cifar10-{size}-dual", networks, DenoisingConfig(times=TimeSampler(heavy=(4, 32))), FITS[size], data(source)
     )
 
 
 def distilled(size: Size = "full") -> StudentRecipe:
     """Students of the heavy model."""
-    many = replace(fit(size), optim=OptimConfig(lr=5e-5, betas=(0.0, 0.99), warmup=200), ema_halflife=10_000)
+    many = replace(FITS[size], optim=OptimConfig(lr=5e-5, betas=(0.0, 0.99), warmup=200), ema_halflife=10_000)
     few = replace(many, iterations=5000, batch_size=64)
-    return StudentRecipe(f"cifar10-{size}", LIGHT[size], many if size == "full" else few)
+    return StudentRecipe(f"cifar10-{size}", LIGHT[size], few if size == "reduced" else many)

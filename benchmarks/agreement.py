@@ -1,0 +1,233 @@
+"""Does a device compute what a CPU computes: network calls, every sampler, training, its averages, and resuming.
+
+    python -m benchmarks.agreement [--device cuda] [--out FILE]
+
+Networks of a few channels with random weights. Everything is compared with the same on a CPU in float32: exact (no
+TF32), float32 as it is (cuDNN's convolutions take TF32), bfloat16. A difference is a root mean square over that of what
+is compared; of trained weights, over how far they moved since the first checkpoint. Ends with 1 if any is too large.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import dualrate as dr
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.machine.environment import environment
+from dualrate.recipes.students import StudentRecipe, dual_student
+from dualrate.runs.train import train
+from dualrate.sampling.catalogue import SAMPLERS, make_step
+from dualrate.sampling.covariance_table import CovarianceTable
+from dualrate.sampling.trajectory import sample
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+from dualrate.training.optim import OptimConfig
+
+Precision = Literal["exact", "float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("exact", "float32", "bfloat16")
+ALLOWED: dict[str, dict[Precision, float]] = {  # bfloat16: twice or more what a CPU's own makes
+    "call": {"exact": 1e-4, "float32": 5e-3, "bfloat16": 0.03},
+    "sampler": {"exact": 1e-3, "float32": 5e-3, "bfloat16": 0.03},
+    "training": {"exact": 0.05, "float32": 0.05, "bfloat16": 0.15},
+    "resume": {"exact": 0.01, "float32": 0.02, "bfloat16": 0.05},
+}
+CPU = torch.device("cpu")
+PROCESS = dr.GaussianProcess(dr.Cosine())
+SIDE, CLASSES, ROWS = 16, 3, 4
+ITERATIONS = 8
+
+
+def network(conv: int, transformer: int) -> dr.UViTConfig:
+    levels = (dr.Level("conv", conv, 1), dr.Level("transformer", transformer, 1))
+    return dr.UViTConfig(SIDE, 1, levels, num_classes=CLASSES, embedding=32, head_dim=16)
+
+
+ONE, TWO = dr.OneNetwork(network(16, 32)), dr.TwoNetworks(network(16, 32), network(8, 16))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """error: a share; allowed: what it may be."""
+
+    kind: str
+    what: str
+    precision: Precision
+    error: float
+    allowed: float
+
+    @property
+    def fine(self) -> bool:
+        return self.error <= self.allowed  # False for NaN
+
+    def __str__(self) -> str:
+        sign = "ok" if self.fine else "TOO LARGE"
+        return f"{self.kind:9}{self.what:28}{self.precision:10}{self.error:10.2e} of {self.allowed:7.0e}  {sign}"
+
+
+def finding(kind: str, what: str, precision: Precision, error: float) -> Finding:
+    return Finding(kind, what, precision, error, ALLOWED[kind][precision])
+
+
+def size(tensors: Iterable[Tensor]) -> float:
+    return sum(float(tensor.double().cpu().square().sum()) for tensor in tensors) ** 0.5
+
+
+def difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Relative, over all elements of all tensors."""
+    apart = [one.double().cpu() - other.double().cpu() for one, other in zip(found, expected, strict=True)]
+    return size(apart) / size(expected)
+
+
+class Silent:
+    """A reporter of trainings of which only the end counts."""
+
+    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def computing(precision: Precision, device: torch.device) -> Iterator[None]:
+    """No gradients, autocast and TF32 as the precision says."""
+    tf32 = torch.backends.cudnn.allow_tf32 and precision != "exact"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32), torch.no_grad(), autocast:
+        yield
+
+
+def random_denoiser() -> dr.DualRate:
+    """As built, but for weights that leave nothing zero."""
+    torch.manual_seed(0)
+    modules, denoiser = TWO.build(PROCESS)
+    assert isinstance(denoiser, dr.DualRate)
+    for parameter in modules.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    modules.eval()
+    return denoiser
+
+
+def on(device: torch.device, denoiser: dr.DualRate) -> dr.DualRate:
+    """A copy there."""
+    encoder, light = (copy.deepcopy(network).to(device) for network in (denoiser.encoder, denoiser.light))
+    return replace(denoiser, encoder=encoder, light=light)
+
+
+def calls(device: torch.device) -> Iterator[Finding]:
+    """A heavy call and a light one, on the same inputs."""
+    torch.manual_seed(1)
+    denoiser = random_denoiser()
+    z, t = torch.randn(ROWS, 1, SIDE, SIDE), torch.linspace(0.2, 0.8, ROWS, dtype=torch.float64)
+
+    def outputs(where: torch.device, precision: Precision) -> dict[str, list[Tensor]]:
+        net, cond = on(where, denoiser), dr.Cond(torch.arange(ROWS, device=where) % CLASSES)
+        with computing(precision, where):
+            context = net.encode(z.to(where), t.to(where), cond)
+            light = net.denoise(z.to(where), 0.9 * t.to(where), context.aged(), cond)
+        return {"heavy": list(context.features), "light": [light]}
+
+    expected = outputs(CPU, "exact")
+    for precision in PRECISIONS:
+        for name, found in outputs(device, precision).items():
+            yield finding("call", name, precision, difference(found, expected[name]))
+
+
+def samplers(device: torch.device) -> Iterator[Finding]:
+    """Images of the same seeds, by every sampler; those that may reuse a context do."""
+    denoiser = random_denoiser()
+    table = CovarianceTable.of_white_noise(dr.Bands((1, SIDE, SIDE), rings=4))
+
+    def images(name: str, where: torch.device, precision: Precision) -> list[Tensor]:
+        plan = dr.StepPlan.uniform(6, 2 if SAMPLERS[name].markovian else None)
+        step, half = make_step(name, PROCESS, plan=plan, table=table), precision == "bfloat16"
+        net, seeds = on(where, denoiser), range(ROWS)
+        labels = [seed % CLASSES for seed in seeds]
+        with computing("exact" if half else precision, where):
+            return list(sample(net, step, plan, (1, SIDE, SIDE), seeds, labels, device=where, bfloat16=half))
+
+    for name in SAMPLERS:
+        expected = images(name, CPU, "exact")
+        for precision in PRECISIONS:
+            yield finding("sampler", name, precision, difference(images(name, device, precision), expected))
+
+
+def weights(run: Path, iteration: int) -> list[Tensor]:
+    """Raw and averaged ones of a checkpoint."""
+    saved = checkpoint.load(run / "checkpoints" / f"step-{iteration:08d}")
+    return [tensor for named in (saved.tensors["model"], saved.weights()) for _, tensor in sorted(named.items())]
+
+
+def moved(found: Path, expected: Path) -> float:
+    """How far apart two runs end, over how far the second came."""
+    ends = weights(found, ITERATIONS), weights(expected, ITERATIONS)
+    way = [end - start for end, start in zip(ends[1], weights(expected, 2), strict=True)]
+    return size([one - other for one, other in zip(*ends, strict=True)]) / size(way)
+
+
+def trainings(device: torch.device, room: Path) -> Iterator[Finding]:
+    """Runs of each method: on the device against the CPU, and with a stop half-way against without."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (64, SIDE, SIDE), dtype=np.uint8)
+    np.savez(room / "noise.npz", images=pixels, labels=np.arange(64) % CLASSES)
+    fit = FitConfig(ITERATIONS, batch_size=8, optim=OptimConfig(warmup=1), checkpoint_every=2, keep=100)
+    data, both = DataConfig(str(room / "noise.npz")), DenoisingConfig(dr.TimeSampler((2, 4)))
+    denoising = {"single": (ONE, DenoisingConfig()), "dual-rate": (TWO, both)}
+    cases = {name: Experiment("x", networks, method, fit, data) for name, (networks, method) in denoising.items()}
+
+    def trained(experiment: Experiment, where: torch.device, precision: Precision, name: str, *stops: int) -> Path:
+        out = room / f"{name}-{where.type}-{precision}-{len(stops)}".replace(" ", "-")
+        kind = "bfloat16" if precision == "bfloat16" else "float32"
+        tf32 = torch.backends.cudnn.allow_tf32 and precision != "exact"
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+            for stop in (*stops, ITERATIONS):
+                asked = replace(experiment.fit, iterations=stop, precision=kind)
+                train(replace(experiment, fit=asked), out, device=where, progress=Silent())
+        return out
+
+    teacher = trained(cases["single"], CPU, "exact", "teacher")
+    recipe = StudentRecipe("x", TWO.light, fit)
+    cases["student"] = dual_student(recipe, str(teacher), 4, 2, pretraining=1)
+    for name, experiment in cases.items():
+        expected = trained(experiment, CPU, "exact", f"expected {name}")
+        for precision in PRECISIONS:
+            straight = trained(experiment, device, precision, name)
+            yield finding("training", name, precision, moved(straight, expected))
+            stopped = trained(experiment, device, precision, name, ITERATIONS // 2)
+            yield finding("resume", name, precision, moved(stopped, straight))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    device, findings = torch.device(options.device), []
+    with tempfile.TemporaryDirectory() as room, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for found in chain(calls(device), samplers(device), trainings(device, Path(room))):
+            print(found, flush=True)
+            findings.append(found)
+    if options.out:
+        rows = [asdict(found) | {"fine": found.fine} for found in findings]
+        options.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    raise SystemExit(not all(found.fine for found in findings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The queue of GPU work: pieces of at most ten minutes each, the most valuable first.
+
+    python -m tools.gpu_queue                        lists them: done, part (begun, goes on) or never
+    python -m tools.gpu_queue run NAME               runs one; --data your/cifar10 for those of CIFAR-10
+    python -m tools.gpu_queue next                   runs the first that is not done and has what it needs
+    python -m tools.gpu_queue table                  the table of dev/queue.md
+
+    --out DIR    where pieces leave what they did and find what others left: its files are all that there is to know;
+                 of each at most 7, of at most 16 MiB (out/queue)
+    --work DIR   where runs are while they train; it may vanish between two pieces (runs/queue)
+    --smoke      networks of a few channels on made-up images, for seconds of a CPU
+
+So a rented machine without a network wants a checkout, the data, and the files of the pieces that a piece needs, and
+gives its own back. A piece whose time is over is told to stop, saves, and goes on when it is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tools import travel
+from tools.gpu_pieces import QUEUE, Command, Piece
+
+ROOT = Path(__file__).resolve().parent.parent
+PIECES = {piece.name: piece for piece in QUEUE}
+State = Literal["done", "part", "never"]
+RESERVE = 45.0  # of a piece's seconds, for saving and packing
+RECIPES = {"train": "cifar10-compact-", "distill": "cifar10-compact"}
+TINY = {"train": "tools.tiny:", "distill": "tools.tiny:distilled"}
+
+
+@dataclass(frozen=True)
+class Places:
+    """out: what pieces leave; work: runs while they train; data: CIFAR-10, or None"""
+
+    out: Path
+    work: Path
+    data: Path | None = None
+    smoke: bool = False
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What a piece said at its end; empty if it never ran, or was a smoke test where this is none."""
+        file = self.out / f"{name}.json"
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        return found if found.get("smoke") == self.smoke else {}
+
+
+def state(name: str, places: Places) -> State:
+    """done: it is finished and all its files are there; part: begun; read from its files."""
+    record = places.record(name)
+    if not record:
+        return "never"
+    there = all((places.out / file).is_file() for file in record["files"])
+    return "done" if record["done"] and there else "part"
+
+
+def fetch(name: str, target: Path, places: Places) -> None:
+    """Unpack the folder that a piece left, unless it is there."""
+    if not target.exists():
+        travel.unpack(places.record(name)["parts"], places.out, target)
+
+
+def prepare(piece: Piece, places: Places) -> None:
+    """Everything that the piece's commands read, in the folder they run in.
+
+    Raises ValueError for data that is not given and pieces that are not done.
+    """
+    if missing := [name for name in piece.after if state(name, places) != "done"]:
+        raise ValueError(
+            f"{piece.name} needs {', '.join(missing)}: run them first, or bring their files to {places.out}"
+        )
+    places.work.mkdir(parents=True, exist_ok=True)
+    if piece.data:
+        link(places)
+    for need in piece.needs:
+        fetch(need, places.work / PIECES[need].place, places)
+    for begun in (piece.name, piece.begins):
+        if begun and places.record(begun).get("parts"):
+            fetch(begun, places.work / piece.place, places)
+
+
+def link(places: Places) -> None:
+    """The data as `data` in the folder of the runs, so that its name is the same on every machine."""
+    here = places.work / "data"
+    if places.smoke and not here.exists():
+        from tools.tiny import make_images
+
+        make_images(here)
+    if places.data is not None:
+        here.unlink(missing_ok=True)
+        here.symlink_to(places.data.resolve())
+    if not here.exists():
+        raise ValueError("say where your copy of CIFAR-10 is, a folder of images or parquet files: --data PATH")
+
+
+def program(command: Command, places: Places) -> list[str]:
+    """What runs a command."""
+    names = {"out": str(places.out.resolve()), **(TINY if places.smoke else RECIPES)}
+    module, *options = shlex.split(command.line.format(**names) + (f" {command.smoke}" if places.smoke else ""))
+    return [sys.executable, "-P", "-m", {"dualrate": "dualrate_command"}.get(module, module), *options]
+
+
+def call(command: list[str], places: Places, seconds: float, printed: Path) -> int:
+    """The exit code of a command, told to stop after `seconds` or when this process is. printed: for its output"""
+    paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    environment = {**os.environ, "PYTHONPATH": paths, "DUALRATE_CACHE": str(places.work.resolve() / "cache")}
+    with printed.open("a") as file:
+        child = subprocess.Popen(command, cwd=places.work, env=environment, stdout=file)
+        before = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
+        try:
+            return child.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            child.terminate()
+        except KeyboardInterrupt:  # the child was interrupted too
+            pass
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(RESERVE / 2)
+        child.kill()
+        return child.wait() or 75
+
+
+def run(piece: Piece, places: Places) -> bool:
+    """Run a piece and leave what it did. Returns whether it is done.
+
+    Raises ValueError for what is missing before the start, and for a folder that cannot travel.
+    """
+    from dualrate.machine.environment import environment
+    from dualrate.machine.files import write_whole
+
+    start, printed = time.monotonic(), places.out / f"{piece.name}.txt"
+    places.out.mkdir(parents=True, exist_ok=True)
+    prepare(piece, places)
+    printed.write_text("")
+    codes: list[int] = []
+    for command in piece.commands:
+        line = program(command, places)
+        print(shlex.join(line[3:]), flush=True)
+        left = 60 * piece.minutes - RESERVE - (time.monotonic() - start)
+        codes.append(call(line, places, left, printed))
+        if codes[-1]:
+            break
+    done = len(codes) == len(piece.commands) and not any(codes)
+    parts = leave(piece, places, done=done)
+    files = [printed.name, *parts, *copied(piece, places)]
+    record = {"done": done, "smoke": places.smoke, "codes": codes, "seconds": round(time.monotonic() - start)}
+    record |= {"files": files, "parts": parts, "environment": environment()}
+    write_whole(places.out / f"{piece.name}.json", json.dumps(record, indent=1) + "\n")
+    print(printed.read_text(), end="")
+    return done
+
+
+def leave(piece: Piece, places: Places, *, done: bool) -> dict[str, str]:
+    """Pack the piece's folder, if it has one that can travel; returns its parts and their sha256.
+
+    A finished one is kept in this form alone, so that what follows is the same here and on another machine.
+    """
+    for stale in places.out.glob(f"{piece.name}.[0-9][0-9]"):
+        stale.unlink()
+    folder, way = places.work / piece.place, piece.leaves if done else "state"
+    if not piece.leaves or not (done or (folder / "checkpoints").is_dir()):
+        return {}
+    parts = travel.pack(folder, way, places.out, piece.name)
+    if done:
+        shutil.rmtree(folder)
+    return parts
+
+
+def copied(piece: Piece, places: Places) -> list[str]:
+    """The names of the files of figures that a piece leaves, those that it wrote elsewhere copied."""
+    for name in piece.files:
+        if (places.work / name).is_file():
+            shutil.copy(places.work / name, places.out / name)
+    return [name for name in (*piece.files, f"{piece.name}.figures.json") if (places.out / name).is_file()]
+
+
+def ready(places: Places) -> Piece:
+    """The first piece that is not done and has what it needs. Raises ValueError if there is none."""
+    for piece in QUEUE:
+        if state(piece.name, places) != "done" and all(state(name, places) == "done" for name in piece.after):
+            return piece
+    raise ValueError(f"the queue is done: {places.out}")
+
+
+def listing(places: Places) -> str:
+    """A line a piece: its name, state and minutes, and what it answers."""
+    return "\n".join(
+        f"{piece.name:24}{state(piece.name, places):7}{piece.minutes:3} min  {piece.answers}" for piece in QUEUE
+    )
+
+
+def table() -> str:
+    """The queue in Markdown, for dev/queue.md."""
+    lines = ["| | piece | min | answers | needs | leaves |", "|---:|---|---:|---|---|---|"]
+    for number, piece in enumerate(QUEUE, 1):
+        needs = ", ".join([*piece.after, *(["data"] if piece.data else [])])
+        leaves = piece.leaves or "figures"
+        lines.append(f"| {number} | `{piece.name}` | {piece.minutes} | {piece.answers} | {needs} | {leaves} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("do", nargs="?", choices=("list", "run", "next", "table"), default="list")
+    parser.add_argument("name", nargs="?", choices=PIECES, metavar="NAME", help="of the piece to run")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "queue", help="what pieces leave")
+    parser.add_argument("--work", type=Path, help="runs while they train; runs/queue if not given")
+    parser.add_argument("--data", type=Path, help="your copy of CIFAR-10")
+    parser.add_argument("--smoke", action="store_true", help="seconds of a CPU, on made-up images")
+    options = parser.parse_args()
+    work = options.work or ROOT / "runs" / ("queue-smoke" if options.smoke else "queue")
+    places = Places(options.out, work, options.data, options.smoke)
+    if options.do == "list":
+        print(listing(places))
+    elif options.do == "table":
+        print(table(), end="")
+    elif options.do == "run" and options.name is None:
+        parser.error("say which piece: run NAME")
+    else:
+        try:
+            piece = ready(places) if options.do == "next" else PIECES[options.name]
+            done = run(piece, places)
+        except (ValueError, OSError) as error:
+            sys.exit(f"{error}")
+        print(f"{piece.name}: {state(piece.name, places)}, in {places.out}", file=sys.stderr)
+        sys.exit(0 if done else 75)
+
+
+if __name__ == "__main__":
+    main()
