@@ -125,7 +125,7 @@ def student(steps: int, heavy: int | None = None) -> Piece:
     name = f"cifar10-student-{steps}" + (f"-{heavy}" if heavy else "")
     kind = f"--heavy {heavy} --student-from cifar10-dual" if heavy else "--student plain"
     line = f"dualrate distill {{distill}} --teacher cifar10-heavy-3 {kind} --steps {steps} --out {name}"
-    fit = "--fit.batch-size 128 --fit.no-compile --fit.max-seconds 400"
+    fit = "--fit.batch-size 128 --fit.no-compile --fit.max-seconds 360"
     return Piece(
         name,
         f"{steps} steps, {heavy} heavy calls, distilled" if heavy else f"{steps} calls of one network, distilled",
