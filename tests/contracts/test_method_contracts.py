@@ -36,6 +36,9 @@ CONFIGS: dict[str, tuple[dr.NetworksConfig, dr.MethodConfig]] = {
     "denoising, from runs": (
         TWO, dr.DenoisingConfig(dr.TimeSampler(), encoder_from="one", freeze_encoder=True, light_from="light"),
     ),
+    "denoising, taught": (
+        TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4), draws=2), targets_from="one", targets_share=0.5),
+    ),
     "moment matching": (ONE, MATCHING),
     "moment matching, guided": (ONE, replace(MATCHING, guidance=1.5)),
     "moment matching, segment": (TWO, replace(DUAL, rollout="segment", pretraining=2, light_from="light")),
@@ -305,7 +308,7 @@ def test_it_prepares_the_experiment_s_networks_and_starts_them_once(experiment):
         assert {phase.name for phase in one.method.phases(0)}
     method = experiment.method
     sources = [getattr(method, name, None) for name in ("encoder_from", "light_from", "student_from")]
-    teacher = getattr(method, "teacher", None)
+    teacher = getattr(method, "teacher", None) or getattr(method, "targets_from", None)
     assert set(read[True]) == {run for run in (teacher, *sources) if run}
     assert set(read[False]) == {run for run in (teacher,) if run}
     assert begun.identity == resumed.identity

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dualrate as dr
+from dualrate.experiments.denoising import check_targets
 from dualrate.methods.moment_matching.watch import Watch
 from dualrate.training.config import FitConfig
 
@@ -14,6 +15,7 @@ NET = dr.UViTConfig(
 )
 ONE, TWO, FIT = dr.OneNetwork(NET), dr.TwoNetworks(NET, NET), FitConfig(9, batch_size=8)
 PLAIN = dr.MomentMatchingConfig("one", dr.AtLeast(4))
+SHIFTED = dr.GaussianProcess(dr.Cosine(shift=-1.0))
 DUAL = replace(PLAIN, plans=dr.OnePlan(8, 4), rollout="full")
 
 
@@ -137,6 +139,38 @@ def test_denoising_is_of_the_experiment_s_classes_with_the_weights_that_were_cho
     assert (made.weighting, made.times) == (dr.Elbo(), dr.TimeSampler())
     assert config.serves == dr.AnyPlan((4, 32), drops=True)
     assert replace(config, times=dr.SingleTime()).serves == dr.AnyPlan()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: teacher(num_classes=2), "classes 2, not 3$"),
+        (lambda: teacher(image_size=16), r"\(1, 16, 16\), not \(1, 8, 8\)"),
+        (lambda: replace(teacher(), experiment=student(ONE, PLAIN)), "is a student, whose x_hat is no posterior mean"),
+        (
+            lambda: replace(teacher(), experiment=replace(student(ONE, dr.DenoisingConfig()), process=SHIFTED)),
+            "process GaussianProcess.* not GaussianProcess",
+        ),
+    ],
+)
+def test_targets_are_of_the_same_estimate(make, message):
+    with pytest.raises(ValueError, match=message):
+        check_targets(student(TWO, dr.DenoisingConfig(dr.TimeSampler())), make())
+
+
+def test_targets_are_charged_and_part_of_what_a_run_is():
+    notes = []
+    config = dr.DenoisingConfig(dr.TimeSampler(), targets_from="one", targets_share=0.25)
+    experiment, asked = student(TWO, config), replace(start([]), note=notes.append)
+    made = config.prepare(experiment, asked)
+    assert made.identity == {"targets_from": "weights 000000000000"}
+    assert "one at iteration 1, weights 000000000000" in made.weights["targets"]
+    (note,) = notes
+    assert f"{teacher().call_cost.light / 1e6:.3g} million multiply-adds more" in note
+    assert made.method.targets.share == 0.25
+    assert not made.method.auxiliaries
+    with pytest.raises(ValueError, match=r"share of 0\.25"):
+        dr.DenoisingConfig(dr.TimeSampler(), targets_share=0.25).check(experiment)
 
 
 @pytest.mark.parametrize("part", ["encoder_from", "light_from"])

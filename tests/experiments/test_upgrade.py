@@ -14,7 +14,7 @@ from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.serves import AtLeast, OnePlan
-from dualrate.experiments.upgrade import upgraded, upgraded_identity
+from dualrate.experiments.upgrade import LATER, upgraded, upgraded_identity
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
@@ -98,3 +98,22 @@ def test_released_weights_of_before_are_read():
     """Those that the project keeps were all written then, or are as they are written now."""
     for file in sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json")):
         assert read(upgraded(json.loads(file.read_text()))).shape == (1, 28, 28), file
+
+
+@pytest.mark.parametrize("kind", [DenoisingConfig], ids=lambda kind: kind.__name__)
+def test_fields_that_came_later_are_what_they_stand_for(kind):
+    """In a run of before, at any depth, they are as if never thought of; what today says of them stays."""
+    today = Experiment("run", TWO, DenoisingConfig(TimeSampler()), FitConfig(iterations=9))
+    default, later = to_plain(kind()), LATER[kind.__name__]
+    assert {name: default[name] for name in later} == later
+
+    def without(plain):
+        if isinstance(plain, dict):
+            gone = LATER.get(plain.get("type"), {})
+            return {name: without(value) for name, value in plain.items() if name not in gone}
+        return [without(item) for item in plain] if isinstance(plain, list) else plain
+
+    then = without(to_plain(today))
+    assert then != to_plain(today)
+    assert upgraded_identity(then) == upgraded(then) == to_plain(today)
+    assert upgraded(then | {"method": then["method"] | {"targets_share": 0.5}})["method"]["targets_share"] == 0.5

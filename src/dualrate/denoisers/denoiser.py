@@ -37,6 +37,11 @@ class Denoiser(Protocol):
         ...
 
 
+def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """x_hat of a denoiser that makes its heavy call here."""
+    return denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
+
+
 @dataclass(frozen=True)
 class Plain:
     """One network at every step. network: (z, log_snr, label) -> v."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from dualrate.config.ranges import LossWeight, Probability, Ranged
+from dualrate.config.ranges import LossWeight, Probability, Ranged, Share
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AnyPlan
-from dualrate.methods.denoising import Denoising
+from dualrate.methods.denoising import Denoising, Targets
 from dualrate.methods.times import SingleTime, TimeSource
 
 
@@ -31,12 +31,18 @@ class DenoisingConfig(MethodConfig, Ranged):
     """Leave the encoder's weights as they are: the light network and the projections into it are trained."""
     light_from: str | None = None
     """A single-rate run whose averaged weights the light network starts from."""
+    targets_from: str | None = None
+    """A trained run, such as the heavy model: learn its x_hat instead of the images, at a heavy call of it more."""
+    targets_share: Share = 1.0
+    """Share of that run's x_hat in the targets; the images are the rest."""
 
     @property
     def serves(self) -> AnyPlan:
         return AnyPlan(self.times.heavy, drops=self.times.dropout > 0)
 
     def check(self, experiment: Experiment) -> None:
+        if self.targets_share != 1 and not self.targets_from:
+            raise ValueError(f"a share of {self.targets_share} in the targets is some run's: say which, targets_from")
         if self.freeze_encoder and not self.encoder_from:
             raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
         if (self.encoder_from or self.light_from) and not {"encoder", "light"} <= experiment.networks.configs.keys():
@@ -49,7 +55,18 @@ class DenoisingConfig(MethodConfig, Ranged):
         method = self.build(experiment)
         parts = {"encoder": self.encoder_from, "light": self.light_from} if start.fresh else {}
         sources = {role: start.load(run) for role, run in parts.items() if run is not None}
-        return Prepared(method, start_from(experiment.networks, method.networks, sources))
+        weights = start_from(experiment.networks, method.networks, sources)
+        if self.targets_from is None:
+            return Prepared(method, weights)
+        teacher = start.load(self.targets_from)
+        check_targets(experiment, teacher)
+        macs = teacher.call_cost.of(steps=1, heavy=1)
+        start.note(f"targets: x_hat of {teacher}, {macs / 1e6:.3g} million multiply-adds more at every time trained on")
+        return Prepared(
+            replace(method, targets=Targets(teacher.denoiser, self.targets_share)),
+            weights | {"targets": str(teacher)},
+            {"targets_from": f"weights {teacher.weights_hash[:12]}"},
+        )
 
     def build(self, experiment: Experiment) -> Denoising:
         """With weights drawn from the run's seed."""
@@ -86,6 +103,18 @@ def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[st
     if "light" in sources:
         config.disconnect(networks)
     return {role: str(source) for role, source in sources.items()}
+
+
+def check_targets(experiment: Experiment, teacher: Model) -> None:
+    """Raises ValueError unless a model's x_hat is an estimate of what this experiment's networks estimate."""
+    if not teacher.serves.any_plan:
+        raise ValueError(f"{teacher.path} is a student, whose x_hat is no posterior mean: name what taught it")
+    own = {"images of (C, H, W)": experiment.shape, "classes": experiment.num_classes, "process": experiment.process}
+    its = {"images of (C, H, W)": teacher.shape, "classes": teacher.num_classes, "process": teacher.process}
+    if differ := [f"{what} {its[what]}, not {own[what]}" for what in own if own[what] != its[what]]:
+        raise ValueError(
+            f"targets_from is a run with this one's images, classes and process; {teacher.path} has {', '.join(differ)}"
+        )
 
 
 def fill(module: nn.Module, weights: dict, problem: str) -> None:

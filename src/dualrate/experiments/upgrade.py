@@ -27,6 +27,9 @@ OF_A_DISTILLATION = (
     "student_rate",
     "student_from",
 )
+LATER = {  # fields that runs of before do not have, and what they then are; None needs no word
+    "DenoisingConfig": {"targets_share": 1.0},
+}
 PLANS = {"Continuous": "AtLeast", "Grid": "OnePlan"}
 UNKNOWN = "unknown"  # teacher of a student whose distillation was not kept
 
@@ -37,7 +40,7 @@ def upgraded(written: dict[str, Any], distillation: Mapping[str, Any] | None = N
     distillation: what was written beside a student
     """
     if "method" in written or "networks" not in written:
-        return written
+        return completed(written)
     kept = {name: value for name, value in written.items() if name not in (*OF_THE_METHOD, "schedule")}
     method: dict[str, Any] = {name: written[name] for name in OF_THE_METHOD if name in written}
     times = method.get("times") or {}
@@ -50,7 +53,16 @@ def upgraded(written: dict[str, Any], distillation: Mapping[str, Any] | None = N
     else:
         method = {"type": "DenoisingConfig", **method}
     process = {"process": {"type": "GaussianProcess", "schedule": written["schedule"]}} if "schedule" in written else {}
-    return {**kept, "method": method, **process}
+    return completed({**kept, "method": method, **process})
+
+
+def completed(plain: Any) -> Any:
+    """With the fields that came later, all the way down."""
+    if isinstance(plain, list):
+        return [completed(item) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    return LATER.get(str(plain.get("type")), {}) | {name: completed(value) for name, value in plain.items()}
 
 
 def upgraded_identity(written: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,10 @@ gradient is that of k = 1, for a k-th of the heavy calls.
 Ours, not the paper's: an encoder with a head is trained on its own x_hat at tau too, with weight `encoder_weight`, so
 that it denoises by itself at the steps where it is called.
 
+Ours too: in place of x the target may be x_hat(z_t) of a trained model, or a mixture with it (`Targets`). As
+E[x | z_t, z_tau] = E[x | z_t], the optimum is the same up to that model's error; the spread of x around it, which is
+most of the gradient's variance where noise is high, is gone, for a call of that model at every z_t.
+
 A single-rate model is the case whose `encode` returns an empty context and whose times are `SingleTime`.
 """
 
@@ -23,8 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dualrate.config.ranges import Classes, LossWeight, Probability, Ranged
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.config.ranges import Classes, LossWeight, Probability, Ranged, Share
+from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Batch, Cond
@@ -34,11 +38,25 @@ from dualrate.methods.times import TimeSource
 
 
 @dataclass(frozen=True)
+class Targets(Ranged):
+    """What x_hat is regressed on: share x_hat_teacher(z_t) + (1 - share) x. The teacher gets no gradient."""
+
+    teacher: Denoiser
+    share: Share = 1.0
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, z_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x, z_t: (R, ...); t: (R,). A heavy call of the teacher for every row."""
+        return x.lerp(posterior_mean(self.teacher, z_t, t, cond).to(x.dtype), self.share)
+
+
+@dataclass(frozen=True)
 class Denoising(Ranged):
     """One phase, "model", that trains every network.
 
     null:           the null class, for classifier-free guidance; label_dropout: probability of training a row with it
-    encoder_weight: weight of the encoder's own loss at tau, where it has a head
+    encoder_weight: weight of the encoder's own loss at tau, where it has a head; its target is x
+    targets:        of x_hat(z_t); None: x
     """
 
     networks: nn.ModuleDict
@@ -49,6 +67,7 @@ class Denoising(Ranged):
     null: Classes = 0
     label_dropout: Probability = 0.1
     encoder_weight: LossWeight = 1.0
+    targets: Targets | None = None
 
     @property
     def auxiliaries(self) -> nn.ModuleDict:
@@ -66,7 +85,7 @@ class Denoising(Ranged):
         """The mean over the batch's rows. Every random number is a function of a row's sample number.
 
         Logs: `loss_t0` to `loss_t3`; with a context also the loss of the rows that have one and the encoder's own, as
-        sums over their rows divided by all rows.
+        sums over their rows divided by all rows; with `targets` the loss with x for target, `data_loss`.
         """
         x, times, cond = batch.x, self.times(draws), self.condition(batch, draws)
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
@@ -75,8 +94,11 @@ class Denoising(Ranged):
         context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
         shared = context.rows(of_kept).scattered(times.kept, len(z_t))
         x_hat = self.model.denoise(z_t, times.t, shared, cond[image])
-        loss = self.weighted_error(x[image], x_hat, times.t)
+        target = x[image] if self.targets is None else self.targets(x[image], z_t, times.t, cond[image])
+        loss = self.weighted_error(target, x_hat, times.t)
         logs = self.by_noise_level(loss, times.t)
+        if self.targets is not None:
+            logs["data_loss"] = self.weighted_error(x[image], x_hat.detach(), times.t).mean()
         total = loss.mean()
         # sums over what is kept are divided by everything, so that micro-batches add up to the batch's mean
         if context.features:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.methods.method import Loss, Phase
 from dualrate.methods.moment_matching.states import StudentStates
-from dualrate.methods.moment_matching.student import StudentMethod, gaps, posterior_mean, replayed
+from dualrate.methods.moment_matching.student import StudentMethod, gaps, replayed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dualrate.denoisers.denoiser import posterior_mean
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.methods.method import Loss
-from dualrate.methods.moment_matching.student import StudentMethod, posterior_mean
+from dualrate.methods.moment_matching.student import StudentMethod
 from dualrate.methods.times import stratified_uniform
 
 LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no gradient on data

@@ -117,11 +117,6 @@ class StudentMethod(Ranged):
         return expand(self.weighting.snr_weight(self.process.schedule.log_snr(s)), like)
 
 
-def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    """x_hat of a denoiser that makes its heavy call here."""
-    return denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
-
-
 @contextmanager
 def replayed(device: torch.device) -> Iterator[None]:
     """After the block the device's generator is where it was before: whatever runs next draws the same numbers."""
