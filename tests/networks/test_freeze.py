@@ -7,7 +7,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from dualrate.networks.freeze import frozen
+from dualrate.networks.freeze import at_rest, frozen
 from dualrate.training.ema import Ema
 
 
@@ -111,3 +111,16 @@ def test_sharded_in_mixed_precision_before_the_first_forward(one_process):
     net(torch.ones(1, 4)).sum().backward()
     assert [p.grad is not None for p in net.parameters()] == before
     assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_at_rest_nothing_drops_out_and_every_mode_is_put_back():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Sequential(nn.Dropout(0.5))).train()
+    net[2].eval()
+    modes, was = [part.training for part in net.modules()], flags(net)
+    x = torch.randn(8, 4)
+    with pytest.raises(RuntimeError, match="stop"), at_rest(net):
+        assert not any(flags(net))
+        assert torch.equal(net(x), net[0](x))
+        raise RuntimeError("stop")
+    assert [part.training for part in net.modules()] == modes
+    assert flags(net) == was

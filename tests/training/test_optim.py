@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate.training.optim import OptimConfig, build, load_state_tensors, lr_at, state_tensors
+from dualrate.training.optim import OptimConfig, build, load_state_tensors, lr_at, set_rates, state_tensors
 
 
 def test_warmup_is_linear_and_ends_at_the_peak():
@@ -83,3 +83,30 @@ def test_no_clipping_is_possible():
     p.grad = torch.full((2,), 1e3)
     nn.utils.clip_grad_norm_([p], OptimConfig(clip=math.inf).clip)
     assert torch.equal(p.grad, torch.full((2,), 1e3))
+
+
+def test_parameters_have_rates_of_their_own_which_may_change_at_any_step():
+    """The first steps of Adam under one gradient are its rate long, whatever group the parameter is in."""
+    named = {name: nn.Parameter(torch.zeros(1, dtype=torch.float64)) for name in "abc"}
+    optimizer = build(named, OptimConfig(lr=9.0, betas=(0.9, 0.99), eps=1e-16))
+    moved = dict.fromkeys(named, 0.0)
+    for lr, factors in ((1.0, {}), (2.0, {"b": 0.1}), (2.0, {"a": 3.0, "b": 0.1}), (1.0, {})):
+        for parameter in named.values():
+            parameter.grad = torch.ones(1, dtype=torch.float64)
+        set_rates(optimizer, lr, {named[name]: factor for name, factor in factors.items()})
+        optimizer.step()
+        for name, parameter in named.items():
+            moved[name] += lr * factors.get(name, 1.0)
+            assert parameter.item() == pytest.approx(-moved[name])
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 3
+
+
+def test_state_finds_its_parameter_whatever_the_groups():
+    named = {name: nn.Parameter(torch.zeros(2)) for name in "ab"}
+    optimizer = build(named, OptimConfig())
+    set_rates(optimizer, 1.0, {named["a"]: 0.1})
+    set_rates(optimizer, 1.0, {named["b"]: 0.1})
+    optimizer.param_groups.reverse()
+    tensors = {"a.exp_avg": torch.ones(2), "a.exp_avg_sq": torch.ones(2), "a.step": torch.tensor(3.0)}
+    load_state_tensors(optimizer, named, tensors)
+    assert state_tensors(optimizer, named).keys() == tensors.keys()

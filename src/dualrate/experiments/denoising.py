@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from dualrate.config.ranges import LossWeight, Probability, Ranged, Share
+from dualrate.config.ranges import Factor, FirstIterations, LossWeight, Probability, Ranged, Share
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiments.networks import NetworksConfig
@@ -29,6 +29,10 @@ class DenoisingConfig(MethodConfig, Ranged):
     """A single-rate run whose averaged weights the encoder starts from."""
     freeze_encoder: bool = False
     """Leave the encoder's weights as they are: the light network and the projections into it are trained."""
+    release_encoder_at: FirstIterations = 0
+    """Iterations in which the encoder's weights stay as they are; afterwards they train too."""
+    encoder_rate: Factor = 1.0
+    """The encoder's learning rate over that of the light network and of the projections into it."""
     light_from: str | None = None
     """A single-rate run whose averaged weights the light network starts from."""
     targets_from: str | None = None
@@ -43,12 +47,18 @@ class DenoisingConfig(MethodConfig, Ranged):
     def check(self, experiment: Experiment) -> None:
         if self.targets_share != 1 and not self.targets_from:
             raise ValueError(f"a share of {self.targets_share} in the targets is some run's: say which, targets_from")
-        if self.freeze_encoder and not self.encoder_from:
+        if (self.freeze_encoder or self.release_encoder_at) and not self.encoder_from:
             raise ValueError("a frozen encoder keeps the weights of a trained model: say which, with encoder_from")
-        if (self.encoder_from or self.light_from) and not {"encoder", "light"} <= experiment.networks.configs.keys():
+        if self.freeze_encoder and (self.release_encoder_at or self.encoder_rate != 1):
+            raise ValueError(
+                "an encoder that is frozen throughout learns at no rate and is never released: drop freeze_encoder, or "
+                "release_encoder_at and encoder_rate"
+            )
+        of_two = self.encoder_from or self.light_from or self.encoder_rate != 1
+        if of_two and not {"encoder", "light"} <= experiment.networks.configs.keys():
             raise ValueError(
                 f"{experiment.name} has a single network; encoder_from and light_from start the parts of a dual-rate "
-                "model"
+                "model, and encoder_rate is for one of them"
             )
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
@@ -71,8 +81,10 @@ class DenoisingConfig(MethodConfig, Ranged):
     def build(self, experiment: Experiment) -> Denoising:
         """With weights drawn from the run's seed."""
         networks, denoiser = experiment.build()
-        if self.freeze_encoder:
-            experiment.networks.backbone(networks, "encoder").eval().requires_grad_(False)
+        apart = self.freeze_encoder or self.release_encoder_at or self.encoder_rate != 1
+        backbone = experiment.networks.backbone(networks, "encoder") if apart else None
+        if self.freeze_encoder and backbone is not None:
+            backbone.eval().requires_grad_(False)
         return Denoising(
             networks,
             denoiser,
@@ -82,6 +94,9 @@ class DenoisingConfig(MethodConfig, Ranged):
             null=experiment.num_classes,
             label_dropout=self.label_dropout,
             encoder_weight=self.encoder_weight,
+            backbone=backbone,
+            backbone_rate=self.encoder_rate,
+            release_at=self.release_encoder_at,
         )
 
 

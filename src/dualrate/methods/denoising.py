@@ -22,12 +22,13 @@ A single-rate model is the case whose `encode` returns an empty context and whos
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dualrate.config.ranges import Classes, LossWeight, Probability, Ranged, Share
+from dualrate.config.ranges import Classes, Factor, FirstIterations, LossWeight, Probability, Ranged, Share
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
@@ -35,6 +36,7 @@ from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase
 from dualrate.methods.times import TimeSource
+from dualrate.networks.freeze import at_rest
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class Denoising(Ranged):
     null:           the null class, for classifier-free guidance; label_dropout: probability of training a row with it
     encoder_weight: weight of the encoder's own loss at tau, where it has a head; its target is x
     targets:        of x_hat(z_t); None: x
+    backbone:       the encoder's U-ViT, for the next two
+    backbone_rate:  its learning rate, over that of the rest
+    release_at:     the iteration at which it begins to train; until then it is frozen, without dropout
     """
 
     networks: nn.ModuleDict
@@ -68,6 +73,17 @@ class Denoising(Ranged):
     label_dropout: Probability = 0.1
     encoder_weight: LossWeight = 1.0
     targets: Targets | None = None
+    backbone: nn.Module | None = None
+    backbone_rate: Factor = 1.0
+    release_at: FirstIterations = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backbone is None and (self.release_at, self.backbone_rate) != (0, 1):
+            raise ValueError(
+                f"got release_at {self.release_at} and backbone_rate {self.backbone_rate} of no backbone: pass the "
+                "encoder's U-ViT"
+            )
 
     @property
     def auxiliaries(self) -> nn.ModuleDict:
@@ -76,7 +92,8 @@ class Denoising(Ranged):
 
     def phases(self, iteration: int) -> tuple[Phase, ...]:
         parameters = tuple(p for p in self.networks.parameters() if p.requires_grad)
-        return (Phase("model", parameters, self.loss),)
+        slower = () if self.backbone is None or self.backbone_rate == 1 else self.backbone.parameters()
+        return (Phase("model", parameters, self.loss, rates=dict.fromkeys(slower, self.backbone_rate)),)
 
     def denoiser(self) -> Denoiser:
         return self.model
@@ -91,7 +108,8 @@ class Denoising(Ranged):
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
         image = torch.arange(len(z_t), device=x.device) // (len(z_t) // len(batch))  # of each draw
         encoded, of_kept = torch.unique(image[times.kept], return_inverse=True)
-        context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
+        with nullcontext() if self.backbone is None or iteration >= self.release_at else at_rest(self.backbone):
+            context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
         shared = context.rows(of_kept).scattered(times.kept, len(z_t))
         x_hat = self.model.denoise(z_t, times.t, shared, cond[image])
         target = x[image] if self.targets is None else self.targets(x[image], z_t, times.t, cond[image])

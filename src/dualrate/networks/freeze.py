@@ -1,4 +1,5 @@
-"""Parameters that do not train for a while: `frozen`, the one way to switch them off and on again.
+"""Parameters that do not train for a while: `frozen`, the one way to switch them off and on again; `at_rest` stills
+dropout too.
 
 A frozen parameter gets no gradient, so an optimiser that holds it keeps no state for it and leaves it alone, weight
 decay included, and its moving average stays where it is. The gradient with respect to the module's *inputs* still
@@ -39,6 +40,19 @@ def frozen(*modules: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[No
             _set(parameter, flag)
         for module in modules:
             _settle(module)
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Within the block the module is frozen and in evaluation mode; afterwards each part of it is as before."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        with frozen(module):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _set(parameter: nn.Parameter, flag: bool) -> None:

@@ -182,7 +182,7 @@ class _Trainer:
                 values = self.accumulate(phase, index, batch)
             values["grad_norm"] = updated.clip_gradients()
             if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
-                updated.update(logs["lr"] * phase.rate, len(batch))
+                updated.update(logs["lr"] * phase.rate, phase.rates, len(batch))
             else:
                 updated.skipped_in_a_row += 1
                 self.skip(phase, batch, values, updated.skipped_in_a_row)

@@ -60,6 +60,22 @@ def build(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.
     )
 
 
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, rates: Mapping[nn.Parameter, float]) -> None:
+    """The learning rates of the next step: `lr`, times the factor of each parameter that `rates` names.
+
+    Parameters of one factor make one group. An optimiser's state is each parameter's own, so a group may change at any
+    step.
+    """
+    settings = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            groups.setdefault(rates.get(parameter, 1.0), []).append(parameter)
+    optimizer.param_groups[:] = [
+        {**settings, "params": parameters, "lr": lr * factor} for factor, parameters in groups.items()
+    ]
+
+
 def state_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimiser's state as `<parameter>.<slot>` tensors; parameters that never had a gradient have none."""
     return {
@@ -76,7 +92,9 @@ def load_state_tensors(
 
     Each gets its parameter's memory layout: the fused kernels walk through both in memory order, whatever the strides.
     """
-    position = {name: index for index, name in enumerate(parameters)}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    place = {id(parameter): index for index, parameter in enumerate(held)}
+    position = {name: place[id(parameter)] for name, parameter in parameters.items()}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, slot = key.rpartition(".")

@@ -34,10 +34,9 @@ class PhaseState:
         """Scale the gradients down to the configured norm; returns the norm they had."""
         return nn.utils.clip_grad_norm_(self.parameters.values(), self.clip).item()
 
-    def update(self, lr: float, rows: int) -> None:
-        """One optimiser step from the gradients, and the average after it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    def update(self, lr: float, rates: Mapping[nn.Parameter, float], rows: int) -> None:
+        """One optimiser step from the gradients, and the average after it. rates: factors of `lr`."""
+        optim.set_rates(self.optimizer, lr, rates)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(rows)
