@@ -36,6 +36,7 @@ CONFIGS: dict[str, tuple[dr.NetworksConfig, dr.MethodConfig]] = {
     "denoising, from runs": (
         TWO, dr.DenoisingConfig(dr.TimeSampler(), encoder_from="one", freeze_encoder=True, light_from="light"),
     ),
+    "denoising, late plans": (TWO, dr.DenoisingConfig(dr.TimeSampler((1, 8), first=(0.6, 0.9), few=2.0))),
     "denoising, slow encoder": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)), encoder_rate=0.1)),
     "denoising, taught": (
         TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4), draws=2), targets_from="one", targets_share=0.5),

@@ -5,13 +5,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.integrate import quad
 from scipy.stats import ks_2samp, kstest
 
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
 from dualrate.methods.context_dropout import radical_inverse
-from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.methods.times import SingleTime, TimeSampler, segment
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
 sizes = st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
@@ -101,6 +102,11 @@ def test_impossible_plans_are_refused(t, refresh):
         lambda: TimeSampler(heavy=(8, 4)),
         lambda: TimeSampler(dropout=1.5),
         lambda: TimeSampler(draws=0),
+        lambda: TimeSampler(first=(0.9, 0.6)),
+        lambda: TimeSampler(first=(0.0, 0.6)),
+        lambda: TimeSampler(first=(0.6, 0.9), phase=0),
+        lambda: TimeSampler(few=-1.0),
+        lambda: TimeSampler(first=(0.6, 0.6)).density(torch.ones(1), torch.ones(1)),
     ],
 )
 def test_impossible_requests_are_refused(make):
@@ -176,12 +182,12 @@ def test_law_of_training_times(heavy):
     np.testing.assert_allclose(measured, distribution(grid), atol=error / 2)
 
 
-@pytest.mark.parametrize("phase", [None, 0])
+@pytest.mark.parametrize("family", [{}, {"phase": 0}, {"first": (0.6, 0.9)}], ids=str)
 @pytest.mark.parametrize("k", [2, 4])
-def test_every_draw_of_a_shared_context_has_the_law_of_the_first(phase, k):
+def test_every_draw_of_a_shared_context_has_the_law_of_the_first(family, k):
     """Given tau too: the joint law is compared on a grid of (t, tau)."""
-    one = TimeSampler(heavy=(2, 3), phase=phase)(draws())
-    many = TimeSampler(heavy=(2, 3), phase=phase, draws=k)(draws())
+    one = TimeSampler(heavy=(2, 3), **family)(draws())
+    many = TimeSampler(heavy=(2, 3), **family, draws=k)(draws())
     t, tau = many.t.view(ROWS, k), many.tau
     assert torch.equal(t[:, 0], one.t)
     assert torch.equal(tau, one.tau)
@@ -193,6 +199,65 @@ def test_every_draw_of_a_shared_context_has_the_law_of_the_first(phase, k):
             for z in (0.5, 0.7, 0.999):
                 both = ((one.t <= y) & (tau <= z)).double().mean()
                 assert ((t[:, j] <= y) & (tau <= z)).double().mean() == pytest.approx(float(both), abs=3e-3)
+
+
+@pytest.mark.parametrize(("steps", "heavy"), [(16, 7), (16, 2), (32, 4), (8, 1)])
+def test_segments_are_those_of_a_late_plan(steps, heavy):
+    """tau of every step of it, and no context before its first heavy call, which is at 7/8."""
+    plan, tau = StepPlan.late(steps, heavy), None
+    for t, refresh in zip(plan.t, plan.refresh, strict=False):
+        low, high = segment(torch.tensor([t]), torch.tensor([heavy]), torch.tensor([0.875]))
+        tau = t if refresh is FULL else tau
+        assert high.item() == pytest.approx(1 if tau is None else tau)
+        assert low < t <= high
+
+
+@pytest.mark.parametrize("few", [0.0, 1.0, 2.5])
+def test_odds_of_few_heavy_calls(few):
+    sampler = TimeSampler(heavy=(1, 8), few=few)
+    area = [quad(lambda x: x**-few, heavy, heavy + 1)[0] for heavy in range(1, 9)]
+    expected = np.array(area) / sum(area)
+    np.testing.assert_allclose(sampler.chances(), expected, rtol=1e-9)
+    found = np.bincount(sampler._num_heavy(draws()).long().numpy(), minlength=9) / ROWS
+    assert found[0] == 0
+    assert (np.abs(found[1:] - expected) < 4 * (expected / ROWS) ** 0.5).all()
+
+
+def test_law_of_late_plans():
+    """t is uniform; (t, tau) has the density in closed form; without context is what comes before the first call."""
+    sampler = TimeSampler(heavy=(1, 4), first=(0.5, 0.9), dropout=0.0, few=2.0)
+    times = sampler(draws())
+    t, tau = times.t, times.tau
+    assert kstest(t.numpy(), "uniform").statistic < 3e-4
+    assert ((t > 0) & (t <= tau) & (tau <= 1)).all()
+    with_context = torch.zeros(ROWS, dtype=torch.bool).index_fill(0, times.kept, True)
+    assert (tau[~with_context] == 1).all()
+    assert float(tau[with_context].max()) <= 0.9
+    for low in (0.0, 0.45, 0.55, 0.7, 0.85):
+        here = (t > low) & (t <= low + 0.05)
+        middle = low + 0.025
+        assert with_context[here].double().mean() == pytest.approx(min(1, max(0, (0.9 - middle) / 0.4)), abs=0.02)
+    fine, edges = 1000, np.linspace(0, 1, 11)
+    grid = (torch.arange(fine).double() + 0.5) / fine
+    p = sampler.density(grid[:, None].expand(fine, fine), grid[None].expand(fine, fine))
+    expected = p.view(10, 100, 10, 100).sum((1, 3)).numpy() / fine**2
+    found = np.histogram2d(t[with_context].numpy(), tau[with_context].numpy(), (edges, edges))[0] / ROWS
+    np.testing.assert_allclose(found, expected, atol=1.5e-3)
+    assert expected.sum() == pytest.approx(0.7, abs=1e-3)  # E[F]
+    assert expected[0, 8] > 0.002  # one call at 0.8 to 0.9, and a context that old
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_dropout_of_late_plans_is_by_whole_images_among_those_with_a_context(k):
+    sampler = TimeSampler(heavy=(1, 4), first=(0.5, 0.9), draws=k)
+    times = sampler(draws(4000))
+    image = times.kept.view(-1, k) // k
+    assert (image == image[:, :1]).all()
+    assert (times.tau[image[:, 0]] < 1).all()
+    assert len(image) == pytest.approx(0.5 * 0.7 * 4000, rel=0.05)
+    assert sampler.alone
+    assert TimeSampler(first=(0.5, 0.9), dropout=0.0).alone
+    assert not TimeSampler(dropout=0.0).alone
 
 
 def test_contexts_are_dropped_with_all_their_draws():
@@ -256,7 +321,7 @@ def test_the_radical_inverse_mirrors_binary_digits():
     assert (block * 64).long().sort().values.tolist() == list(range(64))
 
 
-@pytest.mark.parametrize("sampler", [TimeSampler(), SingleTime()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sampler", [TimeSampler(), TimeSampler(first=(0.6, 0.9)), SingleTime()], ids=str)
 def test_times_depend_on_seed_and_row_alone(sampler):
     together, alone = sampler(draws(16)), sampler(Draws(3, torch.tensor([11])))
     assert together.t[11] == alone.t[0]

@@ -42,7 +42,7 @@ class DenoisingConfig(MethodConfig, Ranged):
 
     @property
     def serves(self) -> AnyPlan:
-        return AnyPlan(self.times.heavy, drops=self.times.dropout > 0)
+        return AnyPlan(self.times.heavy, drops=self.times.alone)
 
     def check(self, experiment: Experiment) -> None:
         if self.targets_share != 1 and not self.targets_from:

@@ -7,18 +7,27 @@ of a plan with fixed phase (the paper's own grid) is `phase=0`: tau = ceil(t H) 
 A shared context serves k draws of t, each of the law of t given tau; their quantiles differ by 1 / k:
     random phase, tau < 1: t uniform on [max(0, tau - 1/H), tau];  tau = 1: P(t <= y) = (1 - H (1 - y))^2
     fixed phase:           t uniform on [tau - 1/H, tau]
+
+Plans whose first heavy call comes late are another family (`first`): that call is at F ~ U(a, b), the others divide
+[0, F] evenly, tau = F j / H, j = ceil(t H / F), and t > F has no context. Given its segment t is uniform in it.
+
+Whatever the family, t is uniform and x_hat is regressed on x with the weight of t alone: the loss is the mean of its
+plans' objectives, which weighs plans and biases nothing, for E[x | z_t, z_tau] = E[x | z_t] is right under all of them.
+`few` weighs plans of few heavy calls more, and so long ages of the context, t - tau.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from dualrate.config.ranges import Probability, Range, Ranged, Steps
+from dualrate.config.ranges import Probability, Range, Ranged, Share, Steps
 from dualrate.diffusion.draws import Draws
 from dualrate.methods.context_dropout import kept_images
 
@@ -47,6 +56,11 @@ class TimeSource(ABC):
     heavy: Any = None  # Any: so that a field may stand for it
     dropout: Any = 0.0
 
+    @property
+    def alone(self) -> bool:
+        """Whether it trains steps without a context too."""
+        return self.dropout > 0
+
     @abstractmethod
     def __call__(self, draws: Draws) -> BatchTimes: ...
 
@@ -66,23 +80,79 @@ class TimeSampler(TimeSource, Ranged):
     """0: heavy calls on the fixed grid tau = ceil(t H) / H; at a random place in it if not given."""
     draws: Annotated[int, Range(1, 1000)] = 1
     """The light network's times for one heavy call."""
+    first: tuple[Share, Share] | None = None
+    """Least and largest time of a plan's first heavy call, before which it has no context; 1 if not given."""
+    few: Annotated[float, Range(0, 10)] = 1.0
+    """Odds of H heavy calls are about H to minus this: 0 all alike; above 1 long ages of the context more often."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.heavy
         if low > high:
             raise ValueError(f"heavy is the least number of heavy calls, then the largest, got {self.heavy}")
+        if self.first is None:
+            return
+        if self.phase is not None:
+            raise ValueError("first says where the heavy calls are, at random places: drop phase, or first")
+        if self.first[0] > self.first[1]:
+            raise ValueError(f"first is the least time of a first heavy call, then the largest, got {self.first}")
+
+    @property
+    def alone(self) -> bool:
+        return super().alone or self.first is not None
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)
         heavy = self._num_heavy(draws)
+        if self.first is not None:
+            return self._of_late_plans(t, heavy, draws)
         if self.phase is None:
             tau = (t + draws.uniform("tau") / heavy).clamp(max=1)
         else:
             tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
+        return BatchTimes(self._spread(tau, heavy, t).flatten(), tau, self._kept(kept_images(draws, self.dropout)))
+
+    def _of_late_plans(self, t: Tensor, heavy: Tensor, draws: Draws) -> BatchTimes:
+        """For `first`. The tau of a time without context is 1, and means nothing."""
+        assert self.first is not None
+        earliest, latest = self.first
+        first = earliest + (latest - earliest) * draws.uniform("first")
+        low, high = segment(t, heavy, first)
+        share = ((t - low) / (high - low))[:, None]
+        others = (share + torch.arange(1, self.draws, device=t.device) / self.draws) % 1
+        others = low[:, None] + others * (high - low)[:, None]
+        times = torch.cat((t[:, None], torch.minimum(others, high[:, None]).clamp(min=1e-9)), dim=1)
         kept = kept_images(draws, self.dropout)
-        kept = kept * self.draws + torch.arange(self.draws, device=t.device)
-        return BatchTimes(self._spread(tau, heavy, t).flatten(), tau, kept.flatten())
+        return BatchTimes(times.flatten(), high, self._kept(kept[(t <= first)[kept]].unflatten(0, (-1, 1))))
+
+    def _kept(self, images: Tensor) -> Tensor:
+        """(K k,): all draws of (K, 1) images."""
+        return (images * self.draws + torch.arange(self.draws, device=images.device)).flatten()
+
+    def chances(self) -> list[float]:
+        """P(H), for each H from the least to the largest: the share of x^-few between H and H + 1."""
+        low, high = self.heavy
+        power = 1 - self.few
+        area = [math.log(x) if power == 0 else x**power / power for x in range(low, high + 2)]
+        return [(b - a) / (area[-1] - area[0]) for a, b in pairwise(area)]
+
+    def density(self, t: Tensor, tau: Tensor) -> Tensor:
+        """p(tau | t) of a time with context under `first`, dropout apart; its integral is P(F >= t). t, tau: (B,).
+
+        F ~ U(a, b) is tau H / j in segment j, so p = sum over H, j <= H of P(H) H / (j (b - a)), where
+        a <= tau H / j <= b and tau (j - 1) / j < t <= tau. Raises ValueError where there is none: without `first`, or
+        with a = b.
+        """
+        if self.first is None or self.first[0] == self.first[1]:
+            raise ValueError(f"tau has this density for a range of first heavy calls, got {self.first}")
+        a, b = self.first
+        total = torch.zeros_like(tau)
+        for heavy, chance in enumerate(self.chances(), self.heavy[0]):
+            for j in range(1, heavy + 1):
+                first = tau * heavy / j
+                there = (a <= first) & (first <= b) & (tau * (j - 1) / j < t) & (t <= tau)
+                total = total + chance * heavy / (j * (b - a)) * there
+        return total
 
     def _spread(self, tau: Tensor, heavy: Tensor, t: Tensor) -> Tensor:
         """(B, k): t itself, and k - 1 more times of the law of t given tau, their quantiles spread evenly."""
@@ -98,10 +168,14 @@ class TimeSampler(TimeSource, Ranged):
         return torch.cat((t[:, None], others.clamp(min=1e-9)), dim=1)
 
     def _num_heavy(self, draws: Draws) -> Tensor:
-        """(B,) float64, log-uniform on the integers low..high: P(H) proportional to log((H + 1) / H)."""
-        low, high = self.heavy
+        """(B,) float64 of the law of `chances`; for few = 1 log-uniform on low..high."""
+        (low, high), power = self.heavy, 1 - self.few
         u = draws.uniform("heavy")
-        return torch.floor(low * ((high + 1) / low) ** u).clamp(max=high)
+        if power == 0:
+            x = low * ((high + 1) / low) ** u
+        else:
+            x = (low**power + u * ((high + 1) ** power - low**power)) ** (1 / power)
+        return torch.floor(x).clamp(low, high)
 
 
 @dataclass(frozen=True)
@@ -111,6 +185,18 @@ class SingleTime(TimeSource):
     def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)
         return BatchTimes(t, t, torch.arange(len(t), device=t.device))
+
+
+def segment(t: Tensor, heavy: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends of the interval (low, high] that t is in, of heavy calls at first j / heavy, j = heavy .. 1; all (B,).
+
+    high is the time of the latest heavy call; where t is above `first` there is none, and the ends are (first, 1].
+    """
+    j = torch.minimum(torch.ceil(t * heavy / first).clamp(min=1), heavy)
+    alone = t > first
+    low = torch.where(alone, first, (j - 1) * first / heavy)
+    high = torch.where(alone, torch.ones_like(t), j * first / heavy)
+    return low, torch.maximum(high, t)  # a rounding below it at most
 
 
 def stratified_uniform(draws: Draws) -> Tensor:
