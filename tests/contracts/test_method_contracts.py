@@ -19,6 +19,7 @@ import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.draws import Draws
 from dualrate.methods.method import Method, Phase
+from dualrate.networks.dual import ContextConfig
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.training.config import FitConfig
 
@@ -27,6 +28,7 @@ NET = dr.UViTConfig(
 )
 LIGHT = replace(NET, levels=(dr.Level("conv", 4, 1), dr.Level("transformer", 16, 1)))
 ONE, TWO = dr.OneNetwork(NET), dr.TwoNetworks(NET, LIGHT)
+RESIDUAL = replace(TWO, context=ContextConfig(residual=True))
 MATCHING = dr.MomentMatchingConfig("one", dr.AtLeast(4))
 DUAL = replace(MATCHING, plans=dr.OnePlan(8, 4), rollout="full")
 CONFIGS: dict[str, tuple[dr.NetworksConfig, dr.MethodConfig]] = {
@@ -37,6 +39,7 @@ CONFIGS: dict[str, tuple[dr.NetworksConfig, dr.MethodConfig]] = {
         TWO, dr.DenoisingConfig(dr.TimeSampler(), encoder_from="one", freeze_encoder=True, light_from="light"),
     ),
     "denoising, late plans": (TWO, dr.DenoisingConfig(dr.TimeSampler((1, 8), first=(0.6, 0.9), few=2.0))),
+    "denoising, residual": (RESIDUAL, dr.DenoisingConfig(dr.TimeSampler((2, 4)), light_from="light")),
     "denoising, slow encoder": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)), encoder_rate=0.1)),
     "denoising, taught": (
         TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4), draws=2), targets_from="one", targets_share=0.5),

@@ -16,6 +16,7 @@ from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.experiments.upgrade import LATER, upgraded, upgraded_identity
 from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.dual import ContextConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
 
@@ -100,7 +101,7 @@ def test_released_weights_of_before_are_read():
         assert read(upgraded(json.loads(file.read_text()))).shape == (1, 28, 28), file
 
 
-@pytest.mark.parametrize("kind", [DenoisingConfig, TimeSampler], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [DenoisingConfig, TimeSampler, ContextConfig], ids=lambda kind: kind.__name__)
 def test_fields_that_came_later_are_what_they_stand_for(kind):
     """In a run of before, at any depth, they are as if never thought of; what today says of them stays."""
     today = Experiment("run", TWO, DenoisingConfig(TimeSampler()), FitConfig(iterations=9))

@@ -72,7 +72,8 @@ class TwoNetworks(NetworksConfig):
         check_pair(self.encoder, self.light, self.context)
 
     def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder, light = ContextEncoder(self.encoder, self.light, self.context), LightUViT(self.light)
+        encoder = ContextEncoder(self.encoder, self.light, self.context)
+        light = LightUViT(self.light, residual=self.context.residual)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     @property

@@ -30,6 +30,7 @@ OF_A_DISTILLATION = (
 LATER = {  # fields that runs of before do not have, and what they then are; None needs no word
     "DenoisingConfig": {"targets_share": 1.0, "release_encoder_at": 0, "encoder_rate": 1.0},
     "TimeSampler": {"few": 1.0},
+    "ContextConfig": {"residual": False},
 }
 PLANS = {"Continuous": "AtLeast", "Grid": "OnePlan"}
 UNKNOWN = "unknown"  # teacher of a student whose distillation was not kept

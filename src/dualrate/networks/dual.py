@@ -11,6 +11,14 @@ reaches the light network, since the projections have no bias.
 Ours, not the paper's: an encoder with a head also hands over its own x_hat, through a patch projection that joins the
 finest level's feature, so that the light network starts from a complete estimate and only corrects it.
 
+`ContextConfig.residual`, ours too, hands v_tau itself over, and the light network corrects it, moved to t:
+
+    v = light(...) + gate (sigma_t / sigma_tau) v_tau
+
+With gate 1 and nothing from the light network this is Bayes' rule for x ~ N(x_hat(tau), sigma_tau^2 I) before z_t is
+seen, and for data N(m, I), whatever their mean m, it is E[v | z_t]. At t = tau it is the encoder's own v. The gate is a
+linear function of the embedding of both noise levels, 1 at first; beside a trained light network (`disconnect`) 0.
+
 The widths of the ImageNet recipes' light network are inferred from the costs that the paper reports (44.0 and 73.0 giga
 multiply-adds), not stated in it.
 """
@@ -20,7 +28,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from dualrate.config.ranges import Channels, Range, Ranged
 from dualrate.diffusion.prediction import x_from_v
@@ -36,6 +46,8 @@ class ContextConfig(Ranged):
     """How many levels hand over a feature, finest first; 1: the encoder's last activation alone. All if not given."""
     width: Channels | None = None
     """Channels that a feature is squeezed through on its way; not squeezed if not given."""
+    residual: bool = False
+    """Whether the light network predicts a correction to the encoder's own estimate, moved to t."""
 
 
 def check_pair(encoder: UViTConfig, light: UViTConfig, context: ContextConfig) -> None:
@@ -49,6 +61,8 @@ def check_pair(encoder: UViTConfig, light: UViTConfig, context: ContextConfig) -
             f"encoder and light network must have the same {', '.join(shared)} and number of levels, "
             f"got {', '.join(differences)}"
         )
+    if context.residual and not encoder.head:
+        raise ValueError("the light network corrects what the encoder predicts: give it its head, or drop residual")
     if (context.levels or 1) > len(light.levels):
         raise ValueError(
             f"these networks have {len(light.levels)} levels, so {context.levels} cannot hand over a feature"
@@ -56,12 +70,12 @@ def check_pair(encoder: UViTConfig, light: UViTConfig, context: ContextConfig) -
 
 
 class ContextEncoder(nn.Module):
-    """forward: (z_tau, log_snr_tau, label) -> (projected features, v or None)."""
+    """forward: (z_tau, log_snr_tau, label) -> (projected features, v or None). residual: v is the last feature too."""
 
     def __init__(self, config: UViTConfig, light: UViTConfig, context: ContextConfig = ContextConfig()) -> None:
         super().__init__()
         check_pair(config, light, context)
-        self.net = UViT(config)
+        self.net, self.residual = UViT(config), context.residual
         pairs = list(zip(config.levels, light.levels, strict=True))
         self.projections = nn.ModuleList(
             projection(heavy.channels, narrow.channels, context.width) for heavy, narrow in pairs[: context.levels]
@@ -78,7 +92,7 @@ class ContextEncoder(nn.Module):
         projected = [project(level) for project, level in zip(self.projections, levels, strict=False)]
         if v is not None and self.pixels is not None:
             projected[0] = projected[0] + self.pixels(x_from_v(z, v.to(z.dtype), log_snr))
-        return tuple(projected), v
+        return (*projected, v) if self.residual and v is not None else tuple(projected), v
 
 
 def projection(channels: int, to: int, width: int | None) -> nn.Module:
@@ -89,12 +103,20 @@ def projection(channels: int, to: int, width: int | None) -> nn.Module:
 
 
 class LightUViT(nn.Module):
-    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. No features: an ordinary small U-ViT."""
+    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. No features: an ordinary small U-ViT.
 
-    def __init__(self, config: UViTConfig) -> None:
+    residual: the last feature is v_tau, which it corrects
+    """
+
+    def __init__(self, config: UViTConfig, *, residual: bool = False) -> None:
         super().__init__()
         self.net = UViT(replace(config, head=True))
         self.tau = NoiseEmbedding(config.embedding)
+        self.gate = None
+        if residual:
+            self.gate = nn.Linear(config.embedding, 1)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.ones_(self.gate.bias)
 
     def forward(
         self,
@@ -110,7 +132,18 @@ class LightUViT(nn.Module):
         if log_snr_tau is not None:
             tau = self.tau(log_snr_tau)
             emb = emb + (tau if present is None else tau * present[:, None].to(tau.dtype))
-        return self.net.predict(self.net.trunk(z, emb, features)[0])
+        if self.gate is None or log_snr_tau is None:
+            return self.net.predict(self.net.trunk(z, emb, features)[0])
+        *added, v_tau = features  # zero in absent rows
+        v = self.net.predict(self.net.trunk(z, emb, added)[0])
+        with torch.autocast(z.device.type, enabled=False):
+            gate = self.gate(emb.to(self.gate.weight.dtype))[..., None, None]
+            return v + gate * moved(v_tau.to(v.dtype), log_snr_tau, log_snr)
+
+
+def moved(v_tau: Tensor, log_snr_tau: Tensor, log_snr: Tensor) -> Tensor:
+    """(sigma_t / sigma_tau) v_tau: (B, C, H, W). log_snr_tau, log_snr: (B,)."""
+    return ((logsigmoid(-log_snr) - logsigmoid(-log_snr_tau)) / 2).exp()[:, None, None, None] * v_tau
 
 
 def disconnect(encoder: nn.Module, light: nn.Module) -> None:
@@ -121,5 +154,7 @@ def disconnect(encoder: nn.Module, light: nn.Module) -> None:
     ways += light.tau.mlp[-1].parameters()
     if encoder.pixels is not None:
         ways += encoder.pixels.parameters()
+    if light.gate is not None:
+        ways += light.gate.parameters()
     for way in ways:
         nn.init.zeros_(way)
