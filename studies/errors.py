@@ -10,6 +10,8 @@ their standard errors over the images:
     excess  |x - x_hat|^2 - |x - x_hat_heavy(z_t)|^2   pair by pair; its expectation is that of `heavy`, where the heavy
             run is right
 
+Ages are compared within a noise level: over all of them, an older context has fewer and less noisy times.
+
 A single-rate run has no contexts, so all of it stands under "none".
 """
 
