@@ -38,6 +38,7 @@ from dualrate.compare.contenders import Contender, Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.methods.denoising import Targets
 from dualrate.methods.method import Phase
 from dualrate.metrics.dinov2 import DinoV2
 from dualrate.metrics.features import Architecture, Card
@@ -135,7 +136,8 @@ def examples() -> Iterator[Any]:
     denoiser, networks = NeededContext(of, 1.0), nn.ModuleDict()
     yield dr.Guided(denoiser, of, 1.0, 3)
     yield from (dr.FromData(4, of), dr.SegmentRollout(plan, of), dr.FullRollout(plan, of))
-    yield dr.Denoising(networks, denoiser, of, dr.Sigmoid(), dr.SingleTime())
+    taught = {"targets": Targets(denoiser), "backbone": nn.Identity()}
+    yield dr.Denoising(networks, denoiser, of, dr.Sigmoid(), dr.SingleTime(), **taught)
     roles: dict[str, Any] = {"networks": networks, "student": denoiser, "teacher": denoiser, "process": of}
     roles |= {"weighting": dr.Sigmoid(), "states": dr.FromData(4, of)}
     yield dr.MomentMatching(**roles, auxiliaries=nn.ModuleDict(), auxiliary=denoiser)
