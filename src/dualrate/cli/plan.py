@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from tyro.conf import arg
+
 from dualrate.cli.console import loaded
 from dualrate.cli.options import Device, RunDir
+from dualrate.cli.plan_search import SearchOptions, run_search
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
@@ -42,9 +45,12 @@ class PlanSearch(Ranged):
     check: bool = False
     """Draw and score images under over a dozen plans, and say whether the planner ranks them as the score does."""
     num: Images = 1000
-    """Images per plan of --check."""
+    """Images per plan of --check; of --search in its last round, and as many on fresh seeds."""
+    by_search: Annotated[SearchOptions, arg(name="")] = SearchOptions()
+    features: Path | None = None
+    """Directory of the feature net of --check and --search; the data set's own if not given."""
     batch_size: BatchSize = 64
-    """Images at a time where calls are timed, for --seconds."""
+    """Images at a time where calls are timed, for --seconds, and where a search draws."""
     device: Device = None
 
     def run(self) -> None:
@@ -53,6 +59,9 @@ class PlanSearch(Ranged):
         from dualrate.planning.planner import Planner
         from dualrate.report.figures import plan_figure, png
 
+        if self.by_search.search:
+            self._search()
+            return
         steps = self._checked()
         model, progress = loaded(self.run_dir, self.device)
         if not model.serves.any_plan:
@@ -71,23 +80,45 @@ class PlanSearch(Ranged):
         print(f"\n{self.out}: {best.num_steps} steps, {best.num_heavy} heavy calls; {self.out.with_suffix('.png')}")
         if not self.check:
             return
-        judge = evaluator(model.experiment.data, progress=progress)
+        judge = evaluator(model.experiment.data, features=self.features, progress=progress)
         ranked = rank(model, planner, judge, count=self.num, progress=progress)
         print(_verdict(ranked, judge.metric))
         lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]
         write_whole(self.out.with_suffix(".check.json"), json.dumps(lines, indent=1) + "\n")
 
+    def _search(self) -> None:
+        """Raises ValueError for options that mean nothing to a search, and for more than one number of steps."""
+        others = ("budget", "gmacs", "seconds", "free_times", "check")
+        if given := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]:
+            raise ValueError(
+                f"--search is at given --steps and --heavy calls, not a budget: drop {' and '.join(given)}"
+            )
+        if self.steps is not None and len(self.steps) != 1:
+            raise ValueError(f"--search is for one number of --steps, got {' '.join(map(str, self.steps))}")
+        self._check_out()
+        model, progress = loaded(self.run_dir, self.device)
+        effort = {"num": self.num, "grid": self.grid, "images": self.images, "batch_size": self.batch_size}
+        steps = self.steps[0] if self.steps else None
+        run_search(model, steps, self.by_search, self.out, features=self.features, progress=progress, **effort)
+
+    def _check_out(self) -> None:
+        if self.out.suffix != ".json":
+            raise ValueError(f"--out is a .json file, whose picture is written beside it as .png, got {self.out}")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+
     def _checked(self) -> tuple[int, ...]:
         """The numbers of steps. Raises ValueError for options that could only fail later, after the measuring."""
+        if self.by_search.given:
+            raise ValueError(
+                f"{' and '.join(self.by_search.given)} say what --search measures: add --search, or drop it"
+            )
         if self.budget is not None:
             _ = self._share
         if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:
             raise ValueError("say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05")
         if self.check and self.grid < 8:
             raise ValueError(f"--check needs a --grid of at least 8 for a dozen plans, got {self.grid}")
-        if self.out.suffix != ".json":
-            raise ValueError(f"--out is a .json file, whose picture is written beside it as .png, got {self.out}")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self._check_out()
         fits = [n for n in self.steps or (8, 16, 32, 64) if n <= self.grid and (self.free_times or not self.grid % n)]
         if not fits or (self.steps and len(fits) < len(self.steps)):
             raise ValueError(f"--steps are divisors of --grid {self.grid}, or any number below it with --free-times")

@@ -17,7 +17,6 @@ from dualrate.measuring.choosing import RECOMMENDED, SMOOTH, Choice, Places
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.planning import read_plan
 from dualrate.sampling.catalogue import SAMPLERS, taking
-from dualrate.sampling.grids import GridName
 
 
 def _names(markovian: bool) -> str:
@@ -58,9 +57,9 @@ class SamplingOptions(Ranged):
     plan: Path | None = None
     """A StepPlan as JSON, instead of --steps, --heavy, --places, --grid and --times."""
     sampler: Annotated[str | None, arg(help=SAMPLER)] = None
-    grid: GridName | None = None
-    """Steps equal in t, in log-SNR, or as in Karras et al. 2022; the sampler's own, and equal in t where a context is
-    reused, if not given."""
+    grid: str | None = None
+    """Steps equal in t (t), in log-SNR (log-snr), between them (blend:0.3; 0 is t, 1 log-snr), or as in Karras et al.
+    2022 (karras); the sampler's own, and t where a context is reused, if not given."""
     times: tuple[Probability, ...] | None = None
     """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
     gamma: Annotated[Probability | None, arg(help=GAMMA)] = None

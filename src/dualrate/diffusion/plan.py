@@ -89,12 +89,23 @@ class StepPlan:
         return StepPlan.at(t, (j * steps // heavy for j in range(heavy)))
 
     @staticmethod
-    def late(times: SupportsIndex | Iterable[float], heavy: SupportsIndex) -> StepPlan:
-        """The first eighth of the steps without a context, which would be one of pure noise; then as `spread`."""
+    def late(
+        times: SupportsIndex | Iterable[float], heavy: SupportsIndex, alone: SupportsIndex | None = None
+    ) -> StepPlan:
+        """The first steps without a context, which would be one of pure noise; then as `spread`.
+
+        alone: how many; None: an eighth of them, or as many as the heavy calls leave. Raises ValueError where they do
+               not leave that many.
+        """
         t = tuple(times) if isinstance(times, Iterable) else _even(times)
         steps = len(t) - 1
         heavy = _heavy_calls(heavy, steps)
-        alone = min(steps // 8, steps - heavy)
+        alone = min(steps // 8, steps - heavy) if alone is None else _whole("the number of steps alone", alone)
+        if not 0 <= alone <= steps - heavy:
+            raise ValueError(
+                f"{steps} steps with {heavy} heavy calls leave 0 to {steps - heavy} to the light network alone before "
+                f"the first, got {alone}"
+            )
         return StepPlan.at(t, (alone + j * (steps - alone) // heavy for j in range(heavy)))
 
     def to_json(self) -> str:

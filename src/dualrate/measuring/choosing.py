@@ -20,7 +20,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.measuring.calibration import read_table
 from dualrate.measuring.drawer import Drawer
 from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
-from dualrate.sampling.grids import GridName, grid_times
+from dualrate.sampling.grids import check_grid, grid_times
 from dualrate.sampling.step import Step
 
 RECOMMENDED, GAMMA = "sde-dpm++2m", 0.2
@@ -34,6 +34,7 @@ class Choice(Ranged):
 
     sampler: a name of sampling/catalogue.py, or package.module:Class
     gamma, eta: settings of the sampler
+    grid:    a name of sampling/grids.py, or blend:0.3
     times:   the N + 1 times themselves, instead of steps and grid
     plan:    all about steps and heavy calls, instead of steps, heavy, grid, times and places
     places:  of the heavy calls: spread evenly over all steps, or over those after the first eighth
@@ -44,7 +45,7 @@ class Choice(Ranged):
     sampler: str | None = None
     gamma: Probability | None = None
     eta: Probability | None = None
-    grid: GridName | None = None
+    grid: str | None = None
     times: tuple[Probability, ...] | None = None
     places: Places | None = None
     plan: StepPlan | None = None
@@ -53,6 +54,8 @@ class Choice(Ranged):
         super().__post_init__()
         if self.sampler is not None:
             sampler_named(self.sampler)
+        if self.grid is not None:
+            check_grid(self.grid)
         where = [name for name in ("steps", "grid", "times", "heavy", "places") if getattr(self, name) is not None]
         if self.plan is not None and where:
             raise ValueError(f"a plan says all about the steps: drop {' and '.join(where)}")

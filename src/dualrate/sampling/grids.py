@@ -6,7 +6,11 @@ the N steps i = 0..N-1, and put through the inverse of the schedule:
     equal steps in log-SNR      log_snr_i = low + i / (N - 1) (high - low)
     Karras et al. 2022, eq. 5   S_i^(1/rho) = S_max^(1/rho) + i / (N - 1) (S_min^(1/rho) - S_max^(1/rho))
 
-with S = sigma / alpha.
+with S = sigma / alpha. Between equal steps in t (u_i = 1 - i / N) and in log-SNR (v_i) lies a family, b from 0 to 1:
+
+    blend:b                     t_i = (1 - b) u_i + b v_i,   i = 0..N
+
+Its ends are those two grids, and it decreases for every b: t_i - t_(i+1) is the same mean of two positive steps.
 
 Two rules make them fit for few steps:
 
@@ -30,17 +34,49 @@ from dualrate.diffusion.schedule import Schedule
 TimeGrid = tuple[float, ...]
 GridName = Literal["t", "log-snr", "karras"]
 GRIDS: tuple[GridName, ...] = get_args(GridName)
+BLEND = "blend:"
 
 
-def grid_times(name: GridName, schedule: Schedule, steps: int) -> TimeGrid:
-    """The N + 1 times of a grid with its usual ends. Raises ValueError where the grid's own function does."""
-    match name:
+def grid_times(name: str, schedule: Schedule, steps: int) -> TimeGrid:
+    """The N + 1 times of a grid with its usual ends: one of GRIDS, or blend:0.3.
+
+    Raises ValueError for another name, and where the grid's own function does.
+    """
+    match check_grid(name):
         case "t":
             return uniform(steps)
         case "log-snr":
             return uniform_log_snr(schedule, steps)
         case "karras":
             return karras(schedule, steps)
+        case _:
+            return blended(schedule, steps, float(name.removeprefix(BLEND)))
+
+
+def check_grid(name: str) -> str:
+    """The name of a grid. Raises ValueError for one that is none."""
+    if name in GRIDS:
+        return name
+    try:
+        if name.startswith(BLEND) and 0 <= float(name.removeprefix(BLEND)) <= 1:
+            return name
+    except ValueError:
+        pass
+    raise ValueError(
+        f"there is no grid {name!r}; there are {', '.join(GRIDS)}, and {BLEND}0.3, between t ({BLEND}0) and log-snr "
+        f"({BLEND}1)"
+    )
+
+
+def blended(schedule: Schedule, steps: int, share: float) -> TimeGrid:
+    """Times between those of `uniform` (share 0) and of `uniform_log_snr` (share 1), the mean of both by this share.
+
+    Raises ValueError for a share outside 0 to 1, and what those two raise.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of equal steps in log-SNR is from 0 to 1, got {share}")
+    ends = zip(uniform(steps), uniform_log_snr(schedule, steps), strict=True)
+    return tuple((1 - share) * even + share * log_snr for even, log_snr in ends)
 
 
 def uniform(steps: int) -> TimeGrid:

@@ -1,0 +1,103 @@
+"""A family of plans of N steps and H heavy calls with two parameters, small enough to be searched by measuring.
+
+    blend   share of equal steps in log-SNR in the grid of times, `sampling/grids.py`: 0 equal in t, 1 in log-SNR
+    alone   steps before the first heavy call, which the light network makes alone; the heavy calls are spread evenly
+            over the steps after them, so their times are of the same grid
+
+One network has the first parameter alone, as every step is a heavy call. Where the family is larger than what can be
+measured, the planner's objective makes a short list. It is known to favour some parameters wrongly
+(docs/results/planned.md), so that it may choose within their values only: every value is on the list, with the partner
+that is best by the objective.
+
+The planner's errors are of pairs of times on a grid, and those of the family lie between. The error is interpolated in
+triangles, two a cell of pairs; the diagonal of equal times is an edge of theirs, so that no context of the future has
+a part in it. At t = 0, where nothing is left to predict, the error is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dualrate.config.ranges import HeavyCalls, Probability, Ranged
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.schedule import Schedule
+from dualrate.diffusion.values import Refresh
+from dualrate.planning.planner import NO_CONTEXT, Planner
+from dualrate.sampling.grids import BLEND, blended
+
+BLENDS = tuple(i / 10 for i in range(11))
+EIGHTHS = range(6)  # of the steps, before the first heavy call
+
+
+@dataclass(frozen=True)
+class Member(Ranged):
+    """One of the family."""
+
+    blend: Probability
+    alone: HeavyCalls = 0
+
+    def plan(self, schedule: Schedule, steps: int, heavy: int) -> StepPlan:
+        """Raises ValueError where the heavy calls do not leave so many steps alone."""
+        return StepPlan.late(blended(schedule, steps, self.blend), heavy, self.alone)
+
+    def __str__(self) -> str:
+        return f"{BLEND}{self.blend:g}" + (f", {self.alone} alone" if self.alone else "")
+
+
+def members(steps: int, heavy: int, *, late: bool) -> list[Member]:
+    """The family. late: whether the first steps may go without a context."""
+    alone = {steps * eighths // 8 for eighths in EIGHTHS} if late and heavy else {0}
+    return [Member(blend, first) for first in sorted(alone) if first <= steps - heavy for blend in BLENDS]
+
+
+def shortlist(family: Sequence[Member], objective: Callable[[Member], float], most: int) -> list[Member]:
+    """At most so many, best first by the objective: the best of every blend and of every `alone`, then the others."""
+    ordered = sorted(family, key=objective)
+    blends = {member.blend: member for member in reversed(ordered)}
+    alone = {member.alone: member for member in reversed(ordered)}
+    first = {*blends.values(), *alone.values()}
+    listed = [*(m for m in ordered if m in first), *(m for m in ordered if m not in first)][:most]
+    return sorted(listed, key=ordered.index)
+
+
+def interpolated_objective(planner: Planner, plan: StepPlan) -> float:
+    """The sum of the plan's terms as `Planner.objective`, at any times within the planner's grid."""
+    errors, size = _to_zero(planner.errors.errors), planner.errors.num_steps
+    places = np.interp([-t for t in plan.t], [-t for t in planner.errors.t], np.arange(size + 1))
+    log_snr = planner.process.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
+    weights = 0.5 * planner.weighting.integral(log_snr[:-1], log_snr[1:]).numpy()
+    total, held = 0.0, math.nan
+    for place, weight, refresh in zip(places[:-1], weights, plan.refresh, strict=True):
+        held = {Refresh.FULL: place, Refresh.KEEP: held, Refresh.NONE: math.nan}[refresh]
+        total += _error(errors, place, held) * weight
+    return float(total)
+
+
+def _to_zero(errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(M + 1, M + 2): with a last time, 0, at which there is no error; the last column stays that without context."""
+    without = errors[:, NO_CONTEXT:]
+    held = np.pad(errors[:, :NO_CONTEXT], ((0, 0), (0, 1)), constant_values=np.inf)
+    return np.pad(np.hstack((held, without)), ((0, 1), (0, 0)))
+
+
+def _error(errors: NDArray[np.float64], place: float, held: float) -> float:
+    """At places between those of the grid, 0 to M; held: of the context, nan without one.
+
+    Of a cell's two triangles each has the corners (i, j) and (i + 1, j + 1); on the far side of the diagonal i = j lies
+    no point, so that no infinite error is touched.
+    """
+    i = min(int(place), len(errors) - 2)
+    a = place - i
+    if math.isnan(held):
+        return (1 - a) * errors[i, NO_CONTEXT] + a * errors[i + 1, NO_CONTEXT]
+    j = min(int(held), len(errors) - 2)
+    b = held - j
+    if a >= b:
+        return (1 - a) * errors[i, j] + (a - b) * errors[i + 1, j] + b * errors[i + 1, j + 1]
+    return (1 - b) * errors[i, j] + (b - a) * errors[i, j + 1] + a * errors[i + 1, j + 1]
