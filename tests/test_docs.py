@@ -18,8 +18,10 @@ from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.measuring import search
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.planning import family
 from dualrate.recipes import auto, fashion_mnist
 from dualrate.runs.store import write_experiment
 from dualrate.sampling.catalogue import SAMPLERS
@@ -128,6 +130,8 @@ def small_networks(place, monkeypatch) -> None:
         monkeypatch.setattr(contenders, name, few)
     for name, few in {"PLANNER_GRID": 8, "PLANNING_IMAGES": 8, "SIMILARITY_IMAGES": 2}.items():
         monkeypatch.setattr(contenders, name, few)
+    monkeypatch.setattr(search, "SHORT", 2)
+    monkeypatch.setattr(family, "BLENDS", (0.0, 1.0))
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
     monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)

@@ -78,3 +78,44 @@ def test_karras_needs_positive_numbers(changes):
 def test_a_grid_has_a_step(grid):
     with pytest.raises(ValueError, match="at least one step, got 0"):
         grid(COSINE, 0)
+
+
+@pytest.mark.parametrize("name", WIDE)
+@given(steps=st.integers(1, 300), share=st.floats(0, 1))
+def test_every_blend_decreases_from_noise_to_data(name, steps, share):
+    times = grids.blended(WIDE[name], steps, share)
+    plan = StepPlan.at(times, ())  # refuses times that do not decrease
+    assert (plan.t[0], plan.t[-1], plan.num_steps) == (1, 0, steps)
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("steps", [1, 2, 7, 64])
+def test_the_ends_of_the_blends_are_the_two_grids(name, steps):
+    """To the bit, so that kept features of the one are those of the other."""
+    assert grids.blended(WIDE[name], steps, 0.0) == grids.uniform(steps)
+    assert grids.blended(WIDE[name], steps, 1.0) == grids.uniform_log_snr(WIDE[name], steps)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.9])
+def test_a_blend_is_the_mean_of_the_two_grids(share):
+    blend, even, log = (
+        torch.tensor(times, dtype=torch.float64)
+        for times in (grids.blended(COSINE, 9, share), grids.uniform(9), grids.uniform_log_snr(COSINE, 9))
+    )
+    torch.testing.assert_close(blend - even, share * (log - even))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_blend_has_a_share_from_0_to_1(share):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        grids.blended(COSINE, 8, share)
+
+
+def test_a_blend_has_a_name():
+    assert grids.grid_times("blend:0.3", COSINE, 8) == grids.blended(COSINE, 8, 0.3)
+
+
+@pytest.mark.parametrize("name", ["even", "blend", "blend:", "blend:x", "blend:1.5", "blend:nan", "blend:-1", ""])
+def test_a_name_that_is_none_is_refused_with_those_there_are(name):
+    with pytest.raises(ValueError, match=r"no grid .*t, log-snr, karras, and blend:0\.3"):
+        grids.grid_times(name, COSINE, 8)

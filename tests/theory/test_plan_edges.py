@@ -92,6 +92,17 @@ def test_a_late_plan_goes_without_a_context_for_an_eighth_where_there_is_room(si
         assert plan.refresh == (Refresh.NONE,) * alone + rest.refresh
 
 
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n), st.integers(0, n))))
+def test_a_late_plan_goes_without_a_context_for_as_many_steps_as_it_is_told(size):
+    steps, heavy, alone = size
+    if alone > steps - heavy:
+        with pytest.raises(ValueError, match=f"leave 0 to {steps - heavy} to the light network alone .* got {alone}"):
+            StepPlan.late(steps, heavy, alone)
+        return
+    rest = StepPlan.uniform(steps - alone, heavy)
+    assert StepPlan.late(steps, heavy, alone).refresh == (Refresh.NONE,) * alone + rest.refresh
+
+
 @dataclass(frozen=True)
 class Ends:
     """Times as extreme as they can be, tau = t or tau = 1, all contexts kept."""

@@ -109,9 +109,8 @@ class PlanSearch(Ranged):
     def _checked(self) -> tuple[int, ...]:
         """The numbers of steps. Raises ValueError for options that could only fail later, after the measuring."""
         if self.by_search.given:
-            raise ValueError(
-                f"{' and '.join(self.by_search.given)} say what --search measures: add --search, or drop it"
-            )
+            given = " and ".join(self.by_search.given)
+            raise ValueError(f"{given} without --search means nothing: add --search, or drop it")
         if self.budget is not None:
             _ = self._share
         if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:
