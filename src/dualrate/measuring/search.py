@@ -36,7 +36,7 @@ from dualrate.planning.halving import Round, counts, halving, images_of
 from dualrate.planning.planner import Planner
 
 SEARCH_SEED, FRESH_SEED = 5 << 40, 6 << 40  # of the first image; far from each other, and from all other seeds
-SHORT = 16  # members of the family that are measured, at most
+SHORT = 24  # members of the family that are measured, at most
 SHARD = 128  # images that are kept at a time
 USUAL = "usual"
 
@@ -138,6 +138,7 @@ def candidates(model: Model, usual: StepPlan, *, grid: int, images: int, progres
     steps, heavy, schedule = usual.num_steps, usual.num_heavy, model.process.schedule
     reuses = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
     family = members(steps, heavy, late=reuses and model.serves.drops)
+    plans = {member.plan(schedule, steps, heavy): member for member in family}
     if len(family) > SHORT:
         errors = measured_errors(model, grid=grid, images=images, progress=progress)
         planner = Planner(errors, model.process, model.experiment.method.weighting)
@@ -145,9 +146,9 @@ def candidates(model: Model, usual: StepPlan, *, grid: int, images: int, progres
         def objective(member: Member) -> float:
             return interpolated_objective(planner, member.plan(schedule, steps, heavy))
 
-        family = shortlist(family, objective, SHORT)
-    names = {member.plan(schedule, steps, heavy): str(member) for member in family}
-    return {usual: f"{USUAL}, {names.pop(usual)}" if usual in names else USUAL} | names
+        family = shortlist(family, plans.get(usual), objective, SHORT)
+    names = {plan: str(member) for plan, member in plans.items() if member in family and plan != usual}
+    return {usual: f"{USUAL}, {plans[usual]}" if usual in plans else USUAL} | names
 
 
 def searched(num: int) -> range:

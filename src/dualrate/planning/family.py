@@ -5,9 +5,9 @@
             over the steps after them, so their times are of the same grid
 
 One network has the first parameter alone, as every step is a heavy call. Where the family is larger than what can be
-measured, the planner's objective makes a short list. It is known to favour some parameters wrongly
-(docs/results/planned.md), so that it may choose within their values only: every value is on the list, with the partner
-that is best by the objective.
+measured, a short list is made of it. The planner's objective must not make it alone: over the family at 16 steps and 4
+heavy calls it ranks blends nearly the wrong way round (dev/LOG.md). So the list has all that differ from the usual plan
+in one parameter, and the objective adds those of both that it likes best.
 
 The planner's errors are of pairs of times on a grid, and those of the family lie between. The error is interpolated in
 triangles, two a cell of pairs; the diagonal of equal times is an edge of theirs, so that no context of the future has
@@ -56,14 +56,15 @@ def members(steps: int, heavy: int, *, late: bool) -> list[Member]:
     return [Member(blend, first) for first in sorted(alone) if first <= steps - heavy for blend in BLENDS]
 
 
-def shortlist(family: Sequence[Member], objective: Callable[[Member], float], most: int) -> list[Member]:
-    """At most so many, best first by the objective: the best of every blend and of every `alone`, then the others."""
-    ordered = sorted(family, key=objective)
-    blends = {member.blend: member for member in reversed(ordered)}
-    alone = {member.alone: member for member in reversed(ordered)}
-    first = {*blends.values(), *alone.values()}
-    listed = [*(m for m in ordered if m in first), *(m for m in ordered if m not in first)][:most]
-    return sorted(listed, key=ordered.index)
+def shortlist(
+    family: Sequence[Member], usual: Member | None, objective: Callable[[Member], float], most: int
+) -> list[Member]:
+    """At most so many: those that share a parameter with the usual one, if there is one, then the best of the others.
+
+    objective: lower is better
+    """
+    sharing = [m for m in family if usual is not None and (m.blend == usual.blend or m.alone == usual.alone)]
+    return [*sharing, *sorted((m for m in family if m not in sharing), key=objective)][:most]
 
 
 def interpolated_objective(planner: Planner, plan: StepPlan) -> float:
