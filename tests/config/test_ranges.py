@@ -43,6 +43,7 @@ from dualrate.methods.method import Phase
 from dualrate.metrics.dinov2 import DinoV2
 from dualrate.metrics.features import Architecture, Card
 from dualrate.metrics.inception import Inception
+from dualrate.planning.family import Member
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.catalogue import SAMPLERS
 
@@ -56,6 +57,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.speed.Speed",
     "dualrate.compare.work.Bench",
     "dualrate.compare.work.TimedContender",
+    "dualrate.measuring.search._Bench",
+    "dualrate.planning.halving.Round",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
     "dualrate.data.cache.Options",
@@ -125,7 +128,7 @@ def examples() -> Iterator[Any]:
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
-    yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4))
+    yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4), Member(0.5))
     yield from (AtLeast(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), dr.NoiseCovariance(of))
     yield from (dr.TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
     two = cli_train.RECIPES["fashion-mnist-dual"]()
