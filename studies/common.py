@@ -83,7 +83,7 @@ def bench_of(contenders: Sequence[Contender], features: Path) -> Bench:
     progress = reporter()
     models = {run: load(run) for run in dict.fromkeys(contender.run for contender in contenders)}
     judge = evaluator(models[contenders[0].run].experiment.data, features=None, progress=progress)
-    bench = Bench(models, judge, features, progress)
+    bench = Bench(models, [judge], features, progress)
     bench.estimate(contenders)
     return bench
 

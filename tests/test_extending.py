@@ -61,10 +61,11 @@ def place(tmp_path_factory) -> Path:
 
 
 def made_net(folder: Path) -> None:
-    from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
+    from dualrate.metrics.architectures import Architecture
+    from dualrate.metrics.features import Card, FeatureNet, weight_bytes
 
     arch = Architecture(1, 8, 2, features=4)
-    net = Classifier(arch).eval().requires_grad_(False)
+    net = arch.build().eval().requires_grad_(False)
     identity = hashlib.sha256(weight_bytes(net)).hexdigest()
     FeatureNet(Card("noise", identity, arch, "", None, 0, 1), net).save(folder)
 

@@ -19,8 +19,10 @@ from dualrate.diffusion.values import Refresh
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.measuring.drawer import Drawer
 from dualrate.methods.times import SingleTime, TimeSampler
-from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
+from dualrate.metrics.architectures import Architecture, Mixed
+from dualrate.metrics.features import Card, FeatureNet, weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.ancestral import Ancestral
@@ -50,7 +52,7 @@ class Notes:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """A directory with runs `heavy` and `dual` of random weights, their images, and a feature net `net`."""
+    """A directory with runs `heavy` and `dual` of random weights, their images, and feature nets `net` and `mixer`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(contenders, "LADDER", (3, 5))
@@ -75,10 +77,10 @@ def here(tmp_path, monkeypatch) -> Path:
         weights = {key: 0.2 * torch.randn(p.shape, generator=generator) for key, p in modules.state_dict().items()}
         write_experiment(tmp_path / name, experiment)
         checkpoint.save(tmp_path / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
-    architecture = Architecture(1, 8, 2, features=4)
-    net = Classifier(architecture).eval().requires_grad_(False)
-    identity = hashlib.sha256(weight_bytes(net)).hexdigest()
-    FeatureNet(Card("noise", identity, architecture, "", None, 0, 1), net).save(tmp_path / "net")
+    for name, architecture in {"net": Architecture(1, 8, 2, features=4), "mixer": Mixed(1, 8, 2, features=6)}.items():
+        net = architecture.build().eval().requires_grad_(False)
+        identity = hashlib.sha256(weight_bytes(net)).hexdigest()
+        FeatureNet(Card(f"noise {name}", identity, architecture, "", None, 0, 1), net).save(tmp_path / name)
     return tmp_path
 
 
@@ -149,6 +151,28 @@ def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore._write", None)
     second = run(here, "heavy:2", "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
+
+
+def test_two_judges_see_the_same_images_which_are_drawn_once_and_screen_with_the_first(here, monkeypatch):
+    drawn: list[int] = []
+    draw = Drawer.draw
+    monkeypatch.setattr(Drawer, "draw", lambda one, seeds, *of: drawn.append(len(seeds)) or draw(one, seeds, *of))
+    how = {"features": "net,mixer", "progress": Notes()}
+    findings = compare(["heavy:2", "dual:4/2"], here / "report.html", EFFORT, **how)
+    assert [drawn.count(EFFORT.screen), drawn.count(EFFORT.count)] == [2, 2]
+    assert {tuple(one.row.scores) for one in findings.screened} == {("FD-noise net",)}
+    assert {tuple(one.row.scores) for one in findings.finished} == {("FD-noise net", "FD-noise mixer")}
+    for one in findings.finished:
+        score, replicates = one.row.scores["FD-noise mixer"], one.measured.beside["FD-noise mixer"]
+        assert tuple(np.quantile(replicates, [0.025, 0.975])) == pytest.approx((score.low, score.high))
+    page, lines = (here / "report.html").read_text(), list(csv.DictReader((here / "report.csv").open()))
+    assert "Whether the judges agree" in page
+    assert "FD-noise net" in page
+    for line, one in zip(lines, findings.finished, strict=True):
+        assert float(line["FD-noise mixer value"]) == one.row.scores["FD-noise mixer"].value
+    drawn.clear()
+    compare(["heavy:2", "dual:4/2"], here / "report.html", EFFORT, **how)
+    assert EFFORT.count not in drawn
 
 
 def test_time_that_runs_out_is_said_and_the_rest_done_later(here, monkeypatch):

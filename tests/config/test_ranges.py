@@ -40,8 +40,9 @@ from dualrate.config.serial import from_plain, to_plain
 from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.methods.denoising import Targets
 from dualrate.methods.method import Phase
+from dualrate.metrics.architectures import Architecture, Mixed, Stacked
 from dualrate.metrics.dinov2 import DinoV2
-from dualrate.metrics.features import Architecture, Card
+from dualrate.metrics.features import Card
 from dualrate.metrics.inception import Inception
 from dualrate.planning.family import Member
 from dualrate.runs.store import read_experiment
@@ -147,6 +148,7 @@ def examples() -> Iterator[Any]:
     yield dr.InstantMomentMatching(**roles, teacher_network=nn.Identity())
     yield Phase("model", (), lambda *_: dr.methods.method.Loss(torch.zeros(())))
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
+    yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))
     yield Inception(nn.Identity(), torch.device("cpu"))
     yield DinoV2(nn.Identity(), "name", 8, torch.device("cpu"))
 

@@ -21,7 +21,8 @@ from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.environment import environment
 from dualrate.measuring.choosing import Choice
 from dualrate.methods.times import SingleTime, TimeSampler
-from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
+from dualrate.metrics.architectures import Architecture
+from dualrate.metrics.features import Card, FeatureNet, weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist
 from dualrate.runs.store import load, write_experiment
@@ -45,7 +46,7 @@ def place(tmp_path_factory) -> Path:
     squares = two_classes(400)
     assert squares.labels is not None
     np.savez(place / "squares.npz", images=squares.images, labels=squares.labels)
-    classifier = Classifier(Architecture(1, 12, 2, features=8)).eval().requires_grad_(False)
+    classifier = Architecture(1, 12, 2, features=8).build().eval().requires_grad_(False)
     identity = hashlib.sha256(weight_bytes(classifier)).hexdigest()
     card = Card("squares", identity, Architecture(1, 12, 2, features=8), "", 0.75, 0, 1)
     FeatureNet(card, classifier).save(place / "net")

@@ -45,7 +45,7 @@ class World:
         self.now += self.slow * drawer.plan.num_steps * len(seeds)
         return SimpleNamespace(images=np.zeros((len(seeds), 1, 2, 2), np.uint8))
 
-    def keep_features(self, drawer, seeds, net, directory, **_):
+    def keep_features(self, drawer, seeds, nets, directory, **_):
         plan = drawer.plan
         if len(seeds) <= turns.ROUND and (plan.num_steps, seeds) not in self.kept:
             disturbed = 100 if seeds.start // turns.ROUND == self.disturbed else 1
@@ -53,7 +53,7 @@ class World:
             self.calls.append((plan.num_steps, seeds))
             self.kept[plan.num_steps, seeds] = seconds
             self.now += seconds
-        return SimpleNamespace(read=lambda ids: SimpleNamespace(seconds=self.kept[plan.num_steps, ids]))
+        return [SimpleNamespace(read=lambda ids: SimpleNamespace(seconds=self.kept[plan.num_steps, ids]))]
 
     def measure(self, steps, limits=LIMITS):
         drawers = [Fake(f"of {n}", StepPlan.uniform(n), self) for n in steps]

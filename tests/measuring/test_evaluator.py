@@ -1,5 +1,7 @@
 """Which feature net judges: the one given, the one shipped for these very images, or a cached one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from metrics.squares import two_classes
@@ -7,8 +9,10 @@ from metrics.squares import two_classes
 from dualrate.data.images import ImageSet, load_images
 from dualrate.experiments.experiment import DataConfig
 from dualrate.measuring import evaluator as module
-from dualrate.measuring.evaluator import evaluator, messages
-from dualrate.metrics.features import CARD, FeatureNet
+from dualrate.measuring.choosing import CHOSEN_IN
+from dualrate.measuring.evaluator import SHIPPED, evaluator, evaluators, features_named, messages, require_count
+from dualrate.metrics.architectures import Architecture, Mixed
+from dualrate.metrics.features import CARD, FeatureNet, read_card
 from dualrate.metrics.train_features import train_feature_net
 
 
@@ -91,6 +95,48 @@ def test_images_without_labels_are_refused_with_the_ways_out_before_anything_is_
     assert not [note for note in notes.notes if "training" in note]
     train_feature_net(two_classes(seed=8), None, seed=7, epochs=1).save(tmp_path / "own")
     assert evaluator(bare, features=tmp_path / "own", progress=notes).held_out is not None
+
+
+def test_judges_are_named_with_commas_between(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "a,b"):
+        (tmp_path / name).mkdir()
+    shipped = SHIPPED / "fashion-mnist-b"
+    for text, expected in (
+        (None, (None,)),
+        ("mine", (Path("mine"),)),
+        (tmp_path / "mine", (tmp_path / "mine",)),
+        ("a,b", (Path("a,b"),)),
+        ("mine, fashion-mnist-b,inception,dinov2", (Path("mine"), shipped, "inception", "dinov2")),
+    ):
+        assert features_named(text) == expected
+    for text in ("nobody", "mine,", "", "mine,,inception"):
+        with pytest.raises(ValueError, match=r"there is no feature net .*fashion-mnist-b"):
+            features_named(text)
+    (tmp_path / "fashion-mnist-b").mkdir()
+    assert features_named("fashion-mnist-b") == (Path("fashion-mnist-b"),)
+
+
+def test_several_judges_have_names_of_their_own(data, tmp_path):
+    for name, kind in (("one", Architecture), ("two", Mixed)):
+        train_feature_net(two_classes(), None, seed=0, epochs=1, kind=kind, name=name).save(tmp_path / name)
+    one, two = tmp_path / "one", tmp_path / "two"
+    judges = evaluators(data, f"{one},{two}", progress=Notes())
+    assert [judge.metric for judge in judges] == ["FD-one", "FD-two"]
+    with pytest.raises(ValueError, match="two judges are called FD-one"):
+        evaluators(data, f"{one},{two},{one}", progress=Notes())
+
+
+def test_as_many_images_as_the_judge_of_most_features_needs():
+    require_count(192, "fashion-mnist,fashion-mnist-b")
+    with pytest.raises(ValueError, match="192"):
+        require_count(191, "fashion-mnist-b,fashion-mnist")
+
+
+def test_the_recommendation_was_made_in_the_net_that_judges_where_none_is_named():
+    card = read_card(SHIPPED / "fashion-mnist" / CARD)
+    assert FeatureNet(card, card.architecture.build()).identity == CHOSEN_IN
+    assert module.shipped(card.data) == SHIPPED / "fashion-mnist"
 
 
 def test_messages_are_told_once():

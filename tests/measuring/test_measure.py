@@ -17,8 +17,9 @@ from dualrate.experiments.serves import OnePlan
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.measure import cost_report, measure
 from dualrate.methods.times import TimeSampler
+from dualrate.metrics.architectures import Architecture, Mixed
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
+from dualrate.metrics.features import Card, FeatureNet
 from dualrate.metrics.frechet import GaussianStats
 from dualrate.metrics.origin import PIXELS
 from dualrate.metrics.reference import Reference
@@ -51,13 +52,22 @@ def model(tmp_path_factory) -> Model:
 
 @pytest.fixture(scope="module")
 def judge(model) -> Evaluator:
+    return noise_judge(model, "noise", Architecture)
+
+
+@pytest.fixture(scope="module")
+def other(model) -> Evaluator:
+    return noise_judge(model, "other noise", Mixed)
+
+
+def noise_judge(model: Model, name: str, kind: type[Architecture]) -> Evaluator:
     channels, size, _ = model.shape
-    arch = Architecture(channels, size, 2, features=4)
-    module = Classifier(arch)
+    arch = kind(channels, size, 2, features=4)
+    module = arch.build()
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
         parameter.data.normal_(0, 0.3, generator=generator)
-    net = FeatureNet(Card("noise", "0" * 64, arch, "", None, 0, 1), module.eval().requires_grad_(False))
+    net = FeatureNet(Card(name, "0" * 64, arch, "", None, 0, 1), module.eval().requires_grad_(False))
     images = torch.randint(256, (60, *model.shape), generator=generator, dtype=torch.uint8).numpy()
     return Evaluator(net, ImageSet(images, None, (), "noise/train"), None)
 
@@ -231,7 +241,7 @@ def test_a_report_of_costs_adds_up(drawer, model, monkeypatch):
 
 def test_the_features_are_those_that_were_scored(drawer, judge):
     found = measure(drawer, SEEDS, judge)
-    tails = np.quantile(judge.replicates(found.features, drawer.strata(SEEDS)), [0.025, 0.975])
+    tails = np.quantile(judge.replicates(found.features[judge.metric], drawer.strata(SEEDS)), [0.025, 0.975])
     assert tuple(tails) == pytest.approx((found.row.score.low, found.row.score.high))
 
 
@@ -256,3 +266,48 @@ def test_a_directory_of_another_plan_is_refused(drawer, judge, tmp_path):
     measured(drawer, judge, tmp_path)
     with pytest.raises(ValueError, match="differ in plan"):
         measured(replace(drawer, plan=StepPlan.uniform(3, 1)), judge, tmp_path)
+
+
+# Several judges
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_image_is_drawn_once_for_all_judges(drawer, judge, other, tmp_path, monkeypatch, keep):
+    drawn: list[int] = []
+    draw = Drawer.draw
+    monkeypatch.setattr(Drawer, "draw", lambda one, seeds, *of: drawn.extend(seeds) or draw(one, seeds, *of))
+    how = {"keep": tmp_path / "kept", "shard_size": 16} if keep else {}
+    found = measure(drawer, SEEDS, judge, other, **how)
+    assert drawn == list(SEEDS)
+    alone = [measure(drawer, SEEDS, one).row.score for one in (judge, other)]
+    assert list(found.row.scores) == ["FD-noise", "FD-other noise"] == list(found.features)
+    for score, one in zip(found.row.scores.values(), alone, strict=True):
+        assert score.value == pytest.approx(one.value, rel=1e-4)
+        assert score.fingerprint == one.fingerprint
+    assert found.row.judged_by("FD-other noise").score == found.row.beside[0]
+
+
+def test_only_the_first_judge_has_details(drawer, judge, other):
+    row = measure(drawer, SEEDS, judge, other, details=True).row
+    assert row.score.details is not None
+    assert row.beside[0].details is None
+
+
+def test_a_judge_that_comes_later_has_its_images_drawn_and_the_first_one_s_features_stay(
+    drawer, judge, other, tmp_path, monkeypatch
+):
+    first = measured(drawer, judge, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    row = measure(drawer, SEEDS, judge, other, keep=tmp_path, shard_size=16).row
+    assert row.score == first.score
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    monkeypatch.setattr(Drawer, "draw", None)
+    assert measure(drawer, SEEDS, judge, other, keep=tmp_path, shard_size=16).row == row
+    assert measured(drawer, judge, tmp_path) == first
+
+
+def test_every_judge_needs_enough_images_before_any_is_drawn(drawer, judge, other):
+    arch = replace(other.net.card.architecture, features=64)
+    dear = replace(other, net=replace(other.net, card=replace(other.net.card, architecture=arch)))
+    with pytest.raises(ValueError, match="FD-other noise needs at least 128"):
+        measure(drawer, SEEDS, judge, dear, progress=lambda *_: pytest.fail("drawn"))

@@ -9,7 +9,7 @@ import torch
 
 from dualrate.data.images import ImageSet
 from dualrate.metrics.evaluate import Evaluator, by_turns
-from dualrate.metrics.features import Classifier, FeatureNet
+from dualrate.metrics.features import FeatureNet
 from dualrate.metrics.fingerprint import require_same
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.kernel import kernel_distance
@@ -140,7 +140,7 @@ def test_images_of_another_shape_are_refused(evaluator):
 
 
 def test_features_that_are_not_finite_are_refused(evaluator):
-    module = Classifier(evaluator.net.card.architecture).eval()
+    module = evaluator.net.card.architecture.build().eval()
     torch.nn.init.constant_(module.project.bias, math.nan)
     broken = Evaluator(FeatureNet(evaluator.net.card, module), evaluator.reference, None)
     with pytest.raises(ValueError, match="not finite"):

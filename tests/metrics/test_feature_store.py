@@ -9,8 +9,9 @@ import torch
 from trouble import flips, full_disk, unreadable
 
 from dualrate.diffusion.draws import Draws
+from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.feature_store import FeatureStore
-from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
+from dualrate.metrics.features import Card, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.origin import Origin
 
@@ -21,7 +22,7 @@ IDS = range(100)
 
 @pytest.fixture(scope="module")
 def net() -> FeatureNet:
-    module = Classifier(ARCH)
+    module = ARCH.build()
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.data.normal_(0, 0.3, generator=generator)
@@ -194,7 +195,7 @@ def test_other_files_and_damaged_origins_are_not_taken_over(tmp_path):
 
 
 def test_features_that_are_not_finite_are_not_kept(tmp_path, net):
-    module = Classifier(ARCH).eval()
+    module = ARCH.build().eval()
     torch.nn.init.constant_(module.project.bias, np.nan)
     with pytest.raises(ValueError, match=r"images 0 to 24 .* not finite"):
         features_of(tmp_path, FeatureNet(net.card, module))

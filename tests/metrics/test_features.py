@@ -10,7 +10,9 @@ import torch
 from trouble import flips, full_disk, unreadable
 
 from dualrate.data.images import ImageSet
-from dualrate.metrics.features import CARD, WEIGHTS, Architecture, Classifier, FeatureNet
+from dualrate.measuring.evaluator import SHIPPED
+from dualrate.metrics.architectures import Architecture, Mixed, Stacked
+from dualrate.metrics.features import CARD, WEIGHTS, FeatureNet, read_card
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.train_features import feature_net_in, train_feature_net
 from metrics.squares import two_classes
@@ -114,12 +116,43 @@ def test_images_of_another_kind_are_refused(net, images):
         net.features(images)
 
 
+@pytest.mark.parametrize("kind", [Architecture, Stacked, Mixed])
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32), (3, 64)])
-def test_the_architecture_adapts_to_the_images(channels, size):
-    module = Classifier(Architecture(channels, size, 10)).eval()
+def test_an_architecture_adapts_to_the_images(kind, channels, size):
+    arch = kind(channels, size, 10)
+    module = arch.build().eval()
     parameters = sum(p.numel() for p in module.parameters())
-    assert module(torch.zeros(2, channels, size, size)).shape == (2, 10)
-    assert parameters < 450_000
+    x = torch.zeros(2, channels, size, size)
+    assert (module.features(x).shape, module(x).shape) == ((2, arch.features), (2, 10))
+    assert parameters < 500_000
+
+
+@pytest.mark.parametrize("kind", [Stacked, Mixed])
+def test_every_architecture_learns_and_comes_back_from_disk(kind, tmp_path):
+    how = {"seed": 3, "epochs": EPOCHS, "kind": kind, "name": "other"}
+    made = feature_net_in(tmp_path, two_classes(), two_classes(seed=1, split="test"), **how)
+    loaded = FeatureNet.load(tmp_path)
+    assert loaded.card == made.card
+    assert same_weights(loaded, made)
+    assert (made.metric, type(loaded.card.architecture)) == ("FD-other", kind)
+    assert made.card.accuracy is not None
+    assert made.card.accuracy > 0.9
+
+
+@pytest.mark.parametrize(("size", "patch"), [(28, 4), (32, 4), (12, 2), (13, 1), (8, 1)])
+def test_patches_tile_the_image(size, patch):
+    assert Mixed(1, size, 2).patch == patch
+
+
+def test_the_shipped_nets_differ_in_kind_and_seed_and_take_the_same_images():
+    cards = [read_card(file) for file in sorted(SHIPPED.glob(f"fashion-mnist*/{CARD}"))]
+    assert len(cards) == 3
+    for differing in ("name", "identity", "seed"):
+        assert len({getattr(card, differing) for card in cards}) == 3
+    assert len({type(card.architecture) for card in cards}) == 3
+    assert len({card.data for card in cards}) == 1
+    for card in cards:
+        assert FeatureNet.load(SHIPPED / card.name).card == card
 
 
 def test_data_that_cannot_train_a_classifier_is_refused():

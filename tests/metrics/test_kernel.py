@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dualrate.metrics import kernel
-from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet
+from dualrate.metrics.architectures import Architecture
+from dualrate.metrics.features import Card, FeatureNet
 from dualrate.metrics.inception import Inception
 from dualrate.metrics.kernel import kernel_distance, kernel_metric, squared_mmd
 
@@ -110,7 +111,7 @@ def test_features_of_another_net_or_not_finite_are_refused():
 
 def test_it_is_called_kid_in_inception_features_alone():
     arch = Architecture(1, 8, 2)
-    own = FeatureNet(Card("squares", "", arch, "", None, 0, 1), Classifier(arch))
+    own = FeatureNet(Card("squares", "", arch, "", None, 0, 1), arch.build())
     assert kernel_metric(own) == "KD-squares"
     assert kernel_metric(Inception(torch.nn.Identity(), torch.device("cpu"))) == "KID"
 

@@ -31,8 +31,9 @@ class Compare(Ranged):
     """Images per contender at first."""
     count: Images = 5000
     """Images per contender on the front."""
-    features: Path | None = None
-    """Directory of the feature net; the data set's own if not given."""
+    features: str | None = None
+    """Judges, with commas between: names of shipped feature nets, or directories; the first screens and orders. The
+    data set's own if not given."""
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
     device: Device = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import arg
 
@@ -26,31 +26,31 @@ class Evaluate(Ranged):
     """Number of images."""
     seed: Seed = 0
     """Of the first image; image i has seed + i."""
-    features: Literal["inception", "dinov2"] | Path | None = None
-    """Directory of the feature net; the shipped one, or one trained on first use, if not given. inception: FID;
-    dinov2: FD-DINOv2."""
+    features: str | None = None
+    """Judges, with commas between: inception (FID), dinov2 (FD-DINOv2), directories of feature nets, names of shipped
+    ones. Not given: the data set's, or one trained on first use."""
     reference: Path | None = None
     """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images."""
     keep: Path | None = None
     """Directory that keeps the features as images are drawn: the same command goes on where it was."""
     details: bool = False
-    """Also kernel distance, precision and recall, against the training images."""
+    """Also kernel distance, precision and recall, against the training images, by the first judge."""
     batch_size: AtATime = 125
     device: Device = None
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.measuring.evaluator import evaluator, require_count
+        from dualrate.measuring.evaluator import evaluators, require_count
         from dualrate.measuring.measure import measure
         from dualrate.report.table import as_text, table
 
         require_count(self.num, self.features)
         model, progress = loaded(self.run_dir, self.device)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
-        of = {"features": self.features, "reference": self.reference, "device": model.device, "progress": progress}
-        judge = evaluator(model.experiment.data, **of)
+        how = {"reference": self.reference, "device": model.device, "progress": progress}
+        judges = evaluators(model.experiment.data, self.features, **how)
         seeds, show = range(self.seed, self.seed + self.num), image_progress(progress)
-        row = measure(drawer, seeds, judge, keep=self.keep, details=self.details, progress=show).row
+        row = measure(drawer, seeds, *judges, keep=self.keep, details=self.details, progress=show).row
         progress.close()
         if self.json:
             print(json.dumps(asdict(row) | {"flops": row.flops}))

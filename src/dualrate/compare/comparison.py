@@ -20,7 +20,8 @@ from dualrate.config.ranges import Images, Minutes, Ranged
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import Reporter, duration
-from dualrate.measuring.evaluator import evaluator
+from dualrate.measuring.evaluator import evaluators
+from dualrate.measuring.measure import check
 from dualrate.report.headline import plan_name
 from dualrate.runs.store import load
 
@@ -52,7 +53,7 @@ def compare(
     out: Path,
     effort: Effort = Effort(),
     *,
-    features: Path | None = None,
+    features: str | Path | None = None,
     mixed: bool = False,
     device: torch.device | str = "cpu",
     progress: Reporter,
@@ -61,7 +62,8 @@ def compare(
     """Measures, then writes `out` (.html) and beside it .json, .csv and a directory that the same call goes on from.
 
     entries:  see `contenders`
-    features: directory of the feature net, for every run; the data set's own if not given
+    features: judges, for every run, as `features_named` reads them: all see the same images, and the first one screens
+              and orders; the data set's own if not given
     mixed:    allow runs that were trained on other data than the first, which judges all
     Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file.
     """
@@ -72,19 +74,19 @@ def compare(
     _require_names(parsed)
     models = {entry.run: load(entry.run, device=device, note=progress.note) for entry in parsed}
     _require_comparable(models, mixed=mixed)
-    judge = evaluator(next(iter(models.values())).experiment.data, features=features, progress=progress)
-    for count in (effort.screen, effort.count):
-        judge.check_count(count)
+    judges = evaluators(next(iter(models.values())).experiment.data, features, device=device, progress=progress)
+    check(judges[:1], effort.screen, details=False)
+    check(judges, effort.count, details=True)
     directory = out.with_suffix(".cells")
     directory.mkdir(parents=True, exist_ok=True)
-    bench = Bench(models, judge, directory, progress)
+    bench = Bench(models, judges, directory, progress)
     unplanned, left = _unplanned(parsed, bench, clock)
     contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
     duals = frozenset(entry.network for entry in parsed if models[entry.run].reuses_context)
     screened, measured, unmeasured = _measured(contenders, bench, effort, clock, duals)
     left += unmeasured
-    _write(out, ComparisonResults(screened, [], duals, [*left, "Nothing was timed yet."], judge, command))
-    results = ComparisonResults(screened, bench.finish(measured, clock.left), duals, left, judge, command)
+    _write(out, ComparisonResults(screened, [], duals, [*left, "Nothing was timed yet."], bench.judge, command))
+    results = ComparisonResults(screened, bench.finish(measured, clock.left), duals, left, bench.judge, command)
     _write(out, results)
     return results
 
@@ -128,10 +130,11 @@ def _measured(
     contenders: Sequence[Contender], bench: Bench, effort: Effort, clock: Clock, duals: frozenset[str]
 ) -> tuple[list[MeasuredContender], list[MeasuredContender], list[str]]:
     """What was screened, what was measured on the front, and what there was no time for."""
-    _ = bench.judge.reference_features  # taken now, so that they are not in the time of what is drawn
+    for judge in bench.judges:
+        _ = judge.reference_features  # taken now, so that they are not in the time of what is drawn
     bench.estimate(contenders)
     timing = TIMING * clock.seconds + TIMING_A_NETWORK * len({(one.run, one.denoiser) for one in contenders})
-    fewest = 2 * bench.judge.net.dim
+    fewest = 2 * max(judge.net.dim for judge in bench.judges)
     seeds = {images: range(SCREEN_SEED, SCREEN_SEED + images) for images in levels(effort.screen, fewest)}
     picked, images = affordable(
         useful_first(contenders, {one.key: bench.drawer(one).cost.macs for one in contenders}),

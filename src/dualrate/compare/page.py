@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from dualrate.compare.contenders import LADDER
+from dualrate.compare.judges import Verdict, roles, verdict_table, verdicts
 from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
 from dualrate.compare.work import TimedContender
 from dualrate.diffusion.plan import StepPlan
@@ -14,8 +15,9 @@ from dualrate.report.figures import pareto_figure, plan_figure
 from dualrate.report.headline import capital, costs, name, plan_of, scored
 from dualrate.report.html import Drawing, Element, Facts, Gallery, Picture, Points, Section, Text, page
 from dualrate.report.image_grid import image_grid
+from dualrate.report.rows import judges_of
 from dualrate.report.saving import POWER
-from dualrate.report.table import EACH, Table, compute_unit, floor_note, interval, significant, table
+from dualrate.report.table import EACH, Table, compute_unit, judge_cells, judge_header, judge_notes, significant, table
 
 COLUMNS = 10
 MANY = 1_000_000  # images: nobody draws more to tell two plans apart
@@ -31,6 +33,7 @@ def compare_page(results: ComparisonResults) -> str:
             Section("", _headline(results)),
             Section("Fronts", _figures(results)),
             *_saved(results),
+            *_judged(results),
             Section("Samples from the same seeds", [_samples(results)]),
             Section("Every plan on the front", [front_table(results.finished)]),
             Section("Where the heavy calls go", _plans(results)),
@@ -43,7 +46,9 @@ def compare_page(results: ComparisonResults) -> str:
 def _headline(results: ComparisonResults) -> list[Element]:
     found = savings(results)
     elements: list[Element] = [Text(_best(results), "lead"), *_unfinished(results)]
-    return [*elements, Points([_sentence(one) for one in found])] if found else elements
+    said = [_agreement(verdict) for verdict in verdicts(results)] or [""] * len(found)
+    sentences = [_sentence(one) + more for one, more in zip(found, said, strict=True)]
+    return [*elements, Points(sentences)] if found else elements
 
 
 def _best(results: ComparisonResults) -> str:
@@ -74,6 +79,16 @@ def _sentence(one: Savings) -> str:
         else:
             parts.append(f"the others need {found} times its {counted.name} for the same score")
     return start + "; ".join(parts) + "."
+
+
+def _agreement(verdict: Verdict) -> str:
+    """What the judges come to on the first of COSTS, in words."""
+    return f" On {COSTS[0].name} the {len(verdict.by_judge)} judges {verdict.words[0]}."
+
+
+def _judged(results: ComparisonResults) -> list[Section]:
+    made = verdict_table(results)
+    return [Section("Whether the judges agree", [made])] if made.cells else []
 
 
 def _saved(results: ComparisonResults) -> list[Section]:
@@ -157,7 +172,7 @@ def front_table(finished: Sequence[TimedContender]) -> Table:
     """Costs and metrics of every contender, lowest cost first."""
     ordered = sorted(finished, key=lambda one: one.row.macs)
     prefix, unit = compute_unit([one.row.flops for one in ordered])
-    score = ordered[0].row.score
+    rows = [one.row for one in ordered]
     details = ordered[0].details
     beside = (f"{details.kernel_metric} x 1000", "precision", "recall") if details else ()
     header = (
@@ -170,8 +185,7 @@ def front_table(finished: Sequence[TimedContender]) -> Table:
         "ms alone",
         "ms in batches",
         "MB",
-        score.metric,
-        f"{100 * score.level:.0f}% interval",
+        *judge_header(rows),
         *beside,
     )
     batches = ", ".join(dict.fromkeys(f"{one.speed.batch} ({one.contender.network})" for one in ordered))
@@ -179,14 +193,12 @@ def front_table(finished: Sequence[TimedContender]) -> Table:
         f"N steps, H heavy calls ({EACH}: the whole model at every step); FLOPs = 2 MACs; milliseconds per image, "
         f"alone and in batches of the size whose doubling gains less than 5%: {batches}",
         "MB: peak memory of a network's first plan at that batch size: on a GPU what torch held, else of the process",
-        f"{score.metric}: lower is better; {score.fingerprint.count} images per row; fingerprint "
-        f"{score.fingerprint.short()}",
-        floor_note([one.row for one in ordered]),
+        *judge_notes(rows),
     )
-    return Table(header, tuple(_cells(one, unit) for one in ordered), notes)
+    return Table(header, tuple(_cells(one, unit, judges_of(rows)) for one in ordered), notes)
 
 
-def _cells(one: TimedContender, unit: float) -> tuple[str, ...]:
+def _cells(one: TimedContender, unit: float, metrics: Sequence[str]) -> tuple[str, ...]:
     row, details = one.row, one.details
     kernel = details.kernel if details else None
     return (
@@ -199,8 +211,7 @@ def _cells(one: TimedContender, unit: float) -> tuple[str, ...]:
         significant(1000 * one.speed.alone),
         significant(1000 * one.speed.batched),
         f"{one.memory / 1e6:.0f}",
-        significant(row.score.value),
-        interval(row),
+        *judge_cells(row, metrics),
         *(
             (
                 f"{1000 * kernel.value:.2f} +- {1000 * kernel.standard_error:.2f}",
@@ -254,4 +265,5 @@ def _method(results: ComparisonResults) -> Section:
     models = {one.contender.network: one.contender.run for one in results.screened}
     facts |= {network: str(run) for network, run in models.items()}
     note = results.finished[0].row.score.note if results.finished else ""
-    return Section("How it was measured", [Facts(list(facts.items())), *([Text(note, "note")] if note else [])])
+    elements = [Facts(list(facts.items())), Points(roles(results)), *([Text(note, "note")] if note else [])]
+    return Section("How it was measured", elements)

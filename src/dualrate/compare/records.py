@@ -7,7 +7,8 @@ import io
 import json
 import math
 
-from dualrate.compare.savings import COSTS, ComparisonResults, savings
+from dualrate.compare.judges import Verdict, verdicts
+from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
 from dualrate.machine.environment import environment
 from dualrate.report.headline import plan_of
 from dualrate.report.saving import Saving
@@ -15,8 +16,9 @@ from dualrate.report.table import records
 
 
 def as_records(results: ComparisonResults) -> list[dict[str, object]]:
-    """One flat dict per finished contender, unrounded."""
+    """One flat dict per finished contender, unrounded; with several judges also what they come to, where it saves."""
     lines = records([one.row for one in results.finished])
+    words = {one.first.finished.contender.key: _words(one) for one in verdicts(results)}
     for line, one in zip(lines, results.finished, strict=True):
         contender, details = one.contender, one.details
         line |= {
@@ -26,6 +28,7 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
             "plan": json.loads(contender.plan.to_json()),
             "seconds_alone": one.speed.alone,
             "peak_bytes": one.memory,
+            **words.get(contender.key, {}),
         }
         if details:
             line |= {
@@ -38,14 +41,30 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
     return lines
 
 
+def _words(verdict: Verdict) -> dict[str, str]:
+    return {f"judges on {costs.name}": word for costs, word in zip(COSTS, verdict.words, strict=True)}
+
+
+def _judged(verdict: Verdict) -> dict[str, object]:
+    """Ratios by judge, and what they come to."""
+    ratios = {metric: _by_costs(one) for metric, one in verdict.by_judge.items()}
+    return {"judges": ratios, **_words(verdict)}
+
+
+def _by_costs(one: Savings) -> dict[str, object]:
+    return {costs.name: _ratios(found) for costs, found in zip(COSTS, one.savings, strict=True)}
+
+
 def as_json(results: ComparisonResults) -> str:
     """Everything of the page but the pictures and the words; "never" stands for what no rival reaches."""
+    judged = {one.first.finished.contender.key: _judged(one) for one in verdicts(results)}
     saved = [
         {
             "network": one.finished.row.network,
             "sampler": one.finished.row.sampler,
             "plan": plan_of(one.finished.row),
-            **{costs.name: _ratios(found) for costs, found in zip(COSTS, one.savings, strict=True)},
+            **_by_costs(one),
+            **judged.get(one.finished.contender.key, {}),
         }
         for one in savings(results)
     ]

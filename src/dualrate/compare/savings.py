@@ -66,7 +66,12 @@ def savings(results: ComparisonResults) -> list[Savings]:
     by_name = {one.contender.key: one for one in results.own}
     kept = {point.name for costs in COSTS for point in front([_point(one, costs) for one in results.own])}
     ordered = sorted((by_name[key] for key in kept), key=lambda one: one.row.macs)
-    return [Savings(one, tuple(_saving(one, results.rivals, costs) for costs in COSTS)) for one in ordered]
+    return [savings_of(one, results.rivals) for one in ordered]
+
+
+def savings_of(one: TimedContender, rivals: Sequence[TimedContender]) -> Savings:
+    """Against these rivals, for each of COSTS."""
+    return Savings(one, tuple(_saving(one, rivals, costs) for costs in COSTS))
 
 
 def _point(one: TimedContender, costs: Costs) -> Point:

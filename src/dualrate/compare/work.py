@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -29,10 +29,9 @@ from dualrate.compare.speed import CALLING, Speed, memory_of, saturating_batch, 
 from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import measure, seconds_of_calls
+from dualrate.measuring.measure import measure, seconds_of_calls, stores
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.feature_store import FeatureStore
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import Row
 
@@ -44,14 +43,20 @@ BATCH = 125  # rows of the calls that are timed
 
 @dataclass(frozen=True, eq=False)
 class MeasuredContender:
-    """A contender's row, and its score's bootstrap replicates."""
+    """A contender's row, and its score's bootstrap replicates; beside: those of the other judges, by metric."""
 
     contender: Contender
     row: Row
     replicates: NDArray[np.float64]
+    beside: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def point(self, cost: float) -> Point:
         return Point(self.contender.key, cost, self.row.score.value, self.replicates, self.contender.curve)
+
+    def judged_by(self, metric: str) -> MeasuredContender:
+        """As this judge alone sees it. Raises KeyError for one that did not judge it."""
+        replicates = {self.row.score.metric: self.replicates, **self.beside}[metric]
+        return MeasuredContender(self.contender, self.row.judged_by(metric), replicates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +84,21 @@ class TimedContender:
     def details(self) -> Details | None:
         return self.row.score.details
 
+    def judged_by(self, metric: str) -> TimedContender:
+        """As this judge alone sees it. Raises KeyError for one that did not judge it."""
+        return replace(self, measured=self.measured.judged_by(metric))
+
 
 @dataclass
 class Bench:
-    """Measures contenders until the time is up. models: by directory."""
+    """Measures contenders until the time is up.
+
+    models: by directory
+    judges: of one image each sees the features; the first screens and orders
+    """
 
     models: dict[Path, Model]
-    judge: Evaluator[Any]
+    judges: Sequence[Evaluator[Any]]
     directory: Path
     progress: Reporter
     estimates: dict[str, float] = field(default_factory=dict)  # seconds per image, from those of calls
@@ -96,6 +109,15 @@ class Bench:
     _total: float = 0
     _images: int = 0
     _start: float = field(default_factory=time.monotonic)
+
+    @property
+    def judge(self) -> Evaluator[Any]:
+        """The first."""
+        return self.judges[0]
+
+    def judges_of(self, seeds: range) -> Sequence[Evaluator[Any]]:
+        """Who sees the images of these seeds: those of a screening the first alone."""
+        return self.judges if seeds.start < SCREEN_SEED else self.judges[:1]
 
     def drawer(self, contender: Contender) -> Drawer:
         if contender.key not in self._drawers:
@@ -119,9 +141,11 @@ class Bench:
 
     def seconds(self, contender: Contender, seeds: range) -> float:
         """What drawing the images that are not here yet will take."""
-        directory, origin = self._place(contender), self.drawer(contender).origin(self.judge.net.identity)
-        missing = len(FeatureStore.open(directory, origin).missing(seeds)) if directory.exists() else len(seeds)
-        return self.pace * self.estimates[contender.key] * missing
+        directory, missing = self._place(contender), set(seeds)
+        if directory.exists():
+            nets = [judge.net for judge in self.judges_of(seeds)]
+            missing = set().union(*(one.missing(seeds) for one in stores(self.drawer(contender), nets, directory)))
+        return self.pace * self.estimates[contender.key] * len(missing)
 
     def measure(
         self, contenders: Sequence[Contender], seeds: range, seconds: float, *, details: bool
@@ -166,9 +190,11 @@ class Bench:
                 raise TimeoutError
 
         drawer, keep = self.drawer(contender), self._place(contender)
-        found = measure(drawer, seeds, self.judge, keep=keep, details=details, progress=report)
-        replicates = self.judge.replicates(found.features, strata=drawer.strata(seeds))
-        return MeasuredContender(contender, _named(found.row, contender), replicates)
+        judges, strata = self.judges_of(seeds), drawer.strata(seeds)
+        found = measure(drawer, seeds, *judges, keep=keep, details=details, progress=report)
+        replicates = {judge.metric: judge.replicates(found.features[judge.metric], strata) for judge in judges}
+        own = replicates.pop(self.judge.metric)
+        return MeasuredContender(contender, _named(found.row, contender), own, replicates)
 
     def _place(self, contender: Contender) -> Path:
         """Where its features are kept."""

@@ -121,7 +121,7 @@ def _reading(rows: Sequence[Row]) -> str:
     score = rows[0].score
     return (
         f"{score.metric} is the Frechet distance to the training images in the features of a small classifier: lower "
-        f"is better, and it is not FID. {headline.capital(floor_note(rows))}. Brackets are {100 * score.level:.0f}% "
+        f"is better, and it is not FID. {headline.capital(floor_note(score))}. Brackets are {100 * score.level:.0f}% "
         "intervals; a win is claimed only where they do not overlap and the cost is no higher, which is: at most "
         f"{headline.COMPARABLE:g} times the other's."
     )

@@ -100,7 +100,8 @@ class Turns:
         return count
 
     def _drawn(self, drawer: Drawer, seeds: range) -> FeatureStore:
-        return keep_features(drawer, seeds, self.judge.net, self._place(drawer), shard_size=ROUND)
+        (store,) = keep_features(drawer, seeds, [self.judge.net], self._place(drawer), shard_size=ROUND)
+        return store
 
     def _place(self, drawer: Drawer) -> Path:
         """Where its features are kept."""

@@ -24,6 +24,7 @@ from dualrate.sampling.grids import check_grid, grid_times
 from dualrate.sampling.step import Step
 
 RECOMMENDED, GAMMA = "sde-dpm++2m", 0.2
+CHOSEN_IN = "fashion-mnist:35f6356d56c1"  # the features whose distances the recommendation was made from
 SMOOTH = "dpm++2m"  # where a path must be smooth
 Places = Literal["late", "even"]
 

@@ -25,6 +25,53 @@ Features = Literal["inception", "dinov2"] | Path | None
 SHIPPED = Path(metrics.__path__[0]) / "nets"  # nets/<name>/, as written by FeatureNet.save
 
 
+def evaluators(
+    data: DataConfig,
+    features: str | Path | None = None,
+    *,
+    reference: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: Reporter,
+) -> tuple[Evaluator[Any], ...]:
+    """A judge for each name in `features` (see `features_named`); the first one's score is the one that orders.
+
+    Raises ValueError for two judges of one metric, and what `features_named` and `evaluator` raise.
+    """
+    how = {"reference": reference, "device": device, "progress": progress}
+    judges = tuple(evaluator(data, features=one, **how) for one in features_named(features))
+    metrics = [judge.metric for judge in judges]
+    twice = sorted({metric for metric in metrics if metrics.count(metric) > 1})
+    if twice:
+        raise ValueError(f"two judges are called {twice[0]}: name nets of different names, each once")
+    return judges
+
+
+def features_named(text: str | Path | None) -> tuple[Features, ...]:
+    """The judges that a text names, with commas between: inception, dinov2, a directory of a feature net, or a shipped
+    net's name. A directory comes before a shipped net, and may have commas in its own name; None is as in `evaluator`.
+
+    Raises ValueError for a name that is empty, or nobody's.
+    """
+    if text is None:
+        return (None,)
+    words = [str(text)] if Path(text).is_dir() else str(text).split(",")
+    return tuple(_named(word.strip()) for word in words)
+
+
+def _named(word: str) -> Features:
+    if word == "inception" or word == "dinov2":
+        return word
+    if word and Path(word).is_dir():
+        return Path(word)
+    names = sorted(card.parent.name for card in SHIPPED.glob(f"*/{CARD}"))
+    if word not in names:
+        raise ValueError(
+            f"there is no feature net {word!r}: name inception, dinov2, a shipped one ({', '.join(names)}), or the "
+            "directory of one; several with commas between"
+        )
+    return SHIPPED / word
+
+
 def evaluator(
     data: DataConfig,
     *,
@@ -66,19 +113,24 @@ def _check_size(net: FeatureNet, train: ImageSet) -> None:
         )
 
 
-def require_count(count: int, features: Features) -> None:
+def require_count(count: int, features: str | Path | None) -> None:
     """Raises ValueError for fewer images than twice the features, where that is known before anything is loaded."""
-    match features:
-        case "inception":
-            dim = DIM
-        case "dinov2":
-            return
-        case None:
-            dim = Architecture.features
-        case _:
-            dim = FeatureNet.load(features).dim
+    dim = max(map(_dim, features_named(features)))
     if count < 2 * dim:
         raise ValueError(f"--num {count} is too few: a distance in {dim} features needs at least {2 * dim} images")
+
+
+def _dim(features: Features) -> int:
+    """Of a judge; 0 where it is not known before it is loaded."""
+    match features:
+        case "inception":
+            return DIM
+        case "dinov2":
+            return 0
+        case None:
+            return Architecture.features
+        case _:
+            return FeatureNet.load(features).dim
 
 
 def _splits(data: DataConfig, progress: Reporter) -> tuple[ImageSet, ImageSet]:
@@ -88,8 +140,8 @@ def _splits(data: DataConfig, progress: Reporter) -> tuple[ImageSet, ImageSet]:
 
 
 def shipped(fingerprint: str) -> Path | None:
-    """The shipped feature net that was trained on the images of this fingerprint."""
-    for card in sorted(SHIPPED.glob(f"*/{CARD}")):
+    """The shipped feature net that was trained on the images of this fingerprint; of several the first by its name."""
+    for card in sorted(SHIPPED.glob(f"*/{CARD}"), key=lambda card: card.parent.name):
         if read_card(card).data == fingerprint:
             return card.parent
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,58 +18,61 @@ from dualrate.machine.progress import ImageProgress
 from dualrate.measuring.drawer import Drawer
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
-from dualrate.metrics.feature_store import FeatureStore
+from dualrate.metrics.feature_store import FeatureStore, fill_together
 from dualrate.report.rows import Row
 from dualrate.sampling.cost import seconds_per_call
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """A row, and the features of its images, (N, D), from which its score was made."""
+    """A row, and the features of its images, (N, D), from which its scores were made, by the judge's metric."""
 
     row: Row
-    features: Tensor
+    features: Mapping[str, Tensor]
 
 
-def check(judge: Evaluator[Any], count: int, *, details: bool) -> None:
+def check(judges: Iterable[Evaluator[Any]], count: int, *, details: bool) -> None:
     """Raises ValueError, before anything is drawn, for what could not be scored."""
-    judge.check_count(count)
+    first, *others = judges
+    for judge in (first, *others):
+        judge.check_count(count)
     if details:
-        _ = judge.reference_images
+        _ = first.reference_images
 
 
 def measure(
     drawer: Drawer,
     seeds: range,
-    judge: Evaluator[Any],
-    *,
+    *judges: Evaluator[Any],
     keep: Path | None = None,
     shard_size: int = 250,
     details: bool = False,
     progress: ImageProgress | None = None,
 ) -> Measurement:
-    """Draw one image per seed and score them; with details if asked for.
+    """Draw one image per seed, once, and have every judge score them; the first with details if asked for.
 
+    judges: at least one; no two of one metric. The row's score is the first one's
     keep: a directory that holds the features as images are drawn, `shard_size` at a time, and images nowhere: for
           50,000 of them or more, or a run that may be killed. The same call goes on where it was, one for more seeds
-          draws only those that are new, and seconds per image are those of the calls that drew them
+          draws only those that are new, and seconds per image are those of the calls that drew them. A judge that
+          comes later has them drawn again
     Raises what drawing, `Evaluator.score` and `FeatureStore` raise, before anything is drawn where that is possible.
     """
-    check(judge, len(seeds), details=details)
+    check(judges, len(seeds), details=details)
     cost = drawer.cost  # counted apart from the seconds; refuses what cannot be drawn
     if keep is None:
         drawn = drawer.draw(seeds, progress)
-        features, seconds, largest = judge.net.features(drawn.images), drawn.seconds, len(seeds)
+        features = {judge.metric: judge.net.features(drawn.images) for judge in judges}
+        seconds, largest = drawn.seconds, len(seeds)
     else:
-        store = keep_features(drawer, seeds, judge.net, keep, shard_size=shard_size, progress=progress)
-        kept = store.read(seeds)
-        features, seconds, largest = kept.features, kept.seconds, min(shard_size, len(seeds))
-    score = judge.score_features(
-        features,
-        seeds=f"{seeds.start}-{seeds.stop - 1}",
-        labels=drawer.labels_rule,
-        strata=drawer.strata(seeds),
-        details=details,
+        nets = [judge.net for judge in judges]
+        stores = keep_features(drawer, seeds, nets, keep, shard_size=shard_size, progress=progress)
+        kept = [store.read(seeds) for store in stores]
+        features = {judge.metric: own.features for judge, own in zip(judges, kept, strict=True)}
+        seconds, largest = kept[0].seconds, min(shard_size, len(seeds))
+    how = {"labels": drawer.labels_rule, "strata": drawer.strata(seeds), "seeds": f"{seeds.start}-{seeds.stop - 1}"}
+    score, *beside = (
+        judge.score_features(features[judge.metric], details=details and judge is judges[0], **how) for judge in judges
     )
     row = Row(
         network=drawer.network,
@@ -79,6 +84,7 @@ def measure(
         batch_size=min(drawer.batch_size, largest),
         precision="bfloat16" if drawer.bfloat16 else "float32",
         score=score,
+        beside=tuple(beside),
     )
     return Measurement(row, features)
 
@@ -86,16 +92,27 @@ def measure(
 def keep_features(
     drawer: Drawer,
     seeds: range,
-    net: FeatureExtractor,
+    nets: Sequence[FeatureExtractor],
     directory: Path,
     *,
     shard_size: int = 250,
     progress: ImageProgress | None = None,
-) -> FeatureStore:
-    """Draw one image per seed, unless `directory` has its features. Raises what `FeatureStore` and drawing raise."""
-    store = FeatureStore.open(directory, drawer.origin(net.identity))
-    store.fill(seeds, lambda ids: drawer.draw(ids).images, net, size=shard_size, progress=progress)
-    return store
+) -> list[FeatureStore]:
+    """Draw one image per seed that `stores` lack, and keep what the nets see. Raises what they and drawing raise."""
+    found = stores(drawer, nets, directory)
+    pairs = list(zip(found, nets, strict=True))
+    fill_together(pairs, seeds, lambda ids: drawer.draw(ids).images, size=shard_size, progress=progress)
+    return found
+
+
+def stores(drawer: Drawer, nets: Sequence[FeatureExtractor], directory: Path) -> list[FeatureStore]:
+    """Where features are kept: the first net's in the directory, each other's in a folder of it that has its identity.
+
+    Raises what `FeatureStore.open` raises.
+    """
+    places = [directory, *(directory / re.sub(r"[^\w.-]+", "-", net.identity) for net in nets[1:])]
+    opened = zip(places, nets, strict=True)
+    return [FeatureStore.open(place, drawer.origin(net.identity)) for place, net in opened]
 
 
 def seconds_of_calls(model: Model, batch_size: int, *, seconds: float = 1.0) -> tuple[float, float]:

@@ -15,7 +15,7 @@ SCORED = 1000  # images
 def scorer(data: DataConfig, progress: Reporter) -> Score:
     """Frechet distance of 1,000 images under the recommended sampler and plan. Raises what `evaluator` raises."""
     judge = evaluator(data, progress=progress)
-    check(judge, SCORED, details=False)
+    check([judge], SCORED, details=False)
 
     def score(model: Model) -> tuple[str, float]:
         return judge.metric, measure(Choice().drawer(model), range(SCORED), judge).row.score.value

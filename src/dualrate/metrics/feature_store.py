@@ -80,22 +80,7 @@ class FeatureStore:
         Raises ValueError for repeated ids, a net that is not the origin's, and features that are not finite; and what
         `read` raises for files.
         """
-        if size < 1 or net.identity != self.origin.features:
-            raise ValueError(
-                f"got shards of {size} in the features {net.identity}; expected at least 1 in {self.origin.features}"
-            )
-        missing = self.missing(ids)
-        report = progress or (lambda done, total: None)
-        done = len(ids) - len(missing)
-        report(done, len(ids))
-        for _, group in itertools.groupby(missing, key=lambda id_: id_ // size):
-            shard = list(group)
-            start = time.perf_counter()
-            images = draw(shard)
-            seconds = time.perf_counter() - start
-            self._write(shard, net.features(images), seconds)
-            done += len(shard)
-            report(done, len(ids))
+        fill_together([(self, net)], ids, draw, size=size, progress=progress)
 
     def missing(self, ids: Sequence[int]) -> list[int]:
         """Those of the ids that are not here, in order. Raises what `read` raises for repeated ids and for files."""
@@ -155,6 +140,42 @@ class FeatureStore:
                     raise ValueError(f"id {id_} is both in {found[id_]} and in {file.name}: delete one of the two")
                 found[id_] = file
         return found
+
+
+def fill_together(
+    stores: Sequence[tuple[FeatureStore, FeatureExtractor]],
+    ids: Sequence[int],
+    draw: DrawImages,
+    *,
+    size: int = 250,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """`FeatureStore.fill` of several stores, each with a net of its own: an image is drawn once for all that lack it.
+
+    progress: called with (ids in all of them, of how many) at first and after every shard.
+    """
+    for store, net in stores:
+        if size < 1 or net.identity != store.origin.features:
+            raise ValueError(
+                f"got shards of {size} in the features {net.identity}; expected at least 1 in {store.origin.features}"
+            )
+    lacking = [set(store.missing(ids)) for store, _ in stores]
+    missing = sorted(set().union(*lacking))
+    report = progress or (lambda done, total: None)
+    done = len(ids) - len(missing)
+    report(done, len(ids))
+    for _, group in itertools.groupby(missing, key=lambda id_: id_ // size):
+        shard = list(group)
+        start = time.perf_counter()
+        images = draw(shard)
+        seconds = time.perf_counter() - start
+        for (store, net), own in zip(stores, lacking, strict=True):
+            rows = [row for row, id_ in enumerate(shard) if id_ in own]
+            if rows:
+                share = len(rows) / len(shard)
+                store._write([shard[row] for row in rows], net.features(images[rows]), seconds * share)
+        done += len(shard)
+        report(done, len(ids))
 
 
 def _tensors(file: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,77 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_of_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
-from dualrate.config.ranges import Channels, Classes, Iterations, Probability, Ranged, Seed, Side
-from dualrate.config.serial import from_json
+from dualrate.config.ranges import Iterations, Probability, Ranged, Seed
+from dualrate.config.serial import from_json, to_plain
 from dualrate.data.images import to_float
 from dualrate.machine.files import read_bytes, write_whole
+from dualrate.metrics.architectures import Architecture, Classifier
 
 WEIGHTS, CARD = "features.safetensors", "features.json"
-
-
-@dataclass(frozen=True)
-class Architecture(Ranged):
-    """channels and size of the images, classes told apart, D features."""
-
-    channels: Channels
-    size: Side
-    num_classes: Classes
-    features: Channels = 96
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels after the stem and after every stage. Stages halve the resolution, down to about 4 x 4."""
-        stages = max(1, round(math.log2(self.size / 3.5)))
-        return tuple(min(self.features, 160 >> (stages - i)) for i in range(stages + 1))
-
-
-class Classifier(nn.Module):
-    """A strided stem and stages of convolutions; what every stage holds, averaged over space, gives the features."""
-
-    def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.stem = _convolution(arch.channels, arch.widths[0], kernel=5, stride=2)
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                *([_convolution(before, before, kernel=3, stride=2)] if i else []),
-                _convolution(before, after, kernel=3, stride=1),
-            )
-            for i, (before, after) in enumerate(pairwise(arch.widths))
-        )
-        self.project = nn.Linear(sum(arch.widths[1:]), arch.features)
-        self.classify = nn.Linear(arch.features, arch.num_classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        """(B, D) of x: (B, C, H, W) in [-1, 1]."""
-        x = self.stem(x)
-        pooled = []
-        for stage in self.stages:
-            x = stage(x)
-            pooled.append(x.mean((2, 3)))
-        return F.silu(self.project(torch.cat(pooled, dim=1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, num_classes) logits."""
-        return self.classify(self.features(x))
-
-
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.SiLU())
 
 
 @dataclass(frozen=True)
@@ -146,7 +93,7 @@ class FeatureNet:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / WEIGHTS, weight_bytes(self.module))
-        write_whole(directory / CARD, json.dumps(asdict(self.card), indent=1) + "\n")
+        write_whole(directory / CARD, json.dumps(to_plain(self.card), indent=1) + "\n")
 
     @staticmethod
     def load(directory: Path | str) -> FeatureNet:
@@ -160,7 +107,7 @@ class FeatureNet:
                 "damaged or belongs to another net; fetch it again, or delete both files and train the net again"
             )
         try:
-            module = Classifier(card.architecture)
+            module = card.architecture.build()
             module.load_state_dict(tensors_from_bytes(weights))
         except (ValueError, ArithmeticError, IndexError, RuntimeError, SafetensorError) as error:
             what = " ".join(str(error).split())[:200]

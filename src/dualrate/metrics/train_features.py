@@ -14,7 +14,8 @@ from torch import nn
 
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import Augment, Batches
-from dualrate.metrics.features import CARD, Architecture, Card, Classifier, FeatureNet, weight_bytes
+from dualrate.metrics.architectures import Architecture, Classifier
+from dualrate.metrics.features import CARD, Card, FeatureNet, weight_bytes
 
 BATCH_SIZE = 256
 MAX_SHIFT = 1  # pixel, each way: the only augmentation
@@ -26,7 +27,10 @@ def feature_net_in(
     images: ImageSet,
     test: ImageSet | None,
     *,
+    seed: int = 0,
     epochs: int = 10,
+    kind: type[Architecture] = Architecture,
+    name: str = "",
     progress: TrainingProgress | None = None,
 ) -> FeatureNet:
     """The feature net stored in `directory`; if there is none, trained on `images` and stored there first.
@@ -34,7 +38,8 @@ def feature_net_in(
     ValueError if the stored net was trained on other images, or for what `train_feature_net` refuses.
     """
     if not (Path(directory) / CARD).exists():
-        net = train_feature_net(images, test, seed=0, epochs=epochs, progress=progress)
+        how = {"seed": seed, "epochs": epochs, "kind": kind, "name": name}
+        net = train_feature_net(images, test, **how, progress=progress)
         net.save(directory)
         return net
     net = FeatureNet.load(directory)
@@ -47,20 +52,29 @@ def feature_net_in(
 
 
 def train_feature_net(
-    images: ImageSet, test: ImageSet | None, *, seed: int, epochs: int = 10, progress: TrainingProgress | None = None
+    images: ImageSet,
+    test: ImageSet | None,
+    *,
+    seed: int,
+    epochs: int = 10,
+    kind: type[Architecture] = Architecture,
+    name: str = "",
+    progress: TrainingProgress | None = None,
 ) -> FeatureNet:
     """Train a classifier of the images' labels in float32: AdamW, one cycle, shifts of up to 1 pixel.
 
+    kind: of architecture
+    name: scores are called FD-<name>; that of the images if empty
     The seed determines the weights bit for bit on one kind of machine at one number of threads. ValueError for images
     without labels, of fewer than 2 classes, or that are not square.
     """
     check_trainable(images)
     channels, height, _ = images.images.shape[1:]
-    architecture = Architecture(channels, height, images.num_classes)
-    module = _initialised(Classifier(architecture), torch.Generator().manual_seed(seed))
-    _fit(module, images, seed, epochs, progress)
+    architecture = kind(channels, height, images.num_classes)
+    module = _initialised(architecture.build(), torch.Generator().manual_seed(seed))
+    _fit(module, images, seed, epochs, architecture.learning_rate, progress)
     card = Card(
-        name=images.name.removesuffix("/train"),
+        name=name or images.name.removesuffix("/train"),
         identity=hashlib.sha256(weight_bytes(module)).hexdigest(),
         architecture=architecture,
         data=images.fingerprint,
@@ -85,11 +99,13 @@ def check_trainable(images: ImageSet) -> None:
         raise ValueError(f"{images.name!r} has images of {height} x {width}; the feature net takes square ones: crop")
 
 
-def _fit(module: Classifier, images: ImageSet, seed: int, epochs: int, progress: TrainingProgress | None) -> None:
+def _fit(
+    module: Classifier, images: ImageSet, seed: int, epochs: int, rate: float, progress: TrainingProgress | None
+) -> None:
     batches = Batches(images, min(BATCH_SIZE, len(images)), seed, Augment(translate=MAX_SHIFT))
     total = max(1, round(epochs * len(images) / batches.batch_size))
     optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.004, total_steps=total)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=total)
     module.train()
     for iteration in range(total):
         batch = batches.batch(iteration)

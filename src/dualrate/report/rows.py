@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from dualrate.metrics.evaluate import Score
 
@@ -18,7 +19,8 @@ class Row:
     macs:              multiply-adds per image, guidance counted; FLOPs are twice that
     seconds_per_image: of networks and sampler, measured in this run, at `batch_size`
     precision:         "float32" or "bfloat16", of the networks' matrix products
-    score:             quality with its interval
+    score:             quality with its interval, by the first judge
+    beside:            by the other judges, of the same images
     """
 
     network: str
@@ -30,7 +32,22 @@ class Row:
     batch_size: int
     precision: str
     score: Score
+    beside: tuple[Score, ...] = ()
 
     @property
     def flops(self) -> int:
         return 2 * self.macs
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """By every judge's metric, the first judge's first."""
+        return {score.metric: score for score in (self.score, *self.beside)}
+
+    def judged_by(self, metric: str) -> Row:
+        """The row as this judge alone sees it. Raises KeyError for one that did not judge it."""
+        return replace(self, score=self.scores[metric], beside=())
+
+
+def judges_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics of the judges that all of the rows have, in the order of the first one."""
+    return [metric for metric in rows[0].scores if all(metric in row.scores for row in rows)]

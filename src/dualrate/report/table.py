@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from dualrate.metrics.evaluate import Score
 from dualrate.metrics.fingerprint import require_same
-from dualrate.report.rows import Row
+from dualrate.report.rows import Row, judges_of
 
 EACH = "-"  # H of a single-rate row
 TEXT_COLUMNS = 2  # network and sampler; the others are numbers
@@ -25,16 +26,15 @@ class Table:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows in order of cost, rounded for reading.
+    """The rows in order of cost, rounded for reading; a column and an interval for every judge.
 
     Raises ValueError for no rows, and for scores that were taken under different conditions.
     """
     if not rows:
         raise ValueError("no rows, so there is no table: measure something first")
-    require_same([row.score.fingerprint for row in rows])
+    require_judged_alike(rows)
     rows = sorted(rows, key=lambda row: row.macs)
     prefix, unit = compute_unit([row.flops for row in rows])
-    score = rows[0].score
     header = (
         "network",
         "sampler",
@@ -43,13 +43,31 @@ def table(rows: Sequence[Row]) -> Table:
         f"{prefix}MACs",
         f"{prefix}FLOPs",
         "ms",
-        score.metric,
-        f"{100 * score.level:.0f}% interval",
+        *judge_header(rows),
     )
-    return Table(header, tuple(_cells(row, unit) for row in rows), _notes(rows))
+    return Table(header, tuple(_cells(row, unit, judges_of(rows)) for row in rows), _notes(rows))
 
 
-def _cells(row: Row, unit: float) -> tuple[str, ...]:
+def require_judged_alike(rows: Sequence[Row]) -> None:
+    """ValueError for scores of one judge that were taken under different conditions, and for other first judges."""
+    require_same([row.score.fingerprint for row in rows])
+    for metric in judges_of(rows):
+        require_same([row.scores[metric].fingerprint for row in rows])
+
+
+def judge_header(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Of two columns a judge: value, interval."""
+    scores = [rows[0].scores[metric] for metric in judges_of(rows)]
+    return tuple(text for score in scores for text in (score.metric, f"{100 * score.level:.0f}% interval"))
+
+
+def judge_cells(row: Row, metrics: Sequence[str]) -> tuple[str, ...]:
+    """Of the columns of `judge_header`."""
+    seen = [row.judged_by(metric) for metric in metrics]
+    return tuple(text for own in seen for text in (significant(own.score.value), interval(own)))
+
+
+def _cells(row: Row, unit: float, metrics: Sequence[str]) -> tuple[str, ...]:
     return (
         row.network,
         row.sampler,
@@ -58,27 +76,34 @@ def _cells(row: Row, unit: float) -> tuple[str, ...]:
         significant(row.macs / unit),
         significant(row.flops / unit),
         significant(1000 * row.seconds_per_image),
-        significant(row.score.value),
-        interval(row),
+        *judge_cells(row, metrics),
     )
 
 
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
-    score = rows[0].score
     batches = ", ".join(str(size) for size in sorted({row.batch_size for row in rows}))
-    notes = [
+    scores = [rows[0].scores[metric] for metric in judges_of(rows)]
+    return (
         f"N steps, H heavy calls ({EACH}: the whole model at every step); MACs, FLOPs = 2 MACs and milliseconds per "
         f"image, measured in batches of {batches}",
-        f"{score.metric}: lower is better; {score.fingerprint.count} images per row; fingerprint "
-        f"{score.fingerprint.short()}",
-        floor_note(rows),
-    ]
-    return (*notes, score.note) if score.note else tuple(notes)
+        *judge_notes(rows),
+        *dict.fromkeys(score.note for score in scores if score.note),
+    )
 
 
-def floor_note(rows: Sequence[Row]) -> str:
+def judge_notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What the numbers of each judge mean, and what real images reach."""
+    scores = [rows[0].scores[metric] for metric in judges_of(rows)]
+    return tuple(note for score in scores for note in (_score_note(score), floor_note(score)))
+
+
+def _score_note(score: Score) -> str:
+    count, fingerprint = score.fingerprint.count, score.fingerprint.short()
+    return f"{score.metric}: lower is better; {count} images per row; fingerprint {fingerprint}"
+
+
+def floor_note(score: Score) -> str:
     """What real images reach, in words."""
-    score = rows[0].score
     if math.isnan(score.floor):
         return "floor: unknown, no held-out images"
     return f"floor: {significant(score.floor)}, reached by {score.floor_count} held-out real images"
@@ -117,9 +142,17 @@ def records(rows: Sequence[Row]) -> list[dict[str, object]]:
 def _record(row: Row) -> dict[str, object]:
     own = asdict(row)
     score = own.pop("score")
-    floor = None if math.isnan(row.score.floor) else row.score.floor
-    left_out = ("precision", "details")
-    return {k: v for k, v in (own | {"flops": row.flops} | score | {"floor": floor}).items() if k not in left_out}
+    left_out = ("precision", "details", "beside")
+    merged = own | {"flops": row.flops} | score | {"floor": _floor(row.score)}
+    flat = {k: v for k, v in merged.items() if k not in left_out}
+    for other in row.beside:
+        named = {"value": other.value, "low": other.low, "high": other.high, "floor": _floor(other)}
+        flat |= {f"{other.metric} {name}": value for name, value in named.items()}
+    return flat
+
+
+def _floor(score: Score) -> float | None:
+    return None if math.isnan(score.floor) else score.floor
 
 
 def compute_unit(flops: Sequence[int]) -> tuple[str, float]:

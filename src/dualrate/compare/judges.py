@@ -1,0 +1,92 @@
+"""Savings as every judge sees them, and who judged what: a claim holds where independent judges agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dualrate.compare.savings import COSTS, ComparisonResults, Saving, Savings, savings, savings_of
+from dualrate.measuring.choosing import CHOSEN_IN
+from dualrate.report.headline import plan_of
+from dualrate.report.rows import judges_of
+from dualrate.report.table import Table, significant
+
+CHEAPER, DEARER = "agree, it is cheaper", "agree, it is dearer"  # said of the judges
+OPEN, SPLIT = "cannot tell", "do not agree"
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """One contender's savings. by_judge: by metric, the first judge's first; its images are the same for all."""
+
+    by_judge: Mapping[str, Savings]
+
+    @property
+    def first(self) -> Savings:
+        return next(iter(self.by_judge.values()))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """For each of COSTS: CHEAPER or DEARER where every judge's interval leaves out 1 on that side, OPEN where all
+        of them hold it, else SPLIT.
+        """
+        seen = zip(*(one.savings for one in self.by_judge.values()), strict=True)
+        return tuple(_word({side(found) for found in alike}) for alike in seen)
+
+
+def verdicts(results: ComparisonResults) -> list[Verdict]:
+    """Of what `savings` holds, so of the contenders that the first judge prefers; empty unless there are several."""
+    metrics = judges_of([one.row for one in results.finished]) if results.finished else []
+    if len(metrics) < 2:
+        return []
+    rivals = {metric: [rival.judged_by(metric) for rival in results.rivals] for metric in metrics}
+    return [
+        Verdict({metric: savings_of(one.finished.judged_by(metric), rivals[metric]) for metric in metrics})
+        for one in savings(results)
+    ]
+
+
+def side(found: Saving) -> int:
+    """Of 1, on which the interval is: 1 above, -1 below, 0 if it holds 1, or if a bound from above is all there is."""
+    if found.high < 1:
+        return -1
+    return int(found.low > 1 and not found.at_most)
+
+
+def _word(sides: set[int]) -> str:
+    return {1: CHEAPER, -1: DEARER, 0: OPEN}[sides.pop()] if len(sides) == 1 else SPLIT
+
+
+def verdict_table(results: ComparisonResults) -> Table:
+    """A line a judge for every saving, and below these what they come to; none with a single judge."""
+    cells: list[tuple[str, ...]] = []
+    for verdict in verdicts(results):
+        row = verdict.first.finished.row
+        named = (row.network, row.sampler, plan_of(row))
+        for metric, one in verdict.by_judge.items():
+            cells.append((*named, metric, significant(one.finished.row.score.value), *map(str, one.savings)))
+        cells.append((*named, "the judges", "", *verdict.words))
+    notes = (
+        "every judge sees the same images; the plans are those that none of their kind beats by the first one",
+        f"the judges {CHEAPER} (or dearer): the interval of every one leaves out 1 on that side, so the claim holds; "
+        f"they {OPEN}: every interval holds 1; they {SPLIT}: anything else, and nothing is claimed",
+    )
+    return Table(
+        ("network", "sampler", "plan", "judge", "score", *(costs.name for costs in COSTS)), tuple(cells), notes
+    )
+
+
+def roles(results: ComparisonResults) -> list[str]:
+    """A sentence a judge: what was chosen in its features, of which it is then no independent witness."""
+    rows = [one.row for one in results.finished] or [one.row for one in results.screened]
+    scores = [rows[0].scores[metric] for metric in judges_of(rows)] if rows else []
+    return [_role(score.metric, score.fingerprint.features, first=score is scores[0]) for score in scores]
+
+
+def _role(metric: str, identity: str, *, first: bool) -> str:
+    chose = ["which contenders were measured on many images"] if first else []
+    if identity == CHOSEN_IN:
+        chose.append("the usual samplers and plans (docs/choosing.md)")
+    if not chose:
+        return f"{metric} ({identity}) chose none of what is measured here: it is independent."
+    return f"{metric} ({identity}) chose {' and '.join(chose)}: it is not independent of them."

@@ -1,0 +1,117 @@
+"""What several judges come to, of made-up measurements: where they agree, where they do not, and who chose."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_savings import RIVALS, findings, finished
+
+from dualrate.compare.judges import CHEAPER, DEARER, OPEN, SPLIT, roles, side, verdict_table, verdicts
+from dualrate.compare.page import compare_page, front_table
+from dualrate.compare.records import as_csv, as_json
+from dualrate.compare.savings import ComparisonResults, savings
+from dualrate.compare.work import TimedContender
+from dualrate.measuring.choosing import CHOSEN_IN
+from dualrate.metrics.evaluate import Evaluator
+
+SPREAD = np.linspace(-1, 1, 9)
+
+
+@pytest.fixture
+def judge(monkeypatch) -> Evaluator:
+    monkeypatch.setattr(Evaluator, "metric", "FD-squares")
+    return Evaluator.__new__(Evaluator)
+
+
+def seen(one: TimedContender, score: float, spread: float = 0.0) -> TimedContender:
+    """Also by a second judge: its score, whose replicates reach to `spread` on either side."""
+    row, replicates = one.row, score + spread * SPREAD
+    fingerprint = replace(row.score.fingerprint, features="other:bb")
+    other = replace(row.score, metric="FD-other", value=score, fingerprint=fingerprint)
+    measured = replace(one.measured, row=replace(row, beside=(other,)), beside={"FD-other": replicates})
+    return replace(one, measured=measured)
+
+
+def judged(judge, first: float, second: float, spread: float = 0.0, cost: float = 1) -> ComparisonResults:
+    """A plan's scores by both judges, against rivals whose score is 8 / cost by both."""
+    rivals = [seen(rival, rival.row.score.value) for rival in RIVALS]
+    return findings(judge, [seen(finished("dual", cost, first), second, spread)], rivals)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "spread", "cost", "word"),
+    [
+        (4.0, 5.0, 0.0, 1, CHEAPER),  # the rivals pay 2 and 1.6 times as much
+        (4.0, 4.5, 0.0, 4, DEARER),
+        (4.0, 7.0, 2.0, 1, SPLIT),  # the second one's interval holds 1
+        (4.0, 8.0, 0.0, 1, SPLIT),
+        (8.0, 8.0, 0.0, 1, OPEN),
+    ],
+)
+def test_judges_agree_where_every_interval_leaves_out_1_on_one_side(judge, first, second, spread, cost, word):
+    results = judged(judge, first, second, spread, cost)
+    (found,) = verdicts(results)
+    assert list(found.by_judge) == ["FD-squares", "FD-other"]
+    assert found.words == (word,) * 3
+    assert f"On FLOPs the 2 judges {word}." in compare_page(results)
+
+
+def test_the_first_judge_s_ratios_are_those_of_the_savings(judge):
+    results = judged(judge, 4.0, 5.0)
+    (found,), (own,) = verdicts(results), savings(results)
+    assert found.first.savings == own.savings
+    assert [one.savings[0].ratio for one in found.by_judge.values()] == pytest.approx([2.0, 1.6])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "at_most", "expected"),
+    [(1.1, 2, False, 1), (0.5, 0.9, False, -1), (0.9, 1.1, False, 0), (1.1, 2, True, 0), (0.5, 0.9, True, -1)],
+)
+def test_a_bound_from_above_never_tells_that_a_plan_is_cheaper(judge, low, high, at_most, expected):
+    (found,) = verdicts(judged(judge, 4.0, 5.0))
+    assert side(replace(found.first.savings[0], low=low, high=high, at_most=at_most)) == expected
+
+
+def test_a_line_a_judge_and_what_they_come_to(judge):
+    made = verdict_table(judged(judge, 4.0, 8.0))
+    assert [line[3] for line in made.cells] == ["FD-squares", "FD-other", "the judges"]
+    assert [line[4] for line in made.cells] == ["4.00", "8.00", ""]
+    assert made.cells[0][5].startswith("2.00 [")
+    assert made.cells[1][5].startswith("1.00 [")
+    assert made.cells[2][5:] == (SPLIT,) * 3
+
+
+def test_columns_a_judge_on_the_page_in_csv_and_in_json(judge):
+    results = judged(judge, 4.0, 8.0)
+    header = front_table(results.finished).header
+    assert [name for name in header if name.startswith("FD-")] == ["FD-squares", "FD-other"]
+    assert header.count("95% interval") == 2
+    lines = list(csv.DictReader(io.StringIO(as_csv(results))))
+    assert [float(line["FD-other value"]) for line in lines] == [8.0, 8.0, 2.0]
+    assert [line["judges on FLOPs"] for line in lines] == [SPLIT, "", ""]
+    (saved,) = json.loads(as_json(results))["savings"]
+    ratios = [saved["judges"][metric]["FLOPs"]["ratio"] for metric in ("FD-squares", "FD-other")]
+    assert ratios == pytest.approx([2.0, 1.0])
+    assert saved["judges on FLOPs"] == SPLIT
+
+
+def test_of_one_judge_nothing_more_is_said(judge):
+    results = findings(judge, [finished("dual", 1, 4.0)], RIVALS)
+    assert verdicts(results) == []
+    assert "judges agree" not in compare_page(results)
+    assert not any("judge" in key for key in json.loads(as_json(results))["savings"][0])
+    assert "judges on" not in as_csv(results)
+
+
+def test_who_chose_is_no_independent_witness(judge, monkeypatch):
+    results = judged(judge, 4.0, 8.0)
+    first, second = roles(results)
+    assert first.startswith("FD-squares (squares:aa) chose which contenders")
+    assert second == "FD-other (other:bb) chose none of what is measured here: it is independent."
+    assert second in compare_page(results)
+    monkeypatch.setattr("dualrate.compare.judges.CHOSEN_IN", "other:bb")
+    assert "FD-other (other:bb) chose the usual samplers and plans" in roles(results)[1]
+    assert CHOSEN_IN.startswith("fashion-mnist:")
