@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dualrate.compare.savings import COSTS, ComparisonResults, Saving, Savings, savings, savings_of
+from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings, savings_of
 from dualrate.measuring.choosing import CHOSEN_IN
 from dualrate.report.headline import plan_of
 from dualrate.report.rows import judges_of
+from dualrate.report.saving import Saving
 from dualrate.report.table import Table, significant
 
 CHEAPER, DEARER = "agree, it is cheaper", "agree, it is dearer"  # said of the judges
