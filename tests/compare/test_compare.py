@@ -175,6 +175,19 @@ def test_two_judges_see_the_same_images_which_are_drawn_once_and_screen_with_the
     assert EFFORT.count not in drawn
 
 
+def test_evaluate_has_a_column_a_judge(here, capsys, monkeypatch):
+    command = ["dualrate", "evaluate", "heavy", "--num", "40", "--steps", "3", "--device", "cpu", "--features"]
+    monkeypatch.setattr("sys.argv", [*command, "net,mixer", "--json"])
+    main()
+    found = json.loads(capsys.readouterr().out)
+    assert [score["metric"] for score in (found["score"], *found["beside"])] == ["FD-noise net", "FD-noise mixer"]
+    monkeypatch.setattr("sys.argv", [*command, "mixer"])
+    main()
+    header = capsys.readouterr().out.splitlines()[0]
+    assert "FD-noise mixer" in header
+    assert "FD-noise net" not in header
+
+
 def test_time_that_runs_out_is_said_and_the_rest_done_later(here, monkeypatch):
     with monkeypatch.context() as short:
         short.setattr("dualrate.compare.comparison.SCREENING", 1e-9)

@@ -14,9 +14,10 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.progress import Reporter, image_progress
+from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.dinov2 import load_dinov2
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.features import CARD, Architecture, FeatureNet, read_card
+from dualrate.metrics.features import CARD, FeatureNet, read_card
 from dualrate.metrics.inception import DIM, load_inception
 from dualrate.metrics.reference import load_reference
 from dualrate.metrics.train_features import BATCH_SIZE, check_trainable, feature_net_in
