@@ -55,7 +55,7 @@ def main() -> None:
     options, more = parser.parse_known_args()
     recipe, device = options.recipe, pick_device(None)
     judge = evaluator(read_experiment(ROOT / MODELS[recipe][0]).data, features=None, progress=reporter())
-    check(judge, options.count, details=False)
+    check([judge], options.count, details=False)
     rows: list[Row] = []
     for steps, heavy in [(n, h) for n in STEPS for h in range(1, n + 1)]:
         model = dr.load(distil(recipe, steps, heavy, more), device=device)
