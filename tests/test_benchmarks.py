@@ -15,7 +15,7 @@ from dualrate.recipes.fashion_mnist import FIT
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import agreement, child, gpu, imagenet, ratios, workloads  # noqa: E402
+from benchmarks import agreement, child, gpu, imagenet, ratios, workers, workloads  # noqa: E402
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -150,3 +150,21 @@ def test_networks_of_imagenet_are_timed_on_a_cpu() -> None:
     rows = list(imagenet.training(tiny, [2], CPU, seconds=0))
     assert [row["model"] for row in rows] == ["heavy", "dual"]
     assert all(row["images_per_second"].median > 0 for row in rows)
+
+
+def test_a_rate_of_workers_leaves_out_the_first_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two workers that do three blocks of two images each, a block a second of CPU time."""
+    small, done = model(DUAL), []
+    drawer = dr.Drawer(small, dr.Ancestral(small.process), dr.StepPlan.uniform(2), batch_size=2)
+
+    def mapper(job, blocks):
+        done.append(list(blocks))
+        clock[0] += 4
+        yield from ((block, 1.0) for block in blocks)
+
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.workers.time.perf_counter", lambda: clock[0])
+    found = workers.rate(drawer, None, mapper, count=2, blocks=3)  # type: ignore[arg-type]
+    assert [len(blocks) for blocks in done] == [2, 6]
+    assert done[1][-1] == range(10, 12)
+    assert found == workers.Rate(12 / 4, 1 / 2)

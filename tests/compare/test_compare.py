@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -186,6 +187,14 @@ def test_evaluate_has_a_column_a_judge(here, capsys, monkeypatch):
     header = capsys.readouterr().out.splitlines()[0]
     assert "FD-noise mixer" in header
     assert "FD-noise net" not in header
+
+
+def test_workers_draw_what_one_process_does(here):
+    one = run(here, "heavy:2", "dual:4/2")
+    shutil.rmtree(here / "report.cells")
+    two = run(here, "heavy:2", "dual:4/2", workers=2)
+    for first, second in ((one.screened, two.screened), (one.finished, two.finished)):
+        assert [each.row.score for each in first] == [each.row.score for each in second]
 
 
 def test_time_that_runs_out_is_said_and_the_rest_done_later(here, monkeypatch):

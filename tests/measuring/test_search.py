@@ -26,7 +26,7 @@ from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.search import Findings, fresh, search, searched
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics import bootstrap, evaluate
-from dualrate.metrics.features import Architecture, Card, Classifier, FeatureNet, weight_bytes
+from dualrate.metrics.features import Architecture, Card, FeatureNet, weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import family
 from dualrate.planning.family import Member
@@ -71,7 +71,7 @@ def root(tmp_path_factory) -> Path:
         write_experiment(root / name, experiment)
         checkpoint.save(root / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
     architecture = Architecture(1, 8, 2, features=2)
-    net = Classifier(architecture).eval().requires_grad_(False)
+    net = architecture.build().eval().requires_grad_(False)
     identity = hashlib.sha256(weight_bytes(net)).hexdigest()
     FeatureNet(Card("noise", identity, architecture, "", None, 0, 1), net).save(root / "net")
     return root
@@ -118,7 +118,7 @@ def optimum_at(monkeypatch, best: StepPlan) -> None:
         first = [plan.refresh.index(Refresh.FULL) / 8 for plan in (drawer.plan, best)]
         value = 1 + np.abs(np.subtract(drawer.plan.t, best.t)).sum() + abs(first[0] - first[1])
         score = SimpleNamespace(value=value, fingerprint=SimpleNamespace(seeds=seeds))
-        return SimpleNamespace(row=SimpleNamespace(score=score), features=torch.zeros(len(seeds), 2))
+        return SimpleNamespace(row=SimpleNamespace(score=score), features={judge.metric: torch.zeros(len(seeds), 2)})
 
     monkeypatch.setattr(searching, "measure", scored)
 

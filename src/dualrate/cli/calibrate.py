@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import AsJson, Device, RunDir
+from dualrate.cli.options import AsJson, Device, RunDir, Workers
 from dualrate.config.ranges import Range, Ranged, Rings
 
 
@@ -20,16 +20,19 @@ class Calibrate(Ranged):
     """Training images."""
     rings: Rings = 12
     """Bands of a channel, from the mean to the finest detail."""
+    workers: Workers = 1
     device: Device = None
     json: AsJson = False
 
     def run(self) -> None:
+        from dualrate.machine.workers import mapper
         from dualrate.measuring.calibration import calibrate
         from dualrate.runs.store import COVARIANCE
         from dualrate.sampling.covariance_table import TRUSTED
 
         model, progress = loaded(self.run_dir, self.device)
-        table = calibrate(model, images=self.images, rings=self.rings, progress=progress)
+        with mapper(self.workers, model.device, progress.note) as over:
+            table = calibrate(model, images=self.images, rings=self.rings, progress=progress, mapper=over)
         trust = table.trust()
         if self.json:
             rows = [{"age": age, "ratio": ratio, "trusted": trusted} for age, ratio, trusted in trust]

@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
-from dualrate.cli.options import Device
+from dualrate.cli.options import Device, Workers
 from dualrate.config.ranges import Images, Minutes, Ranged
 from dualrate.machine.device import pick_device
 
@@ -36,6 +36,7 @@ class Compare(Ranged):
     data set's own if not given."""
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
+    workers: Workers = 1
     device: Device = None
 
     def run(self) -> None:
@@ -52,6 +53,7 @@ class Compare(Ranged):
             features=self.features,
             mixed=self.mixed,
             device=pick_device(self.device),
+            workers=self.workers,
             progress=reporter(),
             command=shlex.join(["dualrate", *sys.argv[1:]]),
         )

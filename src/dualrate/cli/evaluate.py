@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import AsJson, AtATime, Device, RunDir
+from dualrate.cli.options import AsJson, AtATime, Device, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.machine.progress import image_progress
@@ -36,10 +36,12 @@ class Evaluate(Ranged):
     details: bool = False
     """Also kernel distance, precision and recall, against the training images, by the first judge."""
     batch_size: AtATime = 125
+    workers: Workers = 1
     device: Device = None
     json: AsJson = False
 
     def run(self) -> None:
+        from dualrate.machine.workers import mapper
         from dualrate.measuring.evaluator import evaluators, require_count
         from dualrate.measuring.measure import measure
         from dualrate.report.table import as_text, table
@@ -50,7 +52,9 @@ class Evaluate(Ranged):
         how = {"reference": self.reference, "device": model.device, "progress": progress}
         judges = evaluators(model.experiment.data, self.features, **how)
         seeds, show = range(self.seed, self.seed + self.num), image_progress(progress)
-        row = measure(drawer, seeds, *judges, keep=self.keep, details=self.details, progress=show).row
+        with mapper(self.workers, model.device, progress.note) as over:
+            how = {"keep": self.keep, "details": self.details, "progress": show, "mapper": over}
+            row = measure(drawer, seeds, *judges, **how).row
         progress.close()
         if self.json:
             print(json.dumps(asdict(row) | {"flops": row.flops}))

@@ -18,12 +18,17 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from dualrate.config.ranges import BatchSize
+from dualrate.config.ranges import BatchSize, WorkerCount
 
 Command = TypeVar("Command")
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
 Device = Annotated[str | None, arg(help="cpu, cuda, ...; cuda if there is one.")]
 AtATime = Annotated[BatchSize, arg(help="Images at a time; fewer need less memory.")]
+WORKERS = (
+    "Processes that work at once, each with a copy of the model and its memory; auto: one for each idle processor, or "
+    "each GPU. Results do not depend on it."
+)
+Workers = Annotated[WorkerCount, arg(help=WORKERS)]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 NUMBERS = ConstructorRegistry()
 ALL = "--help-all"

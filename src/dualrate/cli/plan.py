@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import Device, RunDir
+from dualrate.cli.options import Device, RunDir, Workers
 from dualrate.cli.plan_search import SearchOptions, run_search
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.experiments.experiment import Model
@@ -51,9 +51,11 @@ class PlanSearch(Ranged):
     """Directory of the feature net of --check and --search; the data set's own if not given."""
     batch_size: BatchSize = 64
     """Images at a time where calls are timed, for --seconds, and where a search draws."""
+    workers: Workers = 1
     device: Device = None
 
     def run(self) -> None:
+        from dualrate.machine.workers import mapper
         from dualrate.measuring.evaluator import evaluator
         from dualrate.measuring.planning import candidates, measured_errors, rank
         from dualrate.planning.planner import Planner
@@ -67,7 +69,8 @@ class PlanSearch(Ranged):
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         costs, budget, unit = self._budget(model)
-        errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress)
+        with mapper(self.workers, model.device, progress.note) as over:
+            errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, mapper=over)
         planner = Planner(errors, model.process, model.experiment.method.weighting)
         found = candidates(planner, costs, budget, steps, free_times=self.free_times)
         if self.budget is not None:
@@ -81,13 +84,16 @@ class PlanSearch(Ranged):
         if not self.check:
             return
         judge = evaluator(model.experiment.data, features=self.features, progress=progress)
-        ranked = rank(model, planner, judge, count=self.num, progress=progress)
+        with mapper(self.workers, model.device, progress.note) as over:
+            ranked = rank(model, planner, judge, count=self.num, progress=progress, mapper=over)
         print(_verdict(ranked, judge.metric))
         lines = [{"plan": r.name, "objective": r.objective, judge.metric: r.score} for r in ranked]
         write_whole(self.out.with_suffix(".check.json"), json.dumps(lines, indent=1) + "\n")
 
     def _search(self) -> None:
         """Raises ValueError for options that mean nothing to a search, and for more than one number of steps."""
+        from dualrate.machine.workers import mapper
+
         others = ("budget", "gmacs", "seconds", "free_times", "check")
         if given := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]:
             raise ValueError(
@@ -97,9 +103,11 @@ class PlanSearch(Ranged):
             raise ValueError(f"--search is for one number of --steps, got {' '.join(map(str, self.steps))}")
         self._check_out()
         model, progress = loaded(self.run_dir, self.device)
-        effort = {"num": self.num, "grid": self.grid, "images": self.images, "batch_size": self.batch_size}
+        counts = {"num": self.num, "grid": self.grid, "images": self.images, "batch_size": self.batch_size}
         steps = self.steps[0] if self.steps else None
-        run_search(model, steps, self.by_search, self.out, features=self.features, progress=progress, **effort)
+        with mapper(self.workers, model.device, progress.note) as over:
+            how = {"features": self.features, "progress": progress, "mapper": over, **counts}
+            run_search(model, steps, self.by_search, self.out, **how)
 
     def _check_out(self) -> None:
         if self.out.suffix != ".json":

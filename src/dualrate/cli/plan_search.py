@@ -54,7 +54,7 @@ def run_search(
 ) -> None:
     """Searches, prints what was found, and writes `out`, and beside it a picture and what was measured.
 
-    effort: num, grid, images and batch_size of a `search`
+    effort: num, grid, images, batch_size and mapper of a `search`
     """
     from dualrate.measuring.evaluator import evaluator
     from dualrate.measuring.search import search

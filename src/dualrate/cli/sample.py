@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from dualrate.cli.console import drawing, loaded, print_report
-from dualrate.cli.options import AsJson, AtATime, Device, RunDir
+from dualrate.cli.options import AsJson, AtATime, Device, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Classes, Images, Ranged, Seed
 
@@ -37,22 +37,25 @@ class Sample(Ranged):
     float32."""
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
+    workers: Workers = 1
     device: Device = None
     json: AsJson = False
 
     def run(self) -> None:
+        from dualrate.machine.workers import mapper
         from dualrate.measuring.samples import write_samples
 
         model, progress = loaded(self.run_dir, self.device)
         how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
         drawer = self.sampling.drawer(model, **how)
-        with closing(progress):
+        with closing(progress), mapper(self.workers, model.device, progress.note) as over:
             written = write_samples(
                 drawer,
                 range(self.seed, self.seed + self.num),
                 self.out,
                 npz=self.npz,
                 progress=drawing(progress),
+                mapper=over,
                 command=shlex.join(["dualrate", *sys.argv[1:]]),
             )
         print_report(

@@ -16,10 +16,11 @@ from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.schedule import affordable, levels, useful_first
 from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender, chosen
-from dualrate.config.ranges import Images, Minutes, Ranged
+from dualrate.config.ranges import Images, Minutes, Ranged, WorkerCount
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import Reporter, duration
+from dualrate.machine.workers import mapper, number_of_workers
 from dualrate.measuring.evaluator import evaluators
 from dualrate.measuring.measure import check
 from dualrate.report.headline import plan_name
@@ -56,6 +57,7 @@ def compare(
     features: str | Path | None = None,
     mixed: bool = False,
     device: torch.device | str = "cpu",
+    workers: WorkerCount = 1,
     progress: Reporter,
     command: str = "",
 ) -> ComparisonResults:
@@ -64,6 +66,7 @@ def compare(
     entries:  see `contenders`
     features: judges, for every run, as `features_named` reads them: all see the same images, and the first one screens
               and orders; the data set's own if not given
+    workers:  processes that draw at once; what is timed is timed in this one, alone
     mixed:    allow runs that were trained on other data than the first, which judges all
     Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file.
     """
@@ -83,7 +86,9 @@ def compare(
     unplanned, left = _unplanned(parsed, bench, clock)
     contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
     duals = frozenset(entry.network for entry in parsed if models[entry.run].reuses_context)
-    screened, measured, unmeasured = _measured(contenders, bench, effort, clock, duals)
+    bench.share = _share(workers, device)
+    with mapper(workers, device, progress.note) as bench.mapper:
+        screened, measured, unmeasured = _measured(contenders, bench, effort, clock, duals)
     left += unmeasured
     _write(out, ComparisonResults(screened, [], duals, [*left, "Nothing was timed yet."], bench.judge, command))
     results = ComparisonResults(screened, bench.finish(measured, clock.left), duals, left, bench.judge, command)
@@ -102,6 +107,14 @@ class Clock:
     def left(self) -> float:
         """Seconds that are left, 0 where they are over."""
         return max(self.start + self.seconds - time.monotonic(), 0.0)
+
+
+def _share(workers: WorkerCount, device: torch.device) -> float:
+    """Of the time that this process alone would take: several have a thread each, or a GPU."""
+    count = number_of_workers(workers, device)
+    if count == 1:
+        return 1.0
+    return 1 / min(count, torch.cuda.device_count()) if device.type == "cuda" else torch.get_num_threads() / count
 
 
 def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> tuple[frozenset[Path], list[str]]:

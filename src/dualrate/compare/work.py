@@ -28,6 +28,7 @@ from dualrate.compare.schedule import LEAST, in_turns
 from dualrate.compare.speed import CALLING, Speed, memory_of, saturating_batch, speed
 from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
+from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import measure, seconds_of_calls, stores
 from dualrate.metrics.details import Details
@@ -95,6 +96,7 @@ class Bench:
 
     models: by directory
     judges: of one image each sees the features; the first screens and orders
+    mapper: draws; share: of the time of one process that it takes
     """
 
     models: dict[Path, Model]
@@ -103,6 +105,8 @@ class Bench:
     progress: Reporter
     estimates: dict[str, float] = field(default_factory=dict)  # seconds per image, from those of calls
     pace: float = SLOWER  # what drawing took, over its estimate
+    mapper: Mapper = in_turn
+    share: float = 1.0
     _drawers: dict[str, Drawer] = field(default_factory=dict)
     _calls: dict[tuple[Path, str | None], tuple[float, float]] = field(default_factory=dict)
     _done: float = 0
@@ -137,7 +141,7 @@ class Bench:
             drawer = self.drawer(contender)
             heavy, light = self.call_seconds(drawer.model, contender.run, contender.denoiser)
             cost = drawer.cost
-            self.estimates[contender.key] = cost.heavy_calls * heavy + cost.light_calls * light
+            self.estimates[contender.key] = self.share * (cost.heavy_calls * heavy + cost.light_calls * light)
 
     def seconds(self, contender: Contender, seeds: range) -> float:
         """What drawing the images that are not here yet will take."""
@@ -191,7 +195,8 @@ class Bench:
 
         drawer, keep = self.drawer(contender), self._place(contender)
         judges, strata = self.judges_of(seeds), drawer.strata(seeds)
-        found = measure(drawer, seeds, *judges, keep=keep, details=details, progress=report)
+        how = {"keep": keep, "details": details, "progress": report, "mapper": self.mapper}
+        found = measure(drawer, seeds, *judges, **how)
         replicates = {judge.metric: judge.replicates(found.features[judge.metric], strata) for judge in judges}
         own = replicates.pop(self.judge.metric)
         return MeasuredContender(contender, _named(found.row, contender), own, replicates)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import open_tensors, whole, write_tensors
 from dualrate.machine.progress import Reporter
-from dualrate.measuring.subset import SubsetBatch, subset_batches
+from dualrate.machine.workers import Mapper, in_turn
+from dualrate.measuring.subset import SubsetBatch, SubsetPart, subset_parts
 from dualrate.planning.planner import Call, every_call
 from dualrate.runs.store import COVARIANCE
 from dualrate.sampling.bands import Bands
@@ -33,9 +34,12 @@ ROWS = 32  # images at a time
 SEED = 3 << 40  # of the noise; far from the seeds of images, and from the planner's
 
 
-def calibrate(model: Model, *, images: int, rings: int, progress: Reporter) -> CovarianceTable:
+def calibrate(
+    model: Model, *, images: int, rings: int, progress: Reporter, mapper: Mapper = in_turn
+) -> CovarianceTable:
     """Measures a model's table on training images and writes it beside its weights.
 
+    mapper: measures parts of ROWS images
     Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
     """
     _require_posterior_mean(model)
@@ -44,44 +48,78 @@ def calibrate(model: Model, *, images: int, rings: int, progress: Reporter) -> C
     if images < 2:
         raise ValueError(f"a table is a mean over images: ask for at least 2, got {images}")
     source = model.experiment.data.load("train")
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=pays(model.device)):
-        table = _measured(model, source, images, Bands(model.shape, rings), progress)
+    how = {"bfloat16": pays(model.device), "mapper": mapper}
+    table = _measured(model, source, images, Bands(model.shape, rings), progress, **how)
     write_table(table, model.path / COVARIANCE, model.weights_hash, images)
     return table
 
 
-def _measured(model: Model, source: ImageSet, count: int, bands: Bands, progress: Reporter) -> CovarianceTable:
-    schedule, denoiser = model.process.schedule, model.denoiser
+def _measured(
+    model: Model,
+    source: ImageSet,
+    count: int,
+    bands: Bands,
+    progress: Reporter,
+    *,
+    bfloat16: bool = False,
+    mapper: Mapper = in_turn,
+) -> CovarianceTable:
+    schedule = model.process.schedule
     lowest, highest = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
     log_snr = torch.arange(max(LOWEST, math.ceil(lowest)), min(HIGHEST, math.floor(highest)) + 1, dtype=torch.float64)
-    size, reused = len(log_snr), denoiser.reuse is not Reuse.FREE
+    size, parts = len(log_snr), list(subset_parts(model, source, count, ROWS))
+    found: dict[SubsetPart, tuple[Tensor, Tensor]] = {}
+
+    def tell(at: int) -> None:
+        done = sum(map(len, found))
+        progress.update(len(found) * size + at, len(parts) * size, {"images": done + at * min(ROWS, count) // size})
+
+    here = tell if mapper is in_turn else None  # a worker tells of whole parts
     t = (*schedule.time(log_snr).tolist(), 0.0)
-    total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
-    parts: list[Tensor] = []
-    done, each = itertools.count(1), torch.arange(size)
-    for batch in subset_batches(model, source, count, ROWS):
-        draws, estimates = Draws(SEED, batch.row), torch.zeros(len(batch), size, size + 1, bands.count)
-        for call in every_call(denoiser, model.process, t, batch.x, batch.cond, draws):
-            if not (reused or call.i == call.j):
-                continue
-            with torch.no_grad():
-                energy, estimate = _of_call(denoiser, model.process, bands, batch, call, draws)
-            total[0, call.i, call.j] += energy.double().sum(0).cpu() / count
-            total[1, call.i, call.j] += estimate.double().sum(0).cpu() / count
-            estimates[:, call.i, call.j] = estimate.cpu()
-            if call.j == call.i:
-                at = next(done)
-                logs = {"images": at * len(batch) // size}
-                progress.update(at, -(-count // ROWS) * size, logs)
-        parts.append(estimates)
+    for part, measured in mapper(partial(_of_part, model, bands, t, bfloat16, here), parts):
+        found[part] = measured
+        tell(0)
     progress.close()
-    estimates = torch.cat(parts)
-    if not reused:  # no context, or any, is the same to it
+    total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
+    for part in parts:
+        total += found[part][0] / count
+    estimates = torch.cat([found[part][1] for part in parts])
+    if model.denoiser.reuse is Reuse.FREE:  # no context, or any, is the same to it
+        each = torch.arange(size)
         total[:] = total[:, each, each][:, :, None]
         estimates[:] = estimates[:, each, each][:, :, None]
     variance, ratio = total[0].clamp_min(1e-12), total[1] / total[0].clamp_min(1e-12)
     below, above = _clamped(estimates, variance, ratio)
     return CovarianceTable(bands, log_snr, variance.float(), ratio.float(), below, above)
+
+
+def _of_part(
+    model: Model,
+    bands: Bands,
+    t: tuple[float, ...],
+    bfloat16: bool,
+    tell: Callable[[int], None] | None,
+    part: SubsetPart,
+) -> tuple[Tensor, Tensor]:
+    """Of some images: sums (2, M, M + 1, K) float64 of squared errors and estimates; every estimate (B, M, M + 1, K).
+
+    tell: called with the times that are done
+    """
+    denoiser, batch, size = model.denoiser, part.on(model.device), len(t) - 1
+    total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
+    draws, estimates = Draws(SEED, batch.row), torch.zeros(len(batch), size, size + 1, bands.count)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+        for call in every_call(denoiser, model.process, t, batch.x, batch.cond, draws):
+            if denoiser.reuse is Reuse.FREE and call.i != call.j:
+                continue
+            with torch.no_grad():
+                energy, estimate = _of_call(denoiser, model.process, bands, batch, call, draws)
+            total[0, call.i, call.j] = energy.double().sum(0).cpu()
+            total[1, call.i, call.j] = estimate.double().sum(0).cpu()
+            estimates[:, call.i, call.j] = estimate.cpu()
+            if call.j == call.i and tell is not None:
+                tell(call.i + 1)
+    return total, estimates
 
 
 def _of_call(

@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -115,6 +115,11 @@ class Drawer(Ranged):
     def bfloat16(self) -> bool:
         """Whether matrix products are in bfloat16."""
         return pays(self.model.device) if self.precision == "auto" else self.precision == "bfloat16"
+
+    @property
+    def settled(self) -> Drawer:
+        """With the precision that "auto" comes to here, for other processes."""
+        return replace(self, precision="bfloat16" if self.bfloat16 else "float32")
 
     @property
     def labels_rule(self) -> str:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.progress import ImageProgress
+from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
-from dualrate.metrics.feature_store import FeatureStore, fill_together
+from dualrate.metrics.feature_store import FeatureStore, StoredFeatures, fill_together
 from dualrate.report.rows import Row
 from dualrate.sampling.cost import seconds_per_call
+
+SHARD = 125  # images of a file of kept features, at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,31 +51,32 @@ def measure(
     seeds: range,
     *judges: Evaluator[Any],
     keep: Path | None = None,
-    shard_size: int = 250,
+    shard_size: int | None = None,
     details: bool = False,
     progress: ImageProgress | None = None,
+    mapper: Mapper = in_turn,
 ) -> Measurement:
     """Draw one image per seed, once, and have every judge score them; the first with details if asked for.
 
     judges: at least one; no two of one metric. The row's score is the first one's
-    keep: a directory that holds the features as images are drawn, `shard_size` at a time, and images nowhere: for
-          50,000 of them or more, or a run that may be killed. The same call goes on where it was, one for more seeds
-          draws only those that are new, and seconds per image are those of the calls that drew them. A judge that
-          comes later has them drawn again
+    keep: a directory that holds the features as images are drawn, `shard_size` at a time (a batch, and no fewer than
+          SHARD, if not given), and images nowhere: for 50,000 of them or more, or a run that may be killed. The same
+          call goes on where it was, one for more seeds draws only those that are new, and seconds per image are those
+          of the calls that drew them. A judge that comes later has them drawn again
+    mapper: draws the blocks, which are shards, or batches where nothing is kept; seconds are then those of one worker
     Raises what drawing, `Evaluator.score` and `FeatureStore` raise, before anything is drawn where that is possible.
     """
     check(judges, len(seeds), details=details)
     cost = drawer.cost  # counted apart from the seconds; refuses what cannot be drawn
+    nets = [judge.net for judge in judges]
     if keep is None:
-        drawn = drawer.draw(seeds, progress)
-        features = {judge.metric: judge.net.features(drawn.images) for judge in judges}
-        seconds, largest = drawn.seconds, len(seeds)
+        found, largest = _features(drawer, seeds, nets, progress, mapper), len(seeds)
     else:
-        nets = [judge.net for judge in judges]
-        stores = keep_features(drawer, seeds, nets, keep, shard_size=shard_size, progress=progress)
-        kept = [store.read(seeds) for store in stores]
-        features = {judge.metric: own.features for judge, own in zip(judges, kept, strict=True)}
-        seconds, largest = kept[0].seconds, min(shard_size, len(seeds))
+        size = shard_size or max(SHARD, drawer.batch_size)
+        how = {"shard_size": size, "progress": progress, "mapper": mapper}
+        found = [store.read(seeds) for store in keep_features(drawer, seeds, nets, keep, **how)]
+        largest = min(size, len(seeds))
+    features = {judge.metric: own.features for judge, own in zip(judges, found, strict=True)}
     how = {"labels": drawer.labels_rule, "strata": drawer.strata(seeds), "seeds": f"{seeds.start}-{seeds.stop - 1}"}
     score, *beside = (
         judge.score_features(features[judge.metric], details=details and judge is judges[0], **how) for judge in judges
@@ -80,7 +87,7 @@ def measure(
         num_steps=drawer.plan.num_steps,
         num_heavy=drawer.plan.num_heavy,
         macs=cost.macs,
-        seconds_per_image=seconds / len(seeds),
+        seconds_per_image=found[0].seconds / len(seeds),
         batch_size=min(drawer.batch_size, largest),
         precision="bfloat16" if drawer.bfloat16 else "float32",
         score=score,
@@ -95,13 +102,15 @@ def keep_features(
     nets: Sequence[FeatureExtractor],
     directory: Path,
     *,
-    shard_size: int = 250,
+    shard_size: int | None = None,
     progress: ImageProgress | None = None,
+    mapper: Mapper = in_turn,
 ) -> list[FeatureStore]:
     """Draw one image per seed that `stores` lack, and keep what the nets see. Raises what they and drawing raise."""
     found = stores(drawer, nets, directory)
     pairs = list(zip(found, nets, strict=True))
-    fill_together(pairs, seeds, lambda ids: drawer.draw(ids).images, size=shard_size, progress=progress)
+    how = {"size": shard_size or max(SHARD, drawer.batch_size), "progress": progress, "mapper": mapper}
+    fill_together(pairs, seeds, partial(_images, drawer.settled), **how)
     return found
 
 
@@ -113,6 +122,32 @@ def stores(drawer: Drawer, nets: Sequence[FeatureExtractor], directory: Path) ->
     places = [directory, *(directory / re.sub(r"[^\w.-]+", "-", net.identity) for net in nets[1:])]
     opened = zip(places, nets, strict=True)
     return [FeatureStore.open(place, drawer.origin(net.identity)) for place, net in opened]
+
+
+def _features(
+    drawer: Drawer,
+    seeds: range,
+    nets: Sequence[FeatureExtractor],
+    progress: ImageProgress | None,
+    mapper: Mapper,
+) -> list[StoredFeatures]:
+    """By every net, as they are drawn, batch by batch, and kept nowhere."""
+    size, found, report = drawer.batch_size, {}, progress or (lambda done, total: None)
+    batches = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+    for batch, drawn in mapper(partial(_scored, drawer.settled, nets), batches):
+        found[batch] = drawn
+        report(sum(map(len, found)), len(seeds))
+    seconds = sum(spent for _, spent in found.values())
+    return [StoredFeatures(torch.cat([found[batch][0][i] for batch in batches]), seconds) for i in range(len(nets))]
+
+
+def _scored(drawer: Drawer, nets: Sequence[FeatureExtractor], seeds: range) -> tuple[list[Tensor], float]:
+    drawn = drawer.draw(seeds)
+    return [net.features(drawn.images) for net in nets], drawn.seconds
+
+
+def _images(drawer: Drawer, seeds: Sequence[int]) -> NDArray[np.uint8]:
+    return drawer.draw(seeds).images
 
 
 def seconds_of_calls(model: Model, batch_size: int, *, seconds: float = 1.0) -> tuple[float, float]:

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
@@ -21,10 +23,11 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import read_json, write_whole
-from dualrate.machine.progress import Reporter, image_progress
+from dualrate.machine.progress import ImageProgress, Reporter, image_progress
+from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import measure, seconds_of_calls
-from dualrate.measuring.subset import subset_batches
+from dualrate.measuring.subset import SubsetPart, subset_parts
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Errors, Planned, Planner, measure_errors
 from dualrate.sampling.ancestral import Ancestral
@@ -75,10 +78,11 @@ def candidates(
     return sorted(found, key=lambda candidate: candidate.planned.objective)
 
 
-def measured_errors(model: Model, *, grid: int, images: int, progress: Reporter) -> Errors:
+def measured_errors(model: Model, *, grid: int, images: int, progress: Reporter, mapper: Mapper = in_turn) -> Errors:
     """Errors of the model on its training data, over `grid` uniform steps; kept in the user's cache.
 
     images: at most; all of them if there are fewer
+    mapper: measures parts of ROWS images
     Raises ValueError for a model of a single network, whose plans have nothing to choose.
     """
     if not model.reuses_context:
@@ -91,8 +95,7 @@ def measured_errors(model: Model, *, grid: int, images: int, progress: Reporter)
     progress.note(
         f"measuring the errors of {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
     )
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=pays(model.device)):
-        errors = _measured(model, source, grid, images, progress)
+    errors = _measured(model, source, grid, images, progress, mapper)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
     return errors
@@ -122,21 +125,41 @@ def _file(model: Model, source: ImageSet, grid: int, images: int) -> Path:
     return cache_dir() / "plans" / f"{key}.json"
 
 
-def _measured(model: Model, source: ImageSet, grid: int, images: int, progress: Reporter) -> Errors:
+def _measured(model: Model, source: ImageSet, grid: int, images: int, progress: Reporter, mapper: Mapper) -> Errors:
     """`images` spread over the data set; a mean over parts of ROWS images."""
-    t, start = StepPlan.uniform(grid).t, 0
-    total = np.zeros((grid, grid + 1))
-    for part in subset_batches(model, source, images, ROWS):
-        draws = Draws(SEED, torch.arange(start, start + len(part), device=model.device))
+    t, done = StepPlan.uniform(grid).t, 0
+    parts = list(subset_parts(model, source, images, ROWS))
+    numbered = [(ROWS * i, part) for i, part in enumerate(parts)]
+    found: dict[int, NDArray[np.float64]] = {}
 
-        def update(done: int, grid: int, start: int = start, rows: int = len(part)) -> None:
-            progress.update(start * grid + rows * done, images * grid, {"images": start + rows * done // grid})
+    def tell(at: int, grid: int) -> None:
+        progress.update(done * grid + at, images * grid, {"images": done + at // grid})
 
-        errors = measure_errors(model.denoiser, model.process, t, part.x, part.cond, draws, progress=update)
-        total += len(part) * errors.errors
-        start += len(part)
+    here = tell if mapper is in_turn else None  # a worker tells of whole parts
+    for (start, part), errors in mapper(partial(_errors_of, model, t, pays(model.device), here), numbered):
+        found[start], done = len(part) * errors, done + len(part)
+        tell(0, grid)
     progress.close()
+    total = np.zeros((grid, grid + 1))
+    for start, _ in numbered:  # in one order, whichever was done first
+        total += found[start]
     return Errors(t, total / images)
+
+
+def _errors_of(
+    model: Model,
+    t: tuple[float, ...],
+    bfloat16: bool,
+    tell: ImageProgress | None,
+    part: tuple[int, SubsetPart],
+) -> NDArray[np.float64]:
+    """Mean errors of a part of the images, whose first has this number. tell: called with (image times done, grid)."""
+    start, images = part
+    batch = images.on(model.device)
+    draws = Draws(SEED, torch.arange(start, start + len(batch), device=model.device))
+    progress = None if tell is None else lambda done, grid: tell(len(batch) * done, grid)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+        return measure_errors(model.denoiser, model.process, t, batch.x, batch.cond, draws, progress=progress).errors
 
 
 @dataclass(frozen=True)
@@ -168,13 +191,22 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     return 1 - 6 * float(np.square(differences).sum()) / (len(differences) * (len(differences) ** 2 - 1))
 
 
-def rank(model: Model, planner: Planner, judge: Evaluator[Any], *, count: int, progress: Reporter) -> list[Ranked]:
+def rank(
+    model: Model,
+    planner: Planner,
+    judge: Evaluator[Any],
+    *,
+    count: int,
+    progress: Reporter,
+    mapper: Mapper = in_turn,
+) -> list[Ranked]:
     """Draws `count` images under every plan of `check_plans` and scores them. Seeds are the planner's own."""
     ranked, plans = [], check_plans(planner)
     for i, (name, plan) in enumerate(plans):
         progress.note(f"plan {i + 1} of {len(plans)}: {name}")
         drawer = Drawer(model, Ancestral(model.process), plan)
-        row = measure(drawer, range(SEED, SEED + count), judge, progress=image_progress(progress)).row
+        how = {"progress": image_progress(progress), "mapper": mapper}
+        row = measure(drawer, range(SEED, SEED + count), judge, **how).row
         progress.close()
         ranked.append(Ranked(name, plan, planner.objective(plan), row.score.value))
     return ranked

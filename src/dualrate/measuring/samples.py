@@ -6,7 +6,8 @@
     OUT/images.npz      if asked for: the layout of the reference evaluators
 
 Batches are cut at multiples of the batch size from the first seed, and a batch that lacks an image is drawn again as a
-whole: so what a resumed call draws has the bits of an uninterrupted one. No more than one batch is held in memory.
+whole: so what a resumed call draws has the bits of an uninterrupted one. No more than one batch is held in memory, and
+one in each worker.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from dualrate.machine.environment import environment
 from dualrate.machine.files import write_whole, written_aside
 from dualrate.machine.guards import run_lock
 from dualrate.machine.progress import ImageProgress
+from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer, plain_step
 from dualrate.measuring.sample_record import GRID_PNG, NPZ, Record, read_record
 from dualrate.metrics.origin import PIXELS
@@ -57,12 +60,14 @@ def write_samples(
     *,
     npz: bool = False,
     progress: ImageProgress | None = None,
+    mapper: Mapper = in_turn,
     command: str = "dualrate.write_samples",
 ) -> Written:
     """Draw the images of these seeds that `out` lacks, and write each as PNG at once; then the grid, and images.npz.
 
     drawer:   of precision "auto": that of the images that are there, if any
     progress: called with (images there, of how many) at first and after every batch
+    mapper:   draws the batches; they are written here
     command:  kept in sample.json
     Raises ValueError, before anything is written, for what cannot be drawn, and for an `out` that holds samples of
     another kind or anything else; OSError for a file that cannot be written or read, with its name, and for a folder
@@ -97,7 +102,7 @@ def write_samples(
             found.require_same(record, out)
         folder = _Folder(out, record.joined(found), seeds, model.shape)
         with folder.naming_progress():
-            drawn, seconds = folder.fill(drawer, progress or (lambda done, total: None))
+            drawn, seconds = folder.fill(drawer, progress or (lambda done, total: None), mapper)
             if npz:
                 folder.write_npz(drawer.labels(seeds))
     return Written(drawn, seconds, cost, record.origin.precision)
@@ -117,7 +122,7 @@ class _Folder:
                 if seed is not None and seed in seeds:
                     self.there[seed - seeds.start] = is_whole_png(Path(entry), shape)
 
-    def fill(self, drawer: Drawer, report: ImageProgress) -> tuple[int, float]:
+    def fill(self, drawer: Drawer, report: ImageProgress, mapper: Mapper) -> tuple[int, float]:
         """Draws what is missing; how many images were drawn, in how many seconds."""
         size = drawer.batch_size
         missing = [i for i in range(0, len(self.seeds), size) if not self.there[i : i + size].all()]
@@ -125,13 +130,11 @@ class _Folder:
             self.record.write(self.directory)
         drawn, seconds, shown = 0, 0.0, False
         report(int(self.there.sum()), len(self.seeds))
-        for first in missing:
-            batch = self.seeds[first : first + size]
-            start = time.perf_counter()
-            (images,) = drawer.batches(batch)
-            seconds += time.perf_counter() - start
+        batches = [self.seeds[first : first + size] for first in missing]
+        for batch, (images, spent) in mapper(partial(_drawn, drawer.settled), batches):
+            seconds += spent
             drawn += len(batch)
-            self._write(first, images)
+            self._write(batch.start - self.seeds.start, images)
             del images  # before the next batch is drawn
             if not shown and self.there[:SHOWN].all():
                 self._write_grid()
@@ -178,3 +181,10 @@ class _Folder:
 
     def __str__(self) -> str:
         return f"{self.there.sum()} of {len(self.seeds)} images are in {self.directory}"
+
+
+def _drawn(drawer: Drawer, seeds: range) -> tuple[NDArray[np.uint8], float]:
+    """The images of a batch, (b, C, H, W), and the seconds that they took."""
+    start = time.perf_counter()
+    (images,) = drawer.batches(seeds)
+    return images, time.perf_counter() - start

@@ -25,6 +25,7 @@ from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.guards import run_lock
 from dualrate.machine.progress import ImageProgress, Reporter
+from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import Measurement, measure
@@ -94,12 +95,14 @@ def search(
     batch_size: int = 64,
     seconds: float = math.inf,
     progress: Reporter,
+    mapper: Mapper = in_turn,
 ) -> Findings:
     """The best plan of the family for a model, at the steps, heavy calls and sampler of a choice, the usual plan.
 
     keep:         a directory that holds the features as images are drawn; the same search goes on from it
     num:          images of a plan in the last round, and of the fresh ones
     grid, images: of the planner's errors, where the family is too large to measure all of it
+    mapper:       measures errors, and draws
     seconds:      after which it stops with a TimeoutError that says how far it came, as a KeyboardInterrupt does
     Raises ValueError, before anything is drawn, for what cannot be searched or scored; OSError for a directory that
     another process is filling, and for files.
@@ -115,12 +118,12 @@ def search(
         return of_plan.drawer(model, batch_size=batch_size)
 
     _ = drawer(usual).cost  # refuses what cannot be drawn
-    names = candidates(model, usual, grid=grid, images=images, progress=progress)
+    names = candidates(model, usual, grid=grid, images=images, progress=progress, mapper=mapper)
     rounds = counts(num, 2 * judge.net.dim)
     keep.mkdir(parents=True, exist_ok=True)
     with run_lock(keep, "filled by a search"):
         total = images_of(len(names), rounds) + 2 * num
-        bench = _Bench(drawer, judge, keep, progress, total, deadline)
+        bench = _Bench(drawer, judge, keep, progress, mapper, total, deadline)
         try:
             return _found(bench, names, usual, rounds)
         except (KeyboardInterrupt, TimeoutError) as stop:
@@ -133,14 +136,16 @@ def search(
             progress.close()
 
 
-def candidates(model: Model, usual: StepPlan, *, grid: int, images: int, progress: Reporter) -> Names:
+def candidates(
+    model: Model, usual: StepPlan, *, grid: int, images: int, progress: Reporter, mapper: Mapper = in_turn
+) -> Names:
     """The plans to measure, the usual one first. Raises what `measured_errors` raises."""
     steps, heavy, schedule = usual.num_steps, usual.num_heavy, model.process.schedule
     reuses = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
     family = members(steps, heavy, late=reuses and model.serves.drops)
     plans = {member.plan(schedule, steps, heavy): member for member in family}
     if len(family) > SHORT:
-        errors = measured_errors(model, grid=grid, images=images, progress=progress)
+        errors = measured_errors(model, grid=grid, images=images, progress=progress, mapper=mapper)
         planner = Planner(errors, model.process, model.experiment.method.weighting)
 
         def objective(member: Member) -> float:
@@ -174,7 +179,7 @@ def _found(bench: _Bench, names: Names, usual: StepPlan, rounds: Sequence[int]) 
     def compared(found: StepPlan, seeds: range) -> Compared:
         pair = [bench.measured(plan, seeds) for plan in (found, usual)]
         strata = bench.drawer(usual).strata(seeds)
-        of_found, of_usual = (bench.judge.replicates(one.features, strata=strata) for one in pair)
+        of_found, of_usual = (bench.judge.replicates(one.features[bench.judge.metric], strata=strata) for one in pair)
         return Compared(pair[0].row.score, pair[1].row.score, of_found - of_usual)
 
     done = halving(list(names), usual, rounds, score, after=after)
@@ -193,6 +198,7 @@ class _Bench:
     judge: Evaluator[Any]
     keep: Path
     progress: Reporter
+    mapper: Mapper
     total: int
     deadline: float
     drawn: int = 0
@@ -205,7 +211,8 @@ class _Bench:
         place = self.keep / drawer.origin(self.judge.net.identity).digest
         report = self._reporting(self._seen.get((plan, seeds.start), 0))
         self._seen[plan, seeds.start] = len(seeds)
-        return measure(drawer, seeds, self.judge, keep=place, shard_size=SHARD, progress=report)
+        how = {"shard_size": SHARD, "progress": report, "mapper": self.mapper}
+        return measure(drawer, seeds, self.judge, keep=place, **how)
 
     def _reporting(self, seen: int) -> ImageProgress:
         before, here = self.drawn, -1

@@ -1,4 +1,4 @@
-"""Images subset_batches over a set, in batches, as a model takes them: what errors and likelihoods are measured on."""
+"""Images spread over a set, in batches, as a model takes them: what errors and likelihoods are measured on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.images import ImageSet, to_float
@@ -26,8 +27,29 @@ class SubsetBatch:
         return len(self.x)
 
 
+@dataclass(frozen=True, eq=False)
+class SubsetPart:
+    """A batch as it is sent to a worker. images: (b, C, H, W) uint8; label, row: (b,) int64."""
+
+    images: NDArray[np.uint8]
+    label: NDArray[np.int64] | None
+    row: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def on(self, device: torch.device) -> SubsetBatch:
+        cond = Cond(None if self.label is None else torch.tensor(self.label, device=device))
+        return SubsetBatch(to_float(self.images).to(device), cond, torch.tensor(self.row, device=device))
+
+
 def subset_batches(model: Model, images: ImageSet, count: int, batch_size: int) -> Iterator[SubsetBatch]:
-    """`count` images, evenly subset_batches over a set, with the labels that the model is conditioned on.
+    """`subset_parts` on the model's device."""
+    return (part.on(model.device) for part in subset_parts(model, images, count, batch_size))
+
+
+def subset_parts(model: Model, images: ImageSet, count: int, batch_size: int) -> Iterator[SubsetPart]:
+    """`count` images, evenly spread over a set, in batches, with the labels that the model is conditioned on.
 
     Raises ValueError for more images than there are, images or labels that are not the model's, and a batch size
     below 1.
@@ -49,5 +71,4 @@ def subset_batches(model: Model, images: ImageSet, count: int, batch_size: int) 
     chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
     for first in range(0, count, batch_size):
         row = chosen[first : first + batch_size]
-        cond = Cond(None if labels is None else torch.tensor(labels[row], device=model.device))
-        yield SubsetBatch(to_float(images.images[row]).to(model.device), cond, torch.tensor(row, device=model.device))
+        yield SubsetPart(np.asarray(images.images[row]), None if labels is None else np.asarray(labels[row]), row)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ class DinoV2(Ranged):
         return features_of_photos(
             lambda batch: self.module(prepared(batch)).last_hidden_state[:, 0], images, "DINOv2", *how
         )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """To another process it goes as a word: that loads its own, once, on its device of the same kind."""
+        return _loaded, (self.device.type, self.batch_size)
+
+
+@cache
+def _loaded(device: str, batch_size: int) -> DinoV2:
+    return replace(load_dinov2(device), batch_size=batch_size)
 
 
 def prepared(images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from dualrate.config.serial import from_json
 from dualrate.machine.files import open_tensors, read_bytes, write_whole
+from dualrate.machine.workers import Mapper, in_turn
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.origin import Origin
 
@@ -73,14 +75,16 @@ class FeatureStore:
         *,
         size: int = 250,
         progress: Callable[[int, int], None] | None = None,
+        mapper: Mapper = in_turn,
     ) -> None:
         """Draw the images of those ids that are not here yet, and keep their features, `size` ids at a time.
 
         progress: called with (ids here, of how many) at first and after every shard.
+        mapper:   draws the shards
         Raises ValueError for repeated ids, a net that is not the origin's, and features that are not finite; and what
         `read` raises for files.
         """
-        fill_together([(self, net)], ids, draw, size=size, progress=progress)
+        fill_together([(self, net)], ids, draw, size=size, progress=progress, mapper=mapper)
 
     def missing(self, ids: Sequence[int]) -> list[int]:
         """Those of the ids that are not here, in order. Raises what `read` raises for repeated ids and for files."""
@@ -149,10 +153,12 @@ def fill_together(
     *,
     size: int = 250,
     progress: Callable[[int, int], None] | None = None,
+    mapper: Mapper = in_turn,
 ) -> None:
     """`FeatureStore.fill` of several stores, each with a net of its own: an image is drawn once for all that lack it.
 
     progress: called with (ids in all of them, of how many) at first and after every shard.
+    mapper:   draws the shards
     """
     for store, net in stores:
         if size < 1 or net.identity != store.origin.features:
@@ -164,18 +170,24 @@ def fill_together(
     report = progress or (lambda done, total: None)
     done = len(ids) - len(missing)
     report(done, len(ids))
-    for _, group in itertools.groupby(missing, key=lambda id_: id_ // size):
-        shard = list(group)
-        start = time.perf_counter()
-        images = draw(shard)
-        seconds = time.perf_counter() - start
-        for (store, net), own in zip(stores, lacking, strict=True):
+    shards = [list(group) for _, group in itertools.groupby(missing, key=lambda id_: id_ // size)]
+    for shard, (features, seconds) in mapper(partial(_features_drawn, draw, [net for _, net in stores]), shards):
+        for (store, _), own, seen in zip(stores, lacking, features, strict=True):
             rows = [row for row, id_ in enumerate(shard) if id_ in own]
             if rows:
-                share = len(rows) / len(shard)
-                store._write([shard[row] for row in rows], net.features(images[rows]), seconds * share)
+                store._write([shard[row] for row in rows], seen[rows], seconds * len(rows) / len(shard))
         done += len(shard)
         report(done, len(ids))
+
+
+def _features_drawn(
+    draw: DrawImages, nets: Sequence[FeatureExtractor], ids: Sequence[int]
+) -> tuple[list[Tensor], float]:
+    """Features (n, D) of the images of these ids by every net, and the seconds that drawing them took."""
+    start = time.perf_counter()
+    images = draw(ids)
+    seconds = time.perf_counter() - start
+    return [net.features(images) for net in nets], seconds
 
 
 def _tensors(file: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -13,7 +13,8 @@ import hashlib
 import io
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 
@@ -54,6 +55,15 @@ class Inception(Ranged):
         """(N, 2048); see `features_of_photos`."""
         how = (self.device, self.batch_size, self.progress)
         return features_of_photos(lambda batch: self.module(batch.expand(-1, 3, -1, -1))[0], images, "Inception", *how)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """To another process it goes as a word: that loads its own, once, on its device of the same kind."""
+        return _loaded, (self.device.type, self.batch_size)
+
+
+@cache
+def _loaded(device: str, batch_size: int) -> Inception:
+    return replace(load_inception(device), batch_size=batch_size)
 
 
 def load_inception(

@@ -8,12 +8,14 @@ WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeGuard
@@ -70,6 +72,41 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
     Raises ValueError if the path is neither, OSError if its files are damaged or cannot be read.
     """
     return read_stored(path, note).model(device)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where another process loads a model from, on its own device of the same kind.
+
+    weights: the hash that they then have; denoiser: what calls them, if not their own
+    """
+
+    path: Path
+    weights: str
+    denoiser: str | None
+    device: str
+    experiment: Experiment = field(compare=False)  # which brings the modules of its parts with it
+
+    @cache  # noqa: B019  # kept as long as a worker lives
+    def model(self) -> Model:
+        """Raises what `load` raises; ValueError if another model is there by now."""
+        found = load(self.path, device=self.device, note=lambda text: None).with_denoiser(self.denoiser)
+        if found.weights_hash != self.weights:
+            raise ValueError(
+                f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
+                "export it first, and use what was exported"
+            )
+        return found
+
+
+def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
+    if model.path is None:
+        raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
+    where = (model.path.resolve(), model.weights_hash, model.called_by, model.device.type, model.experiment)
+    return Place.model, (Place(*where),)
+
+
+copyreg.pickle(Model, _placed)
 
 
 def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
