@@ -18,7 +18,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from dualrate.diffusion.prediction import x_from_v
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, per_row
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 
@@ -54,8 +54,8 @@ class Plain:
         return Context()
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
-        log_snr = self.process.schedule.log_snr(t).to(z.dtype)
-        return x_from_v(z, self.network(z, log_snr, cond.label).to(z.dtype), log_snr)
+        log_snr = self.process.log_snr(t).to(z.dtype)
+        return x_from_v(z, self.network(z, per_row(log_snr, z), cond.label).to(z.dtype), log_snr)
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class DualRate:
     reuse: Reuse = Reuse.MARKOV
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        log_snr = self.process.schedule.log_snr(t).to(z.dtype)
-        features, v = self.encoder(z, log_snr, cond.label)
+        log_snr = self.process.log_snr(t).to(z.dtype)
+        features, v = self.encoder(z, per_row(log_snr, z), cond.label)
         return Context(features, tau=t, x_hat=None if v is None else x_from_v(z, v.to(z.dtype), log_snr))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         if context.x_hat is not None:
             return context.x_hat
-        log_snr = self.process.schedule.log_snr(t).to(z.dtype)
-        log_snr_tau = None if context.tau is None else self.process.schedule.log_snr(context.tau).to(z.dtype)
-        v = self.light(z, log_snr, cond.label, context.features, log_snr_tau, context.present)
+        log_snr = self.process.log_snr(t).to(z.dtype)
+        tau = None if context.tau is None else per_row(self.process.log_snr(context.tau).to(z.dtype), z)
+        v = self.light(z, per_row(log_snr, z), cond.label, context.features, tau, context.present)
         return x_from_v(z, v.to(z.dtype), log_snr)

@@ -125,4 +125,4 @@ class OracleDenoiser:
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         """x_hat: (B, *D). z: (B, *D), t: (B,)."""
-        return self.mixture.posterior_mean(z, self.process.schedule.log_snr(t)).to(z.dtype)
+        return self.mixture.posterior_mean(z, self.process.log_snr(t)).to(z.dtype)

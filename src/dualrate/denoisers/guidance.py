@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,14 +41,14 @@ class Guided(Ranged):
         return self.inner.reuse
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        return self.inner.encode(torch.cat((z, z)), torch.cat((t, t)), self._both(cond))
+        return self.inner.encode(torch.cat((z, z)), _twice(t), self._both(cond))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         active = self._active(t)
         if not bool(active.any()):
             return self.inner.denoise(z, t, context.rows(slice(0, z.shape[0])), cond)
-        x_label, x_null = self.inner.denoise(torch.cat((z, z)), torch.cat((t, t)), context, self._both(cond)).chunk(2)
-        weight = torch.where(active, self.weight, 1.0).to(z.dtype)
+        x_label, x_null = self.inner.denoise(torch.cat((z, z)), _twice(t), context, self._both(cond)).chunk(2)
+        weight = torch.where(active, self.weight, 1.0)
         return x_null + expand(weight, z) * (x_label - x_null)
 
     def _both(self, cond: Cond) -> Cond:
@@ -56,7 +57,11 @@ class Guided(Ranged):
         return Cond(torch.cat((cond.label, torch.full_like(cond.label, self.null))))
 
     def _active(self, t: Tensor) -> Tensor:
-        if self.interval is None:
-            return torch.ones_like(t, dtype=torch.bool)
-        noise_level = torch.exp(-self.process.schedule.log_snr(t) / 2)
-        return (noise_level > self.interval[0]) & (noise_level <= self.interval[1])
+        noise_level = torch.exp(-self.process.log_snr(t) / 2)
+        low, high = self.interval or (-1, math.inf)
+        return (noise_level > low) & (noise_level <= high)
+
+
+def _twice(t: Tensor) -> Tensor:
+    """(2B,) times; a plan's stay one number."""
+    return t.expand(2, *t.shape).flatten(0, 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from dualrate.config.ranges import Ranged, SharedBlocks
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.diffusion.prediction import x_from_v
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, per_row
 from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.networks.uvit import Skips, UViT
 
@@ -87,8 +87,8 @@ class SharedEncoder(Ranged):
         return self._x_hat(z, log_snr, emb, h + context.features[0], skips)
 
     def _embedded(self, z: Tensor, t: Tensor, cond: Cond) -> tuple[UViT, Tensor, Tensor]:
-        log_snr = self.process.schedule.log_snr(t).to(z.dtype)
-        return self.network, log_snr, self.network.embedding(log_snr, cond.label)
+        log_snr = self.process.log_snr(t).to(z.dtype)
+        return self.network, log_snr, self.network.embedding(per_row(log_snr, z), cond.label)
 
     def _x_hat(self, z: Tensor, log_snr: Tensor, emb: Tensor, h: Tensor, skips: Skips) -> Tensor:
         """From h, the output of the first `split` blocks."""

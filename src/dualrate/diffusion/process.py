@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dualrate.diffusion.schedule import Schedule, alpha, sigma
+from dualrate.diffusion.times import once
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,52 @@ class Gaussian:
 def expand(value: Tensor, like: Tensor) -> Tensor:
     """A tensor over leading axes with trailing axes of size one, so that it broadcasts against `like`, in its dtype.
 
-    Coefficients are computed in the dtype of the times (float64 in sampling); a state keeps its own.
+    Coefficients are computed in the dtype of the times (float64 in sampling); a state keeps its own. One number for all
+    rows, (), is left where it is, on the host: an operator takes it along whatever the device.
     """
-    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)).to(like.dtype)
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)).to(like) if value.ndim else value
+
+
+def per_row(value: Tensor, like: Tensor) -> Tensor:
+    """(B,) on the device of `like`: (B, ...). value: (B,), or () on the host."""
+    return value if value.ndim else like.new_full((len(like),), value.item())
+
+
+@once
+def _log_snr(schedule: Schedule, t: Tensor) -> Tensor:
+    return schedule.log_snr(t)
+
+
+@once
+def _scales(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    log_snr = schedule.log_snr(t)
+    return alpha(log_snr), sigma(log_snr)
+
+
+@once
+def _transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """a, c sigma_t^2."""
+    log_snr_s, log_snr_t = schedule.log_snr(s), schedule.log_snr(t)
+    scale = alpha(log_snr_t) / alpha(log_snr_s)
+    return scale, -torch.expm1(log_snr_t - log_snr_s) * torch.sigmoid(-log_snr_t)
+
+
+@once
+def _posterior(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """r / a, c alpha_s, c sigma_s^2."""
+    log_snr_s, log_snr_t = schedule.log_snr(s), schedule.log_snr(t)
+    gap = log_snr_t - log_snr_s
+    from_z = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
+    from_x = -torch.expm1(gap) * alpha(log_snr_s)
+    return from_z, from_x, -torch.expm1(gap) * torch.sigmoid(-log_snr_s)
 
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """x -> z_t under a schedule. x, z: (B, ...); times: (B,), or any leading axes of the state."""
+    """x -> z_t under a schedule. x, z: (B, ...); times: (B,), or any leading axes of the state.
+
+    A plan's times are numbers on the host (`diffusion/times.py`); so are the coefficients of what is made with them.
+    """
 
     schedule: Schedule
 
@@ -54,24 +93,27 @@ class GaussianProcess:
     def sigma(self, t: Tensor) -> Tensor:
         return sigma(self.schedule.log_snr(t))
 
+    def log_snr(self, t: Tensor) -> Tensor:
+        """The schedule's log_snr(t), or () where t is a plan's."""
+        return _log_snr(self.schedule, t)
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t, or () where t is a plan's."""
+        return _scales(self.schedule, t)
+
     def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """z_t = alpha_t x + sigma_t eps."""
-        return expand(self.alpha(t), x) * x + expand(self.sigma(t), x) * eps
+        alpha_t, sigma_t = self.scales(t)
+        return expand(alpha_t, x) * x + expand(sigma_t, x) * eps
 
     def transition(self, z_s: Tensor, s: Tensor, t: Tensor) -> Gaussian:
         """q(z_t | z_s) for s <= t."""
-        log_snr_s, log_snr_t = self.schedule.log_snr(s), self.schedule.log_snr(t)
-        scale = alpha(log_snr_t) / alpha(log_snr_s)
-        variance = -torch.expm1(log_snr_t - log_snr_s) * torch.sigmoid(-log_snr_t)
+        scale, variance = _transition(self.schedule, s, t)
         return Gaussian(expand(scale, z_s) * z_s, expand(variance, z_s))
 
     def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """q(z_s | z_t, x) for s <= t."""
-        log_snr_s, log_snr_t = self.schedule.log_snr(s), self.schedule.log_snr(t)
-        gap = log_snr_t - log_snr_s
-        from_z = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
-        from_x = -torch.expm1(gap) * alpha(log_snr_s)
-        variance = -torch.expm1(gap) * torch.sigmoid(-log_snr_s)
+        from_z, from_x, variance = _posterior(self.schedule, t, s)
         return Gaussian(expand(from_z, z_t) * z_t + expand(from_x, z_t) * x, expand(variance, z_t))
 
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, eps_tau: Tensor, eps_t: Tensor) -> tuple[Tensor, Tensor]:

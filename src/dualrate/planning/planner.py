@@ -28,6 +28,7 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond, Context, Refresh
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 
@@ -79,11 +80,11 @@ def every_call(
     Along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the caller's.
     """
     steps, rows = len(t) - 1, len(x)
-    times = torch.tensor(t[:-1], dtype=torch.float64, device=x.device)
+    times = [shared_time(time, rows) for time in t[:-1]]
     contexts: list[Context] = []
-    z = process.add_noise(x, times[0].expand(rows), draws.normal("plan start", *x.shape[1:]).to(x.dtype))
+    z = process.add_noise(x, times[0], draws.normal("plan start", *x.shape[1:]).to(x.dtype))
     for i in range(steps):
-        now = times[i].expand(rows)
+        now = times[i]
         fresh = denoiser.encode(z, now, cond)
         for j, context in enumerate(contexts):
             yield Call(i, j, z, now, context)
@@ -92,7 +93,7 @@ def every_call(
         contexts.append(fresh.aged())
         if i + 1 < steps:
             noise = draws.normal(f"plan step {i}", *x.shape[1:]).to(x.dtype)
-            z = process.posterior(z, x, now, times[i + 1].expand(rows)).sample(noise)
+            z = process.posterior(z, x, now, times[i + 1]).sample(noise)
 
 
 def measure_errors(

@@ -31,8 +31,8 @@ from torch import Tensor
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import GaussianProcess, expand
-from dualrate.diffusion.schedule import alpha
-from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, weight_of_x
+from dualrate.diffusion.schedule import sigma
+from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
 XVariance = Callable[[Tensor], Tensor]  # log_snr (B,) -> variance of x about x_hat, per dimension, (B,)
 
@@ -97,12 +97,10 @@ class AdjustedDDIM(Step):
         x_hat = denoise(z, t)
         if bool((s == 0).all()):
             return x_hat, carry
-        log_snr_t, log_snr_s = self.process.schedule.log_snr(t), self.process.schedule.log_snr(s)
+        log_snr_t, log_snr_s = self.process.log_snr(t), self.process.log_snr(s)
         eps_hat = eps_from_x(z, x_hat, log_snr_t)
-        missing = (
-            weight_of_x(self.process, t, s) ** 2
-            * self.variance(log_snr_t)
-            / eps_hat.double().square().flatten(1).mean(1)
-        )
-        stretched = (torch.sigmoid(-log_snr_s) + missing).sqrt()
-        return expand(alpha(log_snr_s), z) * x_hat + expand(stretched, z) * eps_hat, carry
+        from_z, from_x = move_weights(self.process, t, s)
+        variance = self.variance(log_snr_t.flatten()).view_as(log_snr_t)  # of one number, too, it is asked as of rows
+        missing = from_x**2 * variance / eps_hat.square().flatten(1).mean(1)
+        stretched = missing / ((torch.sigmoid(-log_snr_s) + missing).sqrt() + sigma(log_snr_s))  # the root's gain
+        return expand(from_z, z) * z + expand(from_x, z) * x_hat + expand(stretched, z) * eps_hat, carry

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
-from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
 from dualrate.diffusion.schedule import alpha, sigma
+from dualrate.diffusion.times import once
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped, move
 
 
@@ -77,10 +77,8 @@ class Ancestral(Ranged, MarkovStep):
         posterior = self.process.posterior(z, denoise(z, t), t, s)
         if self.gamma == 0:
             return posterior
-        # log of (c sigma_t^2) / (c sigma_s^2): c cancels, so that nothing is lost for small steps
-        log_snr_t, log_snr_s = self.process.schedule.log_snr(t), self.process.schedule.log_snr(s)
-        log_ratio = torch.nn.functional.logsigmoid(-log_snr_t) - torch.nn.functional.logsigmoid(-log_snr_s)
-        return Gaussian(posterior.mean, posterior.variance * expand(torch.exp(self.gamma * log_ratio), z))
+        more = _more_noise(self.process, self.gamma, t, s)
+        return Gaussian(posterior.mean, posterior.variance * expand(more, z))
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         if self.eta == 0:
@@ -92,12 +90,27 @@ class Ancestral(Ranged, MarkovStep):
     def _with_less_noise(self, x: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         if self.eta == 0:
             raise ValueError("with eta = 0 z_s is a function of z_t and has no density: use an eta above 0")
-        log_snr_t, log_snr_s = self.process.schedule.log_snr(t), self.process.schedule.log_snr(s)
-        gap = log_snr_t - log_snr_s
-        kept = (1 - self.eta) * (1 + self.eta) + self.eta**2 * torch.exp(gap)  # 1 - eta^2 c, free of cancellation
-        eps = eps_from_x(z, x, log_snr_t)
-        mean = expand(alpha(log_snr_s), z) * x + expand(kept.sqrt() * sigma(log_snr_s), z) * eps
-        return Gaussian(mean, expand(-(self.eta**2) * torch.expm1(gap) * torch.sigmoid(-log_snr_s), z))
+        from_z, from_x, variance = _less_noise(self.process, self.eta, t, s)
+        return Gaussian(expand(from_z, z) * z + expand(from_x, z) * x, expand(variance, z))
+
+
+@once
+def _more_noise(process: GaussianProcess, gamma: float, t: Tensor, s: Tensor) -> Tensor:
+    """((c sigma_t^2) / (c sigma_s^2))^gamma: c cancels, so that nothing is lost for small steps."""
+    log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
+    log_ratio = torch.nn.functional.logsigmoid(-log_snr_t) - torch.nn.functional.logsigmoid(-log_snr_s)
+    return torch.exp(gamma * log_ratio)
+
+
+@once
+def _less_noise(process: GaussianProcess, eta: float, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of z and x in the mean, k / sigma_t and alpha_s - alpha_t k / sigma_t with k^2 = sigma_s^2 - g^2; and g^2."""
+    log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
+    gap = log_snr_t - log_snr_s
+    kept = (1 - eta) * (1 + eta) + eta**2 * torch.exp(gap)  # 1 - eta^2 c, free of cancellation
+    from_z = kept.sqrt() * sigma(log_snr_s) / sigma(log_snr_t)
+    from_x = alpha(log_snr_s) - alpha(log_snr_t) * from_z
+    return from_z, from_x, -(eta**2) * torch.expm1(gap) * torch.sigmoid(-log_snr_s)
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,19 @@ class Bands(Ranged):
 
     def mean(self, coefficients: Tensor) -> Tensor:
         """(B, K): the mean over each band. coefficients: (B, C, H, W)."""
-        flat, index = coefficients.flatten(1), self.index.flatten().to(coefficients.device)
-        total = flat.new_zeros(len(flat), self.count).index_add_(1, index, flat)
-        return total / self._sizes.to(flat)
+        flat = coefficients.flatten(1)
+        total = flat.new_zeros(len(flat), self.count).index_add_(1, _index(self, flat.device), flat)
+        return total / self._sizes.to(flat, non_blocking=True)
 
     def spread(self, values: Tensor) -> Tensor:
         """(B, C, H, W): each band's value at all of its coefficients. values: (B, K), or (1, K) for all rows."""
-        return values[:, self.index.flatten().to(values.device)].unflatten(1, self.shape)
+        return values[:, _index(self, values.device)].unflatten(1, self.shape)
+
+
+@cache
+def _index(bands: Bands, device: torch.device) -> Tensor:
+    """(C H W,) the band of each coefficient; made once for a device."""
+    return bands.index.flatten().to(device)
 
 
 @cache

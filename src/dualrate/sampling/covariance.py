@@ -48,9 +48,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.process import GaussianProcess, expand
-from dualrate.diffusion.schedule import alpha, sigma
+from dualrate.diffusion.schedule import alpha
+from dualrate.diffusion.times import is_shared, once
 from dualrate.sampling.bands import Bands
-from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move, weight_of_x
+from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 
 Kernel = Literal["markov", "ddim"]
 FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
@@ -85,8 +86,7 @@ class TabulatedCovariance(Ranged, Step):
         return self.kernel == "markov"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
-        variance = self.variance.to(z)[place(self.t, t)]
-        return banded(self, z, denoise(z, t), variance, t, s, draw()), carry
+        return banded(self, z, denoise(z, t), at_time(self.variance, self.t, t, z), t, s, draw()), carry
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +113,11 @@ class ProbedCovariance(Step):
         return self.table.markovian
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
-        table, row = self.table, place(self.table.t, t)
+        table = self.table
         x_hat, estimate = probed(table.process, table.bands, denoise, z, t, draw())
-        most, trusted = self.data.to(z), self.trusted.to(z.device)[row]
-        variance = torch.where(trusted, torch.minimum(estimate.clamp_min(0), most), table.variance.to(z)[row])
+        most, trusted = self.data.to(z, non_blocking=True), at_time(self.trusted, table.t, t, z)
+        tabulated = at_time(table.variance, table.t, t, z)
+        variance = torch.where(trusted > 0, torch.minimum(estimate.clamp_min(0), most), tabulated)
         return banded(table, z, x_hat, variance, t, s, draw()), carry
 
 
@@ -151,25 +152,41 @@ class NoiseCovariance(Ranged, Step):
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         if bool((s == 0).all()):
             return denoise(z, t), carry
-        normal, log_snr = draw(), self.process.schedule.log_snr
+        normal = draw()
         x_hat, along = derivative(self.process, denoise, z, t, normal, self.length)
         mean, b, v = moments(self.process, self.kernel, z, x_hat, t, s)
         if self.kernel == "ddim":
-            return mean + expand(b * sigma(log_snr(t)), z) * along, carry
-        share = b**2 / v.sqrt() * tweedie(self.process, t) / (1 + torch.exp((log_snr(s) - log_snr(t)) / 2))
-        return mean + expand(v.sqrt(), z) * normal + expand(share, z) * along, carry
+            return mean + expand(b * self.process.scales(t)[1], z) * along, carry
+        return mean + expand(v.sqrt(), z) * normal + expand(_share(self.process, t, s), z) * along, carry
+
+
+@once
+def _share(process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
+    """B^2 / sqrt(V) (sigma_t^2 / alpha_t) / (1 + e^(h / 2)), of the derivative along the noise."""
+    _, b, v = weights(process, "markov", t, s)
+    half = (process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2
+    return b**2 / v.sqrt() * tweedie(process, t) / (1 + torch.exp(half))
 
 
 def moments(
     process: GaussianProcess, kernel: Kernel, z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean A z_t + B x_hat, (B, ...), and B and V of a kernel, (B,)."""
+    """The mean A z_t + B x_hat, (B, ...), and B and V of a kernel, (B,) or () at a plan's times."""
+    a, b, v = weights(process, kernel, t, s)
+    return expand(a, z) * z + expand(b, z) * x_hat, b, v
+
+
+@once
+def weights(process: GaussianProcess, kernel: Kernel, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A, B and V of a kernel."""
     if kernel == "ddim":
-        b = weight_of_x(process, t, s)
-        return move(process, z, x_hat, t, s), b, torch.zeros_like(b)
+        a, b = move_weights(process, t, s)
+        return a, b, torch.zeros_like(b)
     log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
-    c = -torch.expm1(log_snr_t - log_snr_s)
-    return process.posterior(z, x_hat, t, s).mean, c * alpha(log_snr_s), c * torch.sigmoid(-log_snr_s)
+    gap = log_snr_t - log_snr_s
+    c = -torch.expm1(gap)
+    a = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
+    return a, c * alpha(log_snr_s), c * torch.sigmoid(-log_snr_s)
 
 
 def banded(
@@ -199,6 +216,7 @@ def probed(
     return x_hat, expand(tweedie(process, t), estimate) * estimate
 
 
+@once
 def tweedie(process: GaussianProcess, t: Tensor) -> Tensor:
     """sigma_t^2 / alpha_t, (B,): C over the derivative of x_hat."""
     log_snr = process.schedule.log_snr(t)
@@ -224,7 +242,7 @@ def derivative(
             return x_hat, torch.zeros_like(z) if along is None else along
         except NotImplementedError:
             length = FALLBACK
-    x_hat, step = denoise(z, t) if own is None else own, expand(length * process.sigma(t), z)
+    x_hat, step = denoise(z, t) if own is None else own, expand(length * process.scales(t)[1], z)
     return x_hat, (denoise(z + step * direction, t) - denoise(z, t)) / step
 
 
@@ -233,6 +251,12 @@ def _forward_mode(denoise: Denoise, z: Tensor, t: Tensor, direction: Tensor) -> 
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no forward rule
         x_hat, along = forward_ad.unpack_dual(denoise(forward_ad.make_dual(z, direction), t))
     return x_hat, along
+
+
+def at_time(values: Tensor, times: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    """The rows of values: (N, K) at which the plan's steps start at t, in the precision of `like`: (B, K) or (1, K)."""
+    found = values.to(t.device)[place(times, t[:1] if is_shared(t) else t)]
+    return found.to(like, non_blocking=True)
 
 
 def place(times: Tensor, t: Tensor) -> Tensor:

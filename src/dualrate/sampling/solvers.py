@@ -28,12 +28,14 @@ tens to hundreds there, would multiply whatever x_s differs from it by.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.times import once
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 
@@ -58,9 +60,7 @@ class Heun(Step):
         z_s = move(self.process, z, x_t, t, s)
         if bool((t == 1).all()):
             return z_s, carry
-        log_snr = self.process.schedule.log_snr
-        growth = torch.exp((log_snr(s) - log_snr(t)) / 2)
-        x = x_t + expand(growth / 2, z) * (denoise(z_s, s) - x_t)
+        x = x_t + expand(_half_growth(self.process, t, s), z) * (denoise(z_s, s) - x_t)
         return move(self.process, z, x, t, s), carry
 
 
@@ -137,7 +137,17 @@ class SDEDPMSolver2M(Ranged, Step):
         if bool((s == 0).all()):
             return x_t, (x_t, t)
         x = extrapolated(self.process, x_t, t, s, carry)
-        return Ancestral(self.process, self.gamma).kernel(lambda *_: x, z, t, s).sample(draw()), (x_t, t)
+        return self._ancestral.kernel(lambda *_: x, z, t, s).sample(draw()), (x_t, t)
+
+    @cached_property
+    def _ancestral(self) -> Ancestral:
+        return Ancestral(self.process, self.gamma)
+
+
+@once
+def _half_growth(process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
+    """e^h / 2."""
+    return torch.exp((process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2) / 2
 
 
 def extrapolated(process: GaussianProcess, x_t: Tensor, t: Tensor, s: Tensor, carry: Carry) -> Tensor:
@@ -145,18 +155,32 @@ def extrapolated(process: GaussianProcess, x_t: Tensor, t: Tensor, s: Tensor, ca
     if not carry:
         return x_t
     x_prev, t_prev = carry
+    return x_t + expand(_half_ratio(process, t, s, t_prev), x_t) * (x_t - x_prev)
+
+
+@once
+def _half_ratio(process: GaussianProcess, t: Tensor, s: Tensor, t_prev: Tensor) -> Tensor:
+    """h / (2 h_prev)."""
     log_snr = process.schedule.log_snr
-    ratio = (log_snr(s) - log_snr(t)) / (log_snr(t) - log_snr(t_prev))
-    return x_t + expand(ratio / 2, x_t) * (x_t - x_prev)
+    return (log_snr(s) - log_snr(t)) / (log_snr(t) - log_snr(t_prev)) / 2
 
 
 def mean_of_parabola(process: GaussianProcess, x_t: Tensor, t: Tensor, s: Tensor, carry: Carry) -> Tensor:
     """x_hat's mean over the step, weighted with e^l, on the parabola through x_t and carry = ((x_p, p), (x_q, q))."""
     (x_p, p), (x_q, q) = carry
-    l_s, l_t, l_p, l_q = (process.schedule.log_snr(time) / 2 for time in (s, t, p, q))
-    h, h_p, h_q = l_s - l_t, l_t - l_p, l_p - l_q
+    h_p, h_q, mean, moment = _parabola(process, t, s, p, q)
     first = (x_t - x_p) / expand(h_p, x_t)
     second = (first - (x_p - x_q) / expand(h_q, x_t)) / expand(h_p + h_q, x_t)
-    mean = -h / torch.expm1(-h) - 1  # <u>
-    mean_square = h * (1 + mean) - 2 * mean  # <u^2>
-    return x_t + expand(mean, x_t) * first + expand(mean_square + h_p * mean, x_t) * second
+    return x_t + expand(mean, x_t) * first + expand(moment, x_t) * second
+
+
+@once
+def _parabola(
+    process: GaussianProcess, t: Tensor, s: Tensor, p: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h_p, h_q, <u> and <u^2> + h_p <u>."""
+    l_s, l_t, l_p, l_q = (process.schedule.log_snr(time) / 2 for time in (s, t, p, q))
+    h, h_p = l_s - l_t, l_t - l_p
+    mean = -h / torch.expm1(-h) - 1
+    mean_square = h * (1 + mean) - 2 * mean
+    return h_p, l_p - l_q, mean, mean_square + h_p * mean

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualrate.diffusion.prediction import eps_from_x
-from dualrate.diffusion.process import Gaussian, GaussianProcess
-from dualrate.diffusion.schedule import alpha
+from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
+from dualrate.diffusion.schedule import alpha, sigma
+from dualrate.diffusion.times import once
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> x_hat
 Draw = Callable[[], Tensor]  # this step's next standard normal numbers, in the state's shape
@@ -27,7 +27,7 @@ Stepped = tuple[Tensor, Carry]  # z_s and the next carry
 
 
 class Step(ABC):
-    """An update rule. A step is stateless; times are (B,) with s < t.
+    """An update rule. A step is stateless; times are (B,) with s < t, a plan's on the host (`diffusion/times.py`).
 
     order:             of its error, which falls with the number of steps N as N^-order
     calls_per_step:    calls of the network that a step makes; a forward-mode derivative counts as another one
@@ -69,10 +69,13 @@ class MarkovStep(Step):
 
 def move(process: GaussianProcess, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """z_s on the probability-flow ODE if x_hat were x all the way from z_t. z, x: (B, ...); t, s: (B,)."""
-    return process.add_noise(x, s, eps_from_x(z, x, process.schedule.log_snr(t)))
+    from_z, from_x = move_weights(process, t, s)
+    return expand(from_z, z) * z + expand(from_x, z) * x
 
 
-def weight_of_x(process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
-    """alpha_s - alpha_t sigma_s / sigma_t, of x in `move`: (B,)."""
+@once
+def move_weights(process: GaussianProcess, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Of z and x in `move`: sigma_s / sigma_t and alpha_s - alpha_t sigma_s / sigma_t."""
     log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
-    return -torch.expm1((log_snr_t - log_snr_s) / 2) * alpha(log_snr_s)
+    from_x = -torch.expm1((log_snr_t - log_snr_s) / 2) * alpha(log_snr_s)
+    return sigma(log_snr_s) / sigma(log_snr_t), from_x

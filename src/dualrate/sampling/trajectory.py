@@ -22,6 +22,7 @@ from torch import Tensor
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.sampling.step import Carry, Step
 
@@ -30,7 +31,7 @@ from dualrate.sampling.step import Carry, Step
 class State:
     """Where a trajectory stands: before step i of the plan, at time t.
 
-    z: (B, ...); t: (B,); context with its z_tau: of the latest heavy call; carry: the step's own
+    z: (B, ...); t: (B,) on the host; context with its z_tau: of the latest heavy call; carry: the step's own
     """
 
     i: int
@@ -92,20 +93,19 @@ def trajectory(
     calls the network at a second time; and for a state of another plan. Warns of noise where a smooth path is needed.
     """
     check_reuse(denoiser, step, plan)
-    times = torch.tensor(plan.t, dtype=torch.float64, device=z.device)
-    rows = z.shape[0]
+    times = [shared_time(t, z.shape[0]) for t in plan.t]
     if state is None:
         if not 0 <= start < plan.num_steps:
             raise ValueError(f"start is one of the plan's steps 0..{plan.num_steps - 1}, got {start}")
-        state = State(start, z, times[start].expand(rows), Context(), None, step.start())
-    elif not torch.equal(state.t, times[state.i].expand_as(state.t)):
+        state = State(start, z, times[start], Context(), None, step.start())
+    elif float(state.t[0]) != plan.t[state.i]:
         raise ValueError(f"this state stands at step {state.i} of another plan: its time is not {plan.t[state.i]}")
     needs = state.i < plan.num_steps and plan.refresh[state.i] is Refresh.KEEP
     if needs and state.z_tau is None:
         raise ValueError(f"step {state.i} reuses a context: start at a heavy step, or pass a state that holds one")
     yield state
     for i in range(state.i, plan.num_steps):
-        state = _advance(denoiser, step, plan.refresh[i], state, times[i + 1].expand(rows), cond, draw)
+        state = _advance(denoiser, step, plan.refresh[i], state, times[i + 1], cond, draw)
         yield state
 
 
