@@ -55,33 +55,51 @@ class Draws:
         copy = torch.arange(times, device=self.row.device)
         return Draws(self.seed, (self.row[:, None] * times + copy).flatten())
 
-    def _words(self, stream: str, count: int) -> Tensor:
-        """(B, count) int64 in [0, 2^32)."""
-        blocks = torch.arange(-(-count // 4), device=self.row.device)
-        row = self.row[:, None]
-        counter = (blocks[None], row & _MASK, (row >> 32) & _MASK, torch.full_like(row, zlib.crc32(stream.encode())))
+    def _words(self, row: Tensor, stream: Tensor, blocks: int) -> Sequence[Tensor]:
+        """The four words of each block, (R, blocks) int64 in [0, 2^32). row: (R,); stream: (R,), see `_number`."""
+        row, block = row[:, None], torch.arange(blocks, device=row.device)[None]
+        counter = (block, row & _MASK, (row >> 32) & _MASK, stream[:, None])
         key = (self.seed & _MASK, (self.seed >> 32) & _MASK)
-        if row.device.type == "cpu":  # numpy's integer arithmetic takes two thirds of torch's time
-            words = tuple(torch.from_numpy(array) for array in philox([part.numpy() for part in counter], key))
-        else:
-            words = philox(counter, key)
-        return torch.stack(words, dim=-1).flatten(1)[:, :count]
+        if row.device.type != "cpu":
+            return philox(counter, key)
+        # numpy's integer arithmetic takes two thirds of torch's time
+        return [torch.from_numpy(array) for array in philox([part.numpy() for part in counter], key)]
 
     def uniform(self, stream: str, *shape: int) -> Tensor:
         """(B, *shape) float64 in (0, 1), 32 bits fine. `stream` names the use, so that no two uses share numbers."""
-        words = self._words(stream, math.prod(shape))
-        return ((words.double() + 0.5) / 2**32).view(-1, *shape)
+        count = math.prod(shape)
+        words = self._words(self.row, torch.full_like(self.row, _number(stream)), -(-count // 4))
+        return ((torch.stack(words, dim=-1).flatten(1)[:, :count].double() + 0.5) / 2**32).view(-1, *shape)
 
     def normal(self, stream: str, *shape: int) -> Tensor:
         """(B, *shape) float32, standard normal."""
-        count = math.prod(shape)
-        words = self._words(stream, count + count % 2) >> 8
-        u = ((words.float() + 0.5) / 2**24).unflatten(1, (-1, 2)).movedim(2, 0).contiguous()
-        radius = torch.log_(u[0]).mul_(-2).sqrt_()
-        angle = u[1].mul_(2 * math.pi)
-        pairs = torch.stack((torch.cos(angle).mul_(radius), torch.sin(angle).mul_(radius)), dim=-1)
-        return pairs.flatten(1)[:, :count].reshape(-1, *shape)
+        return self.normals([stream], *shape)[0]
+
+    def normals(self, streams: Sequence[str], *shape: int) -> Tensor:
+        """(S, B, *shape): `normal` of several streams at once, in as many kernels as one."""
+        count, device = math.prod(shape), self.row.device
+        blocks = -(-count // 4)
+        row = self.row.repeat(len(streams))
+        stream = torch.tensor([_number(stream) for stream in streams]).to(device).repeat_interleave(len(self.row))
+        words = self._words(row, stream, blocks)
+        pairs = torch.empty(len(row), blocks, 2, 2, device=device)
+        for i in (0, 1):
+            radius = _uniform24(words[2 * i]).log_().mul_(-2).sqrt_()
+            angle = _uniform24(words[2 * i + 1]).mul_(2 * math.pi)
+            torch.mul(torch.cos(angle), radius, out=pairs[:, :, i, 0])
+            torch.mul(torch.sin(angle), radius, out=pairs[:, :, i, 1])
+        return pairs.flatten(1)[:, :count].reshape(len(streams), -1, *shape)
 
     def integer(self, stream: str, high: int, *shape: int) -> Tensor:
         """(B, *shape) int64, uniform in [0, high)."""
         return (self.uniform(stream, *shape) * high).long()
+
+
+def _number(stream: str) -> int:
+    """The fourth word of a stream's counters."""
+    return zlib.crc32(stream.encode())
+
+
+def _uniform24(words: Tensor) -> Tensor:
+    """float32 in (0, 1), 24 bits fine. By way of int32, which a CPU turns into floats four times as fast as int64."""
+    return (words >> 8).int().float().add_(0.5).div_(2**24)

@@ -24,6 +24,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.step import Carry, Step
 
 
@@ -218,9 +219,7 @@ def sample(
         cond = Cond(None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             z = draws.normal("start", *shape)
-            images = rollout(
-                denoiser, step, plan, z, cond, lambda i, j, d=draws: d.normal(f"step {i} draw {j}", *shape)
-            )
+            images = rollout(denoiser, step, plan, z, cond, StepNoise(draws, plan.num_steps, shape))
         if progress is not None:
             progress(min(first + batch_size, len(seeds)), len(seeds))
         yield images.float()
