@@ -34,28 +34,40 @@ class Augment(Ranged):
         images: (B, C, H, W) of any type
         Raises ValueError unless 0 <= translate < min(H, W).
         """
-        batch, _, height, width = images.shape
+        height, width = images.shape[2:]
         if not 0 <= self.translate < min(height, width):
             raise ValueError(
                 f"translate {self.translate}; expected 0 to {min(height, width) - 1} for {height} x {width}"
             )
-        if not self.flip and not self.translate:
-            return images
-        at = torch.arange(max(height, width), device=images.device)
-        row, column = at[None, :height].expand(batch, -1), at[None, :width].expand(batch, -1)
         if self.translate:
-            shift = draws.integer("translate", 2 * self.translate + 1, 2) - self.translate
-            row, column = _reflect(row - shift[:, :1], height), _reflect(column - shift[:, 1:], width)
-        if self.flip:
-            mirrored = draws.uniform("flip", 1) < 0.5
-            column = torch.where(mirrored, column.flip(1), column)
-        image = torch.arange(batch, device=images.device)[:, None, None]
-        return images.movedim(1, -1)[image, row[:, :, None], column[:, None, :]].movedim(-1, 1).contiguous()
+            images = _shifted(images, draws.integer("translate", 2 * self.translate + 1, 2), self.translate)
+        return _mirrored(images, draws.uniform("flip", 1)[:, 0] < 0.5) if self.flip else images
 
 
-def _reflect(index: Tensor, size: int) -> Tensor:
-    """Indices from -(size - 1) to 2 (size - 1), reflected at both ends, which are not repeated."""
-    return (size - 1) - (size - 1 - index.abs()).abs()
+def _mirrored(images: Tensor, rows: Tensor) -> Tensor:
+    """Those of `rows`, (B,) bool, mirrored: whole images are copied, which takes a fraction of a gather of pixels."""
+    at = rows.nonzero().flatten()
+    return images.index_copy(0, at, images[at].flip(-1))
+
+
+def _shifted(images: Tensor, corner: Tensor, most: int) -> Tensor:
+    """A window of each image, whose border is reflected to `most` pixels around it.
+
+    corner: (B, 2) of the window, rows and columns from the last place: corner = most is where the image itself is
+    """
+    height, width = images.shape[2:]
+    padded = _bordered(_bordered(images, most, 3), most, 2)
+    moved = torch.empty_like(images, memory_format=torch.contiguous_format)
+    for into, of, (down, right) in zip(moved, padded, (2 * most - corner).tolist(), strict=True):
+        into.copy_(of[:, down : down + height, right : right + width])
+    return moved
+
+
+def _bordered(images: Tensor, most: int, axis: int) -> Tensor:
+    """With `most` pixels more at both ends of an axis: those next to the end, reflected; the end is not repeated."""
+    size = images.shape[axis]
+    before, after = images.narrow(axis, 1, most), images.narrow(axis, size - 1 - most, most)
+    return torch.cat((before.flip(axis), images, after.flip(axis)), axis)
 
 
 class Batches:
