@@ -1,7 +1,8 @@
 """The `dualrate` command: decides how it computes beside other programs, then runs `dualrate.cli.main`.
 
 Torch computes in the threads of OpenMP (GCC's libgomp in the wheels), which reads its settings once, when torch is
-loaded. So they are made here, in a module of its own: importing anything of `dualrate` loads torch.
+loaded. So they are made here, in a module of its own: importing anything of `dualrate` loads torch, which takes two
+seconds.
 
     how many   DUALRATE_THREADS; "auto", or nothing and no OMP_NUM_THREADS: one for every processor that is idle now,
                of those that this process may use, at least one
@@ -24,6 +25,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 
 STAT = Path("/proc/stat")
+USAGE = Path(__file__).parent / "dualrate" / "cli" / "usage.txt"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <of>", or "max <of>"
 
 
@@ -79,7 +81,10 @@ def _quota() -> int:
 
 
 def main() -> None:
-    """Entry point of the `dualrate` command."""
+    """Entry point of the `dualrate` command. What it can do is told at once: nothing is loaded for that."""
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        print(USAGE.read_text(), end="")
+        return
     try:
         os.environ.update(settings(os.environ, idle_processors()))
     except ValueError as error:

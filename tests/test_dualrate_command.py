@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import dualrate_command
+from dualrate.cli import main as cli_main
 from dualrate_command import idle_processors, settings, ticks
 
 STAT = """cpu  100 0 0 100 0 0 0 0 0 0
@@ -91,7 +92,7 @@ def test_the_settings_are_there_before_openmp_reads_them(module):
     """OpenMP is asked to tell what it has read, at the moment it is loaded."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "DUALRATE_"))}
     done = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
+        [sys.executable, "-m", module, "cost", "--help"],
         env={**own, "DUALRATE_THREADS": "3", "OMP_DISPLAY_ENV": "TRUE"},
         capture_output=True,
         text=True,
@@ -105,9 +106,29 @@ def test_the_settings_are_there_before_openmp_reads_them(module):
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in told
 
 
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_what_it_can_do_is_told_without_loading_anything(arguments, monkeypatch, capsys):
+    code = (
+        f"import sys, dualrate_command; sys.argv[1:] = {arguments}; dualrate_command.main(); "
+        "assert not {'torch', 'numpy', 'dualrate'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    monkeypatch.setattr(sys, "argv", ["dualrate", *arguments])
+    with pytest.raises(SystemExit):
+        cli_main.main()
+    assert capsys.readouterr().out == done.stdout
+
+
+def test_the_usage_has_every_command_with_its_first_line():
+    kinds = {"train": cli_main.Train, "distill": cli_main.Distill, **cli_main.COMMANDS}
+    lines = [f"  {name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
+    assert [line for line in dualrate_command.USAGE.read_text().splitlines() if line.startswith("  ")][1:] == lines
+
+
 def test_a_wrong_number_is_one_line_and_exit_code_2():
     done = subprocess.run(
-        [sys.executable, "-m", "dualrate_command", "--help"],
+        [sys.executable, "-m", "dualrate_command", "cost", "--help"],
         env={**os.environ, "DUALRATE_THREADS": "none"},
         capture_output=True,
         text=True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -45,10 +46,7 @@ LESS_MEMORY = {  # where it is short
     **dict.fromkeys(("sample", "evaluate", "cost", "bound"), "lower --batch-size"),
     "plan": "lower --grid or --batch-size",
 }
-USAGE = """usage: dualrate COMMAND ... (--help after a command for its options), dualrate --version
-       dualrate --import MODULE COMMAND ...: for runs trained by methods of another package
-"""
-THREADS = "\nOn a CPU: one thread for every idle processor; DUALRATE_THREADS=4 before the command for four."
+USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
 
 
 def _parse(arguments: list[str]) -> Train | Distill | Command:
@@ -65,12 +63,11 @@ def _parse(arguments: list[str]) -> Train | Distill | Command:
     if command in COMMANDS:
         return parse(COMMANDS[command], rest, f"dualrate {command}")
     asked = command in ("-h", "--help")
-    kinds = {"train": Train, "distill": Distill, **COMMANDS}
-    lines = [f"{name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
-    usage = "\n  ".join([USAGE, *lines, THREADS])
-    print(
-        usage if asked else f"dualrate: there is no command {command!r}\n\n{usage}", file=None if asked else sys.stderr
-    )
+    usage = USAGE.read_text()
+    if asked:
+        print(usage, end="")
+    else:
+        print(f"dualrate: there is no command {command!r}\n\n{usage}", end="", file=sys.stderr)
     raise SystemExit(0 if asked else 2)
 
 
