@@ -83,11 +83,11 @@ class Draws:
         stream = torch.tensor([_number(stream) for stream in streams]).to(device).repeat_interleave(len(self.row))
         words = self._words(row, stream, blocks)
         pairs = torch.empty(len(row), blocks, 2, 2, device=device)
-        for i in (0, 1):
-            radius = _uniform24(words[2 * i]).log_().mul_(-2).sqrt_()
-            angle = _uniform24(words[2 * i + 1]).mul_(2 * math.pi)
-            torch.mul(torch.cos(angle), radius, out=pairs[:, :, i, 0])
-            torch.mul(torch.sin(angle), radius, out=pairs[:, :, i, 1])
+        radius = _uniform24(torch.stack((words[0], words[2]))).log_().mul_(-2).sqrt_()
+        angle = _uniform24(torch.stack((words[1], words[3]))).mul_(2 * math.pi)
+        into = pairs.movedim(2, 0)  # a kernel each, without another copy
+        torch.mul(torch.cos(angle), radius, out=into[..., 0])
+        torch.mul(torch.sin(angle), radius, out=into[..., 1])
         return pairs.flatten(1)[:, :count].reshape(len(streams), -1, *shape)
 
     def integer(self, stream: str, high: int, *shape: int) -> Tensor:
