@@ -39,7 +39,7 @@ reproduce-report: env  ## compare the models in weights/ with their rivals, draw
 reproduce-cifar10: env  ## a piece of the CIFAR-10 experiment: PIECE=heavy|light|dual|dual-kept|report DATA=... [SIZE=reduced]
 	@$(BIN)/python studies/cifar10.py $(PIECE) $(if $(DATA),--data $(DATA)) --size $(or $(SIZE),full)
 
-benchmark: env  ## ratios of speed and memory, from weights/, on one thread (five minutes)
+benchmark: env-dev  ## ratios of speed and memory, also to diffusers', on one thread (six minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
 
 lint: env-dev  ## style and format

@@ -1,6 +1,7 @@
 """The ratios that speed is judged by, from the shipped weights; `make benchmark` (five minutes on a quiet machine).
 
     sampler     sampling over its network calls alone: what the loop, the noise and the update rule add
+    loop        the sampler's loop alone over that of diffusers, a seed per image
     efficiency  speed-up of the dual-rate model over the heavy one at equal steps, over the ratio of their multiply-adds
     training    images per second, dual-rate over heavy (the encoder sees the rows that keep their context)
     memory      peak, dual-rate over heavy; CPU seconds of a training iteration with and without kept memory beside it
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 import dualrate as dr
-from benchmarks import child, workloads
+from benchmarks import child, loops, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
@@ -104,8 +105,15 @@ def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
     found: Figures = {"environment": environment(), "device": str(device), "bfloat16": bfloat16, "efficiency": []}
     steps, calls = options.plans[0]
     plan = dr.StepPlan.uniform(steps, calls)
-    found["sampler"] = sampler_over_networks(dual, plan, options.batch, device, bfloat16, seconds)
-    show(f"sampling over its network calls, {steps}/{calls}, batch {options.batch}", found["sampler"])
+    found["sampler"] = {
+        f"batch {batch}": sampler_over_networks(dual, plan, batch, device, bfloat16, seconds)
+        for batch in options.batches
+    }
+    for name, ratio in found["sampler"].items():
+        show(f"sampling over its network calls, {steps}/{calls}, {name}", ratio)
+    found["loop"] = loops.beside_diffusers(options.batches, device, seconds / 10)
+    for name, ratio in found["loop"].items():
+        show(f"loop alone over diffusers', {name}", ratio)
     for steps, calls in options.plans:
         for batch in options.batches:
             cell = efficiency(heavy, dual, steps, calls, batch, device, bfloat16, seconds)
@@ -125,7 +133,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20, help="at least, for each comparison")
-    parser.add_argument("--batch", type=int, default=64, help="of the sampler's ratio")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--weights", type=Path, default=child.ROOT / "weights")
     parser.add_argument("--out", type=Path, default=child.ROOT / "docs/results/benchmarks.json")

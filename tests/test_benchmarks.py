@@ -15,7 +15,7 @@ from dualrate.recipes.fashion_mnist import FIT
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import agreement, child, gpu, imagenet, ratios, workers, workloads  # noqa: E402
+from benchmarks import agreement, child, gpu, imagenet, loops, ratios, workers, workloads  # noqa: E402
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -65,6 +65,13 @@ def test_the_replayed_calls_are_the_samplers(networks: dr.OneNetwork | dr.TwoNet
     assert len(made) == 4  # dual: 2 heavy calls whose x_hat is used at once, 2 light ones
     assert [net for net, _ in calls] == [net for net, _ in made]
     torch.testing.assert_close([output for _, output in calls], [output for _, output in made], rtol=0, atol=0)
+
+
+def test_the_loops_of_both_take_turns(monkeypatch) -> None:
+    monkeypatch.setattr(loops, "STEPS", 3)
+    found = loops.beside_diffusers([1, 2], CPU, seconds=0)
+    assert found.keys() == {f"{name}, batch {batch}" for name in loops.OURS for batch in (1, 2)}
+    assert all(ratio["cpu"].median > 0 for ratio in found.values())
 
 
 def test_efficiency_is_the_speed_up_over_the_ratio_of_multiply_adds() -> None:

@@ -55,7 +55,7 @@ class Draws:
         copy = torch.arange(times, device=self.row.device)
         return Draws(self.seed, (self.row[:, None] * times + copy).flatten())
 
-    def _words(self, row: Tensor, stream: Tensor, blocks: int) -> Sequence[Tensor]:
+    def _words(self, row: Tensor, stream: Tensor, blocks: int) -> tuple[Tensor, ...]:
         """The four words of each block, (R, blocks) int64 in [0, 2^32). row: (R,); stream: (R,), see `_number`."""
         row, block = row[:, None], torch.arange(blocks, device=row.device)[None]
         counter = (block, row & _MASK, (row >> 32) & _MASK, stream[:, None])
@@ -63,7 +63,7 @@ class Draws:
         if row.device.type != "cpu":
             return philox(counter, key)
         # numpy's integer arithmetic takes two thirds of torch's time
-        return [torch.from_numpy(array) for array in philox([part.numpy() for part in counter], key)]
+        return tuple(torch.from_numpy(array) for array in philox([part.numpy() for part in counter], key))
 
     def uniform(self, stream: str, *shape: int) -> Tensor:
         """(B, *shape) float64 in (0, 1), 32 bits fine. `stream` names the use, so that no two uses share numbers."""
