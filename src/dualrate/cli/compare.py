@@ -15,14 +15,19 @@ from dualrate.cli.options import Device, Workers
 from dualrate.config.ranges import Images, Minutes, Ranged
 from dualrate.machine.device import pick_device
 
+ENTRY = "[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
+
 
 @dataclass(frozen=True)
 class Compare(Ranged):
     """Compare models, samplers and plans: quality against FLOPs, time and memory, on one page. Goes on if run again."""
 
-    entries: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]]")]
+    entries: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]")
+    ]
     """RUN alone: its usual plans and samplers. RUN:32/8: 32 steps, 8 heavy calls spread evenly, ancestral unless a
-    sampler is named. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+shared-encoder:32/8."""
+    sampler is named. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+shared-encoder:32/8. RUN,RUN,RUN: one
+    network trained from several seeds, whose scores are pooled."""
     minutes: Minutes = 60
     """Of measuring; what they do not suffice for, the same command does next time."""
     out: Path = Path("report.html")

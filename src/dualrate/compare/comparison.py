@@ -15,6 +15,7 @@ from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.schedule import affordable, levels, useful_first
+from dualrate.compare.trainings import as_one, require_trainings, with_trainings
 from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender, chosen
 from dualrate.config.ranges import Images, Minutes, Ranged, WorkerCount
 from dualrate.experiments.experiment import Model
@@ -75,8 +76,10 @@ def compare(
     clock, device = Clock(60 * effort.minutes), torch.device(device)
     parsed = [Entry.parse(text) for text in entries]
     _require_names(parsed)
-    models = {entry.run: load(entry.run, device=device, note=progress.note) for entry in parsed}
+    runs = dict.fromkeys(run for entry in parsed for run in (entry.run, *entry.again))
+    models = {run: load(run, device=device, note=progress.note) for run in runs}
     _require_comparable(models, mixed=mixed)
+    require_trainings(parsed, models)
     judges = evaluators(next(iter(models.values())).experiment.data, features, device=device, progress=progress)
     check(judges[:1], effort.screen, details=False)
     check(judges, effort.count, details=True)
@@ -88,7 +91,7 @@ def compare(
     duals = frozenset(entry.network for entry in parsed if models[entry.run].reuses_context)
     bench.share = _share(workers, device)
     with mapper(workers, device, progress.note) as bench.mapper:
-        screened, measured, unmeasured = _measured(contenders, bench, effort, clock, duals)
+        screened, measured, unmeasured = _measured(contenders, parsed, bench, effort, clock, duals)
     left += unmeasured
     _write(out, ComparisonResults(screened, [], duals, [*left, "Nothing was timed yet."], bench.judge, command))
     results = ComparisonResults(screened, bench.finish(measured, clock.left), duals, left, bench.judge, command)
@@ -140,7 +143,12 @@ def _write(out: Path, results: ComparisonResults) -> None:
 
 
 def _measured(
-    contenders: Sequence[Contender], bench: Bench, effort: Effort, clock: Clock, duals: frozenset[str]
+    contenders: Sequence[Contender],
+    entries: Sequence[Entry],
+    bench: Bench,
+    effort: Effort,
+    clock: Clock,
+    duals: frozenset[str],
 ) -> tuple[list[MeasuredContender], list[MeasuredContender], list[str]]:
     """What was screened, what was measured on the front, and what there was no time for."""
     for judge in bench.judges:
@@ -162,7 +170,8 @@ def _measured(
 
     own = [one for one in screened if one.contender.network in duals]
     others = [one for one in screened if one.contender.network not in duals]
-    front = chosen(screened, bench, [side for side in (others, own) if side])
+    front = with_trainings(chosen(screened, bench, [side for side in (others, own) if side]), entries)
+    bench.estimate(front)
     seconds = clock.left - min(timing, clock.left / 2)
     picked, images = affordable(
         front,
@@ -174,7 +183,7 @@ def _measured(
     bench.progress.note(f"measuring {len(picked)} of the {len(front)} on the front, {images} images each")
     measured = bench.measure(picked, range(images), seconds, details=True)
     left += _left(len(front), len(measured), "contenders on the front were", "measured", images, effort.count)
-    return screened, measured, left
+    return screened, as_one(measured), left
 
 
 def _announce(

@@ -8,6 +8,7 @@
     RUN:32/8@ancestral:0.5  at a noise level gamma other than 0
     RUN:32@mypkg.steps:Mine under a step of another package
     RUN+shared-encoder:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
+    RUN,RUN,RUN:32          trainings of one network from different seeds, one line of the report
 
 Costs of different networks meet on the rungs of a ladder: so many calls of the dearest network per image.
 """
@@ -19,8 +20,9 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from dualrate.config.ranges import Probability, Ranged, Steps, checked
+from dualrate.config.ranges import Probability, Range, Ranged, Steps, checked
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
@@ -58,6 +60,7 @@ class Contender(Ranged):
     note:    what is special about the plan, empty if nothing
     denoiser: that calls the model's networks, of denoisers/catalogue.py; None: its own
     asked:   named by the user, plan and all, so measured on the front in any case
+    training: which of its network's trainings the run is, 0 the first
     """
 
     run: Path
@@ -68,6 +71,7 @@ class Contender(Ranged):
     note: str = ""
     denoiser: str | None = None
     asked: bool = False
+    training: Annotated[int, Range(0, 1000)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +89,8 @@ class Contender(Ranged):
         says = f"{self.network} {self.denoiser} {self.gamma} {self.plan.to_json()}"
         digest = hashlib.sha256(says.encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "-", self.network)
-        return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler.replace(':', '-')}-{digest}"
+        again = f"-{self.training}" if self.training else ""
+        return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler.replace(':', '-')}-{digest}{again}"
 
     def step(self, model: Model) -> Step:
         return step_for(model, self.plan, self.sampler, self.gamma or None)
@@ -98,9 +103,10 @@ class Contender(Ranged):
 
 @dataclass(frozen=True)
 class Entry(Ranged):
-    """One argument of `dualrate compare`: [NAME=]RUN[+DENOISER][:PLAN][@SAMPLER[:GAMMA]].
+    """One argument of `dualrate compare`: [NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]].
 
-    plan: "32", "32/8", a file, or None
+    plan:  "32", "32/8", a file, or None
+    again: further trainings of the run's network
     """
 
     run: Path
@@ -109,6 +115,7 @@ class Entry(Ranged):
     sampler: str | None = None
     gamma: Probability | None = None
     denoiser: str | None = None
+    again: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,19 +137,21 @@ class Entry(Ranged):
         name, equals, rest = ("", "", text) if Path(text).is_dir() else text.partition("=")
         name, rest = (name, rest) if equals else ("", text)
         rest, _, sampler = rest.partition("@")
-        run, denoiser, plan = _parts(rest)
-        if not Path(run).is_dir() or not run:
+        *others, last = [rest] if Path(rest).is_dir() else rest.split(",")
+        run, denoiser, plan = _parts(last)
+        missing = [path for path in (*others, run) if not path or not Path(path).is_dir()]
+        if missing:
             raise ValueError(
-                f"there is no run {run or rest!r}: an entry is RUN, RUN:32/8, RUN:plan.json or RUN+DENOISER:32/8, got "
-                f"{text!r}"
+                f"there is no run {missing[0] or rest!r}: an entry is RUN, RUN:32/8, RUN:plan.json, RUN+DENOISER:32/8 or "
+                f"RUN,RUN:32, got {text!r}"
             )
         head, _, tail = sampler.rpartition(":")
         is_gamma = tail.replace(".", "", 1).isdecimal()
         if head in SAMPLERS and not is_gamma:
             raise ValueError(f"there is no noise level {tail!r}: {head}:0.5 is {head} at gamma 0.5, got {text!r}")
         sampler, gamma = (head, float(tail)) if head and is_gamma else (sampler, None)
-        path = Path(run)
-        return Entry(path, name or path.resolve().name, plan or None, sampler or None, gamma, denoiser)
+        path, *again = map(Path, (*others, run))
+        return Entry(path, name or path.resolve().name, plan or None, sampler or None, gamma, denoiser, tuple(again))
 
     def asked(self, loaded: Model) -> Contender:
         """The contender of an entry that names a plan. Raises ValueError for a plan that is none."""

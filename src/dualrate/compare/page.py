@@ -121,8 +121,7 @@ def savings_table(results: ComparisonResults) -> Table:
     notes = (
         "cost of the best of all other networks and samplers for the same score, over the plan's own: above 1, this is "
         "cheaper. Between two plans of one network and sampler the score is a straight line in logarithms",
-        "in brackets 95% intervals over the images, of both sides, for one training of each network; never: no other "
-        "reaches the score",
+        f"in brackets 95% intervals over {_noise(results)}, of both sides; never: no other reaches the score",
         "at most: the others' cheapest measured plan is better already",
         f"images to tell: as many of each would tell the ratio in {COSTS[0].name} from 1 with a chance of "
         f"{100 * POWER:.0f}%, if the scores are the true ones",
@@ -131,6 +130,11 @@ def savings_table(results: ComparisonResults) -> Table:
         *results.left,
     )
     return Table(header, tuple(cells), notes)
+
+
+def _noise(results: ComparisonResults) -> str:
+    several = any(one.measured.trainings for one in results.finished)
+    return "images and trainings" if several else "the images of one training of each network"
 
 
 def _images_to_tell(one: Savings) -> str:

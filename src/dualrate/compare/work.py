@@ -44,12 +44,16 @@ BATCH = 125  # rows of the calls that are timed
 
 @dataclass(frozen=True, eq=False)
 class MeasuredContender:
-    """A contender's row, and its score's bootstrap replicates; beside: those of the other judges, by metric."""
+    """A contender's row, and its score's bootstrap replicates; beside: those of the other judges, by metric.
+
+    trainings: the first judge's score of each, where the row's is that of several
+    """
 
     contender: Contender
     row: Row
     replicates: NDArray[np.float64]
     beside: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    trainings: tuple[float, ...] = ()
 
     def point(self, cost: float) -> Point:
         return Point(self.contender.key, cost, self.row.score.value, self.replicates, self.contender.curve)

@@ -1,0 +1,113 @@
+"""Networks that were trained several times: each training is measured on the front, and they are one line of a report.
+
+Screening, timing and pictures are of the first training: another seed changes neither cost nor, much, which plans are
+worth many images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dualrate.compare.contenders import Contender, Entry
+from dualrate.compare.work import MeasuredContender
+from dualrate.experiments.experiment import Model
+from dualrate.metrics.evaluate import Score
+from dualrate.report.pareto import Point
+from dualrate.report.trainings import LEAST, pooled
+
+COST = 1.0  # of points whose scores are pooled, whatever they cost
+
+
+def require_trainings(entries: Sequence[Entry], models: Mapping[Path, Model]) -> None:
+    """Raises ValueError unless an entry's runs are trainings of one network from different seeds, and enough in all."""
+    again = {(entry.run, run) for entry in entries for run in entry.again}
+    for first, run in sorted(again):
+        if _kind(models[run]) != _kind(models[first]):
+            raise ValueError(
+                f"{run} is not another training of {first}: their networks or methods differ; make it an entry"
+            )
+        if models[run].weights_hash == models[first].weights_hash:
+            raise ValueError(f"{run} and {first} are the same training: name each of a network's seeds once")
+    if 0 < len(again) < LEAST:
+        raise ValueError(
+            f"{len(again)} trainings beyond the first of their network tell too little of the noise of training: name "
+            f"{LEAST} or more, of all networks together, or one of each network"
+        )
+
+
+def _kind(model: Model) -> tuple[object, ...]:
+    experiment = model.experiment
+    return experiment.networks, experiment.process, type(experiment.method)
+
+
+def with_trainings(contenders: Sequence[Contender], entries: Sequence[Entry]) -> list[Contender]:
+    """Each contender, followed by the same of the other trainings of its network."""
+    again = {entry.run: entry.again for entry in entries if entry.again}
+    return [
+        replace(contender, run=run, training=i)
+        for contender in contenders
+        for i, run in enumerate((contender.run, *again.get(contender.run, ())))
+    ]
+
+
+def as_one(measured: Sequence[MeasuredContender]) -> list[MeasuredContender]:
+    """A line a plan: scores are those of `pooled`, by every judge, and the rest is the first training's.
+
+    A plan that some training of its network lacks is left out. Where too few are there to tell the noise of training,
+    the first trainings stand alone.
+    """
+    firsts = [one for one in measured if one.contender.training == 0]
+    plans: dict[str, list[MeasuredContender]] = {}
+    for one in measured:
+        plans.setdefault(replace(one.contender, training=0).key, []).append(one)
+    networks: dict[str, int] = {}
+    for one in measured:
+        networks[one.contender.network] = max(networks.get(one.contender.network, 0), one.contender.training + 1)
+    complete = [plan for plan in plans.values() if len(plan) == networks[plan[0].contender.network]]
+    made = [plan[0] for plan in complete]
+    if sum(networks[network] - 1 for network in {one.contender.network for one in made}) < LEAST:
+        return firsts
+    for metric in made[0].row.scores:
+        scores = _pooled(complete, metric)
+        made = [_scored(one, metric, point, len(plan)) for one, point, plan in zip(made, scores, complete, strict=True)]
+    values = [tuple(one.row.score.value for one in plan) for plan in complete]
+    return [replace(one, trainings=scores) for one, scores in zip(made, values, strict=True)]
+
+
+def _pooled(plans: Sequence[Sequence[MeasuredContender]], metric: str) -> list[Point]:
+    """A point a plan, by one judge. plans: the trainings of each."""
+    by_network: dict[str, list[int]] = {}
+    for i, plan in enumerate(plans):
+        by_network.setdefault(plan[0].contender.network, []).append(i)
+    points = [[one.judged_by(metric).point(COST) for one in plan] for plan in plans]
+    trainings = {
+        network: list(zip(*(points[i] for i in indices), strict=True)) for network, indices in by_network.items()
+    }
+    found = pooled(trainings)
+    place = {
+        i: point for network, indices in by_network.items() for i, point in zip(indices, found[network], strict=True)
+    }
+    return [place[i] for i in range(len(plans))]
+
+
+def _scored(one: MeasuredContender, metric: str, point: Point, trainings: int) -> MeasuredContender:
+    """With the pooled score of a judge, and its replicates."""
+    own, *others = (
+        _pooled_score(score, point, trainings) if score.metric == metric else score for score in one.row.scores.values()
+    )
+    row = replace(one.row, score=own, beside=tuple(others))
+    if metric == own.metric:
+        return replace(one, row=row, replicates=point.replicates)
+    return replace(one, row=row, beside={**one.beside, metric: point.replicates})
+
+
+def _pooled_score(score: Score, point: Point, trainings: int) -> Score:
+    tail = (1 - score.level) / 2
+    low, high = np.exp(np.quantile(np.log(point.replicates), [tail, 1 - tail])).tolist()
+    many = f"geometric mean of {trainings} trainings" if trainings > 1 else "one training"
+    note = f"{many}; interval: images and trainings"
+    return replace(score, value=point.score, low=low, high=high, note=f"{score.note}; {note}" if score.note else note)

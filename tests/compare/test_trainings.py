@@ -1,0 +1,96 @@
+"""Networks trained several times: one line of a report each, from entries to the page."""
+
+import csv
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_compare import EFFORT, Notes, here  # noqa: F401
+from test_savings import finished
+
+from dualrate.compare.comparison import compare
+from dualrate.compare.contenders import Entry
+from dualrate.compare.trainings import as_one
+from dualrate.compare.work import MeasuredContender
+from dualrate.runs.store import load
+from dualrate.training import checkpoint
+
+
+def trained(network: str, cost: float, scores) -> list[MeasuredContender]:
+    """A plan in trainings of these scores."""
+    made = [finished(network, cost, score).measured for score in scores]
+    return [replace(one, contender=replace(one.contender, training=i)) for i, one in enumerate(made)]
+
+
+def test_a_line_is_the_geometric_mean_of_its_trainings():
+    one, other = as_one([*trained("a", 1, [1, 4]), *trained("b", 1, [2, 2, 16])])
+    assert (one.row.score.value, other.row.score.value) == (pytest.approx(2), pytest.approx(4))
+    assert (one.trainings, other.trainings) == ((1, 4), (2, 2, 16))
+    assert one.row.score.low < 1.5 < 2.5 < one.row.score.high
+    tails = np.quantile(np.log(other.replicates), [0.025, 0.975])
+    assert (math.log(other.row.score.low), math.log(other.row.score.high)) == pytest.approx(tuple(tails))
+    assert "3 trainings" in other.row.score.note
+
+
+def test_a_plan_that_a_training_lacks_is_left_out():
+    lacking = trained("a", 2, [3, 3, 3, 3])[:2]
+    made = as_one([*trained("a", 1, [1, 1.1, 1.2, 1.3]), *lacking])
+    assert [one.contender.key for one in made] == [trained("a", 1, [1])[0].contender.key]
+
+
+def test_with_too_few_trainings_the_first_ones_stand_alone():
+    measured = trained("a", 1, [1, 4])
+    assert as_one(measured) == measured[:1]
+    single = trained("a", 1, [1])
+    assert as_one(single) == single
+
+
+def test_an_entry_of_several_runs(here):  # noqa: F811
+    for name in ("other", "third"):
+        shutil.copytree(here / "heavy", here / name)
+    entry = Entry.parse("big=heavy,other,third:8@ddim")
+    assert (entry.network, [str(run) for run in (entry.run, *entry.again)]) == ("big", ["heavy", "other", "third"])
+    assert (entry.plan, entry.sampler) == ("8", "ddim")
+    with pytest.raises(ValueError, match="no run 'nowhere'"):
+        Entry.parse("heavy,nowhere:8")
+
+
+def retrained(here, of: str, name: str, factor: float) -> None:  # noqa: F811
+    """A run with other weights."""
+    shutil.copytree(here / of, here / name)
+    weights = {key: factor * value for key, value in load(here / of).networks.state_dict().items()}
+    shutil.rmtree(here / name / "checkpoints")
+    checkpoint.save(here / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
+
+
+def test_trainings_are_one_line_of_a_comparison(here):  # noqa: F811
+    for i, factor in enumerate((0.9, 1.1)):
+        retrained(here, "heavy", f"heavy-{i}", factor)
+        retrained(here, "dual", f"dual-{i}", factor)
+    entries = ["heavy,heavy-0,heavy-1:3", "dual,dual-0,dual-1:4/2"]
+    results = compare(entries, here / "report.html", EFFORT, features=here / "net", progress=Notes())
+    assert [one.contender.network for one in results.finished] == ["heavy", "dual"]
+    for one in results.finished:
+        assert len(set(one.measured.trainings)) == 3
+        assert one.row.score.value == pytest.approx(math.exp(np.log(one.measured.trainings).mean()))
+    front = json.loads((here / "report.json").read_text())["front"]
+    assert [line["trainings"] for line in front] == [list(one.measured.trainings) for one in results.finished]
+    assert len(list(csv.DictReader((here / "report.csv").open()))) == 2
+    assert "3 trainings" in (here / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("heavy,heavy:3", "the same training"),
+        ("heavy,dual:3", "not another training"),
+        ("heavy,heavy-0:3", "name 3 or more"),
+    ],
+)
+def test_what_is_no_retraining_is_refused(here, entry, says):  # noqa: F811
+    retrained(here, "heavy", "heavy-0", 0.9)
+    with pytest.raises(ValueError, match=says):
+        compare([entry], here / "report.html", EFFORT, features=here / "net", progress=Notes())
