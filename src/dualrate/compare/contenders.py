@@ -142,8 +142,8 @@ class Entry(Ranged):
         missing = [path for path in (*others, run) if not path or not Path(path).is_dir()]
         if missing:
             raise ValueError(
-                f"there is no run {missing[0] or rest!r}: an entry is RUN, RUN:32/8, RUN:plan.json, RUN+DENOISER:32/8 or "
-                f"RUN,RUN:32, got {text!r}"
+                f"there is no run {missing[0] or rest!r}: an entry is RUN, RUN:32/8, RUN:plan.json, RUN,RUN:32 or "
+                f"RUN+DENOISER:32/8, got {text!r}"
             )
         head, _, tail = sampler.rpartition(":")
         is_gamma = tail.replace(".", "", 1).isdecimal()
