@@ -308,7 +308,7 @@ def test_the_instant_version_differentiates_the_networks(head):
     states, x, z_s = method.sampled(batch, Draws(0, batch.sample))
     cond = Cond(batch.label)
     before = copy.deepcopy(teacher.state_dict())
-    nu = method.teacher_gradient(x.detach(), z_s, states.s, cond)
+    nu = method.teacher_gradient(x.detach(), z_s, states.s, cond, len(z_s))
     got = method.derivative(nu, z_s, states.s, cond)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in teacher.parameters())

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from dualrate.cli.options import Device
+from dualrate.cli.options import Device, ProcessCount, RetryCount
 from dualrate.cli.recipe import checked, override, recipe_named
-from dualrate.cli.train import run_training
+from dualrate.cli.train import launch, run_training
 from dualrate.config.ranges import (
     BelowOne,
     Factor,
@@ -79,9 +79,12 @@ class Distill(Ranged):
     fd_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
+    nproc: ProcessCount = 1
+    retries: RetryCount = 3
 
     def run(self) -> None:
         student = self.experiment()
+        launch(self.nproc, self.retries)
         run_training(student, self.out, self.device, self.fd_every)
 
     @property

@@ -28,6 +28,7 @@ from dualrate.config.imports import import_module
 from dualrate.machine.device import memory_shortage, pick_device
 from dualrate.machine.files import naming
 from dualrate.machine.malloc import keep_freed_memory
+from dualrate.machine.world import LOST, Lost
 
 Command = Sample | Evaluate | Compare | LikelihoodBound | PlanSearch | Calibrate | Cost | Export | Demo
 COMMANDS: dict[str, type[Command]] = {
@@ -92,6 +93,9 @@ def main() -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         _discard_output()
+    except Lost as error:
+        print(f"dualrate: {error}", file=sys.stderr)
+        raise SystemExit(LOST) from None
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"dualrate: {error}", file=sys.stderr)
         raise SystemExit(2) from None

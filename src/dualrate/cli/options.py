@@ -18,11 +18,13 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from dualrate.config.ranges import BatchSize, WorkerCount
+from dualrate.config.ranges import BatchSize, Processes, Retries, WorkerCount
 
 Command = TypeVar("Command")
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
 Device = Annotated[str | None, arg(help="cpu, cuda, ...; cuda if there is one.")]
+ProcessCount = Annotated[Processes, arg(help="Processes that train together on this machine, each on a GPU if any.")]
+RetryCount = Annotated[Retries, arg(help="How often all of them start again after one was lost.")]
 AtATime = Annotated[BatchSize, arg(help="Images at a time; fewer need less memory.")]
 WORKERS = (
     "Processes that work at once, each with a copy of the model and its memory; auto: one for each idle processor, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,11 +14,14 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import decoding, report_end, reporter
-from dualrate.cli.options import Device
+from dualrate.cli.options import Device, ProcessCount, RetryCount
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.experiments.experiment import Experiment
 from dualrate.machine.device import pick_device
+from dualrate.machine.progress import PlainReporter, Silent
+from dualrate.machine.supervisor import Supervisor
+from dualrate.machine.world import is_launched, joined, own_device
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, natural16
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
@@ -56,9 +60,26 @@ class Train(Ranged):
     fd_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
+    nproc: ProcessCount = 1
+    retries: RetryCount = 3
 
     def run(self) -> None:
+        launch(self.nproc, self.retries)
         run_training(self.experiment, self.out, self.device, self.fd_every)
+
+
+def launch(processes: int, retries: int) -> None:
+    """Where several processes are asked for, run this command in each of them and exit as they did.
+
+    Does nothing in such a process. Raises ValueError where torchrun started another number of them.
+    """
+    if is_launched():
+        if processes not in (1, int(os.environ["WORLD_SIZE"])):
+            raise ValueError(f"--nproc {processes}, but {os.environ['WORLD_SIZE']} processes are started: drop --nproc")
+    elif processes > 1:
+        command = [sys.executable, "-m", "dualrate_command", *sys.argv[1:]]
+        progress = PlainReporter()
+        raise SystemExit(Supervisor(command, processes, lambda text: progress.note(f"dualrate: {text}")).run(retries))
 
 
 def run_training(experiment: Experiment, out: Path | None, device: str | None, fd_every: int | None) -> None:
@@ -66,18 +87,21 @@ def run_training(experiment: Experiment, out: Path | None, device: str | None, f
     from dualrate.measuring.score import scorer
     from dualrate.runs.train import resume_threads, train
 
-    out, where, progress = out or Path("runs") / experiment.name, pick_device(device), reporter()
+    out, where = out or Path("runs") / experiment.name, own_device(pick_device(device))
     resume_threads(out)
-    result = train(
-        experiment,
-        out,
-        score=None if fd_every is None else scorer(experiment.data, progress),
-        score_every=fd_every,
-        progress=progress,
-        decoding=decoding(progress),
-        device=where,
-        command=shlex.join(["dualrate", *sys.argv[1:]]),
-    )
+    with joined(where) as world:
+        progress = reporter() if world.leads else Silent()
+        result = train(
+            experiment,
+            out,
+            score=scorer(experiment.data, progress) if fd_every is not None and world.leads else None,
+            score_every=fd_every,
+            progress=progress,
+            decoding=decoding(progress),
+            device=where,
+            command=shlex.join(["dualrate", *sys.argv[1:]]),
+            world=world,
+        )
     report_end(result, out, progress)
 
 

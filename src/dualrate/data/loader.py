@@ -71,22 +71,33 @@ def _bordered(images: Tensor, most: int, axis: int) -> Tensor:
 
 
 class Batches:
-    """All training batches of a run: `batch(k)` is the same however often, in whatever order, it is asked for."""
+    """All training batches of a run: `batch(k)` is the same however often, in whatever order, it is asked for.
 
-    def __init__(self, images: ImageSet, batch_size: int, seed: int, augment: Augment = Augment()) -> None:
+    rows: numbers of the rows that are wanted of every batch, ascending; all if not given
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        batch_size: int,
+        seed: int,
+        augment: Augment = Augment(),
+        rows: Tensor | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}; expected at least 1")
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
+        self.rows = torch.arange(batch_size) if rows is None else rows
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def batch(self, iteration: int) -> Batch:
         """Batch number `iteration`, on the CPU. Raises ValueError for a negative number."""
         if iteration < 0:
             raise ValueError(f"iteration {iteration}; expected 0 or more")
-        sample = torch.arange(self.batch_size) + iteration * self.batch_size
+        sample = self.rows + iteration * self.batch_size
         index = self._indices(sample).numpy()
         pixels = torch.from_numpy(self.images.images[index])  # fancy indexing copies
         labels = self.images.labels

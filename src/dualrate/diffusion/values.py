@@ -10,7 +10,8 @@ Times
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
@@ -31,17 +32,32 @@ class Cond:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """The rows of a batch that other processes hold; none, unless told otherwise.
+
+    before, after: how many come before the rows that are here, and after them
+    add_up: replaces tensors by their sums over all processes, which must all ask for the same ones
+    """
+
+    before: int = 0
+    after: int = 0
+    add_up: Callable[[Iterable[Tensor]], None] = lambda tensors: None
+
+
+@dataclass(frozen=True)
 class Batch:
-    """One training batch.
+    """One training batch, or the rows of it that this process computes.
 
     x:      (B, C, H, W) float32 in [-1, 1]
     label:  (B,) int64, or None for data without labels
     sample: (B,) int64, the global number of each row in the run; every random draw is a function of it
+    elsewhere: for losses that are no means over rows
     """
 
     x: Tensor
     label: Tensor | None
     sample: Tensor
+    elsewhere: Elsewhere = field(default=Elsewhere(), repr=False)
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -51,7 +67,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         label = None if self.label is None else self.label.to(device)
-        return Batch(self.x.to(device), label, self.sample.to(device))
+        return Batch(self.x.to(device), label, self.sample.to(device), self.elsewhere)
 
 
 class Reuse(Enum):

@@ -71,6 +71,19 @@ class PlainReporter:
         self._last, self._losses = None, {}  # whatever is reported next has its own rate
 
 
+class Silent:
+    """A reporter that says nothing: of a process beside one that reports."""
+
+    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def duration(seconds: float) -> str:
     """h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)

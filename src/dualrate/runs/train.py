@@ -17,7 +17,8 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.experiments.experiment import Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
 from dualrate.machine.device import pays, peak_memory
-from dualrate.machine.progress import PlainReporter, Reporter
+from dualrate.machine.progress import PlainReporter, Reporter, Silent
+from dualrate.machine.world import World
 from dualrate.methods.method import Method
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
@@ -30,6 +31,7 @@ from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
 from dualrate.training.log import MetricsFile
 from dualrate.training.loop import fit
+from dualrate.training.share import Share
 
 SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
 Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
@@ -45,12 +47,14 @@ def train(
     decoding: Callable[[int, int, str], None] | None = None,
     device: torch.device | str = "cpu",
     command: str = "dualrate.train",
+    world: World = World(),
 ) -> FitResult:
     """Train, or continue, the run in `out`, by the method of its experiment.
 
     Writes experiment.json, history.jsonl (`command` and its surroundings, a line per start), checkpoints/,
     metrics.jsonl, now and then a grid of samples under the averaged weights, and scores.jsonl if asked to score.
     score, score_every: what scores the averaged weights, and iterations between scores, a multiple of `sample_every`
+    world: the processes that train together (`machine/world.py`), each in this call
     Raises ValueError if the data does not fit the networks, a run that the method needs does not, or `out` holds
     another experiment or no run; OSError if it cannot be written to.
     """
@@ -63,18 +67,23 @@ def train(
         raise ValueError(
             f"score_every is a multiple of sample_every ({experiment.fit.sample_every}), got {score_every}"
         )
-    progress, device = progress or PlainReporter(), torch.device(device)
-    images = training_images(experiment, decoding)
-    batches = Batches(images, experiment.fit.batch_size, experiment.fit.seed, experiment.data.augment)
-    precision = experiment.fit.precision
+    progress, device = progress or (PlainReporter() if world.leads else Silent()), torch.device(device)
+    config = experiment.fit
+    rows = Share(config.batch_size, config.micro_batch, world).rows
+    with world.leader_first():
+        images = training_images(experiment, decoding)
+    whole, own = (
+        Batches(images, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
+    )
+    bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and world.of_leader(pays(device)) == 1)
     prepared = experiment.method.prepare(
         experiment,
         Start(
             fresh=not checkpoint.saved_paths(out / "checkpoints"),
             device=device,
-            bfloat16=precision == "bfloat16" or (precision == "auto" and pays(device)),
+            bfloat16=bfloat16,
             load=lambda run: load(run, device=device, note=progress.note),
-            batch=lambda iteration: batches.batch(iteration).to(device),
+            batch=lambda iteration: whole.batch(iteration).to(device),
             note=progress.note,
         ),
     )
@@ -82,6 +91,8 @@ def train(
 
     def on_start() -> None:
         announce(experiment, images, costs, out, progress)
+        if world.size > 1:
+            progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first")
         write_experiment(out, experiment)
         note_start(out, command, prepared.weights)
 
@@ -98,8 +109,8 @@ def train(
 
     result = fit(
         method,
-        batches,
-        experiment.fit,
+        own,
+        config,
         out,
         identity=plain | {"images": images.fingerprint, "method": plain["method"] | dict(prepared.identity)},
         upgrade=upgraded_identity,
@@ -107,6 +118,7 @@ def train(
         on_start=on_start,
         on_sample=on_sample,
         device=device,
+        world=world,
     )
     progress.note(f"peak memory {peak_memory(device) / 2**20:.0f} MiB")
     return result

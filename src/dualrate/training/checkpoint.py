@@ -58,7 +58,7 @@ def save(
     directory: Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
     """Write `directory/step-<iteration>` and return it; on failure (OSError) nothing is left behind."""
-    target = directory / f"step-{iteration:08d}"
+    target = path_of(directory, iteration)
     with new_folder(target) as folder:
         for stem, named in tensors.items():
             # own contiguous memory each: safetensors refuses tensors that share storage (tied weights)
@@ -93,6 +93,11 @@ def load(path: Path, *, training: bool = True) -> Checkpoint:
     if found != FORMAT:
         raise ValueError(f"{path} has format {found}, expected {FORMAT}: use the version that wrote it")
     return Checkpoint(path, tensors, state)
+
+
+def path_of(directory: Path, iteration: int) -> Path:
+    """Where the checkpoint of an iteration is, or would be."""
+    return directory / f"step-{iteration:08d}"
 
 
 def saved_paths(directory: Path) -> list[Path]:

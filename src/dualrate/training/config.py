@@ -22,7 +22,7 @@ class FitConfig(Ranged):
     batch_size: BatchSize = 128
     """Images per iteration."""
     micro_batch: BatchSize | None = None
-    """Images per forward and backward pass, for less memory; the whole batch if not given."""
+    """Images per forward and backward pass of all processes together, for less memory; the whole batch if not given."""
     seed: Seed = 0
     """Of the first weights, the order of the images, and all noise."""
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -8,6 +8,9 @@ Exact resume: batch i and every draw are functions of (seed, sample number), tor
 it) is seeded from (seed, iteration, phase, micro-batch), and everything else is in the checkpoint. So N iterations
 straight equal k iterations, a crash, and the rest: bit for bit on the same device with the same number of threads.
 Micro-batches are weighted by their rows, so accumulation changes a result only by rounding (and dropout masks).
+
+Several processes each compute their rows (share.py) and add up gradients and logs before anything is decided by them,
+so they make the same updates, skip the same, and stop at the same iteration. The leader alone writes.
 """
 
 from __future__ import annotations
@@ -29,13 +32,15 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.machine.device import compiles, default_generator, pays
 from dualrate.machine.guards import Interrupts, run_lock
-from dualrate.machine.progress import PlainReporter, Reporter
+from dualrate.machine.progress import PlainReporter, Reporter, Silent
+from dualrate.machine.world import World
 from dualrate.methods.method import Method, Phase
 from dualrate.networks.freeze import frozen
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig, FitResult
 from dualrate.training.log import MetricsFile
 from dualrate.training.optim import lr_at
+from dualrate.training.share import Share
 from dualrate.training.state import RunState, differences, finite, note_changes, surroundings
 
 PATIENCE = 10  # updates of a phase skipped in a row before giving up
@@ -43,7 +48,7 @@ PATIENCE = 10  # updates of a phase skipped in a row before giving up
 
 class Batches(Protocol):
     def batch(self, iteration: int) -> Batch:
-        """Batch number `iteration` (from 0) of the run: a pure function of it."""
+        """Batch number `iteration` (from 0) of the run, the rows of it that `Share.rows` names: a pure function."""
         ...
 
 
@@ -63,6 +68,7 @@ def fit(
     on_start: Callable[[], None] | None = None,
     on_sample: Callable[[int], None] | None = None,
     device: torch.device | str = "cpu",
+    world: World = World(),
 ) -> FitResult:
     """Train `method` on `batches`, or continue the run that `run_dir` holds.
 
@@ -70,21 +76,24 @@ def fit(
     upgrade:   of an identity as earlier versions wrote it
     on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
     on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in place
+    world:     the processes that train together, each in this call; the callbacks are the leader's
     Raises ValueError (another configuration), OSError (run in use, no intact checkpoint, nothing could be saved at
-    the end), NonFiniteError.
+    the end, another process lost), NonFiniteError.
     """
-    device, progress = torch.device(device), progress or PlainReporter()
+    device, progress = torch.device(device), progress or (PlainReporter() if world.leads else Silent())
     run_dir.mkdir(parents=True, exist_ok=True)
     cuda = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
         stack.callback(progress.close)
-        stack.enter_context(run_lock(run_dir))
+        if world.leads:
+            stack.enter_context(run_lock(run_dir))
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(torch.random.fork_rng(cuda))
-        trainer = _Trainer(method, config, device, progress, run_dir, json.loads(json.dumps(dict(identity))), upgrade)
-        if on_start:
+        plain = json.loads(json.dumps(dict(identity)))
+        trainer = _Trainer(method, config, device, progress, run_dir, plain, upgrade, world)
+        if on_start and world.leads:
             on_start()
-        stopped = trainer.run(batches, on_sample, interrupts)
+        stopped = trainer.run(batches, on_sample if world.leads else None, interrupts)
         return FitResult(trainer.state.iteration, stopped, trainer.state.seconds)
 
 
@@ -98,8 +107,10 @@ class _Trainer:
         run_dir: Path,
         identity: dict[str, Any],
         upgrade: Callable[[dict[str, Any]], dict[str, Any]],
+        world: World,
     ) -> None:
         self.method, self.config, self.device, self.progress, self.upgrade = method, config, device, progress, upgrade
+        self.world, self.share = world, Share(config.batch_size, config.micro_batch, world)
         self.checkpoints = run_dir / "checkpoints"
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
         self.save_failed = False
@@ -107,9 +118,11 @@ class _Trainer:
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
         self.state = RunState(networks, auxiliaries, config.optim, config.ema_halflife, config.precision)
         self.saved_at = self.resume()
+        world.copy_leader((*networks.state_dict().values(), *auxiliaries.state_dict().values()))
         if self.state.precision == "auto":
-            self.state.precision = "bfloat16" if pays(device) else "float32"
-        self.metrics = MetricsFile(run_dir / "metrics.jsonl", self.state.iteration, progress.note)
+            self.state.precision = "bfloat16" if world.of_leader(pays(device)) else "float32"
+        if world.leads:
+            self.metrics = MetricsFile(run_dir / "metrics.jsonl", self.state.iteration, progress.note)
         if config.compile and (problem := compiles(device)):
             progress.note(f"not compiling the networks, which changes only the speed: {problem}")
         elif config.compile:
@@ -118,15 +131,17 @@ class _Trainer:
 
     def resume(self) -> int:
         """Continue from the newest intact checkpoint, if any; returns its iteration, or -1."""
-        saved = checkpoint.recover(self.checkpoints, self.progress.note)
-        if saved is None:
+        saved = checkpoint.recover(self.checkpoints, self.progress.note) if self.world.leads else None
+        iteration = self.world.of_leader(-1 if saved is None else saved.state["iteration"])
+        if iteration < 0:
             return -1
+        saved = saved or checkpoint.load(checkpoint.path_of(self.checkpoints, iteration))
         if changes := differences(self.upgrade(saved.state["config"]), self.identity, self.config.free()):
             lines = "\n  ".join(changes)
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
         rows = {"micro_batch": saved.state["config"]["fit"]["micro_batch"]}
-        now = surroundings(self.device) | {"micro_batch": self.config.micro_batch}
-        note_changes(saved.state["surroundings"] | rows, now, self.progress.note)
+        now = surroundings(self.device, self.world.size) | {"micro_batch": self.config.micro_batch}
+        note_changes({"processes": 1} | saved.state["surroundings"] | rows, now, self.progress.note)
         self.state.restore(saved)
         self.progress.note(f"resuming at iteration {self.state.iteration}")
         return self.state.iteration
@@ -137,11 +152,13 @@ class _Trainer:
         """Iterations until done, interrupted, or out of time; a checkpoint at the end of it, whichever it is."""
         config, state = self.config, self.state
         sampled_at = state.iteration
-        while state.iteration < config.iterations and not interrupts.received and not self.out_of_time():
+        while state.iteration < config.iterations and not any(
+            self.world.any(interrupts.received is not None, self.out_of_time())
+        ):
             start = time.perf_counter()
             batch = batches.batch(state.iteration)
-            if len(batch) != config.batch_size:
-                raise ValueError(f"got a batch of {len(batch)} rows, the configuration says {config.batch_size}")
+            if len(batch) != len(self.share.rows):
+                raise ValueError(f"got a batch of {len(batch)} rows, the configuration says {len(self.share.rows)}")
             logs = self.iterate(batch.to(self.device))
             elapsed = time.perf_counter() - start
             state.seconds += elapsed
@@ -153,7 +170,7 @@ class _Trainer:
                 sampled_at = state.iteration
         if self.saved_at != state.iteration:
             self.save(last=True)
-        if interrupts.received and state.iteration < config.iterations:
+        if state.iteration < config.iterations and any(self.world.any(interrupts.received is not None)):
             return "signal"
         if sampled_at != state.iteration:
             self.sample(on_sample)
@@ -180,9 +197,10 @@ class _Trainer:
             updated = state.enter(phase)
             with frozen(state.networks, state.auxiliaries, but=phase.parameters):
                 values = self.accumulate(phase, index, batch)
+            self.world.add_gradients(updated.parameters.values())
             values["grad_norm"] = updated.clip_gradients()
             if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
-                updated.update(logs["lr"] * phase.rate, phase.rates, len(batch))
+                updated.update(logs["lr"] * phase.rate, phase.rates, self.config.batch_size)
             else:
                 updated.skipped_in_a_row += 1
                 self.skip(phase, batch, values, updated.skipped_in_a_row)
@@ -192,28 +210,31 @@ class _Trainer:
         return logs
 
     def accumulate(self, phase: Phase, index: int, batch: Batch) -> dict[str, float]:
-        """Gradients of the batch's mean loss, a micro-batch at a time; returns the batch's loss and logs."""
-        rows = self.config.micro_batch or len(batch)
+        """Gradients of the batch's mean loss from the rows here, a micro-batch at a time; the loss and logs of all."""
         totals: dict[str, Tensor] = {}
-        for start in range(0, len(batch), rows):
-            micro = batch[slice(start, start + rows)]
-            weight = len(micro) / len(batch)
+        for micro, start in self.share.micro_batches(batch):
+            weight = len(micro) / self.config.batch_size
             self.generator.manual_seed(_mixed(self.config.seed, self.state.iteration, index, start))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
                 loss = phase.loss(micro, self.state.iteration, Draws(self.config.seed, micro.sample))
             (loss.total * weight).backward()
             for name, value in {"loss": loss.total, **loss.logs}.items():
-                totals[name] = totals.get(name, 0) + value.detach().float() * weight
-        return dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True))
+                value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+                totals[name] = totals.get(name, 0) + value * weight
+        values = torch.stack(list(totals.values()))
+        self.world.add_up([values])
+        return dict(zip(totals, values.tolist(), strict=True))
 
     def skip(self, phase: Phase, batch: Batch, values: Mapping[str, float], in_a_row: int) -> None:
         """Count and tell an update that is not made; give up after PATIENCE of the phase in a row."""
         self.state.skipped += 1
+        sample = self.share.gathered(batch.sample)
+        odd = self.share.gathered((~torch.isfinite(batch.x)).flatten(1).any(1).long())
         text = (
-            f'iteration {self.state.iteration}, phase "{phase.name}", samples {int(batch.sample.min())} to '
-            f"{int(batch.sample.max())}: loss {values['loss']}, gradient norm {values['grad_norm']}"
+            f'iteration {self.state.iteration}, phase "{phase.name}", samples {int(sample.min())} to '
+            f"{int(sample.max())}: loss {values['loss']}, gradient norm {values['grad_norm']}"
         )
-        if bad := batch.sample[~torch.isfinite(batch.x).flatten(1).all(1)].tolist():
+        if bad := sample[odd > 0].tolist():
             text += f"; the data itself is not finite in samples {bad}"
         if in_a_row >= PATIENCE:
             raise NonFiniteError(
@@ -223,6 +244,8 @@ class _Trainer:
         self.progress.note(f"{text}: update skipped")
 
     def report(self, logs: Mapping[str, float], elapsed: float) -> None:
+        if not self.world.leads:
+            return
         state, config = self.state, self.config
         counts = {"images": state.iteration * config.batch_size, "seconds": state.seconds, "skipped": state.skipped}
         state.running_means.add(finite(logs) | {"elapsed": elapsed})
@@ -235,7 +258,10 @@ class _Trainer:
 
     def save(self, *, last: bool) -> None:
         """Write a checkpoint. If that fails training goes on, with one notice; the last one may not fail."""
-        record = self.state.record() | {"surroundings": surroundings(self.device), "config": self.identity}
+        if not self.world.leads:
+            return
+        here = surroundings(self.device, self.world.size)
+        record = self.state.record() | {"surroundings": here, "config": self.identity}
         try:
             checkpoint.save(self.checkpoints, self.state.iteration, self.state.tensors(), record)
             self.saved_at = self.state.iteration

@@ -148,9 +148,10 @@ class RunState:
         self.precision, self.running_means = record["precision"], RunningMeans(record["meter"])
 
 
-def surroundings(device: torch.device) -> dict[str, Any]:
+def surroundings(device: torch.device, processes: int) -> dict[str, Any]:
     """What bit-for-bit resuming depends on."""
-    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device.type}
+    here = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device.type}
+    return here | {"processes": processes}
 
 
 def note_changes(before: Mapping[str, Any], now: Mapping[str, Any], note: Callable[[str], None]) -> None:

@@ -70,7 +70,7 @@ class InstantMomentMatching(StudentMethod):
             draws = Draws(0, batch.sample)
             s, normal = stratified_uniform(draws), draws.normal("preconditioner", *batch.x.shape[1:]).to(batch.x.dtype)
             z_s = self.process.add_noise(batch.x, s, normal)
-            for name, part in plain.teacher_gradient(batch.x, z_s, s, Cond(batch.label)).items():
+            for name, part in plain.teacher_gradient(batch.x, z_s, s, Cond(batch.label), len(batch)).items():
                 square[name] += part.square()
         root = {name: part.sqrt() for name, part in square.items()}
         mean = torch.cat([part.flatten() for part in root.values()]).mean()
@@ -80,24 +80,25 @@ class InstantMomentMatching(StudentMethod):
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """L(eta) of the module docstring; its gap, -J Lambda nu, is in a unit of its own."""
-        if len(batch) < 2:
+        whole = batch.elsewhere.before + len(batch) + batch.elsewhere.after
+        if whole < 2:
             raise ValueError("the two halves of a batch need a row each, got one row; use micro-batches of two or more")
         states, x, z_s = self.sampled(batch, draws)
-        gap = torch.empty_like(z_s)
-        s, cond, first = states.s, Cond(batch.label)[states.row], states.row < len(batch) // 2
-        for mine, other in ((first, ~first), (~first, first)):
-            nu = self.teacher_gradient(x.detach()[other], z_s[other], s[other], cond[other])
+        gap, per_row = torch.empty_like(z_s), len(states.row) // len(batch)
+        s, cond, first = states.s, Cond(batch.label)[states.row], batch.elsewhere.before + states.row < whole // 2
+        for mine, other, rows in ((first, ~first, whole - whole // 2), (~first, first, whole // 2)):
+            nu = self.teacher_gradient(x.detach()[other], z_s[other], s[other], cond[other], rows * per_row)
+            batch.elsewhere.add_up(nu.values())
             gap[mine] = -self.derivative(nu, z_s[mine], s[mine], cond[mine])
         return self.descent(x, gap, s)
 
-    def teacher_gradient(self, x: Tensor, z_s: Tensor, s: Tensor, cond: Cond) -> dict[str, Tensor]:
-        """Lambda nu, by parameter name."""
+    def teacher_gradient(self, x: Tensor, z_s: Tensor, s: Tensor, cond: Cond, states: int) -> dict[str, Tensor]:
+        """Lambda nu, by parameter name; of the mean over `states`, what those that are here contribute."""
         parameters = {name: p.detach().requires_grad_() for name, p in self.teacher_network.named_parameters()}
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             error = (x - self.teach(parameters, z_s, s, cond)).square()
-            nu = torch.autograd.grad(
-                (self.weight(s, error) * error).mean(), list(parameters.values()), allow_unused=True
-            )
+            loss = (self.weight(s, error) * error).sum() / (states * error.shape[1:].numel())
+            nu = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         gradient = {
             name: torch.zeros_like(p) if part is None else part
             for (name, p), part in zip(parameters.items(), nu, strict=True)

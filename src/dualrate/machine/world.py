@@ -1,0 +1,210 @@
+"""The processes of one training: which rows of a batch are whose, and how all of them come to the same numbers.
+
+    torchrun and `machine/supervisor.py` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; `joined` reads them
+
+Every process holds all of the networks and computes the gradient of its own rows; `add_gradients` adds these up, so
+all make the same update. A `World` of one process returns what it is given and knows no group.
+
+Two groups: one for tensors on the device, whose operations fail after DUALRATE_TIMEOUT seconds; and one on the CPU for
+agreements, in which the others may wait a day for what the leader does alone, such as decoding, saving and sampling. A
+process that dies is noticed in both at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+SUPERVISOR = "DUALRATE_SUPERVISOR"  # its process number, in the environment of those that it started
+LOST = 76  # exit code of a process that lost the others
+BUCKET = 2**24  # elements that are added up at once: they are copied
+
+
+class Lost(OSError):
+    """Other processes of this training ended, or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of a training.
+
+    rank:   0 to size - 1; process 0 leads: it alone reads what may be damaged, writes, and reports
+    agrees: the group on the CPU; None where there is one process
+    """
+
+    rank: int = 0
+    size: int = 1
+    agrees: dist.ProcessGroup | None = None
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, start: int, stop: int) -> range:
+        """This process's rows of start..stop: contiguous, one more or less than any other's."""
+        rows = stop - start
+        return range(start + rows * self.rank // self.size, start + rows * (self.rank + 1) // self.size)
+
+    @torch.no_grad()
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors on the device by their sums over all processes, which must all ask for the same ones."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            with self._together():
+                dist.all_reduce(flat)
+            for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(total.view_as(tensor))
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up gradients; a parameter that has one in no process still has none."""
+        if self.size == 1:
+            return
+        own = list(parameters)
+        found = torch.tensor([parameter.grad is not None for parameter in own], device=own[0].device).float()
+        complete = all(parameter.grad is not None for parameter in own)
+        for parameter in own:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        self.add_up([*(parameter.grad for parameter in own if parameter.grad is not None), found])
+        if not complete:  # else there is nothing to learn from it, and reading it would wait for the device
+            for parameter, processes in zip(own, found.tolist(), strict=True):
+                parameter.grad = parameter.grad if processes else None
+
+    def copy_leader(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors on the device by the leader's."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            whole = tensor.detach().contiguous()
+            with self._together():
+                dist.broadcast(whole, 0)
+            tensor.detach().copy_(whole)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag whether a process has it set. Waits for all processes, however long."""
+        if self.size == 1:
+            return flags
+        found = torch.tensor(flags, dtype=torch.int32)
+        with self._together():
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.agrees)
+        return tuple(bool(flag) for flag in found.tolist())
+
+    def of_leader(self, number: int) -> int:
+        """The leader's number, below 2^63. Waits for all processes, however long."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number, dtype=torch.int64)
+        with self._together():
+            dist.broadcast(found, 0, group=self.agrees)
+        return int(found)
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The leader runs the block, then the others do: they find what it made."""
+        if not self.leads:
+            self.any(False)
+        yield
+        if self.leads:
+            self.any(False)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Raises Lost where the others cannot be reached."""
+        try:
+            yield
+        except RuntimeError as error:  # torch has no class of its own for all of them
+            what = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[0]).partition(". ")[0]
+            raise Lost(
+                f"process {self.rank} of {self.size} lost another one, which ended or did not answer in time ({what}). "
+                "What was saved is intact: the same command goes on from there"
+            ) from error
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in groups of one type, and of BUCKET elements at most unless a single one has more."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        bucket = by_type.setdefault(tensor.dtype, [])
+        if bucket and sum(one.numel() for one in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = by_type[tensor.dtype] = []
+        bucket.append(tensor)
+    yield from by_type.values()
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun, or the supervisor, started this process."""
+    return "RANK" in environment and "WORLD_SIZE" in environment
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: of GPUs, the one of its number on this machine.
+
+    Raises ValueError for one GPU that all processes should share, and for more processes here than GPUs.
+    """
+    if not is_launched() or os.environ["WORLD_SIZE"] == "1" or device.type == "cpu":
+        return device
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= gpus:
+        raise ValueError(f"every process needs a GPU of its own, here are {gpus} for process {local}: start fewer")
+    return torch.device(device.type, local)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """Join the processes that were launched together, and leave with them; a world of one where none was launched.
+
+    device: of this process, as `own_device` says
+    Raises Lost if the others do not come; ValueError for settings that are none.
+    """
+    if not is_launched() or os.environ["WORLD_SIZE"] == "1":
+        yield World()
+        return
+    _follow_supervisor()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    world, wait = World(rank, size), timedelta(seconds=_timeout())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with world._together():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait, rank=rank, world_size=size)
+        agrees = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    assert isinstance(agrees, dist.ProcessGroup)
+    world = World(rank, size, agrees)
+    yield world
+    world.any(False)  # nobody leaves while another one still works: that would look like a loss
+    dist.destroy_process_group()
+
+
+def _timeout() -> float:
+    """Seconds that an operation on the device waits for the other processes."""
+    text = os.environ.get("DUALRATE_TIMEOUT", "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < 1e7:
+        raise ValueError(f"DUALRATE_TIMEOUT is a number of seconds above 0, got {text!r}")
+    return seconds
+
+
+def _follow_supervisor() -> None:
+    """Have the kernel end this process, as SIGTERM does, when the supervisor that started it dies. Linux only."""
+    supervisor = os.environ.get(SUPERVISOR)
+    if supervisor is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(supervisor):
+        raise Lost("the supervisor of this process is gone")

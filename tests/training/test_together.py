@@ -1,0 +1,133 @@
+"""Training over two processes: the numbers of one, whatever the method, and an end for all when one ends."""
+
+import json
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualrate.machine.world import LOST, World
+from dualrate.training import checkpoint
+from dualrate.training.share import Share
+from training import faults, together
+from training.together import Toys
+from training.toy import final
+
+CASES = {  # batch size, micro-batch: shares of unequal size, with unequal numbers of kept contexts
+    "denoising": (6, None),
+    "denoising, dual": (7, 5),
+    "moment matching": (5, None),
+    "instant": (7, None),
+}
+STUDENTS = {"moment matching, full": (6, 4), "instant, dual": (10, 5)}
+STRAIGHT = 50
+
+
+@dataclass(frozen=True)
+class TrainAll:
+    folder: Path
+    iterations: int
+    cases: dict[str, tuple[int, int | None]]
+
+    def __call__(self, world: World) -> None:
+        for case, (batch_size, micro_batch) in self.cases.items():
+            together.train(case, self.folder / case, self.iterations, world, batch_size, micro_batch)
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if "/" in name} for line in lines]
+
+
+def trained(folder: Path, cases: dict[str, tuple[int, int | None]]) -> tuple[Path, Path]:
+    """Runs of one process, and of two, then one, then two."""
+    one, mixed = folder / "one", folder / "mixed"
+    assert together.ended(together.start(TrainAll(mixed, 20, cases))) == [0, 0]
+    TrainAll(mixed, 30, cases)(World())
+    assert together.ended(together.start(TrainAll(mixed, STRAIGHT, cases))) == [0, 0]
+    TrainAll(one, STRAIGHT, cases)(World())
+    return one, mixed
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("together"), CASES)
+
+
+def assert_equal(one: Path, mixed: Path) -> None:
+    alone, shared = losses(one), losses(mixed)
+    assert len(alone) == len(shared) == STRAIGHT
+    for expected, got in zip(alone, shared, strict=True):
+        assert expected.keys() == got.keys()
+        for name, value in expected.items():
+            assert got[name] == pytest.approx(value, rel=1e-10, abs=1e-10), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_have_the_losses_of_one_also_resumed_by_another_number(folders, case):
+    one, mixed = folders
+    assert_equal(one / case, mixed / case)
+
+
+@pytest.mark.slow
+def test_so_have_those_of_dual_rate_students(tmp_path):
+    one, mixed = trained(tmp_path, STUDENTS)
+    for case in STUDENTS:
+        assert_equal(one / case, mixed / case)
+
+
+def saved(run_dir: Path) -> list[str]:
+    return [path.name for path in checkpoint.saved_paths(run_dir / "checkpoints")]
+
+
+def notes(run_dir: Path, rank: int = 0) -> str:
+    return run_dir.with_suffix(f".notes{rank}").read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_stops_all_at_the_same_iteration(tmp_path, rank):
+    run_dir = tmp_path / "run"
+    assert together.ended(together.start(Toys(run_dir, faults.terminate, rank, when=6))) == [75, 75]
+    assert saved(run_dir) == ["step-00000004", "step-00000006"]
+    Toys(tmp_path / "straight")(World())
+    Toys(run_dir)(World())
+    assert "resuming, but not bit for bit: processes was 2, is 1" in notes(run_dir)
+    straight, resumed = final(tmp_path / "straight"), final(run_dir)
+    for name, value in straight["model"].items():
+        assert torch.allclose(value, resumed["model"][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_one_is_killed_the_others_end_and_say_why(tmp_path, rank):
+    run_dir = tmp_path / "run"
+    codes = together.ended(together.start(Toys(run_dir, faults.kill, rank, when=6)), seconds=30)
+    assert codes[rank] == -signal.SIGKILL
+    assert codes[1 - rank] == LOST
+    assert f"process {1 - rank} of 2 lost another one" in notes(run_dir, 1 - rank)
+    assert saved(run_dir) == ["step-00000004"]
+
+
+def test_when_one_hangs_the_others_end_after_the_timeout(tmp_path):
+    started = together.start(Toys(tmp_path / "run", faults.hang, 1, when=6), timeout=3)
+    assert together.ended(started[:1], seconds=60) == [LOST]
+    assert started[1].is_alive()
+    started[1].kill()
+
+
+def test_data_that_is_not_finite_in_one_process_is_skipped_in_all_and_named(tmp_path):
+    run_dir = tmp_path / "run"
+    assert together.ended(together.start(Toys(run_dir, nan=14, iterations=4))) == [0, 0]
+    for rank in range(2):
+        assert "samples 8 to 15: loss nan" in notes(run_dir, rank)
+        assert "not finite in samples [14]: update skipped" in notes(run_dir, rank)
+    assert all(torch.isfinite(value).all() for value in final(run_dir)["model"].values())
+
+
+def test_every_process_has_a_row_of_every_micro_batch():
+    assert Share(7, 3, World(0, 1)).rows.tolist() == list(range(7))
+    with pytest.raises(ValueError, match=r"2 processes need a row each of every micro-batch, .* have one of 1: raise"):
+        Share(7, 3, World(0, 2))
+    shares = [Share(8, 5, World(rank, 3)).rows.tolist() for rank in range(3)]
+    assert shares == [[0, 5], [1, 2, 6], [3, 4, 7]]

@@ -1,0 +1,130 @@
+"""Processes that train together, for test_together.py. They fork from the server of faults.py, which imported torch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+from contracts.test_method_contracts import CASES, images, method_of
+
+from dualrate.diffusion.values import Batch
+from dualrate.experiments import moment_matching
+from dualrate.machine.world import LOST, Lost, World, joined
+from dualrate.training.config import FitConfig
+from dualrate.training.loop import fit
+from dualrate.training.optim import OptimConfig
+from dualrate.training.share import Share
+from training.faults import File, Plan, Watched, context
+from training.toy import CONFIG, Points
+
+Work = Callable[[World], int | None]
+
+
+class Images:
+    """Batch k of the contracts' images, those rows of it that are asked for."""
+
+    def __init__(self, batch_size: int, rows: torch.Tensor) -> None:
+        self.batch_size, self.rows = batch_size, rows
+
+    def batch(self, iteration: int) -> Batch:
+        return images(self.batch_size, iteration * self.batch_size)[self.rows]
+
+
+def train(case: str, run_dir: Path, iterations: int, world: World, batch_size: int, micro_batch: int | None) -> None:
+    """A case of the methods' contracts, in double precision; every iteration is logged."""
+    config = FitConfig(
+        iterations,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        precision="float32",  # no autocast
+        optim=OptimConfig(warmup=5),
+        log_every=1,
+    )
+    batches = Images(batch_size, Share(batch_size, micro_batch, world).rows)
+    with mock.patch.object(moment_matching, "PRECONDITIONING", 2):
+        method = method_of(CASES[case])
+    fit(method, batches, config, run_dir, identity={}, world=world)
+
+
+@dataclass(frozen=True)
+class Toys:
+    """Trains the toy; exits with 75 if a signal stopped it.
+
+    act, rank, when: what process `rank` does when it has reached its `when`-th loss
+    nan:             a sample whose data is not finite; none by default
+    """
+
+    run_dir: Path
+    act: Callable[[], None] | None = None
+    rank: int = 1
+    when: int = 0
+    nan: int = -1
+    iterations: int = CONFIG.iterations
+
+    def __call__(self, world: World) -> int:
+        config = replace(CONFIG, iterations=self.iterations, micro_batch=None)
+        method = Watched(("a", "b"), dropout=0)
+        if self.act is not None and world.rank == self.rank:
+            method.plans = (Plan(self.when, self.act, "loss"),)
+        batches = SomePoints(Share(config.batch_size, None, world).rows, self.nan)
+        notes = File(self.run_dir.with_suffix(f".notes{world.rank}"))
+        try:
+            result = fit(method, batches, config, self.run_dir, identity={}, progress=notes, world=world)
+        except Lost as error:
+            notes.note(str(error))
+            raise
+        return 75 if result.stopped == "signal" else 0
+
+
+@dataclass(frozen=True)
+class SomePoints:
+    """The toy's batches, those rows that are asked for; one of them may not be finite."""
+
+    rows: torch.Tensor
+    nan: int
+
+    def batch(self, iteration: int) -> Batch:
+        batch = Points().batch(iteration)[self.rows]
+        return replace(batch, x=torch.where((batch.sample == self.nan)[:, None], torch.nan, batch.x))
+
+
+def _process(work: Work, rank: int, size: int, port: int, timeout: float) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["DUALRATE_TIMEOUT"] = str(timeout)
+    try:
+        with joined(torch.device("cpu")) as world:
+            code = work(world) or 0
+    except Lost:
+        code = LOST
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)
+
+
+def start(work: Work, size: int = 2, timeout: float = 60) -> list:
+    """Processes that do the same work. timeout: seconds that they wait for each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        context.Process(target=_process, args=(work, rank, size, port, timeout), daemon=True) for rank in range(size)
+    ]
+    for process in started:
+        process.start()
+    return started
+
+
+def ended(started: list, seconds: float = 280) -> list[int]:
+    """Their exit codes."""
+    for process in started:
+        process.join(seconds)
+        assert process.exitcode is not None
+    return [process.exitcode for process in started]
