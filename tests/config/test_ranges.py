@@ -65,6 +65,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.data.cache.Options",
     "dualrate.data.source.Raw",
     "dualrate.diffusion.draws.Draws",
+    "dualrate.diffusion.values.Elsewhere",
+    "dualrate.machine.world.World",
     "dualrate.metrics.feature_store.StoredFeatures",
     "dualrate.metrics.details.Details",
     "dualrate.metrics.evaluate.Score",
