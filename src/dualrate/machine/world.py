@@ -173,7 +173,7 @@ def joined(device: torch.device) -> Iterator[World]:
     if not is_launched() or os.environ["WORLD_SIZE"] == "1":
         yield World()
         return
-    _follow_supervisor()
+    follow_supervisor()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     world, wait = World(rank, size), timedelta(seconds=_timeout())
     if device.type == "cuda":
@@ -200,7 +200,7 @@ def _timeout() -> float:
     return seconds
 
 
-def _follow_supervisor() -> None:
+def follow_supervisor() -> None:
     """Have the kernel end this process, as SIGTERM does, when the supervisor that started it dies. Linux only."""
     supervisor = os.environ.get(SUPERVISOR)
     if supervisor is None or not sys.platform.startswith("linux"):

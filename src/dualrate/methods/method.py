@@ -19,7 +19,8 @@ class Loss:
     """The loss of a batch.
 
     total: scalar, the mean over the batch's rows, with gradient
-    logs:  named scalars for the log, detached; means over the batch's rows
+    logs:  named scalars for the log, detached; means over the batch's rows. The same names whatever the rows: they are
+           added up over processes
     """
 
     total: Tensor
