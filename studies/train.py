@@ -17,6 +17,8 @@ FROM_HEAVY = "fashion-mnist-dual --method.encoder-from weights/fashion-mnist-hea
 HALF_LIFE = "--fit.ema-halflife"
 RETROFIT = f"{FROM_HEAVY} --method.freeze-encoder"
 ANNEALED = "--fit.optim.decay cosine --fit.checkpoint-every 500 --fit.sample-every 5000"  # of equal CPU seconds each
+LATE = "--method.times.heavy 1 8 --method.times.first 0.6 0.9"  # the plans that pay: few heavy calls, the first late
+SETTLED = "fashion-mnist-dual --method.encoder-from weights/fashion-mnist-heavy-annealed --method.freeze-encoder"
 MEDIUM_25 = (  # a quarter of the heavy network's cost
     "fashion-mnist-medium --networks.model.levels.1.channels 96 --networks.model.levels.1.blocks 3 "
     "--networks.model.head-dim 48"
@@ -44,6 +46,8 @@ RUNS = {
     "settle-medium-45": f"fashion-mnist-medium --networks.model.levels.1.blocks 5 --fit.iterations 27000 {ANNEALED}",
     "settle-medium-25": f"{MEDIUM_25} --fit.iterations 44000 {ANNEALED}",
     "settle-light": f"fashion-mnist-light --fit.iterations 64000 {ANNEALED}",
+    "settle-dual": f"fashion-mnist-dual --fit.iterations 23700 {ANNEALED} {LATE}",  # both networks from nothing
+    "settle-retrofit": f"{SETTLED} --fit.iterations 19500 {ANNEALED} {LATE}",  # half as long again as heavy itself
     **{f"natural16-{name}": f"natural16-{name}" for name in ("heavy", "medium-45", "medium-25", "light", "dual")},
 }
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
