@@ -63,7 +63,7 @@ def test_without_another_side_nothing_is_saved(judge):
         (1, 4.0, "the others need 2.00 [2.00, 2.00] times its FLOPs for the same score"),
         (4, 4.0, "the others need 0.50 [0.50, 0.50] times its FLOPs"),
         (1, 0.5, "no other measured reaches it;"),
-        (2, 9.0, "the others need at most 0.50 [0.50, 0.50] times its FLOPs"),
+        (2, 9.0, "the others need at most 0.50 [0.00, 0.50] times its FLOPs"),
     ],
 )
 def test_every_kind_of_saving_has_its_words(judge, cost, score, said):

@@ -61,7 +61,6 @@ def test_a_saving_is_the_ratio_of_two_power_laws():
     assert found.ratio == CLOSE(2.5)
     assert (found.low, found.high) == (near(2.5), near(2.5))
     assert not found.at_most
-    assert found.settled
 
 
 def test_the_interval_follows_the_noise_of_both_sides():
@@ -100,7 +99,9 @@ def test_the_least_of_many_equal_rivals_is_corrected_upwards_only():
     assert least < math.log(0.97)  # a replicate of the rivals reaches the score, though no rival does
     found = saving(own, rivals)
     assert found.high == math.inf
-    assert found.low == near(4)
+    assert found.low == 0
+    apart = saving(replace(own, score=0.85, replicates=np.full(4000, 0.85)), rivals)
+    assert apart.low == 16 / 1  # beyond the noise of the ten
 
 
 def test_scores_beyond_the_rivals_are_said_to_be():
@@ -115,7 +116,30 @@ def test_scores_beyond_the_rivals_are_said_to_be():
     assert maybe.high == math.inf
     worst = saving(point(2.0, 20.0), rivals)
     assert worst.at_most
-    assert (worst.ratio, worst.low, worst.high) == (0.5, 0.5, 0.5)
+    assert (worst.ratio, worst.low, worst.high) == (0.5, 0, 0.5)
+
+
+@pytest.mark.parametrize("score", [0.99, 1.01])
+def test_a_lone_rival_that_may_be_as_good_tells_no_lower_end(score):
+    """It costs four times as much; what a cheaper one would have scored nobody knows."""
+    own, rival = noisy([point(1, 1.0), point(4, score)], 0.05)
+    found = saving(own, [rival])
+    assert (found.low, found.high) == (0, math.inf)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_rivals_of_one_cost_that_are_better_beyond_noise_bound_the_ratio(alone):
+    own, *rivals = noisy([point(2, 20.0), point(1, 1.0), point(1, 1.1, curve=None)], 0.05)
+    found = saving(own, rivals[:1] if alone else rivals)
+    assert (found.ratio, found.low, found.high, found.at_most) == (0.5, 0, 0.5, True)
+
+
+def test_of_equal_costs_on_a_curve_the_best_goes_on_in_any_order():
+    points = [point(1, 1.0), point(1, 2.0), point(4, 0.25)]
+    for rivals in (points, [points[1], points[0], points[2]]):
+        assert cost_at(rivals, 0.5) == CLOSE(2)
+        assert saving(point(1, 0.5), rivals).high == near(2)
+        assert cost_at(rivals, 1.5) == 1
 
 
 def test_images_that_tell_a_ratio_from_one():
@@ -134,6 +158,9 @@ def test_replicates_that_do_not_match_are_refused():
         saving(point(1, 1), [point(1, 1, [1.0, 2.0])])
     with pytest.raises(ValueError, match="rivals"):
         saving(point(1, 1), [])
+    for replicates in ([1.0], [1.0, math.nan]):
+        with pytest.raises(ValueError, match="at least two replicates"):
+            saving(point(1, 1, replicates), [point(1, 1, replicates)])
 
 
 def test_the_side_of_a_ratio():

@@ -48,10 +48,8 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
 
 
 def side(found: Saving) -> int:
-    """Of 1, on which the interval is: 1 above, -1 below, 0 if it holds 1, or if a bound from above is all there is."""
-    if found.high < 1:
-        return -1
-    return int(found.low > 1 and not found.at_most)
+    """Of 1, on which the interval is: 1 above, -1 below, 0 if it holds 1."""
+    return int(found.low > 1) - int(found.high < 1)
 
 
 def _word(sides: set[int]) -> str:

@@ -74,7 +74,7 @@ def _sentence(one: Savings) -> str:
     parts = []
     for counted, found in zip(COSTS[:2], one.savings, strict=False):
         if math.isinf(found.ratio):
-            least = f", they need at least {found.low:.2f} times" if math.isfinite(found.low) else ""
+            least = f", they need at least {found.low:.2f} times" if 0 < found.low < math.inf else ""
             parts.append(f"no other measured reaches it{least}")
         else:
             parts.append(f"the others need {found} times its {counted.name} for the same score")
@@ -122,7 +122,8 @@ def savings_table(results: ComparisonResults) -> Table:
         "cost of the best of all other networks and samplers for the same score, over the plan's own: above 1, this is "
         "cheaper. Between two plans of one network and sampler the score is a straight line in logarithms",
         f"in brackets 95% intervals over {_noise(results)}, of both sides; never: no other reaches the score",
-        "at most: the others' cheapest measured plan is better already",
+        "at most: the others' cheapest measured plan is better already; an interval from 0: it may be, as far as the "
+        "noise tells",
         f"images to tell: as many of each would tell the ratio in {COSTS[0].name} from 1 with a chance of "
         f"{100 * POWER:.0f}%, if the scores are the true ones",
         f"single networks were tried up to the cost of {LADDER[-1]} calls of the dearest; the intervals hold no noise "

@@ -34,7 +34,8 @@ POWER = 0.8
 class Saving:
     """The rivals' cost for a point's score over the point's own: 2 means that they pay twice as much.
 
-    low, high: its interval; infinite where the rivals never reach the score
+    low, high: its interval; infinite where the rivals never reach the score, low 0 where noise leaves open that even
+               their cheapest point is better, so that a cheaper one, had it been measured, could do
     at_most:   whether even the rivals' cheapest point is better, so that the ratio is an upper bound
     images:    times as many images as were measured tell it from 1, with probability POWER, if the scores are the true
                ones; NaN where the rivals have no point as cheap
@@ -51,31 +52,33 @@ class Saving:
         ratio = f"{self.ratio:.2f}" if math.isfinite(self.ratio) else "never reached"
         return f"{'at most ' if self.at_most else ''}{ratio} [{low}, {high}]"
 
-    @property
-    def settled(self) -> bool:
-        """Whether the interval leaves out 1."""
-        return not self.low <= 1 <= self.high
-
 
 def saving(point: Point, rivals: Sequence[Point], *, level: float = 0.95) -> Saving:
     """At the point's score, against all rivals; the interval is one of both sides' images.
 
-    Raises ValueError for no rivals, and for other numbers of replicates than the point's.
+    Raises ValueError for no rivals, for other numbers of replicates than the point's, and for less than two or any that
+    is no number.
     """
     contest, z = _Contest.of(point, rivals), _quantile(level)
     costs, paid = _costs(rivals), cost_at(rivals, point.score)
-    gaps = {cost: contest.gap(cost) for cost in costs}
-    not_worse = [cost for cost, gap in gaps.items() if gap.low(z) <= 0]  # the rivals, as far as the noise tells
-    not_better = [cost for cost, gap in gaps.items() if gap.high(z) >= 0]
-    low = not_worse[0] if not_worse else math.inf
-    high = not_better[-1] if not_better else costs[0]
+    low, high = _ends([contest.gap(cost) for cost in costs], costs, z)
     return Saving(
         ratio=paid / point.cost,
         low=min(low, paid) / point.cost,
-        high=math.inf if high == costs[-1] else max(high, paid) / point.cost,
+        high=max(high, paid) / point.cost,
         at_most=point.score > min(rivals, key=lambda rival: (rival.cost, rival.score)).score,
         images=contest.gap(point.cost).images(z) if point.cost >= costs[0] else math.nan,
     )
+
+
+def _ends(gaps: Sequence[_Gap], costs: Sequence[float], z: float) -> tuple[float, float]:
+    """The lowest and the highest cost at which the rivals may be as good as the point, by gaps at ascending costs."""
+    not_worse = [cost for cost, gap in zip(costs, gaps, strict=True) if gap.low(z) <= 0]  # as far as the noise tells
+    not_better = [cost for cost, gap in zip(costs, gaps, strict=True) if gap.high(z) >= 0]
+    low = 0.0 if gaps[0].low(z) < 0 else not_worse[0] if not_worse else math.inf
+    if not not_better:
+        return low, costs[0]
+    return low, math.inf if not_better[-1] == costs[-1] else not_better[-1]
 
 
 def side(point: Point, rivals: Sequence[Point], ratio: float, *, level: float = 0.95) -> int:
@@ -110,8 +113,8 @@ def _cost_on(curve: Sequence[Point], score: float) -> float:
 
 
 def _curves(points: Sequence[Point]) -> list[list[Point]]:
-    """The points of each curve, cheapest first."""
-    ordered = sorted(points, key=lambda point: (point.curve or "", point.cost))
+    """The points of each curve, cheapest first; of equal costs the best last, from which the line goes on."""
+    ordered = sorted(points, key=lambda point: (point.curve or "", point.cost, -point.score))
     together = [list(curve) for name, curve in groupby(ordered, lambda point: point.curve) if name is not None]
     return together + [[point] for point in ordered if point.curve is None]
 
@@ -165,6 +168,8 @@ class _Contest:
             raise ValueError(
                 f"a saving needs rivals with {count} replicates each, as many as its own, got {len(rivals)}"
             )
+        if count < 2 or not all(np.isfinite(one.replicates).all() for one in (point, *rivals)):
+            raise ValueError(f"a saving needs at least two replicates of every score, all numbers, got {count}")
         scores = np.log([rival.score for rival in rivals])
         replicates = np.stack([rival.log_replicates for rival in rivals])
         return _Contest(rivals, math.log(point.score), point.log_replicates, scores, replicates)
