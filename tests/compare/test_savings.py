@@ -70,6 +70,15 @@ def test_every_kind_of_saving_has_its_words(judge, cost, score, said):
     assert said in compare_page(findings(judge, [finished("dual", cost, score)], RIVALS))
 
 
+def test_a_curve_is_of_plans_of_one_rate():
+    def curve(steps: int, heavy: int) -> str:
+        return Contender(Path("dual"), "dual", "ancestral", StepPlan.uniform(steps, heavy)).curve
+
+    assert curve(16, 4) == curve(32, 8) != curve(16, 8)
+    assert curve(16, 0) == curve(32, 0)
+    assert curve(16, 0) not in (curve(16, 1), curve(32, 2), curve(16, 16))
+
+
 def test_what_is_unfinished_is_said_first(judge):
     page = compare_page(findings(judge, [finished("dual", 1, 4.0)], RIVALS, ("3 of 9 were not measured.",)))
     assert "So far. Best dual-rate" in page

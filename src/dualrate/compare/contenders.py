@@ -80,8 +80,8 @@ class Contender(Ranged):
     @property
     def curve(self) -> str:
         """Names the contenders that differ from this one in the number of steps alone."""
-        rate = self.plan.num_steps / max(self.plan.num_heavy, 1)
-        return f"{self.network} {self.denoiser} {self.sampler} {self.gamma} {self.note} {rate:g}"
+        rate = f"{self.plan.num_steps / self.plan.num_heavy:g}" if self.plan.num_heavy else "no heavy calls"
+        return f"{self.network} {self.denoiser} {self.sampler} {self.gamma} {self.note} {rate}"
 
     @property
     def key(self) -> str:
