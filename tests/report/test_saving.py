@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from dualrate.report.pareto import Point
-from dualrate.report.saving import POWER, RESOLUTION, cost_at, saving, side
+from dualrate.report.saving import POWER, PRECISION, cost_at, saving, side
 
 CLOSE = pytest.approx
 
 
 def near(value: float):
-    """Ends of an interval are found to RESOLUTION."""
-    return pytest.approx(value, rel=1.5 * RESOLUTION)
+    """Ends of an interval are found to PRECISION."""
+    return pytest.approx(value, rel=1.5 * PRECISION)
 
 
 def point(cost: float, score: float, replicates=None, curve: str | None = "curve") -> Point:
@@ -72,13 +72,18 @@ def test_the_interval_follows_the_noise_of_both_sides():
     assert 0.9 * 0.05 / 0.7 < deviation < 1.1 * math.hypot(0.05, 0.03) / 0.7
 
 
-def test_the_interval_of_the_own_noise_alone():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_interval_of_the_own_noise_alone(sign):
+    """Its replicates' mean moves the end that this widens, and not the other."""
     own = noisy([point(2.0, 8 * 5.0**-0.7)], 0.05)[0]
+    own = replace(own, replicates=own.score * (own.replicates / own.score) ** sign)
     rivals = [point(p.cost, p.score, np.full(4000, p.score)) for p in power_law([1, 2, 4, 8, 16, 32])]
     for level in (0.95, 0.8):
         found = saving(own, rivals, level=level)
-        wide = NormalDist().inv_cdf((1 + level) / 2) * 0.05 / 0.7
-        assert (found.low, found.high) == (near(2.5 * math.exp(-wide)), near(2.5 * math.exp(wide)))
+        noise = np.log(own.replicates / own.score)
+        wide, mean = NormalDist().inv_cdf((1 + level) / 2) * noise.std(ddof=1), noise.mean()
+        low, high = (2.5 * math.exp(way * (wide + max(way * mean, 0)) / 0.7) for way in (-1, 1))
+        assert (found.low, found.high) == (near(low), near(high))
 
 
 def test_replicates_of_all_points_are_paired():

@@ -16,7 +16,7 @@ widens the interval only, so neither side owes a claim to it. `studies/coverage.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from statistics import NormalDist
@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from dualrate.report.pareto import Point
 
-RESOLUTION = 0.01  # of the ends of an interval, in log cost
+RESOLUTION = 0.01  # of the costs at which an interval is looked for, in log cost
+PRECISION = 1e-4  # of its ends
 POWER = 0.8
 
 
@@ -61,7 +62,7 @@ def saving(point: Point, rivals: Sequence[Point], *, level: float = 0.95) -> Sav
     """
     contest, z = _Contest.of(point, rivals), _quantile(level)
     costs, paid = _costs(rivals), cost_at(rivals, point.score)
-    low, high = _ends([contest.gap(cost) for cost in costs], costs, z)
+    low, high = _ends(contest, costs, z)
     return Saving(
         ratio=paid / point.cost,
         low=min(low, paid) / point.cost,
@@ -71,14 +72,32 @@ def saving(point: Point, rivals: Sequence[Point], *, level: float = 0.95) -> Sav
     )
 
 
-def _ends(gaps: Sequence[_Gap], costs: Sequence[float], z: float) -> tuple[float, float]:
-    """The lowest and the highest cost at which the rivals may be as good as the point, by gaps at ascending costs."""
-    not_worse = [cost for cost, gap in zip(costs, gaps, strict=True) if gap.low(z) <= 0]  # as far as the noise tells
-    not_better = [cost for cost, gap in zip(costs, gaps, strict=True) if gap.high(z) >= 0]
-    low = 0.0 if gaps[0].low(z) < 0 else not_worse[0] if not_worse else math.inf
-    if not not_better:
-        return low, costs[0]
-    return low, math.inf if not_better[-1] == costs[-1] else not_better[-1]
+def _ends(contest: _Contest, costs: Sequence[float], z: float) -> tuple[float, float]:
+    """The lowest and the highest cost at which the rivals may be as good as the point. costs: to look at, ascending."""
+    gaps = [contest.gap(cost) for cost in costs]
+    not_worse = [i for i, gap in enumerate(gaps) if gap.low(z) <= 0]  # the rivals, as far as the noise tells
+    not_better = [i for i, gap in enumerate(gaps) if gap.high(z) >= 0]
+    low, high = math.inf, costs[0]
+    if gaps[0].low(z) < 0:
+        low = 0.0
+    elif not_worse:
+        first = not_worse[0]
+        low = _border(lambda cost: contest.gap(cost).low(z) <= 0, costs[first], costs[max(first - 1, 0)])
+    if not_better:
+        last = not_better[-1]
+        beyond = [*costs, math.inf][last + 1]
+        high = _border(lambda cost: contest.gap(cost).high(z) >= 0, costs[last], beyond)
+    return low, high
+
+
+def _border(holds: Callable[[float], bool], inside: float, outside: float) -> float:
+    """How far it holds, from a cost where it does to one where it does not; all the way to an infinite one."""
+    if outside == math.inf:
+        return outside
+    while abs(math.log(outside / inside)) > PRECISION:
+        middle = math.sqrt(inside * outside)
+        inside, outside = (middle, outside) if holds(middle) else (inside, middle)
+    return inside
 
 
 def side(point: Point, rivals: Sequence[Point], ratio: float, *, level: float = 0.95) -> int:
