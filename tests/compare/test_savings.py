@@ -70,6 +70,13 @@ def test_every_kind_of_saving_has_its_words(judge, cost, score, said):
     assert said in compare_page(findings(judge, [finished("dual", cost, score)], RIVALS))
 
 
+def test_images_do_not_tell_what_trainings_leave_open(judge):
+    dual = finished("dual", 1, 4.0)
+    again = replace(dual, measured=replace(dual.measured, trainings=(4.0, 4.0)))
+    told = [savings_table(findings(judge, [one], RIVALS)).cells[0][-1] for one in (dual, again)]
+    assert told == ["0", "-"]  # without any noise the images at hand are more than enough
+
+
 def test_a_curve_is_of_plans_of_one_rate():
     def curve(steps: int, heavy: int) -> str:
         return Contender(Path("dual"), "dual", "ancestral", StepPlan.uniform(steps, heavy)).curve

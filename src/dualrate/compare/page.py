@@ -139,9 +139,12 @@ def _noise(results: ComparisonResults) -> str:
 
 
 def _images_to_tell(one: Savings) -> str:
-    """Of each row, for its ratio of FLOPs: a dash where no other is as cheap."""
+    """Of each row, for its ratio of FLOPs: a dash where no other is as cheap, and where trainings add noise,
+    which more images leave as it is.
+    """
     times, count = one.savings[0].images, one.finished.row.score.fingerprint.count
-    return _rounded_count(times * count) if math.isfinite(times) else "-"
+    several = one.finished.measured.trainings
+    return _rounded_count(times * count) if math.isfinite(times) and not several else "-"
 
 
 def _rounded_count(number: float) -> str:
