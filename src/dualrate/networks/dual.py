@@ -17,7 +17,8 @@ finest level's feature, so that the light network starts from a complete estimat
 
 With gate 1 and nothing from the light network this is Bayes' rule for x ~ N(x_hat(tau), sigma_tau^2 I) before z_t is
 seen, and for data N(m, I), whatever their mean m, it is E[v | z_t]. At t = tau it is the encoder's own v. The gate is a
-linear function of the embedding of both noise levels, 1 at first; beside a trained light network (`disconnect`) 0.
+linear function of emb, so of both noise levels and the label, 1 at first; beside a trained light network (`disconnect`)
+0.
 
 The widths of the ImageNet recipes' light network are inferred from the costs that the paper reports (44.0 and 73.0 giga
 multiply-adds), not stated in it.
