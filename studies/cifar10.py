@@ -12,13 +12,17 @@ it starts.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
 
 from train import ROOT, become
 
+from dualrate.training.checkpoint import STATE, saved_paths
+
 MODELS = ("heavy", "light", "dual", "dual-kept")
+CALL = 540  # seconds of training a call, of full size
 
 
 def command(piece: str, size: str, data: str) -> list[str]:
@@ -29,7 +33,15 @@ def command(piece: str, size: str, data: str) -> list[str]:
     if piece.startswith("dual"):
         arguments += ["--method.encoder-from", runs["heavy"], "--method.light-from", runs["light"]]
         arguments += ["--fit.iterations", "1000"] if size == "reduced" else []
+    if size == "full":  # the trainer's limit is on the sum over calls
+        arguments += ["--fit.max-seconds", f"{CALL + trained(ROOT / runs[piece]):g}"]
     return arguments + (["--method.times.dropout", "0"] if piece == "dual-kept" else [])
+
+
+def trained(run: Path) -> float:
+    """Seconds of training behind the newest checkpoint of a run; 0 where there is none."""
+    saved = saved_paths(run / "checkpoints")
+    return json.loads((saved[-1] / STATE).read_text())["seconds"] if saved else 0.0
 
 
 def main() -> None:

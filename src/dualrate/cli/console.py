@@ -88,7 +88,8 @@ def drawing(progress: Reporter) -> Callable[[int, int], None]:
 def report_end(result: FitResult, out: Path, progress: Reporter) -> None:
     """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
-    progress.note(f"{why} at iteration {result.iteration} after {result.seconds:.0f} s of training: {out}")
+    more = "; more --fit.max-seconds go on with it" if result.stopped == "seconds" else ""
+    progress.note(f"{why} at iteration {result.iteration} after {result.seconds:.0f} s of training: {out}{more}")
     if result.stopped == "signal":
         raise SystemExit(75)
 

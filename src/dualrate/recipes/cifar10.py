@@ -63,7 +63,7 @@ LIGHT = {
 MEDIUM = full_layout(64, (128, 192), 2, 3, dropout=0.1, embedding=256)  # 0.46 of compact's heavy
 
 FULL = FitConfig(
-    iterations=200_000,  # more than ten minutes of a GPU make; `max_seconds` ends a piece, the same command goes on
+    iterations=200_000,  # more than ten minutes of a GPU make; `max_seconds` ends the run, a larger one goes on with it
     batch_size=512,
     optim=OptimConfig(lr=4e-4, betas=(0.9, 0.99), warmup=1000),
     ema_halflife=300_000,
