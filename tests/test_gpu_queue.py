@@ -178,6 +178,23 @@ def test_a_piece_whose_command_fails_is_not_done(places: Places) -> None:
     assert state("failing", places) == "part"
 
 
+def test_a_smoke_test_leaves_what_was_done_in_earnest(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it begins in folders of its own."""
+    left(places, "failing", files=("failing.00",), smoke=False)
+    (places.out / "failing.00").write_text("weights")
+    before = {path.name: path.read_bytes() for path in places.out.iterdir()}
+    with pytest.raises(ValueError, match="another --out"):
+        gpu_queue.run(Piece("failing", "nothing", (Command("dualrate no-such-command"),)), places)
+    assert {path.name: path.read_bytes() for path in places.out.iterdir()} == before
+    asked: list[Places] = []
+    monkeypatch.setattr(gpu_queue, "listing", lambda places: asked.append(places) or "")
+    for option in ([], ["--smoke"]):
+        monkeypatch.setattr(sys, "argv", ["gpu_queue", *option])
+        gpu_queue.main()
+    assert asked[0].out != asked[1].out
+    assert asked[0].work != asked[1].work
+
+
 def test_training_goes_on_in_the_next_piece(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two pieces, and nothing but their files in between. In this process, for its time."""
 

@@ -8,7 +8,7 @@
     --out DIR    where pieces leave what they did and find what others left: its files are all that there is to know;
                  of each at most 7, of at most 16 MiB (out/queue)
     --work DIR   where runs are while they train; it may vanish between two pieces (runs/queue)
-    --smoke      networks of a few channels on made-up images, for seconds of a CPU
+    --smoke      networks of a few channels on made-up images, for seconds of a CPU (out/queue-smoke, runs/queue-smoke)
 
 So a rented machine without a network wants a checkout, the data, and the files of the pieces that a piece needs, and
 gives its own back. A piece whose time is over is told to stop, saves, and goes on when it is run again.
@@ -26,7 +26,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,6 +142,8 @@ def run(piece: Piece, places: Places) -> bool:
     from dualrate.machine.files import write_whole
 
     start, printed = time.monotonic(), places.out / f"{piece.name}.txt"
+    if places.smoke and replace(places, smoke=False).record(piece.name):
+        raise ValueError(f"{places.out} holds what {piece.name} did in earnest: give a smoke test another --out")
     places.out.mkdir(parents=True, exist_ok=True)
     prepare(piece, places)
     printed.write_text("")
@@ -216,13 +218,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("do", nargs="?", choices=("list", "run", "next", "table"), default="list")
     parser.add_argument("name", nargs="?", choices=PIECES, metavar="NAME", help="of the piece to run")
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "queue", help="what pieces leave")
+    parser.add_argument("--out", type=Path, help="what pieces leave; out/queue if not given")
     parser.add_argument("--work", type=Path, help="runs while they train; runs/queue if not given")
     parser.add_argument("--data", type=Path, help="your copy of CIFAR-10")
     parser.add_argument("--smoke", action="store_true", help="seconds of a CPU, on made-up images")
     options = parser.parse_args()
-    work = options.work or ROOT / "runs" / ("queue-smoke" if options.smoke else "queue")
-    places = Places(options.out, work, options.data, options.smoke)
+    name = "queue-smoke" if options.smoke else "queue"
+    out, work = options.out or ROOT / "out" / name, options.work or ROOT / "runs" / name
+    places = Places(out, work, options.data, options.smoke)
     if options.do == "list":
         print(listing(places))
     elif options.do == "table":
