@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dualrate.methods.method import Loss, Phase
 from dualrate.training.optim import OptimConfig, build, load_state_tensors, lr_at, set_rates, state_tensors
 
 
@@ -99,6 +100,13 @@ def test_parameters_have_rates_of_their_own_which_may_change_at_any_step():
             moved[name] += lr * factors.get(name, 1.0)
             assert parameter.item() == pytest.approx(-moved[name])
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 3
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, "fast"])
+def test_a_rate_of_its_own_is_a_factor(rate):
+    parameter = nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="rates is a mapping to values, each a number above 0"):
+        Phase("model", (parameter,), lambda *_: Loss(torch.zeros(())), rates={parameter: rate})
 
 
 def test_state_finds_its_parameter_whatever_the_groups():

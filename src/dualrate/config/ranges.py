@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
@@ -123,6 +124,10 @@ def _fitting(value: Any, kind: Any) -> Any:
             raise ValueError
         kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         return tuple(_fitting(item, part) for item, part in zip(value, kinds, strict=True))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError
+        return {key: _fitting(item, parts[1]) for key, item in value.items()}
     if origin is Literal and not any(type(value) is type(choice) and value == choice for choice in parts):
         raise ValueError
     if kind is NoneType and value is not None:
@@ -159,6 +164,8 @@ def described(kind: Any) -> str:
         return ", or ".join(map(described, parts))
     if origin is tuple:
         return f"{'a list of' if parts[-1] is Ellipsis else len(parts)} values, each {described(parts[0])}"
+    if origin is Mapping:
+        return f"a mapping to values, each {described(parts[1])}"
     if origin is Literal:
         return " or ".join(f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in parts)
     return "None" if kind is NoneType else getattr(kind, "__name__", str(kind))
