@@ -15,7 +15,7 @@ w is the weight that the first model was trained with. Whether the models had eq
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +26,15 @@ from numpy.typing import NDArray
 import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.data.images import ImageSet
+from dualrate.denoisers.denoiser import posterior_mean
 from dualrate.diffusion.weighting import Weighting
 from dualrate.machine.progress import Reporter
+from dualrate.measuring.likelihood import Estimate
 from dualrate.measuring.subset import subset_batches
 
 LOWEST, HIGHEST = -10, 10  # log-SNRs, one apart
 COUNT, ROWS = 500, 50  # images, and at a time
 SEED = 4 << 40  # of the noise; far from the seeds of images
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over images and its standard error."""
-
-    value: float
-    error: float
 
 
 @torch.no_grad()
@@ -55,10 +49,7 @@ def errors(
         for level, time in zip(log_snr, times, strict=True):
             t, noise = time.expand(len(batch)), draws.normal(f"log-SNR {level:g}", *batch.x.shape[1:])
             z = model.process.add_noise(batch.x, t, noise.to(batch.x.dtype))
-            context = model.denoiser.encode(z, t, batch.cond)
-            x_hat = context.x_hat
-            if x_hat is None:
-                x_hat = model.denoiser.denoise(z, t, context, batch.cond)
+            x_hat = posterior_mean(model.denoiser, z, t, batch.cond)
             found.append((batch.x - x_hat).double().square().flatten(1).mean(1).cpu())
         parts.append(torch.stack(found, 1))
         progress.update(sum(map(len, parts)), count, {"images": sum(map(len, parts))})
@@ -73,8 +64,8 @@ def losses(errors: NDArray[np.float64], log_snr: NDArray[np.float64], weighting:
 
 
 def mean(values: NDArray[np.float64]) -> Estimate:
-    """Of one value for each image, (M,)."""
-    return Estimate(float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))
+    """Of one value for each image, (M,), M >= 2."""
+    return Estimate.of(torch.from_numpy(values))
 
 
 def excess(values: NDArray[np.float64], base: NDArray[np.float64]) -> Estimate:

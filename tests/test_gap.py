@@ -37,8 +37,8 @@ class Scaled:
         return dr.Context(x_hat=self._x_hat(z, t)) if self.own else dr.Context()
 
     def denoise(self, z: Tensor, t: Tensor, context: dr.Context, cond: dr.Cond) -> Tensor:
-        assert not self.own
-        return self._x_hat(z, t)
+        assert (context.x_hat is not None) == self.own
+        return self._x_hat(z, t) if context.x_hat is None else context.x_hat
 
     def _x_hat(self, z: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = PROCESS.alpha(t), PROCESS.sigma(t)

@@ -26,26 +26,29 @@ def study(monkeypatch):
 
 
 class Constant:
-    """x_hat is a number: of a light call with a context, and of one without."""
+    """x_hat is a number: of a light call with a context, of one without, and of the encoder at its own time."""
 
     reuse = Reuse.MARKOV
 
-    def __init__(self, kept: float, alone: float) -> None:
-        self.kept, self.alone = kept, alone
+    def __init__(self, kept: float, alone: float, own: float) -> None:
+        self.kept, self.alone, self.own = kept, alone, own
         self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # z_t and t, or z_tau and tau
 
     def encode(self, z, t, cond) -> Context:
         self.seen.append((z, t))
-        return Context((z,), tau=t)
+        return Context((z,), tau=t, x_hat=torch.full_like(z, self.own))
 
     def denoise(self, z, t, context, cond):
         self.seen.append((z, t))
-        return torch.full_like(z, self.kept if context.features else self.alone)
+        light = torch.full_like(z, self.kept if context.features else self.alone)
+        return light if context.x_hat is None else context.x_hat
 
 
 @pytest.fixture
 def models(tmp_path):
-    """A dual-rate model whose x_hat is 0.5 with a context, 0.25 without, and a heavy one whose is 0; their images."""
+    """A dual-rate model whose x_hat is 0.5 with an older context, 0.25 without, 0.75 the encoder's own, and a heavy one
+    whose is 0; their images.
+    """
     images = np.random.default_rng(0).integers(0, 256, (4000, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images)
     data = dr.DataConfig(str(tmp_path / "images.npz"))
@@ -53,8 +56,8 @@ def models(tmp_path):
     one = dr.Experiment("one", dr.OneNetwork(NET), dr.DenoisingConfig(), FitConfig(1), data)
     (networks, _), (network, _) = two.build(), one.build()
     x = to_float(data.load("test").images[:])
-    dual = dr.Model("two", two, networks, Constant(0.5, 0.25), 1, weights_hash="a" * 64)
-    return dual, dr.Model("one", one, network, Constant(0.0, 0.0), 1, weights_hash="b" * 64), x
+    dual = dr.Model("two", two, networks, Constant(0.5, 0.25, 0.75), 1, weights_hash="a" * 64)
+    return dual, dr.Model("one", one, network, Constant(0.0, 0.0, 0.0), 1, weights_hash="b" * 64), x
 
 
 def test_errors_of_known_estimates(study, models):
@@ -62,7 +65,7 @@ def test_errors_of_known_estimates(study, models):
     cells = study.measure(dual, heavy, len(x), Recorder())
     json.dumps([asdict(cell) for cell in cells])
     whole = {cell.age: cell for cell in cells if cell.log_snr == study.ALL}
-    for age, x_hat in ((study.OWN, 0.5), (study.NONE, 0.25)):
+    for age, x_hat in ((study.OWN, 0.75), (study.NONE, 0.25)):
         each = (x - x_hat).square().flatten(1).mean(1).double()
         found = whole[age]
         assert found.count == len(x)
@@ -72,6 +75,7 @@ def test_errors_of_known_estimates(study, models):
         assert found.excess.value == pytest.approx((each - x.square().flatten(1).mean(1)).mean().item(), rel=1e-4)
     for young, old in study.AGES:  # the share of (t, tau) with tau <= 1
         assert whole[study.named((young, old))].count == pytest.approx((1 - (young + old) / 2) * len(x), rel=0.1)
+        assert whole[study.named((young, old))].heavy.value == pytest.approx(0.5**2)
     for age in whole:
         assert sum(cell.count for cell in cells if cell.age == age and cell.log_snr != study.ALL) <= whole[age].count
     assert len(study.markdown(study.HEADER, (cell.texts() for cell in cells), texts=2).splitlines()) == len(cells) + 2
