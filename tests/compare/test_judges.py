@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_savings import RIVALS, findings, finished
 
-from dualrate.compare.judges import CHEAPER, DEARER, OPEN, SPLIT, roles, side, verdict_table, verdicts
+from dualrate.compare.judges import CHEAPER, DEARER, OPEN, SPLIT, beyond, roles, verdict_table, verdicts
 from dualrate.compare.page import compare_page, front_table
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import ComparisonResults, savings
@@ -74,7 +74,7 @@ def test_the_first_judge_s_ratios_are_those_of_the_savings(judge):
 )
 def test_the_side_of_1_that_an_interval_is_on(judge, low, high, expected):
     (found,) = verdicts(judged(judge, 4.0, 5.0))
-    assert side(replace(found.first.savings[0], low=low, high=high)) == expected
+    assert beyond(replace(found.first.savings[0], low=low, high=high)) == expected
 
 
 def test_a_line_a_judge_and_what_they_come_to(judge):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings, savings_of
 from dualrate.measuring.choosing import CHOSEN_IN
 from dualrate.report.headline import plan_of
-from dualrate.report.rows import judges_of
+from dualrate.report.rows import shared_metrics
 from dualrate.report.saving import Saving
 from dualrate.report.table import Table, significant
 
@@ -32,12 +32,12 @@ class Verdict:
         of them hold it, else SPLIT.
         """
         seen = zip(*(one.savings for one in self.by_judge.values()), strict=True)
-        return tuple(_word({side(found) for found in alike}) for alike in seen)
+        return tuple(_word({beyond(found) for found in alike}) for alike in seen)
 
 
 def verdicts(results: ComparisonResults) -> list[Verdict]:
     """Of what `savings` holds, so of the contenders that the first judge prefers; empty unless there are several."""
-    metrics = judges_of([one.row for one in results.finished]) if results.finished else []
+    metrics = shared_metrics([one.row for one in results.finished]) if results.finished else []
     if len(metrics) < 2:
         return []
     rivals = {metric: [rival.judged_by(metric) for rival in results.rivals] for metric in metrics}
@@ -47,7 +47,7 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
     ]
 
 
-def side(found: Saving) -> int:
+def beyond(found: Saving) -> int:
     """Of 1, on which the interval is: 1 above, -1 below, 0 if it holds 1."""
     return int(found.low > 1) - int(found.high < 1)
 
@@ -78,7 +78,7 @@ def verdict_table(results: ComparisonResults) -> Table:
 def roles(results: ComparisonResults) -> list[str]:
     """A sentence a judge: what was chosen in its features, of which it is then no independent witness."""
     rows = [one.row for one in results.finished] or [one.row for one in results.screened]
-    scores = [rows[0].scores[metric] for metric in judges_of(rows)] if rows else []
+    scores = [rows[0].scores[metric] for metric in shared_metrics(rows)] if rows else []
     return [_role(score.metric, score.fingerprint.features, first=score is scores[0]) for score in scores]
 
 

@@ -15,7 +15,7 @@ from dualrate.report.figures import pareto_figure, plan_figure
 from dualrate.report.headline import capital, costs, name, plan_of, scored
 from dualrate.report.html import Drawing, Element, Facts, Gallery, Picture, Points, Section, Text, page
 from dualrate.report.image_grid import image_grid
-from dualrate.report.rows import judges_of
+from dualrate.report.rows import shared_metrics
 from dualrate.report.saving import POWER
 from dualrate.report.table import EACH, Table, compute_unit, judge_cells, judge_header, judge_notes, significant, table
 
@@ -203,7 +203,7 @@ def front_table(finished: Sequence[TimedContender]) -> Table:
         "MB: peak memory of a network's first plan at that batch size: on a GPU what torch held, else of the process",
         *judge_notes(rows),
     )
-    return Table(header, tuple(_cells(one, unit, judges_of(rows)) for one in ordered), notes)
+    return Table(header, tuple(_cells(one, unit, shared_metrics(rows)) for one in ordered), notes)
 
 
 def _cells(one: TimedContender, unit: float, metrics: Sequence[str]) -> tuple[str, ...]:

@@ -48,6 +48,6 @@ class Row:
         return replace(self, score=self.scores[metric], beside=())
 
 
-def judges_of(rows: Sequence[Row]) -> list[str]:
+def shared_metrics(rows: Sequence[Row]) -> list[str]:
     """The metrics of the judges that all of the rows have, in the order of the first one."""
     return [metric for metric in rows[0].scores if all(metric in row.scores for row in rows)]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from dualrate.metrics.evaluate import Score
 from dualrate.metrics.fingerprint import require_same
-from dualrate.report.rows import Row, judges_of
+from dualrate.report.rows import Row, shared_metrics
 
 EACH = "-"  # H of a single-rate row
 TEXT_COLUMNS = 2  # network and sampler; the others are numbers
@@ -45,19 +45,19 @@ def table(rows: Sequence[Row]) -> Table:
         "ms",
         *judge_header(rows),
     )
-    return Table(header, tuple(_cells(row, unit, judges_of(rows)) for row in rows), _notes(rows))
+    return Table(header, tuple(_cells(row, unit, shared_metrics(rows)) for row in rows), _notes(rows))
 
 
 def require_judged_alike(rows: Sequence[Row]) -> None:
     """ValueError for scores of one judge that were taken under different conditions, and for other first judges."""
     require_same([row.score.fingerprint for row in rows])
-    for metric in judges_of(rows):
+    for metric in shared_metrics(rows):
         require_same([row.scores[metric].fingerprint for row in rows])
 
 
 def judge_header(rows: Sequence[Row]) -> tuple[str, ...]:
     """Of two columns a judge: value, interval."""
-    scores = [rows[0].scores[metric] for metric in judges_of(rows)]
+    scores = [rows[0].scores[metric] for metric in shared_metrics(rows)]
     return tuple(text for score in scores for text in (score.metric, f"{100 * score.level:.0f}% interval"))
 
 
@@ -82,7 +82,7 @@ def _cells(row: Row, unit: float, metrics: Sequence[str]) -> tuple[str, ...]:
 
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
     batches = ", ".join(str(size) for size in sorted({row.batch_size for row in rows}))
-    scores = [rows[0].scores[metric] for metric in judges_of(rows)]
+    scores = [rows[0].scores[metric] for metric in shared_metrics(rows)]
     return (
         f"N steps, H heavy calls ({EACH}: the whole model at every step); MACs, FLOPs = 2 MACs and milliseconds per "
         f"image, measured in batches of {batches}",
@@ -93,7 +93,7 @@ def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def judge_notes(rows: Sequence[Row]) -> tuple[str, ...]:
     """What the numbers of each judge mean, and what real images reach."""
-    scores = [rows[0].scores[metric] for metric in judges_of(rows)]
+    scores = [rows[0].scores[metric] for metric in shared_metrics(rows)]
     return tuple(note for score in scores for note in (_score_note(score), floor_note(score)))
 
 
