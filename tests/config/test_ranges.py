@@ -57,6 +57,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.compare.comparison.Clock",
     "dualrate.compare.speed.Speed",
     "dualrate.compare.work.Bench",
+    "dualrate.compare.work.MeasuredContender",
     "dualrate.compare.work.TimedContender",
     "dualrate.measuring.search._Bench",
     "dualrate.planning.halving.Round",
