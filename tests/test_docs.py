@@ -15,6 +15,7 @@ from reader import commands, follow
 
 from dualrate.compare import contenders, speed, work
 from dualrate.data import fashion_mnist as images_of_fashion
+from dualrate.doctor import examine
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
@@ -135,6 +136,8 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
     monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)
+    for name in ("check_compiler", "check_processes"):  # seconds each
+        monkeypatch.setattr(examine, name, lambda device: iter(()))
     for name, networks in {"heavy": OneNetwork(heavy), "dual": TwoNetworks(heavy, light)}.items():
         experiment = Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=TimeSampler()), FitConfig(1))
         path = place / "weights" / experiment.name

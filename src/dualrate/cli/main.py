@@ -18,6 +18,7 @@ from dualrate.cli.compare import Compare
 from dualrate.cli.cost import Cost
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import Distill, parse_distill
+from dualrate.cli.doctor import Doctor
 from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
 from dualrate.cli.options import parse
@@ -30,7 +31,7 @@ from dualrate.machine.files import naming
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.world import LOST, Lost
 
-Command = Sample | Evaluate | Compare | LikelihoodBound | PlanSearch | Calibrate | Cost | Export | Demo
+Command = Sample | Evaluate | Compare | LikelihoodBound | PlanSearch | Calibrate | Cost | Export | Demo | Doctor
 COMMANDS: dict[str, type[Command]] = {
     "sample": Sample,
     "evaluate": Evaluate,
@@ -41,6 +42,7 @@ COMMANDS: dict[str, type[Command]] = {
     "cost": Cost,
     "export": Export,
     "demo": Demo,
+    "doctor": Doctor,
 }
 LESS_MEMORY = {  # where it is short
     **dict.fromkeys(("train", "distill"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"),

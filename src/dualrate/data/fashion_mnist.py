@@ -90,10 +90,15 @@ def verified(file: Path) -> bytes:
     return data
 
 
+def found_at(cache: Path) -> Path | None:
+    """Where all four files are on this machine, in the cache or in Debian's package; None if they are to be fetched."""
+    places = (cache, INSTALLED)
+    return next((folder for folder in places if all((folder / name).is_file() for name in CONTENT)), None)
+
+
 def _located(cache: Path, progress: DataProgress) -> Path:
-    for folder in (cache, INSTALLED):
-        if all((folder / name).is_file() for name in CONTENT):
-            return folder
+    if (folder := found_at(cache)) is not None:
+        return folder
     tried = [f"cache: {cache} does not have all four files", f"installed package: none at {INSTALLED}"]
     routes: tuple[tuple[str, Callable[[Path], None]], ...] = (
         ("apt-get download", _from_debian),
