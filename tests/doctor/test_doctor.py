@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import namedtuple
-from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +57,11 @@ def installed(monkeypatch, **packages) -> None:
 
     def of(name, part):
         if name not in packages:
-            raise metadata.PackageNotFoundError(name)
+            raise PackageNotFoundError(name)
         return packages[name][part]
 
-    monkeypatch.setattr(metadata, "version", lambda name: of(name, 0))
-    monkeypatch.setattr(metadata, "requires", lambda name: of(name, 1))
+    monkeypatch.setattr(installation, "version", lambda name: of(name, 0))
+    monkeypatch.setattr(installation, "requires", lambda name: of(name, 1))
 
 
 def test_packages_that_are_missing_or_too_old_are_a_problem(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -68,7 +69,7 @@ def _wrong_product(device: torch.device) -> float:
 
 def check_threads() -> Iterator[Finding]:
     """Threads, the processors for them, and who else uses these."""
-    threads, processors = torch.get_num_threads(), len(os.sched_getaffinity(0)) if _affinity() else os.cpu_count() or 1
+    threads, processors = torch.get_num_threads(), _processors()
     load = os.getloadavg()[0]
     about = f"{threads} thread(s), {processors} processor(s), load {load:.1f}"
     if threads > processors:
@@ -81,8 +82,11 @@ def check_threads() -> Iterator[Finding]:
         yield ok(about)
 
 
-def _affinity() -> bool:
-    return hasattr(os, "sched_getaffinity")
+def _processors() -> int:
+    """Those that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_compiler(device: torch.device) -> Iterator[Finding]:

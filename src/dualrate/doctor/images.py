@@ -54,7 +54,7 @@ def _split(name: str, raw: Raw, split: Split) -> Iterator[Finding]:
     if len(shapes) > 1:
         yield warning(f"{name}: images differ in shape: {sizes}", "pass --data.size, and --data.channels 1 or 3")
     else:
-        yield ok(f"{name}: {tried} images decoded{f', every {every}th' if every > 1 else ''}: {sizes}")
+        yield ok(f"{name}: {tried} images decoded{f', one in {every}' if every > 1 else ''}: {sizes}")
 
 
 def _classes(name: str, labels: np.ndarray, names: tuple[str, ...]) -> Iterator[Finding]:

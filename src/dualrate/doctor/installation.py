@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from importlib import metadata
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import torch
@@ -29,13 +29,13 @@ def check_installation() -> Iterator[Finding]:
     yield ok(f"Python {platform.python_version()}, {sys.executable}")
     try:
         failed = unmet(PACKAGE)
-    except metadata.PackageNotFoundError:
+    except PackageNotFoundError:
         yield warning(f"{PACKAGE} runs from its source, not installed: what it needs is unknown", "pip install -e .")
         return
     if failed:
         yield problem(f"packages that are missing or of another version: {', '.join(failed)}", "pip install -e .")
     else:
-        yield ok(f"{PACKAGE} {metadata.version(PACKAGE)} and the packages that it needs")
+        yield ok(f"{PACKAGE} {version(PACKAGE)} and the packages that it needs")
     yield from _torchvision()
 
 
@@ -43,7 +43,7 @@ def _torchvision() -> Iterator[Finding]:
     """Only extras need it; where it is of another torch, importing it fails."""
     try:
         failed = unmet("torchvision")
-    except metadata.PackageNotFoundError:
+    except PackageNotFoundError:
         return
     if failed:
         yield warning(f"torchvision was built for another torch: {', '.join(failed)}", "pip uninstall torchvision")
@@ -55,14 +55,14 @@ def unmet(package: str) -> list[str]:
     Raises PackageNotFoundError if that package is not installed.
     """
     failed = []
-    for text in metadata.requires(package) or ():
+    for text in requires(package) or ():
         match = REQUIREMENT.fullmatch(text)
         if match is None:  # under a condition
             continue
         name, wanted = match.groups()
         try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
+            found = version(name)
+        except PackageNotFoundError:
             failed.append(f"{text} (none)")
             continue
         if not satisfies(found, wanted):
@@ -70,14 +70,14 @@ def unmet(package: str) -> list[str]:
     return failed
 
 
-def satisfies(version: str, wanted: str) -> bool:
+def satisfies(found: str, wanted: str) -> bool:
     """Whether a version meets clauses such as `>=2.10,<3`. By its release alone: 2.13.0+cpu is 2.13."""
     clauses = CLAUSE.findall(wanted)
-    return all(COMPARE[sign](_release(version), _release(bound)) for sign, bound in clauses)
+    return all(COMPARE[sign](_release(found), _release(bound)) for sign, bound in clauses)
 
 
-def _release(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(?:\.\d+)*", version)
+def _release(text: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(?:\.\d+)*", text)
     numbers = [int(part) for part in match[0].split(".")] if match else []
     while numbers and not numbers[-1]:
         numbers.pop()
