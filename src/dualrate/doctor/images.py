@@ -33,7 +33,8 @@ def check_images(source: str) -> Iterator[Finding]:
             raw = found.read()
             yield from _split(found.name, raw, split)
         except (ValueError, OSError) as error:
-            yield problem(f"{source}, {split}: {error}", f"give {KINDS}, as docs/own-images.md says")
+            yield problem(f"{source}: {error}", f"give {KINDS}, as docs/own-images.md says")
+            return
 
 
 def _split(name: str, raw: Raw, split: Split) -> Iterator[Finding]:
@@ -54,7 +55,7 @@ def _split(name: str, raw: Raw, split: Split) -> Iterator[Finding]:
     if len(shapes) > 1:
         yield warning(f"{name}: images differ in shape: {sizes}", "pass --data.size, and --data.channels 1 or 3")
     else:
-        yield ok(f"{name}: {tried} images decoded{f', one in {every}' if every > 1 else ''}: {sizes}")
+        yield ok(f"{name}: decoded{f' one in {every}' if every > 1 else ''}: {sizes}")
 
 
 def _classes(name: str, labels: np.ndarray, names: tuple[str, ...]) -> Iterator[Finding]:
