@@ -63,7 +63,7 @@ def decoded(source: Source, options: Options, cache: Path, progress: DataProgres
     Raises ValueError for bad images (unless they are skipped), images of several shapes, and a damaged entry; OSError
     for files that cannot be read or written.
     """
-    folder = cache / "images" / _key(source, options)
+    folder = cache / "images" / identity(source, options)
     if not folder.is_dir():
         try:
             with new_folder(folder) as aside:
@@ -74,7 +74,8 @@ def decoded(source: Source, options: Options, cache: Path, progress: DataProgres
     return _open(folder)
 
 
-def _key(source: Source, options: Options) -> str:
+def identity(source: Source, options: Options) -> str:
+    """sha256 (hex) of what decoded images depend on: files by path, size and time of change, and options."""
     digest = hashlib.sha256(repr((VERSION, source.name, options)).encode())
     for file in source.files:
         try:
@@ -110,13 +111,13 @@ def _write(raw: Raw, options: Options, folder: Path, name: str, progress: DataPr
         kept, bad = _write_images(raw, options, file, name, progress)
     if bad and (options.on_bad == "fail" or not kept):
         advice = "pass --data.on-bad skip to leave them out" if kept else "no image is left"
-        raise ValueError(f"{_summary(bad)} of {raw.count} images in {name} cannot be used; {advice}")
+        raise ValueError(f"{summary(bad)} of {raw.count} images in {name} cannot be used; {advice}")
     if not kept:
         raise ValueError(f"{name} has no images")
     if raw.labels is not None:
         with naming(folder / "labels.npy"):
             np.save(folder / "labels.npy", raw.labels[kept], allow_pickle=False)
-    skipped = f"skipped {_summary(bad)} of {raw.count} images" if bad else ""
+    skipped = f"skipped {summary(bad)} of {raw.count} images" if bad else ""
     info = {"name": name, "labelled": raw.labels is not None, "class_names": raw.class_names, "skipped": skipped}
     with naming(folder / "info.json"):
         (folder / "info.json").write_text(json.dumps(info, indent=1))
@@ -136,7 +137,7 @@ def _write_images(
         if i % 256 == 0:
             progress(i, raw.count, f"decoding {name}")
         try:
-            image = _image(label, item, options)
+            image = image_of(label, item, options)
         except (ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in ABSENT:
                 raise  # the system's own: the image may be good
@@ -167,7 +168,8 @@ def _read(raw: Raw, name: str) -> Iterator[tuple[str, Path | bytes | np.ndarray]
         yield from raw.items
 
 
-def _image(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.ndarray:
+def image_of(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.ndarray:
+    """(C, H, W) uint8. Raises ValueError, naming it, for what is no image, OSError for a file that cannot be read."""
     if isinstance(item, np.ndarray):
         return resize(item, size=options.size, channels=options.channels)
     data = read_limited(item, MAX_BYTES) if isinstance(item, Path) else item
@@ -180,7 +182,8 @@ def _header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _summary(bad: list[str]) -> str:
+def summary(bad: list[str]) -> str:
+    """Their number, and the first of them."""
     listed = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
     return f"{len(bad)} ({listed})"
 

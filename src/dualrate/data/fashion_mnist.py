@@ -51,7 +51,7 @@ def fashion_mnist_source(split: Split, cache: Path, progress: DataProgress) -> S
 
     def read() -> Raw:
         images, labels = (parse_idx(verified(file)) for file in files)
-        items = ((f"{NAME}[{i}]", image[None]) for i, image in enumerate(images))
+        items = [(f"{NAME}[{i}]", image[None]) for i, image in enumerate(images)]
         return Raw(items, len(images), labels.astype(np.int64), CLASS_NAMES)
 
     return Source(f"{NAME}/{split}", files, read)

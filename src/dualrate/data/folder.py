@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from dualrate.data.decode import SUFFIXES
-from dualrate.data.source import Raw, Source, Split, hold_out
+from dualrate.data.source import Each, Raw, Source, Split, hold_out
 from dualrate.data.untrusted import printable
 
 TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
@@ -67,10 +68,14 @@ def _source(listing: _Listing, reference: _Listing, name: str) -> Source:
     def read() -> Raw:
         number = {name: i for i, name in enumerate(class_names)}
         labels = np.array([number[name] for name in listing.classes], dtype=np.int64) if class_names else None
-        items = ((printable(file.relative_to(listing.root).as_posix()), file) for file in listing.files)
+        items = Each(partial(_named, listing.root), listing.files)
         return Raw(items, len(listing.files), labels, tuple(map(printable, class_names)))
 
     return Source(name, tuple(dict.fromkeys((*reference.files, *listing.files))), read)
+
+
+def _named(root: Path, file: Path) -> tuple[str, Path]:
+    return printable(file.relative_to(root).as_posix()), file
 
 
 def _subfolders(path: Path) -> list[str]:

@@ -19,6 +19,7 @@ from dualrate.data import fashion_mnist
 from dualrate.data.cache import OnBad, Options, cache_dir, decoded
 from dualrate.data.folder import folder_source
 from dualrate.data.npz import npz_source
+from dualrate.data.shards import Shards, is_prepared, read_prepared, shards_source
 from dualrate.data.source import DataProgress, Source, Split
 from dualrate.data.untrusted import check_regular
 
@@ -27,16 +28,18 @@ from dualrate.data.untrusted import check_regular
 class ImageSet:
     """Images with or without labels.
 
-    images:      (N, C, H, W) uint8, C = 1 or 3; possibly a read-only memory map
+    images:      (N, C, H, W) uint8, C = 1 or 3; possibly a read-only memory map, or many of them
     labels:      (N,) int64 in [0, num_classes), or None
     class_names: one per class; empty without labels
+    hashed:      the fingerprint where it is known; empty: it is made when asked for
     Raises ValueError if a shape, a type or a label is not as said, or N = 0.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Shards
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     name: str
+    hashed: str = ""
 
     def __post_init__(self) -> None:
         shape, dtype = self.images.shape, self.images.dtype
@@ -67,7 +70,9 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of images, labels and class names; reads every image once."""
+        """sha256 (hex) of images, labels and class names; reads every image once, unless it is known."""
+        if self.hashed:
+            return self.hashed
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
         for start in range(0, len(self), 256):
             digest.update(self.images[start : start + 256].tobytes())
@@ -104,7 +109,8 @@ def load_images(
     """One split of a data source, decoded once and memory-mapped ever after.
 
     source:   "fashion-mnist", a folder of images (see `folder`), a Parquet file or a folder of them (see `parquet`),
-              or a .npz file (see `npz`). A source without a test split has a tenth held out (see `source.hold_out`)
+              a .npz file (see `npz`), or a folder that `prepare` wrote (see `shards`). A source without a test split
+              has a tenth held out (see `source.hold_out`)
     size:     pixels; centre crop and resize to size x size. None: all images must have one shape
     channels: 1 or 3; None: as stored, one number for all images
     on_bad:   a file that is no image: "fail", or "skip" and report it through `progress`
@@ -118,6 +124,8 @@ def load_images(
     if channels not in (None, 1, 3) or (size is not None and size < 1):
         raise ValueError(f"size {size}, channels {channels}; expected a positive size or None, and 1, 3 or None")
     report = progress or (lambda done, total, message: None)
+    if folder := prepared_folder(source):
+        return _prepared(folder, split, size, channels)
     cache = cache or cache_dir()
     found = find_source(source, split, cache, report)
     entry = decoded(found, Options(size, channels, on_bad), cache, report)
@@ -126,14 +134,35 @@ def load_images(
     return ImageSet(entry.images, entry.labels, entry.class_names, found.name)
 
 
+def prepared_folder(source: str | Path) -> Path | None:
+    """The folder that a source is, if `prepare` wrote it. Raises ValueError for a source that is no path."""
+    path = None if source == fashion_mnist.NAME else _path(source)
+    return path if path and is_prepared(path) else None
+
+
+def _path(source: str | Path) -> Path:
+    try:
+        return Path(source).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:  # a loop of links, no such home directory, a null character
+        raise ValueError(f"the data source {str(source)!r} is no path ({error})") from error
+
+
+def _prepared(folder: Path, split: Split, size: int | None, channels: int | None) -> ImageSet:
+    found = read_prepared(folder, split)
+    there, _, side = found.images.shape[1:]
+    if size not in (None, side) or channels not in (None, there):
+        raise ValueError(
+            f"{folder} was prepared at size {side} with {there} channel(s), asked for {size} and {channels}: "
+            "leave out --data.size and --data.channels, or prepare its source once more"
+        )
+    return ImageSet(found.images, found.labels, found.class_names, found.name, found.fingerprint)
+
+
 def find_source(source: str | Path, split: Split, cache: Path, progress: DataProgress) -> Source:
     """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it."""
     if source == fashion_mnist.NAME:
         return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
-    try:
-        path = Path(source).expanduser().resolve()
-    except (RuntimeError, ValueError) as error:  # a loop of links, no such home directory, a null character
-        raise ValueError(f"the data source {str(source)!r} is no path ({error})") from error
+    path = _path(source)
     if not path.exists():
         raise FileNotFoundError(
             f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, Parquet files, or a .npz file"
@@ -144,6 +173,8 @@ def find_source(source: str | Path, split: Split, cache: Path, progress: DataPro
             return npz_source(path, split)
         if path.suffix != ".parquet":
             raise ValueError(f"{path} is a file; expected .parquet, .npz, or a folder")
+    if is_prepared(path):
+        return shards_source(path, split)
     from dualrate.data.parquet import parquet_files, parquet_source  # pyarrow is slow to import
 
     train, test = parquet_files(path) if path.is_dir() else ([path], [])

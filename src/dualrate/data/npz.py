@@ -24,7 +24,7 @@ def npz_source(path: Path, split: Split) -> Source:
     def read() -> Raw:
         images, labels = _arrays(path)
         positions = hold_out([str(i) for i in range(len(images))], split, str(path))
-        items = ((f"{name}[{i}]", images[i]) for i in positions)
+        items = [(f"{name}[{i}]", images[i]) for i in positions]
         if labels is None:
             return Raw(items, len(positions), None, ())
         numbers, class_names = class_numbers(labels, str(path), len(images))

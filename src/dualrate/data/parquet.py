@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def parquet_source(train: Sequence[Path], test: Sequence[Path], name: str, split
         count = sum(map(_rows, chosen))
         labels, class_names = _labels(chosen, train, count)
         rows = np.arange(count) if test else hold_out([str(i) for i in range(count)], split, str(chosen[0]))
-        return Raw(_items(chosen, rows), len(rows), None if labels is None else labels[rows], class_names)
+        return Raw(_Rows(chosen, rows), len(rows), None if labels is None else labels[rows], class_names)
 
     return Source(f"{printable(name)}/{split}", tuple(dict.fromkeys([*train, *chosen])), read)
 
@@ -76,20 +77,36 @@ def _rows(file: Path) -> int:
         return rows
 
 
-def _items(files: Sequence[Path], rows: np.ndarray) -> Iterator[tuple[str, bytes]]:
-    wanted, offset = set(rows.tolist()), 0
-    for file in files:
-        for batch in _batches(file):
-            for i, value in enumerate(batch.column(0)):
-                if offset + i in wanted:
-                    yield f"{printable(file.name)}[{offset + i}]", _encoded(value.as_py())
-            offset += batch.num_rows
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Some rows of all files together, ascending. Groups of rows that hold none of them are not read."""
 
+    files: Sequence[Path]
+    rows: np.ndarray
 
-def _batches(file: Path) -> Iterator[pa.RecordBatch]:
-    with _opened(file) as parquet:
-        column = _image_column(parquet.schema_arrow, file)
-        yield from parquet.iter_batches(batch_size=256, columns=[column])
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        wanted, offset = set(self.rows.tolist()), 0
+        for file in self.files:
+            for first, batch in self._batches(file, offset):
+                for i, value in enumerate(batch.column(0), first):
+                    if i in wanted:
+                        yield f"{printable(file.name)}[{i}]", _encoded(value.as_py())
+            offset += _rows(file)
+
+    def __getitem__(self, part: slice, /) -> _Rows:
+        return _Rows(self.files, self.rows[part])
+
+    def _batches(self, file: Path, offset: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Batches with the number of their first row; the file's own first is `offset`."""
+        with _opened(file) as parquet:
+            column = _image_column(parquet.schema_arrow, file)
+            for group in range(parquet.num_row_groups):
+                first, offset = offset, offset + parquet.metadata.row_group(group).num_rows
+                if np.searchsorted(self.rows, first) == np.searchsorted(self.rows, offset):
+                    continue
+                for batch in parquet.iter_batches(batch_size=256, row_groups=[group], columns=[column]):
+                    yield first, batch
+                    first += batch.num_rows
 
 
 def _encoded(value: bytes | dict[str, bytes | None] | None) -> bytes:

@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 Split = Literal["train", "test"]
 DataProgress = Callable[[int, int, str], None]  # done, total, message
 MAX_CLASSES = 100_000
+Item = tuple[str, Path | bytes | np.ndarray]  # a name for error messages; a file, a file's bytes, or (C, H, W) uint8
+
+
+class Items(Protocol):
+    """Undecoded images in order. A slice of them, from one number to another, can be sent to a worker."""
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+    def __getitem__(self, part: slice, /) -> Items: ...
+
+
+@dataclass(frozen=True)
+class Each:
+    """Items that are made when they are asked for: one of each of `of`, by a function that can be pickled."""
+
+    make: Callable[[Any], Item]
+    of: Sequence[Any]
+
+    def __iter__(self) -> Iterator[Item]:
+        return map(self.make, self.of)
+
+    def __getitem__(self, part: slice, /) -> Each:
+        return Each(self.make, self.of[part])
 
 
 @dataclass(frozen=True, eq=False)
 class Raw:
     """The undecoded images of one split.
 
-    items:       `count` pairs of a name for error messages and an image: a file, a file's bytes, or (C, H, W) uint8
+    items:       `count` of them
     labels:      (count,) int64 in [0, len(class_names)), or None
     class_names: empty without labels
     """
 
-    items: Iterable[tuple[str, Path | bytes | np.ndarray]]
+    items: Items
     count: int
     labels: np.ndarray | None
     class_names: tuple[str, ...]

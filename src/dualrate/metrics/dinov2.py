@@ -27,6 +27,7 @@ from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
+from dualrate.data.shards import Shards
 from dualrate.machine.files import read_bytes
 from dualrate.metrics.extractor import features_of_photos
 
@@ -55,7 +56,7 @@ class DinoV2(Ranged):
     metric: str = "FD-DINOv2"
     usual_count: Images = 50_000
 
-    def features(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
+    def features(self, images: Tensor | NDArray[np.uint8] | Shards) -> Tensor:
         """(N, D); see `features_of_photos`."""
         how = (self.device, self.batch_size, self.progress)
         return features_of_photos(

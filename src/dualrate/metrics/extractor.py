@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dualrate.data.shards import Shards
+
 
 class FeatureExtractor(Protocol):
     """A fixed network. Distances compare only within one `identity`."""
@@ -34,14 +36,14 @@ class FeatureExtractor(Protocol):
         """Images that scores are usually of; a score of fewer carries a note."""
         ...
 
-    def features(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
+    def features(self, images: Tensor | NDArray[np.uint8] | Shards) -> Tensor:
         """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8; ValueError for images it does not take."""
         ...
 
 
 def features_of_photos(
     net: Callable[[Tensor], Tensor],
-    images: Tensor | NDArray[np.uint8],
+    images: Tensor | NDArray[np.uint8] | Shards,
     name: str,
     device: torch.device,
     batch_size: int,

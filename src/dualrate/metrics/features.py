@@ -25,6 +25,7 @@ from torch import Tensor
 from dualrate.config.ranges import Iterations, Probability, Ranged, Seed
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.images import to_float
+from dualrate.data.shards import Shards
 from dualrate.machine.files import read_bytes, write_whole
 from dualrate.metrics.architectures import Architecture, Classifier
 
@@ -74,7 +75,7 @@ class FeatureNet:
     def usual_count(self) -> int:
         return 5000
 
-    def features(self, images: Tensor | NDArray[np.uint8], batch_size: int = 500) -> Tensor:
+    def features(self, images: Tensor | NDArray[np.uint8] | Shards, batch_size: int = 500) -> Tensor:
         """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8; ValueError for others."""
         arch = self.card.architecture
         wanted = (arch.channels, arch.size, arch.size)

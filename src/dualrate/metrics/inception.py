@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
+from dualrate.data.shards import Shards
 from dualrate.machine.files import naming, write_whole
 from dualrate.metrics.extractor import features_of_photos
 
@@ -51,7 +52,7 @@ class Inception(Ranged):
     dim: Channels = DIM
     usual_count: Images = 50_000
 
-    def features(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
+    def features(self, images: Tensor | NDArray[np.uint8] | Shards) -> Tensor:
         """(N, 2048); see `features_of_photos`."""
         how = (self.device, self.batch_size, self.progress)
         return features_of_photos(lambda batch: self.module(batch.expand(-1, 3, -1, -1))[0], images, "Inception", *how)

@@ -1,0 +1,100 @@
+"""`dualrate data prepare` and `dualrate data verify`: images packed for training at scale."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from tyro.conf import Positional, arg
+
+from dualrate.cli.console import drawing, print_report, reporter
+from dualrate.cli.options import AsJson, parse
+from dualrate.config.ranges import Range, Ranged, Side, WorkerCount
+
+MIB = 2**20
+Processes = Annotated[WorkerCount, arg(help="Processes that work at once; auto: one for each idle processor.")]
+
+
+@dataclass(frozen=True)
+class Prepare(Ranged):
+    """Decode, crop and resize images once, in both splits, to shards that train and evaluate read as --data.source.
+
+    The same command goes on after a kill; what is finished is never made again.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="SRC")]
+    """What --data.source takes: a folder of images, Parquet files, a .npz file."""
+    out: Annotated[Positional[Path], arg(metavar="DST")]
+    """A new folder."""
+    size: Side
+    """Side that images are brought to: centre crop, box averages, bicubic."""
+    channels: Literal[1, 3] | None = None
+    """1 grey, 3 colours; the images' own if not given."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """What an image that cannot be read does: end the program, or be left out and listed in dataset.json."""
+    shard_mib: Annotated[int, Range(1, 65_536)] = 256
+    """Size of a shard in MiB, the work that a process takes at a time."""
+    workers: Processes = 1
+    json: AsJson = False
+
+    def run(self) -> None:
+        from dualrate.data.prepare import PREPARING, prepare
+        from dualrate.machine.workers import mapper
+
+        progress = reporter()
+        shown = drawing(progress)
+        with mapper(self.workers, torch.device("cpu"), progress.note) as over:
+            made = prepare(
+                self.source,
+                self.out,
+                size=self.size,
+                channels=self.channels,
+                on_bad=self.on_bad,
+                shard_bytes=self.shard_mib * MIB,
+                mapper=over,
+                progress=lambda done, total, what: shown(done, total) if what == PREPARING else None,
+            )
+        progress.close()
+        counts = {
+            f"{split} {what}": part[what] for split, part in made["splits"].items() for what in ("images", "rejected")
+        }
+        classes = len(made["splits"]["train"]["class_names"])
+        print_report(self.json, {**counts, "classes": classes, "size": made["size"], "channels": made["channels"]})
+
+
+@dataclass(frozen=True)
+class Verify(Ranged):
+    """Compare every prepared image with what was written; name the shards that differ."""
+
+    folder: Annotated[Positional[Path], arg(metavar="DST")]
+    """What dualrate data prepare wrote."""
+    workers: Processes = 1
+
+    def run(self) -> None:
+        from dualrate.data.shards import verify
+        from dualrate.machine.workers import mapper
+
+        progress = reporter()
+        shown = drawing(progress)
+        with mapper(self.workers, torch.device("cpu"), progress.note) as over:
+            images = verify(self.folder, over, lambda done, total, what: shown(done, total))
+        progress.close()
+        print(f"{images} images in {self.folder} are as they were written")
+
+
+DATA: dict[str, type[Prepare] | type[Verify]] = {"prepare": Prepare, "verify": Verify}
+
+
+def parse_data(arguments: list[str]) -> Prepare | Verify:
+    """The options of `dualrate data prepare` or `dualrate data verify`. Raises what `parse` raises."""
+    if arguments[:1] and arguments[0] in DATA:
+        return parse(DATA[arguments[0]], arguments[1:], f"dualrate data {arguments[0]}")
+    asked = arguments[:1] in ([], ["-h"], ["--help"], ["--help-all"])
+    lines = [f"dualrate data {name}: {(kind.__doc__ or '').splitlines()[0]}" for name, kind in DATA.items()]
+    if not asked:
+        lines.insert(0, f"dualrate data: there is no {arguments[0]!r}")
+    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    raise SystemExit(0 if asked else 2)

@@ -1,0 +1,254 @@
+"""`prepare`: any source of images -> packed shards of one size (shards.py), over processes, going on after a kill.
+
+A shard is a range of the source's images in their order, whatever the number of processes. It is written aside and
+renamed, then its record; one that has both is never made again. What is prepared has the bits of the source read
+directly at that size: the same decoding, the same split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dualrate.data.cache import OnBad, Options, cache_dir, identity, image_of, summary
+from dualrate.data.images import ImageSet, find_source, prepared_folder
+from dualrate.data.shards import DATASET, FORMAT, PLAN, Shards, is_finished, is_prepared
+from dualrate.data.source import DataProgress, Items, Raw, Source, Split
+from dualrate.data.untrusted import one_line
+from dualrate.machine.files import ABSENT, naming, read_json, whole, write_whole, written_aside
+from dualrate.machine.folders import MANIFEST, Manifest
+from dualrate.machine.guards import run_lock
+from dualrate.machine.workers import Mapper, in_turn
+
+SPLITS: tuple[Split, ...] = ("train", "test")
+SHARD_BYTES = 2**28
+PREPARING = "preparing"  # what progress is told
+_PROBED = 100  # images looked at for one that can be read, before it is given up
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The work of one shard.
+
+    file:   its name
+    items:  `count` images, with their labels
+    shape:  (C, H, W) of every image
+    """
+
+    file: str
+    items: Items
+    count: int
+    labels: np.ndarray | None
+    shape: tuple[int, ...]
+
+
+def prepare(
+    source: str | Path,
+    folder: Path,
+    *,
+    size: int,
+    channels: Literal[1, 3] | None = None,
+    on_bad: OnBad = "fail",
+    shard_bytes: int = SHARD_BYTES,
+    mapper: Mapper = in_turn,
+    progress: DataProgress = lambda done, total, message: None,
+) -> dict[str, Any]:
+    """Both splits of a source (see `load_images`) as shards in `folder`, made if it is missing; or what is left to do.
+
+    shard_bytes: of a file at most, but for an image at least
+    Returns what dataset.json holds. Raises ValueError for content that cannot be used, for a folder that holds
+    anything else or was prepared from other images or in another way; OSError for what cannot be read or written.
+    """
+    if size < 1 or shard_bytes < 1:
+        raise ValueError(f"size {size}, shard_bytes {shard_bytes}; expected at least 1 each")
+    if prepared_folder(source):
+        raise ValueError(f"{source} is prepared already: prepare other sizes from the images that it was made of")
+    if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(f"{folder} is in {source}, whose images are prepared: give a folder elsewhere")
+    options = Options(size, channels, on_bad)
+    sources = {split: find_source(source, split, cache_dir(), progress) for split in SPLITS}
+    plan = {
+        "format": FORMAT,
+        "source": str(source),
+        **asdict(options),
+        "shard_bytes": shard_bytes,
+        "content": [identity(found, options) for found in sources.values()],
+    }
+    _check_folder(folder, plan)
+    with run_lock(folder, "prepared"):
+        if not is_finished(folder):
+            _remove_leftovers(folder)
+            write_whole(folder / PLAN, json.dumps(plan, indent=1))
+            _prepare(sources, folder, options, shard_bytes, mapper, progress)
+    return read_json(folder / DATASET)
+
+
+def _prepare(
+    sources: dict[Split, Source],
+    folder: Path,
+    options: Options,
+    shard_bytes: int,
+    mapper: Mapper,
+    progress: DataProgress,
+) -> None:
+    raws = {split: source.read() for split, source in sources.items()}
+    shape = _shape(raws["train"], options, sources["train"].name)
+    per_shard = max(1, shard_bytes // int(np.prod(shape)))
+    blocks = {split: _blocks(split, raw, shape, per_shard) for split, raw in raws.items()}
+    missing = [block for split in SPLITS for block in blocks[split] if not _is_done(folder, block)]
+    total = sum(raw.count for raw in raws.values())
+    done = total - sum(block.count for block in missing)
+    progress(done, total, PREPARING)
+    for block, _ in mapper(partial(make_shard, folder, options), missing):
+        done += block.count
+        progress(done, total, PREPARING)
+    splits = {
+        split: _described(folder, split, sources[split].name, raw, [b.file for b in blocks[split]], shape)
+        for split, raw in raws.items()
+    }
+    dataset = {"format": FORMAT, "size": options.size, "channels": shape[0], "splits": splits}
+    write_whole(folder / DATASET, json.dumps(dataset, indent=1))
+    labels = [_labels_file(split) for split, part in splits.items() if part["labelled"]]
+    Manifest.write(folder, [DATASET, *labels])
+
+
+def make_shard(folder: Path, options: Options, block: Block) -> None:
+    """Decode the images of one shard and write it, then its record.
+
+    Raises ValueError for images that cannot be used, unless they are left out, and for one of other channels.
+    """
+    kept: list[int] = []
+    rejects: list[str] = []
+    digest = hashlib.sha256()
+    with whole(folder / block.file) as aside, aside.open("wb") as file:
+        for i, (name, item) in enumerate(block.items):
+            try:
+                image = image_of(name, item, options)
+            except (ValueError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in ABSENT:
+                    raise  # the system's own: the image may be good
+                rejects.append(one_line(error))
+                continue
+            if image.shape != block.shape:
+                raise ValueError(
+                    f"{name} has {image.shape[0]} channel(s), the first image {block.shape[0]}; pass --channels 1 or 3 "
+                    "to bring all to one number"
+                )
+            pixels = image.tobytes()
+            digest.update(pixels)
+            file.write(pixels)
+            kept.append(i)
+        if len(kept) + len(rejects) != block.count:
+            raise ValueError(
+                f"{block.file} got {len(kept) + len(rejects)} images, expected {block.count}; did the files change?"
+            )
+        if rejects and options.on_bad == "fail":
+            raise ValueError(
+                f"{summary(rejects)} of {block.count} images cannot be used; --on-bad skip leaves them out"
+            )
+    labels = None if block.labels is None else block.labels[kept].tolist()
+    record = {"images": len(kept), "labels": labels, "sha256": digest.hexdigest(), "rejects": rejects}
+    write_whole(folder / _record_file(block.file), json.dumps(record))
+
+
+def _blocks(split: Split, raw: Raw, shape: tuple[int, ...], per_shard: int) -> list[Block]:
+    blocks = []
+    for i, start in enumerate(range(0, raw.count, per_shard)):
+        part = slice(start, min(start + per_shard, raw.count))
+        labels = None if raw.labels is None else raw.labels[part]
+        blocks.append(Block(f"{split}-{i:05}.bin", raw.items[part], part.stop - start, labels, shape))
+    return blocks
+
+
+def _shape(raw: Raw, options: Options, name: str) -> tuple[int, ...]:
+    """(C, H, W) of the first image that can be read."""
+    for label, item in raw.items[:_PROBED]:
+        try:
+            return image_of(label, item, options).shape
+        except ValueError as error:
+            if options.on_bad == "fail":
+                raise ValueError(f"{error}; --on-bad skip leaves such images out") from error
+    raise ValueError(f"none of the first {min(_PROBED, raw.count)} images of {name} can be used")
+
+
+def _is_done(folder: Path, block: Block) -> bool:
+    """Whether the shard is there with its record: the record is written after it, and says how long it is."""
+    file, record = folder / block.file, folder / _record_file(block.file)
+    if not (file.is_file() and record.is_file()):
+        return False
+    try:
+        return file.stat().st_size == read_json(record)["images"] * int(np.prod(block.shape))
+    except (ValueError, KeyError, TypeError):  # no record: the shard is made again
+        return False
+
+
+def _described(
+    folder: Path, split: Split, name: str, raw: Raw, files: Sequence[str], shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """A split's part of dataset.json, from the records of its shards, whose labels it writes; all pixels are read."""
+    records = [read_json(folder / _record_file(file)) for file in files]
+    labels = None if raw.labels is None else np.concatenate([np.array(r.pop("labels"), np.int64) for r in records])
+    channels, height, width = shape
+    images = Shards([folder / file for file in files], [r["images"] for r in records], (channels, height, width))
+    whole_set = ImageSet(images, labels, raw.class_names, name)
+    if labels is not None:
+        with whole(folder / _labels_file(split)) as aside, aside.open("wb") as file:
+            np.save(file, labels, allow_pickle=False)
+    return {
+        "name": name,
+        "images": len(images),
+        "rejected": raw.count - len(images),
+        "labelled": labels is not None,
+        "class_names": raw.class_names,
+        "fingerprint": whole_set.fingerprint,
+        "shards": [
+            {"file": file, "images": r["images"], "sha256": r["sha256"], "rejects": r["rejects"]}
+            for file, r in zip(files, records, strict=True)
+        ],
+    }
+
+
+def _check_folder(folder: Path, plan: dict[str, Any]) -> None:
+    """Raises ValueError unless the folder is empty, new, or of the same plan."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_prepared(folder):
+        if there := sorted(
+            file.name for file in folder.iterdir() if file.name != ".lock" and not written_aside(file.name)
+        ):
+            raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder for the prepared images")
+        return
+    before = read_json(folder / PLAN)
+    if not isinstance(before, dict):
+        raise ValueError(f"{folder / PLAN} is no JSON object: remove the folder and prepare it anew")
+    names = [name for name in plan if name not in ("source", "content") and before.get(name) != plan[name]]
+    if names:
+        differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
+        raise ValueError(f"{folder} was prepared with {differ}: ask for the same, or give another folder")
+    if before.get("content") != plan["content"]:
+        raise ValueError(
+            f"{folder} was prepared from other files ({before.get('source')}): their names, sizes or times of change "
+            f"are not those of {plan['source']} now; give another folder"
+        )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a killed process left half written, and the manifest of what is to be mended."""
+    for file in folder.iterdir():
+        if written_aside(file.name) or file.name == MANIFEST:
+            with naming(file):
+                file.unlink()
+
+
+def _record_file(file: str) -> str:
+    return Path(file).with_suffix(".json").name
+
+
+def _labels_file(split: Split) -> str:
+    return f"{split}-labels.npy"

@@ -1,0 +1,187 @@
+"""Prepared images: one size, packed into shards that are memory-mapped; what `prepare` writes, and its reader.
+
+    FOLDER/prepare.json       what it is made of, and how: who finds this file takes the folder for prepared images
+    FOLDER/train-00000.bin    N x C x H x W bytes, one image after the other; test-00000.bin, ... alike
+    FOLDER/train-00000.json   of a finished shard: how many images, their labels, sha256, what was left out and why
+    FOLDER/train-labels.npy   (N,) int64 over all shards, if there are labels
+    FOLDER/dataset.json       once all is there: names, counts, fingerprints, and the shards without their labels
+    FOLDER/MANIFEST.json      size and sha256 of dataset.json and the labels, which are checked at every start
+
+The fingerprint is that of the images read from their source directly: a run or a judge cannot tell the two apart, and
+no pixel is read for it at a start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualrate.data.source import DataProgress, Each, Raw, Source, Split
+from dualrate.machine.files import naming
+from dualrate.machine.folders import MANIFEST, Damaged, Manifest, some_of
+from dualrate.machine.workers import Mapper
+
+FORMAT = 1
+PLAN, DATASET = "prepare.json", "dataset.json"
+_OPEN = 256  # shards mapped at a time: each holds a file open, of which a process may have 1024
+AGAIN = "run the same `dualrate data prepare` again: it makes what is missing, and nothing else"
+
+
+class Shards:
+    """Images in files as one array that is only read: (N, C, H, W) uint8, indexed by a slice or by numbers of rows.
+
+    counts: images in each of the files; shape: (C, H, W)
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, files: Sequence[Path], counts: Sequence[int], shape: tuple[int, int, int]) -> None:
+        self.files = tuple(files)
+        self.starts = np.array([0, *accumulate(counts)])
+        self.shape = (int(self.starts[-1]), *shape)
+        self._mapped = lru_cache(maxsize=_OPEN)(self._map)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """A copy of these rows. Raises IndexError for rows that there are not."""
+        rows = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index, np.int64)
+        if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)} images")
+        rows = np.where(rows < 0, rows + len(self), rows)
+        shard = np.searchsorted(self.starts, rows, side="right") - 1
+        images = np.empty((*rows.shape, *self.shape[1:]), np.uint8)
+        for number in np.unique(shard):
+            here = shard == number
+            images[here] = self._mapped(int(number))[rows[here] - self.starts[number]]
+        return images
+
+    def _map(self, number: int) -> NDArray[np.uint8]:
+        count = int(self.starts[number + 1] - self.starts[number])
+        with naming(self.files[number]):
+            return np.memmap(self.files[number], np.uint8, "r", shape=(count, *self.shape[1:]))
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One split of a prepared folder. fingerprint: `ImageSet.fingerprint`"""
+
+    images: Shards
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    name: str
+    fingerprint: str
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder is `prepare`'s, finished or not."""
+    return (folder / PLAN).is_file()
+
+
+def read_prepared(folder: Path, split: Split) -> Prepared:
+    """One split, memory-mapped. Reads labels and sizes of files, and no pixel.
+
+    Raises ValueError for a folder that is not finished, Damaged (an OSError) for what is not as it was written.
+    """
+    manifest, dataset = _dataset(folder)
+    part = dataset["splits"][split]
+    shape = (dataset["channels"], dataset["size"], dataset["size"])
+    files = [folder / shard["file"] for shard in part["shards"]]
+    counts = [shard["images"] for shard in part["shards"]]
+    for file, count in zip(files, counts, strict=True):
+        check_size(file, count * shape[0] * shape[1] * shape[2])
+    labels = None
+    if part["labelled"]:
+        labels = np.load(io.BytesIO(_content(manifest, f"{split}-labels.npy")), allow_pickle=False)
+    return Prepared(Shards(files, counts, shape), labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
+
+
+def shards_source(folder: Path, split: Split) -> Source:
+    """One split as a source of images, for whoever looks at them before use. Raises what `read_prepared` raises."""
+    found = read_prepared(folder, split)
+
+    def read() -> Raw:
+        items = Each(partial(_row, found.name, found.images), range(len(found.images)))
+        return Raw(items, len(found.images), found.labels, found.class_names)
+
+    return Source(found.name, (folder / DATASET,), read)
+
+
+def verify(folder: Path, mapper: Mapper, progress: DataProgress) -> int:
+    """Read every shard and compare it with its sha256; the number of images. Raises Damaged that names those that are
+    not what was written, and what `read_prepared` raises."""
+    images = sum(len(read_prepared(folder, split).images) for split in ("train", "test"))
+    shards = [shard for part in _dataset(folder)[1]["splits"].values() for shard in part["shards"]]
+    by_file = {folder / shard["file"]: shard for shard in shards}
+    done, wrong = 0, []
+    for file, found in mapper(sha256_of, list(by_file)):
+        done += by_file[file]["images"]
+        wrong += [file.name] if found != by_file[file]["sha256"] else []
+        progress(done, images, "verifying")
+    if wrong:
+        raise Damaged(
+            f"{len(wrong)} of {len(shards)} shards in {folder} are not what was written: {some_of(sorted(wrong), 10)}; "
+            f"remove them, then {AGAIN}"
+        )
+    return images
+
+
+def sha256_of(file: Path) -> str:
+    """In hex."""
+    with naming(file), file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def check_size(file: Path, size: int) -> None:
+    """Raises Damaged unless a file has so many bytes, or OSError if the system does not tell."""
+    try:
+        found = file.stat().st_size
+    except FileNotFoundError:
+        raise Damaged(f"{file} is missing; {AGAIN}") from None
+    if found != size:
+        raise Damaged(f"{file} has {found:,} bytes, expected {size:,}; remove it, then {AGAIN}")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether nothing is left to be done or mended, as far as can be told without reading the images."""
+    try:
+        for split in ("train", "test"):
+            read_prepared(folder, split)
+    except (ValueError, Damaged):
+        return False
+    return True
+
+
+def _dataset(folder: Path) -> tuple[Manifest, dict[str, Any]]:
+    try:
+        manifest = Manifest.read(folder, [DATASET])
+    except Damaged as error:
+        raise Damaged(f"{error}; {AGAIN}") from error
+    if manifest is None:
+        raise ValueError(f"{folder} is not finished: it has no {MANIFEST}; {AGAIN}")
+    dataset = json.loads(_content(manifest, DATASET))
+    if dataset["format"] != FORMAT:
+        raise ValueError(f"{folder} has format {dataset['format']}, expected {FORMAT}: prepare it anew, elsewhere")
+    return manifest, dataset
+
+
+def _content(manifest: Manifest, name: str) -> bytes:
+    try:
+        return manifest.content(name)
+    except Damaged as error:
+        raise Damaged(f"{error}; {AGAIN}") from error
+
+
+def _row(name: str, images: Shards, number: int) -> tuple[str, np.ndarray]:
+    return f"{name}[{number}]", images[[number]][0]

@@ -1,0 +1,289 @@
+"""Prepared shards: the bits of the source read directly, whatever was killed or how many processes there were."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from cli.command import call
+from PIL import Image
+
+from dualrate.data import prepare as prepare_module
+from dualrate.data.images import load_images
+from dualrate.data.loader import Batches
+from dualrate.data.look import look_at
+from dualrate.data.prepare import prepare
+from dualrate.data.shards import DATASET, PLAN, Shards, is_finished, read_prepared, verify
+from dualrate.machine.folders import MANIFEST, Damaged, Manifest
+from dualrate.machine.workers import Workers, in_turn
+
+SMALL = 2 * 3 * 8 * 8  # bytes of a shard that holds two images
+
+
+def silent(done: int, total: int, message: str) -> None:
+    pass
+
+
+def jpeg(rng: np.random.Generator, mode: str = "RGB") -> bytes:
+    height, width = rng.integers(9, 40, 2)
+    pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng, folder = np.random.default_rng(0), tmp_path / "photos"
+    for i in range(13):
+        file = folder / ("cat", "dog", "eel")[i % 3] / f"{i:02}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(jpeg(rng))
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Parquet files in row groups of three."""
+    rng, folder = np.random.default_rng(1), tmp_path / "table"
+    folder.mkdir()
+    for name, count in (("train-0", 7), ("train-1", 5), ("test-0", 4)):
+        images = [{"bytes": jpeg(rng), "path": "x"} for _ in range(count)]
+        rows = pa.table({"image": images, "label": [i % 3 for i in range(count)]})
+        pq.write_table(rows, folder / f"{name}.parquet", row_group_size=3)
+    return folder
+
+
+def assert_same(source: Path, folder: Path, tmp_path: Path, **options: Any) -> None:
+    for split in ("train", "test"):
+        direct = load_images(source, split=split, size=8, cache=tmp_path / "cache", **options)
+        ours = load_images(folder, split=split)
+        assert np.array_equal(ours.images[:], direct.images)
+        assert (ours.labels is None) == (direct.labels is None)
+        assert ours.labels is None or np.array_equal(ours.labels, direct.labels)
+        assert (ours.class_names, ours.name, ours.fingerprint) == (direct.class_names, direct.name, direct.fingerprint)
+
+
+@pytest.mark.parametrize("kind", ["photos", "table"])
+def test_prepared_images_are_those_of_the_source(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source = request.getfixturevalue(kind)
+    prepare(source, tmp_path / "out", size=8, shard_bytes=SMALL)
+    assert len(list((tmp_path / "out").glob("train-*.bin"))) == 6
+    assert_same(source, tmp_path / "out", tmp_path)
+    assert verify(tmp_path / "out", in_turn, silent) == {"photos": 13, "table": 16}[kind]
+
+
+def test_flat_folders_have_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    for i in range(5):
+        (tmp_path / "flat" / f"{i}.jpg").write_bytes(jpeg(np.random.default_rng(i)))
+    prepare(tmp_path / "flat", tmp_path / "out", size=8)
+    assert_same(tmp_path / "flat", tmp_path / "out", tmp_path)
+
+
+def test_two_processes_make_the_same_files(photos: Path, table: Path, tmp_path: Path) -> None:
+    with Workers(2) as workers:
+        for source in (photos, table):
+            one, two = tmp_path / f"one-{source.name}", tmp_path / f"two-{source.name}"
+            prepare(source, one, size=8, shard_bytes=SMALL)
+            prepare(source, two, size=8, shard_bytes=SMALL, mapper=workers)
+            names = sorted(file.name for file in one.iterdir() if file.name != ".lock")
+            assert names == sorted(file.name for file in two.iterdir() if file.name != ".lock")
+            assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+
+
+def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    original = prepare_module.make_shard
+
+    def killed_at_the_third(folder: Path, options: Any, block: Any) -> None:
+        if len(made) == 2:
+            (folder / f"{block.file}.01234567.partial").write_bytes(b"half")
+            raise KeyboardInterrupt
+        original(folder, options, block)
+        made.append(block.file)
+
+    monkeypatch.setattr(prepare_module, "make_shard", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
+    with pytest.raises(ValueError, match="not finished"):
+        load_images(tmp_path / "out", split="train")
+    again: list[str] = []
+    monkeypatch.setattr(prepare_module, "make_shard", lambda *given: (original(*given), again.append(given[2].file))[0])
+    seen: list[tuple[int, int]] = []
+    prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL, progress=lambda *now: seen.append(now[:2]))
+    assert len(made) == 2
+    assert len(again) == 5
+    assert not set(made) & set(again)
+    assert seen[0] == (4, 13)
+    assert seen[-1] == (13, 13)
+    assert not list((tmp_path / "out").glob("*.partial"))
+    assert_same(photos, tmp_path / "out", tmp_path)
+    prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
+    assert len(again) == 5
+
+
+def test_a_flipped_bit_is_found_and_that_shard_alone_made_again(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(photos, out, size=8, shard_bytes=SMALL)
+    damaged = out / "train-00002.bin"
+    content = bytearray(damaged.read_bytes())
+    content[17] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(Damaged, match=r"1 of 7 shards .* train-00002\.bin; remove"):
+        verify(out, in_turn, silent)
+    damaged.unlink()
+    with pytest.raises(Damaged, match=r"train-00002\.bin is missing"):
+        load_images(out, split="train")
+    before = {file.name: file.stat().st_mtime_ns for file in out.glob("*.bin")}
+    prepare(photos, out, size=8, shard_bytes=SMALL)
+    after = {file.name: file.stat().st_mtime_ns for file in out.glob("*.bin")}
+    assert {name for name in after if after[name] != before.get(name)} == {"train-00002.bin"}
+    assert_same(photos, out, tmp_path)
+
+
+@pytest.mark.parametrize("name", [DATASET, "train-labels.npy"])
+def test_a_flipped_bit_beside_the_shards_is_found_at_the_start_and_mended(
+    name: str, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    prepare(photos, out, size=8, shard_bytes=SMALL)
+    content = bytearray((out / name).read_bytes())
+    content[-9] ^= 1
+    (out / name).write_bytes(content)
+    with pytest.raises(Damaged, match=name):
+        load_images(out, split="train")
+    prepare(photos, out, size=8, shard_bytes=SMALL)
+    assert_same(photos, out, tmp_path)
+
+
+def test_a_shard_that_was_cut_off_is_named(photos: Path, tmp_path: Path) -> None:
+    prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
+    with (tmp_path / "out" / "train-00001.bin").open("r+b") as file:
+        file.truncate(5)
+    with pytest.raises(Damaged, match=r"train-00001\.bin has 5 bytes, expected 384"):
+        load_images(tmp_path / "out", split="train")
+
+
+def test_bad_images_end_it_or_are_left_out_and_listed(photos: Path, tmp_path: Path) -> None:
+    for name in ("cat/00.jpg", "eel/11.jpg"):
+        (photos / name).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"(00|11)\.jpg.*--on-bad skip"):
+        prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
+    made = prepare(photos, tmp_path / "skipped", size=8, shard_bytes=SMALL, on_bad="skip")
+    parts = made["splits"].values()
+    assert sum(part["rejected"] for part in parts) == 2
+    reasons = [reason for part in parts for shard in part["shards"] for reason in shard["rejects"]]
+    assert sorted(reason.split(":")[0] for reason in reasons) == ["cat/00.jpg", "eel/11.jpg"]
+    assert_same(photos, tmp_path / "skipped", tmp_path, on_bad="skip")
+
+
+def test_grey_among_colours_needs_channels(photos: Path, tmp_path: Path) -> None:
+    (photos / "dog" / "99.jpg").write_bytes(jpeg(np.random.default_rng(5), "L"))
+    with pytest.raises(ValueError, match=r"dog/99\.jpg has 1 channel.*--channels"):
+        prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
+    prepare(photos, tmp_path / "three", size=8, channels=3, shard_bytes=SMALL)
+    assert_same(photos, tmp_path / "three", tmp_path, channels=3)
+
+
+def test_a_folder_of_something_else_is_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not empty"):
+        prepare(photos / "cat", photos, size=8)
+    with pytest.raises(ValueError, match="elsewhere"):
+        prepare(photos, photos / "out", size=8)
+    out = tmp_path / "out"
+    prepare(photos, out, size=8)
+    with pytest.raises(ValueError, match="size 8, now 9"):
+        prepare(photos, out, size=9)
+    with pytest.raises(ValueError, match="prepared already"):
+        prepare(out, tmp_path / "other", size=8)
+    with pytest.raises(ValueError, match=r"size 8 with 3 channel.*leave out --data\.size"):
+        load_images(out, split="train", size=16)
+    (photos / "cat" / "new.jpg").write_bytes(jpeg(np.random.default_rng(7)))
+    with pytest.raises(ValueError, match="other files"):
+        prepare(photos, out, size=8)
+
+
+def test_what_reads_a_source_reads_shards(photos: Path, tmp_path: Path) -> None:
+    prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
+    direct = load_images(photos, split="train", size=8, cache=tmp_path / "cache")
+    ours = load_images(tmp_path / "out", split="train", size=8, channels=3)
+    for k in range(3):
+        one, other = Batches(ours, 5, seed=3).batch(k), Batches(direct, 5, seed=3).batch(k)
+        assert one.label is not None
+        assert other.label is not None
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.label, other.label)
+    look = look_at(tmp_path / "out")
+    assert (look.count, look.num_classes, set(look.shapes)) == (12, 3, {(3, 8, 8)})
+
+
+def test_shards_are_indexed_as_an_array_is(tmp_path: Path) -> None:
+    counts, array = (3, 0, 4, 2), np.random.default_rng(0).integers(0, 256, (9, 1, 2, 2), np.uint8)
+    files = [tmp_path / f"{i}.bin" for i in range(4)]
+    for file, part in zip(files, np.split(array, np.cumsum(counts)[:-1]), strict=True):
+        file.write_bytes(part.tobytes())
+    shards = Shards(files, counts, (1, 2, 2))
+    for index in (slice(None), slice(2, 8), slice(8, 1, -3), [4, 0, 8, 4, -1], np.array([], np.int64), np.array([6])):
+        assert np.array_equal(shards[index], array[index])
+    for wrong in ([9], [-10]):
+        with pytest.raises(IndexError, match="of 9 images"):
+            shards[wrong]
+
+
+def test_start_up_from_as_many_images_as_imagenet_has_reads_no_pixel(tmp_path: Path) -> None:
+    """Sparse files: 1.28 million images at 64 x 64, 15.7 GB of which none is on the disk."""
+    total, each, image = 1_281_167, 2**28 // (3 * 64 * 64), 3 * 64 * 64
+    counts = [min(each, total - start) for start in range(0, total, each)]
+    shards = [{"file": f"train-{i:05}.bin", "images": n, "sha256": "", "rejects": []} for i, n in enumerate(counts)]
+    for shard in shards:
+        with (tmp_path / shard["file"]).open("wb") as file:
+            file.truncate(shard["images"] * image)
+    np.save(tmp_path / "train-labels.npy", np.arange(total) % 1000)
+    names = [str(i) for i in range(1000)]
+    part = {"name": "x/train", "images": total, "labelled": True, "class_names": names, "fingerprint": "f" * 64}
+    dataset = {"format": 1, "size": 64, "channels": 3, "splits": {"train": part | {"shards": shards}}}
+    (tmp_path / DATASET).write_text(json.dumps(dataset))
+    (tmp_path / PLAN).write_text("{}")
+    Manifest.write(tmp_path, [DATASET, "train-labels.npy"])
+    start = time.process_time()
+    images = load_images(tmp_path, split="train")
+    assert images.fingerprint == "f" * 64
+    assert len(images) == total
+    assert images.num_classes == 1000
+    assert not images.images[[0, total // 2, total - 1]].any()
+    assert time.process_time() - start < 2
+
+
+def test_the_commands(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    out = tmp_path / "out"
+    assert call(monkeypatch, "data", "prepare", photos, out, "--size", 8, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"train images": 12, "train rejected": 0, "test images": 1, "test rejected": 0} | {
+        "classes": 3,
+        "size": 8,
+        "channels": 3,
+    }
+    assert call(monkeypatch, "data", "verify", out) == 0
+    assert "13 images" in capsys.readouterr().out
+    (out / "test-00000.bin").write_bytes(bytes(192))
+    assert call(monkeypatch, "data", "verify", out) == 2
+    assert "test-00000.bin" in capsys.readouterr().err
+    assert call(monkeypatch, "data", "prepare", tmp_path / "none", tmp_path / "new", "--size", 8) == 2
+    assert "no data at" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert call(monkeypatch, "data", "pack") == 2
+    assert call(monkeypatch, "data") == 0
+    assert is_finished(out)
+    assert read_prepared(out, "train").name == "photos/train"
+    assert (out / MANIFEST).is_file()
