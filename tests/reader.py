@@ -22,6 +22,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "cost": {},
     "export": {},
     "doctor": {},
+    "data": {"--workers": 1},
     "--help": {},
 }
 

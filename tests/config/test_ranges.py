@@ -30,6 +30,7 @@ from dualrate.cli import train as cli_train
 from dualrate.cli.bound import LikelihoodBound
 from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.compare import Compare
+from dualrate.cli.data import DATA, Prepare, Verify
 from dualrate.cli.distill import Distill
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sampling_options import SamplingOptions
@@ -64,6 +65,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
     "dualrate.data.cache.Options",
+    "dualrate.data.prepare.Block",
     "dualrate.data.source.Raw",
     "dualrate.diffusion.draws.Draws",
     "dualrate.diffusion.values.Elsewhere",
@@ -130,6 +132,7 @@ def examples() -> Iterator[Any]:
     method = dr.MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
     yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
+    yield from (Prepare("photos", run, 64), Verify(run))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4), Member(0.5))
@@ -373,6 +376,7 @@ def test_experiments_of_released_weights_are_within_the_ranges(file):
 # Options
 
 COMMANDS: dict[str, Any] = {name: EXAMPLES[kind] for name, kind in cli.COMMANDS.items() if kind in EXAMPLES}
+COMMANDS |= {f"data {name}": EXAMPLES[kind] for name, kind in DATA.items()}
 TRAINED = {name: recipe() for name, recipe in cli_train.RECIPES.items() if not is_dataclass(recipe)}
 COMMANDS |= {f"train {name}": cli.Train(experiment) for name, experiment in TRAINED.items()}
 COMMANDS |= {f"distill {name}": Distill(recipe(), Path("run")) for name, recipe in cli_distill.RECIPES.items()}

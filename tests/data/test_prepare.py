@@ -275,7 +275,7 @@ def test_the_commands(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "channels": 3,
     }
     assert call(monkeypatch, "data", "verify", out) == 0
-    assert "13 images" in capsys.readouterr().out
+    assert capsys.readouterr().out.split() == ["images", "13", "damaged", "shards", "0"]
     (out / "test-00000.bin").write_bytes(bytes(192))
     assert call(monkeypatch, "data", "verify", out) == 2
     assert "test-00000.bin" in capsys.readouterr().err

@@ -72,6 +72,7 @@ class Verify(Ranged):
     folder: Annotated[Positional[Path], arg(metavar="DST")]
     """What dualrate data prepare wrote."""
     workers: Processes = 1
+    json: AsJson = False
 
     def run(self) -> None:
         from dualrate.data.shards import verify
@@ -82,7 +83,7 @@ class Verify(Ranged):
         with mapper(self.workers, torch.device("cpu"), progress.note) as over:
             images = verify(self.folder, over, lambda done, total, what: shown(done, total))
         progress.close()
-        print(f"{images} images in {self.folder} are as they were written")
+        print_report(self.json, {"images": images, "damaged shards": 0})
 
 
 DATA: dict[str, type[Prepare] | type[Verify]] = {"prepare": Prepare, "verify": Verify}

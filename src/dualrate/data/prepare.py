@@ -73,7 +73,7 @@ def prepare(
     if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(f"{folder} is in {source}, whose images are prepared: give a folder elsewhere")
     options = Options(size, channels, on_bad)
-    sources = {split: find_source(source, split, cache_dir(), progress) for split in SPLITS}
+    sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress) for split in SPLITS}
     plan = {
         "format": FORMAT,
         "source": str(source),
@@ -98,10 +98,10 @@ def _prepare(
     mapper: Mapper,
     progress: DataProgress,
 ) -> None:
-    raws = {split: source.read() for split, source in sources.items()}
+    raws: dict[Split, Raw] = {split: source.read() for split, source in sources.items()}
     shape = _shape(raws["train"], options, sources["train"].name)
     per_shard = max(1, shard_bytes // int(np.prod(shape)))
-    blocks = {split: _blocks(split, raw, shape, per_shard) for split, raw in raws.items()}
+    blocks: dict[Split, list[Block]] = {split: _blocks(split, raw, shape, per_shard) for split, raw in raws.items()}
     missing = [block for split in SPLITS for block in blocks[split] if not _is_done(folder, block)]
     total = sum(raw.count for raw in raws.values())
     done = total - sum(block.count for block in missing)
@@ -109,7 +109,7 @@ def _prepare(
     for block, _ in mapper(partial(make_shard, folder, options), missing):
         done += block.count
         progress(done, total, PREPARING)
-    splits = {
+    splits: dict[Split, dict[str, Any]] = {
         split: _described(folder, split, sources[split].name, raw, [b.file for b in blocks[split]], shape)
         for split, raw in raws.items()
     }
