@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import dualrate_command
+from dualrate.cli import data as cli_data
 from dualrate.cli import main as cli_main
 from dualrate_command import idle_processors, settings, ticks
 
@@ -121,7 +122,7 @@ def test_what_it_can_do_is_told_without_loading_anything(arguments, monkeypatch,
 
 
 def test_the_usage_has_every_command_with_its_first_line():
-    kinds = {"train": cli_main.Train, "distill": cli_main.Distill, **cli_main.COMMANDS}
+    kinds = {"data": cli_data, "train": cli_main.Train, "distill": cli_main.Distill, **cli_main.COMMANDS}
     lines = [f"  {name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
     assert [line for line in dualrate_command.USAGE.read_text().splitlines() if line.startswith("  ")][1:] == lines
 

@@ -1,4 +1,4 @@
-"""`dualrate data prepare` and `dualrate data verify`: images packed for training at scale."""
+"""Prepare images for training at scale: packed shards of one size (data prepare), checked (data verify)."""
 
 from __future__ import annotations
 
