@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from common import RESULTS, command, markdown, place
@@ -46,6 +47,7 @@ class Setting:
 SETTINGS = (*(Setting(shared, images) for images in (1, 10) for shared in (0.0, 0.5)), Setting(0.5, 10, TRAININGS))
 
 
+@cache
 def published() -> tuple[list[Point], list[Point], dict[str, str], dict[str, float]]:
     """Own and rival points, and by their names the network of each and the deviation of its log score."""
     points, networks, deviations = [], {}, {}

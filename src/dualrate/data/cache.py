@@ -136,12 +136,9 @@ def _write_images(
     for i, (label, item) in enumerate(_read(raw, name)):
         if i % 256 == 0:
             progress(i, raw.count, f"decoding {name}")
-        try:
-            image = image_of(label, item, options)
-        except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in ABSENT:
-                raise  # the system's own: the image may be good
-            bad.append(one_line(error))
+        image = image_or_fault(label, item, options)
+        if isinstance(image, str):
+            bad.append(image)
             continue
         if not shapes:
             _header(file, (raw.count, *image.shape))
@@ -174,6 +171,19 @@ def image_of(name: str, item: Path | bytes | np.ndarray, options: Options) -> np
         return resize(item, size=options.size, channels=options.channels)
     data = read_limited(item, MAX_BYTES) if isinstance(item, Path) else item
     return decode(data, name, size=options.size, channels=options.channels)
+
+
+def image_or_fault(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.ndarray | str:
+    """`image_of`, or a line that says why the image cannot be used.
+
+    Raises OSError where the system did not give the file: the image may be good.
+    """
+    try:
+        return image_of(name, item, options)
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in ABSENT:
+            raise
+        return one_line(error)
 
 
 def _header(file: BinaryIO, shape: tuple[int, ...]) -> None:

@@ -17,12 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dualrate.data.cache import OnBad, Options, cache_dir, identity, image_of, summary
+from dualrate.data.cache import OnBad, Options, cache_dir, identity, image_of, image_or_fault, summary
 from dualrate.data.images import ImageSet, find_source, prepared_folder
 from dualrate.data.shards import DATASET, FORMAT, PLAN, Shards, is_finished, is_prepared
 from dualrate.data.source import DataProgress, Items, Raw, Source, Split
-from dualrate.data.untrusted import one_line
-from dualrate.machine.files import ABSENT, naming, read_json, whole, write_whole, written_aside
+from dualrate.machine.files import naming, read_json, whole, write_whole, written_aside
 from dualrate.machine.folders import MANIFEST, Manifest
 from dualrate.machine.guards import run_lock
 from dualrate.machine.workers import Mapper, in_turn
@@ -129,12 +128,9 @@ def make_shard(folder: Path, options: Options, block: Block) -> None:
     digest = hashlib.sha256()
     with whole(folder / block.file) as aside, aside.open("wb") as file:
         for i, (name, item) in enumerate(block.items):
-            try:
-                image = image_of(name, item, options)
-            except (ValueError, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in ABSENT:
-                    raise  # the system's own: the image may be good
-                rejects.append(one_line(error))
+            image = image_or_fault(name, item, options)
+            if isinstance(image, str):
+                rejects.append(image)
                 continue
             if image.shape != block.shape:
                 raise ValueError(

@@ -172,9 +172,13 @@ class _Gap:
 
 @dataclass(frozen=True, eq=False)
 class _Contest:
-    """Log scores: own () and its replicates (R,), rivals (n,) and theirs (n, R)."""
+    """Log scores: own () and its replicates (R,), rivals (n,) and theirs (n, R).
+
+    rivals: curve by curve; lines: places among them of two neighbours on a curve
+    """
 
     rivals: Sequence[Point]
+    lines: Sequence[tuple[int, int]]
     own: float
     own_replicates: NDArray[np.float64]
     scores: NDArray[np.float64]
@@ -189,27 +193,29 @@ class _Contest:
             )
         if count < 2 or not all(np.isfinite(one.replicates).all() for one in (point, *rivals)):
             raise ValueError(f"a saving needs at least two replicates of every score, all numbers, got {count}")
+        ordered = [(number, rival) for number, curve in enumerate(_curves(rivals)) for rival in curve]
+        lines = [(i, i + 1) for i, (one, next_) in enumerate(pairwise(ordered)) if one[0] == next_[0]]
+        rivals = [rival for _, rival in ordered]
         scores = np.log([rival.score for rival in rivals])
         replicates = np.stack([rival.log_replicates for rival in rivals])
-        return _Contest(rivals, math.log(point.score), point.log_replicates, scores, replicates)
+        return _Contest(rivals, lines, math.log(point.score), point.log_replicates, scores, replicates)
 
     def gap(self, cost: float) -> _Gap:
-        choices = _choices(self.rivals, cost)
+        choices = self._choices(cost)
         value = float((choices @ self.scores).min() - self.own)
         gaps = (choices @ self.replicates).min(0) - self.own_replicates
         return _Gap(value, float(gaps.mean() - value), float(gaps.std(ddof=1)))
 
+    def _choices(self, cost: float) -> NDArray[np.float64]:
+        """(choices, n): the log scores to be had for at most this cost, as sums of those of the rivals.
 
-def _choices(rivals: Sequence[Point], cost: float) -> NDArray[np.float64]:
-    """(choices, rivals): the log scores to be had for at most this cost, as sums of those of the rivals.
-
-    Each rival that is no dearer, and of each curve the line between the two points around the cost.
-    """
-    unit = dict(zip(map(id, rivals), np.eye(len(rivals)), strict=True))
-    choices = [unit[id(rival)] for rival in rivals if rival.cost <= cost]
-    for curve in _curves(rivals):
-        for before, after in pairwise(curve):
-            if before.cost < cost < after.cost:
-                share = math.log(cost / before.cost) / math.log(after.cost / before.cost)
-                choices.append((1 - share) * unit[id(before)] + share * unit[id(after)])
-    return np.array(choices)
+        Each rival that is no dearer, and of each curve the line between the two points around the cost.
+        """
+        unit = np.eye(len(self.rivals))
+        choices = [unit[i] for i, rival in enumerate(self.rivals) if rival.cost <= cost]
+        for i, j in self.lines:
+            before, after = self.rivals[i].cost, self.rivals[j].cost
+            if before < cost < after:
+                share = math.log(cost / before) / math.log(after / before)
+                choices.append((1 - share) * unit[i] + share * unit[j])
+        return np.array(choices)
