@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,14 +94,17 @@ def killed(monkeypatch: pytest.MonkeyPatch, point: str, work: Callable[[], objec
 
 def failing(monkeypatch: pytest.MonkeyPatch, file: Path, number: int) -> None:
     """Reading a file ends with a system error that does not say which file it was, as those of reading do not."""
-    read = Path.read_bytes
 
-    def read_bytes(path: Path) -> bytes:
-        if path == file:
-            raise OSError(number, os.strerror(number))
-        return read(path)
+    def fails(method: Callable[..., object]) -> Callable[..., object]:
+        def tried(path: Path, *args: Any, **settings: Any) -> object:
+            if path == file:
+                raise OSError(number, os.strerror(number))
+            return method(path, *args, **settings)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        return tried
+
+    monkeypatch.setattr(Path, "read_bytes", fails(Path.read_bytes))
+    monkeypatch.setattr(Path, "open", fails(Path.open))
 
 
 def flips(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:

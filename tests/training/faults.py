@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -84,6 +85,14 @@ def full_disk() -> None:
 
 def free_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def settled(act: Callable[[], None]) -> None:
+    """Acts once the checkpoint that is being written in the background is written."""
+    for thread in threading.enumerate():
+        if thread.name == "saving":
+            thread.join()
+    act()
 
 
 class Watched(Toy):

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 
 import pytest
 from trouble import full_disk
@@ -95,7 +96,7 @@ def test_a_signal_saves_first(tmp_path, straight, sent):
 
 def test_a_second_signal_ends_at_once_and_harms_nothing(tmp_path, straight):
     run_dir = tmp_path / "run"
-    assert faults.run(run_dir, Plan(12, faults.terminate_twice, "loss")) == -signal.SIGTERM
+    assert faults.run(run_dir, Plan(12, partial(faults.settled, faults.terminate_twice), "loss")) == -signal.SIGTERM
     assert checkpoint.saved_paths(run_dir / "checkpoints")[-1].name == "step-00000004"
     plans = (Plan(1, faults.terminate, "loss"), Plan(1, faults.terminate, "before manifest"))
     assert faults.run(run_dir, *plans) == -signal.SIGTERM
@@ -116,7 +117,7 @@ def test_control_c_twice_the_second_time_during_the_save_harms_nothing(tmp_path,
 
 def test_a_flipped_bit_in_the_newest_checkpoint_costs_that_one_only(tmp_path, straight):
     run_dir = tmp_path / "run"
-    assert faults.run(run_dir, Plan(19, faults.kill, "loss")) == -signal.SIGKILL
+    assert faults.run(run_dir, Plan(19, partial(faults.settled, faults.kill), "loss")) == -signal.SIGKILL
     newest = checkpoint.saved_paths(run_dir / "checkpoints")[-1]
     content = bytearray((newest / "optim-a.safetensors").read_bytes())
     content[-9] ^= 4
@@ -155,7 +156,8 @@ def test_a_full_disk_for_the_log_costs_the_log_only(tmp_path, straight):
 def test_a_full_disk_while_saving_costs_that_checkpoint_only(tmp_path, straight):
     """From the second checkpoint on files end at 2 KiB, less than the model needs; later there is room again."""
     run_dir = tmp_path / "run"
-    plans = (Plan(9, faults.full_disk, "loss"), Plan(26, faults.free_disk, "loss"))
+    full, free = partial(faults.settled, faults.full_disk), partial(faults.settled, faults.free_disk)
+    plans = (Plan(9, full, "loss"), Plan(26, free, "loss"))
     assert faults.run(run_dir, *plans) == 0
     (note,) = run_dir.with_suffix(".notes").read_text().splitlines()[:1]
     assert "could not save a checkpoint, training goes on" in note
@@ -167,7 +169,7 @@ def test_a_full_disk_while_saving_costs_that_checkpoint_only(tmp_path, straight)
 
 
 def test_if_the_last_checkpoint_cannot_be_written_that_is_an_error(tmp_path):
-    assert faults.run(tmp_path / "run", Plan(9, faults.full_disk, "loss")) == 1
+    assert faults.run(tmp_path / "run", Plan(9, partial(faults.settled, faults.full_disk), "loss")) == 1
     assert [path.name for path in checkpoint.saved_paths(tmp_path / "run" / "checkpoints")] == ["step-00000004"]
 
 

@@ -51,7 +51,7 @@ def test_state_goes_through_named_tensors_unchanged():
     resumed = {name: nn.Parameter(value.detach().clone()) for name, value in straight.items()}
     other = build(resumed, OptimConfig())
     tensors = {name: value.clone() for name, value in state_tensors(optimizer, straight).items()}
-    load_state_tensors(other, resumed, tensors)
+    load_state_tensors(other, resumed, dict(tensors))
     assert set(tensors) == {f"{n}.{slot}" for n in straight for slot in ("step", "exp_avg", "exp_avg_sq")}
     train(straight, optimizer, 2)
     train(resumed, other, 2)
@@ -116,5 +116,5 @@ def test_state_finds_its_parameter_whatever_the_groups():
     set_rates(optimizer, 1.0, {named["b"]: 0.1})
     optimizer.param_groups.reverse()
     tensors = {"a.exp_avg": torch.ones(2), "a.exp_avg_sq": torch.ones(2), "a.step": torch.tensor(3.0)}
-    load_state_tensors(optimizer, named, tensors)
+    load_state_tensors(optimizer, named, dict(tensors))
     assert state_tensors(optimizer, named).keys() == tensors.keys()

@@ -3,6 +3,7 @@
 import json
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def test_a_signal_to_one_process_stops_all_at_the_same_iteration(tmp_path, rank)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_one_is_killed_the_others_end_and_say_why(tmp_path, rank):
     run_dir = tmp_path / "run"
-    codes = together.ended(together.start(Toys(run_dir, faults.kill, rank, when=6)), seconds=30)
+    killed = Toys(run_dir, partial(faults.settled, faults.kill), rank, when=6)
+    codes = together.ended(together.start(killed), seconds=30)
     assert codes[rank] == -signal.SIGKILL
     assert codes[1 - rank] == LOST
     assert f"process {1 - rank} of 2 lost another one" in notes(run_dir, 1 - rank)

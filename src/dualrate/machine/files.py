@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -16,14 +17,28 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # no such file
+MOST_HEADER = 10**8  # bytes; the library's own limit
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 
 
 @contextmanager
@@ -50,7 +65,7 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path), str(path))
 
 
-def parse_json(content: bytes, where: str) -> Any:
+def parse_json(content: bytes | bytearray, where: str) -> Any:
     """The value of some JSON. Raises ValueError that says where it is from."""
     try:
         return json.loads(content)
@@ -132,6 +147,46 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
     path.chmod(mode)
+
+
+class Source(Protocol):
+    """A file that is read from its beginning to its end. left: bytes that have not been read yet."""
+
+    left: int
+
+    def fill(self, buffer: bytearray | memoryview) -> None:
+        """Read as many bytes as the buffer has. Raises ValueError if there are fewer."""
+        ...
+
+
+def read_tensors(source: Source) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, each read into memory of its own: never a byte of the file is held twice.
+
+    The library's readers take the whole file as bytes, or map it: then what is used is not surely what was checked, and
+    a disk that fails ends the process. Raises ValueError for another content.
+    """
+    tensors: dict[str, Tensor] = {}
+    try:
+        source.fill(length := bytearray(8))
+        if (size := int.from_bytes(length, "little")) > min(source.left, MOST_HEADER):
+            raise ValueError(f"no safetensors file: a header of {size} bytes")
+        source.fill(text := bytearray(size))
+        header = parse_json(text, "its header")
+        header.pop("__metadata__", None)
+        start = source.left
+        for (first, last), name, entry in sorted(
+            (entry["data_offsets"], name, entry) for name, entry in header.items()
+        ):
+            dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
+            if (first, last) != (start - source.left, first + math.prod(shape) * dtype.itemsize) or last > start:
+                raise ValueError(f"tensor {name} does not follow the one before")
+            tensors[name] = torch.empty(shape, dtype=dtype)
+            source.fill(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"no safetensors file: {error!r}") from error
+    if source.left:
+        raise ValueError(f"{source.left} bytes after the last tensor")
+    return tensors
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
     FOLDER/MANIFEST.json   size and sha256 of files beside it
 
+Reading: `Manifest.opened` hashes the bytes as they are read, so those that are used are those that were checked,
+whatever happens to the file meanwhile.
+
 Writing: into `.tmp-*` beside the folder, every file and the directory synced, renamed, the parent synced. A crash at
 any point leaves what was there before or the new folder. What a killed process leaves aside, the next writer removes.
 """
@@ -19,11 +22,13 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
-from dualrate.machine.files import ABSENT, naming, read_bytes, read_json, sync, write_whole
+from dualrate.machine.files import ABSENT, naming, read_json, sync, write_whole
 
 MANIFEST = "MANIFEST.json"
+CHUNK = 2**20  # bytes that are read at once: few enough to be hashed in the processor's cache
 
 
 class Damaged(OSError):
@@ -64,18 +69,64 @@ class Manifest:
 
     def content(self, name: str) -> bytes:
         """A file's content, once it is what the manifest says. Raises Damaged, naming it, otherwise."""
-        file = self.folder / name
+        with self.opened(name) as file:
+            content = bytearray(file.left)
+            file.fill(content)
+        return bytes(content)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Hashed]:
+        """A file to be read once. What was made of it may be used when the block has ended: then it is checked.
+
+        Raises Damaged, naming the file, unless its content is what the manifest says, whatever ValueError came of it.
+        """
+        file, (size, expected) = self.folder / name, self.entries[name]
+        damaged = Damaged(f"{file}: its content is not what the manifest says")
         try:
-            content = read_bytes(file)
+            with naming(file), file.open("rb", buffering=0) as opened:
+                if os.fstat(opened.fileno()).st_size != size:
+                    raise damaged
+                content, problem = Hashed(opened, size), None
+                try:
+                    yield content
+                except ValueError as error:
+                    problem = error
+                content.finish()
         except ValueError as error:
             raise Damaged(f"{file!r}: no name of a file ({error})") from error
         except OSError as error:
             if error.errno in ABSENT:
                 raise Damaged(f"{file}: {error.strerror}") from error
             raise
-        if (len(content), hashlib.sha256(content).hexdigest()) != self.entries[name]:
-            raise Damaged(f"{file}: its content is not what the manifest says")
-        return content
+        if content.left or content.digest.hexdigest() != expected:
+            raise damaged from problem
+        if problem is not None:
+            raise problem
+
+
+class Hashed:
+    """A file of `left` more bytes that is hashed as it is read. Raises ValueError where it ends before them."""
+
+    def __init__(self, file: FileIO, size: int) -> None:
+        self.file, self.left, self.digest = file, size, hashlib.sha256()
+
+    def fill(self, buffer: bytearray | memoryview) -> None:
+        """Read as many bytes as the buffer has."""
+        view = memoryview(buffer)
+        while view:
+            count = self.file.readinto(view[:CHUNK])
+            if not count:
+                raise ValueError("the file ends too early")
+            self.digest.update(view[:count])
+            self.left -= count
+            view = view[count:]
+
+    def finish(self) -> None:
+        """Read what is left, for its hash alone."""
+        chunk = memoryview(bytearray(CHUNK))
+        with suppress(ValueError):
+            while self.left > 0:
+                self.fill(chunk[: self.left])
 
 
 def _entry(file: Path) -> dict[str, int | str]:

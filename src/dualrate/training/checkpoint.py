@@ -5,8 +5,10 @@
                                  state.json; MANIFEST.json: size and sha256 of every other file, written last
 
 Writing: see `dualrate.machine.folders`. A crash at any point leaves either the old set or the old set and the new one.
+While training goes on: saving.py.
 Reading: the newest that verifies; one with wrong content is renamed to `*.corrupt`, one that cannot be read is an
-error. No file of a checkpoint can execute code: safetensors and JSON only.
+error. Every file is read once, and hashed as it is read: the bytes that are used are those that were checked, and no
+byte is held twice. No file of a checkpoint can execute code: safetensors and JSON only.
 """
 
 from __future__ import annotations
@@ -20,12 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
+import torch
 from torch import Tensor
 
 from dualrate.machine import folders
-from dualrate.machine.files import ABSENT, naming, parse_json, write_tensors
+from dualrate.machine.files import ABSENT, naming, parse_json, read_tensors, write_tensors
 from dualrate.machine.folders import Damaged, Manifest, new_folder
 
 FORMAT = 1
@@ -40,7 +41,7 @@ class Checkpoint:
     """A verified checkpoint. tensors: file stem ("model", "ema-<phase>", ...) -> named tensors, on CPU."""
 
     path: Path
-    tensors: Mapping[str, Tensors]
+    tensors: dict[str, Tensors]
     state: Mapping[str, Any]
 
     def weights(self, *, average: bool = True) -> Tensors:
@@ -54,19 +55,46 @@ class Checkpoint:
         return weights
 
 
+@dataclass(frozen=True)
+class Copy:
+    """What a checkpoint will hold, apart from the run that goes on meanwhile. tensors: on CPU; state: JSON."""
+
+    tensors: Mapping[str, Tensors]
+    state: str
+
+    @staticmethod
+    @torch.no_grad()
+    def of(tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Copy:
+        """One copy of every tensor; those on a GPU go to pinned memory, all of them at once."""
+        copies = {stem: {name: _to_cpu(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
+        text = json.dumps({"format": FORMAT, **state}, indent=1)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return Copy(copies, text)
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    """Contiguous memory of its own: safetensors refuses tensors that share storage (tied weights)."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor, non_blocking=tensor.is_cuda)
+
+
 def save(
     directory: Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
     """Write `directory/step-<iteration>` and return it; on failure (OSError) nothing is left behind."""
+    return write(directory, iteration, Copy.of(tensors, state))
+
+
+def write(directory: Path, iteration: int, copy: Copy) -> Path:
+    """The same, of a copy: the tensors' memory is let go as they are written."""
     target = path_of(directory, iteration)
     with new_folder(target) as folder:
-        for stem, named in tensors.items():
-            # own contiguous memory each: safetensors refuses tensors that share storage (tied weights)
-            copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()}
-            write_tensors(folder / f"{stem}.safetensors", copies)
+        for stem, named in copy.tensors.items():
+            write_tensors(folder / f"{stem}.safetensors", named)
             folders.fault_point(f"wrote {stem}")
         with naming(folder / STATE):
-            (folder / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))
+            (folder / STATE).write_text(copy.state)
         folders.fault_point("before manifest")
         Manifest.write(folder, [file.name for file in folder.iterdir()])
     return target
@@ -82,12 +110,14 @@ def load(path: Path, *, training: bool = True) -> Checkpoint:
     manifest = Manifest.read(path, (MODEL, STATE))
     if manifest is None:
         raise Damaged(f"{path}: it has no manifest")
-    wanted = [name for name in manifest.entries if training or not name.startswith(TRAINING)]
-    contents = {name: manifest.content(name) for name in wanted}
+    wanted = [name for name in manifest.entries if name != STATE and (training or not name.startswith(TRAINING))]
+    tensors: dict[str, Tensors] = {}
     try:
-        state = parse_json(contents.pop(STATE), STATE)
-        tensors = {Path(name).stem: safetensors.torch.load(data) for name, data in contents.items()}
-    except (ValueError, SafetensorError) as error:
+        state = parse_json(manifest.content(STATE), STATE)
+        for name in wanted:
+            with manifest.opened(name) as file:
+                tensors[Path(name).stem] = read_tensors(file)
+    except ValueError as error:
         raise Damaged(f"{path}: a file matches its manifest but cannot be read ({error})") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:

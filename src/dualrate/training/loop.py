@@ -40,6 +40,7 @@ from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig, FitResult
 from dualrate.training.log import MetricsFile
 from dualrate.training.optim import lr_at
+from dualrate.training.saving import Saver
 from dualrate.training.share import Share
 from dualrate.training.state import RunState, differences, finite, note_changes, surroundings
 
@@ -113,11 +114,10 @@ class _Trainer:
         self.world, self.share = world, Share(config.batch_size, config.micro_batch, world)
         self.checkpoints = run_dir / "checkpoints"
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
-        self.save_failed = False
         self.generator = default_generator(device)
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
         self.state = RunState(networks, auxiliaries, config.optim, config.ema_halflife, config.precision)
-        self.saved_at = self.resume()
+        self.saver = Saver(self.checkpoints, config.keep, progress.note, self.resume())
         world.copy_leader((*networks.state_dict().values(), *auxiliaries.state_dict().values()))
         if self.state.precision == "auto":
             self.state.precision = "bfloat16" if world.of_leader(pays(device)) else "float32"
@@ -150,6 +150,12 @@ class _Trainer:
         self, batches: Batches, on_sample: Callable[[int], None] | None, interrupts: Interrupts
     ) -> Literal["done", "signal", "seconds"]:
         """Iterations until done, interrupted, or out of time; a checkpoint at the end of it, whichever it is."""
+        with self.saver:
+            return self.iterations(batches, on_sample, interrupts)
+
+    def iterations(
+        self, batches: Batches, on_sample: Callable[[int], None] | None, interrupts: Interrupts
+    ) -> Literal["done", "signal", "seconds"]:
         config, state = self.config, self.state
         sampled_at = state.iteration
         while state.iteration < config.iterations and not any(
@@ -163,12 +169,14 @@ class _Trainer:
             elapsed = time.perf_counter() - start
             state.seconds += elapsed
             self.report(logs, elapsed)
+            self.saver.look()
             if state.iteration % config.checkpoint_every == 0:
                 self.save(last=False)
             if state.iteration % config.sample_every == 0:
                 self.sample(on_sample)
                 sampled_at = state.iteration
-        if self.saved_at != state.iteration:
+        self.saver.finish()
+        if self.saver.saved_at != state.iteration:
             self.save(last=True)
         if state.iteration < config.iterations and any(self.world.any(interrupts.received is not None)):
             return "signal"
@@ -257,21 +265,12 @@ class _Trainer:
         self.progress.update(state.iteration, config.iterations, counts | finite(logs))
 
     def save(self, *, last: bool) -> None:
-        """Write a checkpoint. If that fails training goes on, with one notice; the last one may not fail."""
+        """Begin to save a checkpoint, which is the leader's; to the end if it is the last."""
         if not self.world.leads:
             return
         here = surroundings(self.device, self.world.size)
         record = self.state.record() | {"surroundings": here, "config": self.identity}
-        try:
-            checkpoint.save(self.checkpoints, self.state.iteration, self.state.tensors(), record)
-            self.saved_at = self.state.iteration
-            checkpoint.prune(self.checkpoints, self.config.keep)
-        except OSError as error:
-            if last and self.saved_at != self.state.iteration:
-                raise
-            if not self.save_failed:
-                self.progress.note(f"could not save a checkpoint, training goes on: {error}")
-            self.save_failed = True
+        self.saver.save(self.state.iteration, self.state.tensors(), record, last=last)
 
 
 def _mixed(*numbers: int) -> int:

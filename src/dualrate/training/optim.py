@@ -86,9 +86,9 @@ def state_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.
 
 
 def load_state_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: dict[str, Tensor]
 ) -> None:
-    """Put tensors of `state_tensors` back; torch moves each to its parameter's device.
+    """Put tensors of `state_tensors` back, taking each out of `tensors`; torch moves them to their parameters' device.
 
     Each gets its parameter's memory layout: the fused kernels walk through both in memory order, whatever the strides.
     """
@@ -96,7 +96,8 @@ def load_state_tensors(
     place = {id(parameter): index for index, parameter in enumerate(held)}
     position = {name: place[id(parameter)] for name, parameter in parameters.items()}
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
+    for key in tuple(tensors):
+        value = tensors.pop(key)  # no tensor is held twice for longer than its copying takes
         name, _, slot = key.rpartition(".")
         if name not in position:
             raise ValueError(f'optimiser state "{key}" belongs to no parameter of this phase; was the network changed?')

@@ -131,15 +131,15 @@ class RunState:
         }
 
     def restore(self, saved: Checkpoint) -> None:
-        """Continue from a checkpoint of the same networks."""
+        """Continue from a checkpoint of the same networks, whose tensors are let go one after the other."""
         record = saved.state
-        self.networks.load_state_dict(saved.tensors["model"])
-        self.auxiliaries.load_state_dict(saved.tensors.get("auxiliaries", {}))
+        self.networks.load_state_dict(saved.tensors.pop("model"))
+        self.auxiliaries.load_state_dict(saved.tensors.pop("auxiliaries", {}))
         for name, counts in record["phases"].items():
-            averages = saved.tensors.get(f"ema-{name}", {})
+            averages = saved.tensors.pop(f"ema-{name}", {})
             names = set(counts.get("parameters", averages))  # checkpoints of before there were auxiliaries do not list
             phase = self._begin({key: parameter for key, parameter in self.parameters.items() if key in names})
-            optim.load_state_tensors(phase.optimizer, phase.parameters, saved.tensors[f"optim-{name}"])
+            optim.load_state_tensors(phase.optimizer, phase.parameters, saved.tensors.pop(f"optim-{name}"))
             if phase.ema is not None:
                 phase.ema.load(averages, counts["images"])
             phase.skipped_in_a_row = counts["skipped_in_a_row"]
