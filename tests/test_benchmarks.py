@@ -15,7 +15,7 @@ from dualrate.recipes.fashion_mnist import FIT
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import agreement, child, gpu, imagenet, loops, ratios, workers, workloads  # noqa: E402
+from benchmarks import agreement, checkpoints, child, gpu, imagenet, loops, ratios, workers, workloads  # noqa: E402
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -175,3 +175,12 @@ def test_a_rate_of_workers_leaves_out_the_first_blocks(monkeypatch: pytest.Monke
     assert [len(blocks) for blocks in done] == [2, 6]
     assert done[1][-1] == range(10, 12)
     assert found == workers.Rate(12 / 4, 1 / 2)
+
+
+def test_a_stop_for_a_checkpoint_is_that_of_the_iteration_after_it(tmp_path):
+    pile = checkpoints.Pile(0.02)
+    assert sum(p.numel() for p in pile.networks.parameters()) == pytest.approx(0.02 * 2**30 / 16, rel=0.3)
+    seconds = checkpoints.train(tmp_path, pile, saves=2, every=2)
+    assert len(seconds) == 2 * 2 + 1
+    assert checkpoints.train(tmp_path, checkpoints.Pile(0.02), saves=2, every=2) == []  # all of it is saved
+    assert checkpoints.stops([1.0, 1.0, 4.0, 1.5, 3.0], every=2) == [2.5, 1.5]

@@ -222,3 +222,31 @@ def test_what_cannot_be_read_is_no_damage(listed, monkeypatch, name, number):
 def test_a_file_of_somebody_else_is_no_damage(listed, name):
     with unreadable(listed / name, listed), pytest.raises(PermissionError):
         read(listed)
+
+
+def test_a_file_that_changes_while_it_is_read_is_as_it_was_or_damaged(tmp_path):
+    file, size = tmp_path / "a.txt", 3 * folders.CHUNK
+    file.write_bytes(bytes(size))
+    Manifest.write(tmp_path, ["a.txt"])
+    manifest = Manifest.read(tmp_path, ["a.txt"])
+    assert manifest is not None
+
+    def read_and(change) -> bytes:
+        with manifest.opened("a.txt") as source:
+            source.fill(start := bytearray(folders.CHUNK))
+            change()
+            source.fill(rest := bytearray(source.left))
+        return bytes(start + rest)
+
+    def write(place: int) -> None:
+        with file.open("r+b") as opened:
+            opened.seek(place)
+            opened.write(b"1")
+
+    assert read_and(lambda: write(5)) == bytes(size)  # after it was read
+    file.write_bytes(bytes(size))
+    for change in (lambda: write(size - 1), lambda: file.write_bytes(b"cut")):
+        with pytest.raises(Damaged, match=r"a\.txt: its content is not what the manifest says"):
+            read_and(change)
+        file.write_bytes(bytes(size))
+    assert read_and(file.unlink) == bytes(size)

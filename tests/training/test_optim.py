@@ -64,9 +64,9 @@ def test_state_written_in_another_memory_layout_belongs_to_the_same_elements():
     w = nn.Parameter(torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0)))
     last = nn.Parameter(w.detach().clone(memory_format=torch.channels_last))
     optimizers = build({"w": w}, OptimConfig()), build({"w": last}, OptimConfig())
-    tensors = {name: torch.rand(4, 3, 2, 2).contiguous() for name in ("w.exp_avg", "w.exp_avg_sq")}
+    tensors = {"w.exp_avg": torch.rand(4, 3, 2, 2), "w.exp_avg_sq": torch.rand(4, 3, 2, 2), "w.step": torch.tensor(3.0)}
     for parameter, optimizer in zip((w, last), optimizers, strict=True):
-        load_state_tensors(optimizer, {"w": parameter}, tensors | {"w.step": torch.tensor(3.0)})
+        load_state_tensors(optimizer, {"w": parameter}, {name: value.clone() for name, value in tensors.items()})
         parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
     assert not last.is_contiguous()

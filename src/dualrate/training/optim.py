@@ -88,7 +88,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.
 def load_state_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: dict[str, Tensor]
 ) -> None:
-    """Put tensors of `state_tensors` back, taking each out of `tensors`; torch moves them to their parameters' device.
+    """Make tensors of `state_tensors` the optimiser's, out of `tensors`; torch moves each to its parameter's device.
 
     Each gets its parameter's memory layout: the fused kernels walk through both in memory order, whatever the strides.
     """
@@ -97,11 +97,12 @@ def load_state_tensors(
     position = {name: place[id(parameter)] for name, parameter in parameters.items()}
     state: dict[int, dict[str, Tensor]] = {}
     for key in tuple(tensors):
-        value = tensors.pop(key)  # no tensor is held twice for longer than its copying takes
+        value = tensors.pop(key)
         name, _, slot = key.rpartition(".")
         if name not in position:
             raise ValueError(f'optimiser state "{key}" belongs to no parameter of this phase; was the network changed?')
         like = parameters[name]
-        laid_out = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value
-        state.setdefault(position[name], {})[slot] = laid_out
+        if value.shape == like.shape and value.stride() != like.stride():
+            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        state.setdefault(position[name], {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
