@@ -145,3 +145,23 @@ def test_pixels_stay_exact_under_augmentation() -> None:
     assert batch.label is not None
     for out, label in zip(to_uint8(batch.x), batch.label.tolist(), strict=True):
         assert set(out.unique().tolist()) <= set(np.unique(images.images[label]).tolist())
+
+
+@pytest.mark.parametrize("count", [1, 2**13, 2**13 + 1, 300_000])
+def test_the_order_is_that_of_sorted_draws(count: int) -> None:
+    """Runs of before go on in it. Of 300,000 draws of 32 bits some are equal: these stay in their order."""
+    images = ImageSet(np.zeros((count, 1, 1, 1), np.uint8), None, (), "none")
+    drawn = Draws(5, torch.arange(count)).uniform("order of epoch 2", 1)[:, 0]
+    assert (count < 300_000) == (len(drawn.unique()) == count)
+    order = Batches(images, 1, seed=5)._permutation(2)
+    assert order.dtype == torch.int64
+    assert torch.equal(order, drawn.argsort(stable=True))
+
+
+def test_bytes_become_the_floats_of_the_batch() -> None:
+    batches = Batches(image_set(), 7, seed=0, augment=Augment(flip=True))
+    for number in range(5):
+        made, batch = batches.bytes(number), batches.batch(number)
+        assert made.x.dtype == torch.uint8
+        assert torch.equal(batch.x, made.x.float() / 127.5 - 1)
+        assert torch.equal(made.sample, batch.sample)

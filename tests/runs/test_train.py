@@ -1,12 +1,15 @@
 """Training a run: a frozen encoder stays what it was."""
 
 import shutil
+import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from dualrate.data.loader import Augment
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
@@ -181,3 +184,18 @@ def test_freezing_nothing_trained_is_refused():
         )
     with pytest.raises(ValueError, match="single network"):
         Experiment("one", OneNetwork(NET), DenoisingConfig(encoder_rate=0.1), FitConfig(iterations=1))
+
+
+def test_prefetching_changes_no_bit_also_of_a_resumed_run(runs, monkeypatch):
+    """Against batches that are made when they are asked for, by a run that was never interrupted."""
+    root, retrofit = runs
+    ahead = replace(retrofit, data=replace(retrofit.data, augment=Augment(flip=True, translate=2)))
+    for iterations in (2, 5):
+        train(replace(ahead, fit=replace(ahead.fit, iterations=iterations)), root / "ahead", device="cpu")
+    monkeypatch.setattr("dualrate.runs.train.Prefetched", lambda batches, device: nullcontext(batches))
+    train(replace(ahead, fit=replace(ahead.fit, iterations=5)), root / "asked")
+    one, other = newest(root / "ahead"), newest(root / "asked")
+    assert one.tensors.keys() == other.tensors.keys()
+    for stem, tensors in one.tensors.items():
+        assert all(torch.equal(tensor, other.tensors[stem][name]) for name, tensor in tensors.items()), stem
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]

@@ -86,7 +86,8 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
     pixels = torch.tensor(images) if isinstance(images, np.ndarray) else images  # a copy: memory maps are read-only
     if pixels.dtype != torch.uint8:
         raise ValueError(f"images are {pixels.dtype}; expected uint8")
-    return pixels.float() / 127.5 - 1
+    half = torch.full((), 127.5, device=pixels.device)  # a number would be a product with 1 / 127.5 on CUDA: other bits
+    return pixels.float().div_(half).sub_(1)
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.loader import Batches
+from dualrate.data.prefetch import Prefetched
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.experiments.experiment import Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
@@ -107,19 +108,20 @@ def train(
             )
             progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
-    result = fit(
-        method,
-        own,
-        config,
-        out,
-        identity=plain | {"images": images.fingerprint, "method": plain["method"] | dict(prepared.identity)},
-        upgrade=upgraded_identity,
-        progress=prepared.watch(progress),
-        on_start=on_start,
-        on_sample=on_sample,
-        device=device,
-        world=world,
-    )
+    with Prefetched(own, device) as batches:
+        result = fit(
+            method,
+            batches,
+            config,
+            out,
+            identity=plain | {"images": images.fingerprint, "method": plain["method"] | dict(prepared.identity)},
+            upgrade=upgraded_identity,
+            progress=prepared.watch(progress),
+            on_start=on_start,
+            on_sample=on_sample,
+            device=device,
+            world=world,
+        )
     progress.note(f"peak memory {peak_memory(device) / 2**20:.0f} MiB")
     return result
 
