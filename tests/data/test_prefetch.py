@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualrate.data import prefetch
 from dualrate.data.images import ImageSet
 from dualrate.data.loader import Augment, Batches, ByteBatch
 from dualrate.data.prefetch import AHEAD, Prefetched
@@ -69,7 +68,7 @@ def assert_same(one: Tensor | None, other: Tensor | None) -> None:
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("order", [range(9), range(100, 104), (5, 5, 2, 9, 8, 0), (3, 4, 40, 4, 5)])
 def test_batches_have_the_bits_of_those_made_when_asked_for(order: range | tuple[int, ...], labelled: bool) -> None:
-    with Prefetched(made(labelled), "cpu") as batches:
+    with Prefetched(made(labelled), "cpu", AHEAD) as batches:
         for number in order:
             ours, theirs = batches.batch(number), made(labelled).batch(number)
             assert_same(ours.x, theirs.x)
@@ -79,7 +78,7 @@ def test_batches_have_the_bits_of_those_made_when_asked_for(order: range | tuple
 
 def test_the_next_are_made_while_nobody_asks_and_no_more_than_that() -> None:
     watched = Watched()
-    with Prefetched(watched, "cpu") as batches:
+    with Prefetched(watched, "cpu", AHEAD) as batches:
         batches.batch(4)
         until(lambda: len(watched.made) == 1 + AHEAD)
         for number in range(5, 9):
@@ -91,7 +90,7 @@ def test_the_next_are_made_while_nobody_asks_and_no_more_than_that() -> None:
 
 
 def test_an_error_is_raised_for_its_own_batch_with_its_cause() -> None:
-    with Prefetched(Watched(bad=2), "cpu") as batches:
+    with Prefetched(Watched(bad=2), "cpu", AHEAD) as batches:
         batches.batch(0)
         batches.batch(1)
         with pytest.raises(OSError, match="the disk is gone") as caught:
@@ -100,21 +99,26 @@ def test_an_error_is_raised_for_its_own_batch_with_its_cause() -> None:
         batches.batch(3)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interruption_waits_for_one_batch_at_most(error: type[BaseException]) -> None:
-    watched = Watched(slow=1)
-    with pytest.raises(error), Prefetched(watched, "cpu") as batches:
+def interrupted(watched: Watched, error: type[BaseException]) -> None:
+    with Prefetched(watched, "cpu", AHEAD) as batches:
         batches.batch(0)
         until(lambda: 1 in watched.made)
         threading.Timer(0.05, watched.go.set).start()
         raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interruption_waits_for_one_batch_at_most(error: type[BaseException]) -> None:
+    watched = Watched(slow=1)
+    with pytest.raises(error):
+        interrupted(watched, error)
     assert watched.made == [0, 1]
     until(lambda: not any(isinstance(thread, threading.Timer) for thread in threading.enumerate()))
 
 
 def test_what_was_begun_and_is_not_wanted_any_more_is_not_made() -> None:
     watched = Watched(slow=1)
-    with Prefetched(watched, "cpu") as batches:
+    with Prefetched(watched, "cpu", AHEAD) as batches:
         batches.batch(0)
         until(lambda: 1 in watched.made)
         threading.Timer(0.05, watched.go.set).start()
@@ -134,7 +138,7 @@ def test_the_trainer_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     try:
         torch.set_num_threads(3)
-        with Prefetched(Asking(), "cpu") as batches:
+        with Prefetched(Asking(), "cpu", AHEAD) as batches:
             batches.batch(0)
         assert torch.get_num_threads() == 3
         assert set(seen) == {1}
@@ -162,10 +166,18 @@ def test_on_cuda_bytes_travel_from_pinned_memory_without_waiting(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: said.append(("device", str(device), where())))
     monkeypatch.setattr(Tensor, "pin_memory", pinned)
     monkeypatch.setattr(Tensor, "to", moved)
-    monkeypatch.setattr(prefetch, "AHEAD", 0)
-    with Prefetched(made(), "cuda") as batches:
+    with Prefetched(made(), "cuda", 1) as batches:
         batches.batch(0)
-    byte, long = torch.uint8, torch.int64
+    kinds = (torch.uint8, torch.int64, torch.int64)
     assert said[0] == ("device", "cuda:3", "thread")
-    assert said[1:4] == [("pinned", kind, "thread") for kind in (byte, long, long)]
-    assert said[4:] == [("moved", kind, True, "cuda:3", "main") for kind in (byte, long, long)]
+    assert [event for event in said if event[0] == "pinned"][:3] == [("pinned", kind, "thread") for kind in kinds]
+    moved_ones = [event for event in said if event[0] == "moved"]
+    assert sorted(map(str, moved_ones)) == sorted(str(("moved", kind, True, "cuda:3", "main")) for kind in kinds)
+
+
+def test_on_a_cpu_there_is_no_thread() -> None:
+    watched = Watched()
+    with Prefetched(watched, "cpu") as batches:
+        batches.batch(3)
+    assert watched.made == [3]
+    assert watched.threads == {threading.get_ident()}

@@ -4,12 +4,14 @@ import shutil
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from dualrate.data.loader import Augment
+from dualrate.data.prefetch import AHEAD, Prefetched
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
@@ -190,8 +192,9 @@ def test_prefetching_changes_no_bit_also_of_a_resumed_run(runs, monkeypatch):
     """Against batches that are made when they are asked for, by a run that was never interrupted."""
     root, retrofit = runs
     ahead = replace(retrofit, data=replace(retrofit.data, augment=Augment(flip=True, translate=2)))
+    monkeypatch.setattr("dualrate.runs.train.Prefetched", partial(Prefetched, ahead=AHEAD))
     for iterations in (2, 5):
-        train(replace(ahead, fit=replace(ahead.fit, iterations=iterations)), root / "ahead", device="cpu")
+        train(replace(ahead, fit=replace(ahead.fit, iterations=iterations)), root / "ahead")
     monkeypatch.setattr("dualrate.runs.train.Prefetched", lambda batches, device: nullcontext(batches))
     train(replace(ahead, fit=replace(ahead.fit, iterations=5)), root / "asked")
     one, other = newest(root / "ahead"), newest(root / "asked")

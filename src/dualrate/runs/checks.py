@@ -53,7 +53,7 @@ def data_notes(images: ImageSet, num_classes: int, batch_size: int) -> list[str]
     """What is odd about the images but no error. num_classes: of the networks, 0 if unconditional."""
     notes = []
     if images.labels is not None and num_classes:
-        missing = sorted(set(range(num_classes)) - set(np.unique(images.labels).tolist()))
+        missing = np.flatnonzero(np.bincount(images.labels, minlength=num_classes)[:num_classes] == 0).tolist()
         if missing:
             found = f"{len(missing)} of the networks' {num_classes} classes: {some_of(missing, 10)}"
             notes.append(f"{images.name} has no image of {found}")
