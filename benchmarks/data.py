@@ -88,7 +88,9 @@ def batches(folder: Path, batch: int, rounds: int, per_round: int) -> Iterator[t
     from dualrate.data.images import load_images
     from dualrate.data.loader import Augment, Batches
     from dualrate.data.prefetch import AHEAD, Prefetched
+    from dualrate.machine.malloc import keep_freed_memory
 
+    keep_freed_memory()  # as the command line does
     made = Batches(load_images(folder, split="train"), batch, 0, Augment(flip=True))
     for file in folder.glob("*.bin"):
         file.read_bytes()

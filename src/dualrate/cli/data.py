@@ -26,7 +26,7 @@ class Prepare(Ranged):
     """
 
     source: Annotated[Positional[str], arg(metavar="SRC")]
-    """What --data.source takes: a folder of images, Parquet files, a .npz file."""
+    """What --data.source takes: a folder of images, tar archives (ImageNet's, webdataset's), Parquet files, .npz."""
     out: Annotated[Positional[Path], arg(metavar="DST")]
     """A new folder."""
     size: Side

@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from dualrate.data.decode import MAX_BYTES, decode, resize
-from dualrate.data.source import DataProgress, Raw, Source
+from dualrate.data.source import Content, DataProgress, Item, Member, Raw, Source
 from dualrate.data.untrusted import one_line, read_limited
 from dualrate.machine.files import ABSENT, naming, read_json
 from dualrate.machine.folders import new_folder
@@ -159,21 +159,23 @@ def _write_images(
     return kept, bad
 
 
-def _read(raw: Raw, name: str) -> Iterator[tuple[str, Path | bytes | np.ndarray]]:
+def _read(raw: Raw, name: str) -> Iterator[Item]:
     """The items; trouble with them is not that of the file that is written meanwhile."""
     with naming(name):
         yield from raw.items
 
 
-def image_of(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.ndarray:
+def image_of(name: str, item: Content, options: Options) -> np.ndarray:
     """(C, H, W) uint8. Raises ValueError, naming it, for what is no image, OSError for a file that cannot be read."""
     if isinstance(item, np.ndarray):
         return resize(item, size=options.size, channels=options.channels)
-    data = read_limited(item, MAX_BYTES) if isinstance(item, Path) else item
+    if isinstance(item, Path):
+        item = read_limited(item, MAX_BYTES)
+    data = item.read() if isinstance(item, Member) else item
     return decode(data, name, size=options.size, channels=options.channels)
 
 
-def image_or_fault(name: str, item: Path | bytes | np.ndarray, options: Options) -> np.ndarray | str:
+def image_or_fault(name: str, item: Content, options: Options) -> np.ndarray | str:
     """`image_of`, or a line that says why the image cannot be used.
 
     Raises OSError where the system did not give the file: the image may be good.

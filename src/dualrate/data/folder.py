@@ -131,6 +131,6 @@ def _nothing_found(root: Path) -> str:
     suffixes = Counter(printable(Path(name).suffix.lower()) or "no suffix" for name in names)
     there = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5)) or "no files at all"
     return (
-        f"no images in {root}: looked for {', '.join(SUFFIXES)} directly or in sub-folders, for .parquet files "
-        f"directly or in data/; there are {there}"
+        f"no images in {root}: looked for {', '.join(SUFFIXES)} directly or in sub-folders, for .tar files "
+        f"directly or in train/ and test/, for .parquet files directly or in data/; there are {there}"
     )

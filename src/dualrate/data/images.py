@@ -21,6 +21,7 @@ from dualrate.data.folder import folder_source
 from dualrate.data.npz import npz_source
 from dualrate.data.shards import Shards, is_prepared, read_prepared, shards_source
 from dualrate.data.source import DataProgress, Source, Split
+from dualrate.data.tars import tar_files, tar_source
 from dualrate.data.untrusted import check_regular
 
 
@@ -109,9 +110,9 @@ def load_images(
 ) -> ImageSet:
     """One split of a data source, decoded once and memory-mapped ever after.
 
-    source:   "fashion-mnist", a folder of images (see `folder`), a Parquet file or a folder of them (see `parquet`),
-              a .npz file (see `npz`), or a folder that `prepare` wrote (see `shards`). A source without a test split
-              has a tenth held out (see `source.hold_out`)
+    source:   "fashion-mnist", a folder of images (see `folder`), a tar archive or a folder of them (see `tars`), a
+              Parquet file or a folder of them (see `parquet`), a .npz file (see `npz`), or a folder that `prepare`
+              wrote (see `shards`). A source without a test split has a tenth held out (see `source.hold_out`)
     size:     pixels; centre crop and resize to size x size. None: all images must have one shape
     channels: 1 or 3; None: as stored, one number for all images
     on_bad:   a file that is no image: "fail", or "skip" and report it through `progress`
@@ -166,17 +167,22 @@ def find_source(source: str | Path, split: Split, cache: Path, progress: DataPro
     path = _path(source)
     if not path.exists():
         raise FileNotFoundError(
-            f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, Parquet files, or a .npz file"
+            f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, a .tar, .parquet or .npz file"
         )
     if not path.is_dir():
         check_regular(path)
         if path.suffix == ".npz":
             return npz_source(path, split)
+        if path.suffix == ".tar":
+            return tar_source([path], path, split, progress)
         if path.suffix != ".parquet":
-            raise ValueError(f"{path} is a file; expected .parquet, .npz, or a folder")
+            raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
     if is_prepared(path):
         return shards_source(path, split)
     from dualrate.data.parquet import parquet_files, parquet_source  # pyarrow is slow to import
 
     train, test = parquet_files(path) if path.is_dir() else ([path], [])
-    return parquet_source(train, test, path.stem, split) if train else folder_source(path, split)
+    if train:
+        return parquet_source(train, test, path.stem, split)
+    tars = tar_files(path)
+    return tar_source(tars, path, split, progress) if tars else folder_source(path, split)

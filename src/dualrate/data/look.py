@@ -12,7 +12,7 @@ import numpy as np
 from dualrate.data.cache import cache_dir
 from dualrate.data.decode import shape_of
 from dualrate.data.images import find_source
-from dualrate.data.source import Raw
+from dualrate.data.source import Member, Raw
 
 MOST = 1000  # images whose headers are read
 
@@ -46,6 +46,7 @@ class Look:
         found, problem = [], ""
         for name, item in islice(self.raw.items, 0, None, -(-self.count // MOST)):
             try:
+                item = item.read() if isinstance(item, Member) else item
                 found.append(item.shape if isinstance(item, np.ndarray) else shape_of(item, name))
             except ValueError as error:
                 problem = problem or str(error)

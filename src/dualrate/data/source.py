@@ -10,10 +10,37 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from dualrate.machine.files import naming
+
 Split = Literal["train", "test"]
 DataProgress = Callable[[int, int, str], None]  # done, total, message
 MAX_CLASSES = 100_000
-Item = tuple[str, Path | bytes | np.ndarray]  # a name for error messages; a file, a file's bytes, or (C, H, W) uint8
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image that stands in another file as it is, `size` bytes from `offset`; or why it cannot be used."""
+
+    name: str
+    file: Path
+    offset: int
+    size: int
+    fault: str = ""
+
+    def read(self) -> bytes:
+        """Its bytes. Raises ValueError if it cannot be used or the file ends within it, OSError if it is not given."""
+        if self.fault:
+            raise ValueError(f"{self.name}: {self.fault}")
+        with naming(self.file), self.file.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise ValueError(f"{self.name}: {self.file} ends within it")
+        return content
+
+
+Content = Path | bytes | Member | np.ndarray  # of an image: a file, its bytes, where they are, or (C, H, W) uint8
+Item = tuple[str, Content]  # with a name for error messages
 
 
 class Items(Protocol):

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
 from dualrate.data import fashion_mnist
-from dualrate.data.cache import cache_dir
-from dualrate.data.decode import MAX_BYTES, decode
+from dualrate.data.cache import Options, cache_dir, image_of
 from dualrate.data.images import find_source
 from dualrate.data.source import Raw, Split
-from dualrate.data.untrusted import one_line, read_limited
+from dualrate.data.untrusted import one_line
 from dualrate.doctor.finding import Finding, ok, problem, warning
 from dualrate.machine.folders import some_of
 
 MOST = 5000  # images of a split that are decoded
-KINDS = "a folder of images, Parquet files, or a .npz file"
+KINDS = "a folder of images, tar archives, Parquet files, or a .npz file"
+AS_STORED = Options(None, None, "fail")
 
 
 def check_images(source: str) -> Iterator[Finding]:
@@ -74,13 +73,7 @@ def _decoded(raw: Raw, every: int) -> tuple[Counter[tuple[int, ...]], list[str]]
     bad = []
     for name, item in islice(raw.items, 0, None, every):
         try:
-            shapes[_pixels(name, item).shape] += 1
+            shapes[image_of(name, item, AS_STORED).shape] += 1
         except (ValueError, OSError) as error:
             bad.append(one_line(error))
     return shapes, bad
-
-
-def _pixels(name: str, item: Path | bytes | np.ndarray) -> np.ndarray:
-    if isinstance(item, np.ndarray):
-        return item
-    return decode(read_limited(item, MAX_BYTES) if isinstance(item, Path) else item, name)

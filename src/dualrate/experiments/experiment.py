@@ -39,7 +39,7 @@ class DataConfig(Ranged):
     """Images."""
 
     source: str = "fashion-mnist"
-    """fashion-mnist, a folder (of images, or prepared by dualrate data prepare), or a .parquet or .npz file."""
+    """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file."""
     size: Side | None = None
     """Side that images are brought to; their own if not given."""
     channels: Literal[1, 3] | None = None

@@ -215,7 +215,7 @@ def checked_side(side: int) -> int:
 def name_of(source: str) -> str:
     """A run's name for a source: its own, of the characters that such a name may have."""
     path = Path(source).expanduser().resolve()
-    name = path.stem if path.suffix in (".npz", ".parquet") else path.name
+    name = path.stem if path.suffix in (".npz", ".parquet", ".tar") else path.name
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "images"
 
 

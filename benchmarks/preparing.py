@@ -1,0 +1,148 @@
+"""How fast `dualrate data prepare` is by its number of processes, in how much memory, and that a kill costs nothing.
+
+    python -m benchmarks.preparing FOLDER [--images 100000] [--counts 1 2 4] [--size 64]
+
+FOLDER/photos gets JPEGs of 160 x 120 (ImageNet's proportions at a third of its size: smooth colours and noise, 14 KB
+each at quality 90) in 100 classes, once. Each number of processes prepares them anew; memory is that of all processes
+together (proportional set sizes, without the page cache), read at a quarter, a half, three quarters and at the end of
+the images. Last, a preparation is killed with SIGKILL half-way and run again; its content must have the fingerprint of
+the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES, SIDES = 100, (160, 120)
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
+
+
+def photo(rng: np.random.Generator) -> bytes:
+    """A JPEG that is neither flat nor noise alone."""
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(SIDES, Image.Resampling.BICUBIC)
+    grain = rng.integers(-12, 13, (SIDES[1], SIDES[0], 1), np.int16)
+    pixels = (np.asarray(smooth, np.int16) + grain).clip(0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def photos(folder: Path, count: int) -> Path:
+    """So many JPEGs, in a folder per class; those that are there are kept."""
+    for number in range(count):
+        file = folder / f"class{number % CLASSES:03}" / f"{number:07}.jpg"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(photo(np.random.default_rng(number)))
+    return folder
+
+
+class Prepare:
+    """`dualrate data prepare` as a process group of its own. shard_mib: small, so that progress is seen often."""
+
+    def __init__(self, source: Path, out: Path, size: int, workers: int, shard_mib: int) -> None:
+        self.out, self.shard = out, shard_mib * 2**20 // (3 * size * size)
+        command = [sys.executable, "-m", "dualrate_command", "data", "prepare", str(source), str(out), "--size"]
+        command += [str(size), "--workers", str(workers), "--shard-mib", str(shard_mib), "--json"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
+
+    def done(self) -> int:
+        """Images in finished shards, but for the last of each split."""
+        return self.shard * len(list(self.out.glob("*-[0-9]*.json")))
+
+    def memory(self) -> float:
+        """MiB of all its processes; pages that several of them have count once."""
+        total = 0.0
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if os.getpgid(int(process.name)) == self.process.pid:
+                    total += (
+                        int(re.search(r"^Pss_Anon: +(\d+)", (process / "smaps_rollup").read_text(), re.M)[1]) / 1024
+                    )
+            except (OSError, TypeError):  # it ended meanwhile
+                continue
+        return total
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def measured(prepare: Prepare, count: int) -> tuple[float, float, list[float]]:
+    """Seconds in all, seconds from the first finished shard to the end per image, and memory at each quarter."""
+    start, first, memory = time.perf_counter(), 0.0, []
+    seen = 0.0
+    while prepare.process.poll() is None:
+        done = prepare.done()
+        if done and not first:
+            first, before = time.perf_counter(), done
+        seen = prepare.memory() or seen
+        while len(memory) < 3 and done >= QUARTERS[len(memory)] * count:
+            memory.append(seen)
+        time.sleep(0.2)
+    if prepare.process.returncode:
+        raise RuntimeError(f"preparing ended with {prepare.process.returncode}")
+    end = time.perf_counter()
+    return end - start, (count - before) / (end - first), [*memory, seen]
+
+
+def fingerprints(out: Path) -> list[str]:
+    """Of both splits."""
+    splits = json.loads((out / "dataset.json").read_text())["splits"]
+    return [splits[split]["fingerprint"] for split in ("train", "test")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--shard-mib", type=int, default=16)
+    options = parser.parse_args()
+    source = photos(options.folder / "photos", options.images)
+    made: list[list[str]] = []
+
+    def begun(name: str, workers: int) -> Prepare:
+        return Prepare(source, options.folder / name, options.size, workers, options.shard_mib)
+
+    for count in options.counts:
+        shutil.rmtree(options.folder / "packed", ignore_errors=True)
+        seconds, rate, memory = measured(begun("packed", count), options.images)
+        made.append(fingerprints(options.folder / "packed"))
+        shown = ", ".join(f"{mib:.0f}" for mib in memory)
+        print(
+            f"{count} processes: {options.images / seconds:.0f} images/s with start and end ({seconds:.0f} s), "
+            f"{rate:.0f} images/s between; memory at 25, 50, 75, 100%: {shown} MiB",
+            flush=True,
+        )
+    shutil.rmtree(options.folder / "packed", ignore_errors=True)
+    killed = begun("packed", options.counts[-1])
+    while killed.done() < options.images / 2:
+        time.sleep(0.1)
+    killed.kill()
+    done = killed.done()
+    seconds, _, _ = measured(begun("packed", options.counts[-1]), options.images)
+    made.append(fingerprints(options.folder / "packed"))
+    same = all(each == made[0] for each in made)
+    print(f"killed after {done} images, {seconds:.0f} s for the others: {'the same' if same else 'ANOTHER'} content")
+    raise SystemExit(not same)
+
+
+if __name__ == "__main__":
+    main()
