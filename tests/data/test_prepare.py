@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import resource
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -114,7 +116,7 @@ def test_a_killed_preparation_goes_on_and_makes_no_finished_shard_again(
         made.append(block.file)
 
     monkeypatch.setattr(prepare_module, "make_shard", killed_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted: 4 of 13 images are in .*; the same command goes on"):
         prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
     with pytest.raises(ValueError, match="not finished"):
         load_images(tmp_path / "out", split="train")
@@ -176,16 +178,71 @@ def test_a_shard_that_was_cut_off_is_named(photos: Path, tmp_path: Path) -> None
 
 
 def test_bad_images_end_it_or_are_left_out_and_listed(photos: Path, tmp_path: Path) -> None:
-    for name in ("cat/00.jpg", "eel/11.jpg"):
+    for name in ("dog/10.jpg", "eel/11.jpg"):
         (photos / name).write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"(00|11)\.jpg.*--on-bad skip"):
+    with pytest.raises(ValueError, match=r"(10|11)\.jpg.*--on-bad skip"):
         prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
-    made = prepare(photos, tmp_path / "skipped", size=8, shard_bytes=SMALL, on_bad="skip")
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.bin")}
+    made = prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL, on_bad="skip")
+    assert kept
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in kept.items())
+    prepare(photos, tmp_path / "skipped", size=8, shard_bytes=SMALL, on_bad="skip")
+    for name in (DATASET, PLAN):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "skipped" / name).read_bytes()
+    with pytest.raises(ValueError, match="on_bad skip, now fail"):
+        prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
     parts = made["splits"].values()
     assert sum(part["rejected"] for part in parts) == 2
     reasons = [reason for part in parts for shard in part["shards"] for reason in shard["rejects"]]
-    assert sorted(reason.split(":")[0] for reason in reasons) == ["cat/00.jpg", "eel/11.jpg"]
+    assert sorted(reason.split(":")[0] for reason in reasons) == ["dog/10.jpg", "eel/11.jpg"]
     assert_same(photos, tmp_path / "skipped", tmp_path, on_bad="skip")
+
+
+def test_a_split_of_bad_images_alone_is_told(photos: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (photos / "both" / split).parent.mkdir(exist_ok=True)
+    (photos / "cat").rename(photos / "both" / "train")
+    for name in ("dog", "eel"):
+        shutil.rmtree(photos / name)
+    (photos / "both" / "test").mkdir()
+    (photos / "both" / "test" / "0.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"none of the 1 images of both/test can be used: 0\.jpg: not a JPEG"):
+        prepare(photos / "both", tmp_path / "out", size=8, on_bad="skip")
+    for file in (photos / "both" / "train").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the first 5 images of both/train .* the file is empty"):
+        prepare(photos / "both", tmp_path / "new", size=8, on_bad="skip")
+
+
+def test_a_disk_without_room_is_told_before_anything_is_decoded(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13 images of 192 bytes; once a shard of two is there, 384 fewer are needed."""
+    out, usage = tmp_path / "out", shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=13 * 192 - 1))
+    with pytest.raises(OSError, match=r"is to hold 0\.00 GB more.*free there.*goes on"):
+        prepare(photos, out, size=8, shard_bytes=SMALL)
+    assert not list(out.glob("*.bin"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=13 * 192))
+    prepare(photos, out, size=8, shard_bytes=SMALL)
+    (out / "train-00001.bin").unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=384))
+    prepare(photos, out, size=8, shard_bytes=SMALL)
+
+
+def test_a_disk_that_fills_up_leaves_no_half_shard_and_the_same_call_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"train-00000\.bin"):
+            prepare(photos, tmp_path / "out", size=8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [".lock", PLAN]
+    prepare(photos, tmp_path / "out", size=8)
+    assert_same(photos, tmp_path / "out", tmp_path)
 
 
 def test_grey_among_colours_needs_channels(photos: Path, tmp_path: Path) -> None:
@@ -199,6 +256,9 @@ def test_grey_among_colours_needs_channels(photos: Path, tmp_path: Path) -> None
 def test_a_folder_of_something_else_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not empty"):
         prepare(photos / "cat", photos, size=8)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file: give a new folder"):
+        prepare(photos, tmp_path / "file", size=8)
     with pytest.raises(ValueError, match="elsewhere"):
         prepare(photos, photos / "out", size=8)
     out = tmp_path / "out"

@@ -45,7 +45,16 @@ class Prepare(Ranged):
         from dualrate.machine.workers import mapper
 
         progress = reporter()
-        shown = drawing(progress)
+        shown, said = drawing(progress), set[str]()
+
+        def tell(done: int, total: int, what: str) -> None:
+            """What comes before, such as listing archives, is named once."""
+            if what == PREPARING:
+                shown(done, total)
+            elif what not in said:
+                progress.note(f"{what}: {total}")
+                said.add(what)
+
         with mapper(self.workers, torch.device("cpu"), progress.note) as over:
             made = prepare(
                 self.source,
@@ -55,7 +64,7 @@ class Prepare(Ranged):
                 on_bad=self.on_bad,
                 shard_bytes=self.shard_mib * MIB,
                 mapper=over,
-                progress=lambda done, total, what: shown(done, total) if what == PREPARING else None,
+                progress=tell,
             )
         progress.close()
         counts = {

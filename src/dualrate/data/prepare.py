@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,12 @@ import numpy as np
 
 from dualrate.data.cache import OnBad, Options, cache_dir, identity, image_of, image_or_fault, summary
 from dualrate.data.images import ImageSet, find_source, prepared_folder
-from dualrate.data.shards import DATASET, FORMAT, PLAN, Shards, is_finished, is_prepared
+from dualrate.data.prepare_folder import begun_strictly, check_folder, check_space, remove_leftovers
+from dualrate.data.shards import DATASET, FORMAT, PLAN, Shards, is_finished
 from dualrate.data.source import DataProgress, Items, Raw, Source, Split
-from dualrate.machine.files import naming, read_json, whole, write_whole, written_aside
-from dualrate.machine.folders import MANIFEST, Manifest
+from dualrate.data.untrusted import one_line
+from dualrate.machine.files import read_json, whole, write_whole
+from dualrate.machine.folders import Manifest
 from dualrate.machine.guards import run_lock
 from dualrate.machine.workers import Mapper, in_turn
 
@@ -73,18 +75,19 @@ def prepare(
         raise ValueError(f"{folder} is in {source}, whose images are prepared: give a folder elsewhere")
     options = Options(size, channels, on_bad)
     sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress) for split in SPLITS}
-    plan = {
-        "format": FORMAT,
-        "source": str(source),
-        **asdict(options),
-        "shard_bytes": shard_bytes,
-        "content": [identity(found, options) for found in sources.values()],
-    }
-    _check_folder(folder, plan)
+
+    def plan_of(options: Options) -> dict[str, Any]:
+        content = [identity(found, options) for found in sources.values()]
+        made = {"format": FORMAT, "source": str(source), **asdict(options), "shard_bytes": shard_bytes}
+        return {**made, "content": content}
+
+    as_begun = replace(options, on_bad="fail") if begun_strictly(folder) else options
+    plan = plan_of(as_begun)
+    check_folder(folder, plan)
     with run_lock(folder, "prepared"):
         if not is_finished(folder):
-            _remove_leftovers(folder)
-            write_whole(folder / PLAN, json.dumps(plan, indent=1))
+            remove_leftovers(folder)
+            write_whole(folder / PLAN, json.dumps(plan if as_begun == options else plan_of(options), indent=1))
             _prepare(sources, folder, options, shard_bytes, mapper, progress)
     return read_json(folder / DATASET)
 
@@ -104,10 +107,15 @@ def _prepare(
     missing = [block for split in SPLITS for block in blocks[split] if not _is_done(folder, block)]
     total = sum(raw.count for raw in raws.values())
     done = total - sum(block.count for block in missing)
+    check_space(folder, (total - done) * int(np.prod(shape)))
     progress(done, total, PREPARING)
-    for block, _ in mapper(partial(make_shard, folder, options), missing):
-        done += block.count
-        progress(done, total, PREPARING)
+    try:
+        for block, _ in mapper(partial(make_shard, folder, options), missing):
+            done += block.count
+            progress(done, total, PREPARING)
+    except KeyboardInterrupt:
+        said = f"interrupted: {done:,} of {total:,} images are in {folder}; the same command goes on"
+        raise KeyboardInterrupt(said) from None
     splits: dict[Split, dict[str, Any]] = {
         split: _described(folder, split, sources[split].name, raw, [b.file for b in blocks[split]], shape)
         for split, raw in raws.items()
@@ -165,13 +173,15 @@ def _blocks(split: Split, raw: Raw, shape: tuple[int, ...], per_shard: int) -> l
 
 def _shape(raw: Raw, options: Options, name: str) -> tuple[int, ...]:
     """(C, H, W) of the first image that can be read."""
+    first = ""
     for label, item in raw.items[:_PROBED]:
         try:
             return image_of(label, item, options).shape
         except ValueError as error:
             if options.on_bad == "fail":
                 raise ValueError(f"{error}; --on-bad skip leaves such images out") from error
-    raise ValueError(f"none of the first {min(_PROBED, raw.count)} images of {name} can be used")
+            first = first or one_line(error)
+    raise ValueError(f"none of the first {min(_PROBED, raw.count)} images of {name} can be used: {first}")
 
 
 def _is_done(folder: Path, block: Block) -> bool:
@@ -191,6 +201,9 @@ def _described(
     """A split's part of dataset.json, from the records of its shards, whose labels it writes; all pixels are read."""
     records = [read_json(folder / _record_file(file)) for file in files]
     labels = None if raw.labels is None else np.concatenate([np.array(r.pop("labels"), np.int64) for r in records])
+    if not any(record["images"] for record in records):
+        first = next((reject for record in records for reject in record["rejects"]), "")
+        raise ValueError(f"none of the {raw.count} images of {name} can be used: {first}")
     channels, height, width = shape
     images = Shards([folder / file for file in files], [r["images"] for r in records], (channels, height, width))
     whole_set = ImageSet(images, labels, raw.class_names, name)
@@ -209,37 +222,6 @@ def _described(
             for file, r in zip(files, records, strict=True)
         ],
     }
-
-
-def _check_folder(folder: Path, plan: dict[str, Any]) -> None:
-    """Raises ValueError unless the folder is empty, new, or of the same plan."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not is_prepared(folder):
-        if there := sorted(
-            file.name for file in folder.iterdir() if file.name != ".lock" and not written_aside(file.name)
-        ):
-            raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder for the prepared images")
-        return
-    before = read_json(folder / PLAN)
-    if not isinstance(before, dict):
-        raise ValueError(f"{folder / PLAN} is no JSON object: remove the folder and prepare it anew")
-    names = [name for name in plan if name not in ("source", "content") and before.get(name) != plan[name]]
-    if names:
-        differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
-        raise ValueError(f"{folder} was prepared with {differ}: ask for the same, or give another folder")
-    if before.get("content") != plan["content"]:
-        raise ValueError(
-            f"{folder} was prepared from other files ({before.get('source')}): their names, sizes or times of change "
-            f"are not those of {plan['source']} now; give another folder"
-        )
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """What a killed process left half written, and the manifest of what is to be mended."""
-    for file in folder.iterdir():
-        if written_aside(file.name) or file.name == MANIFEST:
-            with naming(file):
-                file.unlink()
 
 
 def _record_file(file: str) -> str:

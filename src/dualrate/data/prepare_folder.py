@@ -1,0 +1,60 @@
+"""The folder that `prepare` writes into: whether it may, whether there is room, what a killed process left in it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dualrate.data.shards import PLAN, is_prepared
+from dualrate.machine.files import naming, read_json, written_aside
+from dualrate.machine.folders import MANIFEST
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises OSError, before hours of work, where the disk cannot hold so many bytes more."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder} is to hold {needed / 1e9:,.2f} GB more, and {free / 1e9:,.2f} GB are free there: make room, or "
+            "prepare a smaller --size; the same command goes on"
+        )
+
+
+def begun_strictly(folder: Path) -> bool:
+    """Whether a preparation was begun there that ends at bad images: one that leaves them out has the same shards."""
+    before = read_json(folder / PLAN) if is_prepared(folder) else None
+    return isinstance(before, dict) and before.get("on_bad") == "fail"
+
+
+def check_folder(folder: Path, plan: dict[str, Any]) -> None:
+    """Raises ValueError unless the folder is empty, new, or of the same plan."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a new folder for the prepared images")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_prepared(folder):
+        if there := sorted(
+            file.name for file in folder.iterdir() if file.name != ".lock" and not written_aside(file.name)
+        ):
+            raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder for the prepared images")
+        return
+    before = read_json(folder / PLAN)
+    if not isinstance(before, dict):
+        raise ValueError(f"{folder / PLAN} is no JSON object: remove the folder and prepare it anew")
+    names = [name for name in plan if name not in ("source", "content") and before.get(name) != plan[name]]
+    if names:
+        differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
+        raise ValueError(f"{folder} was prepared with {differ}: ask for the same, or give another folder")
+    if before.get("content") != plan["content"]:
+        raise ValueError(
+            f"{folder} was prepared from other files ({before.get('source')}): their names, sizes or times of change "
+            f"are not those of {plan['source']} now; give another folder"
+        )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What a killed process left half written, and the manifest of what is to be mended."""
+    for file in folder.iterdir():
+        if written_aside(file.name) or file.name == MANIFEST:
+            with naming(file):
+                file.unlink()
