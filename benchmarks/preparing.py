@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -83,11 +84,31 @@ class Prepare:
         self.process.wait()
 
 
-def measured(prepare: Prepare, count: int) -> tuple[float, float, list[float]]:
-    """Seconds in all, seconds from the first finished shard to the end per image, and memory at each quarter."""
-    start, first, memory = time.perf_counter(), 0.0, []
-    seen = 0.0
-    while prepare.process.poll() is None:
+@dataclass(frozen=True)
+class Measured:
+    """seconds: in all. rate: images a second once shards are finished. cpu: seconds an image.
+
+    memory: MiB at each quarter of the images; at the end the workers are gone
+    """
+
+    seconds: float
+    rate: float
+    cpu: float
+    memory: list[float]
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{mib:.0f}" for mib in self.memory)
+        return (
+            f"{self.seconds:.0f} s, {self.rate:.0f} images/s then, {1000 * self.cpu:.2f} ms of CPU an image, "
+            f"memory {shown} MiB"
+        )
+
+
+def measured(prepare: Prepare, count: int) -> Measured:
+    """What preparing so many images takes."""
+    start, first, before, seen = time.perf_counter(), 0.0, 0, 0.0
+    memory: list[float] = []
+    while not (ended := os.wait4(prepare.process.pid, os.WNOHANG))[0]:
         done = prepare.done()
         if done and not first:
             first, before = time.perf_counter(), done
@@ -95,10 +116,13 @@ def measured(prepare: Prepare, count: int) -> tuple[float, float, list[float]]:
         while len(memory) < 3 and done >= QUARTERS[len(memory)] * count:
             memory.append(seen)
         time.sleep(0.2)
-    if prepare.process.returncode:
-        raise RuntimeError(f"preparing ended with {prepare.process.returncode}")
+    _, code, usage = ended
+    prepare.process.returncode = code
+    if code:
+        raise RuntimeError(f"preparing ended with {code}")
     end = time.perf_counter()
-    return end - start, (count - before) / (end - first), [*memory, seen]
+    cpu = (usage.ru_utime + usage.ru_stime) / count
+    return Measured(end - start, (count - before) / (end - first), cpu, [*memory, seen])
 
 
 def fingerprints(out: Path) -> list[str]:
@@ -123,21 +147,16 @@ def main() -> None:
 
     for count in options.counts:
         shutil.rmtree(options.folder / "packed", ignore_errors=True)
-        seconds, rate, memory = measured(begun("packed", count), options.images)
+        found = measured(begun("packed", count), options.images)
         made.append(fingerprints(options.folder / "packed"))
-        shown = ", ".join(f"{mib:.0f}" for mib in memory)
-        print(
-            f"{count} processes: {options.images / seconds:.0f} images/s with start and end ({seconds:.0f} s), "
-            f"{rate:.0f} images/s between; memory at 25, 50, 75, 100%: {shown} MiB",
-            flush=True,
-        )
+        print(f"{count} processes: {found}", flush=True)
     shutil.rmtree(options.folder / "packed", ignore_errors=True)
     killed = begun("packed", options.counts[-1])
     while killed.done() < options.images / 2:
         time.sleep(0.1)
     killed.kill()
     done = killed.done()
-    seconds, _, _ = measured(begun("packed", options.counts[-1]), options.images)
+    seconds = measured(begun("packed", options.counts[-1]), options.images).seconds
     made.append(fingerprints(options.folder / "packed"))
     same = all(each == made[0] for each in made)
     print(f"killed after {done} images, {seconds:.0f} s for the others: {'the same' if same else 'ANOTHER'} content")

@@ -11,7 +11,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -65,14 +65,15 @@ def images_of(file: Path, shown: str) -> list[Found]:
                 if label is not None and (kind == ".cls" or stem not in labels):
                     labels[stem] = label
             elif kind in (*SUFFIXES, ".tar") and not name.rpartition("/")[2].startswith("."):
-                images.append((name, Member(name, file, offset, entry.size, _fault(entry, name in names))))
+                said = printable(f"{shown}/{name}")
+                images.append((name, Member(said, file, offset, entry.size, _fault(entry, name in names))))
                 names.add(name)
-    found = []
-    for name, image in images:
+
+    def found(name: str, image: Member) -> Found:
         folder, splits = _place(f"{shown}/{name.rpartition('/')[0]}", shown)
-        label = labels.get(name.rpartition(".")[0])
-        found.append(Found(replace(image, name=printable(f"{shown}/{name}")), file, folder, splits, label))
-    return found
+        return Found(image, file, folder, splits, labels.get(name.rpartition(".")[0]))
+
+    return [found(name, image) for name, image in images]
 
 
 def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[tuple[str, tarfile.TarInfo, int]]:
