@@ -15,7 +15,7 @@ from dualrate.recipes.fashion_mnist import FIT
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import agreement, checkpoints, child, gpu, imagenet, loops, ratios, workers, workloads  # noqa: E402
+from benchmarks import agreement, checkpoints, child, data, gpu, imagenet, loops, preparing, ratios, workers, workloads  # noqa: E402  # noqa: E402
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -184,3 +184,35 @@ def test_a_stop_for_a_checkpoint_is_that_of_the_iteration_after_it(tmp_path):
     assert len(seconds) == 2 * 2 + 1
     assert checkpoints.train(tmp_path, checkpoints.Pile(0.02), saves=2, every=2) == []  # all of it is saved
     assert checkpoints.stops([1.0, 1.0, 4.0, 1.5, 3.0], every=2) == [2.5, 1.5]
+
+
+def test_batches_are_timed_from_shards_that_are_read_as_prepared(tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    folder = data.packed(tmp_path / "packed", 40, 4, filled=True)
+    images = dr.load_images(folder, split="train")
+    assert len(images) == 40
+    assert images.num_classes == data.CLASSES
+    found = dict(data.batches(folder, batch=8, rounds=2, per_round=3))
+    assert list(found) == ["bytes", "floats", "ahead"]
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in found.values())
+    assert data.tiny().shape == (3, 64, 64)
+
+
+def test_a_rate_is_images_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.data.time.perf_counter", lambda: clock[0])
+
+    def two_seconds(number: int) -> None:
+        clock[0] += 2
+
+    assert data.rate(two_seconds, 16, rounds=3, per_round=5) == [8.0] * 3
+
+
+def test_photos_are_jpegs_in_classes_and_made_once(tmp_path: Path) -> None:
+    folder = preparing.photos(tmp_path, 3)
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.jpg")}
+    assert len(before) == 3
+    preparing.photos(tmp_path, 4)
+    assert {file: time for file, time in before.items() if file.stat().st_mtime_ns != time} == {}
+    images = dr.load_images(folder, split="train", cache=tmp_path / "cache")
+    assert images.images.shape[1:] == (3, 120, 160)
