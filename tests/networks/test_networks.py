@@ -41,11 +41,17 @@ def randomised(net: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("size", "net", "giga"),
-    [(64, "heavy", 108.45), (128, "heavy", 137.44), (64, "light", 44.02), (128, "light", 73.01)],
+    ("size", "patch", "net", "giga"),
+    [
+        (64, 1, "heavy", 108.45),
+        (128, 1, "heavy", 137.44),
+        (64, 1, "light", 44.02),
+        (128, 1, "light", 73.01),
+        (256, 1, "heavy", 652.84),
+    ],
 )
-def test_imagenet_layouts_cost_what_the_paper_reports(size, net, giga):
-    layout = imagenet.heavy_network(size) if net == "heavy" else imagenet.light_network(size)
+def test_imagenet_layouts_cost_what_the_papers_report(size, patch, net, giga):
+    layout = imagenet.heavy_network(size, patch) if net == "heavy" else imagenet.light_network(size, patch)
     with FakeTensorMode():
         network = UViT(layout)
         z, log_snr = torch.zeros(1, 3, size, size), torch.zeros(1)

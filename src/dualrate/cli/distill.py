@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +26,7 @@ from dualrate.config.ranges import (
     TeacherGuidance,
 )
 from dualrate.experiments.experiment import Experiment
-from dualrate.recipes import auto, cifar10, fashion_mnist
+from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
 from dualrate.recipes.students import PRETRAINING, STUDENT_RATE, StudentRecipe, dual_student, plain_student
 
 RECIPES: dict[str, Callable[[], StudentRecipe]] = {
@@ -34,6 +35,7 @@ RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "cifar10": cifar10.distilled,
     "cifar10-compact": lambda: cifar10.distilled("compact"),
     "cifar10-reduced": lambda: cifar10.distilled("reduced"),
+    **{imagenet.name_of(*of): partial(imagenet.distilled, *of) for of in imagenet.LAYOUTS},
 }
 
 

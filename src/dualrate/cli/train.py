@@ -43,10 +43,11 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "cifar10-reduced-dual": partial(cifar10.dual, "reduced"),
     **{f"natural16-{name}": partial(natural16.single, name) for name in natural16.NETWORKS},
     "natural16-dual": natural16.dual,
-    "imagenet64-heavy": imagenet.heavy,
-    "imagenet64-dual": imagenet.dual,
-    "imagenet128-heavy": partial(imagenet.heavy, 128),
-    "imagenet128-dual": partial(imagenet.dual, 128),
+    **{
+        f"{imagenet.name_of(size, patch)}-{kind}": partial(recipe, size, patch=patch)
+        for size, patch in imagenet.LAYOUTS
+        for kind, recipe in {"heavy": imagenet.heavy, "light": imagenet.light, "dual": imagenet.dual}.items()
+    },
 }
 
 

@@ -1,49 +1,72 @@
-"""ImageNet at 64 x 64 and 128 x 128: the layouts of the Dual-Rate Diffusion paper, untrained here.
+"""ImageNet at 64, 128, 256 and 512 pixels a side, untrained here.
 
-Heavy: the "small" layout of the multistep consistency paper (arXiv 2403.06807), without concatenated skips. Its blocks
-count 108.45 and 137.44 giga multiply-adds, the figures that Dual-Rate Diffusion (arXiv 2605.18190) reports as GFLOPs.
-Light: inferred from the paper's costs (44.0 and 73.0), not stated in it: the most regular of the layouts that fit,
-with transformer widths and middle depth halved and the convolutional levels kept.
+Heavy at 64 and 128: the "small" layout of the multistep consistency paper (arXiv 2403.06807), without concatenated
+skips. Its blocks count 108.45 and 137.44 giga multiply-adds, the figures that Dual-Rate Diffusion (arXiv 2605.18190)
+reports as GFLOPs.
+Heavy at 256 and 512, reconstructed: the levels of 128, with patches. Tables of other papers give SiD2 (2410.19324)
+137 giga multiply-adds at 256 with patches of 2 and 653 with patches of 1, and 653 at 512 with patches of 2; these
+levels on grids of 128 and 256 positions a side count 137.4 and 652.8. SiD2's own table of layouts was not seen.
+Light: inferred from the dual-rate paper's costs (44.0 and 73.0), not stated in it: the most regular of the layouts that
+fit, with transformer widths and middle depth halved and the convolutional levels kept. At 256 and 512, of which that
+paper says nothing, the same rule.
 
-Batch 1024, Adam at 1e-4, EMA, about a million iterations: a job for several large GPUs.
+Noise: interpolated between what suits 32 pixels, at t = 1, and the images' side, at t = 0; so the multistep consistency
+paper has it at 64, 128 and 512. The bias of the loss falls with the side, as code of others says that SiD2's does.
+Batch 1024, Adam at 1e-4, EMA, about a million iterations, the dual-rate paper's: `dualrate cost` says what they take.
+
+Students: the settings of a public reproduction of moment matching (arXiv 2406.04103) and, for the learning rate and
+the batch, of one of its successors on SiD2; half of the iterations are the auxiliary's.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, cast
 
 from dualrate.data.loader import Augment
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
-from dualrate.methods.times import TimeSampler
+from dualrate.methods.times import SingleTime, TimeSampler, TimeSource
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
-Size = Literal[64, 128]
+Size = Literal[64, 128, 256, 512]
+Patch = Literal[1, 2]
+PATCHES: dict[Size, Patch] = {64: 1, 128: 1, 256: 2, 512: 2}
+LAYOUTS: tuple[tuple[Size, Patch], ...] = ((64, 1), (128, 1), (256, 2), (256, 1), (512, 2))
+BIASES: dict[Size, float] = {64: 0.0, 128: 0.0, 256: -1.0, 512: -3.0}  # of the loss; of SiD2 at second hand
 
 
-def layout(size: Size, transformers: tuple[int, int], middle: int, dropout: float) -> UViTConfig:
-    """3 convolution blocks a level down to 64 x 64, 3 transformer blocks at 32 x 32, `middle` at 16 x 16."""
+def layout(
+    size: Size, transformers: tuple[int, int], middle: int, dropout: float, patch: Patch | None = None
+) -> UViTConfig:
+    """3 convolution blocks a level, then 3 transformer blocks, then `middle` at the coarsest.
+
+    At 64 pixels the levels have 64, 32 and 16 positions a side; above, a level of 128 channels comes before them.
+    patch: None for that of PATCHES
+    """
     levels = (
         Level("conv", 256, 3),
         Level("transformer", transformers[0], 3),
         Level("transformer", transformers[1], middle, dropout),
     )
-    if size == 128:
+    if size > 64:
         levels = (Level("conv", 128, 3), *levels)
-    return UViTConfig(size, 3, levels, num_classes=1000, embedding=1024, head_dim=64)
+    return UViTConfig(size, 3, levels, num_classes=1000, patch=patch or PATCHES[size], embedding=1024, head_dim=64)
 
 
-def heavy_network(size: Size) -> UViTConfig:
-    return layout(size, (512, 1024), middle=16, dropout=0.2 if size == 64 else 0.1)
+def heavy_network(size: Size, patch: Patch | None = None) -> UViTConfig:
+    return layout(size, (512, 1024), middle=16, dropout=0.2 if size == 64 else 0.1, patch=patch)
 
 
-def light_network(size: Size) -> UViTConfig:
-    return layout(size, (256, 512), middle=8, dropout=0.0)
+def light_network(size: Size, patch: Patch | None = None) -> UViTConfig:
+    return layout(size, (256, 512), middle=8, dropout=0.0, patch=patch)
 
 
 FIT = FitConfig(
@@ -56,23 +79,49 @@ FIT = FitConfig(
     checkpoint_every=5000,
     sample_every=20_000,
 )
+DISTILLING = replace(
+    FIT,
+    iterations=100_000,
+    batch_size=2048,
+    optim=OptimConfig(lr=1e-5, betas=(0.0, 0.99), eps=1e-12, warmup=1000, decay="cosine"),
+    ema_halflife=200_000,
+    checkpoint_every=1000,
+    sample_every=5000,
+)
 
 
-def heavy(size: Size = 64, source: str = "imagenet") -> Experiment:
-    """The single-rate baseline. source: a folder of images or parquet files."""
-    networks, augment = OneNetwork(heavy_network(size)), Augment(flip=True)
-    return _experiment(
-        f"imagenet{size}-heavy", networks, DenoisingConfig(), DataConfig(source, size, 3, augment=augment)
-    )
+def heavy(size: Size = 64, source: str = "imagenet", patch: Patch | None = None) -> Experiment:
+    """The single-rate baseline. source: a folder of images or parquet files; patch: None for that of PATCHES."""
+    return _experiment("heavy", OneNetwork(heavy_network(size, patch)), source)
 
 
-def dual(size: Size = 64, source: str = "imagenet") -> Experiment:
+def light(size: Size = 64, source: str = "imagenet", patch: Patch | None = None) -> Experiment:
+    """The light network alone, at every step."""
+    return _experiment("light", OneNetwork(light_network(size, patch)), source)
+
+
+def dual(size: Size = 64, source: str = "imagenet", patch: Patch | None = None) -> Experiment:
     """The dual-rate model; random translation is the paper's augmentation."""
-    networks, augment = TwoNetworks(heavy_network(size), light_network(size)), Augment(flip=True, translate=4)
-    method = DenoisingConfig(times=TimeSampler())
-    return _experiment(f"imagenet{size}-dual", networks, method, DataConfig(source, size, 3, augment=augment))
+    networks = TwoNetworks(heavy_network(size, patch), light_network(size, patch))
+    return _experiment("dual", networks, source, TimeSampler(), translate=4)
 
 
-def _experiment(name: str, networks: NetworksConfig, method: DenoisingConfig, data: DataConfig) -> Experiment:
-    side = networks.shape[1]
-    return Experiment(name, networks, method, FIT, data, GaussianProcess(Interpolated.between(32, side, side)))
+def distilled(size: Size = 64, patch: Patch | None = None) -> StudentRecipe:
+    """Students of the heavy model."""
+    return StudentRecipe(name_of(size, patch), light_network(size, patch), DISTILLING)
+
+
+def name_of(size: Size, patch: Patch | None = None) -> str:
+    """imagenet256, or imagenet256-patch1 where the patch is not that of PATCHES."""
+    return f"imagenet{size}" if patch in (None, PATCHES[size]) else f"imagenet{size}-patch{patch}"
+
+
+def _experiment(
+    kind: str, networks: NetworksConfig, source: str, times: TimeSource = SingleTime(), translate: int = 0
+) -> Experiment:
+    network = next(iter(networks.configs.values()))
+    size, patch = cast("tuple[Size, Patch]", (network.image_size, network.patch))
+    method = DenoisingConfig(times=times, weighting=Sigmoid(BIASES[size]))
+    data = DataConfig(source, size, 3, augment=Augment(flip=True, translate=translate))
+    process = GaussianProcess(Interpolated.between(32, size, size))
+    return Experiment(f"{name_of(size, patch)}-{kind}", networks, method, FIT, data, process)

@@ -1,0 +1,105 @@
+"""ImageNet's recipes: the layouts of every size, how noise and loss follow the size, and one step of a small copy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dualrate.cli import distill, train
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
+from dualrate.networks.uvit import UViTConfig
+from dualrate.recipes import imagenet
+
+RECIPES = {name: recipe for name, recipe in train.RECIPES.items() if name.startswith("imagenet")}
+
+
+def tiny(config: UViTConfig) -> UViTConfig:
+    """The same levels and patches with a 32nd of the channels and one block each, at 2 x 2 positions in the middle."""
+    levels = tuple(replace(level, channels=level.channels // 32, blocks=1) for level in config.levels)
+    side = config.patch * 2 ** len(levels)
+    return replace(config, image_size=side, levels=levels, num_classes=5, embedding=16, head_dim=4)
+
+
+def test_every_layout_has_its_three_recipes_and_its_students():
+    names = ["imagenet64", "imagenet128", "imagenet256", "imagenet256-patch1", "imagenet512"]
+    assert list(RECIPES) == [f"{name}-{kind}" for name in names for kind in ("heavy", "light", "dual")]
+    for name in names:
+        assert distill.RECIPES[name]().light == RECIPES[f"{name}-light"]().networks.configs["model"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_read_again_as_it_is(name):
+    experiment = RECIPES[name]()
+    assert experiment.name == name
+    assert from_plain(Experiment, json.loads(json.dumps(to_plain(experiment)))) == experiment
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_levels_have_the_stated_positions(name):
+    """At the coarsest 16 a side, or 32 where the finest level has 256."""
+    for config in RECIPES[name]().networks.configs.values():
+        assert config.image_size == int(name.removeprefix("imagenet").partition("-")[0])
+        sides = [config.side(i) for i in range(len(config.levels))]
+        assert sides[0] == config.image_size // config.patch
+        assert sides[-1] == {64: 16, 128: 16, 256: 32}[sides[0]]
+        assert [level.kind for level in config.levels[-3:]] == ["conv", "transformer", "transformer"]
+
+
+def test_the_layouts_of_256_and_512_are_those_of_128_and_of_256_without_patches():
+    """So they cost what tests/networks/test_networks.py counts of these."""
+    for size, like in (((256, 2), (128, 1)), ((512, 2), (256, 1))):
+        for network in (imagenet.heavy_network, imagenet.light_network):
+            assert network(*size).levels == network(*like).levels
+            assert network(*size).side(0) == network(*like).side(0)
+
+
+@pytest.mark.parametrize(
+    ("of", "millions"),
+    [((64, 1), (315.9, 67.6)), ((256, 2), (319.3, 71.0)), ((256, 1), (323.2, 73.0)), ((512, 2), (323.2, 73.0))],
+)
+def test_networks_can_be_made_without_their_weights(of, millions):
+    with torch.device("meta"):
+        networks, _ = imagenet.dual(of[0], patch=of[1]).build()
+    counted = tuple(sum(p.numel() for p in network.parameters()) / 1e6 for network in networks.values())
+    assert counted == pytest.approx(millions, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512])
+def test_larger_images_get_more_noise_and_less_weight_on_detail(size):
+    """Half the way the log-SNR is half of 2 log(32 / size) below the plain cosine's, which is 0 there."""
+    experiment = imagenet.dual(size)
+    half = torch.tensor(0.5, dtype=torch.float64)
+    expected = torch.log(torch.tensor(32 / size, dtype=torch.float64))
+    assert experiment.process.schedule.log_snr(half) == pytest.approx(float(expected), abs=0.05)  # the end points stay
+    ends = experiment.process.schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert ends.tolist() == pytest.approx([15, -15])
+    assert isinstance(experiment.method, DenoisingConfig)
+    assert experiment.method.weighting.bias == {64: 0, 128: 0, 256: -1, 512: -3}[size]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith(("heavy", "dual"))])
+def test_a_small_copy_trains_a_step(name):
+    recipe = RECIPES[name]()
+    parts = {role: tiny(config) for role, config in recipe.networks.configs.items()}
+    data = replace(recipe.data, augment=replace(recipe.data.augment, translate=0))
+    experiment = replace(recipe, networks=replace(recipe.networks, **parts), data=data)
+    assert isinstance(experiment.method, DenoisingConfig)
+    (phase,) = experiment.method.build(experiment).phases(0)
+    batch = Batch(torch.rand(4, *experiment.shape) * 2 - 1, torch.arange(4), torch.arange(4))
+    optimizer = torch.optim.AdamW(phase.parameters, lr=1e-3)
+    losses = []
+    for _ in range(3):  # zero-initialised blocks let gradients through from the second step on
+        loss = phase.loss(batch, 0, Draws(0, batch.sample)).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(torch.isfinite(parameter).all() for parameter in phase.parameters)
