@@ -1,21 +1,39 @@
-"""`dualrate cost`: what a call and an image cost."""
+"""`dualrate cost`: what a call and an image of a run cost; what a training will take."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded, print_report
-from dualrate.cli.options import AsJson, Device, RunDir
+from dualrate.cli.options import AsJson, Device, RunDir, parse
+from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.config.ranges import BatchSize, Ranged
+from dualrate.cli.train import RECIPES
+from dualrate.config.ranges import BatchSize, Dollars, GPUCount, Ranged, Share
+from dualrate.experiments.experiment import Experiment
+from dualrate.machine.accelerators import ACCELERATORS
+
+if TYPE_CHECKING:
+    from dualrate.runs.prediction import Prediction
+
+GPU = Literal["h100", "h200", "b200", "a100-80", "a100-40", "l40s", "rtx4090"]
+PRICES = ", ".join(f"{name} {device.price:g}" for name, device in ACCELERATORS.items())
+PRICE = f"US dollars of a GPU for an hour; if not given, assumed (November 2026): {PRICES}."
 
 
 @dataclass(frozen=True)
 class Cost(Ranged):
-    """Parameters, MACs and FLOPs of a heavy call, a light call and an image, with measured latency."""
+    """What calls and images of a run cost; with a recipe in its place, what training it will take on GPUs.
+
+    Parameters, MACs and FLOPs of a heavy call, a light call and an image, with measured latency. For a recipe (its
+    options: dualrate cost RECIPE --help), and for a run with --gpus: memory, time and price of its training, predicted.
+    """
 
     run_dir: RunDir
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
@@ -29,3 +47,90 @@ class Cost(Ranged):
 
         model, _ = loaded(self.run_dir, self.device)
         print_report(self.json, cost_report(self.sampling.drawer(model, batch_size=self.batch_size)))
+
+
+@dataclass(frozen=True)
+class TrainingCost(Ranged):
+    """Predict what a training will take on GPUs: memory, time, price. Half a minute; nothing is trained."""
+
+    experiment: Annotated[Experiment, arg(name="")]
+    gpus: GPUCount = 1
+    """In all."""
+    device: GPU = "h100"
+    """What kind they are."""
+    node: GPUCount = 8
+    """GPUs of a machine: between machines the network is slower."""
+    shard: GPUCount = 1
+    """GPUs that hold the weights together, a part each."""
+    recompute: bool = False
+    """Compute blocks again in the backward pass, for less memory."""
+    utilisation: Share = 0.35
+    """Share of the peak FLOP/s that is reached (MFU); an assumption."""
+    price: Annotated[Dollars | None, arg(help=PRICE)] = None
+    json: AsJson = False
+
+    def run(self) -> None:
+        from dualrate.runs.prediction import Cluster, needs, predict
+        from dualrate.runs.store import read_experiment
+
+        device, fit = ACCELERATORS[self.device], self.experiment.fit
+        cluster = Cluster(device, self.gpus, self.node, self.shard, self.utilisation)
+        print("running an iteration without numbers: up to a minute", file=sys.stderr)
+        found = needs(self.experiment, lambda run: read_experiment(Path(run)), again=self.recompute)
+        predicted, price = predict(found, fit, cluster), device.price if self.price is None else self.price
+        dollars = price * predicted.gpu_hours
+        if self.json:
+            print(json.dumps({"predicted": asdict(predicted) | {"price": dollars}}))
+            return
+        for line in self._lines(predicted, dollars, price):
+            print(line)
+
+    def _lines(self, found: Prediction, dollars: float, price: float) -> list[str]:
+        fit, together = self.experiment.fit, f", weights held together by {self.shard}" if self.shard > 1 else ""
+        again = ", blocks computed again" if self.recompute else ""
+        kept = {
+            "weights": found.weights,
+            "gradients": found.gradients,
+            "Adam": found.adam,
+            "averages": found.ema,
+            f"activations of {found.images}": found.activations,
+        }
+        largest = min(found.most_images * self.gpus, fit.batch_size)
+        most = f"{found.most_images} images a GPU and pass, --fit.micro-batch {largest}"
+        fits = (
+            f"fits; at most {most}" if found.fits else "does NOT FIT" + (f"; at most {most}" * (found.most_images > 0))
+        )
+        return [
+            f"{self.experiment.name}: {fit.iterations:,} iterations of {fit.batch_size} images",
+            f"on {self.gpus} {self.device}, {min(self.node, self.gpus)} a machine{together}{again}",
+            "PREDICTED by docs/scaling.md's model, never measured on a GPU",
+            "",
+            f"{'memory of a GPU':24}{_giga(found.used)} of {found.memory / 1e9:.0f} GB: {fits}",
+            *(f"{f'  {name}':24}{_giga(size)}" for name, size in kept.items()),
+            f"{'an iteration':24}{found.iteration:9.3f} s, {found.passes} x {found.images} images a GPU",
+            f"{'  computing':24}{found.compute:9.3f} s, {found.flops / 1e12:.3g} TFLOP an image at "
+            f"{self.utilisation:.0%} of the peak (assumed)",
+            f"{'  exchanging gradients':24}{found.exchange:9.3f} s",
+            f"{'images read':24}{found.images_per_second:9.0f} a second, {found.bytes_per_second / 1e6:.0f} MB",
+            f"{'all of it':24}{found.hours:9.3g} h = {found.gpu_hours:,.1f} GPU hours = {dollars:,.2f} dollars at "
+            f"{price:g} an hour ({'assumed' if self.price is None else 'given'})",
+        ]
+
+
+def _giga(size: float) -> str:
+    return f"{size / 1e9:9.2f} GB"
+
+
+def parse_cost(arguments: list[str]) -> Cost | TrainingCost:
+    """Of a run, or of a recipe's training; of a run's training where GPUs are asked for."""
+    name = arguments[0] if arguments else ""
+    if name in RECIPES or ":" in name:
+        usage = "cost RECIPE [options]"
+        recipe = recipe_named(arguments, RECIPES, Experiment, usage)
+        recipe, arguments = with_own_options(recipe, arguments, "cost")
+        return override(TrainingCost(checked(recipe(), Experiment, name)), arguments, "cost")
+    if any(argument.partition("=")[0] == "--gpus" for argument in arguments):
+        from dualrate.runs.store import read_experiment
+
+        return override(TrainingCost(read_experiment(Path(name))), arguments, "cost")
+    return parse(Cost, arguments, "dualrate cost")

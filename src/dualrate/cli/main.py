@@ -15,7 +15,7 @@ import dualrate
 from dualrate.cli.bound import LikelihoodBound
 from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.compare import Compare
-from dualrate.cli.cost import Cost
+from dualrate.cli.cost import Cost, TrainingCost, parse_cost
 from dualrate.cli.data import Prepare, Verify, parse_data
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import Distill, parse_distill
@@ -53,7 +53,7 @@ LESS_MEMORY = {  # where it is short
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
 
 
-def _parse(arguments: list[str]) -> Train | Distill | Prepare | Verify | Command:
+def _parse(arguments: list[str]) -> Train | Distill | Prepare | Verify | TrainingCost | Command:
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override."""
     command, *rest = _imported(arguments) or ["--help"]
     if command == "--version":
@@ -66,6 +66,8 @@ def _parse(arguments: list[str]) -> Train | Distill | Prepare | Verify | Command
         return parse_distill(rest)
     if command == "data":
         return parse_data(rest)
+    if command == "cost":
+        return parse_cost(rest)
     if command in COMMANDS:
         return parse(COMMANDS[command], rest, f"dualrate {command}")
     asked = command in ("-h", "--help")

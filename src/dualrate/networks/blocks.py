@@ -8,10 +8,25 @@ MACs per image: convolution block 18 C^2 HW; transformer block 12 C^2 n + 2 C n^
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+UNFUSED = {"cpu"}  # kinds of device on which attention is not one kernel
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Within the block attention is one kernel on every device, as on a GPU: for what predicts one."""
+    kinds = UNFUSED.copy()
+    UNFUSED.clear()
+    try:
+        yield
+    finally:
+        UNFUSED.update(kinds)
 
 
 def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
@@ -115,7 +130,9 @@ def layer_norm(h: Tensor, scale: Tensor | None = None) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v. (B, heads, n, d) each."""
-    if q.device.type == "cpu":  # for tens of tokens torch's fused CPU kernel is slower: 8 times in a bfloat16 backward
+    if (
+        q.device.type in UNFUSED
+    ):  # for tens of tokens torch's fused CPU kernel is slower: 8 times in a bfloat16 backward
         wide = torch.promote_types(q.dtype, torch.float32)  # a softmax in bfloat16 takes twice as long
         return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1, dtype=wide).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)

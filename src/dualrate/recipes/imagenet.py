@@ -108,12 +108,18 @@ def dual(size: Size = 64, source: str = "imagenet", patch: Patch | None = None) 
 
 def distilled(size: Size = 64, patch: Patch | None = None) -> StudentRecipe:
     """Students of the heavy model."""
-    return StudentRecipe(name_of(size, patch), light_network(size, patch), DISTILLING)
+    network = light_network(size, patch)
+    return StudentRecipe(name_of(size, patch), network, _within_memory(DISTILLING, network))
 
 
 def name_of(size: Size, patch: Patch | None = None) -> str:
     """imagenet256, or imagenet256-patch1 where the patch is not that of PATCHES."""
     return f"imagenet{size}" if patch in (None, PATCHES[size]) else f"imagenet{size}-patch{patch}"
+
+
+def _within_memory(fit: FitConfig, network: UViTConfig) -> FitConfig:
+    """With passes that 8 GPUs of 80 GB take (`dualrate cost`)."""
+    return replace(fit, micro_batch=64) if network.side(0) == 256 else fit
 
 
 def _experiment(
@@ -124,4 +130,4 @@ def _experiment(
     method = DenoisingConfig(times=times, weighting=Sigmoid(BIASES[size]))
     data = DataConfig(source, size, 3, augment=Augment(flip=True, translate=translate))
     process = GaussianProcess(Interpolated.between(32, size, size))
-    return Experiment(f"{name_of(size, patch)}-{kind}", networks, method, FIT, data, process)
+    return Experiment(f"{name_of(size, patch)}-{kind}", networks, method, _within_memory(FIT, network), data, process)

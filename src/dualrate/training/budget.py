@@ -1,0 +1,191 @@
+"""What a training needs of a device: memory and multiply-adds of an iteration, found by running it without numbers.
+
+`weightless` makes networks whose tensors have shapes, types and strides and no content (torch's fake tensors), so that
+an iteration of any size runs in seconds on any machine. `pass_cost` runs the loss of a phase on them, and the backward
+pass, and counts
+
+    activations   the largest number of bytes that were held at once beyond weights and gradients: what the backward
+                  pass needs, copies of weights in bfloat16, and what comes and goes
+    flops         of matrix products and convolutions, forward and backward, two a multiply-add
+
+What a kernel needs inside (cuDNN's workspaces) is not seen. Attention is the fused kernel and layer norms are in
+float32 under autocast, as on a GPU, and not as on a CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
+from torch.nn.modules import module as modules
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import flop_registry
+
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch
+from dualrate.methods.method import Method, Phase
+from dualrate.networks.blocks import fused_attention
+from dualrate.networks.freeze import frozen
+
+BLOCK = re.compile(r"(^|\.)blocks\.\d+$")  # name of what is computed again in the backward pass
+ROWS = (8, 16)  # of the two passes from which every number of rows follows
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Of one forward and backward pass. activations: bytes, of which `fixed` do not grow with the images."""
+
+    fixed: float
+    per_image: float
+    flops_per_image: float
+
+    def activations(self, images: int) -> float:
+        return self.fixed + self.per_image * images
+
+
+@contextmanager
+def weightless() -> Iterator[list[nn.Module]]:
+    """Networks made within the block have tensors without content after it. Gives the modules that are left of them."""
+    found: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+
+    def note(module: nn.Module, name: str, value: object) -> None:
+        found[id(module)] = module
+
+    hooks = (
+        modules.register_module_parameter_registration_hook(note),
+        modules.register_module_buffer_registration_hook(note),
+    )
+    made: list[nn.Module] = []
+    try:
+        with torch.device("meta"):
+            yield made
+    finally:
+        for hook in hooks:
+            hook.remove()
+    gc.collect()
+    made += found.values()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for module in made:
+        for name, value in module._parameters.items():
+            if value is not None:
+                module._parameters[name] = nn.Parameter(_fake(value, mode), value.requires_grad)
+        for name, value in module._buffers.items():
+            module._buffers[name] = None if value is None else _fake(value, mode)
+
+
+def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    with mode:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+
+def recompute(networks: Iterable[nn.Module]) -> None:
+    """Have the blocks of networks keep nothing for the backward pass but their inputs."""
+    for network in networks:
+        for name, block in network.named_modules():
+            if BLOCK.search(name):
+                block.forward = _again(block.forward)
+
+
+def _again(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def as_on_gpu(*inputs: Tensor) -> Tensor:
+        with AsOnGPU():  # the backward pass leaves it
+            return forward(*inputs)
+
+    return lambda *inputs: checkpoint(as_on_gpu, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+
+
+def pass_cost(
+    method: Method,
+    phase: Phase,
+    shape: Sequence[int],
+    iteration: int,
+    *,
+    bfloat16: bool,
+    rows: tuple[int, int] = ROWS,
+) -> PassCost:
+    """Of a phase of a method whose networks are `weightless`. shape: (C, H, W) of an image.
+
+    Two passes, over `rows` images, say what grows with the images and what does not.
+    """
+    few, many = rows
+    with frozen(method.networks, method.auxiliaries, but=phase.parameters):
+        (low, _), (high, flops) = (_one_pass(phase, shape, iteration, count, bfloat16) for count in rows)
+    per_image = (high - low) / (many - few)
+    return PassCost(high - many * per_image, per_image, flops / many)
+
+
+def _one_pass(phase: Phase, shape: Sequence[int], iteration: int, rows: int, bfloat16: bool) -> tuple[int, int]:
+    """(bytes held at most beyond weights and gradients, FLOPs)."""
+    batch = Batch(torch.zeros(rows, *shape), torch.zeros(rows, dtype=torch.int64), torch.arange(rows))
+    for parameter in phase.parameters:
+        parameter.grad = torch.zeros_like(parameter)  # those of the micro-batches before
+    with torch.random.fork_rng([]), Counted(phase.parameters) as counted, AsOnGPU(), fused_attention():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            total = phase.loss(batch, iteration, Draws(0, batch.sample)).total
+        total.backward()
+    return counted.most, counted.flops
+
+
+class AsOnGPU(TorchFunctionMode):
+    """Layer norms under autocast in float32, as CUDA's autocast has them and the CPU's has not."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+class Counted(TorchDispatchMode):
+    """Counts what operations within the block do: FLOPs, and the bytes of what they made, while it lives.
+
+    most: bytes at any time. (torch's own counter of FLOPs keeps tensors alive where blocks are computed again.)
+    """
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = self.flops = 0
+        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        for tensor in before:
+            self.seen.update(one.untyped_storage() for one in (tensor, tensor.grad) if one is not None)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if formula := FORMULAS.get(func.overloadpacket):
+            self.flops += formula(*args, **kwargs, out_val=made)
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.seen:
+                self.seen.add(storage)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        return made
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+FORMULAS = flop_registry | {  # the fused attention of CPUs, which torch does not know, costs what that of GPUs does
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ],
+}
