@@ -39,6 +39,7 @@ from dualrate.compare.contenders import Contender, Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.machine.accelerators import ACCELERATORS
 from dualrate.methods.denoising import Targets
 from dualrate.methods.method import Phase
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
@@ -46,6 +47,8 @@ from dualrate.metrics.dinov2 import DinoV2
 from dualrate.metrics.features import Card
 from dualrate.metrics.inception import Inception
 from dualrate.planning.family import Member
+from dualrate.recipes import imagenet
+from dualrate.runs.prediction import Cluster
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.catalogue import SAMPLERS
 
@@ -69,6 +72,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.data.source.Raw",
     "dualrate.diffusion.draws.Draws",
     "dualrate.diffusion.values.Elsewhere",
+    "dualrate.machine.accelerators.Accelerator",
     "dualrate.machine.world.World",
     "dualrate.metrics.feature_store.StoredFeatures",
     "dualrate.metrics.details.Details",
@@ -85,6 +89,9 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.config.ranges.Range",
     "dualrate.report.pareto.Point",
     "dualrate.recipes.auto.Tier",
+    "dualrate.runs.prediction.Needs",
+    "dualrate.runs.prediction.Prediction",
+    "dualrate.training.budget.PassCost",
     "dualrate.report.saving.Saving",
     "dualrate.report.saving._Contest",
     "dualrate.report.saving._Gap",
@@ -132,6 +139,7 @@ def examples() -> Iterator[Any]:
     method = dr.MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
     yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
+    yield from (cli.TrainingCost(imagenet.heavy()), Cluster(ACCELERATORS["h100"]))
     yield from (Prepare("photos", run, 64), Verify(run))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
@@ -380,6 +388,7 @@ COMMANDS |= {f"data {name}": EXAMPLES[kind] for name, kind in DATA.items()}
 TRAINED = {name: recipe() for name, recipe in cli_train.RECIPES.items() if not is_dataclass(recipe)}
 COMMANDS |= {f"train {name}": cli.Train(experiment) for name, experiment in TRAINED.items()}
 COMMANDS |= {f"distill {name}": Distill(recipe(), Path("run")) for name, recipe in cli_distill.RECIPES.items()}
+COMMANDS["cost imagenet64-heavy"] = cli.TrainingCost(imagenet.heavy())
 TRIED = ("train fashion-mnist-dual", "train imagenet64-heavy", "distill cifar10", *cli.COMMANDS)  # others are like them
 REQUIRED = {"sample": ["run", "--out", "out"], "demo": [], "distill": ["--teacher", "run"], "train": []}
 
