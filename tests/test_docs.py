@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from reader import commands, follow
 
+from dualrate.cli import main
 from dualrate.compare import contenders, speed, work
 from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.doctor import examine
@@ -166,6 +167,18 @@ def test_every_command_for_own_images_runs(place, monkeypatch):
     own_images(place)
     for words in commands(ROOT / "docs/own-images.md"):
         follow(words, monkeypatch)
+
+
+def test_every_command_for_many_gpus_is_one(tmp_path, monkeypatch):
+    """Read, and not run: data, runs and GPUs are not here."""
+    monkeypatch.chdir(tmp_path)
+    own_images(tmp_path)
+    found = [
+        words[words.index("dualrate") + 1 :] for words in commands(ROOT / "docs/scaling.md") if "dualrate" in words
+    ]
+    assert len(found) > 12
+    for words in found:
+        assert main.parsed(words)
 
 
 @pytest.mark.slow

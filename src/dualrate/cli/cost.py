@@ -112,9 +112,13 @@ class TrainingCost(Ranged):
             f"{self.utilisation:.0%} of the peak (assumed)",
             f"{'  exchanging gradients':24}{found.exchange:9.3f} s",
             f"{'images read':24}{found.images_per_second:9.0f} a second, {found.bytes_per_second / 1e6:.0f} MB",
-            f"{'all of it':24}{found.hours:9.3g} h = {found.gpu_hours:,.1f} GPU hours = {dollars:,.2f} dollars at "
-            f"{price:g} an hour ({'assumed' if self.price is None else 'given'})",
+            f"{'all of it':24}{found.hours:9.3g} h = {_round(found.gpu_hours)} GPU hours = {_round(dollars)} dollars "
+            f"at {price:g} an hour ({'assumed' if self.price is None else 'given'})",
         ]
+
+
+def _round(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _giga(size: float) -> str:

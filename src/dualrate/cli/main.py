@@ -53,7 +53,7 @@ LESS_MEMORY = {  # where it is short
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
 
 
-def _parse(arguments: list[str]) -> Train | Distill | Prepare | Verify | TrainingCost | Command:
+def parsed(arguments: list[str]) -> Train | Distill | Prepare | Verify | TrainingCost | Command:
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override."""
     command, *rest = _imported(arguments) or ["--help"]
     if command == "--version":
@@ -93,7 +93,7 @@ def main() -> None:
     """What the `dualrate` command runs once its threads are settled (dualrate_command.py)."""
     keep_freed_memory()
     try:
-        _parse(sys.argv[1:]).run()
+        parsed(sys.argv[1:]).run()
         _flush()  # a reader that has left, or a full disk, is noticed here, not at exit
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
