@@ -35,7 +35,7 @@ from dualrate.training.loop import fit
 LEVELS = (Level("conv", 16, 1), Level("conv", 32, 1), Level("transformer", 64, 2, dropout=0.1))
 HEAVY = UViTConfig(32, 3, LEVELS, num_classes=10, embedding=64, head_dim=16)
 LIGHT = replace(HEAVY, levels=(Level("conv", 16, 1), Level("conv", 16, 1), Level("transformer", 32, 1)))
-FIT = FitConfig(2, batch_size=32, micro_batch=16, precision="float32", checkpoint_every=100, sample_every=100)
+FIT = FitConfig(2, batch_size=4, micro_batch=2, precision="float32", checkpoint_every=100, sample_every=100)
 ONE = Cluster(Accelerator.of(1, 1, within=1, between=1, price=1))
 
 
@@ -69,8 +69,8 @@ def peak(work: Callable[[], object]) -> int:
 
 class Noise:
     def batch(self, iteration: int) -> Batch:
-        rows = torch.arange(32)
-        return Batch(torch.zeros(32, 3, 32, 32), rows % 10, rows + 32 * iteration)
+        rows = torch.arange(4)
+        return Batch(torch.zeros(4, 3, 32, 32), rows, rows + 4 * iteration)
 
 
 @pytest.mark.parametrize("networks", [OneNetwork(HEAVY), TwoNetworks(HEAVY, LIGHT)], ids=["one", "two"])
@@ -140,9 +140,10 @@ TINY = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, p
 def student_of(teacher: Path, **options: Any) -> Experiment:
     write_experiment(teacher, Experiment("teacher", OneNetwork(TINY), DenoisingConfig(), FIT))
     recipe = StudentRecipe("student", TINY, replace(DISTILLING, batch_size=16))
-    return dual_student(recipe, str(teacher), 4, 2, **options)
+    return dual_student(recipe, str(teacher), 2, 1, **options)
 
 
+@pytest.mark.slow
 def test_a_student_needs_its_teacher_and_its_auxiliary_too(tmp_path: Path):
     student = student_of(tmp_path, pretraining=10)
     found = needs(student, lambda run: read_experiment(Path(run)))
