@@ -31,7 +31,7 @@ def network_calls(model: Model, work: Work, device: torch.device, bfloat16: bool
     calls: list[tuple[nn.Module, tuple[Any, ...]]] = []
     hooks = [
         network.register_forward_pre_hook(lambda network, inputs: calls.append((network, inputs)))
-        for network in model.networks.values()
+        for network in model.ready(bfloat16=bfloat16).networks.values()
     ]
     work()
     for hook in hooks:

@@ -30,6 +30,7 @@ from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Reporter
 from dualrate.methods.method import Method
+from dualrate.networks.precision import held_in_bfloat16
 from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.training.config import FitConfig
 
@@ -208,6 +209,17 @@ class Model:
     def device(self) -> torch.device:
         """Where its networks are."""
         return next(self.networks.parameters()).device
+
+    def ready(self, *, bfloat16: bool) -> Model:
+        """The same model to be called under autocast, or not; then its weights are held in bfloat16 if they may be."""
+        trains = any(weight.requires_grad for weight in self.networks.parameters())  # then autocast keeps its casts
+        held = bfloat16 and self.experiment.networks.bfloat16_weights and not trains
+        return self._in_bfloat16 if held else self
+
+    @cached_property
+    def _in_bfloat16(self) -> Model:
+        networks, denoiser = held_in_bfloat16((self.networks, self.denoiser), self.networks)
+        return replace(self, networks=networks, denoiser=denoiser)
 
     @cached_property
     def call_cost(self) -> CallCost:

@@ -34,6 +34,7 @@ from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
 from dualrate.methods.moment_matching.watch import Watch
+from dualrate.networks.precision import cast_layers
 from dualrate.networks.uvit import UViT, UViTConfig
 
 Rollout = Literal["data", "segment", "full"]
@@ -219,9 +220,8 @@ def frozen_teacher(config: UViTConfig, weights: Mapping[str, Tensor], *, bfloat1
     network.to(memory_format=torch.channels_last).requires_grad_(False)  # pyright: ignore[reportCallIssue]
     if not bfloat16:
         return network
-    for name, module in network.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and not name.startswith("head."):
-            module.to(torch.bfloat16)
+    for layer in cast_layers(network):
+        layer.to(torch.bfloat16)
     return InBfloat16(network)
 
 

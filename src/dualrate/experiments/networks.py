@@ -16,7 +16,13 @@ from dualrate.networks.uvit import UViT, UViTConfig
 
 @dataclass(frozen=True)
 class NetworksConfig(ABC):
-    """Builds networks and the denoiser that calls them. A subclass is a frozen dataclass."""
+    """Builds networks and the denoiser that calls them. A subclass is a frozen dataclass.
+
+    bfloat16_weights: whether all linear layers and convolutions run under autocast, but for those of `InFloat32`: then
+                      sampling in bfloat16 may hold their weights in it
+    """
+
+    bfloat16_weights = False
 
     @abstractmethod
     def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
@@ -50,6 +56,7 @@ class OneNetwork(NetworksConfig):
     """A single-rate model."""
 
     model: UViTConfig
+    bfloat16_weights = True
 
     def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
         network = UViT(self.model)
@@ -67,6 +74,7 @@ class TwoNetworks(NetworksConfig):
     encoder: UViTConfig
     light: UViTConfig
     context: ContextConfig = ContextConfig()
+    bfloat16_weights = True
 
     def __post_init__(self) -> None:
         check_pair(self.encoder, self.light, self.context)

@@ -105,7 +105,7 @@ def _of_part(
 
     tell: called with the times that are done
     """
-    denoiser, batch, size = model.denoiser, part.on(model.device), len(t) - 1
+    denoiser, batch, size = model.ready(bfloat16=bfloat16).denoiser, part.on(model.device), len(t) - 1
     total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
     draws, estimates = Draws(SEED, batch.row), torch.zeros(len(batch), size, size + 1, bands.count)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):

@@ -108,8 +108,8 @@ class Drawer(Ranged):
 
     @property
     def denoiser(self) -> Denoiser:
-        """Guided, where there is guidance."""
-        return self._guided(self.model.denoiser)
+        """As it draws: guided, where there is guidance; to be called under autocast where `bfloat16` says so."""
+        return self._guided(self.model.ready(bfloat16=self.bfloat16).denoiser)
 
     @property
     def bfloat16(self) -> bool:

@@ -156,11 +156,13 @@ def seconds_of_calls(model: Model, batch_size: int, *, seconds: float = 1.0) -> 
     z = torch.zeros(batch_size, *model.shape, device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
     cond = Cond(torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=pays(device)):
-        context = model.denoiser.encode(z, t, cond).aged()
+    bfloat16 = pays(device)
+    denoiser = model.ready(bfloat16=bfloat16).denoiser
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        context = denoiser.encode(z, t, cond).aged()
         how = {"seconds": seconds, "device": device}
-        heavy = seconds_per_call(lambda: model.denoiser.encode(z, t, cond), **how)
-        return heavy, seconds_per_call(lambda: model.denoiser.denoise(z, t, context, cond), **how)
+        heavy = seconds_per_call(lambda: denoiser.encode(z, t, cond), **how)
+        return heavy, seconds_per_call(lambda: denoiser.denoise(z, t, context, cond), **how)
 
 
 def cost_report(drawer: Drawer) -> dict[str, object]:

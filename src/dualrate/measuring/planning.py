@@ -159,7 +159,8 @@ def _errors_of(
     draws = Draws(SEED, torch.arange(start, start + len(batch), device=model.device))
     progress = None if tell is None else lambda done, grid: tell(len(batch) * done, grid)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-        return measure_errors(model.denoiser, model.process, t, batch.x, batch.cond, draws, progress=progress).errors
+        denoiser = model.ready(bfloat16=bfloat16).denoiser
+        return measure_errors(denoiser, model.process, t, batch.x, batch.cond, draws, progress=progress).errors
 
 
 @dataclass(frozen=True)

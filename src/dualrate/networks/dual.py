@@ -36,6 +36,7 @@ from torch.nn.functional import logsigmoid
 from dualrate.config.ranges import Channels, Range, Ranged
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.networks.blocks import NoiseEmbedding
+from dualrate.networks.precision import InFloat32
 from dualrate.networks.uvit import UViT, UViTConfig
 
 
@@ -103,6 +104,10 @@ def projection(channels: int, to: int, width: int | None) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.Conv2d(width, to, 1, bias=False))
 
 
+class Gate(InFloat32, nn.Linear):
+    """Of the encoder's own v in the light network's."""
+
+
 class LightUViT(nn.Module):
     """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. No features: an ordinary small U-ViT.
 
@@ -115,7 +120,7 @@ class LightUViT(nn.Module):
         self.tau = NoiseEmbedding(config.embedding)
         self.gate = None
         if residual:
-            self.gate = nn.Linear(config.embedding, 1)
+            self.gate = Gate(config.embedding, 1)
             nn.init.zeros_(self.gate.weight)
             nn.init.ones_(self.gate.bias)
 
@@ -137,9 +142,7 @@ class LightUViT(nn.Module):
             return self.net.predict(self.net.trunk(z, emb, features)[0])
         *added, v_tau = features  # zero in absent rows
         v = self.net.predict(self.net.trunk(z, emb, added)[0])
-        with torch.autocast(z.device.type, enabled=False):
-            gate = self.gate(emb.to(self.gate.weight.dtype))[..., None, None]
-            return v + gate * moved(v_tau.to(v.dtype), log_snr_tau, log_snr)
+        return v + self.gate(emb)[..., None, None] * moved(v_tau.to(v.dtype), log_snr_tau, log_snr)
 
 
 def moved(v_tau: Tensor, log_snr_tau: Tensor, log_snr: Tensor) -> Tensor:

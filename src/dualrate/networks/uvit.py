@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
 from dualrate.networks.blocks import ChannelNorm, ConvBlock, NoiseEmbedding, TransformerBlock, zero_init
+from dualrate.networks.precision import InFloat32
 
 Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, finest level first
 
@@ -131,6 +132,10 @@ class Embedding(nn.Module):
         return emb + self.label(label)
 
 
+class Head(InFloat32, nn.Sequential):
+    """What makes v of the last activation."""
+
+
 class UViT(nn.Module):
     """forward: (z, log_snr, label) -> v. `features`: also the last activation of every level."""
 
@@ -158,7 +163,7 @@ class UViT(nn.Module):
         self.head = None
         if config.head:
             out = zero_init(nn.Conv2d(first, config.image_channels * config.patch**2, 3, padding=1))
-            self.head = nn.Sequential(ChannelNorm(first), nn.SiLU(), out)
+            self.head = Head(ChannelNorm(first), nn.SiLU(), out)
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
         """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32."""
@@ -199,8 +204,7 @@ class UViT(nn.Module):
         """v from the finest level's last activation, in float32 whatever the trunk ran in."""
         if self.head is None:
             raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
-        with torch.autocast(h.device.type, enabled=False):
-            out = self.head(h.to(next(self.head.parameters()).dtype))
+        out = self.head(h)
         if not len(out):  # torch cannot go back through a shuffle of no rows
             return out.reshape(0, self.config.image_channels, *(self.config.patch * side for side in out.shape[2:]))
         return F.pixel_shuffle(out, self.config.patch)
