@@ -29,7 +29,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
