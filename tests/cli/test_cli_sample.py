@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cli.command import call
 
+from dualrate.cli import console
 from dualrate.cli.console import drawing
 from dualrate.measuring.drawer import Drawer
 
@@ -103,3 +104,18 @@ def test_the_rate_is_that_of_what_is_drawn_now():
     for done in (250, 375, 500):
         show(done, 500)
     assert recorder.told == [(250, 500, 0), (375, 500, 125), (500, 500, 250)]
+
+
+def test_without_a_compiler_the_networks_run_as_they_are(weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(console, "compiles", lambda device: "InvalidCxxCompiler: none")
+    assert sample(monkeypatch, weights, tmp_path / "out", "--num", 1, "--compile") == 0
+    assert "there is no compiler that works here (InvalidCxxCompiler: none)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "sample.json").read_text())["origin"]["precision"] == "float32"
+
+
+def test_compiled_and_other_images_are_not_mixed(weights, tmp_path, monkeypatch, capsys):
+    assert sample(monkeypatch, weights, tmp_path / "out", "--num", 1) == 0
+    monkeypatch.setattr(console, "compiles", lambda device: None)
+    capsys.readouterr()
+    assert sample(monkeypatch, weights, tmp_path / "out", "--num", 2, "--compile") == 2
+    assert "they differ in precision (float32; now float32, compiled)" in capsys.readouterr().err

@@ -1,10 +1,24 @@
+import os
+import subprocess
+import sys
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from dualrate.machine import device
-from dualrate.machine.device import compiles, default_generator, devices, memory_shortage, pays, pick_device
+from dualrate.machine.device import (
+    compile_calls,
+    compiles,
+    default_generator,
+    devices,
+    memory_shortage,
+    pays,
+    pick_device,
+)
 
 CPU = torch.device("cpu")
 
@@ -97,3 +111,55 @@ def test_so_is_that_of_a_gpu(error):
 def test_other_errors_are_none():
     assert memory_shortage(RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 4x8)")) is None
     assert memory_shortage(RuntimeError()) is None
+
+
+@pytest.fixture
+def graphs(monkeypatch, tmp_path) -> list[torch.fx.GraphModule]:
+    """What is compiled: all of torch's way but for the last step, which takes minutes."""
+    found: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> object:
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    yield found
+    torch._dynamo.reset()
+
+
+def test_calls_are_compiled_once_for_every_size_of_a_batch(graphs, tmp_path):
+    network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    eager = nn.Sequential(*network)
+    compile_calls(network, tmp_path)
+    with torch.no_grad():
+        for size in (5, 3, 8):
+            assert torch.equal(network(torch.ones(size, 4)), eager(torch.ones(size, 4)))
+        assert len(graphs) == 1
+        network(torch.ones(1, 4))
+        assert len(graphs) == 2
+
+
+def test_a_derivative_carried_forward_passes_by_what_is_compiled(graphs, tmp_path):
+    network = nn.Linear(4, 4)
+    compile_calls(network, tmp_path)
+    x, along = torch.zeros(3, 4), torch.ones(3, 4)
+    with torch.no_grad(), forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(network(forward_ad.make_dual(x, along))).tangent
+    assert torch.equal(tangent, along @ network.weight.T)
+    assert graphs == []
+
+
+def test_what_is_compiled_is_kept_in_the_cache_unless_another_place_is_named(tmp_path):
+    """In a new process: torch settles the place when its compiler is imported."""
+    script = (
+        "from pathlib import Path; from dualrate.machine.device import keep_compiled; import sys;"
+        "told = keep_compiled(Path(sys.argv[1]));"
+        "from torch._inductor.runtime.cache_dir_utils import cache_dir; print(told, cache_dir())"
+    )
+    for named in (None, tmp_path / "named"):
+        environment = {**os.environ, **({} if named is None else {"TORCHINDUCTOR_CACHE_DIR": str(named)})}
+        if named is None:
+            environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+        said = subprocess.check_output([sys.executable, "-c", script, tmp_path / "own"], env=environment, text=True)
+        assert said.split() == [str(named or tmp_path / "own")] * 2

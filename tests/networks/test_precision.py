@@ -14,7 +14,7 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.networks.dual import ContextConfig
-from dualrate.networks.precision import InFloat32, cast_layers, held_in_bfloat16
+from dualrate.networks.precision import InFloat32, cast_layers, copied
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
 
@@ -101,7 +101,7 @@ def test_a_part_in_float32_takes_what_it_gets():
 
     network = nn.Sequential(nn.Linear(4, 4), Last(4, 4))
     with torch.autocast("cpu", torch.bfloat16):
-        assert held_in_bfloat16(network, network)(torch.ones(1, 4)).dtype == torch.float32
+        assert copied(network, network, bfloat16=True)(torch.ones(1, 4)).dtype == torch.float32
 
 
 def test_a_drawer_draws_the_same_images():
@@ -110,3 +110,18 @@ def test_a_drawer_draws_the_same_images():
     recast = replace(found, experiment=replace(found.experiment, networks=Strange(NET)))
     images, again = (one.draw(range(3)).images for one in (drawer, replace(drawer, model=recast)))
     assert (images == again).all()
+
+
+def test_a_compiled_model_is_called_by_way_of_the_compiler_and_says_so(monkeypatch):
+    compiled = []
+    monkeypatch.setattr("dualrate.experiments.experiment.compile_calls", lambda net, cache: compiled.append(net))
+    found = replace(model(DUAL), compiled=True)
+    drawer = dr.Drawer(found, dr.Ancestral(found.process), dr.StepPlan.uniform(2, 1), precision="float32")
+    drawer.draw(range(2))
+    ready = found.ready(bfloat16=False)
+    assert compiled == list(ready.networks.values())
+    assert not set(compiled) & set(found.networks.values())  # whose own calls are not compiled
+    shared = zip(found.networks.parameters(), ready.networks.parameters(), strict=True)
+    assert all(one is other for one, other in shared)
+    assert drawer.origin("").precision == "float32, compiled"
+    assert replace(drawer, model=model(DUAL)).origin("").precision == "float32"

@@ -11,7 +11,7 @@ import torch
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import AsJson, AtATime, Device, RunDir
+from dualrate.cli.options import AsJson, AtATime, Compile, Device, RunDir
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import LogSNR, Range, Ranged, Seed
 from dualrate.machine.progress import image_progress
@@ -34,6 +34,7 @@ class LikelihoodBound(Ranged):
     seed: Seed = 0
     """Of the noise."""
     batch_size: AtATime = 125
+    compile: Compile = False
     device: Device = None
     json: AsJson = False
 
@@ -43,7 +44,7 @@ class LikelihoodBound(Ranged):
 
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
-        model, progress = loaded(self.run_dir, self.device)
+        model, progress = loaded(self.run_dir, self.device, compile=self.compile)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         plan = ending(drawer.plan, model.process.schedule, self.end)
         data = model.experiment.data

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import reporter
-from dualrate.cli.options import Device, Workers
+from dualrate.cli.console import can_compile, reporter
+from dualrate.cli.options import Compile, Device, Workers
 from dualrate.config.ranges import Images, Minutes, Ranged
 from dualrate.machine.device import pick_device
 
@@ -42,6 +42,7 @@ class Compare(Ranged):
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
     workers: Workers = 1
+    compile: Compile = False
     device: Device = None
 
     def run(self) -> None:
@@ -51,15 +52,17 @@ class Compare(Ranged):
 
         if not self.entries:
             raise ValueError("nothing to compare: name runs, e.g. dualrate compare weights/fashion-mnist-*")
+        device, progress = pick_device(self.device), reporter()
         findings = compare(
             self.entries,
             self.out,
             Effort(self.minutes, self.screen, self.count),
             features=self.features,
             mixed=self.mixed,
-            device=pick_device(self.device),
+            device=device,
             workers=self.workers,
-            progress=reporter(),
+            compile=self.compile and can_compile(device, progress),
+            progress=progress,
             command=shlex.join(["dualrate", *sys.argv[1:]]),
         )
         if findings.finished:

@@ -6,13 +6,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dualrate.experiments.experiment import Model
-from dualrate.machine.device import pick_device
+from dualrate.data.cache import cache_dir
+from dualrate.experiments.experiment import COMPILED, Model
+from dualrate.machine.device import compiles, keep_compiled, pick_device
 from dualrate.machine.progress import SHOWN, PlainReporter, Reporter
 from dualrate.runs.store import load
 from dualrate.training.config import FitResult
@@ -56,10 +59,23 @@ def reporter() -> Reporter:
     return LiveReporter() if sys.stderr.isatty() else PlainReporter(seconds=10)
 
 
-def loaded(run: Path, device: str | None) -> tuple[Model, Reporter]:
-    """The model of a run, or of released weights, on a device; and what says which it is, and goes on reporting."""
+def loaded(run: Path, device: str | None, *, compile: bool = False) -> tuple[Model, Reporter]:
+    """The model of a run, or of released weights, on a device; and what says which it is, and goes on reporting.
+
+    compile: its networks are compiled when they are first called, where there is a compiler
+    """
     where, progress = pick_device(device), reporter()
-    return load(run, device=where, note=progress.note), progress
+    model = load(run, device=where, note=progress.note)
+    return (replace(model, compiled=True) if compile and can_compile(where, progress) else model), progress
+
+
+def can_compile(device: torch.device, progress: Reporter) -> bool:
+    """Whether there is a compiler. Says that what follows waits for it, or goes without."""
+    cache = keep_compiled(cache_dir() / COMPILED)
+    progress.note(f"compiling the networks at their first calls: minutes the first time, seconds from {cache} later")
+    if problem := compiles(device):
+        progress.note(f"warning: there is no compiler that works here ({problem}): the networks run as they are")
+    return problem is None
 
 
 def decoding(progress: Reporter) -> Callable[[int, int, str], None]:

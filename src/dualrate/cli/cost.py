@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded, print_report
-from dualrate.cli.options import AsJson, Device, RunDir, parse
+from dualrate.cli.options import AsJson, Compile, Device, RunDir, parse
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.cli.train import RECIPES
@@ -39,13 +39,14 @@ class Cost(Ranged):
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     batch_size: BatchSize = 1
     """Rows per call when latency is measured."""
+    compile: Compile = False
     device: Device = None
     json: AsJson = False
 
     def run(self) -> None:
         from dualrate.measuring.measure import cost_report
 
-        model, _ = loaded(self.run_dir, self.device)
+        model, _ = loaded(self.run_dir, self.device, compile=self.compile)
         print_report(self.json, cost_report(self.sampling.drawer(model, batch_size=self.batch_size)))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import AsJson, AtATime, Device, RunDir, Workers
+from dualrate.cli.options import AsJson, AtATime, Compile, Device, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.machine.progress import image_progress
@@ -37,6 +37,7 @@ class Evaluate(Ranged):
     """Also kernel distance, precision and recall, against the training images, by the first judge."""
     batch_size: AtATime = 125
     workers: Workers = 1
+    compile: Compile = False
     device: Device = None
     json: AsJson = False
 
@@ -47,7 +48,7 @@ class Evaluate(Ranged):
         from dualrate.report.table import as_text, table
 
         require_count(self.num, self.features)
-        model, progress = loaded(self.run_dir, self.device)
+        model, progress = loaded(self.run_dir, self.device, compile=self.compile)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         how = {"reference": self.reference, "device": model.device, "progress": progress}
         judges = evaluators(model.experiment.data, self.features, **how)

@@ -31,6 +31,11 @@ WORKERS = (
     "each GPU. Results do not depend on it."
 )
 Workers = Annotated[WorkerCount, arg(help=WORKERS)]
+COMPILE = (
+    "Compile the networks, which takes minutes the first time; later ones find it in the cache. Faster at small "
+    "batches most of all; pixels differ by rounding, so images and features of the two are not mixed."
+)
+Compile = Annotated[bool, arg(help=COMPILE)]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 NUMBERS = ConstructorRegistry()
 ALL = "--help-all"

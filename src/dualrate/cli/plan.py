@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import Device, RunDir, Workers
+from dualrate.cli.options import Compile, Device, RunDir, Workers
 from dualrate.cli.plan_search import SearchOptions, run_search
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.experiments.experiment import Model
@@ -52,6 +52,7 @@ class PlanSearch(Ranged):
     batch_size: BatchSize = 64
     """Images at a time where calls are timed, for --seconds, and where a search draws."""
     workers: Workers = 1
+    compile: Compile = False
     device: Device = None
 
     def run(self) -> None:
@@ -65,7 +66,7 @@ class PlanSearch(Ranged):
             self._search()
             return
         steps = self._checked()
-        model, progress = loaded(self.run_dir, self.device)
+        model, progress = loaded(self.run_dir, self.device, compile=self.compile)
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         costs, budget, unit = self._budget(model)
@@ -102,7 +103,7 @@ class PlanSearch(Ranged):
         if self.steps is not None and len(self.steps) != 1:
             raise ValueError(f"--search is for one number of --steps, got {' '.join(map(str, self.steps))}")
         self._check_out()
-        model, progress = loaded(self.run_dir, self.device)
+        model, progress = loaded(self.run_dir, self.device, compile=self.compile)
         counts = {"num": self.num, "grid": self.grid, "images": self.images, "batch_size": self.batch_size}
         steps = self.steps[0] if self.steps else None
         with mapper(self.workers, model.device, progress.note) as over:

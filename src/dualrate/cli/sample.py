@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from dualrate.cli.console import drawing, loaded, print_report
-from dualrate.cli.options import AsJson, AtATime, Device, RunDir, Workers
+from dualrate.cli.options import AsJson, AtATime, Compile, Device, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Classes, Images, Ranged, Seed
 
@@ -38,6 +38,7 @@ class Sample(Ranged):
     npz: bool = False
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
     workers: Workers = 1
+    compile: Compile = False
     device: Device = None
     json: AsJson = False
 
@@ -45,7 +46,7 @@ class Sample(Ranged):
         from dualrate.machine.workers import mapper
         from dualrate.measuring.samples import write_samples
 
-        model, progress = loaded(self.run_dir, self.device)
+        model, progress = loaded(self.run_dir, self.device, compile=self.compile)
         how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
         drawer = self.sampling.drawer(model, **how)
         with closing(progress), mapper(self.workers, model.device, progress.note) as over:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dualrate.config.ranges import Ranged, Side
+from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.loader import Augment
 from dualrate.data.source import DataProgress, Split
@@ -28,11 +29,14 @@ from dualrate.diffusion.values import Batch, Reuse
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Serves
+from dualrate.machine.device import compile_calls
 from dualrate.machine.progress import Reporter
 from dualrate.methods.method import Method
-from dualrate.networks.precision import held_in_bfloat16
+from dualrate.networks.precision import copied
 from dualrate.sampling.cost import CallCost, call_cost
 from dualrate.training.config import FitConfig
+
+COMPILED = "compiled"  # in the cache, networks that were compiled
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ class Model:
     """A trained model, ready to sample: networks, the denoiser that calls them, and the experiment that they are from.
 
     iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
+    compiled:  whether sampling compiles its networks, when they are first called
     path:      the directory that it was loaded from
     called_by: name of its denoiser, where that is not the networks' own
     """
@@ -168,6 +173,7 @@ class Model:
     weights_hash: str
     path: Path | None = None
     called_by: str | None = None
+    compiled: bool = False
 
     def __str__(self) -> str:
         """Which weights these are, for people."""
@@ -211,15 +217,29 @@ class Model:
         return next(self.networks.parameters()).device
 
     def ready(self, *, bfloat16: bool) -> Model:
-        """The same model to be called under autocast, or not; then its weights are held in bfloat16 if they may be."""
+        """The model that sampling calls, which shares its weights with this one; compiled, if this one says so.
+
+        bfloat16: to be called under autocast, whose casts of weights are then made once, here, where they may be
+        """
         trains = any(weight.requires_grad for weight in self.networks.parameters())  # then autocast keeps its casts
         held = bfloat16 and self.experiment.networks.bfloat16_weights and not trains
-        return self._in_bfloat16 if held else self
+        if not held and not self.compiled:
+            return self
+        if held not in self._ready:
+            networks, denoiser = copied((self.networks, self.denoiser), self.networks, bfloat16=held)
+            for network in networks.values() if self.compiled else ():
+                compile_calls(network, cache_dir() / COMPILED)
+            self._ready[held] = replace(self, networks=networks, denoiser=denoiser, compiled=False)
+        return self._ready[held]
 
     @cached_property
-    def _in_bfloat16(self) -> Model:
-        networks, denoiser = held_in_bfloat16((self.networks, self.denoiser), self.networks)
-        return replace(self, networks=networks, denoiser=denoiser)
+    def _ready(self) -> dict[bool, Model]:
+        """By whether weights are held in bfloat16."""
+        return {}
+
+    def arithmetic(self, *, bfloat16: bool) -> str:
+        """How its networks compute when sampled from, in words: a part of what images are of."""
+        return f"{'bfloat16' if bfloat16 else 'float32'}{', compiled' if self.compiled else ''}"
 
     @cached_property
     def call_cost(self) -> CallCost:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import resource
 import sys
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 # Of a CPU, of a GPU, of its libraries, and of sizes beyond all addresses; torch has a class for the second alone
 SHORTAGE = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED|calculation overflowed")
@@ -59,6 +64,33 @@ def compiles(device: torch.device) -> str | None:
     except Exception as error:  # whatever the toolchain raises
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return None
+
+
+def compile_calls(network: nn.Module, cache: Path) -> None:
+    """Compiles what a network's call does, when it is first called; one more time where a batch has one row.
+
+    cache: a directory that keeps what was compiled for later processes, unless TORCHINDUCTOR_CACHE_DIR names another
+    Calls along which a derivative is carried forward stay as they are: what is compiled cannot carry one.
+    """
+    keep_compiled(cache)
+    eager, compiled = network.forward, torch.compile(network.forward)
+
+    def forward(*inputs: Any) -> Any:
+        tensors = [part for part in tree_leaves(inputs) if isinstance(part, Tensor)]
+        if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+            return eager(*inputs)
+        for tensor in tensors:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(*inputs)
+
+    network.forward = forward
+
+
+def keep_compiled(cache: Path) -> Path:
+    """Where this process keeps what it compiles: `cache`, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
+    place = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))  # else the next line sets its own
+    torch._dynamo.config.recompile_limit = 64  # of a class of networks, of which a comparison has many; by default 8
+    return Path(place)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -117,6 +117,11 @@ class Drawer(Ranged):
         return pays(self.model.device) if self.precision == "auto" else self.precision == "bfloat16"
 
     @property
+    def arithmetic(self) -> str:
+        """How the networks compute, in words."""
+        return self.model.arithmetic(bfloat16=self.bfloat16)
+
+    @property
     def settled(self) -> Drawer:
         """With the precision that "auto" comes to here, for other processes."""
         return replace(self, precision="bfloat16" if self.bfloat16 else "float32")
@@ -172,7 +177,7 @@ class Drawer(Ranged):
             plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {_digest(self.plan.to_json())[:12]}",
             labels=self.labels_rule,
             features=features,
-            precision="bfloat16" if self.bfloat16 else "float32",
+            precision=self.arithmetic,
         )
 
     def _guided(self, denoiser: Denoiser) -> Denoiser:

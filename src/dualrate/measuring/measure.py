@@ -89,7 +89,7 @@ def measure(
         macs=cost.macs,
         seconds_per_image=found[0].seconds / len(seeds),
         batch_size=min(drawer.batch_size, largest),
-        precision="bfloat16" if drawer.bfloat16 else "float32",
+        precision=drawer.arithmetic,
         score=score,
         beside=tuple(beside),
     )
@@ -186,5 +186,5 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
         "seconds_per_image": seconds / count,
         "batch_size": count,
         "device": str(drawer.model.device),
-        "precision": "bfloat16" if drawer.bfloat16 else "float32",
+        "precision": drawer.arithmetic,
     }

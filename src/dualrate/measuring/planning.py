@@ -121,6 +121,7 @@ def are_errors_kept(model: Model, *, grid: int, images: int) -> bool:
 
 def _file(model: Model, source: ImageSet, grid: int, images: int) -> Path:
     of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, pays(model.device)]
+    of += ["compiled"] * model.compiled
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     return cache_dir() / "plans" / f"{key}.json"
 

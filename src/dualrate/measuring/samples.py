@@ -77,7 +77,7 @@ def write_samples(
         raise ValueError(f"expected seeds one after the other, got {seeds}")
     out, model, cost, found = Path(out), drawer.model, drawer.cost, read_record(Path(out))
     if drawer.precision == "auto" and found is not None:
-        drawer = replace(drawer, precision="bfloat16" if found.origin.precision == "bfloat16" else "float32")
+        drawer = replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")
     record = Record(
         model=model.name,
         path=str(model.path.resolve()) if model.path else "",

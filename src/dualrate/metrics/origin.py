@@ -21,7 +21,7 @@ class Origin:
     sampler, plan:       the update rule with its settings and guidance; times and heavy calls
     labels:              the rule that makes a class of an id, or "none"
     features:            the extractor's identity; PIXELS where the images themselves are kept
-    precision:           of the model's matrix products
+    precision:           of the model's matrix products, and whether it is compiled, which changes rounding
     seeds, bits:         the rules that make noise of an id, and 8-bit images of samples
     """
 

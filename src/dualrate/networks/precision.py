@@ -35,13 +35,13 @@ def cast_layers(network: nn.Module) -> Iterator[nn.Module]:
         yield from cast_layers(part)
 
 
-def held_in_bfloat16(value: Value, network: nn.Module) -> Value:
-    """A copy of what holds the network or parts of it, with bfloat16 weights in `cast_layers`, without gradient.
+def copied(value: Value, network: nn.Module, *, bfloat16: bool) -> Value:
+    """A copy of what holds the network or parts of it, which shares the network's weights.
 
-    All other weights are shared with the copy.
+    bfloat16: but for those of `cast_layers`, which are bfloat16 then, without gradient
     """
     held: dict[int, object] = {id(part): part for part in (*network.parameters(), *network.buffers())}
-    for layer in cast_layers(network):
+    for layer in cast_layers(network) if bfloat16 else ():
         for weight in layer.parameters(recurse=False):
             held[id(weight)] = nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
     return copy.deepcopy(value, held)

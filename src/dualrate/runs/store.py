@@ -14,7 +14,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -78,12 +78,13 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
 class Place:
     """Where another process loads a model from, on its own device of the same kind.
 
-    weights: the hash that they then have; denoiser: what calls them, if not their own
+    weights: the hash that they then have; denoiser: what calls them, if not their own; compiled: see `Model`
     """
 
     path: Path
     weights: str
     denoiser: str | None
+    compiled: bool
     device: str
     experiment: Experiment = field(compare=False)  # which brings the modules of its parts with it
 
@@ -96,14 +97,14 @@ class Place:
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
                 "export it first, and use what was exported"
             )
-        return found
+        return replace(found, compiled=self.compiled)
 
 
 def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
-    where = (model.path.resolve(), model.weights_hash, model.called_by, model.device.type, model.experiment)
-    return Place.model, (Place(*where),)
+    where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled)
+    return Place.model, (Place(*where, model.device.type, model.experiment),)
 
 
 copyreg.pickle(Model, _placed)
