@@ -45,10 +45,22 @@ class Draws:
 
     seed: of the run, any integer below 2^64
     row:  (B,) int64, below 2^63: global sample number in training, image seed in sampling
+    here: the same on the host, where it is known
     """
 
     seed: int
     row: Tensor
+    here: Tensor | None = None
+
+    @property
+    def host(self) -> Draws:
+        """The same numbers made on the host: for few of them that decide what the device computes.
+
+        Waits for the device if it alone knows the rows.
+        """
+        if self.here is not None:
+            return Draws(self.seed, self.here)
+        return self if self.row.device.type == "cpu" else Draws(self.seed, self.row.cpu())
 
     def repeated(self, times: int) -> Draws:
         """The numbers of (B k,) rows, k = `times` for every row of this; row r of k = 1 is row r."""

@@ -17,6 +17,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from dualrate.diffusion.draws import Draws
+
 
 @dataclass(frozen=True)
 class Cond:
@@ -52,22 +54,30 @@ class Batch:
     label:  (B,) int64, or None for data without labels
     sample: (B,) int64, the global number of each row in the run; every random draw is a function of it
     elsewhere: for losses that are no means over rows
+    here:   the sample numbers on the host, where the batch was brought from there
     """
 
     x: Tensor
     label: Tensor | None
     sample: Tensor
     elsewhere: Elsewhere = field(default=Elsewhere(), repr=False)
+    here: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return self.x.shape[0]
 
     def __getitem__(self, rows: Tensor | slice) -> Batch:
-        return Batch(self.x[rows], None if self.label is None else self.label[rows], self.sample[rows])
+        here = self.here[rows] if self.here is not None and isinstance(rows, slice) else None
+        return Batch(self.x[rows], None if self.label is None else self.label[rows], self.sample[rows], here=here)
 
     def to(self, device: torch.device | str) -> Batch:
         label = None if self.label is None else self.label.to(device)
-        return Batch(self.x.to(device), label, self.sample.to(device), self.elsewhere)
+        here = self.sample if self.sample.device.type == "cpu" else self.here
+        return Batch(self.x.to(device), label, self.sample.to(device), self.elsewhere, here)
+
+    def draws(self, seed: int) -> Draws:
+        """The random numbers of its rows, in a run of this seed."""
+        return Draws(seed, self.sample, self.here)
 
 
 class Reuse(Enum):

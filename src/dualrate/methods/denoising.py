@@ -35,7 +35,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase
-from dualrate.methods.times import TimeSource
+from dualrate.methods.times import TimeSource, moved
 from dualrate.networks.freeze import at_rest
 
 
@@ -104,10 +104,11 @@ class Denoising(Ranged):
         Logs: `loss_t0` to `loss_t3`; with a context also the loss of the rows that have one and the encoder's own, as
         sums over their rows divided by all rows; with `targets` the loss with x for target, `data_loss`.
         """
-        x, times, cond = batch.x, self.times(draws), self.condition(batch, draws)
+        x, times, cond = batch.x, self.times(draws.host), self.condition(batch, draws)
+        image = torch.arange(len(times.t), device=times.t.device) // (len(times.t) // len(batch))  # of each draw
+        encoded, of_kept = torch.unique(image[times.kept], return_inverse=True)  # on the host, like the times
+        times, image, encoded, of_kept = times.to(x.device), *moved(x.device, image, encoded, of_kept)
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
-        image = torch.arange(len(z_t), device=x.device) // (len(z_t) // len(batch))  # of each draw
-        encoded, of_kept = torch.unique(image[times.kept], return_inverse=True)
         with nullcontext() if self.backbone is None or iteration >= self.release_at else at_rest(self.backbone):
             context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
         shared = context.rows(of_kept).scattered(times.kept, len(z_t))
@@ -131,7 +132,7 @@ class Denoising(Ranged):
         """Labels, each replaced by the null class with probability `label_dropout`."""
         if batch.label is None:
             return Cond()
-        dropped = draws.uniform("label dropout") < self.label_dropout
+        (dropped,) = moved(batch.label.device, draws.host.uniform("label dropout") < self.label_dropout)
         return Cond(torch.where(dropped, self.null, batch.label))
 
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:

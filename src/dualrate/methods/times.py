@@ -45,9 +45,20 @@ class BatchTimes:
     tau: Tensor
     kept: Tensor
 
+    def to(self, device: torch.device) -> BatchTimes:
+        return BatchTimes(*moved(device, self.t, self.tau, self.kept))
+
+
+def moved(device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
+    """From the host to a device, without waiting for what it is doing."""
+    return tuple(part.to(device, non_blocking=True) for part in parts)
+
 
 class TimeSource(ABC):
     """Where a denoising method's times come from; a subclass is a frozen dataclass.
+
+    It is called with draws on the host: a GPU would launch some hundred kernels for a number a row, and make the
+    program wait for it to learn which rows keep their context.
 
     heavy:   the least and the largest number of heavy calls per image that it trains for; None: one network
     dropout: share of the images that train without context

@@ -26,7 +26,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.methods.method import Loss
 from dualrate.methods.moment_matching.student import StudentMethod
-from dualrate.methods.times import stratified_uniform
+from dualrate.methods.times import moved, stratified_uniform
 
 LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no gradient on data
 
@@ -67,8 +67,9 @@ class InstantMomentMatching(StudentMethod):
         plain = replace(self, preconditioner=None)
         square = {name: torch.zeros_like(p) for name, p in self.teacher_network.named_parameters()}
         for batch in batches:
-            draws = Draws(0, batch.sample)
-            s, normal = stratified_uniform(draws), draws.normal("preconditioner", *batch.x.shape[1:]).to(batch.x.dtype)
+            draws = batch.draws(0)
+            (s,) = moved(batch.x.device, stratified_uniform(draws.host))
+            normal = draws.normal("preconditioner", *batch.x.shape[1:]).to(batch.x.dtype)
             z_s = self.process.add_noise(batch.x, s, normal)
             for name, part in plain.teacher_gradient(batch.x, z_s, s, Cond(batch.label), len(batch)).items():
                 square[name] += part.square()
@@ -85,8 +86,10 @@ class InstantMomentMatching(StudentMethod):
             raise ValueError("the two halves of a batch need a row each, got one row; use micro-batches of two or more")
         states, x, z_s = self.sampled(batch, draws)
         gap, per_row = torch.empty_like(z_s), len(states.row) // len(batch)
-        s, cond, first = states.s, Cond(batch.label)[states.row], batch.elsewhere.before + states.row < whole // 2
-        for mine, other, rows in ((first, ~first, whole - whole // 2), (~first, first, whole // 2)):
+        s, cond = states.s, Cond(batch.label)[states.row]
+        edge = per_row * min(max(whole // 2 - batch.elsewhere.before, 0), len(batch))
+        first, second = slice(edge), slice(edge, None)
+        for mine, other, rows in ((first, second, whole - whole // 2), (second, first, whole // 2)):
             nu = self.teacher_gradient(x.detach()[other], z_s[other], s[other], cond[other], rows * per_row)
             batch.elsewhere.add_up(nu.values())
             gap[mine] = -self.derivative(nu, z_s[mine], s[mine], cond[mine])

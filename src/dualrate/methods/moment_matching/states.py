@@ -29,7 +29,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Batch, Cond, Refresh
-from dualrate.methods.times import stratified_uniform
+from dualrate.methods.times import moved, stratified_uniform
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import trajectory
 
@@ -39,8 +39,10 @@ class StudentStates:
     """R states of a batch of B rows, and the K heavy calls whose contexts they get; no tensor requires a gradient.
 
     z_t: (R, ...); t, s: (R,) float64, s < t
-    row: (R,) the row of the batch that a state belongs to; call: (R,) the heavy call whose context it gets
+    row: (R,) the row of the batch that a state belongs to, in order, as many of each; call: (R,) the heavy call whose
+         context it gets
     z_tau: (K, ...); tau: (K,) float64; call_row: (K,) the row of the batch that a heavy call belongs to
+    light: (L,) the states at a later time than that of their context; looked up where it is not given
     """
 
     z_t: Tensor
@@ -51,6 +53,7 @@ class StudentStates:
     z_tau: Tensor
     tau: Tensor
     call_row: Tensor
+    light: Tensor | None = None
 
     def x_hat(self, student: Denoiser, cond: Cond) -> Tensor:
         """(R, ...): the student's output at every state, as a sampler gets it, with gradient through both networks.
@@ -61,7 +64,7 @@ class StudentStates:
         own = context.x_hat
         if own is None:
             return student.denoise(self.z_t, self.t, context.rows(self.call), cond[self.row])
-        light = torch.nonzero(self.t < self.tau[self.call]).flatten()
+        light = torch.nonzero(self.t < self.tau[self.call]).flatten() if self.light is None else self.light
         if not len(light):
             return own[self.call]
         later = context.aged().rows(self.call[light])
@@ -85,10 +88,10 @@ class FromData(Ranged):
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
-        s, rows = stratified_uniform(draws), torch.arange(len(batch), device=batch.x.device)
-        t = (s + draws.uniform("t - s") / self.steps).clamp(max=1)
+        s, rows = stratified_uniform(draws.host), torch.arange(len(batch), device=batch.x.device)
+        t, s = moved(batch.x.device, (s + draws.host.uniform("t - s") / self.steps).clamp(max=1), s)
         z_t = self.process.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).to(batch.x.dtype))
-        return StudentStates(z_t, t, s, rows, rows, z_t, t, rows)
+        return StudentStates(z_t, t, s, rows, rows, z_t, t, rows, light=rows[:0])
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,12 @@ class SegmentRollout(Ranged):
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
         grid = _PlanSteps(self.plan, self.process, draws)
-        step, start = draws.row[:, None] % self.plan.num_steps, grid.heavy_step
+        step, start = draws.host.row[:, None] % self.plan.num_steps, grid.heavy_step
         length = grid.segment_end[step] - start[step]
-        turn = torch.arange(self.pairs, device=step.device) * length // self.pairs
+        turn = torch.arange(self.pairs) * length // self.pairs
         step = start[step] + (step - start[step] + turn) % length
         eps = draws.normal("z_tau", *batch.x.shape[1:]).to(batch.x.dtype)
-        z_tau = self.process.add_noise(batch.x, grid.times[start[step[:, 0]]], eps)
+        z_tau = self.process.add_noise(batch.x, *moved(batch.x.device, grid.times[start[step[:, 0]]]), eps)
         return grid.follow(student, z_tau, start[step[:, 0]], step, cond)
 
 
@@ -137,12 +140,10 @@ class FullRollout(Ranged):
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
-        turn = torch.arange(self.pairs, device=batch.x.device) * self.plan.num_steps // self.pairs
-        step = (draws.row[:, None] + turn) % self.plan.num_steps
+        row, turn = draws.host.row, torch.arange(self.pairs) * self.plan.num_steps // self.pairs
+        step = (row[:, None] + turn) % self.plan.num_steps
         noise = draws.normal("rollout start", *batch.x.shape[1:]).to(batch.x.dtype)
-        return _PlanSteps(self.plan, self.process, draws).follow(
-            student, noise, torch.zeros_like(draws.row), step, cond
-        )
+        return _PlanSteps(self.plan, self.process, draws).follow(student, noise, torch.zeros_like(row), step, cond)
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,13 @@ class ForwardPairs:
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
         grid, rows = _PlanSteps(self.plan, self.process, draws), torch.arange(len(batch), device=batch.x.device)
-        keeps = torch.nonzero(grid.heavy_step != torch.arange(len(grid.heavy_step), device=rows.device)).flatten()
-        step = keeps[draws.row % len(keeps)]
-        t, tau, s = grid.times[step], grid.times[grid.heavy_step[step]], grid.inside(step[:, None]).squeeze(1)
+        keeps = torch.nonzero(grid.heavy_step != torch.arange(len(grid.heavy_step))).flatten()
+        step = keeps[draws.host.row % len(keeps)]
+        times = grid.times[step], grid.times[grid.heavy_step[step]], grid.inside(step[:, None]).squeeze(1)
+        t, tau, s = moved(rows.device, *times)
         eps_tau, eps_t = (draws.normal(name, *batch.x.shape[1:]).to(batch.x.dtype) for name in ("z_tau", "z_t"))
         z_t, z_tau = self.process.pair(batch.x, t, tau, eps_tau, eps_t)
-        return StudentStates(z_t, t, s, rows, rows, z_tau, tau, rows)
+        return StudentStates(z_t, t, s, rows, rows, z_tau, tau, rows, light=rows)
 
 
 def _check(plan: StepPlan) -> None:
@@ -179,7 +181,7 @@ def _check(plan: StepPlan) -> None:
 
 
 class _PlanSteps:
-    """A plan's steps as tensors, and paths along them for the rows of `draws`.
+    """A plan's steps as tensors on the host, which thus knows what to compute, and paths along them for `draws`.
 
     times: (N + 1,); heavy_step, segment_end: (N,), for every step the one of its heavy call, and of the next or N
     """
@@ -189,15 +191,14 @@ class _PlanSteps:
         self.heavy = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.FULL]
         self.ends = [*self.heavy[1:], plan.num_steps]
         lengths = torch.tensor([end - first for first, end in zip(self.heavy, self.ends, strict=True)])
-        device = draws.row.device
-        self.times = torch.tensor(plan.t, dtype=torch.float64, device=device)
-        self.heavy_step = torch.tensor(self.heavy).repeat_interleave(lengths).to(device)
-        self.segment_end = torch.tensor(self.ends).repeat_interleave(lengths).to(device)
+        self.times = torch.tensor(plan.t, dtype=torch.float64)
+        self.heavy_step = torch.tensor(self.heavy).repeat_interleave(lengths)
+        self.segment_end = torch.tensor(self.ends).repeat_interleave(lengths)
 
     def inside(self, step: Tensor) -> Tensor:
         """s: (B, k), uniform in the interval below every step's time, open at both ends."""
         upper, lower = self.times[step], self.times[step + 1]
-        return lower + self.draws.uniform("s", step.shape[1]) * (upper - lower)
+        return lower + self.draws.host.uniform("s", step.shape[1]) * (upper - lower)
 
     def follow(self, student: Denoiser, z: Tensor, start: Tensor, step: Tensor, cond: Cond) -> StudentStates:
         """States at `step`: (B, k) of each row's path, which begins as z: (B, ...) at the heavy step `start`: (B,).
@@ -211,10 +212,11 @@ class _PlanSteps:
             rows = torch.nonzero((start <= first) & (last >= first)).flatten()
             if not len(rows):
                 continue
+            furthest, steps = min(int(last[rows].max()), end), step[rows]
+            (rows,) = moved(z.device, rows)
             z_tau[rows, first] = z[rows]
-            furthest = min(int(last[rows].max()), end)
             for i, state in enumerate(self.path(student, z[rows], rows, cond[rows], first, furthest), first):
-                of_row, of_pair = torch.nonzero(step[rows] == i, as_tuple=True)
+                of_row, of_pair = moved(z.device, *torch.nonzero(steps == i, as_tuple=True))
                 z_t[rows[of_row], of_pair] = state[of_row]
                 if i == end:
                     z[rows] = state
@@ -232,9 +234,12 @@ class _PlanSteps:
 
     def gather(self, z_t: Tensor, z_tau: Tensor, step: Tensor) -> StudentStates:
         """One entry per pair; pairs of a row whose contexts are the same share the heavy call."""
-        row = torch.arange(len(step), device=step.device).repeat_interleave(step.shape[1])
+        row = torch.arange(len(step)).repeat_interleave(step.shape[1])
         heavy = self.heavy_step[step].flatten()
         calls, call = torch.unique(row * self.plan.num_steps + heavy, return_inverse=True)
         call_row, at = calls // self.plan.num_steps, calls % self.plan.num_steps
-        t, s = self.times[step].flatten(), self.inside(step).flatten()
-        return StudentStates(z_t.flatten(0, 1), t, s, row, call, z_tau[call_row, at], self.times[at], call_row)
+        light = torch.nonzero(heavy < step.flatten()).flatten()
+        t, s, tau = self.times[step].flatten(), self.inside(step).flatten(), self.times[at]
+        t, s, tau = moved(z_t.device, t, s, tau)
+        row, call, call_row, at, light = moved(z_t.device, row, call, call_row, at, light)
+        return StudentStates(z_t.flatten(0, 1), t, s, row, call, z_tau[call_row, at], tau, call_row, light)

@@ -1,0 +1,188 @@
+"""Nothing in a step of a sampler, and nothing in a training loss, waits for the device to learn a value.
+
+A GPU works on what was asked of it while the program asks for more; `bool(x.any())`, `x[mask]` or `torch.unique(x)`
+make the program wait until it has done all, and cannot be captured in a graph. Here the device is played: a tensor is
+on it if it was put there, or was computed of one that is.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import dualrate as dr
+from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.times import shared_time
+from dualrate.diffusion.values import Batch, Cond
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.methods import denoising, times
+from dualrate.methods.moment_matching import alternating, instant, states
+from dualrate.networks.uvit import Level, UViT, UViTConfig
+from dualrate.sampling.catalogue import SAMPLERS, make_step
+from dualrate.sampling.covariance_table import CovarianceTable
+from dualrate.sampling.trajectory import trajectory
+
+ROWS, SHAPE = 6, (1, 8, 8)
+PROCESS = GaussianProcess(Cosine())
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, embedding=16, head_dim=16)
+PLAN = dr.StepPlan.uniform(4, 2)
+WAITS = {"_local_scalar_dense", "nonzero", "_unique2", "unique_consecutive", "unique_dim", "masked_select", "equal"}
+BY_INDEX = {"index", "index_put", "index_put_", "_index_put_impl_"}  # masks are turned into numbers
+
+
+class Played(TorchDispatchMode):
+    """A device; waits: the operators of which the program wanted a value at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[int, Tensor] = {}
+        self.waits: list[str] = []
+
+    def put(self, tensor: Tensor) -> Tensor:
+        self.tensors[id(tensor)] = tensor
+        return tensor
+
+    def moved(self, device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.put(part.clone()) for part in parts)
+
+    def holds(self, values: object) -> bool:
+        return any(isinstance(value, Tensor) and id(value) in self.tensors for value in tree_leaves(values))
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, found = func.overloadpacket.__name__, func(*args, **(kwargs or {}))
+        if self.holds((args, kwargs)):
+            by_mask = name in BY_INDEX and any(self.is_mask(part) for part in tree_leaves(args[1]))
+            by_repeats = name == "repeat_interleave" and "output_size" not in (kwargs or {})
+            if name in WAITS or by_mask or by_repeats:
+                self.waits.append(str(func))
+            for part in tree_leaves(found):
+                if isinstance(part, Tensor):
+                    self.put(part)
+        return found
+
+    def is_mask(self, part: object) -> bool:
+        return self.holds(part) and isinstance(part, Tensor) and part.dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda x: bool((x > 0).any()),
+        lambda x: float(x.sum()),
+        lambda x: x[x > 0],
+        lambda x: torch.unique(x),
+        lambda x: torch.equal(x, 2 * x),
+        lambda x: x.masked_fill_(x > 0, 1).nonzero(),
+        lambda x: torch.arange(2).repeat_interleave(x.long()),
+    ],
+)
+def test_a_wait_is_seen(ask):
+    with Played() as device:
+        ask(device.put(torch.ones(2)) + 1)
+    assert len(device.waits) == 1
+
+
+def test_what_the_host_knows_is_no_wait():
+    with Played() as device:
+        x = device.put(torch.ones(2))
+        assert bool((torch.ones(2) > 0).any())
+        assert (x[torch.tensor([1])] * torch.ones(2)).shape == (2,)
+    assert device.waits == []
+
+
+def built(networks: OneNetwork | TwoNetworks) -> tuple[torch.nn.ModuleDict, dr.Denoiser]:
+    torch.manual_seed(0)
+    made, denoiser = networks.build(PROCESS)
+    return made, denoiser
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_step_of_a_sampler(name):
+    """The second of a plan, once its coefficients are known."""
+    step = make_step(name, PROCESS, plan=PLAN, table=CovarianceTable.of_white_noise(dr.Bands(SHAPE, rings=4)))
+    z = torch.randn(ROWS, *SHAPE)
+    before, t, s = (shared_time(time, ROWS) for time in PLAN.t[:3])
+    carry = step(lambda z, t: 0.5 * z, z, before, t, lambda: z, step.start())[1]
+    step(lambda z, t: 0.5 * z, z, t, s, lambda: z, carry)
+    with Played() as device:
+        device.put(z)
+        step(lambda z, t: 0.5 * z, z, t, s, lambda: z, carry)
+    assert device.waits == []
+    assert len(device.tensors) > 2
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("networks", [OneNetwork(NET), TwoNetworks(NET, NET)])
+def test_a_trajectory(networks, guided):
+    denoiser = built(networks)[1]
+    if guided:
+        denoiser = Guided(denoiser, PROCESS, 2.0, NET.num_classes, interval=(0.1, 10.0))
+    plan = PLAN if isinstance(networks, TwoNetworks) else dr.StepPlan.uniform(4)
+    noise = torch.randn(ROWS, *SHAPE)
+    with torch.no_grad(), Played() as device:
+        z, label = device.put(noise.clone()), device.put(torch.arange(ROWS) % 3)
+        list(trajectory(denoiser, dr.SDEDPMSolver2M(PROCESS), plan, z, Cond(label), lambda i, n: noise))
+    assert device.waits == []
+
+
+def losses() -> dict[str, tuple[object, Sequence[int]]]:
+    """Methods and the iterations whose phases are looked at."""
+    single, plain = built(OneNetwork(NET))
+    double, dual = built(TwoNetworks(NET, NET))
+    weighting, late = dr.Sigmoid(), dr.TimeSampler(draws=2, first=(0.6, 0.9))
+    found: dict[str, tuple[object, Sequence[int]]] = {
+        "heavy": (denoising.Denoising(single, plain, PROCESS, weighting, times.SingleTime(), 3), [0]),
+        "dual-rate": (denoising.Denoising(double, dual, PROCESS, weighting, dr.TimeSampler(), 3), [0]),
+        "dual-rate, late plans": (denoising.Denoising(double, dual, PROCESS, weighting, late, 3), [0]),
+    }
+    shared = {"networks": double, "student": dual, "teacher": plain, "process": PROCESS, "weighting": weighting}
+    auxiliary = torch.nn.ModuleDict({"auxiliary": UViT(NET)})
+    more = {"auxiliaries": auxiliary, "auxiliary": dr.Plain(auxiliary["auxiliary"], PROCESS)}
+    for source in (states.SegmentRollout(PLAN, PROCESS, 2), states.FullRollout(PLAN, PROCESS, 2)):
+        method = alternating.MomentMatching(states=source, **shared, **more)
+        found[f"alternating, {type(source).__name__}"] = (method, [0, 1])
+    pretrained = {"pretraining": 1, "pretraining_states": states.ForwardPairs(PLAN, PROCESS)}
+    backbone = double.get_submodule("encoder.net")
+    method = instant.InstantMomentMatching(
+        teacher_network=single["model"],
+        states=states.SegmentRollout(PLAN, PROCESS),
+        backbone=backbone,
+        **pretrained,
+        **shared,
+    )
+    plain_student = {**shared, "networks": single, "student": plain}
+    found["instant"] = (method, [0, 1])
+    found["of data"] = (alternating.MomentMatching(states=states.FromData(4, PROCESS), **plain_student, **more), [1])
+    return found
+
+
+@pytest.mark.parametrize("name", list(losses()))
+def test_a_training_loss_and_its_gradient(name, monkeypatch):
+    method, iterations = losses()[name]
+    sample = torch.arange(ROWS)
+    for iteration in iterations:
+        (phase,) = method.phases(iteration)
+        with Played() as device:
+            for module in (denoising, times, instant, states):
+                monkeypatch.setattr(module, "moved", device.moved)
+            x, label = device.put(torch.randn(ROWS, *SHAPE)), device.put(sample % 3)
+            batch = Batch(x, label, device.put(sample.clone()), here=sample)
+            phase.loss(batch, iteration, batch.draws(0)).total.backward()
+        assert device.waits == []
+        assert len(device.tensors) > 100
+
+
+def test_draws_of_the_host_are_those_of_the_device():
+    draws = Draws(3, torch.arange(4))
+    told = Draws(3, torch.arange(4), here=torch.arange(4))
+    assert torch.equal(told.host.uniform("a", 2), draws.uniform("a", 2))
+    batch = Batch(torch.zeros(4, *SHAPE), None, torch.arange(4)).to("cpu")
+    assert batch.here is batch.sample
+    assert torch.equal(batch[1:3].draws(0).host.row, torch.tensor([1, 2]))
+    assert batch[torch.tensor([1])].here is None
