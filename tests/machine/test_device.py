@@ -18,6 +18,7 @@ from dualrate.machine.device import (
     memory_shortage,
     pays,
     pick_device,
+    settle_products,
 )
 
 CPU = torch.device("cpu")
@@ -163,3 +164,21 @@ def test_what_is_compiled_is_kept_in_the_cache_unless_another_place_is_named(tmp
             environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
         said = subprocess.check_output([sys.executable, "-c", script, tmp_path / "own"], env=environment, text=True)
         assert said.split() == [str(named or tmp_path / "own")] * 2
+
+
+def test_float32_is_whole_on_a_gpu_where_it_is_asked_for():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def settled() -> tuple[bool, bool, bool]:
+        return matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+
+    before = settled()
+    try:
+        settle_products(CPU, bfloat16=not before[0], trains=True)
+        assert settled() == before
+        settle_products(torch.device("cuda"), bfloat16=False)
+        assert settled() == (False, False, before[2])
+        settle_products(torch.device("cuda"), bfloat16=True, trains=True)
+        assert settled() == (True, True, True)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before

@@ -29,7 +29,7 @@ from dualrate.diffusion.values import Batch, Reuse
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Serves
-from dualrate.machine.device import compile_calls
+from dualrate.machine.device import compile_calls, settle_products
 from dualrate.machine.progress import Reporter
 from dualrate.methods.method import Method
 from dualrate.networks.precision import copied
@@ -221,6 +221,7 @@ class Model:
 
         bfloat16: to be called under autocast, whose casts of weights are then made once, here, where they may be
         """
+        settle_products(self.device, bfloat16=bfloat16)
         trains = any(weight.requires_grad for weight in self.networks.parameters())  # then autocast keeps its casts
         held = bfloat16 and self.experiment.networks.bfloat16_weights and not trains
         if not held and not self.compiled:

@@ -104,6 +104,20 @@ def peak_memory(device: torch.device) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
+def settle_products(device: torch.device, *, bfloat16: bool, trains: bool = False) -> None:
+    """How a GPU multiplies the float32 matrices of what comes next, of this process; nothing on a CPU.
+
+    bfloat16: whether networks run in that. What remains in float32, such as a network's head, is then in TF32, of which
+              10 bits of fraction enter a product. Where float32 is asked for it is whole, also in convolutions, for
+              which torch alone would take TF32
+    trains:   cuDNN times its ways to compute a convolution at the first call of a shape, and takes the fastest. Not
+              where models are measured: two processes may find different ones, and their bits differ
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bfloat16
+        torch.backends.cudnn.benchmark |= trains
+
+
 def default_generator(device: torch.device) -> torch.Generator:
     """The generator that dropout layers on `device` draw from. (`torch.manual_seed` seeds all devices, slowly.)"""
     if device.type == "cuda":

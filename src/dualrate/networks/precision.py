@@ -21,8 +21,11 @@ class InFloat32(nn.Module):
     """Of a layer's base classes the first: it then runs in the precision of its weights, whatever autocast says."""
 
     def forward(self, h: Tensor) -> Tensor:
+        h = h.to(next(self.parameters()).dtype)
+        if not torch.is_autocast_enabled(h.device.type):  # a compiled call that says nothing of it is kept whole
+            return super().forward(h)
         with torch.autocast(h.device.type, enabled=False):
-            return super().forward(h.to(next(self.parameters()).dtype))
+            return super().forward(h)
 
 
 def cast_layers(network: nn.Module) -> Iterator[nn.Module]:
