@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from benchmarks.interleave import interleaved
+from benchmarks.utilisation import known_peak
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
@@ -156,7 +157,12 @@ def measure(
                 walls = sorted(duration.wall for duration in durations)
                 each = steps if mode.startswith("light") else 1
                 row = {"model": name, "batch": batch, "mode": mode, "ms": 1e3 * walls[len(walls) // 2] / each}
-                print(f"{name:36} batch {batch:4} {mode:34} {row['ms']:9.3f} ms", flush=True)
+                peak = known_peak(device, bfloat16=part.bfloat16)
+                if peak is not None:
+                    macs = cost.light if mode.startswith("light") else cost.heavy
+                    row["mfu"] = 2 * macs * batch / (peak * row["ms"] / 1e3)
+                share = f", MFU {row['mfu']:.3f}" if "mfu" in row else ""
+                print(f"{name:36} batch {batch:4} {mode:34} {row['ms']:9.3f} ms{share}", flush=True)
                 yield row | {"bfloat16": part.bfloat16} | asdict(cost)
 
 

@@ -4,6 +4,7 @@
     loop        the sampler's loop alone over that of diffusers, a seed per image
     efficiency  speed-up of the dual-rate model over the heavy one at equal steps, over the ratio of their multiply-adds
     training    images per second, dual-rate over heavy (the encoder sees the rows that keep their context)
+    mfu         FLOPs of heavy and light calls and of training over those that the device could do (utilisation.py)
     memory      peak, dual-rate over heavy; CPU seconds of a training iteration with and without kept memory beside it
 
 Prints each, in CPU and in wall time, and writes them all with what they were measured on.
@@ -22,6 +23,7 @@ import torch
 import dualrate as dr
 from benchmarks import child, loops, workloads
 from benchmarks.interleave import Spread, interleaved, quotient
+from benchmarks.utilisation import utilisation
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
@@ -64,6 +66,19 @@ def training(
     work = {name: workloads.training(experiment, device, bfloat16) for name, experiment in (("a", heavy), ("b", dual))}
     images = dual.fit.batch_size / heavy.fit.batch_size
     return quotient(interleaved(work, device, seconds=seconds), "a", "b", images)
+
+
+def shares_of_peak(
+    dual: Model, trained: list[dr.Experiment], batches: list[int], device: torch.device, bfloat16: bool, seconds: float
+) -> Figures:
+    """MFU of the dual-rate model's calls by batch, and of training."""
+    calls = {
+        f"{name} call, batch {batch}": call
+        for batch in batches
+        for name, call in workloads.a_call_each(dual, batch, bfloat16).items()
+    }
+    calls |= {f"training {one.name}": workloads.training(one, device, bfloat16) for one in trained}
+    return utilisation(calls, device, bfloat16=bfloat16, seconds=seconds)
 
 
 def processes(weights: dict[str, Path], device: str, threads: int) -> Figures:
@@ -122,6 +137,9 @@ def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
             show("    over the ratio of multiply-adds", cell["efficiency"])
     found["training"] = training(heavy.experiment, dual.experiment, device, bfloat16, seconds)
     show("training images/s, dual-rate over heavy", found["training"])
+    found["mfu"] = shares_of_peak(dual, [heavy.experiment, dual.experiment], options.batches, device, bfloat16, seconds)
+    for name, share in found["mfu"].items():
+        show(f"MFU, {name}", share)
     found["processes"] = processes(weights, options.device, options.threads)
     for name, value in found["processes"].items():
         print(name, f"{value:.3f}" if isinstance(value, float) else value)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import dualrate as dr
+from dualrate.diffusion.times import shared_time
 from dualrate.experiments.experiment import Model
 
 Work = Callable[[], None]
@@ -43,6 +44,23 @@ def network_calls(model: Model, work: Work, device: torch.device, bfloat16: bool
                 network(*inputs)
 
     return replay
+
+
+def a_call_each(model: Model, batch: int, bfloat16: bool) -> dict[str, Work]:
+    """One heavy and one light call, of `batch` rows each."""
+    device, denoiser = model.device, model.ready(bfloat16=bfloat16).denoiser
+    z, t = torch.zeros(batch, *model.shape, device=device), shared_time(0.5, batch)
+    cond = dr.Cond(torch.zeros(batch, dtype=torch.int64, device=device) if model.num_classes else None)
+
+    def called(call: Callable[[], Any]) -> Any:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            return call()
+
+    context = called(lambda: denoiser.encode(z, t, cond)).aged()
+    return {
+        "heavy": lambda: called(lambda: denoiser.encode(z, t, cond)),
+        "light": lambda: called(lambda: denoiser.denoise(z, t, context, cond)),
+    }
 
 
 def macs(model: Model, plan: dr.StepPlan) -> int:

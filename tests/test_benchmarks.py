@@ -15,7 +15,20 @@ from dualrate.recipes.fashion_mnist import FIT
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import agreement, checkpoints, child, data, gpu, imagenet, loops, preparing, ratios, workers, workloads  # noqa: E402  # noqa: E402
+from benchmarks import (  # noqa: E402
+    agreement,
+    checkpoints,
+    child,
+    data,
+    gpu,
+    imagenet,
+    loops,
+    preparing,
+    ratios,
+    utilisation,
+    workers,
+    workloads,
+)
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -216,3 +229,38 @@ def test_photos_are_jpegs_in_classes_and_made_once(tmp_path: Path) -> None:
     assert {file: time for file, time in before.items() if file.stat().st_mtime_ns != time} == {}
     images = dr.load_images(folder, split="train", cache=tmp_path / "cache")
     assert images.images.shape[1:] == (3, 120, 160)
+
+
+def test_a_product_of_matrices_uses_all_that_it_is_measured_by() -> None:
+    """And two of them in one call, in twice the time, no more."""
+    once = utilisation.product(CPU, bfloat16=False)
+
+    def twice() -> None:
+        once()
+        once()
+
+    found = utilisation.utilisation({"one": once, "two": twice}, CPU, bfloat16=False, seconds=0.2)
+    assert utilisation.flops_of(once) == 2 * utilisation.SIDE**3
+    assert all(0.7 < share["cpu"].median < 1.4 for share in found.values())
+
+
+def test_flops_of_training_are_three_times_those_of_its_calls() -> None:
+    layer = torch.nn.Linear(8, 8)
+    x = torch.ones(4, 8, requires_grad=True)
+    assert utilisation.flops_of(lambda: layer(x).sum().backward()) == 3 * 2 * 4 * 8 * 8
+
+
+def test_a_gpu_s_peak_is_that_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
+    assert utilisation.known_peak(torch.device("cuda"), bfloat16=True) == 756e12
+    assert utilisation.known_peak(torch.device("cuda"), bfloat16=False) is None
+    assert utilisation.known_peak(CPU, bfloat16=True) is None
+
+
+def test_a_heavy_and_a_light_call_are_what_is_timed() -> None:
+    small = model(DUAL)
+    cost = small.call_cost
+    for batch in (1, 3):
+        calls = workloads.a_call_each(small, batch, bfloat16=False)
+        found = {name: utilisation.flops_of(call) for name, call in calls.items()}
+        assert found == {"heavy": 2 * batch * cost.heavy, "light": 2 * batch * cost.light}
