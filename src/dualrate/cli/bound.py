@@ -44,7 +44,7 @@ class LikelihoodBound(Ranged):
 
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
-        model, progress = loaded(self.run_dir, self.device, compile=self.compile)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         plan = ending(drawer.plan, model.process.schedule, self.end)
         data = model.experiment.data

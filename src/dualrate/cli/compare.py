@@ -61,7 +61,7 @@ class Compare(Ranged):
             mixed=self.mixed,
             device=device,
             workers=self.workers,
-            compile=self.compile and can_compile(device, progress),
+            compiled=self.compile and can_compile(device, progress),
             progress=progress,
             command=shlex.join(["dualrate", *sys.argv[1:]]),
         )

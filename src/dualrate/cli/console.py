@@ -59,14 +59,14 @@ def reporter() -> Reporter:
     return LiveReporter() if sys.stderr.isatty() else PlainReporter(seconds=10)
 
 
-def loaded(run: Path, device: str | None, *, compile: bool = False) -> tuple[Model, Reporter]:
+def loaded(run: Path, device: str | None, *, compiled: bool = False) -> tuple[Model, Reporter]:
     """The model of a run, or of released weights, on a device; and what says which it is, and goes on reporting.
 
-    compile: its networks are compiled when they are first called, where there is a compiler
+    compiled: its networks are compiled when they are first called, where there is a compiler
     """
     where, progress = pick_device(device), reporter()
     model = load(run, device=where, note=progress.note)
-    return (replace(model, compiled=True) if compile and can_compile(where, progress) else model), progress
+    return (replace(model, compiled=True) if compiled and can_compile(where, progress) else model), progress
 
 
 def can_compile(device: torch.device, progress: Reporter) -> bool:

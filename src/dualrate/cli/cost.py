@@ -46,7 +46,7 @@ class Cost(Ranged):
     def run(self) -> None:
         from dualrate.measuring.measure import cost_report
 
-        model, _ = loaded(self.run_dir, self.device, compile=self.compile)
+        model, _ = loaded(self.run_dir, self.device, compiled=self.compile)
         print_report(self.json, cost_report(self.sampling.drawer(model, batch_size=self.batch_size)))
 
 

@@ -48,7 +48,7 @@ class Evaluate(Ranged):
         from dualrate.report.table import as_text, table
 
         require_count(self.num, self.features)
-        model, progress = loaded(self.run_dir, self.device, compile=self.compile)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         how = {"reference": self.reference, "device": model.device, "progress": progress}
         judges = evaluators(model.experiment.data, self.features, **how)

@@ -66,7 +66,7 @@ class PlanSearch(Ranged):
             self._search()
             return
         steps = self._checked()
-        model, progress = loaded(self.run_dir, self.device, compile=self.compile)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         costs, budget, unit = self._budget(model)
@@ -103,7 +103,7 @@ class PlanSearch(Ranged):
         if self.steps is not None and len(self.steps) != 1:
             raise ValueError(f"--search is for one number of --steps, got {' '.join(map(str, self.steps))}")
         self._check_out()
-        model, progress = loaded(self.run_dir, self.device, compile=self.compile)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         counts = {"num": self.num, "grid": self.grid, "images": self.images, "batch_size": self.batch_size}
         steps = self.steps[0] if self.steps else None
         with mapper(self.workers, model.device, progress.note) as over:

@@ -46,7 +46,7 @@ class Sample(Ranged):
         from dualrate.machine.workers import mapper
         from dualrate.measuring.samples import write_samples
 
-        model, progress = loaded(self.run_dir, self.device, compile=self.compile)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
         drawer = self.sampling.drawer(model, **how)
         with closing(progress), mapper(self.workers, model.device, progress.note) as over:

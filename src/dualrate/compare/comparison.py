@@ -59,7 +59,7 @@ def compare(
     mixed: bool = False,
     device: torch.device | str = "cpu",
     workers: WorkerCount = 1,
-    compile: bool = False,
+    compiled: bool = False,
     progress: Reporter,
     command: str = "",
 ) -> ComparisonResults:
@@ -69,7 +69,7 @@ def compare(
     features: judges, for every run, as `features_named` reads them: all see the same images, and the first one screens
               and orders; the data set's own if not given
     workers:  processes that draw at once; what is timed is timed in this one, alone
-    compile:  the networks, when they are first called; memory is that without
+    compiled: the networks, when they are first called; memory is that without
     mixed:    allow runs that were trained on other data than the first, which judges all
     Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file.
     """
@@ -79,7 +79,7 @@ def compare(
     parsed = [Entry.parse(text) for text in entries]
     _require_names(parsed)
     runs = dict.fromkeys(run for entry in parsed for run in (entry.run, *entry.again))
-    models = {run: replace(load(run, device=device, note=progress.note), compiled=compile) for run in runs}
+    models = {run: replace(load(run, device=device, note=progress.note), compiled=compiled) for run in runs}
     _require_comparable(models, mixed=mixed)
     require_trainings(parsed, models)
     judges = evaluators(next(iter(models.values())).experiment.data, features, device=device, progress=progress)
