@@ -20,9 +20,9 @@ Value = TypeVar("Value")
 class InFloat32(nn.Module):
     """Of a layer's base classes the first: it then runs in the precision of its weights, whatever autocast says."""
 
-    def forward(self, h: Tensor) -> Tensor:
-        h = h.to(next(self.parameters()).dtype)
-        if not torch.is_autocast_enabled(h.device.type):  # a compiled call that says nothing of it is kept whole
+    def forward(self, input: Tensor) -> Tensor:
+        h = input.to(next(self.parameters()).dtype)
+        if not torch.is_autocast_enabled(h.device.type):  # what is compiled from this alone is found in the cache again
             return super().forward(h)
         with torch.autocast(h.device.type, enabled=False):
             return super().forward(h)

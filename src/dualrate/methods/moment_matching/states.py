@@ -117,7 +117,8 @@ class SegmentRollout(Ranged):
         turn = torch.arange(self.pairs) * length // self.pairs
         step = start[step] + (step - start[step] + turn) % length
         eps = draws.normal("z_tau", *batch.x.shape[1:]).to(batch.x.dtype)
-        z_tau = self.process.add_noise(batch.x, *moved(batch.x.device, grid.times[start[step[:, 0]]]), eps)
+        (tau,) = moved(batch.x.device, grid.times[start[step[:, 0]]])
+        z_tau = self.process.add_noise(batch.x, tau, eps)
         return grid.follow(student, z_tau, start[step[:, 0]], step, cond)
 
 
