@@ -33,7 +33,7 @@ WORKERS = (
 Workers = Annotated[WorkerCount, arg(help=WORKERS)]
 COMPILE = (
     "Compile the networks, which takes minutes the first time; later ones find it in the cache. Faster at small "
-    "batches, hardly at large ones on a CPU; pixels differ by rounding, so images and features of the two are not mixed."
+    "batches, hardly at large ones on a CPU. Pixels differ by rounding, so the two are never mixed."
 )
 Compile = Annotated[bool, arg(help=COMPILE)]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
