@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("float32", "bfloat16", "expected"), [(3.1, 2.0, True), (2.9, 2.0, False), (1.0, 2.0, False)])
 def test_bfloat16_must_be_clearly_faster_on_cpu(monkeypatch, float32, bfloat16, expected):
     seconds = {torch.float32: float32, torch.bfloat16: bfloat16}
-    monkeypatch.setattr(device, "_seconds", lambda _, dtype: seconds[dtype])
+    monkeypatch.setattr(device, "_seconds", lambda _, dtype, most=0: seconds[dtype])
     pays.cache_clear()
     decided = pays(CPU), pays(CPU)
     pays.cache_clear()
