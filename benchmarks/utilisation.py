@@ -15,17 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.interleave import Spread, interleaved, quotient
 from benchmarks.workloads import Work
+from dualrate.machine.accelerators import ACCELERATORS
 
-PEAKS = {  # FLOPs a second, bfloat16 without sparsity, by a part of the device's name: vendors' data sheets
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
 SIDE = 1024  # of the matrices
 
 
@@ -37,11 +28,12 @@ def flops_of(work: Callable[[], object]) -> int:
 
 
 def known_peak(device: torch.device, *, bfloat16: bool) -> float | None:
-    """FLOPs a second of a GPU that is listed, in bfloat16; None of anything else."""
+    """FLOPs a second of a GPU of `ACCELERATORS`, in bfloat16; None of anything else, cards for PCIe included."""
     if device.type != "cuda" or not bfloat16:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    name = torch.cuda.get_device_name(device).replace(" ", "").lower()
+    found = (one.flops for key, one in ACCELERATORS.items() if key.partition("-")[0] in name and "pcie" not in name)
+    return next(found, None)
 
 
 def product(device: torch.device, *, bfloat16: bool) -> Work:
