@@ -59,8 +59,8 @@ class Prepare:
         self.out, self.shard = out, shard_mib * 2**20 // (3 * size * size)
         command = [sys.executable, "-m", "dualrate_command", "data", "prepare", str(source), str(out), "--size"]
         command += [str(size), "--workers", str(workers), "--shard-mib", str(shard_mib), "--json"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
+        silent = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=silent, stderr=silent)
 
     def done(self) -> int:
         """Images in finished shards, but for the last of each split."""
@@ -71,11 +71,11 @@ class Prepare:
         total = 0.0
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                if os.getpgid(int(process.name)) == self.process.pid:
-                    total += (
-                        int(re.search(r"^Pss_Anon: +(\d+)", (process / "smaps_rollup").read_text(), re.M)[1]) / 1024
-                    )
-            except (OSError, TypeError):  # it ended meanwhile
+                if os.getpgid(int(process.name)) != self.process.pid:
+                    continue
+                found = re.search(r"^Pss_Anon: +(\d+)", (process / "smaps_rollup").read_text(), re.M)
+                total += int(found[1]) / 1024 if found else 0
+            except OSError:  # it ended meanwhile
                 continue
         return total
 

@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -32,6 +33,15 @@ def test_bfloat16_must_be_clearly_faster_on_cpu(monkeypatch, float32, bfloat16, 
     decided = pays(CPU), pays(CPU)
     pays.cache_clear()
     assert decided == (expected, expected)
+
+
+@pytest.mark.parametrize(("most", "calls"), [(math.inf, 8), (3.5, 4), (0.0, 1)])
+def test_a_type_that_is_far_too_slow_is_not_tried_again_and_again(monkeypatch, most, calls):
+    """Every call takes a second of this clock."""
+    asked = []
+    monkeypatch.setattr(device.time, "perf_counter", lambda: float(asked.append(None) or len(asked)))
+    assert device._seconds(CPU, torch.float32, most) == 1
+    assert len(asked) == 2 * calls
 
 
 def test_both_precisions_are_really_timed():

@@ -85,7 +85,7 @@ def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[
     end = start
     with tarfile.open(fileobj=headers, mode="r:") as tar:
         while (entry := tar.next()) is not None:
-            tar.members.clear()  # else it keeps every header
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # else it keeps every header
             begin, end = end, tar.offset
             inner = entry.offset_data + (entry.size if entry.type in _REGULAR and not entry.issparse() else 0)
             if not (begin <= entry.offset < entry.offset_data <= inner <= end <= stop):

@@ -31,7 +31,7 @@ def _seconds(device: torch.device, dtype: torch.dtype, most: float = math.inf) -
     weight = torch.full((256, 256), 0.1, device=device, requires_grad=True)
     rows = torch.full((1024, 256), 0.1, device=device, requires_grad=True)
     times: list[float] = []
-    while len(times) < 8 and sum(times) < most:
+    while not times or (len(times) < 8 and sum(times) < most):
         start = time.perf_counter()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             functional.linear(rows, weight).sum().backward()
