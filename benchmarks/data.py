@@ -70,20 +70,21 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{median:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def rate(make: Callable[[int], object], batch: int, rounds: int, per_round: int) -> list[float]:
-    """Images per second of making batches, one after the other, in each of some rounds."""
+def rate(make: Callable[[int], object], batch: int, rounds: int, per_round: int) -> list[tuple[float, float]]:
+    """Images per second, of wall and of CPU time, of making batches one after the other, in each of some rounds."""
     make(0)
     found, number = [], 1
     for _ in range(rounds):
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(per_round):
             make(number)
             number += 1
-        found.append(batch * per_round / (time.perf_counter() - start))
+        images = batch * per_round
+        found.append((images / (time.perf_counter() - wall), images / (time.process_time() - cpu)))
     return found
 
 
-def batches(folder: Path, batch: int, rounds: int, per_round: int) -> Iterator[tuple[str, list[float]]]:
+def batches(folder: Path, batch: int, rounds: int, per_round: int) -> Iterator[tuple[str, list[tuple[float, float]]]]:
     """Images per second by what is made of them."""
     from dualrate.data.images import load_images
     from dualrate.data.loader import Augment, Batches
@@ -183,7 +184,8 @@ def main() -> None:
             packed(folder, options.images or 100_000, options.side, filled=True)
             for batch in options.batches:
                 for made, found in batches(folder, batch, options.rounds, max(1, 4096 // batch)):
-                    print(f"batch {batch:5}, {made:6} {spread(found, ',.0f')} images/s")
+                    wall, cpu = (spread(rates, ",.0f") for rates in zip(*found, strict=True))
+                    print(f"batch {batch:5}, {made:6} {wall} images/s, {cpu} images a second of CPU", flush=True)
             return
         packed(folder, options.images or 1_281_167, options.side, filled=False)
         totals, split = [], []

@@ -216,7 +216,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {  # what is wrong: the file's name, 
     "cut off": ("x.parquet", parquet()[:-1], "cannot be read as Parquet"),
     "empty": ("x.parquet", b"", "cannot be read as Parquet"),
     "more than one line": ("x.parquet", b"PAR1\0\0\0\0\0\0\0\0PAR1", "cannot be read as Parquet"),
-    "another kind": ("x.tar", b"x", "expected .parquet, .npz, or a folder"),
+    "another kind": ("x.zip", b"x", r"expected \.tar \(not compressed\), \.parquet, \.npz, or a folder"),
 }  # fmt: skip
 
 

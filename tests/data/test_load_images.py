@@ -124,7 +124,7 @@ def test_unknown_sources(tmp_path: Path, load: Load) -> None:
     with pytest.raises(FileNotFoundError, match=r"no data at .*expected 'fashion-mnist', a folder"):
         load(tmp_path / "nothing")
     put(tmp_path / "data.zip", b"PK")
-    with pytest.raises(ValueError, match=r"expected \.parquet, \.npz, or a folder"):
+    with pytest.raises(ValueError, match=r"expected \.tar \(not compressed\), \.parquet, \.npz, or a folder"):
         load(tmp_path / "data.zip")
 
 
