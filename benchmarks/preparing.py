@@ -2,7 +2,7 @@
 
     python -m benchmarks.preparing FOLDER [--images 100000] [--counts 1 2 4] [--size 64]
 
-FOLDER/photos gets JPEGs of 160 x 120 (ImageNet's proportions at a third of its size: smooth colours and noise, 14 KB
+FOLDER/photos gets JPEGs of 160 x 120 (ImageNet's proportions at a third of its size: smooth colours and noise, 8 KB
 each at quality 90) in 100 classes, once. Each number of processes prepares them anew; memory is that of all processes
 together (proportional set sizes, without the page cache), read at a quarter, a half, three quarters and at the end of
 the images. Last, a preparation is killed with SIGKILL half-way and run again; its content must have the fingerprint of
