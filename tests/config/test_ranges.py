@@ -68,6 +68,8 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
     "dualrate.data.cache.Options",
+    "dualrate.data.source.Member",
+    "dualrate.data.tar_members.Found",
     "dualrate.data.prepare.Block",
     "dualrate.data.source.Raw",
     "dualrate.diffusion.draws.Draws",
