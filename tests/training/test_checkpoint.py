@@ -162,6 +162,62 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, point):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
+def file_of(header: object, data: bytes = bytes(24)) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(first: int, last: int, shape: list, dtype: str = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
+
+
+NO_TENSORS = {
+    "empty": b"",
+    "short": b"1234567",
+    "a header longer than the file": (2**40).to_bytes(8, "little"),
+    "no JSON": file_of({})[:8] + b"{{" + bytes(24),
+    "no object": file_of([1]),
+    "no entry": file_of({"w": 3}),
+    "bytes at the end": file_of({"w": entry(0, 20, [5])}),
+    "a hole": file_of({"w": entry(4, 24, [5])}),
+    "one over the other": file_of({"v": entry(0, 24, [6]), "w": entry(0, 24, [6])}),
+    "one over the other, together of the right size": file_of({"v": entry(0, 8, [2]), "w": entry(4, 20, [4])}),
+    "an end that is none": file_of({"w": entry(0, 20, [6])}),
+    "beyond the end": file_of({"w": entry(0, 2**50, [2**48])}),
+    "another size": file_of({"w": entry(0, 24, [5])}),
+    "negative sizes": file_of({"w": entry(0, 24, [-2, -3])}),
+    "sizes that are none": file_of({"w": entry(0, 24, [6.0])}),
+    "an unknown type": file_of({"w": entry(0, 24, [6], "F33")}),
+}
+
+
+@pytest.mark.parametrize("content", NO_TENSORS.values(), ids=NO_TENSORS.keys())
+def test_a_file_of_the_right_hash_that_holds_no_tensors_is_damage(tmp_path, content):
+    write(tmp_path, 1)
+    path = tmp_path / "step-00000001"
+    (path / "model.safetensors").write_bytes(content)
+    Manifest.write(path, [file.name for file in path.iterdir() if file.name != MANIFEST])
+    with pytest.raises(Damaged, match="matches its manifest but cannot be read"):
+        checkpoint.load(path)
+
+
+def test_tensors_of_every_type_and_of_other_writers_are_read(tmp_path):
+    types = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    types = (*types, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    named = {str(dtype): torch.arange(6).view(2, 3).to(dtype) for dtype in types}
+    named |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(3, 0)}
+    path = checkpoint.save(tmp_path, 1, {"model": named}, {})
+    assert same_bits(checkpoint.load(path).tensors, {"model": named})
+    (path / "model.safetensors").write_bytes(
+        file_of(
+            {"__metadata__": {"a": "b"}, "w": entry(8, 24, [2, 2]), "v": entry(0, 8, [2])}, bytes(20) + b"\0\0\x80?"
+        )
+    )
+    Manifest.write(path, [file.name for file in path.iterdir() if file.name != MANIFEST])
+    expected = {"v": torch.zeros(2), "w": torch.tensor([[0.0, 0.0], [0.0, 1.0]])}
+    assert same_bits(checkpoint.load(path).tensors, {"model": expected})
+
+
 def test_unfinished_writes_are_removed_by_the_owner_of_the_run(tmp_path):
     write(tmp_path, 1)
     (tmp_path / ".tmp-step-00000002-1").mkdir()
