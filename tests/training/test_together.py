@@ -111,11 +111,19 @@ def test_when_one_is_killed_the_others_end_and_say_why(tmp_path, rank):
     assert saved(run_dir) == ["step-00000004"]
 
 
-def test_when_one_hangs_the_others_end_after_the_timeout(tmp_path):
-    started = together.start(Toys(tmp_path / "run", faults.hang, 1, when=6), timeout=3)
+@pytest.mark.parametrize(
+    ("stalls", "where", "stack"),
+    [(False, "iteration 5", "in loss"), (True, "making the batch of iteration 5", "in batch")],
+)
+def test_when_one_hangs_the_others_end_after_the_timeout_and_it_says_where_it_stands(tmp_path, stalls, where, stack):
+    said = tmp_path / "said"
+    hung = Toys(tmp_path / "run", partial(faults.hang_aloud, said), 1, when=6, stalls=stalls)
+    started = together.start(hung, timeout=2)
     assert together.ended(started[:1], seconds=60) == [LOST]
-    assert started[1].is_alive()
-    started[1].kill()
+    assert "process 0 of 2 lost another one" in notes(tmp_path / "run")
+    assert together.ended(started[1:], seconds=60) == [LOST]
+    assert f"process 1 of 2: {where} has not ended after 4 seconds, the process is ended" in said.read_text()
+    assert stack in said.read_text()
 
 
 def test_data_that_is_not_finite_in_one_process_is_skipped_in_all_and_named(tmp_path):

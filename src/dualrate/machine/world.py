@@ -52,6 +52,11 @@ class World:
     def leads(self) -> bool:
         return self.rank == 0
 
+    @property
+    def name(self) -> str:
+        """Of this process, in messages."""
+        return f"process {self.rank} of {self.size}"
+
     def share(self, start: int, stop: int) -> range:
         """This process's rows of start..stop: contiguous, one more or less than any other's."""
         rows = stop - start
@@ -128,7 +133,7 @@ class World:
         except RuntimeError as error:  # torch has no class of its own for all of them
             what = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[0]).partition(". ")[0]
             raise Lost(
-                f"process {self.rank} of {self.size} lost another one, which ended or did not answer in time ({what}). "
+                f"{self.name} lost another one, which ended or did not answer in time ({what}). "
                 "What was saved is intact: the same command goes on from there"
             ) from error
 
@@ -175,7 +180,7 @@ def joined(device: torch.device) -> Iterator[World]:
         return
     follow_supervisor()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    world, wait = World(rank, size), timedelta(seconds=_timeout())
+    world, wait = World(rank, size), timedelta(seconds=timeout())
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with world._together():
@@ -188,7 +193,7 @@ def joined(device: torch.device) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def _timeout() -> float:
+def timeout() -> float:
     """Seconds that an operation on the device waits for the other processes."""
     text = os.environ.get("DUALRATE_TIMEOUT", "600")
     try:

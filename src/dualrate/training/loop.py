@@ -33,7 +33,8 @@ from dualrate.diffusion.values import Batch
 from dualrate.machine.device import compiles, default_generator, pays
 from dualrate.machine.guards import Interrupts, run_lock
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
-from dualrate.machine.world import World
+from dualrate.machine.watchdog import Watchdog
+from dualrate.machine.world import World, is_launched, timeout
 from dualrate.methods.method import Method, Phase
 from dualrate.networks.freeze import frozen
 from dualrate.training import checkpoint
@@ -89,9 +90,11 @@ def fit(
         if world.leads:
             stack.enter_context(run_lock(run_dir))
         interrupts = stack.enter_context(Interrupts())
+        patience = timeout() + min(timeout(), 5)  # the others may be first to say that they wait
+        watchdog = stack.enter_context(Watchdog(patience, ends=is_launched()))
         stack.enter_context(torch.random.fork_rng(cuda))
         plain = json.loads(json.dumps(dict(identity)))
-        trainer = _Trainer(method, config, device, progress, run_dir, plain, upgrade, world)
+        trainer = _Trainer(method, config, device, progress, run_dir, plain, upgrade, world, watchdog)
         if on_start and world.leads:
             on_start()
         stopped = trainer.run(batches, on_sample if world.leads else None, interrupts)
@@ -109,8 +112,10 @@ class _Trainer:
         identity: dict[str, Any],
         upgrade: Callable[[dict[str, Any]], dict[str, Any]],
         world: World,
+        watchdog: Watchdog,
     ) -> None:
         self.method, self.config, self.device, self.progress, self.upgrade = method, config, device, progress, upgrade
+        self.watchdog = watchdog
         self.world, self.share = world, Share(config.batch_size, config.micro_batch, world)
         self.checkpoints = run_dir / "checkpoints"
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
@@ -162,10 +167,12 @@ class _Trainer:
             self.world.any(interrupts.received is not None, self.out_of_time())
         ):
             start = time.perf_counter()
-            batch = batches.batch(state.iteration)
+            with self.watchdog.over(f"{self.world.name}: making the batch of iteration {state.iteration}"):
+                batch = batches.batch(state.iteration)
             if len(batch) != len(self.share.rows):
                 raise ValueError(f"got a batch of {len(batch)} rows, the configuration says {len(self.share.rows)}")
-            logs = self.iterate(batch.to(self.device))
+            with self.watchdog.over(f"{self.world.name}: iteration {state.iteration}"):
+                logs = self.iterate(batch.to(self.device))
             elapsed = time.perf_counter() - start
             state.seconds += elapsed
             self.report(logs, elapsed)
