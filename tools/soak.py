@@ -1,0 +1,297 @@
+"""Kill commands again and again at random moments, and see that they end with the bits that they have undisturbed.
+
+    python -m tools.soak [--kills 100] [--seed 0] [--jobs train prepare ...] [--folder DIR]
+
+A job is a `dualrate` command on tiny networks and made-up images. It is run once undisturbed, then in a new place,
+where SIGKILL (mostly) or SIGTERM ends the command or one of its processes, until the same command has come to its end;
+what it made must have the same bits, and no process and nothing half written may be left. Then from the start, until
+all kills are done. Prints a table in markdown; ends with 1 if anything differed. Commands fork from a server that has
+imported torch; the ranks of the training start as they always do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dualrate.training import checkpoint
+
+MARK = "DUALRATE_SOAK"  # in the environment of all that a job starts
+RECIPE = """
+import dualrate as dr
+from dualrate.experiments.experiment import DataConfig
+from dualrate.training.config import FitConfig
+def net(channels):
+    levels = (dr.Level("conv", channels, 1), dr.Level("transformer", channels, 1))
+    return dr.UViTConfig(28, 1, levels, 4, patch=2, embedding=16, head_dim=8)
+def tiny():
+    fit = FitConfig(150, batch_size=8, precision="float32", log_every=5, checkpoint_every=5, sample_every=100_000)
+    return dr.Experiment("tiny", dr.TwoNetworks(net(16), net(8)), dr.DenoisingConfig(), fit, DataConfig("images.npz"))
+"""
+CLOCK = ("second", "minute", "command", "time", "date", "version", "commit", "latency", "host")  # what may differ
+
+
+@dataclass(frozen=True)
+class Job:
+    """arguments: of `dualrate`, with OUT for the place; made: what of that place must have the same bits."""
+
+    arguments: Sequence[str]
+    made: Callable[[Path], object]
+
+
+@dataclass
+class Tally:
+    """What happened to a job. starts: of the command; ends: how often it came to its end; wrong: what was not right."""
+
+    killed: int = 0
+    terminated: int = 0
+    of_children: int = 0
+    writing: int = 0
+    starts: int = 0
+    ends: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        return self.killed + self.terminated
+
+    def row(self, name: str) -> str:
+        result = "; ".join(self.wrong) or f"{self.ends} times the same bits"
+        cells = (name, self.killed, self.terminated, self.of_children, self.writing, self.starts, result)
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+HEAD = (
+    "| job | SIGKILL | SIGTERM | of them to a process of the command | while something was written | starts | result |"
+)
+
+
+def files(pattern: str) -> Callable[[Path], object]:
+    """Names and hashes of files."""
+
+    def made(place: Path) -> object:
+        found = sorted(file for file in place.glob(pattern) if file.is_file() and file.name != ".lock")
+        return {str(file.relative_to(place)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+
+    return made
+
+
+def trained(place: Path) -> object:
+    """Every bit of the newest checkpoint, and what was logged."""
+    newest = checkpoint.saved_paths(place / "checkpoints")[-1]
+    lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    return newest.name, files("*.safetensors")(newest), [timeless(line) for line in lines]
+
+
+def results(place: Path) -> object:
+    """Every figure of a JSON beside a page, and the kept features."""
+    return timeless(json.loads(place.with_suffix(".json").read_text()))
+
+
+def timeless(value: object) -> object:
+    """The value without what a clock says."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if not any(word in k.lower() for word in CLOCK)}
+    return [timeless(one) for one in value] if isinstance(value, list) else value
+
+
+def jobs(folder: Path) -> dict[str, Job]:
+    model = str(folder / "model")
+    judge = ("--features", "fashion-mnist")
+    return {
+        "train": Job(("train", "mine:tiny", "--out", "OUT", "--nproc", "2", "--retries", "1000"), trained),
+        "prepare": Job(
+            ("data", "prepare", str(folder / "images"), "OUT", "--size", "64", "--shard-mib", "1", "--workers", "2"),
+            files("**/*"),
+        ),
+        "sample": Job(
+            ("sample", model, "--out", "OUT", "--num", "96", "--batch-size", "8", "--steps", "8", "--npz"),
+            files("*.png"),
+        ),
+        "evaluate": Job(
+            ("evaluate", model, "--keep", "OUT", "--num", "384", "--batch-size", "16", "--steps", "4", *judge),
+            files("**/*.safetensors"),
+        ),
+        "compare": Job(
+            ("compare", f"a={model}:4/2", f"b={model}:6/2", "--out", "OUT.html", "--screen", "192", "--count", "384",
+             "--minutes", "100", *judge),
+            results,
+        ),
+    }  # fmt: skip
+
+
+def make_images(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (256, 28, 28, 1), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=np.arange(256) % 4)
+    for index in range(900):
+        place = folder / "images" / f"class{index % 3}" / f"{index}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (80, 96, 3), dtype=np.uint8)).save(place)
+
+
+def command(arguments: Sequence[str], folder: Path, log: Path, mark: str) -> None:
+    """`dualrate <arguments>`, in this process."""
+    os.setsid()
+    os.chdir(folder)
+    with log.open("a") as opened:
+        os.dup2(opened.fileno(), 1)
+        os.dup2(opened.fileno(), 2)
+    os.environ |= {MARK: mark, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    os.environ |= {"DUALRATE_CACHE": str(folder / "cache"), "DUALRATE_THREADS": "1"}
+    sys.path.insert(0, str(folder))
+    sys.argv = ["dualrate", *arguments]
+    import torch
+
+    from dualrate.cli.main import main
+
+    torch.set_num_threads(1)
+    main()
+
+
+def processes(mark: str) -> Iterator[int]:
+    """The numbers of those that carry a mark: they were started by a command that did."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}\0".encode() in (place / "environ").read_bytes():
+                yield int(place.name)
+        except OSError:  # it has ended, or is somebody else's
+            continue
+
+
+class Soak:
+    """Jobs in a folder, and what becomes of them."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.rng, self.count = folder, random.Random(seed), 0
+        self.server = multiprocessing.get_context("forkserver")
+        self.server.set_forkserver_preload(
+            ["dualrate.cli.main", "dualrate.measuring.samples", "dualrate.compare.comparison", "torch._dynamo"]
+        )
+
+    def start(self, job: Job, place: Path) -> tuple[BaseProcess, str]:
+        self.count += 1
+        mark = f"{os.getpid()}-{self.count}"
+        arguments = [one.replace("OUT", str(place)) for one in job.arguments]
+        child = self.server.Process(target=command, args=(arguments, self.folder, place.with_suffix(".log"), mark))
+        child.start()
+        return child, mark
+
+    def undisturbed(self, name: str, job: Job) -> tuple[object, float]:
+        """What the job makes, and in how many seconds."""
+        place, start = self.folder / f"{name}-straight", time.monotonic()
+        child, _ = self.start(job, place)
+        child.join()
+        if child.exitcode:
+            raise RuntimeError(f"{name} ends with {child.exitcode}: {place.with_suffix('.log').read_text()[-2000:]}")
+        return job.made(place), time.monotonic() - start
+
+    def kill(self, child: BaseProcess, mark: str, tally: Tally) -> None:
+        """End the command, or one of its processes."""
+        assert child.pid is not None
+        others = [number for number in processes(mark) if number != child.pid]
+        victim = self.rng.choice(others) if others and self.rng.random() < 0.5 else child.pid
+        number = signal.SIGTERM if self.rng.random() < 0.15 else signal.SIGKILL
+        try:
+            os.kill(victim, number)
+        except ProcessLookupError:
+            return
+        tally.killed += number == signal.SIGKILL
+        tally.terminated += number == signal.SIGTERM
+        tally.of_children += victim != child.pid
+
+    def storm(self, name: str, job: Job, expected: object, seconds: float, kills: int, tally: Tally) -> None:
+        """From the start to the end, with `kills` at most on the way."""
+        place, before = self.folder / f"{name}-{tally.ends}", tally.kills
+        while True:
+            child, mark = self.start(job, place)
+            tally.starts += 1
+            while tally.kills - before < kills:
+                child.join(self.rng.uniform(0.02, 0.7) * seconds)
+                if child.exitcode is not None:
+                    break
+                self.kill(child, mark, tally)
+                time.sleep(0.02)
+                tally.writing += bool(list(self.unfinished(place)))
+            child.join()
+            self.wait_for_the_last(name, mark, tally)
+            if child.exitcode == 0:
+                break
+            if child.exitcode not in (-signal.SIGKILL, -signal.SIGTERM, 75, 76, 128 + signal.SIGTERM):
+                said = place.with_suffix(".log").read_text()[-1500:]
+                print(f"{name} ended with {child.exitcode}:\n{said}", file=sys.stderr, flush=True)
+                tally.wrong.append(f"exit code {child.exitcode}")
+                return
+        tally.ends += 1
+        if job.made(place) != expected:
+            tally.wrong.append(f"other bits in {place}")
+        elif left := [str(one) for one in self.unfinished(place)]:
+            tally.wrong.append(f"left over: {', '.join(left[:3])}")
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+
+    @staticmethod
+    def unfinished(place: Path) -> Iterator[Path]:
+        """What is written aside, there and beside it."""
+        for root, pattern in ((place, "**/*"), (place.parent, f".tmp-{place.name}*"), (place.parent, f"{place.name}*")):
+            for file in root.glob(pattern):
+                if file.name.startswith(".tmp-") or file.suffix == ".partial":
+                    yield file
+
+    def wait_for_the_last(self, name: str, mark: str, tally: Tally) -> None:
+        """No process of a command outlives it for long."""
+        end = time.monotonic() + 120
+        while left := list(processes(mark)):
+            if time.monotonic() > end:
+                tally.wrong.append(f"{len(left)} processes left over")
+                for number in left:
+                    os.kill(number, signal.SIGKILL)
+            time.sleep(0.1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100, help="in all")
+    parser.add_argument("--storm", type=int, default=5, help="kills at most before a job may come to its end")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", nargs="+", default=["train", "prepare", "sample", "evaluate", "compare"])
+    parser.add_argument("--folder", type=Path, help="a new one, which stays; default: a temporary one")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "mine.py").write_text(RECIPE)
+        make_images(folder)
+        soak, tallies = Soak(folder, options.seed), {}
+        if set(options.jobs) & {"sample", "evaluate", "compare"}:
+            soak.undisturbed("model", Job(("train", "mine:tiny", "--out", str(folder / "model")), lambda place: None))
+        for index, name in enumerate(options.jobs):
+            job, tally = jobs(folder)[name], tallies.setdefault(name, Tally())
+            share = options.kills // len(options.jobs) + (index < options.kills % len(options.jobs))
+            expected, seconds = soak.undisturbed(name, job)
+            print(f"{name}: {seconds:.1f} s undisturbed", file=sys.stderr, flush=True)
+            while tally.kills < share and not tally.wrong:
+                soak.storm(name, job, expected, seconds, min(options.storm, share - tally.kills), tally)
+                print(tally.row(name), file=sys.stderr, flush=True)
+        print("\n".join((HEAD, "| --- |" + " --- |" * 6, *(tally.row(name) for name, tally in tallies.items()))))
+    return 1 if any(tally.wrong for tally in tallies.values()) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
