@@ -78,11 +78,11 @@ def test_one_that_hangs_when_another_has_failed_is_ended_and_says_where_it_stood
 WAITING = """
 import os, signal, sys, time
 from pathlib import Path
-def saved(*_):
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def saved(number, _):
+    signal.signal(number, signal.SIG_DFL)
     Path(sys.argv[1], "saved" + os.environ["RANK"]).touch()
     if sys.argv[2] == "saves": sys.exit(75)
-signal.signal(signal.SIGTERM, saved)
+for number in (signal.SIGTERM, signal.SIGUSR1): signal.signal(number, saved)
 Path(sys.argv[1], os.environ["RANK"]).write_text(str(os.getpid()))
 while True: time.sleep(0.01)
 """
@@ -123,9 +123,10 @@ def is_running(number: int) -> bool:
     return True
 
 
-def test_a_signal_is_passed_on_to_all(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_passed_on_to_all(tmp_path, number):
     supervisor, children = waiting(tmp_path, "saves")
-    os.kill(supervisor.pid, signal.SIGTERM)
+    os.kill(supervisor.pid, number)
     assert ended(supervisor) == 75
     assert (tmp_path / "saved0").exists()
     assert (tmp_path / "saved1").exists()

@@ -66,6 +66,11 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def warn() -> None:
+    """As Slurm does ahead of its time limit."""
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
 def terminate_twice() -> None:
     terminate()
     terminate()

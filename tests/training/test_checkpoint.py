@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import random
 import shutil
 import stat
@@ -108,6 +109,17 @@ def test_readers_fall_back_too_but_move_nothing(tmp_path):
     assert found is not None
     assert found.state["iteration"] == 1
     assert len(checkpoint.saved_paths(tmp_path)) == 2
+
+
+def test_the_newest_is_that_of_the_last_iteration_whatever_the_clock_says(tmp_path):
+    assert write(tmp_path, 99_999_999, 100_000_000, 8) == ["step-00000008", "step-99999999", "step-100000000"]
+    for age, name in enumerate(("step-00000008", "step-100000000", "step-99999999")):
+        os.utime(tmp_path / name, (10**9 * age, 2 * 10**9 - 10**8 * age))  # in the future, too
+    for found in (checkpoint.latest(tmp_path), checkpoint.recover(tmp_path, pytest.fail)):
+        assert found is not None
+        assert found.state["iteration"] == 100_000_000
+    checkpoint.prune(tmp_path, 2)
+    assert [path.name for path in checkpoint.saved_paths(tmp_path)] == ["step-99999999", "step-100000000"]
 
 
 def test_if_none_is_intact_it_is_an_error_also_the_next_time(tmp_path):

@@ -85,7 +85,7 @@ def test_a_storm_of_kills_at_random_times_changes_nothing(tmp_path, seed):
     assert metrics(tmp_path / "straight") == metrics(run_dir)
 
 
-@pytest.mark.parametrize("sent", [faults.terminate, faults.interrupt])
+@pytest.mark.parametrize("sent", [faults.terminate, faults.interrupt, faults.warn])
 def test_a_signal_saves_first(tmp_path, straight, sent):
     run_dir = tmp_path / "run"
     assert faults.run(run_dir, Plan(12, sent, "loss")) == 3

@@ -1,7 +1,10 @@
 import json
 import math
+import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -473,3 +476,26 @@ def test_compiled_training_is_eager_training_up_to_rounding(tmp_path):
     for file, tensors in run("eager", compiled=False).items():
         for name, value in tensors.items():
             torch.testing.assert_close(compiled[file][name], value, rtol=1e-4, atol=1e-6)
+
+
+def held() -> tuple[int, int, int]:
+    """Bytes of memory, open files and threads of this process. Linux only."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(fields["VmRSS"].split()[0]), len(os.listdir("/proc/self/fd")), int(fields["Threads"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_neither_memory_nor_open_files_nor_threads_grow_with_the_iterations_and_the_checkpoints(tmp_path):
+    found: dict[int, tuple[int, int, int]] = {}
+
+    class Measuring(Recorder):
+        def update(self, iteration, total, logs) -> None:
+            if iteration in (100, 300):
+                while any(thread.name == "saving" for thread in threading.enumerate()):
+                    time.sleep(0.001)
+                found[iteration] = held()
+
+    train(tmp_path, config=replace(CONFIG, iterations=300, checkpoint_every=6), progress=Measuring())
+    (memory, *others), (later, *others_later) = found[100], found[300]
+    assert later < 1.05 * memory
+    assert others_later == others

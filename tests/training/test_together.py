@@ -87,10 +87,10 @@ def notes(run_dir: Path, rank: int = 0) -> str:
     return run_dir.with_suffix(f".notes{rank}").read_text()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_process_stops_all_at_the_same_iteration(tmp_path, rank):
+@pytest.mark.parametrize(("rank", "sent"), [(0, faults.terminate), (1, faults.warn)])
+def test_a_signal_to_one_process_stops_all_at_the_same_iteration(tmp_path, rank, sent):
     run_dir = tmp_path / "run"
-    assert together.ended(together.start(Toys(run_dir, faults.terminate, rank, when=6))) == [75, 75]
+    assert together.ended(together.start(Toys(run_dir, sent, rank, when=6))) == [75, 75]
     assert saved(run_dir) == ["step-00000004", "step-00000006"]
     Toys(tmp_path / "straight")(World())
     Toys(run_dir)(World())

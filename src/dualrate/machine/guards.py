@@ -35,8 +35,11 @@ def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
         yield
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm warns of its time limit by any that it is told to
+
+
 class Interrupts:
-    """Turns the first SIGINT or SIGTERM into `received`; a second one acts as if nobody listened, at once.
+    """Turns the first of STOPS into `received`; a second one acts as if nobody listened, at once.
 
     Python delivers signals to the main thread only; in any other thread this does nothing.
     """
@@ -47,7 +50,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPS:
                 self._before[number] = signal.signal(number, self._receive)
         return self
 

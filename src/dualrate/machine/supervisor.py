@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from dualrate.machine.guards import STOPS
 from dualrate.machine.world import LOST, SUPERVISOR
 
 GRACE = 15.0
@@ -124,12 +125,12 @@ class Supervisor:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Within the block SIGINT and SIGTERM are collected."""
+        """Within the block the signals that stop a training are collected."""
 
         def receive(number: int, frame: FrameType | None) -> None:
             self.signals.append(number)
 
-        before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, receive) for number in STOPS}
         try:
             yield
         finally:

@@ -132,7 +132,8 @@ def path_of(directory: Path, iteration: int) -> Path:
 
 def saved_paths(directory: Path) -> list[Path]:
     """The checkpoint directories, oldest first."""
-    return sorted(entry for entry in _entries(directory) if re.fullmatch(r"step-\d{8,}", entry.name))
+    found = [entry for entry in _entries(directory) if re.fullmatch(r"step-\d{8,}", entry.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _entries(directory: Path) -> list[Path]:
