@@ -221,7 +221,7 @@ class Soak:
         place, before = self.folder / f"{name}-{tally.ends}", tally.kills
         while True:
             child, mark = self.start(job, place)
-            tally.starts += 1
+            tally.starts, of_children = tally.starts + 1, tally.of_children
             while tally.kills - before < kills:
                 child.join(self.rng.uniform(0.02, 0.7) * seconds)
                 if child.exitcode is not None:
@@ -233,6 +233,8 @@ class Soak:
             self.wait_for_the_last(name, mark, tally)
             if child.exitcode == 0:
                 break
+            if child.exitcode == 2 and tally.of_children >= of_children + 3:
+                continue  # a block whose workers die three times is given up, with an error: as it should be
             if child.exitcode not in (-signal.SIGKILL, -signal.SIGTERM, 75, 76, 128 + signal.SIGTERM):
                 said = place.with_suffix(".log").read_text()[-1500:]
                 print(f"{name} ended with {child.exitcode}:\n{said}", file=sys.stderr, flush=True)
