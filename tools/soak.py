@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file
 
 from dualrate.training import checkpoint
 
@@ -44,7 +45,19 @@ def tiny():
     fit = FitConfig(150, batch_size=8, precision="float32", log_every=5, checkpoint_every=5, sample_every=100_000)
     return dr.Experiment("tiny", dr.TwoNetworks(net(16), net(8)), dr.DenoisingConfig(), fit, DataConfig("images.npz"))
 """
-CLOCK = ("second", "minute", "command", "time", "date", "version", "commit", "latency", "host")  # what may differ
+CLOCK = (
+    "second",
+    "minute",
+    "command",
+    "time",
+    "date",
+    "version",
+    "commit",
+    "latency",
+    "host",
+    "peak_bytes",
+    "batch_size",
+)  # measured of a machine
 
 
 @dataclass(frozen=True)
@@ -99,8 +112,14 @@ def trained(place: Path) -> object:
     return newest.name, files("*.safetensors")(newest), [timeless(line) for line in lines]
 
 
+def features(place: Path) -> object:
+    """Every bit of the kept features; beside them stands how long drawing took."""
+    found = {file.name: load_file(file) for file in sorted(place.glob("*.safetensors"))}
+    return {name: {key: one.numpy().tobytes() for key, one in tensors.items()} for name, tensors in found.items()}
+
+
 def results(place: Path) -> object:
-    """Every figure of a JSON beside a page, and the kept features."""
+    """Every figure of the JSON beside a page."""
     return timeless(json.loads(place.with_suffix(".json").read_text()))
 
 
@@ -126,7 +145,7 @@ def jobs(folder: Path) -> dict[str, Job]:
         ),
         "evaluate": Job(
             ("evaluate", model, "--keep", "OUT", "--num", "384", "--batch-size", "16", "--steps", "4", *judge),
-            files("**/*.safetensors"),
+            features,
         ),
         "compare": Job(
             ("compare", f"a={model}:4/2", f"b={model}:6/2", "--out", "OUT.html", "--screen", "192", "--count", "384",
@@ -233,8 +252,8 @@ class Soak:
             self.wait_for_the_last(name, mark, tally)
             if child.exitcode == 0:
                 break
-            if child.exitcode == 2 and tally.of_children >= of_children + 3:
-                continue  # a block whose workers die three times is given up, with an error: as it should be
+            if child.exitcode == 2 and tally.of_children > of_children:
+                continue  # what cannot go on without its process ends with an error, and the same command goes on
             if child.exitcode not in (-signal.SIGKILL, -signal.SIGTERM, 75, 76, 128 + signal.SIGTERM):
                 said = place.with_suffix(".log").read_text()[-1500:]
                 print(f"{name} ended with {child.exitcode}:\n{said}", file=sys.stderr, flush=True)
