@@ -69,9 +69,9 @@ def main() -> None:
     options = parser.parse_args()
     on_one_thread()
     entries = [Entry.parse(text) for text in options.entries]
-    data = load(entries[0].run).experiment.data
-    train, test = (torch.tensor(data.load(split).images) for split in ("train", "test"))
-    bands = Bands(tuple(train.shape[1:]), RINGS)
+    first = load(entries[0].run)
+    train, test = (torch.tensor(first.experiment.data.load(split).images) for split in ("train", "test"))
+    bands = Bands(first.shape, RINGS)
     real = banded(train, bands)
     columns = {"test": list(differences(banded(test[: options.count], bands), real))}
     for entry in entries:
