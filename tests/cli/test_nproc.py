@@ -98,6 +98,12 @@ def test_another_number_than_torchrun_started_is_refused(monkeypatch, capsys):
     assert "--nproc 2, but 4 processes are started: drop --nproc" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [("--shard", "2"), ("--nproc", "4", "--shard", "3")])
+def test_processes_that_hold_the_weights_together_divide_all_of_them(monkeypatch, capsys, options):
+    assert call(monkeypatch, "train", "fashion-mnist-small", *options) == 2
+    assert f"--shard {options[-1]} of" in capsys.readouterr().err
+
+
 def test_several_processes_are_started_with_the_same_command(monkeypatch):
     started = []
 

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import json
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 
@@ -87,8 +87,14 @@ def loaded(run: str) -> dr.Model:
     return dr.Model(run, RUNS[run], networks.eval(), denoiser, 1, weights_hash=f"of {run}")
 
 
-def prepared(experiment: dr.Experiment, *, fresh: bool, read: list[str] | None = None) -> dr.Prepared:
-    """read: the runs that were loaded are added to it."""
+def prepared(
+    experiment: dr.Experiment,
+    *,
+    fresh: bool,
+    read: list[str] | None = None,
+    shard: Callable[[nn.Module], None] = lambda network: None,
+) -> dr.Prepared:
+    """read: the runs that were loaded are added to it; shard: of `Start`."""
 
     def load(run: str) -> dr.Model:
         if read is not None:
@@ -100,7 +106,7 @@ def prepared(experiment: dr.Experiment, *, fresh: bool, read: list[str] | None =
     def batch(iteration: int) -> dr.Batch:
         return images(8, 8 * iteration, torch.get_default_dtype())
 
-    start = dr.Start(fresh, torch.device("cpu"), False, load, batch, note)
+    start = dr.Start(fresh, torch.device("cpu"), False, load, batch, note, shard)
     return experiment.method.prepare(experiment, start)
 
 
@@ -109,10 +115,10 @@ def images(rows: int, first: int = 0, dtype: torch.dtype = torch.float64) -> dr.
     return dr.Batch(draws.normal("x", 1, 8, 8).clamp(-1, 1).to(dtype), draws.row % 3, draws.row)
 
 
-def method_of(experiment: dr.Experiment) -> Method:
-    """In double precision; no two of its networks have the same weights."""
+def method_of(experiment: dr.Experiment, shard: Callable[[nn.Module], None] = lambda network: None) -> Method:
+    """In double precision; no two of its networks have the same weights. shard: of `Start`."""
     with in_double():
-        method = prepared(experiment, fresh=True).method
+        method = prepared(experiment, fresh=True, shard=shard).method
     randomised(method.networks, 7)
     randomised(method.auxiliaries, 8)
     return method
@@ -210,6 +216,32 @@ def test_a_loss_is_a_mean_over_rows(experiment):
 def halved(logs) -> list[str]:
     """Logs of the gap between auxiliary and teacher, where it is not zero."""
     return [name for name, value in logs.items() if "gap" in name and value]
+
+
+@every_case
+def test_networks_are_called_as_often_whatever_the_rows(experiment):
+    """And the same parameters get a gradient: processes whose rows differ gather weights together."""
+    called: list[str] = []
+
+    def shard(network: nn.Module) -> None:
+        network.register_forward_hook(lambda *_: called.append("held"))
+
+    method = method_of(experiment, shard)
+    for part in (method.networks, method.auxiliaries):
+        for name, network in part.items():
+            network.register_forward_hook(lambda *_, name=name: called.append(name))
+    several = isinstance(method, dr.InstantMomentMatching)  # which needs two rows, of all processes together
+    for iteration, phase in phases_of(method).values():
+        found = []
+        for rows in (slice(0, 8), slice(0, 1 + several), slice(3, 4 + several), slice(6, 8)):
+            called.clear()
+            batch = images(8)[rows]
+            phase.loss(batch, iteration, Draws(0, batch.sample)).total.backward()
+            found.append((list(called), [p.grad is not None for p in phase.parameters]))
+            for parameter in phase.parameters:
+                parameter.grad = None
+        assert found[0][0]
+        assert all(one == found[0] for one in found)
 
 
 @every_case

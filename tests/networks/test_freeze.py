@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 
 from dualrate.networks.freeze import at_rest, frozen
 from dualrate.training.ema import Ema
@@ -100,10 +100,10 @@ def one_process():
     distributed.destroy_process_group()
 
 
-def test_sharded_in_mixed_precision_before_the_first_forward(one_process):
+def test_sharded_before_the_first_forward(one_process):
     """The gathered weights are made at the first forward, here inside the block; after it they train as ever."""
     net = network()
-    fully_shard(net, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16), reshard_after_forward=False)
+    fully_shard(net, reshard_after_forward=True)
     before = flags(net)
     with frozen(net):
         assert not net(torch.ones(1, 4)).requires_grad

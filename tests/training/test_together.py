@@ -1,8 +1,12 @@
-"""Training over two processes: the numbers of one, whatever the method, and an end for all when one ends."""
+"""Training over two processes: the numbers of one, whatever the method, and an end for all when one ends.
+
+Each holds all of the networks, or both hold them together.
+"""
 
 import json
 import signal
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,28 +17,33 @@ from dualrate.machine.world import LOST, World
 from dualrate.training import checkpoint
 from dualrate.training.share import Share
 from training import faults, together
-from training.together import Toys
+from training.together import Held, InTurn, Toys, Work
 from training.toy import final
 
-CASES = {  # batch size, micro-batch: shares of unequal size, with unequal numbers of kept contexts
+Cases = Mapping[str, tuple[int, int | None]]
+CASES: Cases = {  # batch size, micro-batch: shares of unequal size, with unequal numbers of kept contexts
     "denoising": (6, None),
     "denoising, dual": (7, 5),
     "moment matching": (5, None),
     "instant": (7, None),
 }
-STUDENTS = {"moment matching, full": (6, 4), "instant, dual": (10, 5)}
+STUDENTS: Cases = {"moment matching, full": (6, 4), "instant, dual": (10, 5)}
 STRAIGHT = 50
 
 
 @dataclass(frozen=True)
 class TrainAll:
+    """stops: iterations, each with whether the processes hold the weights together until then."""
+
     folder: Path
-    iterations: int
-    cases: dict[str, tuple[int, int | None]]
+    stops: tuple[tuple[int, bool], ...]
+    cases: Cases
 
     def __call__(self, world: World) -> None:
         for case, (batch_size, micro_batch) in self.cases.items():
-            together.train(case, self.folder / case, self.iterations, world, batch_size, micro_batch)
+            for iterations, together_held in self.stops:
+                here = world if together_held else replace(world, mesh=None)
+                together.train(case, self.folder / case, iterations, here, batch_size, micro_batch)
 
 
 def losses(run: Path) -> list[dict[str, float]]:
@@ -42,19 +51,28 @@ def losses(run: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if "/" in name} for line in lines]
 
 
-def trained(folder: Path, cases: dict[str, tuple[int, int | None]]) -> tuple[Path, Path]:
-    """Runs of one process, and of two, then one, then two."""
+def trained(
+    folder: Path, cases: Mapping[str, tuple[int, int | None]], *more: Callable[[Path], Work]
+) -> tuple[Path, Path]:
+    """Runs of one process; and of two that hold the weights together, one, two that hold all, two as at first.
+
+    more: what else the last processes do, given the runs of one
+    """
     one, mixed = folder / "one", folder / "mixed"
-    assert together.ended(together.start(TrainAll(mixed, 20, cases))) == [0, 0]
-    TrainAll(mixed, 30, cases)(World())
-    assert together.ended(together.start(TrainAll(mixed, STRAIGHT, cases))) == [0, 0]
-    TrainAll(one, STRAIGHT, cases)(World())
+    assert together.ended(together.start(TrainAll(mixed, ((5, True),), cases), shard=2)) == [0, 0]
+    TrainAll(mixed, ((15, False),), cases)(World())
+    TrainAll(one, ((STRAIGHT, False),), cases)(World())
+    last = TrainAll(mixed, ((44, False), (STRAIGHT, True)), cases)
+    works = InTurn((last, *(work(one) for work in more)))
+    assert together.ended(together.start(works, shard=2)) == [0, 0]
     return one, mixed
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("together"), CASES)
+    folder = tmp_path_factory.mktemp("together")
+    nan = Toys(folder / "nan", nan=14, iterations=4)
+    return trained(folder, CASES, lambda one: Held("denoising, dual", one / "denoising, dual"), lambda one: nan)
 
 
 def assert_equal(one: Path, mixed: Path) -> None:
@@ -68,8 +86,28 @@ def assert_equal(one: Path, mixed: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_have_the_losses_of_one_also_resumed_by_another_number(folders, case):
+    """Losses and norms of gradients; and at the end weights, averages and moments."""
     one, mixed = folders
     assert_equal(one / case, mixed / case)
+    alone, shared = final(one / case), final(mixed / case)
+    assert alone.keys() == shared.keys()
+    for file, tensors in alone.items():
+        assert tensors.keys() == shared[file].keys()
+        for name, value in tensors.items():
+            torch.testing.assert_close(shared[file][name], value, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_four_processes_of_which_two_and_two_hold_the_weights_together(folders, tmp_path):
+    one, _ = folders
+    for case, sizes in {"denoising, dual": (7, None), "instant": (7, None)}.items():
+        works = InTurn(
+            (TrainAll(tmp_path, ((STRAIGHT, True),), {case: sizes}), Held("denoising, dual", one / "denoising, dual"))
+        )
+        assert together.ended(together.start(works, 4, shard=2)) == [0] * 4
+        TrainAll(tmp_path / "one", ((STRAIGHT, False),), {case: sizes})(World())
+        assert_equal(tmp_path / "one" / case, tmp_path / case)
 
 
 @pytest.mark.slow
@@ -100,11 +138,11 @@ def test_a_signal_to_one_process_stops_all_at_the_same_iteration(tmp_path, rank,
         assert torch.allclose(value, resumed["model"][name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_when_one_is_killed_the_others_end_and_say_why(tmp_path, rank):
+@pytest.mark.parametrize(("rank", "shard"), [(0, 1), (1, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
+def test_when_one_is_killed_the_others_end_and_say_why(tmp_path, rank, shard):
     run_dir = tmp_path / "run"
     killed = Toys(run_dir, partial(faults.settled, faults.kill), rank, when=6)
-    codes = together.ended(together.start(killed), seconds=30)
+    codes = together.ended(together.start(killed, shard=shard), seconds=30)
     assert codes[rank] == -signal.SIGKILL
     assert codes[1 - rank] == LOST
     assert f"process {1 - rank} of 2 lost another one" in notes(run_dir, 1 - rank)
@@ -126,9 +164,11 @@ def test_when_one_hangs_the_others_end_after_the_timeout_and_it_says_where_it_st
     assert stack in said.read_text()
 
 
-def test_data_that_is_not_finite_in_one_process_is_skipped_in_all_and_named(tmp_path):
-    run_dir = tmp_path / "run"
-    assert together.ended(together.start(Toys(run_dir, nan=14, iterations=4))) == [0, 0]
+@pytest.mark.parametrize("held", ["whole", "together"])
+def test_data_that_is_not_finite_in_one_process_is_skipped_in_all_and_named(tmp_path, folders, held):
+    run_dir = tmp_path / "run" if held == "whole" else folders[0].parent / "nan"
+    if held == "whole":
+        assert together.ended(together.start(Toys(run_dir, nan=14, iterations=4))) == [0, 0]
     for rank in range(2):
         assert "samples 8 to 15: loss nan" in notes(run_dir, rank)
         assert "not finite in samples [14]: update skipped" in notes(run_dir, rank)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from dualrate.cli.options import Device, ProcessCount, RetryCount
+from dualrate.cli.options import Device, ProcessCount, RetryCount, ShardCount
 from dualrate.cli.recipe import checked, override, recipe_named
 from dualrate.cli.train import launch, run_training
 from dualrate.config.ranges import (
@@ -82,12 +82,13 @@ class Distill(Ranged):
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
     nproc: ProcessCount = 1
+    shard: ShardCount = 1
     retries: RetryCount = 3
 
     def run(self) -> None:
         student = self.experiment()
-        launch(self.nproc, self.retries)
-        run_training(student, self.out, self.device, self.fd_every)
+        launch(self.nproc, self.retries, self.shard)
+        run_training(student, self.out, self.device, self.fd_every, self.shard)
 
     @property
     def _student_rate(self) -> float:

@@ -14,14 +14,14 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import decoding, report_end, reporter
-from dualrate.cli.options import Device, ProcessCount, RetryCount
+from dualrate.cli.options import Device, ProcessCount, RetryCount, ShardCount
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.experiments.experiment import Experiment
 from dualrate.machine.device import pick_device
 from dualrate.machine.progress import PlainReporter, Silent
 from dualrate.machine.supervisor import Supervisor
-from dualrate.machine.world import is_launched, joined, own_device
+from dualrate.machine.world import check_shard, is_launched, joined, own_device
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet, natural16
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
@@ -62,35 +62,41 @@ class Train(Ranged):
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
     nproc: ProcessCount = 1
+    shard: ShardCount = 1
     retries: RetryCount = 3
 
     def run(self) -> None:
-        launch(self.nproc, self.retries)
-        run_training(self.experiment, self.out, self.device, self.fd_every)
+        launch(self.nproc, self.retries, self.shard)
+        run_training(self.experiment, self.out, self.device, self.fd_every, self.shard)
 
 
-def launch(processes: int, retries: int) -> None:
+def launch(processes: int, retries: int, shard: int) -> None:
     """Where several processes are asked for, run this command in each of them and exit as they did.
 
-    Does nothing in such a process. Raises ValueError where torchrun started another number of them.
+    Does nothing in such a process. Raises ValueError where torchrun started another number of them, and where `shard`,
+    those that hold the weights together, does not divide it.
     """
     if is_launched():
         if processes not in (1, int(os.environ["WORLD_SIZE"])):
             raise ValueError(f"--nproc {processes}, but {os.environ['WORLD_SIZE']} processes are started: drop --nproc")
-    elif processes > 1:
+        return
+    check_shard(shard, processes)
+    if processes > 1:
         command = [sys.executable, "-m", "dualrate_command", *sys.argv[1:]]
         progress = PlainReporter()
         raise SystemExit(Supervisor(command, processes, lambda text: progress.note(f"dualrate: {text}")).run(retries))
 
 
-def run_training(experiment: Experiment, out: Path | None, device: str | None, fd_every: int | None) -> None:
+def run_training(
+    experiment: Experiment, out: Path | None, device: str | None, fd_every: int | None, shard: int
+) -> None:
     """Train the experiment in `out`, or in runs/ under its name, and say how it ended."""
     from dualrate.measuring.score import scorer
     from dualrate.runs.train import resume_threads, train
 
     out, where = out or Path("runs") / experiment.name, own_device(pick_device(device))
     resume_threads(out)
-    with joined(where) as world:
+    with joined(where, shard) as world:
         progress = reporter() if world.leads else Silent()
         result = train(
             experiment,

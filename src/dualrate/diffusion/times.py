@@ -47,6 +47,6 @@ def once(formula: Callable[P, Value]) -> Callable[P, Value]:
         times = [arg for arg in args if isinstance(arg, Tensor)]
         if not all(map(is_shared, times)):
             return formula(*args, **kwargs)
-        return remembered(args[: len(args) - len(times)], tuple(t[(0,) * t.ndim].item() for t in times))
+        return remembered(args[: len(args) - len(times)], tuple(t.as_strided((), ()).item() for t in times))
 
     return evaluated

@@ -14,7 +14,7 @@ dropout: a student trained with it is matched as a sampler that it then is not, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -111,7 +111,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         teacher = start.load(self.teacher)
-        method = self.build(experiment, teacher, bfloat16=start.bfloat16)
+        method = self.build(experiment, teacher, bfloat16=start.bfloat16, shard=start.shard)
         if isinstance(method, InstantMomentMatching):
             start.note(f"preconditioner: the teacher's gradients on {PRECONDITIONING} batches")
             method = method.preconditioned(start.batch(i)[:ROWS] for i in range(PRECONDITIONING))
@@ -121,9 +121,17 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         return Prepared(method, weights, {"teacher": f"weights {teacher.weights_hash[:12]}"}, Watch)
 
     def build(
-        self, experiment: Experiment, teacher: Model, *, bfloat16: bool
+        self,
+        experiment: Experiment,
+        teacher: Model,
+        *,
+        bfloat16: bool,
+        shard: Callable[[nn.Module], None] = lambda network: None,
     ) -> MomentMatching | InstantMomentMatching:
-        """Student and auxiliary as new, before `fill`. Raises ValueError if the teacher cannot teach this student."""
+        """Student and auxiliary as new, before `fill`. Raises ValueError if the teacher cannot teach this student.
+
+        shard: of `Start`; the instant version's teacher stays whole, since it is differentiated in its parameters
+        """
         config, process = with_dropout(self.check_teacher(experiment, teacher), self.dropout), experiment.process
         networks, student = self._with_dropout(experiment).build()
         weights = teacher.networks["model"].state_dict()
@@ -147,6 +155,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         }
         if self.version == "instant":
             return InstantMomentMatching(teacher_network=network, **roles)
+        shard(network)
         auxiliary = UViT(config).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         auxiliary.load_state_dict(weights)
         auxiliaries = nn.ModuleDict({"auxiliary": auxiliary})

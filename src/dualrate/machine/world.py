@@ -2,8 +2,12 @@
 
     torchrun and `machine/supervisor.py` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; `joined` reads them
 
-Every process holds all of the networks and computes the gradient of its own rows; `add_gradients` adds these up, so
-all make the same update. A `World` of one process returns what it is given and knows no group.
+Every process computes the gradient of its own rows; `add_gradients` adds these up, so all make the same update. Each
+holds all of the networks; or `shard` processes hold every weight together, a part each, as `mesh` says:
+
+    mesh   size / shard rows of `shard` processes each: a row holds everything once (training/sharding.py)
+
+A `World` of one process returns what it is given and knows no group.
 
 Two groups: one for tensors on the device, whose operations fail after DUALRATE_TIMEOUT seconds; and one on the CPU for
 agreements, in which the others may wait a day for what the leader does alone, such as decoding, saving and sampling. A
@@ -22,13 +26,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 SUPERVISOR = "DUALRATE_SUPERVISOR"  # its process number, in the environment of those that it started
 LOST = 76  # exit code of a process that lost the others
+GLOO = re.compile(r"\[\S*gloo\S*\] ")  # how what gloo says begins: torch has no class of its own for it
 BUCKET = 2**24  # elements that are added up at once: they are copied
 
 
@@ -42,11 +49,13 @@ class World:
 
     rank:   0 to size - 1; process 0 leads: it alone reads what may be damaged, writes, and reports
     agrees: the group on the CPU; None where there is one process
+    mesh:   whose rows are the processes that hold every weight together; None where each holds all
     """
 
     rank: int = 0
     size: int = 1
     agrees: dist.ProcessGroup | None = None
+    mesh: DeviceMesh | None = None
 
     @property
     def leads(self) -> bool:
@@ -56,6 +65,11 @@ class World:
     def name(self) -> str:
         """Of this process, in messages."""
         return f"process {self.rank} of {self.size}"
+
+    @property
+    def shard(self) -> int:
+        """How many processes hold every weight together."""
+        return 1 if self.mesh is None else self.mesh.shape[-1]
 
     def share(self, start: int, stop: int) -> range:
         """This process's rows of start..stop: contiguous, one more or less than any other's."""
@@ -75,8 +89,11 @@ class World:
                 tensor.copy_(total.view_as(tensor))
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up gradients; a parameter that has one in no process still has none."""
-        if self.size == 1:
+        """Add up gradients; a parameter that has one in no process still has none.
+
+        Of weights that are held together the backward pass has added them up.
+        """
+        if self.size == 1 or self.mesh is not None:
             return
         own = list(parameters)
         found = torch.tensor([parameter.grad is not None for parameter in own], device=own[0].device).float()
@@ -126,6 +143,17 @@ class World:
             self.any(False)
 
     @contextmanager
+    def in_reach(self) -> Iterator[None]:
+        """Raises Lost where the block fails because the others cannot be reached, also in torch's own operations."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and not GLOO.match(str(error)):
+                raise
+            with self._together():
+                raise
+
+    @contextmanager
     def _together(self) -> Iterator[None]:
         """Raises Lost where the others cannot be reached."""
         try:
@@ -169,12 +197,14 @@ def own_device(device: torch.device) -> torch.device:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def joined(device: torch.device, shard: int = 1) -> Iterator[World]:
     """Join the processes that were launched together, and leave with them; a world of one where none was launched.
 
     device: of this process, as `own_device` says
+    shard:  how many processes hold every weight together
     Raises Lost if the others do not come; ValueError for settings that are none.
     """
+    check_shard(shard, int(os.environ["WORLD_SIZE"]) if is_launched() else 1)
     if not is_launched() or os.environ["WORLD_SIZE"] == "1":
         yield World()
         return
@@ -187,10 +217,29 @@ def joined(device: torch.device) -> Iterator[World]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait, rank=rank, world_size=size)
         agrees = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     assert isinstance(agrees, dist.ProcessGroup)
-    world = World(rank, size, agrees)
+    world = World(rank, size, agrees, _mesh(device, size, shard, wait) if shard > 1 else None)
     yield world
     world.any(False)  # nobody leaves while another one still works: that would look like a loss
     dist.destroy_process_group()
+
+
+def check_shard(shard: int, processes: int) -> None:
+    """Raises ValueError unless groups of `shard` processes make up all of them."""
+    if processes % shard:
+        raise ValueError(
+            f"--shard {shard} of {processes} process{'es' * (processes > 1)}: the number of processes (--nproc, "
+            "torchrun) is a multiple of those that hold the weights together"
+        )
+
+
+def _mesh(device: torch.device, size: int, shard: int, wait: timedelta) -> DeviceMesh:
+    """Neighbours hold the weights together: on machines of `shard` GPUs these are the GPUs of one."""
+    if shard == size:
+        whole = cast("dist.ProcessGroup", dist.group.WORLD)
+        return DeviceMesh.from_group(whole, device.type, mesh_dim_names=("shard",))
+    ranks, names = torch.arange(size).view(-1, shard), ("replicate", "shard")
+    groups = [dist.new_subgroups_by_enumeration(rows.tolist(), timeout=wait)[0] for rows in (ranks.T, ranks)]
+    return DeviceMesh.from_group(cast("list[dist.ProcessGroup]", groups), device.type, ranks, mesh_dim_names=names)
 
 
 def timeout() -> float:

@@ -46,6 +46,12 @@ class Phase(Ranged):
 
 
 class Method(Protocol):
+    """What `fit` trains.
+
+    A loss calls each network through `forward`, as often whatever the rows, with none of them if need be, and gives the
+    same parameters a gradient: each call gathers weights that several processes hold together, from all of them.
+    """
+
     @property
     def networks(self) -> nn.ModuleDict:
         """What sampling needs."""

@@ -50,7 +50,20 @@ class FiLM(nn.Module):
         return 1 + scale, shift
 
 
-class ConvBlock(nn.Module):
+class Block(nn.Module):
+    """A part of a network that is repeated. forward: (h, emb) -> like h; h: (B, C, H, W), emb: (B, E).
+
+    A derived class says no more by this than that training may treat its blocks one by one: hold the weights of each in
+    several processes (training/sharding.py), compute it again in the backward pass (training/recompute.py).
+    """
+
+
+def blocks_of(network: nn.Module) -> list[Block]:
+    """The blocks of a network; none of a network of other parts, which is then treated as one."""
+    return [part for part in network.modules() if isinstance(part, Block)]
+
+
+class ConvBlock(Block):
     """norm - SiLU - conv - FiLM norm - SiLU - conv, added to its input.
 
     Deviates from SiD2's GroupNorm: a layer norm over the channels of each position, as in the transformer blocks. On a
@@ -73,7 +86,7 @@ class ConvBlock(nn.Module):
         return h + self.conv2(self.dropout(u.permute(0, 3, 1, 2)))
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Block):
     """Self-attention, then an MLP of ratio 4; both behind FiLM norms, queries and keys normalised per head."""
 
     def __init__(self, channels: int, embedding: int, head_dim: int, dropout: float) -> None:

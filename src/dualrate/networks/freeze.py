@@ -6,12 +6,8 @@ decay included, and its moving average stays where it is. The gradient with resp
 flows: `torch.no_grad` is the stronger tool where not even that is wanted.
 
 Only the `requires_grad` flags change: no parameter is replaced, cast or moved. The block may hold a network's first
-forward:
-
-    under autocast   it keeps 16-bit copies only of weights that require gradients, so a frozen call leaves none behind
-    sharded (FSDP)   the first forward settles in which precision gradients arrive, by the parameters that train then;
-                     if all are frozen, by none, and later updates fail. So this is settled again after the block, at
-                     the cost of gathering each sharded module once
+forward: autocast keeps 16-bit copies only of weights that require gradients, so a frozen call leaves none behind; and
+gathered weights of networks that processes hold together (FSDP) take the flags of their parts at every gathering.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import distributed, nn
+from torch import nn
 
 
 @contextmanager
@@ -38,8 +34,6 @@ def frozen(*modules: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[No
     finally:
         for parameter, flag in flags:
             _set(parameter, flag)
-        for module in modules:
-            _settle(module)
 
 
 @contextmanager
@@ -58,15 +52,3 @@ def at_rest(module: nn.Module) -> Iterator[None]:
 def _set(parameter: nn.Parameter, flag: bool) -> None:
     if parameter.requires_grad != flag:  # a needless call costs more than the look
         parameter.requires_grad_(flag)
-
-
-def _settle(module: nn.Module) -> None:
-    """Makes every sharded part of a module look at its flags again."""
-    if not distributed.is_available() or not distributed.is_initialized():
-        return
-    from torch.distributed.fsdp import FSDPModule  # a slow import, of use to distributed runs only
-
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.unshard()
-            part.reshard()

@@ -32,6 +32,7 @@ from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
 from dualrate.training.log import MetricsFile
 from dualrate.training.loop import fit
+from dualrate.training.sharding import shard_frozen
 from dualrate.training.share import Share
 
 SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
@@ -86,6 +87,7 @@ def train(
             load=lambda run: load(run, device=device, note=progress.note),
             batch=lambda iteration: whole.batch(iteration).to(device),
             note=progress.note,
+            shard=lambda network: shard_frozen(network, world),
         ),
     )
     method, costs = prepared.method, costs_of(experiment, prepared.method)
@@ -93,7 +95,8 @@ def train(
     def on_start() -> None:
         announce(experiment, images, costs, out, progress)
         if world.size > 1:
-            progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first")
+            held = f"; {world.shard} hold the weights together" if world.shard > 1 else ""
+            progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first{held}")
         write_experiment(out, experiment)
         note_start(out, command, prepared.weights)
 

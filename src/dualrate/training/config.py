@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dualrate.config.ranges import BatchSize, Iterations, Range, Ranged, Seed
+from dualrate.config.ranges import BatchSize, Iterations, Range, Ranged, Seed, Side
 from dualrate.training.optim import OptimConfig
 
 # what may differ when a run is resumed: none of it changes the weights; micro_batch does by rounding and dropout masks,
 # which is noted
-FREE = frozenset({"log_every", "checkpoint_every", "keep", "sample_every", "max_seconds", "micro_batch"})
+FREE = frozenset(
+    {"log_every", "checkpoint_every", "keep", "sample_every", "max_seconds", "micro_batch", "recompute_from"}
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class FitConfig(Ranged):
     """Images per iteration."""
     micro_batch: BatchSize | None = None
     """Images per forward and backward pass of all processes together, for less memory; the whole batch if not given."""
+    recompute_from: Side | None = None
+    """Activation checkpointing: blocks on maps of this side or a larger one compute their activations again in the
+    backward pass, for less memory and the same numbers. 1: all blocks; none if not given."""
     seed: Seed = 0
     """Of the first weights, the order of the images, and all noise."""
     optim: OptimConfig = field(default_factory=OptimConfig)

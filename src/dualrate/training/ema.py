@@ -9,11 +9,13 @@ Counting images rather than updates makes the average independent of the batch s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from dualrate.training.sharding import in_parts
 
 RAMP = 0.05
 
@@ -46,10 +48,15 @@ class Ema:
         """Within the block the live tensors hold the average; after it, whatever happened, the raw weights again."""
         raw = [tensor.clone() for tensor in self.live]
         try:
-            torch._foreach_copy_(self.live, self.average)  # pyright: ignore[reportPrivateImportUsage]
+            self._put(self.average)
             yield
         finally:
-            torch._foreach_copy_(self.live, raw)  # pyright: ignore[reportPrivateImportUsage]
+            self._put(raw)
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for live, value in zip(self.live, values, strict=True):  # of parts of tensors torch copies no list at once
+            live.copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages by name."""
@@ -60,5 +67,5 @@ class Ema:
         if set(tensors) != set(self.names):
             raise ValueError(f"averages of other weights: {sorted(set(tensors) ^ set(self.names))[:5]} do not match")
         for name, average in zip(self.names, self.average, strict=True):
-            average.copy_(tensors[name])
+            average.copy_(in_parts(tensors[name], average))
         self.images = images

@@ -41,7 +41,9 @@ from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig, FitResult
 from dualrate.training.log import MetricsFile
 from dualrate.training.optim import lr_at
+from dualrate.training.recompute import recompute
 from dualrate.training.saving import Saver
+from dualrate.training.sharding import gathered, shard, uncompiled
 from dualrate.training.share import Share
 from dualrate.training.state import RunState, differences, finite, note_changes, surroundings
 
@@ -78,7 +80,8 @@ def fit(
     upgrade:   of an identity as earlier versions wrote it
     on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
     on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in place
-    world:     the processes that train together, each in this call; the callbacks are the leader's
+    world:     the processes that train together, each in this call; the callbacks are the leader's. Processes that hold
+               weights together pass `on_sample` in all, which may call the networks then but not read their weights
     Raises ValueError (another configuration), OSError (run in use, no intact checkpoint, nothing could be saved at
     the end, another process lost), NonFiniteError.
     """
@@ -93,11 +96,12 @@ def fit(
         patience = timeout() + min(timeout(), 5)  # the others may be first to say that they wait
         watchdog = stack.enter_context(Watchdog(patience, ends=is_launched()))
         stack.enter_context(torch.random.fork_rng(cuda))
+        stack.enter_context(world.in_reach())
         plain = json.loads(json.dumps(dict(identity)))
         trainer = _Trainer(method, config, device, progress, run_dir, plain, upgrade, world, watchdog)
         if on_start and world.leads:
             on_start()
-        stopped = trainer.run(batches, on_sample if world.leads else None, interrupts)
+        stopped = trainer.run(batches, on_sample, interrupts)
         return FitResult(trainer.state.iteration, stopped, trainer.state.seconds)
 
 
@@ -121,17 +125,21 @@ class _Trainer:
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
         self.generator = default_generator(device)
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
+        world.copy_leader((*networks.state_dict().values(), *auxiliaries.state_dict().values()))
+        trained = (*networks.values(), *auxiliaries.values())
+        if config.recompute_from is not None:
+            recompute(trained, config.recompute_from)
+        shard(trained, world)
         self.state = RunState(networks, auxiliaries, config.optim, config.ema_halflife, config.precision)
         self.saver = Saver(self.checkpoints, config.keep, progress.note, self.resume())
-        world.copy_leader((*networks.state_dict().values(), *auxiliaries.state_dict().values()))
         if self.state.precision == "auto":
             self.state.precision = "bfloat16" if world.of_leader(pays(device)) else "float32"
         if world.leads:
             self.metrics = MetricsFile(run_dir / "metrics.jsonl", self.state.iteration, progress.note)
-        if config.compile and (problem := compiles(device)):
+        if config.compile and (problem := uncompiled(world) or compiles(device)):
             progress.note(f"not compiling the networks, which changes only the speed: {problem}")
         elif config.compile:
-            for network in (*networks.values(), *auxiliaries.values()):
+            for network in trained:
                 network.compile()
 
     def resume(self) -> int:
@@ -145,8 +153,8 @@ class _Trainer:
             lines = "\n  ".join(changes)
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
         rows = {"micro_batch": saved.state["config"]["fit"]["micro_batch"]}
-        now = surroundings(self.device, self.world.size) | {"micro_batch": self.config.micro_batch}
-        note_changes({"processes": 1} | saved.state["surroundings"] | rows, now, self.progress.note)
+        now = surroundings(self.device, self.world) | {"micro_batch": self.config.micro_batch}
+        note_changes({"processes": 1, "shard": 1} | saved.state["surroundings"] | rows, now, self.progress.note)
         self.state.restore(saved)
         self.progress.note(f"resuming at iteration {self.state.iteration}")
         return self.state.iteration
@@ -183,7 +191,7 @@ class _Trainer:
                 self.sample(on_sample)
                 sampled_at = state.iteration
         self.saver.finish()
-        if self.saver.saved_at != state.iteration:
+        if self.world.of_leader(self.saver.saved_at) != state.iteration:
             self.save(last=True)
         if state.iteration < config.iterations and any(self.world.any(interrupts.received is not None)):
             return "signal"
@@ -195,9 +203,10 @@ class _Trainer:
         """Averaged weights in place. Pictures that cannot be written do not stop training."""
         if on_sample is None:
             return
-        with self.state.averaged():
+        with self.state.averaged(), gathered(self.state.networks, self.world):
             try:
-                on_sample(self.state.iteration)
+                if self.world.leads:
+                    on_sample(self.state.iteration)
             except OSError as error:
                 self.progress.note(f"could not write samples, training goes on: {error}")
 
@@ -272,12 +281,15 @@ class _Trainer:
         self.progress.update(state.iteration, config.iterations, counts | finite(logs))
 
     def save(self, *, last: bool) -> None:
-        """Begin to save a checkpoint, which is the leader's; to the end if it is the last."""
+        """Begin to save a checkpoint, which the leader does, of what all have; to the end if it is the last."""
+        self.saver.finish()
+        self.world.any(False)  # what was written before may have taken longer than the others wait in a gathering
+        tensors = self.state.tensors(keep=self.world.leads)
         if not self.world.leads:
             return
-        here = surroundings(self.device, self.world.size)
+        here = surroundings(self.device, self.world)
         record = self.state.record() | {"surroundings": here, "config": self.identity}
-        self.saver.save(self.state.iteration, self.state.tensors(), record, last=last)
+        self.saver.save(self.state.iteration, tensors, record, last=last)
 
 
 def _mixed(*numbers: int) -> int:

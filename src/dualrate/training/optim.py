@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BelowOne, Factor, FirstIterations, LossWeight, Range, Ranged
+from dualrate.training.sharding import in_parts
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def load_state_tensors(
         if name not in position:
             raise ValueError(f'optimiser state "{key}" belongs to no parameter of this phase; was the network changed?')
         like = parameters[name]
+        value = in_parts(value, like)
         if value.shape == like.shape and value.stride() != like.stride():
             value = torch.empty_like(like, dtype=value.dtype).copy_(value)
         state.setdefault(position[name], {})[slot] = value

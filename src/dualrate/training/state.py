@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dualrate.machine.world import World
 from dualrate.methods.method import Phase
 from dualrate.training import optim
 from dualrate.training.checkpoint import Checkpoint
 from dualrate.training.ema import Ema
 from dualrate.training.log import RunningMeans
+from dualrate.training.sharding import all_in_parts, collected, whole
 
 
 class PhaseState:
@@ -32,7 +34,7 @@ class PhaseState:
 
     def clip_gradients(self) -> float:
         """Scale the gradients down to the configured norm; returns the norm they had."""
-        return nn.utils.clip_grad_norm_(self.parameters.values(), self.clip).item()
+        return whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)).item()
 
     def update(self, lr: float, rates: Mapping[nn.Parameter, float], rows: int) -> None:
         """One optimiser step from the gradients, and the average after it. rates: factors of `lr`."""
@@ -101,8 +103,11 @@ class RunState:
                 for module, training in modes.items():
                     module.training = training
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds, by file."""
+    def tensors(self, *, keep: bool = True) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, by file. All processes must call it; keep: whether it is wanted in this one.
+
+        Weights that processes hold together are gathered one after another, to the CPU.
+        """
         tensors: dict[str, dict[str, Tensor]] = {"model": self.networks.state_dict()}
         if self.auxiliaries:
             tensors["auxiliaries"] = self.auxiliaries.state_dict()
@@ -110,7 +115,7 @@ class RunState:
             tensors[f"optim-{name}"] = optim.state_tensors(phase.optimizer, phase.parameters)
             if phase.ema is not None:
                 tensors[f"ema-{name}"] = phase.ema.tensors()
-        return tensors
+        return {file: collected(named, keep=keep) for file, named in tensors.items()}
 
     def record(self) -> dict[str, Any]:
         """The JSON-able rest of a checkpoint."""
@@ -133,8 +138,8 @@ class RunState:
     def restore(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint of the same networks, whose tensors are let go one after the other."""
         record = saved.state
-        self.networks.load_state_dict(saved.tensors.pop("model"))
-        self.auxiliaries.load_state_dict(saved.tensors.pop("auxiliaries", {}))
+        for networks, file in ((self.networks, "model"), (self.auxiliaries, "auxiliaries")):
+            networks.load_state_dict(all_in_parts(saved.tensors.pop(file, {}), networks.state_dict()))
         for name, counts in record["phases"].items():
             averages = saved.tensors.pop(f"ema-{name}", {})
             names = set(counts.get("parameters", averages))  # checkpoints of before there were auxiliaries do not list
@@ -148,10 +153,10 @@ class RunState:
         self.precision, self.running_means = record["precision"], RunningMeans(record["meter"])
 
 
-def surroundings(device: torch.device, processes: int) -> dict[str, Any]:
+def surroundings(device: torch.device, world: World) -> dict[str, Any]:
     """What bit-for-bit resuming depends on."""
     here = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device.type}
-    return here | {"processes": processes}
+    return here | {"processes": world.size, "shard": world.shard}
 
 
 def note_changes(before: Mapping[str, Any], now: Mapping[str, Any], note: Callable[[str], None]) -> None:

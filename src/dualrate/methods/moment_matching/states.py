@@ -42,7 +42,7 @@ class StudentStates:
     row: (R,) the row of the batch that a state belongs to, in order, as many of each; call: (R,) the heavy call whose
          context it gets
     z_tau: (K, ...); tau: (K,) float64; call_row: (K,) the row of the batch that a heavy call belongs to
-    light: (L,) the states at a later time than that of their context; looked up where it is not given
+    light: (L,) the states at a later time than that of their context, perhaps none; None where no context is reused
     """
 
     z_t: Tensor
@@ -64,8 +64,8 @@ class StudentStates:
         own = context.x_hat
         if own is None:
             return student.denoise(self.z_t, self.t, context.rows(self.call), cond[self.row])
-        light = torch.nonzero(self.t < self.tau[self.call]).flatten() if self.light is None else self.light
-        if not len(light):
+        light = self.light
+        if light is None:
             return own[self.call]
         later = context.aged().rows(self.call[light])
         return own[self.call].index_copy(
@@ -91,7 +91,7 @@ class FromData(Ranged):
         s, rows = stratified_uniform(draws.host), torch.arange(len(batch), device=batch.x.device)
         t, s = moved(batch.x.device, (s + draws.host.uniform("t - s") / self.steps).clamp(max=1), s)
         z_t = self.process.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).to(batch.x.dtype))
-        return StudentStates(z_t, t, s, rows, rows, z_t, t, rows, light=rows[:0])
+        return StudentStates(z_t, t, s, rows, rows, z_t, t, rows)
 
 
 @dataclass(frozen=True)
@@ -204,16 +204,15 @@ class _PlanSteps:
     def follow(self, student: Denoiser, z: Tensor, start: Tensor, step: Tensor, cond: Cond) -> StudentStates:
         """States at `step`: (B, k) of each row's path, which begins as z: (B, ...) at the heavy step `start`: (B,).
 
-        A row is followed to the segment of its last step, so contexts and steps that nothing asks for are not computed.
+        A row is followed to the end of its last step's segment, so contexts that nothing asks for are not computed. The
+        student is called as often whatever the rows, with none if need be.
         """
         z, last = z.clone(), step.amax(1)
         z_t = z.new_empty(*step.shape, *z.shape[1:])
         z_tau = z.new_zeros(len(z), self.plan.num_steps, *z.shape[1:])  # filled at heavy steps
         for first, end in zip(self.heavy, self.ends, strict=True):
             rows = torch.nonzero((start <= first) & (last >= first)).flatten()
-            if not len(rows):
-                continue
-            furthest, steps = min(int(last[rows].max()), end), step[rows]
+            furthest, steps = min(self.plan.num_steps - 1, end), step[rows]
             (rows,) = moved(z.device, rows)
             z_tau[rows, first] = z[rows]
             for i, state in enumerate(self.path(student, z[rows], rows, cond[rows], first, furthest), first):
@@ -243,4 +242,5 @@ class _PlanSteps:
         t, s, tau = self.times[step].flatten(), self.inside(step).flatten(), self.times[at]
         t, s, tau = moved(z_t.device, t, s, tau)
         row, call, call_row, at, light = moved(z_t.device, row, call, call_row, at, light)
-        return StudentStates(z_t.flatten(0, 1), t, s, row, call, z_tau[call_row, at], tau, call_row, light)
+        reused = light if self.plan.num_heavy < self.plan.num_steps else None
+        return StudentStates(z_t.flatten(0, 1), t, s, row, call, z_tau[call_row, at], tau, call_row, reused)
