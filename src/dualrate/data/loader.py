@@ -92,7 +92,8 @@ class ByteBatch:
     def to(self, device: torch.device | str) -> Batch:
         """As floats on a device. From pinned memory nothing waits for the copy."""
         x, sample = (part.to(device, non_blocking=True) for part in (self.x, self.sample))
-        return Batch(to_float(x), None if self.label is None else self.label.to(device, non_blocking=True), sample)
+        label = None if self.label is None else self.label.to(device, non_blocking=True)
+        return Batch(to_float(x), label, sample, here=self.sample)
 
 
 class Batches:

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from dualrate.config.serial import from_plain, to_plain, type_name
+from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.loader import Batches
 from dualrate.data.prefetch import Prefetched
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.experiments.experiment import Experiment, Model, Start
+from dualrate.experiments.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
-from dualrate.machine.device import pays, peak_memory
+from dualrate.machine.device import keep_compiled, pays, peak_memory
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
 from dualrate.machine.world import World
 from dualrate.methods.method import Method
@@ -111,6 +112,8 @@ def train(
             )
             progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
+    if config.compile:
+        keep_compiled(cache_dir() / COMPILED)
     with Prefetched(own, device) as batches:
         result = fit(
             method,

@@ -28,9 +28,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
-from dualrate.machine.device import compiles, default_generator, pays
+from dualrate.machine.device import compiles, default_generator, pays, settle_products
 from dualrate.machine.guards import Interrupts, run_lock
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
 from dualrate.machine.watchdog import Watchdog
@@ -134,6 +133,7 @@ class _Trainer:
         self.saver = Saver(self.checkpoints, config.keep, progress.note, self.resume())
         if self.state.precision == "auto":
             self.state.precision = "bfloat16" if world.of_leader(pays(device)) else "float32"
+        settle_products(device, bfloat16=self.state.precision == "bfloat16", trains=True)
         if world.leads:
             self.metrics = MetricsFile(run_dir / "metrics.jsonl", self.state.iteration, progress.note)
         if config.compile and (problem := uncompiled(world) or compiles(device)):
@@ -240,7 +240,7 @@ class _Trainer:
             weight = len(micro) / self.config.batch_size
             self.generator.manual_seed(_mixed(self.config.seed, self.state.iteration, index, start))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
-                loss = phase.loss(micro, self.state.iteration, Draws(self.config.seed, micro.sample))
+                loss = phase.loss(micro, self.state.iteration, micro.draws(self.config.seed))
             (loss.total * weight).backward()
             for name, value in {"loss": loss.total, **loss.logs}.items():
                 value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
