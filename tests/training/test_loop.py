@@ -493,6 +493,7 @@ def test_neither_memory_nor_open_files_nor_threads_grow_with_the_iterations_and_
             if iteration in (100, 300):
                 while any(thread.name == "saving" for thread in threading.enumerate()):
                     time.sleep(0.001)
+                time.sleep(0.2)  # a thread that has ended leaves the process a moment later
                 found[iteration] = held()
 
     train(tmp_path, config=replace(CONFIG, iterations=300, checkpoint_every=6), progress=Measuring())
