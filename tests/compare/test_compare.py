@@ -100,7 +100,8 @@ def run(here: Path, *entries: str, effort: Effort = EFFORT, **options):
 def test_all_kinds_of_contenders_on_one_page(here):
     findings = run(here, "one network=heavy", "dual")
     samplers = {one.row.sampler for one in findings.screened if one.row.network == "one network"}
-    noisy = {"ancestral", "SDE-DPM-Solver++ 2M", "SDE-DPM-Solver++ 2M, gamma 0.2"}
+    second = "SDE-DPM-Solver++ 2M"
+    noisy = {"ancestral", second, f"{second}, gamma 0.1", f"{second}, gamma 0.2"}
     assert samplers == noisy | {"DDIM", "Heun", "DPM-Solver++ 2M"}
     networks = {one.row.network for one in findings.screened}
     assert networks == {"one network", "one network, shared encoder", "dual"}
@@ -313,7 +314,7 @@ def test_two_runs_of_one_name_are_refused(here):
         run(here, "x=heavy:2", "x=dual:4/2")
 
 
-@pytest.mark.parametrize(("text", "gammas"), [("heavy@ancestral:0.4", {0.4}), ("heavy@sde-dpm++2m", {0.0, 0.2})])
+@pytest.mark.parametrize(("text", "gammas"), [("heavy@ancestral:0.4", {0.4}), ("heavy@sde-dpm++2m", {0.0, 0.1, 0.2})])
 def test_a_noise_level_that_is_asked_for_is_the_one(here, text, gammas):
     entry = Entry.parse(text)
     made = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes())

@@ -77,7 +77,7 @@ class Sampler(Ranged):
 
 SAMPLERS: dict[str, Sampler] = {
     ANCESTRAL: Sampler(Ancestral, takes=("gamma", "eta"), usual=True, rank=3),
-    "sde-dpm++2m": Sampler(SDEDPMSolver2M, "log-snr", takes=("gamma",), usual=True, gammas=(0.0, 0.2), rank=1),
+    "sde-dpm++2m": Sampler(SDEDPMSolver2M, "log-snr", takes=("gamma",), usual=True, gammas=(0.0, 0.1, 0.2), rank=1),
     "ddim": Sampler(DDIM, usual=True, longest=16),
     "heun": Sampler(Heun, "log-snr", usual=True, longest=16),
     "dpm++2m": Sampler(DPMSolver2M, "karras", usual=True, rank=2),
