@@ -28,7 +28,7 @@ from dualrate.recipes.students import DISTILLING, StudentRecipe, dual_student
 from dualrate.runs.prediction import Cluster, Needs, needs, predict
 from dualrate.runs.store import read_experiment, write_experiment
 from dualrate.sampling.cost import call_cost
-from dualrate.training.budget import AsOnGPU, pass_cost, recompute, weightless
+from dualrate.training.budget import AsOnGPU, pass_cost, recompute_as_on_gpu, weightless
 from dualrate.training.config import FitConfig
 from dualrate.training.loop import fit
 
@@ -94,13 +94,13 @@ def test_activations_of_a_pass_are_what_the_allocator_gave_out(again):
     def made():
         method = small.method.build(small)
         if again:
-            recompute(method.networks.values())
+            recompute_as_on_gpu([*method.networks.values()], 1)
         return method, method.phases(0)[0]
 
     with weightless():
         method = small.method.build(small)
     if again:
-        recompute(method.networks.values())
+        recompute_as_on_gpu([*method.networks.values()], 1)
     cost = pass_cost(method, method.phases(0)[0], small.shape, 0, bfloat16=False)
     _, phase = made()
     batch = Batch(torch.zeros(24, 3, 32, 32), torch.zeros(24, dtype=torch.int64), torch.arange(24))
@@ -116,7 +116,8 @@ def test_activations_of_a_pass_are_what_the_allocator_gave_out(again):
 
 def test_blocks_computed_again_keep_less_and_compute_more():
     small = experiment(OneNetwork(HEAVY))
-    kept, again = needed(small.networks), needs(small, refused, again=True)
+    again = needs(replace(small, fit=replace(small.fit, recompute_from=1)), refused)
+    kept = needed(small.networks)
     assert again.per_image < 0.6 * kept.per_image
     assert 1.15 < again.flops / kept.flops < 1.34
 

@@ -63,8 +63,6 @@ class TrainingCost(Ranged):
     """GPUs of a machine: between machines the network is slower."""
     shard: GPUCount = 1
     """GPUs that hold the weights together, a part each."""
-    recompute: bool = False
-    """Compute blocks again in the backward pass, for less memory."""
     utilisation: Share = 0.35
     """Share of the peak FLOP/s that is reached (MFU); an assumption."""
     price: Annotated[Dollars | None, arg(help=PRICE)] = None
@@ -77,7 +75,7 @@ class TrainingCost(Ranged):
         device, fit = ACCELERATORS[self.device], self.experiment.fit
         cluster = Cluster(device, self.gpus, self.node, self.shard, self.utilisation)
         print("running an iteration without numbers: up to a minute", file=sys.stderr)
-        found = needs(self.experiment, lambda run: read_experiment(Path(run)), again=self.recompute)
+        found = needs(self.experiment, lambda run: read_experiment(Path(run)))
         predicted, price = predict(found, fit, cluster), device.price if self.price is None else self.price
         dollars = price * predicted.gpu_hours
         if self.json:
@@ -88,7 +86,8 @@ class TrainingCost(Ranged):
 
     def _lines(self, found: Prediction, dollars: float, price: float) -> list[str]:
         fit, together = self.experiment.fit, f", weights held together by {self.shard}" if self.shard > 1 else ""
-        again = ", blocks computed again" if self.recompute else ""
+        side = fit.recompute_from
+        again = "" if side is None else f", blocks from {side} x {side} on computed again"
         kept = {
             "weights": found.weights,
             "gradients": found.gradients,

@@ -29,7 +29,7 @@ from dualrate.diffusion.values import Batch
 from dualrate.experiments.experiment import Experiment, Model, Start
 from dualrate.machine.accelerators import Accelerator
 from dualrate.methods.method import Method
-from dualrate.training.budget import pass_cost, recompute, weightless
+from dualrate.training.budget import pass_cost, recompute_as_on_gpu, weightless
 from dualrate.training.config import FitConfig
 
 EFFICIENCY = 0.8  # of a link's bandwidth, assumed
@@ -124,18 +124,17 @@ class Prediction:
         return self.images <= self.most_images
 
 
-def needs(experiment: Experiment, load: Callable[[str], Experiment], *, again: bool = False) -> Needs:
+def needs(experiment: Experiment, load: Callable[[str], Experiment]) -> Needs:
     """What an experiment's training needs, found by running its phases without numbers: up to a minute.
 
-    load:  the experiment of a run that it learns from, such as a teacher
-    again: whether blocks are computed again in the backward pass
+    load: the experiment of a run that it learns from, such as a teacher
     Raises ValueError for a method that computes on images before it begins.
     """
     fit, bfloat16 = experiment.fit, experiment.fit.precision != "float32"
     with weightless() as modules:
         method = _method(experiment, load, bfloat16)
-    if again:
-        recompute((*method.networks.values(), *method.auxiliaries.values()))
+    if fit.recompute_from is not None:
+        recompute_as_on_gpu((*method.networks.values(), *method.auxiliaries.values()), fit.recompute_from)
     last = range(max(fit.iterations - 2, 0), fit.iterations)  # phases may alternate
     phases = {phase.name: (i, phase) for i in (0, *last) for phase in method.phases(i)}
     repeated = [phase.name for i in last for phase in method.phases(i)]

@@ -15,7 +15,6 @@ float32 under autocast, as on a GPU, and not as on a CPU.
 from __future__ import annotations
 
 import gc
-import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,16 +29,15 @@ from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.methods.method import Method, Phase
-from dualrate.networks.blocks import fused_attention
+from dualrate.networks.blocks import blocks_of, fused_attention
 from dualrate.networks.freeze import frozen
+from dualrate.training.recompute import recompute
 
-BLOCK = re.compile(r"(^|\.)blocks\.\d+$")  # name of what is computed again in the backward pass
 ROWS = (8, 16)  # of the two passes from which every number of rows follows
 
 
@@ -90,20 +88,20 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
-def recompute(networks: Iterable[nn.Module]) -> None:
-    """Have the blocks of networks keep nothing for the backward pass but their inputs."""
+def recompute_as_on_gpu(networks: Sequence[nn.Module], side: int) -> None:
+    """As `recompute`, also in the backward pass, where `AsOnGPU` around the loss has ended."""
     for network in networks:
-        for name, block in network.named_modules():
-            if BLOCK.search(name):
-                block.forward = _again(block.forward)
+        for block in blocks_of(network):
+            block.forward = _as_on_gpu(block.forward)
+    recompute(networks, side)
 
 
-def _again(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def as_on_gpu(*inputs: Tensor) -> Tensor:
-        with AsOnGPU():  # the backward pass leaves it
+def _as_on_gpu(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def forward_as_on_gpu(*inputs: Tensor) -> Tensor:
+        with AsOnGPU():
             return forward(*inputs)
 
-    return lambda *inputs: checkpoint(as_on_gpu, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+    return forward_as_on_gpu
 
 
 def pass_cost(
