@@ -253,8 +253,10 @@ def test_flops_of_training_are_three_times_those_of_its_calls() -> None:
 
 
 def test_a_gpu_s_peak_is_that_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
-    assert utilisation.known_peak(torch.device("cuda"), bfloat16=True) == 756e12
+    names = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA GeForce RTX 4090": 165e12, "NVIDIA H100 PCIe": None}
+    for name, peak in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert utilisation.known_peak(torch.device("cuda"), bfloat16=True) == peak
     assert utilisation.known_peak(torch.device("cuda"), bfloat16=False) is None
     assert utilisation.known_peak(CPU, bfloat16=True) is None
 
