@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from benchmarks import (  # noqa: E402
     loops,
     preparing,
     ratios,
+    training_processes,
     utilisation,
     workers,
     workloads,
@@ -268,3 +271,18 @@ def test_a_heavy_and_a_light_call_are_what_is_timed() -> None:
         calls = workloads.a_call_each(small, batch, bfloat16=False)
         found = {name: utilisation.flops_of(call) for name, call in calls.items()}
         assert found == {"heavy": 2 * batch * cost.heavy, "light": 2 * batch * cost.light}
+
+
+def test_training_over_processes_is_told_by_its_log_without_the_beginning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def train(command: list[str], **how: object) -> None:
+        asked = dict(pairwise(command))
+        assert (asked["--nproc"], asked["--fit.batch-size"]) == ("4", "32")
+        out = Path(asked["--out"])
+        out.mkdir()
+        rates = [1.0] * 5 + [7.0, 9.0, 8.0] * 3 + [8.0]
+        (out / "metrics.jsonl").write_text("".join(f'{{"images_per_second": {rate}}}\n' for rate in rates))
+
+    monkeypatch.setattr(subprocess, "run", train)
+    assert training_processes.images_per_second("fashion-mnist-heavy", 8, 4, tmp_path / "run") == 8.0
