@@ -143,7 +143,9 @@ def test_every_route_is_in_the_final_error(tmp_path: Path, offline: list[str]) -
     assert all(name in message for name in fashion_mnist.CONTENT)
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(idx(LABELS))[:-9], b""], ids=["no gzip", "cut", "empty"])
+@pytest.mark.parametrize(
+    "content", [b"not gzip", gzip.compress(idx(LABELS))[:-9], b""], ids=["no gzip", "cut", "empty"]
+)
 def test_a_broken_file_is_named(content: bytes, tmp_path: Path, offline: list[str]) -> None:
     write_four(tmp_path / "cache" / "fashion-mnist")
     (tmp_path / "cache" / "fashion-mnist" / "train-labels-idx1-ubyte.gz").write_bytes(content)
