@@ -4,12 +4,15 @@ import csv
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from trouble import is_alive, wait_until
 
 from dualrate.cli.main import main
 from dualrate.compare import contenders, speed, work
@@ -130,6 +133,32 @@ def test_peak_memory_is_that_of_a_process_of_its_own(here):
     contender = Contender(Path("heavy"), "heavy", "ancestral", StepPlan.uniform(2))
     small, large = (speed.memory_of(contender, batch, device=torch.device("cpu")) for batch in (1, 16384))
     assert 1e7 < small < large
+
+
+MEASURES_FOR_LONG = """
+import sys
+from pathlib import Path
+import torch
+from dualrate import StepPlan
+from dualrate.compare.contenders import Contender
+from dualrate.compare.speed import memory_of
+
+if __name__ == "__main__":
+    contender = Contender(Path(sys.argv[1]), "heavy", "ancestral", StepPlan.uniform(50_000))
+    memory_of(contender, 1, device=torch.device("cpu"))
+"""
+
+
+def test_nothing_that_measures_memory_outlives_a_kill(here, tmp_path):
+    script = tmp_path / "measures.py"
+    script.write_text(MEASURES_FOR_LONG)
+    with subprocess.Popen([sys.executable, script, Path("heavy").absolute()]) as measuring:
+        children = Path(f"/proc/{measuring.pid}/task/{measuring.pid}/children")
+        wait_until(lambda: len(children.read_text().split()) == 2)  # the tracker of resources, and the one that draws
+        process = int(children.read_text().split()[1])
+        wait_until(lambda: "torch" in Path(f"/proc/{process}/maps").read_text())
+        measuring.kill()
+    wait_until(lambda: not is_alive(process))
 
 
 def test_a_batch_saturates_where_doubling_gains_less_than_5_percent(here, monkeypatch):

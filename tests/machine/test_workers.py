@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from trouble import is_alive
 
 from dualrate.machine import workers as module
 from dualrate.machine.workers import Workers, in_turn, number_of_workers
@@ -49,14 +50,6 @@ def dies(marks: Path, times: int, block: range) -> int:
 def slow(block: range) -> int:
     time.sleep(1000 if block.start else 0)
     return os.getpid()
-
-
-def is_alive(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def test_workers_compute_what_one_process_does_each_on_one_thread(two):

@@ -17,6 +17,7 @@ import torch
 from dualrate.compare.contenders import Contender
 from dualrate.machine.device import peak_memory
 from dualrate.machine.malloc import keep_freed_memory
+from dualrate.machine.workers import leave_with_parent
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import seconds_of_calls
 from dualrate.runs.store import load
@@ -71,7 +72,8 @@ def speed(drawer: Drawer, batch: int, *, repeats: int = 3) -> Speed:
 
 def memory_of(contender: Contender, batch: int, *, device: torch.device) -> int:
     """Bytes held at most while a batch is drawn, in a process of its own: torch's on a GPU, all of it on a CPU."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=leave_with_parent) as pool:
         try:
             return pool.submit(_peak, contender, batch, str(device), torch.get_num_threads()).result()
         except BrokenProcessPool as error:

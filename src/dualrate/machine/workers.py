@@ -206,7 +206,7 @@ def _parameter(values: NDArray[Any]) -> nn.Parameter:
 
 def _work(connection: Connection, index: int, device: str) -> None:
     """A worker's life: blocks come, results and errors go."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    leave_with_parent()
     warnings.simplefilter("ignore")  # the parent has said it
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -234,12 +234,16 @@ def _portable(error: Exception) -> Exception:
     return sent
 
 
-def _leave_with_parent() -> None:
-    """Ends this process when its parent is gone, however, also in the middle of a block."""
+def leave_with_parent() -> None:
+    """Have this process end when its parent is gone, however, also in the middle of a block."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+
+    def follow() -> None:
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _ending(code: int | None) -> str:
