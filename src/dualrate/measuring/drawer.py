@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -30,9 +30,9 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.progress import ImageProgress
 from dualrate.metrics.origin import Origin
-from dualrate.sampling.cost import PlanCost, plan_cost
+from dualrate.sampling.cost import PlanCost, macs_by_step, plan_cost
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import State, sample
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,24 @@ class Drawer(Ranged):
         how = {"label": label, "device": self.model.device, "wrap": self._guided}
         return plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
 
-    def batches(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Iterator[NDArray[np.uint8]]:
-        """The images of these seeds, (b, C, H, W), batch by batch as they are drawn. Raises what `sample` raises."""
-        how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16}
+    @cached_property
+    def macs_by_step(self) -> list[int]:
+        """MACs of an image up to the end of each step, the last as in `cost`, without running a network. Raises alike."""
+        model, label = self.model, 0 if self.model.num_classes else None
+        of = (model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape)
+        return macs_by_step(*of, label=label, wrap=self._guided)
+
+    def batches(
+        self,
+        seeds: Sequence[int],
+        progress: ImageProgress | None = None,
+        watch: Callable[[State], None] | None = None,
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The images of these seeds, (b, C, H, W), batch by batch as they are drawn.
+
+        progress, watch: as of `sample`. Raises what that raises.
+        """
+        how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16, "watch": watch}
         of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
         for batch in sample(*of, progress=progress, **how):
             yield to_uint8(batch).cpu().numpy()

@@ -157,10 +157,10 @@ th { font-weight: 600; color: var(--soft); vertical-align: bottom }
 td.number { white-space: nowrap }
 figure { margin: 0 }
 figcaption { margin-top: .35rem }
-img { display: element; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem }
+img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.4rem 1.5rem }
 .drawing { margin: 1rem 0 1.75rem; overflow-x: auto }
-.drawing svg { width: 100%; min-width: 32rem; height: auto; display: element }
+.drawing svg { width: 100%; min-width: 32rem; height: auto; display: block }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .93rem }
 dt { color: var(--soft) }
 dd { margin: 0; overflow-wrap: anywhere }

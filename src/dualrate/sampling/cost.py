@@ -7,7 +7,8 @@ heavy call that computes them.
     image = branches x (H x heavy + N x light),   branches = 2 under guidance
 
 where a step that uses the encoder's own output makes no light call, and a guidance interval spares light calls outside
-it, but no heavy ones: a context holds both branches. `plan_cost` counts a plan by running it.
+it, but no heavy ones: a context holds both branches. `plan_cost` counts a plan by running it, `macs_by_step` by running
+it without the networks.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import State, sample
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,46 @@ def plan_cost(
     for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device):
         pass
     return PlanCost(call_cost(denoiser, shape, label, device), metered.meter.heavy, metered.meter.light)
+
+
+@dataclass(frozen=True)
+class _WithoutNetworks:
+    """A denoiser that makes the calls of another one, and computes nothing."""
+
+    calls: CallCost
+    reuse: Reuse
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        if not self.calls.heavy:
+            return Context()
+        return Context((z,), tau=t, x_hat=0 * z if self.calls.own else None)
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        return 0 * z if context.x_hat is None else context.x_hat
+
+
+def macs_by_step(
+    calls: CallCost,
+    reuse: Reuse,
+    step: Step,
+    plan: StepPlan,
+    shape: tuple[int, int, int],
+    *,
+    label: int | None = None,
+    wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
+) -> list[int]:
+    """MACs of an image up to the end of each step: the calls are counted as in `plan_cost`, but none is made.
+
+    calls, reuse: of the denoiser that is stood in for. Raises ValueError as `sample`.
+    """
+    metered, found = Metered(_WithoutNetworks(calls, reuse)), []
+
+    def count(state: State) -> None:
+        found.append(int(metered.meter.heavy * calls.heavy + metered.meter.light * calls.light))
+
+    for _ in sample(wrap(metered), step, plan, shape, [0], None if label is None else [label], watch=count):
+        pass
+    return found[1:]
 
 
 def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device: torch.device | str = "cpu") -> float:

@@ -191,6 +191,7 @@ def sample(
     device: torch.device | str = "cpu",
     bfloat16: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[State], None] | None = None,
 ) -> Iterator[Tensor]:
     """Images, batch by batch, without gradient: (b, *shape) float32, nominally in [-1, 1], on the device.
 
@@ -199,6 +200,7 @@ def sample(
     label:    one class per image; None for an unconditional model
     bfloat16: networks run under autocast; x_hat, states and noise stay float32
     progress: called with (images done, images in all)
+    watch:    called with every state of every batch: before the first step, and after each; what it raises ends it all
     Raises ValueError for no seeds, labels that are not one per seed, a batch size below 1, or a plan that does not go
     from noise (1) to data (0).
     """
@@ -219,7 +221,10 @@ def sample(
         cond = Cond(None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             z = draws.normal("start", *shape)
-            images = rollout(denoiser, step, plan, z, cond, StepNoise(draws, plan.num_steps, shape))
+            for state in trajectory(denoiser, step, plan, z, cond, StepNoise(draws, plan.num_steps, shape)):
+                z = state.z
+                if watch is not None:
+                    watch(state)
         if progress is not None:
             progress(min(first + batch_size, len(seeds)), len(seeds))
-        yield images.float()
+        yield z.float()

@@ -1,0 +1,238 @@
+"""What a page may ask for: read off a model, whatever its kind, and checked before anything is drawn.
+
+A request is drawn beside a rival from the same seeds: of the same model with a heavy call at every step, or of another
+one. Of as many steps, or of as many as its MACs allow.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from dualrate.config.ranges import Classes, GuidanceWeight, HeavyCalls, Range, Ranged, Seed, Steps
+from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.experiment import Model
+from dualrate.measuring.choosing import Choice
+from dualrate.measuring.drawer import Drawer, Guidance
+from dualrate.sampling.catalogue import SAMPLERS
+
+Rival = Literal["steps", "cost", "nothing"]
+Waiting = Annotated[int, Range(0, 10_000)]
+ShownImages = Annotated[int, Range(1, 256)]
+
+
+@dataclass(frozen=True)
+class Limits(Ranged):
+    """Of what may be asked for. steps: of a plan; images: of a request; waiting: requests beside the one at work."""
+
+    steps: Steps = 256
+    images: ShownImages = 16
+    waiting: Waiting = 8
+
+
+@dataclass(frozen=True)
+class Request(Ranged):
+    """What a page asks for; None: as recommended.
+
+    label:  one class for all images; None: class `seed mod classes` for each
+    seed:   of the first image; image i has seed + i
+    beside: the rival that is drawn too: of as many steps, of about the same MACs, or nothing
+    """
+
+    steps: Steps | None = None
+    heavy: HeavyCalls | None = None
+    sampler: str | None = None
+    guidance: GuidanceWeight = 1.0
+    label: Classes | None = None
+    seed: Seed = 0
+    images: ShownImages = 8
+    beside: Rival | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What is drawn on one side of the page."""
+
+    name: str
+    drawer: Drawer
+
+    @property
+    def plan(self) -> StepPlan:
+        return self.drawer.plan
+
+    @cached_property
+    def macs_by_step(self) -> list[int]:
+        return self.drawer.macs_by_step
+
+    def described(self) -> dict[str, Any]:
+        """For the page: all that is known before it is drawn."""
+        return {
+            "name": self.name,
+            "sampler": self.drawer.sampler,
+            "steps": self.plan.num_steps,
+            "heavy": self.plan.num_heavy,
+            "t": [round(t, 5) for t in self.plan.t],
+            "refresh": [refresh.value for refresh in self.plan.refresh],
+            "macs": self.macs_by_step[-1],
+        }
+
+
+@dataclass(frozen=True)
+class Offered:
+    """The plans and samplers that a model serves, of a limited number of steps.
+
+    steps:    numbers of steps
+    heavy:    for each of them the usual number of heavy calls
+    least:    heavy calls that may be asked for; None: there is no choice
+    samplers: name -> whether its steps may reuse a context, so that fewer heavy calls than steps can be asked for
+    """
+
+    steps: Sequence[int]
+    heavy: Sequence[int]
+    least: int | None
+    samplers: dict[str, bool]
+
+    @staticmethod
+    def of(model: Model, most: int) -> Offered:
+        """most: steps. Raises ValueError for a model that serves no plan of so few steps."""
+        served = [steps for steps in range(1, most + 1) if _serves(model, steps)]
+        if not served:
+            steps = model.serves.default_steps
+            raise ValueError(
+                f"{model.name} serves no plan of {most} steps or fewer: allow {steps} or more with --max-steps"
+            )
+        heavy = [Choice(steps).step_plan(model).num_heavy for steps in served]
+        free = model.serves.any_plan and model.reuses_context
+        least = (0 if model.serves.drops else 1) if free else None
+        return Offered(served, heavy, least, dict(_samplers(model, served)))
+
+    def nearest(self, steps: int) -> int:
+        """The number of steps that is served and nearest to this one."""
+        return min(self.steps, key=lambda served: abs(served - steps))
+
+    def require(self, request: Request) -> None:
+        """Raises ValueError for steps and samplers that are not among these.
+
+        A sampler's name may elsewhere be that of a module to import: never here.
+        """
+        first, last = self.steps[0], self.steps[-1]
+        if request.steps is not None and request.steps not in self.steps:
+            allowed = f"{first}" if first == last else f"from {first} to {last}"
+            raise ValueError(f"steps is {allowed} on this page, got {request.steps}")
+        if request.sampler is not None and request.sampler not in self.samplers:
+            raise ValueError(f"sampler is one of {', '.join(self.samplers)}, got {request.sampler[:60]!r}")
+
+
+def _serves(model: Model, steps: int) -> bool:
+    try:
+        Choice(steps).step_plan(model)
+    except ValueError:
+        return False
+    return True
+
+
+def _samplers(model: Model, served: Sequence[int]) -> list[tuple[str, bool]]:
+    """Those that draw from this model, and whether with its usual number of heavy calls."""
+    steps = model.serves.default_steps if model.serves.default_steps in served else served[0]
+    found = []
+    for name in SAMPLERS:
+        if _draws(model, Choice(steps, sampler=name)):
+            found.append((name, True))
+        elif _draws(model, Choice(steps, steps, name)):
+            found.append((name, False))
+    return found
+
+
+def _draws(model: Model, choice: Choice) -> bool:
+    try:
+        return bool(choice.drawer(model).macs_by_step)
+    except (ValueError, OSError):  # OSError: a table of the model that cannot be read
+        return False
+
+
+class Offer:
+    """A model, and what a page may ask of it.
+
+    rival:  another model, drawn beside it; None: the model itself, with a heavy call at every step
+    limits: of what may be asked for
+    Raises ValueError for a rival of other images or classes.
+    """
+
+    def __init__(self, model: Model, rival: Model | None = None, limits: Limits | None = None) -> None:
+        self.model, self.limits = model, limits or Limits()
+        self.offered = Offered.of(model, self.limits.steps)
+        self.rival, self.of_rival = model, self.offered
+        self.rivals: tuple[Rival, ...] = ("nothing",) if self.offered.least is None else ("steps", "cost", "nothing")
+        if rival is not None:
+            if (rival.shape, rival.num_classes) != (model.shape, model.num_classes):
+                raise ValueError(
+                    f"{model.name} has images of {model.shape} and {model.num_classes} classes, {rival.name} of "
+                    f"{rival.shape} and {rival.num_classes}: choose a model of the same images to draw beside it"
+                )
+            self.rival, self.of_rival = rival, Offered.of(rival, self.limits.steps)
+            self.rivals = ("steps", "cost", "nothing")
+
+    def sides(self, request: Request) -> list[Side]:
+        """What a request asks for: it, and its rival. Raises ValueError for what cannot be drawn."""
+        self.offered.require(request)
+        if request.images > self.limits.images:
+            raise ValueError(f"images is at most {self.limits.images} on this page, got {request.images}")
+        if request.beside is not None and request.beside not in self.rivals:
+            raise ValueError(f"beside is one of {', '.join(self.rivals)} for this model, got {request.beside}")
+        own = self._side(self.model, Choice(request.steps, request.heavy, request.sampler), request)
+        beside = request.beside or self.rivals[0]
+        if beside == "nothing":
+            return [own]
+        steps = own.plan.num_steps
+        if beside == "cost":
+            branches = 1 if request.guidance == 1 else 2
+            steps = own.macs_by_step[-1] // int(branches * self.rival.call_cost.of(1, 1))
+        return [own, self._rival(steps, request)]
+
+    def _rival(self, steps: int, request: Request) -> Side:
+        """Of about so many steps, a heavy call at each where that may be chosen, under the same sampler if it can."""
+        steps = self.of_rival.nearest(steps)
+        sampler = request.sampler if request.sampler in self.of_rival.samplers else None
+        heavy = None if self.of_rival.least is None else steps
+        return self._side(self.rival, Choice(steps, heavy, sampler), request)
+
+    def _side(self, model: Model, choice: Choice, request: Request) -> Side:
+        guidance = Guidance(request.guidance)
+        drawer = choice.drawer(model, guidance=guidance, label=request.label, batch_size=self.limits.images)
+        every = drawer.plan.num_heavy == drawer.plan.num_steps and model.reuses_context
+        side = Side(f"{model.name}, all heavy" if every else model.name, drawer)
+        _ = side.macs_by_step  # refuses a sampler that the model cannot be under
+        return side
+
+    def described(self) -> dict[str, Any]:
+        """For the page: the model, its controls and their limits."""
+        model, cost = self.model, self.model.call_cost
+        default = Request(images=min(8, self.limits.images))
+        first = self.sides(default)[0]
+        return {
+            "name": model.name,
+            "iteration": model.iteration,
+            "weights": model.weights_hash[:12],
+            "device": model.device.type,
+            "shape": model.shape,
+            "classes": model.num_classes,
+            "parameters": model.parameters,
+            "macs": {"heavy": cost.heavy, "light": cost.light},
+            "rival": None if self.rival is model else self.rival.name,
+            "recommended": first.drawer.sampler,
+            "default": {"steps": first.plan.num_steps, "images": default.images},
+            "steps": [self.offered.steps[0], self.offered.steps[-1]],
+            "usual_heavy": dict(zip(self.offered.steps, self.offered.heavy, strict=True)),
+            "least_heavy": self.offered.least,
+            "samplers": self.offered.samplers,
+            "beside": self.rivals,
+            "limits": {field.name: getattr(self.limits, field.name) for field in fields(self.limits)},
+        }
+
+
+def new_name() -> str:
+    """Of a request at work: nobody guesses another one's."""
+    return secrets.token_urlsafe(12)

@@ -1,0 +1,295 @@
+"use strict";
+const at = (id) => document.getElementById(id);
+const model = JSON.parse(at("model").textContent);
+const NUMBERS = ["steps", "heavy", "guidance", "seed", "images"], CHOICES = ["sampler", "label", "beside"];
+const FIELDS = [...NUMBERS, ...CHOICES];
+const DEFAULTS = { guidance: "1", seed: "0", sampler: "", label: "", beside: model.beside[0] };
+const POLL = 200;  // milliseconds between two looks at a sampling
+let job = null, heavyChosen = false, asked = 0, timer = 0;
+
+// Elements
+
+function made(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+function drawn(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+// Numbers for people
+
+function macs(count) {
+  const [unit, name] = count >= 1e12 ? [1e12, "T"] : count >= 1e9 ? [1e9, "G"] : count >= 1e6 ? [1e6, "M"] : [1e3, "k"];
+  return `${(count / unit).toPrecision(3)} ${name}`;
+}
+
+function time(seconds) {
+  return seconds < 1 ? `${Math.round(1000 * seconds)} ms` : `${seconds.toPrecision(3)} s`;
+}
+
+const times = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+const percent = (part, whole) => `${Math.round(100 * part / whole)}%`;
+
+// Controls, as far as the model leaves a choice
+
+function offer() {
+  const { classes, limits, shape, parameters, macs: cost } = model;
+  const count = Object.values(parameters).reduce((a, b) => a + b, 0);
+  at("facts").textContent =
+    `${shape[1]} x ${shape[2]} pixels, ${(count / 1e6).toPrecision(3)} M parameters. ` +
+    (cost.heavy ? `A heavy call: ${macs(cost.heavy)}MACs, a light one: ${macs(cost.light)}MACs.`
+      : `A call: ${macs(cost.light)}MACs.`) +
+    ` Weights ${model.weights}, on ${model.device}.`;
+  bounds("steps", ...model.steps);
+  at("steps").value = model.default.steps;
+  bounds("images", 1, limits.images);
+  at("images").value = DEFAULTS.images = String(model.default.images);
+  at("heavy").disabled = model.least_heavy === null;
+  options("sampler", [["", "recommended"]]);
+  for (const [reuses, name] of [[true, "with fewer heavy calls than steps"], [false, "with a heavy call at every step only"]]) {
+    const names = Object.keys(model.samplers).filter((sampler) => model.samplers[sampler] === reuses);
+    if (names.length) at("sampler").append(made("optgroup", { label: name }, ...names.map((each) => option(each, each))));
+  }
+  options("label", [["", "all in turn"], ...Array.from({ length: classes }, (_, i) => [String(i), `class ${i}`])]);
+  const rival = model.rival ?? "all heavy";
+  const names = { steps: `${rival}, as many steps`, cost: `${rival}, as many MACs`, nothing: "nothing" };
+  options("beside", model.beside.map((name) => [name, names[name]]));
+  for (const id of ["guidance", "label"]) at(id).closest(".field").classList.toggle("none", !classes);
+  at("beside").closest(".field").classList.toggle("none", model.beside.length < 2);
+  for (const id of ["steps", "heavy", "guidance", "images"]) slider(at(id));
+  follow();
+}
+
+const option = (value, text) => made("option", { value }, text);
+const options = (id, pairs) => at(id).append(...pairs.map(([value, text]) => option(value, text)));
+
+function bounds(id, low, high) {
+  Object.assign(at(id), { min: low, max: high, step: 1, disabled: low === high });
+}
+
+// A slider beside a number, for a pointer: keys and readers have the number itself
+function slider(number) {
+  const range = made("input", { type: "range", tabindex: "-1", "aria-hidden": "true" });
+  const copy = () => { Object.assign(range, { min: number.min, max: number.max, step: number.step || 1, disabled: number.disabled }); range.value = number.value; };
+  number.before(range);
+  range.addEventListener("input", () => { number.value = range.value; number.dispatchEvent(new Event("input", { bubbles: true })); });
+  number.addEventListener("input", copy);
+  number.addEventListener("follow", copy);
+  copy();
+}
+
+// Heavy calls go along with the steps until they are chosen, and never beyond them
+function follow() {
+  const steps = Number(at("steps").value), heavy = at("heavy");
+  heavy.min = model.least_heavy ?? 0;
+  heavy.max = steps || 1;
+  if (!heavyChosen || heavy.disabled) heavy.value = model.usual_heavy[steps] ?? "";
+  else if (Number(heavy.value) > steps && steps >= 1) heavy.value = steps;
+  for (const id of NUMBERS) at(id).dispatchEvent(new Event("follow"));
+}
+
+// What is asked for: fields that are empty are left to the server
+
+function request() {
+  const found = {};
+  for (const id of NUMBERS) if (at(id).value.trim() !== "") found[id] = Number(at(id).value);
+  for (const id of CHOICES) if (at(id).value !== "") found[id] = id === "label" ? Number(at(id).value) : at(id).value;
+  if (!heavyChosen) delete found.heavy;
+  return found;
+}
+
+// Settings stand in the address, so that it can be kept and passed on
+
+function remember() {
+  const kept = new URLSearchParams();
+  for (const id of FIELDS) if (at(id).value !== DEFAULTS[id] && (id !== "heavy" || heavyChosen)) kept.set(id, at(id).value);
+  history.replaceState(null, "", `#${kept}`);
+}
+
+function recall() {
+  const kept = new URLSearchParams(location.hash.slice(1)), named = FIELDS.filter((id) => kept.has(id));
+  heavyChosen = kept.has("heavy");
+  for (const id of named) at(id).value = kept.get(id);
+  follow();
+  return named.length > 0;
+}
+
+// The server
+
+async function call(method, path, body) {
+  let answer;
+  try {
+    answer = await fetch(path, { method, headers: { "Content-Type": "application/json" }, body: body && JSON.stringify(body) });
+  } catch {
+    throw new Error("The server does not answer: it was stopped, or cannot be reached. Start it again, then draw.");
+  }
+  const value = await answer.json();
+  if (!answer.ok) throw Object.assign(new Error(value.message), { field: value.field });
+  return value;
+}
+
+function tell(error) {
+  for (const id of FIELDS) at(id).removeAttribute("aria-invalid");
+  at("error").hidden = !error;
+  at("error").textContent = error ? error.message : "";
+  if (error && error.field) { at(error.field).setAttribute("aria-invalid", "true"); at(error.field).setAttribute("aria-describedby", "error"); }
+}
+
+const say = (text) => { if (at("status").textContent !== text) at("status").textContent = text; };
+
+// Sides: plans, counts, pictures
+
+function build(sides, seeds, labels) {
+  at("sides").classList.toggle("alone", sides.length === 1);
+  at("sides").replaceChildren(...sides.map(planOf), ...(seeds ? sides.map((side) => pictures(side, seeds, labels)) : []));
+}
+
+function planOf(side) {
+  const every = side.heavy === side.steps && model.macs.heavy > 0;
+  const counted = model.macs.heavy || model.rival ? `${times(side.steps, "step")}, ${times(side.heavy, "heavy call")}` : times(side.steps, "step");
+  const title = every ? `${times(side.steps, "step")}, all of them heavy` : counted;
+  return made("div", { class: "plan" },
+    made("h2", {}, side.name),
+    made("p", { class: "note" }, `${title}; ${side.sampler}`),
+    plan(side, title),
+    made("div", { class: "ends", "aria-hidden": "true" }, made("span", {}, "noise"), made("span", {}, "data")),
+    made("dl", { class: "counts" },
+      made("dt", {}, "MACs an image"), made("dd", { class: "macs" }, macs(side.macs)),
+      made("dt", {}, "time an image"), made("dd", { class: "each" }, "-"),
+      made("dt", {}, "time of all"), made("dd", { class: "all" }, "-")));
+}
+
+function plan(side, title) {
+  const x = (t) => 8 + 584 * (1 - t), radius = Math.max(2.5, Math.min(7, 260 / side.steps));
+  const where = side.refresh.flatMap((what, i) => what === "full" ? [i + 1] : []);
+  const svg = drawn("svg", { viewBox: "0 0 600 26", role: "img" },
+    drawn("title", {}, `${title}${where.length && where.length < side.steps ? `: at the steps ${where.join(", ")}` : ""}`),
+    drawn("line", { class: "axis", x1: 0, x2: 600, y1: 13, y2: 13 }));
+  side.refresh.forEach((what, i) => {
+    const at = x(side.t[i]).toFixed(1), high = what === "none" ? 4 : 8;
+    svg.append(what === "full" ? drawn("circle", { class: "mark heavy", cx: at, cy: 13, r: radius })
+      : drawn("line", { class: `mark step${what === "none" ? " alone" : ""}`, x1: at, x2: at, y1: 13 - high, y2: 13 + high }));
+  });
+  return svg;
+}
+
+function pictures(side, seeds, labels) {
+  const wide = seeds.length === 1 ? 1 : seeds.length <= 4 ? 2 : 4;
+  const list = made("ul", { class: "grid", style: `--columns: ${wide}; --shape: ${model.shape[2]} / ${model.shape[1]}` });
+  seeds.forEach(() => list.append(made("li")));
+  return made("div", { class: "pictures", role: "group", "aria-label": `Images of ${side.name}` },
+    made("h3", {}, `${times(side.steps, "step")}${side.heavy < side.steps ? `, ${side.heavy} heavy` : model.macs.heavy ? ", all heavy" : ""}`), list);
+}
+
+function show(report) {
+  const plans = at("sides").querySelectorAll(".plan"), lists = at("sides").querySelectorAll(".grid");
+  report.sides.forEach((side, i) => {
+    const done = side.done ?? 0, begun = side.done !== null, count = report.seeds.length;
+    plans[i].querySelectorAll(".mark").forEach((mark, k) => mark.classList.toggle("ahead", k >= done));
+    plans[i].querySelector(".macs").textContent = side.finished ? macs(side.macs) : begun && done ? macs(side.macs_so_far) : "-";
+    plans[i].querySelector(".each").textContent = begun ? time(side.seconds / count) : "-";
+    plans[i].querySelector(".all").textContent = begun ? time(side.seconds) : "-";
+    side.images.forEach((source, k) => {
+      const item = lists[i].children[k], of = `seed ${report.seeds[k]}${report.labels ? `, class ${report.labels[k]}` : ""}`;
+      if (!item.firstChild) item.append(made("img", { width: model.shape[2], height: model.shape[1] }));
+      Object.assign(item.firstChild, { src: source, title: of, alt: side.finished ? of : `${of}, being drawn` });
+    });
+  });
+}
+
+function progress(report) {
+  const whole = report.sides.reduce((sum, side) => sum + side.macs, 0), bar = at("progress");
+  bar.hidden = !["waiting", "running"].includes(report.status);
+  bar.value = report.sides.reduce((sum, side) => sum + side.macs_so_far, 0) / whole;
+}
+
+function summary(report) {
+  const [own, rival] = report.sides;
+  if (!rival) return `Drawn: ${times(report.seeds.length, "image")} in ${time(own.seconds)}.`;
+  return `${percent(own.macs, rival.macs)} of the MACs and ${percent(own.seconds, rival.seconds)} of the time of ${rival.name}.`;
+}
+
+function state(report) {
+  const active = report.sides.findIndex((side) => side.done !== null && !side.finished);
+  switch (report.status) {
+    case "waiting": return report.ahead ? `Waiting: ${times(report.ahead, "request")} before this one.` : "Starting.";
+    case "running": return active < 0 ? "Starting." : `Drawing ${report.sides[active].name} (${active + 1} of ${report.sides.length}).`;
+    case "done": return summary(report);
+    case "failed": return "This could not be drawn.";
+    default: return "Stopped.";
+  }
+}
+
+// A sampling, from the plea to its end
+
+async function preview() {
+  const mine = ++asked;
+  try {
+    const { sides } = await call("POST", "api/plan", request());
+    if (mine !== asked || job) return;
+    tell(null);
+    build(sides);
+    const [own, rival] = sides;
+    say(rival ? `This takes ${percent(own.macs, rival.macs)} of the MACs of ${rival.name}.` : "Ready to draw.");
+  } catch (error) {
+    if (mine === asked) tell(error);
+  }
+}
+
+async function draw() {
+  asked++;
+  tell(null);
+  busy(true);
+  remember();
+  try {
+    let report = job = await call("POST", "api/samples", request());
+    build(report.sides, report.seeds, report.labels);
+    for (;;) {
+      show(report);
+      progress(report);
+      say(state(report));
+      if (!["waiting", "running"].includes(report.status)) break;
+      await new Promise((resolve) => setTimeout(resolve, POLL));
+      report = await call("GET", `api/samples/${job.id}`);
+    }
+    if (report.status === "failed") tell({ message: report.error });
+  } catch (error) {
+    tell(error);
+    say("Nothing was drawn.");
+  }
+  job = null;
+  at("progress").hidden = true;
+  busy(false);
+}
+
+function busy(now) {
+  at("draw").disabled = at("next").disabled = now;
+  at("stop").disabled = !now;
+  at("sides").setAttribute("aria-busy", String(now));
+}
+
+at("ask").addEventListener("submit", (event) => { event.preventDefault(); if (!job) draw(); });
+at("ask").addEventListener("input", (event) => {
+  if (event.target.id === "heavy" || event.target.nextElementSibling?.id === "heavy") heavyChosen = at("heavy").value !== "";
+  follow();
+  clearTimeout(timer);
+  timer = setTimeout(() => { if (!job) preview(); }, 150);
+});
+at("next").addEventListener("click", () => {
+  at("seed").value = Number(at("seed").value) + Number(at("images").value);
+  draw();
+});
+at("stop").addEventListener("click", () => { if (job) call("DELETE", `api/samples/${job.id}`).catch(tell); });
+window.addEventListener("pagehide", () => { if (job) fetch(`api/samples/${job.id}`, { method: "DELETE", keepalive: true }); });
+window.addEventListener("hashchange", () => { if (recall() && !job) draw(); });
+
+offer();
+DEFAULTS.steps = String(model.default.steps);
+if (recall()) draw(); else preview();
