@@ -28,7 +28,7 @@ FLOORS = (
     "methods training",
     "data metrics report",
     "experiments runs recipes",
-    "measuring compare demo doctor",
+    "measuring compare demo doctor serving",
     "__init__ cli __main__ dualrate_command",
 )
 ROOMS = [room for floor in FLOORS for room in floor.split()]

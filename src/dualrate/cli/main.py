@@ -25,6 +25,7 @@ from dualrate.cli.export import Export
 from dualrate.cli.options import parse
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sample import Sample
+from dualrate.cli.serve import Serve
 from dualrate.cli.train import Train, parse_train
 from dualrate.config.imports import import_module
 from dualrate.machine.device import memory_shortage, pick_device
@@ -32,7 +33,7 @@ from dualrate.machine.files import naming
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.world import LOST, Lost
 
-Command = Sample | Evaluate | Compare | LikelihoodBound | PlanSearch | Calibrate | Cost | Export | Demo | Doctor
+Command = Sample | Evaluate | Compare | LikelihoodBound | PlanSearch | Calibrate | Cost | Export | Serve | Demo | Doctor
 COMMANDS: dict[str, type[Command]] = {
     "sample": Sample,
     "evaluate": Evaluate,
@@ -42,6 +43,7 @@ COMMANDS: dict[str, type[Command]] = {
     "calibrate": Calibrate,
     "cost": Cost,
     "export": Export,
+    "serve": Serve,
     "demo": Demo,
     "doctor": Doctor,
 }

@@ -134,7 +134,12 @@ def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
                 return from_plain(kind, value, where)
             except ValueError:
                 continue
-    return _checked(value, False, where, " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds))
+    return _checked(value, False, where, " or ".join(map(_expected, kinds)))
+
+
+def _expected(kind: Any) -> str:
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return " or ".join(map(repr, choices)) or getattr(kind, "__name__", str(kind))
 
 
 def _checked(value: Any, right: bool, where: str, expected: str) -> Any:

@@ -156,7 +156,7 @@ class Drawer(Ranged):
 
     @cached_property
     def macs_by_step(self) -> list[int]:
-        """MACs of an image up to the end of each step, the last as in `cost`, without running a network. Raises alike."""
+        """MACs of an image up to the end of each step, as in `cost`, without running a network. Raises alike."""
         model, label = self.model, 0 if self.model.num_classes else None
         of = (model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape)
         return macs_by_step(*of, label=label, wrap=self._guided)

@@ -1,6 +1,6 @@
 """Requests at work: one at a time in a thread, the others wait in a line of limited length.
 
-A job that nobody has asked about for a minute is given up: its page was closed. It ends between two steps.
+A job that nobody has asked about for two minutes is given up: its page was closed. It ends between two steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dualrate.report.files import png_bytes
 from dualrate.sampling.trajectory import State
 from dualrate.serving.offer import Offer, Request, Side, new_name
 
-PATIENCE = 60.0  # seconds that a job goes on without being asked about
+PATIENCE = 120.0  # seconds that a job goes on without being asked about; pages in the background ask once a minute
+ENDING = 60.0  # seconds to wait for the step at work, at the end
 KEPT = 32  # jobs that have ended and can still be asked about
 PREVIEW = 2**17  # numbers of all states that are shown while they are drawn, at most: making PNGs takes time too
 
@@ -74,9 +75,9 @@ def _is_picture(z: Tensor) -> bool:
 
 @dataclass(eq=False)
 class Job:
-    """A request at work. asked: when somebody last wanted to know of it; error: why it failed."""
+    """A request at work. seeds: of its images; asked: when somebody last wanted to know of it; error: why it failed."""
 
-    request: Request
+    seeds: range
     sides: list[Progress]
     name: str = field(default_factory=new_name)
     status: Status = "waiting"
@@ -85,12 +86,9 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def seeds(self) -> range:
-        return range(self.request.seed, self.request.seed + self.request.images)
-
-    @property
     def given_up(self) -> bool:
-        return self.stop.is_set() or time.monotonic() - self.asked > PATIENCE
+        """Whether nobody asks about it any more."""
+        return time.monotonic() - self.asked > PATIENCE
 
     def draw(self) -> None:
         """All sides in turn. Raises what drawing raises."""
@@ -98,7 +96,7 @@ class Job:
             start, side.steps = time.perf_counter(), 0
 
             def watch(state: State, side: Progress = side, start: float = start) -> None:
-                if self.given_up:
+                if self.stop.is_set() or self.given_up:
                     raise _Stopped
                 side.seconds, side.steps, side.state = time.perf_counter() - start, state.i, state.z
 
@@ -127,7 +125,7 @@ class Jobs:
             for job in self._jobs.values():
                 job.stop.set()
             self._changed.notify()
-        self._thread.join(timeout=PATIENCE)
+        self._thread.join(timeout=ENDING)
 
     def submit(self, request: Request) -> Job:
         """Raises ValueError for what cannot be drawn, Full where too many wait."""
@@ -136,8 +134,8 @@ class Jobs:
             self._forget()
             ahead, most = len(self._waiting()) + (self._running() is not None), self.offer.limits.waiting
             if self._closed or ahead > most:
-                raise Full(f"{most} requests may wait beside the one at work, and they do: try again in a few seconds")
-            job = Job(request, [Progress(side) for side in sides])
+                raise Full(f"the queue is full, {most} wait: try again in a few seconds")
+            job = Job(range(request.seed, request.seed + self.offer.images(request)), [*map(Progress, sides)])
             self._jobs[job.name] = job
             self._changed.notify()
         return job

@@ -7,7 +7,8 @@ one. Of as many steps, or of as many as its MACs allow.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -19,8 +20,10 @@ from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.sampling.catalogue import SAMPLERS
 
+USUAL_IMAGES = 8  # of a request
 Rival = Literal["steps", "cost", "nothing"]
 Waiting = Annotated[int, Range(0, 10_000)]
+MostSteps = Annotated[int, Range(1, 1000)]
 ShownImages = Annotated[int, Range(1, 256)]
 
 
@@ -28,7 +31,7 @@ ShownImages = Annotated[int, Range(1, 256)]
 class Limits(Ranged):
     """Of what may be asked for. steps: of a plan; images: of a request; waiting: requests beside the one at work."""
 
-    steps: Steps = 256
+    steps: MostSteps = 256
     images: ShownImages = 16
     waiting: Waiting = 8
 
@@ -48,7 +51,7 @@ class Request(Ranged):
     guidance: GuidanceWeight = 1.0
     label: Classes | None = None
     seed: Seed = 0
-    images: ShownImages = 8
+    images: ShownImages | None = None
     beside: Rival | None = None
 
 
@@ -84,66 +87,62 @@ class Side:
 class Offered:
     """The plans and samplers that a model serves, of a limited number of steps.
 
-    steps:    numbers of steps
-    heavy:    for each of them the usual number of heavy calls
+    usual:    number of steps -> the usual number of heavy calls
+    steps:    where nothing is asked for
     least:    heavy calls that may be asked for; None: there is no choice
     samplers: name -> whether its steps may reuse a context, so that fewer heavy calls than steps can be asked for
     """
 
-    steps: Sequence[int]
-    heavy: Sequence[int]
+    usual: Mapping[int, int]
+    steps: int
     least: int | None
-    samplers: dict[str, bool]
+    samplers: Mapping[str, bool]
 
     @staticmethod
     def of(model: Model, most: int) -> Offered:
         """most: steps. Raises ValueError for a model that serves no plan of so few steps."""
-        served = [steps for steps in range(1, most + 1) if _serves(model, steps)]
-        if not served:
+        usual = dict(_usual(model, most))
+        if not usual:
             steps = model.serves.default_steps
             raise ValueError(
                 f"{model.name} serves no plan of {most} steps or fewer: allow {steps} or more with --max-steps"
             )
-        heavy = [Choice(steps).step_plan(model).num_heavy for steps in served]
         free = model.serves.any_plan and model.reuses_context
         least = (0 if model.serves.drops else 1) if free else None
-        return Offered(served, heavy, least, dict(_samplers(model, served)))
+        steps = min(usual, key=lambda served: abs(served - model.serves.default_steps))
+        return Offered(usual, steps, least, dict(_samplers(model, steps)))
 
     def nearest(self, steps: int) -> int:
         """The number of steps that is served and nearest to this one."""
-        return min(self.steps, key=lambda served: abs(served - steps))
+        return min(self.usual, key=lambda served: abs(served - steps))
 
     def require(self, request: Request) -> None:
         """Raises ValueError for steps and samplers that are not among these.
 
         A sampler's name may elsewhere be that of a module to import: never here.
         """
-        first, last = self.steps[0], self.steps[-1]
-        if request.steps is not None and request.steps not in self.steps:
+        first, last = min(self.usual), max(self.usual)
+        if request.steps is not None and request.steps not in self.usual:
             allowed = f"{first}" if first == last else f"from {first} to {last}"
             raise ValueError(f"steps is {allowed} on this page, got {request.steps}")
         if request.sampler is not None and request.sampler not in self.samplers:
             raise ValueError(f"sampler is one of {', '.join(self.samplers)}, got {request.sampler[:60]!r}")
 
 
-def _serves(model: Model, steps: int) -> bool:
-    try:
-        Choice(steps).step_plan(model)
-    except ValueError:
-        return False
-    return True
+def _usual(model: Model, most: int) -> Iterator[tuple[int, int]]:
+    """The numbers of steps that the model serves, with their heavy calls."""
+    for steps in range(1, most + 1):
+        with suppress(ValueError):
+            yield steps, Choice(steps).step_plan(model).num_heavy
 
 
-def _samplers(model: Model, served: Sequence[int]) -> list[tuple[str, bool]]:
+def _samplers(model: Model, steps: int) -> Iterator[tuple[str, bool]]:
     """Those that draw from this model, and whether with its usual number of heavy calls."""
-    steps = model.serves.default_steps if model.serves.default_steps in served else served[0]
-    found = []
     for name in SAMPLERS:
         if _draws(model, Choice(steps, sampler=name)):
-            found.append((name, True))
+            yield name, True
         elif _draws(model, Choice(steps, steps, name)):
-            found.append((name, False))
-    return found
+            yield name, False
 
 
 def _draws(model: Model, choice: Choice) -> bool:
@@ -175,14 +174,18 @@ class Offer:
             self.rival, self.of_rival = rival, Offered.of(rival, self.limits.steps)
             self.rivals = ("steps", "cost", "nothing")
 
+    def images(self, request: Request) -> int:
+        """How many a request asks for."""
+        return min(USUAL_IMAGES, self.limits.images) if request.images is None else request.images
+
     def sides(self, request: Request) -> list[Side]:
         """What a request asks for: it, and its rival. Raises ValueError for what cannot be drawn."""
         self.offered.require(request)
-        if request.images > self.limits.images:
+        if self.images(request) > self.limits.images:
             raise ValueError(f"images is at most {self.limits.images} on this page, got {request.images}")
         if request.beside is not None and request.beside not in self.rivals:
             raise ValueError(f"beside is one of {', '.join(self.rivals)} for this model, got {request.beside}")
-        own = self._side(self.model, Choice(request.steps, request.heavy, request.sampler), request)
+        own = self._side(self.model, Choice(request.steps or self.offered.steps, request.heavy, request.sampler), request)
         beside = request.beside or self.rivals[0]
         if beside == "nothing":
             return [own]
@@ -210,8 +213,7 @@ class Offer:
     def described(self) -> dict[str, Any]:
         """For the page: the model, its controls and their limits."""
         model, cost = self.model, self.model.call_cost
-        default = Request(images=min(8, self.limits.images))
-        first = self.sides(default)[0]
+        own = self.sides(Request())[0]
         return {
             "name": model.name,
             "iteration": model.iteration,
@@ -222,10 +224,10 @@ class Offer:
             "parameters": model.parameters,
             "macs": {"heavy": cost.heavy, "light": cost.light},
             "rival": None if self.rival is model else self.rival.name,
-            "recommended": first.drawer.sampler,
-            "default": {"steps": first.plan.num_steps, "images": default.images},
-            "steps": [self.offered.steps[0], self.offered.steps[-1]],
-            "usual_heavy": dict(zip(self.offered.steps, self.offered.heavy, strict=True)),
+            "recommended": own.drawer.sampler,
+            "default": {"steps": own.plan.num_steps, "images": self.images(Request())},
+            "steps": [min(self.offered.usual), max(self.offered.usual)],
+            "usual_heavy": self.offered.usual,
             "least_heavy": self.offered.least,
             "samplers": self.offered.samplers,
             "beside": self.rivals,

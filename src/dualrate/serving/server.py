@@ -7,9 +7,9 @@
     GET    /api/samples/ID    how far the job is, and its images as PNGs in data URIs
     DELETE /api/samples/ID    stops it
 
-A refusal is a 4xx with {"error": name, "message": ..., "field": of the request, if it is one's}. Bound to loopback, only
-requests to a loopback name are answered, and a request's body must call itself JSON: so no other page that the browser
-shows can use this server.
+A refusal is a 4xx with {"error": name, "message": ..., "field": of the request, if it is one's}. Bound to loopback,
+only requests to a loopback name are answered, and a request's body must call itself JSON: so no other page that the
+browser shows can use this server.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _is_loopback(host: str) -> bool:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version, timeout = "HTTP/1.1", SLOWEST
     server_version, sys_version = "dualrate", ""
-    server: _Server
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         self._answer()
@@ -116,8 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
             told = {"error": refusal.name, "message": str(refusal)}
             self._send_json(refusal.status, told, **refusal.headers)
         except ValueError as error:
-            message = re.sub(r"^request: ", "", str(error))
-            found = re.match(rf"(?:request\.)?({FIELDS})\b", message)
+            message = re.sub(r"^request(: |\.)", "", str(error))
+            found = re.match(rf"({FIELDS})\b", message)
             told = {"error": "bad-request", "message": message, "field": found[1] if found else None}
             self._send_json(HTTPStatus.BAD_REQUEST, told)
         except OSError:  # the client has left
@@ -201,7 +201,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Against another site's name that has been made to lead here."""
         host = re.sub(r":\d+$", "", self.headers.get("Host", "")).strip("[]")
         if self.server.loopback and not _is_loopback(host):
-            message = f"this server is for its own machine alone, at {self.server.url}; serve others with --host 0.0.0.0"
+            message = (
+                f"this server is for its own machine alone, at {self.server.url}; serve others with --host 0.0.0.0"
+            )
             raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "wrong-host", message)
 
     def _send_json(self, status: HTTPStatus, value: Any, **headers: str) -> None:

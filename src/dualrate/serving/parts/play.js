@@ -26,7 +26,8 @@ function drawn(tag, attributes, ...children) {
 // Numbers for people
 
 function macs(count) {
-  const [unit, name] = count >= 1e12 ? [1e12, "T"] : count >= 1e9 ? [1e9, "G"] : count >= 1e6 ? [1e6, "M"] : [1e3, "k"];
+  const units = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+  const [unit, name] = units.find(([least]) => count >= least) ?? units.at(-1);
   return `${(count / unit).toPrecision(3)} ${name}`;
 }
 
@@ -53,9 +54,10 @@ function offer() {
   at("images").value = DEFAULTS.images = String(model.default.images);
   at("heavy").disabled = model.least_heavy === null;
   options("sampler", [["", "recommended"]]);
-  for (const [reuses, name] of [[true, "with fewer heavy calls than steps"], [false, "with a heavy call at every step only"]]) {
-    const names = Object.keys(model.samplers).filter((sampler) => model.samplers[sampler] === reuses);
-    if (names.length) at("sampler").append(made("optgroup", { label: name }, ...names.map((each) => option(each, each))));
+  const groups = [[true, "with as many heavy calls as chosen"], [false, "with a heavy call at every step only"]];
+  for (const [reuses, label] of groups) {
+    const names = Object.keys(model.samplers).filter((name) => model.samplers[name] === reuses);
+    if (names.length) at("sampler").append(made("optgroup", { label }, ...names.map((name) => option(name, name))));
   }
   options("label", [["", "all in turn"], ...Array.from({ length: classes }, (_, i) => [String(i), `class ${i}`])]);
   const rival = model.rival ?? "all heavy";
@@ -77,9 +79,16 @@ function bounds(id, low, high) {
 // A slider beside a number, for a pointer: keys and readers have the number itself
 function slider(number) {
   const range = made("input", { type: "range", tabindex: "-1", "aria-hidden": "true" });
-  const copy = () => { Object.assign(range, { min: number.min, max: number.max, step: number.step || 1, disabled: number.disabled }); range.value = number.value; };
+  const copy = () => {
+    const { min, max, step, disabled, value } = number;
+    Object.assign(range, { min, max, step: step || 1, disabled }, { value });  // which its ends would cut
+  };
   number.before(range);
-  range.addEventListener("input", () => { number.value = range.value; number.dispatchEvent(new Event("input", { bubbles: true })); });
+  range.addEventListener("input", (event) => {
+    event.stopPropagation();
+    number.value = range.value;
+    number.dispatchEvent(new Event("input", { bubbles: true }));
+  });
   number.addEventListener("input", copy);
   number.addEventListener("follow", copy);
   copy();
@@ -109,7 +118,8 @@ function request() {
 
 function remember() {
   const kept = new URLSearchParams();
-  for (const id of FIELDS) if (at(id).value !== DEFAULTS[id] && (id !== "heavy" || heavyChosen)) kept.set(id, at(id).value);
+  const chosen = (id) => at(id).value !== DEFAULTS[id] && (id !== "heavy" || heavyChosen);
+  for (const id of FIELDS.filter(chosen)) kept.set(id, at(id).value);
   history.replaceState(null, "", `#${kept}`);
 }
 
@@ -126,7 +136,8 @@ function recall() {
 async function call(method, path, body) {
   let answer;
   try {
-    answer = await fetch(path, { method, headers: { "Content-Type": "application/json" }, body: body && JSON.stringify(body) });
+    const headers = { "Content-Type": "application/json" };
+    answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
   } catch {
     throw new Error("The server does not answer: it was stopped, or cannot be reached. Start it again, then draw.");
   }
@@ -139,26 +150,34 @@ function tell(error) {
   for (const id of FIELDS) at(id).removeAttribute("aria-invalid");
   at("error").hidden = !error;
   at("error").textContent = error ? error.message : "";
-  if (error && error.field) { at(error.field).setAttribute("aria-invalid", "true"); at(error.field).setAttribute("aria-describedby", "error"); }
+  if (error?.field) {
+    at(error.field).setAttribute("aria-invalid", "true");
+    at(error.field).setAttribute("aria-describedby", "error");
+  }
 }
 
 const say = (text) => { if (at("status").textContent !== text) at("status").textContent = text; };
 
 // Sides: plans, counts, pictures
 
-function build(sides, seeds, labels) {
+function build(sides, seeds = []) {
   at("sides").classList.toggle("alone", sides.length === 1);
-  at("sides").replaceChildren(...sides.map(planOf), ...(seeds ? sides.map((side) => pictures(side, seeds, labels)) : []));
+  const drawn = seeds.length ? sides.map((side) => pictures(side, seeds)) : [];
+  at("sides").replaceChildren(...sides.map(planOf), ...drawn);
+}
+
+// In words: how many steps, and how many of them are heavy, where the model makes heavy calls
+function counts(side) {
+  const steps = times(side.steps, "step");
+  if (!model.macs.heavy && !model.rival) return steps;
+  return side.heavy === side.steps ? `${steps}, all heavy` : `${steps}, ${side.heavy} heavy`;
 }
 
 function planOf(side) {
-  const every = side.heavy === side.steps && model.macs.heavy > 0;
-  const counted = model.macs.heavy || model.rival ? `${times(side.steps, "step")}, ${times(side.heavy, "heavy call")}` : times(side.steps, "step");
-  const title = every ? `${times(side.steps, "step")}, all of them heavy` : counted;
   return made("div", { class: "plan" },
     made("h2", {}, side.name),
-    made("p", { class: "note" }, `${title}; ${side.sampler}`),
-    plan(side, title),
+    made("p", { class: "note" }, `${counts(side)}; ${side.sampler}`),
+    plan(side),
     made("div", { class: "ends", "aria-hidden": "true" }, made("span", {}, "noise"), made("span", {}, "data")),
     made("dl", { class: "counts" },
       made("dt", {}, "MACs an image"), made("dd", { class: "macs" }, macs(side.macs)),
@@ -166,40 +185,43 @@ function planOf(side) {
       made("dt", {}, "time of all"), made("dd", { class: "all" }, "-")));
 }
 
-function plan(side, title) {
+function plan(side) {
   const x = (t) => 8 + 584 * (1 - t), radius = Math.max(2.5, Math.min(7, 260 / side.steps));
-  const where = side.refresh.flatMap((what, i) => what === "full" ? [i + 1] : []);
+  const heavy = side.refresh.flatMap((what, i) => what === "full" ? [i + 1] : []);
+  const where = heavy.length && heavy.length < side.steps ? `: the steps ${heavy.join(", ")}` : "";
   const svg = drawn("svg", { viewBox: "0 0 600 26", role: "img" },
-    drawn("title", {}, `${title}${where.length && where.length < side.steps ? `: at the steps ${where.join(", ")}` : ""}`),
+    drawn("title", {}, `${counts(side)}${where}`),
     drawn("line", { class: "axis", x1: 0, x2: 600, y1: 13, y2: 13 }));
   side.refresh.forEach((what, i) => {
-    const at = x(side.t[i]).toFixed(1), high = what === "none" ? 4 : 8;
-    svg.append(what === "full" ? drawn("circle", { class: "mark heavy", cx: at, cy: 13, r: radius })
-      : drawn("line", { class: `mark step${what === "none" ? " alone" : ""}`, x1: at, x2: at, y1: 13 - high, y2: 13 + high }));
+    const cx = x(side.t[i]).toFixed(1), [kind, high] = what === "none" ? ["step alone", 4] : ["step", 8];
+    svg.append(what === "full" ? drawn("circle", { class: "mark heavy", cx, cy: 13, r: radius })
+      : drawn("line", { class: `mark ${kind}`, x1: cx, x2: cx, y1: 13 - high, y2: 13 + high }));
   });
   return svg;
 }
 
-function pictures(side, seeds, labels) {
-  const wide = seeds.length === 1 ? 1 : seeds.length <= 4 ? 2 : 4;
-  const list = made("ul", { class: "grid", style: `--columns: ${wide}; --shape: ${model.shape[2]} / ${model.shape[1]}` });
-  seeds.forEach(() => list.append(made("li")));
+function pictures(side, seeds) {
+  const columns = seeds.length === 1 ? 1 : seeds.length <= 4 ? 2 : 4, [, height, width] = model.shape;
+  const list = made("ul", { class: "grid" }, ...seeds.map(() => made("li")));
+  list.style.setProperty("--columns", columns);
+  list.style.setProperty("--shape", `${width} / ${height}`);
   return made("div", { class: "pictures", role: "group", "aria-label": `Images of ${side.name}` },
-    made("h3", {}, `${times(side.steps, "step")}${side.heavy < side.steps ? `, ${side.heavy} heavy` : model.macs.heavy ? ", all heavy" : ""}`), list);
+    made("h3", {}, counts(side)), list);
 }
 
 function show(report) {
   const plans = at("sides").querySelectorAll(".plan"), lists = at("sides").querySelectorAll(".grid");
   report.sides.forEach((side, i) => {
-    const done = side.done ?? 0, begun = side.done !== null, count = report.seeds.length;
-    plans[i].querySelectorAll(".mark").forEach((mark, k) => mark.classList.toggle("ahead", k >= done));
-    plans[i].querySelector(".macs").textContent = side.finished ? macs(side.macs) : begun && done ? macs(side.macs_so_far) : "-";
-    plans[i].querySelector(".each").textContent = begun ? time(side.seconds / count) : "-";
-    plans[i].querySelector(".all").textContent = begun ? time(side.seconds) : "-";
+    const write = (place, text) => { plans[i].querySelector(place).textContent = side.done ? text : "-"; };
+    plans[i].querySelectorAll(".mark").forEach((mark, k) => mark.classList.toggle("ahead", k >= side.done));
+    write(".macs", macs(side.macs_so_far));
+    write(".each", time(side.seconds / report.seeds.length));
+    write(".all", time(side.seconds));
     side.images.forEach((source, k) => {
-      const item = lists[i].children[k], of = `seed ${report.seeds[k]}${report.labels ? `, class ${report.labels[k]}` : ""}`;
+      const item = lists[i].children[k], label = report.labels ? `, class ${report.labels[k]}` : "";
       if (!item.firstChild) item.append(made("img", { width: model.shape[2], height: model.shape[1] }));
-      Object.assign(item.firstChild, { src: source, title: of, alt: side.finished ? of : `${of}, being drawn` });
+      const title = `seed ${report.seeds[k]}${label}`, alt = side.finished ? title : `${title}, being drawn`;
+      Object.assign(item.firstChild, { src: source, title, alt });
     });
   });
 }
@@ -213,14 +235,15 @@ function progress(report) {
 function summary(report) {
   const [own, rival] = report.sides;
   if (!rival) return `Drawn: ${times(report.seeds.length, "image")} in ${time(own.seconds)}.`;
-  return `${percent(own.macs, rival.macs)} of the MACs and ${percent(own.seconds, rival.seconds)} of the time of ${rival.name}.`;
+  const [work, spent] = [percent(own.macs, rival.macs), percent(own.seconds, rival.seconds)];
+  return `${work} of the MACs and ${spent} of the time of ${rival.name}.`;
 }
 
 function state(report) {
   const active = report.sides.findIndex((side) => side.done !== null && !side.finished);
   switch (report.status) {
     case "waiting": return report.ahead ? `Waiting: ${times(report.ahead, "request")} before this one.` : "Starting.";
-    case "running": return active < 0 ? "Starting." : `Drawing ${report.sides[active].name} (${active + 1} of ${report.sides.length}).`;
+    case "running": return `Drawing ${report.sides[Math.max(0, active)].name}.`;
     case "done": return summary(report);
     case "failed": return "This could not be drawn.";
     default: return "Stopped.";
@@ -250,7 +273,7 @@ async function draw() {
   remember();
   try {
     let report = job = await call("POST", "api/samples", request());
-    build(report.sides, report.seeds, report.labels);
+    build(report.sides, report.seeds);
     for (;;) {
       show(report);
       progress(report);
@@ -277,7 +300,7 @@ function busy(now) {
 
 at("ask").addEventListener("submit", (event) => { event.preventDefault(); if (!job) draw(); });
 at("ask").addEventListener("input", (event) => {
-  if (event.target.id === "heavy" || event.target.nextElementSibling?.id === "heavy") heavyChosen = at("heavy").value !== "";
+  if (event.target.id === "heavy") heavyChosen = event.target.value !== "";
   follow();
   clearTimeout(timer);
   timer = setTimeout(() => { if (!job) preview(); }, 150);
@@ -287,7 +310,9 @@ at("next").addEventListener("click", () => {
   draw();
 });
 at("stop").addEventListener("click", () => { if (job) call("DELETE", `api/samples/${job.id}`).catch(tell); });
-window.addEventListener("pagehide", () => { if (job) fetch(`api/samples/${job.id}`, { method: "DELETE", keepalive: true }); });
+window.addEventListener("pagehide", () => {
+  if (job) fetch(`api/samples/${job.id}`, { method: "DELETE", keepalive: true });
+});
 window.addEventListener("hashchange", () => { if (recall() && !job) draw(); });
 
 offer();

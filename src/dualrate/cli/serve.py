@@ -1,0 +1,54 @@
+"""`dualrate serve`: a page to play with, or a Hugging Face Space of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from dualrate.cli.console import loaded
+from dualrate.cli.options import Device, RunDir
+from dualrate.config.ranges import Range, Ranged
+from dualrate.serving.offer import Limits, MostSteps, ShownImages, Waiting
+
+Port = Annotated[int, Range(0, 65_535)]
+USUAL = Limits()
+
+
+@dataclass(frozen=True)
+class Serve(Ranged):
+    """A page to play with: steps, heavy calls, sampler, seeds, beside a heavy call at every step; or a Space of it."""
+
+    run_dir: RunDir
+    beside: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Run whose images are drawn beside, from the same seeds; the same run with a heavy call at every step if not
+    given."""
+    host: str = "127.0.0.1"
+    """Address to listen on. The page is for this machine alone, unless this is another one: 0.0.0.0 for the network."""
+    port: Port = 8000
+    """Port to listen on; 0 for any that is free."""
+    max_steps: MostSteps = USUAL.steps
+    """Most steps of a request."""
+    max_images: ShownImages = USUAL.images
+    """Most images of a request."""
+    max_waiting: Waiting = USUAL.waiting
+    """Most requests that wait beside the one at work; further ones are refused."""
+    space: Path | None = None
+    """Serve nothing, and write a Hugging Face Space with this page into this new folder. Nothing is uploaded."""
+    device: Device = None
+
+    def run(self) -> None:
+        from dualrate.serving.offer import Offer
+        from dualrate.serving.server import serve
+        from dualrate.serving.space import write_space
+
+        model, progress = loaded(self.run_dir, self.device)
+        rival = None if self.beside is None else loaded(self.beside, self.device)[0]
+        offer = Offer(model, rival, Limits(self.max_steps, self.max_images, self.max_waiting))
+        if self.space is None:
+            serve(offer, self.host, self.port, progress.note)
+            return
+        write_space(offer, self.space, progress.note)
+        print(self.space)

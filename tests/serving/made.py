@@ -1,0 +1,94 @@
+"""Models of tiny networks with random weights, and a page's server of one; how a test asks it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from runs.made import ONE, TWO
+from torch import Tensor, nn
+
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.experiments.experiment import Experiment, Model
+from dualrate.experiments.moment_matching import MomentMatchingConfig
+from dualrate.experiments.serves import AtLeast, OnePlan
+
+
+def model(experiment: Experiment = TWO) -> Model:
+    networks, denoiser = experiment.build()
+    for parameter in networks.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    networks.eval().requires_grad_(False)
+    return Model(experiment.name, experiment, networks, denoiser, 7, "0123456789abcdef")
+
+
+def student(serves: OnePlan | AtLeast) -> Model:
+    two = isinstance(serves, OnePlan)
+    method = MomentMatchingConfig("teacher", serves, rollout="full") if two else MomentMatchingConfig("teacher", serves)
+    return model(replace(TWO if two else ONE, name="student", method=method))
+
+
+@dataclass(frozen=True)
+class Held:
+    """A denoiser that waits for a gate before every heavy call, and then does what a test wants."""
+
+    inner: Denoiser
+    gate: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
+    then: list[Callable[[], object]] = field(default_factory=list)
+
+    @property
+    def reuse(self) -> Reuse:
+        return self.inner.reuse
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        self.begun.set()
+        assert self.gate.wait(30)
+        for act in self.then:
+            act()
+        return self.inner.encode(z, t, cond)
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        return self.inner.denoise(z, t, context, cond)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    content: bytes
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert self.headers.get_content_type() == "application/json"
+        return json.loads(self.content)
+
+
+def ask(url: str, method: str, path: str, body: object = None, **headers: str) -> Answer:
+    """body: bytes as they are, anything else as JSON."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+    content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        connection.request(method, path, content, {"Content-Type": "application/json", **named})
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+    finally:
+        connection.close()
+
+
+def finished(url: str, name: str) -> dict[str, Any]:
+    """The last report of a sampling."""
+    end = time.monotonic() + 30
+    while (report := ask(url, "GET", f"/api/samples/{name}").json)["status"] in ("waiting", "running"):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return report

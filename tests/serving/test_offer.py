@@ -1,0 +1,100 @@
+"""What a page may ask of a model is what the model serves, whatever its kind."""
+
+from dataclasses import replace
+
+import pytest
+from runs.made import NET, ONE
+from serving.made import model, student
+
+from dualrate.experiments.networks import OneNetwork
+from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.sampling.catalogue import SAMPLERS
+from dualrate.serving.offer import Limits, Offer, Request
+
+LIMITS = Limits(steps=12, images=4, waiting=1)
+
+
+@pytest.fixture(scope="module")
+def dual() -> Offer:
+    return Offer(model(), limits=LIMITS)
+
+
+def test_a_dual_rate_model_leaves_all_choices(dual):
+    told = dual.described()
+    assert (told["steps"], told["least_heavy"], told["beside"]) == ([1, 12], 0, ("steps", "cost", "nothing"))
+    assert told["usual_heavy"][12] == dual.sides(Request(steps=12))[0].plan.num_heavy
+    may_reuse = {name for name, sampler in SAMPLERS.items() if sampler.markovian and not sampler.of_table}
+    assert {name for name, reuses in told["samplers"].items() if reuses} == may_reuse
+    assert {name for name in SAMPLERS if not SAMPLERS[name].of_table} == set(told["samplers"])
+
+
+def test_its_rival_is_itself_with_a_heavy_call_at_every_step(dual):
+    own, rival = dual.sides(Request(steps=8, heavy=2))
+    assert (own.plan.num_steps, own.plan.num_heavy) == (8, 2)
+    assert (rival.plan.num_steps, rival.plan.num_heavy, rival.name) == (8, 8, "two, all heavy")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_rival_of_the_same_cost_has_the_most_steps_that_its_macs_allow(dual, guidance):
+    own, rival = dual.sides(Request(steps=12, heavy=3, guidance=guidance, beside="cost"))
+    each = rival.macs_by_step[0]
+    assert own.macs_by_step[-1] - each < rival.macs_by_step[-1] <= own.macs_by_step[-1]
+
+
+def test_one_network_has_no_heavy_calls_to_choose_and_no_rival():
+    offer = Offer(model(ONE), limits=LIMITS)
+    told = offer.described()
+    assert (told["least_heavy"], told["beside"], told["usual_heavy"][5]) == (None, ("nothing",), 5)
+    assert len(offer.sides(Request())) == 1
+    with pytest.raises(ValueError, match="beside is one of nothing for this model, got steps"):
+        offer.sides(Request(beside="steps"))
+
+
+def test_a_student_of_one_plan_leaves_none_to_choose():
+    offer = Offer(student(OnePlan(4, 2)), limits=LIMITS)
+    told = offer.described()
+    assert (told["steps"], told["usual_heavy"], told["least_heavy"]) == ([4, 4], {4: 2}, None)
+    assert (told["samplers"], told["beside"]) == ({"ancestral": True}, ("nothing",))
+    for request in (Request(), Request(steps=4, heavy=2, sampler="ancestral")):
+        (side,) = offer.sides(request)
+        assert (side.plan.num_steps, side.plan.num_heavy) == (4, 2)
+    with pytest.raises(ValueError, match="serves no other plan"):
+        offer.sides(Request(heavy=3))
+
+
+def test_a_single_rate_student_may_have_more_steps():
+    told = Offer(student(AtLeast(4)), limits=LIMITS).described()
+    assert (told["steps"], told["least_heavy"], set(told["samplers"])) == ([4, 12], None, {"ancestral"})
+
+
+def test_a_model_that_serves_nothing_so_short_is_refused():
+    with pytest.raises(ValueError, match="student serves no plan of 3 steps or fewer: allow 4 or more"):
+        Offer(student(OnePlan(4, 2)), limits=Limits(steps=3))
+
+
+def test_another_model_is_drawn_beside_as_near_as_it_serves():
+    own, rival = Offer(model(), student(AtLeast(4)), LIMITS).sides(Request(steps=3, sampler="sde-dpm++2m"))
+    assert (own.plan.num_steps, rival.plan.num_steps, rival.plan.num_heavy) == (3, 4, 4)
+    assert (own.drawer.sampler, rival.drawer.sampler) == ("SDE-DPM-Solver++ 2M", "ancestral")
+
+
+def test_a_model_of_other_images_is_no_rival():
+    wide = model(replace(ONE, name="wide", networks=OneNetwork(replace(NET, image_size=16))))
+    with pytest.raises(ValueError, match=r"two has images of \(1, 8, 8\) and 3 classes, wide of \(1, 16, 16\)"):
+        Offer(model(), wide, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(steps=13), "steps is from 1 to 12 on this page, got 13"),
+        (Request(images=5), "images is at most 4 on this page, got 5"),
+        (Request(steps=4, heavy=5), "heavy calls lies between 0 and the 4 steps, got 5"),
+        (Request(label=3), "two knows the classes 0 to 2, got label 3"),
+        (Request(sampler="ddim"), r"changes the joint law .* \(heavy = 12\)"),
+        (Request(sampler="os:getcwd"), "sampler is one of ancestral, .*, got 'os:getcwd'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_it_is(dual, request_, message):
+    with pytest.raises(ValueError, match=message):
+        dual.sides(request_)

@@ -1,0 +1,309 @@
+"""What the page's server promises to whoever asks it, page or program."""
+
+import base64
+import io
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving.made import Held, ask, finished, model
+
+from dualrate.cli.serve import Serve
+from dualrate.measuring.choosing import Choice
+from dualrate.serving import jobs
+from dualrate.serving.offer import Limits, Offer, Request
+from dualrate.serving.server import MOST_BYTES, listening
+
+LIMITS = Limits(steps=12, images=4, waiting=1)
+
+
+@pytest.fixture(scope="module")
+def offer() -> Offer:
+    return Offer(model(), limits=LIMITS)
+
+
+@pytest.fixture(scope="module")
+def url(offer) -> Iterator[str]:
+    with listening(offer) as place:
+        yield place
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A server whose sampling waits for a gate."""
+
+    url: str
+    held: Held
+
+    def submit(self, **fields):
+        return ask(self.url, "POST", "/api/samples", {"steps": 4, "heavy": 2, "images": 1, **fields})
+
+    def status(self, name):
+        return ask(self.url, "GET", f"/api/samples/{name}").json["status"]
+
+
+@pytest.fixture
+def slow(offer) -> Iterator[Slow]:
+    held = Held(offer.model.denoiser)
+    held.gate.set()
+    waiting = Offer(replace(offer.model, denoiser=held), limits=LIMITS)  # which makes a call to count
+    held.gate.clear()
+    held.begun.clear()
+    try:
+        with listening(waiting) as place:
+            yield Slow(place, held)
+            held.gate.set()
+    finally:
+        held.gate.set()
+
+
+def pixels(source: str) -> np.ndarray:
+    """(C, H, W) of a data URI."""
+    head, _, data = source.partition(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[None]
+
+
+# The page
+
+
+def test_the_page_is_one_document_that_fetches_nothing_else(url):
+    answer = ask(url, "GET", "/")
+    text = answer.content.decode()
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert set(re.findall(r"https?://[^\"'\s)]+", text)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"<(link|img|iframe|script src)|@import|url\(", text)
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    head = ask(url, "HEAD", "/")
+    assert (head.status, head.content, head.headers["Content-Length"]) == (200, b"", str(len(answer.content)))
+
+
+def test_every_control_has_a_label(url):
+    text = ask(url, "GET", "/").content.decode()
+    controls = re.findall(r"<(?:input|select) id=\"(\w+)\"", text)
+    assert set(controls) == set(Request.__dataclass_fields__)
+    assert controls == re.findall(r"<label for=\"(\w+)\"", text)
+
+
+def test_a_name_cannot_end_the_element_it_stands_in(offer):
+    named = Offer(replace(offer.model, name="</script>{{script}}<b>"), limits=LIMITS)
+    with listening(named) as place:
+        text = ask(place, "GET", "/").content.decode()
+        assert ask(place, "GET", "/api/model").json["name"] == "</script>{{script}}<b>"
+    assert text.count("</script>") == 2
+    assert "<h1>&lt;/script&gt;{{script}}&lt;b&gt;</h1>" in text
+
+
+def test_the_model_says_what_it_offers(url, offer):
+    told = ask(url, "GET", "/api/model").json
+    assert told["limits"] == {"steps": 12, "images": 4, "waiting": 1}
+    assert set(told["samplers"]) == set(offer.offered.samplers)
+
+
+# Sampling
+
+
+def test_a_plan_is_told_with_its_cost(url, offer):
+    (own, rival) = ask(url, "POST", "/api/plan", {"steps": 8, "heavy": 2, "guidance": 2}).json["sides"]
+    assert (own["steps"], own["heavy"], len(own["t"])) == (8, 2, 9)
+    assert (own["refresh"].count("full"), rival["refresh"].count("full")) == (2, 8)
+    guided = offer.sides(Request(steps=8, heavy=2, guidance=2))
+    assert [own["macs"], rival["macs"]] == [side.drawer.cost.macs for side in guided]
+
+
+def test_images_are_those_of_the_model_under_both_plans(url, offer):
+    asked = ask(url, "POST", "/api/samples", {"steps": 6, "heavy": 2, "seed": 5, "images": 3})
+    assert asked.status == 202
+    assert asked.headers["Location"] == f"/api/samples/{asked.json['id']}"
+    report = finished(url, asked.json["id"])
+    assert (report["status"], report["seeds"], report["labels"], report["error"]) == ("done", [5, 6, 7], [2, 0, 1], "")
+    for side, heavy in zip(report["sides"], (2, 6), strict=True):
+        drawer = Choice(6, heavy).drawer(offer.model, batch_size=4)
+        drawn = np.stack([pixels(image) for image in side["images"]])
+        np.testing.assert_array_equal(drawn, drawer.draw(range(5, 8)).images)
+        assert side["finished"]
+        assert (side["done"], side["macs_so_far"], side["macs"]) == (6, drawer.cost.macs, drawer.cost.macs)
+        assert side["seconds"] > 0
+
+
+def test_a_class_is_drawn_alone_beside_nothing(url):
+    asked = ask(url, "POST", "/api/samples", {"steps": 2, "heavy": 1, "label": 1, "images": 2, "beside": "nothing"})
+    report = finished(url, asked.json["id"])
+    assert (len(report["sides"]), report["labels"]) == (1, [1, 1])
+
+
+def test_progress_is_told_step_by_step(slow):
+    seen, name = [], slow.submit(heavy=4, beside="nothing").json["id"]
+
+    def look() -> None:
+        (side,) = ask(slow.url, "GET", f"/api/samples/{name}").json["sides"]
+        seen.append((side["done"], side["macs_so_far"], len(side["images"]), side["finished"]))
+
+    slow.held.then.append(look)
+    slow.held.gate.set()
+    (side,) = finished(slow.url, name)["sides"]
+    assert seen == [(i, i * side["macs"] // 4, 1, False) for i in range(4)]
+
+
+# The queue
+
+
+def test_requests_wait_in_turn_and_too_many_are_refused(slow):
+    first = slow.submit()
+    assert slow.held.begun.wait(30)
+    second = slow.submit()
+    assert (first.status, second.status, second.json["ahead"]) == (202, 202, 1)
+    third = slow.submit()
+    assert (third.status, third.headers["Retry-After"], third.json["error"]) == (429, "5", "too-many-waiting")
+    assert third.json["message"] == "the queue is full, 1 wait: try again in a few seconds"
+    slow.held.gate.set()
+    assert [finished(slow.url, one.json["id"])["status"] for one in (first, second)] == ["done", "done"]
+    assert slow.submit().status == 202
+
+
+def test_a_request_is_stopped_at_its_next_step_or_before_its_turn(slow):
+    first, second = slow.submit().json["id"], None
+    assert slow.held.begun.wait(30)
+    second = slow.submit().json["id"]
+    assert ask(slow.url, "DELETE", f"/api/samples/{second}").json["status"] == "stopped"
+    assert ask(slow.url, "DELETE", f"/api/samples/{first}").json["status"] == "running"
+    slow.held.gate.set()
+    report = finished(slow.url, first)
+    assert (report["status"], report["sides"][0]["done"]) == ("stopped", 0)
+    assert not report["sides"][0]["finished"]
+
+
+def test_what_nobody_asks_about_is_given_up_and_forgotten(slow, monkeypatch):
+    first = slow.submit().json["id"]
+    assert slow.held.begun.wait(30)
+    second = slow.submit().json["id"]
+    monkeypatch.setattr(jobs, "PATIENCE", 0.0)
+    third = slow.submit()  # there is room: the second one is not waited for
+    assert third.status == 202
+    assert ask(slow.url, "GET", f"/api/samples/{second}").status == 404
+    monkeypatch.setattr(jobs, "PATIENCE", 60.0)
+    slow.held.gate.set()
+    assert finished(slow.url, third.json["id"])["status"] == "done"
+    assert slow.status(first) == "done"
+    monkeypatch.setattr(jobs, "PATIENCE", 0.0)
+    slow.submit()
+    gone = ask(slow.url, "GET", f"/api/samples/{first}")
+    assert (gone.status, gone.json["error"]) == (404, "no-such-samples")
+
+
+def test_a_sampling_that_fails_says_why_and_the_next_one_is_drawn(slow):
+    def fails() -> None:
+        slow.held.then.clear()
+        raise FloatingPointError("not a number")
+
+    slow.held.then.append(fails)
+    slow.held.gate.set()
+    report = finished(slow.url, slow.submit().json["id"])
+    assert (report["status"], report["error"]) == ("failed", "FloatingPointError: not a number")
+    assert finished(slow.url, slow.submit().json["id"])["status"] == "done"
+
+
+def test_leaving_ends_a_sampling_at_its_next_step(offer):
+    held = Held(offer.model.denoiser)
+    held.gate.set()
+    waiting = Offer(replace(offer.model, denoiser=held), limits=LIMITS)
+    held.begun.clear()
+    held.gate.clear()
+    with listening(waiting) as place:
+        ask(place, "POST", "/api/samples", {"steps": 12})
+        assert held.begun.wait(30)
+        threading.Timer(0.05, held.gate.set).start()
+    assert not [thread for thread in threading.enumerate() if thread.name == "sampling" and thread.is_alive()][1:]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({"steps": 0}, "steps", "steps is a whole number from 1 to 100,000, or None, got 0"),
+        ({"steps": 13}, "steps", "steps is from 1 to 12 on this page, got 13"),
+        ({"steps": 2.5}, "steps", "steps: expected int or NoneType, got 2.5"),
+        ({"steps": True}, "steps", "got True"),
+        ({"heavy": -1}, "heavy", "heavy is a whole number"),
+        ({"images": 5}, "images", "images is at most 4"),
+        ({"images": 10**30}, "images", "images is a whole number from 1 to 256"),
+        ({"label": 3}, None, "knows the classes 0 to 2, got label 3"),
+        ({"guidance": 1000}, "guidance", "guidance is a number from -100 to 100, got 1000"),
+        ({"sampler": "ddmi"}, "sampler", "sampler is one of ancestral"),
+        ({"sampler": "os:getcwd"}, "sampler", "sampler is one of ancestral"),
+        ({"sampler": "ddim"}, None, "changes the joint law"),
+        ({"beside": "everything"}, "beside", "beside: expected 'steps' or 'cost' or 'nothing' or NoneType, got 'everything'"),
+        ({"seed": -1}, "seed", "seed is a whole number from 0"),
+        ({"stesp": 3}, None, "Request has no field 'stesp'; did you mean steps?"),
+        ([], None, "expected a Request, got []"),
+        (b"", None, "is not JSON"),
+        (b"{", None, "is not JSON"),
+        (b'{"guidance": NaN}', "guidance", "got nan"),
+        (b"[" * 9000, None, "is not JSON"),
+        (b"\xff", None, "is not JSON"),
+    ],
+)
+def test_bad_input_is_a_400_that_names_the_field(url, body, field, message):
+    for path in ("/api/plan", "/api/samples"):
+        answer = ask(url, "POST", path, body)
+        told = answer.json
+        assert (answer.status, told["error"], told["field"]) == (400, "bad-request", field), told
+        assert message in told["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "how", "status", "error"),
+    [
+        ("GET", "/nothing", {}, 404, "not-found"),
+        ("GET", "/api/samples/../../etc/passwd", {}, 404, "not-found"),
+        ("GET", "/api/samples/unknown", {}, 404, "no-such-samples"),
+        ("DELETE", "/api/samples/unknown", {}, 404, "no-such-samples"),
+        ("POST", "/", {"body": {}}, 405, "wrong-method"),
+        ("GET", "/api/plan", {}, 405, "wrong-method"),
+        ("POST", "/api/plan", {"body": {}, "Content_Type": "text/plain"}, 415, "not-json"),
+        ("POST", "/api/plan", {"body": b" " * (MOST_BYTES + 1)}, 413, "too-long"),
+        ("POST", "/api/plan", {"Content_Length": "many"}, 411, "no-length"),
+        ("GET", "/", {"Host": "evil.example:80"}, 421, "wrong-host"),
+        ("GET", "/", {"Host": "127.0.0.1.evil.example"}, 421, "wrong-host"),
+        ("BREW", "/", {}, 501, "bad-http"),
+    ],
+)
+def test_what_is_not_served_is_a_named_refusal(url, method, path, how, status, error):
+    answer = ask(url, method, path, **how)
+    assert (answer.status, answer.json["error"]) == (status, error)
+    assert answer.json["message"]
+    if status == 405:
+        assert answer.headers["Allow"] in ("GET", "POST")
+    assert ask(url, "GET", "/").status == 200
+
+
+def test_what_is_no_http_is_answered_and_a_silent_client_keeps_nobody_waiting(url):
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as silent:
+        with socket.create_connection((place.hostname, place.port), timeout=30) as client:
+            client.sendall(b"what is this\r\n\r\n")
+            assert b'"error": "bad-http"' in client.makefile("rb").read()
+        assert ask(url, "GET", "/").status == 200
+        silent.sendall(b"GET")
+
+
+def test_a_port_that_is_taken_is_an_error_that_says_how_to_mend_it(url, offer):
+    with pytest.raises(OSError, match=r"cannot listen on 127.0.0.1, port \d+ .*choose another --port, 0 for any"):
+        with listening(offer, port=urlsplit(url).port):
+            pass
+    with pytest.raises(OSError, match=r"or an address of this machine as --host"), listening(offer, "192.0.2.1"):
+        pass
+
+
+def test_by_default_the_page_is_for_this_machine_alone():
+    assert Serve.__dataclass_fields__["host"].default == "127.0.0.1"
