@@ -21,6 +21,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "demo": {"--minutes": 0.01, "--count": 192},
     "cost": {},
     "export": {},
+    "serve": {},
     "doctor": {},
     "data": {"--workers": 1},
     "--help": {},

@@ -51,6 +51,7 @@ from dualrate.recipes import imagenet
 from dualrate.runs.prediction import Cluster
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.catalogue import SAMPLERS
+from dualrate.serving.offer import Limits, Request
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
@@ -103,6 +104,9 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.demo.turns.Limits",
     "dualrate.demo.turns.Turns",
     "dualrate.report.rows.Row",
+    "dualrate.serving.jobs.Job",
+    "dualrate.serving.jobs.Progress",
+    "dualrate.serving.offer.Offered",
     "dualrate.sampling.covariance_table.CovarianceTable",
     "dualrate.demo.demo._Timed",
     "dualrate.demo.page.SmallRun",
@@ -141,6 +145,7 @@ def examples() -> Iterator[Any]:
     method = dr.MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
     yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
+    yield from (cli.Serve(run), Request(), Limits())
     yield from (cli.TrainingCost(imagenet.heavy()), Cluster(ACCELERATORS["h100"]))
     yield from (Prepare("photos", run, 64), Verify(run))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))

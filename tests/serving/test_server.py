@@ -2,24 +2,30 @@
 
 import base64
 import io
+import os
 import re
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
+from reader import ROOT, commands
 from serving.made import Held, ask, finished, model
 
+from dualrate.cli import main
 from dualrate.cli.serve import Serve
 from dualrate.measuring.choosing import Choice
-from dualrate.serving import jobs
+from dualrate.serving import jobs, server
 from dualrate.serving.offer import Limits, Offer, Request
-from dualrate.serving.server import MOST_BYTES, listening
+from dualrate.serving.server import MOST_BYTES, listening, serve
 
+SERVER = Path(server.__file__)
 LIMITS = Limits(steps=12, images=4, waiting=1)
 
 
@@ -40,6 +46,7 @@ class Slow:
 
     url: str
     held: Held
+    offer: Offer
 
     def submit(self, **fields):
         return ask(self.url, "POST", "/api/samples", {"steps": 4, "heavy": 2, "images": 1, **fields})
@@ -57,7 +64,7 @@ def slow(offer) -> Iterator[Slow]:
     held.begun.clear()
     try:
         with listening(waiting) as place:
-            yield Slow(place, held)
+            yield Slow(place, held, waiting)
             held.gate.set()
     finally:
         held.gate.set()
@@ -217,11 +224,15 @@ def test_leaving_ends_a_sampling_at_its_next_step(offer):
     waiting = Offer(replace(offer.model, denoiser=held), limits=LIMITS)
     held.begun.clear()
     held.gate.clear()
-    with listening(waiting) as place:
-        ask(place, "POST", "/api/samples", {"steps": 12})
+    with jobs.Jobs(waiting) as queue:
+        first = queue.submit(Request(steps=4))
         assert held.begun.wait(30)
+        second = queue.submit(Request(steps=4))
         threading.Timer(0.05, held.gate.set).start()
-    assert not [thread for thread in threading.enumerate() if thread.name == "sampling" and thread.is_alive()][1:]
+    assert (first.status, first.sides[0].steps) == ("stopped", 0)
+    assert (second.status, second.sides[0].steps) == ("waiting", None)
+    with pytest.raises(jobs.Full):
+        queue.submit(Request())
 
 
 # Refusals
@@ -242,7 +253,11 @@ def test_leaving_ends_a_sampling_at_its_next_step(offer):
         ({"sampler": "ddmi"}, "sampler", "sampler is one of ancestral"),
         ({"sampler": "os:getcwd"}, "sampler", "sampler is one of ancestral"),
         ({"sampler": "ddim"}, None, "changes the joint law"),
-        ({"beside": "everything"}, "beside", "beside: expected 'steps' or 'cost' or 'nothing' or NoneType, got 'everything'"),
+        (
+            {"beside": "everything"},
+            "beside",
+            "beside: expected 'steps' or 'cost' or 'nothing' or NoneType, got 'everything'",
+        ),
         ({"seed": -1}, "seed", "seed is a whole number from 0"),
         ({"stesp": 3}, None, "Request has no field 'stesp'; did you mean steps?"),
         ([], None, "expected a Request, got []"),
@@ -298,11 +313,47 @@ def test_what_is_no_http_is_answered_and_a_silent_client_keeps_nobody_waiting(ur
 
 
 def test_a_port_that_is_taken_is_an_error_that_says_how_to_mend_it(url, offer):
-    with pytest.raises(OSError, match=r"cannot listen on 127.0.0.1, port \d+ .*choose another --port, 0 for any"):
-        with listening(offer, port=urlsplit(url).port):
-            pass
+    taken = r"cannot listen on 127.0.0.1, port \d+ .*choose another --port, 0 for any"
+    with pytest.raises(OSError, match=taken), listening(offer, port=urlsplit(url).port):
+        pass
     with pytest.raises(OSError, match=r"or an address of this machine as --host"), listening(offer, "192.0.2.1"):
         pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_though_a_sampling_is_at_work(slow, number):
+    said = []
+
+    def note(text: str) -> None:
+        said.append(text)
+        if "serving" in text:
+            place = re.search(r"http://\S+", text)[0]
+            ask(place, "POST", "/api/samples", {"steps": 4})
+            assert slow.held.begun.wait(30)
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            threading.Timer(0.3, slow.held.gate.set).start()
+
+    before, threads = signal.getsignal(number), set(threading.enumerate())
+    serve(slow.offer, "127.0.0.1", 0, note)
+    assert said[1] == f"stopped by {number.name}"
+    assert signal.getsignal(number) is before
+    assert set(threading.enumerate()) <= threads
+
+
+def test_the_page_of_the_documentation_is_true(url, capsys):
+    text = (ROOT / "docs" / "serving.md").read_text()
+    for words in commands(ROOT / "docs" / "serving.md"):
+        assert main.parsed(words[1:])
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert '"http://127.0.0.1:8000/"' in block
+    exec(compile(block.replace("http://127.0.0.1:8000/", url), "serving.md", "exec"), {})
+    macs, seconds, image = capsys.readouterr().out.split()
+    assert int(macs) > 0
+    assert float(seconds) > 0
+    assert image.startswith("data:image/png;base64,")
+    told = {found[0] for found in re.findall(r'Refused\(\s*HTTPStatus\.\w+, "([\w-]+)"()', SERVER.read_text())}
+    assert told
+    assert not [name for name in told if f"`{name}`" not in text]
 
 
 def test_by_default_the_page_is_for_this_machine_alone():

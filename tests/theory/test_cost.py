@@ -5,7 +5,8 @@ import torch
 
 import dualrate as dr
 from dualrate.diffusion.values import Context, Reuse
-from dualrate.sampling.cost import call_cost, plan_cost, seconds_per_call
+from dualrate.sampling.catalogue import SAMPLERS
+from dualrate.sampling.cost import CallCost, call_cost, macs_by_step, plan_cost, seconds_per_call
 
 PROCESS = dr.GaussianProcess(dr.Cosine())
 NET = dr.UViTConfig(
@@ -29,6 +30,33 @@ def test_a_plan_costs_the_calls_it_makes(head, light_calls):
     assert (counted.heavy_calls, counted.light_calls) == (2, light_calls)
     assert counted.macs == 2 * cost.heavy + light_calls * cost.light
     assert counted.flops == 2 * counted.macs
+
+
+NO_TABLE = [name for name, sampler in SAMPLERS.items() if sampler.of_table is None]
+
+
+@pytest.mark.parametrize("heavy", [2, 5])
+@pytest.mark.parametrize("name", NO_TABLE)
+def test_macs_by_step_are_those_of_the_calls_without_making_them(name, heavy):
+    """Of every sampler, also guided in an interval; with and without an encoder that answers itself."""
+    plan, step = dr.StepPlan.late(5, heavy), SAMPLERS[name].made(PROCESS, {}, None, None)
+    if heavy < 5 and not step.markovian:
+        pytest.skip("reuses no context")
+    for model in (dual(True), dual(False)):
+        for wrap in (lambda inner: inner, lambda inner: dr.Guided(inner, PROCESS, 2.0, 3, (0.5, 2.0))):
+            counted = plan_cost(model, step, plan, (1, 8, 8), label=0, wrap=wrap)
+            found = macs_by_step(counted.calls, model.reuse, step, plan, (1, 8, 8), label=0, wrap=wrap)
+            assert len(found) == 5
+            assert found == sorted(found)
+            assert found[-1] == counted.macs
+
+
+def test_macs_by_step_of_one_network_and_of_a_plan_are_the_sums_so_far():
+    calls = CallCost(100, 10, own=True)
+    plan = dr.StepPlan.at(6, [1, 4])
+    assert macs_by_step(calls, Reuse.MARKOV, dr.Ancestral(PROCESS), plan, (1, 8, 8)) == [10, 110, 120, 130, 230, 240]
+    alone = macs_by_step(CallCost(0, 10), Reuse.FREE, dr.Heun(PROCESS), dr.StepPlan.uniform(4), (1, 8, 8))
+    assert alone == [10, 30, 50, 60]
 
 
 def test_guidance_doubles_the_calls_and_its_interval_spares_light_ones():

@@ -87,3 +87,19 @@ def test_samples_carry_no_gradient():
 
     (images,) = sample(Learned(gaussian(0.3), PROCESS), Ancestral(PROCESS), StepPlan.uniform(2), (1, 2, 2), [1])
     assert not images.requires_grad
+
+
+def test_every_state_of_every_batch_is_watched_and_watching_can_end_it():
+    seen, plan = [], StepPlan.uniform(3)
+    images = list(sample(IMAGES, DDIM(PROCESS), plan, (3, 2, 2), range(3), batch_size=2, watch=seen.append))
+    assert [(state.i, float(state.t[0]), len(state.z)) for state in seen] == [
+        (i, plan.t[i], rows) for rows in (2, 1) for i in range(4)
+    ]
+    torch.testing.assert_close(seen[3].z.float(), images[0], rtol=0, atol=0)
+
+    def stop(state):
+        if state.i == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(sample(IMAGES, DDIM(PROCESS), plan, (3, 2, 2), [0], watch=stop))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dualrate.report.figures import svg
+from dualrate.report.style import STYLE
 from dualrate.report.table import TEXT_COLUMNS, Table
 
 
@@ -131,37 +132,3 @@ def _picture(picture: Picture) -> str:
         f'<figure><img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{caption}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
-
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #24262b; --soft: #5d6370; --page: #fff; --line: #d9dce2; --tint: #f4f5f8 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ec; --soft: #a2a8b4; --page: #15171b; --line: #353a44; --tint: #1d2026 }
-}
-* { box-sizing: border-box }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem }
-h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line) }
-p, ul { max-width: 46rem; margin: .6rem 0 }
-ul { padding-left: 1.2rem }
-li { margin: .4rem 0 }
-.lead { font-size: 1.15rem; padding: .9rem 1.1rem; background: var(--tint); border-radius: .5rem; max-width: none }
-.note, figcaption { font-size: .86rem; color: var(--soft) }
-.note { margin: .3rem 0 }
-.scroll { overflow-x: auto; margin: 1rem 0 .75rem }
-table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums }
-th, td { padding: .45rem .6rem; text-align: left; border-bottom: 1px solid var(--line); min-width: 8rem }
-th { font-weight: 600; color: var(--soft); vertical-align: bottom }
-.number { text-align: right; min-width: 0 }
-td.number { white-space: nowrap }
-figure { margin: 0 }
-figcaption { margin-top: .35rem }
-img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.4rem 1.5rem }
-.drawing { margin: 1rem 0 1.75rem; overflow-x: auto }
-.drawing svg { width: 100%; min-width: 32rem; height: auto; display: block }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .93rem }
-dt { color: var(--soft) }
-dd { margin: 0; overflow-wrap: anywhere }
-"""

@@ -185,7 +185,8 @@ class Offer:
             raise ValueError(f"images is at most {self.limits.images} on this page, got {request.images}")
         if request.beside is not None and request.beside not in self.rivals:
             raise ValueError(f"beside is one of {', '.join(self.rivals)} for this model, got {request.beside}")
-        own = self._side(self.model, Choice(request.steps or self.offered.steps, request.heavy, request.sampler), request)
+        choice = Choice(request.steps or self.offered.steps, request.heavy, request.sampler)
+        own = self._side(self.model, choice, request)
         beside = request.beside or self.rivals[0]
         if beside == "nothing":
             return [own]
