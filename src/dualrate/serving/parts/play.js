@@ -61,7 +61,7 @@ function offer() {
   }
   options("label", [["", "all in turn"], ...Array.from({ length: classes }, (_, i) => [String(i), `class ${i}`])]);
   const rival = model.rival ?? "all heavy";
-  const names = { steps: `${rival}, as many steps`, cost: `${rival}, as many MACs`, nothing: "nothing" };
+  const names = { steps: `as many steps: ${rival}`, cost: `as many MACs: ${rival}`, nothing: "nothing" };
   options("beside", model.beside.map((name) => [name, names[name]]));
   for (const id of ["guidance", "label"]) at(id).closest(".field").classList.toggle("none", !classes);
   at("beside").closest(".field").classList.toggle("none", model.beside.length < 2);
