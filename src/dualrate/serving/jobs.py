@@ -6,6 +6,7 @@ A job that nobody has asked about for two minutes is given up: its page was clos
 from __future__ import annotations
 
 import base64
+import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -19,7 +20,7 @@ from torch import Tensor
 from dualrate.data.images import to_uint8
 from dualrate.report.files import png_bytes
 from dualrate.sampling.trajectory import State
-from dualrate.serving.offer import Offer, Request, Side, new_name
+from dualrate.serving.offer import Offer, Request, Side
 
 PATIENCE = 120.0  # seconds that a job goes on without being asked about; pages in the background ask once a minute
 ENDING = 60.0  # seconds to wait for the step at work, at the end
@@ -79,7 +80,7 @@ class Job:
 
     seeds: range
     sides: list[Progress]
-    name: str = field(default_factory=new_name)
+    name: str = field(default_factory=lambda: secrets.token_urlsafe(12))  # which nobody guesses
     status: Status = "waiting"
     error: str = ""
     asked: float = field(default_factory=time.monotonic)

@@ -6,7 +6,6 @@ one. Of as many steps, or of as many as its MACs allow.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -234,8 +233,3 @@ class Offer:
             "beside": self.rivals,
             "limits": {field.name: getattr(self.limits, field.name) for field in fields(self.limits)},
         }
-
-
-def new_name() -> str:
-    """Of a request at work: nobody guesses another one's."""
-    return secrets.token_urlsafe(12)
