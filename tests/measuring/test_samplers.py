@@ -163,8 +163,8 @@ def test_every_name_makes_its_grid():
 
 
 def test_nothing_asked_for_is_what_is_recommended(heavy, dual):
-    """docs/choosing.md: second order, gamma 0.2, equal steps in log-SNR or, where a context is reused, in t."""
-    step = SDEDPMSolver2M(heavy.process, 0.2)
+    """docs/choosing.md: second order, gamma 0.1, equal steps in log-SNR or, where a context is reused, in t."""
+    step = SDEDPMSolver2M(heavy.process, 0.1)
     even = grids.uniform_log_snr(heavy.process.schedule, 32)
     assert sampler_of(heavy, SamplingOptions()) == (step, StepPlan.at(even, range(32)))
     late = StepPlan.at(32, [4, 7, 11, 14, 18, 21, 25, 28])

@@ -1,6 +1,6 @@
 """A sampler and a plan for a model: what is asked for, and where nothing is said what docs/choosing.md recommends.
 
-sampler  SDE-DPM-Solver++ 2M at gamma 0.2; of a denoiser that needs a smooth path DPM-Solver++ 2M; of a distilled
+sampler  SDE-DPM-Solver++ 2M at gamma 0.1; of a denoiser that needs a smooth path DPM-Solver++ 2M; of a distilled
          student ancestral
 grid     that of the sampler (sampling/catalogue.py); steps equal in t where a context is reused
 steps    32, or a distilled student's own
@@ -23,7 +23,7 @@ from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
 from dualrate.sampling.grids import check_grid, grid_times
 from dualrate.sampling.step import Step
 
-RECOMMENDED, GAMMA = "sde-dpm++2m", 0.2
+RECOMMENDED, GAMMA = "sde-dpm++2m", 0.1
 CHOSEN_IN = "fashion-mnist:35f6356d56c1"  # the features whose distances the recommendation was made from
 SMOOTH = "dpm++2m"  # where a path must be smooth
 Places = Literal["late", "even"]
