@@ -72,6 +72,14 @@ class Choice(Ranged):
         plan = self.step_plan(model)
         return Drawer(model, step_for(model, plan, name, gamma, self.eta), plan, **more)
 
+    def settled(self, model: Model) -> Choice:
+        """With sampler, noise level and plan said, so that what later versions recommend changes nothing.
+
+        Raises what `step_plan` raises.
+        """
+        sampler, gamma = self._sampler(model)
+        return Choice(sampler=sampler, gamma=gamma, eta=self.eta, plan=self.step_plan(model))
+
     def step_plan(self, model: Model) -> StepPlan:
         """Raises ValueError for a plan that the model does not serve."""
         plan = self._plan(model) if self.plan is None else self.plan

@@ -1,0 +1,336 @@
+"""A model of ours as a pipeline of diffusers: `DualRatePipeline.from_pretrained(FOLDER)`.
+
+    FOLDER/model_index.json    which class reads which folder below
+    FOLDER/encoder, light      a network each (`DualRateNetwork`); of a model of one network, model
+    FOLDER/scheduler           when they run and how a step is made (`DualRateScheduler`), to be swapped like any other
+    FOLDER/pipeline.py         for diffusers' own loader
+    FOLDER/**/MANIFEST.json    sha256 of all files; a damaged one is an OSError that names it
+
+Images are those of `dualrate.sample`: an image is a function of its seed, its class, plan and step, here too. The path
+of this module stands in every saved folder, so it stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Cond
+from dualrate.experiments.experiment import Experiment, Model
+from dualrate.experiments.upgrade import upgraded
+from dualrate.integrations.calls import OUTPUTS, calling, count_of, labels_of, next_seed, sampled
+from dualrate.integrations.sealed import check_sealed, seal
+from dualrate.measuring.choosing import Choice
+from dualrate.measuring.drawer import UNGUIDED, Drawer, Guidance
+from dualrate.networks.blocks import blocks_of
+from dualrate.networks.precision import cast_layers
+from dualrate.runs import store  # noqa: F401  # the methods that a file may name
+from dualrate.sampling.catalogue import sampler_named
+
+STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)`."""
+
+from dualrate.integrations.diffusers import DualRatePipeline  # noqa: F401
+'''
+ROLES = ("encoder", "light", "model")  # of networks that a pipeline may hold
+TOP = ["model_index.json", "pipeline.py", "README.md", "loss.svg"]  # files beside the folders of its parts
+RECOMMENDED = Choice()
+DOWNLOADING = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+
+
+class Checked:
+    """Before another library reads a folder of ours, what it holds is compared with its manifest."""
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Raises OSError for a damaged folder, naming the file."""
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
+    """One network of a model. role: in its experiment's networks; experiment: as `to_plain` writes it.
+
+    In another dtype than float32 the weights of linear layers and convolutions alone are cast, as in all sampling in
+    bfloat16, and the network runs under autocast.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, role: str, experiment: dict[str, Any]) -> None:
+        super().__init__()
+        self.network = _experiment(experiment).build()[0][role]
+
+    @staticmethod
+    def of(network: nn.Module, role: str, experiment: dict[str, Any]) -> DualRateNetwork:
+        """Around a network that is there already."""
+        with torch.device("meta"):
+            made = DualRateNetwork(role, experiment)
+        made.network = network
+        return made.eval()
+
+    @property
+    def _repeated_blocks(self) -> list[str]:
+        """What `compile_repeated_blocks` compiles once."""
+        return sorted({type(block).__name__ for block in blocks_of(self.network)})
+
+    def forward(self, z: Tensor, *args: Any) -> Any:
+        """As the network's own; z: (B, C, H, W)."""
+        with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.network(z, *args)
+
+    def to(self, *args: Any, **kwargs: Any) -> DualRateNetwork:
+        """As of any module, but for what a dtype casts."""
+        dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
+        others = [value for value in args if not isinstance(value, torch.dtype)]
+        super().to(*others, **{key: value for key, value in kwargs.items() if key != "dtype"})
+        for dtype in dtypes:
+            for part in [self] if dtype == torch.float32 else cast_layers(self.network):
+                nn.Module.to(part, dtype)
+        return self
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, *args, **kwargs)
+        seal(Path(save_directory))
+
+
+class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
+    """When networks run and how a step is made: a `Choice` and a `Guidance` in a file. It takes no steps itself.
+
+    plan: as of `StepPlan.to_json`; sampler, gamma, eta: as of `Choice`
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        plan: dict[str, Any] | None = None,
+        sampler: str | None = None,
+        gamma: float | None = None,
+        eta: float | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+    ) -> None:
+        self.choice = Choice(
+            sampler=sampler, gamma=gamma, eta=eta, plan=None if plan is None else StepPlan.from_json(json.dumps(plan))
+        )
+        self.guided(guidance_scale)
+
+    @staticmethod
+    def of(choice: Choice, guidance: Guidance = UNGUIDED) -> DualRateScheduler:
+        """Of a choice that says its plan, such as a `settled` one."""
+        if choice.plan is None:
+            raise ValueError("a scheduler's file holds a plan: pass choice.settled(model)")
+        asked = {name: getattr(choice, name) for name in ("sampler", "gamma", "eta")}
+        plan = json.loads(choice.plan.to_json())
+        return DualRateScheduler(plan, **asked, guidance_scale=guidance.weight, guidance_interval=guidance.interval)
+
+    def asked(self, steps: int | None, heavy: int | None, plan: StepPlan | None) -> Choice:
+        """Its choice, but for what a call says. Raises ValueError for a plan beside steps or heavy calls."""
+        if (steps, heavy, plan) == (None, None, None):
+            return self.choice
+        if steps is None and plan is None and self.choice.plan is not None:
+            steps = self.choice.plan.num_steps
+        return dataclasses.replace(self.choice, steps=steps, heavy=heavy, plan=plan)
+
+    def guided(self, weight: float | None) -> Guidance:
+        """Its guidance, or of another weight."""
+        weight = self.config.guidance_scale if weight is None else weight
+        interval = self.config.guidance_interval
+        return Guidance(weight, None if interval is None or weight == 1 else tuple(interval))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, *args, **kwargs)
+        seal(Path(save_directory))
+
+
+class DualRatePipeline(Checked, DiffusionPipeline):
+    """Images of a model, dual-rate or of one network.
+
+    scheduler: plan, sampler and guidance, where a call does not say them
+    encoder, light, model: the networks that the model's experiment has
+    Raises ValueError for networks of several models, or too few.
+
+    Offloading moves the heavy network alone: the light one runs at every step.
+    """
+
+    model_cpu_offload_seq = "encoder->model"
+    _exclude_from_cpu_offload = ["light"]  # noqa: RUF012  # diffusers' name, and a list there
+    _optional_components = [*ROLES]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        scheduler: DualRateScheduler,
+        encoder: DualRateNetwork | None = None,
+        light: DualRateNetwork | None = None,
+        model: DualRateNetwork | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler, encoder=encoder, light=light, model=model)
+        for part in self._networks.values():  # as they were trained; diffusers reads weights without
+            part.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._optional_components = [role for role in ROLES if role not in self._networks]  # of this very model
+        self._num_timesteps, self._guidance_scale = 0, 1.0
+        self.as_model()
+
+    @staticmethod
+    def of(model: Model, choice: Choice = RECOMMENDED, guidance: Guidance = UNGUIDED) -> DualRatePipeline:
+        """Of a model, whose weights it shares. choice, guidance: for calls that say nothing.
+
+        Raises ValueError for a plan or a sampler that the model does not serve, networks of other roles than encoder,
+        light and model, a denoiser that is not their own, and a sampler with a table.
+        """
+        if model.called_by is not None:
+            raise ValueError(f"a pipeline calls networks by their own denoiser, not by {model.called_by}: drop it")
+        if strange := sorted(set(model.networks) - set(ROLES)):
+            raise ValueError(f"a pipeline has networks called {', '.join(ROLES)}, {model.name} has {strange[0]}")
+        choice = choice.settled(model)
+        if sampler_named(choice.sampler).of_table is not None:
+            raise ValueError(
+                f"a pipeline has no covariance table, which {choice.sampler} needs: choose another sampler"
+            )
+        plain = json.loads(json.dumps(to_plain(model.experiment)))
+        parts = {role: DualRateNetwork.of(network, role, plain) for role, network in model.networks.items()}
+        pipeline = DualRatePipeline(DualRateScheduler.of(choice, guidance), **parts)
+        pipeline._drawer(pipeline.scheduler.choice, guidance)
+        return pipeline
+
+    @property
+    def _networks(self) -> dict[str, DualRateNetwork]:
+        return {role: part for role in ROLES if (part := getattr(self, role)) is not None}
+
+    def as_model(self) -> Model:
+        """The model that its networks are."""
+        held = self._networks
+        plains = [part.config.experiment for part in held.values()]
+        if not plains or any(plain != plains[0] for plain in plains):
+            raise ValueError(
+                f"a pipeline has the networks of one model, as a folder holds them; got {', '.join(held) or 'none'}"
+                f"{' of several models' if plains else ''}"
+            )
+        experiment = _experiment(plains[0])
+        with torch.device("meta"):
+            networks, denoiser = experiment.networks.build(experiment.process)
+        if networks.keys() != held.keys():
+            raise ValueError(f"{experiment.name} has networks {', '.join(networks)}; got {', '.join(held)}")
+        return Model(
+            experiment.name, experiment, nn.ModuleDict(held), calling(denoiser, networks, held, "network"), 0, ""
+        )
+
+    @property
+    def transformer(self) -> DualRateNetwork:
+        """The network of every step, by the name that tools look for."""
+        return [*self._networks.values()][-1]
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the latest call."""
+        return self._num_timesteps
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the latest call."""
+        return self._guidance_scale
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """As of any pipeline; a repository of the Hub comes as a whole, manifests included.
+
+        Raises OSError for a damaged folder, naming the file.
+        """
+        path = pretrained_model_name_or_path
+        if not os.path.isdir(path):
+            path = snapshot_download(str(path), **{name: kwargs[name] for name in DOWNLOADING if name in kwargs})
+        return super().from_pretrained(path, **{**kwargs, "use_safetensors": True})
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As of any pipeline, with manifests. Raises ValueError if asked to push, which would go before them."""
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("save the pipeline, then push it: pipe.push_to_hub(...), or dualrate export --push-to-hub")
+        super().save_pretrained(save_directory, *args, **kwargs)
+        folder = Path(save_directory)
+        (folder / "pipeline.py").write_text(STUB)
+        seal(folder, TOP)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int] | None = None,
+        batch_size: int | None = None,
+        num_inference_steps: int | None = None,
+        num_heavy: int | None = None,
+        plan: StepPlan | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Images, one for each label, generator or row of latents, or `batch_size` of them.
+
+        class_labels: None: class `seed mod classes` for each
+        num_inference_steps, num_heavy, plan: instead of the scheduler's plan
+        guidance_scale: weight of classifier-free guidance, 1 is none; None: the scheduler's
+        generator: one for all images, or one for each. A fresh one stands for the seed it was made with: the image is
+                   `dualrate.sample`'s of that seed. One that was drawn from before gives its next number for a seed
+        latents:   (B, C, H, W), the noise to start from
+        output_type: pil, np (B, H, W, C) and pt (B, C, H, W) in [0, 1], latent: (B, C, H, W) about in [-1, 1]
+        callback_on_step_end: (pipeline, step, its time t, {"latents": z after it}) -> a dict. Other latents in it are
+                   taken over; a context of the old ones is dropped then, so the next step makes a heavy call
+        Raises ValueError for a plan or labels that the model does not serve, and for numbers of images that disagree.
+        """
+        if strange := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"a callback can have {', '.join(self._callback_tensor_inputs)}, got {sorted(strange)}")
+        if output_type not in OUTPUTS:
+            raise ValueError(f"output_type is one of {', '.join(OUTPUTS)}, got {output_type!r}")
+        drawer = self._drawer(
+            self.scheduler.asked(num_inference_steps, num_heavy, plan), self.scheduler.guided(guidance_scale)
+        )
+        labels = [class_labels] if isinstance(class_labels, int) else class_labels
+        each = None if isinstance(generator, torch.Generator) else generator
+        count = count_of(batch_size=batch_size, class_labels=labels, generator=each, latents=latents)
+        seeds = [next_seed(one) for one in each or [generator or torch.default_generator] * count]
+        device = self._execution_device
+        draws = Draws(0, torch.tensor(seeds, device=device))
+        known = labels_of(drawer, seeds, labels)
+        cond = Cond(None if known is None else torch.tensor(known, device=device))
+
+        def changed(step: int, t: float, z: Tensor) -> Tensor:
+            assert callback_on_step_end is not None
+            given = dict.fromkeys(callback_on_step_end_tensor_inputs, z)
+            return callback_on_step_end(self, step, t, given).pop("latents", z)
+
+        self._num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
+        with self.progress_bar(total=drawer.plan.num_steps) as bar:
+            z = sampled(drawer, draws, cond, latents, bar.update, changed if callback_on_step_end else None)
+        self.maybe_free_model_hooks()
+        images = OUTPUTS[output_type](z)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _drawer(self, choice: Choice, guidance: Guidance) -> Drawer:
+        return choice.drawer(self.as_model(), guidance=guidance, precision="float32")
+
+
+Callback = Callable[[DualRatePipeline, int, float, dict[str, Tensor]], dict[str, Tensor]]
+
+
+def _experiment(plain: Mapping[str, Any]) -> Experiment:
+    return from_plain(Experiment, upgraded(dict(plain), None), "experiment in config.json")

@@ -1,0 +1,41 @@
+"""Folders that another library writes and reads, with a manifest of ours in each: what is damaged is told by name.
+
+FOLDER/MANIFEST.json            of the files beside it
+FOLDER/encoder/MANIFEST.json    of those below it, and so on
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from dualrate.machine.folders import MANIFEST, Damaged, Manifest
+
+
+def seal(folder: Path, names: list[str] | None = None) -> None:
+    """Write the manifest of a folder's files. names: of those that there are; None: all of them."""
+    files = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST}
+    Manifest.write(folder, sorted(files if names is None else files & set(names)))
+
+
+def check_sealed(folder: Path, required: str) -> None:
+    """Raises OSError, naming the file, unless all that the manifest lists is what it says; warns where there is none.
+
+    required: a file that it lists in any case
+    """
+    try:
+        manifest = Manifest.read(folder, [required])
+        if manifest is not None:
+            for name in manifest.entries:
+                with manifest.opened(name):  # which reads it to its end, for its hash alone
+                    pass
+    except Damaged as error:
+        raise OSError(
+            f"{folder} is damaged ({error}): fetch it again, or export it again from its run. If it was changed on "
+            f"purpose, remove its {MANIFEST}"
+        ) from error
+    if manifest is None:
+        warnings.warn(
+            f"{folder} has no {MANIFEST}, so nothing tells whether it is what was saved: save or export it again",
+            stacklevel=2,
+        )
