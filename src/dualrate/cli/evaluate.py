@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +15,7 @@ from dualrate.cli.console import loaded
 from dualrate.cli.options import AsJson, AtATime, Compile, Device, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
+from dualrate.machine.environment import environment
 from dualrate.machine.progress import image_progress
 
 
@@ -58,7 +61,8 @@ class Evaluate(Ranged):
             row = measure(drawer, seeds, *judges, **how).row
         progress.close()
         if self.json:
-            print(json.dumps(asdict(row) | {"flops": row.flops}))
+            of = {"weights": model.weights_hash, "command": shlex.join(["dualrate", *sys.argv[1:]])}
+            print(json.dumps(asdict(row) | {"flops": row.flops, **of, "environment": environment()}))
             return
         print(as_text(table([row])))
         if row.score.details is not None:

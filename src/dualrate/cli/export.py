@@ -1,33 +1,95 @@
-"""`dualrate export`: a run's averaged weights for release."""
+"""`dualrate export`: a run's averaged weights for release, for diffusers, or for torch alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import reporter
+from dualrate.cli.sampling_options import SamplingOptions
+from dualrate.config.ranges import Ranged
+from dualrate.machine.progress import Reporter
+
+Form = Literal["diffusers", "torch-export"]
+NO_DIFFUSERS = "a pipeline of diffusers needs diffusers, which is not installed: pip install 'dualrate[diffusers]'"
 
 
 @dataclass(frozen=True)
-class Export:
-    """Write a run's averaged weights for release: bfloat16 safetensors, its experiment and a model card."""
+class Export(Ranged):
+    """Write a run's averaged weights for release, with a card; or as a pipeline of diffusers, or for torch alone."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Directory of a run."""
-    out: Path
-    """Directory for the weights."""
+    """Directory of a run; with --to also of released weights."""
+    out: Path | None = None
+    """Directory for released weights: bfloat16 safetensors, the run's experiment and a card."""
+    to: Annotated[tuple[Form, Path] | None, arg(metavar="{diffusers,torch-export} DIR")] = None
+    """In place of --out. diffusers: a pipeline, for DualRatePipeline.from_pretrained(DIR). torch-export: a program of
+    each network, for any number of images, which torch runs without dualrate."""
+    sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
+    license: str = "unknown"
+    """Of the weights, for the pipeline's card, as the Hub names it: apache-2.0, ..."""
+    score: Path | None = None
+    """A file with what dualrate evaluate RUN --json printed, for the pipeline's card."""
+    push_to_hub: Annotated[str | None, arg(metavar="OWNER/NAME")] = None
+    """Send the pipeline to this repository of the Hub, made private if there is none; nothing is sent otherwise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.out is None) == (self.to is None):
+            raise ValueError("say where to: --out DIR (released weights), --to diffusers DIR or --to torch-export DIR")
+        form = None if self.to is None else self.to[0]
+        if form is None and self.sampling != SamplingOptions():
+            raise ValueError("released weights say nothing of sampling: drop its options, or export --to diffusers")
+        if form != "diffusers" and (self.license, self.score, self.push_to_hub) != ("unknown", None, None):
+            raise ValueError(
+                "--license, --score and --push-to-hub are of a pipeline: export --to diffusers, or drop them"
+            )
+        if form == "torch-export" and (self.sampling.guidance, self.sampling.sampler) != (1.0, None):
+            raise ValueError("programs have a plan, but no sampler and no guidance: drop --sampler and --guidance")
+        if self.sampling.denoiser is not None:
+            raise ValueError("an exported model has its networks' own denoiser: drop --denoiser")
+        if self.push_to_hub is not None and self.license == "unknown":
+            raise ValueError("what others shall use has a licence: say which, such as --license apache-2.0")
 
     def run(self) -> None:
+        progress = reporter()
+        if self.to is None:
+            self._release(progress)
+            return
+        form, folder = self.to
+        {"diffusers": self._pipeline, "torch-export": self._programs}[form](folder, progress)
+        print(folder)
+
+    def _release(self, progress: Reporter) -> None:
         from dualrate.runs.release import export
         from dualrate.runs.store import COVARIANCE
 
-        progress, tables = reporter(), [place for place in (self.run_dir, self.out) if (place / COVARIANCE).exists()]
+        assert self.out is not None
+        tables = [place for place in (self.run_dir, self.out) if (place / COVARIANCE).exists()]
         export(self.run_dir, self.out, progress.note)
         print(self.out)
         if tables:
             progress.note(
                 f"{tables[0] / COVARIANCE} was of other weights: measure that of these by dualrate calibrate {self.out}"
             )
+
+    def _pipeline(self, folder: Path, progress: Reporter) -> None:
+        try:
+            from dualrate.integrations.hub import export_pipeline, push
+        except ModuleNotFoundError as error:
+            if error.name not in ("diffusers", "huggingface_hub"):
+                raise
+            raise ValueError(NO_DIFFUSERS) from error
+
+        how = {"license": self.license, "score": self.score, "name": self.push_to_hub, "note": progress.note}
+        export_pipeline(self.run_dir, folder, self.sampling.choice(), self.sampling.guided, **how)
+        if self.push_to_hub is not None:
+            progress.note(f"pushed: {push(folder, self.push_to_hub, license=self.license)}")
+
+    def _programs(self, folder: Path, progress: Reporter) -> None:
+        from dualrate.integrations.programs import export_programs
+
+        export_programs(self.run_dir, folder, self.sampling.choice(), progress.note)

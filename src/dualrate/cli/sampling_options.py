@@ -79,9 +79,15 @@ class SamplingOptions(Ranged):
 
     def drawer(self, model: Model, **more: Any) -> Drawer:
         """What the options ask for. more: fields of a `Drawer`. Raises what `Choice`, its `drawer` and `Drawer` do."""
-        choice = self._choice(None if self.plan is None else read_plan(self.plan))
-        guidance = Guidance(self.guidance, self.interval)
-        return choice.drawer(model.with_denoiser(self.denoiser), guidance=guidance, **more)
+        return self.choice().drawer(model.with_denoiser(self.denoiser), guidance=self.guided, **more)
+
+    @property
+    def guided(self) -> Guidance:
+        return Guidance(self.guidance, self.interval)
+
+    def choice(self) -> Choice:
+        """Raises what `read_plan` and `Choice` raise."""
+        return self._choice(None if self.plan is None else read_plan(self.plan))
 
     def _choice(self, plan: StepPlan | None) -> Choice:
         return Choice(

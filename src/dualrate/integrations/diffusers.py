@@ -15,14 +15,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin, SchedulerMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
@@ -95,7 +98,7 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.network(z, *args)
 
-    def to(self, *args: Any, **kwargs: Any) -> DualRateNetwork:
+    def to(self, *args: Any, **kwargs: Any) -> DualRateNetwork:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As of any module, but for what a dtype casts."""
         dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
         others = [value for value in args if not isinstance(value, torch.dtype)]
@@ -105,9 +108,15 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
                 nn.Module.to(part, dtype)
         return self
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        super().save_pretrained(save_directory, *args, **kwargs)
-        seal(Path(save_directory))
+    @wraps(ModelMixin.save_pretrained)  # whose parameters a pipeline looks at
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
+    ) -> None:
+        super().save_pretrained(save_directory, **{**kwargs, "safe_serialization": True})  # never a pickle
+        folder = Path(save_directory)
+        for file in folder.glob("*.safetensors"):  # which its library writes for its owner alone
+            shutil.copymode(folder / self.config_name, file)
+        seal(folder)
 
 
 class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
@@ -150,12 +159,14 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
 
     def guided(self, weight: float | None) -> Guidance:
         """Its guidance, or of another weight."""
-        weight = self.config.guidance_scale if weight is None else weight
-        interval = self.config.guidance_interval
+        weight = float(self.config["guidance_scale"] if weight is None else weight)
+        interval = self.config["guidance_interval"]
         return Guidance(weight, None if interval is None or weight == 1 else tuple(interval))
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
+    ) -> None:
+        super().save_pretrained(save_directory, **kwargs)
         seal(Path(save_directory))
 
 
@@ -201,7 +212,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         if strange := sorted(set(model.networks) - set(ROLES)):
             raise ValueError(f"a pipeline has networks called {', '.join(ROLES)}, {model.name} has {strange[0]}")
         choice = choice.settled(model)
-        if sampler_named(choice.sampler).of_table is not None:
+        if sampler_named(str(choice.sampler)).of_table is not None:
             raise ValueError(
                 f"a pipeline has no covariance table, which {choice.sampler} needs: choose another sampler"
             )
@@ -218,7 +229,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     def as_model(self) -> Model:
         """The model that its networks are."""
         held = self._networks
-        plains = [part.config.experiment for part in held.values()]
+        plains = [part.config["experiment"] for part in held.values()]
         if not plains or any(plain != plains[0] for plain in plains):
             raise ValueError(
                 f"a pipeline has the networks of one model, as a folder holds them; got {', '.join(held) or 'none'}"
@@ -260,7 +271,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         return super().from_pretrained(path, **{**kwargs, "use_safetensors": True})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As of any pipeline, with manifests. Raises ValueError if asked to push, which would go before them."""
+        """As of any pipeline: safetensors, with manifests. Raises ValueError if asked to push before they are there."""
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save the pipeline, then push it: pipe.push_to_hub(...), or dualrate export --push-to-hub")
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -286,7 +297,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images, one for each label, generator or row of latents, or `batch_size` of them.
 
-        class_labels: None: class `seed mod classes` for each
+        class_labels: one for each image or for all; None: class `seed mod classes`
         num_inference_steps, num_heavy, plan: instead of the scheduler's plan
         guidance_scale: weight of classifier-free guidance, 1 is none; None: the scheduler's
         generator: one for all images, or one for each. A fresh one stands for the seed it was made with: the image is
@@ -304,13 +315,14 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         drawer = self._drawer(
             self.scheduler.asked(num_inference_steps, num_heavy, plan), self.scheduler.guided(guidance_scale)
         )
-        labels = [class_labels] if isinstance(class_labels, int) else class_labels
-        each = None if isinstance(generator, torch.Generator) else generator
+        labels = None if isinstance(class_labels, int) else class_labels
+        one = torch.default_generator if generator is None else generator
+        each = None if isinstance(one, torch.Generator) else one
         count = count_of(batch_size=batch_size, class_labels=labels, generator=each, latents=latents)
-        seeds = [next_seed(one) for one in each or [generator or torch.default_generator] * count]
+        seeds = [next_seed(source) for source in ([one] * count if isinstance(one, torch.Generator) else one)]
         device = self._execution_device
         draws = Draws(0, torch.tensor(seeds, device=device))
-        known = labels_of(drawer, seeds, labels)
+        known = labels_of(drawer, seeds, [class_labels] * count if isinstance(class_labels, int) else labels)
         cond = Cond(None if known is None else torch.tensor(known, device=device))
 
         def changed(step: int, t: float, z: Tensor) -> Tensor:
@@ -319,7 +331,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             return callback_on_step_end(self, step, t, given).pop("latents", z)
 
         self._num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
-        with self.progress_bar(total=drawer.plan.num_steps) as bar:
+        with self.progress_bar(total=drawer.plan.num_steps) as bar:  # pyright: ignore[reportCallIssue]
             z = sampled(drawer, draws, cond, latents, bar.update, changed if callback_on_step_end else None)
         self.maybe_free_model_hooks()
         images = OUTPUTS[output_type](z)

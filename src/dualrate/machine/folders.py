@@ -169,7 +169,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             if target.is_dir():
                 shutil.copymode(target, aside)
             yield aside
-            for file in (*aside.iterdir(), aside):
+            for file in (*aside.rglob("*"), aside):
                 sync(file)
             fault_point("before rename")
             if replace and target.is_dir():

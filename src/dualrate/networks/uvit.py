@@ -205,6 +205,6 @@ class UViT(nn.Module):
         if self.head is None:
             raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
         out = self.head(h)
-        if not len(out):  # torch cannot go back through a shuffle of no rows
+        if out.shape[0] == 0:  # torch cannot go back through a shuffle of no rows
             return out.reshape(0, self.config.image_channels, *(self.config.patch * side for side in out.shape[2:]))
         return F.pixel_shuffle(out, self.config.patch)

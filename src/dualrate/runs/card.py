@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualrate.data.untrusted import printable
+from dualrate.experiments.experiment import Model
 from dualrate.machine.files import naming, read_records
 from dualrate.runs.store import HISTORY, StoredModel, read_losses, read_moment_gaps
 
@@ -21,15 +22,9 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
     """
     from dualrate.report.figures import loss_figure, svg  # only here: it imports matplotlib
 
-    run, experiment, model = stored.path, stored.experiment, stored.model()
-    cost = model.call_cost
-    calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
-    fit = experiment.fit
-    facts = {
-        "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in model.parameters.items()),
-        "cost": ", ".join(f"{macs / 1e6:.1f} million MACs a {name}" for name, macs in calls.items()),
-        "images": f"{model.shape[1]} x {model.shape[2]}, {model.shape[0]} channel(s), {model.num_classes} classes",
-        "data": experiment.data.source,
+    run = stored.path
+    fit = stored.experiment.fit
+    about = facts(stored, stored.model()) | {
         "training": f"{state['iteration']} iterations of {fit.batch_size} images, {state['seconds']:.0f} s",
         "precision": f"{state['precision']} in training, bfloat16 in this file",
         "seed": fit.seed,
@@ -38,8 +33,8 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
         "skipped updates": state["skipped"],
     }
     lines = [f"# {name}", "", "Averaged weights of a training run; `dualrate.load` reads this directory.", ""]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
-    lines += ["Made by, in order:", "", *_history(run), ""]
+    lines += [*rows(about), ""]
+    lines += ["Made by, in order:", "", *history(run), ""]
     gaps = read_moment_gaps(run)  # of a student, whose loss says nothing
     points, what = _smoothed(gaps or read_losses(run)), "moment gap" if gaps else "training loss"
     if points:
@@ -51,11 +46,31 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
         (out / CARD).write_text(printable("\n".join(lines)))  # commands and sources are file names
 
 
-def _history(run: Path) -> list[str]:
-    """A Markdown item per start of the run."""
-    file = run / HISTORY
+def facts(stored: StoredModel, model: Model) -> dict[str, object]:
+    """What networks, images and data are, and what a call costs, by name; model: the stored one."""
+    cost = model.call_cost
+    calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
+    return {
+        "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in model.parameters.items()),
+        "cost": ", ".join(f"{macs / 1e6:.1f} million MACs a {name}" for name, macs in calls.items()),
+        "images": f"{model.shape[1]} x {model.shape[2]}, {model.shape[0]} channel(s), {model.num_classes} classes",
+        "data": stored.experiment.data.source,
+    }
+
+
+def rows(values: Mapping[str, object]) -> list[str]:
+    """A Markdown table of names and values."""
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in values.items())]
+
+
+def history(path: Path) -> list[str]:
+    """A Markdown item per start of a run; of released weights those of their card."""
+    file = path / HISTORY
     if not file.exists():
-        return ["- unknown: this run kept no history"]
+        with naming(path / CARD):
+            card = (path / CARD).read_text() if (path / CARD).is_file() else ""
+        items = [line for line in card.splitlines() if line.startswith("- `")]
+        return items or ["- unknown: this run kept no history"]
     starts = read_records(file)
     if nameless := [where for where, start in starts if "command" not in start]:
         raise ValueError(f"{nameless[0]} says no command; remove that line")

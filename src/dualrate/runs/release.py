@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -38,20 +39,23 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
         Manifest.write(folder, RELEASED)
 
 
-def check_target(out: Path) -> None:
-    """Raises ValueError unless released weights may be written to `out`."""
+def check_target(
+    out: Path, required: Collection[str] = RELEASED, own: Collection[str] = FILES, what: str = "released weights"
+) -> None:
+    """Raises ValueError unless released weights may be written to `out`, or something else that a folder is made of.
+
+    required, own: names that it has in any case, and all that it may have; what: it is called
+    """
     check_link(out)
     target = Path(os.path.realpath(out))
     if os.path.ismount(target):
         raise ValueError(f"{out} is the root of a file system, which nothing can replace: choose a directory in it")
     for place in (target, *target.parents):
         if place.exists() and not place.is_dir():
-            raise ValueError(f"{place} is a file, so no weights can be in {out}: choose another --out")
+            raise ValueError(f"{place} is a file, so no {what} can be in {out}: choose another directory")
         if (place / "checkpoints").is_dir() and (place / EXPERIMENT).is_file():
-            raise ValueError(f"{out} is, or lies in, the run {place}: choose a directory outside of it as --out")
+            raise ValueError(f"{out} is, or lies in, the run {place}: choose a directory outside of it")
     names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
-    if names and not set(RELEASED) <= set(names) <= FILES:
-        foreign = [name for name in names if name not in FILES] or names
-        raise ValueError(
-            f"{out} holds {some_of(foreign)}: choose a new or empty directory, or released weights to replace"
-        )
+    if names and not set(required) <= set(names) <= set(own):
+        foreign = [name for name in names if name not in own] or names
+        raise ValueError(f"{out} holds {some_of(foreign)}: choose a new or empty directory, or {what} to replace")

@@ -1,0 +1,159 @@
+"""A run as a folder for the Hub: the pipeline, and a card whose every figure is from the run's records.
+
+Nothing is sent anywhere but by `push`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCardData
+
+from dualrate.data.untrusted import printable
+from dualrate.experiments.experiment import Model
+from dualrate.integrations.diffusers import ROLES, TOP, DualRatePipeline
+from dualrate.integrations.sealed import seal
+from dualrate.machine.files import naming, read_json
+from dualrate.machine.folders import MANIFEST, new_folder
+from dualrate.measuring.choosing import Choice
+from dualrate.measuring.drawer import UNGUIDED, Drawer, Guidance
+from dualrate.metrics.fingerprint import Fingerprint
+from dualrate.runs.card import CARD, facts, history, rows
+from dualrate.runs.release import check_target
+from dualrate.runs.store import Note, StoredModel, read_stored
+
+UNKNOWN = "unknown"  # the Hub's word for weights without a licence that is known
+MEASURED_ON = ("processor", "threads", "torch", "date", "commit")
+WHOLE = {"model_index.json", "pipeline.py"}  # what a folder of a pipeline has in any case
+UNSCORED = "Not measured: `dualrate evaluate RUN --json > score.json`, then export with `--score score.json`."
+LOADING = """```python
+from dualrate.integrations.diffusers import DualRatePipeline  # pip install "dualrate[diffusers]"
+
+images = DualRatePipeline.from_pretrained("{name}")({labels}).images
+```
+
+By diffusers' own loader, which then runs `pipeline.py` of this folder:
+`DiffusionPipeline.from_pretrained("{name}", custom_pipeline="pipeline", trust_remote_code=True)`."""
+
+
+def export_pipeline(
+    run: str | Path,
+    out: str | Path,
+    choice: Choice = Choice(),  # noqa: B008  # a frozen value
+    guidance: Guidance = UNGUIDED,
+    *,
+    license: str = UNKNOWN,
+    score: str | Path | None = None,
+    name: str | None = None,
+    note: Note | None = None,
+) -> None:
+    """Write a run's averaged weights, or released ones, as a pipeline of diffusers, in float32, with a card.
+
+    out:     new, empty, or such a pipeline, which is then replaced as a whole
+    choice, guidance: how it draws where a call does not say
+    license: as the Hub names it, such as apache-2.0
+    score:   what `dualrate evaluate RUN --json` printed, for the card
+    name:    where it is loaded from, such as a repository of the Hub; None: that of the folder
+    note:    as of `load`
+    Raises what `load` and `DualRatePipeline.of` raise; ValueError for a score of other weights, and any other `out`.
+    """
+    out = Path(out)
+    check_target(out, WHOLE, {*TOP, *ROLES, "scheduler", MANIFEST}, "a pipeline")
+    stored = read_stored(run, note)
+    model = stored.model()
+    scored = None if score is None else read_score(Path(score), model)
+    pipeline = DualRatePipeline.of(model, choice, guidance)
+    drawer = choice.settled(model).drawer(model, guidance=guidance)
+    target = Path(os.path.realpath(out))  # a link stays one
+    with new_folder(target, replace=True) as folder:
+        pipeline.save_pretrained(folder)
+        card = pipeline_card(stored, drawer, license=license, scored=scored, name=name or target.name)
+        with naming(folder / CARD):
+            (folder / CARD).write_text(card)
+        seal(folder, TOP)
+
+
+def read_score(file: Path, model: Model) -> dict[str, Any]:
+    """What `dualrate evaluate --json` printed of this model. Raises ValueError for that of other weights, or none."""
+    scored = read_json(file)
+    try:
+        weights, _ = scored["weights"], (scored["score"]["fingerprint"], scored["command"], scored["environment"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no score: make it by `dualrate evaluate RUN --json > {file}`") from error
+    if weights != model.weights_hash:
+        raise ValueError(f"{file} is a score of other weights than {model}: evaluate these")
+    return scored
+
+
+def pipeline_card(
+    stored: StoredModel, drawer: Drawer, *, license: str, scored: Mapping[str, Any] | None, name: str
+) -> str:
+    """README.md of a repository of the Hub: metadata as YAML, then what is known of the model."""
+    model, plan = drawer.model, drawer.plan
+    data = ModelCardData(
+        license=license,
+        library_name="dualrate",
+        pipeline_tag="unconditional-image-generation",
+        tags=["diffusers", "diffusion", "dual-rate-diffusion"],
+        model_name=name,
+        eval_results=None if scored is None else [_result(scored)],
+    )
+    about = facts(stored, model) | {
+        "weights": f"averaged, float32, sha256 {model.weights_hash}, of iteration {stored.iteration}",
+        "sampler": drawer.sampler,
+        "plan": f"{plan.num_steps} steps, {plan.num_heavy} heavy calls",
+        "cost of an image": f"{drawer.cost.macs / 1e9:.4g} GMACs, {drawer.cost.flops / 1e9:.4g} GFLOPs",
+        "licence": f"{UNKNOWN}: ask who made it" if license == UNKNOWN else license,
+    }
+    loading = LOADING.format(name=name, labels="class_labels=[0]" if model.num_classes else "batch_size=4")
+    lines = ["---", data.to_yaml(), "---", "", f"# {name}", "", *rows(about), "", loading, "", "## Quality", ""]
+    lines += [UNSCORED if scored is None else _quality(scored), ""]
+    lines += ["## Made by, in order", "", *history(stored.path), ""]
+    lines += ["Every file has its sha256 in a `MANIFEST.json` beside it, which loading checks.", ""]
+    return printable("\n".join(lines))
+
+
+def _result(scored: Mapping[str, Any]) -> EvalResult:
+    score = scored["score"]
+    reference = score["fingerprint"]["reference"]
+    return EvalResult(
+        task_type="unconditional-image-generation",
+        dataset_type=reference.split(":")[0],
+        dataset_name=reference,
+        metric_type=score["metric"],
+        metric_value=score["value"],
+    )
+
+
+def _quality(scored: Mapping[str, Any]) -> str:
+    score, where = scored["score"], scored["environment"]
+    fingerprint = Fingerprint(**score["fingerprint"])
+    measured = {
+        score["metric"]: f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}] at {100 * score['level']:g}%",
+        "of": f"{fingerprint.count} images, {scored['num_steps']} steps, {scored['num_heavy']} heavy calls, "
+        f"{scored['sampler']}",
+        "floor": f"{score['floor']:.4g} for {score['floor_count']} held-out images",
+        "fingerprint": f"{fingerprint.short()}: {fingerprint.json()}",
+        "seconds an image": f"{scored['seconds_per_image']:.4g}, {scored['batch_size']} at a time",
+        "precision": scored["precision"],
+        "measured on": ", ".join(f"{fact} {where[fact]}" for fact in MEASURED_ON if fact in where),
+        "command": f"`{scored['command']}`",
+    }
+    return "\n".join(rows(measured))
+
+
+def push(folder: str | Path, repository: str, *, license: str, api: HfApi | None = None) -> str:
+    """Send a folder that `export_pipeline` wrote to the Hub; the address of the commit.
+
+    repository: OWNER/NAME, made private if there is none: who owns it opens it there
+    Raises ValueError without a licence; OSError where the Hub cannot be reached, or refuses.
+    """
+    if license == UNKNOWN:
+        raise ValueError("what others shall use has a licence: say which, such as --license apache-2.0")
+    api = HfApi() if api is None else api
+    api.create_repo(repository, private=True, exist_ok=True)
+    message = f"{Path(folder).name}, by dualrate export"
+    return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))

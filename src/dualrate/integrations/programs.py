@@ -1,0 +1,111 @@
+"""A model's networks as programs of torch.export, which torch alone loads and runs, for any number of images.
+
+    FOLDER/encoder.pt2, light.pt2   a program each; of a model of one network, model.pt2
+    FOLDER/programs.json            what they are called with, and the plan with its log-SNRs
+    FOLDER/MANIFEST.json            sha256 of all files
+
+A light network's program takes a context in any case: without one its features are zeros and `present` is False, which
+is the same (networks/dual.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map
+
+from dualrate.diffusion.times import shared_time
+from dualrate.diffusion.values import Cond
+from dualrate.experiments.experiment import Model
+from dualrate.integrations.sealed import seal
+from dualrate.machine.folders import MANIFEST, new_folder
+from dualrate.measuring.choosing import Choice
+from dualrate.runs.release import check_target
+from dualrate.runs.store import Note, load
+
+INDEX = "programs.json"
+ROWS, MOST_ROWS = 2, 2**16  # of a batch that is traced; that a program takes
+
+
+def calls_of(model: Model) -> dict[str, tuple[Any, ...]]:
+    """What each network is called with, by its role: those of a heavy call and of a step that reuses its context."""
+    calls: dict[str, tuple[Any, ...]] = {}
+
+    def noting(role: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def note(network: nn.Module, inputs: tuple[Any, ...]) -> None:
+            calls.setdefault(
+                role, tree_map(lambda part: part.contiguous() if isinstance(part, Tensor) else part, inputs)
+            )
+
+        return note
+
+    hooks = [network.register_forward_pre_hook(noting(role)) for role, network in model.networks.items()]
+    try:
+        z = torch.zeros(ROWS, *model.shape, device=model.device)
+        cond = Cond(torch.zeros(ROWS, dtype=torch.int64, device=model.device) if model.num_classes else None)
+        with torch.no_grad():
+            context = model.denoiser.encode(z, shared_time(0.9, ROWS), cond).aged()
+            present = torch.ones(ROWS, dtype=torch.bool, device=model.device)
+            model.denoiser.denoise(z, shared_time(0.5, ROWS), dataclasses.replace(context, present=present), cond)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def programs_of(model: Model) -> dict[str, ExportedProgram]:
+    """The networks by their roles, for 1 to MOST_ROWS rows."""
+    batch = Dim("batch", max=MOST_ROWS)
+
+    def leading(part: object) -> dict[int, Dim] | None:
+        return {0: batch} if isinstance(part, Tensor) else None
+
+    return {
+        role: torch.export.export(model.networks[role], inputs, dynamic_shapes=tree_map(leading, inputs))
+        for role, inputs in calls_of(model).items()
+    }
+
+
+def export_programs(
+    run: str | Path,
+    out: str | Path,
+    choice: Choice = Choice(),  # noqa: B008  # a frozen value
+    note: Note | None = None,
+) -> None:
+    """Write the networks of a run, or of released weights, as programs, in float32, for the CPU.
+
+    out:    new, empty, or such programs, which are then replaced as a whole
+    choice: of the plan that is written beside them
+    Raises what `load` and `Choice.step_plan` raise, and ValueError for any other `out`.
+    """
+    out, model = Path(out), load(run, note=note)
+    files = {role: f"{role}.pt2" for role in model.networks}
+    check_target(out, {INDEX}, {INDEX, MANIFEST, *files.values()}, "programs")
+    plan, calls = choice.step_plan(model), calls_of(model)
+    index = {
+        "shape": model.shape,
+        "num_classes": model.num_classes,
+        "plan": json.loads(plan.to_json()),
+        "log_snr": [float(model.process.log_snr(torch.tensor(t, dtype=torch.float64))) for t in plan.t],
+        "inputs": {role: tree_map(_described, inputs) for role, inputs in calls.items()},
+    }
+    target = Path(os.path.realpath(out))  # a link stays one
+    with new_folder(target, replace=True) as folder:
+        for role, program in programs_of(model).items():
+            torch.export.save(program, folder / files[role])
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        seal(folder)
+
+
+def _described(part: object) -> str | None:
+    if not isinstance(part, Tensor):
+        return None
+    return f"{str(part.dtype).removeprefix('torch.')} ({', '.join(['B', *map(str, part.shape[1:])])})"
