@@ -108,6 +108,20 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
                 nn.Module.to(part, dtype)
         return self
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
+        """As of any model; cast as `to` does. Raises OSError for a damaged folder, naming the file.
+
+        Weights are copied to where and as `dualrate.load` has them: from places in a file that are not aligned, or in
+        another memory format, products differ in their last bits.
+        """
+        dtype = [found for name in ("torch_dtype", "dtype") if (found := kwargs.pop(name, None)) is not None]
+        network = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+        for weight in network.parameters():
+            form = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+            weight.data = weight.data.clone(memory_format=form)
+        return network.to(dtype[0]) if dtype else network
+
     @wraps(ModelMixin.save_pretrained)  # whose parameters a pipeline looks at
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], **kwargs: Any
@@ -194,8 +208,6 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(scheduler=scheduler, encoder=encoder, light=light, model=model)
-        for part in self._networks.values():  # as they were trained; diffusers reads weights without
-            part.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._optional_components = [role for role in ROLES if role not in self._networks]  # of this very model
         self._num_timesteps, self._guidance_scale = 0, 1.0
         self.as_model()
