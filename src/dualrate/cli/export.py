@@ -80,7 +80,7 @@ class Export(Ranged):
         try:
             from dualrate.integrations.hub import export_pipeline, push
         except ModuleNotFoundError as error:
-            if error.name not in ("diffusers", "huggingface_hub"):
+            if str(error.name).split(".")[0] not in ("diffusers", "huggingface_hub"):
                 raise
             raise ValueError(NO_DIFFUSERS) from error
 

@@ -116,7 +116,8 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         another memory format, products differ in their last bits.
         """
         dtype = [found for name in ("torch_dtype", "dtype") if (found := kwargs.pop(name, None)) is not None]
-        network = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+        kwargs.pop("use_safetensors", None)  # no pickle, whatever is asked for
+        network = super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **kwargs)
         for weight in network.parameters():
             form = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
             weight.data = weight.data.clone(memory_format=form)
@@ -280,7 +281,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         path = pretrained_model_name_or_path
         if not os.path.isdir(path):
             path = snapshot_download(str(path), **{name: kwargs[name] for name in DOWNLOADING if name in kwargs})
-        return super().from_pretrained(path, **{**kwargs, "use_safetensors": True})
+        kwargs.pop("use_safetensors", None)
+        return super().from_pretrained(path, use_safetensors=True, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As of any pipeline: safetensors, with manifests. Raises ValueError if asked to push before they are there."""

@@ -1,0 +1,109 @@
+"""Networks as programs of torch.export: torch alone draws the same images with them, any number at a time."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli.command import call
+from integrations import alone
+from runs.made import NET, ONE, TWO, saved
+
+import dualrate as dr
+from dualrate.experiments.networks import TwoNetworks
+from dualrate.integrations.programs import export_programs, programs_of
+from dualrate.integrations.sealed import check_sealed
+from dualrate.networks.uvit import Level
+
+BATCHES = (2, 5, 7)
+PLAN = dr.StepPlan.late(16, 4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Not to be changed."""
+    small = dataclasses.replace(NET, levels=(Level("transformer", 16, 1),))  # tracing takes time by operators
+    return saved(dataclasses.replace(TWO, networks=TwoNetworks(small, small)), tmp_path_factory.mktemp("runs") / "two")
+
+
+@pytest.fixture(scope="module")
+def programs(run, tmp_path_factory):
+    """Not to be changed."""
+    out = tmp_path_factory.mktemp("programs") / "out"
+    export_programs(run, out, dr.Choice(plan=PLAN))
+    return out
+
+
+@pytest.fixture(scope="module")
+def drawn(run):
+    """Of every batch: (noise, labels, images)."""
+    model, found = dr.load(run, note=lambda text: None), {}
+    drawer = dr.Choice(plan=PLAN, sampler="ancestral").drawer(model)
+    for count in BATCHES:
+        seeds, draws = range(count), dr.Draws(0, torch.arange(count))
+        streams = ["start", *(f"step {i} draw 0" for i in range(PLAN.num_steps - 1))]
+        noise = torch.stack([draws.normal(stream, *model.shape) for stream in streams])
+        labels = drawer.labels(seeds)
+        (images,) = dr.sample(drawer.denoiser, drawer.step, drawer.plan, model.shape, seeds, labels)
+        found[count] = noise, torch.tensor(labels), images
+    return found
+
+
+def test_images_drawn_in_torch_alone_are_the_same(programs, drawn):
+    """16 steps, 4 of them heavy, 2 without a context."""
+    assert (PLAN.num_steps, PLAN.num_heavy, PLAN.refresh.count(dr.Refresh.NONE)) == (16, 4, 2)
+    loaded = alone.programs(programs)
+    for noise, labels, images in drawn.values():
+        with torch.no_grad():
+            torch.testing.assert_close(alone.draw(*loaded, noise, labels).float(), images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_where_there_is_no_dualrate_too(programs, drawn, tmp_path):
+    for count, (noise, labels, _) in drawn.items():
+        np.savez(tmp_path / f"noise-{count}.npz", noise=noise.numpy(), label=labels.numpy())
+    done = subprocess.run([sys.executable, alone.__file__, programs, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for count, (_, _, images) in drawn.items():
+        found = torch.from_numpy(np.load(tmp_path / f"images-{count}.npy"))
+        torch.testing.assert_close(found, images, rtol=0, atol=1e-5)
+
+
+def test_a_folder_of_programs_says_how_they_are_called(programs):
+    files = sorted(path.name for path in programs.iterdir())
+    assert files == ["MANIFEST.json", "encoder.pt2", "light.pt2", "programs.json"]
+    check_sealed(programs, "programs.json")
+    index = json.loads((programs / "programs.json").read_text())
+    assert dr.StepPlan.from_json(json.dumps(index["plan"])) == PLAN
+    assert index["inputs"]["encoder"] == ["float32 (B, 1, 8, 8)", "float32 (B)", "int64 (B)"]
+    weights = programs / "light.pt2"
+    content = weights.read_bytes()
+    try:
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(OSError, match=r"light\.pt2"):
+            check_sealed(programs, "programs.json")
+    finally:
+        weights.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_a_model_of_one_network_is_one_program_for_any_batch():
+    networks, denoiser = ONE.build()
+    model = dr.Model("one", ONE, networks.eval(), denoiser, 0, "")
+    ((role, program),) = programs_of(model).items()
+    assert role == "model"
+    for rows in (1, 3):
+        z, log_snr, label = torch.randn(rows, 1, 8, 8), torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(z, log_snr, label), networks["model"](z, log_snr, label))
+
+
+def test_the_command_writes_programs_and_replaces_nothing_else(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "cat.jpg").write_text("mine")
+    assert call(monkeypatch, "export", run, "--to", "torch-export", tmp_path) == 2
+    assert "holds cat.jpg" in capsys.readouterr().err
+    assert Path(tmp_path / "cat.jpg").read_text() == "mine"
