@@ -94,6 +94,12 @@ def test_the_cards_figures_are_the_records(run, scored, exported):
         assert text in card, text
 
 
+def test_the_card_may_be_edited(exported):
+    card = exported / "README.md"
+    card.write_text(card.read_text() + "\nMore about it.\n")
+    DualRatePipeline.from_pretrained(exported)
+
+
 def test_what_is_not_known_is_said(run, tmp_path):
     bare = saved(TWO, tmp_path / "bare")
     hub.export_pipeline(bare, tmp_path / "pipe", dr.Choice(steps=2))

@@ -4,7 +4,7 @@
     FOLDER/encoder, light      a network each (`DualRateNetwork`); of a model of one network, model
     FOLDER/scheduler           when they run and how a step is made (`DualRateScheduler`), to be swapped like any other
     FOLDER/pipeline.py         for diffusers' own loader
-    FOLDER/**/MANIFEST.json    sha256 of all files; a damaged one is an OSError that names it
+    FOLDER/**/MANIFEST.json    sha256 of all these files; a damaged one is an OSError that names it
 
 Images are those of `dualrate.sample`: an image is a function of its seed, its class, plan and step, here too. The path
 of this module stands in every saved folder, so it stays.
@@ -49,7 +49,7 @@ STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pip
 from dualrate.integrations.diffusers import DualRatePipeline  # noqa: F401
 '''
 ROLES = ("encoder", "light", "model")  # of networks that a pipeline may hold
-TOP = ["model_index.json", "pipeline.py", "README.md", "loss.svg"]  # files beside the folders of its parts
+TOP = ["model_index.json", "pipeline.py"]  # files beside the folders of its parts
 RECOMMENDED = Choice()
 DOWNLOADING = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 

@@ -15,7 +15,6 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from dualrate.data.untrusted import printable
 from dualrate.experiments.experiment import Model
 from dualrate.integrations.diffusers import ROLES, TOP, DualRatePipeline
-from dualrate.integrations.sealed import seal
 from dualrate.machine.files import naming, read_json
 from dualrate.machine.folders import MANIFEST, new_folder
 from dualrate.measuring.choosing import Choice
@@ -27,7 +26,6 @@ from dualrate.runs.store import Note, StoredModel, read_stored
 
 UNKNOWN = "unknown"  # the Hub's word for weights without a licence that is known
 MEASURED_ON = ("processor", "threads", "torch", "date", "commit")
-WHOLE = {"model_index.json", "pipeline.py"}  # what a folder of a pipeline has in any case
 UNSCORED = "Not measured: `dualrate evaluate RUN --json > score.json`, then export with `--score score.json`."
 LOADING = """```python
 from dualrate.integrations.diffusers import DualRatePipeline  # pip install "dualrate[diffusers]"
@@ -61,7 +59,7 @@ def export_pipeline(
     Raises what `load` and `DualRatePipeline.of` raise; ValueError for a score of other weights, and any other `out`.
     """
     out = Path(out)
-    check_target(out, WHOLE, {*TOP, *ROLES, "scheduler", MANIFEST}, "a pipeline")
+    check_target(out, TOP, {*TOP, *ROLES, "scheduler", CARD, MANIFEST}, "a pipeline")
     stored = read_stored(run, note)
     model = stored.model()
     scored = None if score is None else read_score(Path(score), model)
@@ -73,7 +71,6 @@ def export_pipeline(
         card = pipeline_card(stored, drawer, license=license, scored=scored, name=name or target.name)
         with naming(folder / CARD):
             (folder / CARD).write_text(card)
-        seal(folder, TOP)
 
 
 def read_score(file: Path, model: Model) -> dict[str, Any]:
@@ -112,7 +109,7 @@ def pipeline_card(
     lines = ["---", data.to_yaml(), "---", "", f"# {name}", "", *rows(about), "", loading, "", "## Quality", ""]
     lines += [UNSCORED if scored is None else _quality(scored), ""]
     lines += ["## Made by, in order", "", *history(stored.path), ""]
-    lines += ["Every file has its sha256 in a `MANIFEST.json` beside it, which loading checks.", ""]
+    lines += ["Every file but this card has its sha256 in a `MANIFEST.json` beside it, which loading checks.", ""]
     return printable("\n".join(lines))
 
 
