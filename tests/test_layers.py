@@ -143,24 +143,23 @@ def borrowed(tree: ast.AST, trees: Mapping[str, ast.Module]) -> list[str]:
     return sorted(found)
 
 
-def at_once(tree: ast.AST) -> set[str]:
-    """Packages that importing a module imports, and not only calling something of it."""
+def imported_at_once(tree: ast.AST) -> set[str]:
+    """Modules that importing a module imports, and not only calling something of it."""
     found, open_ = set(), [tree]
     while open_:
         node = open_.pop()
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            found.add(node.module.split(".")[0])
+            found.add(node.module)
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             open_ += ast.iter_child_nodes(node)
     return found
 
 
-def at_once_of_ours(tree: ast.Module) -> set[str]:
-    """The modules of ours that importing a module imports, by the names of `from` imports outside functions."""
-    late = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
-    return {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and id(node) not in late}
+def at_once(tree: ast.AST) -> set[str]:
+    """The packages of those."""
+    return {name.split(".")[0] for name in imported_at_once(tree)}
 
 
 def declared(*extras: str) -> set[str]:
@@ -218,7 +217,7 @@ def test_without_the_extras_every_module_can_be_imported(module: str) -> None:
 
 def test_what_needs_an_extra_is_imported_by_nothing_else_at_once() -> None:
     for module, tree in TREES.items():
-        assert module in OF_AN_EXTRA or not at_once_of_ours(tree) & OF_AN_EXTRA, module
+        assert module in OF_AN_EXTRA or not imported_at_once(tree) & OF_AN_EXTRA, module
 
 
 def test_code_needs_only_declared_dependencies() -> None:
