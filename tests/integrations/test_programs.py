@@ -32,7 +32,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def programs(run, tmp_path_factory):
-    """Not to be changed."""
+    """Not to be changed. Some seconds: torch traces two networks, and first imports its compiler."""
     out = tmp_path_factory.mktemp("programs") / "out"
     export_programs(run, out, dr.Choice(plan=PLAN))
     return out
