@@ -29,7 +29,6 @@ FLOORS = (
     "data metrics report",
     "experiments runs recipes",
     "measuring compare demo doctor serving",
-    "measuring compare demo doctor",
     "integrations",
     "__init__ cli __main__ dualrate_command",
 )
