@@ -196,8 +196,11 @@ def tracked() -> list[Path]:
 
 
 def text_of(path: Path) -> str:
-    """A file's text, of a binary file too, whose header may tell paths; of a link, where it leads."""
-    return os.readlink(path) if path.is_symlink() else path.read_bytes().decode("utf-8", "replace")
+    """The first MiB of a file's text, of a binary file too, whose header may tell paths; of a link, where it leads."""
+    if path.is_symlink():
+        return os.readlink(path)
+    with path.open("rb") as stream:
+        return stream.read(1 << 20).decode("utf-8", "replace")
 
 
 def local_paths(text: str) -> list[str]:
