@@ -146,9 +146,9 @@ def test_eta_is_refused_where_it_means_nothing(name, heavy):
 def test_eta_is_for_a_network_at_every_step_and_without_gamma(heavy, dual):
     for eta in (0.0, 0.5, 1.0):
         assert sampler_of(heavy, SamplingOptions(steps=4, eta=eta))[0] == Ancestral(heavy.process, eta=eta)
-    check_reuse(dual.denoiser, *sampler_of(dual, SamplingOptions(steps=5, heavy=4, eta=1.0)))
+    check_reuse(dual.denoiser, *sampler_of(dual, SamplingOptions(steps=8, heavy=4, eta=1.0)))
     with pytest.raises(ValueError, match="heavy call at every step"):
-        check_reuse(dual.denoiser, *sampler_of(dual, SamplingOptions(steps=5, heavy=4, eta=0.5)))
+        check_reuse(dual.denoiser, *sampler_of(dual, SamplingOptions(steps=8, heavy=4, eta=0.5)))
     with pytest.raises(ValueError, match="gamma at 0 or eta at 1"):
         sampler_of(heavy, SamplingOptions(steps=4, eta=0.5, gamma=0.5))
 
@@ -163,13 +163,14 @@ def test_every_name_makes_its_grid():
 
 
 def test_nothing_asked_for_is_what_is_recommended(heavy, dual):
-    """docs/choosing.md: second order, gamma 0.1, equal steps in log-SNR or, where a context is reused, in t."""
+    """docs/choosing.md: second order, gamma 0.1, steps equal in log-SNR; with contexts blend:0.3, a quarter alone."""
     step = SDEDPMSolver2M(heavy.process, 0.1)
     even = grids.uniform_log_snr(heavy.process.schedule, 32)
     assert sampler_of(heavy, SamplingOptions()) == (step, StepPlan.at(even, range(32)))
-    late = StepPlan.at(32, [4, 7, 11, 14, 18, 21, 25, 28])
+    blended = grids.blended(dual.process.schedule, 32, 0.3)
+    late = StepPlan.at(blended, range(8, 32, 3))
     assert sampler_of(dual, SamplingOptions()) == (step, late)
-    assert sampler_of(dual, SamplingOptions(places="even")) == (step, StepPlan.uniform(32, 8))
+    assert sampler_of(dual, SamplingOptions(places="even")) == (step, StepPlan.spread(blended, 8))
     assert sampler_of(dual, SamplingOptions(steps=8, heavy=8))[1].t == grids.uniform_log_snr(dual.process.schedule, 8)
     assert sampler_of(dual, SamplingOptions(plan=None, gamma=0.0))[0] == SDEDPMSolver2M(dual.process)
 
@@ -184,7 +185,8 @@ def test_a_smooth_path_is_recommended_what_keeps_it(heavy):
 
 
 def test_no_heavy_call_at_all_may_be_asked_for(dual):
-    assert sampler_of(dual, SamplingOptions(steps=8, heavy=0))[1] == StepPlan.uniform(8, 0)
+    none = StepPlan.spread(grids.blended(dual.process.schedule, 8, 0.3), 0)
+    assert sampler_of(dual, SamplingOptions(steps=8, heavy=0))[1] == none
 
 
 def test_a_plan_that_is_not_served_is_refused_as_soon_as_it_is_chosen(heavy):
@@ -198,7 +200,7 @@ def test_a_plan_that_is_not_served_is_refused_as_soon_as_it_is_chosen(heavy):
 def test_a_model_that_never_went_without_a_context_is_called_at_the_first_step(dual):
     method = replace(dual.experiment.method, times=TimeSampler(dropout=0.0))
     always = replace(dual, experiment=replace(dual.experiment, method=method))
-    assert sampler_of(always, SamplingOptions())[1] == StepPlan.uniform(32, 8)
+    assert sampler_of(always, SamplingOptions())[1].refresh == StepPlan.uniform(32, 8).refresh
 
 
 def test_a_sampler_that_is_named_has_its_own_settings_and_grid(heavy):
@@ -236,7 +238,7 @@ def test_a_plan_says_all(changes, heavy, tmp_path):
 def test_times_may_be_listed(heavy, dual):
     times = (1.0, 0.8, 0.7, 0.2, 0.0)
     assert sampler_of(heavy, SamplingOptions(times=times))[1] == StepPlan.at(times, range(4))
-    assert sampler_of(dual, SamplingOptions(times=times, heavy=2))[1] == StepPlan.at(times, [0, 2])
+    assert sampler_of(dual, SamplingOptions(times=times, heavy=2))[1] == StepPlan.at(times, [1, 2])
     assert sampler_of(dual, SamplingOptions(times=times))[1].num_heavy == dual.serves.default_heavy(4)
 
 
@@ -266,7 +268,7 @@ def test_a_dual_rate_model_takes_them_with_a_heavy_call_at_every_step(name, dual
     cost, step = drawer.cost, drawer.step
     twice = (5 - step.single_call_steps) * (step.calls_per_step - 1)  # steps that call again
     assert (cost.heavy_calls, cost.light_calls) == ((5 + twice, 0) if isinstance(step, Heun) else (5, 2 * twice))
-    step, plan = sampler_of(dual, SamplingOptions(steps=5, heavy=4, sampler=name))
+    step, plan = sampler_of(dual, SamplingOptions(steps=8, heavy=4, sampler=name))
     if SAMPLERS[name].markovian:
         check_reuse(dual.denoiser, step, plan)
         return

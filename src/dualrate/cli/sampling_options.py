@@ -52,14 +52,14 @@ class SamplingOptions(Ranged):
     """H, heavy calls per image. If not given: a quarter of the steps, within what was trained; a distilled student's
     own; of one network every step."""
     places: Places | None = None
-    """Of the heavy calls: spread evenly over the steps, or over those after the first eighth. late if not given, where
+    """Of the heavy calls: spread evenly over the steps, or over those after the first quarter. late if not given, where
     the model was trained on steps without a context."""
     plan: Path | None = None
     """A StepPlan as JSON, instead of --steps, --heavy, --places, --grid and --times."""
     sampler: Annotated[str | None, arg(help=SAMPLER)] = None
     grid: str | None = None
     """Steps equal in t (t), in log-SNR (log-snr), between them (blend:0.3; 0 is t, 1 log-snr), or as in Karras et al.
-    2022 (karras); the sampler's own, and t where a context is reused, if not given."""
+    2022 (karras); the sampler's own, if not given."""
     times: tuple[Probability, ...] | None = None
     """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
     gamma: Annotated[Probability | None, arg(help=GAMMA)] = None

@@ -30,7 +30,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.calibration import read_table
-from dualrate.measuring.choosing import SMOOTH, step_for
+from dualrate.measuring.choosing import SMOOTH, Choice, step_for
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.planning import SEED, are_errors_kept, measured_errors, read_plan
 from dualrate.planning.planner import Planner
@@ -253,6 +253,8 @@ def _has_table(entry: Entry) -> bool:
 def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Contender]:
     """A dual-rate model with even, planned, and late heavy calls; the last two under the last sampler and gamma.
 
+    Late ones are those of `Choice`.
+
     Without a planner none are planned; a model whose context was never dropped in training gets no late ones.
     """
 
@@ -267,7 +269,7 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
 
     even = [StepPlan.uniform(steps, heavy) for steps, heavy in DUAL_PLANS]
     planned = [planner.best(steps, heavy).plan for steps, heavy in PLANNED_PLANS] if planner else []
-    late = [StepPlan.late(steps, heavy) for steps, heavy in PLANNED_PLANS if model.serves.drops]
+    late = [Choice(steps, heavy).step_plan(model) for steps, heavy in PLANNED_PLANS if model.serves.drops]
     return [
         *(one for plan in even for one in every(plan)),
         *(every(plan, "planned")[-1] for plan in planned if plan not in even),

@@ -2,9 +2,9 @@
 
 sampler  SDE-DPM-Solver++ 2M at gamma 0.1; of a denoiser that needs a smooth path DPM-Solver++ 2M; of a distilled
          student ancestral
-grid     that of the sampler (sampling/catalogue.py); steps equal in t where a context is reused
+grid     that of the sampler (sampling/catalogue.py), which is another one where a context is reused
 steps    32, or a distilled student's own
-heavy    a quarter of the steps, within what was trained; the first eighth of the steps goes without a context
+heavy    a quarter of the steps, within what was trained; the first quarter of the steps goes without a context
          where the model was trained on steps without one
 """
 
@@ -38,7 +38,7 @@ class Choice(Ranged):
     grid:    a name of sampling/grids.py, or blend:0.3
     times:   the N + 1 times themselves, instead of steps and grid
     plan:    all about steps and heavy calls, instead of steps, heavy, grid, times and places
-    places:  of the heavy calls: spread evenly over all steps, or over those after the first eighth
+    places:  of the heavy calls: spread evenly over all steps, or over those after the first quarter
     """
 
     steps: Steps | None = None
@@ -91,7 +91,7 @@ class Choice(Ranged):
         steps = steps if self.times is None else len(self.times) - 1
         heavy = self._heavy(model, steps)
         reuse = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
-        grid = self.grid or ("t" if reuse or not model.serves.any_plan else sampler_named(self._sampler(model)[0]).grid)
+        grid = self.grid or self._usual_grid(model, reuse)
         times = self.times or grid_times(grid, model.process.schedule, steps)
         if self.places == "late" and not (reuse and model.serves.drops):
             raise ValueError(
@@ -99,7 +99,13 @@ class Choice(Ranged):
                 "without it, or is called at every step: drop places"
             )
         late = heavy > 0 and reuse and model.serves.drops and self.places != "even"
-        return StepPlan.late(times, heavy) if late else StepPlan.spread(times, heavy)
+        return StepPlan.late(times, heavy, min(steps // 4, steps - heavy)) if late else StepPlan.spread(times, heavy)
+
+    def _usual_grid(self, model: Model, reuse: bool) -> str:
+        if not model.serves.any_plan:
+            return "t"
+        sampler = sampler_named(self._sampler(model)[0])
+        return sampler.reusing if reuse else sampler.grid
 
     def _heavy(self, model: Model, steps: int) -> int:
         """Raises ValueError for fewer heavy calls than steps of a network that has nothing to reuse."""

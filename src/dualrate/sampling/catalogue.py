@@ -37,7 +37,8 @@ class Sampler(Ranged):
     """How a step is made, and what is usual with it.
 
     step:     its class, which takes a process and settings
-    grid:     times of a single network; dual-rate plans are even in t (dev/LOG.md)
+    grid:     times of a single network
+    reusing:  times where a context is reused
     takes:    settings that it has
     kernel:   of a covariance-aware step
     of_table: makes it of a model's covariance table, a process and a plan; None: it needs no table
@@ -49,6 +50,7 @@ class Sampler(Ranged):
 
     step: type[Step]
     grid: GridName = "t"
+    reusing: str = "t"
     takes: tuple[Setting, ...] = ()
     kernel: Kernel = "markov"
     of_table: Callable[[CovarianceTable, GaussianProcess, StepPlan, Kernel], Step] | None = None
@@ -77,7 +79,9 @@ class Sampler(Ranged):
 
 SAMPLERS: dict[str, Sampler] = {
     ANCESTRAL: Sampler(Ancestral, takes=("gamma", "eta"), usual=True, rank=3),
-    "sde-dpm++2m": Sampler(SDEDPMSolver2M, "log-snr", takes=("gamma",), usual=True, gammas=(0.0, 0.1, 0.2), rank=1),
+    "sde-dpm++2m": Sampler(
+        SDEDPMSolver2M, "log-snr", "blend:0.3", takes=("gamma",), usual=True, gammas=(0.0, 0.1, 0.2), rank=1
+    ),
     "ddim": Sampler(DDIM, usual=True, longest=16),
     "heun": Sampler(Heun, "log-snr", usual=True, longest=16),
     "dpm++2m": Sampler(DPMSolver2M, "karras", usual=True, rank=2),
