@@ -23,7 +23,7 @@ SRC = ROOT / "src"
 # before it. A line is a floor: the rooms of a subject.
 FLOORS = (
     "machine config",
-    "diffusion networks denoisers sampling",
+    "diffusion networks denoisers foreign sampling",
     "planning likelihood",
     "methods training",
     "data metrics report",
@@ -43,7 +43,7 @@ CONFINED = {
     "torch_fidelity": ("metrics",),
     "transformers": ("metrics",),
     "huggingface_hub": ("metrics", "integrations"),
-    "diffusers": ("integrations",),
+    "diffusers": ("foreign", "integrations"),
 }
 EXTRAS = ("eval", "dinov2", "diffusers")
 OF_AN_EXTRA = {"dualrate.integrations.diffusers", "dualrate.integrations.hub"}  # imported late, by what uses them

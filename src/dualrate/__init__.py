@@ -6,10 +6,11 @@ from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Meter, Metered
 from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.diffusion.betas import Betas
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.schedule import Cosine, Interpolated, shifted
+from dualrate.diffusion.schedule import Cosine, Interpolated, RectifiedFlow, shifted
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.diffusion.weighting import Elbo, Sigmoid
 from dualrate.experiments.denoising import DenoisingConfig
@@ -17,6 +18,7 @@ from dualrate.experiments.experiment import DataConfig, Experiment, MethodConfig
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, Serves
+from dualrate.foreign.from_diffusers import from_diffusers
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.samples import write_samples
@@ -49,6 +51,7 @@ __all__ = [
     "AtLeast",
     "Bands",
     "Batch",
+    "Betas",
     "Choice",
     "Cond",
     "Context",
@@ -92,6 +95,7 @@ __all__ = [
     "Plain",
     "Prepared",
     "ProbedCovariance",
+    "RectifiedFlow",
     "Refresh",
     "Reuse",
     "SDEDPMSolver2M",
@@ -110,6 +114,7 @@ __all__ = [
     "UViT",
     "UViTConfig",
     "export",
+    "from_diffusers",
     "load",
     "load_images",
     "rollout",

@@ -39,6 +39,7 @@ from dualrate.compare.contenders import Contender, Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.foreign.conventions import Discrete, Flow
 from dualrate.machine.accelerators import ACCELERATORS
 from dualrate.methods.denoising import Targets
 from dualrate.methods.method import Phase
@@ -168,6 +169,7 @@ def examples() -> Iterator[Any]:
     yield dr.MomentMatching(**roles, auxiliaries=nn.ModuleDict(), auxiliary=denoiser)
     yield dr.InstantMomentMatching(**roles, teacher_network=nn.Identity())
     yield Phase("model", (), lambda *_: dr.methods.method.Loss(torch.zeros(())))
+    yield from (dr.RectifiedFlow(), Discrete(dr.Betas()), Flow())
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))
     yield Inception(nn.Identity(), torch.device("cpu"))

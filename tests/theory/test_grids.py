@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dualrate.diffusion.betas import Betas
 from dualrate.diffusion.plan import StepPlan
 from dualrate.sampling import grids
 from theory.common import PROCESS, SCHEDULES
@@ -119,3 +120,11 @@ def test_a_blend_has_a_name():
 def test_a_name_that_is_none_is_refused_with_those_there_are(name):
     with pytest.raises(ValueError, match=r"no grid .*t, log-snr, karras, and blend:0\.3"):
         grids.grid_times(name, COSINE, 8)
+
+
+@pytest.mark.parametrize("name", ["log-snr", "karras", "blend:0.5"])
+def test_usual_ends_keep_within_a_schedule_that_stops_before_them(name):
+    betas = Betas("scaled_linear", 0.00085, 0.012)  # log-SNR -5.4 to 7.7
+    times = grids.grid_times(name, betas, 8)
+    assert (times[0], times[-1]) == (1, 0)
+    assert betas.index(betas.log_snr(torch.tensor(times[-2], dtype=torch.float64))) < 80

@@ -5,11 +5,20 @@ import math
 import pytest
 import torch
 
-from dualrate.diffusion.schedule import Cosine, Interpolated, alpha, shifted, sigma
+from dualrate.diffusion.betas import Betas
+from dualrate.diffusion.schedule import Cosine, Interpolated, RectifiedFlow, alpha, shifted, sigma
 from theory.common import SCHEDULES, f64
 
 GRID = torch.linspace(0, 1, 1001, dtype=torch.float64)
-every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+ENDS = dict.fromkeys(SCHEDULES, (-15.0, 15.0)) | {"narrow cosine": (-9.0, 7.0)}  # log_snr of noise and of data
+OTHERS = {  # those of other libraries
+    "rectified flow": (RectifiedFlow(), (-30.0, 30.0)),
+    "rectified flow, shifted": (RectifiedFlow(3.0), (-30.0 - 2 * math.log(3), 30.0 - 2 * math.log(3))),
+}
+TABLES = {"betas": Betas(), "betas, cosine": Betas("squaredcos_cap_v2", steps=100)}
+ALL = SCHEDULES | {name: schedule for name, (schedule, _) in OTHERS.items()} | TABLES
+ENDS |= {name: ends for name, (_, ends) in OTHERS.items()}
+every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 
 
 @every_schedule
@@ -34,11 +43,14 @@ def test_derivative_is_that_of_log_snr(schedule):
 
 
 @every_schedule
-def test_log_snr_decreases_strictly_between_its_end_points(schedule):
-    log_snr = schedule.log_snr(GRID)
-    assert (log_snr.diff() < 0).all()
-    low, high = (-9.0, 7.0) if schedule is SCHEDULES["narrow cosine"] else (-15.0, 15.0)
-    torch.testing.assert_close(log_snr[[0, -1]], f64(high, low), rtol=0, atol=1e-9)
+def test_log_snr_decreases_strictly(schedule):
+    assert (schedule.log_snr(GRID).diff() < 0).all()
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_log_snr_has_its_end_points(name):
+    low, high = ENDS[name]
+    torch.testing.assert_close(ALL[name].log_snr(f64(1, 0)), f64(low, high), rtol=0, atol=1e-9)
 
 
 @every_schedule
@@ -98,3 +110,30 @@ def test_impossible_schedules_are_refused():
         shifted(128, 32)
     with pytest.raises(ValueError, match="noise_resolution"):
         shifted(0, 32)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_rectified_flow_mixes_data_and_noise_by_time(shift):
+    flow, r = RectifiedFlow(shift), shift * GRID[1:-1] / (1 + (shift - 1) * GRID[1:-1])
+    torch.testing.assert_close(flow.log_snr(GRID[1:-1]), 2 * torch.log((1 - r) / r), rtol=0, atol=1e-3)  # truncated
+    moved = RectifiedFlow(1.0).log_snr(GRID) - 2 * math.log(shift)
+    torch.testing.assert_close(flow.log_snr(GRID), moved, rtol=0, atol=1e-12)
+
+
+def test_a_table_of_betas_is_the_product_of_their_complements():
+    betas = Betas("scaled_linear", 0.00085, 0.012)
+    left = 1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_squared = left.cumprod(0)
+    t = f64(*(betas.time_of(k) for k in range(1000)))
+    torch.testing.assert_close(torch.sigmoid(betas.log_snr(t)), alpha_squared, rtol=1e-11, atol=0)
+    assert betas.log_snr(t)[[0, -1]].tolist() == pytest.approx([7.07, -5.36], abs=0.01)
+    torch.testing.assert_close(betas.index(betas.log_snr(t)), torch.arange(1000.0, dtype=torch.float64))
+    assert betas.index(betas.log_snr(f64(0.0))).item() == 0  # no network knows what lies below its table
+
+
+def test_a_table_without_signal_at_its_end_is_cut_where_float32_does_not_see_it():
+    betas = Betas(zero_terminal=True)
+    kept = Betas().log_snr(f64(Betas().time_of(0)))
+    torch.testing.assert_close(betas.log_snr(f64(Betas().time_of(0))), kept, rtol=1e-12, atol=0)
+    assert betas.log_snr(f64(1.0)).item() == -30
+    assert (betas.log_snr(GRID).diff() < 0).all()

@@ -16,6 +16,14 @@ end points by it: here the end points stay log_snr_min and log_snr_max, the curv
 Interpolated: coarse structure is set as at resolution D_low, fine detail as at D_high,
 
     log_snr(t) = t * shifted[D_low](t) + (1 - t) * shifted[D_high](t)
+
+Rectified flow (Liu et al. 2023; SD3, Esser et al. 2024), x_r = (1 - r) x + r eps, is the variance-preserving state
+z = x_r / s scaled by s = sqrt((1 - r)^2 + r^2), so
+
+    log_snr = 2 log((1 - r) / r),   r = sigmoid(-log_snr / 2)
+    shift k of large images: r' = k r / (1 + (k - 1) r), which is log_snr' = log_snr - 2 log k
+
+with r linear in t and truncated at both ends, as above: r(0) = sigmoid(-log_snr_max / 2).
 """
 
 from __future__ import annotations
@@ -27,7 +35,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualrate.config.ranges import LogSNR, Ranged
+from dualrate.config.ranges import Factor, LogSNR, Ranged
 
 
 class Schedule(ABC):
@@ -105,6 +113,41 @@ def shifted(noise_resolution: float, image_resolution: float) -> Cosine:
             f"noise_resolution must be in (0, {image_resolution}], the side of the images, got {noise_resolution}"
         )
     return Cosine(shift=2 * math.log(noise_resolution / image_resolution))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Schedule, Ranged):
+    """The schedule of rectified flow. At the usual ends, log-SNR -30 and 30, r is t to 3e-7 where the shift is 1."""
+
+    shift: Factor = 1.0
+    """k, above 1: more noise, as large images need."""
+    log_snr_min: LogSNR = -30.0
+    """Log-SNR of pure noise before the shift, at t = 1."""
+    log_snr_max: LogSNR = 30.0
+    """Log-SNR of the data before the shift, at t = 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.log_snr_min < self.log_snr_max:
+            raise ValueError(f"log_snr_min must be below log_snr_max, got {self.log_snr_min} and {self.log_snr_max}")
+
+    @property
+    def _ends(self) -> tuple[float, float, float]:
+        """r at t = 0, 1 - r at t = 1, and the rate of change."""
+        first, last = 1 / (1 + math.exp(self.log_snr_max / 2)), 1 / (1 + math.exp(-self.log_snr_min / 2))
+        return first, last, 1 - first - last
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        first, last, rate = self._ends
+        return 2 * torch.log(last + rate * (1 - t)) - 2 * torch.log(first + rate * t) - 2 * math.log(self.shift)
+
+    def log_snr_derivative(self, t: Tensor) -> Tensor:
+        first, last, rate = self._ends
+        return -2 * rate / (last + rate * (1 - t)) - 2 * rate / (first + rate * t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        first, _, rate = self._ends
+        return (torch.sigmoid(-log_snr / 2 - math.log(self.shift)) - first) / rate
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,11 @@ def grid_times(name: str, schedule: Schedule, steps: int) -> TimeGrid:
         case "t":
             return uniform(steps)
         case "log-snr":
-            return uniform_log_snr(schedule, steps)
+            return uniform_log_snr(schedule, steps, *_usual_ends(schedule))
         case "karras":
-            return karras(schedule, steps)
+            least, most = _reach(schedule)
+            sigma_min, sigma_max = max(0.002, math.exp(-most / 2)), min(80.0, math.exp(-least / 2))
+            return karras(schedule, steps, sigma_min=sigma_min, sigma_max=sigma_max)
         case _:
             return blended(schedule, steps, float(name.removeprefix(BLEND)))
 
@@ -75,7 +77,7 @@ def blended(schedule: Schedule, steps: int, share: float) -> TimeGrid:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the share of equal steps in log-SNR is from 0 to 1, got {share}")
-    ends = zip(uniform(steps), uniform_log_snr(schedule, steps), strict=True)
+    ends = zip(uniform(steps), uniform_log_snr(schedule, steps, *_usual_ends(schedule)), strict=True)
     return tuple((1 - share) * even + share * log_snr for even, log_snr in ends)
 
 
@@ -106,6 +108,18 @@ def karras(
     levels = [(first + (last - first) * share) ** rho for share in _shares(steps)]
     low, high = (-2 * math.log(level) for level in (sigma_max, sigma_min))
     return _through(schedule, [-2 * math.log(level) for level in levels], low, high)
+
+
+def _usual_ends(schedule: Schedule) -> tuple[float, float]:
+    """Those of `uniform_log_snr`, as far as the schedule reaches."""
+    least, most = _reach(schedule)
+    return max(-10.0, least), min(8.0, most)
+
+
+def _reach(schedule: Schedule) -> tuple[float, float]:
+    """The log-SNRs between which a grid may end. Tables of latent diffusion models go from -5.4 to 7.7 alone."""
+    least, most = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
+    return least, most - 1  # t = 0 itself is the end of the last step
 
 
 def _shares(steps: int) -> list[float]:

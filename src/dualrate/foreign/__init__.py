@@ -1,0 +1,1 @@
+"""Models of other libraries: their conventions, and networks around them that speak ours."""

@@ -1,0 +1,102 @@
+"""Folders as diffusers writes them: of a pipeline (model_index.json), or of a network alone (config.json).
+
+Read is JSON, and weights are safetensors: no code of a folder is run, and no pickle is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from dualrate.foreign.kinds import KINDS
+from dualrate.foreign.schedulers import NO_MEAN
+from dualrate.machine.files import read_json
+
+INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+COMPONENTS = ("transformer", "unet")
+DISTILLED = {"schnell", "turbo", "lcm", "lightning", "sprint", "dmd", "distill", "distilled", "hyper", "tcd"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A network's folder, and what stands beside it.
+
+    name, config: the network's class and configuration; scheduler: the scheduler's, None if there is none
+    codec:        whether the pipeline has a VAE: then an image is of latents
+    """
+
+    place: Path
+    name: str
+    config: Mapping[str, Any]
+    scheduler: Mapping[str, Any] | None
+    codec: bool
+
+    def network(self) -> nn.Module:
+        """With its weights. Raises ImportError without diffusers, OSError where there are none in safetensors."""
+        return cast(nn.Module, network_class(self.name).from_pretrained(self.place, use_safetensors=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the configuration and the weights' files."""
+        digest = hashlib.sha256()
+        for path in (self.place / NETWORK, *sorted(self.place.glob("*.safetensors"))):
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+def is_diffusers(path: Path) -> bool:
+    """Whether a folder looks like one of theirs."""
+    return (path / INDEX).is_file() or (path / NETWORK).is_file()
+
+
+def read_folder(path: Path) -> Folder:
+    """Raises ValueError for a folder that is none of theirs, or of a distilled model; OSError if it cannot be read."""
+    if not is_diffusers(path):
+        raise ValueError(f"{path} is no folder of diffusers: it has neither {INDEX} nor {NETWORK}")
+    index = read_json(path / INDEX) if (path / INDEX).is_file() else {}
+    role = next((role for role in COMPONENTS if index.get(role)), None)
+    if index and role is None:
+        raise ValueError(f"{path} has no {' or '.join(COMPONENTS)}; its {INDEX} lists {', '.join(index)}")
+    place = _component(path, role) if role else path
+    config = read_json(place / NETWORK)
+    beside = _component(path, "scheduler") / SCHEDULER
+    _check_name(path, config)
+    return Folder(
+        place,
+        str(config.get("_class_name")),
+        config,
+        read_json(beside) if beside.is_file() else None,
+        bool(index.get("vae") or index.get("vqvae")),
+    )
+
+
+def _component(path: Path, role: str) -> Path:
+    """A component's folder; in old pipelines the pipeline's own."""
+    return path / role if (path / role).is_dir() else path
+
+
+def _check_name(path: Path, config: Mapping[str, Any]) -> None:
+    names = f"{path.resolve().name} {Path(str(config.get('_name_or_path', ''))).name}"
+    if found := DISTILLED & set(re.split(r"[^a-z]+", names.lower())):
+        raise ValueError(
+            f"{path} is a distilled model, by its name ({', '.join(sorted(found))}): {NO_MEAN}. If the name says "
+            "something else, rename the folder"
+        )
+
+
+def network_class(name: str) -> Any:
+    """The class of this name, of those that are known. Raises ImportError without diffusers."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(f"{name} is a class of diffusers: pip install 'dualrate[diffusers]'") from error
+    if name not in KINDS:
+        raise ValueError(f"no {name} is known; known are {', '.join(KINDS)}")
+    return getattr(diffusers, name)

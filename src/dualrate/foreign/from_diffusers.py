@@ -1,0 +1,100 @@
+"""A model that diffusers holds, as a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from dualrate.denoisers.denoiser import Plain
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import RectifiedFlow, Schedule
+from dualrate.foreign.conventions import REPA, SIT, Convention
+from dualrate.foreign.direction import check_direction
+from dualrate.foreign.folder import read_folder
+from dualrate.foreign.kinds import KINDS, Kind, by_place, kind_of
+from dualrate.foreign.network import ForeignNetwork
+from dualrate.foreign.schedulers import read_scheduler
+
+CONVENTIONS: dict[str, Convention] = {"repa": REPA, "sit": SIT}
+
+
+def from_diffusers(
+    source: str | Path | nn.Module,
+    scheduler: Any = None,
+    *,
+    convention: Literal["diffusers", "repa", "sit"] | Convention = "diffusers",
+    embeddings: Mapping[str, Tensor] | None = None,
+    num_classes: int | None = None,
+    shape: tuple[int, int, int] | None = None,
+) -> Plain:
+    """A denoiser around a trained network of diffusers: any sampler, plan, bound or meter of ours takes it.
+
+    source:      a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network itself
+    scheduler:   of diffusers, or its configuration; that of the folder if not given
+    convention:  what the network takes for its time and predicts; "diffusers": as its scheduler says; "repa": r in
+                 [0, 1] with noise at 1, eps - x; "sit": data at 1, x - eps. With the last two the scheduler only says
+                 the shift, and a network of a class that is not known is called (state, time, label)
+    embeddings:  of a model of texts: `ForeignNetwork`
+    num_classes: where not all labels of the network are classes, such as a UNet2DModel's whose last one is null
+    shape:       (C, H, W) of an image, or of latents, where its configuration does not say
+    The network is put in evaluation mode; nothing else of it changes. `denoiser.process` has its schedule.
+    Raises ValueError for classes and schedulers that are not known, for distilled models, and where the network's time
+    runs another way than the convention says; ImportError if diffusers is missing. Warns of an untrained network.
+    """
+    if isinstance(source, nn.Module):
+        net = source
+        name, config = type(net).__name__, dict(getattr(net, "config", {}))
+    else:
+        folder = read_folder(Path(source))
+        scheduler = folder.scheduler if scheduler is None else scheduler
+        name, config = folder.name, folder.config
+        kind_of(name, config)
+        net = folder.network()
+        config = dict(getattr(net, "config", config))
+    schedule, spoken = _spoken(scheduler, convention)
+    kind = Kind(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)
+    shape = shape_of(config) if shape is None else shape
+    network = ForeignNetwork(net, kind, spoken, **labels_of(kind, config, num_classes), embeddings=embeddings)
+    check_direction(network, shape)
+    return Plain(network, GaussianProcess(schedule))
+
+
+def _spoken(scheduler: Any, convention: str | Convention) -> tuple[Schedule, Convention]:
+    """The schedule and the convention."""
+    named = CONVENTIONS.get(convention) if isinstance(convention, str) else convention
+    if named is None and convention != "diffusers":
+        raise ValueError(f"convention is diffusers, {', '.join(CONVENTIONS)}, or a Convention, got {convention!r}")
+    if scheduler is None and named is None:
+        raise ValueError("a network alone does not say its schedule: pass the scheduler that it was trained with")
+    if scheduler is None:
+        return RectifiedFlow(), named  # pyright: ignore[reportReturnType]
+    if isinstance(scheduler, Mapping):
+        config = dict(scheduler)
+    else:
+        config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    schedule, read = read_scheduler(config)
+    return schedule, read if named is None else named
+
+
+def labels_of(kind: Kind, config: Mapping[str, Any], num_classes: int | None) -> dict[str, Any]:
+    """num_classes and null of `ForeignNetwork`. Raises ValueError for more classes than labels."""
+    labels = kind.classes(config) if kind.call is not by_place else num_classes or 0
+    own = replace(kind, null=True) if kind.call is by_place else kind
+    if num_classes is None or num_classes == labels:
+        return {"num_classes": labels, "null": own.null and labels > 0}
+    if not 0 < num_classes < labels:
+        raise ValueError(f"this network has {labels} labels, so 1 to {labels} classes, got {num_classes}")
+    return {"num_classes": num_classes, "null": True}
+
+
+def shape_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(C, H, W) of a configuration. Raises ValueError where it does not say."""
+    channels, side = config.get("in_channels"), config.get("sample_size")
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    if not (channels and height and width):
+        raise ValueError(f"in_channels {channels} and sample_size {side} say no shape: pass shape=(C, H, W)")
+    return int(channels), int(height), int(width)

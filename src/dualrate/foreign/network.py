@@ -1,0 +1,79 @@
+"""A network of another library as one of ours: (z, log_snr, label) -> v."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.foreign.conventions import Convention
+from dualrate.foreign.kinds import OPTIONAL, Kind, rows_of
+
+
+class ForeignNetwork(nn.Module):
+    """forward: (z, log_snr, label) -> v, float32 at least.
+
+    net:         called as its kind says, in evaluation mode whatever the mode of this one: a DiT in training mode drops
+                 labels of its own accord, in every block anew
+    embeddings:  of a model of texts what a label stands for: tables (K + 1, ...) by the name of the argument; the last
+                 row is the empty text, the null class
+    num_classes: labels without the null class, 0 of an unconditional model; null: whether label `num_classes` is one
+    A learned variance, a second half of the output's channels, is dropped.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        kind: Kind,
+        convention: Convention,
+        *,
+        num_classes: int = 0,
+        null: bool = False,
+        embeddings: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net, self.kind, self.convention = net.eval(), kind, convention
+        self.num_classes, self.null = num_classes, null
+        self.tables = tuple(embeddings or ())
+        _check_embeddings(kind, embeddings or {})
+        for name, table in (embeddings or {}).items():
+            self.register_buffer(f"of_{name}", table)
+        if embeddings:
+            self.num_classes, self.null = len(next(iter(embeddings.values()))) - 1, True
+
+    def train(self, mode: bool = True) -> ForeignNetwork:
+        super().train(mode)
+        self.net.eval()
+        return self
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None. Raises ValueError for an output of other shape."""
+        own = next(self.net.parameters()).dtype
+        embeddings = {name: self.get_buffer(f"of_{name}") for name in self.tables}
+        if label is None and self.null and not embeddings:
+            label = torch.full((len(z),), self.num_classes, device=z.device)
+        given = rows_of(embeddings, label, len(z))
+        time = self.convention.time(log_snr)
+        output = self.kind.call(self.net, self.convention.state(z, log_snr).to(own), time, label, given).to(z.dtype)
+        if output.shape[1] == 2 * z.shape[1]:
+            output = output[:, : z.shape[1]]
+        if output.shape != z.shape:
+            raise ValueError(
+                f"for a state of {tuple(z.shape[1:])} this {type(self.net).__name__} returned {tuple(output.shape[1:])}"
+                ": expected as many channels, or twice as many with a learned variance"
+            )
+        return self.convention.v(z, output, log_snr)
+
+
+def _check_embeddings(kind: Kind, embeddings: Mapping[str, Tensor]) -> None:
+    missing = [name for name in kind.takes if name not in embeddings and name not in OPTIONAL]
+    unknown = [name for name in embeddings if name not in kind.takes]
+    if missing or unknown:
+        raise ValueError(
+            f"embeddings are tables (K + 1, ...) of {', '.join(kind.takes) or 'nothing'}: a row for each of K texts, "
+            f"then that of the empty one; missing {missing}, unknown {unknown}"
+        )
+    if len({len(table) for table in embeddings.values()}) > 1:
+        shapes = {name: tuple(table.shape) for name, table in embeddings.items()}
+        raise ValueError(f"embeddings have a row for each text, so all as many, got {shapes}")

@@ -1,0 +1,79 @@
+"""The schedule and the convention that a scheduler of diffusers stands for, read from its configuration.
+
+Only what training fixed is read: the noise levels, and what the network predicts. How it steps is its own affair; our
+samplers take its place. A scheduler whose steps make sense for a distilled network alone is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from dualrate.diffusion.betas import Betas, Kind
+from dualrate.diffusion.schedule import RectifiedFlow, Schedule
+from dualrate.foreign.conventions import TO_V, Convention, Discrete, Flow
+
+DISCRETE = {
+    "DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler", "PNDMScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler",
+    "UniPCMultistepScheduler", "SASolverScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler",
+}  # fmt: skip
+FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
+DISTILLED = {
+    "LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler",
+    "HeliosDMDScheduler", "PiflowScheduler", "FlowMapEulerDiscreteScheduler",
+}  # fmt: skip
+NO_MEAN = (
+    "its output is no posterior mean, so samplers of many steps, reuse of a context and training by the denoising loss "
+    "are wrong for it: take the model that it was distilled from"
+)
+
+
+def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
+    """What a scheduler's configuration, with its `_class_name`, says of the model beside it.
+
+    Raises ValueError for a scheduler of distilled models, and for one, or settings, that are not known here.
+    """
+    name = config.get("_class_name", "a scheduler without _class_name")
+    if name in DISTILLED:
+        raise ValueError(f"{name} samples a distilled model: {NO_MEAN}")
+    if name in FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return _flow(name, config)
+    if name in DISCRETE:
+        return _discrete(name, config)
+    raise ValueError(
+        f"no schedule is known for {name}; known are {', '.join(sorted(DISCRETE | FLOW))}: pass the one that the model "
+        "was trained with"
+    )
+
+
+def _flow(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
+    if name not in FLOW | DISCRETE or config.get("invert_sigmas"):
+        raise ValueError(f"{name} with invert_sigmas {config.get('invert_sigmas')} counts time another way")
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    if config.get("use_dynamic_shifting"):  # e^mu, of the least mu: it grows with the image, which is not known here
+        shift = math.exp(config.get("base_shift") or 0.5)
+    return RectifiedFlow(shift), Flow(float(config.get("num_train_timesteps", 1000)))
+
+
+def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
+    kind, predicts = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
+    if config.get("trained_betas") is not None:
+        raise ValueError(f"this {name} has betas of its own (trained_betas), of which no formula is known")
+    if kind not in get_args(Kind):
+        raise ValueError(f"beta_schedule is one of {', '.join(get_args(Kind))}, got {kind!r}")
+    if predicts not in TO_V:
+        raise ValueError(f"prediction_type is one of {', '.join(TO_V)} or flow_prediction, got {predicts!r}")
+    if config.get("thresholding"):
+        raise ValueError(f"this {name} clips x_hat by its own quantiles (thresholding): set it to False")
+    betas = Betas(
+        kind,
+        float(config.get("beta_start", 1e-4)),
+        float(config.get("beta_end", 0.02)),
+        config.get("num_train_timesteps", 1000),
+        bool(config.get("rescale_betas_zero_snr", False)),
+    )
+    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+    return betas, Discrete(betas, predicts, clip)

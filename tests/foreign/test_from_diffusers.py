@@ -1,0 +1,234 @@
+"""Networks of diffusers as denoisers: their loops and ours with the same noise, and what is refused."""
+
+import json
+import math
+import warnings
+
+import pytest
+import torch
+from foreign.models import diffusers, dit, pixart, randomised, sana, sd3, texts, unet
+from torch import nn
+
+import dualrate as dr
+from dualrate.foreign.conventions import SIT, Flow
+from dualrate.foreign.direction import check_direction
+from dualrate.foreign.kinds import Kind, by_place
+from dualrate.foreign.network import ForeignNetwork
+
+pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
+
+N, ROWS = 6, 3
+LABEL = torch.tensor([2, 0, 1])
+TEXT, POOLED, MASK = "encoder_hidden_states", "pooled_projections", "encoder_attention_mask"
+# each: the network, tables of texts, what it takes for labels in its own loop
+NETWORKS = {
+    "DiT": lambda: (dit(), None, {"class_labels": LABEL}),
+    "UNet2D": lambda: (unet(), None, {}),
+    "UNet2D of classes": lambda: (unet(num_class_embeds=4), None, {"class_labels": LABEL}),
+    "SD3": lambda: (sd3(), texts(TEXT, POOLED), {}),
+    "PixArt": lambda: (pixart(), texts(TEXT, MASK), {}),
+    "Sana": lambda: (sana(), texts(TEXT, MASK), {}),
+}
+every_network = pytest.mark.parametrize("made", NETWORKS.values(), ids=NETWORKS)
+
+
+def wrapped(made, scheduler, **settings):
+    """The denoiser, and their call of it: (state, time) -> output."""
+    net, tables, labels = made()
+    net = randomised(net).train()  # from_diffusers is to end it
+    shape = (net.config.in_channels, 8, 8)
+    denoiser = dr.from_diffusers(net, scheduler, embeddings=tables, **settings)
+    given = labels if tables is None else {name: table[LABEL] for name, table in tables.items()}
+
+    def output(state, time):
+        with torch.no_grad():
+            return net(state, timestep=time.expand(ROWS), return_dict=False, **given)[0][:, : shape[0]]
+
+    return denoiser, output, shape
+
+
+def start(shape):
+    return torch.randn(ROWS, *shape, generator=torch.Generator().manual_seed(99))
+
+
+def of_step(shape):
+    return lambda step, _=0: torch.randn(ROWS, *shape, generator=torch.Generator().manual_seed(step))
+
+
+def ours(denoiser, step, times, shape):
+    label = LABEL if denoiser.network.num_classes else None
+    plan = dr.StepPlan.at(times, ())
+    with torch.no_grad():
+        states = dr.trajectory(denoiser, step, plan, start(shape), dr.Cond(label), of_step(shape))
+        return [state.z for state in states][1:]
+
+
+def assert_same(mine, theirs):
+    assert len(mine) == len(theirs) == N
+    for one, other in zip(mine, theirs, strict=True):
+        scale = other.abs().max()
+        torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=1e-5)
+
+
+def on_their_grid(denoiser, scheduler):
+    return [*(denoiser.process.schedule.time_of(int(k)) for k in scheduler.timesteps), 0.0]
+
+
+@every_network
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+def test_ddim_is_their_ddim(made, predicts):
+    scheduler = diffusers.DDIMScheduler(prediction_type=predicts, clip_sample=False)
+    denoiser, output, shape = wrapped(made, scheduler)
+    scheduler.set_timesteps(N)
+    z, theirs = start(shape), []
+    for k in scheduler.timesteps:
+        z = scheduler.step(output(z, k), k, z).prev_sample
+        theirs.append(z)
+    assert_same(ours(denoiser, dr.DDIM(denoiser.process), on_their_grid(denoiser, scheduler), shape), theirs)
+
+
+@every_network
+def test_ancestral_is_their_ddpm_with_its_clip(made, monkeypatch):
+    scheduler = diffusers.DDPMScheduler(clip_sample=True, clip_sample_range=1.5, beta_schedule="squaredcos_cap_v2")
+    denoiser, output, shape = wrapped(made, scheduler)
+    scheduler.set_timesteps(N)
+    z, theirs, module = start(shape), [], diffusers.schedulers.scheduling_ddpm
+    for i, k in enumerate(scheduler.timesteps):
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, i=i, **__: of_step(shape)(i))
+        z = scheduler.step(output(z, k), k, z).prev_sample
+        theirs.append(z)
+    assert_same(ours(denoiser, dr.Ancestral(denoiser.process), on_their_grid(denoiser, scheduler), shape), theirs)
+
+
+@every_network
+def test_ddim_is_their_euler_on_the_flow(made):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    denoiser, output, shape = wrapped(made, scheduler)
+    scheduler.set_timesteps(N)
+    z, theirs = start(shape), []
+    for k, sigma in zip(scheduler.timesteps, scheduler.sigmas[1:], strict=True):
+        z = scheduler.step(output(z, k), k, z).prev_sample
+        theirs.append(z / math.hypot(sigma, 1 - sigma))
+    r = scheduler.sigmas[1:-1].double()
+    times = [1.0, *denoiser.process.schedule.time(2 * torch.log((1 - r) / r)).tolist(), 0.0]
+    assert_same(ours(denoiser, dr.DDIM(denoiser.process), times, shape), theirs)
+
+
+class Line(nn.Module):
+    """The exact u of data N(m, c^2), called as SiT is, in any of the four conventions; variances learned on top."""
+
+    def __init__(self, noise_at: int, sign: int, c2: float = 0.05) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(0.4))
+        self.noise_at, self.sign, self.c2 = noise_at, sign, c2
+
+    def forward(self, state, time, label):
+        r = (time if self.noise_at == 1 else 1 - time)[:, None, None, None]
+        noisy = state - (1 - r) * self.mean
+        u = (r - (1 - r) * self.c2) / (r**2 + (1 - r) ** 2 * self.c2) * noisy - self.mean
+        return torch.cat((self.sign * u, u), 1), label
+
+
+@pytest.mark.parametrize(("convention", "noise_at", "sign"), [("repa", 1, 1), ("sit", 0, -1)])
+def test_sit_and_repa_by_their_names(convention, noise_at, sign):
+    net = Line(noise_at, sign)
+    denoiser = dr.from_diffusers(net, convention=convention, shape=(1, 2, 2), num_classes=3)
+    assert denoiser.network.num_classes == 3
+    exact = dr.OracleDenoiser(
+        dr.GaussianMixture.isotropic(torch.full((1, 4), 0.4, dtype=torch.float64), net.c2), denoiser.process
+    )
+    z, t = start((1, 2, 2)).double(), torch.tensor([0.2, 0.6, 0.9], dtype=torch.float64)
+    cond = dr.Cond(torch.tensor([0, 1, 3]))
+    x_hat = denoiser.denoise(z, t, dr.Context(), cond)
+    torch.testing.assert_close(x_hat.flatten(1), exact.denoise(z.flatten(1), t, dr.Context(), dr.Cond()))
+
+
+@pytest.mark.parametrize(
+    "wrong", [flow for flow in (Flow(1.0, at, of) for at in (0, 1) for of in ("eps - x", "x - eps")) if flow != SIT]
+)
+def test_a_wrong_direction_of_time_is_found(wrong):
+    with pytest.raises(ValueError, match="noise_at=0, predicts='x - eps'"):
+        check_direction(ForeignNetwork(Line(0, -1), Kind(by_place), wrong), (1, 8, 8))
+    check_direction(ForeignNetwork(Line(0, -1), Kind(by_place), SIT), (1, 8, 8))
+
+
+@pytest.mark.filterwarnings("default:at the noise end")
+def test_an_untrained_flow_is_told():
+    with pytest.warns(UserWarning, match="seems untrained"):
+        dr.from_diffusers(randomised(dit()), diffusers.FlowMatchEulerDiscreteScheduler())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dr.from_diffusers(randomised(dit()), diffusers.DDPMScheduler())  # a table has one direction
+
+
+def test_no_label_is_dropped_in_training_mode():
+    denoiser = dr.from_diffusers(randomised(dit()), diffusers.DDPMScheduler(clip_sample=False))
+    denoiser.network.train()
+    assert not any(part.training for part in denoiser.network.net.modules())
+    z, t, cond = torch.randn(64, 4, 8, 8), torch.full((64,), 0.5), dr.Cond(torch.ones(64, dtype=torch.int64))
+    with torch.no_grad():
+        one, other = (denoiser.denoise(z, t, dr.Context(), cond) for _ in range(2))
+        null = denoiser.denoise(z, t, dr.Context(), dr.Cond(torch.full((64,), 5)))
+        unlabelled = denoiser.denoise(z, t, dr.Context(), dr.Cond())
+    assert torch.equal(one, other)
+    assert torch.equal(null, unlabelled)
+    assert not torch.allclose(null, one)
+
+
+def test_a_saved_pipeline_is_read_whatever_its_parts(tmp_path):
+    net, scheduler = randomised(unet(num_class_embeds=4)), diffusers.DDIMScheduler(rescale_betas_zero_snr=True)
+    net.save_pretrained(tmp_path / "mine" / "unet")
+    scheduler.save_pretrained(tmp_path / "mine" / "scheduler")
+    index = {"_class_name": "P", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    (tmp_path / "mine" / "model_index.json").write_text(json.dumps(index))
+    denoiser = dr.from_diffusers(tmp_path / "mine", num_classes=3)
+    assert (denoiser.network.num_classes, denoiser.network.null) == (3, True)
+    assert denoiser.process.schedule.zero_terminal
+    other = dr.from_diffusers(tmp_path / "mine" / "unet", scheduler.config, num_classes=3)
+    z, t = torch.randn(2, 3, 8, 8), torch.tensor([0.3, 0.8])
+    one, two = (d.denoise(z, t, dr.Context(), dr.Cond(LABEL[:2])) for d in (denoiser, other))
+    torch.testing.assert_close(one, two)
+    with pytest.raises(ValueError, match="pass the scheduler"):
+        dr.from_diffusers(tmp_path / "mine" / "unet")
+    (tmp_path / "mine").rename(tmp_path / "mine-turbo")
+    with pytest.raises(ValueError, match=r"by its name \(turbo\): its output is no posterior mean"):
+        dr.from_diffusers(tmp_path / "mine-turbo")
+    with pytest.raises(ValueError, match="neither model_index"):
+        dr.from_diffusers(tmp_path)
+
+
+REFUSED = {
+    "LCM": (lambda: dit(), lambda: diffusers.LCMScheduler(), "LCMScheduler samples a distilled model"),
+    "SCM": (lambda: dit(), lambda: diffusers.SCMScheduler(), "no posterior mean"),
+    "edm": (lambda: dit(), lambda: diffusers.EDMEulerScheduler(), "no schedule is known for EDMEuler"),
+    "guidance": (
+        lambda: diffusers.FluxTransformer2DModel(
+            num_layers=1, num_single_layers=1, num_attention_heads=1, attention_head_dim=8, joint_attention_dim=8,
+            pooled_projection_dim=8, axes_dims_rope=(4, 2, 2), guidance_embeds=True,
+        ),
+        lambda: diffusers.FlowMatchEulerDiscreteScheduler(),
+        "distilled to take its guidance",
+    ),
+    "class": (lambda: nn.Linear(2, 2), lambda: diffusers.DDPMScheduler(), "no Linear is known; known are DiT"),
+    "texts": (lambda: sana(), lambda: diffusers.DDPMScheduler(), r"missing \['encoder_hidden_states'\]"),
+    "betas": (lambda: dit(), lambda: diffusers.DDPMScheduler(trained_betas=[0.1, 0.2]), "trained_betas"),
+    "thresholding": (lambda: dit(), lambda: diffusers.DDPMScheduler(thresholding=True), "set it to False"),
+    "fourier": (lambda: unet(time_embedding_type="fourier"), lambda: diffusers.DDPMScheduler(), "another process"),
+    "output": (lambda: dit(out_channels=3), lambda: diffusers.DDPMScheduler(), "as many channels, or twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("net", "scheduler", "why"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_denoiser_is_refused_with_the_reason(net, scheduler, why):
+    z, t, parts = torch.randn(1, 4, 8, 8), torch.tensor([0.5]), (net(), scheduler())
+    with pytest.raises(ValueError, match=why):
+        dr.from_diffusers(*parts).denoise(z, t, dr.Context(), dr.Cond())
+
+
+def test_sanas_own_scheduler_is_a_flow():
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    denoiser = dr.from_diffusers(randomised(sana()), scheduler, embeddings=texts(TEXT))
+    assert denoiser.process.schedule.shift == 3
+    assert denoiser.network.convention == Flow()
