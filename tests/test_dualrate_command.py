@@ -122,7 +122,13 @@ def test_what_it_can_do_is_told_without_loading_anything(arguments, monkeypatch,
 
 
 def test_the_usage_has_every_command_with_its_first_line():
-    kinds = {"data": cli_data, "train": cli_main.Train, "distill": cli_main.Distill, **cli_main.COMMANDS}
+    kinds = {
+        "data": cli_data,
+        "train": cli_main.Train,
+        "distill": cli_main.Distill,
+        "retrofit": cli_main.Retrofit,
+        **cli_main.COMMANDS,
+    }
     lines = [f"  {name:9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
     assert [line for line in dualrate_command.USAGE.read_text().splitlines() if line.startswith("  ")][1:] == lines
 

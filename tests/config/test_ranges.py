@@ -39,7 +39,9 @@ from dualrate.compare.contenders import Contender, Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.foreign.config import ForeignConfig
 from dualrate.foreign.conventions import Discrete, Flow
+from dualrate.foreign.taps import Tap
 from dualrate.machine.accelerators import ACCELERATORS
 from dualrate.methods.denoising import Targets
 from dualrate.methods.method import Phase
@@ -49,6 +51,7 @@ from dualrate.metrics.features import Card
 from dualrate.metrics.inception import Inception
 from dualrate.planning.family import Member
 from dualrate.recipes import imagenet
+from dualrate.recipes.retrofit import Retrofit
 from dualrate.runs.prediction import Cluster
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.catalogue import SAMPLERS
@@ -147,7 +150,7 @@ def examples() -> Iterator[Any]:
     yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Serve(run), Request(), Limits())
-    yield from (cli.TrainingCost(imagenet.heavy()), Cluster(ACCELERATORS["h100"]))
+    yield from (cli.Retrofit(imagenet.heavy()), cli.TrainingCost(imagenet.heavy()), Cluster(ACCELERATORS["h100"]))
     yield from (Prepare("photos", run, 64), Verify(run))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
@@ -169,7 +172,7 @@ def examples() -> Iterator[Any]:
     yield dr.MomentMatching(**roles, auxiliaries=nn.ModuleDict(), auxiliary=denoiser)
     yield dr.InstantMomentMatching(**roles, teacher_network=nn.Identity())
     yield Phase("model", (), lambda *_: dr.methods.method.Loss(torch.zeros(())))
-    yield from (dr.RectifiedFlow(), Discrete(dr.Betas()), Flow())
+    yield from (dr.RectifiedFlow(), ForeignConfig("", "", Discrete(dr.Betas())), Flow(), Tap(0, 1, 1), Retrofit())
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))
     yield Inception(nn.Identity(), torch.device("cpu"))

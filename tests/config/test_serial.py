@@ -46,7 +46,7 @@ def changed(path: list, value) -> dict:
         (
             ["networks", "type"],
             "os.system",
-            r"networks: there is no NetworksConfig 'os.system', it is one of OneNetwork, TwoNetworks",
+            r"there is no NetworksConfig 'os.system', it is one of OneForeign, OneNetwork, Retrofitted, TwoNetworks",
         ),
         (["fit", "precision"], "float8", "expected one of"),
         (["networks", "light", "levels"], 3, "expected a list"),

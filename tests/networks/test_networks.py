@@ -248,9 +248,9 @@ def test_the_encoders_estimate_moved_to_t_is_bayes_rule():
     gain = slope * spread / (slope**2 * spread + law.variance).clamp(min=1e-30)
     expected = prior + gain * (z_t - law.mean - slope * prior)
     before = T < TAU  # at t = tau z_t is z_tau, and nothing is seen
-    found = x_from_v(z_t, moved(v_tau, LOG_SNR_TAU, LOG_SNR), LOG_SNR)
+    found = x_from_v(z_t, moved(z_t, v_tau, LOG_SNR_TAU, LOG_SNR), LOG_SNR)
     torch.testing.assert_close(found[before], expected[before])
-    torch.testing.assert_close(moved(v_tau, LOG_SNR_TAU, LOG_SNR)[~before], v_tau[~before])
+    torch.testing.assert_close(moved(z_t, v_tau, LOG_SNR_TAU, LOG_SNR)[~before], v_tau[~before])
 
 
 def test_a_correction_of_nothing_is_exact_for_gaussian_data_of_any_mean():
@@ -285,7 +285,7 @@ def test_a_correction_is_for_rows_with_a_context_and_a_trained_light_network_beg
         light.net.trunk(z, light.net.embedding(log_snr, None) + light.tau(log_snr - 1), features[:-1])[0]
     )
     gate = light.gate(light.net.embedding(log_snr, None) + light.tau(log_snr - 1))[0]
-    torch.testing.assert_close(beside[0], added[0] + gate * moved(v_tau, log_snr - 1, log_snr)[0])
+    torch.testing.assert_close(beside[0], added[0] + gate * moved(z, v_tau, log_snr - 1, log_snr)[0])
     disconnect(encoder, light)
     features, _ = encoder(z, log_snr - 1, None)
     begun = light(z, log_snr, None, features, log_snr - 1)

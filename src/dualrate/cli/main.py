@@ -24,6 +24,7 @@ from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
 from dualrate.cli.options import parse
 from dualrate.cli.plan import PlanSearch
+from dualrate.cli.retrofit import Retrofit, parse_retrofit
 from dualrate.cli.sample import Sample
 from dualrate.cli.serve import Serve
 from dualrate.cli.train import Train, parse_train
@@ -48,15 +49,19 @@ COMMANDS: dict[str, type[Command]] = {
     "doctor": Doctor,
 }
 LESS_MEMORY = {  # where it is short
-    **dict.fromkeys(("train", "distill"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"),
+    **dict.fromkeys(
+        ("train", "distill", "retrofit"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"
+    ),
     **dict.fromkeys(("sample", "evaluate", "cost", "bound"), "lower --batch-size"),
     "plan": "lower --grid or --batch-size",
 }
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
 
 
-def parsed(arguments: list[str]) -> Train | Distill | Prepare | Verify | TrainingCost | Command:
-    """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override."""
+def parsed(arguments: list[str]) -> Train | Distill | Retrofit | Prepare | Verify | TrainingCost | Command:
+    """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override,
+    `retrofit` the folder of a model.
+    """
     command, *rest = _imported(arguments) or ["--help"]
     if command == "--version":
         python, device = ".".join(map(str, sys.version_info[:3])), pick_device(None)
@@ -66,6 +71,8 @@ def parsed(arguments: list[str]) -> Train | Distill | Prepare | Verify | Trainin
         return parse_train(rest)
     if command == "distill":
         return parse_distill(rest)
+    if command == "retrofit":
+        return parse_retrofit(rest)
     if command == "data":
         return parse_data(rest)
     if command == "cost":

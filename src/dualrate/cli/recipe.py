@@ -12,7 +12,7 @@ from dualrate.config.imports import imported
 
 Command = TypeVar("Command")
 Made = TypeVar("Made")
-Recipe = TypeVar("Recipe", bound=Callable[[], object])
+Recipe = TypeVar("Recipe", bound=Callable[..., object])
 HELP = ("-h", "--help", ALL)
 
 

@@ -55,7 +55,7 @@ class DenoisingConfig(MethodConfig, Ranged):
                 "release_encoder_at and encoder_rate"
             )
         of_two = self.encoder_from or self.light_from or self.encoder_rate != 1
-        if of_two and not {"encoder", "light"} <= experiment.networks.configs.keys():
+        if of_two and not {"encoder", "light"} <= set(experiment.networks.roles):
             raise ValueError(
                 f"{experiment.name} has a single network; encoder_from and light_from start the parts of a dual-rate "
                 "model, and encoder_rate is for one of them"
@@ -110,7 +110,7 @@ def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[st
     Raises ValueError if a model's network is not the role's.
     """
     for role, source in sources.items():
-        if source.experiment.networks.configs.keys() != {"model"}:
+        if source.experiment.networks.roles != ("model",):
             raise ValueError(f"{source.path} is a dual-rate model; {role}_from takes a single-rate one")
         backbone = config.backbone(networks, role)
         weights = source.networks["model"].state_dict()

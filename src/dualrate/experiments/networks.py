@@ -29,6 +29,11 @@ class NetworksConfig(ABC):
         """Networks by their roles, with random weights, and their denoiser."""
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        """What its networks are called, in the order of `build`."""
+        return tuple(self.configs)
+
+    @property
     def configs(self) -> Mapping[str, UViTConfig]:
         """The U-ViT of each role, in the order of `build`; none for networks that have none."""
         return {}

@@ -39,7 +39,11 @@ class Folder:
 
     def network(self) -> nn.Module:
         """With its weights. Raises ImportError without diffusers, OSError where there are none in safetensors."""
-        return cast(nn.Module, network_class(self.name).from_pretrained(self.place, use_safetensors=True))
+        kind = network_class(self.name)
+        from diffusers.utils.import_utils import is_accelerate_available
+
+        low = is_accelerate_available()  # without it diffusers asks for it at length
+        return cast(nn.Module, kind.from_pretrained(self.place, use_safetensors=True, low_cpu_mem_usage=low))
 
     @property
     def fingerprint(self) -> str:

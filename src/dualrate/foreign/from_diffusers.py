@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from dualrate.foreign.folder import read_folder
 from dualrate.foreign.kinds import KINDS, Kind, by_place, kind_of
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import read_scheduler
+from dualrate.foreign.shapes import labels_of, shape_of
 
 CONVENTIONS: dict[str, Convention] = {"repa": REPA, "sit": SIT}
 
@@ -78,23 +78,3 @@ def _spoken(scheduler: Any, convention: str | Convention) -> tuple[Schedule, Con
         config = {**scheduler.config, "_class_name": type(scheduler).__name__}
     schedule, read = read_scheduler(config)
     return schedule, read if named is None else named
-
-
-def labels_of(kind: Kind, config: Mapping[str, Any], num_classes: int | None) -> dict[str, Any]:
-    """num_classes and null of `ForeignNetwork`. Raises ValueError for more classes than labels."""
-    labels = kind.classes(config) if kind.call is not by_place else num_classes or 0
-    own = replace(kind, null=True) if kind.call is by_place else kind
-    if num_classes is None or num_classes == labels:
-        return {"num_classes": labels, "null": own.null and labels > 0}
-    if not 0 < num_classes < labels:
-        raise ValueError(f"this network has {labels} labels, so 1 to {labels} classes, got {num_classes}")
-    return {"num_classes": num_classes, "null": True}
-
-
-def shape_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(C, H, W) of a configuration. Raises ValueError where it does not say."""
-    channels, side = config.get("in_channels"), config.get("sample_size")
-    height, width = side if isinstance(side, (list, tuple)) else (side, side)
-    if not (channels and height and width):
-        raise ValueError(f"in_channels {channels} and sample_size {side} say no shape: pass shape=(C, H, W)")
-    return int(channels), int(height), int(width)

@@ -27,6 +27,8 @@ class Kind:
     classes: how many labels a configuration has, without a null class
     null:    whether the label after the last is a null class
     takes:   arguments that labels stand for (`ForeignNetwork`)
+    blocks:  the parts that run one after another
+    tapped:  of what such a part returns, the image's share: a map (B, C, h, w), or tokens (B, n, C)
     odd:     of a configuration, why it cannot be called
     """
 
@@ -34,6 +36,8 @@ class Kind:
     classes: Callable[[Config], int] = lambda config: 0
     null: bool = False
     takes: tuple[str, ...] = ()
+    blocks: Callable[[Any], list[nn.Module]] = lambda net: []
+    tapped: Callable[[Any], Tensor] = lambda output: output
     odd: Callable[[Config], str | None] = lambda config: None
 
 
@@ -74,12 +78,34 @@ def _odd_unet(config: Config) -> str | None:
     return None
 
 
+def _in_a_row(net: Any) -> list[nn.Module]:
+    return list(net.transformer_blocks)
+
+
+def _down_and_up(net: Any) -> list[nn.Module]:
+    return [*net.down_blocks, *([] if net.mid_block is None else [net.mid_block]), *net.up_blocks]
+
+
+def _without_skips(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+TEXT = "encoder_hidden_states"
+MASKED = (TEXT, "encoder_attention_mask")
 KINDS: dict[str, Kind] = {
-    "DiTTransformer2DModel": Kind(_by_label, lambda config: config["num_embeds_ada_norm"], null=True),
-    "UNet2DModel": Kind(_by_label, lambda config: config.get("num_class_embeds") or 0, odd=_odd_unet),
-    "SD3Transformer2DModel": Kind(_by_text, takes=("encoder_hidden_states", "pooled_projections")),
-    "PixArtTransformer2DModel": Kind(_by_text_and_size, takes=("encoder_hidden_states", "encoder_attention_mask")),
-    "SanaTransformer2DModel": Kind(_by_scaled_time, takes=("encoder_hidden_states", "encoder_attention_mask")),
+    "DiTTransformer2DModel": Kind(_by_label, lambda config: config["num_embeds_ada_norm"], null=True, blocks=_in_a_row),
+    "UNet2DModel": Kind(
+        _by_label,
+        lambda config: config.get("num_class_embeds") or 0,
+        odd=_odd_unet,
+        blocks=_down_and_up,
+        tapped=_without_skips,
+    ),
+    "SD3Transformer2DModel": Kind(
+        _by_text, takes=(TEXT, "pooled_projections"), blocks=_in_a_row, tapped=lambda output: output[1]
+    ),
+    "PixArtTransformer2DModel": Kind(_by_text_and_size, takes=MASKED, blocks=_in_a_row),
+    "SanaTransformer2DModel": Kind(_by_scaled_time, takes=MASKED, blocks=_in_a_row),
 }
 OPTIONAL = {"encoder_attention_mask"}
 

@@ -42,6 +42,11 @@ class ForeignNetwork(nn.Module):
         if embeddings:
             self.num_classes, self.null = len(next(iter(embeddings.values()))) - 1, True
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The parts of the network that run one after another, in that order."""
+        return self.kind.blocks(self.net)
+
     def train(self, mode: bool = True) -> ForeignNetwork:
         super().train(mode)
         self.net.eval()
@@ -51,7 +56,9 @@ class ForeignNetwork(nn.Module):
         """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None. Raises ValueError for an output of other shape."""
         own = next(self.net.parameters()).dtype
         embeddings = {name: self.get_buffer(f"of_{name}") for name in self.tables}
-        if label is None and self.null and not embeddings:
+        if not self.num_classes:
+            label = None
+        elif label is None and self.null:
             label = torch.full((len(z),), self.num_classes, device=z.device)
         given = rows_of(embeddings, label, len(z))
         time = self.convention.time(log_snr)

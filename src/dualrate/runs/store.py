@@ -2,6 +2,7 @@
 
 RUN/experiment.json, history.jsonl, checkpoints/step-*/    a training run; metrics.jsonl, samples/ (image grids) and
                                                            scores.jsonl, if asked to score
+FOLDER/model_index.json, ...                               a pipeline of diffusers, which is read as a model too
 WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the averaged ones, in bfloat16; sha256 of
                                                            both files, checked by whatever reads them
 """
@@ -28,7 +29,9 @@ from torch import Tensor
 from dualrate.config.serial import from_json, to_plain
 from dualrate.experiments import denoising, moment_matching  # noqa: F401  # the methods that a file may name
 from dualrate.experiments.experiment import Experiment, Model
+from dualrate.experiments.foreign import experiment_of, weights_of
 from dualrate.experiments.upgrade import upgraded
+from dualrate.foreign.folder import is_diffusers
 from dualrate.machine.environment import environment
 from dualrate.machine.files import ABSENT, append_record, read_bytes, read_json, read_records, write_whole
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
@@ -65,7 +68,8 @@ class StoredModel:
 
 
 def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | None = None) -> Model:
-    """The model of a run (its newest intact checkpoint, averaged weights) or of released weights, in float32.
+    """The model of a run (its newest intact checkpoint, averaged weights), of released weights, or of a folder of
+    diffusers, in float32.
 
     note: called with which iteration is read, and a warning if that is not the newest, or nothing tells whether the
           weights are intact; without it, the warning is one of Python's
@@ -113,6 +117,8 @@ copyreg.pickle(Model, _placed)
 def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
     """What `load` makes a model of. Raises what that raises, but for weights of other networks."""
     path = Path(path)
+    if _is_foreign(path):
+        return StoredModel(path, experiment_of(path), weights_of(path), 0, None)
     manifest = _manifest(path)
     experiment = _experiment(path, manifest)
     if manifest is not None or (path / WEIGHTS).is_file():
@@ -144,11 +150,16 @@ def _note_troubles(path: Path, iteration: int, troubles: list[str], note: Note |
 
 
 def read_experiment(path: Path) -> Experiment:
-    """The experiment of a run or of released weights.
+    """The experiment of a run, of released weights, or that stands for a model of diffusers.
 
     Raises ValueError for a directory that is neither, OSError if the file is damaged or cannot be read.
     """
-    return _experiment(path, _manifest(path))
+    return experiment_of(path) if _is_foreign(path) else _experiment(path, _manifest(path))
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether it is a model of another library, and no run."""
+    return is_diffusers(path) and not (path / EXPERIMENT).exists()
 
 
 def _manifest(path: Path) -> Manifest | None:

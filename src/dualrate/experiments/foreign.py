@@ -1,0 +1,98 @@
+"""The networks of experiments with a model of diffusers: that model alone, and a light network beside it.
+
+A retrofit is an ordinary dual-rate run whose encoder is that model: its weights are in the run's checkpoints, so that
+the run needs the folder no more, of which it keeps name and fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.networks import NetworksConfig
+from dualrate.foreign.config import ForeignConfig, adopted
+from dualrate.foreign.taps import Tap, TappedEncoder
+from dualrate.networks.dual import LightUViT, kept
+from dualrate.networks.uvit import UViTConfig
+from dualrate.training.config import FitConfig
+
+
+@dataclass(frozen=True)
+class OneForeign(NetworksConfig):
+    """A model of diffusers, called at every step."""
+
+    model: ForeignConfig
+
+    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+        network = self.model.build()
+        return nn.ModuleDict({"model": network}), Plain(network, process)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("model",)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.model.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
+
+@dataclass(frozen=True)
+class Retrofitted(NetworksConfig):
+    """A model of diffusers as the encoder, and a light network that corrects its x_hat."""
+
+    encoder: ForeignConfig
+    light: UViTConfig
+    taps: tuple[Tap, ...]
+    """Whose outputs the light network is given, beside x_hat."""
+
+    def __post_init__(self) -> None:
+        own = {"images of (C, H, W)": self.encoder.shape, "classes": self.encoder.num_classes}
+        its = {"images of (C, H, W)": self.light.shape, "classes": self.light.num_classes}
+        if differ := [f"{what} {own[what]} and {its[what]}" for what in own if own[what] != its[what]]:
+            raise ValueError(f"encoder and light network are of the same images and classes, got {', '.join(differ)}")
+
+    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder = TappedEncoder(self.encoder.build(), self.light, self.taps)
+        light = LightUViT(self.light, residual=True, estimate=kept)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("encoder", "light")
+
+    @property
+    def configs(self) -> Mapping[str, UViTConfig]:
+        return {"light": self.light}
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        return networks.get_submodule(f"{role}.net")
+
+
+def experiment_of(path: Path) -> Experiment:
+    """A folder of diffusers as the experiment of a single-rate model that is trained. Raises what `adopted` raises."""
+    found = adopted(path)
+    network, (channels, side, _) = found.network, found.network.shape
+    return Experiment(
+        path.resolve().name,
+        OneForeign(network),
+        DenoisingConfig(),
+        FitConfig(iterations=1),
+        DataConfig(size=side, channels=channels if channels in (1, 3) else None),
+        GaussianProcess(found.schedule),
+    )
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    """Those of the networks of `experiment_of`, in float32."""
+    return {f"model.net.{name}": tensor.float() for name, tensor in adopted(path).weights().state_dict().items()}

@@ -1,0 +1,93 @@
+"""A network of another library as a part of a run: what builds it again, without its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dualrate.config.ranges import Classes, Ranged
+from dualrate.diffusion.schedule import Schedule
+from dualrate.foreign.conventions import Convention
+from dualrate.foreign.folder import Folder, network_class, read_folder
+from dualrate.foreign.kinds import kind_of
+from dualrate.foreign.network import ForeignNetwork
+from dualrate.foreign.schedulers import read_scheduler
+from dualrate.foreign.shapes import labels_of, shape_of
+
+
+@dataclass(frozen=True)
+class ForeignConfig(Ranged):
+    """A network of diffusers, and what it takes and gives."""
+
+    kind: str
+    """Its class."""
+    config: str
+    """Of the class, as JSON."""
+    convention: Convention
+    """What it takes for its time, and predicts."""
+    num_classes: Classes = 0
+    """Labels, without a null class."""
+    null: bool = False
+    """Whether the label after these is a null class."""
+    source: str = ""
+    """The folder that it is from."""
+    fingerprint: str = ""
+    """sha256 of configuration and weights in that folder."""
+
+    def build(self) -> ForeignNetwork:
+        """With random weights. Raises ImportError without diffusers."""
+        net = network_class(self.kind).from_config(json.loads(self.config))
+        kind = kind_of(self.kind, self._config)
+        return ForeignNetwork(net, kind, self.convention, num_classes=self.num_classes, null=self.null)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return shape_of(self._config)
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        return json.loads(self.config)
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A folder's network, its schedule, and its weights' module."""
+
+    network: ForeignConfig
+    schedule: Schedule
+    folder: Folder
+
+    def weights(self) -> nn.Module:
+        """The module, with its weights."""
+        return self.folder.network()
+
+
+def adopted(path: Path, num_classes: int | None = None) -> Adopted:
+    """What a run needs to know of a folder of diffusers. num_classes: as of `from_diffusers`.
+
+    Raises ValueError for a folder that `from_diffusers` refuses, one without scheduler, and a model of texts.
+    """
+    folder = read_folder(path)
+    if folder.scheduler is None:
+        raise ValueError(f"{path} has no scheduler, which says the schedule: name the pipeline's folder")
+    kind = kind_of(folder.name, folder.config)
+    if kind.takes:
+        raise ValueError(
+            f"{path} holds a model of texts ({folder.name}); a run has labels alone: wrap it by from_diffusers"
+        )
+    schedule, convention = read_scheduler(folder.scheduler)
+    config = {name: value for name, value in folder.config.items() if not name.startswith("_")}
+    network = ForeignConfig(
+        folder.name,
+        json.dumps(config, sort_keys=True),
+        convention,
+        **labels_of(kind, config, num_classes),
+        source=str(path),
+        fingerprint=folder.fingerprint,
+    )
+    return Adopted(network, schedule, folder)

@@ -1,0 +1,29 @@
+"""What a configuration of another library says of images and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dualrate.foreign.kinds import Kind, by_place
+
+
+def labels_of(kind: Kind, config: Mapping[str, Any], num_classes: int | None) -> dict[str, Any]:
+    """num_classes and null of `ForeignNetwork`. Raises ValueError for more classes than labels."""
+    labels = kind.classes(config) if kind.call is not by_place else num_classes or 0
+    own = replace(kind, null=True) if kind.call is by_place else kind
+    if num_classes is None or num_classes == labels:
+        return {"num_classes": labels, "null": own.null and labels > 0}
+    if not 0 < num_classes < labels:
+        raise ValueError(f"this network has {labels} labels, so 1 to {labels} classes, got {num_classes}")
+    return {"num_classes": num_classes, "null": True}
+
+
+def shape_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(C, H, W) of a configuration. Raises ValueError where it does not say."""
+    channels, side = config.get("in_channels"), config.get("sample_size")
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    if not (channels and height and width):
+        raise ValueError(f"in_channels {channels} and sample_size {side} say no shape: pass shape=(C, H, W)")
+    return int(channels), int(height), int(width)

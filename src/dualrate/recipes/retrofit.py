@@ -1,0 +1,137 @@
+"""A recipe that makes a model of diffusers dual-rate: that model is the encoder, beside a light network of its own.
+
+Light    a flat transformer of `BLOCKS` blocks. Its patches are the model's own, or the smallest that leave at most
+         `FINEST` positions a side, larger ones if not even `NARROWEST` heads are as cheap; its width is the largest
+         whose light call costs no more than `share` of a heavy one.
+Taps     at a third and two thirds of the model's blocks, and at the last.
+Start    the light network adds nothing at first, and its gate takes x_hat(tau) whole: plain reuse.
+Noise    the schedule that the model was trained under, so that its own times are asked.
+Labels   dropped in training where the model has a null class.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from dualrate.config.ranges import Classes, Factor, FirstIterations, Range, Ranged
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.foreign import Retrofitted
+from dualrate.foreign.config import Adopted, adopted
+from dualrate.foreign.taps import taps_of
+from dualrate.machine.progress import PlainReporter, Reporter
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.auto import name_of
+from dualrate.sampling.cost import macs_of
+from dualrate.training.config import FitConfig
+from dualrate.training.optim import OptimConfig
+
+BLOCKS, HEAD = 4, 32
+NARROWEST, WIDEST = 2, 64  # in heads
+FINEST, COARSEST = 16, 4  # positions a side
+FIT = FitConfig(
+    iterations=4000,
+    batch_size=128,
+    optim=OptimConfig(lr=7e-4, betas=(0.9, 0.99), warmup=300),
+    ema_halflife=50_000,
+    checkpoint_every=250,
+    sample_every=1000,
+)
+
+
+@dataclass(frozen=True)
+class Retrofit(Ranged):
+    """A light network beside a model of diffusers. The model is looked at first; options that are not listed here come
+    after that: give --data.source with --help to see all of them, with what was chosen for this model."""
+
+    data: DataConfig = DataConfig(source="")
+    share: Annotated[float, Range(0.01, 1)] = 0.2
+    """Cost of a light call over that of a heavy one, at most."""
+    taps: tuple[Annotated[int, Range(0, 10_000)], ...] | None = None
+    """Blocks whose outputs the light network is given; three, evenly spread, if not given."""
+    unfreeze_at: FirstIterations | None = None
+    """Iteration at which the model begins to train too; never if not given."""
+    rate: Factor = 0.1
+    """Then its learning rate over that of the light network."""
+    num_classes: Classes | None = None
+    """Classes, where not all labels of the model are some: a UNet2DModel whose last label is the null class."""
+
+    def __call__(self, folder: str | Path, progress: Reporter | None = None) -> Experiment:
+        """The experiment. progress: called with what was chosen.
+
+        Raises ValueError for a folder that is not known, a model of latents, and a share that no light network fits.
+        """
+        if not self.data.source:
+            raise ValueError("retrofit trains on images, so it needs them: --data.source FOLDER (or a file)")
+        found = adopted(Path(folder), self.num_classes)
+        if found.folder.codec:
+            raise ValueError(f"{folder} is a model of latents (it has a VAE): only models of pixels are retrofitted")
+        made, account = self._made(found, str(folder))
+        (progress or PlainReporter()).note(account)
+        return made
+
+    def _made(self, found: Adopted, folder: str) -> tuple[Experiment, str]:
+        """The experiment, and what it is, in words."""
+        network, (channels, side, _) = found.network, found.network.shape
+        built = network.build()
+        taps = taps_of(built, network.shape, self.taps)
+        heavy = macs_of(lambda: taps_of(built, network.shape, ()))
+        light = light_of(network.shape, network.num_classes, self._patch(found), self.share * heavy)
+        released = self.unfreeze_at is not None
+        experiment = Experiment(
+            f"{name_of(folder)}-retrofit",
+            Retrofitted(network, light, tuple(taps)),
+            DenoisingConfig(
+                times=TimeSampler(heavy=(4, 32)),
+                label_dropout=0.1 if network.null else 0.0,
+                encoder_from=folder,
+                freeze_encoder=not released,
+                release_encoder_at=self.unfreeze_at or 0,
+                encoder_rate=self.rate if released else 1.0,
+            ),
+            FIT,
+            replace(self.data, size=side, channels=channels if channels in (1, 3) else None),
+            GaussianProcess(found.schedule),
+        )
+        return experiment, (
+            f"{network.kind}: {heavy / 1e6:.4g} million multiply-adds; taps at blocks "
+            f"{', '.join(str(tap.block) for tap in taps)}; a light call costs {macs_of_light(light) / heavy:.2f} of it"
+        )
+
+    def _patch(self, found: Adopted) -> int:
+        own = found.folder.config.get("patch_size")
+        side = found.network.shape[1]
+        return own or next(patch for patch in range(1, side + 1) if side % patch == 0 and side // patch <= FINEST)
+
+
+def light_of(shape: tuple[int, int, int], num_classes: int, patch: int, budget: float) -> UViTConfig:
+    """A flat transformer of at most so many multiply-adds: patches of this side or the next that leaves room, and then
+    the widest. Raises ValueError where none is as cheap."""
+    channels, side, _ = shape
+    patches = [larger for larger in range(patch, side // COARSEST + 1) if side % larger == 0]
+    least = math.inf
+    for larger in patches:
+        for heads in range(WIDEST, NARROWEST - 1, -1):
+            level = Level("transformer", heads * HEAD, BLOCKS)
+            light = UViTConfig(side, channels, (level,), num_classes, patch=larger, embedding=128, head_dim=HEAD)
+            if macs_of_light(light) <= budget:
+                return light
+            least = min(least, macs_of_light(light))
+    raise ValueError(
+        f"the cheapest light network makes {least / 1e6:.3g} million multiply-adds, this share of the model allows "
+        f"{budget / 1e6:.3g} million: ask for a larger --share"
+    )
+
+
+def macs_of_light(light: UViTConfig) -> int:
+    """Multiply-adds of a call with a context, of a flat `LightUViT` without what joins the context."""
+    (level,), n, emb = light.levels, light.side(0) ** 2, light.embedding
+    width, numbers = level.channels, light.image_channels * light.patch**2
+    block = 12 * width**2 * n + 2 * width * n**2 + 4 * emb * width
+    stem = numbers * width * n if light.patch > 1 else 9 * numbers * width * n
+    return level.blocks * block + stem + 9 * width * numbers * n + 2 * (64 * emb + emb**2) + emb
