@@ -215,10 +215,10 @@ def test_the_command(place, tmp_path, monkeypatch, capsys):
     assert "no folder of diffusers" in capsys.readouterr().err
 
 
-# A toy: ten components in 64 dimensions, the model exact, a light network too small to know them all.
+# A toy: ten components in 256 dimensions, the model exact, a light network too small to know them all.
 
-SIDE, VARIANCE, COMPONENTS = 8, 0.05, 10
-MEANS = 0.3 * torch.randn(COMPONENTS, SIDE**2, generator=torch.Generator().manual_seed(0))
+SIDE, VARIANCE, COMPONENTS = 16, 0.1, 10
+MEANS = 0.5 * torch.randn(COMPONENTS, SIDE**2, generator=torch.Generator().manual_seed(0))
 PROCESS = dr.GaussianProcess(dr.Cosine(-10, 10))
 
 
@@ -263,7 +263,7 @@ def excess(denoiser, mode, heavy=4, steps=32, rows=2000):
 
 def trained(seed, iterations, rate=1e-2):
     torch.manual_seed(seed)
-    light = dr.UViTConfig(SIDE, 1, (dr.Level("conv", 16, 1),), patch=2, embedding=32)
+    light = dr.UViTConfig(SIDE, 1, (dr.Level("conv", 24, 1),), patch=4, embedding=32)
     networks = nn.ModuleDict(
         {"encoder": TappedEncoder(Exact(), light, ()), "light": dr.LightUViT(light, residual=True, estimate=kept)}
     )
@@ -284,11 +284,11 @@ def trained(seed, iterations, rate=1e-2):
 
 
 def test_context_and_light_network_beat_both_alone():
-    """7 s of a core: the light network must learn something. The whole test is the slow one below."""
-    stale, (alone, error), dual = trained(0, 200)
+    """3 s of a core, since it must learn something. Longer, the same by a larger factor: the slow test below."""
+    stale, (alone, error), dual = trained(0, 80)
     assert alone > 5 * error  # or the model would not be needed
-    assert dual < 0.75 * stale
-    assert dual < 0.5 * alone
+    assert dual < 0.6 * stale
+    assert dual < 0.3 * alone
 
 
 @pytest.mark.slow
@@ -296,5 +296,5 @@ def test_context_and_light_network_beat_both_alone():
 def test_context_and_light_network_beat_both_alone_by_a_factor(seed):
     stale, (alone, error), dual = trained(seed, 1200)
     assert alone > 5 * error
-    assert dual < 0.4 * stale
-    assert dual < 0.35 * alone
+    assert dual < 0.35 * stale
+    assert dual < 0.3 * alone
