@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z
 N, ROWS = 6, 3
 LABEL = torch.tensor([2, 0, 1])
 TEXT, POOLED, MASK = "encoder_hidden_states", "pooled_projections", "encoder_attention_mask"
+SIZES = {"added_cond_kwargs": {"resolution": torch.full((3, 2), 64.0), "aspect_ratio": torch.ones(3, 1)}}
 # each: the network, tables of texts, what it takes for labels in its own loop
 NETWORKS = {
     "DiT": lambda: (dit(), None, {"class_labels": LABEL}),
@@ -27,6 +28,7 @@ NETWORKS = {
     "UNet2D of classes": lambda: (unet(num_class_embeds=4), None, {"class_labels": LABEL}),
     "SD3": lambda: (sd3(), texts(TEXT, POOLED), {}),
     "PixArt": lambda: (pixart(), texts(TEXT, MASK), {}),
+    "PixArt of a size": lambda: (pixart(use_additional_conditions=True), texts(TEXT, MASK), SIZES),
     "Sana": lambda: (sana(), texts(TEXT, MASK), {}),
 }
 every_network = pytest.mark.parametrize("made", NETWORKS.values(), ids=NETWORKS)
@@ -38,7 +40,7 @@ def wrapped(made, scheduler, **settings):
     net = randomised(net).train()  # from_diffusers is to end it
     shape = (net.config.in_channels, 8, 8)
     denoiser = dr.from_diffusers(net, scheduler, embeddings=tables, **settings)
-    given = labels if tables is None else {name: table[LABEL] for name, table in tables.items()}
+    given = labels | {name: table[LABEL] for name, table in (tables or {}).items()}
 
     def output(state, time):
         with torch.no_grad():

@@ -170,6 +170,17 @@ def test_released_the_model_trains_too(place, tmp_path):
     assert trained == [False, True]
 
 
+def test_a_model_without_a_null_class_is_not_guided(place, tmp_path):
+    folder, plan = saved(tmp_path / "classes", unet(num_class_embeds=4), "unet"), dr.StepPlan.uniform(2)
+    model = dr.load(folder)
+    assert model.num_classes == 4
+    with pytest.raises(ValueError, match="no null class"):
+        dr.Drawer(model, dr.DDIM(model.process), plan, dr.Guidance(2.0))
+    known = dr.load(place / "dit")
+    drawer = dr.Drawer(known, dr.DDIM(known.process), plan, dr.Guidance(2.0))
+    assert drawer.draw(range(2)).images.shape == (2, 1, 8, 8)
+
+
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_light_call_costs_what_is_said(patch):
     light = dr.UViTConfig(8, 3, (dr.Level("transformer", 16, 2),), 3, patch=patch, embedding=12, head_dim=8)

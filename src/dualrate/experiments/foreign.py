@@ -46,6 +46,10 @@ class OneForeign(NetworksConfig):
     def num_classes(self) -> int:
         return self.model.num_classes
 
+    @property
+    def null_class(self) -> bool:
+        return self.model.null
+
 
 @dataclass(frozen=True)
 class Retrofitted(NetworksConfig):
@@ -74,6 +78,10 @@ class Retrofitted(NetworksConfig):
     @property
     def configs(self) -> Mapping[str, UViTConfig]:
         return {"light": self.light}
+
+    @property
+    def null_class(self) -> bool:
+        return self.encoder.null
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         return networks.get_submodule(f"{role}.net")

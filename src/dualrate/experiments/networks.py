@@ -20,9 +20,14 @@ class NetworksConfig(ABC):
 
     bfloat16_weights: whether all linear layers and convolutions run under autocast, but for those of `InFloat32`: then
                       sampling in bfloat16 may hold their weights in it
+    null_class:       whether the label after the last class stands for none, as guidance needs
     """
 
     bfloat16_weights = False
+
+    @property
+    def null_class(self) -> bool:
+        return self.num_classes > 0
 
     @abstractmethod
     def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:

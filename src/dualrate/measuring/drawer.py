@@ -91,6 +91,11 @@ class Drawer(Ranged):
         model.serves.check_step(self.step)
         if self.guidance.weight != 1 and not model.num_classes:
             raise ValueError(f"{model.name} has no classes, so there is nothing to guide: drop the guidance weight")
+        if self.guidance.weight != 1 and not model.experiment.networks.null_class:
+            raise ValueError(
+                f"{model.name} has no null class, against which it would be guided: drop the guidance weight, or say "
+                "where its last label is one (dualrate retrofit --num-classes)"
+            )
         if self.label is not None and not model.num_classes:
             raise ValueError(f"{model.name} has no classes: drop the label")
         if self.label is not None and self.label >= model.num_classes:
