@@ -21,6 +21,7 @@ from dualrate.foreign.folder import read_folder
 from dualrate.foreign.kinds import Kind, by_place
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.taps import Tap, TappedEncoder, as_map, outputs, taps_of
+from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.machine.progress import Silent
 from dualrate.networks.dual import kept
 from dualrate.recipes import retrofit
@@ -155,6 +156,9 @@ def test_training_leaves_the_model_as_it_is_and_goes_on_bit_for_bit(place, tmp_p
     assert run.experiment.networks.encoder.fingerprint == read_folder(place / "dit").fingerprint
     dr.export(tmp_path / "run", tmp_path / "weights")
     assert dr.load(tmp_path / "weights").call_cost.own
+    DualRatePipeline.of(run, dr.Choice(steps=4, heavy=2)).save_pretrained(tmp_path / "pipeline")
+    drawn = DualRatePipeline.from_pretrained(tmp_path / "pipeline")(class_labels=[0, 1], output_type="latent")
+    assert drawn.images.shape == (2, 1, 8, 8)
 
 
 def test_released_the_model_trains_too(place, tmp_path):

@@ -54,8 +54,8 @@ def _by_text_and_size(net: nn.Module, state: Tensor, time: Tensor, label: Tensor
     added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if net.use_additional_conditions:
         height, width = state.shape[2:]
-        added["resolution"] = state.new_tensor([[8 * height, 8 * width]]).expand(len(state), 2)
-        added["aspect_ratio"] = state.new_tensor([[height / width]]).expand(len(state), 1)
+        added["resolution"] = state.new_tensor([[8 * height, 8 * width]]).expand(state.shape[0], 2)
+        added["aspect_ratio"] = state.new_tensor([[height / width]]).expand(state.shape[0], 1)
     return net(state, timestep=time, added_cond_kwargs=added, return_dict=False, **given)[0]
 
 

@@ -59,13 +59,13 @@ class ForeignNetwork(nn.Module):
         if not self.num_classes:
             label = None
         elif label is None and self.null:
-            label = torch.full((len(z),), self.num_classes, device=z.device)
-        given = rows_of(embeddings, label, len(z))
+            label = torch.full((z.shape[0],), self.num_classes, device=z.device)
+        given = rows_of(embeddings, label, z.shape[0])
         time = self.convention.time(log_snr)
         output = self.kind.call(self.net, self.convention.state(z, log_snr).to(own), time, label, given).to(z.dtype)
         if output.shape[1] == 2 * z.shape[1]:
             output = output[:, : z.shape[1]]
-        if output.shape != z.shape:
+        if output.shape[1:] != z.shape[1:]:
             raise ValueError(
                 f"for a state of {tuple(z.shape[1:])} this {type(self.net).__name__} returned {tuple(output.shape[1:])}"
                 ": expected as many channels, or twice as many with a learned variance"
