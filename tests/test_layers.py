@@ -23,7 +23,7 @@ SRC = ROOT / "src"
 # before it. A line is a floor: the rooms of a subject.
 FLOORS = (
     "machine config",
-    "diffusion networks denoisers foreign sampling",
+    "diffusion networks denoisers foreign sampling codecs",
     "planning likelihood",
     "methods training",
     "data metrics report",

@@ -15,6 +15,7 @@ from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.diffusion.weighting import Elbo, Sigmoid
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiments.latents import on_codec_of_data
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, Serves
@@ -117,6 +118,7 @@ __all__ = [
     "from_diffusers",
     "load",
     "load_images",
+    "on_codec_of_data",
     "rollout",
     "sample",
     "save_grid",

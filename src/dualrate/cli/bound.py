@@ -49,11 +49,11 @@ class LikelihoodBound(Ranged):
         plan = ending(drawer.plan, model.process.schedule, self.end)
         data = model.experiment.data
         how = {"end": self.end, "seed": self.seed, "progress": image_progress(progress)}
-        test = data.load("test", messages(progress.note))
+        test = data.images("test", messages(progress.note))
         if self.num > len(test):  # said before the variance is measured
             raise ValueError(f"{test.name} has {len(test)} test images: --num is 2 to {len(test)}, got {self.num}")
         if self.variance == "measured":
-            train = data.load("train", messages(progress.note))
+            train = data.images("train", messages(progress.note))
             count = min(FITTED_ON, len(train))
             progress.note(f"measuring the variance of {plan.num_steps} steps on {count} training images")
             drawer = replace(drawer, step=fit_variance(drawer, train, count=count, **how))

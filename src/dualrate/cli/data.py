@@ -1,4 +1,4 @@
-"""Prepare images for training at scale: packed shards of one size (data prepare), checked (data verify)."""
+"""Prepare images for training at scale: packed shards (data prepare), latents (data encode), checked (data verify)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import drawing, print_report, reporter
-from dualrate.cli.options import AsJson, parse
+from dualrate.cli.options import AsJson, AtATime, Device, parse
 from dualrate.config.ranges import Range, Ranged, Side, WorkerCount
+from dualrate.data.source import DataProgress
+from dualrate.machine.device import pick_device
+from dualrate.machine.progress import Reporter
 
 MIB = 2**20
 Processes = Annotated[WorkerCount, arg(help="Processes that work at once; auto: one for each idle processor.")]
@@ -45,16 +48,6 @@ class Prepare(Ranged):
         from dualrate.machine.workers import mapper
 
         progress = reporter()
-        shown, said = drawing(progress), set[str]()
-
-        def tell(done: int, total: int, what: str) -> None:
-            """What comes before, such as listing archives, is named once."""
-            if what == PREPARING:
-                shown(done, total)
-            elif what not in said:
-                progress.note(f"{what}: {total}")
-                said.add(what)
-
         with mapper(self.workers, torch.device("cpu"), progress.note) as over:
             made = prepare(
                 self.source,
@@ -64,7 +57,7 @@ class Prepare(Ranged):
                 on_bad=self.on_bad,
                 shard_bytes=self.shard_mib * MIB,
                 mapper=over,
-                progress=tell,
+                progress=telling(progress, PREPARING),
             )
         progress.close()
         counts = {
@@ -75,11 +68,81 @@ class Prepare(Ranged):
 
 
 @dataclass(frozen=True)
+class Encode(Ranged):
+    """Encode images once, in both splits, to cached moments of their latents, which train reads as --data.source.
+
+    The same command goes on after a kill; what is finished is never made again.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="SRC")]
+    """Images, as --data.source takes them; for a large set, what dualrate data prepare wrote."""
+    out: Annotated[Positional[Path], arg(metavar="DST")]
+    """A new folder."""
+    codec: Path
+    """Folder of the codec, as save_pretrained of diffusers wrote it, such as the vae of a pipeline."""
+    size: Side | None = None
+    """Side that images are brought to before; their own if not given."""
+    channels: Literal[1, 3] | None = None
+    """1 grey, 3 colours; the images' own if not given."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """What an image that cannot be read does: end the program, or be left out."""
+    mirrored: bool = True
+    """Also latents of mirrored images, for --data.augment.flip; twice the size and time."""
+    shard_mib: Annotated[int, Range(1, 65_536)] = 256
+    """Size of a shard in MiB, the work that a process takes at a time."""
+    batch_size: AtATime = 16
+    device: Device = None
+    workers: Processes = 1
+    json: AsJson = False
+
+    def run(self) -> None:
+        from dualrate.codecs.config import CodecFolder
+        from dualrate.data.encode import ENCODING, encode
+        from dualrate.machine.workers import mapper
+
+        progress, where = reporter(), pick_device(self.device)
+        with mapper(self.workers, where, progress.note) as over:
+            made = encode(
+                self.source,
+                self.out,
+                CodecFolder.at(self.codec, where),
+                size=self.size,
+                channels=self.channels,
+                on_bad=self.on_bad,
+                mirrored=self.mirrored,
+                shard_bytes=self.shard_mib * MIB,
+                batch_size=self.batch_size,
+                device=where,
+                mapper=over,
+                progress=telling(progress, ENCODING),
+            )
+        progress.close()
+        counts = {f"{split} images": part["images"] for split, part in made["splits"].items()}
+        moments, *shape = made["row"]["shape"]
+        about = {"latents": "x".join(map(str, shape)), "moments": moments, "views": made["row"]["each"]}
+        print_report(self.json, {**counts, **about, "codec": made["codec"]["fingerprint"][:12]})
+
+
+def telling(progress: Reporter, work: str) -> DataProgress:
+    """Shows the work itself; what comes before it, such as listing archives, is named once."""
+    shown, said = drawing(progress), set[str]()
+
+    def tell(done: int, total: int, what: str) -> None:
+        if what == work:
+            shown(done, total)
+        elif what not in said:
+            progress.note(f"{what}: {total}")
+            said.add(what)
+
+    return tell
+
+
+@dataclass(frozen=True)
 class Verify(Ranged):
-    """Compare every prepared image with what was written; name the shards that differ."""
+    """Compare every prepared image, or latent, with what was written; name the shards that differ."""
 
     folder: Annotated[Positional[Path], arg(metavar="DST")]
-    """What dualrate data prepare wrote."""
+    """What dualrate data prepare, or encode, wrote."""
     workers: Processes = 1
     json: AsJson = False
 
@@ -95,11 +158,11 @@ class Verify(Ranged):
         print_report(self.json, {"images": images, "damaged shards": 0})
 
 
-DATA: dict[str, type[Prepare] | type[Verify]] = {"prepare": Prepare, "verify": Verify}
+DATA: dict[str, type[Prepare | Encode | Verify]] = {"prepare": Prepare, "encode": Encode, "verify": Verify}
 
 
-def parse_data(arguments: list[str]) -> Prepare | Verify:
-    """The options of `dualrate data prepare` or `dualrate data verify`. Raises what `parse` raises."""
+def parse_data(arguments: list[str]) -> Prepare | Encode | Verify:
+    """The options of `dualrate data prepare`, `encode` or `verify`. Raises what `parse` raises."""
     if arguments[:1] and arguments[0] in DATA:
         return parse(DATA[arguments[0]], arguments[1:], f"dualrate data {arguments[0]}")
     asked = arguments[:1] in ([], ["-h"], ["--help"], ["--help-all"])

@@ -14,9 +14,10 @@ import torch
 import dualrate
 from dualrate.cli.bound import LikelihoodBound
 from dualrate.cli.calibrate import Calibrate
+from dualrate.cli.codec import CodecCheck, parse_codec
 from dualrate.cli.compare import Compare
 from dualrate.cli.cost import Cost, TrainingCost, parse_cost
-from dualrate.cli.data import Prepare, Verify, parse_data
+from dualrate.cli.data import Encode, Prepare, Verify, parse_data
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import Distill, parse_distill
 from dualrate.cli.doctor import Doctor
@@ -58,7 +59,7 @@ LESS_MEMORY = {  # where it is short
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
 
 
-def parsed(arguments: list[str]) -> Train | Distill | Retrofit | Prepare | Verify | TrainingCost | Command:
+def parsed(arguments: list[str]) -> Train | Distill | Retrofit | Prepare | Encode | Verify | CodecCheck | TrainingCost | Command:
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override,
     `retrofit` the folder of a model.
     """
@@ -75,6 +76,8 @@ def parsed(arguments: list[str]) -> Train | Distill | Retrofit | Prepare | Verif
         return parse_retrofit(rest)
     if command == "data":
         return parse_data(rest)
+    if command == "codec":
+        return parse_codec(rest)
     if command == "cost":
         return parse_cost(rest)
     if command in COMMANDS:

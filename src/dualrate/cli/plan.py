@@ -139,10 +139,10 @@ class PlanSearch(Ranged):
         if self.seconds is not None:
             return call_seconds(model, self.batch_size), self.seconds, "s"
         macs = model.call_cost
-        costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own)
+        costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, macs.decode / 1e9)
         if self.gmacs is not None:
             return costs, self.gmacs, "GMACs"
-        return costs, self._share * self.grid * costs.heavy, "GMACs"
+        return costs, self._share * (self.grid * costs.heavy + costs.decode), "GMACs"
 
     @property
     def _share(self) -> float:

@@ -18,6 +18,7 @@ from dualrate.cli.options import Device, ProcessCount, RetryCount, ShardCount
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.latents import on_codec_of_data
 from dualrate.machine.device import pick_device
 from dualrate.machine.progress import PlainReporter, Silent
 from dualrate.machine.supervisor import Supervisor
@@ -94,6 +95,7 @@ def run_training(
     from dualrate.measuring.score import scorer
     from dualrate.runs.train import resume_threads, train
 
+    experiment = on_codec_of_data(experiment)
     out, where = out or Path("runs") / experiment.name, own_device(pick_device(device))
     resume_threads(out)
     with joined(where, shard) as world:

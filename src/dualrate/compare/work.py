@@ -30,7 +30,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import measure, seconds_of_calls, stores
+from dualrate.measuring.measure import measure, seconds_of_calls, seconds_of_decoding, stores
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
@@ -132,20 +132,22 @@ class Bench:
             self._drawers[contender.key] = contender.drawer(self.models[contender.run])
         return self._drawers[contender.key]
 
-    def call_seconds(self, model: Model, run: Path, denoiser: str | None = None) -> tuple[float, float]:
-        """Of a heavy and of a light call, per image, measured once."""
+    def call_seconds(self, model: Model, run: Path, denoiser: str | None = None) -> tuple[float, float, float]:
+        """Of a heavy call, a light call and a decoding, per image, measured once."""
         if (run, denoiser) not in self._calls:
             heavy, light = seconds_of_calls(model, BATCH, seconds=CALLING)
-            self._calls[run, denoiser] = (heavy / BATCH, light / BATCH)
+            decode = seconds_of_decoding(model, BATCH, seconds=CALLING)
+            self._calls[run, denoiser] = (heavy / BATCH, light / BATCH, decode / BATCH)
         return self._calls[run, denoiser]
 
     def estimate(self, contenders: Sequence[Contender]) -> None:
         """Counts every contender's calls, and times one call of each network."""
         for contender in contenders:
             drawer = self.drawer(contender)
-            heavy, light = self.call_seconds(drawer.model, contender.run, contender.denoiser)
+            heavy, light, decode = self.call_seconds(drawer.model, contender.run, contender.denoiser)
             cost = drawer.cost
-            self.estimates[contender.key] = self.share * (cost.heavy_calls * heavy + cost.light_calls * light)
+            image = cost.heavy_calls * heavy + cost.light_calls * light + decode
+            self.estimates[contender.key] = self.share * image
 
     def seconds(self, contender: Contender, seeds: range) -> float:
         """What drawing the images that are not here yet will take."""

@@ -6,6 +6,7 @@ The 8-bit rule: x = u / 127.5 - 1 and u = round(127.5 x + 127.5), clamped to 0..
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dualrate.codecs.config import NoCodec
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import OnBad, Options, cache_dir, decoded
 from dualrate.data.folder import folder_source
@@ -23,6 +26,20 @@ from dualrate.data.shards import Shards, is_prepared, read_prepared, shards_sour
 from dualrate.data.source import DataProgress, Source, Split
 from dualrate.data.tars import tar_files, tar_source
 from dualrate.data.untrusted import check_regular
+from dualrate.diffusion.draws import Draws
+
+
+def to_float(images: np.ndarray | Tensor) -> Tensor:
+    """uint8 of any shape -> float32 in [-1, 1], by the 8-bit rule."""
+    pixels = torch.tensor(images) if isinstance(images, np.ndarray) else images  # a copy: memory maps are read-only
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"images are {pixels.dtype}; expected uint8")
+    half = torch.full((), 127.5, device=pixels.device)  # a number would be a product with 1 / 127.5 on CUDA: other bits
+    return pixels.float().div_(half).sub_(1)
+
+
+def _floats(rows: Tensor, draws: Draws) -> Tensor:
+    return to_float(rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +86,19 @@ class ImageSet:
         """0 without labels."""
         return len(self.class_names)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Callable[[Tensor, Draws], Tensor]) -> Tensor:
+        """(B, C, H, W) uint8: these images, changed by `augment`. draws: of their rows."""
+        return augment(torch.from_numpy(self.images[index]), draws)  # fancy indexing copies
+
+    floats = staticmethod(_floats)
+    codec = NoCodec()
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) of images, labels and class names; reads every image once, unless it is known."""
@@ -80,15 +110,6 @@ class ImageSet:
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         return digest.hexdigest()
-
-
-def to_float(images: np.ndarray | Tensor) -> Tensor:
-    """uint8 of any shape -> float32 in [-1, 1], by the 8-bit rule."""
-    pixels = torch.tensor(images) if isinstance(images, np.ndarray) else images  # a copy: memory maps are read-only
-    if pixels.dtype != torch.uint8:
-        raise ValueError(f"images are {pixels.dtype}; expected uint8")
-    half = torch.full((), 127.5, device=pixels.device)  # a number would be a product with 1 / 127.5 on CUDA: other bits
-    return pixels.float().div_(half).sub_(1)
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -6,16 +6,18 @@ n % N of that epoch's order, a permutation drawn from (seed, epoch); its augment
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dualrate.codecs.config import CodecConfig
 from dualrate.config.ranges import Range, Ranged
-from dualrate.data.images import ImageSet, to_float
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
 
@@ -42,7 +44,11 @@ class Augment(Ranged):
             )
         if self.translate:
             images = _shifted(images, draws.integer("translate", 2 * self.translate + 1, 2), self.translate)
-        return _mirrored(images, draws.uniform("flip", 1)[:, 0] < 0.5) if self.flip else images
+        return _mirrored(images, self.mirrors(draws)) if self.flip else images
+
+    def mirrors(self, draws: Draws) -> Tensor:
+        """(B,) bool: which rows are mirrored."""
+        return (draws.uniform("flip", 1)[:, 0] < 0.5) & self.flip
 
 
 def _mirrored(images: Tensor, rows: Tensor) -> Tensor:
@@ -72,28 +78,66 @@ def _bordered(images: Tensor, most: int, axis: int) -> Tensor:
     return torch.cat((before.flip(axis), images, after.flip(axis)), axis)
 
 
+class TrainingSet(Protocol):
+    """What batches are drawn from: images, or latents of images."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what networks are trained on."""
+        ...
+
+    @property
+    def codec(self) -> CodecConfig:
+        """Whose latents they are; of images none."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:
+        """(B, ...): what travels to the device for these images. draws: of their sample numbers."""
+        ...
+
+    @property
+    def floats(self) -> Callable[[Tensor, Draws], Tensor]:
+        """`rows` on a device -> x: (B, C, H, W) float32 there. draws: as those of `rows`, on the device."""
+        ...
+
+
 @dataclass(frozen=True)
 class ByteBatch:
-    """A training batch of 8-bit pixels, augmented: a quarter of what a `Batch` takes to a device.
+    """A training batch as it travels to a device: of images 8-bit pixels, a quarter of what a `Batch` takes.
 
-    x: (B, C, H, W) uint8; label, sample: as in `Batch`
+    x: of the training set's `rows`, which `floats` makes floats; label, sample: as in `Batch`; seed: of the run
     """
 
     x: Tensor
     label: Tensor | None
     sample: Tensor
+    floats: Callable[[Tensor, Draws], Tensor]
+    seed: int
 
     def pinned(self) -> ByteBatch:
         """In memory that a GPU copies from by itself."""
-        return ByteBatch(
-            self.x.pin_memory(), None if self.label is None else self.label.pin_memory(), self.sample.pin_memory()
-        )
+        label = None if self.label is None else self.label.pin_memory()
+        return replace(self, x=self.x.pin_memory(), label=label, sample=self.sample.pin_memory())
 
     def to(self, device: torch.device | str) -> Batch:
         """As floats on a device. From pinned memory nothing waits for the copy."""
         x, sample = (part.to(device, non_blocking=True) for part in (self.x, self.sample))
         label = None if self.label is None else self.label.to(device, non_blocking=True)
-        return Batch(to_float(x), label, sample, here=self.sample)
+        return Batch(self.floats(x, Draws(self.seed, sample)), label, sample, here=self.sample)
 
 
 class Batches:
@@ -104,7 +148,7 @@ class Batches:
 
     def __init__(
         self,
-        images: ImageSet,
+        images: TrainingSet,
         batch_size: int,
         seed: int,
         augment: Augment = Augment(),
@@ -129,12 +173,13 @@ class Batches:
             raise ValueError(f"iteration {iteration}; expected 0 or more")
         sample = self.rows + iteration * self.batch_size
         index = self._indices(sample).numpy()
-        pixels = torch.from_numpy(self.images.images[index])  # fancy indexing copies
         labels = self.images.labels
         return ByteBatch(
-            x=self.augment(pixels, Draws(self.seed, sample)),
+            x=self.images.rows(index, Draws(self.seed, sample), self.augment),
             label=None if labels is None else torch.from_numpy(labels[index]),
             sample=sample,
+            floats=self.images.floats,
+            seed=self.seed,
         )
 
     def _indices(self, sample: Tensor) -> Tensor:

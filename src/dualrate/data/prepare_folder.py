@@ -1,8 +1,9 @@
-"""The folder that `prepare` writes into: whether it may, whether there is room, what a killed process left in it."""
+"""The folder that `prepare`, or `encode`, writes: whether it may, whether there is room, what a killed process left."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise OSError(
             f"{folder} is to hold {needed / 1e9:,.2f} GB more, and {free / 1e9:,.2f} GB are free there: make room, or "
-            "prepare a smaller --size; the same command goes on"
+            "ask for a smaller --size; the same command goes on"
         )
 
 
@@ -27,27 +28,32 @@ def begun_strictly(folder: Path) -> bool:
     return isinstance(before, dict) and before.get("on_bad") == "fail"
 
 
-def check_folder(folder: Path, plan: dict[str, Any]) -> None:
-    """Raises ValueError unless the folder is empty, new, or of the same plan."""
+def check_folder(
+    folder: Path, plan: dict[str, Any], *, file: str = PLAN, done: str = "prepared", free: Container[str] = ("source",)
+) -> None:
+    """Raises ValueError unless the folder is empty, new, or of the same plan.
+
+    file: that holds the plan, whose "content" is the source's; done: what became of it; free: parts that may differ
+    """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a new folder for the prepared images")
+        raise ValueError(f"{folder} is a file: give a new folder for the {done} images")
     folder.mkdir(parents=True, exist_ok=True)
-    if not is_prepared(folder):
+    if not (folder / file).is_file():
         if there := sorted(
             file.name for file in folder.iterdir() if file.name != ".lock" and not written_aside(file.name)
         ):
-            raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder for the prepared images")
+            raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder for the {done} images")
         return
-    before = read_json(folder / PLAN)
+    before = read_json(folder / file)
     if not isinstance(before, dict):
-        raise ValueError(f"{folder / PLAN} is no JSON object: remove the folder and prepare it anew")
-    names = [name for name in plan if name not in ("source", "content") and before.get(name) != plan[name]]
+        raise ValueError(f"{folder / file} is no JSON object: remove the folder and begin anew")
+    names = [name for name in plan if name not in free and name != "content" and before.get(name) != plan[name]]
     if names:
         differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
-        raise ValueError(f"{folder} was prepared with {differ}: ask for the same, or give another folder")
+        raise ValueError(f"{folder} was {done} with {differ}: ask for the same, or give another folder")
     if before.get("content") != plan["content"]:
         raise ValueError(
-            f"{folder} was prepared from other files ({before.get('source')}): their names, sizes or times of change "
+            f"{folder} was {done} from other files ({before.get('source')}): their names, sizes or times of change "
             f"are not those of {plan['source']} now; give another folder"
         )
 

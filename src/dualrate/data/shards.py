@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -34,19 +35,19 @@ from dualrate.machine.workers import Mapper
 FORMAT = 1
 PLAN, DATASET = "prepare.json", "dataset.json"
 _OPEN = 256  # shards mapped at a time: each holds a file open, of which a process may have 1024
-AGAIN = "run the same `dualrate data prepare` again: it makes what is missing, and nothing else"
+AGAIN = "run the same `dualrate data prepare` (or encode) again: it makes what is missing, and nothing else"
 
 
 class Shards:
-    """Images in files as one array that is only read: (N, C, H, W) uint8, indexed by a slice or by numbers of rows.
+    """Rows in files as one array that is only read: (N, *shape), indexed by a slice or by numbers of rows.
 
-    counts: images in each of the files; shape: (C, H, W)
+    counts: rows in each of the files; shape: of a row, (C, H, W) of an image
     """
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, files: Sequence[Path], counts: Sequence[int], shape: tuple[int, int, int]) -> None:
-        self.files = tuple(files)
+    def __init__(
+        self, files: Sequence[Path], counts: Sequence[int], shape: Sequence[int], dtype: str = "uint8"
+    ) -> None:
+        self.files, self.dtype = tuple(files), np.dtype(dtype)
         self.starts = np.array([0, *accumulate(counts)])
         self.shape = (int(self.starts[-1]), *shape)
         self._mapped = lru_cache(maxsize=_OPEN)(self._map)
@@ -54,23 +55,23 @@ class Shards:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: slice | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+    def __getitem__(self, index: slice | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
         """A copy of these rows. Raises IndexError for rows that there are not."""
         rows = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index, np.int64)
         if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)} images")
         rows = np.where(rows < 0, rows + len(self), rows)
         shard = np.searchsorted(self.starts, rows, side="right") - 1
-        images = np.empty((*rows.shape, *self.shape[1:]), np.uint8)
+        images = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         for number in np.unique(shard):
             here = shard == number
             images[here] = self._mapped(int(number))[rows[here] - self.starts[number]]
         return images
 
-    def _map(self, number: int) -> NDArray[np.uint8]:
+    def _map(self, number: int) -> NDArray[Any]:
         count = int(self.starts[number + 1] - self.starts[number])
         with naming(self.files[number]):
-            return np.memmap(self.files[number], np.uint8, "r", shape=(count, *self.shape[1:]))
+            return np.memmap(self.files[number], self.dtype, "r", shape=(count, *self.shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,27 +85,50 @@ class Prepared:
     fingerprint: str
 
 
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """One split of a folder of shards.
+
+    rows:    all of them
+    dataset: what dataset.json holds; part: of it, this split's
+    """
+
+    rows: Shards
+    labels: np.ndarray | None
+    dataset: dict[str, Any]
+    part: dict[str, Any]
+
+
 def is_prepared(folder: Path) -> bool:
     """Whether a folder is `prepare`'s, finished or not."""
     return (folder / PLAN).is_file()
 
 
-def read_prepared(folder: Path, split: Split) -> Prepared:
-    """One split, memory-mapped. Reads labels and sizes of files, and no pixel.
+def read_packed(folder: Path, split: Split) -> Packed:
+    """One split, memory-mapped. Reads labels and sizes of files, and no row.
 
     Raises ValueError for a folder that is not finished, Damaged (an OSError) for what is not as it was written.
     """
     manifest, dataset = _dataset(folder)
     part = dataset["splits"][split]
-    shape = (dataset["channels"], dataset["size"], dataset["size"])
+    images = {"shape": [dataset.get("channels"), dataset.get("size"), dataset.get("size")], "dtype": "uint8", "each": 1}
+    row = dataset.get("row", images)
     files = [folder / shard["file"] for shard in part["shards"]]
-    counts = [shard["images"] for shard in part["shards"]]
+    counts = [shard["images"] * row["each"] for shard in part["shards"]]
+    size = math.prod(row["shape"]) * np.dtype(row["dtype"]).itemsize
     for file, count in zip(files, counts, strict=True):
-        check_size(file, count * shape[0] * shape[1] * shape[2])
+        check_size(file, count * size)
     labels = None
     if part["labelled"]:
         labels = np.load(io.BytesIO(_content(manifest, f"{split}-labels.npy")), allow_pickle=False)
-    return Prepared(Shards(files, counts, shape), labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
+    return Packed(Shards(files, counts, row["shape"], row["dtype"]), labels, dataset, part)
+
+
+def read_prepared(folder: Path, split: Split) -> Prepared:
+    """Prepared images of one split. Raises what `read_packed` raises."""
+    found = read_packed(folder, split)
+    part = found.part
+    return Prepared(found.rows, found.labels, tuple(part["class_names"]), part["name"], part["fingerprint"])
 
 
 def shards_source(folder: Path, split: Split) -> Source:
@@ -120,8 +144,8 @@ def shards_source(folder: Path, split: Split) -> Source:
 
 def verify(folder: Path, mapper: Mapper, progress: DataProgress) -> int:
     """Read every shard and compare it with its sha256; the number of images. Raises Damaged that names those that are
-    not what was written, and what `read_prepared` raises."""
-    images = sum(len(read_prepared(folder, split).images) for split in ("train", "test"))
+    not what was written, and what `read_packed` raises."""
+    images = sum(part["images"] for part in (read_packed(folder, split).part for split in ("train", "test")))
     shards = [shard for part in _dataset(folder)[1]["splits"].values() for shard in part["shards"]]
     by_file = {folder / shard["file"]: shard for shard in shards}
     done, wrong = 0, []
@@ -157,7 +181,7 @@ def is_finished(folder: Path) -> bool:
     """Whether nothing is left to be done or mended, as far as can be told without reading the images."""
     try:
         for split in ("train", "test"):
-            read_prepared(folder, split)
+            read_packed(folder, split)
     except (ValueError, Damaged):
         return False
     return True
@@ -172,7 +196,7 @@ def _dataset(folder: Path) -> tuple[Manifest, dict[str, Any]]:
         raise ValueError(f"{folder} is not finished: it has no {MANIFEST}; {AGAIN}")
     dataset = json.loads(_content(manifest, DATASET))
     if dataset["format"] != FORMAT:
-        raise ValueError(f"{folder} has format {dataset['format']}, expected {FORMAT}: prepare it anew, elsewhere")
+        raise ValueError(f"{folder} has format {dataset['format']}, expected {FORMAT}: make it anew, elsewhere")
     return manifest, dataset
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import find_source
+from dualrate.data.latents import is_encoded, read_latents
 from dualrate.doctor.finding import Finding, ok, problem, warning
 from dualrate.machine.folders import Damaged
 from dualrate.runs.store import EXPERIMENT, WEIGHTS, load, read_experiment
@@ -64,12 +65,31 @@ def _loaded(path: Path) -> Iterator[Finding]:
         told = [note.removeprefix("warning: ") for note in notes if note.startswith("warning: ")]
         yield from (warning(note, "dualrate export RUN --out WEIGHTS") for note in told)
     yield ok(f"load reads iteration {model.iteration}, {sum(model.parameters.values()):,} parameters")
+    try:
+        fingerprint = model.codec.fingerprint
+    except (ValueError, OSError) as error:
+        yield problem(f"its codec cannot be read: {error}", "put it back: no image can be drawn without it")
+    else:
+        if fingerprint:
+            yield ok(f"its codec is here: sha256 {fingerprint[:12]}")
+
+
+def _latents(source: str) -> Iterator[Finding]:
+    try:
+        found = read_latents(source, "train")
+    except (ValueError, OSError) as error:
+        yield warning(f"its latents cannot be used ({error})", "sampling needs none; to train on, encode them again")
+    else:
+        yield ok(f"its latents are here: {found.name}")
 
 
 def check_source(source: str) -> Iterator[Finding]:
     """Whether the images of a run can be found, without fetching or decoding any."""
     if source == fashion_mnist.NAME and fashion_mnist.found_at(cache_dir() / source) is None:
         yield warning(f"{source} is not on this machine", "nothing, if it has a network: 30 MB are fetched at need")
+        return
+    if is_encoded(source):
+        yield from _latents(source)
         return
     try:
         found = find_source(source, "train", cache_dir(), lambda done, total, message: None)

@@ -70,7 +70,7 @@ class DenoisingConfig(MethodConfig, Ranged):
             return Prepared(method, weights)
         teacher = start.load(self.targets_from)
         check_targets(experiment, teacher)
-        macs = teacher.call_cost.of(steps=1, heavy=1)
+        macs = replace(teacher.call_cost, decode=0).of(steps=1, heavy=1)
         start.note(f"targets: x_hat of {teacher}, {macs / 1e6:.3g} million multiply-adds more at every time trained on")
         for network in teacher.networks.values():
             start.shard(network)
@@ -126,12 +126,17 @@ def check_targets(experiment: Experiment, teacher: Model) -> None:
     """Raises ValueError unless a model's x_hat is an estimate of what this experiment's networks estimate."""
     if not teacher.serves.any_plan:
         raise ValueError(f"{teacher.path} is a student, whose x_hat is no posterior mean: name what taught it")
-    own = {"images of (C, H, W)": experiment.shape, "classes": experiment.num_classes, "process": experiment.process}
-    its = {"images of (C, H, W)": teacher.shape, "classes": teacher.num_classes, "process": teacher.process}
+    own, its = ({**_seen(one), "process": one.process} for one in (experiment, teacher.experiment))
     if differ := [f"{what} {its[what]}, not {own[what]}" for what in own if own[what] != its[what]]:
         raise ValueError(
             f"targets_from is a run with this one's images, classes and process; {teacher.path} has {', '.join(differ)}"
         )
+
+
+def _seen(experiment: Experiment) -> dict[str, object]:
+    """What networks see, by what it is called."""
+    codec = experiment.codec.fingerprint[:12] or "none"
+    return {"images of (C, H, W)": experiment.shape, "codec": codec, "classes": experiment.num_classes}
 
 
 def fill(module: nn.Module, weights: dict, problem: str) -> None:

@@ -16,10 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from dualrate.codecs.codec import Codec, decode_macs
+from dualrate.codecs.config import CodecConfig, NoCodec
 from dualrate.config.ranges import Ranged, Side
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
-from dualrate.data.loader import Augment
+from dualrate.data.latents import encoded_images, is_encoded, read_latents
+from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import DataProgress, Split
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
@@ -53,8 +56,23 @@ class DataConfig(Ranged):
     """What an image that cannot be read does: end the program, or be left out."""
     augment: Augment = Augment()
 
-    def load(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
-        """One split of them. Raises what `load_images` raises."""
+    def load(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
+        """What networks are trained on: one split of the images, or of their cached latents.
+
+        Raises ValueError for latents with a size of their own, what `read_latents` and `load_images` raise.
+        """
+        if not is_encoded(self.source):
+            return self.images(split, progress)
+        if (self.size, self.channels) != (None, None):
+            raise ValueError(
+                f"{self.source} holds latents, which have their size: drop --data.size and --data.channels"
+            )
+        return read_latents(self.source, split)
+
+    def images(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
+        """One split of the images: of latents those that they were made of. Raises as `load` and `load_images`."""
+        if is_encoded(self.source):
+            return encoded_images(self.source, split, progress)
         how = {"size": self.size, "channels": self.channels, "on_bad": self.on_bad}
         return load_images(self.source, split=split, progress=progress, **how)
 
@@ -124,6 +142,7 @@ class Experiment(Ranged):
     fit: FitConfig
     data: DataConfig = DataConfig()
     process: GaussianProcess = GaussianProcess(Cosine())
+    codec: CodecConfig = NoCodec()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +155,7 @@ class Experiment(Ranged):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+        """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
 
     @property
@@ -187,8 +206,18 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+        """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.experiment.shape
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Between the networks' latents and images, read when it is first asked for. Raises as `CodecConfig.build`."""
+        return self.experiment.codec.build(self.networks, self.device)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.codec.image_shape(self.shape)
 
     @property
     def num_classes(self) -> int:
@@ -246,8 +275,9 @@ class Model:
 
     @cached_property
     def call_cost(self) -> CallCost:
-        """Multiply-adds of a call of its denoiser."""
-        return call_cost(self.denoiser, self.shape, 0 if self.num_classes else None, self.device)
+        """Multiply-adds of a call of its denoiser, and of an image's decoding."""
+        cost = call_cost(self.denoiser, self.shape, 0 if self.num_classes else None, self.device)
+        return replace(cost, decode=decode_macs(self.codec, self.shape, self.device))
 
     @property
     def reuses_context(self) -> bool:

@@ -173,6 +173,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             raise ValueError(
                 f"a plain student starts from its teacher, so {student.name} must have the network of {self.teacher}"
             )
+        if teacher.experiment.codec.fingerprint != student.codec.fingerprint:
+            raise ValueError(f"{self.teacher} and {student.name} see images by different codecs: train on its latents")
         if self.guidance != 1 and not teacher.num_classes:
             raise ValueError(f"{self.teacher} has no classes, so there is nothing to guide: drop the guidance weight")
         return network

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dualrate.data.images import ImageSet
+from dualrate.data.loader import TrainingSet
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
@@ -56,7 +56,7 @@ def calibrate(
 
 def _measured(
     model: Model,
-    source: ImageSet,
+    source: TrainingSet,
     count: int,
     bands: Bands,
     progress: Reporter,

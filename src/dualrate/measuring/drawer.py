@@ -20,11 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, NoiseLevel, Ranged
 from dualrate.config.serial import to_plain, type_name
 from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
@@ -157,7 +159,8 @@ class Drawer(Ranged):
         """What an image costs, whatever its class. Raises ValueError for a step that the denoiser cannot be under."""
         label = 0 if self.model.num_classes else None
         how = {"label": label, "device": self.model.device, "wrap": self._guided}
-        return plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
+        cost = plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
+        return replace(cost, calls=replace(cost.calls, decode=self.model.call_cost.decode))
 
     @cached_property
     def macs_by_step(self) -> list[int]:
@@ -172,14 +175,17 @@ class Drawer(Ranged):
         progress: ImageProgress | None = None,
         watch: Callable[[State], None] | None = None,
     ) -> Iterator[NDArray[np.uint8]]:
-        """The images of these seeds, (b, C, H, W), batch by batch as they are drawn.
+        """The images of these seeds, (b, C, H, W), batch by batch as they are drawn, latents decoded.
 
-        progress, watch: as of `sample`. Raises what that raises.
+        progress, watch: as of `sample`. Raises what that and the codec raise.
         """
         how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16, "watch": watch}
         of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
+        done = 0
         for batch in sample(*of, progress=progress, **how):
-            yield to_uint8(batch).cpu().numpy()
+            row = torch.tensor(list(seeds[done : done + len(batch)]), dtype=torch.int64, device=batch.device)
+            done += len(batch)
+            yield to_uint8(decoded(self.model.codec, batch, Draws(0, row))).cpu().numpy()
 
     def draw(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Samples:
         """The images of these seeds, all at once. Raises what `sample` raises."""

@@ -137,7 +137,7 @@ def _dim(features: Features) -> int:
 def _splits(data: DataConfig, progress: Reporter) -> tuple[ImageSet, ImageSet]:
     """Training and test images."""
     decoding = messages(progress.note)
-    return data.load("train", decoding), data.load("test", decoding)
+    return data.images("train", decoding), data.images("test", decoding)
 
 
 def shipped(fingerprint: str) -> Path | None:

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dualrate.codecs.codec import decoded
+from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
@@ -77,7 +79,12 @@ def measure(
         found = [store.read(seeds) for store in keep_features(drawer, seeds, nets, keep, **how)]
         largest = min(size, len(seeds))
     features = {judge.metric: own.features for judge, own in zip(judges, found, strict=True)}
-    how = {"labels": drawer.labels_rule, "strata": drawer.strata(seeds), "seeds": f"{seeds.start}-{seeds.stop - 1}"}
+    how = {
+        "codec": drawer.model.codec,
+        "labels": drawer.labels_rule,
+        "strata": drawer.strata(seeds),
+        "seeds": f"{seeds.start}-{seeds.stop - 1}",
+    }
     score, *beside = (
         judge.score_features(features[judge.metric], details=details and judge is judges[0], **how) for judge in judges
     )
@@ -165,6 +172,15 @@ def seconds_of_calls(model: Model, batch_size: int, *, seconds: float = 1.0) -> 
         return heavy, seconds_per_call(lambda: denoiser.denoise(z, t, context, cond), **how)
 
 
+def seconds_of_decoding(model: Model, batch_size: int, *, seconds: float = 1.0) -> float:
+    """Seconds in which `batch_size` latents become images, measured now, for about `seconds`; 0 on pixels."""
+    if not model.call_cost.decode:
+        return 0.0
+    x = torch.zeros(batch_size, *model.shape, device=model.device)
+    draws = Draws(0, torch.arange(batch_size, device=model.device))
+    return seconds_per_call(lambda: decoded(model.codec, x, draws), seconds=seconds, device=model.device)
+
+
 def cost_report(drawer: Drawer) -> dict[str, object]:
     """Parameters, MACs and FLOPs, and latency of the networks' calls and of a batch's images, measured now."""
     cost, count = drawer.cost, drawer.batch_size
@@ -174,10 +190,12 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
         "macs_heavy_call": cost.calls.heavy,
         "macs_light_call": cost.calls.light,
+        "macs_decode": cost.calls.decode,
         "flops_heavy_call": 2 * cost.calls.heavy,
         "flops_light_call": 2 * cost.calls.light,
         "seconds_heavy_call": heavy if cost.calls.heavy else 0.0,
         "seconds_light_call": light,
+        "seconds_decode": seconds_of_decoding(drawer.model, count),
         "steps": drawer.plan.num_steps,
         "heavy_calls_per_image": cost.heavy_calls,
         "light_calls_per_image": cost.light_calls,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
-from dualrate.data.images import ImageSet
+from dualrate.data.loader import TrainingSet
 from dualrate.data.untrusted import read_text, reading
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
@@ -26,7 +26,7 @@ from dualrate.machine.files import read_json, write_whole
 from dualrate.machine.progress import ImageProgress, Reporter, image_progress
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import measure, seconds_of_calls
+from dualrate.measuring.measure import measure, seconds_of_calls, seconds_of_decoding
 from dualrate.measuring.subset import SubsetPart, subset_parts
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Errors, Planned, Planner, measure_errors
@@ -49,7 +49,8 @@ class Candidate:
 def call_seconds(model: Model, batch_size: int) -> CallCost:
     """In measured seconds, at a batch size."""
     heavy, light = seconds_of_calls(model, batch_size)
-    return CallCost(heavy / batch_size, light / batch_size, model.call_cost.own)
+    decode = seconds_of_decoding(model, batch_size)
+    return CallCost(heavy / batch_size, light / batch_size, model.call_cost.own, decode / batch_size)
 
 
 def candidates(
@@ -119,14 +120,14 @@ def are_errors_kept(model: Model, *, grid: int, images: int) -> bool:
     return _file(model, source, grid, min(images, len(source))).exists()
 
 
-def _file(model: Model, source: ImageSet, grid: int, images: int) -> Path:
+def _file(model: Model, source: TrainingSet, grid: int, images: int) -> Path:
     of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, pays(model.device)]
     of += ["compiled"] * model.compiled
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     return cache_dir() / "plans" / f"{key}.json"
 
 
-def _measured(model: Model, source: ImageSet, grid: int, images: int, progress: Reporter, mapper: Mapper) -> Errors:
+def _measured(model: Model, source: TrainingSet, grid: int, images: int, progress: Reporter, mapper: Mapper) -> Errors:
     """`images` spread over the data set; a mean over parts of ROWS images."""
     t, done = StepPlan.uniform(grid).t, 0
     parts = list(subset_parts(model, source, images, ROWS))

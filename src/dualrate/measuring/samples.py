@@ -100,7 +100,7 @@ def write_samples(
         found = read_record(out)  # again: before the lock was held, another process may have been here
         if found is not None:
             found.require_same(record, out)
-        folder = _Folder(out, record.joined(found), seeds, model.shape)
+        folder = _Folder(out, record.joined(found), seeds, model.image_shape)
         with folder.naming_progress():
             drawn, seconds = folder.fill(drawer, progress or (lambda done, total: None), mapper)
             if npz:

@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.data.images import ImageSet
+from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
+from dualrate.data.images import ImageSet, to_float, to_uint8
+from dualrate.diffusion.draws import Draws
 from dualrate.metrics.bootstrap import LEVEL, bootstrap_interval, resampled_distances
 from dualrate.metrics.details import Details
 from dualrate.metrics.extractor import FeatureExtractor
@@ -23,6 +25,7 @@ from dualrate.metrics.precision_recall import Manifold
 from dualrate.metrics.reference import Reference
 
 Net = TypeVar("Net", bound=FeatureExtractor)
+ROUND_TRIP = 16  # images that a codec encodes at a time
 RESAMPLING_SEED = 0  # of every interval, so that replicates are paired
 
 
@@ -64,7 +67,10 @@ class Evaluator(Generic[Net]):
     net: Net
     reference: ImageSet | Reference
     held_out: ImageSet | None
-    _floors: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _round_trips: dict[tuple[int, str], GaussianStats] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _floors: dict[tuple[int, str], float] = field(default_factory=dict, init=False, repr=False, compare=False)
     _manifolds: dict[int, Manifold] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -90,6 +96,7 @@ class Evaluator(Generic[Net]):
         resamples: int = 200,
         strata: Tensor | None = None,
         details: bool = False,
+        codec: Codec = ON_PIXELS,
     ) -> Score:
         """Score images by their features (N, D), which `net` gave.
 
@@ -97,11 +104,12 @@ class Evaluator(Generic[Net]):
         strata:        (N,) int64, the classes of images that have as many of each class as was asked for, not as
                        chance would have it: the interval then tells what other noise would do, not other classes
         details:       whether the score has `details`
+        codec:         that decoded the images, for the floor
         ValueError for fewer images than twice the features, and for what `bootstrap_interval` refuses.
         """
         self.check_count(len(features))
         interval = bootstrap_interval(features, self._stats, resamples=resamples, seed=RESAMPLING_SEED, strata=strata)
-        floor, floor_count = self.floor(len(features))
+        floor, floor_count = self.floor(len(features), codec)
         return Score(
             metric=self.metric,
             value=frechet_distance(GaussianStats.of(features), self._stats),
@@ -118,7 +126,7 @@ class Evaluator(Generic[Net]):
                 seeds=seeds,
                 labels=labels,
             ),
-            note=self._note(len(features), floor_count, stratified=strata is not None),
+            note=self._note(len(features), floor_count, stratified=strata is not None, codec=codec),
             details=self.details(features) if details else None,
         )
 
@@ -161,8 +169,10 @@ class Evaluator(Generic[Net]):
                 f"got {count} images; {self.metric} needs at least {minimum}, better {self.net.usual_count}: draw more"
             )
 
-    def floor(self, count: int) -> tuple[float, int]:
+    def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:
         """The value of `count` held-out images, drawn without replacement by a fixed seed, and how many those are.
+
+        They are encoded and decoded by the codec first: no model of its latents is expected to come below.
 
         Every class has its share of them, as in samples whose labels take turns: a random mix of classes would add to
         the distance, and double it for Fashion-MNIST (studies/fd_bias.py). Fewer than `count` if there are no more:
@@ -171,10 +181,25 @@ class Evaluator(Generic[Net]):
         if self.held_out is None:
             return math.nan, 0
         count = min(count, len(self.held_out))
-        if count not in self._floors:
-            stats = GaussianStats.of(self._held_out_features[_chosen(self.held_out, count)])
-            self._floors[count] = frechet_distance(stats, self._stats)
-        return self._floors[count], count
+        if (count, codec.fingerprint) not in self._floors:
+            self._floors[count, codec.fingerprint] = frechet_distance(self._through(codec, count), self._stats)
+        return self._floors[count, codec.fingerprint], count
+
+    def reconstruction(self, count: int, codec: Codec) -> float:
+        """rFD: the distance of `count` held-out images after the codec's round trip from the same before it."""
+        return frechet_distance(self._through(codec, count), self._through(ON_PIXELS, count))
+
+    def _through(self, codec: Codec, count: int) -> GaussianStats:
+        """Of `count` held-out images that the codec has encoded and decoded."""
+        if (count, codec.fingerprint) not in self._round_trips:
+            assert self.held_out is not None
+            rows = _chosen(self.held_out, count)
+            if codec.fingerprint:
+                seen = self.net.features(round_trips(codec, self.held_out, rows))
+            else:
+                seen = self._held_out_features[rows]
+            self._round_trips[count, codec.fingerprint] = GaussianStats.of(seen)
+        return self._round_trips[count, codec.fingerprint]
 
     @cached_property
     def _stats(self) -> GaussianStats:
@@ -192,7 +217,7 @@ class Evaluator(Generic[Net]):
         assert self.held_out is not None
         return self.net.features(self.held_out.images)
 
-    def _note(self, count: int, floor_count: int, *, stratified: bool) -> str:
+    def _note(self, count: int, floor_count: int, *, stratified: bool, codec: Codec) -> str:
         notes = [f"against the statistics in {self.reference.name}"] if isinstance(self.reference, Reference) else []
         if count < self.net.usual_count:
             notes.append(
@@ -203,9 +228,23 @@ class Evaluator(Generic[Net]):
             notes.append("no held-out images, no floor")
         elif floor_count < count:
             notes.append(f"only {floor_count} held-out images: their floor is biased upward against {count}")
+        if floor_count and codec.fingerprint:
+            rfd = self.reconstruction(floor_count, codec)
+            notes.append(
+                f"the floor's images went through the codec; rFD {rfd:.4g}, of {floor_count} of them from themselves"
+            )
         if stratified:
             notes.append("interval: for other noise, each class keeping its share")
         return "; ".join(notes)
+
+
+def round_trips(codec: Codec, images: ImageSet, rows: Tensor) -> NDArray[np.uint8]:
+    """(B, C, H, W): these images, encoded and decoded."""
+    device, found = codec.device, []
+    for part in rows.split(ROUND_TRIP):
+        x = to_float(images.images[part.numpy()]).to(device)
+        found.append(to_uint8(round_trip(codec, x, Draws(0, part.to(device)))).cpu().numpy())
+    return np.concatenate(found)
 
 
 def _chosen(images: ImageSet, count: int) -> Tensor:

@@ -13,6 +13,7 @@ Levels   each halves the one before, down to the middle, of transformer blocks. 
 Light    the light network halves the heavy one's transformers in width and depth, and keeps three quarters of its
          convolutions' widths: the rule behind the light networks of the other recipes, nearly.
 Widths   a level holds what it is given: at least as many channels as a patch has numbers.
+Latents  (dualrate data encode) are taken as they are: the side and channels of the networks are theirs.
 Colours  grey if every image that was looked at is, else three channels.
 Classes  of the labels; one class is none.
 Mirror   no image is mirrored in training: writing, faces of clocks and left shoes have no mirror image. Photographs of
@@ -31,6 +32,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Literal
 
+from dualrate.data.latents import LatentSet, is_encoded, read_latents
 from dualrate.data.look import Look, look_at
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
@@ -146,7 +148,12 @@ class Auto:
         """
         if not self.data.source:
             raise ValueError("auto fits a model to your images, so it needs them: --data.source FOLDER (or a file)")
-        look, progress = look_at(self.data.source), progress or PlainReporter()
+        progress = progress or PlainReporter()
+        if is_encoded(self.data.source):
+            latents = read_latents(self.data.source, "train")
+            progress.note(f"{latents.name}: {len(latents)} images as latents of {latents.shape} (C, H, W)")
+            return on_latents(latents, self.data, self.size, self.rate)
+        look = look_at(self.data.source)
         made = experiment(look, self.data, self.size, self.rate)
         progress.note(account(look, self.data, made))
         return made
@@ -158,17 +165,33 @@ def experiment(look: Look, data: DataConfig, size: Size = "small", rate: Rate = 
     data: where they are; its own size and channels hold if they are given
     Raises ValueError for a side that is none of `SIDES`, and for images that are smaller than all of those.
     """
-    tier = TIERS[size]
-    side = side_of(look, tier.most) if data.size is None else checked_side(data.size)
+    side = side_of(look, TIERS[size].most) if data.size is None else checked_side(data.size)
     channels = data.channels or (1 if all(shape[0] == 1 for shape in look.shapes) else 3)
-    heavy = network(tier, side, channels, look.num_classes if look.num_classes > 1 else 0)
+    return _made((channels, side), look.num_classes, replace(data, size=side, channels=channels), size, rate)
+
+
+def on_latents(latents: LatentSet, data: DataConfig, size: Size = "small", rate: Rate = "dual") -> Experiment:
+    """The experiment that fits cached latents. data: where they are. Raises ValueError for a side none of `SIDES`."""
+    channels, side, width = latents.shape
+    if side != width or side not in SIDES:
+        raise ValueError(
+            f"auto has no networks for latents of {side} x {width}: encode images of another --size, whose latents are "
+            f"square, of side {', '.join(map(str, SIDES))}"
+        )
+    return replace(_made((channels, side), latents.num_classes, data, size, rate), codec=latents.codec)
+
+
+def _made(shape: tuple[int, int], num_classes: int, data: DataConfig, size: Size, rate: Rate) -> Experiment:
+    """shape: channels and side of what the networks see."""
+    tier, (channels, side) = TIERS[size], shape
+    heavy = network(tier, side, channels, num_classes if num_classes > 1 else 0)
     networks = OneNetwork(heavy) if rate == "single" else TwoNetworks(heavy, light_of(heavy))
     return Experiment(
         f"{name_of(data.source)}-{size}-{rate}",
         networks,
         DenoisingConfig(times=SingleTime() if rate == "single" else TimeSampler(heavy=(4, 32))),
         tier.fit,
-        replace(data, size=side, channels=channels),
+        data,
         process=GaussianProcess(Cosine() if side <= NOISE_SIDE else Interpolated.between(NOISE_SIDE, side, side)),
     )
 

@@ -117,4 +117,4 @@ def _student(
             raise ValueError(f"only a cosine schedule can be shifted further, this teacher's is {schedule}: drop shift")
         schedule = replace(schedule, shift=schedule.shift + shift)
     name = f"{recipe.name or source.name}-{ending}"
-    return Experiment(name, networks, method, recipe.fit, source.data, GaussianProcess(schedule))
+    return Experiment(name, networks, method, recipe.fit, source.data, GaussianProcess(schedule), source.codec)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dualrate.data.images import ImageSet
+from dualrate.data.loader import TrainingSet
+from dualrate.experiments.experiment import Experiment
 from dualrate.machine.folders import check_link, some_of
 
 SAMPLES = "sample.json"  # is in a folder of samples, which no run can be in
@@ -49,7 +50,20 @@ def _check_content(out: Path) -> None:
         raise ValueError(f"{out} holds {some_of(foreign)} but no run: choose a new or empty directory as --out")
 
 
-def data_notes(images: ImageSet, num_classes: int, batch_size: int) -> list[str]:
+def check_codec(experiment: Experiment, images: TrainingSet) -> None:
+    """Raises ValueError unless the images are what the experiment's codec is trained on: images, or its own latents."""
+    own, of_data = experiment.codec.fingerprint, images.codec.fingerprint
+    if own == of_data:
+        return
+    said = {True: "latents by the codec {} (sha256)", False: "images"}
+    found, expected = (said[bool(one)].format(one[:12]) for one in (of_data, own))
+    raise ValueError(
+        f"{images.name} has {found}, and {experiment.name} is trained on {expected}: name the data that it was begun "
+        "on, or begin a new run, in Python with `dr.on_codec_of_data(experiment)`"
+    )
+
+
+def data_notes(images: TrainingSet, num_classes: int, batch_size: int) -> list[str]:
     """What is odd about the images but no error. num_classes: of the networks, 0 if unconditional."""
     notes = []
     if images.labels is not None and num_classes:

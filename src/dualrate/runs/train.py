@@ -7,15 +7,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from dualrate.codecs.codec import Codec, decoded
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
-from dualrate.data.images import ImageSet, to_uint8
-from dualrate.data.loader import Batches
+from dualrate.data.images import to_uint8
+from dualrate.data.loader import Batches, TrainingSet
 from dualrate.data.prefetch import Prefetched
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
 from dualrate.experiments.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
 from dualrate.machine.device import keep_compiled, pays, peak_memory
@@ -24,7 +25,7 @@ from dualrate.machine.world import World
 from dualrate.methods.method import Method
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
-from dualrate.runs.checks import check_out, data_notes
+from dualrate.runs.checks import check_codec, check_out, data_notes
 from dualrate.runs.store import EXPERIMENT, HISTORY, load, note_start, read_experiment, write_experiment
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import call_cost
@@ -92,6 +93,7 @@ def train(
         ),
     )
     method, costs = prepared.method, costs_of(experiment, prepared.method)
+    codec = experiment.codec.build(method.networks, device)
 
     def on_start() -> None:
         announce(experiment, images, costs, out, progress)
@@ -102,7 +104,7 @@ def train(
         note_start(out, command, prepared.weights)
 
     def on_sample(iteration: int) -> None:
-        save_samples(experiment, method.denoiser(), samples_file(out, iteration), device)
+        save_samples(experiment, method.denoiser(), codec, samples_file(out, iteration), device)
         if score is not None and score_every is not None and iteration % score_every == 0:
             metric, value = score(
                 Model(experiment.name, experiment, method.networks, method.denoiser(), iteration, weights_hash="")
@@ -120,7 +122,12 @@ def train(
             batches,
             config,
             out,
-            identity=plain | {"images": images.fingerprint, "method": plain["method"] | dict(prepared.identity)},
+            identity={
+                **plain,
+                "images": images.fingerprint,
+                "method": plain["method"] | dict(prepared.identity),
+                "codec": experiment.codec.fingerprint or plain["codec"],
+            },
             upgrade=upgraded_identity,
             progress=prepared.watch(progress),
             on_start=on_start,
@@ -143,9 +150,10 @@ def _check_method(experiment: Experiment, out: Path) -> None:
         )
 
 
-def training_images(experiment: Experiment, decoding: Callable[[int, int, str], None] | None) -> ImageSet:
-    """What the experiment trains on. Raises ValueError if that does not fit its networks."""
+def training_images(experiment: Experiment, decoding: Callable[[int, int, str], None] | None) -> TrainingSet:
+    """What the experiment trains on. Raises ValueError if that does not fit its codec or its networks."""
     images = experiment.data.load("train", decoding)
+    check_codec(experiment, images)
     check_fit(experiment, images)
     return images
 
@@ -191,7 +199,7 @@ def _rounded(count: float) -> str:
     return f"{count / 1e9:.3g} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
-def announce(experiment: Experiment, images: ImageSet, costs: list[str], out: Path, progress: Reporter) -> None:
+def announce(experiment: Experiment, images: TrainingSet, costs: list[str], out: Path, progress: Reporter) -> None:
     """Says what will be trained, what it costs, and what is odd about its images."""
     config = experiment.fit
     progress.note(f"{experiment.name}: {config.iterations} iterations of {config.batch_size} images, in {out}")
@@ -205,22 +213,29 @@ def samples_file(out: Path, iteration: int) -> Path:
     return out / "samples" / f"{iteration:07d}.png"
 
 
-def save_samples(experiment: Experiment, denoiser: Denoiser, file: Path, device: torch.device | str) -> None:
+def save_samples(
+    experiment: Experiment, denoiser: Denoiser, codec: Codec, file: Path, device: torch.device | str
+) -> None:
     """A grid of images, from the same noise every time."""
     seeds, (plan, *_) = range(SHOWN), experiment.serves.ladder([SHOWN_STEPS])
     labels = [seed % experiment.num_classes for seed in seeds] if experiment.num_classes else None
     drawn = sample(denoiser, Ancestral(experiment.process), plan, experiment.shape, seeds, labels, device=device)
-    pictures = np.concatenate([to_uint8(batch).cpu().numpy() for batch in drawn])
+    draws = Draws(0, torch.tensor(seeds, device=device))
+    pictures = to_uint8(decoded(codec, torch.cat(list(drawn)), draws)).cpu().numpy()
     file.parent.mkdir(exist_ok=True)
     save_grid(pictures, file, columns=10, scale=2)
 
 
-def check_fit(experiment: Experiment, images: ImageSet) -> None:
+def check_fit(experiment: Experiment, images: TrainingSet) -> None:
     """Raises ValueError unless the images have the networks' shape and their labels exist for the networks."""
-    shape = images.images.shape[1:]
-    if shape != experiment.shape:
+    if images.shape != experiment.shape and images.codec.fingerprint:
         raise ValueError(
-            f"{images.name} has images of {shape} (C, H, W), the networks of {experiment.name} take "
+            f"{images.name} has latents of {images.shape} (C, H, W), the networks of {experiment.name} take "
+            f"{experiment.shape}: change the networks' image_channels and image_size, or encode images of another size"
+        )
+    if images.shape != experiment.shape:
+        raise ValueError(
+            f"{images.name} has images of {images.shape} (C, H, W), the networks of {experiment.name} take "
             f"{experiment.shape}: pass --data.size {experiment.shape[1]} --data.channels "
             f"{experiment.shape[0]}, or change the networks"
         )

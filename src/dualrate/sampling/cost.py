@@ -4,7 +4,7 @@
 papers count; norms, activations and the sampler's own arithmetic are not. Projections of a context are part of the
 heavy call that computes them.
 
-    image = branches x (H x heavy + N x light),   branches = 2 under guidance
+    image = branches x (H x heavy + N x light) + decode,   branches = 2 under guidance
 
 where a step that uses the encoder's own output makes no light call, and a guidance interval spares light calls outside
 it, but no heavy ones: a context holds both branches. `plan_cost` counts a plan by running it, `macs_by_step` by running
@@ -33,16 +33,18 @@ from dualrate.sampling.trajectory import State, sample
 class CallCost:
     """What one row of a heavy (encode) and of a light (denoise with its context) call costs: MACs, or any one unit.
 
-    own: whether a heavy call has denoised already, so that its step makes no light one
+    own:    whether a heavy call has denoised already, so that its step makes no light one
+    decode: what an image costs besides, once: the decoding of its latent
     """
 
     heavy: float
     light: float
     own: bool = False
+    decode: float = 0
 
     def of(self, steps: int, heavy: int) -> float:
         """Of an image with N steps and H heavy calls."""
-        return heavy * self.heavy + (steps - heavy * self.own) * self.light
+        return heavy * self.heavy + (steps - heavy * self.own) * self.light + self.decode
 
     def affordable(self, steps: int, budget: float) -> int | None:
         """The most heavy calls within a budget; None if not even the light ones are."""
@@ -60,7 +62,7 @@ class PlanCost:
 
     @property
     def macs(self) -> int:
-        return int(self.heavy_calls * self.calls.heavy + self.light_calls * self.calls.light)
+        return int(self.heavy_calls * self.calls.heavy + self.light_calls * self.calls.light + self.calls.decode)
 
     @property
     def flops(self) -> int:

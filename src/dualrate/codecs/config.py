@@ -1,0 +1,103 @@
+"""Which codec a run is on, as a frozen dataclass, which is a part of the run's identity; and codecs read from folders.
+
+A codec that does not train is none of a run's weights: it stays in its folder, and the run holds its fingerprint. One
+that trains is a subclass of `CodecConfig` whose codec calls the run's own networks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from dualrate.codecs.codec import Codec, Pixels
+from dualrate.config.imports import imported
+from dualrate.machine.files import ABSENT, read_json
+
+CONFIG = "config.json"
+DIFFUSERS = "dualrate.integrations.codecs:read_autoencoder"  # by name: the core does without that library
+
+
+class CodecConfig(ABC):
+    """How a run's networks see images. A subclass is a frozen dataclass.
+
+    fingerprint: of a codec that does not train, whose latents the run is trained on; empty: it is trained on images
+    """
+
+    fingerprint = ""
+
+    @abstractmethod
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        """The codec, on a device. networks: of the run, for a codec that is trained with them."""
+
+
+@dataclass(frozen=True)
+class NoCodec(CodecConfig):
+    """The networks see pixels."""
+
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        return Pixels()
+
+
+@dataclass(frozen=True)
+class CodecFolder(CodecConfig):
+    """A codec that does not train, as it was saved."""
+
+    folder: str
+    """Where it is, such as the vae of a diffusers pipeline."""
+    fingerprint: str
+    """Its sha256; a folder that holds another one is refused."""
+
+    @staticmethod
+    def at(folder: str | Path, device: torch.device | str = "cpu") -> CodecFolder:
+        """The codec that is there now. Raises as `read_codec`."""
+        return CodecFolder(str(Path(folder).expanduser().resolve()), read_codec(folder, device).fingerprint)
+
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        return self.read(device)
+
+    def read(self, device: torch.device | str) -> Codec:
+        """The codec. Raises ValueError where the folder holds another one, and what `read_codec` raises."""
+        codec = read_codec(self.folder, device)
+        if codec.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"the codec in {self.folder} is another one by now (sha256 {codec.fingerprint[:12]}, expected "
+                f"{self.fingerprint[:12]}): put back the one that the latents were made by, or encode the images anew"
+            )
+        return codec
+
+
+def read_codec(folder: str | Path, device: torch.device | str = "cpu") -> Codec:
+    """The codec that was saved in a folder, read once in a process.
+
+    Raises ValueError for a folder that holds none that is known, OSError where it cannot be read.
+    """
+    path = Path(folder).expanduser().resolve()
+    return _read(path, _state(path), str(device))
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, state: tuple[Any, ...], device: str) -> Codec:
+    """state: by which a folder is seen to have changed"""
+    try:
+        config = read_json(path / CONFIG)
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        there = f": give its {path / 'vae'}" if (path / "vae" / CONFIG).is_file() else ""
+        raise ValueError(f"{path} holds no codec, which would have a {CONFIG}{there}") from error
+    if not isinstance(config, dict) or "_class_name" not in config:
+        raise ValueError(f"{path / CONFIG} names no class (_class_name) of diffusers: no codec is known there")
+    read = cast(Callable[[Path, str], Codec], imported(DIFFUSERS))
+    return read(path, device)
+
+
+def _state(path: Path) -> tuple[Any, ...]:
+    files = sorted(path.iterdir()) if path.is_dir() else []
+    return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])

@@ -1,0 +1,121 @@
+"""Latents of images, cached as moments: what `encode` writes, and its reader.
+
+    FOLDER/encode.json        what it is made of, and how: who finds this file takes the folder for latents
+    FOLDER/train-00000.bin    N x V x M x C x H x W float16: of an image its V views (as it is; mirrored), of a view
+                              its M moments (mean; log of the variance, unless the codec is deterministic), normalised
+    FOLDER/train-00000.json   of a finished shard: how many images, sha256
+    FOLDER/dataset.json       once all is there: names, counts, the codec, where the images are; MANIFEST.json: as of
+                              prepared images (shards.py)
+
+Training draws a latent from its moments, keyed by (seed, sample number), so noise is fresh in every epoch and a resumed
+run sees the same. A mirrored latent is no latent of the mirrored image, hence the views; crops and shifts would want a
+view each, so images are not shifted in training on latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.codecs.codec import Moments
+from dualrate.codecs.config import CodecFolder
+from dualrate.data.images import ImageSet, load_images
+from dualrate.data.loader import Augment
+from dualrate.data.shards import Packed, read_packed
+from dualrate.data.source import DataProgress, Split
+from dualrate.diffusion.draws import Draws
+
+PLAN = "encode.json"
+
+
+def _floats(rows: Tensor, draws: Draws) -> Tensor:
+    """(B, M, C, H, W) float16 -> (B, C, H, W) float32, drawn."""
+    moments = Moments.of(rows)
+    return moments.sample(torch.zeros(()) if moments.log_var is None else draws.normal("latent", *rows.shape[2:]))
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSet:
+    """One split of cached latents, as a `TrainingSet`."""
+
+    packed: Packed
+
+    @property
+    def name(self) -> str:
+        return self.packed.part["name"]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of moments, labels and class names."""
+        part = self.packed.part
+        digest = hashlib.sha256(repr([shard["sha256"] for shard in part["shards"]]).encode())
+        digest.update(repr((self.packed.dataset["row"], part["class_names"])).encode())
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        return self.packed.labels
+
+    @property
+    def num_classes(self) -> int:
+        """0 without labels."""
+        return len(self.packed.part["class_names"])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent."""
+        _, channels, height, width = self.packed.dataset["row"]["shape"]
+        return channels, height, width
+
+    @property
+    def codec(self) -> CodecFolder:
+        """What made them."""
+        return CodecFolder(**self.packed.dataset["codec"])
+
+    def __len__(self) -> int:
+        return self.packed.part["images"]
+
+    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment) -> Tensor:
+        """(B, M, C, H, W) float16. Raises ValueError for changes that are made before images are encoded."""
+        views = self.packed.dataset["row"]["each"]
+        if augment.translate:
+            raise ValueError(f"{self.name} are latents, which cannot be shifted: drop --data.augment.translate")
+        if augment.flip and views < 2:
+            raise ValueError(
+                f"{self.name} has no latents of mirrored images: encode with --mirrored, or drop --data.augment.flip"
+            )
+        view = augment.mirrors(draws).long().numpy()
+        return torch.from_numpy(self.packed.rows[index * views + view])
+
+    floats = staticmethod(_floats)
+
+
+def is_encoded(source: str | Path) -> bool:
+    """Whether a data source is a folder of latents, finished or not."""
+    return (Path(source).expanduser() / PLAN).is_file()
+
+
+def read_latents(source: str | Path, split: Split) -> LatentSet:
+    """Raises ValueError for a folder that is not finished, Damaged (an OSError) for what is not as it was written."""
+    return LatentSet(read_packed(Path(source).expanduser().resolve(), split))
+
+
+def encoded_images(source: str | Path, split: Split, progress: DataProgress | None = None) -> ImageSet:
+    """The images that latents were made of. Raises ValueError where others are there now, and as `load_images`."""
+    packed = read_packed(Path(source).expanduser().resolve(), split)
+    how: dict[str, Any] = packed.dataset["images"]
+    images = load_images(**how, split=split, progress=progress)
+    if images.fingerprint != packed.part["fingerprint"]:
+        raise ValueError(
+            f"{source} was encoded from other images than {how['source']} now holds: encode them anew, elsewhere"
+        )
+    return images
