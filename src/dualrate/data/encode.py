@@ -108,7 +108,7 @@ def encode(
 
 def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mirrored: bool) -> Tensor:
     """(B, V, M, C, H, W) float16. images: (B, C, H, W) uint8. Raises ValueError for numbers that float16 has not."""
-    x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+    x = to_float(torch.tensor(images).to(device))
     views = [codec.encode(view).stacked() for view in ((x, x.flip(-1)) if mirrored else (x,))]
     stacked = torch.stack(views, 1).cpu()
     if not (stacked.isfinite().all() and stacked.abs().max() <= HIGHEST):

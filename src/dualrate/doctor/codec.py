@@ -34,9 +34,8 @@ def check_codec(codec: Codec, images: ImageSet, count: int = COUNT) -> Iterator[
     """What `count` images, evenly spread over a set, say of a codec. Raises as `Codec.latent_shape`."""
     shape, count = codec.latent_shape(images.shape), min(count, len(images))
     rows = torch.linspace(0, len(images) - 1, count).long()
-    yield ok(
-        f"{count} images of {images.name}: {_sides(images.shape)} -> {_sides(shape)}, codec {codec.fingerprint[:12]}"
-    )
+    sides = f"{_sides(images.shape)} -> {_sides(shape)}"
+    yield ok(f"{count} images of {images.name}, {sides}; codec {codec.fingerprint[:12]} (sha256)")
     x, latents, back, again = (torch.cat(parts) for parts in zip(*_trips(codec, images, rows), strict=True))
     if not (latents.isfinite().all() and back.isfinite().all()):
         yield problem("its latents or images are not finite", "use float32 weights, and look at its config")
@@ -62,9 +61,7 @@ def _trips(codec: Codec, images: ImageSet, rows: Tensor) -> Iterator[tuple[Tenso
 def _size(latents: Tensor) -> Iterator[Finding]:
     size = float(latents.square().mean().sqrt())
     said = f"size of latents (root of the mean square): {size:.3f}, expected {LOW} to {HIGH}"
-    yield (
-        ok(said) if LOW <= size <= HIGH else problem(said, f"its normalisation is off by about {1 / size:.3g}: {RULE}")
-    )
+    yield ok(said) if LOW <= size <= HIGH else problem(said, f"x = (z - mean) / std with a wrong std or mean: {RULE}")
 
 
 def _channels(latents: Tensor) -> Iterator[Finding]:

@@ -164,7 +164,8 @@ class Autoencoder:
         return self.rule.colours(self.config), latent[1] * factor, latent[2] * factor
 
     def encode(self, images: Tensor) -> Moments:
-        images = (images.float() + 1) / 2 if self.rule.unit else images.float()
+        images = images.to(self._dtype)
+        images = (images + 1) / 2 if self.rule.unit else images
         images = images[:, :, None] if self.rule.frames else images
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             output = getattr(self.module.encode(images), self.rule.output)  # pyright: ignore[reportCallIssue]
@@ -172,11 +173,15 @@ class Autoencoder:
         return self.normalisation.forward(Moments(*(part[:, :, 0] if self.rule.frames else part for part in parts)))
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
-        raw = self.normalisation.inverse(x.float())
+        raw = self.normalisation.inverse(x.to(self._dtype))
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             images = self.module.decode(raw[:, :, None] if self.rule.frames else raw).sample  # pyright: ignore[reportCallIssue]
         images = images[:, :, 0] if self.rule.frames else images
         return 2 * images - 1 if self.rule.unit else images
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
 
 
 def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
@@ -194,7 +199,8 @@ def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
             f"a codec of diffusers needs that library ({error}): pip install 'dualrate[diffusers]'"
         ) from error
     kind = getattr(diffusers, name)
-    module, info = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    how = {"local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    module, info = kind.from_pretrained(folder, use_safetensors=True, **how)
     if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:
         raise ValueError(f"{folder} lacks weights of its {name}, {wrong[0]} the first of {len(wrong)}: fetch it again")
     return Autoencoder(module.to(device), module.config, str(folder))
