@@ -119,7 +119,7 @@ def test_a_folder_is_read_and_held_to_its_fingerprint(x: Tensor, tmp_path: Path)
     assert not read.module.training
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "scaling_factor": 2.0}))
-    with pytest.raises(ValueError, match="is another one by now"):
+    with pytest.raises(ValueError, match="is another one"):
         found.read("cpu")
     (folder / "config.json").write_text(json.dumps(config))
     assert found.read("cpu").fingerprint == found.fingerprint
@@ -127,7 +127,7 @@ def test_a_folder_is_read_and_held_to_its_fingerprint(x: Tensor, tmp_path: Path)
     safetensors.torch.save_file(
         {name: 1.01 * one for name, one in weights.items()}, folder / "diffusion_pytorch_model.safetensors"
     )
-    with pytest.raises(ValueError, match="is another one by now"):
+    with pytest.raises(ValueError, match="is another one"):
         found.read("cpu")
     weights.popitem()
     safetensors.torch.save_file(weights, folder / "diffusion_pytorch_model.safetensors")

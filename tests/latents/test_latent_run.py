@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,12 @@ import pytest
 import torch
 from cli.command import call
 from latents.autoencoders import autoencoder, photos, saved
+from PIL import Image
+from reader import commands
 from torch.utils.flop_counter import FlopCounterMode
 
 import dualrate as dr
+from dualrate.cli import main
 from dualrate.codecs.codec import round_trip
 from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.data.images import load_images, to_float, to_uint8
@@ -36,6 +42,7 @@ from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample
 from dualrate.training.config import FitConfig
 
+PAGE = Path(__file__).parent.parent.parent / "docs" / "latents.md"
 NET = UViTConfig(8, 4, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
 FIT = FitConfig(iterations=2, batch_size=4, precision="float32", sample_every=2, checkpoint_every=1)
 
@@ -163,6 +170,36 @@ def test_what_does_not_belong_together_is_refused(
     moved = replace(
         load(run), experiment=replace(experiment, codec=replace(experiment.codec, folder=str(root / "other")))
     )
-    with pytest.raises(ValueError, match="is another one by now"):
+    with pytest.raises(ValueError, match="is another one"):
         Drawer(moved, Ancestral(moved.process), dr.StepPlan.uniform(4, 2)).draw([0])
     assert [finding.level for finding in check_stored(run)].count("problem") == 0
+
+
+def test_a_codec_that_was_moved_is_the_same_run(run: Path, root: Path, experiment: Experiment, drawer: Drawer) -> None:
+    shutil.copytree(root / "vae", root / "moved")
+    moved = drawer.model.with_codec(root / "moved")
+    assert replace(drawer, model=moved).origin("") == drawer.origin("")
+    assert (replace(drawer, model=moved).draw([0]).images == drawer.draw([0]).images).all()
+    assert pickle.loads(ForkingPickler.dumps(moved)).experiment.codec.folder == str(root / "moved")
+    assert "codec" not in replace(experiment, codec=NoCodec()).identity
+    with pytest.raises(ValueError, match="is another one"):
+        _ = drawer.model.with_codec(root / "other").image_shape
+    pixels = replace(drawer.model, experiment=replace(experiment, codec=NoCodec()))
+    with pytest.raises(ValueError, match="drop the codec"):
+        pixels.with_codec(root / "vae")
+    assert pixels.with_codec(None) is pixels
+
+
+def test_the_commands_of_the_page_are_commands(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding runs; what comes after it is read, and the training's networks are made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vae").symlink_to(root / "vae")
+    (tmp_path / "photos").mkdir()
+    for i, pixels in enumerate(photos(20, 40)):
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "photos" / f"{i}.png")
+    check, encode, train, *others = [words[1:] for words in commands(PAGE)]
+    assert call(monkeypatch, *check[:-1], 16, "--device", "cpu") in (0, 1)  # of other images than it was made for
+    assert call(monkeypatch, *encode[:-4], "--size", 16, "--device", "cpu") == 0
+    assert main.parsed(train).experiment.shape == (4, 8, 8)
+    assert [type(main.parsed(words)).__name__ for words in others] == ["Sample", "Cost"]
+    assert encode[-4:] == ["--size", "64", "--workers", "2"]

@@ -66,6 +66,8 @@ class SamplingOptions(Ranged):
     eta: Annotated[Probability | None, arg(help=ETA)] = None
     denoiser: str | None = None
     """What calls the networks: shared-encoder, or package.module:name of your own; their own denoiser if not given."""
+    codec: Path | None = None
+    """Folder of the codec of a model of latents, where that is not where training found it."""
     guidance: GuidanceWeight = 1.0
     """Classifier-free guidance weight; 1 is none."""
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
@@ -79,7 +81,8 @@ class SamplingOptions(Ranged):
 
     def drawer(self, model: Model, **more: Any) -> Drawer:
         """What the options ask for. more: fields of a `Drawer`. Raises what `Choice`, its `drawer` and `Drawer` do."""
-        return self.choice().drawer(model.with_denoiser(self.denoiser), guidance=self.guided, **more)
+        model = model.with_denoiser(self.denoiser).with_codec(self.codec)
+        return self.choice().drawer(model, guidance=self.guided, **more)
 
     @property
     def guided(self) -> Guidance:

@@ -18,6 +18,7 @@ from torch import nn
 
 from dualrate.codecs.codec import Codec, Pixels
 from dualrate.config.imports import imported
+from dualrate.config.serial import to_plain
 from dualrate.machine.files import ABSENT, read_json
 
 CONFIG = "config.json"
@@ -32,6 +33,11 @@ class CodecConfig(ABC):
 
     fingerprint = ""
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run is by it, wherever it is, as a part of the run's identity."""
+        return {"codec": to_plain(self)}
+
     @abstractmethod
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
         """The codec, on a device. networks: of the run, for a codec that is trained with them."""
@@ -40,6 +46,10 @@ class CodecConfig(ABC):
 @dataclass(frozen=True)
 class NoCodec(CodecConfig):
     """The networks see pixels."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {}  # as before there were codecs
 
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
         return Pixels()
@@ -54,6 +64,10 @@ class CodecFolder(CodecConfig):
     fingerprint: str
     """Its sha256; a folder that holds another one is refused."""
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"codec": self.fingerprint}
+
     @staticmethod
     def at(folder: str | Path, device: torch.device | str = "cpu") -> CodecFolder:
         """The codec that is there now. Raises as `read_codec`."""
@@ -67,8 +81,8 @@ class CodecFolder(CodecConfig):
         codec = read_codec(self.folder, device)
         if codec.fingerprint != self.fingerprint:
             raise ValueError(
-                f"the codec in {self.folder} is another one by now (sha256 {codec.fingerprint[:12]}, expected "
-                f"{self.fingerprint[:12]}): put back the one that the latents were made by, or encode the images anew"
+                f"the codec in {self.folder} is another one (sha256 {codec.fingerprint[:12]}, expected "
+                f"{self.fingerprint[:12]}): name the one that the latents were made by, or encode the images anew"
             )
         return codec
 

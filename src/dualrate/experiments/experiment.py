@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from dualrate.codecs.codec import Codec, decode_macs
-from dualrate.codecs.config import CodecConfig, NoCodec
+from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Ranged, Side
+from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.latents import encoded_images, is_encoded, read_latents
@@ -159,6 +160,11 @@ class Experiment(Ranged):
         return self.networks.shape
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What it is, wherever its codec is: plain, for runs that go on and for what is kept of its images."""
+        return {name: value for name, value in to_plain(self).items() if name != "codec"} | self.codec.identity
+
+    @property
     def num_classes(self) -> int:
         """0 for an unconditional model."""
         return self.networks.num_classes
@@ -237,6 +243,18 @@ class Model:
         if missing := [part for part in ("reuse", "encode", "denoise") if not hasattr(denoiser, part)]:
             raise ValueError(f"{name} makes no denoiser: what it returned has no {' and no '.join(missing)}")
         return replace(self, denoiser=denoiser, weights_hash=f"{self.weights_hash} under {name}", called_by=name)
+
+    def with_codec(self, folder: str | Path | None) -> Model:
+        """The same model, its codec read from another folder; None: from where training found it.
+
+        Raises ValueError for a model whose codec is in no folder. Another codec is refused when it is read.
+        """
+        if folder is None:
+            return self
+        codec = CodecFolder(str(folder), self.experiment.codec.fingerprint)
+        if not codec.fingerprint:
+            raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
+        return replace(self, experiment=replace(self.experiment, codec=codec))
 
     @property
     def serves(self) -> Serves:

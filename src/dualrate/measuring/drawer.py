@@ -198,7 +198,7 @@ class Drawer(Ranged):
         """What its images are of, for keeping them. features: the extractor's identity, or PIXELS."""
         return Origin(
             weights=self.model.weights_hash,
-            experiment=_digest(to_plain(self.model.experiment)),
+            experiment=_digest(self.model.experiment.identity),
             sampler=json.dumps([plain_step(self.step), to_plain(self.guidance)]),
             plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {_digest(self.plan.to_json())[:12]}",
             labels=self.labels_rule,

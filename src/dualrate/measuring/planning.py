@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.loader import TrainingSet
 from dualrate.data.untrusted import read_text, reading
@@ -121,7 +120,7 @@ def are_errors_kept(model: Model, *, grid: int, images: int) -> bool:
 
 
 def _file(model: Model, source: TrainingSet, grid: int, images: int) -> Path:
-    of = [model.weights_hash, to_plain(model.experiment), source.fingerprint, grid, images, pays(model.device)]
+    of = [model.weights_hash, model.experiment.identity, source.fingerprint, grid, images, pays(model.device)]
     of += ["compiled"] * model.compiled
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     return cache_dir() / "plans" / f"{key}.json"

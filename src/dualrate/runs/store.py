@@ -101,7 +101,8 @@ class Place:
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
                 "export it first, and use what was exported"
             )
-        return replace(found, compiled=self.compiled)
+        codec = self.experiment.codec  # which may have been moved
+        return replace(found, compiled=self.compiled, experiment=replace(found.experiment, codec=codec))
 
 
 def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:

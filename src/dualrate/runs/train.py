@@ -123,10 +123,9 @@ def train(
             config,
             out,
             identity={
-                **plain,
+                **experiment.identity,
                 "images": images.fingerprint,
                 "method": plain["method"] | dict(prepared.identity),
-                "codec": experiment.codec.fingerprint or plain["codec"],
             },
             upgrade=upgraded_identity,
             progress=prepared.watch(progress),
