@@ -120,7 +120,7 @@ def main() -> None:
     on_one_thread()
     models = [load(run) for run in options.runs]
     data = models[0].experiment.data
-    images = replace(data, source=options.data or data.source).load("test")
+    images = replace(data, source=options.data or data.source).images("test")
     rows = measure(models, images, options.count, reporter())
     out = options.out or RESULTS / f"gap-{images.name.partition('/')[0]}.json"
     plain = {level: [asdict(one) for one in row] for level, row in rows.items()}

@@ -70,7 +70,7 @@ def main() -> None:
     on_one_thread()
     entries = [Entry.parse(text) for text in options.entries]
     first = load(entries[0].run)
-    train, test = (torch.tensor(first.experiment.data.load(split).images) for split in ("train", "test"))
+    train, test = (torch.tensor(first.experiment.data.images(split).images) for split in ("train", "test"))
     bands = Bands(first.shape, RINGS)
     real = banded(train, bands)
     columns = {"test": list(differences(banded(test[: options.count], bands), real))}

@@ -113,6 +113,7 @@ class Bench:
     share: float = 1.0
     _drawers: dict[str, Drawer] = field(default_factory=dict)
     _calls: dict[tuple[Path, str | None], tuple[float, float]] = field(default_factory=dict)
+    _decodings: dict[Path, float] = field(default_factory=dict)
     _done: float = 0
     _total: float = 0
     _images: int = 0
@@ -132,19 +133,25 @@ class Bench:
             self._drawers[contender.key] = contender.drawer(self.models[contender.run])
         return self._drawers[contender.key]
 
-    def call_seconds(self, model: Model, run: Path, denoiser: str | None = None) -> tuple[float, float, float]:
-        """Of a heavy call, a light call and a decoding, per image, measured once."""
+    def call_seconds(self, model: Model, run: Path, denoiser: str | None = None) -> tuple[float, float]:
+        """Of a heavy and of a light call, per image, measured once."""
         if (run, denoiser) not in self._calls:
             heavy, light = seconds_of_calls(model, BATCH, seconds=CALLING)
-            decode = seconds_of_decoding(model, BATCH, seconds=CALLING)
-            self._calls[run, denoiser] = (heavy / BATCH, light / BATCH, decode / BATCH)
+            self._calls[run, denoiser] = (heavy / BATCH, light / BATCH)
         return self._calls[run, denoiser]
+
+    def decoding_seconds(self, model: Model, run: Path) -> float:
+        """Per image, measured once."""
+        if run not in self._decodings:
+            self._decodings[run] = seconds_of_decoding(model, BATCH, seconds=CALLING) / BATCH
+        return self._decodings[run]
 
     def estimate(self, contenders: Sequence[Contender]) -> None:
         """Counts every contender's calls, and times one call of each network."""
         for contender in contenders:
             drawer = self.drawer(contender)
-            heavy, light, decode = self.call_seconds(drawer.model, contender.run, contender.denoiser)
+            heavy, light = self.call_seconds(drawer.model, contender.run, contender.denoiser)
+            decode = self.decoding_seconds(drawer.model, contender.run)
             cost = drawer.cost
             image = cost.heavy_calls * heavy + cost.light_calls * light + decode
             self.estimates[contender.key] = self.share * image

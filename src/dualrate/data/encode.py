@@ -89,7 +89,7 @@ def encode(
     if shard_bytes < 1 or batch_size < 1:
         raise ValueError(f"shard_bytes {shard_bytes}, batch_size {batch_size}; expected at least 1 each")
     pixels = Pixels(str(source), size, channels, on_bad)
-    images = {split: pixels.load(split, progress) for split in SPLITS}
+    images: dict[Split, ImageSet] = {split: pixels.load(split, progress) for split in SPLITS}
     made_by = codec.read(device)
     made_by.latent_shape(images["train"].shape)  # refuses what it cannot encode
     plan = {"format": FORMAT, **asdict(pixels), "mirrored": mirrored, "shard_bytes": shard_bytes}

@@ -99,11 +99,13 @@ class ImageSet:
     floats = staticmethod(_floats)
     codec = NoCodec()
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 (hex) of images, labels and class names; reads every image once, unless it is known."""
-        if self.hashed:
-            return self.hashed
+        return self.hashed or self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
         for start in range(0, len(self), 256):
             digest.update(self.images[start : start + 256].tobytes())

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ class LatentSet:
     def name(self) -> str:
         return self.packed.part["name"]
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 (hex) of moments, labels and class names."""
         part = self.packed.part

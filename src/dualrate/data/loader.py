@@ -130,8 +130,8 @@ class ByteBatch:
 
     def pinned(self) -> ByteBatch:
         """In memory that a GPU copies from by itself."""
-        label = None if self.label is None else self.label.pin_memory()
-        return replace(self, x=self.x.pin_memory(), label=label, sample=self.sample.pin_memory())
+        x, label = self.x.pin_memory(), None if self.label is None else self.label.pin_memory()
+        return replace(self, x=x, label=label, sample=self.sample.pin_memory())
 
     def to(self, device: torch.device | str) -> Batch:
         """As floats on a device. From pinned memory nothing waits for the copy."""
