@@ -29,8 +29,9 @@ from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
 from dualrate.cli.bound import LikelihoodBound
 from dualrate.cli.calibrate import Calibrate
+from dualrate.cli.codec import CodecCheck
 from dualrate.cli.compare import Compare
-from dualrate.cli.data import DATA, Prepare, Verify
+from dualrate.cli.data import DATA, Encode, Prepare, Verify
 from dualrate.cli.distill import Distill
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sampling_options import SamplingOptions
@@ -76,6 +77,10 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.data.source.Member",
     "dualrate.data.tar_members.Found",
     "dualrate.data.prepare.Block",
+    "dualrate.data.loader.ByteBatch",
+    "dualrate.data.encode.Block",
+    "dualrate.data.encode.Pixels",
+    "dualrate.codecs.codec.Normalisation",
     "dualrate.data.source.Raw",
     "dualrate.diffusion.draws.Draws",
     "dualrate.diffusion.values.Elsewhere",
@@ -151,7 +156,7 @@ def examples() -> Iterator[Any]:
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Serve(run), Request(), Limits())
     yield from (cli.Retrofit(imagenet.heavy()), cli.TrainingCost(imagenet.heavy()), Cluster(ACCELERATORS["h100"]))
-    yield from (Prepare("photos", run, 64), Verify(run))
+    yield from (Prepare("photos", run, 64), Encode("photos", run, run), Verify(run), CodecCheck(run, "photos"))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4), Member(0.5))

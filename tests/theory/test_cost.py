@@ -103,3 +103,9 @@ def test_only_the_device_that_is_timed_is_waited_for(monkeypatch):
     assert not waited
     seconds_per_call(lambda: None, seconds=0, device="cuda:1")
     assert waited == [torch.device("cuda:1")] * 4  # after the first call, which is not counted, and three more
+
+
+def test_fused_attention_is_counted():
+    """q k^T and its product with v: 2 n m d, which torch's counter leaves out on a CPU."""
+    q, k = torch.randn(1, 2, 64, 16), torch.randn(1, 2, 48, 16)
+    assert macs_of(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k)) == 2 * 2 * 64 * 48 * 16

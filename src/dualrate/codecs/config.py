@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from dualrate.codecs.codec import Codec, Pixels
+from dualrate.codecs.codec import Codec, Pixels, Shape
 from dualrate.config.imports import imported
 from dualrate.config.serial import to_plain
 from dualrate.machine.files import ABSENT, read_json
@@ -37,6 +37,10 @@ class CodecConfig(ABC):
     def identity(self) -> dict[str, Any]:
         """What a run is by it, wherever it is, as a part of the run's identity."""
         return {"codec": to_plain(self)}
+
+    def data_shape(self, latent: Shape) -> Shape:
+        """(C, H, W) of what a run is trained on whose networks see `latent`: that, unless the codec trains too."""
+        return latent
 
     @abstractmethod
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:

@@ -21,9 +21,9 @@ from dualrate.codecs.codec import Codec
 from dualrate.codecs.config import CodecFolder
 from dualrate.data.cache import OnBad
 from dualrate.data.images import ImageSet, load_images, to_float
-from dualrate.data.latents import PLAN, is_encoded
+from dualrate.data.latents import is_encoded
 from dualrate.data.prepare_folder import check_folder, check_space, remove_leftovers
-from dualrate.data.shards import DATASET, FORMAT, is_finished
+from dualrate.data.shards import DATASET, ENCODED, FORMAT, is_finished
 from dualrate.data.source import DataProgress, Split
 from dualrate.machine.files import read_json, whole, write_whole
 from dualrate.machine.folders import Manifest
@@ -94,11 +94,11 @@ def encode(
     made_by.latent_shape(images["train"].shape)  # refuses what it cannot encode
     plan = {"format": FORMAT, **asdict(pixels), "mirrored": mirrored, "shard_bytes": shard_bytes}
     plan |= {"codec": codec.fingerprint, "content": [images[split].fingerprint for split in SPLITS]}
-    check_folder(folder, plan, file=PLAN, done="encoded")
+    check_folder(folder, plan, file=ENCODED, done="encoded")
     with run_lock(folder, "encoded"):
         if not is_finished(folder):
             remove_leftovers(folder)
-            write_whole(folder / PLAN, json.dumps(plan, indent=1))
+            write_whole(folder / ENCODED, json.dumps(plan, indent=1))
             row = moments_of(made_by, images["train"].images[:1], device, mirrored)
             job = partial(encode_shard, folder, pixels, codec, str(device), mirrored, batch_size)
             _encode(images, folder, job, row, shard_bytes, mapper, progress)

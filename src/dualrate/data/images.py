@@ -22,7 +22,7 @@ from dualrate.data import fashion_mnist
 from dualrate.data.cache import OnBad, Options, cache_dir, decoded
 from dualrate.data.folder import folder_source
 from dualrate.data.npz import npz_source
-from dualrate.data.shards import Shards, is_prepared, read_prepared, shards_source
+from dualrate.data.shards import ENCODED, Shards, is_prepared, read_prepared, shards_source
 from dualrate.data.source import DataProgress, Source, Split
 from dualrate.data.tars import tar_files, tar_source
 from dualrate.data.untrusted import check_regular
@@ -202,6 +202,8 @@ def find_source(source: str | Path, split: Split, cache: Path, progress: DataPro
             raise ValueError(f"{path} is a file; expected .tar (not compressed), .parquet, .npz, or a folder")
     if is_prepared(path):
         return shards_source(path, split)
+    if (path / ENCODED).is_file():
+        raise ValueError(f"{path} holds latents; here the images that they were made of are wanted")
     from dualrate.data.parquet import parquet_files, parquet_source  # pyarrow is slow to import
 
     train, test = parquet_files(path) if path.is_dir() else ([path], [])

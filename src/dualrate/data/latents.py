@@ -28,11 +28,9 @@ from dualrate.codecs.codec import Moments
 from dualrate.codecs.config import CodecFolder
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.loader import Augment
-from dualrate.data.shards import Packed, read_packed
+from dualrate.data.shards import ENCODED, Packed, read_packed
 from dualrate.data.source import DataProgress, Split
 from dualrate.diffusion.draws import Draws
-
-PLAN = "encode.json"
 
 
 def _floats(rows: Tensor, draws: Draws) -> Tensor:
@@ -100,7 +98,7 @@ class LatentSet:
 
 def is_encoded(source: str | Path) -> bool:
     """Whether a data source is a folder of latents, finished or not."""
-    return (Path(source).expanduser() / PLAN).is_file()
+    return (Path(source).expanduser() / ENCODED).is_file()
 
 
 def read_latents(source: str | Path, split: Split) -> LatentSet:

@@ -34,6 +34,7 @@ from dualrate.machine.workers import Mapper
 
 FORMAT = 1
 PLAN, DATASET = "prepare.json", "dataset.json"
+ENCODED = "encode.json"  # in place of PLAN, where the rows are latents
 _OPEN = 256  # shards mapped at a time: each holds a file open, of which a process may have 1024
 AGAIN = "run the same `dualrate data prepare` (or encode) again: it makes what is missing, and nothing else"
 

@@ -147,9 +147,10 @@ class Experiment(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data.augment.translate >= self.shape[1]:
+        side = self.codec.data_shape(self.shape)[1]
+        if self.data.augment.translate >= side:
             raise ValueError(
-                f"images of side {self.shape[1]} are shifted by at most {self.shape[1] - 1} pixels, got translate "
+                f"images of side {side} are shifted by at most {side - 1} pixels, got translate "
                 f"{self.data.augment.translate}"
             )
         self.method.check(self)

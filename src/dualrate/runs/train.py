@@ -227,16 +227,16 @@ def save_samples(
 
 def check_fit(experiment: Experiment, images: TrainingSet) -> None:
     """Raises ValueError unless the images have the networks' shape and their labels exist for the networks."""
-    if images.shape != experiment.shape and images.codec.fingerprint:
+    shape = experiment.codec.data_shape(experiment.shape)
+    if images.shape != shape and images.codec.fingerprint:
         raise ValueError(
-            f"{images.name} has latents of {images.shape} (C, H, W), the networks of {experiment.name} take "
-            f"{experiment.shape}: change the networks' image_channels and image_size, or encode images of another size"
+            f"{images.name} has latents of {images.shape} (C, H, W), the networks of {experiment.name} take {shape}: "
+            "change the networks' image_channels and image_size, or encode images of another size"
         )
-    if images.shape != experiment.shape:
+    if images.shape != shape:
         raise ValueError(
             f"{images.name} has images of {images.shape} (C, H, W), the networks of {experiment.name} take "
-            f"{experiment.shape}: pass --data.size {experiment.shape[1]} --data.channels "
-            f"{experiment.shape[0]}, or change the networks"
+            f"{shape}: pass --data.size {shape[1]} --data.channels {shape[0]}, or change the networks"
         )
     if experiment.num_classes and images.labels is None:
         raise ValueError(

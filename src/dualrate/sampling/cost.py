@@ -16,10 +16,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.metered import Metered
@@ -27,6 +28,15 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample
+
+
+def _attention(q: Any, k: Any, v: Any, *others: object, **more: object) -> int:
+    """FLOPs of attention, by the shapes of queries, keys and values."""
+    return sdpa_flop_count(q, k, v)
+
+
+# fused attention, of which torch counts that of GPUs alone
+ON_CPU: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class PlanCost:
 
 def macs_of(call: Callable[[], object]) -> int:
     """Multiply-adds of whatever `call` runs."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter, torch.no_grad():
         call()
     return counter.get_total_flops() // 2
 
