@@ -40,7 +40,7 @@ class Trained:
 
     networks: nn.ModuleDict
     device: torch.device
-    fingerprint: str = ""
+    fingerprint: str = "of its weights"
 
     def latent_shape(self, image: Shape) -> Shape:
         return 4, image[1] // 2, image[2] // 2

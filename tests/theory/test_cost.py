@@ -6,7 +6,7 @@ import torch
 import dualrate as dr
 from dualrate.diffusion.values import Context, Reuse
 from dualrate.sampling.catalogue import SAMPLERS
-from dualrate.sampling.cost import CallCost, call_cost, macs_by_step, plan_cost, seconds_per_call
+from dualrate.sampling.cost import CallCost, call_cost, macs_by_step, macs_of, plan_cost, seconds_per_call
 
 PROCESS = dr.GaussianProcess(dr.Cosine())
 NET = dr.UViTConfig(

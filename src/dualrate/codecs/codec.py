@@ -88,7 +88,10 @@ class Codec(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of all that its latents and images depend on: weights, rule of normalisation, settings."""
+        """sha256 (hex) of all that its latents and images depend on: weights, rule of normalisation, settings.
+
+        Empty: images are their own latents.
+        """
         ...
 
     @property

@@ -19,7 +19,7 @@ from dualrate.machine.device import peak_memory
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.workers import leave_with_parent
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import seconds_of_calls, seconds_of_decoding
+from dualrate.measuring.measure import seconds_of_calls
 from dualrate.runs.store import load
 
 GAIN = 1.05  # a batch twice as large that makes fewer than this many times the images per second is not worth it
@@ -46,8 +46,7 @@ def saturating_batch(drawer: Drawer) -> int:
 
     def seconds_per_image(batch: int) -> float:
         heavy, light = seconds_of_calls(drawer.model, batch, seconds=CALLING)
-        decode = seconds_of_decoding(drawer.model, batch, seconds=CALLING)
-        return (cost.heavy_calls * heavy + cost.light_calls * light + decode) / batch
+        return (cost.heavy_calls * heavy + cost.light_calls * light) / batch
 
     best, best_seconds, batch = 1, seconds_per_image(1), 1
     while batch < min(4 * best, LARGEST_BATCH):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -195,7 +196,7 @@ class Evaluator(Generic[Net]):
             assert self.held_out is not None
             rows = _chosen(self.held_out, count)
             if codec.fingerprint:
-                seen = self.net.features(round_trips(codec, self.held_out, rows))
+                seen = torch.cat([self.net.features(part) for part in round_trips(codec, self.held_out, rows)])
             else:
                 seen = self._held_out_features[rows]
             self._round_trips[count, codec.fingerprint] = GaussianStats.of(seen)
@@ -238,13 +239,11 @@ class Evaluator(Generic[Net]):
         return "; ".join(notes)
 
 
-def round_trips(codec: Codec, images: ImageSet, rows: Tensor) -> NDArray[np.uint8]:
-    """(B, C, H, W): these images, encoded and decoded."""
-    device, found = codec.device, []
+def round_trips(codec: Codec, images: ImageSet, rows: Tensor) -> Iterator[NDArray[np.uint8]]:
+    """(b, C, H, W): these images, encoded and decoded, some at a time."""
     for part in rows.split(ROUND_TRIP):
-        x = to_float(images.images[part.numpy()]).to(device)
-        found.append(to_uint8(round_trip(codec, x, Draws(0, part.to(device)))).cpu().numpy())
-    return np.concatenate(found)
+        x = to_float(images.images[part.numpy()]).to(codec.device)
+        yield to_uint8(round_trip(codec, x, Draws(0, part.to(codec.device)))).cpu().numpy()
 
 
 def _chosen(images: ImageSet, count: int) -> Tensor:
