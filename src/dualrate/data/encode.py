@@ -121,8 +121,10 @@ def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mir
 def encode_shard(
     folder: Path, pixels: Pixels, by: CodecFolder, device: str, mirrored: bool, batch_size: int, block: Block
 ) -> None:
-    """Encode the images of one shard and write it, then its record. Raises what `moments_of` raises, and ValueError
-    where images or codec are not what they were."""
+    """Encode the images of one shard and write it, then its record.
+
+    Raises what `moments_of` raises, and ValueError where the codec is not what it was.
+    """
     codec, images = by.read(device), _loaded(pixels, block.split, block.fingerprint)
     digest = hashlib.sha256()
     with whole(folder / block.file) as aside, aside.open("wb") as file:

@@ -231,9 +231,7 @@ class Evaluator(Generic[Net]):
             notes.append(f"only {floor_count} held-out images: their floor is biased upward against {count}")
         if floor_count and codec.fingerprint:
             rfd = self.reconstruction(floor_count, codec)
-            notes.append(
-                f"the floor's images went through the codec; rFD {rfd:.4g}, of {floor_count} of them from themselves"
-            )
+            notes.append(f"the floor's {floor_count} images went through the codec, rFD {rfd:.4g} from before it")
         if stratified:
             notes.append("interval: for other noise, each class keeping its share")
         return "; ".join(notes)
