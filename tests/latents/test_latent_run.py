@@ -131,7 +131,7 @@ def test_the_floor_is_what_the_codec_lets_through(drawer: Drawer, root: Path) ->
         GaussianStats.of(net.features(one)) for one in (back.numpy(), train.images, test.images)
     )
     assert score.floor == pytest.approx(frechet_distance(through, reference), rel=1e-3)
-    rfd = float(score.note.split("rFD ")[1].split(";")[0])
+    rfd = float(score.note.split("rFD ")[1].split()[0])
     assert rfd == pytest.approx(frechet_distance(through, held), rel=1e-3)
     assert score.floor != pytest.approx(Evaluator(net, train, test).floor(9)[0], rel=1e-2)
 
