@@ -48,12 +48,12 @@ def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Pa
 
 def facts(stored: StoredModel, model: Model) -> dict[str, object]:
     """What networks, images and data are, and what a call costs, by name; model: the stored one."""
-    cost = model.call_cost
+    cost, (channels, height, width) = model.call_cost, model.image_shape
     calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
     return {
         "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in model.parameters.items()),
         "cost": ", ".join(f"{macs / 1e6:.1f} million MACs a {name}" for name, macs in calls.items()),
-        "images": f"{model.shape[1]} x {model.shape[2]}, {model.shape[0]} channel(s), {model.num_classes} classes",
+        "images": f"{height} x {width}, {channels} channel(s), {model.num_classes} classes",
         "data": stored.experiment.data.source,
     }
 

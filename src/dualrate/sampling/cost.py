@@ -146,6 +146,7 @@ def macs_by_step(
 ) -> list[int]:
     """MACs of an image up to the end of each step: the calls are counted as in `plan_cost`, but none is made.
 
+    The decoding comes with the last step.
     calls, reuse: of the denoiser that is stood in for. Raises ValueError as `sample`.
     """
     metered, found = Metered(_WithoutNetworks(calls, reuse)), []
@@ -155,7 +156,7 @@ def macs_by_step(
 
     for _ in sample(wrap(metered), step, plan, shape, [0], None if label is None else [label], watch=count):
         pass
-    return found[1:]
+    return [*found[1:-1], found[-1] + int(calls.decode)]
 
 
 def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device: torch.device | str = "cpu") -> float:
