@@ -154,7 +154,7 @@ def examples() -> Iterator[Any]:
     method = dr.MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
     yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
-    yield from (cli.Serve(run), Request(), Limits())
+    yield from (cli.Serve(run), Request(), Limits(), cli.Export(run, run))
     yield from (cli.Retrofit(imagenet.heavy()), cli.TrainingCost(imagenet.heavy()), Cluster(ACCELERATORS["h100"]))
     yield from (Prepare("photos", run, 64), Encode("photos", run, run), Verify(run), CodecCheck(run, "photos"))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))

@@ -303,3 +303,7 @@ def test_what_a_folder_cannot_hold_is_refused(model):
         DualRatePipeline.of(model, dr.Choice(sampler="covariance-table"))
     with pytest.raises(ValueError, match="holds a plan"):
         DualRateScheduler.of(dr.Choice())
+    latents = replace(model)
+    latents.__dict__["codec"] = "one of latents"
+    with pytest.raises(ValueError, match="draws latents, and a pipeline holds no codec"):
+        DualRatePipeline.of(latents)

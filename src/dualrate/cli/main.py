@@ -59,7 +59,9 @@ LESS_MEMORY = {  # where it is short
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
 
 
-def parsed(arguments: list[str]) -> Train | Distill | Retrofit | Prepare | Encode | Verify | CodecCheck | TrainingCost | Command:
+def parsed(
+    arguments: list[str],
+) -> Train | Distill | Retrofit | Prepare | Encode | Verify | CodecCheck | TrainingCost | Command:
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override,
     `retrofit` the folder of a model.
     """

@@ -29,6 +29,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
+from dualrate.codecs.codec import ON_PIXELS
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
@@ -218,10 +219,12 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         """Of a model, whose weights it shares. choice, guidance: for calls that say nothing.
 
         Raises ValueError for a plan or a sampler that the model does not serve, networks of other roles than encoder,
-        light and model, a denoiser that is not their own, and a sampler with a table.
+        light and model, a model of latents, a denoiser that is not their own, and a sampler with a table.
         """
         if model.called_by is not None:
             raise ValueError(f"a pipeline calls networks by their own denoiser, not by {model.called_by}: drop it")
+        if model.codec != ON_PIXELS:
+            raise ValueError(f"{model.name} draws latents, and a pipeline holds no codec: draw with dualrate.sample")
         if strange := sorted(set(model.networks) - set(ROLES)):
             raise ValueError(f"a pipeline has networks called {', '.join(ROLES)}, {model.name} has {strange[0]}")
         choice = choice.settled(model)

@@ -165,10 +165,10 @@ class Offer:
         self.rival, self.of_rival = model, self.offered
         self.rivals: tuple[Rival, ...] = ("nothing",) if self.offered.least is None else ("steps", "cost", "nothing")
         if rival is not None:
-            if (rival.shape, rival.num_classes) != (model.shape, model.num_classes):
+            if (rival.image_shape, rival.num_classes) != (model.image_shape, model.num_classes):
                 raise ValueError(
-                    f"{model.name} has images of {model.shape} and {model.num_classes} classes, {rival.name} of "
-                    f"{rival.shape} and {rival.num_classes}: choose a model of the same images to draw beside it"
+                    f"{model.name} has images of {model.image_shape} and {model.num_classes} classes, {rival.name} of "
+                    f"{rival.image_shape} and {rival.num_classes}: choose a model of the same images to draw beside it"
                 )
             self.rival, self.of_rival = rival, Offered.of(rival, self.limits.steps)
             self.rivals = ("steps", "cost", "nothing")
@@ -219,7 +219,7 @@ class Offer:
             "iteration": model.iteration,
             "weights": model.weights_hash[:12],
             "device": model.device.type,
-            "shape": model.shape,
+            "shape": model.image_shape,
             "classes": model.num_classes,
             "parameters": model.parameters,
             "macs": {"heavy": cost.heavy, "light": cost.light},
