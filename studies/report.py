@@ -1,6 +1,7 @@
 """Reports of docs/results: compares models, then writes a page's tables and figures and docs/results/NAME.json.
 
-    make reproduce-report                   fashion-mnist: the models in weights/, on one thread, about an hour
+    make reproduce-report                   settled: the models that were trained alike, 20,000 images, about two hours
+    .venv/bin/python studies/report.py fashion-mnist    all plans and samplers of older models, about an hour
     make reproduce-cifar10 PIECE=report     cifar10-full, or with SIZE=reduced cifar10-reduced: the models in runs/
 
 The same call goes on where it was. The page with everything is runs/NAME-report.html.
@@ -29,12 +30,16 @@ KINDS = ("savings", "front")  # of tables on a page
 
 @dataclass(frozen=True)
 class Report:
-    """entries: of `dualrate compare`, below the repository; command: what a user types; page: in docs/results"""
+    """entries: of `dualrate compare`, below the repository; command: what a user types; page: in docs/results
+
+    judges: nets that see the same images; None: the data set's own
+    """
 
     entries: Sequence[str]
     effort: Effort
     command: str
     page: str
+    judges: str | None = None
 
 
 SDE = "@sde-dpm++2m:0.2"
@@ -60,12 +65,22 @@ BETWEEN = (
     *(("heavy", steps) for steps in ("6", "11")),
     *(("dual", plan) for plan in ("16/4", "32/8")),
 )
+SETTLED = "@sde-dpm++2m:0.1"
+PLANS = "docs/results/plans"  # `dualrate plan --search` by hand: blend 0.5, six steps alone (docs/results/spectra.md)
 REPORTS = {
+    "settled": Report(
+        [f"retrofit=weights/fashion-mnist-retrofit:{PLANS}/late-{plan}.json{SETTLED}" for plan in ("16-4", "14-3")]
+        + [f"medium-45=weights/fashion-mnist-medium-45:{steps}{SETTLED}" for steps in (6, 8, 10)],
+        Effort(minutes=240, screen=300, count=20_000),
+        "make reproduce-report",
+        "settled.md",
+        "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
+    ),
     "fashion-mnist": Report(
         [f"{name}=weights/fashion-mnist-{model}" for model, name in FASHION.items()]
         + [f"{FASHION[model]}=weights/fashion-mnist-{model}:{plan}{SDE}" for model, plan in BETWEEN],
         Effort(minutes=60),
-        "make reproduce-report",
+        ".venv/bin/python studies/report.py fashion-mnist",
         "fashion-mnist.md",
     ),
     "cifar10-reduced": cifar10("reduced", Effort(minutes=60, screen=1000, count=2000), REDUCED),
@@ -96,16 +111,26 @@ def pictures(name: str, findings: ComparisonResults) -> None:
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("name", choices=REPORTS)
-    name = parser.parse_args().name
-    report, device = REPORTS[name], pick_device(None)
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw at once")
+    options = parser.parse_args()
+    name, report, device = options.name, REPORTS[options.name], pick_device(None)
     page = RESULTS / report.page
     for kind in KINDS:  # before the work
         page_of(f"{name} {kind}", [page])
     if device.type == "cpu":
         on_one_thread()
-    entries = [entry.replace("=", f"={ROOT}/") for entry in report.entries]
+    entries = [entry.replace("=", f"={ROOT}/").replace(PLANS, f"{ROOT}/{PLANS}") for entry in report.entries]
     out = RUNS / f"{name}-report.html"
-    findings = compare(entries, out, report.effort, device=device, progress=reporter(), command=report.command)
+    findings = compare(
+        entries,
+        out,
+        report.effort,
+        features=report.judges,
+        device=device,
+        workers=options.workers,
+        progress=reporter(),
+        command=report.command,
+    )
     if findings.left:
         print(*findings.left, f"the same command goes on; so far: {out}", sep="\n")
         raise SystemExit(75)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import dualrate_command
+from dualrate.cli import codec as cli_codec
 from dualrate.cli import data as cli_data
 from dualrate.cli import main as cli_main
 from dualrate_command import idle_processors, settings, ticks
@@ -124,6 +125,7 @@ def test_what_it_can_do_is_told_without_loading_anything(arguments, monkeypatch,
 def test_the_usage_has_every_command_with_its_first_line():
     kinds = {
         "data": cli_data,
+        "codec": cli_codec,
         "train": cli_main.Train,
         "distill": cli_main.Distill,
         "retrofit": cli_main.Retrofit,

@@ -1,4 +1,4 @@
-"""`dualrate codec check`: can networks be trained on this codec's latents?"""
+"""Check a codec (codec check): size of its latents, PSNR, drift and range of what it decodes. Exit 1: a problem."""
 
 from __future__ import annotations
 
