@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow reproduce-train reproduce-table reproduce-ablations reproduce-report reproduce-cifar10 benchmark lint types check clean env env-dev
+.PHONY: help demo docs package test test-slow reproduce-train reproduce-table reproduce-ablations reproduce-report reproduce-cifar10 benchmark lint types check clean env env-dev env-docs
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,13 @@ reproduce-cifar10: env  ## a piece of the CIFAR-10 experiment: PIECE=heavy|light
 benchmark: env-dev  ## ratios of speed and memory, also to diffusers', on one thread (six minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios
 
+docs: env-docs  ## the documentation as a site in build/site; a warning is an error, a link that leads nowhere too
+	@$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet -c docs . build/site
+	@echo "docs: open build/site/index.html"
+
+package: env-dev  ## build wheel and sdist in dist/, try them in a fresh environment
+	@$(BIN)/python tools/try_package.py
+
 lint: env-dev  ## style and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -60,3 +67,6 @@ env:  ## make .venv, where the command dualrate is
 
 env-dev:
 	@$(PYTHON) tools/set_up.py --dev
+
+env-docs:
+	@$(PYTHON) tools/set_up.py --docs

@@ -99,20 +99,22 @@ def test_an_installed_torch_is_not_touched(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stamp", "dev", "asked", "done"),
+    ("stamp", "extras", "asked", "done"),
     [
-        ({}, False, "", False),
-        ({"key": "k", "dev": False, "cuda": None}, False, "", True),
-        ({"key": "k", "dev": False, "cuda": None}, True, "", False),
-        ({"key": "k", "dev": True, "cuda": None}, False, "", True),
-        ({"key": "old", "dev": True, "cuda": None}, False, "", False),
-        ({"key": "k", "dev": True, "cuda": None}, True, "cpu", True),
-        ({"key": "k", "dev": True, "cuda": None}, True, "cuda", False),
-        ({"key": "k", "dev": True, "cuda": "13.0"}, True, "cpu", False),
+        ({}, set(), "", False),
+        ({"key": "k", "extras": [], "cuda": None}, set(), "", True),
+        ({"key": "k", "extras": [], "cuda": None}, {"dev"}, "", False),
+        ({"key": "k", "extras": ["dev"], "cuda": None}, set(), "", True),
+        ({"key": "k", "extras": ["dev"], "cuda": None}, {"docs"}, "", False),
+        ({"key": "k", "extras": ["dev", "docs"], "cuda": None}, {"docs"}, "", True),
+        ({"key": "old", "extras": ["dev"], "cuda": None}, set(), "", False),
+        ({"key": "k", "extras": ["dev"], "cuda": None}, {"dev"}, "cpu", True),
+        ({"key": "k", "extras": ["dev"], "cuda": None}, {"dev"}, "cuda", False),
+        ({"key": "k", "extras": ["dev"], "cuda": "13.0"}, {"dev"}, "cpu", False),
     ],
 )
-def test_stamp(stamp: dict, dev: bool, asked: str, done: bool) -> None:
-    assert boot.done(stamp, "k", dev, asked) is done
+def test_stamp(stamp: dict, extras: set[str], asked: str, done: bool) -> None:
+    assert boot.done(stamp, "k", extras, asked) is done
 
 
 def test_the_stamp_follows_dependencies_and_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +148,7 @@ def test_too_little_disk_is_said_before_anything_is_made() -> None:
 def test_an_old_python_is_told_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 1))
     with pytest.raises(boot.Problem, match=r"needs 3\.11"):
-        boot.set_up(dev=False)
+        boot.set_up(set())
 
 
 def test_agrees_with_pyproject_and_constraints() -> None:
@@ -157,6 +159,7 @@ def test_agrees_with_pyproject_and_constraints() -> None:
     constraints = (ROOT / "constraints" / "cpu.txt").read_text()
     assert boot.usable(boot.tested_torch(constraints))
     pinned = {line.split("==")[0] for line in constraints.splitlines() if "==" in line}
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["dev"] + extras["docs"]
     missing = {text.split(">=")[0].split("[")[0] for text in wanted} - pinned
     assert not missing, f"constraints/cpu.txt pins no tested version of {sorted(missing)}"

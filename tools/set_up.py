@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the environment in .venv: `python3 tools/set_up.py [--dev]`. Standard library only.
+"""Make the environment in .venv: `python3 tools/set_up.py [--dev] [--docs]`. Standard library only.
 
 Where torch comes from, the first that holds:
     kept   .venv has one already
@@ -137,11 +137,11 @@ def refuse_torch(names: list[str], torch: Torch) -> None:
         )
 
 
-def done(stamp: dict, key: str, dev: bool, asked: str) -> bool:
+def done(stamp: dict, key: str, extras: set[str], asked: str) -> bool:
     """Whether a stamp says that there is nothing to do."""
     return (
         stamp.get("key") == key
-        and (stamp["dev"] or not dev)
+        and extras <= set(stamp["extras"])
         and (not asked or (asked == "cuda") == (stamp["cuda"] is not None))
     )
 
@@ -250,21 +250,21 @@ def pip(*arguments: str | Path) -> list:
     return [PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
-def plan(constraints: Path, dev: bool) -> list[str]:
+def plan(constraints: Path, extras: set[str]) -> list[str]:
     """Names of what pip would install for pyproject's dependencies under these constraints."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + (project["optional-dependencies"]["dev"] if dev else [])
+    wanted = [*project["dependencies"], *(text for name in extras for text in project["optional-dependencies"][name])]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         run(pip("install", "--quiet", "--dry-run", "--report", report, "-c", constraints, *wanted), PIP_ADVICE)
         return planned(json.loads(report.read_text()))
 
 
-def install(source: str, torch: Torch | None, dev: bool) -> None:
+def install(source: str, torch: Torch | None, extras: set[str]) -> None:
     """Install the package, editable, and what it needs; torch: the one to leave alone, or None."""
-    package = str(ROOT) + ("[dev]" if dev else "")
+    package = str(ROOT) + (f"[{','.join(sorted(extras))}]" if extras else "")
     if source == "cuda":  # not quiet: pip's bars are the only sign of life in gigabytes
         say("installing", "dualrate with torch's CUDA packages")
         run(pip("install", "-e", package), PIP_ADVICE)
@@ -275,7 +275,7 @@ def install(source: str, torch: Torch | None, dev: bool) -> None:
             constraints = Path(folder) / "installed.txt"
             constraints.write_text(f"torch=={torch.version}\n")
         say("checking", "what pip would install")
-        names = plan(constraints, dev)
+        names = plan(constraints, extras)
         if torch:
             refuse_torch(names, torch)
         else:
@@ -294,7 +294,7 @@ def explain(source: str, torch: Torch | None) -> str:
     return f"{tested} for the CPU; with CUDA instead: DUALRATE_TORCH=cuda make demo"
 
 
-def set_up(dev: bool) -> None:
+def set_up(extras: set[str]) -> None:
     if sys.version_info < OLDEST_PYTHON:
         raise Problem(
             "this is Python {}.{}; dualrate needs {}.{} or newer. Name one: `make PYTHON=python3.12 demo`".format(
@@ -304,9 +304,9 @@ def set_up(dev: bool) -> None:
     asked, stamp = os.environ.get("DUALRATE_TORCH", ""), read_stamp()
     if VENV.exists() and not PYTHON.exists():
         raise Problem(f"{VENV} has no working Python any more; `rm -rf .venv` and run this again")
-    if PYTHON.exists() and done(stamp, stamp_key(), dev, asked):
+    if PYTHON.exists() and done(stamp, stamp_key(), extras, asked):
         return
-    start, dev = time.monotonic(), dev or stamp.get("dev", False)
+    start, extras = time.monotonic(), extras | set(stamp.get("extras", []))
     kept = find_torch(PYTHON) if PYTHON.exists() else None
     own = None if asked or PYTHON.exists() else find_own_torch()
     source = torch_source(asked, kept, own, driver=not (kept or own or asked) and driver_answers())
@@ -318,19 +318,20 @@ def set_up(dev: bool) -> None:
         say("environment", "making .venv with Python {}.{}.{}".format(*sys.version_info[:3]))
         make_venv(own, need=10 if source == "cuda" else 3)
     add_pip()
-    install(source, torch, dev)
+    install(source, torch, extras)
     found = find_torch(PYTHON)
     if not found:
         raise Problem("torch in .venv cannot be imported; `.venv/bin/python -c 'import torch'` says why")
-    STAMP.write_text(json.dumps({"key": stamp_key(), "dev": dev, "cuda": found.cuda}))
+    STAMP.write_text(json.dumps({"key": stamp_key(), "extras": sorted(extras), "cuda": found.cuda}))
     say("ready", f"torch {found.version} in .venv, {time.monotonic() - start:.0f} s")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make dualrate's environment in .venv.")
-    parser.add_argument("--dev", action="store_true", help="with what tests, lint and type checks need")
+    for extra, what in {"dev": "tests, lint and type checks need", "docs": "the documentation's site needs"}.items():
+        parser.add_argument(f"--{extra}", action="append_const", dest="extras", const=extra, help=f"with what {what}")
     try:
-        set_up(parser.parse_args().dev)
+        set_up(set(parser.parse_args().extras or ()))
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
