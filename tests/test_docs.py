@@ -89,6 +89,21 @@ def test_lines_of_text_fit_a_screen(page):
     assert not [line for line in text.splitlines() if len(line) >= 120 and not line.lstrip().startswith("|")]
 
 
+# What runs the code of a page: here, or a test of its subject. Code that nothing runs is in ```sh or ```text.
+RUN = {
+    "README.md", "docs/api.md", "docs/commands.md", "docs/extending.md", "docs/own-images.md", "docs/pipeline.md",
+    "docs/serving.md", "docs/start.md", "docs/worse.md",
+}  # fmt: skip
+READ = {"docs/design.md", "docs/scaling.md"}  # signatures; commands for many GPUs
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_code_is_run_or_marked(page):
+    languages = set(re.findall(r"^```([\w-]+)$", page.read_text(), flags=re.MULTILINE))
+    if str(page.relative_to(ROOT)) not in RUN | READ:
+        assert languages <= {"sh", "text", "yaml"}
+
+
 # Commands
 
 
@@ -156,10 +171,18 @@ def own_images(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_networks")
-@pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md", "docs/start.md"])
 def test_every_command_of_a_page_runs(page, monkeypatch):
     for words in commands(ROOT / page):
         follow(words, monkeypatch)
+
+
+@pytest.mark.usefixtures("small_networks")
+@pytest.mark.parametrize("page", ["docs/start.md", "docs/api.md"])
+def test_the_python_of_a_page_runs_as_one_session(page):
+    session = {}
+    for block in python_blocks(ROOT / page):
+        exec(compile(block, page, "exec"), session)
 
 
 @pytest.mark.usefixtures("small_networks")
@@ -169,16 +192,22 @@ def test_every_command_for_own_images_runs(place, monkeypatch):
         follow(words, monkeypatch)
 
 
-def test_every_command_for_many_gpus_is_one(tmp_path, monkeypatch):
-    """Read, and not run: data, runs and GPUs are not here."""
+@pytest.mark.parametrize(("page", "least"), [("docs/scaling.md", 13), ("docs/worse.md", 8)])
+def test_every_command_of_a_long_page_is_one(page, least, tmp_path, monkeypatch):
+    """Read, and not run: for many GPUs; for half a minute (the slow tests run them)."""
     monkeypatch.chdir(tmp_path)
     own_images(tmp_path)
-    found = [
-        words[words.index("dualrate") + 1 :] for words in commands(ROOT / "docs/scaling.md") if "dualrate" in words
-    ]
-    assert len(found) > 12
+    found = [words[words.index("dualrate") + 1 :] for words in commands(ROOT / page) if "dualrate" in words]
+    assert len(found) >= least
     for words in found:
         assert main.parsed(words)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_networks")
+def test_every_command_about_a_bad_distance_runs(monkeypatch):
+    for words in commands(ROOT / "docs/worse.md"):
+        follow(words, monkeypatch)
 
 
 @pytest.mark.slow

@@ -1,0 +1,48 @@
+"""The documentation's site: every page has its place, every public name an example. `make docs` builds it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import dualrate
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = {  # of docs/conf.py, read: it imports Sphinx, which tests do not need
+    node.targets[0].id: ast.literal_eval(node.value)
+    for node in ast.parse((ROOT / "docs/conf.py").read_text()).body
+    if isinstance(node, ast.Assign)
+    and isinstance(node.targets[0], ast.Name)
+    and node.targets[0].id in ("CONTENTS", "include_patterns", "root_doc")
+}
+MOST_NAMES = 79  # to become fewer
+
+
+def examples(*pages: str) -> str:
+    text = "".join((ROOT / "docs" / page).read_text() for page in pages)
+    return "".join(re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def test_every_page_stands_in_the_contents_once() -> None:
+    listed = [entry for captions in SETTINGS["CONTENTS"].values() for pages in captions.values() for entry in pages]
+    found = [page for entry in listed for page in sorted(ROOT.glob(f"{entry}.md"))]
+    pages = {page for pattern in SETTINGS["include_patterns"] for page in ROOT.glob(pattern.replace("**.md", "**/*.md"))}
+    assert len(found) == len(set(found))
+    assert pages - set(found) == {ROOT / f"{SETTINGS['root_doc']}.md"}
+    assert not [entry for entry in listed if not list(ROOT.glob(f"{entry}.md"))]
+
+
+def test_every_public_name_has_an_example() -> None:
+    used = set(re.findall(r"\bdr\.(\w+)", examples("api.md", "extending.md")))
+    assert set(dualrate.__all__) <= used, sorted(set(dualrate.__all__) - used)
+
+
+def test_the_page_of_public_names_has_all_of_them_and_no_other() -> None:
+    named = set(re.findall(r"\bdr\.(\w+)", (ROOT / "docs/api.md").read_text()))
+    assert named == set(dualrate.__all__)
+
+
+def test_public_names_do_not_become_more() -> None:
+    """Another one wants one that goes, or a reason."""
+    assert len(dualrate.__all__) <= MOST_NAMES
