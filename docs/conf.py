@@ -28,7 +28,7 @@ CONTENTS = {  # of a page: captions, and what stands under each in the side bar
         ],
         "Reference": ["docs/commands", "docs/api", "docs/equations", "docs/faults", "docs/design"],
         "What was measured": ["docs/results"],
-        "Project": ["CHANGELOG", "dev/LOG", "dev/queue"],
+        "Project": ["CONTRIBUTING", "SECURITY", "CHANGELOG", "dev/LOG", "dev/queue"],
     },
     "docs/results": {"": ["docs/results/*", "weights/*/README", "src/dualrate/metrics/nets/*/README"]},
 }  # fmt: skip

@@ -27,7 +27,9 @@ def examples(*pages: str) -> str:
 def test_every_page_stands_in_the_contents_once() -> None:
     listed = [entry for captions in SETTINGS["CONTENTS"].values() for pages in captions.values() for entry in pages]
     found = [page for entry in listed for page in sorted(ROOT.glob(f"{entry}.md"))]
-    pages = {page for pattern in SETTINGS["include_patterns"] for page in ROOT.glob(pattern.replace("**.md", "**/*.md"))}
+    pages = {
+        page for pattern in SETTINGS["include_patterns"] for page in ROOT.glob(pattern.replace("**.md", "**/*.md"))
+    }
     assert len(found) == len(set(found))
     assert pages - set(found) == {ROOT / f"{SETTINGS['root_doc']}.md"}
     assert not [entry for entry in listed if not list(ROOT.glob(f"{entry}.md"))]
