@@ -23,8 +23,8 @@ import dualrate  # noqa: E402
 CONTENTS = {  # of a page: captions, and what stands under each in the side bar
     "README": {
         "Guides": [
-            "docs/start", "docs/concepts", "docs/own-images", "docs/choosing", "docs/worse", "docs/serving",
-            "docs/pipeline", "docs/scaling", "docs/fid", "docs/extending",
+            "docs/start", "docs/concepts", "docs/own-images", "docs/latents", "docs/diffusers", "docs/choosing",
+            "docs/worse", "docs/serving", "docs/pipeline", "docs/scaling", "docs/fid", "docs/extending",
         ],
         "Reference": ["docs/commands", "docs/api", "docs/equations", "docs/faults", "docs/design"],
         "What was measured": ["docs/results"],

@@ -94,10 +94,10 @@ def test_lines_of_text_fit_a_screen(page):
 
 # What runs the code of a page: here, or a test of its subject. Code that nothing runs is in ```sh or ```text.
 RUN = {
-    "README.md", "docs/api.md", "docs/commands.md", "docs/extending.md", "docs/own-images.md", "docs/pipeline.md",
-    "docs/serving.md", "docs/start.md", "docs/worse.md",
+    "README.md", "docs/api.md", "docs/commands.md", "docs/extending.md", "docs/latents.md", "docs/own-images.md",
+    "docs/pipeline.md", "docs/serving.md", "docs/start.md", "docs/worse.md",
 }  # fmt: skip
-READ = {"docs/design.md", "docs/scaling.md"}  # signatures; commands for many GPUs
+READ = {"docs/design.md", "docs/diffusers.md", "docs/scaling.md"}  # signatures; a user's model; many GPUs
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -183,6 +183,7 @@ def test_every_command_of_a_page_runs(page, monkeypatch):
 @pytest.mark.usefixtures("small_networks")
 @pytest.mark.parametrize("page", ["docs/start.md", "docs/api.md"])
 def test_the_python_of_a_page_runs_as_one_session(page):
+    pytest.importorskip("diffusers")
     session = {}
     for block in python_blocks(ROOT / page):
         exec(compile(block, page, "exec"), session)
