@@ -10,10 +10,12 @@ from foreign.models import diffusers, dit, pixart, randomised, sana, sd3, texts,
 from torch import nn
 
 import dualrate as dr
+from dualrate.foreign.config import adopted
 from dualrate.foreign.conventions import SIT, Flow
 from dualrate.foreign.direction import check_direction
 from dualrate.foreign.kinds import Kind, by_place
 from dualrate.foreign.network import ForeignNetwork
+from dualrate.foreign.schedulers import read_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
 
@@ -195,8 +197,50 @@ def test_a_saved_pipeline_is_read_whatever_its_parts(tmp_path):
     (tmp_path / "mine").rename(tmp_path / "mine-turbo")
     with pytest.raises(ValueError, match=r"by its name \(turbo\): its output is no posterior mean"):
         dr.from_diffusers(tmp_path / "mine-turbo")
+    cached = tmp_path / "models--owner--mine-turbo" / "snapshots" / "0a1b"
+    cached.parent.mkdir(parents=True)
+    (tmp_path / "mine-turbo").rename(cached)
+    with pytest.raises(ValueError, match=r"by its name \(turbo\)"):
+        dr.from_diffusers(cached)
     with pytest.raises(ValueError, match="neither model_index"):
         dr.from_diffusers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shift", "settings"),
+    [
+        (math.exp(0.5), {}),
+        (math.exp(0.25), {"base_shift": 0.25}),
+        (1.0, {"base_shift": 0.0}),
+        (1.5, {"base_shift": 1.5, "time_shift_type": "linear"}),
+    ],
+)
+def test_a_shift_that_grows_with_the_image_is_that_of_the_smallest(shift, settings):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **settings)
+    schedule, _ = read_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__})
+    r = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    theirs = torch.from_numpy(scheduler.time_shift(settings.get("base_shift", 0.5), 1.0, r.numpy()))
+    assert schedule.shift == pytest.approx(shift)
+    torch.testing.assert_close(torch.sigmoid(-schedule.log_snr(r) / 2), theirs, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        ("model_index.json", "[1]", r"model_index.json holds no settings: .* got \[1\]"),
+        ("transformer/config.json", "[]", "config.json holds no settings"),
+        ("scheduler/scheduler_config.json", "3", "scheduler_config.json holds no settings"),
+        ("transformer/config.json", '{"_class_name": "DiTTransformer2DModel", "num_layers": "two"}', "as configured"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(tmp_path, file, content, why):
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "model_index.json").write_text('{"transformer": ["diffusers", "DiTTransformer2DModel"]}')
+    dit().save_config(tmp_path / "transformer")
+    diffusers.DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=why):
+        adopted(tmp_path).network.build()
 
 
 REFUSED = {
@@ -215,6 +259,19 @@ REFUSED = {
     "texts": (lambda: sana(), lambda: diffusers.DDPMScheduler(), r"missing \['encoder_hidden_states'\]"),
     "betas": (lambda: dit(), lambda: diffusers.DDPMScheduler(trained_betas=[0.1, 0.2]), "trained_betas"),
     "thresholding": (lambda: dit(), lambda: diffusers.DDPMScheduler(thresholding=True), "set it to False"),
+    "log sigma": (
+        lambda: unet(),
+        lambda: diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+        "log sigma for the time",
+    ),
+    "flow sigmas": (
+        lambda: sana(), lambda: diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True), "flow_prediction is known"
+    ),
+    "no signal": (
+        lambda: dit(), lambda: diffusers.DDPMScheduler(num_train_timesteps=4000), "left of the signal after step 3442"
+    ),
+    "no number": (lambda: dit(), lambda: {"_class_name": "DDPMScheduler", "beta_end": None}, "beta_end is a number"),
+    "no name": (lambda: dit(), lambda: {"_class_name": ["DDPMScheduler"]}, "no schedule is known for"),
     "fourier": (lambda: unet(time_embedding_type="fourier"), lambda: diffusers.DDPMScheduler(), "another process"),
     "output": (lambda: dit(out_channels=3), lambda: diffusers.DDPMScheduler(), "as many channels, or twice"),
 }  # fmt: skip

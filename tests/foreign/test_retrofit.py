@@ -16,6 +16,7 @@ import dualrate as dr
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.prediction import v_from_x
 from dualrate.experiments.foreign import Retrofitted
+from dualrate.foreign import kinds
 from dualrate.foreign.conventions import REPA
 from dualrate.foreign.folder import read_folder
 from dualrate.foreign.kinds import Kind, by_place
@@ -34,11 +35,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z
 FIT = FitConfig(iterations=4, batch_size=4, optim=OptimConfig(lr=1e-2), checkpoint_every=2, sample_every=4)
 
 
-def saved(folder: Path, net: nn.Module, role: str, **more) -> Path:
-    scheduler = diffusers.DDPMScheduler(clip_sample=False)
+def saved(folder: Path, net: nn.Module, role: str, scheduler=None, **more) -> Path:
+    scheduler = scheduler or diffusers.DDPMScheduler(clip_sample=False)
     net.save_pretrained(folder / role)
     scheduler.save_pretrained(folder / "scheduler")
-    index = {"_class_name": "P", role: ["diffusers", type(net).__name__], "scheduler": ["diffusers", "DDPMScheduler"]}
+    index = {"_class_name": "P", role: ["diffusers", type(net).__name__], "scheduler": ["diffusers", "a scheduler"]}
     (folder / "model_index.json").write_text(json.dumps(index | more))
     return folder
 
@@ -185,6 +186,20 @@ def test_a_model_without_a_null_class_is_not_guided(place, tmp_path):
     assert drawer.draw(range(2)).images.shape == (2, 1, 8, 8)
 
 
+def test_the_direction_of_a_flow_is_asked_where_a_folder_is_loaded(tmp_path, monkeypatch):
+    """As SiT's: time and u of this network both run another way than its scheduler says."""
+    net = unet(in_channels=1, out_channels=1)
+    folder = saved(tmp_path / "flow", net, "unet", diffusers.FlowMatchEulerDiscreteScheduler())
+
+    def call(net, state, time, label, given):
+        x, r = state, (1 - time / 1000)[:, None, None, None]
+        return -(r - (1 - r) * 0.05) / (r**2 + (1 - r) ** 2 * 0.05) * x  # the exact -u of data N(0, 0.05)
+
+    monkeypatch.setitem(kinds.KINDS, "UNet2DModel", replace(kinds.KINDS["UNet2DModel"], call=call))
+    with pytest.raises(ValueError, match="noise_at=0, predicts='x - eps'"):
+        dr.load(folder)
+
+
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_light_call_costs_what_is_said(patch):
     light = dr.UViTConfig(8, 3, (dr.Level("transformer", 16, 2),), 3, patch=patch, embedding=12, head_dim=8)
@@ -201,6 +216,7 @@ def test_the_light_network_fits_its_share():
     assert retrofit.light_of((3, 32, 32), 10, 2, 1e6).patch > 2
     with pytest.raises(ValueError, match="larger --share"):
         retrofit.light_of((3, 32, 32), 10, 2, 1e3)
+    assert retrofit.light_of((3, 8, 8), 10, 4, 1e9).patch == 4  # as coarse as the model itself is
 
 
 def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
@@ -215,6 +231,8 @@ def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
     words = saved(tmp_path / "words", sana(), "transformer")
     with pytest.raises(ValueError, match="model of texts"):
         retrofit.Retrofit(data)(words)
+    with pytest.raises(ValueError, match="nothing to release"):
+        dr.export(place / "dit", tmp_path / "weights")
     with pytest.raises(ValueError, match="so it needs them"):
         retrofit.Retrofit()(place / "dit")
 

@@ -93,6 +93,9 @@ def test_a_folder_without_a_codec_is_refused(tmp_path) -> None:
         read_codec(tmp_path)
     with pytest.raises(ValueError, match="names no class"):
         CodecFolder(str(tmp_path / "vae"), "x").build(torch.nn.ModuleDict(), "cpu")
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": ["AutoencoderKL"]}))
+    with pytest.raises(ValueError, match="names no class"):
+        read_codec(tmp_path / "vae")
     (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
     with pytest.raises(ValueError, match=r"holds a VQModel.*AutoencoderKL, AutoencoderTiny"):
         read_codec(tmp_path / "vae")

@@ -121,6 +121,9 @@ def test_a_folder_is_read_and_held_to_its_fingerprint(x: Tensor, tmp_path: Path)
     (folder / "config.json").write_text(json.dumps({**config, "scaling_factor": 2.0}))
     with pytest.raises(ValueError, match="is another one"):
         found.read("cpu")
+    (folder / "config.json").write_text(json.dumps({**config, "latent_channels": None}))
+    with pytest.raises(ValueError, match="cannot be built as configured"):
+        found.read("cpu")
     (folder / "config.json").write_text(json.dumps(config))
     assert found.read("cpu").fingerprint == found.fingerprint
     weights = safetensors.torch.load_file(folder / "diffusion_pytorch_model.safetensors")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from latents.folding import Folding, FoldingFolder
+from PIL import Image
 
 from dualrate.codecs.codec import Moments
 from dualrate.data.encode import encode, moments_of
@@ -158,6 +159,15 @@ def test_what_latents_cannot_do_is_refused(source: Path, tmp_path: Path) -> None
 
     with pytest.raises(ValueError, match="too large for float16"):
         moments_of(Large(""), np.zeros((1, 3, 8, 8), np.uint8), "cpu", mirrored=False)
+
+
+def test_splits_of_two_shapes_are_refused(tmp_path: Path) -> None:
+    for split, side in (("train", 8), ("test", 12)):
+        (tmp_path / "images" / split / "a").mkdir(parents=True)
+        Image.new("RGB", (side, side)).save(tmp_path / "images" / split / "a" / "one.png")
+    with pytest.raises(ValueError, match=r"\(3, 8, 8\) \(train\) and \(3, 12, 12\) \(test\): give --size"):
+        made(tmp_path / "images", tmp_path / "out")
+    made(tmp_path / "images", tmp_path / "out", size=8)
 
 
 def test_damage_is_found(source: Path, tmp_path: Path) -> None:

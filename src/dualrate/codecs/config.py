@@ -110,7 +110,7 @@ def _read(path: Path, state: tuple[Any, ...], device: str) -> Codec:
             raise
         there = f": give its {path / 'vae'}" if (path / "vae" / CONFIG).is_file() else ""
         raise ValueError(f"{path} holds no codec, which would have a {CONFIG}{there}") from error
-    if not isinstance(config, dict) or "_class_name" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError(f"{path / CONFIG} names no class (_class_name) of diffusers: no codec is known there")
     read = cast(Callable[[Path, str], Codec], imported(DIFFUSERS))
     return read(path, device)

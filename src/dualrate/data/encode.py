@@ -90,6 +90,9 @@ def encode(
         raise ValueError(f"shard_bytes {shard_bytes}, batch_size {batch_size}; expected at least 1 each")
     pixels = Pixels(str(source), size, channels, on_bad)
     images: dict[Split, ImageSet] = {split: pixels.load(split, progress) for split in SPLITS}
+    if images["test"].shape != images["train"].shape:
+        shapes = " and ".join(f"{images[split].shape} ({split})" for split in SPLITS)
+        raise ValueError(f"images of one shape (C, H, W) are encoded, got {shapes}: give --size")
     made_by = codec.read(device)
     made_by.latent_shape(images["train"].shape)  # refuses what it cannot encode
     plan = {"format": FORMAT, **asdict(pixels), "mirrored": mirrored, "shard_bytes": shard_bytes}

@@ -42,6 +42,15 @@ class Betas(Schedule, Ranged):
     zero_terminal: bool = False
     """Whether the table is rescaled to end without signal."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flat = (_table(self).diff() >= 0).nonzero()
+        if len(flat):
+            raise ValueError(
+                f"of these {self.steps} betas, {self.kind} from {self.start:g} to {self.end:g}, nothing is left of the "
+                f"signal after step {int(flat[0]) - 1} (log-SNR {LOWEST:g}): smaller betas, or fewer, are expected"
+            )
+
     def log_snr(self, t: Tensor) -> Tensor:
         table, low, place = self._piece(t)
         return table[low] + (place - low) * (table[low + 1] - table[low])

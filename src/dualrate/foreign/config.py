@@ -12,6 +12,7 @@ from torch import nn
 from dualrate.config.ranges import Classes, Ranged
 from dualrate.diffusion.schedule import Schedule
 from dualrate.foreign.conventions import Convention
+from dualrate.foreign.direction import check_direction
 from dualrate.foreign.folder import Folder, network_class, read_folder
 from dualrate.foreign.kinds import kind_of
 from dualrate.foreign.network import ForeignNetwork
@@ -39,8 +40,15 @@ class ForeignConfig(Ranged):
     """sha256 of configuration and weights in that folder."""
 
     def build(self) -> ForeignNetwork:
-        """With random weights. Raises ImportError without diffusers."""
-        net = network_class(self.kind).from_config(json.loads(self.config))
+        """With random weights. Raises ImportError without diffusers, ValueError for a configuration of no network."""
+        kind = network_class(self.kind)
+        try:
+            return self.around(kind.from_config(self._config))
+        except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+            raise ValueError(f"{self.kind} of diffusers cannot be built as configured: {error}") from error
+
+    def around(self, net: nn.Module) -> ForeignNetwork:
+        """Such a network that is there already."""
         kind = kind_of(self.kind, self._config)
         return ForeignNetwork(net, kind, self.convention, num_classes=self.num_classes, null=self.null)
 
@@ -63,8 +71,10 @@ class Adopted:
     folder: Folder
 
     def weights(self) -> nn.Module:
-        """The module, with its weights."""
-        return self.folder.network()
+        """The module, with its weights. Raises ValueError where its time runs another way than its scheduler says."""
+        net = self.folder.network()
+        check_direction(self.network.around(net), self.network.shape)
+        return net
 
 
 def adopted(path: Path, num_classes: int | None = None) -> Adopted:

@@ -7,7 +7,7 @@ noise, either sign of u) the right one has the least response
     |x_hat(z) - x_hat(z')|^2 / |z - z'|^2,   z, z' ~ N(0, I) at log-SNR -4
 
 which for data of variance c^2 is about (0.13 c^2)^2, and more than 1 for the others where c is below 1, as it is for
-all but the coarsest parts of images and latents. Two calls of the network, of two rows each.
+all but the coarsest parts of images and latents. Four calls of the network, of two rows each.
 """
 
 from __future__ import annotations

@@ -64,21 +64,29 @@ def read_folder(path: Path) -> Folder:
     """Raises ValueError for a folder that is none of theirs, or of a distilled model; OSError if it cannot be read."""
     if not is_diffusers(path):
         raise ValueError(f"{path} is no folder of diffusers: it has neither {INDEX} nor {NETWORK}")
-    index = read_json(path / INDEX) if (path / INDEX).is_file() else {}
+    index = _object(path / INDEX) if (path / INDEX).is_file() else {}
     role = next((role for role in COMPONENTS if index.get(role)), None)
     if index and role is None:
         raise ValueError(f"{path} has no {' or '.join(COMPONENTS)}; its {INDEX} lists {', '.join(index)}")
     place = _component(path, role) if role else path
-    config = read_json(place / NETWORK)
+    config = _object(place / NETWORK)
     beside = _component(path, "scheduler") / SCHEDULER
     _check_name(path, config)
     return Folder(
         place,
         str(config.get("_class_name")),
         config,
-        read_json(beside) if beside.is_file() else None,
+        _object(beside) if beside.is_file() else None,
         bool(index.get("vae") or index.get("vqvae")),
     )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a file of settings holds. Raises ValueError, naming it, for anything but a JSON object."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no settings: expected a JSON object, got {str(found)[:60]}")
+    return found
 
 
 def _component(path: Path, role: str) -> Path:
@@ -87,7 +95,8 @@ def _component(path: Path, role: str) -> Path:
 
 
 def _check_name(path: Path, config: Mapping[str, Any]) -> None:
-    names = f"{path.resolve().name} {Path(str(config.get('_name_or_path', ''))).name}"
+    places = (path.resolve(), Path(str(config.get("_name_or_path", ""))))
+    names = " ".join((place.parents[1] if place.parent.name == "snapshots" else place).name for place in places)
     if found := DISTILLED & set(re.split(r"[^a-z]+", names.lower())):
         raise ValueError(
             f"{path} is a distilled model, by its name ({', '.join(sorted(found))}): {NO_MEAN}. If the name says "

@@ -93,7 +93,9 @@ def _without_skips(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 TEXT = "encoder_hidden_states"
 MASKED = (TEXT, "encoder_attention_mask")
 KINDS: dict[str, Kind] = {
-    "DiTTransformer2DModel": Kind(_by_label, lambda config: config["num_embeds_ada_norm"], null=True, blocks=_in_a_row),
+    "DiTTransformer2DModel": Kind(
+        _by_label, lambda config: config.get("num_embeds_ada_norm", 1000), null=True, blocks=_in_a_row
+    ),
     "UNet2DModel": Kind(
         _by_label,
         lambda config: config.get("num_class_embeds") or 0,

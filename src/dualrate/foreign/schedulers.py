@@ -36,7 +36,7 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
 
     Raises ValueError for a scheduler of distilled models, and for one, or settings, that are not known here.
     """
-    name = config.get("_class_name", "a scheduler without _class_name")
+    name = str(config.get("_class_name", "a scheduler without _class_name"))
     if name in DISTILLED:
         raise ValueError(f"{name} samples a distilled model: {NO_MEAN}")
     if name in FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
@@ -52,10 +52,16 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
 def _flow(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
     if name not in FLOW | DISCRETE or config.get("invert_sigmas"):
         raise ValueError(f"{name} with invert_sigmas {config.get('invert_sigmas')} counts time another way")
-    shift = config.get("shift", config.get("flow_shift", 1.0))
-    if config.get("use_dynamic_shifting"):  # e^mu, of the least mu: it grows with the image, which is not known here
-        shift = math.exp(config.get("base_shift") or 0.5)
-    return RectifiedFlow(shift), Flow(float(config.get("num_train_timesteps", 1000)))
+    if name in DISCRETE and config.get("prediction_type", "epsilon") != "flow_prediction":
+        raise ValueError(
+            f"this {name} has use_flow_sigmas and prediction_type {config.get('prediction_type', 'epsilon')!r}: on a "
+            "flow flow_prediction is known"
+        )
+    shift = _number(config, "shift" if "shift" in config else "flow_shift", 1.0)
+    if config.get("use_dynamic_shifting"):  # of the least mu: it grows with the image, which is not known here
+        mu = _number(config, "base_shift", 0.5)
+        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    return RectifiedFlow(shift), Flow(_number(config, "num_train_timesteps", 1000))
 
 
 def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
@@ -68,12 +74,24 @@ def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Conventio
         raise ValueError(f"prediction_type is one of {', '.join(TO_V)} or flow_prediction, got {predicts!r}")
     if config.get("thresholding"):
         raise ValueError(f"this {name} clips x_hat by its own quantiles (thresholding): set it to False")
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(
+            f"this {name} tells its network log sigma for the time (timestep_type {config['timestep_type']!r}), of "
+            "another process: discrete is known"
+        )
     betas = Betas(
         kind,
-        float(config.get("beta_start", 1e-4)),
-        float(config.get("beta_end", 0.02)),
+        _number(config, "beta_start", 1e-4),
+        _number(config, "beta_end", 0.02),
         config.get("num_train_timesteps", 1000),
         bool(config.get("rescale_betas_zero_snr", False)),
     )
-    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+    clip = _number(config, "clip_sample_range", 1.0) if config.get("clip_sample") else None
     return betas, Discrete(betas, predicts, clip)
+
+
+def _number(config: Mapping[str, Any], name: str, default: float) -> float:
+    value = config.get(name, default)
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"a scheduler's {name} is a number, got {value!r}")
+    return float(value)

@@ -200,7 +200,10 @@ def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
         ) from error
     kind = getattr(diffusers, name)
     how = {"local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-    module, info = kind.from_pretrained(folder, use_safetensors=True, **how)
+    try:
+        module, info = kind.from_pretrained(folder, use_safetensors=True, **how)
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"{folder} holds a {name} that cannot be built as configured: {error}") from error
     if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:
         raise ValueError(f"{folder} lacks weights of its {name}, {wrong[0]} the first of {len(wrong)}: fetch it again")
     return Autoencoder(module.to(device), module.config, str(folder))

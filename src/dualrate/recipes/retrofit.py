@@ -113,7 +113,7 @@ def light_of(shape: tuple[int, int, int], num_classes: int, patch: int, budget: 
     """A flat transformer of at most so many multiply-adds: patches of this side or the next that leaves room, and then
     the widest. Raises ValueError where none is as cheap."""
     channels, side, _ = shape
-    patches = [larger for larger in range(patch, side // COARSEST + 1) if side % larger == 0]
+    patches = [patch, *(larger for larger in range(patch + 1, side // COARSEST + 1) if side % larger == 0)]
     least = math.inf
     for larger in patches:
         for heads in range(WIDEST, NARROWEST - 1, -1):

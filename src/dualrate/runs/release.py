@@ -29,7 +29,8 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
         raise ValueError(f"{run} holds released weights: copy the directory, or export the run that they are from")
     check_target(out)
     stored = read_stored(run, note)
-    assert stored.state is not None  # for the type checker: it is no released weights
+    if stored.state is None:
+        raise ValueError(f"{run} is a model of diffusers, and no run: there is nothing to release; copy the folder")
     target = Path(os.path.realpath(out))  # a link stays one
     with new_folder(target, replace=True) as folder:
         write_experiment(folder, stored.experiment)
