@@ -43,10 +43,10 @@ def pixart(**settings) -> nn.Module:
     return diffusers.PixArtTransformer2DModel(**sizes | texts | {"out_channels": 8, "norm_num_groups": 4} | settings)
 
 
-def sana() -> nn.Module:
+def sana(**settings) -> nn.Module:
     sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "in_channels": 4}
     texts = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "cross_attention_dim": 16}
-    return diffusers.SanaTransformer2DModel(**sizes | texts, out_channels=4, caption_channels=12)
+    return diffusers.SanaTransformer2DModel(**sizes | texts, out_channels=4, caption_channels=12, **settings)
 
 
 def texts(*names: str) -> dict[str, torch.Tensor]:

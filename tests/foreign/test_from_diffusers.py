@@ -291,3 +291,12 @@ def test_sanas_own_scheduler_is_a_flow():
     denoiser = dr.from_diffusers(randomised(sana()), scheduler, embeddings=texts(TEXT))
     assert denoiser.process.schedule.shift == 3
     assert denoiser.network.convention == Flow()
+
+
+def test_sana_is_given_its_time_in_its_own_scale():
+    """As its pipeline does: the network has the scale in its configuration and leaves it to whoever calls it."""
+    net, asked = randomised(sana(timestep_scale=0.25)), []
+    denoiser = dr.from_diffusers(net, diffusers.FlowMatchEulerDiscreteScheduler(), embeddings=texts(TEXT))
+    net.register_forward_pre_hook(lambda _, args, kwargs: asked.append(kwargs["timestep"]), with_kwargs=True)
+    denoiser.denoise(torch.randn(1, 4, 8, 8), torch.tensor([0.6]), dr.Context(), dr.Cond(torch.tensor([1])))
+    assert asked[0].tolist() == pytest.approx([150], rel=1e-4)

@@ -11,6 +11,7 @@ import torch
 from cli.command import call
 from foreign.models import diffusers, dit, pixart, randomised, sana, sd3, texts, unet
 from torch import nn
+from torch.nn import functional as F
 
 import dualrate as dr
 from dualrate.diffusion.draws import Draws
@@ -132,6 +133,22 @@ def test_every_block_of_every_class_can_be_tapped(net, tables):
     assert all(grad.abs().max() > 0 for grad in grads)
 
 
+def test_a_feature_is_of_normalised_taps_and_x_hat():
+    net = dr.from_diffusers(randomised(dit(num_layers=6)), diffusers.DDPMScheduler()).network
+    taps = taps_of(net, (4, 8, 8))
+    assert [tap.block for tap in taps] == [1, 3, 5]
+    light = dr.UViTConfig(8, 4, (dr.Level("transformer", 8, 1),), patch=2, head_dim=8)
+    encoder, z, log_snr = TappedEncoder(net, light, taps), torch.randn(2, 4, 8, 8), torch.tensor([-1.0, 2.0])
+    label = torch.tensor([0, 1])
+    with torch.no_grad(), outputs(net.blocks) as seen:
+        (feature, x_hat), _ = encoder(z, log_snr, label)
+        expected = F.conv2d(x_hat, encoder.pixels.weight, stride=2)
+        for tap, projection in zip(taps, encoder.projections, strict=True):
+            tokens = F.layer_norm(seen[tap.block], (16,))
+            expected += (tokens @ projection.conv.weight[:, :, 0, 0].T).mT.reshape(2, 8, 4, 4)
+    torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_outputs_are_of_one_call():
     layer = nn.Linear(2, 2)
     with outputs([layer]) as seen:
@@ -165,6 +182,9 @@ def test_training_leaves_the_model_as_it_is_and_goes_on_bit_for_bit(place, tmp_p
 def test_released_the_model_trains_too(place, tmp_path):
     experiment = made(place, "unet", unfreeze_at=2)
     assert experiment.method.label_dropout == 0  # it has no null class
+    assert made(place, "dit").method.label_dropout == 0.1
+    assert (experiment.method.encoder_rate, experiment.method.release_encoder_at) == (0.1, 2)
+    assert made(place, "unet", unfreeze_at=2, rate=0.3).method.encoder_rate == 0.3
     trained = []
     for iterations in (2, 3):
         fit = replace(FIT, iterations=iterations)
