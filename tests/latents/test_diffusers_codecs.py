@@ -17,7 +17,7 @@ from dualrate.codecs.config import CodecFolder, read_codec
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.draws import Draws
 from dualrate.doctor.codec import check_codec
-from dualrate.integrations.codecs import Autoencoder
+from dualrate.integrations.codecs import RULES, Autoencoder
 
 DRAWS = Draws(0, torch.arange(2))
 KINDS = {
@@ -90,6 +90,20 @@ def test_an_image_is_a_video_of_one_frame(kind: str, x: Tensor) -> None:
     assert made.latent_shape((3, 16, 16)) == (16, 8, 8)
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "factor", "colours"),
+    [
+        ("AutoencoderKL", {"block_out_channels": [128, 256, 512, 512], "in_channels": 3}, 8, 3),
+        ("AutoencoderDC", {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024], "in_channels": 3}, 32, 3),
+        ("AutoencoderKLWan", {"dim_mult": [1, 2, 4, 4], "patch_size": None, "in_channels": 3}, 8, 3),
+        ("AutoencoderKLWan", {"dim_mult": [1, 2, 4, 4], "patch_size": 2, "in_channels": 12}, 16, 3),
+    ],
+)
+def test_sides_and_colours_of_what_is_published(name: str, config: dict, factor: int, colours: int) -> None:
+    """Of Stable Diffusion, DC-AE f32, Wan 2.1 and Wan 2.2, by what their configurations hold."""
+    assert (RULES[name].factor(config), RULES[name].colours(config)) == (factor, colours)
+
+
 def test_what_a_codec_cannot_take_is_refused() -> None:
     made = codec("kl")
     with pytest.raises(ValueError, match="multiples of 2, got 15 x 16"):
@@ -149,7 +163,10 @@ def test_the_check_tells_a_wrong_factor() -> None:
     assert "channels" in right[2].what
     assert right[2].level == "ok"
     scale = made.normalisation
-    for factor in (0.5, 2.0):
+    for factor in (0.86, 1.16):
+        made.normalisation = replace(scale, std=tuple(factor * std for std in scale.std))
+        assert not [finding for finding in check_codec(made, images) if finding.level == "problem"]
+    for factor in (0.5, 0.75, 1.33, 2.0):
         made.normalisation = replace(scale, std=tuple(factor * std for std in scale.std))
         wrong = [finding.what for finding in check_codec(made, images) if finding.level == "problem"]
         assert [what.split(":")[0] for what in wrong] == ["size of latents (root of the mean square)"]
