@@ -89,6 +89,7 @@ def test_the_page_is_one_document_that_fetches_nothing_else(url):
     assert not re.search(r"<(link|img|iframe|script src)|@import|url\(", text)
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["X-Frame-Options"] == "DENY"
     head = ask(url, "HEAD", "/")
     assert (head.status, head.content, head.headers["Content-Length"]) == (200, b"", str(len(answer.content)))
 
@@ -320,6 +321,8 @@ def test_a_port_that_is_taken_is_an_error_that_says_how_to_mend_it(url, offer):
     with pytest.raises(OSError, match=taken), listening(offer, port=urlsplit(url).port):
         pass
     with pytest.raises(OSError, match=r"or an address of this machine as --host"), listening(offer, "192.0.2.1"):
+        pass
+    with pytest.raises(ValueError, match=r"got an empty one, which would be all"), listening(offer, ""):
         pass
 
 

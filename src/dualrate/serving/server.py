@@ -59,6 +59,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, offer: Offer, jobs: Jobs, host: str, port: int) -> None:
+        if not host:
+            raise ValueError("--host is an address, got an empty one, which would be all: say 0.0.0.0 for that")
         self.offer, self.jobs, self.host = offer, jobs, host
         self.page = play_page(offer.described()).encode()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -211,7 +213,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes, **headers: str) -> None:
         self.send_response(status)
-        for name, text in {"Content-Type": kind, "Content-Length": str(len(content)), **HEADERS, **headers}.items():
+        own = {"Content-Type": kind, "Content-Length": str(len(content))}
+        if self.server.loopback:  # a Space is shown in a frame of the Hub's
+            own["X-Frame-Options"] = "DENY"
+        for name, text in {**HEADERS, **own, **headers}.items():
             self.send_header(name, text)
         if self.close_connection:
             self.send_header("Connection", "close")
