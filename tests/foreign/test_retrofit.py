@@ -22,7 +22,7 @@ from dualrate.foreign.conventions import REPA
 from dualrate.foreign.folder import read_folder
 from dualrate.foreign.kinds import Kind, by_place
 from dualrate.foreign.network import ForeignNetwork
-from dualrate.foreign.taps import Tap, TappedEncoder, as_map, outputs, taps_of
+from dualrate.foreign.taps import Projection, Tap, TappedEncoder, as_map, outputs, taps_of
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.machine.progress import Silent
 from dualrate.networks.dual import kept
@@ -239,12 +239,28 @@ def test_the_light_network_fits_its_share():
     assert retrofit.light_of((3, 8, 8), 10, 4, 1e9).patch == 4  # as coarse as the model itself is
 
 
+@pytest.mark.parametrize(
+    ("side", "cells"),
+    [
+        (2, [[0], [0], [1], [1]]),
+        (3, [[0], [0, 1], [1, 2], [2]]),
+        (7, [[0, 1], [1, 2, 3], [3, 4, 5], [5, 6]]),  # of a UNet2D of 28 pixels, whose light network has patches of 7
+    ],
+)
+def test_a_tap_that_is_no_multiple_is_averaged_where_positions_overlap(side, cells):
+    project = Projection(Tap(0, 3, side), 5, 4)
+    h = torch.randn(2, 3, side, side)
+    whole = project.conv(torch.nn.functional.layer_norm(h.movedim(1, -1), (3,)).movedim(-1, 1))
+    for i, rows in enumerate(cells):
+        for j, columns in enumerate(cells):
+            mean = whole[:, :, rows][:, :, :, columns].mean((2, 3))
+            torch.testing.assert_close(project(h)[:, :, i, j], mean)
+
+
 def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
     config, data = made(place, "dit").networks, dr.DataConfig(str(place / "images.npz"))
     with pytest.raises(ValueError, match="of the same images and classes, got classes 3 and 0"):
         Retrofitted(config.encoder, replace(config.light, num_classes=0), ())
-    with pytest.raises(ValueError, match="must be a multiple of the other"):
-        TappedEncoder(config.encoder.build(), config.light, [Tap(0, 16, 3)])
     latents = saved(tmp_path / "latents", dit(), "transformer", vae=["diffusers", "AutoencoderKL"])
     with pytest.raises(ValueError, match="only models of pixels"):
         retrofit.Retrofit(data)(latents)

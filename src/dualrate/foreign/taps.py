@@ -4,8 +4,9 @@
     context = (feature, x_hat)
 
 Every tap is normalised over its channels, since scales differ by depth, and brought to the light network's positions:
-a finer map by a convolution of that stride, a coarser one by repetition. Nothing has a bias, so that nothing of an
-absent context reaches the light network.
+a map that is a multiple as fine by a convolution of that stride, any other by means over the cells that a position
+overlaps, which of a divisor is repetition. Nothing has a bias, so that nothing of an absent context reaches the light
+network.
 
 Hooks stand on the blocks for the time of one call, and what they see is a value of that call.
 """
@@ -86,19 +87,13 @@ class Projection(nn.Module):
 
     def __init__(self, tap: Tap, width: int, to: int) -> None:
         super().__init__()
-        larger, smaller = max(tap.side, to), min(tap.side, to)
-        if larger % smaller:
-            raise ValueError(
-                f"block {tap.block} has {tap.side} positions a side and the light network's first level {to}: one must "
-                "be a multiple of the other; choose another patch of the light network, or other taps"
-            )
-        stride = max(1, tap.side // to)
-        self.repeats = max(1, to // tap.side)
+        stride = 1 if tap.side % to else tap.side // to
+        self.to = to
         self.conv = nn.Conv2d(tap.channels, width, stride, stride=stride, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.conv(layer_norm(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-        return h if self.repeats == 1 else F.interpolate(h, scale_factor=float(self.repeats))
+        return h if h.shape[2] == self.to else F.adaptive_avg_pool2d(h, self.to)
 
 
 class TappedEncoder(nn.Module):
