@@ -1,0 +1,245 @@
+"""Does a retrofit pay for a model that nobody here wrote? Classes of diffusers, trained by a plain loop.
+
+    OMP_NUM_THREADS=1 .venv/bin/python studies/diffusers_models.py train unet
+    OMP_NUM_THREADS=1 .venv/bin/python studies/diffusers_models.py retrofit unet
+    OMP_NUM_THREADS=1 .venv/bin/python studies/diffusers_models.py report unet
+
+`unet` is a UNet2DModel, `dit` a DiTTransformer2DModel, both of Fashion-MNIST. Each piece goes on where it was stopped.
+`train` is code of diffusers and torch but for the images: DDPMScheduler, add_noise, mean squared error, AdamW, an
+EMAModel, save_pretrained. `retrofit`, and `report`, which compares all retrofits there are and exports the longest, run
+`dualrate` commands, which they print. `Shared` is encoder sharing without training, for a UNet2DModel: as an entry of
+`dualrate compare`, FOLDER+diffusers_models:Shared:16/8@dpm++2m, with studies/ on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import ROOT, RUNS, command, keep, on_one_thread
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+import dualrate as dr
+from dualrate.data.images import load_images, to_float
+from dualrate.denoisers.denoiser import Plain
+from dualrate.diffusion.prediction import x_from_v
+from dualrate.diffusion.process import per_row
+from dualrate.foreign.network import ForeignNetwork
+from dualrate.foreign.taps import outputs
+
+CLASSES, SIDE = 10, 28
+RATE, WARMUP, CLIP, DECAY, SEED = 2e-3, 100, 1.0, 0.995, 0
+SAVE = 60.0  # seconds
+RETROFIT = {
+    "data.source": "fashion-mnist",
+    "share": 0.3,
+    "fit.batch-size": 64,
+    "fit.optim.lr": 1e-3,
+    "fit.optim.warmup": 50,
+    "fit.optim.decay": "cosine",
+    "fit.ema-halflife": 5000,
+    "fit.checkpoint-every": 100,
+    "fit.sample-every": 500,
+}
+ALONE = (*(f"{steps}@dpm++2m" for steps in (3, 4, 5, 8, 12)), "8@sde-dpm++2m:0.1", "12@sde-dpm++2m:0.1")
+SHARED = ("8/4@dpm++2m", "16/8@dpm++2m")
+PAIR = ("8/4@sde-dpm++2m:0.1", "16/4@sde-dpm++2m:0.1", "32/8@sde-dpm++2m:0.1")
+JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
+COUNTS = ("--screen", "300", "--count", "2000")
+
+
+def unet() -> nn.Module:
+    return UNet2DModel(
+        sample_size=SIDE,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(12, 24, 48),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=16,
+        num_class_embeds=CLASSES,
+    )
+
+
+def dit() -> nn.Module:
+    return DiTTransformer2DModel(
+        sample_size=SIDE,
+        patch_size=4,
+        in_channels=1,
+        out_channels=1,
+        num_attention_heads=4,
+        attention_head_dim=32,
+        num_layers=5,
+        num_embeds_ada_norm=CLASSES,
+    )
+
+
+MODELS = {"unet": unet, "dit": dit}
+
+
+def train(model: Any, folder: Path, x: Tensor, y: Tensor, minutes: float, batch: int) -> None:
+    """Adds minutes of training up to the given number, and saves. x: (N, 1, 28, 28) in [-1, 1]; y: (N,) labels.
+
+    The rate falls linearly to zero over them.
+    """
+    torch.manual_seed(SEED)
+    scheduler: Any = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    ema = EMAModel(model.parameters(), decay=DECAY)
+    parts = {"model": model, "optimizer": optimizer, "ema": ema}
+    saved, iteration, spent, cpu, losses = folder / "state.pt", 0, 0.0, 0.0, []
+    if saved.is_file():
+        state = torch.load(saved, weights_only=True)
+        iteration, spent, cpu = state["iteration"], state["seconds"], state["cpu"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        torch.manual_seed(SEED + iteration)
+    model.train()
+    began, began_cpu = time.monotonic() - spent, time.process_time() - cpu
+    last = spent
+    while spent < 60 * minutes:
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1, (iteration + 1) / WARMUP) * (1 - spent / (60 * minutes))
+        row = torch.randint(len(x), (batch,))
+        clean, noise = x[row], torch.randn(batch, *x.shape[1:])
+        step = torch.randint(scheduler.config["num_train_timesteps"], (batch,))
+        output = model(scheduler.add_noise(clean, noise, step), step, class_labels=y[row]).sample
+        loss = F.mse_loss(output, scheduler.get_velocity(clean, noise, step))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        ema.step(model.parameters())
+        iteration, losses = iteration + 1, [*losses[-199:], loss.item()]
+        spent, cpu = time.monotonic() - began, time.process_time() - began_cpu
+        if spent - last > SAVE or spent >= 60 * minutes:
+            last, mean = spent, sum(losses) / len(losses)
+            print(f"{iteration} iterations, {spent:.0f} s ({cpu:.0f} s of CPU), loss {mean:.4f}", flush=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            counts = {"iteration": iteration, "seconds": spent, "cpu": cpu}
+            torch.save({**counts, **{name: part.state_dict() for name, part in parts.items()}}, saved)
+            keep(folder / "training.json", batch=batch, loss=mean, **counts)
+    ema.copy_to(model.parameters())
+    model.save_pretrained(folder)
+    scheduler.save_pretrained(folder)
+
+
+@contextmanager
+def answering(blocks: Sequence[nn.Module], answers: Sequence[Any]) -> Iterator[None]:
+    """Each of the blocks returns its answer without running."""
+    for block, answer in zip(blocks, answers, strict=True):
+        block.forward = lambda *given, answer=answer, **named: answer
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+class Shared:
+    """A UNet2DModel whose down blocks and middle block run at heavy calls only; their outputs serve the up blocks.
+
+    Between heavy calls z_t enters by the first convolution, whose output is the last up block's outermost skip, and the
+    time by its embedding. Source: Faster Diffusion (Li et al. 2023, arXiv 2312.09608), with the skip kept as it is now.
+    Raises ValueError for a denoiser of another network.
+    """
+
+    reuse = dr.Reuse.SMOOTH
+
+    def __init__(self, denoiser: dr.Denoiser, process: dr.GaussianProcess) -> None:
+        network = denoiser.network if isinstance(denoiser, Plain) else None
+        if not isinstance(network, ForeignNetwork) or not isinstance(network.net, UNet2DModel):
+            raise ValueError(f"the encoder of a UNet2DModel alone is shared here, got {denoiser!r}")
+        down: Any = network.net.down_blocks
+        self.network, self.process, self.down = network, process, list(down)
+        self.encoder = network.blocks[: len(self.down) + 1]
+
+    def encode(self, z: Tensor, t: Tensor, cond: dr.Cond) -> dr.Context:
+        with outputs(self.encoder) as seen:
+            x_hat = self._x_hat(z, t, cond)
+        *down, middle = seen
+        return dr.Context((middle, *(skip for _, skips in down for skip in skips)), tau=t, x_hat=x_hat)
+
+    def denoise(self, z: Tensor, t: Tensor, context: dr.Context, cond: dr.Cond) -> Tensor:
+        if context.x_hat is not None:
+            return context.x_hat
+        if not context.features:
+            return self._x_hat(z, t, cond)
+        middle, *kept = context.features
+        answers: list[Any] = []
+        for block in self.down:
+            count = len(block.resnets) + len(block.downsamplers or ())
+            skips, kept = tuple(kept[:count]), kept[count:]
+            answers.append((skips[-1], skips))
+        with answering(self.encoder, [*answers, middle]):
+            return self._x_hat(z, t, cond)
+
+    def _x_hat(self, z: Tensor, t: Tensor, cond: dr.Cond) -> Tensor:
+        log_snr = self.process.log_snr(t).to(z.dtype)
+        return x_from_v(z, self.network(z, per_row(log_snr, z), cond.label).to(z.dtype), log_snr)
+
+
+def dualrate(*words: str) -> None:
+    """Runs a command, printed. Raises CalledProcessError where it fails."""
+    print("dualrate", *words, flush=True)
+    paths = [str(ROOT / "studies"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    subprocess.run([sys.executable, "-m", "dualrate_command", *words], cwd=ROOT, check=True, env=environment)
+
+
+def report(model: str, folder: Path) -> None:
+    """Compares all that there is, and exports the longest retrofit."""
+    at = folder.relative_to(ROOT)
+    runs = sorted(folder.parent.glob(f"{folder.name}-retrofit-*"), key=lambda run: int(run.name.rpartition("-")[2]))
+    entries = [f"model={at}:{plan}" for plan in ALONE]
+    if model == "unet":
+        entries += [f"model={at}+diffusers_models:Shared:{plan}" for plan in SHARED]
+    for run in runs:
+        name = run.name.removeprefix(f"{folder.name}-")
+        entries += [f"{name}={run.relative_to(ROOT)}:{plan}" for plan in PAIR]
+    dualrate("compare", *entries, "--mixed", "--features", JUDGES, *COUNTS, "--out", f"{at}.html")
+    for run in runs[-1:]:
+        dualrate("export", str(run), "--to", "diffusers", f"{run}-pipeline", "--steps", "16", "--heavy", "4")
+
+
+def main() -> None:
+    parser = command(__doc__)
+    parser.add_argument("piece", choices=("train", "retrofit", "report"))
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--minutes", type=float, default=14, help="of training")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--iterations", type=int, default=1500, help="of the retrofit")
+    options = parser.parse_args()
+    on_one_thread()
+    folder = RUNS / f"diffusers-{options.model}"
+    run = RUNS / f"diffusers-{options.model}-retrofit-{options.iterations}"
+    if options.piece == "train":
+        images = load_images("fashion-mnist", split="train")
+        x, y = to_float(np.asarray(images.images)), torch.from_numpy(images.labels)
+        torch.manual_seed(SEED)
+        train(MODELS[options.model](), folder, x, y, options.minutes, options.batch)
+    elif options.piece == "retrofit":
+        chosen = RETROFIT | {"fit.iterations": options.iterations}
+        flags = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
+        dualrate("retrofit", str(folder), "--out", str(run), *flags)
+    else:
+        report(options.model, folder)
+
+
+if __name__ == "__main__":
+    main()
