@@ -30,6 +30,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import dualrate as dr
@@ -39,6 +40,7 @@ from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import per_row
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.taps import outputs
+from dualrate.machine.files import write_tensors
 
 CLASSES, SIDE = 10, 28
 RATE, WARMUP, CLIP, DECAY, SEED = 2e-3, 100, 1.0, 0.995, 0
@@ -92,6 +94,32 @@ def dit() -> nn.Module:
 MODELS = {"unet": unet, "dit": dit}
 
 
+def state_of(model: Any, optimizer: Any, ema: Any, counts: Sequence[float]) -> dict[str, Tensor]:
+    """What training goes on from, as named tensors. counts: iterations, seconds, seconds of CPU."""
+    slots = {
+        f"optimizer.{place}.{name}": slot
+        for place, own in optimizer.state_dict()["state"].items()
+        for name, slot in own.items()
+    }
+    averages = {f"ema.{place}": average for place, average in enumerate(ema.shadow_params)}
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    return weights | averages | slots | {"counts": torch.tensor(counts, dtype=torch.float64)}
+
+
+def restore(state: dict[str, Tensor], model: Any, optimizer: Any, ema: Any) -> tuple[int, float, float]:
+    """Puts a state back. Returns its counts."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name in (name for name in state if name.startswith("optimizer.")):
+        _, place, slot = name.split(".")
+        slots.setdefault(int(place), {})[slot] = state[name]
+    model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model.")})
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    iteration, seconds, cpu = state["counts"].tolist()
+    ema.shadow_params = [state[f"ema.{place}"] for place in range(len(ema.shadow_params))]
+    ema.optimization_step = int(iteration)
+    return int(iteration), seconds, cpu
+
+
 def train(model: Any, folder: Path, x: Tensor, y: Tensor, minutes: float, batch: int) -> None:
     """Adds minutes of training up to the given number, and saves. x: (N, 1, 28, 28) in [-1, 1]; y: (N,) labels.
 
@@ -101,13 +129,9 @@ def train(model: Any, folder: Path, x: Tensor, y: Tensor, minutes: float, batch:
     scheduler: Any = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     ema = EMAModel(model.parameters(), decay=DECAY)
-    parts = {"model": model, "optimizer": optimizer, "ema": ema}
-    saved, iteration, spent, cpu, losses = folder / "state.pt", 0, 0.0, 0.0, []
+    saved, iteration, spent, cpu, losses = folder / "state" / "state.safetensors", 0, 0.0, 0.0, []
     if saved.is_file():
-        state = torch.load(saved, weights_only=True)
-        iteration, spent, cpu = state["iteration"], state["seconds"], state["cpu"]
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        iteration, spent, cpu = restore(load_file(saved), model, optimizer, ema)
         torch.manual_seed(SEED + iteration)
     model.train()
     began, began_cpu = time.monotonic() - spent, time.process_time() - cpu
@@ -130,10 +154,9 @@ def train(model: Any, folder: Path, x: Tensor, y: Tensor, minutes: float, batch:
         if spent - last > SAVE or spent >= 60 * minutes:
             last, mean = spent, sum(losses) / len(losses)
             print(f"{iteration} iterations, {spent:.0f} s ({cpu:.0f} s of CPU), loss {mean:.4f}", flush=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            counts = {"iteration": iteration, "seconds": spent, "cpu": cpu}
-            torch.save({**counts, **{name: part.state_dict() for name, part in parts.items()}}, saved)
-            keep(folder / "training.json", batch=batch, loss=mean, **counts)
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(saved, state_of(model, optimizer, ema, [iteration, spent, cpu]))
+            keep(folder / "training.json", batch=batch, loss=mean, iteration=iteration, seconds=spent, cpu=cpu)
     ema.copy_to(model.parameters())
     model.save_pretrained(folder)
     scheduler.save_pretrained(folder)

@@ -41,6 +41,26 @@ def test_training_goes_on_and_saves_what_loads(tmp_path, capsys):
     assert posterior_mean(model.denoiser, z, torch.tensor(0.5), dr.Cond(y[:2])).shape == z.shape
 
 
+def test_a_state_is_put_back_as_it_was():
+    def parts(seed: int):
+        torch.manual_seed(seed)
+        model = tiny()
+        return model, torch.optim.AdamW(model.parameters()), diffusers_models.EMAModel(model.parameters())
+
+    model, optimizer, ema = parts(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    ema.step(model.parameters())
+    state = diffusers_models.state_of(model, optimizer, ema, [7, 1.5, 2.5])
+    other = parts(1)
+    assert diffusers_models.restore(state, *other) == (7, 1.5, 2.5)
+    again = diffusers_models.state_of(*other, [7, 1.5, 2.5])
+    assert set(state) == set(again)
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    assert other[2].optimization_step == 7
+
+
 def test_a_shared_encoder_is_the_network_where_it_was_refreshed():
     plain = dr.from_diffusers(randomised(tiny()), diffusers_models.DDPMScheduler(clip_sample=False))
     shared = diffusers_models.Shared(plain, plain.process)
