@@ -2,30 +2,33 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python studies/diffusers_models.py train unet
     OMP_NUM_THREADS=1 .venv/bin/python studies/diffusers_models.py retrofit unet
-    OMP_NUM_THREADS=1 .venv/bin/python studies/diffusers_models.py report unet
+    OMP_NUM_THREADS=1 .venv/bin/python studies/diffusers_models.py report unet      # and seconds
 
 `unet` is a UNet2DModel, `dit` a DiTTransformer2DModel, both of Fashion-MNIST. Each piece goes on where it was stopped.
 `train` is code of diffusers and torch but for the images: DDPMScheduler, add_noise, mean squared error, AdamW, an
 EMAModel, save_pretrained. `retrofit`, and `report`, which compares all retrofits there are and exports the longest, run
-`dualrate` commands, which they print. `Shared` is encoder sharing without training, for a UNet2DModel: as an entry of
-`dualrate compare`, FOLDER+diffusers_models:Shared:16/8@dpm++2m, with studies/ on PYTHONPATH.
+`dualrate` commands, which they print; `seconds` times what `report` compares, by turns and in seconds of CPU, so on
+busy cores too. `Shared` is encoder sharing without training, for a UNet2DModel: as an entry of `dualrate compare`,
+FOLDER+diffusers_models:Shared:16/8@dpm++2m, with studies/ on PYTHONPATH.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import ROOT, RUNS, command, keep, on_one_thread
+from common import ROOT, RUNS, command, keep, load, on_one_thread, save
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -34,6 +37,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import dualrate as dr
+from dualrate.compare.contenders import Entry
 from dualrate.data.images import load_images, to_float
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.prediction import x_from_v
@@ -41,6 +45,7 @@ from dualrate.diffusion.process import per_row
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.taps import outputs
 from dualrate.machine.files import write_tensors
+from dualrate.sampling.grids import grid_times
 
 CLASSES, SIDE = 10, 28
 RATE, WARMUP, CLIP, DECAY, SEED = 2e-3, 100, 1.0, 0.995, 0
@@ -58,8 +63,11 @@ RETROFIT = {
 }
 ALONE = (*(f"{steps}@dpm++2m" for steps in (3, 4, 5, 8, 12)), "8@sde-dpm++2m:0.1", "12@sde-dpm++2m:0.1")
 SHARED = ("8/4@dpm++2m", "16/8@dpm++2m")
-PAIR = ("8/4@sde-dpm++2m:0.1", "16/4@sde-dpm++2m:0.1", "32/8@sde-dpm++2m:0.1")
+SDE = "sde-dpm++2m:0.1"
+PAIR = ("8/4", "16/4", "32/8")
+BLENDED = ((8, 4), (16, 4))
 JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
+BATCH, ROUNDS = 64, 4  # of timings
 COUNTS = ("--screen", "300", "--count", "2000")
 
 
@@ -225,24 +233,47 @@ def dualrate(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "dualrate_command", *words], cwd=ROOT, check=True, env=environment)
 
 
-def report(model: str, folder: Path) -> None:
-    """Compares all that there is, and exports the longest retrofit."""
+def blended(run: Path) -> list[str]:
+    """Files of plans whose steps are between equal ones in t and in log-SNR, as commands choose them; names in plans
+    are of steps equal in t."""
+    schedule, files = dr.load(run).process.schedule, []
+    for steps, heavy in BLENDED:
+        files.append(f"{run.relative_to(ROOT)}/blend-{steps}-{heavy}.json")
+        save(ROOT / files[-1], dr.StepPlan.spread(grid_times("blend:0.4", schedule, steps), heavy).to_json())
+    return files
+
+
+def entries_of(model: str, folder: Path, runs: Sequence[Path]) -> list[str]:
+    """What is compared: the model alone, its encoder shared, and its retrofits."""
     at = folder.relative_to(ROOT)
-    runs = sorted(folder.parent.glob(f"{folder.name}-retrofit-*"), key=lambda run: int(run.name.rpartition("-")[2]))
     entries = [f"model={at}:{plan}" for plan in ALONE]
     if model == "unet":
         entries += [f"model={at}+diffusers_models:Shared:{plan}" for plan in SHARED]
     for run in runs:
         name = run.name.removeprefix(f"{folder.name}-")
-        entries += [f"{name}={run.relative_to(ROOT)}:{plan}" for plan in PAIR]
-    dualrate("compare", *entries, "--mixed", "--features", JUDGES, *COUNTS, "--out", f"{at}.html")
-    for run in runs[-1:]:
-        dualrate("export", str(run), "--to", "diffusers", f"{run}-pipeline", "--steps", "16", "--heavy", "4")
+        entries += [f"{name}={run.relative_to(ROOT)}:{plan}@{SDE}" for plan in (*PAIR, *blended(run))]
+    return entries
+
+
+def cpu_milliseconds(entries: Sequence[str]) -> dict[str, float]:
+    """Of an image in a batch: medians of rounds in which all take their turn, the first left out."""
+    drawers = {}
+    for text in entries:
+        entry = Entry.parse(text)
+        loaded = load(entry.run)
+        drawers[text] = replace(entry.asked(loaded).drawer(loaded), batch_size=BATCH)
+    found: dict[str, list[float]] = {text: [] for text in entries}
+    for _ in range(ROUNDS):
+        for text, drawer in drawers.items():
+            began = time.process_time()
+            drawer.draw(range(BATCH))
+            found[text].append(1e3 * (time.process_time() - began) / BATCH)
+    return {text: statistics.median(times[1:]) for text, times in found.items()}
 
 
 def main() -> None:
     parser = command(__doc__)
-    parser.add_argument("piece", choices=("train", "retrofit", "report"))
+    parser.add_argument("piece", choices=("train", "retrofit", "report", "seconds"))
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--minutes", type=float, default=14, help="of training")
     parser.add_argument("--batch", type=int, default=32)
@@ -261,7 +292,16 @@ def main() -> None:
         flags = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
         dualrate("retrofit", str(folder), "--out", str(run), *flags)
     else:
-        report(options.model, folder)
+        runs = sorted(RUNS.glob(f"{folder.name}-retrofit-*[0-9]"), key=lambda run: int(run.name.rpartition("-")[2]))
+        entries = entries_of(options.model, folder, runs)
+        if options.piece == "seconds":
+            for entry, milliseconds in cpu_milliseconds(entries).items():
+                print(f"{milliseconds:8.1f} ms  {entry}")
+            return
+        page = folder.relative_to(ROOT).with_suffix(".html")
+        dualrate("compare", *entries, "--mixed", "--features", JUDGES, *COUNTS, "--out", str(page))
+        for run in runs[-1:]:
+            dualrate("export", str(run), "--to", "diffusers", f"{run}-pipeline", "--steps", "16", "--heavy", "4")
 
 
 if __name__ == "__main__":
