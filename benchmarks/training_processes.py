@@ -2,9 +2,9 @@
 
     python -m benchmarks.training_processes [--counts 1 2 4] [--rows 64] [--recipe fashion-mnist-heavy]
 
-Every process has one thread and `--rows` images of a batch. The efficiency of n processes is their images per second
-over n times those of one process alone; where fewer than n cores are free, it says more of the cores than of them. The
-first third of the iterations is not counted.
+Every process has one thread and `--rows` images of a batch. What n processes make together is set beside n trainings of
+one process each that run at once ("apart"): these share cores, caches and memory too, and exchange nothing. The
+efficiency is the ratio of the two. The first third of the iterations is not counted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.child import ROOT
@@ -47,12 +48,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="images of a batch for each")
     parser.add_argument("--recipe", default="fashion-mnist-heavy")
     options = parser.parse_args()
-    alone = 0.0
-    for processes in dict.fromkeys((1, *options.counts)):
-        with tempfile.TemporaryDirectory() as folder:
-            rate = images_per_second(options.recipe, options.rows, processes, Path(folder) / "run")
-        alone = alone or rate
-        print(f"{processes} x {options.rows} images: {rate:.1f} images/s, efficiency {rate / (processes * alone):.3f}")
+    for processes in options.counts:
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
+            of = (options.recipe, options.rows)
+            together = images_per_second(*of, processes, Path(folder) / "together")
+            each = pool.map(lambda i: images_per_second(*of, 1, Path(folder) / f"{i}"), range(processes))  # noqa: B023
+            apart = sum(each)
+        print(
+            f"{processes} x {options.rows} images: {together:.1f} images/s together, {apart:.1f} apart, "
+            f"efficiency {together / apart:.3f}"
+        )
 
 
 if __name__ == "__main__":
