@@ -83,17 +83,17 @@ def taps_of(network: ForeignNetwork, shape: tuple[int, int, int], blocks: Sequen
 
 
 class Projection(nn.Module):
-    """A tap's map at the light network's positions. (B, C, side, side) -> (B, width, to, to)."""
+    """A tap's map at the light network's positions. (B, C, side, side) -> (B, width, positions, positions)."""
 
-    def __init__(self, tap: Tap, width: int, to: int) -> None:
+    def __init__(self, tap: Tap, width: int, positions: int) -> None:
         super().__init__()
-        stride = 1 if tap.side % to else tap.side // to
-        self.to = to
+        stride = 1 if tap.side % positions else tap.side // positions
+        self.positions = positions
         self.conv = nn.Conv2d(tap.channels, width, stride, stride=stride, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.conv(layer_norm(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-        return h if h.shape[2] == self.to else F.adaptive_avg_pool2d(h, self.to)
+        return h if h.shape[2] == self.positions else F.adaptive_avg_pool2d(h, self.positions)
 
 
 class TappedEncoder(nn.Module):
