@@ -40,8 +40,6 @@ import dualrate as dr
 from dualrate.compare.contenders import Entry
 from dualrate.data.images import load_images, to_float
 from dualrate.denoisers.denoiser import Plain
-from dualrate.diffusion.prediction import x_from_v
-from dualrate.diffusion.process import per_row
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.taps import outputs
 from dualrate.machine.files import write_tensors
@@ -197,12 +195,12 @@ class Shared:
         if not isinstance(network, ForeignNetwork) or not isinstance(network.net, UNet2DModel):
             raise ValueError(f"the encoder of a UNet2DModel alone is shared here, got {denoiser!r}")
         down: Any = network.net.down_blocks
-        self.network, self.process, self.down = network, process, list(down)
+        self.model, self.down = denoiser, list(down)
         self.encoder = network.blocks[: len(self.down) + 1]
 
     def encode(self, z: Tensor, t: Tensor, cond: dr.Cond) -> dr.Context:
         with outputs(self.encoder) as seen:
-            x_hat = self._x_hat(z, t, cond)
+            x_hat = self.model.denoise(z, t, dr.Context(), cond)
         *down, middle = seen
         return dr.Context((middle, *(skip for _, skips in down for skip in skips)), tau=t, x_hat=x_hat)
 
@@ -210,7 +208,7 @@ class Shared:
         if context.x_hat is not None:
             return context.x_hat
         if not context.features:
-            return self._x_hat(z, t, cond)
+            return self.model.denoise(z, t, context, cond)
         middle, *kept = context.features
         answers: list[Any] = []
         for block in self.down:
@@ -218,11 +216,7 @@ class Shared:
             skips, kept = tuple(kept[:count]), kept[count:]
             answers.append((skips[-1], skips))
         with answering(self.encoder, [*answers, middle]):
-            return self._x_hat(z, t, cond)
-
-    def _x_hat(self, z: Tensor, t: Tensor, cond: dr.Cond) -> Tensor:
-        log_snr = self.process.log_snr(t).to(z.dtype)
-        return x_from_v(z, self.network(z, per_row(log_snr, z), cond.label).to(z.dtype), log_snr)
+            return self.model.denoise(z, t, context, cond)
 
 
 def dualrate(*words: str) -> None:

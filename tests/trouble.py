@@ -77,6 +77,11 @@ def is_alive(process: int) -> bool:
     return state != "Z"
 
 
+def children(process: int) -> list[int]:
+    """Of its main thread, in the order in which they were started."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():

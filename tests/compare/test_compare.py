@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from trouble import is_alive, wait_until
+from trouble import children, is_alive, wait_until
 
 from dualrate.cli.main import main
 from dualrate.compare import contenders, speed, work
@@ -153,9 +153,8 @@ def test_nothing_that_measures_memory_outlives_a_kill(here, tmp_path):
     script = tmp_path / "measures.py"
     script.write_text(MEASURES_FOR_LONG)
     with subprocess.Popen([sys.executable, script, Path("heavy").absolute()]) as measuring:
-        children = Path(f"/proc/{measuring.pid}/task/{measuring.pid}/children")
-        wait_until(lambda: len(children.read_text().split()) == 2)  # the tracker of resources, and the one that draws
-        process = int(children.read_text().split()[1])
+        wait_until(lambda: len(children(measuring.pid)) == 2)  # the tracker of resources, and the one that draws
+        process = children(measuring.pid)[1]
         wait_until(lambda: "torch" in Path(f"/proc/{process}/maps").read_text())
         measuring.kill()
     wait_until(lambda: not is_alive(process))

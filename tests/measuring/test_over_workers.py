@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from trouble import children, wait_until
 
 from dualrate.cli.main import main
 from dualrate.data.images import ImageSet
@@ -243,10 +244,6 @@ def test_every_command_that_measures_has_workers(command, blocks, model, judge, 
     assert (Stand.asked, Stand.blocks) == ([2], blocks)
 
 
-def children(process: int) -> set[int]:
-    return {int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_command_that_is_stopped_leaves_no_process_and_goes_on_with_any_number(model, tmp_path, how):
@@ -263,10 +260,7 @@ def test_a_command_that_is_stopped_leaves_no_process_and_goes_on_with_any_number
     else:
         process.kill()
     _, said = process.communicate(timeout=60)
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=30)
     if how is signal.SIGINT:
         assert process.returncode == 130
         assert re.search(r"\d+ of 600 images are in .*; the same command goes on", said.splitlines()[-1])

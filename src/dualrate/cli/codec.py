@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.options import AsJson, Device, parse
+from dualrate.cli.options import AsJson, Device, parse_one_of
 from dualrate.config.ranges import Images, Ranged, Side
 from dualrate.machine.device import pick_device
 
@@ -33,7 +31,7 @@ class CodecCheck(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.cli.console import decoding, reporter
+        from dualrate.cli.console import decoding, print_findings, reporter
         from dualrate.codecs.config import read_codec
         from dualrate.data.images import load_images
         from dualrate.doctor.codec import check_codec
@@ -41,25 +39,10 @@ class CodecCheck(Ranged):
         progress = reporter()
         how = {"size": self.size, "channels": self.channels, "progress": decoding(progress)}
         images = load_images(self.source, split="train", **how)
-        codec, findings = read_codec(self.folder, pick_device(self.device)), []
-        for finding in check_codec(codec, images, self.num):
-            findings.append(finding)
-            if not self.json:
-                remedy = f" -> {finding.remedy}" if finding.remedy else ""
-                print(f"{finding.level:7}  {finding.what}{remedy}", flush=True)
-        problems = sum(finding.level == "problem" for finding in findings)
-        if self.json:
-            print(json.dumps({"problems": problems, "findings": [asdict(finding) for finding in findings]}))
-        if problems:
-            raise SystemExit(1)
+        codec = read_codec(self.folder, pick_device(self.device))
+        print_findings(self.json, check_codec(codec, images, self.num))
 
 
 def parse_codec(arguments: list[str]) -> CodecCheck:
-    """The options of `dualrate codec check`. Raises what `parse` raises."""
-    if arguments[:1] == ["check"]:
-        return parse(CodecCheck, arguments[1:], "dualrate codec check")
-    asked = arguments[:1] in ([], ["-h"], ["--help"], ["--help-all"])
-    lines = [] if asked else [f"dualrate codec: there is no {arguments[0]!r}"]
-    lines.append(f"dualrate codec check: {(CodecCheck.__doc__ or '').splitlines()[0]}")
-    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
-    raise SystemExit(0 if asked else 2)
+    """The options of `dualrate codec check`. Raises what `parse_one_of` raises."""
+    return parse_one_of("codec", {"check": CodecCheck}, arguments)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dualrate.data.cache import cache_dir
+from dualrate.doctor.finding import Finding
 from dualrate.experiments.experiment import COMPILED, Model
 from dualrate.machine.device import compiles, keep_compiled, pick_device
 from dualrate.machine.progress import SHOWN, PlainReporter, Reporter
@@ -118,6 +119,21 @@ def print_report(as_json: bool, values: dict[str, object]) -> None:
     width = max(map(len, values))
     for name, value in values.items():
         print(f"{name:{width}}  {_shown(value)}")
+
+
+def print_findings(as_json: bool, found: Iterable[Finding]) -> None:
+    """Findings as one JSON object, or a line each as they come. Raises SystemExit, code 1, where one is a problem."""
+    findings = []
+    for finding in found:
+        findings.append(finding)
+        if not as_json:
+            remedy = f" -> {finding.remedy}" if finding.remedy else ""
+            print(f"{finding.level:7}  {finding.what}{remedy}", flush=True)
+    problems = sum(finding.level == "problem" for finding in findings)
+    if as_json:
+        print(json.dumps({"problems": problems, "findings": [asdict(finding) for finding in findings]}))
+    if problems:
+        raise SystemExit(1)
 
 
 def _shown(value: object) -> str:

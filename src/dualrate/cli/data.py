@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +10,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import drawing, print_report, reporter
-from dualrate.cli.options import AsJson, AtATime, Device, parse
+from dualrate.cli.options import AsJson, AtATime, Device, parse_one_of
 from dualrate.config.ranges import Range, Ranged, Side, WorkerCount
 from dualrate.data.source import DataProgress
 from dualrate.machine.device import pick_device
@@ -162,12 +161,5 @@ DATA: dict[str, type[Prepare | Encode | Verify]] = {"prepare": Prepare, "encode"
 
 
 def parse_data(arguments: list[str]) -> Prepare | Encode | Verify:
-    """The options of `dualrate data prepare`, `encode` or `verify`. Raises what `parse` raises."""
-    if arguments[:1] and arguments[0] in DATA:
-        return parse(DATA[arguments[0]], arguments[1:], f"dualrate data {arguments[0]}")
-    asked = arguments[:1] in ([], ["-h"], ["--help"], ["--help-all"])
-    lines = [f"dualrate data {name}: {(kind.__doc__ or '').splitlines()[0]}" for name, kind in DATA.items()]
-    if not asked:
-        lines.insert(0, f"dualrate data: there is no {arguments[0]!r}")
-    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
-    raise SystemExit(0 if asked else 2)
+    """The options of `dualrate data prepare`, `encode` or `verify`. Raises what `parse_one_of` raises."""
+    return parse_one_of("data", DATA, arguments)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -23,16 +22,7 @@ class Doctor:
     json: AsJson = False
 
     def run(self) -> None:
+        from dualrate.cli.console import print_findings
         from dualrate.doctor.examine import checks, examine
 
-        findings = []
-        for finding in examine(checks(self.target, pick_device(self.device))):
-            findings.append(finding)
-            if not self.json:
-                remedy = f" -> {finding.remedy}" if finding.remedy else ""
-                print(f"{finding.level:7}  {finding.what}{remedy}", flush=True)
-        problems = sum(finding.level == "problem" for finding in findings)
-        if self.json:
-            print(json.dumps({"problems": problems, "findings": [asdict(finding) for finding in findings]}))
-        if problems:
-            raise SystemExit(1)
+        print_findings(self.json, examine(checks(self.target, pick_device(self.device))))

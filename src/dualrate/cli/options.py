@@ -10,6 +10,7 @@ import re
 import sys
 import textwrap
 import traceback
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, TextIO, TypeVar
@@ -40,6 +41,7 @@ Compile = Annotated[bool, arg(help=COMPILE)]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
 NUMBERS = ConstructorRegistry()
 ALL = "--help-all"
+HELP = ("-h", "--help", ALL)
 GROUP = re.compile(r"(?:╭─)? ([\w.]+) options ")  # the upper edge of a group; without lines where they cannot be drawn
 
 
@@ -71,6 +73,18 @@ def parse(kind: type[Command], arguments: list[str], prog: str, default: Command
     line, after telling, or after showing help.
     """
     return _parsed(kind, arguments, prog, default)
+
+
+def parse_one_of(command: str, kinds: Mapping[str, type[Command]], arguments: list[str]) -> Command:
+    """The options of `dualrate command KIND ...`. Raises what `parse` raises; SystemExit after telling the kinds."""
+    if arguments[:1] and arguments[0] in kinds:
+        return parse(kinds[arguments[0]], arguments[1:], f"dualrate {command} {arguments[0]}")
+    asked = not arguments or arguments[0] in HELP
+    lines = [f"dualrate {command} {name}: {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
+    if not asked:
+        lines.insert(0, f"dualrate {command}: there is no {arguments[0]!r}")
+    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    raise SystemExit(0 if asked else 2)
 
 
 def parse_known(kind: type[Command], arguments: list[str], prog: str, default: Command) -> tuple[Command, list[str]]:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import TypeVar, cast
 
-from dualrate.cli.options import ALL, parse, parse_known
+from dualrate.cli.options import HELP, parse, parse_known
 from dualrate.config.imports import imported
 
 Command = TypeVar("Command")
 Made = TypeVar("Made")
 Recipe = TypeVar("Recipe", bound=Callable[..., object])
-HELP = ("-h", "--help", ALL)
 
 
 def recipe_named(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dualrate.cli.recipe import HELP, override, with_own_options
+from dualrate.cli.options import HELP
+from dualrate.cli.recipe import override, with_own_options
 from dualrate.cli.train import Train
 from dualrate.recipes.retrofit import Retrofit as Recipe
 

@@ -22,8 +22,15 @@ from dualrate.codecs.config import CodecFolder
 from dualrate.data.cache import OnBad
 from dualrate.data.images import ImageSet, load_images, to_float
 from dualrate.data.latents import is_encoded
-from dualrate.data.prepare_folder import check_folder, check_space, remove_leftovers
-from dualrate.data.shards import DATASET, ENCODED, FORMAT, is_finished
+from dualrate.data.prepare_folder import (
+    check_folder,
+    check_space,
+    is_done,
+    make_blocks,
+    record_file,
+    remove_leftovers,
+)
+from dualrate.data.shards import DATASET, ENCODED, FORMAT, is_finished, labels_file
 from dualrate.data.source import DataProgress, Split
 from dualrate.machine.files import read_json, whole, write_whole
 from dualrate.machine.folders import Manifest
@@ -58,6 +65,10 @@ class Block:
     first: int
     last: int
     fingerprint: str
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first
 
 
 def encode(
@@ -136,8 +147,8 @@ def encode_shard(
             content = moments_of(codec, batch, device, mirrored).numpy().tobytes()
             digest.update(content)
             file.write(content)
-    record = {"images": block.last - block.first, "sha256": digest.hexdigest()}
-    write_whole(folder / _record(block.file), json.dumps(record))
+    record = {"images": block.count, "sha256": digest.hexdigest()}
+    write_whole(folder / record_file(block.file), json.dumps(record))
 
 
 @lru_cache(maxsize=2)
@@ -147,7 +158,7 @@ def _loaded(pixels: Pixels, split: Split, fingerprint: str) -> ImageSet:
 
 
 def _blocks(images: dict[Split, ImageSet], row: Tensor, shard_bytes: int) -> list[Block]:
-    size = max(1, shard_bytes // (row.numel() * row.element_size()))
+    size = max(1, shard_bytes // row.nbytes)
     return [
         Block(f"{split}-{i:05}.bin", split, first, min(first + size, len(images[split])), images[split].fingerprint)
         for split in SPLITS
@@ -164,24 +175,10 @@ def _encode(
     mapper: Mapper,
     progress: DataProgress,
 ) -> None:
-    missing = [block for block in _blocks(images, row, shard_bytes) if not _is_done(folder, block, row)]
-    left, total = sum(block.last - block.first for block in missing), sum(map(len, images.values()))
-    check_space(folder, left * row.numel() * row.element_size())
-    progress(total - left, total, ENCODING)
-    try:
-        for block, _ in mapper(job, missing):
-            left -= block.last - block.first
-            progress(total - left, total, ENCODING)
-    except KeyboardInterrupt:
-        said = f"interrupted: {total - left:,} of {total:,} images are encoded in {folder}; the same command goes on"
-        raise KeyboardInterrupt(said) from None
-
-
-def _is_done(folder: Path, block: Block, row: Tensor) -> bool:
-    """Whether the shard is there with its record, which is written after it."""
-    file, record = folder / block.file, folder / _record(block.file)
-    size = (block.last - block.first) * row.numel() * row.element_size()
-    return file.is_file() and record.is_file() and file.stat().st_size == size
+    missing = [block for block in _blocks(images, row, shard_bytes) if not is_done(folder, block.file, row.nbytes)]
+    check_space(folder, sum(block.count for block in missing) * row.nbytes)
+    total, place = sum(map(len, images.values())), f"encoded in {folder}"
+    make_blocks(job, missing, total, mapper, lambda done, of: progress(done, of, ENCODING), place)
 
 
 def _describe(
@@ -192,7 +189,7 @@ def _describe(
     for split, one in images.items():
         files = [block.file for block in _blocks(images, row, shard_bytes) if block.split == split]
         if one.labels is not None:
-            labelled.append(f"{split}-labels.npy")
+            labelled.append(labels_file(split))
             with whole(folder / labelled[-1]) as aside, aside.open("wb") as file:
                 np.save(file, one.labels, allow_pickle=False)
         splits[split] = {
@@ -201,14 +198,10 @@ def _describe(
             "labelled": one.labels is not None,
             "class_names": one.class_names,
             "fingerprint": one.fingerprint,
-            "shards": [{"file": file, **read_json(folder / _record(file))} for file in files],
+            "shards": [{"file": file, **read_json(folder / record_file(file))} for file in files],
         }
     held = {"shape": list(row.shape[2:]), "dtype": "float16", "each": row.shape[1]}
     codec = {"folder": by.folder, "fingerprint": by.fingerprint}
     made = {"format": FORMAT, "row": held, "codec": codec, "images": asdict(pixels), "splits": splits}
     write_whole(folder / DATASET, json.dumps(made, indent=1))
     Manifest.write(folder, [DATASET, *labelled])
-
-
-def _record(file: str) -> str:
-    return Path(file).with_suffix(".json").name

@@ -19,8 +19,16 @@ import numpy as np
 
 from dualrate.data.cache import OnBad, Options, cache_dir, identity, image_of, image_or_fault, summary
 from dualrate.data.images import ImageSet, find_source, prepared_folder
-from dualrate.data.prepare_folder import begun_strictly, check_folder, check_space, remove_leftovers
-from dualrate.data.shards import DATASET, FORMAT, PLAN, Shards, is_finished
+from dualrate.data.prepare_folder import (
+    begun_strictly,
+    check_folder,
+    check_space,
+    is_done,
+    make_blocks,
+    record_file,
+    remove_leftovers,
+)
+from dualrate.data.shards import DATASET, FORMAT, PLAN, Shards, is_finished, labels_file
 from dualrate.data.source import DataProgress, Items, Raw, Source, Split
 from dualrate.data.untrusted import one_line
 from dualrate.machine.files import read_json, whole, write_whole
@@ -104,25 +112,18 @@ def _prepare(
     shape = _shape(raws["train"], options, sources["train"].name)
     per_shard = max(1, shard_bytes // int(np.prod(shape)))
     blocks: dict[Split, list[Block]] = {split: _blocks(split, raw, shape, per_shard) for split, raw in raws.items()}
-    missing = [block for split in SPLITS for block in blocks[split] if not _is_done(folder, block)]
-    total = sum(raw.count for raw in raws.values())
-    done = total - sum(block.count for block in missing)
-    check_space(folder, (total - done) * int(np.prod(shape)))
-    progress(done, total, PREPARING)
-    try:
-        for block, _ in mapper(partial(make_shard, folder, options), missing):
-            done += block.count
-            progress(done, total, PREPARING)
-    except KeyboardInterrupt:
-        said = f"interrupted: {done:,} of {total:,} images are in {folder}; the same command goes on"
-        raise KeyboardInterrupt(said) from None
+    row = int(np.prod(shape))
+    missing = [block for split in SPLITS for block in blocks[split] if not is_done(folder, block.file, row)]
+    check_space(folder, sum(block.count for block in missing) * row)
+    job, total = partial(make_shard, folder, options), sum(raw.count for raw in raws.values())
+    make_blocks(job, missing, total, mapper, lambda done, of: progress(done, of, PREPARING), f"in {folder}")
     splits: dict[Split, dict[str, Any]] = {
         split: _described(folder, split, sources[split].name, raw, [b.file for b in blocks[split]], shape)
         for split, raw in raws.items()
     }
     dataset = {"format": FORMAT, "size": options.size, "channels": shape[0], "splits": splits}
     write_whole(folder / DATASET, json.dumps(dataset, indent=1))
-    labels = [_labels_file(split) for split, part in splits.items() if part["labelled"]]
+    labels = [labels_file(split) for split, part in splits.items() if part["labelled"]]
     Manifest.write(folder, [DATASET, *labels])
 
 
@@ -159,7 +160,7 @@ def make_shard(folder: Path, options: Options, block: Block) -> None:
             )
     labels = None if block.labels is None else block.labels[kept].tolist()
     record = {"images": len(kept), "labels": labels, "sha256": digest.hexdigest(), "rejects": rejects}
-    write_whole(folder / _record_file(block.file), json.dumps(record))
+    write_whole(folder / record_file(block.file), json.dumps(record))
 
 
 def _blocks(split: Split, raw: Raw, shape: tuple[int, ...], per_shard: int) -> list[Block]:
@@ -184,22 +185,11 @@ def _shape(raw: Raw, options: Options, name: str) -> tuple[int, ...]:
     raise ValueError(f"none of the first {min(_PROBED, raw.count)} images of {name} can be used: {first}")
 
 
-def _is_done(folder: Path, block: Block) -> bool:
-    """Whether the shard is there with its record: the record is written after it, and says how long it is."""
-    file, record = folder / block.file, folder / _record_file(block.file)
-    if not (file.is_file() and record.is_file()):
-        return False
-    try:
-        return file.stat().st_size == read_json(record)["images"] * int(np.prod(block.shape))
-    except (ValueError, KeyError, TypeError):  # no record: the shard is made again
-        return False
-
-
 def _described(
     folder: Path, split: Split, name: str, raw: Raw, files: Sequence[str], shape: tuple[int, ...]
 ) -> dict[str, Any]:
     """A split's part of dataset.json, from the records of its shards, whose labels it writes; all pixels are read."""
-    records = [read_json(folder / _record_file(file)) for file in files]
+    records = [read_json(folder / record_file(file)) for file in files]
     labels = None if raw.labels is None else np.concatenate([np.array(r.pop("labels"), np.int64) for r in records])
     if not any(record["images"] for record in records):
         first = next((reject for record in records for reject in record["rejects"]), "")
@@ -208,7 +198,7 @@ def _described(
     images = Shards([folder / file for file in files], [r["images"] for r in records], (channels, height, width))
     whole_set = ImageSet(images, labels, raw.class_names, name)
     if labels is not None:
-        with whole(folder / _labels_file(split)) as aside, aside.open("wb") as file:
+        with whole(folder / labels_file(split)) as aside, aside.open("wb") as file:
             np.save(file, labels, allow_pickle=False)
     return {
         "name": name,
@@ -222,11 +212,3 @@ def _described(
             for file, r in zip(files, records, strict=True)
         ],
     }
-
-
-def _record_file(file: str) -> str:
-    return Path(file).with_suffix(".json").name
-
-
-def _labels_file(split: Split) -> str:
-    return f"{split}-labels.npy"

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dualrate.data.shards import PLAN, is_prepared
 from dualrate.machine.files import naming, read_json, written_aside
 from dualrate.machine.folders import MANIFEST
+from dualrate.machine.workers import Mapper
+
+
+class Counted(Protocol):
+    """The work of one shard, of so many images."""
+
+    @property
+    def count(self) -> int: ...
+
+
+Work = TypeVar("Work", bound=Counted)
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -64,3 +75,42 @@ def remove_leftovers(folder: Path) -> None:
         if written_aside(file.name) or file.name == MANIFEST:
             with naming(file):
                 file.unlink()
+
+
+def record_file(file: str) -> str:
+    """Of a shard's record, which is written after the shard."""
+    return Path(file).with_suffix(".json").name
+
+
+def is_done(folder: Path, file: str, row: int) -> bool:
+    """Whether a shard is there with its record, which says how many rows it has; row: bytes of one."""
+    shard, record = folder / file, folder / record_file(file)
+    if not (shard.is_file() and record.is_file()):
+        return False
+    try:
+        return shard.stat().st_size == read_json(record)["images"] * row
+    except (ValueError, KeyError, TypeError):  # no record: the shard is made again
+        return False
+
+
+def make_blocks(
+    job: Callable[[Work], object],
+    missing: Sequence[Work],
+    total: int,
+    mapper: Mapper,
+    progress: Callable[[int, int], None],
+    place: str,
+) -> None:
+    """Do the job for every block; of `total` images the others are done. progress: (images done, total).
+
+    Raises KeyboardInterrupt, which says how many images are in their place.
+    """
+    done = total - sum(block.count for block in missing)
+    progress(done, total)
+    try:
+        for block, _ in mapper(job, missing):
+            done += block.count
+            progress(done, total)
+    except KeyboardInterrupt:
+        said = f"interrupted: {done:,} of {total:,} images are {place}; the same command goes on"
+        raise KeyboardInterrupt(said) from None

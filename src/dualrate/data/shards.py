@@ -100,6 +100,10 @@ class Packed:
     part: dict[str, Any]
 
 
+def labels_file(split: Split) -> str:
+    return f"{split}-labels.npy"
+
+
 def is_prepared(folder: Path) -> bool:
     """Whether a folder is `prepare`'s, finished or not."""
     return (folder / PLAN).is_file()
@@ -121,7 +125,7 @@ def read_packed(folder: Path, split: Split) -> Packed:
         check_size(file, count * size)
     labels = None
     if part["labelled"]:
-        labels = np.load(io.BytesIO(_content(manifest, f"{split}-labels.npy")), allow_pickle=False)
+        labels = np.load(io.BytesIO(_content(manifest, labels_file(split))), allow_pickle=False)
     return Packed(Shards(files, counts, row["shape"], row["dtype"]), labels, dataset, part)
 
 

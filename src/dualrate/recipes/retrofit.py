@@ -26,22 +26,13 @@ from dualrate.foreign.taps import taps_of
 from dualrate.machine.progress import PlainReporter, Reporter
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.auto import name_of
+from dualrate.recipes.auto import TIERS, name_of
 from dualrate.sampling.cost import macs_of
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
 
 BLOCKS, HEAD = 4, 32
 NARROWEST, WIDEST = 2, 64  # in heads
 FINEST, COARSEST = 16, 4  # positions a side
-FIT = FitConfig(
-    iterations=4000,
-    batch_size=128,
-    optim=OptimConfig(lr=7e-4, betas=(0.9, 0.99), warmup=300),
-    ema_halflife=50_000,
-    checkpoint_every=250,
-    sample_every=1000,
-)
+FIT = TIERS["small"].fit
 
 
 @dataclass(frozen=True)
