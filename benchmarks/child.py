@@ -1,6 +1,6 @@
 """Peak memory and CPU time of one kind of work, in a process of its own.
 
-    python -m benchmarks.child weights/fashion-mnist-heavy train [--return-freed] [--batch 64] [--device cuda]
+    python -m benchmarks.child weights/fashion-mnist-heavy-annealed train [--return-freed] [--batch 64] [--device cuda]
 
 Peak memory is the process's resident set on a CPU, and what torch's allocator held on a GPU. On a CPU it begins with
 the libraries' own hundreds of MB, so `start` (before the networks are built) is printed beside it. Freed memory is

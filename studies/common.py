@@ -46,6 +46,7 @@ COUNT = 5000  # images of a cell
 SHOWN = 20  # of them on a grid
 TIMED = 125  # images of a timing, one batch
 NOT_MEASURED = "Not measured yet.\n"
+RETIRED = {f"fashion-mnist-{name}": "efc01f7" for name in ("heavy", "medium", "dual", "light-long")}  # last commit
 
 
 # Starting, reading, keeping
@@ -64,8 +65,11 @@ def on_one_thread() -> None:
 
 @cache
 def load(model: str | Path) -> dr.Model:
-    """model: a directory, below the repository."""
-    return dr.load(ROOT / model)
+    """model: a directory, below the repository. Raises ValueError for weights that are there no more."""
+    path = ROOT / model
+    if path.parent == WEIGHTS and path.name in RETIRED and not path.exists():
+        raise ValueError(f"these weights are retired: git checkout {RETIRED[path.name]} -- weights/{path.name}")
+    return dr.load(path)
 
 
 def keep(file: Path, indent: int | None = None, **results: Any) -> None:

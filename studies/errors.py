@@ -1,6 +1,6 @@
 """Errors of a run's x_hat by noise level and age of the context, beside another run's: what a change of training buys.
 
-    OMP_NUM_THREADS=1 .venv/bin/python studies/errors.py weights/fashion-mnist-dual --out errors.json
+    OMP_NUM_THREADS=1 .venv/bin/python studies/errors.py weights/fashion-mnist-retrofit --out errors.json
 
 x of test images, t ~ U(0, 1), z_t and, for each range of ages tau - t, z_tau on one forward path (the same z_t for all
 ages, so that they are compared in pairs; times with tau above 1 are left out). Of every x_hat, as means per pixel with
@@ -65,7 +65,7 @@ class Cell:
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("run", help="directory of a run, or of released weights")
-    parser.add_argument("--against", default="weights/fashion-mnist-heavy", help="the heavy run")
+    parser.add_argument("--against", default="weights/fashion-mnist-heavy-annealed", help="the heavy run")
     parser.add_argument("--images", default=2000, type=int, help="test images, a time for each")
     parser.add_argument("--out", type=Path, help="a JSON file for the cells")
     options = parser.parse_args()

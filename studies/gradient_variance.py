@@ -39,7 +39,7 @@ class ByDraw(TimeSampler):
 
 def main() -> None:
     parser = command(__doc__)
-    parser.add_argument("--model", default=WEIGHTS / "fashion-mnist-dual", type=Path)
+    parser.add_argument("--model", default=WEIGHTS / "fashion-mnist-retrofit", type=Path)
     parser.add_argument("--batches", default=100, type=int)
     options = parser.parse_args()
     keep_freed_memory()

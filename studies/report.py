@@ -71,7 +71,7 @@ REPORTS = {
     "settled": Report(
         [f"retrofit=weights/fashion-mnist-retrofit:{PLANS}/late-{plan}.json{SETTLED}" for plan in ("16-4", "14-3")]
         + [f"medium-45=weights/fashion-mnist-medium-45:{steps}{SETTLED}" for steps in (6, 8, 10)],
-        Effort(minutes=240, screen=300, count=20_000),
+        Effort(minutes=480, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
         "fashion-mnist,fashion-mnist-b,fashion-mnist-c",

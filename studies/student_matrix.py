@@ -31,7 +31,7 @@ from dualrate.runs.store import read_experiment
 
 STEPS = (2, 4, 8)
 MODELS = {  # recipe: teacher, and the dual-rate model that the students start from
-    "fashion-mnist": ("weights/fashion-mnist-heavy", "weights/fashion-mnist-dual"),
+    "fashion-mnist": ("weights/fashion-mnist-heavy-annealed", "weights/fashion-mnist-retrofit"),
     "cifar10": ("runs/cifar10-full-heavy", "runs/cifar10-full-dual"),
     "cifar10-reduced": ("runs/cifar10-reduced-heavy", "runs/cifar10-reduced-dual"),
 }

@@ -60,7 +60,7 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
     """On the released weights, as a reader would run it."""
     monkeypatch.chdir(tmp_path)
     (block,) = python_blocks(ROOT / "README.md")
-    assert "weights/fashion-mnist-dual" in block
+    assert "weights/fashion-mnist-retrofit" in block
     exec(compile(block.replace("weights/", f"{ROOT}/weights/"), "README.md", "exec"), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heavy-16.png", "heavy-4.png", "heavy-8.png"]
 

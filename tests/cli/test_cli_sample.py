@@ -75,12 +75,12 @@ def test_control_c_says_how_many_images_are_there_and_the_same_command_goes_on(w
 def test_weights_that_have_changed_since_are_refused_in_one_line(weights, tmp_path, monkeypatch, capsys):
     assert sample(monkeypatch, weights, tmp_path / "out", "--num", 2) == 0
     capsys.readouterr()
-    medium = WEIGHTS.with_name("fashion-mnist-medium")
+    medium = WEIGHTS.with_name("fashion-mnist-medium-45")
     assert sample(monkeypatch, medium, tmp_path / "out", "--num", 2) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("dualrate: ")
     assert "holds other samples, they differ in weights (weights at iteration 7000, " in line
-    assert "; now fashion-mnist-medium at iteration 10000, " in line
+    assert "; now fashion-mnist-medium-45 at iteration 27000, " in line
     assert line.endswith("choose another --out, or delete this one")
 
 

@@ -46,12 +46,12 @@ def sampler_of(model: Model, options: SamplingOptions):
 
 @pytest.fixture(scope="module")
 def heavy() -> Model:
-    return load(WEIGHTS / "fashion-mnist-heavy")
+    return load(WEIGHTS / "fashion-mnist-heavy-annealed")
 
 
 @pytest.fixture(scope="module")
 def dual() -> Model:
-    return load(WEIGHTS / "fashion-mnist-dual")
+    return load(WEIGHTS / "fashion-mnist-retrofit")
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +114,8 @@ def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):
 
 def test_a_shared_encoder_has_no_table():
     with pytest.raises(ValueError, match="not of shared-encoder"):
-        Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy'}:8/4@covariance-table").asked(
-            load(WEIGHTS / "fashion-mnist-heavy")
+        Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy-annealed'}:8/4@covariance-table").asked(
+            load(WEIGHTS / "fashion-mnist-heavy-annealed")
         )
 
 
@@ -297,7 +297,7 @@ def test_the_command_line_knows_the_names(brief, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_comparison_takes_them_with_a_plan(name, heavy):
-    contender = Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy'}:8@{name}").asked(heavy)
+    contender = Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy-annealed'}:8@{name}").asked(heavy)
     step = contender.step(heavy)
     assert str(step) == str(step_for(heavy, contender.plan, name))
     assert name in TABLED or step == make_step(name, heavy.process)

@@ -48,18 +48,18 @@ def single(network: str, model: str, steps: int) -> DemoPlan:
 
 
 def dual(steps: int, heavy: int) -> DemoPlan:
-    return DemoPlan("dual-rate", "fashion-mnist-dual", Choice(steps, heavy))
+    return DemoPlan("dual-rate", "fashion-mnist-retrofit", Choice(steps, heavy))
 
 
 DEMO_PLANS = (  # the most useful first: a dual-rate plan and single networks of its cost; others of half and twice it
     dual(16, 4),
-    single("medium", "medium", 16),
-    single("heavy", "heavy", 6),
+    single("medium", "medium-45", 14),
+    single("heavy", "heavy-annealed", 6),
     DemoPlan("dual-rate student", "fashion-mnist-student-full", Choice()),
     dual(8, 2),
-    single("medium", "medium", 8),
+    single("medium", "medium-45", 6),
     dual(32, 8),
-    single("heavy", "heavy", 12),
+    single("heavy", "heavy-annealed", 12),
     DemoPlan("light alone", "fashion-mnist-light", Choice(32, gamma=0.0)),
 )
 SMALL = "small dual-rate"

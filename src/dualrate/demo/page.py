@@ -22,8 +22,8 @@ from dualrate.report.table import Table, floor_note, significant, table
 COLUMNS = 10
 SINGLE = ("heavy", "medium", "light alone")
 MODELS = (
-    "Dual-rate was trained from the networks heavy and light; medium is one network of a size between them. Each is "
-    "under the sampler that suits it best."
+    "Dual-rate is the network heavy and a light one trained beside it; medium is one network of a size between them. "
+    "Each is under the sampler that suits it best."
 )
 PLANS = "32/8: 32 steps, 8 of them with a heavy call; 32 alone: the whole model at every step."
 
