@@ -157,7 +157,7 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)
     for name in ("check_compiler", "check_processes"):  # seconds each
         monkeypatch.setattr(examine, name, lambda device: iter(()))
-    for name, networks in {"heavy": OneNetwork(heavy), "dual": TwoNetworks(heavy, light)}.items():
+    for name, networks in {"heavy-annealed": OneNetwork(heavy), "retrofit": TwoNetworks(heavy, light)}.items():
         experiment = Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=TimeSampler()), FitConfig(1))
         path = place / "weights" / experiment.name
         write_experiment(path, experiment)
