@@ -26,11 +26,14 @@ import torch
 from torch import Tensor, nn
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import DualRate
+from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.machine.environment import environment
 from dualrate.recipes.students import StudentRecipe, dual_student
 from dualrate.runs.train import train
+from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance_table import CovarianceTable
 from dualrate.sampling.trajectory import sample
@@ -47,7 +50,7 @@ ALLOWED: dict[str, dict[Precision, float]] = {  # bfloat16: twice or more what a
     "resume": {"exact": 0.01, "float32": 0.02, "bfloat16": 0.05},
 }
 CPU = torch.device("cpu")
-PROCESS = dr.GaussianProcess(dr.Cosine())
+PROCESS = dr.GaussianProcess(Cosine())
 SIDE, CLASSES, ROWS = 16, 3, 4
 ITERATIONS = 8
 
@@ -112,18 +115,18 @@ def computing(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
 
 
-def random_denoiser() -> dr.DualRate:
+def random_denoiser() -> DualRate:
     """As built, but for weights that leave nothing zero."""
     torch.manual_seed(0)
     modules, denoiser = TWO.build(PROCESS)
-    assert isinstance(denoiser, dr.DualRate)
+    assert isinstance(denoiser, DualRate)
     for parameter in modules.parameters():
         nn.init.normal_(parameter, std=0.3)
     modules.eval()
     return denoiser
 
 
-def on(device: torch.device, denoiser: dr.DualRate) -> dr.DualRate:
+def on(device: torch.device, denoiser: DualRate) -> DualRate:
     """A copy there."""
     encoder, light = (copy.deepcopy(network).to(device) for network in (denoiser.encoder, denoiser.light))
     return replace(denoiser, encoder=encoder, light=light)
@@ -151,7 +154,7 @@ def calls(device: torch.device) -> Iterator[Finding]:
 def samplers(device: torch.device) -> Iterator[Finding]:
     """Images of the same seeds, by every sampler; those that may reuse a context do."""
     denoiser = random_denoiser()
-    table = CovarianceTable.of_white_noise(dr.Bands((1, SIDE, SIDE), rings=4))
+    table = CovarianceTable.of_white_noise(Bands((1, SIDE, SIDE), rings=4))
 
     def images(name: str, where: torch.device, precision: Precision) -> list[Tensor]:
         plan = dr.StepPlan.uniform(6, 2 if SAMPLERS[name].markovian else None)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import dualrate as dr
 from benchmarks.interleave import interleaved
 from benchmarks.utilisation import known_peak
+from dualrate.denoisers.denoiser import DualRate
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
@@ -38,7 +39,7 @@ class Segment:
     z: (B, C, H, W); times: (n + 1, B) float64, decreasing; noise: (n, B, C, H, W)
     """
 
-    denoiser: dr.DualRate
+    denoiser: DualRate
     step: dr.Ancestral
     z: Tensor
     times: Tensor
@@ -71,7 +72,7 @@ def segment(
     bfloat16: of matrix products; None: where it pays
     """
     networks, denoiser = experiment.build()
-    if not isinstance(denoiser, dr.DualRate):
+    if not isinstance(denoiser, DualRate):
         raise ValueError(f"a segment has a heavy and a light network, {experiment.name} has one: take a dual recipe")
     networks.to(device).eval()
     shape, null = (batch, *experiment.shape), experiment.num_classes

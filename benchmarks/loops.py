@@ -15,10 +15,11 @@ from torch import Tensor
 import dualrate as dr
 from benchmarks.interleave import Spread, interleaved, quotient
 from benchmarks.workloads import Work
+from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond, Context
 
 SHAPE, STEPS = (1, 28, 28), 32
-PROCESS = dr.GaussianProcess(dr.Cosine())
+PROCESS = dr.GaussianProcess(Cosine())
 OURS = {"ancestral": dr.Ancestral(PROCESS), "ddim": dr.DDIM(PROCESS), "sde-dpm++2m": dr.SDEDPMSolver2M(PROCESS)}
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import dualrate as dr
+from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.times import shared_time
+from dualrate.diffusion.values import Batch
 from dualrate.experiments.experiment import Model
 
 Work = Callable[[], None]
@@ -78,12 +80,12 @@ def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool, *,
             network.compile()
     sample = torch.arange(rows)
     label = sample % experiment.num_classes if experiment.num_classes else None
-    batch = dr.Batch(torch.rand(rows, *experiment.shape) * 2 - 1, label, sample).to(device)
+    batch = Batch(torch.rand(rows, *experiment.shape) * 2 - 1, label, sample).to(device)
     optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4)
 
     def work() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            loss = method.loss(batch, 0, dr.Draws(0, batch.sample)).total
+            loss = method.loss(batch, 0, Draws(0, batch.sample)).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

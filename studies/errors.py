@@ -32,6 +32,7 @@ from torch import Tensor
 import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.denoisers.denoiser import posterior_mean
+from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Context
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.likelihood import Estimate
@@ -90,7 +91,7 @@ def measure(model: dr.Model, heavy: dr.Model, images: int, progress: Reporter, *
     found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     source, done = model.experiment.data.load("test"), 0
     for part in subset_batches(model, source, images, batch_size):
-        draws = dr.Draws(SEED, torch.arange(done, done + len(part), device=model.device))
+        draws = Draws(SEED, torch.arange(done, done + len(part), device=model.device))
         for level, age, errors in errors_of(model, heavy, part.x, part.cond, draws):
             found[level, age].append(errors)
         done += len(part)
@@ -105,7 +106,7 @@ def measure(model: dr.Model, heavy: dr.Model, images: int, progress: Reporter, *
 
 @torch.no_grad()
 def errors_of(
-    model: dr.Model, heavy: dr.Model, x: Tensor, cond: dr.Cond, draws: dr.Draws
+    model: dr.Model, heavy: dr.Model, x: Tensor, cond: dr.Cond, draws: Draws
 ) -> Iterator[tuple[str, str, Tensor]]:
     """(noise level, age, (K, 3): data, heavy, excess of each image there)."""
     process, shape = model.process, x.shape[1:]
@@ -124,7 +125,7 @@ def errors_of(
 
 
 def estimates(
-    model: dr.Model, z_t: Tensor, t: Tensor, cond: dr.Cond, draws: dr.Draws
+    model: dr.Model, z_t: Tensor, t: Tensor, cond: dr.Cond, draws: Draws
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(age, rows (K,), x_hat of these rows) without a context, and where contexts are reused of each age."""
     rows = torch.arange(len(t), device=t.device)

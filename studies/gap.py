@@ -27,6 +27,7 @@ import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.data.images import ImageSet
 from dualrate.denoisers.denoiser import posterior_mean
+from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.weighting import Weighting
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.likelihood import Estimate
@@ -45,7 +46,7 @@ def errors(
     times = model.process.schedule.time(torch.tensor(log_snr, device=model.device))
     parts = []
     for batch in subset_batches(model, images, count, ROWS):
-        draws, found = dr.Draws(SEED, batch.row), []
+        draws, found = Draws(SEED, batch.row), []
         for level, time in zip(log_snr, times, strict=True):
             t, noise = time.expand(len(batch)), draws.normal(f"log-SNR {level:g}", *batch.x.shape[1:])
             z = model.process.add_noise(batch.x, t, noise.to(batch.x.dtype))

@@ -21,6 +21,7 @@ from torch import Tensor
 import dualrate as dr
 from dualrate.data.images import load_images
 from dualrate.data.loader import Batches
+from dualrate.diffusion.draws import Draws
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.methods.times import BatchTimes, TimeSampler
 from dualrate.recipes import fashion_mnist
@@ -31,7 +32,7 @@ ROWS = 64
 class ByDraw(TimeSampler):
     """Drops the context of every draw with probability `dropout`, independently."""
 
-    def __call__(self, draws: dr.Draws) -> BatchTimes:
+    def __call__(self, draws: Draws) -> BatchTimes:
         times = super().__call__(draws)
         kept = draws.repeated(self.draws).uniform("dropout") >= self.dropout
         return BatchTimes(times.t, times.tau, torch.nonzero(kept).flatten())
@@ -74,7 +75,7 @@ def measure(
         batch = batches.batch(max(i, 0))
         start = time.thread_time()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = method.loss(batch, 0, dr.Draws(0, batch.sample)).total
+            loss = method.loss(batch, 0, Draws(0, batch.sample)).total
         loss.backward()
         if i >= 0:
             seconds += time.thread_time() - start

@@ -33,15 +33,26 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.exact import GaussianMixture
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Batch
+from dualrate.diffusion.weighting import Sigmoid
+from dualrate.methods.denoising import Denoising
 from dualrate.methods.method import Method
+from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.moment_matching.instant import InstantMomentMatching
+from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout
+from dualrate.methods.times import SingleTime
 from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.report.figures import INK, PALETTE, png
 
 OUT = RESULTS / "mixture-students.json"
-PROCESS = dr.GaussianProcess(dr.Cosine())
-WEIGHTING = dr.Sigmoid()
+PROCESS = dr.GaussianProcess(Cosine())
+WEIGHTING = Sigmoid()
 ANGLES = torch.arange(8, dtype=torch.float64) * math.pi / 4
-RING = dr.GaussianMixture.isotropic(torch.stack((ANGLES.cos(), ANGLES.sin()), 1), 0.08**2)
+RING = GaussianMixture.isotropic(torch.stack((ANGLES.cos(), ANGLES.sin()), 1), 0.08**2)
 BATCH, SETS, SIZE = 512, 20, 5000
 
 
@@ -105,13 +116,13 @@ class Sampler:
 
 def exact(first: int, count: int) -> Tensor:
     """Samples of the mixture itself. A batch of training and a set of evaluation never share numbers."""
-    draws = dr.Draws(1, torch.arange(first, first + count))
+    draws = Draws(1, torch.arange(first, first + count))
     return RING.sample(draws.uniform("component").flatten(), draws.normal("x", 2)).float()
 
 
-def batch_of(iteration: int) -> dr.Batch:
+def batch_of(iteration: int) -> Batch:
     first = iteration * BATCH
-    return dr.Batch(exact(first, BATCH), None, torch.arange(first, first + BATCH))
+    return Batch(exact(first, BATCH), None, torch.arange(first, first + BATCH))
 
 
 def fit(method: Method, iterations: int, lr: float) -> None:
@@ -125,7 +136,7 @@ def fit(method: Method, iterations: int, lr: float) -> None:
             optimizer = optimizers[phase.name]
             optimizer.param_groups[0]["lr"] = lr * (1 - iteration / iterations)
             gradients = torch.autograd.grad(
-                phase.loss(batch, iteration, dr.Draws(0, batch.sample)).total, phase.parameters, allow_unused=True
+                phase.loss(batch, iteration, Draws(0, batch.sample)).total, phase.parameters, allow_unused=True
             )
             for parameter, gradient in zip(phase.parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -135,9 +146,7 @@ def fit(method: Method, iterations: int, lr: float) -> None:
 
 def teacher(iterations: int) -> Mlp:
     network = Mlp(128)
-    method = dr.Denoising(
-        nn.ModuleDict({"model": network}), dr.Plain(network, PROCESS), PROCESS, WEIGHTING, dr.SingleTime()
-    )
+    method = Denoising(nn.ModuleDict({"model": network}), Plain(network, PROCESS), PROCESS, WEIGHTING, SingleTime())
     fit(method, iterations, 2e-3)
     return network
 
@@ -146,14 +155,14 @@ def plain_student(network: Mlp, steps: int, version: str, iterations: int) -> Sa
     """A student in continuous time, sampled with its own number of steps."""
     student = copy.deepcopy(network)
     common: dict[str, Any] = {
-        "networks": nn.ModuleDict({"model": student}), "student": dr.Plain(student, PROCESS),
-        "teacher": dr.Plain(network, PROCESS), "process": PROCESS, "weighting": WEIGHTING,
-        "states": dr.FromData(steps, PROCESS),
+        "networks": nn.ModuleDict({"model": student}), "student": Plain(student, PROCESS),
+        "teacher": Plain(network, PROCESS), "process": PROCESS, "weighting": WEIGHTING,
+        "states": FromData(steps, PROCESS),
     }  # fmt: skip
     if version == "alternating":
         fit(alternating(common, network), 2 * iterations, 5e-4)
     else:
-        method = dr.InstantMomentMatching(teacher_network=network, **common)
+        method = InstantMomentMatching(teacher_network=network, **common)
         adam = version == "instant"
         fit(method.preconditioned(map(batch_of, range(64))) if adam else method, iterations, 5e-4)
     return Sampler(f"student, {version}", common["student"], dr.StepPlan.uniform(steps))
@@ -164,20 +173,20 @@ def dual_student(network: Mlp, rollout: str, iterations: int) -> Sampler:
     encoder, light = Encoder(copy.deepcopy(network), 32), Light(32, 32)
     common: dict[str, Any] = {
         "networks": nn.ModuleDict({"encoder": encoder, "light": light}),
-        "student": dr.DualRate(encoder, light, PROCESS),
-        "teacher": dr.Plain(network, PROCESS), "process": PROCESS, "weighting": WEIGHTING,
-        "states": (dr.SegmentRollout if rollout == "A" else dr.FullRollout)(plan, PROCESS),
-        "pretraining": iterations // 2, "pretraining_states": dr.ForwardPairs(plan, PROCESS),
+        "student": DualRate(encoder, light, PROCESS),
+        "teacher": Plain(network, PROCESS), "process": PROCESS, "weighting": WEIGHTING,
+        "states": (SegmentRollout if rollout == "A" else FullRollout)(plan, PROCESS),
+        "pretraining": iterations // 2, "pretraining_states": ForwardPairs(plan, PROCESS),
         "backbone": encoder.net,
     }  # fmt: skip
     fit(alternating(common, network), 2 * iterations + iterations // 2, 5e-4)
     return Sampler(f"dual-rate student, {rollout}", common["student"], plan)
 
 
-def alternating(common: dict[str, Any], network: Mlp) -> dr.MomentMatching:
+def alternating(common: dict[str, Any], network: Mlp) -> MomentMatching:
     auxiliary = copy.deepcopy(network)
-    return dr.MomentMatching(
-        auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}), auxiliary=dr.Plain(auxiliary, PROCESS), **common
+    return MomentMatching(
+        auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}), auxiliary=Plain(auxiliary, PROCESS), **common
     )
 
 
@@ -209,7 +218,7 @@ def samplers(options: argparse.Namespace) -> Iterator[Sampler]:
     network = teacher(options.teacher_iterations)
     torch.manual_seed(0)  # of the dual-rate students' new parts
     for steps in (256, 8, 4, 2, 1):
-        yield Sampler("teacher", dr.Plain(network, PROCESS), dr.StepPlan.uniform(steps))
+        yield Sampler("teacher", Plain(network, PROCESS), dr.StepPlan.uniform(steps))
     for version in ("alternating", "instant", "instant, Lambda = 1"):
         for steps in (8, 4, 2, 1):
             yield plain_student(network, steps, version, options.iterations)

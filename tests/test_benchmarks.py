@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import DualRate
 from dualrate.recipes.fashion_mnist import FIT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,7 +146,7 @@ def test_agreement_finds_a_device_that_computes_otherwise(monkeypatch: pytest.Mo
 
     copies = []
 
-    def off(device: torch.device, denoiser: dr.DualRate) -> dr.DualRate:
+    def off(device: torch.device, denoiser: DualRate) -> DualRate:
         copies.append(honest(device, denoiser))
         with torch.no_grad():
             for parameter in copies[-1].light.parameters():

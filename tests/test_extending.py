@@ -16,9 +16,13 @@ from cli.command import call
 from torch import nn
 
 import dualrate as dr
+from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Batch
 from dualrate.experiments.experiment import DataConfig
 from dualrate.runs.store import load, write_experiment
+from dualrate.sampling.trajectory import rollout
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -111,11 +115,11 @@ def test_the_sampler_converges(beside):
     """On one Gaussian every step size must go to the right variance; a churned DDIM gets there."""
     from mydiffusion.samplers import Churned  # pyright: ignore[reportMissingImports]
 
-    process = dr.GaussianProcess(dr.Cosine())
-    mixture = dr.GaussianMixture.isotropic(torch.zeros(1, 1, dtype=torch.float64), 0.25)
+    process = dr.GaussianProcess(Cosine())
+    mixture = GaussianMixture.isotropic(torch.zeros(1, 1, dtype=torch.float64), 0.25)
     draws = Draws(0, torch.arange(2000))
-    x = dr.rollout(
-        dr.OracleDenoiser(mixture, process), Churned(process), dr.StepPlan.uniform(512), draws.normal("z", 1).double(),
+    x = rollout(
+        OracleDenoiser(mixture, process), Churned(process), dr.StepPlan.uniform(512), draws.normal("z", 1).double(),
         dr.Cond(), lambda i, j: draws.normal(f"{i} {j}", 1).double(),
     )  # fmt: skip
     assert x.var().item() == pytest.approx(0.25, rel=0.1)
@@ -130,7 +134,7 @@ def test_the_method_lowers_its_loss(beside):
     class Data:
         def batch(self, iteration):
             sample = torch.arange(8) + 8 * iteration
-            return dr.Batch(torch.full((8, 1, 28, 28), 0.5), sample % 10, sample)
+            return Batch(torch.full((8, 1, 28, 28), 0.5), sample % 10, sample)
 
     experiment = small()
     method = HuberConfig().prepare(experiment, None).method

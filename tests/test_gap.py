@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.data.images import ImageSet
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.machine.progress import PlainReporter
 from dualrate.training.config import FitConfig
 
@@ -22,7 +24,7 @@ import gap
 
 VARIANCE = 0.05  # of a pixel: few are clamped
 LEVELS = np.array([-4.0, 0.0, 3.0])
-PROCESS = dr.GaussianProcess(dr.Cosine())
+PROCESS = dr.GaussianProcess(Cosine())
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def test_the_standard_error_of_an_excess_is_the_spread_of_repetitions() -> None:
 
 
 def test_the_loss_of_a_constant_error_is_the_integral_of_the_weight() -> None:
-    levels, weighting = np.linspace(-6, 6, 201), dr.Sigmoid(bias=1.0)
+    levels, weighting = np.linspace(-6, 6, 201), Sigmoid(bias=1.0)
     found = gap.losses(np.full((2, 201), 0.3), levels, weighting)
     whole = weighting.integral(torch.tensor(-6.0), torch.tensor(6.0)).item()
     assert found == pytest.approx(0.5 * 0.3 * whole, rel=1e-4)

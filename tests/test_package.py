@@ -19,8 +19,15 @@ sys.modules.update(dict.fromkeys({extras!r}))  # None: importing it fails
 import dualrate
 for name in dualrate.__all__:
     getattr(dualrate, name)
+def named(kind):
+    return {{kind.__name__}}.union(*map(named, kind.__subclasses__()))
+from dualrate.experiments.experiment import CodecConfig, MethodConfig, NetworksConfig
+parts = CodecConfig, MethodConfig, NetworksConfig, dualrate.GaussianProcess
+known = set().union(*map(named, parts))
 for name in {modules!r}:
     importlib.import_module(name)
+unknown = set().union(*map(named, parts)) - known
+assert not unknown, f"a run's file may name {{unknown}}, which import dualrate does not bring"
 try:
     import diffusers
 except ImportError:
@@ -28,8 +35,8 @@ except ImportError:
 """
 
 
-def test_everything_imports_without_any_extra() -> None:
-    """In a process of its own, where each is refused."""
+def test_everything_imports_without_any_extra_and_runs_are_read_by_the_package_alone() -> None:
+    """In a process of its own, where each extra is refused."""
     names = [name.removesuffix(".__init__") for name in modules(ROOT / "src")]
     names = [name for name in names if name not in OF_AN_EXTRA and not name.endswith("__main__")]
     assert len(names) > 150

@@ -39,23 +39,38 @@ from dualrate.compare.comparison import Effort
 from dualrate.compare.contenders import Contender, Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.diffusion.betas import Betas
+from dualrate.diffusion.schedule import Cosine, RectifiedFlow
+from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.moment_matching import MomentMatchingConfig
+from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan
 from dualrate.foreign.config import ForeignConfig
 from dualrate.foreign.conventions import Discrete, Flow
 from dualrate.foreign.taps import Tap
 from dualrate.machine.accelerators import ACCELERATORS
-from dualrate.methods.denoising import Targets
-from dualrate.methods.method import Phase
+from dualrate.methods.denoising import Denoising, Targets
+from dualrate.methods.method import Loss, Phase
+from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.moment_matching.instant import InstantMomentMatching
+from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout
+from dualrate.methods.moment_matching.student import StudentMethod
+from dualrate.methods.times import SingleTime
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
 from dualrate.metrics.dinov2 import DinoV2
 from dualrate.metrics.features import Card
 from dualrate.metrics.inception import Inception
+from dualrate.networks.uvit import UViT
 from dualrate.planning.family import Member
 from dualrate.recipes import imagenet
 from dualrate.recipes.retrofit import Retrofit
 from dualrate.runs.prediction import Cluster
 from dualrate.runs.store import read_experiment
+from dualrate.sampling.adjusted_ddim import TabulatedVariance
+from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS
+from dualrate.sampling.covariance import NoiseCovariance, TabulatedCovariance
 from dualrate.serving.offer import Limits, Request
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
@@ -137,7 +152,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
 
 
 def process() -> dr.GaussianProcess:
-    return dr.GaussianProcess(dr.Cosine())
+    return dr.GaussianProcess(Cosine())
 
 
 def network() -> dr.UViTConfig:
@@ -151,33 +166,33 @@ def examples() -> Iterator[Any]:
     yield from (recipe for recipe in cli_train.RECIPES.values() if is_dataclass(recipe))
     yield from (recipe() for recipe in cli_train.RECIPES.values() if not is_dataclass(recipe))
     yield from (Distill(recipe(), teacher=run) for recipe in cli_distill.RECIPES.values())
-    method = dr.MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
+    method = MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
     yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Serve(run), Request(), Limits(), cli.Export(run, run))
     yield from (cli.Retrofit(imagenet.heavy()), cli.TrainingCost(imagenet.heavy()), Cluster(ACCELERATORS["h100"]))
     yield from (Prepare("photos", run, 64), Encode("photos", run, run), Verify(run), CodecCheck(run, "photos"))
-    yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), dr.AnyPlan((1, 2)))
+    yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4), Member(0.5))
-    yield from (AtLeast(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), dr.NoiseCovariance(of))
-    yield from (dr.TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
+    yield from (AtLeast(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
+    yield from (TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
     two = cli_train.RECIPES["fashion-mnist-dual"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
-    bands = dr.Bands((1, 4, 4))
-    yield dr.TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
-    yield dr.SharedEncoder(dr.UViT(config), of, 1)
+    bands = Bands((1, 4, 4))
+    yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
+    yield SharedEncoder(UViT(config), of, 1)
     denoiser, networks = NeededContext(of, 1.0), nn.ModuleDict()
-    yield dr.Guided(denoiser, of, 1.0, 3)
-    yield from (dr.FromData(4, of), dr.SegmentRollout(plan, of), dr.FullRollout(plan, of))
+    yield Guided(denoiser, of, 1.0, 3)
+    yield from (FromData(4, of), SegmentRollout(plan, of), FullRollout(plan, of))
     taught = {"targets": Targets(denoiser), "backbone": nn.Identity()}
-    yield dr.Denoising(networks, denoiser, of, dr.Sigmoid(), dr.SingleTime(), **taught)
+    yield Denoising(networks, denoiser, of, Sigmoid(), SingleTime(), **taught)
     roles: dict[str, Any] = {"networks": networks, "student": denoiser, "teacher": denoiser, "process": of}
-    roles |= {"weighting": dr.Sigmoid(), "states": dr.FromData(4, of)}
-    yield dr.MomentMatching(**roles, auxiliaries=nn.ModuleDict(), auxiliary=denoiser)
-    yield dr.InstantMomentMatching(**roles, teacher_network=nn.Identity())
-    yield Phase("model", (), lambda *_: dr.methods.method.Loss(torch.zeros(())))
-    yield from (dr.RectifiedFlow(), ForeignConfig("", "", Discrete(dr.Betas())), Flow(), Tap(0, 1, 1), Retrofit())
+    roles |= {"weighting": Sigmoid(), "states": FromData(4, of)}
+    yield MomentMatching(**roles, auxiliaries=nn.ModuleDict(), auxiliary=denoiser)
+    yield InstantMomentMatching(**roles, teacher_network=nn.Identity())
+    yield Phase("model", (), lambda *_: Loss(torch.zeros(())))
+    yield from (RectifiedFlow(), ForeignConfig("", "", Discrete(Betas())), Flow(), Tap(0, 1, 1), Retrofit())
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))
     yield Inception(nn.Identity(), torch.device("cpu"))
@@ -240,7 +255,7 @@ def test_every_number_that_a_user_sets_has_a_range():
 
 def test_every_class_with_ranges_is_walked():
     ranged = {kind for kind in PACKAGE.values() if issubclass(kind, Ranged)}
-    abstract = {dr.methods.moment_matching.student.StudentMethod}
+    abstract = {StudentMethod}
     assert ranged - abstract == set(EXAMPLES)
 
 

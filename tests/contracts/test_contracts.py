@@ -1,25 +1,37 @@
-"""What every exported Step and Denoiser promises. Steps and denoisers are tested by being in their catalogues."""
+"""What every Step and Denoiser promises. Steps and denoisers are tested by being in their catalogues."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 import torch
+from contracts.rooms import in_room
 from theory.common import normals, uniform_log_snr
 from torch import nn
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
+from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
+from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
+from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.uvit import UViT
+from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
+from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, make_step
+from dualrate.sampling.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance
 from dualrate.sampling.covariance_table import CovarianceTable
+from dualrate.sampling.trajectory import rollout, trajectory
 
-PROCESS = dr.GaussianProcess(dr.Cosine())
+PROCESS = dr.GaussianProcess(Cosine())
 NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
 )
-TABLE = CovarianceTable.of_white_noise(dr.Bands((1, 8, 8), rings=4))
+TABLE = CovarianceTable.of_white_noise(Bands((1, 8, 8), rings=4))
 Make = Callable[[dr.StepPlan], dr.Step]
 STEPS: dict[str, Make] = {
     name: lambda plan, name=name: make_step(name, PROCESS, plan=plan, table=TABLE) for name in SAMPLERS
@@ -30,8 +42,8 @@ STEPS: dict[str, Make] = {
         dr.Ancestral(PROCESS, eta=0.5),
         dr.Ancestral(PROCESS, eta=0),
         dr.SDEDPMSolver2M(PROCESS, gamma=0.3),
-        dr.AdjustedDDIM(PROCESS, dr.TabulatedVariance((-15.0, 0.0, 15.0), (0.5, 0.1, 0.0))),
-        dr.NoiseCovariance(PROCESS, length=None),
+        AdjustedDDIM(PROCESS, TabulatedVariance((-15.0, 0.0, 15.0), (0.5, 0.1, 0.0))),
+        NoiseCovariance(PROCESS, length=None),
     )
 }
 every_step = pytest.mark.parametrize("step_for", STEPS.values(), ids=STEPS)
@@ -44,28 +56,28 @@ def randomised(net: nn.Module) -> nn.Module:
     return net.double().eval()
 
 
-def plain() -> dr.Plain:
-    return dr.Plain(randomised(dr.UViT(NET)), PROCESS)
+def plain() -> Plain:
+    return Plain(randomised(UViT(NET)), PROCESS)
 
 
-def dual() -> dr.DualRate:
-    return dr.DualRate(randomised(dr.ContextEncoder(NET, NET)), randomised(dr.LightUViT(NET)), PROCESS)
+def dual() -> DualRate:
+    return DualRate(randomised(ContextEncoder(NET, NET)), randomised(LightUViT(NET)), PROCESS)
 
 
-def guided() -> dr.Guided:
-    return dr.Guided(dual(), PROCESS, weight=1.7, null=3, interval=(0.3, 3.0))
+def guided() -> Guided:
+    return Guided(dual(), PROCESS, weight=1.7, null=3, interval=(0.3, 3.0))
 
 
-def oracle() -> dr.OracleDenoiser:
+def oracle() -> OracleDenoiser:
     torch.manual_seed(0)
-    return dr.OracleDenoiser(dr.GaussianMixture.isotropic(torch.randn(3, 64).double(), 0.3), PROCESS)
+    return OracleDenoiser(GaussianMixture.isotropic(torch.randn(3, 64).double(), 0.3), PROCESS)
 
 
 MADE: dict[str, Callable[[], dr.Denoiser]] = {
     "plain": plain,
     "dual": dual,
     "guided": guided,
-    "metered": lambda: dr.Metered(dual()),
+    "metered": lambda: Metered(dual()),
     "oracle": oracle,
 } | {name: lambda name=name: denoiser_named(name)(plain(), PROCESS) for name in DENOISERS}
 every_denoiser = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
@@ -78,21 +90,18 @@ def may_reuse(denoiser: dr.Denoiser, step: dr.Step) -> bool:
     return step.markovian
 
 
-def test_every_exported_step_is_in_the_catalogue_and_tested_here():
-    values = [getattr(dr, name) for name in dr.__all__]
-    exported = {value for value in values if isinstance(value, type) and issubclass(value, dr.Step)} - {dr.Step}
+def test_every_step_is_in_the_catalogue_and_tested_here():
     plan = dr.StepPlan.uniform(2)
-    assert exported == {type(make(plan)) for make in STEPS.values()}
+    assert in_room("sampling", dr.Step) == {type(make(plan)) for make in STEPS.values()}
     for name, sampler in SAMPLERS.items():
         assert type(STEPS[name](plan)) is sampler.step
         assert STEPS[name](plan).markovian == sampler.markovian
 
 
-def test_every_exported_denoiser_and_every_named_one_is_tested_here():
-    values = [getattr(dr, name) for name in dr.__all__]
-    exported = {value for value in values if isinstance(value, type) and hasattr(value, "encode")} - {dr.Denoiser}
-    assert all(hasattr(value, "denoise") and hasattr(value, "reuse") for value in exported)
-    assert exported == {type(make()) for make in MADE.values()}
+def test_every_denoiser_and_every_named_one_is_tested_here():
+    found = {kind for kind in in_room("denoisers") if hasattr(kind, "encode")} - {dr.Denoiser}
+    assert all(hasattr(kind, "denoise") and hasattr(kind, "reuse") for kind in found)
+    assert found == {type(make()) for make in MADE.values()}
     assert MADE.keys() >= DENOISERS.keys()
 
 
@@ -101,7 +110,7 @@ def run(denoiser, step, plan, rows: slice) -> torch.Tensor:
     cond = Cond((torch.arange(4) % 3)[rows])
     shape = (1, 8, 8)
     with torch.no_grad():
-        return dr.rollout(
+        return rollout(
             denoiser, step, plan, draws.normal("z", *shape).double(), cond,
             lambda i, j: draws.normal(f"{i} {j}", *shape).double(),
         )  # fmt: skip
@@ -130,7 +139,7 @@ def test_interleaved_samplings_do_not_meet(make):
     for i in (0, 1):
         draws = Draws(0, torch.tensor([i]))
         trajectories.append(
-            dr.trajectory(
+            trajectory(
                 denoiser, step, plan, draws.normal("z", 1, 8, 8).double(), Cond(torch.tensor([i % 3])),
                 lambda k, j, d=draws: d.normal(f"{k} {j}", 1, 8, 8).double(),
             )
@@ -166,8 +175,8 @@ def test_a_point_mass_is_reached_in_one_step(step_for):
     plan, end = dr.StepPlan.uniform(1), PROCESS.sigma(torch.zeros(1, dtype=torch.float64)).item()
     z, image = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 1, 8, 8), (1, 8, 8)))
     step = step_for(plan)
-    x = dr.rollout(Linear(torch.zeros_like, image), step, plan, z, Cond(), lambda i, j: torch.zeros_like(z))
-    tabulated = isinstance(step, (dr.TabulatedCovariance, dr.ProbedCovariance))
+    x = rollout(Linear(torch.zeros_like, image), step, plan, z, Cond(), lambda i, j: torch.zeros_like(z))
+    tabulated = isinstance(step, (TabulatedCovariance, ProbedCovariance))
     torch.testing.assert_close(x, image.expand_as(z), atol=8 * end if tabulated else 1e-6, rtol=0)
 
 
@@ -175,7 +184,7 @@ def test_a_point_mass_is_reached_in_one_step(step_for):
 @pytest.mark.parametrize("steps", [2, 5])
 def test_steps_make_the_calls_that_they_say(step_for, steps):
     plan = dr.StepPlan.uniform(steps)
-    step, meter = step_for(plan), dr.Metered(plain())
+    step, meter = step_for(plan), Metered(plain())
     run(meter, step, plan, slice(0, 1))
     calls = step.calls_per_step * steps - step.single_call_steps * (step.calls_per_step - 1)
     assert (meter.meter.heavy, meter.meter.light) == (0, calls)
@@ -191,7 +200,7 @@ def test_steps_draw_noise_if_they_say_so(step_for):
         drawn.append((i, j))
         return torch.ones_like(z)
 
-    dr.rollout(Linear(PROCESS.alpha), step_for(plan), plan, z, Cond(), draw)
+    rollout(Linear(PROCESS.alpha), step_for(plan), plan, z, Cond(), draw)
     assert bool(drawn) == step_for(plan).draws_noise
 
 
@@ -201,7 +210,7 @@ def test_steps_that_say_so_keep_the_law_of_pairs(step_for):
     plan = uniform_log_snr(96, -15, 6)
     step = step_for(plan)
     z, denoiser = normals(0, 200, 1, 8, 8), Linear(PROCESS.alpha)
-    states = list(dr.trajectory(denoiser, step, plan, z, Cond(), lambda i, j: normals(100 * i + j + 1, 200, 1, 8, 8)))
+    states = list(trajectory(denoiser, step, plan, z, Cond(), lambda i, j: normals(100 * i + j + 1, 200, 1, 8, 8)))
     made = torch.stack([state.z.flatten() for state in states[::8]])
     alpha = PROCESS.alpha(torch.tensor(plan.t[::8], dtype=torch.float64))
     error = (made @ made.T / z.numel() - alpha / alpha[:, None]).tril().abs().max().item()
@@ -240,8 +249,8 @@ def test_a_context_is_used_at_later_times_by_the_same_rows(make):
 def test_heavy_at_every_step_is_the_encoder_alone():
     """With its own head the encoder answers at its own steps: H = N never calls the light network."""
     model = dual()
-    meter = dr.Metered(model)
-    single = dr.Plain(model.encoder.net, PROCESS)
+    meter = Metered(model)
+    single = Plain(model.encoder.net, PROCESS)
     plan = dr.StepPlan.uniform(4)
     torch.testing.assert_close(
         run(meter, dr.Ancestral(PROCESS), plan, slice(0, 4)), run(single, dr.Ancestral(PROCESS), plan, slice(0, 4))
@@ -253,7 +262,7 @@ def states(plan: dr.StepPlan) -> list:
     draws = Draws(0, torch.arange(2))
     z, cond = draws.normal("z", 1, 8, 8).double(), Cond(torch.arange(2))
     with torch.no_grad():
-        return list(dr.trajectory(dual(), dr.Ancestral(PROCESS), plan, z, cond, lambda i, j: torch.zeros_like(z)))
+        return list(trajectory(dual(), dr.Ancestral(PROCESS), plan, z, cond, lambda i, j: torch.zeros_like(z)))
 
 
 def test_a_trajectory_goes_on_only_from_a_state_of_its_plan():
@@ -262,7 +271,7 @@ def test_a_trajectory_goes_on_only_from_a_state_of_its_plan():
 
     def go_on(plan, state):
         return list(
-            dr.trajectory(
+            trajectory(
                 dual(), dr.Ancestral(PROCESS), plan, state.z, cond, lambda i, j: torch.zeros_like(state.z), state=state
             )
         )

@@ -3,22 +3,28 @@
 Losses are in double precision. No network has dropout, whose numbers are the trainer's to repeat.
 """
 
-import importlib
-import inspect
 import json
-import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
+from contracts.rooms import in_room
 from torch import nn
 
 import dualrate as dr
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch
+from dualrate.diffusion.weighting import Elbo
+from dualrate.experiments.experiment import MethodConfig, Prepared, Start
+from dualrate.experiments.moment_matching import MomentMatchingConfig
+from dualrate.experiments.networks import NetworksConfig
+from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.methods.method import Method, Phase
+from dualrate.methods.moment_matching.instant import InstantMomentMatching
+from dualrate.methods.moment_matching.student import StudentMethod
 from dualrate.networks.dual import ContextConfig
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.training.config import FitConfig
@@ -29,10 +35,10 @@ NET = dr.UViTConfig(
 LIGHT = replace(NET, levels=(dr.Level("conv", 4, 1), dr.Level("transformer", 16, 1)))
 ONE, TWO = dr.OneNetwork(NET), dr.TwoNetworks(NET, LIGHT)
 RESIDUAL = replace(TWO, context=ContextConfig(residual=True))
-MATCHING = dr.MomentMatchingConfig("one", dr.AtLeast(4))
-DUAL = replace(MATCHING, plans=dr.OnePlan(8, 4), rollout="full")
-CONFIGS: dict[str, tuple[dr.NetworksConfig, dr.MethodConfig]] = {
-    "denoising": (ONE, dr.DenoisingConfig(weighting=dr.Elbo())),
+MATCHING = MomentMatchingConfig("one", AtLeast(4))
+DUAL = replace(MATCHING, plans=OnePlan(8, 4), rollout="full")
+CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
+    "denoising": (ONE, dr.DenoisingConfig(weighting=Elbo())),
     "denoising, dual": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)))),
     "denoising, several times": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4), draws=2), encoder_weight=0.5)),
     "denoising, from runs": (
@@ -93,7 +99,7 @@ def prepared(
     fresh: bool,
     read: list[str] | None = None,
     shard: Callable[[nn.Module], None] = lambda network: None,
-) -> dr.Prepared:
+) -> Prepared:
     """read: the runs that were loaded are added to it; shard: of `Start`."""
 
     def load(run: str) -> dr.Model:
@@ -103,16 +109,16 @@ def prepared(
 
     def note(text: str) -> None: ...
 
-    def batch(iteration: int) -> dr.Batch:
+    def batch(iteration: int) -> Batch:
         return images(8, 8 * iteration, torch.get_default_dtype())
 
-    start = dr.Start(fresh, torch.device("cpu"), False, load, batch, note, shard)
+    start = Start(fresh, torch.device("cpu"), False, load, batch, note, shard)
     return experiment.method.prepare(experiment, start)
 
 
-def images(rows: int, first: int = 0, dtype: torch.dtype = torch.float64) -> dr.Batch:
+def images(rows: int, first: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
     draws = Draws(3, torch.arange(first, first + rows))
-    return dr.Batch(draws.normal("x", 1, 8, 8).clamp(-1, 1).to(dtype), draws.row % 3, draws.row)
+    return Batch(draws.normal("x", 1, 8, 8).clamp(-1, 1).to(dtype), draws.row % 3, draws.row)
 
 
 def method_of(experiment: dr.Experiment, shard: Callable[[nn.Module], None] = lambda network: None) -> Method:
@@ -133,7 +139,7 @@ def phases_of(method: Method) -> dict[str, tuple[int, Phase]]:
     return found
 
 
-def losses(method: Method, batch: dr.Batch) -> dict[str, torch.Tensor]:
+def losses(method: Method, batch: Batch) -> dict[str, torch.Tensor]:
     """Of every phase, and their logs, without gradient."""
     found = {}
     for name, (iteration, phase) in phases_of(method).items():
@@ -155,27 +161,10 @@ def parameters_within(part: object, seen: set[int] | None = None) -> Iterator[nn
             yield from parameters_within(getattr(part, field.name), seen)
 
 
-def in_package(kind: type) -> set[type]:
-    """The concrete classes derived from `kind` in any module of ours."""
-    for module in pkgutil.walk_packages(dr.__path__, "dualrate."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    found, left = set(), [kind]
-    while left:
-        left += (derived := left.pop().__subclasses__())
-        found |= {one for one in derived if one.__module__.startswith("dualrate.") and not inspect.isabstract(one)}
-    return found
-
-
-def test_every_exported_method_and_every_configuration_is_tested_here():
-    values = [getattr(dr, name) for name in dr.__all__]
-    exported = {value for value in values if isinstance(value, type) and hasattr(value, "phases")}
-    assert exported == {type(method_of(experiment)) for experiment in CASES.values()}
-    configurations = {type(experiment.method) for experiment in CASES.values()}
-    assert configurations == in_package(dr.MethodConfig)
-    assert configurations == {v for v in values if isinstance(v, type) and issubclass(v, dr.MethodConfig)} - {
-        dr.MethodConfig
-    }
+def test_every_method_and_every_configuration_is_tested_here():
+    found = {kind for kind in in_room("methods") if hasattr(kind, "phases")} - {Method, StudentMethod}
+    assert found == {type(method_of(experiment)) for experiment in CASES.values()}
+    assert in_room("experiments", MethodConfig) == {type(experiment.method) for experiment in CASES.values()}
 
 
 # A method
@@ -207,7 +196,7 @@ def test_a_loss_is_a_mean_over_rows(experiment):
             first += size
         for name, value in whole.items():
             mean = sum(size * part[name] for size, part in zip(sizes, parts, strict=True)) / len(batch)
-            if isinstance(method, dr.InstantMomentMatching) and name in ("student", *halved(whole)):
+            if isinstance(method, InstantMomentMatching) and name in ("student", *halved(whole)):
                 assert not torch.isclose(mean, value, rtol=1e-3, atol=0), name
             else:
                 torch.testing.assert_close(mean, value, msg=lambda told, name=name: f"{name}: {told}")
@@ -230,7 +219,7 @@ def test_networks_are_called_as_often_whatever_the_rows(experiment):
     for part in (method.networks, method.auxiliaries):
         for name, network in part.items():
             network.register_forward_hook(lambda *_, name=name: called.append(name))
-    several = isinstance(method, dr.InstantMomentMatching)  # which needs two rows, of all processes together
+    several = isinstance(method, InstantMomentMatching)  # which needs two rows, of all processes together
     for iteration, phase in phases_of(method).values():
         found = []
         for rows in (slice(0, 8), slice(0, 1 + several), slice(3, 4 + several), slice(6, 8)):
@@ -299,7 +288,7 @@ def test_a_method_lowers_its_loss(name):
     """Of denoising: a student's loss has a meaning in its gradient only."""
     learner = method_of(CASES[name])
     x = torch.linspace(-1, 1, 64, dtype=torch.float64).view(1, 1, 8, 8).expand(16, -1, -1, -1)
-    data = dr.Batch(x, torch.zeros(16, dtype=torch.int64), torch.arange(16))
+    data = Batch(x, torch.zeros(16, dtype=torch.int64), torch.arange(16))
     optimizer = torch.optim.Adam(learner.networks.parameters(), lr=1e-2)
     found = []
     for _ in range(60):
@@ -319,7 +308,7 @@ def test_a_method_lowers_its_loss(name):
 def test_a_configuration_is_written_and_read(experiment):
     plain = json.loads(json.dumps(to_plain(experiment)))
     assert from_plain(dr.Experiment, plain) == experiment
-    assert from_plain(dr.MethodConfig, plain["method"]) == experiment.method
+    assert from_plain(MethodConfig, plain["method"]) == experiment.method
 
 
 @every_case

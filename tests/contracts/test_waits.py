@@ -14,16 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods import denoising, times
 from dualrate.methods.moment_matching import alternating, instant, states
 from dualrate.networks.uvit import Level, UViT, UViTConfig
+from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance_table import CovarianceTable
 from dualrate.sampling.trajectory import trajectory
@@ -105,7 +108,7 @@ def built(networks: OneNetwork | TwoNetworks) -> tuple[torch.nn.ModuleDict, dr.D
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_step_of_a_sampler(name):
     """The second of a plan, once its coefficients are known."""
-    step = make_step(name, PROCESS, plan=PLAN, table=CovarianceTable.of_white_noise(dr.Bands(SHAPE, rings=4)))
+    step = make_step(name, PROCESS, plan=PLAN, table=CovarianceTable.of_white_noise(Bands(SHAPE, rings=4)))
     z = torch.randn(ROWS, *SHAPE)
     before, t, s = (shared_time(time, ROWS) for time in PLAN.t[:3])
     carry = step(lambda z, t: 0.5 * z, z, before, t, lambda: z, step.start())[1]
@@ -135,7 +138,7 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     """Methods and the iterations whose phases are looked at."""
     single, plain = built(OneNetwork(NET))
     double, dual = built(TwoNetworks(NET, NET))
-    weighting, late = dr.Sigmoid(), dr.TimeSampler(draws=2, first=(0.6, 0.9))
+    weighting, late = Sigmoid(), dr.TimeSampler(draws=2, first=(0.6, 0.9))
     found: dict[str, tuple[object, Sequence[int]]] = {
         "heavy": (denoising.Denoising(single, plain, PROCESS, weighting, times.SingleTime(), 3), [0]),
         "dual-rate": (denoising.Denoising(double, dual, PROCESS, weighting, dr.TimeSampler(), 3), [0]),
@@ -143,7 +146,7 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     }
     shared = {"networks": double, "student": dual, "teacher": plain, "process": PROCESS, "weighting": weighting}
     auxiliary = torch.nn.ModuleDict({"auxiliary": UViT(NET)})
-    more = {"auxiliaries": auxiliary, "auxiliary": dr.Plain(auxiliary["auxiliary"], PROCESS)}
+    more = {"auxiliaries": auxiliary, "auxiliary": Plain(auxiliary["auxiliary"], PROCESS)}
     for source in (states.SegmentRollout(PLAN, PROCESS, 2), states.FullRollout(PLAN, PROCESS, 2)):
         method = alternating.MomentMatching(states=source, **shared, **more)
         found[f"alternating, {type(source).__name__}"] = (method, [0, 1])

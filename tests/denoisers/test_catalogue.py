@@ -4,30 +4,36 @@ import pytest
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
+from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.metered import Metered
+from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.diffusion.schedule import Cosine
+from dualrate.networks.uvit import UViT
 
-PROCESS = dr.GaussianProcess(dr.Cosine())
+PROCESS = dr.GaussianProcess(Cosine())
 
 
-def plain(blocks: int) -> dr.Plain:
+def plain(blocks: int) -> Plain:
     levels = (dr.Level("conv", 8, 1), dr.Level("transformer", 16, blocks))
-    return dr.Plain(dr.UViT(dr.UViTConfig(8, 1, levels, 3, patch=2, embedding=16, head_dim=16)), PROCESS)
+    return Plain(UViT(dr.UViTConfig(8, 1, levels, 3, patch=2, embedding=16, head_dim=16)), PROCESS)
 
 
 @pytest.mark.parametrize(("blocks", "split"), [(1, 1), (2, 1), (3, 2), (6, 5), (12, 10)])
 def test_five_in_six_of_the_middle_blocks_are_shared_and_one_at_least(blocks, split):
     model = plain(blocks)
-    assert denoiser_named("shared-encoder")(model, PROCESS) == dr.SharedEncoder(model.network, PROCESS, split)
+    assert denoiser_named("shared-encoder")(model, PROCESS) == SharedEncoder(model.network, PROCESS, split)
 
 
 def test_an_encoder_is_shared_of_a_single_u_vit_alone():
     network = plain(1).network
-    for denoiser in (dr.Guided(plain(1), PROCESS, 2.0, 3), dr.Plain(network.float, PROCESS)):
+    for denoiser in (Guided(plain(1), PROCESS, 2.0, 3), Plain(network.float, PROCESS)):
         with pytest.raises(ValueError, match=f"of a single-rate U-ViT, got {type(denoiser).__name__}"):
             denoiser_named("shared-encoder")(denoiser, PROCESS)
 
 
 def test_a_name_of_another_package_is_imported():
-    assert denoiser_named("dualrate:Metered") is dr.Metered
+    assert denoiser_named("dualrate:Metered") is Metered
 
 
 @pytest.mark.parametrize(

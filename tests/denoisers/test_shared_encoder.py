@@ -10,11 +10,18 @@ import torch
 from torch import nn
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.schedule import Cosine
+from dualrate.networks.uvit import UViT
 from dualrate.planning.similarity import best_refreshes, similarities
 from dualrate.sampling.cost import call_cost, macs_of, plan_cost
+from dualrate.sampling.trajectory import trajectory
 
-PROCESS = dr.GaussianProcess(dr.Cosine())
+PROCESS = dr.GaussianProcess(Cosine())
 DDIM = dr.DDIM(PROCESS)
 SHAPE = (1, 8, 8)
 CONFIG = dr.UViTConfig(
@@ -22,10 +29,10 @@ CONFIG = dr.UViTConfig(
 )
 
 
-def network(config: dr.UViTConfig = CONFIG) -> dr.UViT:
+def network(config: dr.UViTConfig = CONFIG) -> UViT:
     """Every parameter random, the zero-initialised ones too."""
     torch.manual_seed(0)
-    net = dr.UViT(config)
+    net = UViT(config)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.2)
     return net.eval()
@@ -51,7 +58,7 @@ def one_call(seed: int = 0, t: float = 0.4) -> tuple[torch.Tensor, torch.Tensor,
 @pytest.mark.parametrize("step", [DDIM, dr.Ancestral(PROCESS)], ids=str)
 def test_refreshed_at_every_step_it_is_the_network_itself(split, step):
     plan = dr.StepPlan.uniform(4)
-    assert torch.equal(images(shared(split), plan, step), images(dr.Plain(NET, PROCESS), plan, step))
+    assert torch.equal(images(shared(split), plan, step), images(Plain(NET, PROCESS), plan, step))
 
 
 def test_kept_features_at_their_own_state_change_nothing():
@@ -70,7 +77,7 @@ def test_kept_features_of_another_state_do(split):
         x_hat, exact = (shared(split).denoise(z, t, context, cond) for context in (stale, dr.Context()))
     assert (x_hat - exact).abs().max() > 1e-3
     plan = dr.StepPlan.uniform(4, 2)
-    assert (images(shared(split), plan) - images(dr.Plain(NET, PROCESS), plan)).abs().max() > 1e-3
+    assert (images(shared(split), plan) - images(Plain(NET, PROCESS), plan)).abs().max() > 1e-3
 
 
 def test_between_refreshes_the_state_and_the_time_are_the_current_ones():
@@ -88,14 +95,14 @@ def test_between_refreshes_the_state_and_the_time_are_the_current_ones():
 def test_without_a_context_the_whole_network_runs():
     z, t, cond = one_call()
     with torch.no_grad():
-        whole = dr.Plain(NET, PROCESS).denoise(z, t, dr.Context(), cond)
+        whole = Plain(NET, PROCESS).denoise(z, t, dr.Context(), cond)
         assert torch.equal(shared().denoise(z, t, dr.Context(), cond), whole)
     plan = dr.StepPlan.uniform(4, 0)
-    assert torch.equal(images(shared(), plan), images(dr.Plain(NET, PROCESS), plan))
+    assert torch.equal(images(shared(), plan), images(Plain(NET, PROCESS), plan))
 
 
 def test_a_plan_counts_its_refreshes_and_the_steps_between():
-    meter = dr.Metered(shared())
+    meter = Metered(shared())
     images(meter, dr.StepPlan.uniform(8, 3))
     assert (meter.meter.heavy, meter.meter.light) == (3 * 3, 3 * 5)
 
@@ -104,7 +111,7 @@ def test_costs_add_up():
     """A light call lacks the shared blocks, nothing else; a plan costs what torch counts when it runs."""
     z, t, cond = one_call()
     z, t, cond = z[:1], t[:1], cond[:1]
-    whole = macs_of(lambda: dr.Plain(NET, PROCESS).denoise(z, t, dr.Context(), cond))
+    whole = macs_of(lambda: Plain(NET, PROCESS).denoise(z, t, dr.Context(), cond))
     h, emb = torch.zeros(1, 16, 2, 2), torch.zeros(1, 16)
     lights = []
     for split in (1, 2, 3):
@@ -124,7 +131,7 @@ def test_interleaved_samplings_do_not_meet():
 
     def states(seed: int):
         z, _, cond = one_call(seed)
-        return dr.trajectory(denoiser, DDIM, plan, z, cond, lambda i, j: torch.zeros_like(z))
+        return trajectory(denoiser, DDIM, plan, z, cond, lambda i, j: torch.zeros_like(z))
 
     with torch.no_grad():
         alone = [list(states(seed))[-1].z for seed in (0, 1)]
@@ -134,8 +141,8 @@ def test_interleaved_samplings_do_not_meet():
 
 
 def test_guidance_shares_both_branches():
-    guided = dr.Guided(shared(), PROCESS, weight=1.5, null=3, interval=(0.3, 3.0))
-    plain = dr.Guided(dr.Plain(NET, PROCESS), PROCESS, weight=1.5, null=3, interval=(0.3, 3.0))
+    guided = Guided(shared(), PROCESS, weight=1.5, null=3, interval=(0.3, 3.0))
+    plain = Guided(Plain(NET, PROCESS), PROCESS, weight=1.5, null=3, interval=(0.3, 3.0))
     torch.testing.assert_close(images(guided, dr.StepPlan.uniform(4)), images(plain, dr.StepPlan.uniform(4)))
     assert images(guided, dr.StepPlan.uniform(4, 2)).isfinite().all()
 
@@ -157,7 +164,7 @@ def test_a_split_must_lie_within_the_middle(split):
 
 def test_a_network_without_a_head_is_refused():
     with pytest.raises(ValueError, match="without a head"):
-        SharedEncoder(dr.UViT(replace(CONFIG, head=False)), PROCESS, 1)
+        SharedEncoder(UViT(replace(CONFIG, head=False)), PROCESS, 1)
 
 
 def test_a_foreign_context_is_refused():
@@ -178,10 +185,10 @@ def test_a_foreign_context_is_refused():
 def test_similarity_is_the_cosine_of_the_features_of_a_plain_trajectory():
     times, seeds, label = [1.0, 0.7, 0.4, 0.2, 0.0], [5, 6], [1, 2]
     found = similarities(shared(), DDIM, times, SHAPE, seeds, label)
-    draws = dr.Draws(0, torch.tensor(seeds))
+    draws = Draws(0, torch.tensor(seeds))
     plan, cond = dr.StepPlan.at(times, range(4)), dr.Cond(torch.tensor(label))
     with torch.no_grad():
-        walk = list(dr.trajectory(dr.Plain(NET, PROCESS), DDIM, plan, draws.normal("start", *SHAPE), cond, None))
+        walk = list(trajectory(Plain(NET, PROCESS), DDIM, plan, draws.normal("start", *SHAPE), cond, None))
         kept = [shared().encode(state.z, state.t, cond).features[0] for state in walk[:-1]]
     cosine = [[torch.cosine_similarity(a, b, dim=1).mean().item() for b in kept] for a in kept]
     np.testing.assert_allclose(found, cosine, rtol=0, atol=1e-6)

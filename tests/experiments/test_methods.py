@@ -6,20 +6,29 @@ import pytest
 import torch
 
 import dualrate as dr
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Batch
+from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.denoising import check_targets
+from dualrate.experiments.experiment import MethodConfig, Start
+from dualrate.experiments.moment_matching import MomentMatchingConfig
+from dualrate.experiments.networks import NetworksConfig
+from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan
+from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.watch import Watch
+from dualrate.methods.times import SingleTime
 from dualrate.training.config import FitConfig
 
 NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1, dropout=0.1)), 3, patch=2, embedding=16, head_dim=16
 )
 ONE, TWO, FIT = dr.OneNetwork(NET), dr.TwoNetworks(NET, NET), FitConfig(9, batch_size=8)
-PLAIN = dr.MomentMatchingConfig("one", dr.AtLeast(4))
-SHIFTED = dr.GaussianProcess(dr.Cosine(shift=-1.0))
-DUAL = replace(PLAIN, plans=dr.OnePlan(8, 4), rollout="full")
+PLAIN = MomentMatchingConfig("one", AtLeast(4))
+SHIFTED = dr.GaussianProcess(Cosine(shift=-1.0))
+DUAL = replace(PLAIN, plans=OnePlan(8, 4), rollout="full")
 
 
-def student(networks: dr.NetworksConfig, method: dr.MethodConfig, **fit) -> dr.Experiment:
+def student(networks: NetworksConfig, method: MethodConfig, **fit) -> dr.Experiment:
     return dr.Experiment("student", networks, method, replace(FIT, **fit))
 
 
@@ -31,13 +40,13 @@ def teacher(**changes) -> dr.Model:
     return dr.Model("one", experiment, networks, denoiser, 1, weights_hash="0" * 64)
 
 
-def start(asked: list[int], *, bfloat16: bool = False) -> dr.Start:
-    def batch(iteration: int) -> dr.Batch:
+def start(asked: list[int], *, bfloat16: bool = False) -> Start:
+    def batch(iteration: int) -> Batch:
         asked.append(iteration)
         sample = torch.arange(200) + 200 * iteration
-        return dr.Batch(torch.full((200, 1, 8, 8), 0.1 * iteration), sample % 3, sample)
+        return Batch(torch.full((200, 1, 8, 8), 0.1 * iteration), sample % 3, sample)
 
-    return dr.Start(True, torch.device("cpu"), bfloat16, lambda run: teacher(), batch, lambda text: None)
+    return Start(True, torch.device("cpu"), bfloat16, lambda run: teacher(), batch, lambda text: None)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +62,8 @@ def start(asked: list[int], *, bfloat16: bool = False) -> dr.Start:
         (ONE, {"pretraining": 1}, {}, "a plain student starts from its teacher"),
         (ONE, {"rollout": "segment"}, {}, "a plain one from noised data"),
         (TWO, {"rollout": "data"}, {}, "learns from its own steps"),
-        (ONE, {"plans": dr.OnePlan(8, 4)}, {}, "serves one plan"),
-        (TWO, {"plans": dr.AtLeast(4)}, {}, "serves one plan"),
+        (ONE, {"plans": OnePlan(8, 4)}, {}, "serves one plan"),
+        (TWO, {"plans": AtLeast(4)}, {}, "serves one plan"),
     ],
 )
 def test_a_distillation_that_does_not_go_together_is_refused(networks, change, fit, message):
@@ -121,7 +130,7 @@ def test_the_instant_version_is_preconditioned_on_64_batches_of_data(monkeypatch
         rows.extend(len(batch) for batch in batches)
         return method
 
-    monkeypatch.setattr(dr.InstantMomentMatching, "preconditioned", preconditioned)
+    monkeypatch.setattr(InstantMomentMatching, "preconditioned", preconditioned)
     experiment = student(ONE, replace(PLAIN, version="instant"))
     experiment.method.prepare(experiment, start(asked))
     assert (asked, rows) == (list(range(64)), [64] * 64)
@@ -133,12 +142,12 @@ def test_a_distillation_is_watched():
 
 
 def test_denoising_is_of_the_experiment_s_classes_with_the_weights_that_were_chosen():
-    config = dr.DenoisingConfig(dr.TimeSampler(), dr.Elbo(), label_dropout=0.3, encoder_weight=0.25)
+    config = dr.DenoisingConfig(dr.TimeSampler(), Elbo(), label_dropout=0.3, encoder_weight=0.25)
     made = config.build(student(TWO, config))
     assert (made.null, made.label_dropout, made.encoder_weight) == (3, 0.3, 0.25)
-    assert (made.weighting, made.times) == (dr.Elbo(), dr.TimeSampler())
-    assert config.serves == dr.AnyPlan((4, 32), drops=True)
-    assert replace(config, times=dr.SingleTime()).serves == dr.AnyPlan()
+    assert (made.weighting, made.times) == (Elbo(), dr.TimeSampler())
+    assert config.serves == AnyPlan((4, 32), drops=True)
+    assert replace(config, times=SingleTime()).serves == AnyPlan()
 
 
 @pytest.mark.parametrize(

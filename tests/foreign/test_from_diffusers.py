@@ -10,12 +10,14 @@ from foreign.models import diffusers, dit, pixart, randomised, sana, sd3, texts,
 from torch import nn
 
 import dualrate as dr
+from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.foreign.config import adopted
 from dualrate.foreign.conventions import SIT, Flow
 from dualrate.foreign.direction import check_direction
 from dualrate.foreign.kinds import Kind, by_place
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import read_scheduler
+from dualrate.sampling.trajectory import trajectory
 
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
 
@@ -63,7 +65,7 @@ def ours(denoiser, step, times, shape):
     label = LABEL if denoiser.network.num_classes else None
     plan = dr.StepPlan.at(times, ())
     with torch.no_grad():
-        states = dr.trajectory(denoiser, step, plan, start(shape), dr.Cond(label), of_step(shape))
+        states = trajectory(denoiser, step, plan, start(shape), dr.Cond(label), of_step(shape))
         return [state.z for state in states][1:]
 
 
@@ -138,8 +140,8 @@ def test_sit_and_repa_by_their_names(convention, noise_at, sign):
     net = Line(noise_at, sign)
     denoiser = dr.from_diffusers(net, convention=convention, shape=(1, 2, 2), num_classes=3)
     assert denoiser.network.num_classes == 3
-    exact = dr.OracleDenoiser(
-        dr.GaussianMixture.isotropic(torch.full((1, 4), 0.4, dtype=torch.float64), net.c2), denoiser.process
+    exact = OracleDenoiser(
+        GaussianMixture.isotropic(torch.full((1, 4), 0.4, dtype=torch.float64), net.c2), denoiser.process
     )
     z, t = start((1, 2, 2)).double(), torch.tensor([0.2, 0.6, 0.9], dtype=torch.float64)
     cond = dr.Cond(torch.tensor([0, 1, 3]))

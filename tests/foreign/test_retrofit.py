@@ -14,8 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import DualRate, posterior_mean
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.prediction import v_from_x
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Batch
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.foreign import Retrofitted
 from dualrate.foreign import kinds
 from dualrate.foreign.conventions import REPA
@@ -25,7 +29,8 @@ from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.taps import Projection, Tap, TappedEncoder, as_map, outputs, taps_of
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.machine.progress import Silent
-from dualrate.networks.dual import kept
+from dualrate.methods.denoising import Denoising
+from dualrate.networks.dual import LightUViT, kept
 from dualrate.recipes import retrofit
 from dualrate.runs import train
 from dualrate.sampling.cost import macs_of
@@ -76,7 +81,7 @@ class Stale:
     reuse: dr.Reuse = dr.Reuse.MARKOV
 
     def encode(self, z, t, cond):
-        x_hat = dr.denoisers.denoiser.posterior_mean(self.inner, z, t, cond)
+        x_hat = posterior_mean(self.inner, z, t, cond)
         return dr.Context((x_hat,), tau=t, x_hat=x_hat)
 
     def denoise(self, z, t, context, cond):
@@ -223,7 +228,7 @@ def test_the_direction_of_a_flow_is_asked_where_a_folder_is_loaded(tmp_path, mon
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_light_call_costs_what_is_said(patch):
     light = dr.UViTConfig(8, 3, (dr.Level("transformer", 16, 2),), 3, patch=patch, embedding=12, head_dim=8)
-    network, label = dr.LightUViT(light, residual=True, estimate=kept), torch.tensor([1])
+    network, label = LightUViT(light, residual=True, estimate=kept), torch.tensor([1])
     z, log_snr, added = torch.randn(1, 3, 8, 8), torch.zeros(1), torch.zeros(1, 16, 8 // patch, 8 // patch)
     assert macs_of(lambda: network(z, log_snr, label, (added, z), log_snr)) == retrofit.macs_of_light(light)
 
@@ -288,7 +293,7 @@ def test_the_command(place, tmp_path, monkeypatch, capsys):
 
 SIDE, VARIANCE, COMPONENTS = 16, 0.1, 10
 MEANS = 0.5 * torch.randn(COMPONENTS, SIDE**2, generator=torch.Generator().manual_seed(0))
-PROCESS = dr.GaussianProcess(dr.Cosine(-10, 10))
+PROCESS = dr.GaussianProcess(Cosine(-10, 10))
 
 
 def exact(z, log_snr):
@@ -326,7 +331,7 @@ def excess(denoiser, mode, heavy=4, steps=32, rows=2000):
     log_snr = PROCESS.log_snr(t).float()
     used = dr.Context() if mode == "alone" else context.aged()
     x_hat = context.x_hat if mode == "stale" else denoiser.denoise(z_t, t, used, dr.Cond())
-    error = (x_hat - exact(z_t, log_snr)).square().flatten(1).mean(1) * dr.Sigmoid().snr_weight(log_snr)
+    error = (x_hat - exact(z_t, log_snr)).square().flatten(1).mean(1) * Sigmoid().snr_weight(log_snr)
     return float(error.mean()), float(error.std() / rows**0.5)
 
 
@@ -334,17 +339,17 @@ def trained(seed, iterations, rate=1e-2):
     torch.manual_seed(seed)
     light = dr.UViTConfig(SIDE, 1, (dr.Level("conv", 24, 1),), patch=4, embedding=32)
     networks = nn.ModuleDict(
-        {"encoder": TappedEncoder(Exact(), light, ()), "light": dr.LightUViT(light, residual=True, estimate=kept)}
+        {"encoder": TappedEncoder(Exact(), light, ()), "light": LightUViT(light, residual=True, estimate=kept)}
     )
-    denoiser = dr.DualRate(networks["encoder"], networks["light"], PROCESS)
-    method = dr.Denoising(networks, denoiser, PROCESS, dr.Sigmoid(), dr.TimeSampler(heavy=(2, 16)))
+    denoiser = DualRate(networks["encoder"], networks["light"], PROCESS)
+    method = Denoising(networks, denoiser, PROCESS, Sigmoid(), dr.TimeSampler(heavy=(2, 16)))
     stale, reuse = excess(denoiser, "stale")[0], excess(denoiser, "dual")[0]
     assert reuse == pytest.approx(stale, rel=1e-4)
     optimizer = torch.optim.Adam(networks.parameters(), lr=rate)
     for i in range(iterations):
         optimizer.param_groups[0]["lr"] = rate * min(1, (i + 1) / 20) * (1 - i / iterations)
         rows = torch.arange(i * 64, (i + 1) * 64)
-        batch = dr.Batch(drawn(rows)[1], None, rows)
+        batch = Batch(drawn(rows)[1], None, rows)
         method.loss(batch, i, batch.draws(seed)).total.backward()
         nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimizer.step()

@@ -17,8 +17,10 @@ from trouble import flips
 
 import dualrate as dr
 from dualrate.data.images import to_uint8
+from dualrate.diffusion.draws import Draws
 from dualrate.integrations.diffusers import DualRateNetwork, DualRatePipeline, DualRateScheduler
 from dualrate.machine.folders import MANIFEST
+from dualrate.sampling.trajectory import rollout
 
 SEEDS, STEPS, HEAVY = [3, 2**40], 4, 2
 
@@ -115,7 +117,7 @@ def test_without_a_generator_torchs_own_seed_counts(pipe):
 
 
 def test_latents_are_the_noise_to_start_from(pipe):
-    noise = dr.Draws(0, torch.tensor(SEEDS)).normal("start", 1, 8, 8)
+    noise = Draws(0, torch.tensor(SEEDS)).normal("start", 1, 8, 8)
     assert torch.equal(drawn(pipe, latents=noise), drawn(pipe))
     assert not torch.equal(drawn(pipe, latents=-noise), drawn(pipe))
     with pytest.raises(ValueError, match=r"latents are \(B, 1, 8, 8\), got"):
@@ -168,7 +170,7 @@ def test_a_callback_sees_every_step(pipe):
 @pytest.mark.parametrize("in_place", [True, False])
 def test_changed_latents_are_taken_over_with_a_context_of_their_own(model, pipe, in_place):
     """As a sampling that starts at the latents, after the first step, with a heavy call there."""
-    other = dr.Draws(1, torch.tensor(SEEDS)).normal("start", 1, 8, 8)
+    other = Draws(1, torch.tensor(SEEDS)).normal("start", 1, 8, 8)
 
     def callback(pipeline, step, t, tensors):
         if step == 0:
@@ -178,13 +180,13 @@ def test_changed_latents_are_taken_over_with_a_context_of_their_own(model, pipe,
     plan = dr.StepPlan.at(3, [0])  # the second step would reuse the first one's context
     anew = dr.StepPlan.at(plan.t, [0, 1])
     drawer = dr.Choice(plan=anew if model.reuses_context else dr.StepPlan.uniform(3)).drawer(model)
-    noise = dr.Draws(0, torch.tensor(SEEDS))
+    noise = Draws(0, torch.tensor(SEEDS))
     cond = dr.Cond(torch.tensor(drawer.labels(SEEDS)))
 
     def draw(step, k):
         return noise.normal(f"step {step} draw {k}", 1, 8, 8)
 
-    expected = dr.rollout(drawer.denoiser, drawer.step, drawer.plan, other, cond, draw, start=1)
+    expected = rollout(drawer.denoiser, drawer.step, drawer.plan, other, cond, draw, start=1)
     found = drawn(pipe, plan=plan if model.reuses_context else drawer.plan, callback_on_step_end=callback)
     assert torch.equal(found, expected)
 

@@ -14,6 +14,8 @@ from integrations import alone
 from runs.made import NET, ONE, TWO, saved
 
 import dualrate as dr
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Refresh
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.integrations.programs import export_programs, programs_of
 from dualrate.integrations.sealed import check_sealed
@@ -44,7 +46,7 @@ def drawn(run):
     model, found = dr.load(run, note=lambda text: None), {}
     drawer = dr.Choice(plan=PLAN, sampler="ancestral").drawer(model)
     for count in BATCHES:
-        seeds, draws = range(count), dr.Draws(0, torch.arange(count))
+        seeds, draws = range(count), Draws(0, torch.arange(count))
         streams = ["start", *(f"step {i} draw 0" for i in range(PLAN.num_steps - 1))]
         noise = torch.stack([draws.normal(stream, *model.shape) for stream in streams])
         labels = drawer.labels(seeds)
@@ -55,7 +57,7 @@ def drawn(run):
 
 def test_images_drawn_in_torch_alone_are_the_same(programs, drawn):
     """16 steps, 4 of them heavy, 2 without a context."""
-    assert (PLAN.num_steps, PLAN.num_heavy, PLAN.refresh.count(dr.Refresh.NONE)) == (16, 4, 2)
+    assert (PLAN.num_steps, PLAN.num_heavy, PLAN.refresh.count(Refresh.NONE)) == (16, 4, 2)
     loaded = alone.programs(programs)
     for noise, labels, images in drawn.values():
         with torch.no_grad():

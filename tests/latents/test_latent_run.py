@@ -28,6 +28,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.doctor.stored import check_stored
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.latents import on_codec_of_data
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import cost_report, measure
@@ -66,7 +67,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def experiment(root: Path) -> Experiment:
     method = DenoisingConfig(times=TimeSampler())
     data = DataConfig(str(root / "latents"))
-    return dr.on_codec_of_data(Experiment("latent", TwoNetworks(NET, NET), method, FIT, data))
+    return on_codec_of_data(Experiment("latent", TwoNetworks(NET, NET), method, FIT, data))
 
 
 @pytest.fixture(scope="module")

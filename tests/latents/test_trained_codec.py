@@ -19,6 +19,7 @@ from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Batch
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiments.networks import NetworksConfig, OneNetwork
@@ -85,7 +86,7 @@ class WithCodec(NetworksConfig):
 class OnEncoded(Denoising):
     """The denoising loss of encoded images, and that of their way there and back."""
 
-    def loss(self, batch: dr.Batch, iteration: int, draws: Draws) -> Loss:
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         x = self.networks["there"](batch.x)
         found = super().loss(replace(batch, x=x), iteration, draws)
         return Loss(found.total + (self.networks["back"](x) - batch.x).square().mean(), found.logs)

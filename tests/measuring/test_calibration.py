@@ -20,13 +20,14 @@ from dualrate.measuring import calibration as module
 from dualrate.measuring.calibration import _measured, read_table, write_table
 from dualrate.measuring.choosing import step_for
 from dualrate.runs.store import COVARIANCE, RELEASED, load
+from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.covariance_table import CovarianceTable
 from tests.theory.common import PROCESS, f64
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY, DUAL, LIGHT = (ROOT / "weights" / f"fashion-mnist-{name}" for name in ("heavy", "dual", "light"))
-BANDS = dr.Bands((1, 8, 8), rings=4)
+BANDS = Bands((1, 8, 8), rings=4)
 POWER = torch.tensor([0.5, 0.1, 0.05, 0.02, 0.01, 0.005]).double()[: BANDS.count] / 16  # so that images lie in [-1, 1]
 
 

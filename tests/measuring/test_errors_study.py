@@ -11,6 +11,7 @@ import torch
 
 import dualrate as dr
 from dualrate.data.images import to_float
+from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Context, Reuse
 from dualrate.training.config import FitConfig
 from tests.training.toy import Recorder
@@ -104,6 +105,6 @@ def test_a_single_network_has_no_ages_and_another_process_no_comparison(study, m
     cells = study.measure(heavy, heavy, 40, Recorder())
     assert {cell.age for cell in cells} == {study.NONE}
     assert {cell.excess.value for cell in cells} == {0.0}
-    shifted = replace(heavy.experiment, process=dr.GaussianProcess(dr.Cosine(shift=-1.0)))
+    shifted = replace(heavy.experiment, process=dr.GaussianProcess(Cosine(shift=-1.0)))
     with pytest.raises(ValueError, match="another process"):
         study.measure(dual, replace(heavy, experiment=shifted), 4, Recorder())

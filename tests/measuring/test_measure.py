@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import dualrate as dr
 from dualrate.data.images import ImageSet
+from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
@@ -25,7 +26,10 @@ from dualrate.metrics.origin import PIXELS
 from dualrate.metrics.reference import Reference
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import Model, load, write_experiment
+from dualrate.sampling.adjusted_ddim import AdjustedDDIM
 from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.bands import Bands
+from dualrate.sampling.covariance import ProbedCovariance, TabulatedCovariance
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -131,7 +135,7 @@ def test_what_cannot_be_drawn_is_refused_when_the_drawer_is_made(model, drawer):
 def test_guidance_is_away_from_the_null_class(drawer):
     """It is the number after the last class; without guidance nothing is called twice."""
     guided = replace(drawer, guidance=Guidance(2.0, (0.1, 1.0))).denoiser
-    assert guided == dr.Guided(drawer.model.denoiser, drawer.model.process, 2.0, 3, (0.1, 1.0))
+    assert guided == Guided(drawer.model.denoiser, drawer.model.process, 2.0, 3, (0.1, 1.0))
     assert drawer.denoiser is drawer.model.denoiser
     assert [str(one) for one in (Guidance(), Guidance(2.0, (0.1, 1.0)))] == ["", ", guidance 2 in (0.1, 1]"]
     with pytest.raises(ValueError, match="needs a guidance weight"):
@@ -161,18 +165,18 @@ def test_whatever_changes_an_image_changes_the_origin(model, drawer):
 
 def test_a_step_that_holds_tensors_or_functions_has_an_origin(model, drawer):
     """A table by its content, a variance by its name."""
-    bands = dr.Bands(model.shape, rings=2)
+    bands = Bands(model.shape, rings=2)
 
     def sampler(step):
         return replace(drawer, step=step).origin("net").sampler
 
     def tabulated(value):
-        table = dr.TabulatedCovariance(model.process, bands, torch.zeros(2), torch.full((2, bands.count), value))
-        return dr.ProbedCovariance(table, torch.ones(2, bands.count).bool(), torch.ones(bands.count))
+        table = TabulatedCovariance(model.process, bands, torch.zeros(2), torch.full((2, bands.count), value))
+        return ProbedCovariance(table, torch.ones(2, bands.count).bool(), torch.ones(bands.count))
 
     assert sampler(tabulated(1.0)) == sampler(tabulated(1.0))
     assert len({sampler(tabulated(1.0)), sampler(tabulated(2.0)), sampler(tabulated(1.0).table)}) == 3
-    assert "analytic_variance" in sampler(dr.AdjustedDDIM(model.process))
+    assert "analytic_variance" in sampler(AdjustedDDIM(model.process))
 
 
 # Measuring
@@ -220,8 +224,8 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_drawn(drawer, judge
 def test_a_report_of_costs_adds_up(drawer, model, monkeypatch):
     """FLOPs are twice the multiply-adds; a light call is timed beside a context, without what `encode` knew."""
     drawer, asked = replace(drawer, batch_size=2), []
-    denoise = dr.DualRate.denoise
-    monkeypatch.setattr(dr.DualRate, "denoise", lambda *of: asked.append(of[3]) or denoise(*of))
+    denoise = DualRate.denoise
+    monkeypatch.setattr(DualRate, "denoise", lambda *of: asked.append(of[3]) or denoise(*of))
     monkeypatch.setattr("dualrate.measuring.measure.seconds_per_call", lambda call, **_: (call(), 0.5)[1])
     found = cost_report(drawer)
     for of in ("heavy_call", "light_call", "per_image"):
@@ -234,7 +238,7 @@ def test_a_report_of_costs_adds_up(drawer, model, monkeypatch):
     monkeypatch.setattr(Drawer, "draw", lambda *of: replace(draw(*of), seconds=80.0))
     found = cost_report(drawer)
     assert [found[f"seconds_{of}"] for of in ("heavy_call", "light_call", "per_image")] == [0.5, 0.5, 40.0]
-    alone = replace(model, denoiser=dr.Plain(model.networks.get_submodule("encoder.net"), model.process))
+    alone = replace(model, denoiser=Plain(model.networks.get_submodule("encoder.net"), model.process))
     found = cost_report(replace(drawer, model=alone))
     assert [found[f"{what}_heavy_call"] for what in ("macs", "flops", "seconds")] == [0, 0, 0]
 

@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 
-PROCESS = dr.GaussianProcess(dr.Cosine())
+PROCESS = dr.GaussianProcess(Cosine())
 C = 0.09
 
 

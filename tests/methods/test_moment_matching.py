@@ -19,8 +19,10 @@ from methods.one_gaussian import PROCESS, C, Scale, data
 from torch import Tensor, nn
 
 import dualrate as dr
+from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch, Cond, Context
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FullRollout, StateSource, StudentStates
@@ -76,7 +78,7 @@ def alternating(a: float, phi: float, spread: float = 0.0, states: StateSource =
     return MomentMatching(
         networks=nn.ModuleDict({"model": student}), auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}),
         student=student, auxiliary=auxiliary, teacher=Scale(constants()[4]), process=PROCESS,
-        weighting=dr.Sigmoid(), states=states,
+        weighting=Sigmoid(), states=states,
     )  # fmt: skip
 
 
@@ -84,7 +86,7 @@ def instant(a: float, states: StateSource = FixedPair()) -> InstantMomentMatchin
     student, teacher = Scale(a), Scale(constants()[4])
     return InstantMomentMatching(
         networks=nn.ModuleDict({"model": student}), student=student, teacher=teacher, teacher_network=teacher,
-        process=PROCESS, weighting=dr.Sigmoid(), states=states,
+        process=PROCESS, weighting=Sigmoid(), states=states,
     )  # fmt: skip
 
 
@@ -259,7 +261,7 @@ def test_the_instant_version_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="two halves"):
         method.student_loss(data(1), 0, Draws(0, torch.arange(1)))
     with pytest.raises(ValueError, match="guided"):
-        replace(method, teacher=dr.Guided(method.teacher, PROCESS, 2.0, 3))
+        replace(method, teacher=Guided(method.teacher, PROCESS, 2.0, 3))
     with pytest.raises(ValueError, match="preconditioner"):
         replace(method, preconditioner={"b": torch.ones(())})
 

@@ -12,11 +12,16 @@ from theory.held_context import NeededContext, two_band_variance
 from torch import Tensor, nn
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
+from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
+from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.uvit import UViT
+from dualrate.sampling.trajectory import trajectory
 
 NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
@@ -37,21 +42,21 @@ def images(rows: int, first: int = 0) -> Batch:
     return Batch(draws.normal("x", 1, 8, 8).double(), draws.row % 3, draws.row)
 
 
-def dual(head: bool = True) -> dr.DualRate:
-    encoder, light = dr.ContextEncoder(replace(NET, head=head), NET), dr.LightUViT(NET)
-    return dr.DualRate(randomised(encoder).double(), randomised(light).double(), PROCESS)
+def dual(head: bool = True) -> DualRate:
+    encoder, light = ContextEncoder(replace(NET, head=head), NET), LightUViT(NET)
+    return DualRate(randomised(encoder).double(), randomised(light).double(), PROCESS)
 
 
 def dual_method(states: StateSource, head: bool = True, **changes) -> MomentMatching:
-    student, teacher = dual(head), randomised(dr.UViT(NET)).double()
+    student, teacher = dual(head), randomised(UViT(NET)).double()
     auxiliary = copy.deepcopy(teacher)
     with torch.no_grad():
         for parameter in auxiliary.parameters():
             parameter.mul_(1.1)
     return MomentMatching(
         networks=nn.ModuleDict({"encoder": student.encoder, "light": student.light}),
-        auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}), student=student, auxiliary=dr.Plain(auxiliary, PROCESS),
-        teacher=dr.Plain(teacher, PROCESS), process=PROCESS, weighting=dr.Sigmoid(), states=states,
+        auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}), student=student, auxiliary=Plain(auxiliary, PROCESS),
+        teacher=Plain(teacher, PROCESS), process=PROCESS, weighting=Sigmoid(), states=states,
         backbone=student.encoder.net, **changes,
     )  # fmt: skip
 
@@ -116,7 +121,7 @@ def sampler_path(source, student, batch: Batch, cond: Cond, start: int) -> tuple
         return normal(f"rollout step {i} draw {j}")
 
     with torch.no_grad():
-        states = dr.trajectory(recorded, dr.Ancestral(PROCESS), source.plan, z, cond, draw, start=start)
+        states = trajectory(recorded, dr.Ancestral(PROCESS), source.plan, z, cond, draw, start=start)
         return [state.z for state in states], recorded.answers
 
 
@@ -287,8 +292,8 @@ def test_auxiliary_and_teacher_draw_the_same_dropout_masks():
     """So the gap between two networks with the same weights is zero, not the difference of two masks."""
     config = replace(NET, levels=tuple(replace(level, dropout=0.5) for level in NET.levels))
     method = dual_method(SOURCES[0])
-    teacher = randomised(dr.UViT(config)).double().train()
-    method = replace(method, teacher=dr.Plain(teacher, PROCESS), auxiliary=dr.Plain(copy.deepcopy(teacher), PROCESS))
+    teacher = randomised(UViT(config)).double().train()
+    method = replace(method, teacher=Plain(teacher, PROCESS), auxiliary=Plain(copy.deepcopy(teacher), PROCESS))
     batch = images(8)
     for loss in (method.student_loss, method.auxiliary_loss):
         assert loss(batch, 0, Draws(0, batch.sample)).logs["moment_gap"] == 0
@@ -299,10 +304,10 @@ def test_auxiliary_and_teacher_draw_the_same_dropout_masks():
 @pytest.mark.parametrize("head", [True, False])
 def test_the_instant_version_differentiates_the_networks(head):
     """The derivative along nu against central differences in the teacher's parameters."""
-    student, teacher, batch = dual(head), randomised(dr.UViT(NET)).double(), images(8)
+    student, teacher, batch = dual(head), randomised(UViT(NET)).double(), images(8)
     method = InstantMomentMatching(
         networks=nn.ModuleDict({"encoder": student.encoder, "light": student.light}), student=student,
-        teacher=dr.Plain(teacher, PROCESS), teacher_network=teacher, process=PROCESS, weighting=dr.Sigmoid(),
+        teacher=Plain(teacher, PROCESS), teacher_network=teacher, process=PROCESS, weighting=Sigmoid(),
         states=FullRollout(PLAN, PROCESS),
     )  # fmt: skip
     states, x, z_s = method.sampled(batch, Draws(0, batch.sample))

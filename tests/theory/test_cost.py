@@ -4,20 +4,25 @@ import pytest
 import torch
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import DualRate
+from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Context, Reuse
+from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.sampling.cost import CallCost, call_cost, macs_by_step, macs_of, plan_cost, seconds_per_call
+from dualrate.sampling.solvers import Heun
 
-PROCESS = dr.GaussianProcess(dr.Cosine())
+PROCESS = dr.GaussianProcess(Cosine())
 NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
 )
 
 
-def dual(head: bool) -> dr.DualRate:
+def dual(head: bool) -> DualRate:
     from dataclasses import replace
 
-    return dr.DualRate(dr.ContextEncoder(replace(NET, head=head), NET), dr.LightUViT(NET), PROCESS)
+    return DualRate(ContextEncoder(replace(NET, head=head), NET), LightUViT(NET), PROCESS)
 
 
 @pytest.mark.parametrize(("head", "light_calls"), [(True, 6), (False, 8)])
@@ -43,7 +48,7 @@ def test_macs_by_step_are_those_of_the_calls_without_making_them(name, heavy):
     if heavy < 5 and not step.markovian:
         pytest.skip("reuses no context")
     for model in (dual(True), dual(False)):
-        for wrap in (lambda inner: inner, lambda inner: dr.Guided(inner, PROCESS, 2.0, 3, (0.5, 2.0))):
+        for wrap in (lambda inner: inner, lambda inner: Guided(inner, PROCESS, 2.0, 3, (0.5, 2.0))):
             counted = plan_cost(model, step, plan, (1, 8, 8), label=0, wrap=wrap)
             found = macs_by_step(counted.calls, model.reuse, step, plan, (1, 8, 8), label=0, wrap=wrap)
             assert len(found) == 5
@@ -55,7 +60,7 @@ def test_macs_by_step_of_one_network_and_of_a_plan_are_the_sums_so_far():
     calls = CallCost(100, 10, own=True)
     plan = dr.StepPlan.at(6, [1, 4])
     assert macs_by_step(calls, Reuse.MARKOV, dr.Ancestral(PROCESS), plan, (1, 8, 8)) == [10, 110, 120, 130, 230, 240]
-    alone = macs_by_step(CallCost(0, 10), Reuse.FREE, dr.Heun(PROCESS), dr.StepPlan.uniform(4), (1, 8, 8))
+    alone = macs_by_step(CallCost(0, 10), Reuse.FREE, Heun(PROCESS), dr.StepPlan.uniform(4), (1, 8, 8))
     assert alone == [10, 30, 50, 60]
 
 
@@ -66,7 +71,7 @@ def test_guidance_doubles_the_calls_and_its_interval_spares_light_ones():
     def calls(interval):
         counted = plan_cost(
             model, step, plan, (1, 8, 8), label=0,
-            wrap=lambda inner: dr.Guided(inner, PROCESS, 2.0, 3, interval),
+            wrap=lambda inner: Guided(inner, PROCESS, 2.0, 3, interval),
         )  # fmt: skip
         return counted.heavy_calls, counted.light_calls
 

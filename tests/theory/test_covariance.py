@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dualrate as dr
+from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.sampling.bands import Bands
@@ -187,7 +188,7 @@ def test_along_the_noise_keeps_the_law_of_pairs_to_second_order():
 
 def test_the_derivative_is_tweedies_covariance():
     mixture = space_mixture()
-    oracle = dr.OracleDenoiser(mixture, PROCESS)
+    oracle = OracleDenoiser(mixture, PROCESS)
     z, t, direction = normals(0, 16, 3), f64(0.3, 0.5, 0.7, 0.9).repeat(4), normals(1, 16, 3)
     want = torch.einsum("bij,bj->bi", mixture.posterior_covariance(z, PROCESS.schedule.log_snr(t)), direction)
 

@@ -5,15 +5,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.times import is_shared, once, shared_time
 from dualrate.diffusion.values import Cond
+from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance_table import CovarianceTable
 
 PROCESS = GaussianProcess(Cosine())
-TABLE = CovarianceTable.of_white_noise(dr.Bands((1, 8, 8), rings=4))
+TABLE = CovarianceTable.of_white_noise(Bands((1, 8, 8), rings=4))
 PLAN = dr.StepPlan.uniform(4)
 ROWS = 3
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
@@ -97,7 +99,7 @@ def test_denoisers_give_networks_a_number_a_row():
         return torch.zeros_like(z)
 
     z, cond = torch.randn(3, 1, 8, 8), Cond(torch.zeros(3, dtype=torch.int64))
-    denoiser = dr.Plain(network, PROCESS)  # pyright: ignore[reportArgumentType]
+    denoiser = Plain(network, PROCESS)  # pyright: ignore[reportArgumentType]
     x = [denoiser.denoise(z, t, dr.Context(), cond) for t in (shared_time(0.3, 3), shared_time(0.3, 3).clone())]
     assert [(row.shape, row.dtype) for row in seen] == [((3,), torch.float32)] * 2
     torch.testing.assert_close(*seen, rtol=0, atol=0)

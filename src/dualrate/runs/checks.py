@@ -59,7 +59,7 @@ def check_codec(experiment: Experiment, images: TrainingSet) -> None:
     found, expected = (said[bool(one)].format(one[:12]) for one in (of_data, own))
     raise ValueError(
         f"{images.name} has {found}, and {experiment.name} is trained on {expected}: name the data that it was begun "
-        "on, or begin a new run, in Python with `dr.on_codec_of_data(experiment)`"
+        "on, or begin a new run, in Python with `dualrate.experiments.latents.on_codec_of_data`"
     )
 
 
