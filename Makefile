@@ -56,7 +56,7 @@ lint: env-dev  ## style and format
 types: env-dev  ## static types
 	@$(BIN)/pyright
 
-check: test lint types package  ## all that CI runs
+check: test lint types docs package  ## all that CI runs
 
 clean:  ## remove caches, build output and the demo's output; keep .venv and runs/
 	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -22,9 +22,13 @@ import dualrate  # noqa: E402
 
 CONTENTS = {  # of a page: captions, and what stands under each in the side bar
     "README": {
+        "Tutorials": [
+            "docs/start", "docs/retrofit", "docs/own-images", "docs/plan", "docs/distil", "docs/scaling",
+            "docs/serving", "docs/worse",
+        ],
         "Guides": [
-            "docs/start", "docs/concepts", "docs/own-images", "docs/latents", "docs/diffusers", "docs/choosing",
-            "docs/worse", "docs/serving", "docs/pipeline", "docs/scaling", "docs/fid", "docs/extending",
+            "docs/concepts", "docs/choosing", "docs/diffusers", "docs/latents", "docs/pipeline", "docs/fid",
+            "docs/extending",
         ],
         "Reference": ["docs/commands", "docs/api", "docs/equations", "docs/faults", "docs/design"],
         "What was measured": ["docs/results"],

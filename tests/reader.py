@@ -12,6 +12,7 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TINY = {  # of a command: options that take the place of those on the page, or are added
     "train": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "distill": {"--fit.iterations": 2, "--fit.batch-size": 4},
+    "retrofit": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "sample": {"--num": 2},
     "evaluate": {"--num": 192},
     "bound": {"--num": 2},
@@ -29,9 +30,25 @@ TINY = {  # of a command: options that take the place of those on the page, or a
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of every command in a page's bash blocks, in order; a line that ends in a backslash goes on."""
-    text = "".join(BLOCK.findall(page.read_text())).replace("\\\n", " ")
-    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+    """The words of every command in a page's bash blocks, in order."""
+    return words_of("".join(BLOCK.findall(page.read_text())))
+
+
+def words_of(text: str) -> list[list[str]]:
+    """Those of every line; one that ends in a backslash goes on."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def follow_page(page: Path, monkeypatch) -> None:
+    """All of its blocks in turn: commands, and Python as one session."""
+    session: dict[str, object] = {}
+    for kind, text in re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        if kind == "python":
+            exec(compile(text, page.name, "exec"), session)
+            continue
+        for words in words_of(text):
+            follow(words, monkeypatch)
 
 
 def tiny(words: list[str]) -> list[str]:

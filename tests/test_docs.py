@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reader import commands, follow
+from reader import commands, follow, follow_page
 
 from dualrate.cli import main
 from dualrate.compare import contenders, speed, work
@@ -94,8 +94,9 @@ def test_lines_of_text_fit_a_screen(page):
 
 # What runs the code of a page: here, or a test of its subject. Code that nothing runs is in ```sh or ```text.
 RUN = {
-    "README.md", "docs/api.md", "docs/commands.md", "docs/extending.md", "docs/latents.md", "docs/own-images.md",
-    "docs/pipeline.md", "docs/serving.md", "docs/start.md", "docs/worse.md",
+    "README.md", "docs/api.md", "docs/commands.md", "docs/distil.md", "docs/extending.md", "docs/latents.md",
+    "docs/own-images.md", "docs/pipeline.md", "docs/plan.md", "docs/retrofit.md", "docs/serving.md", "docs/start.md",
+    "docs/worse.md",
 }  # fmt: skip
 READ = {"docs/design.md", "docs/diffusers.md", "docs/scaling.md"}  # signatures; a user's model; many GPUs
 
@@ -174,26 +175,19 @@ def own_images(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_networks")
-@pytest.mark.parametrize("page", ["README.md", "docs/commands.md", "docs/start.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])
 def test_every_command_of_a_page_runs(page, monkeypatch):
     for words in commands(ROOT / page):
         follow(words, monkeypatch)
 
 
 @pytest.mark.usefixtures("small_networks")
-@pytest.mark.parametrize("page", ["docs/start.md", "docs/api.md"])
-def test_the_python_of_a_page_runs_as_one_session(page):
-    pytest.importorskip("diffusers")
-    session = {}
-    for block in python_blocks(ROOT / page):
-        exec(compile(block, page, "exec"), session)
-
-
-@pytest.mark.usefixtures("small_networks")
-def test_every_command_for_own_images_runs(place, monkeypatch):
+@pytest.mark.parametrize("page", ["api", "distil", "own-images", "plan", "retrofit", "start"])
+def test_every_block_of_a_page_runs_in_turn(page, place, monkeypatch):
+    if page in ("api", "retrofit"):
+        pytest.importorskip("diffusers")
     own_images(place)
-    for words in commands(ROOT / "docs/own-images.md"):
-        follow(words, monkeypatch)
+    follow_page(ROOT / f"docs/{page}.md", monkeypatch)
 
 
 @pytest.mark.parametrize(("page", "least"), [("docs/scaling.md", 13), ("docs/worse.md", 8)])

@@ -1,12 +1,14 @@
 """What the page's server promises to whoever asks it, page or program."""
 
 import base64
+import contextlib
 import io
 import os
 import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from serving.made import Held, ask, finished, model
 from dualrate.cli import main
 from dualrate.cli.serve import Serve
 from dualrate.measuring.choosing import Choice
-from dualrate.serving import jobs, server
+from dualrate.serving import connections, jobs, server
 from dualrate.serving.offer import Limits, Offer, Request
 from dualrate.serving.server import MOST_BYTES, listening, serve
 
@@ -314,6 +316,65 @@ def test_what_is_no_http_is_answered_and_a_silent_client_keeps_nobody_waiting(ur
             assert b'"error": "bad-http"' in client.makefile("rb").read()
         assert ask(url, "GET", "/").status == 200
         silent.sendall(b"GET")
+
+
+def connected(url: str) -> socket.socket:
+    place = urlsplit(url)
+    return socket.create_connection((place.hostname, place.port), timeout=30)
+
+
+def served_again(url: str) -> bool:
+    """Whether a place becomes free."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        if ask(url, "GET", "/api/model").status == 200:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_too_many_connections_are_a_503_until_one_ends(offer, monkeypatch):
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
+    with listening(offer) as url, connected(url) as one:
+        with connected(url):
+            assert one.send(b"GET")  # both silent but for this
+            refused = ask(url, "GET", "/")
+            assert (refused.status, refused.json["error"]) == (503, "too-many-connections")
+            assert refused.headers["Retry-After"] == "5"
+            assert refused.json["message"].startswith("2 connections are open, as many as this server takes: try again")
+            with connected(url) as silent:
+                assert silent.makefile("rb").read().startswith(b"HTTP/1.1 503")  # and closed
+        assert served_again(url)
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_closed(offer, monkeypatch):
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 1)
+    monkeypatch.setattr(connections, "SLOWEST", 0.4)
+    with listening(offer) as url, connected(url) as slow:
+        slow.settimeout(0.1)
+        slow.sendall(b"GET / HTTP/1.1\r\n")
+        start, answer = time.monotonic(), None
+        while answer is None and time.monotonic() < start + 20:
+            try:
+                slow.sendall(b"X")  # never a line
+                answer = slow.recv(1)
+            except TimeoutError:
+                pass
+            except OSError:  # reset
+                answer = b""
+        assert answer == b""
+        assert served_again(url)
+
+
+def test_a_client_that_takes_no_answer_is_closed(offer, monkeypatch):
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 1)
+    monkeypatch.setattr(connections, "SLOWEST", 0.4)
+    with listening(offer) as url, connected(url) as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(1)
+        with contextlib.suppress(OSError):  # until both sides' buffers are full, or it is closed
+            deaf.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
+        assert served_again(url)
 
 
 def test_a_port_that_is_taken_is_an_error_that_says_how_to_mend_it(url, offer):

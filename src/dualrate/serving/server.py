@@ -7,9 +7,9 @@
     GET    /api/samples/ID    how far the job is, and its images as PNGs in data URIs
     DELETE /api/samples/ID    stops it
 
-A refusal is a 4xx with {"error": name, "message": ..., "field": of the request, if it is one's}. Bound to loopback,
-only requests to a loopback name are answered, and a request's body must call itself JSON: so no other page that the
-browser shows can use this server.
+A refusal is a 4xx, or a 503 where too many connections are open, with {"error": name, "message": ..., "field": of the
+request, if it is one's}. Bound to loopback, only requests to a loopback name are answered, and a request's body must
+call itself JSON: so no other page that the browser shows can use this server.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from dualrate.config.serial import from_json
 from dualrate.machine.guards import Interrupts
+from dualrate.serving.connections import RETRY, BoundedServer, PunctualHandler
 from dualrate.serving.jobs import Full, Jobs
 from dualrate.serving.offer import Offer, Request
 from dualrate.serving.page import play_page
 
 MOST_BYTES = 16_384  # of a request's body
-SLOWEST = 20.0  # seconds to wait for the bytes of a request
 JSON = "application/json"
 FIELDS = "|".join(field.name for field in fields(Request))
 HEADERS = {
@@ -55,9 +54,7 @@ class Refused(Exception):
         self.status, self.name, self.headers = status, name, headers
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class _Server(BoundedServer):
     def __init__(self, offer: Offer, jobs: Jobs, host: str, port: int) -> None:
         if not host:
             raise ValueError("--host is an address, got an empty one, which would be all: say 0.0.0.0 for that")
@@ -91,8 +88,8 @@ def _is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version, timeout = "HTTP/1.1", SLOWEST
+class _Handler(PunctualHandler):
+    protocol_version = "HTTP/1.1"
     server_version, sys_version = "dualrate", ""
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -162,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             job = self.server.jobs.submit(self._request(body))
         except Full as error:
-            retry = {"Retry-After": "5"}
+            retry = {"Retry-After": str(RETRY)}
             raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too-many-waiting", str(error), **retry) from error
         place = {"Location": f"/api/samples/{job.name}"}
         self._send_json(HTTPStatus.ACCEPTED, self.server.jobs.report(job), **place)
@@ -212,6 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, JSON, json.dumps(value).encode(), **headers)
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes, **headers: str) -> None:
+        self.settle_patience()
         self.send_response(status)
         own = {"Content-Type": kind, "Content-Length": str(len(content))}
         if self.server.loopback:  # a Space is shown in a frame of the Hub's
