@@ -79,7 +79,11 @@ def toctree(caption: str, pages: Iterable[str]) -> str:
 def without_folders(app, doctree: nodes.document) -> None:
     """A link to a folder of the repository has no page to lead to: its text stays."""
     for link in list(doctree.findall(pending_xref)):
-        if link["reftype"] == "myst" and (ROOT / link["refdoc"]).parent.joinpath(link["reftarget"]).is_dir():
+        if (
+            link["reftype"] == "myst"
+            and link.get("refdomain") != "doc"
+            and (ROOT / link["refdoc"]).parent.joinpath(link["reftarget"]).is_dir()
+        ):
             link.replace_self(link.children)
 
 

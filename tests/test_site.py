@@ -46,6 +46,12 @@ def test_the_page_of_public_names_has_all_of_them_and_no_other() -> None:
     assert named == set(dualrate.__all__)
 
 
+def test_pages_call_public_what_is() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"\bdr\.(\w+)", page.read_text())}
+    assert named <= set(dualrate.__all__)
+
+
 def test_what_comes_from_a_module_is_there() -> None:
     rows = re.findall(r"^\|[^|]*\| `(dualrate\.[\w.]+)` \| (.*) \|$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
     assert len(rows) > 20
