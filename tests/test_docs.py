@@ -25,6 +25,7 @@ from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import family
 from dualrate.recipes import auto, fashion_mnist
+from dualrate.runs import train
 from dualrate.runs.store import write_experiment
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.training import checkpoint
@@ -156,6 +157,8 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
     monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)
+    monkeypatch.setattr(train, "SHOWN", 4)
+    monkeypatch.setattr(train, "SHOWN_STEPS", 4)
     for name in ("check_compiler", "check_processes"):  # seconds each
         monkeypatch.setattr(examine, name, lambda device: iter(()))
     for name, networks in {"heavy-annealed": OneNetwork(heavy), "retrofit": TwoNetworks(heavy, light)}.items():
