@@ -1,5 +1,8 @@
 """The random numbers: known answers of the generator, the law of the draws, independence of the batch."""
 
+import math
+from zlib import crc32
+
 import pytest
 import torch
 from scipy.stats import kstest
@@ -26,6 +29,22 @@ def test_numpy_and_tensors_give_the_same_words():
     counter = torch.randint(0, 2**32, (4, 50), generator=torch.Generator().manual_seed(0))
     of_numpy, of_tensors = philox(counter.numpy(), (3, 2**32 - 1)), philox(counter, (3, 2**32 - 1))
     assert all(torch.equal(torch.from_numpy(a), b) for a, b in zip(of_numpy, of_tensors, strict=True))
+
+
+def test_normals_have_the_bits_of_box_muller():
+    # every picture of a seed depends on them: word, stream and row in their places, in float32, operation by operation
+    seed, rows, blocks, streams = 2**40 + 9, [5, 2**40 + 3], 3, ["a", "b"]
+    made = Draws(seed, torch.tensor(rows)).normals(streams, 4 * blocks - 1)
+    for s, stream in enumerate(streams):
+        for r, row in enumerate(rows):
+            counter = [
+                torch.arange(blocks),
+                *(torch.tensor([c]) for c in (row % 2**32, row >> 32, crc32(stream.encode()))),
+            ]
+            w0, w1, w2, w3 = (((w >> 8).float() + 0.5) / 2**24 for w in philox(counter, (seed % 2**32, seed >> 32)))
+            pairs = [((-2 * u.log()).sqrt(), 2 * math.pi * v) for u, v in ((w0, w1), (w2, w3))]
+            expected = [part for radius, angle in pairs for part in (angle.cos() * radius, angle.sin() * radius)]
+            assert torch.equal(made[s, r], torch.stack(expected, dim=-1).flatten()[:-1])
 
 
 def test_laws():

@@ -72,10 +72,14 @@ class Draws:
         copy = torch.arange(times, device=self.row.device)
         return Draws(self.seed, (self.row[:, None] * times + copy).flatten())
 
-    def _words(self, row: Tensor, stream: Tensor, blocks: int) -> tuple[Tensor, ...]:
-        """The four words of each block, (R, blocks) int64 in [0, 2^32). row: (R,); stream: (R,), see `_number`."""
-        row, block = row[:, None], torch.arange(blocks, device=row.device)[None]
-        counter = (block, row & _MASK, (row >> 32) & _MASK, stream[:, None])
+    def _words(self, streams: Sequence[str], blocks: int) -> tuple[Tensor, ...]:
+        """The four words of each block, (S, B, blocks) int64 in [0, 2^32).
+
+        What rows, streams and blocks share is computed once, by broadcasting: of the first three rounds most.
+        """
+        row, block = self.row[:, None], torch.arange(blocks, device=self.row.device)
+        stream = torch.tensor([zlib.crc32(stream.encode()) for stream in streams]).to(row.device)[:, None, None]
+        counter = (block, row & _MASK, (row >> 32) & _MASK, stream)
         key = (self.seed & _MASK, (self.seed >> 32) & _MASK)
         if row.device.type != "cpu":
             return philox(counter, key)
@@ -85,8 +89,8 @@ class Draws:
     def uniform(self, stream: str, *shape: int) -> Tensor:
         """(B, *shape) float64 in (0, 1), 32 bits fine. `stream` names the use, so that no two uses share numbers."""
         count = math.prod(shape)
-        words = self._words(self.row, torch.full_like(self.row, _number(stream)), -(-count // 4))
-        return ((torch.stack(words, dim=-1).flatten(1)[:, :count].double() + 0.5) / 2**32).view(-1, *shape)
+        words = torch.stack(self._words([stream], -(-count // 4)), dim=-1)[0].flatten(1)[:, :count]
+        return ((words.double() + 0.5) / 2**32).view(-1, *shape)
 
     def normal(self, stream: str, *shape: int) -> Tensor:
         """(B, *shape) float32, standard normal."""
@@ -94,32 +98,18 @@ class Draws:
 
     def normals(self, streams: Sequence[str], *shape: int) -> Tensor:
         """(S, B, *shape): `normal` of several streams at once, in as many kernels as one."""
-        count, device = math.prod(shape), self.row.device
-        blocks = -(-count // 4)
-        row = self.row.repeat(len(streams))
-        stream = torch.tensor([_number(stream) for stream in streams]).to(device).repeat_interleave(len(self.row))
-        words = self._words(row, stream, blocks)
-        pairs = torch.empty(len(row), blocks, 2, 2, device=device)
-        radius = _uniform24(torch.stack((words[0], words[2]))).log_().mul_(-2).sqrt_()
-        angle = _uniform24(torch.stack((words[1], words[3]))).mul_(2 * math.pi)
-        into = pairs.movedim(2, 0)  # a kernel each, without another copy
-        torch.mul(torch.cos(angle), radius, out=into[..., 0])
-        torch.mul(angle.sin_(), radius, out=into[..., 1])
-        return pairs.flatten(1)[:, :count].reshape(len(streams), -1, *shape)
+        count = math.prod(shape)
+        words = self._words(streams, -(-count // 4))
+        uniform = torch.empty(2, *words[0].shape, 2, device=self.row.device)
+        for i, word in enumerate(words):  # 24 bits of each: words 0 and 2 give radii, 1 and 3 angles
+            uniform[i % 2, ..., i // 2] = word.bitwise_right_shift_(8)
+        radius, angle = uniform.add_(0.5).div_(2**24)
+        radius.log_().mul_(-2).sqrt_()
+        angle.mul_(2 * math.pi)
+        cosine = torch.cos(angle).mul_(radius)
+        pairs = torch.view_as_real(torch.complex(cosine, angle.sin_().mul_(radius)))  # side by side in one pass
+        return pairs.flatten(2)[..., :count].reshape(len(streams), -1, *shape)
 
     def integer(self, stream: str, high: int, *shape: int) -> Tensor:
         """(B, *shape) int64, uniform in [0, high)."""
         return (self.uniform(stream, *shape) * high).long()
-
-
-def _number(stream: str) -> int:
-    """The fourth word of a stream's counters."""
-    return zlib.crc32(stream.encode())
-
-
-def _uniform24(words: Tensor) -> Tensor:
-    """float32 in (0, 1), 24 bits fine; of words that are not used again.
-
-    By way of int32, which a CPU turns into floats four times as fast as int64.
-    """
-    return words.bitwise_right_shift_(8).int().float().add_(0.5).div_(2**24)
