@@ -31,6 +31,8 @@ from dualrate.machine.malloc import keep_freed_memory
 
 Figures = dict[str, Any]
 
+RELEASED = {"heavy": "heavy-annealed", "dual": "retrofit", "light": "light"}
+
 
 def sampler_over_networks(
     model: Model, plan: dr.StepPlan, batch: int, device: torch.device, bfloat16: bool, seconds: float
@@ -162,7 +164,7 @@ def main() -> None:
     options = parser().parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    weights = {name: options.weights / f"fashion-mnist-{name}" for name in ("heavy", "dual", "light")}
+    weights = {name: options.weights / f"fashion-mnist-{released}" for name, released in RELEASED.items()}
     found = measure(weights, options)
     options.out.write_text(json.dumps(plain(found), indent=1) + "\n")
 
