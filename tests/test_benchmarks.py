@@ -287,3 +287,7 @@ def test_training_over_processes_is_told_by_its_log_without_the_beginning(
 
     monkeypatch.setattr(subprocess, "run", train)
     assert training_processes.images_per_second("fashion-mnist-heavy", 8, 4, tmp_path / "run") == 8.0
+
+
+def test_the_weights_of_the_ratios_are_released():
+    assert all((ROOT / "weights" / f"fashion-mnist-{name}").is_dir() for name in ratios.RELEASED.values())
