@@ -11,6 +11,7 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
+from dualrate.denoisers.decoder import Decoder, DualRateDecoder
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
@@ -18,6 +19,7 @@ from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
+from dualrate.networks.decoder import DecoderUViT, LatentEncoder
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
@@ -31,6 +33,7 @@ PROCESS = dr.GaussianProcess(Cosine())
 NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
 )
+LATENT = (3, 2, 2)  # of a decoder
 TABLE = CovarianceTable.of_white_noise(Bands((1, 8, 8), rings=4))
 Make = Callable[[dr.StepPlan], dr.Step]
 STEPS: dict[str, Make] = {
@@ -73,18 +76,30 @@ def oracle() -> OracleDenoiser:
     return OracleDenoiser(GaussianMixture.isotropic(torch.randn(3, 64).double(), 0.3), PROCESS)
 
 
+def decoder() -> Decoder:
+    return Decoder(randomised(DecoderUViT(NET, LATENT)), PROCESS)
+
+
+def dual_decoder() -> DualRateDecoder:
+    return DualRateDecoder(randomised(LatentEncoder(NET, NET, LATENT)), randomised(dr.UViT(NET)), PROCESS)
+
+
 MADE: dict[str, Callable[[], dr.Denoiser]] = {
     "plain": plain,
     "dual": dual,
     "guided": guided,
     "metered": lambda: Metered(dual()),
     "oracle": oracle,
+    "decoder": decoder,
+    "dual decoder": dual_decoder,
 } | {name: lambda name=name: denoiser_named(name)(plain(), PROCESS) for name in DENOISERS}
 every_denoiser = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 
 
 def may_reuse(denoiser: dr.Denoiser, step: dr.Step) -> bool:
-    """Contexts that need a smooth path go with deterministic steps of one time, all others with Markovian ones."""
+    """Contexts that need a smooth path go with deterministic steps of one time, dual-rate ones with Markovian steps."""
+    if denoiser.reuse is dr.Reuse.FREE:
+        return True
     if denoiser.reuse is dr.Reuse.SMOOTH:
         return not step.draws_noise and step.calls_per_step == 1
     return step.markovian
@@ -98,6 +113,11 @@ def test_every_step_is_in_the_catalogue_and_tested_here():
         assert STEPS[name](plan).markovian == sampler.markovian
 
 
+def test_every_exported_denoiser_and_every_named_one_is_tested_here():
+    values = [getattr(dr, name) for name in dr.__all__]
+    exported = {value for value in values if isinstance(value, type) and hasattr(value, "encode")} - {dr.Denoiser}
+    assert all(hasattr(value, "denoise") and hasattr(value, "reuse") for value in exported)
+    assert exported <= {type(make()) for make in MADE.values()}
 def test_every_denoiser_and_every_named_one_is_tested_here():
     found = {kind for kind in in_room("denoisers") if hasattr(kind, "encode")} - {dr.Denoiser}
     assert all(hasattr(kind, "denoise") and hasattr(kind, "reuse") for kind in found)
@@ -105,10 +125,14 @@ def test_every_denoiser_and_every_named_one_is_tested_here():
     assert MADE.keys() >= DENOISERS.keys()
 
 
+def conditions(draws: Draws) -> Cond:
+    """Of some rows: a class, and a latent for decoders, which all others leave alone."""
+    return Cond(draws.row % 3, draws.normal("z_0", *LATENT).double())
+
+
 def run(denoiser, step, plan, rows: slice) -> torch.Tensor:
     draws = Draws(0, torch.arange(4)[rows])
-    cond = Cond((torch.arange(4) % 3)[rows])
-    shape = (1, 8, 8)
+    cond, shape = conditions(draws), (1, 8, 8)
     with torch.no_grad():
         return rollout(
             denoiser, step, plan, draws.normal("z", *shape).double(), cond,
@@ -139,6 +163,8 @@ def test_interleaved_samplings_do_not_meet(make):
     for i in (0, 1):
         draws = Draws(0, torch.tensor([i]))
         trajectories.append(
+            dr.trajectory(
+                denoiser, step, plan, draws.normal("z", 1, 8, 8).double(), conditions(draws),
             trajectory(
                 denoiser, step, plan, draws.normal("z", 1, 8, 8).double(), Cond(torch.tensor([i % 3])),
                 lambda k, j, d=draws: d.normal(f"{k} {j}", 1, 8, 8).double(),
@@ -220,7 +246,7 @@ def test_steps_that_say_so_keep_the_law_of_pairs(step_for):
 @every_denoiser
 def test_x_hat_has_the_state_s_shape_and_precision(make):
     z, t = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.full((2,), 0.4, dtype=torch.float64)
-    cond = Cond(torch.tensor([0, 1]))
+    cond = conditions(Draws(0, torch.arange(2)))
     denoiser = make()
     x_hat = denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
     assert x_hat.shape == z.shape
@@ -232,7 +258,7 @@ def test_a_context_is_used_at_later_times_by_the_same_rows(make):
     """Row by row as all at once; and what `encode` said of its own state is not said again of another one."""
     generator, t = torch.Generator().manual_seed(0), torch.full((3,), 0.4, dtype=torch.float64)
     first, later = (torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=generator) for _ in range(2))
-    cond, denoiser = Cond(torch.arange(3)), make()
+    cond, denoiser = conditions(Draws(0, torch.arange(3))), make()
     with torch.no_grad():
         context = denoiser.encode(first, t, cond)
         x_hat = denoiser.denoise(later, t / 2, context.aged(), cond)
@@ -241,9 +267,12 @@ def test_a_context_is_used_at_later_times_by_the_same_rows(make):
             alone = denoiser.encode(first[row], t[row], cond[row]).aged()
             torch.testing.assert_close(denoiser.denoise(later[row], t[row] / 2, alone, cond[row]), x_hat[row])
         own = denoiser.denoise(first, t, context, cond)
+        if denoiser.reuse is dr.Reuse.FREE:  # it is of nothing noisy
+            assert context.x_hat is None
+            again = denoiser.encode(later, t / 2, cond)
+            torch.testing.assert_close(again.features, context.features, rtol=0, atol=0)
     assert not torch.equal(own, x_hat)
     assert isinstance(denoiser.reuse, dr.Reuse)
-    assert denoiser.reuse is not dr.Reuse.FREE or not context.features
 
 
 def test_heavy_at_every_step_is_the_encoder_alone():

@@ -25,12 +25,14 @@ class Cond:
     """What a sample is conditioned on.
 
     label: (B,) int64 class index; `num_classes` is the null class. None: an unconditional model.
+    z_0:   (B, C, h, w) latent that a decoder makes an image of, with its noise. None: no decoder.
     """
 
     label: Tensor | None = None
+    z_0: Tensor | None = None
 
     def __getitem__(self, rows: Tensor | slice) -> Cond:
-        return Cond(None if self.label is None else self.label[rows])
+        return Cond(*(None if part is None else part[rows] for part in (self.label, self.z_0)))
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,9 @@ class UViT(nn.Module):
             out = zero_init(nn.Conv2d(first, config.image_channels * config.patch**2, 3, padding=1))
             self.head = Head(ChannelNorm(first), nn.SiLU(), out)
 
-    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
-        """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32."""
-        return self.predict(self.trunk(z, self.embedding(log_snr, label))[0])
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
+        """z: (B, C, H, W); log_snr: (B,); label: (B,) int64 or None -> v: (B, C, H, W) float32. added: see `trunk`."""
+        return self.predict(self.trunk(z, self.embedding(log_snr, label), added)[0])
 
     def features(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """(one (B, C_i, H_i, W_i) per level, finest first; v, or None without a head)."""

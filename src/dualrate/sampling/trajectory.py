@@ -153,9 +153,11 @@ class _Calls:
 
     def _at_another_time(self, z: Tensor, t: Tensor, context: Context) -> Context:
         """The context for a second time within the step. Raises ValueError where it would be a reused one."""
+        if self.denoiser.reuse is Reuse.FREE:  # it is the same at every time
+            return context
         if self.refresh is Refresh.FULL:
             return self.denoiser.encode(z, t, self.cond)
-        if self.refresh is not Refresh.NONE and self.denoiser.reuse is not Reuse.FREE:
+        if self.refresh is not Refresh.NONE:
             raise ValueError(
                 f"{type(self.step).__name__} calls the network at a second time in a step, which counts as no step of "
                 "its own where a context is reused: use DPMSolver2M, which calls it once, or a heavy call at every step"
