@@ -6,6 +6,9 @@ A codec normalises itself, so nobody else knows a scaling factor. What an encode
 (`Moments`); one without spread is the case of a deterministic encoder. A decoder may draw: its numbers are keyed by the
 image's seed (`Draws`), as those of a sampler are, so a diffusion decoder is a codec like any other.
 
+A decoder of noisy latents takes z_0 = alpha x + sigma eps, of the log-SNR that it says (`log_snr`): the x of processes
+is what its encoder gives, and a process whose trajectories end in z_0 (`NoisyEnd`) draws what it takes.
+
 Networks on pixels are the case of `Pixels`, which does nothing, and costs nothing.
 """
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.sampling.cost import macs_of
 
 Shape = tuple[int, int, int]
@@ -99,6 +103,11 @@ class Codec(Protocol):
         """Where it works."""
         ...
 
+    @property
+    def log_snr(self) -> float | None:
+        """Of the latents that `decode` takes; None: they have no noise."""
+        ...
+
     def latent_shape(self, image: Shape) -> Shape:
         """(C, H, W) of the latent of an image of that shape. Raises ValueError for images that it cannot encode."""
         ...
@@ -112,7 +121,10 @@ class Codec(Protocol):
         ...
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
-        """Images of normalised latents, nominally in [-1, 1]. draws: of their seeds, for a decoder that draws."""
+        """Images of normalised latents, nominally in [-1, 1]: of z_0 where it takes them with noise.
+
+        draws: of their seeds, for a decoder that draws
+        """
         ...
 
 
@@ -122,6 +134,7 @@ class Pixels:
 
     fingerprint: str = ""
     device: torch.device = torch.device("cpu")
+    log_snr: float | None = None
 
     def latent_shape(self, image: Shape) -> Shape:
         return image
@@ -147,9 +160,17 @@ def decoded(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
     return torch.cat([codec.decode(x[part], Draws(draws.seed, draws.row[part])) for part in parts])
 
 
+def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
+    """Latents as `Codec.encode` gives them, (B, C, H, W) -> as `Codec.decode` takes them."""
+    if codec.log_snr is None:
+        return x
+    log_snr = torch.tensor(codec.log_snr)
+    return alpha(log_snr) * x + sigma(log_snr) * draws.normal("z_0", *x.shape[1:])
+
+
 def round_trip(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] encoded, by the mean of each, and decoded."""
-    return decoded(codec, codec.encode(images).mean, draws)
+    return decoded(codec, with_noise(codec, codec.encode(images).mean, draws), draws)
 
 
 def decode_macs(codec: Codec, latent: Shape, device: torch.device | str = "cpu") -> int:

@@ -15,6 +15,7 @@ Cov(z_t, z_tau) = (alpha_tau / alpha_t) Var z_t. Two independent noisings of x w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -87,6 +88,15 @@ class GaussianProcess:
 
     schedule: Schedule
 
+    @property
+    def end(self) -> float | None:
+        """log_snr of what trajectories end in at t = 0; None: in x."""
+        return None
+
+    def ends(self, s: Tensor) -> bool:
+        """Whether a step to these times ends in x: at t = 0, where x_hat is it."""
+        return bool((s == 0).all())
+
     def alpha(self, t: Tensor) -> Tensor:
         return alpha(self.schedule.log_snr(t))
 
@@ -120,3 +130,18 @@ class GaussianProcess:
         """(z_t, z_tau) on one forward path: z_tau given x, then z_t from q(z_t | z_tau, x). Needs t <= tau."""
         z_tau = self.add_noise(x, tau, eps_tau)
         return self.posterior(z_tau, x, tau, t).sample(eps_t), z_tau
+
+
+@dataclass(frozen=True)
+class NoisyEnd(GaussianProcess):
+    """One whose trajectories end in z_0 with its noise, a draw of p(z_0), where that of others ends in x_hat.
+
+    For latents that a decoder takes with their noise, at log_snr(0) (Unified Latents, arXiv 2602.17270).
+    """
+
+    @cached_property
+    def end(self) -> float:
+        return round(self.schedule.log_snr(torch.zeros((), dtype=torch.float64)).item(), 6)
+
+    def ends(self, s: Tensor) -> bool:
+        return False

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dualrate.codecs.codec import Codec, decoded
+from dualrate.codecs.codec import Codec, decoded, with_noise
 from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
 from dualrate.doctor.finding import Finding, ok, problem, warning
@@ -54,7 +54,7 @@ def _trips(codec: Codec, images: ImageSet, rows: Tensor) -> Iterator[tuple[Tenso
         x = to_float(images.images[part.numpy()]).to(codec.device)
         draws, moments = Draws(0, part.to(codec.device)), codec.encode(x)
         latents = moments.sample(draws.normal("latent", *moments.mean.shape[1:]))
-        back = decoded(codec, latents, draws)
+        back = decoded(codec, with_noise(codec, latents, draws), draws)
         yield x.cpu(), latents.cpu(), back.cpu(), codec.encode(back.clamp(-1, 1)).mean.cpu()
 
 

@@ -132,6 +132,8 @@ class Autoencoder:
     Raises ValueError for a class without a rule, and for a config whose rule has no normalisation.
     """
 
+    log_snr: float | None = None
+
     def __init__(self, module: nn.Module, config: Config, name: str) -> None:
         kind = type(module).__name__
         if kind not in RULES:

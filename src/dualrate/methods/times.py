@@ -210,8 +210,10 @@ def segment(t: Tensor, heavy: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     return low, torch.maximum(high, t)  # a rounding below it at most
 
 
-def stratified_uniform(draws: Draws) -> Tensor:
-    """(B,) float64 in (0, 1): a golden-ratio sequence over the sample numbers; any run of rows fills (0, 1) evenly."""
-    golden = (5**0.5 - 1) / 2
-    offset = Draws(draws.seed, torch.zeros(1, dtype=torch.int64, device=draws.row.device)).uniform("t")
-    return ((draws.row.double() * golden + offset) % 1).clamp(1e-9, 1 - 1e-9)
+GOLDEN, SILVER = (5**0.5 - 1) / 2, 2**0.5 - 1  # of two sequences, which together fill a square evenly
+
+
+def stratified_uniform(draws: Draws, stream: str = "t", ratio: float = GOLDEN) -> Tensor:
+    """(B,) float64 in (0, 1): a sequence over the sample numbers of which any run of rows fills (0, 1) evenly."""
+    offset = Draws(draws.seed, torch.zeros(1, dtype=torch.int64, device=draws.row.device)).uniform(stream)
+    return ((draws.row.double() * ratio + offset) % 1).clamp(1e-9, 1 - 1e-9)

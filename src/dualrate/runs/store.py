@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dualrate.config.serial import from_json, to_plain
-from dualrate.experiments import denoising, moment_matching  # noqa: F401  # the methods that a file may name
+from dualrate.experiments import denoising, moment_matching, unified_latents  # noqa: F401  # methods a file may name
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.foreign import experiment_of, weights_of
 from dualrate.experiments.upgrade import upgraded

@@ -95,7 +95,7 @@ class AdjustedDDIM(Step):
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_hat = denoise(z, t)
-        if bool((s == 0).all()):
+        if self.process.ends(s):
             return x_hat, carry
         log_snr_t, log_snr_s = self.process.log_snr(t), self.process.log_snr(s)
         eps_hat = eps_from_x(z, x_hat, log_snr_t)

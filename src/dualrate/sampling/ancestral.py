@@ -83,7 +83,7 @@ class Ancestral(Ranged, MarkovStep):
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         if self.eta == 0:
             return DDIM(self.process)(denoise, z, t, s, draw, carry)
-        if bool((s == 0).all()):
+        if self.process.ends(s):
             return denoise(z, t), carry
         return self.kernel(denoise, z, t, s).sample(draw()), carry
 
@@ -125,4 +125,4 @@ class DDIM(Step):
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_hat = denoise(z, t)
-        return x_hat if bool((s == 0).all()) else move(self.process, z, x_hat, t, s), carry
+        return x_hat if self.process.ends(s) else move(self.process, z, x_hat, t, s), carry

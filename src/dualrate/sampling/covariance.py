@@ -150,7 +150,7 @@ class NoiseCovariance(Ranged, Step):
         return self.kernel == "markov"
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
-        if bool((s == 0).all()):
+        if self.process.ends(s):
             return denoise(z, t), carry
         normal = draw()
         x_hat, along = derivative(self.process, denoise, z, t, normal, self.length)

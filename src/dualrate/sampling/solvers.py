@@ -55,10 +55,10 @@ class Heun(Step):
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)
-        if bool((s == 0).all()):
+        if self.process.ends(s):
             return x_t, carry
         z_s = move(self.process, z, x_t, t, s)
-        if bool((t == 1).all()):
+        if bool((t == 1).all()) or bool((s == 0).all()):
             return z_s, carry
         x = x_t + expand(_half_growth(self.process, t, s), z) * (denoise(z_s, s) - x_t)
         return move(self.process, z, x, t, s), carry
@@ -80,7 +80,7 @@ class DPMSolver2M(Step):
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)
-        if bool((s == 0).all()):
+        if self.process.ends(s):
             return x_t, (x_t, t)
         return move(self.process, z, extrapolated(self.process, x_t, t, s, carry), t, s), (x_t, t)
 
@@ -104,7 +104,7 @@ class DPMSolver3M(Step):
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)
         after = ((x_t, t), *carry[:1])
-        if bool((s == 0).all()):
+        if self.process.ends(s):
             return x_t, after
         if len(carry) < 2:
             x = extrapolated(self.process, x_t, t, s, carry[0] if carry else ())
@@ -134,7 +134,7 @@ class SDEDPMSolver2M(Ranged, Step):
 
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         x_t = denoise(z, t)
-        if bool((s == 0).all()):
+        if self.process.ends(s):
             return x_t, (x_t, t)
         x = extrapolated(self.process, x_t, t, s, carry)
         return self._ancestral.kernel(lambda *_: x, z, t, s).sample(draw()), (x_t, t)

@@ -1,0 +1,123 @@
+"""A codec whose decoder is a diffusion model, of the run's own networks (Unified Latents, arXiv 2602.17270).
+
+    encode   z = E(x), without noise
+    decode   x_1 ~ N(0, I), then the decoder's trajectory given z_0, which keeps its noise: all of it, at every step
+
+The heavy call of a dual-rate decoder is of z_0 alone, so every plan makes one, at its first step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.codecs.codec import Codec, Moments, Shape
+from dualrate.codecs.config import CodecConfig
+from dualrate.config.ranges import LogSNR, Range, Ranged, Steps
+from dualrate.config.serial import to_plain
+from dualrate.denoisers.decoder import Decoder
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Cond
+from dualrate.sampling.catalogue import make_step, sampler_named
+from dualrate.sampling.grids import grid_times
+from dualrate.sampling.noise import StepNoise
+from dualrate.sampling.step import Step
+from dualrate.sampling.trajectory import rollout
+
+DECODER = zlib.crc32(b"decoder")  # added to a seed: other numbers than those that drew the latent
+PARTS = ("encoder", "decoder")  # of a run's networks, those that a codec is made of: all whose names begin so
+
+
+@dataclass(frozen=True)
+class DiffusionDecoding(CodecConfig, Ranged):
+    """The codec of a run that trains its encoder and its decoder, called so among its networks."""
+
+    channels: int = field(kw_only=True)
+    """Of the images: 1 grey, 3 colours."""
+    factor: int = field(kw_only=True)
+    """Pixels to a position of the latent, along a side."""
+    log_snr: LogSNR = 5.0
+    """Of the latents that are decoded."""
+    process: GaussianProcess = GaussianProcess(Cosine())
+    """Of the images."""
+    sampler: str = "dpm++2m"
+    """Of the decoder; any."""
+    steps: Steps = 16
+    """Of the decoder."""
+
+    def data_shape(self, latent: Shape) -> Shape:
+        return self.channels, self.factor * latent[1], self.factor * latent[2]
+
+    def decoder(self, networks: nn.ModuleDict) -> Denoiser:
+        """What calls the decoder's networks."""
+        return Decoder(networks["decoder"], self.process)
+
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        """Raises ValueError for a sampler that nobody knows, or that needs a table."""
+        times = grid_times(sampler_named(self.sampler).grid, self.process.schedule, self.steps)
+        plan = StepPlan.at(times, [0])
+        step = make_step(self.sampler, self.process, plan=plan)
+        return DiffusionCodec(self, networks, self.decoder(networks), step, plan, torch.device(device))
+
+
+@dataclass(frozen=True)
+class DiffusionCodec:
+    """encoder: images -> latents; decoder: of images, given z_0."""
+
+    config: DiffusionDecoding
+    networks: nn.ModuleDict
+    decoder: Denoiser
+    step: Step
+    plan: StepPlan
+    device: torch.device
+
+    @property
+    def log_snr(self) -> float:
+        return self.config.log_snr
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of settings and weights, as they are when it is asked for: a training changes them."""
+        digest = hashlib.sha256(json.dumps(to_plain(self.config)).encode())
+        for name, tensor in sorted(self.networks.state_dict().items()):
+            if name.startswith(PARTS):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def latent_shape(self, image: Shape) -> Shape:
+        config = self.networks["encoder"].config
+        if image != config.shape:
+            raise ValueError(
+                f"this codec encodes images of {config.shape} (C, H, W), got {image}: give --size and --channels"
+            )
+        return config.latent_shape
+
+    def image_shape(self, latent: Shape) -> Shape:
+        config = self.networks["encoder"].config
+        if latent != config.latent_shape:
+            raise ValueError(f"this codec decodes latents of {config.latent_shape} (C, H, W), got {latent}")
+        return config.shape
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Moments:
+        with torch.autocast(images.device.type, enabled=False):
+            return Moments(self.networks["encoder"](images.float()))
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, draws: Draws) -> Tensor:
+        shape = self.image_shape((x.shape[1], x.shape[2], x.shape[3]))
+        draws = Draws(draws.seed + DECODER, draws.row)
+        noise = StepNoise(draws, self.plan.num_steps, shape)
+        with torch.autocast(x.device.type, enabled=False):
+            start = draws.normal("start", *shape)
+            return rollout(self.decoder, self.step, self.plan, start, Cond(z_0=x.float()), noise)

@@ -1,0 +1,119 @@
+"""Unified Latents (Heek, Hoogeboom, Mensink, Salimans 2026, arXiv 2602.17270): encoder, prior, decoder, in one phase.
+
+    z = E(x)                                                       without noise
+    z_t = alpha_t z + sigma_t eps, t ~ U(0, 1)                     the prior's process, whose log_snr(0) is 5
+    L_z = -1/2 dlog_snr/dt e^log_snr |z - z_hat(z_t)|^2 + KL(q(z_1 | x) | N(0, I))
+    z_0 = alpha_0 z + sigma_0 eps_0, anew
+    x_t = alpha_t x + sigma_t eps', t ~ U(0, 1) of its own         the images' process
+    L_x = -1/2 dlog_snr/dt e^log_snr w(log_snr) |x - x_hat(x_t, z_0)|^2,   w = c sigmoid(b - log_snr)
+    L   = mean over rows of (L_z + L_x) / numel(x)
+
+|.|^2 is a sum over elements: L_z and L_x are nats an image, and L is nats for each number of an image. L_z bounds the
+nats that z_0 holds, KL(q(z_0 | x) | p(z_0)), if nothing is weighted: elsewhere the encoder would hide them. What is worth
+a place in z_0 is worth more than a nat to the decoder, where w > 1: below log_snr = b + log(c - 1), and nowhere at c = 1.
+There is no prior term of x, which no weight changes.
+
+Deviates from the paper's text in two places that contradict its figures: eq. (4) has dlog_snr/dt without the minus sign
+of the prior's loss, and the weight is given as sigmoid(log_snr - b) where what is drawn, and discounts what no eye sees,
+is sigmoid(b - log_snr) on the integrand of the bound, which is the error of eps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.config.ranges import LossWeight, Ranged
+from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
+from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.weighting import Elbo, Weighting, x_loss_weight
+from dualrate.likelihood.bound import divergence
+from dualrate.methods.method import Loss, Phase
+from dualrate.methods.times import SILVER, moved, stratified_uniform
+
+
+@dataclass(frozen=True)
+class UnifiedLatents(Ranged):
+    """One phase, "model", that trains every network.
+
+    encoder:        images -> latents
+    prior:          of latents, under `process`, whose log_snr(0) is that of z_0
+    decoder:        of images, under `images`, given z_0
+    weighting:      of the decoder's loss, before the loss factor
+    loss_factor:    c, the price of a nat that the decoder lacks in nats of the latent
+    prior_gradient: whether the encoder is trained by L_z too; without it nothing limits what z_0 holds
+    """
+
+    networks: nn.ModuleDict
+    encoder: nn.Module
+    prior: Denoiser
+    decoder: Denoiser
+    process: GaussianProcess
+    images: GaussianProcess
+    weighting: Weighting
+    loss_factor: LossWeight
+    prior_gradient: bool = True
+
+    @property
+    def auxiliaries(self) -> nn.ModuleDict:
+        """None."""
+        return nn.ModuleDict()
+
+    def phases(self, iteration: int) -> tuple[Phase, ...]:
+        return (Phase("model", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
+
+    def denoiser(self) -> Denoiser:
+        """The prior."""
+        return self.prior
+
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """The mean over the batch's rows. Every random number is a function of a row's sample number.
+
+        Logs: `bits`, L_z in bits a pixel; `decoder_loss`, L_x for each number of an image; `latent_square`, the mean
+        square of z.
+        """
+        x, cond = batch.x, Cond(batch.label)
+        times = stratified_uniform(draws.host), stratified_uniform(draws.host, "t of x", SILVER)
+        t_z, t_x = moved(x.device, *times)
+        z = self.encoder(x)
+
+        def normal(stream: str, like: Tensor) -> Tensor:
+            return draws.normal(stream, *like.shape[1:]).to(like.dtype)
+
+        priced = z if self.prior_gradient else z.detach()
+        nats = bound(self.prior, self.process, priced, t_z, normal("z_t", z), cond, Elbo()) + end(self.process, priced)
+        z_0 = self.process.add_noise(z, torch.zeros_like(t_z), normal("z_0", z))
+        given = Cond(z_0=z_0)
+        decoding = self.loss_factor * bound(self.decoder, self.images, x, t_x, normal("x_t", x), given, self.weighting)
+        numbers, pixels = x[0].numel(), x[0, 0].numel()
+        logs = {
+            "bits": nats.detach().mean() / (math.log(2) * pixels),
+            "decoder_loss": decoding.detach().mean() / numbers,
+            "latent_square": z.detach().square().mean(),
+        }
+        return Loss((nats + decoding).mean() / numbers, logs)
+
+
+def bound(
+    denoiser: Denoiser, process: GaussianProcess, x: Tensor, t: Tensor, eps: Tensor, cond: Cond, weighting: Weighting
+) -> Tensor:
+    """(B,) nats: -1/2 dlog_snr/dt e^log_snr w |x - x_hat(z_t)|^2, a sum over elements; its mean over t ~ U(0, 1), for
+    w = 1, is the bound's integral over all noise levels.
+
+    x, eps: (B, ...), data and standard normal numbers; t: (B,).
+    """
+    z_t = process.add_noise(x, t, eps)
+    error = (x - posterior_mean(denoiser, z_t, t, cond)).square().flatten(1).sum(1)
+    return x_loss_weight(weighting, process.schedule, t).to(error.dtype) * error
+
+
+def end(process: GaussianProcess, x: Tensor) -> Tensor:
+    """(B,) nats: KL(q(z_1 | x) | N(0, I)), of latents that could otherwise be as large as they like."""
+    one = x.new_ones(len(x), dtype=torch.float64)
+    q = Gaussian(expand(process.alpha(one), x) * x, expand(process.sigma(one) ** 2, x))
+    return divergence(q, Gaussian(torch.zeros_like(x), torch.ones_like(q.variance))).to(x.dtype)

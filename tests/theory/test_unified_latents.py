@@ -1,0 +1,167 @@
+"""Unified Latents in closed form: Gaussian data, the exact prior and decoder, and losses integrated without chance.
+
+For z ~ N(0, s^2) errors are quadratic in z and in every noise, so the numbers -1 and 1, equally likely, have the same
+expectations as normal ones; times are the midpoints of a grid, or those of the method itself.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dualrate as dr
+from dualrate.diffusion.process import NoisyEnd
+from dualrate.methods.unified_latents import bound, end
+
+LOG_SNR = 5.0
+SPREAD = 1 / (1 + math.exp(LOG_SNR))  # sigma_0^2
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The exact E[x | x_t, z_0] of x ~ N(0, variance) and z_0 = gain x + noise of variance `SPREAD`.
+
+    Without z_0, or a gain, that of a prior.
+    """
+
+    process: dr.GaussianProcess
+    variance: float
+    gain: float = 0.0
+    reuse: dr.Reuse = dr.Reuse.FREE
+
+    def encode(self, z: Tensor, t: Tensor, cond: dr.Cond) -> dr.Context:
+        return dr.Context()
+
+    def denoise(self, z: Tensor, t: Tensor, context: dr.Context, cond: dr.Cond) -> Tensor:
+        scale, noise = (part.reshape(-1, *[1] * (z.ndim - 1)) for part in self.process.scales(t))
+        z_0 = torch.zeros_like(z) if cond.z_0 is None else cond.z_0
+        precision = 1 / self.variance + (scale / noise) ** 2 + self.gain**2 / SPREAD
+        return (scale / noise**2 * z + self.gain / SPREAD * z_0) / precision
+
+
+def signs(count: int, times: int) -> list[Tensor]:
+    """All combinations of `count` signs, (2^count times,) each, `times` times over."""
+    ends = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    return [axis.flatten().repeat(times)[:, None] for axis in torch.meshgrid(*[ends] * count, indexing="ij")]
+
+
+SCHEDULES = {
+    f"{name}, from {low}": kind
+    for low in (-12.0, -1.0)
+    for name, kind in {
+        "cosine": dr.Cosine(low, LOG_SNR),
+        "shifted": dr.Cosine(low, LOG_SNR, shift=-1.0),
+        "flow": dr.RectifiedFlow(log_snr_min=low, log_snr_max=LOG_SNR),
+    }.items()
+}
+
+
+@pytest.mark.parametrize(("s", "nats"), [(1.0, 2.5034), (0.5, 1.8202), (2.0, 3.1940)])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_gaussian_channel_costs_its_capacity_whatever_the_schedule(schedule, s, nats):
+    """1/2 log(1 + s^2 e^5): sign, half, weight, and the divergence at t = 1, which counts where log_snr(1) is -1.
+
+    There z_1 is not quite N(0, 1), which the bound pays for, and nothing else: KL(N(0, v), N(0, 1)), 0 at s = 1.
+    """
+    process, count = NoisyEnd(schedule), 4000
+    t = ((torch.arange(count, dtype=torch.float64) + 0.5) / count).repeat_interleave(4)
+    z, eps = signs(2, count)
+    found = bound(Linear(process, s**2), process, s * z, t, eps, dr.Cond(), dr.Elbo()) + end(process, s * z)
+    v = 1 + (s**2 - 1) / (1 + math.exp(-schedule.log_snr_min))
+    capacity = float(found.mean()) - (v - 1 - math.log(v)) / 2
+    assert capacity == pytest.approx(nats, abs=1e-4)
+    assert capacity == pytest.approx(0.5 * math.log(1 + s**2 * math.exp(LOG_SNR)), rel=1e-5)
+
+
+def test_an_encoder_that_says_nothing_pays_nothing():
+    """And the decoder is then one of images alone, whatever is in z_0."""
+    process = NoisyEnd(dr.Cosine(-12, LOG_SNR))
+    z, t = torch.zeros(5, 3, dtype=torch.float64), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    told = bound(Linear(process, 1e-12), process, z, t, torch.ones_like(z), dr.Cond(), dr.Elbo()) + end(process, z)
+    assert float(told.max()) < 1e-9
+    images, x = dr.GaussianProcess(dr.Cosine()), torch.ones_like(z)
+    losses = [
+        bound(Linear(images, 1.0), images, x, t, 0.3 * x, cond, dr.Sigmoid()) for cond in (dr.Cond(), dr.Cond(z_0=z))
+    ]
+    assert torch.equal(*losses)
+
+
+class Scaled(nn.Module):
+    """z = gain x."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+
+@dataclass(frozen=True)
+class Given(dr.Draws):
+    """Numbers that are given, in place of drawn normal ones."""
+
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def normal(self, stream: str, *shape: int) -> Tensor:
+        return self.numbers[stream].view(-1, *shape)
+
+
+GAIN, LOW, HIGH = 0.7, -6.0, 4.0  # of the encoder; log_snr of the images' process at its ends
+
+
+def loss_of(**changes: object) -> tuple[dr.UnifiedLatents, Tensor, dict[str, float]]:
+    """The method, its loss of x ~ N(0, 1) with z = gain x under exact networks, and its logs."""
+    process, images = NoisyEnd(dr.Cosine(-12, LOG_SNR)), dr.GaussianProcess(dr.Cosine(LOW, HIGH, shift=1.0))
+    encoder, seen = Scaled(GAIN), GAIN * math.sqrt(1 - SPREAD)
+    prior, decoder = Linear(process, GAIN**2), Linear(images, 1.0, seen)
+    networks = nn.ModuleDict({"encoder": encoder})
+    method = dr.UnifiedLatents(networks, encoder, prior, decoder, process, images, dr.Elbo(), 1.0)
+    method, count = replace(method, **changes), 20_000
+    x, eps, eps_x, eps_0 = signs(4, count)
+    row = torch.arange(count).repeat_interleave(16)  # all signs at every time
+    draws = Given(0, row, numbers={"z_t": eps, "x_t": eps_x, "z_0": eps_0})
+    loss = method.loss(dr.Batch(x[:, :, None, None], None, row), 0, draws)
+    return method, loss.total, {name: value.item() for name, value in loss.logs.items()}
+
+
+def information(log_snr: float) -> float:
+    """Nats of z_0 and x_t together about x, at a log-SNR of x_t."""
+    return 0.5 * math.log(1 + GAIN**2 * math.exp(LOG_SNR) + math.exp(log_snr))
+
+
+ALONE = 0.5 * math.log(1 + GAIN**2 * math.exp(LOG_SNR))  # of z_0
+
+
+def test_the_whole_loss_is_the_bound_of_a_linear_gaussian_model():
+    """What z_0 tells of x, and what x_t tells besides, from its noisiest state to its cleanest."""
+    _, total, logs = loss_of()
+    assert total.item() == pytest.approx(ALONE + information(HIGH) - information(LOW), rel=1e-3)
+    assert logs["bits"] == pytest.approx(ALONE / math.log(2), rel=1e-3)
+    assert logs["decoder_loss"] == pytest.approx(information(HIGH) - information(LOW), rel=1e-3)
+    assert logs["latent_square"] == pytest.approx(GAIN**2)
+
+
+def test_the_decoder_is_weighted_down_where_noise_is_low_and_by_the_loss_factor():
+    """w = c sigmoid(b - log_snr) on the bound's integrand, e^log_snr / 2 times the variance of x given x_t and z_0."""
+    _, _, logs = loss_of(weighting=dr.Sigmoid(1.0), loss_factor=1.5)
+    log_snr = torch.linspace(LOW, HIGH, 100_001, dtype=torch.float64)
+    snr, known = log_snr.exp(), 1 + GAIN**2 * math.exp(LOG_SNR)
+    integrand = 0.5 * snr / (known + snr) * 1.5 * torch.sigmoid(1.0 - log_snr)
+    assert logs["decoder_loss"] == pytest.approx(torch.trapezoid(integrand, log_snr).item(), rel=1e-3)
+    assert logs["bits"] == pytest.approx(ALONE / math.log(2), rel=1e-3)  # of weight 1, whatever the decoder's
+
+
+def test_the_encoder_is_trained_by_both_losses_unless_it_is_asked_not_to_be():
+    """A larger gain costs bits and helps the decoder: d/dgain of the bound at fixed networks is not zero."""
+    gradients = []
+    for prior_gradient in (True, False):
+        method, total, _ = loss_of(prior_gradient=prior_gradient)
+        total.backward()
+        gradients.append(method.encoder.gain.grad.item())
+    both, decoder = gradients
+    assert both - decoder > 0.1  # the prior's: of a latent that is larger than it expects
+    assert abs(decoder) > 1e-3
