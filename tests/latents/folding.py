@@ -17,6 +17,7 @@ class Folding:
     """Pixels of 2 x 2 squares as channels, turned by an orthogonal matrix: nothing is lost. The spread is narrow."""
 
     device = torch.device("cpu")
+    log_snr: float | None = None
 
     def __init__(self, fingerprint: str, std: float = 0.5) -> None:
         self.fingerprint, self.normalisation = fingerprint, Normalisation((0.1,), (std,))

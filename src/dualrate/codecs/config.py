@@ -1,7 +1,8 @@
 """Which codec a run is on, as a frozen dataclass, which is a part of the run's identity; and codecs read from folders.
 
 A codec that does not train is none of a run's weights: it stays in its folder, and the run holds its fingerprint. One
-that trains is a subclass of `CodecConfig` whose codec calls the run's own networks.
+that trains is a subclass of `CodecConfig` whose codec calls the run's own networks; the folder of such a run is a codec
+for others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from dualrate.config.serial import to_plain
 from dualrate.machine.files import ABSENT, read_json
 
 CONFIG = "config.json"
-DIFFUSERS = "dualrate.integrations.codecs:read_autoencoder"  # by name: the core does without that library
+RUN = "experiment.json"
+OF_RUNS = "dualrate.runs.store:codec_of"  # by name: runs are built on codecs
+OF_DIFFUSERS = "dualrate.integrations.codecs:read_autoencoder"  # by name: the core does without that library
 
 
 class CodecConfig(ABC):
@@ -92,7 +95,7 @@ class CodecFolder(CodecConfig):
 
 
 def read_codec(folder: str | Path, device: torch.device | str = "cpu") -> Codec:
-    """The codec that was saved in a folder, read once in a process.
+    """The codec that was saved in a folder, or that of a run which trained its own; read once in a process.
 
     Raises ValueError for a folder that holds none that is known, OSError where it cannot be read.
     """
@@ -103,6 +106,15 @@ def read_codec(folder: str | Path, device: torch.device | str = "cpu") -> Codec:
 @lru_cache(maxsize=1)
 def _read(path: Path, state: tuple[Any, ...], device: str) -> Codec:
     """state: by which a folder is seen to have changed"""
+    of_run = (path / RUN).is_file()
+    if not of_run:
+        _check_class(path)
+    read = cast(Callable[[Path, str], Codec], imported(OF_RUNS if of_run else OF_DIFFUSERS))
+    return read(path, device)
+
+
+def _check_class(path: Path) -> None:
+    """Raises ValueError for a folder without a class of diffusers, OSError where it cannot be read."""
     try:
         config = read_json(path / CONFIG)
     except OSError as error:
@@ -112,8 +124,6 @@ def _read(path: Path, state: tuple[Any, ...], device: str) -> Codec:
         raise ValueError(f"{path} holds no codec, which would have a {CONFIG}{there}") from error
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError(f"{path / CONFIG} names no class (_class_name) of diffusers: no codec is known there")
-    read = cast(Callable[[Path, str], Codec], imported(DIFFUSERS))
-    return read(path, device)
 
 
 def _state(path: Path) -> tuple[Any, ...]:

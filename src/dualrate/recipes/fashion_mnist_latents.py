@@ -1,7 +1,7 @@
 """Fashion-MNIST by Unified Latents: images of 28 x 28 in latents of 7 x 7, encoder, prior and decoder trained together;
 and then a larger base model on these latents.
 
-Images are small, so a pixel of them tells more than one of 512 x 512: the decoder's weighting has a bias of 2 where the
+Images are small, so a pixel of them tells more than one of 512 x 512: the decoder's weighting has a bias of 3 where the
 latent is to hold what is seen below a log-SNR of about that.
 """
 
@@ -42,7 +42,7 @@ FIT = FitConfig(
 
 def first(loss_factor: float = 1.5) -> Experiment:
     """The first stage, about 45 minutes of one CPU core."""
-    method = UnifiedLatentsConfig(loss_factor, decoder_weighting=Sigmoid(2.0))
+    method = UnifiedLatentsConfig(loss_factor, decoder_weighting=Sigmoid(3.0))
     codec = DiffusionDecoding(channels=1, factor=4, log_snr=LOG_SNR)
     networks = LatentNetworks(ENCODER, PRIOR, DECODER)
     return Experiment("fashion-mnist-latents", networks, method, FIT, process=PROCESS, codec=codec)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dualrate.codecs.codec import Codec
 from dualrate.data.loader import TrainingSet
 from dualrate.experiments.experiment import Experiment
 from dualrate.machine.folders import check_link, some_of
@@ -61,6 +62,17 @@ def check_codec(experiment: Experiment, images: TrainingSet) -> None:
         f"{images.name} has {found}, and {experiment.name} is trained on {expected}: name the data that it was begun "
         "on, or begin a new run, in Python with `dualrate.experiments.latents.on_codec_of_data`"
     )
+
+
+def check_end(experiment: Experiment, codec: Codec) -> None:
+    """Raises ValueError unless what is sampled is what the codec decodes: latents with their noise, or without."""
+    drawn, taken = experiment.process.end, codec.log_snr
+    if drawn != taken:
+        said = [f"with noise, at log-SNR {end:g}" if end is not None else "without noise" for end in (taken, drawn)]
+        raise ValueError(
+            f"the codec decodes latents {said[0]}, the process of {experiment.name} ends in latents {said[1]}: give a "
+            "NoisyEnd with a schedule of that log_snr_max, as in recipes/fashion_mnist_latents.py, or a GaussianProcess"
+        )
 
 
 def data_notes(images: TrainingSet, num_classes: int, batch_size: int) -> list[str]:

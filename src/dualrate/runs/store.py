@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dualrate.codecs.codec import Codec
 from dualrate.config.serial import from_json, to_plain
 from dualrate.experiments import denoising, moment_matching, unified_latents  # noqa: F401  # methods a file may name
 from dualrate.experiments.experiment import Experiment, Model
@@ -76,6 +77,15 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
     Raises ValueError if the path is neither, OSError if its files are damaged or cannot be read.
     """
     return read_stored(path, note).model(device)
+
+
+def codec_of(path: Path, device: torch.device | str = "cpu") -> Codec:
+    """The codec of a run, or of released weights, as it is by its newest checkpoint. Raises as `load`, and ValueError
+    for a model of pixels."""
+    model = load(path, device=device, note=lambda text: None)
+    if not model.codec.fingerprint:
+        raise ValueError(f"{path} is a model of pixels, which has no codec: name a run that trains one")
+    return model.codec
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dualrate.machine.world import World
 from dualrate.methods.method import Method
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
-from dualrate.runs.checks import check_codec, check_out, data_notes
+from dualrate.runs.checks import check_codec, check_end, check_out, data_notes
 from dualrate.runs.store import EXPERIMENT, HISTORY, load, note_start, read_experiment, write_experiment
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import call_cost
@@ -94,6 +94,7 @@ def train(
     )
     method, costs = prepared.method, costs_of(experiment, prepared.method)
     codec = experiment.codec.build(method.networks, device)
+    check_end(experiment, codec)
 
     def on_start() -> None:
         announce(experiment, images, costs, out, progress)
