@@ -91,7 +91,7 @@ class DiffusionCodec:
         for name, tensor in sorted(self.networks.state_dict().items()):
             if name.startswith(PARTS):
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor.detach().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def latent_shape(self, image: Shape) -> Shape:
