@@ -14,6 +14,7 @@ from contracts.rooms import in_room
 from torch import nn
 
 import dualrate as dr
+from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
@@ -22,10 +23,13 @@ from dualrate.experiments.experiment import MethodConfig, Prepared, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.diffusion.process import NoisyEnd
+from dualrate.experiments.unified_latents import LatentNetworks
 from dualrate.methods.method import Method, Phase
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.student import StudentMethod
 from dualrate.networks.dual import ContextConfig
+from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.training.config import FitConfig
 
@@ -61,6 +65,16 @@ CASES = {
     name: dr.Experiment(name.replace(", ", "-").replace(" ", "-"), networks, method, FitConfig(9, batch_size=8))
     for name, (networks, method) in CONFIGS.items()
 }
+LATENT = dr.UViTConfig(4, 2, (dr.Level("transformer", 16, 1),), embedding=16, head_dim=16)
+STAGE = LatentNetworks(EncoderConfig(8, 1, 2, (8,), blocks=1), LATENT, replace(NET, num_classes=0))
+CASES["unified latents"] = dr.Experiment(
+    "unified-latents",
+    STAGE,
+    dr.UnifiedLatentsConfig(),
+    FitConfig(9, batch_size=8),
+    process=NoisyEnd(dr.Cosine(log_snr_max=5.0)),
+    codec=DiffusionDecoding(channels=1, factor=2),
+)
 RUNS = {
     "one": dr.Experiment("one", ONE, dr.DenoisingConfig(), FitConfig(1)),
     "light": dr.Experiment("light", dr.OneNetwork(LIGHT), dr.DenoisingConfig(), FitConfig(1)),

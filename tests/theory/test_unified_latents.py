@@ -155,11 +155,11 @@ def test_the_decoder_is_weighted_down_where_noise_is_low_and_by_the_loss_factor(
     assert logs["bits"] == pytest.approx(ALONE / math.log(2), rel=1e-3)  # of weight 1, whatever the decoder's
 
 
-def test_the_encoder_is_trained_by_both_losses_unless_it_is_asked_not_to_be():
+def test_the_encoder_is_trained_by_both_losses_once_its_latents_are_priced():
     """A larger gain costs bits and helps the decoder: d/dgain of the bound at fixed networks is not zero."""
     gradients = []
-    for prior_gradient in (True, False):
-        method, total, _ = loss_of(prior_gradient=prior_gradient)
+    for priced_from in (0, 1):
+        method, total, _ = loss_of(priced_from=priced_from)
         total.backward()
         gradients.append(method.encoder.gain.grad.item())
     both, decoder = gradients

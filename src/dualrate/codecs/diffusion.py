@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, Moments, Shape
 from dualrate.codecs.config import CodecConfig
-from dualrate.config.ranges import LogSNR, Range, Ranged, Steps
+from dualrate.config.ranges import LogSNR, Ranged, Steps
 from dualrate.config.serial import to_plain
 from dualrate.denoisers.decoder import Decoder
 from dualrate.denoisers.denoiser import Denoiser

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dualrate.codecs.diffusion import DiffusionDecoding
-from dualrate.config.ranges import LossWeight, Ranged
+from dualrate.config.ranges import FirstIterations, LossWeight, Ranged
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.weighting import Sigmoid, Weighting
@@ -67,8 +67,9 @@ class UnifiedLatentsConfig(MethodConfig, Ranged):
     """Price of a nat that the decoder lacks, in nats of the latent: with more of it the latent holds more."""
     decoder_weighting: Weighting = Sigmoid()
     """Of the decoder's loss over noise levels; a higher bias has the latent hold finer detail."""
-    prior_gradient: bool = True
-    """Whether the encoder is trained by the prior's loss too; without it nothing limits what latents hold."""
+    priced_from: FirstIterations = 0
+    """Iteration from which on the encoder is trained by the prior's loss too. Until then nothing limits what latents
+    hold, so that a decoder learns to read them."""
 
     @property
     def serves(self) -> AnyPlan:
@@ -106,6 +107,6 @@ class UnifiedLatentsConfig(MethodConfig, Ranged):
                 codec.process,
                 self.decoder_weighting,
                 self.loss_factor,
-                self.prior_gradient,
+                self.priced_from,
             )
         )

@@ -42,7 +42,7 @@ FIT = FitConfig(
 
 def first(loss_factor: float = 1.5) -> Experiment:
     """The first stage, about 45 minutes of one CPU core."""
-    method = UnifiedLatentsConfig(loss_factor, decoder_weighting=Sigmoid(3.0))
+    method = UnifiedLatentsConfig(loss_factor, decoder_weighting=Sigmoid(3.0), priced_from=400)
     codec = DiffusionDecoding(channels=1, factor=4, log_snr=LOG_SNR)
     networks = LatentNetworks(ENCODER, PRIOR, DECODER)
     return Experiment("fashion-mnist-latents", networks, method, FIT, process=PROCESS, codec=codec)
