@@ -134,7 +134,7 @@ class Pixels:
 
     fingerprint: str = ""
     device: torch.device = torch.device("cpu")
-    log_snr: float | None = None
+    log_snr = None  # no annotation: no field
 
     def latent_shape(self, image: Shape) -> Shape:
         return image

@@ -12,13 +12,14 @@ import hashlib
 import json
 import zlib
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, Moments, Shape
 from dualrate.codecs.config import CodecConfig
-from dualrate.config.ranges import LogSNR, Ranged, Steps
+from dualrate.config.ranges import LogSNR, Range, Ranged, Steps
 from dualrate.config.serial import to_plain
 from dualrate.denoisers.decoder import Decoder
 from dualrate.denoisers.denoiser import Denoiser
@@ -27,6 +28,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
+from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.sampling.catalogue import make_step, sampler_named
 from dualrate.sampling.grids import grid_times
 from dualrate.sampling.noise import StepNoise
@@ -41,9 +43,9 @@ PARTS = ("encoder", "decoder")  # of a run's networks, those that a codec is mad
 class DiffusionDecoding(CodecConfig, Ranged):
     """The codec of a run that trains its encoder and its decoder, called so among its networks."""
 
-    channels: int = field(kw_only=True)
+    channels: Annotated[int, Range(1, 1024)] = field(kw_only=True)
     """Of the images: 1 grey, 3 colours."""
-    factor: int = field(kw_only=True)
+    factor: Annotated[int, Range(1, 4096)] = field(kw_only=True)
     """Pixels to a position of the latent, along a side."""
     log_snr: LogSNR = 5.0
     """Of the latents that are decoded."""
@@ -95,7 +97,7 @@ class DiffusionCodec:
         return digest.hexdigest()
 
     def latent_shape(self, image: Shape) -> Shape:
-        config = self.networks["encoder"].config
+        config = self._encoder
         if image != config.shape:
             raise ValueError(
                 f"this codec encodes images of {config.shape} (C, H, W), got {image}: give --size and --channels"
@@ -103,10 +105,16 @@ class DiffusionCodec:
         return config.latent_shape
 
     def image_shape(self, latent: Shape) -> Shape:
-        config = self.networks["encoder"].config
+        config = self._encoder
         if latent != config.latent_shape:
             raise ValueError(f"this codec decodes latents of {config.latent_shape} (C, H, W), got {latent}")
         return config.shape
+
+    @property
+    def _encoder(self) -> EncoderConfig:
+        encoder = self.networks["encoder"]
+        assert isinstance(encoder, ImageEncoder)
+        return encoder.config
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Moments:

@@ -15,7 +15,6 @@ Cov(z_t, z_tau) = (alpha_tau / alpha_t) Var z_t. Two independent noisings of x w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -139,7 +138,7 @@ class NoisyEnd(GaussianProcess):
     For latents that a decoder takes with their noise, at log_snr(0) (Unified Latents, arXiv 2602.17270).
     """
 
-    @cached_property
+    @property
     def end(self) -> float:
         return round(self.schedule.log_snr(torch.zeros((), dtype=torch.float64)).item(), 6)
 

@@ -32,7 +32,6 @@ class LatentNetworks(NetworksConfig):
     encoder: EncoderConfig
     prior: UViTConfig
     decoder: UViTConfig
-    null_class = False  # the prior never trains without labels
 
     def __post_init__(self) -> None:
         for what, expected, found in (
@@ -43,6 +42,11 @@ class LatentNetworks(NetworksConfig):
                 raise ValueError(f"the {what} of {found} (C, H, W), and its encoder's are {expected}: make them alike")
         if self.decoder.num_classes:
             raise ValueError(f"a decoder is given latents and no classes, got num_classes {self.decoder.num_classes}")
+
+    @property
+    def null_class(self) -> bool:
+        """The prior never trains without labels."""
+        return False
 
     def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
         encoder, prior = ImageEncoder(self.encoder), UViT(self.prior)
