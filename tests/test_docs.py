@@ -26,6 +26,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import family
 from dualrate.recipes import auto, fashion_mnist
 from dualrate.runs import train
+from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents
 from dualrate.runs.store import write_experiment
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.training import checkpoint
@@ -98,6 +99,8 @@ RUN = {
     "README.md", "docs/api.md", "docs/commands.md", "docs/distil.md", "docs/extending.md", "docs/latents.md",
     "docs/own-images.md", "docs/pipeline.md", "docs/plan.md", "docs/retrofit.md", "docs/serving.md", "docs/start.md",
     "docs/worse.md",
+    "README.md", "docs/api.md", "docs/commands.md", "docs/extending.md", "docs/latents.md", "docs/own-images.md",
+    "docs/pipeline.md", "docs/serving.md", "docs/start.md", "docs/unified-latents.md", "docs/worse.md",
 }  # fmt: skip
 READ = {"docs/design.md", "docs/diffusers.md", "docs/scaling.md"}  # signatures; a user's model; many GPUs
 
@@ -139,6 +142,11 @@ def small_networks(place, monkeypatch) -> None:
     for name, network in {"HEAVY": heavy, "LIGHT": light}.items():
         monkeypatch.setattr(fashion_mnist, name, network)
     monkeypatch.setattr(fashion_mnist, "network", lambda conv, transformer, depth: heavy if depth > 1 else light)
+    latent = UViTConfig(7, 4, (Level("transformer", 16, 1),), 10, embedding=16, head_dim=16)
+    decoder = UViTConfig(28, 1, (Level("conv", 8, 1),), patch=4, embedding=16)
+    encoder = replace(fashion_mnist_latents.ENCODER, channels=(4, 4), blocks=1)
+    for name, network in {"ENCODER": encoder, "PRIOR": latent, "DECODER": decoder, "BASE": latent}.items():
+        monkeypatch.setattr(fashion_mnist_latents, name, network)
     tier = replace(auto.TIERS["tiny"], conv=8, transformers=(None, 64), blocks=(1, 1), embedding=16)
     monkeypatch.setitem(auto.TIERS, "tiny", tier)
     for name in ("sde-dpm++2m", "ddim", "heun"):
@@ -179,6 +187,7 @@ def own_images(folder: Path) -> None:
 
 @pytest.mark.usefixtures("small_networks")
 @pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md", "docs/start.md", "docs/unified-latents.md"])
 def test_every_command_of_a_page_runs(page, monkeypatch):
     for words in commands(ROOT / page):
         follow(words, monkeypatch)
