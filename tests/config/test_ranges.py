@@ -57,6 +57,7 @@ from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout
 from dualrate.methods.moment_matching.student import StudentMethod
 from dualrate.methods.times import SingleTime
+from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
 from dualrate.metrics.dinov2 import DinoV2
 from dualrate.metrics.features import Card
@@ -193,13 +194,7 @@ def examples() -> Iterator[Any]:
     yield InstantMomentMatching(**roles, teacher_network=nn.Identity())
     yield Phase("model", (), lambda *_: Loss(torch.zeros(())))
     yield from (RectifiedFlow(), ForeignConfig("", "", Discrete(Betas())), Flow(), Tap(0, 1, 1), Retrofit())
-    roles |= {"weighting": dr.Sigmoid(), "states": dr.FromData(4, of)}
-    of_latents = networks, nn.Identity(), denoiser, denoiser, of, of, dr.Sigmoid()
-    yield dr.UnifiedLatents(*of_latents, loss_factor=1.5)
-    yield dr.MomentMatching(**roles, auxiliaries=nn.ModuleDict(), auxiliary=denoiser)
-    yield dr.InstantMomentMatching(**roles, teacher_network=nn.Identity())
-    yield Phase("model", (), lambda *_: dr.methods.method.Loss(torch.zeros(())))
-    yield from (dr.RectifiedFlow(), ForeignConfig("", "", Discrete(dr.Betas())), Flow(), Tap(0, 1, 1), Retrofit())
+    yield UnifiedLatents(networks, nn.Identity(), denoiser, denoiser, of, of, Sigmoid(), loss_factor=1.5)
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))
     yield Inception(nn.Identity(), torch.device("cpu"))

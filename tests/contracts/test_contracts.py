@@ -81,7 +81,7 @@ def decoder() -> Decoder:
 
 
 def dual_decoder() -> DualRateDecoder:
-    return DualRateDecoder(randomised(LatentEncoder(NET, NET, LATENT)), randomised(dr.UViT(NET)), PROCESS)
+    return DualRateDecoder(randomised(LatentEncoder(NET, NET, LATENT)), randomised(UViT(NET)), PROCESS)
 
 
 MADE: dict[str, Callable[[], dr.Denoiser]] = {
@@ -118,6 +118,8 @@ def test_every_exported_denoiser_and_every_named_one_is_tested_here():
     exported = {value for value in values if isinstance(value, type) and hasattr(value, "encode")} - {dr.Denoiser}
     assert all(hasattr(value, "denoise") and hasattr(value, "reuse") for value in exported)
     assert exported <= {type(make()) for make in MADE.values()}
+
+
 def test_every_denoiser_and_every_named_one_is_tested_here():
     found = {kind for kind in in_room("denoisers") if hasattr(kind, "encode")} - {dr.Denoiser}
     assert all(hasattr(kind, "denoise") and hasattr(kind, "reuse") for kind in found)
@@ -163,10 +165,8 @@ def test_interleaved_samplings_do_not_meet(make):
     for i in (0, 1):
         draws = Draws(0, torch.tensor([i]))
         trajectories.append(
-            dr.trajectory(
-                denoiser, step, plan, draws.normal("z", 1, 8, 8).double(), conditions(draws),
             trajectory(
-                denoiser, step, plan, draws.normal("z", 1, 8, 8).double(), Cond(torch.tensor([i % 3])),
+                denoiser, step, plan, draws.normal("z", 1, 8, 8).double(), conditions(draws),
                 lambda k, j, d=draws: d.normal(f"{k} {j}", 1, 8, 8).double(),
             )
         )  # fmt: skip

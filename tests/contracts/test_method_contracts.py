@@ -17,14 +17,15 @@ import dualrate as dr
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import NoisyEnd
+from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.experiment import MethodConfig, Prepared, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AtLeast, OnePlan
-from dualrate.diffusion.process import NoisyEnd
-from dualrate.experiments.unified_latents import LatentNetworks
+from dualrate.experiments.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.methods.method import Method, Phase
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.student import StudentMethod
@@ -70,9 +71,9 @@ STAGE = LatentNetworks(EncoderConfig(8, 1, 2, (8,), blocks=1), LATENT, replace(N
 CASES["unified latents"] = dr.Experiment(
     "unified-latents",
     STAGE,
-    dr.UnifiedLatentsConfig(),
+    UnifiedLatentsConfig(),
     FitConfig(9, batch_size=8),
-    process=NoisyEnd(dr.Cosine(log_snr_max=5.0)),
+    process=NoisyEnd(Cosine(log_snr_max=5.0)),
     codec=DiffusionDecoding(channels=1, factor=2),
 )
 RUNS = {

@@ -20,9 +20,11 @@ from dualrate.data.encode import encode
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
+from dualrate.diffusion.schedule import Cosine
 from dualrate.doctor.codec import check_codec
 from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.unified_latents import LatentNetworks
+from dualrate.experiments.latents import on_codec_of_data
+from dualrate.experiments.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.measuring.drawer import Drawer
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.networks.uvit import Level, UViTConfig
@@ -34,7 +36,7 @@ from dualrate.sampling.cost import macs_of
 from dualrate.sampling.trajectory import sample
 from dualrate.training.config import FitConfig
 
-PROCESS = NoisyEnd(dr.Cosine(log_snr_max=5.0))
+PROCESS = NoisyEnd(Cosine(log_snr_max=5.0))
 LATENT = UViTConfig(4, 2, (Level("transformer", 16, 1),), embedding=16, head_dim=16)
 NETWORKS = LatentNetworks(
     EncoderConfig(16, 3, 2, (8, 8), blocks=1),
@@ -55,7 +57,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def experiment(root: Path) -> Experiment:
     data = dr.DataConfig(str(root / "images.npz"))
-    return Experiment("first", NETWORKS, dr.UnifiedLatentsConfig(), FIT, data, PROCESS, CODEC)
+    return Experiment("first", NETWORKS, UnifiedLatentsConfig(), FIT, data, PROCESS, CODEC)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def test_the_decoder_draws_other_numbers_than_what_drew_the_latent(run: Path) ->
 
 def test_latents_of_the_first_stage_train_a_second(root: Path, run: Path, latents: Path) -> None:
     base = Experiment("base", dr.OneNetwork(LATENT), dr.DenoisingConfig(), FIT, dr.DataConfig(str(latents)), PROCESS)
-    base = dr.on_codec_of_data(base)
+    base = on_codec_of_data(base)
     dr.train(base, root / "base")
     first, model = load(run), load(root / "base")
     assert model.codec.fingerprint == first.codec.fingerprint
@@ -140,7 +142,7 @@ def test_latents_of_the_first_stage_train_a_second(root: Path, run: Path, latent
     drawer = Drawer(model, Ancestral(model.process), dr.StepPlan.uniform(2), precision="float32")
     assert drawer.draw(range(2)).images.shape == (2, 3, 16, 16)
     with pytest.raises(ValueError, match=r"with noise, at log-SNR 5, .* without noise: give a NoisyEnd"):
-        dr.train(replace(base, process=GaussianProcess(dr.Cosine())), root / "clean")
+        dr.train(replace(base, process=GaussianProcess(Cosine())), root / "clean")
 
 
 def test_released_weights_are_the_same_codec_but_for_their_rounding(root: Path, run: Path, images) -> None:
@@ -166,8 +168,8 @@ def test_its_codec_is_looked_at_as_any_other(root: Path, codec: Codec) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Experiment], Experiment], str]] = {
-    "another end": (lambda one: replace(one, process=NoisyEnd(dr.Cosine(log_snr_max=10.0))), "log-SNR 10.0.* at 5"),
-    "no noisy end": (lambda one: replace(one, process=GaussianProcess(dr.Cosine())), "log-SNR None"),
+    "another end": (lambda one: replace(one, process=NoisyEnd(Cosine(log_snr_max=10.0))), "log-SNR 10.0.* at 5"),
+    "no noisy end": (lambda one: replace(one, process=GaussianProcess(Cosine())), "log-SNR None"),
     "another factor": (lambda one: replace(one, codec=replace(CODEC, factor=8)), "its factor is 4"),
     "no codec": (lambda one: replace(one, codec=NoCodec()), "NoCodec"),
 }

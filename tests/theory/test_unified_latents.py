@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import dualrate as dr
+from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import NoisyEnd
-from dualrate.methods.unified_latents import bound, end
+from dualrate.diffusion.schedule import Cosine, RectifiedFlow
+from dualrate.diffusion.values import Batch
+from dualrate.diffusion.weighting import Elbo, Sigmoid
+from dualrate.methods.unified_latents import UnifiedLatents, bound, end
 
 LOG_SNR = 5.0
 SPREAD = 1 / (1 + math.exp(LOG_SNR))  # sigma_0^2
@@ -52,9 +56,9 @@ SCHEDULES = {
     f"{name}, from {low}": kind
     for low in (-12.0, -1.0)
     for name, kind in {
-        "cosine": dr.Cosine(low, LOG_SNR),
-        "shifted": dr.Cosine(low, LOG_SNR, shift=-1.0),
-        "flow": dr.RectifiedFlow(log_snr_min=low, log_snr_max=LOG_SNR),
+        "cosine": Cosine(low, LOG_SNR),
+        "shifted": Cosine(low, LOG_SNR, shift=-1.0),
+        "flow": RectifiedFlow(log_snr_min=low, log_snr_max=LOG_SNR),
     }.items()
 }
 
@@ -69,7 +73,7 @@ def test_a_gaussian_channel_costs_its_capacity_whatever_the_schedule(schedule, s
     process, count = NoisyEnd(schedule), 4000
     t = ((torch.arange(count, dtype=torch.float64) + 0.5) / count).repeat_interleave(4)
     z, eps = signs(2, count)
-    found = bound(Linear(process, s**2), process, s * z, t, eps, dr.Cond(), dr.Elbo()) + end(process, s * z)
+    found = bound(Linear(process, s**2), process, s * z, t, eps, dr.Cond(), Elbo()) + end(process, s * z)
     v = 1 + (s**2 - 1) / (1 + math.exp(-schedule.log_snr_min))
     capacity = float(found.mean()) - (v - 1 - math.log(v)) / 2
     assert capacity == pytest.approx(nats, abs=1e-4)
@@ -78,13 +82,13 @@ def test_a_gaussian_channel_costs_its_capacity_whatever_the_schedule(schedule, s
 
 def test_an_encoder_that_says_nothing_pays_nothing():
     """And the decoder is then one of images alone, whatever is in z_0."""
-    process = NoisyEnd(dr.Cosine(-12, LOG_SNR))
+    process = NoisyEnd(Cosine(-12, LOG_SNR))
     z, t = torch.zeros(5, 3, dtype=torch.float64), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
-    told = bound(Linear(process, 1e-12), process, z, t, torch.ones_like(z), dr.Cond(), dr.Elbo()) + end(process, z)
+    told = bound(Linear(process, 1e-12), process, z, t, torch.ones_like(z), dr.Cond(), Elbo()) + end(process, z)
     assert float(told.max()) < 1e-9
-    images, x = dr.GaussianProcess(dr.Cosine()), torch.ones_like(z)
+    images, x = dr.GaussianProcess(Cosine()), torch.ones_like(z)
     losses = [
-        bound(Linear(images, 1.0), images, x, t, 0.3 * x, cond, dr.Sigmoid()) for cond in (dr.Cond(), dr.Cond(z_0=z))
+        bound(Linear(images, 1.0), images, x, t, 0.3 * x, cond, Sigmoid()) for cond in (dr.Cond(), dr.Cond(z_0=z))
     ]
     assert torch.equal(*losses)
 
@@ -101,7 +105,7 @@ class Scaled(nn.Module):
 
 
 @dataclass(frozen=True)
-class Given(dr.Draws):
+class Given(Draws):
     """Numbers that are given, in place of drawn normal ones."""
 
     numbers: Mapping[str, Tensor] = field(default_factory=dict)
@@ -114,18 +118,18 @@ class Given(dr.Draws):
 GAIN, LOW, HIGH, NOISIEST = 0.7, -6.0, 4.0, -1.0
 
 
-def loss_of(**changes: object) -> tuple[dr.UnifiedLatents, Tensor, dict[str, float]]:
+def loss_of(**changes: object) -> tuple[UnifiedLatents, Tensor, dict[str, float]]:
     """The method, its loss of x = (x_1, x_2) ~ N(0, I) with z = gain x_1 under exact networks, and its logs."""
-    process, images = NoisyEnd(dr.Cosine(NOISIEST, LOG_SNR)), dr.GaussianProcess(dr.Cosine(LOW, HIGH, shift=1.0))
+    process, images = NoisyEnd(Cosine(NOISIEST, LOG_SNR)), dr.GaussianProcess(Cosine(LOW, HIGH, shift=1.0))
     encoder, seen = Scaled(GAIN), torch.tensor([GAIN * math.sqrt(1 - SPREAD), 0], dtype=torch.float64)
     prior, decoder = Linear(process, GAIN**2), Linear(images, 1.0, seen)
     networks = nn.ModuleDict({"encoder": encoder})
-    method = dr.UnifiedLatents(networks, encoder, prior, decoder, process, images, dr.Elbo(), 1.0)
+    method = UnifiedLatents(networks, encoder, prior, decoder, process, images, Elbo(), 1.0)
     method, count = replace(method, **changes), 10_000
     *x, eps, eps_x, eps_0 = signs(5, count)
     row = torch.arange(count).repeat_interleave(32)  # all signs at every time
     draws = Given(0, row, numbers={"z_t": eps, "x_t": eps_x.expand(-1, 2).reshape(-1, 2), "z_0": eps_0})
-    loss = method.loss(dr.Batch(torch.cat(x, 1)[:, None, None], None, row), 0, draws)
+    loss = method.loss(Batch(torch.cat(x, 1)[:, None, None], None, row), 0, draws)
     return method, loss.total, {name: value.item() for name, value in loss.logs.items()}
 
 
@@ -150,7 +154,7 @@ def test_the_whole_loss_is_the_bound_of_a_linear_gaussian_model():
 
 def test_the_decoder_is_weighted_down_where_noise_is_low_and_by_the_loss_factor():
     """w = c sigmoid(b - log_snr) on the bound's integrand, e^log_snr / 2 times the variance of x given x_t and z_0."""
-    _, _, logs = loss_of(weighting=dr.Sigmoid(1.0), loss_factor=1.5)
+    _, _, logs = loss_of(weighting=Sigmoid(1.0), loss_factor=1.5)
     log_snr = torch.linspace(LOW, HIGH, 100_001, dtype=torch.float64)
     snr, weight = log_snr.exp(), 1.5 * torch.sigmoid(1.0 - log_snr)
     integrand = sum(0.5 * snr / (precision + snr) * weight for precision in KNOWN)
