@@ -168,6 +168,12 @@ def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
     return alpha(log_snr) * x + sigma(log_snr) * draws.normal("z_0", *x.shape[1:])
 
 
+def noisy_latents(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
+    """z_0 of images (B, C, H, W) in [-1, 1], drawn anew for every row of `draws`: what a decoder is given of them."""
+    moments = codec.encode(images)
+    return with_noise(codec, moments.sample(draws.normal("latent", *moments.mean.shape[1:])), draws)
+
+
 def round_trip(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] encoded, by the mean of each, and decoded."""
     return decoded(codec, with_noise(codec, codec.encode(images).mean, draws), draws)

@@ -90,7 +90,7 @@ def compare(
     bench = Bench(models, judges, directory, progress)
     unplanned, left = _unplanned(parsed, bench, clock)
     contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
-    duals = frozenset(entry.network for entry in parsed if models[entry.run].reuses_context)
+    duals = frozenset(entry.network for entry in parsed if models[entry.run].call_cost.heavy)
     bench.share = _share(workers, device)
     with mapper(workers, device, progress.note) as bench.mapper:
         screened, measured, unmeasured = _measured(contenders, parsed, bench, effort, clock, duals)
@@ -242,6 +242,12 @@ def _require_comparable(models: dict[Path, Model], *, mixed: bool) -> None:
             raise ValueError(
                 f"{other.name} makes images {other.shape} of {other.num_classes} classes, {first.name} "
                 f"{first.shape} of {first.num_classes}: they cannot be compared"
+            )
+        latents, unlike = (one.method.latents.fingerprint[:12] or "none" for one in (first, other))
+        if latents != unlike:
+            raise ValueError(
+                f"{other.name} decodes latents of the codec {unlike}, {first.name} of {latents}: their images are not "
+                "of the same latents, and do not compare"
             )
         data, unlike = (f"{d.source} (size {d.size}, channels {d.channels})" for d in (first.data, other.data))
         if data != unlike and not mixed:

@@ -178,7 +178,7 @@ class Entry(Ranged):
     def _shared(self, loaded: Model, steps: int, heavy: int) -> Entry:
         """With the encoder shared, where a single network is to run at fewer calls than steps."""
         alone = self.denoiser is None and not loaded.reuses_context
-        return replace(self, denoiser=SHARED_ENCODER) if alone and heavy < steps else self
+        return replace(self, denoiser=SHARED_ENCODER) if alone and heavy < loaded.serves.default_heavy(steps) else self
 
     def contender(
         self, plan: StepPlan, sampler: str | None = None, gamma: float | None = None, note: str = ""
@@ -210,14 +210,17 @@ class Entry(Ranged):
 
 
 def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Contender]:
-    """A single network under every sampler. calls: of the network per image, one number a rung of the ladder."""
+    """A model whose context never grows old under every sampler: a single network, a dual-rate decoder.
+
+    calls: of the network that runs at every step, per image, one number a rung of the ladder
+    """
     schedule, found = model.process.schedule, []
     for rung, count in zip(LADDER, calls, strict=True):
         for name, sampler in entry.samplers.items():
             steps = sampler.step.most_steps(count)
             if steps < 3 or rung > sampler.longest:
                 continue
-            plan = StepPlan.spread(grid_times(sampler.grid, schedule, steps))
+            plan = StepPlan.spread(grid_times(sampler.grid, schedule, steps), model.serves.default_heavy(steps))
             found += [entry.contender(plan, name, gamma) for gamma in entry.gammas(sampler)]
     return found
 
@@ -331,7 +334,7 @@ def contenders_of(
                 planner = Planner(errors, model.process, model.experiment.method.weighting)
             found += usual_dual(entry, model, planner)
         else:
-            found += usual_single(entry, model, calls_of(cost.light, dearest))
+            found += usual_single(entry, model, calls_of(cost.light, dearest, cost.heavy))
             if can_share_encoder(entry.run, models, costs) and entry.denoiser is None and entry.run not in unplanned:
                 progress.note(f"planning where the shared encoder of {entry.network} is refreshed")
                 shared = replace(entry, denoiser=SHARED_ENCODER)
@@ -343,15 +346,19 @@ def contenders_of(
     return list({one.key: one for one in found}.values())
 
 
-def calls_of(network: float, dearest: float) -> list[int]:
-    """How often a network may be called for the cost of each rung of the ladder. Costs: MACs of a call."""
-    return [min(MOST_STEPS, max(1, round(rung * dearest / network))) for rung in LADDER]
+def calls_of(network: float, dearest: float, once: float = 0) -> list[int]:
+    """How often a network may be called for the cost of each rung of the ladder. Costs: MACs of a call.
+
+    once: of what is called once an image besides
+    """
+    return [min(MOST_STEPS, max(1, round((rung * dearest - once) / network))) for rung in LADDER]
 
 
 def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, CallCost]) -> bool:
-    """Whether a run is the dearest single network, and its middle has blocks to share, and one to spare."""
+    """Whether a run is the dearest single network, no decoder, and its middle has blocks to share, and one to spare."""
     dearest = costs[run].light == max(cost.light for cost in costs.values())
-    configs = models[run].experiment.networks.configs
+    networks = models[run].experiment.networks
+    configs = networks.configs if networks.latent is None else {}
     return dearest and "model" in configs and configs["model"].levels[-1].blocks > 1
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from torch import nn
 
+from dualrate.codecs.codec import Codec, noisy_latents
+from dualrate.codecs.config import CodecConfig, NoCodec
 from dualrate.config.ranges import Factor, FirstIterations, LossWeight, Probability, Ranged, Share
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
@@ -39,12 +43,15 @@ class DenoisingConfig(MethodConfig, Ranged):
     """A trained run, such as the heavy model: learn its x_hat instead of the images, at a heavy call of it more."""
     targets_share: Share = 1.0
     """Share of that run's x_hat in the targets; the images are the rest."""
+    latents: CodecConfig = NoCodec()
+    """Of a decoder: the codec, which does not train, of the latents that it is given."""
 
     @property
     def serves(self) -> AnyPlan:
         return AnyPlan(self.times.heavy, drops=self.times.alone)
 
     def check(self, experiment: Experiment) -> None:
+        self._check_latents(experiment)
         if self.targets_share != 1 and not self.targets_from:
             raise ValueError(f"a share of {self.targets_share} in the targets is some run's: say which, targets_from")
         if (self.freeze_encoder or self.release_encoder_at) and not self.encoder_from:
@@ -61,13 +68,29 @@ class DenoisingConfig(MethodConfig, Ranged):
                 "model, and encoder_rate is for one of them"
             )
 
+    def _check_latents(self, experiment: Experiment) -> None:
+        wanted, given = experiment.networks.latent is not None, bool(self.latents.fingerprint)
+        if wanted != given:
+            which = "are a decoder's: name the codec" if wanted else "take no latents: drop the codec"
+            raise ValueError(f"the networks of {experiment.name} {which} of the latents that they are given (latents)")
+        if wanted and experiment.num_classes:
+            raise ValueError(f"a decoder is given latents and no labels: set num_classes of {experiment.name} to 0")
+
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         method = self.build(experiment)
         parts = {"encoder": self.encoder_from, "light": self.light_from} if start.fresh else {}
         sources = {role: start.load(run) for role, run in parts.items() if run is not None}
+        for source in sources.values():
+            check_latents(experiment, source)
         weights = start_from(experiment.networks, method.networks, sources)
+        identity: dict[str, Any] = {}
+        if experiment.networks.latent is not None:
+            codec = self.latents.build(method.networks, start.device)
+            check_latent_shape(experiment, codec)
+            method = replace(method, latents=partial(noisy_latents, codec))
+            identity["latents"] = codec.fingerprint  # wherever it is
         if self.targets_from is None:
-            return Prepared(method, weights)
+            return Prepared(method, weights, identity)
         teacher = start.load(self.targets_from)
         check_targets(experiment, teacher)
         macs = replace(teacher.call_cost, decode=0).of(steps=1, heavy=1)
@@ -77,7 +100,7 @@ class DenoisingConfig(MethodConfig, Ranged):
         return Prepared(
             replace(method, targets=Targets(teacher.denoiser, self.targets_share)),
             weights | {"targets": str(teacher)},
-            {"targets_from": f"weights {teacher.weights_hash[:12]}"},
+            identity | {"targets_from": f"weights {teacher.weights_hash[:12]}"},
         )
 
     def build(self, experiment: Experiment) -> Denoising:
@@ -114,12 +137,33 @@ def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[st
             raise ValueError(f"{source.path} is a dual-rate model; {role}_from takes a single-rate one")
         backbone = config.backbone(networks, role)
         weights = source.networks["model"].state_dict()
-        if not any(name.startswith("head.") for name in backbone.state_dict()):
-            weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+        if not any(_of_head(name) for name in backbone.state_dict()):
+            weights = {name: tensor for name, tensor in weights.items() if not _of_head(name)}
         fill(backbone, weights, f"{source.path}: its network is not this experiment's {role}")
     if "light" in sources:
         config.disconnect(networks)
     return {role: str(source) for role, source in sources.items()}
+
+
+def _of_head(name: str) -> bool:
+    return "head" in name.split(".")
+
+
+def check_latents(experiment: Experiment, source: Model) -> None:
+    """Raises ValueError unless a model's networks are given latents of the same codec, or neither's are given any."""
+    own, its = (one.method.latents.fingerprint[:12] or "none" for one in (experiment, source.experiment))
+    if own != its:
+        raise ValueError(f"{source.path} is given latents of the codec {its}, not {own}: name a decoder of the same")
+
+
+def check_latent_shape(experiment: Experiment, codec: Codec) -> None:
+    """Raises ValueError unless a codec's latents of an experiment's images are what its networks take."""
+    found, expected = codec.latent_shape(experiment.shape), experiment.networks.latent
+    if found != expected:
+        raise ValueError(
+            f"images of {experiment.shape} (C, H, W) have latents of {found} by the codec, the networks of "
+            f"{experiment.name} take {expected}: set their latent to it"
+        )
 
 
 def check_targets(experiment: Experiment, teacher: Model) -> None:
@@ -135,8 +179,9 @@ def check_targets(experiment: Experiment, teacher: Model) -> None:
 
 def _seen(experiment: Experiment) -> dict[str, object]:
     """What networks see, by what it is called."""
-    codec = experiment.codec.fingerprint[:12] or "none"
-    return {"images of (C, H, W)": experiment.shape, "codec": codec, "classes": experiment.num_classes}
+    codec, latents = (one.fingerprint[:12] or "none" for one in (experiment.codec, experiment.method.latents))
+    seen: dict[str, object] = {"images of (C, H, W)": experiment.shape, "codec": codec, "latents": latents}
+    return seen | {"classes": experiment.num_classes}
 
 
 def fill(module: nn.Module, weights: dict, problem: str) -> None:

@@ -21,6 +21,7 @@ from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
+from dualrate.data.held_out import HeldOut
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.latents import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, TrainingSet
@@ -118,6 +119,7 @@ class MethodConfig(ABC):
     """How a run trains. A subclass is a frozen dataclass: its fields are part of the run's identity."""
 
     weighting: Weighting = Sigmoid()  # of the loss, by which `dualrate plan` judges plans too
+    latents: CodecConfig = NoCodec()  # that the networks are given, where they are a decoder's
 
     @property
     @abstractmethod
@@ -175,6 +177,15 @@ class Experiment(Ranged):
         """The plans and steps that the trained model takes."""
         return self.method.serves
 
+    def given(self, device: torch.device | str) -> HeldOut | None:
+        """What a decoder draws images of: z_0 of held-out images, by number. None: it is no decoder.
+
+        Raises what reading the codec and the images raises.
+        """
+        if not self.method.latents.fingerprint:
+            return None
+        return HeldOut(self.method.latents.build(nn.ModuleDict(), device), self.data.images("test"))
+
     def build(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with weights drawn from the run's seed, and their denoiser."""
         with torch.random.fork_rng([]):
@@ -221,6 +232,11 @@ class Model:
         """Between the networks' latents and images, read when it is first asked for. Raises as `CodecConfig.build`."""
         return self.experiment.codec.build(self.networks, self.device)
 
+    @cached_property
+    def given(self) -> HeldOut | None:
+        """As `Experiment.given`, on the networks' device, read when it is first asked for."""
+        return self.experiment.given(self.device)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
@@ -248,10 +264,15 @@ class Model:
     def with_codec(self, folder: str | Path | None) -> Model:
         """The same model, its codec read from another folder; None: from where training found it.
 
+        Of a decoder: the codec of its latents.
         Raises ValueError for a model whose codec is in no folder. Another codec is refused when it is read.
         """
         if folder is None:
             return self
+        method: Any = self.experiment.method
+        if method.latents.fingerprint:
+            method = replace(method, latents=CodecFolder(str(folder), method.latents.fingerprint))
+            return replace(self, experiment=replace(self.experiment, method=method))
         codec = CodecFolder(str(folder), self.experiment.codec.fingerprint)
         if not codec.fingerprint:
             raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
@@ -295,7 +316,8 @@ class Model:
     @cached_property
     def call_cost(self) -> CallCost:
         """Multiply-adds of a call of its denoiser, and of an image's decoding."""
-        cost = call_cost(self.denoiser, self.shape, 0 if self.num_classes else None, self.device)
+        label, latent = 0 if self.num_classes else None, self.experiment.networks.latent
+        cost = call_cost(self.denoiser, self.shape, label, self.device, latent=latent)
         return replace(cost, decode=decode_macs(self.codec, self.shape, self.device))
 
     @property

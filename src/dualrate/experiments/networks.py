@@ -10,6 +10,7 @@ from torch import nn
 
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.networks.decoder import Shape
 from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, check_pair, disconnect
 from dualrate.networks.uvit import UViT, UViTConfig
 
@@ -52,6 +53,11 @@ class NetworksConfig(ABC):
     def num_classes(self) -> int:
         """0 for an unconditional model; as `shape`."""
         return next(iter(self.configs.values())).num_classes
+
+    @property
+    def latent(self) -> Shape | None:
+        """(C, h, w) of the z_0 that a decoder is given; None: it is no decoder."""
+        return None
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The part of a role that a model of one network has too: all of it, unless said otherwise."""

@@ -30,7 +30,12 @@ OF_A_DISTILLATION = (
 LATER: dict[
     str, dict[str, Any]
 ] = {  # fields that runs of before do not have, and what they then are; None needs no word
-    "DenoisingConfig": {"targets_share": 1.0, "release_encoder_at": 0, "encoder_rate": 1.0},
+    "DenoisingConfig": {
+        "targets_share": 1.0,
+        "release_encoder_at": 0,
+        "encoder_rate": 1.0,
+        "latents": {"type": "NoCodec"},
+    },
     "TimeSampler": {"few": 1.0},
     "ContextConfig": {"residual": False},
 }

@@ -112,10 +112,12 @@ class Choice(Ranged):
         if self.heavy is None:
             smooth = model.denoiser.reuse is Reuse.SMOOTH
             return max(1, steps // 4) if smooth else model.serves.default_heavy(steps)
-        if self.heavy != steps and model.denoiser.reuse is Reuse.FREE:
+        usual = model.serves.default_heavy(steps)
+        if self.heavy != usual and model.denoiser.reuse is Reuse.FREE:
+            what = "one network, which runs at every step" if usual == steps else "a context that never grows old"
             raise ValueError(
-                f"{model.name} has one network, which runs at every step, so there are {steps} heavy calls, not "
-                f"{self.heavy}: drop heavy, or share its encoder between steps (denoiser shared-encoder)"
+                f"{model.name} has {what}, so there are {usual} heavy calls, not {self.heavy}: drop heavy, or share "
+                "its encoder between steps (denoiser shared-encoder)"
             )
         return self.heavy
 

@@ -158,7 +158,8 @@ class Drawer(Ranged):
     def cost(self) -> PlanCost:
         """What an image costs, whatever its class. Raises ValueError for a step that the denoiser cannot be under."""
         label = 0 if self.model.num_classes else None
-        how = {"label": label, "device": self.model.device, "wrap": self._guided}
+        latent = self.model.experiment.networks.latent
+        how = {"label": label, "device": self.model.device, "wrap": self._guided, "latent": latent}
         cost = plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
         return replace(cost, calls=replace(cost.calls, decode=self.model.call_cost.decode))
 
@@ -180,6 +181,7 @@ class Drawer(Ranged):
         progress, watch: as of `sample`. Raises what that and the codec raise.
         """
         how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16, "watch": watch}
+        how["given"] = self.model.given
         of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
         done = 0
         for batch in sample(*of, progress=progress, **how):

@@ -162,7 +162,11 @@ def seconds_of_calls(model: Model, batch_size: int, *, seconds: float = 1.0) -> 
     device = model.device
     z = torch.zeros(batch_size, *model.shape, device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
-    cond = Cond(torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None)
+    latent = model.experiment.networks.latent
+    cond = Cond(
+        torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None,
+        None if latent is None else torch.zeros(batch_size, *latent, device=device),
+    )
     bfloat16 = pays(device)
     denoiser = model.ready(bfloat16=bfloat16).denoiser
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):

@@ -18,10 +18,13 @@ E[x | z_t, z_tau] = E[x | z_t], the optimum is the same up to that model's error
 most of the gradient's variance where noise is high, is gone, for a call of that model at every z_t.
 
 A single-rate model is the case whose `encode` returns an empty context and whose times are `SingleTime`.
+
+A decoder p(x | z_0) is the case with a condition more: z_0 is drawn anew of the image at every iteration (`latents`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -59,6 +62,7 @@ class Denoising(Ranged):
     null:           the null class, for classifier-free guidance; label_dropout: probability of training a row with it
     encoder_weight: weight of the encoder's own loss at tau, where it has a head; its target is x
     targets:        of x_hat(z_t); None: x
+    latents:        images, and draws of their rows -> z_0, which a decoder is given; None: it is none
     backbone:       the encoder's U-ViT, for the next two
     backbone_rate:  its learning rate, over that of the rest
     release_at:     the iteration at which it begins to train; until then it is frozen, without dropout
@@ -76,6 +80,7 @@ class Denoising(Ranged):
     backbone: nn.Module | None = None
     backbone_rate: Factor = 1.0
     release_at: FirstIterations = 0
+    latents: Callable[[Tensor, Draws], Tensor] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,11 +134,12 @@ class Denoising(Ranged):
         return Loss(total, logs)
 
     def condition(self, batch: Batch, draws: Draws) -> Cond:
-        """Labels, each replaced by the null class with probability `label_dropout`."""
+        """Labels, each replaced by the null class with probability `label_dropout`; of a decoder z_0 too."""
+        z_0 = None if self.latents is None else self.latents(batch.x, draws)
         if batch.label is None:
-            return Cond()
+            return Cond(z_0=z_0)
         (dropped,) = moved(batch.label.device, draws.host.uniform("label dropout") < self.label_dropout)
-        return Cond(torch.where(dropped, self.null, batch.label))
+        return Cond(torch.where(dropped, self.null, batch.label), z_0)
 
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """(z_t, z_tau) on one forward path. t: (B k,); x, z_tau: (B, ...); z_t: (B k, ...)."""

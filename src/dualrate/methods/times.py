@@ -198,6 +198,21 @@ class SingleTime(TimeSource):
         return BatchTimes(t, t, torch.arange(len(t), device=t.device))
 
 
+@dataclass(frozen=True)
+class GivenTimes(TimeSource, Ranged):
+    """Times of a dual-rate decoder, whose context is of z_0 and of no time: one heavy call, none dropped."""
+
+    draws: Annotated[int, Range(1, 1000)] = 1
+    """The light network's times for one heavy call."""
+
+    heavy = (1, 1)  # no annotation: no field
+
+    def __call__(self, draws: Draws) -> BatchTimes:
+        t = stratified_uniform(draws)
+        times = ((t[:, None] + torch.arange(self.draws, device=t.device) / self.draws) % 1).clamp(1e-9, 1 - 1e-9)
+        return BatchTimes(times.flatten(), torch.ones_like(t), torch.arange(times.numel(), device=t.device))
+
+
 def segment(t: Tensor, heavy: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """Ends of the interval (low, high] that t is in, of heavy calls at first j / heavy, j = heavy .. 1; all (B,).
 

@@ -12,6 +12,7 @@ import torch
 from dualrate.codecs.codec import Codec, decoded
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
+from dualrate.data.held_out import HeldOut
 from dualrate.data.images import to_uint8
 from dualrate.data.loader import Batches, TrainingSet
 from dualrate.data.prefetch import Prefetched
@@ -93,7 +94,7 @@ def train(
         ),
     )
     method, costs = prepared.method, costs_of(experiment, prepared.method)
-    codec = experiment.codec.build(method.networks, device)
+    codec, given = experiment.codec.build(method.networks, device), experiment.given(device)
     check_end(experiment, codec)
 
     def on_start() -> None:
@@ -105,7 +106,7 @@ def train(
         note_start(out, command, prepared.weights)
 
     def on_sample(iteration: int) -> None:
-        save_samples(experiment, method.denoiser(), codec, samples_file(out, iteration), device)
+        save_samples(experiment, method.denoiser(), codec, samples_file(out, iteration), device, given)
         if score is not None and score_every is not None and iteration % score_every == 0:
             metric, value = score(
                 Model(experiment.name, experiment, method.networks, method.denoiser(), iteration, weights_hash="")
@@ -176,7 +177,8 @@ def costs_of(experiment: Experiment, method: Method) -> list[str]:
     """A line for each network: its layout, where it is a U-ViT, and its parameters; and one for what calls cost."""
     label = 0 if experiment.num_classes else None
     with torch.random.fork_rng([]):  # dropout draws numbers
-        cost = call_cost(method.denoiser(), experiment.shape, label, next(method.networks.parameters()).device)
+        where, latent = next(method.networks.parameters()).device, experiment.networks.latent
+        cost = call_cost(method.denoiser(), experiment.shape, label, where, latent=latent)
     calls = [macs for macs in (cost.heavy, cost.light) if macs]
     configs, lines = experiment.networks.configs, []
     for i, (name, network) in enumerate(method.networks.items()):
@@ -214,12 +216,18 @@ def samples_file(out: Path, iteration: int) -> Path:
 
 
 def save_samples(
-    experiment: Experiment, denoiser: Denoiser, codec: Codec, file: Path, device: torch.device | str
+    experiment: Experiment,
+    denoiser: Denoiser,
+    codec: Codec,
+    file: Path,
+    device: torch.device | str,
+    given: HeldOut | None = None,
 ) -> None:
-    """A grid of images, from the same noise every time."""
+    """A grid of images, from the same noise every time. given: what they are of, for a decoder."""
     seeds, (plan, *_) = range(SHOWN), experiment.serves.ladder([SHOWN_STEPS])
     labels = [seed % experiment.num_classes for seed in seeds] if experiment.num_classes else None
-    drawn = sample(denoiser, Ancestral(experiment.process), plan, experiment.shape, seeds, labels, device=device)
+    step, how = Ancestral(experiment.process), {"device": device, "given": given}
+    drawn = sample(denoiser, step, plan, experiment.shape, seeds, labels, **how)
     draws = Draws(0, torch.tensor(seeds, device=device))
     pictures = to_uint8(decoded(codec, torch.cat(list(drawn)), draws)).cpu().numpy()
     file.parent.mkdir(exist_ok=True)

@@ -29,6 +29,8 @@ from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample
 
+Shape = tuple[int, int, int]
+
 
 def _attention(q: Any, k: Any, v: Any, *others: object, **more: object) -> int:
     """FLOPs of attention, by the shapes of queries, keys and values."""
@@ -87,12 +89,18 @@ def macs_of(call: Callable[[], object]) -> int:
 
 
 def call_cost(
-    denoiser: Denoiser, shape: tuple[int, int, int], label: int | None, device: torch.device | str = "cpu"
+    denoiser: Denoiser,
+    shape: Shape,
+    label: int | None,
+    device: torch.device | str = "cpu",
+    *,
+    latent: Shape | None = None,
 ) -> CallCost:
-    """Counts one call of each kind on a row of zeros, on the networks' device. shape: (C, H, W)."""
+    """Counts one call of each kind on a row of zeros, on the networks' device. shape: (C, H, W); latent: of z_0."""
     z = torch.zeros(1, *shape, device=device)
     t = torch.full((1,), 0.5, dtype=torch.float64, device=device)
-    cond = Cond(None if label is None else torch.tensor([label], device=device))
+    z_0 = None if latent is None else torch.zeros(1, *latent, device=device)
+    cond = Cond(None if label is None else torch.tensor([label], device=device), z_0)
     heavy = macs_of(lambda: denoiser.encode(z, t, cond))
     with torch.no_grad():
         context = denoiser.encode(z, t, cond)
@@ -104,18 +112,20 @@ def plan_cost(
     denoiser: Denoiser,
     step: Step,
     plan: StepPlan,
-    shape: tuple[int, int, int],
+    shape: Shape,
     *,
     label: int | None = None,
     wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
     device: torch.device | str = "cpu",
+    latent: Shape | None = None,
 ) -> PlanCost:
-    """Counts the calls that one image makes, by making it. wrap: guidance, around the meter."""
+    """Counts the calls that one image makes, by making it. wrap: guidance, around the meter; latent: of z_0."""
     metered = Metered(denoiser)
     labels = None if label is None else [label]
-    for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device):
+    given = None if latent is None else lambda seeds: torch.zeros(len(seeds), *latent, device=device)
+    for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device, given=given):
         pass
-    return PlanCost(call_cost(denoiser, shape, label, device), metered.meter.heavy, metered.meter.light)
+    return PlanCost(call_cost(denoiser, shape, label, device, latent=latent), metered.meter.heavy, metered.meter.light)
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ def macs_by_step(
     reuse: Reuse,
     step: Step,
     plan: StepPlan,
-    shape: tuple[int, int, int],
+    shape: Shape,
     *,
     label: int | None = None,
     wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,

@@ -192,6 +192,7 @@ def sample(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     bfloat16: bool = False,
+    given: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
     watch: Callable[[State], None] | None = None,
 ) -> Iterator[Tensor]:
@@ -201,6 +202,7 @@ def sample(
     seeds:    one integer per image; an image depends on nothing but its seed, its label, the plan and the step
     label:    one class per image; None for an unconditional model
     bfloat16: networks run under autocast; x_hat, states and noise stay float32
+    given:    of a decoder: seeds (b,) -> z_0 (b, C, h, w), on the device
     progress: called with (images done, images in all)
     watch:    called with every state of every batch: before the first step, and after each; what it raises ends it all
     Raises ValueError for no seeds, labels that are not one per seed, a batch size below 1, or a plan that does not go
@@ -220,7 +222,8 @@ def sample(
     for first in range(0, len(seeds), batch_size):
         rows = slice(first, first + batch_size)
         draws = Draws(0, torch.tensor(list(seeds[rows]), dtype=torch.int64, device=device))
-        cond = Cond(None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device))
+        of = None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device)
+        cond = Cond(of, None if given is None else given(draws.row))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             z = draws.normal("start", *shape)
             for state in trajectory(denoiser, step, plan, z, cond, StepNoise(draws, plan.num_steps, shape)):

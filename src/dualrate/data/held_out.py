@@ -1,0 +1,45 @@
+"""What decoders are given where they are measured: latents of real images that nothing was trained on, by number.
+
+Seed i is given z_0 of held-out image i, counted round and round, with noise that is keyed by i: the same for every
+decoder of these latents, so what it draws of seed i is its reconstruction of image i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.codecs.codec import Codec, noisy_latents
+from dualrate.data.images import ImageSet, to_float
+from dualrate.diffusion.draws import Draws
+
+KEPT = 64  # batches of z_0, so that what is drawn of them is timed without the encoder
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """codec: whose latents they are; images: that they are of."""
+
+    codec: Codec
+    images: ImageSet
+    _kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def originals(self, seeds: Tensor) -> NDArray[np.uint8]:
+        """(B, C, H, W): the images of these seeds, (B,)."""
+        return self.images.images[(seeds.cpu() % len(self.images)).numpy()]
+
+    def __call__(self, seeds: Tensor) -> Tensor:
+        """z_0: (B, C, h, w) float32, on the codec's device. seeds: (B,)."""
+        key = tuple(seeds.tolist())
+        if key not in self._kept:
+            x = to_float(self.originals(seeds)).to(self.codec.device)
+            with torch.no_grad():
+                z_0 = noisy_latents(self.codec, x, Draws(0, seeds.to(self.codec.device)))
+            self._kept[key] = z_0
+            for oldest in list(self._kept)[:-KEPT]:
+                del self._kept[oldest]
+        return self._kept[key]

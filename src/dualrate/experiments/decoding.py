@@ -1,0 +1,80 @@
+"""The networks of an experiment that trains a decoder p(x | z_0), single-rate or dual-rate.
+
+It is trained by the denoising loss on images, given latents of a codec that does not train (`DenoisingConfig.latents`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from dualrate.denoisers.decoder import Decoder, DualRateDecoder
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.experiments.networks import NetworksConfig
+from dualrate.networks.decoder import DecoderUViT, LatentEncoder, Shape
+from dualrate.networks.dual import ContextConfig, check_pair
+from dualrate.networks.uvit import UViT, UViTConfig
+
+
+@dataclass(frozen=True)
+class OneDecoder(NetworksConfig):
+    """A single-rate decoder."""
+
+    model: UViTConfig
+    latent_shape: Shape
+    """(C, h, w) of the latents."""
+    bfloat16_weights = True
+
+    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+        network = DecoderUViT(self.model, self.latent_shape)
+        return nn.ModuleDict({"model": network}), Decoder(network, process)
+
+    @property
+    def latent(self) -> Shape:
+        return self.latent_shape
+
+    @property
+    def configs(self) -> Mapping[str, UViTConfig]:
+        return {"model": self.model}
+
+
+@dataclass(frozen=True)
+class TwoDecoders(NetworksConfig):
+    """A dual-rate decoder: the encoder sees z_0, once an image; the light network the noisy image."""
+
+    encoder: UViTConfig
+    light: UViTConfig
+    latent_shape: Shape
+    """(C, h, w) of the latents."""
+    context: ContextConfig = ContextConfig()
+    bfloat16_weights = True
+
+    def __post_init__(self) -> None:
+        check_pair(self.encoder, self.light, self.context)
+
+    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder, light = LatentEncoder(self.encoder, self.light, self.latent_shape, self.context), UViT(self.light)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateDecoder(encoder, light, process)
+
+    @property
+    def latent(self) -> Shape:
+        return self.latent_shape
+
+    @property
+    def configs(self) -> Mapping[str, UViTConfig]:
+        return {"encoder": self.encoder, "light": self.light}
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        """As the single-rate decoder of a role's size has it: of the light one with the encoder's maps of z_0 to it."""
+        encoder = networks["encoder"]
+        assert isinstance(encoder, LatentEncoder)
+        return encoder.net if role == "encoder" else nn.ModuleDict({"net": networks["light"], "latent": encoder.light})
+
+    def disconnect(self, networks: nn.ModuleDict) -> None:
+        """At the start of training: the light network alone, as a decoder by itself."""
+        encoder = networks["encoder"]
+        assert isinstance(encoder, LatentEncoder)
+        encoder.disconnect()
