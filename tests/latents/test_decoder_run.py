@@ -1,0 +1,183 @@
+"""Decoders of a frozen codec's latents: trained, retrofitted, measured as reconstructions, compared, refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from latents.autoencoders import photos
+from latents.folding import Folding, FoldingFolder
+
+import dualrate as dr
+from dualrate.codecs.codec import noisy_latents
+from dualrate.codecs.config import CodecFolder, NoCodec
+from dualrate.compare.contenders import Entry, calls_of, contenders_of
+from dualrate.data.images import load_images, to_float, to_uint8
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Cond
+from dualrate.experiments.decoding import OneDecoder, TwoDecoders
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment, Start
+from dualrate.machine.progress import Silent
+from dualrate.measuring.choosing import Choice
+from dualrate.measuring.measure import cost_report
+from dualrate.methods.times import GivenTimes
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.runs.store import load
+from dualrate.training.config import FitConfig
+
+LATENT = (12, 8, 8)
+NET = UViTConfig(16, 3, (Level("conv", 8, 1), Level("transformer", 16, 2)), patch=2, embedding=16, head_dim=16)
+LIGHT = replace(NET, levels=(Level("conv", 4, 1), Level("conv", 8, 1)))
+FIT = FitConfig(iterations=2, batch_size=4, precision="float32", sample_every=2, checkpoint_every=2)
+LOG_SNR = 2.0
+
+
+class Noisy(Folding):
+    """Takes its latents with noise."""
+
+    log_snr = LOG_SNR
+
+
+@dataclass(frozen=True)
+class NoisyFolder(FoldingFolder):
+    """Its fingerprint is its folder."""
+
+    def read(self, device: torch.device | str) -> Folding:
+        return Noisy(self.fingerprint)
+
+
+CODEC = NoisyFolder("a folder", "f" * 64)
+GIVEN = DenoisingConfig(latents=CODEC)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("decoder")
+    np.savez(root / "images.npz", images=photos(40).transpose(0, 2, 3, 1))
+    return root
+
+
+def experiment(root: Path, name: str, networks: dr.NetworksConfig, method: DenoisingConfig) -> Experiment:
+    return Experiment(name, networks, method, FIT, dr.DataConfig(str(root / "images.npz")))
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path) -> dict[str, Path]:
+    """A heavy and a light single-rate decoder, and a dual-rate one that was trained from the start."""
+    networks = {"heavy": OneDecoder(NET, LATENT), "light": OneDecoder(LIGHT, LATENT)}
+    for name, one in networks.items():
+        dr.train(experiment(root, name, one, GIVEN), root / name)
+    dual = replace(GIVEN, times=GivenTimes(draws=2))
+    dr.train(experiment(root, "dual", TwoDecoders(NET, LIGHT, LATENT), dual), root / "dual")
+    return {name: root / name for name in ("heavy", "light", "dual")}
+
+
+def test_a_decoder_is_given_its_images_latents_drawn_anew(root: Path) -> None:
+    """z_0 = alpha_0 (mean + spread eps) + sigma_0 eps_0, keyed by sample number."""
+    one = experiment(root, "one", OneDecoder(NET, LATENT), GIVEN)
+    start = Start(True, torch.device("cpu"), False, load, lambda i: pytest.fail("no batch"), lambda text: None)
+    method = one.method.prepare(one, start).method
+    x, draws = to_float(photos(4)), Draws(0, torch.tensor([5, 6, 7, 8]))
+    z_0 = method.condition(dr.Batch(x, None, draws.row), draws).z_0
+    moments = Noisy("").encode(x)
+    alpha, sigma = (torch.sigmoid(torch.tensor(one)).sqrt() for one in (LOG_SNR, -LOG_SNR))
+    latent = moments.mean + (moments.log_var / 2).exp() * draws.normal("latent", *LATENT)
+    torch.testing.assert_close(z_0, alpha * latent + sigma * draws.normal("z_0", *LATENT))
+    again = method.condition(dr.Batch(x, None, draws.row + 40), Draws(0, draws.row + 40)).z_0
+    assert (z_0 - again).std().item() == pytest.approx(float(sigma) * 2**0.5, rel=0.1)
+
+
+def test_what_a_seed_draws_is_the_reconstruction_of_its_image(runs: dict[str, Path], root: Path) -> None:
+    """One heavy call on z_0 of held-out image number `seed`, the same for every decoder, however images are batched."""
+    model = load(runs["dual"])
+    drawer = Choice(4, sampler="dpm++2m").drawer(model, batch_size=2, precision="float32")
+    assert [refresh.value for refresh in drawer.plan.refresh] == ["full", "keep", "keep", "keep"]
+    assert (drawer.cost.heavy_calls, drawer.cost.light_calls) == (1, 4)
+    images = drawer.draw(range(2, 7)).images
+    test = load_images(root / "images.npz", split="test")
+    seeds = torch.arange(2, 7)
+    originals = test.images[(seeds % len(test)).numpy()]
+    assert np.array_equal(model.given.originals(seeds), originals)
+    z_0 = noisy_latents(Noisy(""), to_float(originals), Draws(0, seeds))
+    torch.testing.assert_close(load(runs["light"]).given(seeds), z_0)
+    noise = Draws(0, seeds).normal("start", *model.shape)
+    with torch.no_grad():
+        x = dr.rollout(model.denoiser, drawer.step, drawer.plan, noise, Cond(z_0=z_0), lambda i, j: noise)
+    assert np.abs(images.astype(int) - to_uint8(x).numpy()).max() <= 1
+
+
+def test_costs_are_one_heavy_call_and_n_light_ones(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    heavy, light, dual = (load(run) for run in runs.values())
+    assert (heavy.call_cost.heavy, light.call_cost.heavy) == (0, 0)
+    maps = sum(LATENT[0] * level.channels * LIGHT.side(i) ** 2 for i, level in enumerate(LIGHT.levels))
+    maps += (4 - 1) * LATENT[0] * LIGHT.levels[1].channels * LIGHT.side(1) ** 2  # 2 x 2 positions to one
+    assert light.call_cost.light - dual.call_cost.light == maps  # of z_0, which the dual-rate one maps once
+    drawer = Choice(8).drawer(dual)
+    assert drawer.cost.macs == dual.call_cost.heavy + 8 * dual.call_cost.light
+    assert drawer.macs_by_step[-1] == drawer.cost.macs
+    monkeypatch.setattr("dualrate.measuring.measure.seconds_per_call", lambda call, **how: float(call() is not None))
+    assert cost_report(drawer)["macs_per_image"] == drawer.cost.macs
+
+
+def test_a_retrofit_begins_as_the_light_decoder_and_with_the_heavy_one(runs: dict[str, Path], root: Path) -> None:
+    of = {"encoder_from": str(runs["heavy"]), "light_from": str(runs["light"]), "targets_from": str(runs["heavy"])}
+    method = replace(GIVEN, times=GivenTimes(), freeze_encoder=True, **of)
+    one = experiment(root, "retrofit", TwoDecoders(NET, LIGHT, LATENT), method)
+    start = Start(True, torch.device("cpu"), False, load, lambda i: pytest.fail("no batch"), lambda text: None)
+    prepared = one.method.prepare(one, start)
+    light, heavy = load(runs["light"]), load(runs["heavy"])
+    seeds, t = torch.arange(3), torch.full((3,), 0.4, dtype=torch.float64)
+    z, cond = torch.randn(3, *NET.shape), Cond(z_0=light.given(seeds))
+    denoiser = prepared.method.denoiser()
+    with torch.no_grad():
+        x_hat = denoiser.denoise(z, t, denoiser.encode(z, t, cond), cond)
+        torch.testing.assert_close(x_hat, light.denoiser.denoise(z, t, dr.Context(), cond))
+        taught = prepared.method.targets(torch.zeros_like(z), z, t, cond)
+        torch.testing.assert_close(taught, heavy.denoiser.denoise(z, t, dr.Context(), cond))
+    its = prepared.method.networks["encoder"].net.state_dict()
+    of_heavy = heavy.networks["model"].state_dict()
+    assert all(torch.equal(part, of_heavy[name]) for name, part in its.items())
+    dr.train(one, root / "retrofit")
+    found = load(root / "retrofit").networks["encoder"].net.state_dict()
+    assert all(torch.equal(part, found[name]) for name, part in its.items())  # frozen
+    other = replace(one, method=replace(method, latents=NoisyFolder("another", "e" * 64)))
+    with pytest.raises(ValueError, match="given latents of the codec ffffffffffff, not eeeeeeeeeeee"):
+        other.method.prepare(other, start)
+
+
+def test_decoders_are_compared_at_equal_cost(runs: dict[str, Path]) -> None:
+    """The usual plans of a dual-rate decoder have one heavy call, and as many light ones as the rung pays for."""
+    entries = [Entry.parse(str(run)) for run in runs.values()]
+    models = {run: load(run) for run in runs.values()}
+    found = contenders_of(entries, models, progress=Silent())
+    duals = [one for one in found if one.network == "dual"]
+    assert {one.plan.num_heavy for one in duals} == {1}
+    assert {one.sampler for one in duals} >= {"ddim", "dpm++2m", "sde-dpm++2m"}  # any
+    dearest = models[runs["heavy"]].call_cost.light
+    for run in runs.values():
+        (last,) = [one for one in found if one.run == run and one.sampler == "ddim"][-1:]
+        assert last.drawer(models[run]).macs_by_step[-1] == pytest.approx(16 * dearest, rel=0.05)
+    own = Entry.parse(f"{runs['dual']}:6@heun").asked(models[runs["dual"]])
+    assert (own.denoiser, own.plan.num_heavy, own.plan.num_steps) == (None, 1, 6)
+    assert calls_of(10, 100, 50) == [35, 75, 155, 256]
+
+
+def test_what_does_not_fit_is_refused(runs: dict[str, Path], root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="are a decoder's: name the codec"):
+        experiment(root, "one", OneDecoder(NET, LATENT), DenoisingConfig())
+    with pytest.raises(ValueError, match="take no latents: drop the codec"):
+        experiment(root, "one", dr.OneNetwork(NET), GIVEN)
+    with pytest.raises(ValueError, match="set num_classes of one to 0"):
+        experiment(root, "one", OneDecoder(replace(NET, num_classes=3), LATENT), GIVEN)
+    other = experiment(root, "one", OneDecoder(NET, (12, 4, 4)), GIVEN)
+    with pytest.raises(ValueError, match=r"latents of \(12, 8, 8\) by the codec, .* take \(12, 4, 4\)"):
+        dr.train(other, tmp_path / "run")
+    model = load(runs["dual"])
+    with pytest.raises(ValueError, match="context that never grows old, so there are 1 heavy calls, not 3"):
+        Choice(6, 3).drawer(model)
+    moved = model.with_codec("elsewhere").experiment
+    assert (moved.method.latents, moved.codec) == (CodecFolder("elsewhere", CODEC.fingerprint), NoCodec())
