@@ -20,7 +20,8 @@ class Folding:
     log_snr: float | None = None
 
     def __init__(self, fingerprint: str, std: float = 0.5) -> None:
-        self.fingerprint, self.normalisation = fingerprint, Normalisation((0.1,), (std,))
+        self.fingerprint = self.latents = fingerprint
+        self.normalisation = Normalisation((0.1,), (std,))
         generator = torch.Generator().manual_seed(3)
         self.matrix = torch.linalg.qr(torch.randn(12, 12, generator=generator))[0]
 

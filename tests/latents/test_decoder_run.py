@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,27 +13,31 @@ from latents.autoencoders import photos
 from latents.folding import Folding, FoldingFolder
 
 import dualrate as dr
-from dualrate.codecs.codec import noisy_latents
+from dualrate.codecs.codec import decode_macs, noisy_latents
 from dualrate.codecs.config import CodecFolder, NoCodec
+from dualrate.codecs.diffusion import DECODER
 from dualrate.compare.contenders import Entry, calls_of, contenders_of
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Cond
-from dualrate.experiments.decoding import OneDecoder, TwoDecoders
+from dualrate.experiments.decoding import OneDecoder, TwoDecoders, as_codec
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment, Start
 from dualrate.machine.progress import Silent
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.measure import cost_report
+from dualrate.measuring.reconstruction import nearness
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes.fashion_mnist_decoders import ITERATIONS, SIZES, DecoderRecipe
 from dualrate.runs.store import load
+from dualrate.sampling.cost import call_cost
 from dualrate.training.config import FitConfig
 
 LATENT = (12, 8, 8)
 NET = UViTConfig(16, 3, (Level("conv", 8, 1), Level("transformer", 16, 2)), patch=2, embedding=16, head_dim=16)
 LIGHT = replace(NET, levels=(Level("conv", 4, 1), Level("conv", 8, 1)))
-FIT = FitConfig(iterations=2, batch_size=4, precision="float32", sample_every=2, checkpoint_every=2)
+FIT = FitConfig(iterations=2, batch_size=4, precision="float32", sample_every=9, checkpoint_every=2)
 LOG_SNR = 2.0
 
 
@@ -72,7 +77,9 @@ def runs(root: Path) -> dict[str, Path]:
     for name, one in networks.items():
         dr.train(experiment(root, name, one, GIVEN), root / name)
     dual = replace(GIVEN, times=GivenTimes(draws=2))
-    dr.train(experiment(root, "dual", TwoDecoders(NET, LIGHT, LATENT), dual), root / "dual")
+    two = experiment(root, "dual", TwoDecoders(NET, LIGHT, LATENT), dual)
+    dr.train(replace(two, fit=replace(FIT, sample_every=2)), root / "dual")
+    assert (root / "dual" / "samples" / "0000002.png").is_file()
     return {name: root / name for name in ("heavy", "light", "dual")}
 
 
@@ -108,6 +115,52 @@ def test_what_a_seed_draws_is_the_reconstruction_of_its_image(runs: dict[str, Pa
     with torch.no_grad():
         x = dr.rollout(model.denoiser, drawer.step, drawer.plan, noise, Cond(z_0=z_0), lambda i, j: noise)
     assert np.abs(images.astype(int) - to_uint8(x).numpy()).max() <= 1
+
+    square = ((images.astype(float) - originals) ** 2).mean((1, 2, 3))
+    near = nearness(drawer, range(2, 7))
+    assert near is not None
+    assert (near.psnr, near.count) == (pytest.approx(np.mean(10 * np.log10(255**2 / square))), 5)
+
+
+def test_a_decoder_stands_in_a_codec_of_the_same_latents(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The latents keep their name, and images of a base model have another: features that are kept are not mixed up."""
+    codecs = {name: as_codec(load(run)) for name, run in runs.items()}
+    assert {codec.latents for codec in codecs.values()} == {CODEC.fingerprint}
+    assert len({CODEC.fingerprint, *(codec.fingerprint for codec in codecs.values())}) == 4
+    dual, model, seeds = codecs["dual"], load(runs["dual"]), torch.arange(3)
+    z_0 = model.given(seeds)
+    drawn = Draws(DECODER, seeds)
+    with torch.no_grad():
+        noise, plan = drawn.normal("start", *model.shape), dr.StepPlan.spread(dual.plan.t, 1)
+        x = dr.rollout(model.denoiser, dual.step, plan, noise, Cond(z_0=z_0), lambda i, j: noise)
+    torch.testing.assert_close(dual.decode(z_0, Draws(0, seeds)), x)
+    assert decode_macs(dual, LATENT) == model.call_cost.heavy + 16 * model.call_cost.light
+    base = Experiment(
+        "base", dr.OneNetwork(replace(NET, image_size=8, image_channels=12)), DenoisingConfig(), FIT, codec=CODEC
+    )
+    networks, denoiser = base.build()
+    own = dr.Model("base", base, networks, denoiser, 0, "weights")
+    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, device: codecs[folder])
+    others = [own.with_codec(name) for name in runs]
+    drawers = [dr.Drawer(one, dr.DDIM(one.process), dr.StepPlan.uniform(2)) for one in (own, *others)]
+    assert len({drawer.origin("net").digest for drawer in drawers}) == 4
+    assert drawers[1].draw(range(2)).images.shape == (2, 3, 16, 16)
+    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, device: Noisy("e" * 64))
+    with pytest.raises(ValueError, match="is another one"):
+        _ = own.with_codec("other").codec
+
+
+def test_the_recipe_makes_decoders_of_a_codecs_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (4, 7, 7))
+    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, device: made)
+    recipes = {kind: DecoderRecipe(kind, Path("here"))() for kind in ITERATIONS}
+    assert {one.networks.latent for one in recipes.values()} == {(4, 7, 7)}
+    assert recipes["dual"].serves.default_heavy(16) == 1
+    macs = {kind: call_cost(recipes[kind].build()[1], (1, 28, 28), None, latent=(4, 7, 7)).light for kind in SIZES}
+    assert macs["medium"] / macs["heavy"] == pytest.approx(0.45, abs=0.01)
+    assert macs["light"] / macs["heavy"] == pytest.approx(0.11, abs=0.01)
 
 
 def test_costs_are_one_heavy_call_and_n_light_ones(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

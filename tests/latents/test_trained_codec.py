@@ -42,6 +42,7 @@ class Trained:
     networks: nn.ModuleDict
     device: torch.device
     fingerprint: str = "of its weights"
+    latents: str = "of its weights"
     log_snr: float | None = None
 
     def latent_shape(self, image: Shape) -> Shape:

@@ -18,6 +18,8 @@ from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.machine.environment import environment
 from dualrate.machine.progress import image_progress
 
+RECONSTRUCTED = 1000  # images of a decoder, at most, for the PSNR: drawn again
+
 
 @dataclass(frozen=True)
 class Evaluate(Ranged):
@@ -48,6 +50,7 @@ class Evaluate(Ranged):
         from dualrate.machine.workers import mapper
         from dualrate.measuring.evaluator import evaluators, require_count
         from dualrate.measuring.measure import measure
+        from dualrate.measuring.reconstruction import nearness
         from dualrate.report.table import as_text, table
 
         require_count(self.num, self.features)
@@ -59,11 +62,18 @@ class Evaluate(Ranged):
         with mapper(self.workers, model.device, progress.note) as over:
             how = {"keep": self.keep, "details": self.details, "progress": show, "mapper": over}
             row = measure(drawer, seeds, *judges, **how).row
+        near = nearness(drawer, seeds[:RECONSTRUCTED])
         progress.close()
         if self.json:
-            of = {"weights": model.weights_hash, "command": shlex.join(["dualrate", *sys.argv[1:]])}
+            of = {
+                "reconstruction": near and asdict(near),
+                "weights": model.weights_hash,
+                "command": shlex.join(["dualrate", *sys.argv[1:]]),
+            }
             print(json.dumps(asdict(row) | {"flops": row.flops, **of, "environment": environment()}))
             return
         print(as_text(table([row])))
+        if near is not None:
+            print(f"\n{near}")
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")

@@ -23,7 +23,15 @@ from dualrate.machine.device import pick_device
 from dualrate.machine.progress import PlainReporter, Silent
 from dualrate.machine.supervisor import Supervisor
 from dualrate.machine.world import check_shard, is_launched, joined, own_device
-from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_latents, imagenet, natural16
+from dualrate.recipes import (
+    auto,
+    cifar10,
+    fashion_mnist,
+    fashion_mnist_decoders,
+    fashion_mnist_latents,
+    imagenet,
+    natural16,
+)
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "auto": auto.Auto(),
@@ -34,6 +42,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-small": fashion_mnist.small,
     "fashion-mnist-latents": fashion_mnist_latents.first,
     "fashion-mnist-latents-base": fashion_mnist_latents.base,
+    "fashion-mnist-decoder": fashion_mnist_decoders.DecoderRecipe(),
     "cifar10-heavy": cifar10.heavy,
     "cifar10-light": cifar10.light,
     "cifar10-dual": cifar10.dual,

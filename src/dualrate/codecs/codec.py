@@ -99,6 +99,14 @@ class Codec(Protocol):
         ...
 
     @property
+    def latents(self) -> str:
+        """sha256 of what its latents depend on: the fingerprint, unless its decoder is not the one that belongs to it.
+
+        Models of its latents know it by this.
+        """
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Where it works."""
         ...
@@ -133,6 +141,7 @@ class Pixels:
     """Images are their own latents."""
 
     fingerprint: str = ""
+    latents: str = ""
     device: torch.device = torch.device("cpu")
     log_snr = None  # no annotation: no field
 

@@ -69,7 +69,7 @@ class CodecFolder(CodecConfig):
     folder: str
     """Where it is, such as the vae of a diffusers pipeline."""
     fingerprint: str
-    """Its sha256; a folder that holds another one is refused."""
+    """Its sha256; a folder that holds another one is refused, but for a decoder of its latents."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class CodecFolder(CodecConfig):
     @staticmethod
     def at(folder: str | Path, device: torch.device | str = "cpu") -> CodecFolder:
         """The codec that is there now. Raises as `read_codec`."""
-        return CodecFolder(str(Path(folder).expanduser().resolve()), read_codec(folder, device).fingerprint)
+        return CodecFolder(str(Path(folder).expanduser().resolve()), read_codec(folder, device).latents)
 
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
         return self.read(device)
@@ -86,9 +86,9 @@ class CodecFolder(CodecConfig):
     def read(self, device: torch.device | str) -> Codec:
         """The codec. Raises ValueError where the folder holds another one, and what `read_codec` raises."""
         codec = read_codec(self.folder, device)
-        if codec.fingerprint != self.fingerprint:
+        if codec.latents != self.fingerprint:
             raise ValueError(
-                f"the codec in {self.folder} is another one (sha256 {codec.fingerprint[:12]}, expected "
+                f"the codec in {self.folder} is another one (sha256 {codec.latents[:12]}, expected "
                 f"{self.fingerprint[:12]}): name the one that the latents were made by, or encode the images anew"
             )
         return codec

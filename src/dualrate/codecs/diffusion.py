@@ -96,6 +96,10 @@ class DiffusionCodec:
                 digest.update(tensor.detach().cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def latents(self) -> str:
+        return self.fingerprint
+
     def latent_shape(self, image: Shape) -> Shape:
         config = self._encoder
         if image != config.shape:
@@ -121,11 +125,59 @@ class DiffusionCodec:
         with torch.autocast(images.device.type, enabled=False):
             return Moments(self.networks["encoder"](images.float()))
 
-    @torch.no_grad()
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
         shape = self.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-        draws = Draws(draws.seed + DECODER, draws.row)
-        noise = StepNoise(draws, self.plan.num_steps, shape)
-        with torch.autocast(x.device.type, enabled=False):
-            start = draws.normal("start", *shape)
-            return rollout(self.decoder, self.step, self.plan, start, Cond(z_0=x.float()), noise)
+        return images_of(x, self.decoder, self.step, self.plan, shape, draws)
+
+
+@torch.no_grad()
+def images_of(z_0: Tensor, decoder: Denoiser, step: Step, plan: StepPlan, shape: Shape, draws: Draws) -> Tensor:
+    """A diffusion decoder's images, (B, *shape), of z_0: (B, C, h, w). draws: of the images' seeds."""
+    draws = Draws(draws.seed + DECODER, draws.row)
+    noise = StepNoise(draws, plan.num_steps, shape)
+    with torch.autocast(z_0.device.type, enabled=False):
+        return rollout(decoder, step, plan, draws.normal("start", *shape), Cond(z_0=z_0.float()), noise)
+
+
+@dataclass(frozen=True)
+class OtherDecoder:
+    """The latents of a codec, decoded by a decoder that was trained on them later.
+
+    weights: sha256 of the decoder's
+    """
+
+    codec: Codec
+    decoder: Denoiser
+    weights: str
+    step: Step
+    plan: StepPlan
+
+    @property
+    def log_snr(self) -> float | None:
+        return self.codec.log_snr
+
+    @property
+    def latents(self) -> str:
+        return self.codec.latents
+
+    @property
+    def device(self) -> torch.device:
+        return self.codec.device
+
+    @property
+    def fingerprint(self) -> str:
+        says = f"{self.codec.fingerprint} {self.weights} {self.step} {self.plan.to_json()}"
+        return hashlib.sha256(says.encode()).hexdigest()
+
+    def latent_shape(self, image: Shape) -> Shape:
+        return self.codec.latent_shape(image)
+
+    def image_shape(self, latent: Shape) -> Shape:
+        return self.codec.image_shape(latent)
+
+    def encode(self, images: Tensor) -> Moments:
+        return self.codec.encode(images)
+
+    def decode(self, x: Tensor, draws: Draws) -> Tensor:
+        shape = self.image_shape((x.shape[1], x.shape[2], x.shape[3]))
+        return images_of(x, self.decoder, self.step, self.plan, shape, draws)

@@ -1,5 +1,6 @@
 """The networks of an experiment that trains a decoder p(x | z_0), single-rate or dual-rate.
 
+A dual-rate decoder's heavy call is of z_0 alone, so one serves every step, under any sampler (`Reuse.FREE`).
 It is trained by the denoising loss on images, given latents of a codec that does not train (`DenoisingConfig.latents`).
 """
 
@@ -10,13 +11,35 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dualrate.codecs.codec import Codec
+from dualrate.codecs.diffusion import OtherDecoder
 from dualrate.denoisers.decoder import Decoder, DualRateDecoder
 from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.experiments.experiment import Model
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.networks.decoder import DecoderUViT, LatentEncoder, Shape
 from dualrate.networks.dual import ContextConfig, check_pair
 from dualrate.networks.uvit import UViT, UViTConfig
+from dualrate.sampling.catalogue import make_step, sampler_named
+from dualrate.sampling.grids import grid_times
+
+DECODING = "dpm++2m", 16  # sampler and steps of a decoder that stands in a codec
+
+
+def as_codec(model: Model) -> Codec:
+    """What a model is to models of latents: its codec; of a decoder that of its latents, with itself as the decoder.
+
+    Raises what reading the codec of its latents raises.
+    """
+    latents = model.experiment.method.latents
+    if not latents.fingerprint:
+        return model.codec
+    codec, (name, steps) = latents.build(model.networks, model.device), DECODING
+    plan = StepPlan.at(grid_times(sampler_named(name).grid, model.process.schedule, steps), [0])
+    step = make_step(name, model.process, plan=plan)
+    return OtherDecoder(codec, model.denoiser, model.weights_hash, step, plan)
 
 
 @dataclass(frozen=True)

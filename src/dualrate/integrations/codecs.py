@@ -144,7 +144,7 @@ class Autoencoder:
         except ValueError as error:
             raise ValueError(f"the latents of {self.name} cannot be normalised: {error}") from error
         self.module = module.float().eval().requires_grad_(False)
-        self.fingerprint = _fingerprint(kind, self.config, module)
+        self.fingerprint = self.latents = _fingerprint(kind, self.config, module)
         self.device = next(module.parameters()).device
 
     def latent_shape(self, image: Shape) -> Shape:

@@ -198,9 +198,11 @@ class Drawer(Ranged):
 
     def origin(self, features: str) -> Origin:
         """What its images are of, for keeping them. features: the extractor's identity, or PIXELS."""
+        experiment, codec = self.model.experiment, self.model.codec
+        other = [codec.fingerprint] if codec.latents != codec.fingerprint else []  # another decoder of its latents
         return Origin(
             weights=self.model.weights_hash,
-            experiment=_digest(self.model.experiment.identity),
+            experiment=_digest([experiment.identity, *other] if other else experiment.identity),
             sampler=json.dumps([plain_step(self.step), to_plain(self.guidance)]),
             plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {_digest(self.plan.to_json())[:12]}",
             labels=self.labels_rule,

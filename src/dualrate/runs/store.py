@@ -29,6 +29,7 @@ from torch import Tensor
 from dualrate.codecs.codec import Codec
 from dualrate.config.serial import from_json, to_plain
 from dualrate.experiments import denoising, moment_matching, unified_latents  # noqa: F401  # methods a file may name
+from dualrate.experiments.decoding import as_codec
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.foreign import experiment_of, weights_of
 from dualrate.experiments.upgrade import upgraded
@@ -80,12 +81,15 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
 
 
 def codec_of(path: Path, device: torch.device | str = "cpu") -> Codec:
-    """The codec of a run, or of released weights, as it is by its newest checkpoint. Raises as `load`, and ValueError
-    for a model of pixels."""
-    model = load(path, device=device, note=lambda text: None)
-    if not model.codec.fingerprint:
+    """The codec of a run, or of released weights, as it is by its newest checkpoint; a decoder's is that of its latents
+    with itself as the decoder.
+
+    Raises as `load`, and ValueError for a model of pixels.
+    """
+    codec = as_codec(load(path, device=device, note=lambda text: None))
+    if not codec.fingerprint:
         raise ValueError(f"{path} is a model of pixels, which has no codec: name a run that trains one")
-    return model.codec
+    return codec
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,39 @@
+"""How near a decoder's images are to those whose latents it was given.
+
+PSNR = 10 log10(255^2 / mean square error) of an image, in dB, on 8-bit pixels
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dualrate.measuring.drawer import Drawer
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """A mean over images, and its standard error. psnr: in dB."""
+
+    psnr: float
+    error: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"PSNR {self.psnr:.2f} dB, standard error {self.error:.2f}, of {self.count:,} reconstructions"
+
+
+def nearness(drawer: Drawer, seeds: range) -> Nearness | None:
+    """Draws one image per seed. None for a model that is no decoder. Raises what drawing raises."""
+    given = drawer.model.given
+    if given is None:
+        return None
+    found: list[float] = []
+    for images in drawer.batches(seeds):
+        batch = torch.tensor(seeds[len(found) : len(found) + len(images)])
+        square = (images.astype(np.float64) - given.originals(batch)) ** 2
+        found += [10 * math.log10(255**2 / max(error, 1e-9)) for error in square.mean((1, 2, 3)).tolist()]
+    return Nearness(float(np.mean(found)), float(np.std(found) / math.sqrt(len(found))), len(found))

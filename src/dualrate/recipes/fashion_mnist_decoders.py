@@ -1,0 +1,73 @@
+"""Decoders of Fashion-MNIST's latents, trained on what a first stage left: `fashion-mnist-latents`, or any codec.
+
+Heavy, medium and light are single-rate; dual is the heavy network on z_0, once an image, and the light one at every
+step; retrofit is the same, begun as the trained light decoder and with the trained heavy one, whose x_hat it learns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from dualrate.codecs.config import CodecFolder
+from dualrate.config.ranges import Ranged
+from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.decoding import OneDecoder, TwoDecoders
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.networks import NetworksConfig
+from dualrate.methods.times import GivenTimes
+from dualrate.networks.uvit import UViTConfig
+from dualrate.recipes.fashion_mnist import network
+from dualrate.training.config import FitConfig
+from dualrate.training.optim import OptimConfig
+
+Kind = Literal["heavy", "medium", "light", "dual", "retrofit"]
+SIZES: dict[str, UViTConfig] = {
+    name: replace(network(*widths), num_classes=0)
+    for name, widths in {"heavy": (56, 128, 4), "medium": (48, 96, 2), "light": (24, 64, 1)}.items()
+}
+ITERATIONS: dict[Kind, int] = {"heavy": 3600, "medium": 7000, "light": 16_000, "dual": 2500, "retrofit": 1500}
+WEIGHTING = Sigmoid(3.0)  # as in the first stage
+FIT = FitConfig(
+    iterations=1,
+    batch_size=64,
+    optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup=200, decay="cosine"),
+    ema_halflife=20_000,
+    checkpoint_every=250,
+    sample_every=1000,
+)
+SHAPE = SIZES["heavy"].shape
+
+
+@dataclass(frozen=True)
+class DecoderRecipe(Ranged):
+    """A decoder of latents of Fashion-MNIST. The codec is looked at first; options that are not listed here come after
+    that: give --codec with --help to see all of them."""
+
+    kind: Kind = "dual"
+    """heavy, medium or light: one network. dual: a heavy one on the latent, once, and a light one at every step.
+    retrofit: the same of trained ones."""
+    codec: Path = Path("runs/fashion-mnist-latents")
+    """Whose latents it decodes: a run that trained one, or its folder."""
+    heavy: Path = Path("runs/fashion-mnist-decoder-heavy")
+    """The trained heavy decoder; of a retrofit."""
+    light: Path = Path("runs/fashion-mnist-decoder-light")
+    """The trained light decoder; of a retrofit."""
+
+    def __call__(self) -> Experiment:
+        """About 40 minutes of one CPU core; a retrofit 30. Raises what reading the codec raises."""
+        latents = CodecFolder.at(self.codec)
+        shape, method = latents.read("cpu").latent_shape(SHAPE), DenoisingConfig(weighting=WEIGHTING, latents=latents)
+        networks: NetworksConfig
+        if self.kind in SIZES:
+            networks = OneDecoder(SIZES[self.kind], shape)
+        else:
+            networks, method = TwoDecoders(SIZES["heavy"], SIZES["light"], shape), replace(method, times=GivenTimes(4))
+        if self.kind == "retrofit":
+            heavy, light = str(self.heavy), str(self.light)  # a target is a call of the heavy one at every time
+            of = {"encoder_from": heavy, "light_from": light, "targets_from": heavy}
+            method = replace(method, times=GivenTimes(2), **of)
+        fit = replace(FIT, iterations=ITERATIONS[self.kind])
+        return Experiment(f"fashion-mnist-decoder-{self.kind}", networks, method, fit)
