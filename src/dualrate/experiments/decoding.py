@@ -13,6 +13,7 @@ from torch import nn
 
 from dualrate.codecs.codec import Codec
 from dualrate.codecs.diffusion import OtherDecoder
+from dualrate.config.ranges import Ranged, Side
 from dualrate.denoisers.decoder import Decoder, DualRateDecoder
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
@@ -43,11 +44,11 @@ def as_codec(model: Model) -> Codec:
 
 
 @dataclass(frozen=True)
-class OneDecoder(NetworksConfig):
+class OneDecoder(NetworksConfig, Ranged):
     """A single-rate decoder."""
 
     model: UViTConfig
-    latent_shape: Shape
+    latent_shape: tuple[Side, Side, Side]
     """(C, h, w) of the latents."""
     bfloat16_weights = True
 
@@ -65,17 +66,18 @@ class OneDecoder(NetworksConfig):
 
 
 @dataclass(frozen=True)
-class TwoDecoders(NetworksConfig):
+class TwoDecoders(NetworksConfig, Ranged):
     """A dual-rate decoder: the encoder sees z_0, once an image; the light network the noisy image."""
 
     encoder: UViTConfig
     light: UViTConfig
-    latent_shape: Shape
+    latent_shape: tuple[Side, Side, Side]
     """(C, h, w) of the latents."""
     context: ContextConfig = ContextConfig()
     bfloat16_weights = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_pair(self.encoder, self.light, self.context)
 
     def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
