@@ -44,7 +44,6 @@ from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.betas import Betas
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow
 from dualrate.diffusion.weighting import Sigmoid
-from dualrate.experiments.decoding import OneDecoder, TwoDecoders
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan
 from dualrate.foreign.config import ForeignConfig
@@ -57,7 +56,7 @@ from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout
 from dualrate.methods.moment_matching.student import StudentMethod
-from dualrate.methods.times import GivenTimes, SingleTime
+from dualrate.methods.times import SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
 from dualrate.metrics.dinov2 import DinoV2

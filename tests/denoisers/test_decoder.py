@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.decoder import Decoder, DualRateDecoder
+from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.values import Cond, Context
 from dualrate.networks.decoder import DecoderUViT, LatentEncoder, LatentMaps
+from dualrate.networks.uvit import UViT
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.cost import macs_of
+from dualrate.sampling.trajectory import rollout
 
 NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16
@@ -33,7 +37,7 @@ def randomised(net: nn.Module) -> nn.Module:
 
 
 def dual() -> DualRateDecoder:
-    return DualRateDecoder(randomised(LatentEncoder(NET, LIGHT, LATENT)), randomised(dr.UViT(LIGHT)), PROCESS)
+    return DualRateDecoder(randomised(LatentEncoder(NET, LIGHT, LATENT)), randomised(UViT(LIGHT)), PROCESS)
 
 
 def single(config: dr.UViTConfig = NET) -> Decoder:
@@ -47,15 +51,13 @@ def cond(rows: int = 2, seed: int = 1) -> Cond:
 def decode(denoiser: dr.Denoiser, step: dr.Step, plan: dr.StepPlan, of: Cond) -> Tensor:
     rows = len(of.z_0) if of.z_0 is not None else 2
     with torch.no_grad():
-        return dr.rollout(
-            denoiser, step, plan, normals(0, rows, 1, 8, 8), of, lambda i, j: normals(2 + i, rows, 1, 8, 8)
-        )
+        return rollout(denoiser, step, plan, normals(0, rows, 1, 8, 8), of, lambda i, j: normals(2 + i, rows, 1, 8, 8))
 
 
 @pytest.mark.parametrize("name", PLAIN_SAMPLERS)
 def test_one_heavy_call_serves_every_sampler_and_what_it_sees_is_z_0_alone(name):
     plan, every = dr.StepPlan.uniform(4, 1), dr.StepPlan.uniform(4)
-    step, meter = make_step(name, PROCESS, plan=plan), dr.Metered(dual())
+    step, meter = make_step(name, PROCESS, plan=plan), Metered(dual())
     images = decode(meter, step, plan, cond())
     assert meter.meter.heavy == 2
     calls = step.calls_per_step * 4 - step.single_call_steps * (step.calls_per_step - 1)
@@ -79,7 +81,7 @@ def test_every_row_has_its_own_z_0_and_gives_it_a_gradient(make):
 
 
 def test_guidance_asks_for_both_branches_of_every_image():
-    guided = dr.Guided(dual(), PROCESS, weight=2.0, null=3)
+    guided = Guided(dual(), PROCESS, weight=2.0, null=3)
     z, t, of = normals(0, 2, 1, 8, 8), torch.full((2,), 0.4, dtype=torch.float64), cond()
     x_hat = guided.denoise(z, t, guided.encode(z, t, of), of)
     own, null = (dual().denoise(z, t, dual().encode(z, t, one), one) for one in (of, Cond(torch.full((2,), 3), of.z_0)))
@@ -168,7 +170,7 @@ def test_an_exact_decoder_draws_from_the_posterior(name):
     plan = uniform_log_snr(300, heavy=1)
     r, z_0, count = 0.5, torch.full((4096, 1, 1, 1), 1.2, dtype=torch.float64), 4096
     step = make_step(name, PROCESS, plan=plan)
-    x = dr.rollout(
+    x = rollout(
         LinearGaussian(r),
         step,
         plan,

@@ -19,10 +19,11 @@ from dualrate.codecs.diffusion import DECODER
 from dualrate.compare.contenders import Entry, calls_of, contenders_of
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.values import Batch, Cond
 from dualrate.experiments.decoding import OneDecoder, TwoDecoders, as_codec
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment, Start
+from dualrate.experiments.networks import NetworksConfig
 from dualrate.machine.progress import Silent
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.measure import cost_report
@@ -32,6 +33,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.fashion_mnist_decoders import ITERATIONS, SIZES, DecoderRecipe
 from dualrate.runs.store import load
 from dualrate.sampling.cost import call_cost
+from dualrate.sampling.trajectory import rollout
 from dualrate.training.config import FitConfig
 
 LATENT = (12, 8, 8)
@@ -66,7 +68,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def experiment(root: Path, name: str, networks: dr.NetworksConfig, method: DenoisingConfig) -> Experiment:
+def experiment(root: Path, name: str, networks: NetworksConfig, method: DenoisingConfig) -> Experiment:
     return Experiment(name, networks, method, FIT, dr.DataConfig(str(root / "images.npz")))
 
 
@@ -89,12 +91,12 @@ def test_a_decoder_is_given_its_images_latents_drawn_anew(root: Path) -> None:
     start = Start(True, torch.device("cpu"), False, load, lambda i: pytest.fail("no batch"), lambda text: None)
     method = one.method.prepare(one, start).method
     x, draws = to_float(photos(4)), Draws(0, torch.tensor([5, 6, 7, 8]))
-    z_0 = method.condition(dr.Batch(x, None, draws.row), draws).z_0
+    z_0 = method.condition(Batch(x, None, draws.row), draws).z_0
     moments = Noisy("").encode(x)
     alpha, sigma = (torch.sigmoid(torch.tensor(one)).sqrt() for one in (LOG_SNR, -LOG_SNR))
     latent = moments.mean + (moments.log_var / 2).exp() * draws.normal("latent", *LATENT)
     torch.testing.assert_close(z_0, alpha * latent + sigma * draws.normal("z_0", *LATENT))
-    again = method.condition(dr.Batch(x, None, draws.row + 40), Draws(0, draws.row + 40)).z_0
+    again = method.condition(Batch(x, None, draws.row + 40), Draws(0, draws.row + 40)).z_0
     assert (z_0 - again).std().item() == pytest.approx(float(sigma) * 2**0.5, rel=0.1)
 
 
@@ -113,7 +115,7 @@ def test_what_a_seed_draws_is_the_reconstruction_of_its_image(runs: dict[str, Pa
     torch.testing.assert_close(load(runs["light"]).given(seeds), z_0)
     noise = Draws(0, seeds).normal("start", *model.shape)
     with torch.no_grad():
-        x = dr.rollout(model.denoiser, drawer.step, drawer.plan, noise, Cond(z_0=z_0), lambda i, j: noise)
+        x = rollout(model.denoiser, drawer.step, drawer.plan, noise, Cond(z_0=z_0), lambda i, j: noise)
     assert np.abs(images.astype(int) - to_uint8(x).numpy()).max() <= 1
 
     square = ((images.astype(float) - originals) ** 2).mean((1, 2, 3))
@@ -134,7 +136,7 @@ def test_a_decoder_stands_in_a_codec_of_the_same_latents(
     drawn = Draws(DECODER, seeds)
     with torch.no_grad():
         noise, plan = drawn.normal("start", *model.shape), dr.StepPlan.spread(dual.plan.t, 1)
-        x = dr.rollout(model.denoiser, dual.step, plan, noise, Cond(z_0=z_0), lambda i, j: noise)
+        x = rollout(model.denoiser, dual.step, plan, noise, Cond(z_0=z_0), lambda i, j: noise)
     torch.testing.assert_close(dual.decode(z_0, Draws(0, seeds)), x)
     assert decode_macs(dual, LATENT) == model.call_cost.heavy + 16 * model.call_cost.light
     base = Experiment(
