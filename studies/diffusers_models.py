@@ -8,8 +8,7 @@
 `train` is code of diffusers and torch but for the images: DDPMScheduler, add_noise, mean squared error, AdamW, an
 EMAModel, save_pretrained. `retrofit`, and `report`, which compares all retrofits there are and exports the longest, run
 `dualrate` commands, which they print; `seconds` times what `report` compares, by turns and in seconds of CPU, so on
-busy cores too. `Shared` is encoder sharing without training, for a UNet2DModel: as an entry of `dualrate compare`,
-FOLDER+diffusers_models:Shared:16/8@dpm++2m, with studies/ on PYTHONPATH.
+busy cores too. Encoder sharing without training is studies/shared_blocks.py.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import ROOT, RUNS, command, keep, load, on_one_thread, save
+from common import COUNT, ROOT, RUNS, command, keep, load, on_one_thread, save
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -39,9 +37,6 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.compare.contenders import Entry
 from dualrate.data.images import load_images, to_float
-from dualrate.denoisers.denoiser import Plain
-from dualrate.foreign.network import ForeignNetwork
-from dualrate.foreign.taps import outputs
 from dualrate.machine.files import write_tensors
 from dualrate.sampling.grids import grid_times
 
@@ -59,14 +54,14 @@ RETROFIT = {
     "fit.checkpoint-every": 100,
     "fit.sample-every": 500,
 }
-ALONE = (*(f"{steps}@dpm++2m" for steps in (3, 4, 5, 8, 12)), "8@sde-dpm++2m:0.1", "12@sde-dpm++2m:0.1")
+ALONE = (*(f"{steps}@dpm++2m" for steps in (4, 5, 6, 8, 12, 16)), "8@sde-dpm++2m:0.1", "12@sde-dpm++2m:0.1")
 SHARED = ("8/4@dpm++2m", "16/8@dpm++2m")
 SDE = "sde-dpm++2m:0.1"
-PAIR = ("8/4", "16/4", "32/8")
-BLENDED = ((8, 4), (16, 4))
+BLENDED = ((8, 4), (16, 4), (16, 8))  # of the longest retrofit
+SHORT = BLENDED[:1]  # of the others
 JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
 BATCH, ROUNDS = 64, 4  # of timings
-COUNTS = ("--screen", "300", "--count", "2000")
+SCREEN = 300  # images that the weaker contenders are left out by
 
 
 def unet() -> nn.Module:
@@ -168,57 +163,6 @@ def train(model: Any, folder: Path, x: Tensor, y: Tensor, minutes: float, batch:
     scheduler.save_pretrained(folder)
 
 
-@contextmanager
-def answering(blocks: Sequence[nn.Module], answers: Sequence[Any]) -> Iterator[None]:
-    """Each of the blocks returns its answer without running."""
-    for block, answer in zip(blocks, answers, strict=True):
-        block.forward = lambda *given, answer=answer, **named: answer
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-class Shared:
-    """A UNet2DModel whose down blocks and middle block run at heavy calls only; their outputs serve the up blocks.
-
-    Between heavy calls z_t enters by the first convolution, whose output is the last up block's outermost skip, and the
-    time by its embedding. Source: Faster Diffusion (Li et al. 2023, arXiv 2312.09608), with the skip kept as it is now.
-    Raises ValueError for a denoiser of another network.
-    """
-
-    reuse = dr.Reuse.SMOOTH
-
-    def __init__(self, denoiser: dr.Denoiser, process: dr.GaussianProcess) -> None:
-        network = denoiser.network if isinstance(denoiser, Plain) else None
-        if not isinstance(network, ForeignNetwork) or not isinstance(network.net, UNet2DModel):
-            raise ValueError(f"the encoder of a UNet2DModel alone is shared here, got {denoiser!r}")
-        down: Any = network.net.down_blocks
-        self.model, self.down = denoiser, list(down)
-        self.encoder = network.blocks[: len(self.down) + 1]
-
-    def encode(self, z: Tensor, t: Tensor, cond: dr.Cond) -> dr.Context:
-        with outputs(self.encoder) as seen:
-            x_hat = self.model.denoise(z, t, dr.Context(), cond)
-        *down, middle = seen
-        return dr.Context((middle, *(skip for _, skips in down for skip in skips)), tau=t, x_hat=x_hat)
-
-    def denoise(self, z: Tensor, t: Tensor, context: dr.Context, cond: dr.Cond) -> Tensor:
-        if context.x_hat is not None:
-            return context.x_hat
-        if not context.features:
-            return self.model.denoise(z, t, context, cond)
-        middle, *kept = context.features
-        answers: list[Any] = []
-        for block in self.down:
-            count = len(block.resnets) + len(block.downsamplers or ())
-            skips, kept = tuple(kept[:count]), kept[count:]
-            answers.append((skips[-1], skips))
-        with answering(self.encoder, [*answers, middle]):
-            return self.model.denoise(z, t, context, cond)
-
-
 def dualrate(*words: str) -> None:
     """Runs a command, printed. Raises CalledProcessError where it fails."""
     print("dualrate", *words, flush=True)
@@ -227,25 +171,25 @@ def dualrate(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "dualrate_command", *words], cwd=ROOT, check=True, env=environment)
 
 
-def blended(run: Path) -> list[str]:
+def blended(run: Path, wanted: Sequence[tuple[int, int]]) -> list[str]:
     """Files of plans whose steps are between equal ones in t and in log-SNR, as commands choose them; names in plans
     are of steps equal in t."""
     schedule, files = dr.load(run).process.schedule, []
-    for steps, heavy in BLENDED:
+    for steps, heavy in wanted:
         files.append(f"{run.relative_to(ROOT)}/blend-{steps}-{heavy}.json")
         save(ROOT / files[-1], dr.StepPlan.spread(grid_times("blend:0.4", schedule, steps), heavy).to_json())
     return files
 
 
-def entries_of(model: str, folder: Path, runs: Sequence[Path]) -> list[str]:
-    """What is compared: the model alone, its encoder shared, and its retrofits."""
+def entries_of(folder: Path, runs: Sequence[Path]) -> list[str]:
+    """What is compared: the model alone, its first blocks shared, and its retrofits."""
     at = folder.relative_to(ROOT)
     entries = [f"model={at}:{plan}" for plan in ALONE]
-    if model == "unet":
-        entries += [f"model={at}+diffusers_models:Shared:{plan}" for plan in SHARED]
+    entries += [f"model={at}+shared_blocks:Shared:{plan}" for plan in SHARED]
     for run in runs:
         name = run.name.removeprefix(f"{folder.name}-")
-        entries += [f"{name}={run.relative_to(ROOT)}:{plan}@{SDE}" for plan in (*PAIR, *blended(run))]
+        plans = blended(run, BLENDED if run == runs[-1] else SHORT)
+        entries += [f"{name}={run.relative_to(ROOT)}:{plan}@{SDE}" for plan in plans]
     return entries
 
 
@@ -272,6 +216,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=14, help="of training")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--iterations", type=int, default=1500, help="of the retrofit")
+    parser.add_argument("--count", type=int, default=COUNT, help="images of a contender in the report")
     options = parser.parse_args()
     on_one_thread()
     folder = RUNS / f"diffusers-{options.model}"
@@ -287,13 +232,14 @@ def main() -> None:
         dualrate("retrofit", str(folder), "--out", str(run), *flags)
     else:
         runs = sorted(RUNS.glob(f"{folder.name}-retrofit-*[0-9]"), key=lambda run: int(run.name.rpartition("-")[2]))
-        entries = entries_of(options.model, folder, runs)
+        entries = entries_of(folder, runs)
         if options.piece == "seconds":
             for entry, milliseconds in cpu_milliseconds(entries).items():
                 print(f"{milliseconds:8.1f} ms  {entry}")
             return
+        counts = ("--screen", str(SCREEN), "--count", str(options.count))
         page = folder.relative_to(ROOT).with_suffix(".html")
-        dualrate("compare", *entries, "--mixed", "--features", JUDGES, *COUNTS, "--out", str(page))
+        dualrate("compare", *entries, "--mixed", "--features", JUDGES, *counts, "--out", str(page))
         for run in runs[-1:]:
             dualrate("export", str(run), "--to", "diffusers", f"{run}-pipeline", "--steps", "16", "--heavy", "4")
 

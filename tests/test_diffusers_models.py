@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign.models import randomised, unet
+from foreign.models import dit, randomised, unet
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import posterior_mean
@@ -17,6 +17,7 @@ from dualrate.sampling.cost import call_cost
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
 
 import diffusers_models
+import shared_blocks
 
 SHAPE = (1, 8, 8)
 
@@ -61,9 +62,10 @@ def test_a_state_is_put_back_as_it_was():
     assert other[2].optimization_step == 7
 
 
-def test_a_shared_encoder_is_the_network_where_it_was_refreshed():
-    plain = dr.from_diffusers(randomised(tiny()), diffusers_models.DDPMScheduler(clip_sample=False))
-    shared = diffusers_models.Shared(plain, plain.process)
+@pytest.mark.parametrize("net", [tiny, lambda: dit(in_channels=1, out_channels=1, num_layers=5)])
+def test_a_shared_encoder_is_the_network_where_it_was_refreshed(net):
+    plain = dr.from_diffusers(randomised(net()), diffusers_models.DDPMScheduler(clip_sample=False))
+    shared = shared_blocks.Shared(plain, plain.process)
     z, t, cond = torch.randn(2, *SHAPE), torch.tensor(0.5), dr.Cond(torch.tensor([0, 2]))
     with torch.no_grad():
         own = plain.denoise(z, t, dr.Context(), cond)
@@ -76,5 +78,5 @@ def test_a_shared_encoder_is_the_network_where_it_was_refreshed():
         assert torch.isfinite(later).all()
     cost = call_cost(shared, SHAPE, 0, "cpu")
     assert 0 < cost.light < cost.heavy == call_cost(plain, SHAPE, 0, "cpu").light
-    with pytest.raises(ValueError, match="a UNet2DModel alone"):
-        diffusers_models.Shared(shared, plain.process)
+    with pytest.raises(ValueError, match="a UNet2DModel or a DiT alone"):
+        shared_blocks.Shared(shared, plain.process)
