@@ -1,5 +1,6 @@
 """Networks of diffusers as denoisers: their loops and ours with the same noise, and what is refused."""
 
+import inspect
 import json
 import math
 import warnings
@@ -16,7 +17,7 @@ from dualrate.foreign.conventions import SIT, Flow
 from dualrate.foreign.direction import check_direction
 from dualrate.foreign.kinds import Kind, by_place
 from dualrate.foreign.network import ForeignNetwork
-from dualrate.foreign.schedulers import read_scheduler
+from dualrate.foreign.schedulers import DISCRETE, FLOW, read_scheduler
 from dualrate.sampling.trajectory import trajectory
 
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
@@ -243,6 +244,23 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path, file, content, why):
     (tmp_path / file).write_text(content)
     with pytest.raises(ValueError, match=why):
         adopted(tmp_path).network.build()
+
+
+@pytest.mark.parametrize("name", sorted(DISCRETE | FLOW))
+def test_what_a_scheduler_does_not_say_is_as_its_class_has_it(name):
+    made = inspect.signature(getattr(diffusers.schedulers, name).__init__).parameters.values()
+    defaults = {one.name: one.default for one in made if one.default is not one.empty}
+    assert read_scheduler({"_class_name": name}) == read_scheduler({"_class_name": name, **defaults})
+
+
+def test_a_network_that_says_it_is_distilled_is_refused(tmp_path):
+    place = tmp_path / "mine-turbo" / "unet"
+    unet().save_pretrained(place)
+    with pytest.raises(ValueError, match=r"by its name \(turbo\)"):
+        dr.from_diffusers(place, diffusers.DDPMScheduler())
+    net = diffusers.UNet2DModel.from_pretrained(place, low_cpu_mem_usage=False)
+    with pytest.raises(ValueError, match=r"UNet2DModel is a distilled model, by its name \(turbo\)"):
+        dr.from_diffusers(net, diffusers.DDPMScheduler())
 
 
 REFUSED = {

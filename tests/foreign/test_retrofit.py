@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from cli.command import call
 from foreign.models import diffusers, dit, pixart, randomised, sana, sd3, texts, unet
@@ -22,6 +24,7 @@ from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.foreign import Retrofitted
 from dualrate.foreign import kinds
+from dualrate.foreign.config import adopted
 from dualrate.foreign.conventions import REPA
 from dualrate.foreign.folder import read_folder
 from dualrate.foreign.kinds import Kind, by_place
@@ -266,9 +269,19 @@ def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
     config, data = made(place, "dit").networks, dr.DataConfig(str(place / "images.npz"))
     with pytest.raises(ValueError, match="of the same images and classes, got classes 3 and 0"):
         Retrofitted(config.encoder, replace(config.light, num_classes=0), ())
-    latents = saved(tmp_path / "latents", dit(), "transformer", vae=["diffusers", "AutoencoderKL"])
-    with pytest.raises(ValueError, match="only models of pixels"):
+    latents = saved(tmp_path / "latents", dit(), "transformer")
+    with pytest.raises(ValueError, match=r"a model of latents \(of 4 channels\), and .* are images: encode them first"):
         retrofit.Retrofit(data)(latents)
+    with pytest.warns(UserWarning, match="draws 4 channels: latents, it seems, which nothing decodes"):
+        dr.load(latents)
+    weights = latents / "transformer" / "diffusion_pytorch_model.safetensors"
+    safetensors.torch.save_file(dict(list(safetensors.torch.load_file(weights).items())[1:]), weights)
+    with pytest.raises(ValueError, match=r"lacks weights of its DiTTransformer2DModel, .* the first of 1"):
+        adopted(latents).weights()
+    weights = shutil.copytree(place / "dit", tmp_path / "none") / "transformer" / weights.name
+    weights.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        retrofit.Retrofit(data)(tmp_path / "none")
     words = saved(tmp_path / "words", sana(), "transformer")
     with pytest.raises(ValueError, match="model of texts"):
         retrofit.Retrofit(data)(words)

@@ -94,6 +94,20 @@ class CodecFolder(CodecConfig):
         return codec
 
 
+@dataclass(frozen=True)
+class HeldCodec(CodecConfig):
+    """A codec that is there already, such as that of a pipeline: for models that are not written as runs."""
+
+    codec: Codec
+
+    @property
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.codec.fingerprint
+
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        return self.codec
+
+
 def read_codec(folder: str | Path, device: torch.device | str = "cpu") -> Codec:
     """The codec that was saved in a folder, or that of a run which trained its own; read once in a process.
 

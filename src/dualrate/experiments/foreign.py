@@ -6,12 +6,14 @@ the run needs the folder no more, of which it keeps name and fingerprint.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.experiments.denoising import DenoisingConfig
@@ -22,6 +24,8 @@ from dualrate.foreign.taps import Tap, TappedEncoder
 from dualrate.networks.dual import LightUViT, kept
 from dualrate.networks.uvit import UViTConfig
 from dualrate.training.config import FitConfig
+
+COLOURS = (1, 3)  # channels of images
 
 
 @dataclass(frozen=True)
@@ -88,16 +92,27 @@ class Retrofitted(NetworksConfig):
 
 
 def experiment_of(path: Path) -> Experiment:
-    """A folder of diffusers as the experiment of a single-rate model that is trained. Raises what `adopted` raises."""
+    """A folder of diffusers as the experiment of a single-rate model that is trained; its VAE is the codec.
+
+    Raises what `adopted` and `read_codec` raise; warns where images have channels of latents, which nothing decodes.
+    """
     found = adopted(path)
-    network, (channels, side, _) = found.network, found.network.shape
+    codec = NoCodec() if found.folder.codec is None else CodecFolder.at(found.folder.codec)
+    channels, side, _ = codec.build(nn.ModuleDict(), "cpu").image_shape(found.network.shape)
+    if channels not in COLOURS:
+        warnings.warn(
+            f"{path} has no VAE, and its network draws {channels} channels: latents, it seems, which nothing decodes. "
+            "Name the folder of a pipeline, with its vae",
+            stacklevel=2,
+        )
     return Experiment(
         path.resolve().name,
-        OneForeign(network),
+        OneForeign(found.network),
         DenoisingConfig(),
         FitConfig(iterations=1),
-        DataConfig(size=side, channels=channels if channels in (1, 3) else None),
+        DataConfig(size=side, channels=channels if channels in COLOURS else None),
         GaussianProcess(found.schedule),
+        codec,
     )
 
 

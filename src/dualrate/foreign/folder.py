@@ -19,7 +19,7 @@ from dualrate.foreign.schedulers import NO_MEAN
 from dualrate.machine.files import read_json
 
 INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-COMPONENTS = ("transformer", "unet")
+COMPONENTS, CODECS = ("transformer", "unet"), ("vae", "vqvae")
 DISTILLED = {"schnell", "turbo", "lcm", "lightning", "sprint", "dmd", "distill", "distilled", "hyper", "tcd"}
 
 
@@ -28,22 +28,32 @@ class Folder:
     """A network's folder, and what stands beside it.
 
     name, config: the network's class and configuration; scheduler: the scheduler's, None if there is none
-    codec:        whether the pipeline has a VAE: then an image is of latents
+    codec:        of the pipeline's VAE, None if it has none: then an image is of latents
     """
 
     place: Path
     name: str
     config: Mapping[str, Any]
     scheduler: Mapping[str, Any] | None
-    codec: bool
+    codec: Path | None
 
     def network(self) -> nn.Module:
-        """With its weights. Raises ImportError without diffusers, OSError where there are none in safetensors."""
+        """With its weights.
+
+        Raises ImportError without diffusers, OSError where there are none in safetensors, ValueError where some lack.
+        """
         kind = network_class(self.name)
         from diffusers.utils.import_utils import is_accelerate_available
 
         low = is_accelerate_available()  # without it diffusers asks for it at length
-        return cast(nn.Module, kind.from_pretrained(self.place, use_safetensors=True, low_cpu_mem_usage=low))
+        how = {"use_safetensors": True, "low_cpu_mem_usage": low, "output_loading_info": True}
+        net, info = kind.from_pretrained(self.place, **how)
+        if missing := info["missing_keys"]:
+            raise ValueError(
+                f"{self.place} lacks weights of its {self.name}, {min(missing)} the first of {len(missing)}: fetch it "
+                "again"
+            )
+        return cast(nn.Module, net)
 
     @property
     def fingerprint(self) -> str:
@@ -71,13 +81,14 @@ def read_folder(path: Path) -> Folder:
     place = _component(path, role) if role else path
     config = _object(place / NETWORK)
     beside = _component(path, "scheduler") / SCHEDULER
-    _check_name(path, config)
+    check_name(path, config)
+    codec = next((role for role in CODECS if index.get(role)), None)
     return Folder(
         place,
         str(config.get("_class_name")),
         config,
         _object(beside) if beside.is_file() else None,
-        bool(index.get("vae") or index.get("vqvae")),
+        path / codec if codec else None,
     )
 
 
@@ -94,14 +105,20 @@ def _component(path: Path, role: str) -> Path:
     return path / role if (path / role).is_dir() else path
 
 
-def _check_name(path: Path, config: Mapping[str, Any]) -> None:
-    places = (path.resolve(), Path(str(config.get("_name_or_path", ""))))
-    names = " ".join((place.parents[1] if place.parent.name == "snapshots" else place).name for place in places)
+def check_name(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError where a name says that a model is distilled. path: it is from; config: of its network."""
+    names = " ".join(_name(Path(place)) for place in (path.resolve(), str(config.get("_name_or_path") or "")))
     if found := DISTILLED & set(re.split(r"[^a-z]+", names.lower())):
         raise ValueError(
             f"{path} is a distilled model, by its name ({', '.join(sorted(found))}): {NO_MEAN}. If the name says "
             "something else, rename the folder"
         )
+
+
+def _name(place: Path) -> str:
+    """Of a pipeline, for a component's folder too; of its repository, for one in the Hub's cache."""
+    place = place.parent if place.name in COMPONENTS else place
+    return (place.parents[1] if place.parent.name == "snapshots" else place).name
 
 
 def network_class(name: str) -> Any:

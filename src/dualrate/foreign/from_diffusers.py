@@ -13,7 +13,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
 from dualrate.foreign.conventions import REPA, SIT, Convention
 from dualrate.foreign.direction import check_direction
-from dualrate.foreign.folder import read_folder
+from dualrate.foreign.folder import check_name, read_folder
 from dualrate.foreign.kinds import KINDS, Kind, by_place, kind_of
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import read_scheduler
@@ -48,6 +48,7 @@ def from_diffusers(
     if isinstance(source, nn.Module):
         net = source
         name, config = type(net).__name__, dict(getattr(net, "config", {}))
+        check_name(Path(name), config)
     else:
         folder = read_folder(Path(source))
         scheduler = folder.scheduler if scheduler is None else scheduler

@@ -25,6 +25,17 @@ DISTILLED = {
     "LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler",
     "HeliosDMDScheduler", "PiflowScheduler", "FlowMapEulerDiscreteScheduler",
 }  # fmt: skip
+CLIPPED, STABLE = {"clip_sample": True}, {"beta_start": 0.00085, "beta_end": 0.012}
+OWN: dict[str, Mapping[str, Any]] = {  # what a class takes where its configuration is silent, and others do not
+    "DDPMScheduler": CLIPPED,
+    "DDIMScheduler": CLIPPED,
+    "DDPMParallelScheduler": CLIPPED,
+    "DDIMParallelScheduler": CLIPPED,
+    "HeunDiscreteScheduler": STABLE,
+    "KDPM2DiscreteScheduler": STABLE,
+    "KDPM2AncestralDiscreteScheduler": STABLE,
+    "DPMSolverSDEScheduler": STABLE,
+}
 NO_MEAN = (
     "its output is no posterior mean, so samplers of many steps, reuse of a context and training by the denoising loss "
     "are wrong for it: take the model that it was distilled from"
@@ -32,7 +43,7 @@ NO_MEAN = (
 
 
 def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
-    """What a scheduler's configuration, with its `_class_name`, says of the model beside it.
+    """What a scheduler's configuration, with its `_class_name`, says of the model beside it; or its class, by defaults.
 
     Raises ValueError for a scheduler of distilled models, and for one, or settings, that are not known here.
     """
@@ -65,6 +76,7 @@ def _flow(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
 
 
 def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
+    config = {**OWN.get(name, {}), **config}
     kind, predicts = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
     if config.get("trained_betas") is not None:
         raise ValueError(f"this {name} has betas of its own (trained_betas), of which no formula is known")

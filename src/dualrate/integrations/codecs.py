@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ RULES = {
 
 
 class Autoencoder:
-    """An autoencoder of diffusers as a `Codec`: in float32, in eval(), without gradient.
+    """An autoencoder of diffusers as a `Codec`: in eval(), without gradient, in its own dtype, where it is.
 
     Raises ValueError for a class without a rule, and for a config whose rule has no normalisation.
     """
@@ -143,9 +144,23 @@ class Autoencoder:
             self.normalisation = self.rule.scale(self.config)
         except ValueError as error:
             raise ValueError(f"the latents of {self.name} cannot be normalised: {error}") from error
-        self.module = module.float().eval().requires_grad_(False)
-        self.fingerprint = self.latents = _fingerprint(kind, self.config, module)
-        self.device = next(module.parameters()).device
+        self.module = module.eval().requires_grad_(False)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @property
+    def latents(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return _fingerprint(type(self.module).__name__, self.config, self.module)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     def latent_shape(self, image: Shape) -> Shape:
         factor, colours = self.rule.factor(self.config), self.rule.colours(self.config)
@@ -179,7 +194,7 @@ class Autoencoder:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             images = self.module.decode(raw[:, :, None] if self.rule.frames else raw).sample  # pyright: ignore[reportCallIssue]
         images = images[:, :, 0] if self.rule.frames else images
-        return 2 * images - 1 if self.rule.unit else images
+        return (2 * images - 1 if self.rule.unit else images).to(x.dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -208,7 +223,12 @@ def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
         raise ValueError(f"{folder} holds a {name} that cannot be built as configured: {error}") from error
     if wrong := [key for keys in ("missing_keys", "mismatched_keys") for key in info[keys]]:
         raise ValueError(f"{folder} lacks weights of its {name}, {wrong[0]} the first of {len(wrong)}: fetch it again")
-    return Autoencoder(module.to(device), module.config, str(folder))
+    return Autoencoder(module.float().to(device), module.config, str(folder))
+
+
+def but_in_float32(part: str, dtype: Any) -> Any:
+    """A dtype for all parts of a pipeline but this one, which stays where it was trained to work."""
+    return {part: torch.float32, "default": dtype} if isinstance(dtype, torch.dtype) else dtype
 
 
 def _fingerprint(kind: str, config: Config, module: nn.Module) -> str:

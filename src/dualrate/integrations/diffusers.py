@@ -2,6 +2,7 @@
 
     FOLDER/model_index.json    which class reads which folder below
     FOLDER/encoder, light      a network each (`DualRateNetwork`); of a model of one network, model
+    FOLDER/vae                 of a model of latents the autoencoder that decodes them, a class of diffusers
     FOLDER/scheduler           when they run and how a step is made (`DualRateScheduler`), to be swapped like any other
     FOLDER/pipeline.py         for diffusers' own loader
     FOLDER/**/MANIFEST.json    sha256 of all these files; a damaged one is an OSError that names it
@@ -12,10 +13,11 @@ of this module stands in every saved folder, so it stays.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
-import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -29,7 +31,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from dualrate.codecs.codec import ON_PIXELS
+from dualrate.codecs.codec import ON_PIXELS, Codec, decoded
+from dualrate.codecs.config import CodecFolder, HeldCodec
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
@@ -37,7 +40,8 @@ from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.upgrade import upgraded
 from dualrate.integrations.calls import OUTPUTS, calling, count_of, labels_of, next_seed, sampled
-from dualrate.integrations.sealed import check_sealed, seal
+from dualrate.integrations.codecs import Autoencoder, but_in_float32
+from dualrate.integrations.sealed import Checked, check_sealed, seal, seal_weights
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.networks.blocks import blocks_of
@@ -50,21 +54,10 @@ STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pip
 from dualrate.integrations.diffusers import DualRatePipeline  # noqa: F401
 '''
 ROLES = ("encoder", "light", "model")  # of networks that a pipeline may hold
+VAE = "vae"
 TOP = ["model_index.json", "pipeline.py"]  # files beside the folders of its parts
 RECOMMENDED = Choice()
 DOWNLOADING = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-
-
-class Checked:
-    """Before another library reads a folder of ours, what it holds is compared with its manifest."""
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """Raises OSError for a damaged folder, naming the file."""
-        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        if folder.is_dir():
-            check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
-        return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
@@ -129,10 +122,7 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         self, save_directory: str | os.PathLike[str], **kwargs: Any
     ) -> None:
         super().save_pretrained(save_directory, **{**kwargs, "safe_serialization": True})  # never a pickle
-        folder = Path(save_directory)
-        for file in folder.glob("*.safetensors"):  # which its library writes for its owner alone
-            shutil.copymode(folder / self.config_name, file)
-        seal(folder)
+        seal_weights(Path(save_directory), self.config_name)
 
 
 class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
@@ -191,14 +181,16 @@ class DualRatePipeline(Checked, DiffusionPipeline):
 
     scheduler: plan, sampler and guidance, where a call does not say them
     encoder, light, model: the networks that the model's experiment has
-    Raises ValueError for networks of several models, or too few.
+    vae: of a model of latents; it computes in its own dtype, float32 unless it was cast
+    Raises ValueError for networks of several models, or too few, and where a vae is missing or does not fit; warns of
+    one that did not make the latents.
 
-    Offloading moves the heavy network alone: the light one runs at every step.
+    Offloading moves the heavy network, and the vae; the light one runs at every step.
     """
 
-    model_cpu_offload_seq = "encoder->model"
+    model_cpu_offload_seq = "encoder->model->vae"
     _exclude_from_cpu_offload = ["light"]  # noqa: RUF012  # diffusers' name, and a list there
-    _optional_components = [*ROLES]  # noqa: RUF012
+    _optional_components = [*ROLES, VAE]  # noqa: RUF012
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
     def __init__(
@@ -207,24 +199,38 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         encoder: DualRateNetwork | None = None,
         light: DualRateNetwork | None = None,
         model: DualRateNetwork | None = None,
+        vae: ModelMixin | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(scheduler=scheduler, encoder=encoder, light=light, model=model)
-        self._optional_components = [role for role in ROLES if role not in self._networks]  # of this very model
+        self.register_modules(scheduler=scheduler, encoder=encoder, light=light, model=model, vae=vae)
+        self._optional_components = [name for name in (*ROLES, VAE) if getattr(self, name) is None]  # of this very one
         self._num_timesteps, self._guidance_scale = 0, 1.0
-        self.as_model()
+        made_by, own = self._experiment.codec.fingerprint, self.as_model().codec
+        if vae is not None and vae.dtype == torch.float32 and own.fingerprint != made_by:
+            warnings.warn(
+                f"this vae (sha256 {own.fingerprint[:12]}) is not the one that made the model's latents "
+                f"({made_by[:12]}): its images may be off",
+                stacklevel=2,
+            )
 
     @staticmethod
     def of(model: Model, choice: Choice = RECOMMENDED, guidance: Guidance = UNGUIDED) -> DualRatePipeline:
         """Of a model, whose weights it shares. choice, guidance: for calls that say nothing.
 
         Raises ValueError for a plan or a sampler that the model does not serve, networks of other roles than encoder,
-        light and model, a model of latents, a denoiser that is not their own, and a sampler with a table.
+        light and model, a codec that is none of diffusers, a denoiser that is not their own, a sampler with a table.
         """
         if model.called_by is not None:
             raise ValueError(f"a pipeline calls networks by their own denoiser, not by {model.called_by}: drop it")
-        if model.codec != ON_PIXELS:
-            raise ValueError(f"{model.name} draws latents, and a pipeline holds no codec: draw with dualrate.sample")
+        codec, experiment, parts = model.codec, model.experiment, {}
+        if isinstance(codec, Autoencoder):
+            experiment = dataclasses.replace(experiment, codec=CodecFolder(VAE, codec.fingerprint))
+            parts[VAE] = copy.deepcopy(codec.module)  # to be moved and cast
+        elif codec != ON_PIXELS:
+            raise ValueError(
+                f"{model.name} draws latents, whose codec ({type(codec).__name__}) is none of diffusers, so a pipeline "
+                "cannot hold it: draw with dualrate.sample"
+            )
         if strange := sorted(set(model.networks) - set(ROLES)):
             raise ValueError(f"a pipeline has networks called {', '.join(ROLES)}, {model.name} has {strange[0]}")
         choice = choice.settled(model)
@@ -232,8 +238,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             raise ValueError(
                 f"a pipeline has no covariance table, which {choice.sampler} needs: choose another sampler"
             )
-        plain = json.loads(json.dumps(to_plain(model.experiment)))
-        parts = {role: DualRateNetwork.of(network, role, plain) for role, network in model.networks.items()}
+        plain = json.loads(json.dumps(to_plain(experiment)))
+        parts |= {role: DualRateNetwork.of(network, role, plain) for role, network in model.networks.items()}
         pipeline = DualRatePipeline(DualRateScheduler.of(choice, guidance), **parts)
         pipeline._drawer(pipeline.scheduler.choice, guidance)
         return pipeline
@@ -242,8 +248,15 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     def _networks(self) -> dict[str, DualRateNetwork]:
         return {role: part for role in ROLES if (part := getattr(self, role)) is not None}
 
-    def as_model(self) -> Model:
-        """The model that its networks are."""
+    @property
+    def _codec(self) -> Codec:
+        """Its vae."""
+        vae: Any = self.vae
+        return ON_PIXELS if vae is None else Autoencoder(vae, vae.config, VAE)
+
+    @property
+    def _experiment(self) -> Experiment:
+        """That of its networks. Raises ValueError for networks of several models, or none."""
         held = self._networks
         plains = [part.config["experiment"] for part in held.values()]
         if not plains or any(plain != plains[0] for plain in plains):
@@ -251,7 +264,16 @@ class DualRatePipeline(Checked, DiffusionPipeline):
                 f"a pipeline has the networks of one model, as a folder holds them; got {', '.join(held) or 'none'}"
                 f"{' of several models' if plains else ''}"
             )
-        experiment = _experiment(plains[0])
+        return _experiment(plains[0])
+
+    def as_model(self) -> Model:
+        """The model that its networks are, on its vae."""
+        experiment, held, codec = self._experiment, self._networks, self._codec
+        if (codec == ON_PIXELS) == bool(experiment.codec.fingerprint):
+            drawn, has = ("latents", "the") if codec == ON_PIXELS else ("pixels", "no")
+            raise ValueError(f"{experiment.name} draws {drawn}: a pipeline of it has {has} vae")
+        codec.image_shape(experiment.shape)  # refuses what it cannot decode
+        experiment = dataclasses.replace(experiment, codec=HeldCodec(codec))
         with torch.device("meta"):
             networks, denoiser = experiment.networks.build(experiment.process)
         if networks.keys() != held.keys():
@@ -285,14 +307,25 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         if not os.path.isdir(path):
             path = snapshot_download(str(path), **{name: kwargs[name] for name in DOWNLOADING if name in kwargs})
         kwargs.pop("use_safetensors", None)
+        folder = Path(path, VAE)
+        if folder.is_dir() and VAE not in kwargs:
+            check_sealed(folder, "config.json")
+            kwargs = {
+                key: but_in_float32(VAE, value) if key in ("dtype", "torch_dtype") else value
+                for key, value in kwargs.items()
+            }
         return super().from_pretrained(path, use_safetensors=True, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
         """As of any pipeline: safetensors, with manifests. Raises ValueError if asked to push before they are there."""
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save the pipeline, then push it: pipe.push_to_hub(...), or dualrate export --push-to-hub")
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)  # never a pickle
         folder = Path(save_directory)
+        if self.vae is not None:
+            seal_weights(folder / VAE, "config.json")
         (folder / "pipeline.py").write_text(STUB)
         seal(folder, TOP)
 
@@ -320,7 +353,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         generator: one for all images, or one for each. A fresh one stands for the seed it was made with: the image is
                    `dualrate.sample`'s of that seed. One that was drawn from before gives its next number for a seed
         latents:   (B, C, H, W), the noise to start from
-        output_type: pil, np (B, H, W, C) and pt (B, C, H, W) in [0, 1], latent: (B, C, H, W) about in [-1, 1]
+        output_type: pil, np (B, H, W, C) and pt (B, C, H, W) in [0, 1], latent: (B, C, H, W) what networks see
         callback_on_step_end: (pipeline, step, its time t, {"latents": z after it}) -> a dict. Other latents in it are
                    taken over; a context of the old ones is dropped then, so the next step makes a heavy call
         Raises ValueError for a plan or labels that the model does not serve, and for numbers of images that disagree.
@@ -350,6 +383,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         self._num_timesteps, self._guidance_scale = drawer.plan.num_steps, drawer.guidance.weight
         with self.progress_bar(total=drawer.plan.num_steps) as bar:  # pyright: ignore[reportCallIssue]
             z = sampled(drawer, draws, cond, latents, bar.update, changed if callback_on_step_end else None)
+        if output_type != "latent":
+            z = decoded(drawer.model.codec, z, draws)
         self.maybe_free_model_hooks()
         images = OUTPUTS[output_type](z)
         return ImagePipelineOutput(images=images) if return_dict else (images,)

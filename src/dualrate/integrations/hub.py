@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from dualrate.data.untrusted import printable
 from dualrate.experiments.experiment import Model
-from dualrate.integrations.diffusers import ROLES, TOP, DualRatePipeline
+from dualrate.integrations.diffusers import ROLES, TOP, VAE, DualRatePipeline
 from dualrate.machine.files import naming, read_json
 from dualrate.machine.folders import MANIFEST, new_folder
 from dualrate.measuring.choosing import Choice
@@ -59,7 +59,7 @@ def export_pipeline(
     Raises what `load` and `DualRatePipeline.of` raise; ValueError for a score of other weights, and any other `out`.
     """
     out = Path(out)
-    check_target(out, TOP, {*TOP, *ROLES, "scheduler", CARD, MANIFEST}, "a pipeline")
+    check_target(out, TOP, {*TOP, *ROLES, VAE, "scheduler", CARD, MANIFEST}, "a pipeline")
     stored = read_stored(run, note)
     model = stored.model()
     scored = None if score is None else read_score(Path(score), model)

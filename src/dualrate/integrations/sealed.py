@@ -6,8 +6,11 @@ FOLDER/encoder/MANIFEST.json    of those below it, and so on
 
 from __future__ import annotations
 
+import os
+import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
 
@@ -39,3 +42,22 @@ def check_sealed(folder: Path, required: str) -> None:
             f"{folder} has no {MANIFEST}, so nothing tells whether it is what was saved: save or export it again",
             stacklevel=2,
         )
+
+
+def seal_weights(folder: Path, config: str) -> None:
+    """The manifest of a network's folder, whose weights its library writes for their owner alone."""
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / config, file)
+    seal(folder)
+
+
+class Checked:
+    """Before another library reads a folder of ours, what it holds is compared with its manifest."""
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Raises OSError for a damaged folder, naming the file."""
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]

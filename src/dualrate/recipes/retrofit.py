@@ -7,6 +7,7 @@ Taps     at a third and two thirds of the model's blocks, and at the last.
 Start    the light network adds nothing at first, and its gate takes x_hat(tau) whole: plain reuse.
 Noise    the schedule that the model was trained under, so that its own times are asked.
 Labels   dropped in training where the model has a null class.
+Latents  of a model that has a VAE: trained on those that `dualrate data encode` made by it, which is the run's codec.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Classes, Factor, FirstIterations, Range, Ranged
+from dualrate.data.latents import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
-from dualrate.experiments.foreign import Retrofitted
+from dualrate.experiments.foreign import COLOURS, Retrofitted
 from dualrate.foreign.config import Adopted, adopted
 from dualrate.foreign.taps import taps_of
 from dualrate.machine.progress import PlainReporter, Reporter
@@ -55,21 +58,21 @@ class Retrofit(Ranged):
     def __call__(self, folder: str | Path, progress: Reporter | None = None) -> Experiment:
         """The experiment. progress: called with what was chosen.
 
-        Raises ValueError for a folder that is not known, a model of latents, and a share that no light network fits.
+        Raises ValueError for a folder that is not known, or lacks weights, for images where it takes latents, latents
+        by another codec than its own, and a share that no light network fits.
         """
         if not self.data.source:
             raise ValueError("retrofit trains on images, so it needs them: --data.source FOLDER (or a file)")
         found = adopted(Path(folder), self.num_classes)
-        if found.folder.codec:
-            raise ValueError(f"{folder} is a model of latents (it has a VAE): only models of pixels are retrofitted")
         made, account = self._made(found, str(folder))
         (progress or PlainReporter()).note(account)
         return made
 
     def _made(self, found: Adopted, folder: str) -> tuple[Experiment, str]:
         """The experiment, and what it is, in words."""
-        network, (channels, side, _) = found.network, found.network.shape
-        built = network.build()
+        network = found.network
+        data, codec = self._seen(found, folder)
+        built = network.around(found.weights())
         taps = taps_of(built, network.shape, self.taps)
         heavy = macs_of(lambda: taps_of(built, network.shape, ()))
         light = light_of(network.shape, network.num_classes, self._patch(found), self.share * heavy)
@@ -86,13 +89,33 @@ class Retrofit(Ranged):
                 encoder_rate=self.rate if released else 1.0,
             ),
             FIT,
-            replace(self.data, size=side, channels=channels if channels in (1, 3) else None),
+            data,
             GaussianProcess(found.schedule),
+            codec,
         )
         return experiment, (
             f"{network.kind}: {heavy / 1e6:.4g} million multiply-adds; taps at blocks "
             f"{', '.join(str(tap.block) for tap in taps)}; a light call costs {macs_of_light(light) / heavy:.2f} of it"
         )
+
+    def _seen(self, found: Adopted, folder: str) -> tuple[DataConfig, CodecConfig]:
+        """What it is trained on, and their codec."""
+        (channels, side, _), own = found.network.shape, found.folder.codec
+        if not is_encoded(self.data.source):
+            if own is None and channels in COLOURS:
+                return replace(self.data, size=side, channels=channels), NoCodec()
+            raise ValueError(
+                f"{folder} is a model of latents ({'it has a VAE' if own else f'of {channels} channels'}), and "
+                f"{self.data.source} are images: encode them first (dualrate data encode {self.data.source} LATENTS "
+                f"--codec {own or 'VAE'}), then name --data.source LATENTS"
+            )
+        codec = read_latents(self.data.source, "train").codec
+        if own is not None and CodecFolder.at(own).fingerprint != codec.fingerprint:
+            raise ValueError(
+                f"{self.data.source} are latents by another codec ({codec.folder}) than the model's, {own}: encode the "
+                "images by that"
+            )
+        return self.data, codec
 
     def _patch(self, found: Adopted) -> int:
         own = found.folder.config.get("patch_size")
