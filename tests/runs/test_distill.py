@@ -168,7 +168,8 @@ def test_a_student_may_start_from_a_dual_rate_run(root):
 
 def test_a_teacher_held_in_bfloat16_says_the_same(root):
     weights = load(root / "teacher").networks["model"].state_dict()
-    wide, narrow = (frozen_teacher(NET, weights, bfloat16=held).eval() for held in (False, True))
+    one, process = OneNetwork(NET), GaussianProcess(Cosine())
+    wide, narrow = (frozen_teacher(one, process, weights, bfloat16=held).eval() for held in (False, True))
     z, log_snr, label = torch.randn(5, 1, 8, 8), torch.linspace(-5, 5, 5), torch.arange(5) % 4
     with torch.no_grad():
         said = narrow(z, log_snr, label)

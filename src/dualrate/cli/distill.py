@@ -26,6 +26,7 @@ from dualrate.config.ranges import (
     TeacherGuidance,
 )
 from dualrate.experiments.experiment import Experiment
+from dualrate.foreign.folder import is_diffusers
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
 from dualrate.recipes.students import PRETRAINING, STUDENT_RATE, StudentRecipe, dual_student, plain_student
 
@@ -45,7 +46,7 @@ class Distill(Ranged):
 
     recipe: Annotated[StudentRecipe, arg(name="")]
     teacher: Path
-    """A single-rate run, or released weights."""
+    """A single-rate run, released weights, or a folder of diffusers."""
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
     student: Literal["dual", "plain"] = "dual"
@@ -75,7 +76,7 @@ class Distill(Ranged):
     light_from: str | None = None
     """A single-rate run that the light network starts from."""
     student_from: str | None = None
-    """A dual-rate run that the whole student starts from."""
+    """A dual-rate run that the whole student starts from, such as a retrofit of the teacher; on its images."""
     source: str | None = None
     """Images, where they are not where the teacher's training found them."""
     fd_every: Iterations | None = None
@@ -112,6 +113,8 @@ class Distill(Ranged):
             **({} if self.rollout is None else {"rollout": self.rollout}),
         }
         teacher = str(self.teacher)
+        if is_diffusers(self.teacher) and self.source is None and self.student_from is None:
+            raise ValueError(f"{teacher} does not say which images it was trained on: name them, --source IMAGES")
         if self.student == "plain":
             if self.heavy is not None or self.light_from is not None or self.student_from is not None:
                 raise ValueError(

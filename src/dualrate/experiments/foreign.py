@@ -21,7 +21,7 @@ from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.foreign.config import ForeignConfig, adopted
 from dualrate.foreign.taps import Tap, TappedEncoder
-from dualrate.networks.dual import LightUViT, kept
+from dualrate.networks.dual import LightUViT, disconnect, kept
 from dualrate.networks.uvit import UViTConfig
 from dualrate.training.config import FitConfig
 
@@ -89,6 +89,10 @@ class Retrofitted(NetworksConfig):
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         return networks.get_submodule(f"{role}.net")
+
+    def disconnect(self, networks: nn.ModuleDict) -> None:
+        """At the start of training: the light network alone."""
+        disconnect(networks["encoder"], networks["light"])
 
 
 def experiment_of(path: Path) -> Experiment:

@@ -25,17 +25,17 @@ from dualrate.config.ranges import BelowOne, Factor, FirstIterations, Pairs, Ran
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.denoising import fill, start_from
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
-from dualrate.experiments.networks import OneNetwork
+from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
 from dualrate.methods.moment_matching.watch import Watch
 from dualrate.networks.precision import cast_layers
-from dualrate.networks.uvit import UViT, UViTConfig
 
 Rollout = Literal["data", "segment", "full"]
 PRECONDITIONING, ROWS = 64, 64  # batches of the instant version's preconditioner, their rows at most
@@ -46,7 +46,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
     """Moment matching. A dual-rate student serves one plan, a plain one all steps that are short enough."""
 
     teacher: str
-    """A single-rate run, or released weights."""
+    """A single-rate run, released weights, or a folder of diffusers."""
     plans: AtLeast | OnePlan
     """Those that the student is made for."""
     version: Literal["alternating", "instant"] = "alternating"
@@ -80,7 +80,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         return self.plans.default_plan()
 
     def check(self, experiment: Experiment) -> None:
-        fit, dual = experiment.fit, experiment.networks.configs.keys() != {"model"}
+        fit, dual = experiment.fit, not experiment.networks.single_rate
         if not isinstance(self.plans, OnePlan if dual else AtLeast):
             raise ValueError(
                 "a dual-rate student serves one plan and a single-rate one all steps that are short enough, "
@@ -132,11 +132,11 @@ class MomentMatchingConfig(MethodConfig, Ranged):
 
         shard: of `Start`; the instant version's teacher stays whole, since it is differentiated in its parameters
         """
-        config, process = with_dropout(self.check_teacher(experiment, teacher), self.dropout), experiment.process
-        networks, student = self._with_dropout(experiment).build()
+        single, process = self.check_teacher(experiment, teacher).with_dropout(self.dropout), experiment.process
+        networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
         weights = teacher.networks["model"].state_dict()
         shares_masks = self.version == "alternating" and self.guidance == 1 and not experiment.fit.compile
-        network = frozen_teacher(config, weights, bfloat16=bfloat16 and self.version == "alternating")
+        network = frozen_teacher(single, process, weights, bfloat16=bfloat16 and self.version == "alternating")
         network.to(next(teacher.networks.parameters()).device).train(shares_masks)
         taught: Denoiser = Plain(network, process)
         if self.guidance != 1:
@@ -154,14 +154,18 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             "backbone": experiment.networks.backbone(networks, "encoder") if self.pretraining else None,
         }
         if self.version == "instant":
+            if any(isinstance(part, nn.GroupNorm) for part in network.modules()):
+                raise ValueError(
+                    f"the instant version wants forward derivatives, which torch has not for the group norms of "
+                    f"{self.teacher}: pass --version alternating"
+                )
             return InstantMomentMatching(teacher_network=network, **roles)
         shard(network)
-        auxiliary = UViT(config).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        auxiliary.load_state_dict(weights)
+        auxiliary = built(single, process, weights)
         auxiliaries = nn.ModuleDict({"auxiliary": auxiliary})
         return MomentMatching(auxiliaries=auxiliaries, auxiliary=Plain(auxiliary, process), **roles)
 
-    def check_teacher(self, student: Experiment, teacher: Model) -> UViTConfig:
+    def check_teacher(self, student: Experiment, teacher: Model) -> NetworksConfig:
         """The teacher's network, for student and auxiliary. Raises ValueError if it cannot teach the student."""
         network = teachers_network(teacher.experiment, self.teacher)
         if (teacher.shape, teacher.num_classes) != (student.shape, student.num_classes):
@@ -169,7 +173,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
                 f"{self.teacher} makes images of {teacher.shape} (C, H, W) in {teacher.num_classes} classes, "
                 f"{student.name} of {student.shape} in {student.num_classes}: they must be the same"
             )
-        if isinstance(student.networks, OneNetwork) and student.networks != OneNetwork(network):
+        if student.networks.single_rate and student.networks != network:
             raise ValueError(
                 f"a plain student starts from its teacher, so {student.name} must have the network of {self.teacher}"
             )
@@ -177,6 +181,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             raise ValueError(f"{self.teacher} and {student.name} see images by different codecs: train on its latents")
         if self.guidance != 1 and not teacher.num_classes:
             raise ValueError(f"{self.teacher} has no classes, so there is nothing to guide: drop the guidance weight")
+        if self.guidance != 1 and not network.null_class:
+            raise ValueError(f"{self.teacher} has no null class to be guided against: drop the guidance weight")
         return network
 
     def fill(self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model, start: Start) -> dict[str, str]:
@@ -188,18 +194,13 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             source = start.load(self.student_from)
             fill(networks, source.networks.state_dict(), f"{self.student_from}: its networks are not the student's")
             return {"student": str(source)}
-        if isinstance(experiment.networks, OneNetwork):
+        if experiment.networks.single_rate:
             fill(networks, teacher.networks.state_dict(), f"{self.teacher}: its networks are not the student's")
             return {}
         sources = {"encoder": teacher}
         if self.light_from is not None:
             sources["light"] = start.load(self.light_from)
         return start_from(experiment.networks, networks, sources)
-
-    def _with_dropout(self, experiment: Experiment) -> Experiment:
-        """The student with the dropout of training."""
-        parts = {role: with_dropout(config, self.dropout) for role, config in experiment.networks.configs.items()}
-        return replace(experiment, networks=replace(experiment.networks, **parts))
 
     def _states(self, experiment: Experiment) -> StateSource:
         process, plan = experiment.process, self.plan
@@ -208,30 +209,36 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         return (SegmentRollout if self.rollout == "segment" else FullRollout)(plan, process, self.pairs)
 
 
-def teachers_network(experiment: Experiment, name: str) -> UViTConfig:
+def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
     """The network of a run that can teach. Raises ValueError for a dual-rate run and for a student."""
-    if not isinstance(experiment.networks, OneNetwork):
-        raise ValueError(f"{name} is a dual-rate model; a teacher is a single-rate one, called at any noise level")
+    if not experiment.networks.single_rate:
+        raise ValueError(
+            f"{name} is a dual-rate model; a teacher is a single-rate one, called at any noise level: name what its "
+            "encoder is from, and it as what the student starts from (--student-from)"
+        )
     if not experiment.serves.any_plan:
         raise ValueError(f"{name} is a student itself, which knows its own few steps: name what taught it")
-    return experiment.networks.model
+    return experiment.networks
 
 
-def with_dropout(config: UViTConfig, dropout: float | None) -> UViTConfig:
-    """The network with one rate of dropout at all levels; None: as it is."""
-    if dropout is None:
-        return config
-    return replace(config, levels=tuple(replace(level, dropout=dropout) for level in config.levels))
-
-
-def frozen_teacher(config: UViTConfig, weights: Mapping[str, Tensor], *, bfloat16: bool) -> nn.Module:
-    """A U-ViT without gradients; bfloat16: with the weights of its matrix products, the head's excepted, in that."""
-    network = UViT(config)
+def built(single: NetworksConfig, process: GaussianProcess, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a single-rate model."""
+    network = single.build(process)[0]["model"]
     network.load_state_dict(weights)
-    network.to(memory_format=torch.channels_last).requires_grad_(False)  # pyright: ignore[reportCallIssue]
+    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def frozen_teacher(
+    single: NetworksConfig, process: GaussianProcess, weights: Mapping[str, Tensor], *, bfloat16: bool
+) -> nn.Module:
+    """A single-rate model's network without gradients.
+
+    bfloat16: under autocast, with the weights of its matrix products, the head's excepted, in that where they may be
+    """
+    network = built(single, process, weights).requires_grad_(False)
     if not bfloat16:
         return network
-    for layer in cast_layers(network):
+    for layer in cast_layers(network) if single.bfloat16_weights else ():
         layer.to(torch.bfloat16)
     return InBfloat16(network)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -58,6 +58,22 @@ class NetworksConfig(ABC):
     def latent(self) -> Shape | None:
         """(C, h, w) of the z_0 that a decoder is given; None: it is no decoder."""
         return None
+
+    @property
+    def single_rate(self) -> bool:
+        """Whether it is one network, called alike at every noise level."""
+        return self.roles == ("model",)
+
+    def with_dropout(self, dropout: float | None) -> NetworksConfig:
+        """With one rate of dropout at all levels of its U-ViTs; None: as it is.
+
+        Raises ValueError where there are no U-ViTs.
+        """
+        if dropout is None:
+            return self
+        if not self.configs:
+            raise ValueError(f"{type(self).__name__} has no dropout of its own to set: drop the rate of {dropout}")
+        return replace(self, **{role: config.with_dropout(dropout) for role, config in self.configs.items()})
 
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The part of a role that a model of one network has too: all of it, unless said otherwise."""

@@ -165,12 +165,15 @@ def kept(z: Tensor, x_tau: Tensor, log_snr_tau: Tensor, log_snr: Tensor) -> Tens
 
 
 def disconnect(encoder: nn.Module, light: nn.Module) -> None:
-    """Zero every way from a `ContextEncoder` into a `LightUViT`: at the start of training, that network alone."""
-    assert isinstance(encoder, ContextEncoder)
+    """Zero every way from an encoder into a `LightUViT`: at the start of training, that network alone.
+
+    encoder: with projections, and pixels or None, as a `ContextEncoder` has them
+    """
     assert isinstance(light, LightUViT)
+    assert isinstance(encoder.projections, nn.ModuleList)
     ways = [list(projection.parameters())[-1] for projection in encoder.projections]  # both of two: zero for good
     ways += light.tau.mlp[-1].parameters()
-    if encoder.pixels is not None:
+    if isinstance(encoder.pixels, nn.Module):
         ways += encoder.pixels.parameters()
     if light.gate is not None:
         ways += light.gate.parameters()

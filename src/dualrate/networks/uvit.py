@@ -15,7 +15,7 @@ concatenated skips: see `recipes/imagenet.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -82,6 +82,10 @@ class UViTConfig(Ranged):
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
         return self.image_channels, self.image_size, self.image_size
+
+    def with_dropout(self, dropout: float) -> UViTConfig:
+        """With one rate of dropout at all levels."""
+        return replace(self, levels=tuple(replace(level, dropout=dropout) for level in self.levels))
 
     def side(self, level: int) -> int:
         """Positions along one side at a level."""

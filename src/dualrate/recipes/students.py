@@ -11,7 +11,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.moment_matching import MomentMatchingConfig, Rollout, teachers_network
-from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.experiments.networks import NetworksConfig, TwoNetworks
 from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import read_experiment
@@ -68,7 +68,7 @@ def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: flo
     options: fields of `MomentMatchingConfig`
     """
     source = read_experiment(Path(teacher))
-    networks = OneNetwork(teachers_network(source, teacher))
+    networks = teachers_network(source, teacher)
     method = MomentMatchingConfig(teacher, AtLeast(steps), weighting=source.method.weighting, **options)
     return _student(recipe, source, f"plain-{steps}", networks, method, shift)
 
@@ -86,19 +86,32 @@ def dual_student(
 ) -> Experiment:
     """A dual-rate student: an encoder of the teacher's shape and the recipe's light network.
 
-    student_from: a dual-rate run whose two networks the student has and starts from, instead
+    student_from: a dual-rate run whose two networks the student has and starts from, instead, on the images of that
+    Raises ValueError for a teacher that cannot teach, and for one that is no U-ViT without `student_from`.
     """
     source = read_experiment(Path(teacher))
-    encoder = teachers_network(source, teacher)
-    light = light_of(encoder) if recipe.light is None else replace(recipe.light, num_classes=encoder.num_classes)
-    networks: NetworksConfig = TwoNetworks(encoder, light)
-    if student_from is not None:
-        networks = read_experiment(Path(student_from)).networks
-        if not isinstance(networks, TwoNetworks):
+    single = teachers_network(source, teacher)
+    if student_from is None:
+        networks = beside(single, recipe.light, teacher)
+    else:
+        started = read_experiment(Path(student_from))
+        networks, source = started.networks, replace(source, data=started.data)
+        if networks.single_rate:
             raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
     plans, own = OnePlan(steps, heavy), {"student_from": student_from, "rollout": rollout, **options}
     method = MomentMatchingConfig(teacher, plans, weighting=source.method.weighting, **own)
     return _student(recipe, source, f"dual-{steps}-{heavy}", networks, method, shift)
+
+
+def beside(single: NetworksConfig, light: UViTConfig | None, name: str) -> TwoNetworks:
+    """A network as an encoder, and a light one; None: `light_of` it. Raises ValueError for one that is no U-ViT."""
+    encoder = single.configs.get("model")
+    if encoder is None:
+        raise ValueError(
+            f"{name} is a model of another library, beside which no light network is laid out here: make it dual-rate "
+            f"first (dualrate retrofit {name} --out RUN), then add --student-from RUN"
+        )
+    return TwoNetworks(encoder, light_of(encoder) if light is None else replace(light, num_classes=encoder.num_classes))
 
 
 def _student(
