@@ -181,14 +181,26 @@ def blended(run: Path, wanted: Sequence[tuple[int, int]]) -> list[str]:
     return files
 
 
-def entries_of(folder: Path, runs: Sequence[Path]) -> list[str]:
+def runs_of(folder: Path) -> list[Path]:
+    """Its retrofits, the shortest first; then those of its own blocks."""
+    kinds = (sorted(RUNS.glob(f"{folder.name}-{kind}-*[0-9]"), key=iterations_of) for kind in ("retrofit", "own"))
+    return [run for kind in kinds for run in kind]
+
+
+def iterations_of(run: Path) -> int:
+    return int(run.name.rpartition("-")[2])
+
+
+def entries_of(folder: Path) -> list[str]:
     """What is compared: the model alone, its first blocks shared, and its retrofits."""
+    runs = runs_of(folder)
     at = folder.relative_to(ROOT)
     entries = [f"model={at}:{plan}" for plan in ALONE]
     entries += [f"model={at}+shared_blocks:Shared:{plan}" for plan in SHARED]
     for run in runs:
         name = run.name.removeprefix(f"{folder.name}-")
-        plans = blended(run, BLENDED if run == runs[-1] else SHORT)
+        longest = max(iterations_of(run) for run in runs if "own" not in run.name)
+        plans = blended(run, BLENDED if "own" in run.name or iterations_of(run) == longest else SHORT)
         entries += [f"{name}={run.relative_to(ROOT)}:{plan}@{SDE}" for plan in plans]
     return entries
 
@@ -216,23 +228,25 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=14, help="of training")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--iterations", type=int, default=1500, help="of the retrofit")
+    parser.add_argument("--own-blocks", type=int, help="of a DiT, that the light network starts as")
     parser.add_argument("--count", type=int, default=COUNT, help="images of a contender in the report")
     options = parser.parse_args()
     on_one_thread()
     folder = RUNS / f"diffusers-{options.model}"
-    run = RUNS / f"diffusers-{options.model}-retrofit-{options.iterations}"
+    own = options.own_blocks and {"own-blocks": options.own_blocks}
+    kind = f"own-{options.own_blocks}" if own else "retrofit"
+    run = RUNS / f"diffusers-{options.model}-{kind}-{options.iterations}"
     if options.piece == "train":
         images = load_images("fashion-mnist", split="train")
         x, y = to_float(np.asarray(images.images)), torch.from_numpy(images.labels)
         torch.manual_seed(SEED)
         train(MODELS[options.model](), folder, x, y, options.minutes, options.batch)
     elif options.piece == "retrofit":
-        chosen = RETROFIT | {"fit.iterations": options.iterations}
+        chosen = RETROFIT | (own or {}) | {"fit.iterations": options.iterations}
         flags = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
         dualrate("retrofit", str(folder), "--out", str(run), *flags)
     else:
-        runs = sorted(RUNS.glob(f"{folder.name}-retrofit-*[0-9]"), key=lambda run: int(run.name.rpartition("-")[2]))
-        entries = entries_of(folder, runs)
+        entries = entries_of(folder)
         if options.piece == "seconds":
             for entry, milliseconds in cpu_milliseconds(entries).items():
                 print(f"{milliseconds:8.1f} ms  {entry}")
@@ -240,7 +254,7 @@ def main() -> None:
         counts = ("--screen", str(SCREEN), "--count", str(options.count))
         page = folder.relative_to(ROOT).with_suffix(".html")
         dualrate("compare", *entries, "--mixed", "--features", JUDGES, *counts, "--out", str(page))
-        for run in runs[-1:]:
+        for run in runs_of(folder)[-1:]:
             dualrate("export", str(run), "--to", "diffusers", f"{run}-pipeline", "--steps", "16", "--heavy", "4")
 
 

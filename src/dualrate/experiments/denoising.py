@@ -136,7 +136,7 @@ def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[st
         if source.experiment.networks.roles != ("model",):
             raise ValueError(f"{source.path} is a dual-rate model; {role}_from takes a single-rate one")
         backbone = config.backbone(networks, role)
-        weights = source.networks["model"].state_dict()
+        weights = config.starting(role, source.networks["model"].state_dict())
         if not any(_of_head(name) for name in backbone.state_dict()):
             weights = {name: tensor for name, tensor in weights.items() if not _of_head(name)}
         fill(backbone, weights, f"{source.path}: its network is not this experiment's {role}")

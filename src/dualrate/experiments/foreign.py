@@ -6,20 +6,24 @@ the run needs the folder no more, of which it keeps name and fingerprint.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from dualrate.codecs.config import CodecFolder, NoCodec
+from dualrate.config.ranges import Range
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.foreign.config import ForeignConfig, adopted
+from dualrate.foreign.own_blocks import COUNT, OwnEncoder, OwnLight, of_shorter, shorter
 from dualrate.foreign.taps import Tap, TappedEncoder
 from dualrate.networks.dual import LightUViT, disconnect, kept
 from dualrate.networks.uvit import UViTConfig
@@ -93,6 +97,46 @@ class Retrofitted(NetworksConfig):
     def disconnect(self, networks: nn.ModuleDict) -> None:
         """At the start of training: the light network alone."""
         disconnect(networks["encoder"], networks["light"])
+
+
+@dataclass(frozen=True)
+class OwnBlocks(NetworksConfig):
+    """A model of diffusers as the encoder, and a light network that starts as some of its blocks."""
+
+    encoder: ForeignConfig
+    blocks: Annotated[int, Range(2, 10_000)]
+    """Of the light network: the model's first, and its last."""
+
+    def __post_init__(self) -> None:
+        shorter(self.encoder, self.blocks)
+
+    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+        encoder = OwnEncoder(self.encoder.build(), self.blocks)
+        light = OwnLight(shorter(self.encoder, self.blocks).build())
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("encoder", "light")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.encoder.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.encoder.num_classes
+
+    @property
+    def null_class(self) -> bool:
+        return self.encoder.null
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        return networks.get_submodule(f"{role}.net")
+
+    def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        whole = json.loads(self.encoder.config)[COUNT]
+        return weights if role == "encoder" else of_shorter(weights, whole, self.blocks)
 
 
 def experiment_of(path: Path) -> Experiment:

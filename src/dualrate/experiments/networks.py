@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import GaussianProcess
@@ -78,6 +78,10 @@ class NetworksConfig(ABC):
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The part of a role that a model of one network has too: all of it, unless said otherwise."""
         return networks[role]
+
+    def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Of the weights of a model of one network, by name, those that a role's `backbone` starts from: all."""
+        return weights
 
     def disconnect(self, networks: nn.ModuleDict) -> None:  # noqa: B027  # one network has nothing to take away
         """Take all influence of one role on another away; nothing where there is none."""

@@ -46,8 +46,9 @@ class Folder:
         from diffusers.utils.import_utils import is_accelerate_available
 
         low = is_accelerate_available()  # without it diffusers asks for it at length
-        how = {"use_safetensors": True, "low_cpu_mem_usage": low, "output_loading_info": True}
-        net, info = kind.from_pretrained(self.place, **how)
+        net, info = kind.from_pretrained(
+            self.place, use_safetensors=True, low_cpu_mem_usage=low, output_loading_info=True
+        )
         if missing := info["missing_keys"]:
             raise ValueError(
                 f"{self.place} lacks weights of its {self.name}, {min(missing)} the first of {len(missing)}: fetch it "

@@ -5,6 +5,7 @@ Light    a flat transformer of `BLOCKS` blocks. Its patches are the model's own,
          whose light call costs no more than `share` of a heavy one.
 Taps     at a third and two thirds of the model's blocks, and at the last.
 Start    the light network adds nothing at first, and its gate takes x_hat(tau) whole: plain reuse.
+Own      in place of all this, the model's own first and last blocks, which share the others' work at first.
 Noise    the schedule that the model was trained under, so that its own times are asked.
 Labels   dropped in training where the model has a null class.
 Latents  of a model that has a VAE: trained on those that `dualrate data encode` made by it, which is the run's codec.
@@ -23,8 +24,10 @@ from dualrate.data.latents import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
-from dualrate.experiments.foreign import COLOURS, Retrofitted
+from dualrate.experiments.foreign import COLOURS, OwnBlocks, Retrofitted
+from dualrate.experiments.networks import NetworksConfig
 from dualrate.foreign.config import Adopted, adopted
+from dualrate.foreign.own_blocks import shorter
 from dualrate.foreign.taps import taps_of
 from dualrate.machine.progress import PlainReporter, Reporter
 from dualrate.methods.times import TimeSampler
@@ -46,6 +49,8 @@ class Retrofit(Ranged):
     data: DataConfig = DataConfig(source="")
     share: Annotated[float, Range(0.01, 1)] = 0.2
     """Cost of a light call over that of a heavy one, at most."""
+    own_blocks: Annotated[int, Range(2, 10_000)] | None = None
+    """Blocks of a DiT, its first and last, that the light network starts as, in place of a fresh one of --share."""
     taps: tuple[Annotated[int, Range(0, 10_000)], ...] | None = None
     """Blocks whose outputs the light network is given; three, evenly spread, if not given."""
     unfreeze_at: FirstIterations | None = None
@@ -70,16 +75,12 @@ class Retrofit(Ranged):
 
     def _made(self, found: Adopted, folder: str) -> tuple[Experiment, str]:
         """The experiment, and what it is, in words."""
-        network = found.network
+        network, released = found.network, self.unfreeze_at is not None
         data, codec = self._seen(found, folder)
-        built = network.around(found.weights())
-        taps = taps_of(built, network.shape, self.taps)
-        heavy = macs_of(lambda: taps_of(built, network.shape, ()))
-        light = light_of(network.shape, network.num_classes, self._patch(found), self.share * heavy)
-        released = self.unfreeze_at is not None
+        networks, account = self._networks(found)
         experiment = Experiment(
             f"{name_of(folder)}-retrofit",
-            Retrofitted(network, light, tuple(taps)),
+            networks,
             DenoisingConfig(
                 times=TimeSampler(heavy=(4, 32)),
                 label_dropout=0.1 if network.null else 0.0,
@@ -87,15 +88,31 @@ class Retrofit(Ranged):
                 freeze_encoder=not released,
                 release_encoder_at=self.unfreeze_at or 0,
                 encoder_rate=self.rate if released else 1.0,
+                light_from=None if self.own_blocks is None else folder,
             ),
             FIT,
             data,
             GaussianProcess(found.schedule),
             codec,
         )
-        return experiment, (
-            f"{network.kind}: {heavy / 1e6:.4g} million multiply-adds; taps at blocks "
-            f"{', '.join(str(tap.block) for tap in taps)}; a light call costs {macs_of_light(light) / heavy:.2f} of it"
+        return experiment, account
+
+    def _networks(self, found: Adopted) -> tuple[NetworksConfig, str]:
+        network = found.network
+        built = network.around(found.weights())
+        heavy = macs_of(lambda: taps_of(built, network.shape, ()))
+        account = f"{network.kind}: {heavy / 1e6:.4g} million multiply-adds; "
+        if self.own_blocks is not None:
+            if self.taps is not None:
+                raise ValueError("a light network of the model's own blocks has no taps: drop --taps, or --own-blocks")
+            own = shorter(network, self.own_blocks).build()
+            cost = macs_of(lambda: taps_of(own, network.shape, ())) / heavy
+            return OwnBlocks(network, self.own_blocks), f"{account}a light call costs {cost:.2f} of it"
+        taps = taps_of(built, network.shape, self.taps)
+        light = light_of(network.shape, network.num_classes, self._patch(found), self.share * heavy)
+        return Retrofitted(network, light, tuple(taps)), (
+            f"{account}taps at blocks {', '.join(str(tap.block) for tap in taps)}; a light call costs "
+            f"{macs_of_light(light) / heavy:.2f} of it"
         )
 
     def _seen(self, found: Adopted, folder: str) -> tuple[DataConfig, CodecConfig]:
