@@ -22,6 +22,7 @@ from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.experiment import Start
 from dualrate.experiments.foreign import Retrofitted
 from dualrate.foreign import kinds
 from dualrate.foreign.config import adopted
@@ -185,6 +186,19 @@ def test_training_leaves_the_model_as_it_is_and_goes_on_bit_for_bit(place, tmp_p
     DualRatePipeline.of(run, dr.Choice(steps=4, heavy=2)).save_pretrained(tmp_path / "pipeline")
     drawn = DualRatePipeline.from_pretrained(tmp_path / "pipeline")(class_labels=[0, 1], output_type="latent")
     assert drawn.images.shape == (2, 1, 8, 8)
+
+
+def test_a_light_network_may_start_as_a_run_of_its_layout(place, tmp_path):
+    experiment, run = made(place, "dit"), str(tmp_path / "light")
+    alone = replace(experiment, networks=dr.OneNetwork(experiment.networks.light), method=dr.DenoisingConfig())
+    dr.train(replace(alone, fit=replace(FIT, iterations=2)), tmp_path / "light", progress=Silent())
+    started = replace(experiment, method=replace(experiment.method, light_from=run))
+    start = Start(True, torch.device("cpu"), False, dr.load, None, print)
+    pair, light = started.method.prepare(started, start).method.denoiser(), dr.load(run).denoiser
+    z, t, cond = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.7]), dr.Cond(torch.tensor([0, 2]))
+    with torch.no_grad():
+        x_hat = pair.denoise(z, t, pair.encode(z, t, cond).aged(), cond)
+        torch.testing.assert_close(x_hat, light.denoise(z, t, dr.Context(), cond))
 
 
 def test_released_the_model_trains_too(place, tmp_path):
