@@ -44,6 +44,7 @@ from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.betas import Betas
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow
 from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.foreign import OwnBlocks
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan
 from dualrate.foreign.config import ForeignConfig
@@ -196,6 +197,7 @@ def examples() -> Iterator[Any]:
     yield Phase("model", (), lambda *_: Loss(torch.zeros(())))
     yield from (RectifiedFlow(), ForeignConfig("", "", Discrete(Betas())), Flow(), Tap(0, 1, 1), Retrofit())
     yield UnifiedLatents(networks, nn.Identity(), denoiser, denoiser, of, of, Sigmoid(), loss_factor=1.5)
+    yield OwnBlocks(ForeignConfig("DiTTransformer2DModel", '{"num_layers": 3}', Discrete(Betas())), 2)
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))
     yield Inception(nn.Identity(), torch.device("cpu"))

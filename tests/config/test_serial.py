@@ -46,7 +46,8 @@ def changed(path: list, value) -> dict:
         (
             ["networks", "type"],
             "os.system",
-            r"there is no NetworksConfig 'os.system', it is one of OneForeign, OneNetwork, Retrofitted, TwoNetworks",
+            "there is no NetworksConfig 'os.system', it is one of OneForeign, OneNetwork, OwnBlocks, Retrofitted, "
+            "TwoNetworks",
         ),
         (["fit", "precision"], "float8", "expected one of"),
         (["networks", "light", "levels"], 3, "expected a list"),

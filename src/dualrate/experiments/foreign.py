@@ -16,7 +16,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from dualrate.codecs.config import CodecFolder, NoCodec
-from dualrate.config.ranges import Range
+from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.experiments.denoising import DenoisingConfig
@@ -100,7 +100,7 @@ class Retrofitted(NetworksConfig):
 
 
 @dataclass(frozen=True)
-class OwnBlocks(NetworksConfig):
+class OwnBlocks(NetworksConfig, Ranged):
     """A model of diffusers as the encoder, and a light network that starts as some of its blocks."""
 
     encoder: ForeignConfig
@@ -108,6 +108,7 @@ class OwnBlocks(NetworksConfig):
     """Of the light network: the model's first, and its last."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         shorter(self.encoder, self.blocks)
 
     def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
