@@ -15,6 +15,7 @@ from foreign.test_retrofit import FIT, saved
 import dualrate as dr
 from dualrate.experiments import moment_matching
 from dualrate.experiments.moment_matching import InBfloat16
+from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.machine.progress import Silent
 from dualrate.recipes import retrofit, students
 from dualrate.recipes.students import StudentRecipe, dual_student, plain_student
@@ -70,7 +71,7 @@ def test_a_plain_student_is_the_teachers_network_and_learns(root: Path, tmp_path
     assert dr.train(made, tmp_path / "run", progress=Silent()).iteration == FIT.iterations
     student, own = dr.load(tmp_path / "run"), weights(dr.load(root / teacher), "model")
     assert any(not torch.equal(weight, own[name]) for name, weight in weights(student, "model").items())
-    assert student.serves == dr.AtLeast(4)
+    assert student.serves == AtLeast(4)
 
 
 def test_a_retrofit_is_distilled_from_the_model_it_was_made_of(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -81,7 +82,7 @@ def test_a_retrofit_is_distilled_from_the_model_it_was_made_of(root: Path, tmp_p
     student, before = dr.load(out), dr.load(begun)
     assert student.experiment.networks == before.experiment.networks
     assert student.experiment.data == before.experiment.data
-    assert student.serves == dr.OnePlan(4, 2)
+    assert student.serves == OnePlan(4, 2)
     moved = [name for name, weight in student.networks.state_dict().items() if weight.is_floating_point()]
     assert any(
         not torch.equal(student.networks.state_dict()[name], before.networks.state_dict()[name]) for name in moved

@@ -12,6 +12,7 @@ from foreign.models import dit, randomised, unet
 from foreign.test_retrofit import FIT, saved
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import DualRate
 from dualrate.experiments.experiment import Start
 from dualrate.experiments.foreign import OwnBlocks
 from dualrate.foreign.own_blocks import of_shorter
@@ -46,7 +47,7 @@ def recipe(root: Path, **options) -> retrofit.Retrofit:
 
 
 @pytest.fixture
-def pair(root: Path) -> tuple[dr.DualRate, dr.Model]:
+def pair(root: Path) -> tuple[DualRate, dr.Model]:
     """The pair as training starts from it, and the model."""
     made, model = recipe(root)(root / "dit", Silent()), dr.load(root / "dit")
     start = Start(True, torch.device("cpu"), False, lambda run: dr.load(run), None, print)

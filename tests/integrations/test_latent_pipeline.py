@@ -20,6 +20,7 @@ from trouble import flips
 import dualrate as dr
 from dualrate.codecs.config import CodecFolder
 from dualrate.data.images import to_uint8
+from dualrate.diffusion.draws import Draws
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.integrations.hub import export_pipeline
 
@@ -62,7 +63,7 @@ def test_images_are_those_of_the_run(place: Path, pipe: DualRatePipeline) -> Non
     assert images.shape == (2, 3, 16, 16)
     assert torch.equal(to_uint8(2 * images - 1), torch.from_numpy(drawer.draw(SEEDS).images))
     assert drawn(pipe, "pil")[0].size == (16, 16)
-    assert torch.equal(pipe(latents=dr.Draws(0, torch.tensor(SEEDS)).normal("start", 4, 8, 8), output_type="latent",
+    assert torch.equal(pipe(latents=Draws(0, torch.tensor(SEEDS)).normal("start", 4, 8, 8), output_type="latent",
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS]).images, latents)  # fmt: skip
 
 
