@@ -33,7 +33,7 @@ def test_an_encoder_is_shared_of_a_single_u_vit_alone():
 
 
 def test_a_name_of_another_package_is_imported():
-    assert denoiser_named("dualrate:Metered") is Metered
+    assert denoiser_named("dualrate.denoisers.metered:Metered") is Metered
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ class Draws:
         What rows, streams and blocks share is computed once, by broadcasting: of the first three rounds most.
         """
         row, block = self.row[:, None], torch.arange(blocks, device=self.row.device)
-        stream = torch.tensor([zlib.crc32(stream.encode()) for stream in streams]).to(row.device)[:, None, None]
+        filled = [row.new_full((1, 1, 1), zlib.crc32(stream.encode())) for stream in streams]  # a copy would wait
+        stream = torch.cat(filled)
         counter = (block, row & _MASK, (row >> 32) & _MASK, stream)
         key = (self.seed & _MASK, (self.seed >> 32) & _MASK)
         if row.device.type != "cpu":
