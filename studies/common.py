@@ -46,7 +46,9 @@ COUNT = 5000  # images of a cell
 SHOWN = 20  # of them on a grid
 TIMED = 125  # images of a timing, one batch
 NOT_MEASURED = "Not measured yet.\n"
-RETIRED = {f"fashion-mnist-{name}": "efc01f7" for name in ("heavy", "medium", "dual", "light-long")}  # last commit
+RETIRED = {
+    f"fashion-mnist-{name}": "efc01f7" for name in ("heavy", "medium", "dual", "light-long", "student-full")
+}  # last commit
 
 
 # Starting, reading, keeping

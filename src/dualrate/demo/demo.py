@@ -55,7 +55,7 @@ DEMO_PLANS = (  # the most useful first: a dual-rate plan and single networks of
     dual(16, 4),
     single("medium", "medium-45", 14),
     single("heavy", "heavy-annealed", 6),
-    DemoPlan("dual-rate student", "fashion-mnist-student-full", Choice()),
+    DemoPlan("dual-rate student", "fashion-mnist-student-8-4", Choice()),
     dual(8, 2),
     single("medium", "medium-45", 6),
     dual(32, 8),
