@@ -44,6 +44,7 @@ from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.betas import Betas
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow
 from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.decoding import OneDecoder, TwoDecoders
 from dualrate.experiments.foreign import OwnBlocks
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan
@@ -57,7 +58,7 @@ from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout
 from dualrate.methods.moment_matching.student import StudentMethod
-from dualrate.methods.times import SingleTime
+from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
 from dualrate.metrics.dinov2 import DinoV2
@@ -197,6 +198,7 @@ def examples() -> Iterator[Any]:
     yield Phase("model", (), lambda *_: Loss(torch.zeros(())))
     yield from (RectifiedFlow(), ForeignConfig("", "", Discrete(Betas())), Flow(), Tap(0, 1, 1), Retrofit())
     yield UnifiedLatents(networks, nn.Identity(), denoiser, denoiser, of, of, Sigmoid(), loss_factor=1.5)
+    yield from (OneDecoder(config, (4, 2, 2)), TwoDecoders(config, config, (4, 2, 2)), GivenTimes())
     yield OwnBlocks(ForeignConfig("DiTTransformer2DModel", '{"num_layers": 3}', Discrete(Betas())), 2)
     yield Card("name", "0", Architecture(1, 8, 2), "0", 0.5, 0, 1)
     yield from (Stacked(1, 8, 2), Mixed(1, 8, 2))

@@ -46,8 +46,8 @@ def changed(path: list, value) -> dict:
         (
             ["networks", "type"],
             "os.system",
-            "there is no NetworksConfig 'os.system', it is one of OneForeign, OneNetwork, OwnBlocks, Retrofitted, "
-            "TwoNetworks",
+            "there is no NetworksConfig 'os.system', it is one of LatentNetworks, OneDecoder, OneForeign, OneNetwork, "
+            "OwnBlocks, Retrofitted, TwoDecoders, TwoNetworks",
         ),
         (["fit", "precision"], "float8", "expected one of"),
         (["networks", "light", "levels"], 3, "expected a list"),
