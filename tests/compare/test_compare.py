@@ -396,8 +396,8 @@ def test_a_plan_that_reuses_is_equal_in_t_and_another_on_the_sampler_s_grid(here
     [
         ("heavy+shared-encoder", ("heavy", "shared-encoder", None)),
         ("heavy+shared-encoder:8/4", ("heavy", "shared-encoder", "8/4")),
-        ("heavy+dualrate.denoisers.metered:Metered", ("heavy", "dualrate:Metered", None)),
-        ("heavy+dualrate.denoisers.metered:Metered:8/4", ("heavy", "dualrate:Metered", "8/4")),
+        ("heavy+dualrate.denoisers.metered:Metered", ("heavy", "dualrate.denoisers.metered:Metered", None)),
+        ("heavy+dualrate.denoisers.metered:Metered:8/4", ("heavy", "dualrate.denoisers.metered:Metered", "8/4")),
         ("a+b", ("a+b", None, None)),
         ("a+b:8", ("a+b", None, "8")),
     ],
