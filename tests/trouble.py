@@ -8,7 +8,7 @@ import resource
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,15 @@ def failing(monkeypatch: pytest.MonkeyPatch, file: Path, number: int) -> None:
 
     monkeypatch.setattr(Path, "read_bytes", fails(Path.read_bytes))
     monkeypatch.setattr(Path, "open", fails(Path.open))
+
+
+def flip_each(files: Iterable[Path]) -> Iterator[Path]:
+    """Every file in turn while one bit of it is flipped; the last one is left so where the caller stops before."""
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(next(flips(content, 1)))
+        yield file
+        file.write_bytes(content)
 
 
 def flips(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:

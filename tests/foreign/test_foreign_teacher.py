@@ -10,7 +10,7 @@ import pytest
 import torch
 from cli.command import call
 from foreign.models import diffusers, dit, randomised, unet
-from foreign.test_retrofit import FIT, saved
+from foreign.test_retrofit import FIT, saved, tiny_recipe
 
 import dualrate as dr
 from dualrate.experiments import moment_matching
@@ -19,7 +19,6 @@ from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.machine.progress import Silent
 from dualrate.recipes import retrofit, students
 from dualrate.recipes.students import StudentRecipe, dual_student, plain_student
-from dualrate.runs import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
 RECIPE = StudentRecipe("student", None, FIT)
@@ -42,12 +41,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_recipes(patch: pytest.MonkeyPatch) -> None:
-    for name, value in {"BLOCKS": 1, "HEAD": 8, "NARROWEST": 1, "FIT": FIT}.items():
-        patch.setattr(retrofit, name, value)
+    tiny_recipe(patch)
     patch.setattr(students, "DISTILLING", FIT)
     patch.setattr(moment_matching, "PRECONDITIONING", 2)
-    patch.setattr(train, "SHOWN", 2)
-    patch.setattr(train, "SHOWN_STEPS", 4)
 
 
 @pytest.fixture(autouse=True)

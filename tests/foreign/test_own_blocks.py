@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from foreign.models import dit, randomised, unet
-from foreign.test_retrofit import FIT, saved
+from foreign.test_retrofit import FIT, saved, tiny_recipe
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
@@ -19,7 +19,6 @@ from dualrate.foreign.own_blocks import of_shorter
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.machine.progress import Silent
 from dualrate.recipes import retrofit
-from dualrate.runs import train
 from dualrate.sampling.cost import call_cost
 
 DEPTH, BLOCKS = 6, 3
@@ -36,10 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"BLOCKS": 1, "HEAD": 8, "NARROWEST": 1, "FIT": FIT}.items():
-        monkeypatch.setattr(retrofit, name, value)
-    monkeypatch.setattr(train, "SHOWN", 2)
-    monkeypatch.setattr(train, "SHOWN_STEPS", 4)
+    tiny_recipe(monkeypatch)
 
 
 def recipe(root: Path, **options) -> retrofit.Retrofit:

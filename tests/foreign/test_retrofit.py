@@ -64,12 +64,17 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch) -> None:
+def tiny_recipe(patch: pytest.MonkeyPatch) -> None:
+    """The recipe at sizes of the models here, with `FIT`."""
     for name, value in {"BLOCKS": 1, "HEAD": 8, "NARROWEST": 1, "FIT": FIT}.items():
-        monkeypatch.setattr(retrofit, name, value)
-    monkeypatch.setattr(train, "SHOWN", 2)
-    monkeypatch.setattr(train, "SHOWN_STEPS", 4)
+        patch.setattr(retrofit, name, value)
+    patch.setattr(train, "SHOWN", 2)
+    patch.setattr(train, "SHOWN_STEPS", 4)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_recipe(monkeypatch)
 
 
 def made(place: Path, model: str, **options) -> dr.Experiment:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cli.command import call
 from foreign.models import dit, randomised
-from foreign.test_retrofit import FIT, saved
+from foreign.test_retrofit import saved, tiny_recipe
 from latents import autoencoders
 from latents.autoencoders import photos
 
@@ -18,7 +18,6 @@ from dualrate.foreign.folder import read_folder
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.machine.progress import Silent
 from dualrate.recipes import retrofit
-from dualrate.runs import train
 
 PLAN = ("--steps", "4", "--heavy", "2", "--device", "cpu")
 
@@ -41,10 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"BLOCKS": 1, "HEAD": 8, "NARROWEST": 1, "FIT": FIT}.items():
-        monkeypatch.setattr(retrofit, name, value)
-    monkeypatch.setattr(train, "SHOWN", 2)
-    monkeypatch.setattr(train, "SHOWN_STEPS", 4)
+    tiny_recipe(monkeypatch)
 
 
 def recipe(root: Path, data: str) -> retrofit.Retrofit:

@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 import torch
 from latents.autoencoders import autoencoder, photos, saved
 from runs import made
-from trouble import flips
+from trouble import flip_each
 
 import dualrate as dr
 from dualrate.codecs.config import CodecFolder
@@ -77,13 +77,9 @@ def test_it_says_nothing_of_where_training_was(place: Path, pipe: DualRatePipeli
 
 def test_a_flipped_bit_of_the_vae_is_an_error_that_names_the_folder(place: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(place / "pipe", tmp_path / "pipe")
-    for file in (file for file in (damaged / "vae").iterdir() if file.is_file()):
-        content = file.read_bytes()
-        (flipped,) = flips(content, 1)
-        file.write_bytes(flipped)
+    for file in flip_each([file for file in (damaged / "vae").iterdir() if file.is_file()]):
         with pytest.raises(OSError, match=rf"{file.parent} is damaged \("):
             DualRatePipeline.from_pretrained(damaged)
-        file.write_bytes(content)
 
 
 def test_in_bfloat16_the_vae_stays_in_float32_unless_it_is_cast(place: Path, pipe: DualRatePipeline) -> None:

@@ -135,8 +135,8 @@ def test_a_decoder_stands_in_a_codec_of_the_same_latents(
     z_0 = model.given(seeds)
     drawn = Draws(DECODER, seeds)
     with torch.no_grad():
-        noise, plan = drawn.normal("start", *model.shape), dr.StepPlan.spread(dual.plan.t, 1)
-        x = rollout(model.denoiser, dual.step, plan, noise, Cond(z_0=z_0), lambda i, j: noise)
+        noise, plan = drawn.normal("start", *model.shape), dr.StepPlan.spread(dual.decoding.plan.t, 1)
+        x = rollout(model.denoiser, dual.decoding.step, plan, noise, Cond(z_0=z_0), lambda i, j: noise)
     torch.testing.assert_close(dual.decode(z_0, Draws(0, seeds)), x)
     assert decode_macs(dual, LATENT) == model.call_cost.heavy + 16 * model.call_cost.light
     base = Experiment(

@@ -126,7 +126,7 @@ def test_the_decoder_draws_other_numbers_than_what_drew_the_latent(run: Path) ->
     codec = load(run).codec
     assert isinstance(codec, DiffusionCodec)
     codec.networks["decoder"].register_forward_hook(lambda _, taken, out: seen.append(taken[0]))
-    assert codec.plan.num_heavy == 1  # of z_0, whatever the steps
+    assert codec.decoding.plan.num_heavy == 1  # of z_0, whatever the steps
     draws = Draws(0, torch.arange(2))
     codec.decode(torch.zeros(2, 2, 4, 4), draws)
     assert not torch.isclose(seen[0], draws.normal("start", 3, 16, 16)).any()

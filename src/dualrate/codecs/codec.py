@@ -22,9 +22,9 @@ from torch import Tensor
 
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import alpha, sigma
+from dualrate.diffusion.values import Shape
 from dualrate.sampling.cost import macs_of
 
-Shape = tuple[int, int, int]
 AT_ONCE = 2**21  # pixels of images that go through a codec together: 8 of 512 x 512, 32 of 256 x 256
 
 

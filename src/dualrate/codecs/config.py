@@ -17,9 +17,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from dualrate.codecs.codec import Codec, Pixels, Shape
+from dualrate.codecs.codec import Codec, Pixels
 from dualrate.config.imports import imported
 from dualrate.config.serial import to_plain
+from dualrate.diffusion.values import Shape
 from dualrate.machine.files import ABSENT, read_json
 
 CONFIG = "config.json"
@@ -102,7 +103,7 @@ class HeldCodec(CodecConfig):
 
     @property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.codec.fingerprint
+        return self.codec.latents
 
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
         return self.codec

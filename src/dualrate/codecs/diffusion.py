@@ -17,7 +17,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from dualrate.codecs.codec import Codec, Moments, Shape
+from dualrate.codecs.codec import Codec, Moments
 from dualrate.codecs.config import CodecConfig
 from dualrate.config.ranges import LogSNR, Range, Ranged, Steps
 from dualrate.config.serial import to_plain
@@ -27,7 +27,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.values import Cond, Shape
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.sampling.catalogue import make_step, sampler_named
 from dualrate.sampling.grids import grid_times
@@ -65,10 +65,31 @@ class DiffusionDecoding(CodecConfig, Ranged):
 
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
         """Raises ValueError for a sampler that nobody knows, or that needs a table."""
-        times = grid_times(sampler_named(self.sampler).grid, self.process.schedule, self.steps)
-        plan = StepPlan.at(times, [0])
-        step = make_step(self.sampler, self.process, plan=plan)
-        return DiffusionCodec(self, networks, self.decoder(networks), step, plan, torch.device(device))
+        decoding = Decoding.by(self.decoder(networks), self.process, self.sampler, self.steps)
+        return DiffusionCodec(self, networks, decoding, torch.device(device))
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A diffusion decoder under a sampler. plan: one heavy call, at its first step"""
+
+    decoder: Denoiser
+    step: Step
+    plan: StepPlan
+
+    @staticmethod
+    def by(decoder: Denoiser, process: GaussianProcess, sampler: str, steps: int) -> Decoding:
+        """Raises ValueError for a sampler that nobody knows, or that needs a table."""
+        plan = StepPlan.at(grid_times(sampler_named(sampler).grid, process.schedule, steps), [0])
+        return Decoding(decoder, make_step(sampler, process, plan=plan), plan)
+
+    @torch.no_grad()
+    def images(self, z_0: Tensor, shape: Shape, draws: Draws) -> Tensor:
+        """(B, *shape) of z_0: (B, C, h, w). draws: of the images' seeds."""
+        draws = Draws(draws.seed + DECODER, draws.row)
+        noise, start = StepNoise(draws, self.plan.num_steps, shape), draws.normal("start", *shape)
+        with torch.autocast(z_0.device.type, enabled=False):
+            return rollout(self.decoder, self.step, self.plan, start, Cond(z_0=z_0.float()), noise)
 
 
 @dataclass(frozen=True)
@@ -77,9 +98,7 @@ class DiffusionCodec:
 
     config: DiffusionDecoding
     networks: nn.ModuleDict
-    decoder: Denoiser
-    step: Step
-    plan: StepPlan
+    decoding: Decoding
     device: torch.device
 
     @property
@@ -127,16 +146,7 @@ class DiffusionCodec:
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
         shape = self.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-        return images_of(x, self.decoder, self.step, self.plan, shape, draws)
-
-
-@torch.no_grad()
-def images_of(z_0: Tensor, decoder: Denoiser, step: Step, plan: StepPlan, shape: Shape, draws: Draws) -> Tensor:
-    """A diffusion decoder's images, (B, *shape), of z_0: (B, C, h, w). draws: of the images' seeds."""
-    draws = Draws(draws.seed + DECODER, draws.row)
-    noise = StepNoise(draws, plan.num_steps, shape)
-    with torch.autocast(z_0.device.type, enabled=False):
-        return rollout(decoder, step, plan, draws.normal("start", *shape), Cond(z_0=z_0.float()), noise)
+        return self.decoding.images(x, shape, draws)
 
 
 @dataclass(frozen=True)
@@ -147,10 +157,8 @@ class OtherDecoder:
     """
 
     codec: Codec
-    decoder: Denoiser
+    decoding: Decoding
     weights: str
-    step: Step
-    plan: StepPlan
 
     @property
     def log_snr(self) -> float | None:
@@ -166,7 +174,7 @@ class OtherDecoder:
 
     @property
     def fingerprint(self) -> str:
-        says = f"{self.codec.fingerprint} {self.weights} {self.step} {self.plan.to_json()}"
+        says = f"{self.codec.fingerprint} {self.weights} {self.decoding.step} {self.decoding.plan.to_json()}"
         return hashlib.sha256(says.encode()).hexdigest()
 
     def latent_shape(self, image: Shape) -> Shape:
@@ -180,4 +188,4 @@ class OtherDecoder:
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
         shape = self.image_shape((x.shape[1], x.shape[2], x.shape[3]))
-        return images_of(x, self.decoder, self.step, self.plan, shape, draws)
+        return self.decoding.images(x, shape, draws)

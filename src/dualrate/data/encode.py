@@ -30,15 +30,13 @@ from dualrate.data.prepare_folder import (
     record_file,
     remove_leftovers,
 )
-from dualrate.data.shards import DATASET, ENCODED, FORMAT, is_finished, labels_file
-from dualrate.data.source import DataProgress, Split
+from dualrate.data.shards import DATASET, ENCODED, FORMAT, SHARD_BYTES, is_finished, labels_file
+from dualrate.data.source import SPLITS, DataProgress, Split
 from dualrate.machine.files import read_json, whole, write_whole
 from dualrate.machine.folders import Manifest
 from dualrate.machine.guards import run_lock
 from dualrate.machine.workers import Mapper, in_turn
 
-SPLITS: tuple[Split, ...] = ("train", "test")
-SHARD_BYTES = 2**28
 ENCODING = "encoding"  # what progress is told
 HIGHEST = float(np.finfo(np.float16).max)
 

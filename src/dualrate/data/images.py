@@ -27,6 +27,7 @@ from dualrate.data.source import DataProgress, Source, Split
 from dualrate.data.tars import tar_files, tar_source
 from dualrate.data.untrusted import check_regular
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Shape
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class ImageSet:
         return len(self.class_names)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """(C, H, W) of an image."""
         _, channels, height, width = self.images.shape
         return channels, height, width

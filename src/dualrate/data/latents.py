@@ -31,6 +31,7 @@ from dualrate.data.loader import Augment
 from dualrate.data.shards import ENCODED, Packed, read_packed
 from dualrate.data.source import DataProgress, Split
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Shape
 
 
 def _floats(rows: Tensor, draws: Draws) -> Tensor:
@@ -68,7 +69,7 @@ class LatentSet:
         return len(self.packed.part["class_names"])
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """(C, H, W) of a latent."""
         _, channels, height, width = self.packed.dataset["row"]["shape"]
         return channels, height, width

@@ -19,7 +19,7 @@ from torch import Tensor
 from dualrate.codecs.config import CodecConfig
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.values import Batch
+from dualrate.diffusion.values import Batch, Shape
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class TrainingSet(Protocol):
     def num_classes(self) -> int: ...
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """(C, H, W) of what networks are trained on."""
         ...
 

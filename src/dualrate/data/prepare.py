@@ -28,16 +28,14 @@ from dualrate.data.prepare_folder import (
     record_file,
     remove_leftovers,
 )
-from dualrate.data.shards import DATASET, FORMAT, PLAN, Shards, is_finished, labels_file
-from dualrate.data.source import DataProgress, Items, Raw, Source, Split
+from dualrate.data.shards import DATASET, FORMAT, PLAN, SHARD_BYTES, Shards, is_finished, labels_file
+from dualrate.data.source import SPLITS, DataProgress, Items, Raw, Source, Split
 from dualrate.data.untrusted import one_line
 from dualrate.machine.files import read_json, whole, write_whole
 from dualrate.machine.folders import Manifest
 from dualrate.machine.guards import run_lock
 from dualrate.machine.workers import Mapper, in_turn
 
-SPLITS: tuple[Split, ...] = ("train", "test")
-SHARD_BYTES = 2**28
 PREPARING = "preparing"  # what progress is told
 _PROBED = 100  # images looked at for one that can be read, before it is given up
 

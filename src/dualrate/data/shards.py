@@ -35,6 +35,7 @@ from dualrate.machine.workers import Mapper
 FORMAT = 1
 PLAN, DATASET = "prepare.json", "dataset.json"
 ENCODED = "encode.json"  # in place of PLAN, where the rows are latents
+SHARD_BYTES = 2**28  # of one, about
 _OPEN = 256  # shards mapped at a time: each holds a file open, of which a process may have 1024
 AGAIN = "run the same `dualrate data prepare` (or encode) again: it makes what is missing, and nothing else"
 

@@ -13,6 +13,7 @@ import numpy as np
 from dualrate.machine.files import naming
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 DataProgress = Callable[[int, int, str], None]  # done, total, message
 MAX_CLASSES = 100_000
 

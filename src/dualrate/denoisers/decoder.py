@@ -16,21 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, per_row
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 
 @dataclass(frozen=True)
-class Decoder:
+class Decoder(Plain):
     """One network at every step. network: (x_t, log_snr, z_0, label) -> v."""
-
-    network: nn.Module
-    process: GaussianProcess
-    reuse: Reuse = Reuse.FREE
-
-    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        return Context()
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         """Raises ValueError where `cond` has no z_0."""

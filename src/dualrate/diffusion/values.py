@@ -19,6 +19,8 @@ from torch import Tensor
 
 from dualrate.diffusion.draws import Draws
 
+Shape = tuple[int, int, int]  # (C, H, W) of one image, or of its latent
+
 
 @dataclass(frozen=True)
 class Cond:

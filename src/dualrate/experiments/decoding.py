@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from torch import nn
 
 from dualrate.codecs.codec import Codec
-from dualrate.codecs.diffusion import OtherDecoder
+from dualrate.codecs.diffusion import Decoding, OtherDecoder
 from dualrate.config.ranges import Ranged, Side
 from dualrate.denoisers.decoder import Decoder, DualRateDecoder
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Shape
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.networks import NetworksConfig
-from dualrate.networks.decoder import DecoderUViT, LatentEncoder, Shape
+from dualrate.networks.decoder import DecoderUViT, LatentEncoder
 from dualrate.networks.dual import ContextConfig, check_pair
 from dualrate.networks.uvit import UViT, UViTConfig
-from dualrate.sampling.catalogue import make_step, sampler_named
-from dualrate.sampling.grids import grid_times
 
 DECODING = "dpm++2m", 16  # sampler and steps of a decoder that stands in a codec
 
@@ -37,10 +35,8 @@ def as_codec(model: Model) -> Codec:
     latents = model.experiment.method.latents
     if not latents.fingerprint:
         return model.codec
-    codec, (name, steps) = latents.build(model.networks, model.device), DECODING
-    plan = StepPlan.at(grid_times(sampler_named(name).grid, model.process.schedule, steps), [0])
-    step = make_step(name, model.process, plan=plan)
-    return OtherDecoder(codec, model.denoiser, model.weights_hash, step, plan)
+    codec = latents.build(model.networks, model.device)
+    return OtherDecoder(codec, Decoding.by(model.denoiser, model.process, *DECODING), model.weights_hash)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Reuse
+from dualrate.diffusion.values import Batch, Reuse, Shape
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Serves
@@ -158,7 +158,7 @@ class Experiment(Ranged):
         self.method.check(self)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
 
@@ -223,7 +223,7 @@ class Model:
         return self.experiment.process
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.experiment.shape
 
@@ -238,7 +238,7 @@ class Model:
         return self.experiment.given(self.device)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> Shape:
         """(C, H, W) of an image."""
         return self.codec.image_shape(self.shape)
 

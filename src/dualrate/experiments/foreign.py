@@ -19,6 +19,7 @@ from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Shape
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import NetworksConfig
@@ -47,7 +48,7 @@ class OneForeign(NetworksConfig):
         return ("model",)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         return self.model.shape
 
     @property
@@ -121,7 +122,7 @@ class OwnBlocks(NetworksConfig, Ranged):
         return ("encoder", "light")
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         return self.encoder.shape
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.networks.decoder import Shape
+from dualrate.diffusion.values import Shape
 from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, check_pair, disconnect
 from dualrate.networks.uvit import UViT, UViTConfig
 
@@ -45,7 +45,7 @@ class NetworksConfig(ABC):
         return {}
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """(C, H, W) of an image: that of the U-ViTs, of which all agree. Networks without say it themselves."""
         return next(iter(self.configs.values())).shape
 

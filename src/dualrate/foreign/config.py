@@ -11,6 +11,7 @@ from torch import nn
 
 from dualrate.config.ranges import Classes, Ranged
 from dualrate.diffusion.schedule import Schedule
+from dualrate.diffusion.values import Shape
 from dualrate.foreign.conventions import Convention
 from dualrate.foreign.direction import check_direction
 from dualrate.foreign.folder import Folder, network_class, read_folder
@@ -53,7 +54,7 @@ class ForeignConfig(Ranged):
         return ForeignNetwork(net, kind, self.convention, num_classes=self.num_classes, null=self.null)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """(C, H, W) of an image."""
         return shape_of(self._config)
 

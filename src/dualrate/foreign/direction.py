@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 
 from dualrate.diffusion.prediction import x_from_v
+from dualrate.diffusion.values import Shape
 from dualrate.foreign.conventions import Convention, Flow
 from dualrate.foreign.network import ForeignNetwork
 
@@ -27,7 +28,7 @@ BLUR = 0.25  # response of what is no blur any more
 
 
 @torch.no_grad()
-def responses(network: ForeignNetwork, shape: tuple[int, int, int], flow: Flow) -> dict[Convention, float]:
+def responses(network: ForeignNetwork, shape: Shape, flow: Flow) -> dict[Convention, float]:
     """Of the four conventions, `flow` first."""
     device = next(network.parameters()).device
     z = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -45,7 +46,7 @@ def _first(z: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(z), dtype=torch.int64, device=z.device)
 
 
-def check_direction(network: ForeignNetwork, shape: tuple[int, int, int]) -> None:
+def check_direction(network: ForeignNetwork, shape: Shape) -> None:
     """Raises ValueError where another direction than the network's convention fits; warns where none does.
 
     A table of betas has no direction to mistake.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
+from dualrate.diffusion.values import Shape
 from dualrate.foreign.conventions import REPA, SIT, Convention
 from dualrate.foreign.direction import check_direction
 from dualrate.foreign.folder import check_name, read_folder
@@ -29,7 +30,7 @@ def from_diffusers(
     convention: Literal["diffusers", "repa", "sit"] | Convention = "diffusers",
     embeddings: Mapping[str, Tensor] | None = None,
     num_classes: int | None = None,
-    shape: tuple[int, int, int] | None = None,
+    shape: Shape | None = None,
 ) -> Plain:
     """A denoiser around a trained network of diffusers: any sampler, plan, bound or meter of ours takes it.
 

@@ -23,6 +23,7 @@ from dualrate.foreign.config import ForeignConfig
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.taps import outputs
 from dualrate.networks.blocks import NoiseEmbedding
+from dualrate.networks.dual import of_present
 
 BLOCKS, COUNT = "transformer_blocks", "num_layers"  # of a network, and of its configuration
 
@@ -94,8 +95,7 @@ class OwnLight(nn.Module):
         """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there."""
         if log_snr_tau is None:
             return self.net(z, log_snr, label)
-        tau = self.tau(log_snr_tau)
-        added = features[0] + (tau if present is None else tau * present[:, None].to(tau.dtype))[:, None]
+        added = features[0] + of_present(self.tau(log_snr_tau), present)[:, None]
         hook = self.net.blocks[1].register_forward_pre_hook(lambda block, given: (given[0] + added, *given[1:]))
         try:
             return self.net(z, log_snr, label)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from dualrate.diffusion.values import Shape
 from dualrate.foreign.kinds import Kind, by_place
 
 
@@ -20,7 +21,7 @@ def labels_of(kind: Kind, config: Mapping[str, Any], num_classes: int | None) ->
     return {"num_classes": num_classes, "null": True}
 
 
-def shape_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
+def shape_of(config: Mapping[str, Any]) -> Shape:
     """(C, H, W) of a configuration. Raises ValueError where it does not say."""
     channels, side = config.get("in_channels"), config.get("sample_size")
     height, width = side if isinstance(side, (list, tuple)) else (side, side)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from dualrate.config.ranges import Channels, Range, Ranged, Side
 from dualrate.diffusion.prediction import x_from_v
+from dualrate.diffusion.values import Shape
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.networks.blocks import layer_norm
 from dualrate.networks.uvit import UViTConfig
@@ -64,7 +65,7 @@ def as_map(output: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def taps_of(network: ForeignNetwork, shape: tuple[int, int, int], blocks: Sequence[int] | None = None) -> list[Tap]:
+def taps_of(network: ForeignNetwork, shape: Shape, blocks: Sequence[int] | None = None) -> list[Tap]:
     """The taps on these blocks; None: at a third and two thirds of the depth, and the last. Runs the network once.
 
     Raises ValueError for a network that has no such blocks.

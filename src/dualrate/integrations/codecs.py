@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dualrate.codecs.codec import Codec, Moments, Normalisation, Shape
+from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Shape
 from dualrate.machine.files import read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents

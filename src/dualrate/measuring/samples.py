@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dualrate.diffusion.values import Shape
 from dualrate.machine.environment import environment
 from dualrate.machine.files import write_whole, written_aside
 from dualrate.machine.guards import run_lock
@@ -111,7 +112,7 @@ def write_samples(
 class _Folder:
     """The images of some seeds in a directory that this process holds the lock of. there: (N,) which are."""
 
-    def __init__(self, directory: Path, record: Record, seeds: range, shape: tuple[int, int, int]) -> None:
+    def __init__(self, directory: Path, record: Record, seeds: range, shape: Shape) -> None:
         self.directory, self.record, self.seeds, self.shape = directory, record, seeds, shape
         self.there = np.zeros(len(seeds), bool)
         with os.scandir(directory) as entries:

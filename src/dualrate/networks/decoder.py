@@ -18,10 +18,10 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from dualrate.networks.dual import ContextConfig, check_pair, projection
+from dualrate.diffusion.values import Shape
+from dualrate.networks.dual import ContextConfig, check_pair, last_weights, projection
 from dualrate.networks.uvit import UViT, UViTConfig
 
-Shape = tuple[int, int, int]
 ALL = ContextConfig()
 
 
@@ -92,5 +92,5 @@ class LatentEncoder(nn.Module):
 
     def disconnect(self) -> None:
         """Zero every way from the heavy network into the light one, which is then a decoder by itself."""
-        for way in self.projections:
-            nn.init.zeros_(list(way.parameters())[-1])  # both of two: zero for good
+        for way in last_weights(self.projections):
+            nn.init.zeros_(way)

@@ -144,14 +144,18 @@ class LightUViT(nn.Module):
         """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there."""
         emb = self.net.embedding(log_snr, label)
         if log_snr_tau is not None:
-            tau = self.tau(log_snr_tau)
-            emb = emb + (tau if present is None else tau * present[:, None].to(tau.dtype))
+            emb = emb + of_present(self.tau(log_snr_tau), present)
         if self.gate is None or log_snr_tau is None:
             return self.net.predict(self.net.trunk(z, emb, features)[0])
         *added, own = features  # zero in absent rows
         v = self.net.predict(self.net.trunk(z, emb, added)[0])
-        gate = self.gate(emb) if present is None else self.gate(emb) * present[:, None]
+        gate = of_present(self.gate(emb), present)
         return v + gate[..., None, None] * self.estimate(z, own.to(v.dtype), log_snr_tau, log_snr)
+
+
+def of_present(part: Tensor, present: Tensor | None) -> Tensor:
+    """part: (B, C), 0 in rows without a context. present: (B,) bool, None if every row has one."""
+    return part if present is None else part * present[:, None].to(part.dtype)
 
 
 def moved(z: Tensor, v_tau: Tensor, log_snr_tau: Tensor, log_snr: Tensor) -> Tensor:
@@ -164,6 +168,11 @@ def kept(z: Tensor, x_tau: Tensor, log_snr_tau: Tensor, log_snr: Tensor) -> Tens
     return v_from_x(z, x_tau, log_snr)
 
 
+def last_weights(projections: nn.ModuleList) -> list[nn.Parameter]:
+    """Of each one, what makes it 0 when it is; both of two factors would stay 0 for good."""
+    return [list(projection.parameters())[-1] for projection in projections]
+
+
 def disconnect(encoder: nn.Module, light: nn.Module) -> None:
     """Zero every way from an encoder into a `LightUViT`: at the start of training, that network alone.
 
@@ -171,8 +180,7 @@ def disconnect(encoder: nn.Module, light: nn.Module) -> None:
     """
     assert isinstance(light, LightUViT)
     assert isinstance(encoder.projections, nn.ModuleList)
-    ways = [list(projection.parameters())[-1] for projection in encoder.projections]  # both of two: zero for good
-    ways += light.tau.mlp[-1].parameters()
+    ways = [*last_weights(encoder.projections), *light.tau.mlp[-1].parameters()]
     if isinstance(encoder.pixels, nn.Module):
         ways += encoder.pixels.parameters()
     if light.gate is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Range, Ranged, Side
+from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import ChannelNorm, ConvBlock
 from dualrate.networks.uvit import Head
 
@@ -54,12 +55,12 @@ class EncoderConfig(Ranged):
         return self.patch * 2 ** (len(self.channels) - 1)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """(C, H, W) of an image."""
         return self.image_channels, self.image_size, self.image_size
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> Shape:
         """(C, H, W) of its latent."""
         side = self.image_size // self.factor
         return self.latent_channels, side, side

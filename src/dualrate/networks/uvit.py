@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
+from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import ChannelNorm, ConvBlock, NoiseEmbedding, TransformerBlock, zero_init
 from dualrate.networks.precision import InFloat32
 
@@ -79,7 +80,7 @@ class UViTConfig(Ranged):
             )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """(C, H, W) of an image."""
         return self.image_channels, self.image_size, self.image_size
 

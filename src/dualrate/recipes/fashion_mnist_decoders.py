@@ -12,7 +12,6 @@ from typing import Literal
 
 from dualrate.codecs.config import CodecFolder
 from dualrate.config.ranges import Ranged
-from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.decoding import OneDecoder, TwoDecoders
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
@@ -20,8 +19,7 @@ from dualrate.experiments.networks import NetworksConfig
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.fashion_mnist import network
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
+from dualrate.recipes.fashion_mnist_latents import FIT, WEIGHTING
 
 Kind = Literal["heavy", "medium", "light", "dual", "retrofit"]
 SIZES: dict[str, UViTConfig] = {
@@ -29,15 +27,6 @@ SIZES: dict[str, UViTConfig] = {
     for name, widths in {"heavy": (56, 128, 4), "medium": (48, 96, 2), "light": (24, 64, 1)}.items()
 }
 ITERATIONS: dict[Kind, int] = {"heavy": 3600, "medium": 7000, "light": 16_000, "dual": 2500, "retrofit": 1500}
-WEIGHTING = Sigmoid(3.0)  # as in the first stage
-FIT = FitConfig(
-    iterations=1,
-    batch_size=64,
-    optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup=200, decay="cosine"),
-    ema_halflife=20_000,
-    checkpoint_every=250,
-    sample_every=1000,
-)
 SHAPE = SIZES["heavy"].shape
 
 

@@ -30,6 +30,7 @@ DECODER = UViTConfig(
     28, 1, (Level("conv", 32, 1), Level("transformer", 96, 2)), patch=2, embedding=128, head_dim=48
 )  # fmt: skip
 BASE = UViTConfig(7, 4, (Level("transformer", 192, 6),), num_classes=10, embedding=128, head_dim=48)
+WEIGHTING = Sigmoid(3.0)  # of decoders
 FIT = FitConfig(
     iterations=6000,
     batch_size=64,
@@ -42,7 +43,7 @@ FIT = FitConfig(
 
 def first(loss_factor: float = 1.5) -> Experiment:
     """The first stage, about 45 minutes of one CPU core."""
-    method = UnifiedLatentsConfig(loss_factor, decoder_weighting=Sigmoid(3.0), priced_from=400)
+    method = UnifiedLatentsConfig(loss_factor, decoder_weighting=WEIGHTING, priced_from=400)
     codec = DiffusionDecoding(channels=1, factor=4, log_snr=LOG_SNR)
     networks = LatentNetworks(ENCODER, PRIOR, DECODER)
     return Experiment("fashion-mnist-latents", networks, method, FIT, process=PROCESS, codec=codec)

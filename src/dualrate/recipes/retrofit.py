@@ -22,6 +22,7 @@ from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Classes, Factor, FirstIterations, Range, Ranged
 from dualrate.data.latents import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Shape
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.foreign import COLOURS, OwnBlocks, Retrofitted
@@ -140,7 +141,7 @@ class Retrofit(Ranged):
         return own or next(patch for patch in range(1, side + 1) if side % patch == 0 and side // patch <= FINEST)
 
 
-def light_of(shape: tuple[int, int, int], num_classes: int, patch: int, budget: float) -> UViTConfig:
+def light_of(shape: Shape, num_classes: int, patch: int, budget: float) -> UViTConfig:
     """A flat transformer of at most so many multiply-adds: patches of this side or the next that leaves room, and then
     the widest. Raises ValueError where none is as cheap."""
     channels, side, _ = shape

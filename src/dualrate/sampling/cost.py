@@ -25,11 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.diffusion.values import Cond, Context, Reuse, Shape
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample
-
-Shape = tuple[int, int, int]
 
 
 def _attention(q: Any, k: Any, v: Any, *others: object, **more: object) -> int:
