@@ -65,7 +65,7 @@ class SharedEncoder(Ranged):
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Runs the whole network; the context has one feature, (B, C, h, w) of the middle level, and x_hat."""
         net, log_snr, emb = self._embedded(z, t, cond)
-        h, skips = net.descend(z, emb)
+        h, skips = net.descend(net.patches(z), emb)
         out = net.middle(h, emb, end=self.split)
         return Context((out - h,), tau=t, x_hat=self._x_hat(z, log_snr, emb, out, skips))
 
@@ -74,7 +74,7 @@ class SharedEncoder(Ranged):
         if context.x_hat is not None:
             return context.x_hat
         net, log_snr, emb = self._embedded(z, t, cond)
-        h, skips = net.descend(z, emb)
+        h, skips = net.descend(net.patches(z), emb)
         if not context.features and context.tau is None:
             return self._x_hat(z, log_snr, emb, net.middle(h, emb, end=self.split), skips)
         if [feature.shape for feature in context.features] != [h.shape] or context.present is not None:

@@ -108,16 +108,26 @@ class Context:
     tau:      (B,) when they were computed; None if the context depends on nothing but (z_t, t)
     present:  (B,) bool; an absent row has zero features and a zero tau embedding. None: all present
     x_hat:    (B, C, H, W) an output already computed at this very (z, t): used once, then forgotten (`aged`)
+    keeps:    how many contexts of before its denoiser wants beside it
+    earlier:  these, the latest first: fewer while there were no more (`after`)
     """
 
     features: tuple[Tensor, ...] = ()
     tau: Tensor | None = None
     present: Tensor | None = None
     x_hat: Tensor | None = None
+    keeps: int = 0
+    earlier: tuple[Context, ...] = ()
 
     def aged(self) -> Context:
         """The same context for any later step: `x_hat` belongs to the step it was computed at."""
         return self if self.x_hat is None else replace(self, x_hat=None)
+
+    def after(self, held: Context) -> Context:
+        """This context, just computed, where `held` was the one before: with as many of before as it keeps."""
+        if not self.keeps or held.tau is None:
+            return self
+        return replace(self, earlier=(replace(held.aged(), earlier=()), *held.earlier)[: self.keeps])
 
     def rows(self, rows: Tensor | slice) -> Context:
         """The context of some rows of the batch."""
@@ -126,7 +136,8 @@ class Context:
             return None if part is None else part[rows]
 
         features = tuple(feature[rows] for feature in self.features)
-        return Context(features, take(self.tau), take(self.present), take(self.x_hat))
+        earlier = tuple(one.rows(rows) for one in self.earlier)
+        return Context(features, take(self.tau), take(self.present), take(self.x_hat), self.keeps, earlier)
 
     def scattered(self, rows: Tensor, size: int) -> Context:
         """This context's rows placed at `rows` of a batch of `size`; all other rows are absent.

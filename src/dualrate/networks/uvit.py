@@ -184,24 +184,33 @@ class UViT(nn.Module):
 
         added: one tensor for each of the first levels; it joins the activations where the level begins.
         """
-        h, skips = self.descend(z, emb, added)
+        h, skips = self.descend(self.patches(z), emb, added)
         return self.ascend(self.middle(h, emb), skips, emb)
 
-    def descend(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, Skips]:
-        """The way down: the middle's input, and (before, after) of every level above it."""
-        h = self.stem(z.contiguous(memory_format=torch.channels_last))
+    def patches(self, z: Tensor) -> Tensor:
+        """The input of the first level."""
+        return self.stem(z.contiguous(memory_format=torch.channels_last))
+
+    def descend(
+        self, h: Tensor, emb: Tensor, added: Sequence[Tensor] = (), begin: int = 0, end: int | None = None
+    ) -> tuple[Tensor, Skips]:
+        """The way down from the input h of level `begin` to that of level `end` (None: the middle), and (before, after)
+        of every level on it.
+        """
         skips: Skips = []
-        for i, (blocks, shrink) in enumerate(zip(self.down, self.shrink, strict=True)):
-            before = blocks(h + added[i] if i < len(added) else h, emb)
-            h = shrink(F.avg_pool2d(before, 2))
+        for i in range(begin, len(self.down) if end is None else end):
+            before = self.down[i](h + added[i] if i < len(added) else h, emb)
+            h = self.shrink[i](F.avg_pool2d(before, 2))
             skips.append((before, h))
         return h + added[-1] if len(added) == len(self.config.levels) else h, skips
 
-    def ascend(self, h: Tensor, skips: Skips, emb: Tensor) -> tuple[Tensor, ...]:
-        """The way up from the middle's output: the last activation of every level, finest first."""
+    def ascend(self, h: Tensor, skips: Skips, emb: Tensor, begin: int = 0) -> tuple[Tensor, ...]:
+        """The way up over the levels of the skips, the finest of which is level `begin`, from the output h of the level
+        below them: the last activation of each, finest first, and h.
+        """
         last = [h]
-        for blocks, grow, (before, after) in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
-            h = blocks(F.interpolate(grow(h - after), scale_factor=2.0) + before, emb)
+        for i, (before, after) in reversed(list(enumerate(skips, begin))):
+            h = self.up[i](F.interpolate(self.grow[i](h - after), scale_factor=2.0) + before, emb)
             last.append(h)
         return tuple(reversed(last))
 

@@ -1,7 +1,7 @@
 """Sampling: `trajectory`, the one loop; `rollout`, its end; `sample`, images from seeds in batches.
 
     for each step (t -> s) of the plan:
-        FULL:  context = encode(z, t)           heavy
+        FULL:  context = encode(z, t)           heavy; with the contexts of before that it asks for
         NONE:  context = nothing
         z = step(denoise with that context)     light
 
@@ -118,7 +118,7 @@ def _advance(
     if refresh is Refresh.NONE:
         context, z_tau = Context(), None
     elif refresh is Refresh.FULL:
-        context, z_tau = denoiser.encode(z, t, cond), z
+        context, z_tau = denoiser.encode(z, t, cond).after(context), z
     count = itertools.count()
     denoise = _Calls(denoiser, step, refresh, z, t, cond, context)
     z_s, carry = step(denoise, z, t, s, lambda: draw(state.i, next(count)), state.carry)
