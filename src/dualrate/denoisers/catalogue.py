@@ -12,7 +12,7 @@ from typing import cast
 
 from dualrate.config.imports import imported
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.denoisers.feature_cache import ORDER, feature_cache
+from dualrate.denoisers.feature_cache import ORDER, FeatureCache
 from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.process import GaussianProcess
 
@@ -20,10 +20,10 @@ Around = Callable[[Denoiser, GaussianProcess], Denoiser]
 
 DENOISERS: dict[str, Around] = {
     "shared-encoder": SharedEncoder.around,
-    "fora": feature_cache(),
-    "deep-cache": feature_cache(outer=1),
-    "taylor": feature_cache(order=ORDER),
-    "taylor-published": feature_cache(order=ORDER, form="published"),
+    "fora": FeatureCache.around(),
+    "deep-cache": FeatureCache.around(outer=1),
+    "taylor": FeatureCache.around(order=ORDER),
+    "taylor-published": FeatureCache.around(order=ORDER, form="published"),
 }
 
 

@@ -214,6 +214,10 @@ class UViT(nn.Module):
             last.append(h)
         return tuple(reversed(last))
 
+    def cut(self, outer: int) -> UViTCut:
+        """This network, its levels from `outer` on apart. Raises ValueError where that cannot be, as `UViTCut`."""
+        return UViTCut(self, outer)
+
     def predict(self, h: Tensor) -> Tensor:
         """v from the finest level's last activation, in float32 whatever the trunk ran in."""
         if self.head is None:
@@ -222,3 +226,51 @@ class UViT(nn.Module):
         if out.shape[0] == 0:  # torch cannot go back through a shuffle of no rows
             return out.reshape(0, self.config.image_channels, *(self.config.patch * side for side in out.shape[2:]))
         return F.pixel_shuffle(out, self.config.patch)
+
+
+@dataclass(frozen=True)
+class UViTCut:
+    """A U-ViT in two: what its levels from `outer` on add to what comes into them, and the rest.
+
+    outer: 0 to the number of levels above the middle. 0: only patches and head are outside
+    """
+
+    network: UViT
+    outer: int
+
+    def __post_init__(self) -> None:
+        above = len(self.network.config.levels) - 1
+        if not 0 <= self.outer <= above:
+            raise ValueError(
+                f"outer is the number of levels that run at every step, 0 to {above} in this network of {above + 1}, "
+                f"got {self.outer}"
+            )
+        if self.network.head is None:
+            raise ValueError("this U-ViT was built without a head, so it cannot denoise: cut one that predicts v")
+
+    def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the inside adds, (B, C, h, w) of level `outer`, and v, as the network's. Arguments: the network's."""
+        net, emb, h, skips = self._outside(z, log_snr, label)
+        inner, inner_skips = net.descend(h, emb, begin=self.outer)
+        out = net.ascend(net.middle(inner, emb), inner_skips, emb, begin=self.outer)[0]
+        return out - h, net.predict(net.ascend(out, skips, emb)[0])
+
+    def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
+        """v of the outside alone, given what the inside adds. Raises ValueError where that has another shape."""
+        net, emb, h, skips = self._outside(z, log_snr, label)
+        require_shape(added, h)
+        return net.predict(net.ascend(h + added, skips, emb)[0])
+
+    def _outside(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[UViT, Tensor, Tensor, Skips]:
+        """The way down to the input of level `outer`."""
+        emb = self.network.embedding(log_snr, label)
+        return self.network, emb, *self.network.descend(self.network.patches(z), emb, end=self.outer)
+
+
+def require_shape(added: Tensor, h: Tensor) -> None:
+    """Raises ValueError where what is added to h is not of its shape."""
+    if added.shape != h.shape:
+        raise ValueError(
+            f"what the inside of a cut network adds has its input's shape {tuple(h.shape)}, got {tuple(added.shape)}: "
+            "pass what a call of the whole network returned for these rows"
+        )
