@@ -29,6 +29,7 @@ class Kind:
     takes:   arguments that labels stand for (`ForeignNetwork`)
     blocks:  the parts that run one after another
     tapped:  of what such a part returns, the image's share: a map (B, C, h, w), or tokens (B, n, C)
+    row:     the attribute that lists its blocks, where each takes tokens (B, n, C) first and returns no more; "": none
     odd:     of a configuration, why it cannot be called
     """
 
@@ -38,6 +39,7 @@ class Kind:
     takes: tuple[str, ...] = ()
     blocks: Callable[[Any], list[nn.Module]] = lambda net: []
     tapped: Callable[[Any], Tensor] = lambda output: output
+    row: str = ""
     odd: Callable[[Config], str | None] = lambda config: None
 
 
@@ -90,11 +92,12 @@ def _without_skips(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+BLOCKS = "transformer_blocks"
 TEXT = "encoder_hidden_states"
 MASKED = (TEXT, "encoder_attention_mask")
 KINDS: dict[str, Kind] = {
     "DiTTransformer2DModel": Kind(
-        _by_label, lambda config: config.get("num_embeds_ada_norm", 1000), null=True, blocks=_in_a_row
+        _by_label, lambda config: config.get("num_embeds_ada_norm", 1000), null=True, blocks=_in_a_row, row=BLOCKS
     ),
     "UNet2DModel": Kind(
         _by_label,
@@ -106,8 +109,8 @@ KINDS: dict[str, Kind] = {
     "SD3Transformer2DModel": Kind(
         _by_text, takes=(TEXT, "pooled_projections"), blocks=_in_a_row, tapped=lambda output: output[1]
     ),
-    "PixArtTransformer2DModel": Kind(_by_text_and_size, takes=MASKED, blocks=_in_a_row),
-    "SanaTransformer2DModel": Kind(_by_scaled_time, takes=MASKED, blocks=_in_a_row),
+    "PixArtTransformer2DModel": Kind(_by_text_and_size, takes=MASKED, blocks=_in_a_row, row=BLOCKS),
+    "SanaTransformer2DModel": Kind(_by_scaled_time, takes=MASKED, blocks=_in_a_row, row=BLOCKS),
 }
 OPTIONAL = {"encoder_attention_mask"}
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.foreign.conventions import Convention
+from dualrate.foreign.cut import CutNetwork
 from dualrate.foreign.kinds import OPTIONAL, Kind, rows_of
 
 
@@ -46,6 +47,10 @@ class ForeignNetwork(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The parts of the network that run one after another, in that order."""
         return self.kind.blocks(self.net)
+
+    def cut(self, outer: int) -> CutNetwork:
+        """This network, its row of blocks apart. Raises ValueError where that cannot be, as `CutNetwork`."""
+        return CutNetwork(self, self.kind.row, outer)
 
     def train(self, mode: bool = True) -> ForeignNetwork:
         super().train(mode)
