@@ -26,8 +26,8 @@ class Compare(Ranged):
         Positional[tuple[str, ...]], arg(metavar="[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]")
     ]
     """RUN alone: its usual plans and samplers. RUN:32/8: 32 steps, 8 heavy calls spread evenly, ancestral unless a
-    sampler is named. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+shared-encoder:32/8. RUN,RUN,RUN: one
-    network trained from several seeds, whose scores are pooled."""
+    sampler is named. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+taylor:32/16. RUN,RUN,RUN: one network
+    trained from several seeds, whose scores are pooled."""
     minutes: Minutes = 60
     """Of measuring; what they do not suffice for, the same command does next time."""
     out: Path = Path("report.html")
@@ -39,6 +39,9 @@ class Compare(Ranged):
     features: str | None = None
     """Judges, with commas between: names of shipped feature nets, or directories; the first screens and orders. The
     data set's own if not given."""
+    rivals: bool = False
+    """Add the dearest single network under every denoiser that there is: features cached, forecast, ... (RUN+taylor).
+    """
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
     workers: Workers = 1
@@ -59,6 +62,7 @@ class Compare(Ranged):
             Effort(self.minutes, self.screen, self.count),
             features=self.features,
             mixed=self.mixed,
+            rivals=self.rivals,
             device=device,
             workers=self.workers,
             compiled=self.compile and can_compile(device, progress),

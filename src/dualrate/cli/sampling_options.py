@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
-from dualrate.denoisers.catalogue import denoiser_named
+from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.measuring.choosing import GAMMA as RECOMMENDED_GAMMA
@@ -25,8 +25,8 @@ def _names(markovian: bool) -> str:
 
 
 SAMPLER = (
-    f"Where there is no default: {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; {SMOOTH} with --denoiser "
-    f"shared-encoder; ancestral of a distilled student, or with --eta. May reuse a dual-rate context: "
+    f"Where there is no default: {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; {SMOOTH} with --denoiser; "
+    f"ancestral of a distilled student, or with --eta. May reuse a dual-rate context: "
     f"{_names(markovian=True)}; for a heavy call at every step, or one network: {_names(markovian=False)}; or "
     "package.module:Class, a step of your own. "
     "*: needs `dualrate calibrate RUN` once, which measures without guidance."
@@ -38,6 +38,10 @@ GAMMA = (
 ETA = (
     f"Share of the noise of {' and '.join(taking('eta'))} that is drawn afresh: 1 all of it (if not given), 0 none, "
     "which is DDIM; below 1, for a heavy call at every step, or one network."
+)
+DENOISER = (
+    f"What calls the networks: of a single one {', '.join(DENOISERS)}, which spend less at steps without a heavy call; "
+    "or package.module:name of your own; their own denoiser if not given."
 )
 
 
@@ -64,8 +68,7 @@ class SamplingOptions(Ranged):
     """The N + 1 times themselves, from 1 (noise) to 0 (data), instead of --steps and --grid: 1 0.7 0.3 0."""
     gamma: Annotated[Probability | None, arg(help=GAMMA)] = None
     eta: Annotated[Probability | None, arg(help=ETA)] = None
-    denoiser: str | None = None
-    """What calls the networks: shared-encoder, or package.module:name of your own; their own denoiser if not given."""
+    denoiser: Annotated[str | None, arg(help=DENOISER)] = None
     codec: Path | None = None
     """Folder of the codec of a model of latents, where that is not where training found it."""
     guidance: GuidanceWeight = 1.0

@@ -13,6 +13,7 @@ import torch
 from dualrate.compare.contenders import Contender, Entry, contenders_of, planning_seconds
 from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
+from dualrate.compare.rivals import rivals_of
 from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.schedule import affordable, levels, useful_first
 from dualrate.compare.trainings import as_one, require_trainings, with_trainings
@@ -57,6 +58,7 @@ def compare(
     *,
     features: str | Path | None = None,
     mixed: bool = False,
+    rivals: bool = False,
     device: torch.device | str = "cpu",
     workers: WorkerCount = 1,
     compiled: bool = False,
@@ -71,6 +73,7 @@ def compare(
     workers:  processes that draw at once; what is timed is timed in this one, alone
     compiled: the networks, when they are first called; memory is that without
     mixed:    allow runs that were trained on other data than the first, which judges all
+    rivals:   add every denoiser of the catalogue around the dearest single network
     Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file.
     """
     if out.suffix != ".html":
@@ -82,6 +85,8 @@ def compare(
     models = {run: replace(load(run, device=device, note=progress.note), compiled=compiled) for run in runs}
     _require_comparable(models, mixed=mixed)
     require_trainings(parsed, models)
+    if rivals:
+        parsed += rivals_of(parsed, models, progress=progress)
     judges = evaluators(next(iter(models.values())).experiment.data, features, device=device, progress=progress)
     check(judges[:1], effort.screen, details=False)
     check(judges, effort.count, details=True)

@@ -7,7 +7,7 @@
     RUN:32@ddim             under a sampler: ancestral if none is named, DPM-Solver++ 2M for a smooth path
     RUN:32/8@ancestral:0.5  at a noise level gamma other than 0
     RUN:32@mypkg.steps:Mine under a step of another package
-    RUN+shared-encoder:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
+    RUN+taylor:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
     RUN,RUN,RUN:32          trainings of one network from different seeds, one line of the report
 
 Costs of different networks meet on the rungs of a ladder: so many calls of the dearest network per image.
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dualrate.config.ranges import Probability, Range, Ranged, Steps, checked
-from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
+from dualrate.denoisers.catalogue import DENOISERS, denoiser_named, refreshing
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
@@ -44,7 +44,7 @@ LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the dearest network
 MOST_STEPS = 256
 DUAL_PLANS = ((8, 2), (12, 3), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8))  # N, H
 PLANNED_PLANS = ((8, 2), (16, 4), (32, 8))
-SHARED_PLANS = ((8, 4), (16, 4), (16, 8), (32, 8))
+SHARED_PLANS = ((8, 4), (16, 4), (16, 8), (32, 8), (32, 16))  # of what keeps features between steps
 SHARED_ENCODER = "shared-encoder"  # of a single network whose plan has fewer heavy calls than steps
 SIMILARITY_IMAGES = 16
 PLANNER_GRID, PLANNING_IMAGES = 64, 128  # of the planner
@@ -225,10 +225,15 @@ def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Conte
     return found
 
 
-def cached(entry: Entry, model: Model, steps: int, heavy: int) -> Contender:
-    """A denoiser that keeps features between steps, refreshed where these have changed most. model: called by it."""
+def cached(entry: Entry, model: Model, steps: int, heavy: int, *, even: bool = False) -> Contender:
+    """A denoiser that keeps features between steps, refreshed where these have changed most. model: called by it.
+
+    even: refreshed evenly instead, as those are that the catalogue says it of
+    """
     sampler = entry.sampler or SMOOTH
     times = grid_times(sampler_named(sampler).grid, model.process.schedule, steps)
+    if even or refreshing(entry.denoiser).even:
+        return entry.contender(StepPlan.spread(times, heavy), sampler)
     seeds = range(SEED, SEED + SIMILARITY_IMAGES)
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
     step = step_for(model, StepPlan.spread(times), sampler, entry.gamma or None)
@@ -325,7 +330,8 @@ def contenders_of(
         elif not model.serves.any_plan:
             found += usual_student(entry, model.serves, calls_of(cost.light, dearest))
         elif model.denoiser.reuse is Reuse.SMOOTH:
-            found += [cached(entry, model, steps, heavy) for steps, heavy in SHARED_PLANS]
+            even = entry.run in unplanned
+            found += [cached(entry, model, steps, heavy, even=even) for steps, heavy in SHARED_PLANS]
         elif model.denoiser.reuse is Reuse.MARKOV:
             require_markovian(entry)
             planner = None
@@ -365,7 +371,7 @@ def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, Ca
 def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, light: float) -> float:
     """What finding an entry's usual plans takes. heavy, light: seconds of a call of its model, per image."""
     model = models[entry.run]
-    if entry.plan is not None or not model.serves.any_plan:
+    if entry.plan is not None or not model.serves.any_plan or refreshing(entry.denoiser).even:
         return 0.0
     if model.reuses_context:
         kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES)

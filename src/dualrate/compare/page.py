@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dualrate.compare.contenders import LADDER
 from dualrate.compare.judges import Verdict, roles, verdict_table, verdicts
+from dualrate.compare.rivals import rivals_table
 from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
 from dualrate.compare.work import TimedContender
 from dualrate.diffusion.plan import StepPlan
@@ -34,6 +35,7 @@ def compare_page(results: ComparisonResults) -> str:
             Section("Fronts", _figures(results)),
             *_saved(results),
             *_judged(results),
+            *_rivals(results),
             Section("Samples from the same seeds", [_samples(results)]),
             Section("Every plan on the front", [front_table(results.finished)]),
             Section("Where the heavy calls go", _plans(results)),
@@ -89,6 +91,11 @@ def _agreement(verdict: Verdict) -> str:
 def _judged(results: ComparisonResults) -> list[Section]:
     made = verdict_table(results)
     return [Section("Whether the judges agree", [made])] if made.cells else []
+
+
+def _rivals(results: ComparisonResults) -> list[Section]:
+    made = rivals_table(results.screened)
+    return [Section("Without training: what calls a network", [made])] if made.cells else []
 
 
 def _saved(results: ComparisonResults) -> list[Section]:

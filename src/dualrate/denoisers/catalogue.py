@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 from dualrate.config.imports import imported
@@ -25,6 +26,24 @@ DENOISERS: dict[str, Around] = {
     "taylor": FeatureCache.around(order=ORDER),
     "taylor-published": FeatureCache.around(order=ORDER, form="published"),
 }
+
+
+@dataclass(frozen=True)
+class Refreshing:
+    """When a denoiser is refreshed, where a plan says no more than how often.
+
+    even: evenly, as what is forecast should be; else where its features changed most (planning/similarity.py)
+    """
+
+    even: bool = False
+
+
+REFRESHING = {"taylor": Refreshing(even=True), "taylor-published": Refreshing(even=True)}
+
+
+def refreshing(name: str | None) -> Refreshing:
+    """Of the denoiser of this name, or of any other."""
+    return REFRESHING.get(name or "", Refreshing())
 
 
 def denoiser_named(name: str) -> Around:
