@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +16,12 @@ import torch
 from trouble import children, is_alive, wait_until
 
 from dualrate.cli.main import main
-from dualrate.compare import contenders, speed, work
+from dualrate.compare import comparison, contenders, speed, work
+from dualrate.compare import rivals as rivals_module
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Contender, Entry, contenders_of
+from dualrate.compare.rivals import rivals_of
+from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
 from dualrate.experiments.denoising import DenoisingConfig
@@ -137,6 +141,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own(here):
 
 MEASURES_FOR_LONG = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import torch
 from dualrate import StepPlan
@@ -421,6 +426,61 @@ def test_where_a_shared_encoder_is_refreshed_is_found_under_its_own_sampler_on_s
     process, seeds = load("heavy").process, [contenders.SEED, contenders.SEED + 1]
     assert [step for step, _, _ in asked] == [DPMSolver2M(process), Ancestral(process, 0.4)]
     assert all(one[1:] == (seeds, [seed % 2 for seed in seeds]) for one in asked)
+
+
+def rivals(*texts: str) -> tuple[list[Entry], list[str]]:
+    """What --rivals adds to these entries, and what is said of it."""
+    entries, notes = [Entry.parse(text) for text in texts], Notes()
+    return rivals_of(entries, {entry.run: load(entry.run) for entry in entries}, progress=notes), notes.lines
+
+
+def test_rivals_are_the_denoisers_of_the_catalogue_that_take_the_dearest_single_network(here, monkeypatch):
+    def unfit(denoiser, process):
+        raise ValueError("made for another network")
+
+    monkeypatch.setattr(
+        rivals_module, "DENOISERS", {"shared-encoder": unfit, "taylor": None, "unfit": None, "fora": None}
+    )
+    monkeypatch.setitem(DENOISERS, "unfit", unfit)
+    found, notes = rivals("dual", "named=heavy@ddim")
+    assert [(one.run.name, one.network, one.denoiser) for one in found] == [
+        ("heavy", "named", "taylor"),
+        ("heavy", "named", "fora"),
+    ]
+    assert {(one.sampler, one.plan) for one in found} == {(None, None)}
+    assert notes == ["without unfit: heavy cannot be called by unfit: made for another network; drop the denoiser"]
+    for texts in (("dual",), ("heavy:4", "dual"), ("heavy+fora",)):
+        with pytest.raises(ValueError, match="other ways to call a single network"):
+            rivals(*texts)
+
+
+def test_the_dearest_of_two_single_networks_has_the_rivals(here):
+    (here / "light").mkdir()
+    light = replace(load("heavy").experiment, networks=OneNetwork(SMALL))
+    write_experiment(here / "light", light)
+    weights = light.build()[0].state_dict()
+    checkpoint.save(here / "light" / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
+    for texts in (("light", "heavy"), ("heavy", "light")):
+        assert {one.run.name for one in rivals(*texts)[0]} == {"heavy"}
+
+
+def test_rivals_are_contenders_whose_refreshes_are_even_where_features_are_forecast(here, monkeypatch):
+    monkeypatch.setattr(contenders, "similarities", lambda *of, **more: np.diag([1.0, 2.0, 3.0, 9.0]))
+    plans = {name: made_of(f"heavy+{name}")[0].plan for name in ("fora", "deep-cache", "taylor", "taylor-published")}
+    refreshed = {name: [i for i, now in enumerate(plan.refresh) if now is Refresh.FULL] for name, plan in plans.items()}
+    assert refreshed == {"fora": [0, 3], "deep-cache": [0, 3], "taylor": [0, 2], "taylor-published": [0, 2]}
+
+
+def test_rivals_are_compared_where_they_are_asked_for(here, monkeypatch):
+    def told(entries, models, **more):
+        raise RuntimeError([entry.denoiser for entry in entries])
+
+    monkeypatch.setattr(comparison, "contenders_of", told)
+    monkeypatch.setattr(rivals_module, "DENOISERS", {"taylor": None})
+    with pytest.raises(RuntimeError, match=r"\[None, 'taylor'\]"):
+        run(here, "heavy@dpm++2m", rivals=True)
+    with pytest.raises(RuntimeError, match=r"\[None\]"):
+        run(here, "heavy@dpm++2m")
 
 
 def test_what_a_model_never_learned_is_not_tried(here):

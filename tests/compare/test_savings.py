@@ -11,6 +11,7 @@ from report.made import row
 from dualrate.compare.contenders import Contender
 from dualrate.compare.page import compare_page, front_table, reusing_plans, savings_table
 from dualrate.compare.records import as_json
+from dualrate.compare.rivals import rivals_table
 from dualrate.compare.savings import ComparisonResults, savings
 from dualrate.compare.speed import Speed
 from dualrate.compare.work import Bench, MeasuredContender, TimedContender, chosen
@@ -124,3 +125,27 @@ def test_chosen_are_the_fronts_the_others_first():
     assert [one.network for one in made] == ["single", "dual", "single", "dual", "third"]
     asked = replace(own[1], contender=replace(own[1].contender, asked=True))
     assert chosen([*every, asked], bench, [rivals, own])[0].asked
+
+
+def called_by(denoiser: str, cost: float, score: float) -> TimedContender:
+    """The network `single` under another denoiser."""
+    one = finished("single", cost, score)
+    measured = one.measured
+    made = replace(measured.row, network=f"single, {denoiser}")
+    return replace(
+        one,
+        measured=replace(measured, contender=replace(measured.contender, denoiser=denoiser), row=made),
+    )
+
+
+def test_what_calls_a_network_stands_beside_the_network_itself_for_no_more_flops(judge):
+    found = findings(judge, [], [*RIVALS, called_by("taylor", 3, 2.5), called_by("fora", 0.5, 9.0)])
+    table = rivals_table(found.screened)
+    assert [(line[0], line[5:]) for line in table.cells] == [
+        ("single, fora", ("-", "-", "-")),
+        ("single, taylor", ("ancestral 4", "2.00", "8.00 [7.90, 8.10]")),  # not the one of 4 GMACs
+    ]
+    assert table.header[5] == "the network itself"
+    assert "Without training: what calls a network" in compare_page(found)
+    assert "Without training" not in compare_page(findings(judge, [], RIVALS))
+    assert not rivals_table([]).cells

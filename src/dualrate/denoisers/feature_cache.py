@@ -14,17 +14,17 @@ Keeping each block's output, as the originals do, is the same: the sum of what w
 or forecast, of the sum (a test does it block by block). A kept sum costs one addition and the memory of one tensor.
 
 FORA        Selvaraju et al. 2024, arXiv 2407.01425: DiT, refreshed at every N-th step. DiT-XL/2, ImageNet 256, DDIM 50
-            steps, FID 2.32 without a cache: 3.55 at 2.77 times fewer FLOPs (N = 3), 6.58 at 4.53 (N = 5). It scales what
-            it kept by the gates of the current time; a U-ViT's blocks have no gates, those of a model of diffusers are
-            kept with theirs.
+            steps, FID 2.32 without a cache: 3.55 at 2.77 times fewer FLOPs (N = 3), 6.58 at 4.53 (N = 5). What it kept
+            it scales by the gates of the current time; a U-ViT's blocks have no gates, those of a model of diffusers
+            are kept with theirs.
 DeepCache   Ma et al. 2023, arXiv 2312.00858: U-Nets, refreshed at every N-th step. Stable Diffusion 1.5 2.3 times as
             fast at 0.05 less CLIP score, LDM-4-G 4.1 times at 0.22 more FID. Its skips concatenate, so what is kept
             there is the inner levels' activation; here they add. In a U-ViT of two levels it is encoder sharing
             (denoisers/shared_encoder.py) of all middle blocks.
 TaylorSeer  Liu et al. 2025, arXiv 2503.06923: DiT, refreshed at every N-th step and the first few, order m. As above:
             2.34 at 2.77 times fewer FLOPs (N = 3, m = 3), 2.65 at 4.53 (N = 5, m = 3). A cache that has seen fewer than
-            m + 1 refreshes forecasts at a lower order. At 20 steps of that DiT others saw it fail: FID 7.84 from 3.56 at
-            1.44 times fewer FLOPs.
+            m + 1 refreshes forecasts at a lower order. At 20 steps others saw it fail on that DiT: FID 7.84, from 3.56,
+            at 1.44 times fewer FLOPs.
 Where a plan refreshes is its own matter: evenly, or where features changed most (planning/similarity.py).
 """
 
