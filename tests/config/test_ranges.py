@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
@@ -39,6 +39,7 @@ from dualrate.compare.comparison import Effort
 from dualrate.compare.contenders import Contender, Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.betas import Betas
@@ -50,6 +51,7 @@ from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan
 from dualrate.foreign.config import ForeignConfig
 from dualrate.foreign.conventions import Discrete, Flow
+from dualrate.foreign.cut import CutNetwork
 from dualrate.foreign.taps import Tap
 from dualrate.machine.accelerators import ACCELERATORS
 from dualrate.methods.denoising import Denoising, Targets
@@ -102,6 +104,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.codecs.codec.Normalisation",
     "dualrate.data.source.Raw",
     "dualrate.diffusion.draws.Draws",
+    "dualrate.diffusion.values.Context",
     "dualrate.diffusion.values.Elsewhere",
     "dualrate.machine.accelerators.Accelerator",
     "dualrate.machine.world.World",
@@ -186,6 +189,7 @@ def examples() -> Iterator[Any]:
     bands = Bands((1, 4, 4))
     yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
     yield SharedEncoder(UViT(config), of, 1)
+    yield from (FeatureCache(UViT(config).cut(1), of), CutNetwork(SimpleNamespace(net=nn.Identity()), "blocks"))
     denoiser, networks = NeededContext(of, 1.0), nn.ModuleDict()
     yield Guided(denoiser, of, 1.0, 3)
     yield from (FromData(4, of), SegmentRollout(plan, of), FullRollout(plan, of))

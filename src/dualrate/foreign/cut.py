@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dualrate.config.ranges import OuterLevels, Ranged
 from dualrate.networks.uvit import require_shape
 
 
 @dataclass(frozen=True)
-class CutNetwork:
+class CutNetwork(Ranged):
     """A network around another library's, `network.net`, whose blocks stand in `network.net.<row>`.
 
     outer: 0, since such a network has one level: what makes tokens of the image and an image of the last ones is
@@ -26,9 +27,10 @@ class CutNetwork:
 
     network: Any
     row: str
-    outer: int = 0
+    outer: OuterLevels = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = type(self.network.net).__name__
         if not self.row:
             raise ValueError(f"the blocks of {name} do not stand in a row that tokens alone go through: leave it whole")

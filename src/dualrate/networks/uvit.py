@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
+from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, Side
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import ChannelNorm, ConvBlock, NoiseEmbedding, TransformerBlock, zero_init
 from dualrate.networks.precision import InFloat32
@@ -229,18 +229,19 @@ class UViT(nn.Module):
 
 
 @dataclass(frozen=True)
-class UViTCut:
+class UViTCut(Ranged):
     """A U-ViT in two: what its levels from `outer` on add to what comes into them, and the rest.
 
     outer: 0 to the number of levels above the middle. 0: only patches and head are outside
     """
 
     network: UViT
-    outer: int
+    outer: OuterLevels
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         above = len(self.network.config.levels) - 1
-        if not 0 <= self.outer <= above:
+        if self.outer > above:
             raise ValueError(
                 f"outer is the number of levels that run at every step, 0 to {above} in this network of {above + 1}, "
                 f"got {self.outer}"
