@@ -87,11 +87,11 @@ def context(value: float, tau: float, earlier: tuple[dr.Context, ...] = ()) -> d
 
 
 def test_features_in_bfloat16_are_added_up_in_float32():
-    """Of 100 + 0.5 in bfloat16 nothing of the half would be left."""
-    held = context(100.0, 1.0, (context(100.5, 2.0),))
+    """9 times 101 less 8 times 100.5: in bfloat16 the first is 908."""
+    held = context(101.0, 1.0, (context(100.5, 2.0),))
     (found,) = forecast(held, at(-7.0), Itself(), "newton")
     assert found.dtype == torch.bfloat16
-    assert found.float().tolist() == [[96.0, 96.0]]
+    assert found.float().tolist() == [[105.0, 105.0]]
 
 
 def test_features_without_a_time_are_refused():
