@@ -78,9 +78,10 @@ def test_a_draft_that_is_the_target_draws_the_images_of_sample(process, window):
 
 
 def test_an_image_does_not_depend_on_its_batch():
-    made = speculate(TARGET, ROUGH, Ancestral(PROCESS), PLAN, (3,), range(9))
-    for seed in (0, 4, 8):
-        alone = speculate(TARGET, ROUGH, Ancestral(PROCESS), PLAN, (3,), [seed])
+    made = speculate(TARGET, ROUGH, Ancestral(PROCESS), PLAN, (3,), range(20), window=2)
+    assert len(set(made.calls.tolist())) > 2  # images are done at different calls
+    for seed in range(20):
+        alone = speculate(TARGET, ROUGH, Ancestral(PROCESS), PLAN, (3,), [seed], window=2)
         torch.testing.assert_close(alone.z[0], made.z[seed], rtol=0, atol=1e-5)
         assert torch.equal(alone.accepted[0], made.accepted[seed])
         assert (alone.calls, alone.verified, alone.drafted) == (
