@@ -1,7 +1,7 @@
 """What every Step and Denoiser promises. Steps and denoisers are tested by being in their catalogues."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Metered
+from dualrate.denoisers.switched import Switched
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
@@ -92,6 +93,7 @@ MADE: dict[str, Callable[[], dr.Denoiser]] = {
     "oracle": oracle,
     "decoder": decoder,
     "dual decoder": dual_decoder,
+    "switched": lambda: Switched(Plain(randomised(UViT(replace(NET, embedding=8))), PROCESS), plain()),
 } | {name: lambda name=name: denoiser_named(name)(plain(), PROCESS) for name in DENOISERS}
 every_denoiser = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 

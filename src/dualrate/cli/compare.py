@@ -26,8 +26,9 @@ class Compare(Ranged):
         Positional[tuple[str, ...]], arg(metavar="[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]")
     ]
     """RUN alone: its usual plans and samplers. RUN:32/8: 32 steps, 8 heavy calls spread evenly, ancestral unless a
-    sampler is named. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+taylor:32/16. RUN,RUN,RUN: one network
-    trained from several seeds, whose scores are pooled."""
+    sampler is named. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+taylor:32/16; RUN+LIGHT:32/20, the first
+    12 of 32 steps by the network of another run. RUN,RUN,RUN: one network trained from several seeds, whose scores are
+    pooled."""
     minutes: Minutes = 60
     """Of measuring; what they do not suffice for, the same command does next time."""
     out: Path = Path("report.html")

@@ -8,6 +8,7 @@
     RUN:32/8@ancestral:0.5  at a noise level gamma other than 0
     RUN:32@mypkg.steps:Mine under a step of another package
     RUN+taylor:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
+    RUN+LIGHT:32/20         the first 12 of 32 steps by the single network of another run, LIGHT (denoisers/switched.py)
     RUN,RUN,RUN:32          trainings of one network from different seeds, one line of the report
 
 Costs of different networks meet on the rungs of a ladder: so many calls of the dearest network per image.
@@ -30,11 +31,12 @@ from dualrate.experiments.experiment import Model
 from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.calibration import read_table
-from dualrate.measuring.choosing import SMOOTH, Choice, step_for
+from dualrate.measuring.choosing import GAMMA, RECOMMENDED, SMOOTH, Choice, step_for
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.planning import SEED, are_errors_kept, measured_errors, read_plan
 from dualrate.planning.planner import Planner
 from dualrate.planning.similarity import best_refreshes, similarities
+from dualrate.runs.store import called_by
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, sampler_named
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
@@ -45,6 +47,7 @@ MOST_STEPS = 256
 DUAL_PLANS = ((8, 2), (12, 3), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8))  # N, H
 PLANNED_PLANS = ((8, 2), (16, 4), (32, 8))
 SHARED_PLANS = ((8, 4), (16, 4), (16, 8), (32, 8), (32, 16))  # of what keeps features between steps
+SWITCHED_PLANS = ((8, 6), (8, 4), (16, 12), (16, 8), (32, 24), (32, 16))  # the light network first, then the heavy one
 SHARED_ENCODER = "shared-encoder"  # of a single network whose plan has fewer heavy calls than steps
 SIMILARITY_IMAGES = 16
 PLANNER_GRID, PLANNING_IMAGES = 64, 128  # of the planner
@@ -58,7 +61,8 @@ class Contender(Ranged):
     network: what its line is called
     gamma:   noise level of a sampler with noise
     note:    what is special about the plan, empty if nothing
-    denoiser: that calls the model's networks, of denoisers/catalogue.py; None: its own
+    denoiser: that calls the model's networks, of denoisers/catalogue.py; None: its own. Or the directory of a run,
+             whose network makes the steps before the first heavy call
     asked:   named by the user, plan and all, so measured on the front in any case
     training: which of its network's trainings the run is, 0 the first
     """
@@ -96,8 +100,8 @@ class Contender(Ranged):
         return step_for(model, self.plan, self.sampler, self.gamma or None)
 
     def drawer(self, loaded: Model) -> Drawer:
-        """Raises what `step`, `Model.with_denoiser` and `Drawer` raise."""
-        model = loaded.with_denoiser(self.denoiser)
+        """Raises what `step`, `called_by` and `Drawer` raise."""
+        model = called_by(loaded, self.denoiser)
         return Drawer(model, self.step(model), self.plan, name=self.network)
 
 
@@ -122,7 +126,8 @@ class Entry(Ranged):
         if self.sampler is not None:
             sampler_named(self.sampler)
         if self.denoiser is not None:
-            denoiser_named(self.denoiser)
+            if not self.is_switched:
+                denoiser_named(self.denoiser)
             if _has_table(self):
                 raise ValueError(
                     f"{self.sampler} has a table of the run's own denoiser, not of {self.denoiser}: name another "
@@ -159,12 +164,14 @@ class Entry(Ranged):
         if self.plan.endswith(".json"):
             plan = read_plan(Path(self.plan))
             entry = self._shared(loaded, plan.num_steps, plan.num_heavy)
-            model = loaded.with_denoiser(entry.denoiser)
+            model = called_by(loaded, entry.denoiser)
             return entry.contender(plan, entry._sampler(model), note=Path(self.plan).stem)
         steps, heavy = self._counts()
+        if self.is_switched:
+            return after_light(self, called_by(loaded, self.denoiser), steps, heavy)
         heavy = loaded.serves.default_heavy(steps) if heavy is None else heavy
         entry = self._shared(loaded, steps, heavy)
-        model = loaded.with_denoiser(entry.denoiser)
+        model = called_by(loaded, entry.denoiser)
         if heavy < steps and model.denoiser.reuse is Reuse.SMOOTH:
             return cached(entry, model, steps, heavy)
         sampler = entry._sampler(model)
@@ -185,7 +192,9 @@ class Entry(Ranged):
     ) -> Contender:
         """Of a plan, under its own sampler and gamma if none is given."""
         network, name = self.network, sampler or self.sampler or ANCESTRAL
-        if self.denoiser is not None:
+        if self.is_switched:
+            network += f" after {Path(str(self.denoiser)).resolve().name}"
+        elif self.denoiser is not None:
             network += f", {self.denoiser.rpartition(':')[2].replace('-', ' ')}"
         noise = (self.gamma or 0.0) if gamma is None else gamma
         return Contender(self.run, network, name, plan, noise, note, self.denoiser)
@@ -196,6 +205,11 @@ class Entry(Ranged):
         if not (steps.isdecimal() and (heavy or "0").isdecimal()):
             raise ValueError(f"{self.plan!r} is no plan: 32 (steps), 32/8 (steps/heavy calls), or a .json file")
         return checked("the number of steps", int(steps), Steps), int(heavy) if heavy else None
+
+    @property
+    def is_switched(self) -> bool:
+        """Whether another run's network makes its first steps."""
+        return self.denoiser is not None and Path(self.denoiser).is_dir()
 
     @property
     def samplers(self) -> dict[str, Sampler]:
@@ -241,6 +255,21 @@ def cached(entry: Entry, model: Model, steps: int, heavy: int, *, even: bool = F
     return entry.contender(StepPlan.at(times, best_refreshes(like, heavy)), sampler)
 
 
+def after_light(entry: Entry, model: Model, steps: int, heavy: int | None) -> Contender:
+    """The light network's steps, then the heavy one's, on the sampler's own times. model: both.
+
+    Raises ValueError where nothing says how many steps each makes.
+    """
+    if heavy is None or heavy > steps:
+        raise ValueError(
+            f"of {model.name} say how many of the {steps} steps are the heavy network's: {steps}/{steps // 2}, got "
+            f"{entry.plan}"
+        )
+    sampler = entry.sampler or ANCESTRAL
+    times = grid_times(sampler_named(sampler).grid, model.process.schedule, steps)
+    return entry.contender(StepPlan.late(times, heavy, steps - heavy), sampler)
+
+
 def _parts(text: str) -> tuple[str, str | None, str]:
     """Run, denoiser and plan of RUN[+DENOISER][:PLAN]; a denoiser of another package has a colon of its own."""
     if Path(text).is_dir():
@@ -256,6 +285,12 @@ def _parts(text: str) -> tuple[str, str | None, str]:
 
 def _has_table(entry: Entry) -> bool:
     return entry.sampler is not None and sampler_named(entry.sampler).of_table is not None
+
+
+def usual_switched(entry: Entry, model: Model) -> list[Contender]:
+    """A light network before a heavy one, under the sampler that is named or the one recommended. model: both."""
+    named = entry if entry.sampler is not None else replace(entry, sampler=RECOMMENDED, gamma=GAMMA)
+    return [after_light(named, model, steps, heavy) for steps, heavy in SWITCHED_PLANS]
 
 
 def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Contender]:
@@ -321,12 +356,14 @@ def contenders_of(
     found: list[Contender] = []
     for entry in entries:
         loaded, cost = models[entry.run], costs[entry.run]
-        model = loaded.with_denoiser(entry.denoiser)
+        model = called_by(loaded, entry.denoiser)
         if _has_table(entry):
             read_table(model)  # before any work, to refuse one that is not there
         if entry.plan is not None:
             found.append(replace(entry.asked(loaded), asked=True))
             model.serves.check(found[-1].plan)
+        elif entry.is_switched:
+            found += usual_switched(entry, model)
         elif not model.serves.any_plan:
             found += usual_student(entry, model.serves, calls_of(cost.light, dearest))
         elif model.denoiser.reuse is Reuse.SMOOTH:
@@ -371,7 +408,7 @@ def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, Ca
 def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, light: float) -> float:
     """What finding an entry's usual plans takes. heavy, light: seconds of a call of its model, per image."""
     model = models[entry.run]
-    if entry.plan is not None or not model.serves.any_plan or refreshing(entry.denoiser).even:
+    if entry.plan is not None or entry.is_switched or not model.serves.any_plan or refreshing(entry.denoiser).even:
         return 0.0
     if model.reuses_context:
         kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES)

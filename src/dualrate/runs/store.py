@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeGuard
@@ -37,6 +37,7 @@ from dualrate.foreign.folder import is_diffusers
 from dualrate.machine.environment import environment
 from dualrate.machine.files import ABSENT, append_record, read_bytes, read_json, read_records, write_whole
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
+from dualrate.runs.pairs import switched
 from dualrate.training import checkpoint
 
 EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
@@ -92,6 +93,22 @@ def codec_of(path: Path, device: torch.device | str = "cpu") -> Codec:
     return codec
 
 
+def called_by(model: Model, name: str | None) -> Model:
+    """The model called by a denoiser of the catalogue, or, where the name is the directory of a run, after that one.
+
+    Raises what `Model.with_denoiser`, `load` and `switched` raise.
+    """
+    if name is None or not Path(name).is_dir():
+        return model.with_denoiser(name)
+    return switched(model, _beside(Path(name).resolve(), str(model.device)))
+
+
+@lru_cache(4)
+def _beside(path: Path, device: str) -> Model:
+    """Read once for all plans of a comparison."""
+    return load(path, device=device, note=lambda text: None)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where another process loads a model from, on its own device of the same kind.
@@ -109,7 +126,7 @@ class Place:
     @cache  # noqa: B019  # kept as long as a worker lives
     def model(self) -> Model:
         """Raises what `load` raises; ValueError if another model is there by now."""
-        found = load(self.path, device=self.device, note=lambda text: None).with_denoiser(self.denoiser)
+        found = called_by(load(self.path, device=self.device, note=lambda text: None), self.denoiser)
         if found.weights_hash != self.weights:
             raise ValueError(
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "

@@ -1,0 +1,54 @@
+"""Two models that exist, and a plan that says which of them runs at a step: DuoDiff and T-Stitch.
+
+    NONE, KEEP   x_hat = light(z_t, t)       the first steps of StepPlan.late(times, heavy, steps - heavy)
+    FULL         x_hat = heavy(z_t, t)
+
+DuoDiff   Fernandez, Matisan et al. 2024, arXiv 2410.09633: a shallow U-ViT (3 blocks) for the first 300 to 500 of 1,000
+          ancestral steps, a deep one (13 to 21) for the rest, trained apart. CIFAR-10 FID 17.89 in 1.88 s an image by
+          the deep one; 17.81 in 1.45 s, 17.95 in 1.30 s, 18.67 in 1.16 s for 300, 400, 500. ImageNet 64: 19.19 in
+          5.12 s; 21.49 in 3.80 s for 300. So 1.3 times on small images, and worse at once on ImageNet. Cheap first is a
+          matter of its prediction of eps, which z_t nearly is at high noise; ours is of v.
+T-Stitch  Pan et al. 2024, arXiv 2402.14167: DiT-S for the first 40% of the steps, DiT-XL after it, at no loss of FID;
+          with DiT-S, B and XL at 5, 22 and 114 GFLOPs.
+Differences: where to switch is the plan's, so any sampler and any grid of times do, heavy steps may also stand between
+light ones, and it is chosen by measuring (planning/switching.py, `dualrate compare HEAVY+LIGHT`). A dual-rate model
+trained with dropped contexts is such a pair without a second training: its light network runs alone where a plan says
+NONE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.diffusion.values import Cond, Context, Reuse
+
+
+@dataclass(frozen=True)
+class Switched:
+    """Two single networks: `heavy` where the plan makes a heavy call, `light` at every other step.
+
+    light: called without a context, so the light network of a dual-rate model does, too
+    heavy: one that runs at every step. Raises ValueError for one that reuses contexts, which has a light network itself
+    A heavy call has denoised already and leaves nothing behind. `reuse` is MARKOV, so that a second call within a heavy
+    step is heavy, too; a plan that says NONE, not KEEP, goes with every sampler.
+    """
+
+    light: Denoiser
+    heavy: Denoiser
+    reuse: Reuse = Reuse.MARKOV
+
+    def __post_init__(self) -> None:
+        if self.heavy.reuse is not Reuse.FREE:
+            raise ValueError(
+                f"{type(self.heavy).__name__} reuses contexts and has what runs between its heavy calls itself: leave "
+                "its first steps without a context (StepPlan.late), or switch to a single network"
+            )
+
+    def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
+        return Context(x_hat=posterior_mean(self.heavy, z, t, cond))
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        return self.light.denoise(z, t, Context(), cond) if context.x_hat is None else context.x_hat

@@ -1,0 +1,50 @@
+"""Two runs as one model: a light network for some steps, a heavy one for the others (denoisers/switched.py)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from dualrate.denoisers.switched import Switched
+from dualrate.experiments.experiment import Model
+
+
+def switched(heavy: Model, light: Model) -> Model:
+    """`heavy` where a plan makes a heavy call, `light` at the other steps; codec and process are theirs both.
+
+    Raises ValueError for models of different shapes, classes, processes or latents, a heavy one that reuses contexts,
+    and a distilled student, which knows its own steps alone.
+    """
+    for what, (mine, other) in {
+        "images": (heavy.shape, light.shape),
+        "classes": (heavy.num_classes, light.num_classes),
+        "process": (heavy.process, light.process),
+        "codec": tuple(model.experiment.codec.fingerprint or "none" for model in (heavy, light)),
+        "latents": tuple(model.experiment.method.latents.fingerprint or "none" for model in (heavy, light)),
+        "arithmetic": tuple(model.experiment.networks.bfloat16_weights for model in (heavy, light)),
+    }.items():
+        if mine != other:
+            raise ValueError(
+                f"{light.name} cannot make steps of {heavy.name}: both must have the same {what}, got {other} and "
+                f"{mine}; name two models trained alike"
+            )
+    for model in (heavy, light):
+        if not model.serves.any_plan:
+            raise ValueError(
+                f"{model.name} is a distilled student, which knows its own steps alone and makes none for another "
+                "model: name a model that was trained at every noise level"
+            )
+    try:
+        denoiser = Switched(light.denoiser, heavy.denoiser)
+    except ValueError as error:
+        raise ValueError(f"{light.name} cannot make steps of {heavy.name}: {error}") from error
+    networks = nn.ModuleDict({**heavy.networks, **{f"light {name}": net for name, net in light.networks.items()}})
+    return replace(
+        heavy,
+        name=f"{heavy.name} after {light.name}",
+        networks=networks,
+        denoiser=denoiser,
+        weights_hash=f"{heavy.weights_hash} after {light.weights_hash}",
+        called_by=None if light.path is None else str(light.path.resolve()),
+    )

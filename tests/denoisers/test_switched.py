@@ -1,0 +1,157 @@
+"""Two networks and a plan that says which runs: exact, counted, priced; and where the change is, by errors."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dualrate as dr
+from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
+from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.metered import Metered
+from dualrate.denoisers.switched import Switched
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.schedule import Cosine
+from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.uvit import UViT
+from dualrate.planning.planner import NO_CONTEXT, Errors, Planner
+from dualrate.planning.switching import switched_plan, switching_errors
+from dualrate.sampling.cost import macs_by_step, plan_cost
+from dualrate.sampling.solvers import Heun
+
+PROCESS = dr.GaussianProcess(Cosine())
+SHAPE, STEPS = (1, 8, 8), 6
+CONFIG = dr.UViTConfig(
+    8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 3)), 3, patch=2, embedding=16, head_dim=16
+)
+SMALL = replace(CONFIG, levels=(dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)))
+
+
+def plain(config: dr.UViTConfig, seed: int) -> Plain:
+    torch.manual_seed(seed)
+    net = UViT(config)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return Plain(net.eval(), PROCESS)
+
+
+HEAVY, LIGHT = plain(CONFIG, 0), plain(SMALL, 1)
+PAIR = Switched(LIGHT, HEAVY)
+
+
+def images(denoiser: dr.Denoiser, plan: dr.StepPlan, step: dr.Step | None = None) -> torch.Tensor:
+    return torch.cat(list(dr.sample(denoiser, step or dr.DDIM(PROCESS), plan, SHAPE, range(3), [0, 1, 2])))
+
+
+@pytest.mark.parametrize("step", [dr.Ancestral(PROCESS), dr.SDEDPMSolver2M(PROCESS), Heun(PROCESS)], ids=str)
+@pytest.mark.parametrize("alone", range(0, STEPS + 1, 2))
+def test_two_of_one_network_are_that_network_wherever_they_change_over(alone, step):
+    plan = dr.StepPlan.late(STEPS, STEPS - alone, alone)
+    assert torch.equal(images(Switched(HEAVY, HEAVY), plan, step), images(HEAVY, dr.StepPlan.uniform(STEPS), step))
+
+
+def test_each_makes_its_own_steps():
+    """By hand: DDIM with one network down to the change, and with the other from there."""
+    plan, change = dr.StepPlan.late(STEPS, 4, 2), 2
+    assert torch.equal(images(PAIR, dr.StepPlan.late(STEPS, STEPS, 0)), images(HEAVY, dr.StepPlan.uniform(STEPS)))
+    assert torch.equal(images(PAIR, dr.StepPlan.late(STEPS, 0, STEPS)), images(LIGHT, dr.StepPlan.uniform(STEPS)))
+    step, draws, label = dr.DDIM(PROCESS), Draws(0, torch.arange(3)), torch.arange(3)
+    z = draws.normal("start", *SHAPE)
+    with torch.no_grad():
+        for i, (t, s) in enumerate(itertools.pairwise(torch.tensor(plan.t, dtype=torch.float64))):
+            net = LIGHT if i < change else HEAVY
+            z, _ = step(
+                lambda z, t, net=net: net.denoise(z, t, dr.Context(), dr.Cond(label)), z, t.expand(3), s.expand(3),
+                None, (),
+            )  # fmt: skip
+    torch.testing.assert_close(images(PAIR, plan), z, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [dr.DDIM(PROCESS), Heun(PROCESS)], ids=str)
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_calls_and_multiply_adds_are_those_of_the_network_that_makes_them(step, weight):
+    def wrap(denoiser):
+        return denoiser if weight == 1 else Guided(denoiser, PROCESS, weight, 3)
+
+    plan, how = dr.StepPlan.late(STEPS, 4, 2), {"label": 0, "wrap": wrap}
+    alone = [plan_cost(one, dr.DDIM(PROCESS), dr.StepPlan.uniform(1), SHAPE, label=0).macs for one in (HEAVY, LIGHT)]
+    found = plan_cost(PAIR, step, plan, SHAPE, **how)
+    branches = 1 if weight == 1 else 2
+    calls = (4 * branches, 2 * branches) if step.calls_per_step == 1 else (7 * branches, 3 * branches)
+    assert (found.heavy_calls, found.light_calls) == calls
+    assert found.macs == calls[0] * alone[0] + calls[1] * alone[1]
+    by_step = macs_by_step(found.calls, PAIR.reuse, step, plan, SHAPE, **how)
+    assert by_step[-1] == found.macs
+    assert by_step[0] == branches * step.calls_per_step * alone[1] - (step.calls_per_step == 2) * branches * alone[1]
+
+
+def test_the_light_network_of_a_dual_rate_model_makes_steps_alone():
+    dual = DualRate(ContextEncoder(CONFIG, SMALL), LightUViT(SMALL), PROCESS)
+    meter = Metered(dual)
+    plan = dr.StepPlan.late(STEPS, 4, 2)
+    assert torch.equal(
+        images(Switched(meter, HEAVY), plan), images(Switched(Plain(dual.light, PROCESS), HEAVY), plan)
+    )
+    assert (meter.meter.heavy, meter.meter.light) == (0, 2 * 3)
+    with pytest.raises(ValueError, match="without a context"):
+        Switched(LIGHT, dual)
+
+
+def mixture(variance: float) -> OracleDenoiser:
+    means = torch.tensor([[-0.8], [0.8]], dtype=torch.float64)
+    return OracleDenoiser(GaussianMixture.isotropic(means, variance), PROCESS)
+
+
+def test_errors_are_those_of_each_network_at_every_time():
+    """The exact network's error is the posterior variance; the other one, exact of wider components, has a larger one."""
+    exact, rough = mixture(0.01), mixture(0.5)
+    draws, t = Draws(0, torch.arange(20_000)), dr.StepPlan.uniform(8).t
+    x = exact.mixture.sample(draws.uniform("component"), draws.normal("x", 1).double())
+    errors = switching_errors(Switched(rough, exact), PROCESS, t, x, dr.Cond(), draws).errors
+    for i, time in enumerate(t[:-1]):
+        now = torch.tensor(time, dtype=torch.float64)
+        z = PROCESS.add_noise(x, now.expand(len(x)), draws.normal("z", 1).double())
+        variance = exact.mixture.posterior_covariance(z, PROCESS.log_snr(now)).mean().item()
+        assert errors[i, i] == pytest.approx(variance, rel=0.05, abs=1e-4)
+        assert errors[i, NO_CONTEXT] > (0.99 if i < 2 else 1.02) * errors[i, i]
+    assert np.isinf(errors[np.tril_indices(8, -1)]).all()
+
+
+def planner_of(heavy: list[float], light: list[float]) -> Planner:
+    steps = len(heavy)
+    errors = np.full((steps, steps + 1), np.inf)
+    errors[range(steps), range(steps)], errors[:, NO_CONTEXT] = heavy, light
+    return Planner(Errors(dr.StepPlan.uniform(steps).t, errors), PROCESS)
+
+
+def test_the_change_is_the_last_that_keeps_within_the_loss():
+    planner = planner_of([0.4, 0.3, 0.2, 0.1, 0.05], [0.4, 0.31, 0.25, 0.2, 0.2])
+    every = planner.objective(dr.StepPlan.uniform(5))
+    sums = [planner.objective(dr.StepPlan.late(5, 5 - k, k)) / every - 1 for k in range(6)]
+    assert sums == sorted(sums)
+    for loss in (0, 0.01, 0.05, 0.2, 10):
+        plan = switched_plan(planner, loss)
+        k = 5 - plan.num_heavy
+        assert plan == dr.StepPlan.late(5, 5 - k, k)
+        assert sums[k] <= loss + 1e-12
+        assert k == 5 or sums[k + 1] > loss
+    assert switched_plan(planner, 0).num_heavy == 4  # the first step's errors are equal
+    with pytest.raises(ValueError, match="0 or more"):
+        switched_plan(planner, -0.1)
+
+
+def test_the_planner_places_any_number_of_heavy_calls_where_they_gain_most():
+    planner = planner_of([0.4, 0.2, 0.2, 0.1, 0.05], [0.4, 0.5, 0.25, 0.2, 0.2])
+    for heavy in range(6):
+        found = planner.best(5, heavy)
+        subsets = itertools.combinations(range(5), heavy)
+        refresh = (tuple(dr.StepPlan.uniform(1).refresh[0] if i in chosen else NONE for i in range(5)) for chosen in subsets)
+        best = min(planner.objective(dr.StepPlan(dr.StepPlan.uniform(5).t, one)) for one in refresh)
+        assert found.objective == pytest.approx(best)
+
+
+NONE = dr.StepPlan.uniform(1, 0).refresh[0]
