@@ -403,6 +403,8 @@ def test_a_plan_that_reuses_is_equal_in_t_and_another_on_the_sampler_s_grid(here
         ("heavy+shared-encoder:8/4", ("heavy", "shared-encoder", "8/4")),
         ("heavy+dualrate.denoisers.metered:Metered", ("heavy", "dualrate.denoisers.metered:Metered", None)),
         ("heavy+dualrate.denoisers.metered:Metered:8/4", ("heavy", "dualrate.denoisers.metered:Metered", "8/4")),
+        ("heavy+dual:8/4", ("heavy", "dual", "8/4")),
+        ("heavy+dual", ("heavy", "dual", None)),
         ("a+b", ("a+b", None, None)),
         ("a+b:8", ("a+b", None, "8")),
     ],
@@ -411,6 +413,26 @@ def test_a_denoiser_of_an_entry_is_told_from_its_plan_and_from_a_name_with_a_plu
     Path("a+b").mkdir()
     entry = Entry.parse(text)
     assert (str(entry.run), entry.denoiser, entry.plan) == expected
+
+
+def test_another_run_makes_the_first_steps(here, monkeypatch):
+    monkeypatch.setattr(contenders, "SWITCHED_PLANS", ((4, 2), (4, 3)))
+    (named,) = made_of("heavy+dual:8/6@dpm++2m")
+    assert named.plan == StepPlan.late(grid_times("karras", load("heavy").process.schedule, 8), 6, 2)
+    assert (named.network, named.denoiser) == ("heavy after dual", "dual")
+    assert {(one.sampler, one.gamma) for one in made_of("heavy+dual")} == {("sde-dpm++2m", 0.1)}
+    drawer = named.drawer(load("heavy"))
+    assert drawer.draw(range(2)).images.shape == (2, 1, 8, 8)
+    light = drawer.cost.macs - 6 * load("heavy").call_cost.light
+    assert 0 < light < 2 * load("dual").call_cost.light  # alone, without the embedding of tau
+    with pytest.raises(ValueError, match="there is no denoiser 'gone'.*nor is it the directory of a run"):
+        Entry.parse("heavy+gone:8/6")
+
+
+@pytest.mark.parametrize("text", ["heavy+dual:8", "heavy+dual:8/9"])
+def test_how_many_steps_each_run_makes_is_to_be_said(here, text):
+    with pytest.raises(ValueError, match="say how many of the 8 steps are the heavy network's: 8/4"):
+        made_of(text)
 
 
 def test_where_a_shared_encoder_is_refreshed_is_found_under_its_own_sampler_on_seeds_of_planning(here, monkeypatch):

@@ -126,8 +126,10 @@ class Entry(Ranged):
         if self.sampler is not None:
             sampler_named(self.sampler)
         if self.denoiser is not None:
-            if not self.is_switched:
-                denoiser_named(self.denoiser)
+            try:
+                _ = self.is_switched or denoiser_named(self.denoiser)
+            except ValueError as error:
+                raise ValueError(f"{error}; nor is it the directory of a run") from error
             if _has_table(self):
                 raise ValueError(
                     f"{self.sampler} has a table of the run's own denoiser, not of {self.denoiser}: name another "

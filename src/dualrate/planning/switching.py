@@ -52,5 +52,5 @@ def switched_plan(planner: Planner, loss: float) -> StepPlan:
         raise ValueError(f"the loss is what light steps may add, a share of the heavy model's own: 0 or more, got {loss}")
     times, steps = planner.errors.t, planner.errors.num_steps
     most = (1 + loss) * planner.objective(StepPlan.spread(times))
-    alone = max(k for k in range(steps + 1) if planner.objective(StepPlan.late(times, steps - k, k)) <= most or k == 0)
+    alone = max(k for k in range(steps + 1) if planner.objective(StepPlan.late(times, steps - k, k)) <= most)
     return StepPlan.late(times, steps - alone, alone)
