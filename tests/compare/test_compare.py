@@ -483,7 +483,9 @@ def test_the_dearest_of_two_single_networks_has_the_rivals(here):
     weights = light.build()[0].state_dict()
     checkpoint.save(here / "light" / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
     for texts in (("light", "heavy"), ("heavy", "light")):
-        assert {one.run.name for one in rivals(*texts)[0]} == {"heavy"}
+        found, _ = rivals(*texts)
+        assert {one.run.name for one in found} == {"heavy"}
+        assert [one.denoiser for one in found if one.is_switched] == ["light"]
 
 
 def test_rivals_are_contenders_whose_refreshes_are_even_where_features_are_forecast(here, monkeypatch):

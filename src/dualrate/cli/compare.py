@@ -41,8 +41,8 @@ class Compare(Ranged):
     """Judges, with commas between: names of shipped feature nets, or directories; the first screens and orders. The
     data set's own if not given."""
     rivals: bool = False
-    """Add the dearest single network under every denoiser that there is: features cached, forecast, ... (RUN+taylor).
-    """
+    """Add the dearest single network under every denoiser that there is: features cached, forecast, ... (RUN+taylor);
+    and after the lighter ones that are named (RUN+LIGHT)."""
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
     workers: Workers = 1

@@ -40,8 +40,8 @@ ETA = (
     "which is DDIM; below 1, for a heavy call at every step, or one network."
 )
 DENOISER = (
-    f"What calls the networks: of a single one {', '.join(DENOISERS)}, which spend less at steps without a heavy call; "
-    "or package.module:name of your own; their own denoiser if not given."
+    f"What calls the networks: {', '.join(DENOISERS)}, the last of a dual-rate model, the others of a single network, "
+    "which spend less at steps without a heavy call; or package.module:name of your own; their own denoiser if not given."
 )
 
 

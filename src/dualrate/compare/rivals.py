@@ -1,4 +1,6 @@
-"""The rivals of two rates: every denoiser of the catalogue around a trained single network, without training."""
+"""The rivals of two rates, without training: a trained single network under every denoiser of the catalogue, and after
+every lighter one that is compared (DuoDiff, T-Stitch).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,15 @@ from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
+from dualrate.runs.store import called_by
 from dualrate.report.headline import plan_of, scored
 from dualrate.report.table import Table, compute_unit, significant
 
+OF_DUAL_RATE = "forecast-context"  # of no single network
+
 
 def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: Reporter) -> list[Entry]:
-    """The dearest single network under every denoiser of the catalogue that takes it, in its order.
+    """The dearest single network under every denoiser of the catalogue that takes it, and after lighter ones.
 
     Its encoder, shared, is a usual contender, so not among them. models: by directory.
     Raises ValueError where no such network stands alone among the entries.
@@ -30,12 +35,11 @@ def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: 
             "dualrate compare weights/fashion-mnist-heavy-annealed --rivals"
         )
     entry, model = max(single.items(), key=lambda pair: pair[1].call_cost.light)
+    lighter = [str(other.run) for other, its in single.items() if its.call_cost.light < model.call_cost.light]
     found = []
-    for name in DENOISERS:
-        if name == SHARED_ENCODER:
-            continue
+    for name in (*(name for name in DENOISERS if name not in (SHARED_ENCODER, OF_DUAL_RATE)), *lighter):
         try:
-            model.with_denoiser(name)
+            called_by(model, name)
         except ValueError as error:
             progress.note(f"without {name}: {error}")
         else:
@@ -65,7 +69,7 @@ def rivals_table(screened: Sequence[MeasuredContender]) -> Table:
     score = lines[0].row.score
     notes = (
         f"{prefix}FLOPs an image, and {score.metric} (lower is better) with its {100 * score.level:.0f}% interval, of "
-        "the images of the screening; without training, so what differs is how often which part of one network runs",
+        "the images of the screening; without training, so what differs is how often which part of the network runs, or a lighter one in its place",
         "the network itself: the best of its plans and samplers for at most as many FLOPs, at every step",
     )
     return Table(header, tuple(cells), notes)

@@ -14,6 +14,7 @@ from typing import cast
 from dualrate.config.imports import imported
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.feature_cache import ORDER, FeatureCache
+from dualrate.denoisers.forecast_context import ForecastContext
 from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.process import GaussianProcess
 
@@ -25,6 +26,7 @@ DENOISERS: dict[str, Around] = {
     "deep-cache": FeatureCache.around(outer=1),
     "taylor": FeatureCache.around(order=ORDER),
     "taylor-published": FeatureCache.around(order=ORDER, form="published"),
+    "forecast-context": ForecastContext,
 }
 
 

@@ -146,8 +146,11 @@ class _Numbers:
         kept = {k: numbers for k, numbers in self.made.items() if k >= wanted[0]}
         fresh = {k: (self.noise(k, 0), self.draws.uniform(f"step {k} accept")) for k in wanted if k not in kept}
         self.made = kept | fresh
-        of = [(self.made[k], row) for row, k in zip(rows.tolist(), steps.tolist(), strict=True)]
-        return torch.stack([normal[row] for (normal, _), row in of]), torch.stack([u[row] for (_, u), row in of])
+        normal, uniform = (made.new_empty(len(rows), *made.shape[1:]) for made in self.made[wanted[0]])
+        for k in wanted:
+            here = (steps == k).nonzero()[:, 0]
+            normal[here], uniform[here] = (made[rows[here]] for made in self.made[k])
+        return normal, uniform
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,9 @@ class _Speculation:
             reach = (steps - 1 - at).clamp(max=0 if latest.x_hat is None else self.window)
             z, passed, latest = self._round(z, live, at, reach, latest)
             counts[:, live] += torch.stack((torch.ones_like(reach), reach + 1, reach))
-            for row, first, drafts, good in zip(*(one.tolist() for one in (live, at, reach, passed)), strict=True):
-                coupled[row, first : first + min(good + 1, drafts)] = True
-                accepted[row, first : first + good] = True
+            since = torch.arange(steps) - at[:, None]  # where each row stands
+            coupled[live] |= (since >= 0) & (since < torch.minimum(passed + 1, reach)[:, None])
+            accepted[live] |= (since >= 0) & (since < passed[:, None])
             at = at + passed + 1
             ends, goes_on = (at == steps).nonzero()[:, 0], (at < steps).nonzero()[:, 0]
             done[live[ends]] = z[ends]
