@@ -53,7 +53,12 @@ def main() -> None:
     planner = planner_of(pair, times, asked.errors)
     errors = planner.errors.errors
     lines = [
-        (f"{t:.3f}", f"{errors[i, i]:.5f}", f"{errors[i, NO_CONTEXT]:.5f}", f"{errors[i, NO_CONTEXT] / errors[i, i]:.3f}")
+        (
+            f"{t:.3f}",
+            f"{errors[i, i]:.5f}",
+            f"{errors[i, NO_CONTEXT]:.5f}",
+            f"{errors[i, NO_CONTEXT] / errors[i, i]:.3f}",
+        )
         for i, t in enumerate(times[:-1])
     ]
     print(markdown(("t", "heavy", "light", "ratio"), lines, texts=0))

@@ -425,7 +425,7 @@ def test_another_run_makes_the_first_steps(here, monkeypatch):
     assert drawer.draw(range(2)).images.shape == (2, 1, 8, 8)
     light = drawer.cost.macs - 6 * load("heavy").call_cost.light
     assert 0 < light < 2 * load("dual").call_cost.light  # alone, without the embedding of tau
-    with pytest.raises(ValueError, match="there is no denoiser 'gone'.*nor is it the directory of a run"):
+    with pytest.raises(ValueError, match=r"there is no denoiser 'gone'.*nor is it the directory of a run"):
         Entry.parse("heavy+gone:8/6")
 
 

@@ -1,4 +1,4 @@
-"""Forecast contexts: exact along straight lines in log-SNR at any spacing, and the context itself where there is one."""
+"""Forecast contexts: exact along straight lines in log-SNR at any spacing, the context itself where there is one."""
 
 from dataclasses import dataclass, field
 

@@ -16,6 +16,7 @@ from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.switched import Switched
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Refresh
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
 from dualrate.planning.planner import NO_CONTEXT, Errors, Planner
@@ -93,9 +94,7 @@ def test_the_light_network_of_a_dual_rate_model_makes_steps_alone():
     dual = DualRate(ContextEncoder(CONFIG, SMALL), LightUViT(SMALL), PROCESS)
     meter = Metered(dual)
     plan = dr.StepPlan.late(STEPS, 4, 2)
-    assert torch.equal(
-        images(Switched(meter, HEAVY), plan), images(Switched(Plain(dual.light, PROCESS), HEAVY), plan)
-    )
+    assert torch.equal(images(Switched(meter, HEAVY), plan), images(Switched(Plain(dual.light, PROCESS), HEAVY), plan))
     assert (meter.meter.heavy, meter.meter.light) == (0, 2 * 3)
     with pytest.raises(ValueError, match="without a context"):
         Switched(LIGHT, dual)
@@ -107,7 +106,7 @@ def mixture(variance: float) -> OracleDenoiser:
 
 
 def test_errors_are_those_of_each_network_at_every_time():
-    """The exact network's error is the posterior variance; the other one, exact of wider components, has a larger one."""
+    """The exact network's is the posterior variance; the other one's, exact of wider components, is larger."""
     exact, rough = mixture(0.01), mixture(0.5)
     draws, t = Draws(0, torch.arange(20_000)), dr.StepPlan.uniform(8).t
     x = exact.mixture.sample(draws.uniform("component"), draws.normal("x", 1).double())
@@ -148,10 +147,8 @@ def test_the_planner_places_any_number_of_heavy_calls_where_they_gain_most():
     planner = planner_of([0.4, 0.2, 0.2, 0.1, 0.05], [0.4, 0.5, 0.25, 0.2, 0.2])
     for heavy in range(6):
         found = planner.best(5, heavy)
-        subsets = itertools.combinations(range(5), heavy)
-        refresh = (tuple(dr.StepPlan.uniform(1).refresh[0] if i in chosen else NONE for i in range(5)) for chosen in subsets)
-        best = min(planner.objective(dr.StepPlan(dr.StepPlan.uniform(5).t, one)) for one in refresh)
-        assert found.objective == pytest.approx(best)
-
-
-NONE = dr.StepPlan.uniform(1, 0).refresh[0]
+        plans = [
+            dr.StepPlan(found.plan.t, tuple(Refresh.FULL if i in chosen else Refresh.NONE for i in range(5)))
+            for chosen in itertools.combinations(range(5), heavy)
+        ]
+        assert found.objective == pytest.approx(min(map(planner.objective, plans)))

@@ -41,7 +41,8 @@ ETA = (
 )
 DENOISER = (
     f"What calls the networks: {', '.join(DENOISERS)}, the last of a dual-rate model, the others of a single network, "
-    "which spend less at steps without a heavy call; or package.module:name of your own; their own denoiser if not given."
+    "which spend less at steps without a heavy call; or package.module:name of your own; their own denoiser if not "
+    "given."
 )
 
 

@@ -14,9 +14,9 @@ from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
-from dualrate.runs.store import called_by
 from dualrate.report.headline import plan_of, scored
 from dualrate.report.table import Table, compute_unit, significant
+from dualrate.runs.store import called_by
 
 OF_DUAL_RATE = "forecast-context"  # of no single network
 
@@ -69,7 +69,8 @@ def rivals_table(screened: Sequence[MeasuredContender]) -> Table:
     score = lines[0].row.score
     notes = (
         f"{prefix}FLOPs an image, and {score.metric} (lower is better) with its {100 * score.level:.0f}% interval, of "
-        "the images of the screening; without training, so what differs is how often which part of the network runs, or a lighter one in its place",
+        "the images of the screening; without training, so what differs is how often which part of the network runs, "
+        "or a lighter one in its place",
         "the network itself: the best of its plans and samplers for at most as many FLOPs, at every step",
     )
     return Table(header, tuple(cells), notes)

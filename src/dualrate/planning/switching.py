@@ -49,7 +49,9 @@ def switched_plan(planner: Planner, loss: float) -> StepPlan:
     The steps are those of the planner's grid. Raises ValueError for a loss below 0.
     """
     if not loss >= 0:
-        raise ValueError(f"the loss is what light steps may add, a share of the heavy model's own: 0 or more, got {loss}")
+        raise ValueError(
+            f"the loss is what light steps may add, a share of the heavy model's own: 0 or more, got {loss}"
+        )
     times, steps = planner.errors.t, planner.errors.num_steps
     most = (1 + loss) * planner.objective(StepPlan.spread(times))
     alone = max(k for k in range(steps + 1) if planner.objective(StepPlan.late(times, steps - k, k)) <= most)

@@ -180,7 +180,7 @@ class _Speculation:
             ends, goes_on = (at == steps).nonzero()[:, 0], (at < steps).nonzero()[:, 0]
             done[live[ends]] = z[ends]
             z, latest, live, at = z[goes_on], latest.rows(goes_on), live[goes_on], at[goes_on]
-        return Speculated(done, *counts, coupled, accepted)
+        return Speculated(done, counts[0], counts[1], counts[2], coupled, accepted)
 
     def _round(
         self, z: Tensor, live: Tensor, at: Tensor, reach: Tensor, latest: Context
