@@ -23,7 +23,7 @@ import torch
 
 import dualrate as dr
 from dualrate.cli.console import reporter
-from dualrate.compare.contenders import Contender
+from dualrate.compare.contender import Contender
 from dualrate.compare.speed import saturating_batch, speed
 from dualrate.compare.work import Bench, MeasuredContender
 from dualrate.config.serial import from_plain, to_plain

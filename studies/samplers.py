@@ -21,7 +21,7 @@ from common import COUNT, RESULTS, RUNS, WEIGHTS, load
 from matplotlib.figure import Figure
 
 import dualrate as dr
-from dualrate.compare.contenders import Contender
+from dualrate.compare.contender import Contender
 from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan

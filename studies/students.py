@@ -19,7 +19,7 @@ import common
 import numpy as np
 from common import COUNT, RESULTS, RUNS, WEIGHTS, load
 
-from dualrate.compare.contenders import Contender
+from dualrate.compare.contender import Contender
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan
 from dualrate.report.image_grid import save_grid

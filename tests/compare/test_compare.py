@@ -19,7 +19,8 @@ from dualrate.cli.main import main
 from dualrate.compare import comparison, contenders, speed, work
 from dualrate.compare import rivals as rivals_module
 from dualrate.compare.comparison import Effort, compare
-from dualrate.compare.contenders import Contender, Entry, contenders_of
+from dualrate.compare.contender import Contender
+from dualrate.compare.contenders import Entry, contenders_of
 from dualrate.compare.rivals import rivals_of
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
@@ -145,7 +146,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from dualrate import StepPlan
-from dualrate.compare.contenders import Contender
+from dualrate.compare.contender import Contender
 from dualrate.compare.speed import memory_of
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from report.made import row
 
-from dualrate.compare.contenders import Contender
+from dualrate.compare.contender import Contender
 from dualrate.compare.page import compare_page, front_table, reusing_plans, savings_table
 from dualrate.compare.records import as_json
 from dualrate.compare.rivals import rivals_table

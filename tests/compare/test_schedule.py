@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dualrate.compare.contenders import Contender
+from dualrate.compare.contender import Contender
 from dualrate.compare.schedule import LEAST, affordable, levels, middles_first, useful_first
 from dualrate.diffusion.plan import StepPlan
 

@@ -36,7 +36,8 @@ from dualrate.cli.distill import Distill
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.compare.comparison import Effort
-from dualrate.compare.contenders import Contender, Entry
+from dualrate.compare.contender import Contender
+from dualrate.compare.contenders import Entry
 from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.denoisers.feature_cache import FeatureCache

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from dualrate.compare.contenders import Contender, Entry, contenders_of, planning_seconds
+from dualrate.compare.contender import Contender
+from dualrate.compare.contenders import Entry, contenders_of, planning_seconds
 from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.rivals import rivals_of

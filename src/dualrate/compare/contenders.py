@@ -1,4 +1,4 @@
-"""What is compared: entries of the command line, and the plans each stands for.
+"""Entries of the command line, and the contenders each stands for: its plans under samplers.
 
     RUN                     the usual plans of that kind of model
     RUN:32                  32 steps; a dual-rate model with its usual number of heavy calls
@@ -16,14 +16,12 @@ Costs of different networks meet on the rungs of a ladder: so many calls of the 
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
-from dualrate.config.ranges import Probability, Range, Ranged, Steps, checked
+from dualrate.compare.contender import Contender
+from dualrate.config.ranges import Probability, Ranged, Steps, checked
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named, refreshing
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
@@ -32,7 +30,6 @@ from dualrate.experiments.serves import Serves
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.calibration import read_table
 from dualrate.measuring.choosing import GAMMA, RECOMMENDED, SMOOTH, Choice, step_for
-from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.planning import SEED, are_errors_kept, measured_errors, read_plan
 from dualrate.planning.planner import Planner
 from dualrate.planning.similarity import best_refreshes, similarities
@@ -40,7 +37,6 @@ from dualrate.runs.store import called_by
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, sampler_named
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
-from dualrate.sampling.step import Step
 
 LADDER = (4, 8, 16, 32)  # costs of an image, in calls of the dearest network
 MOST_STEPS = 256
@@ -51,58 +47,6 @@ SWITCHED_PLANS = ((8, 6), (8, 4), (16, 12), (16, 8), (32, 24), (32, 16))  # the 
 SHARED_ENCODER = "shared-encoder"  # of a single network whose plan has fewer heavy calls than steps
 SIMILARITY_IMAGES = 16
 PLANNER_GRID, PLANNING_IMAGES = 64, 128  # of the planner
-
-
-@dataclass(frozen=True)
-class Contender(Ranged):
-    """A model under a sampler and a plan.
-
-    run:     directory of the model
-    network: what its line is called
-    gamma:   noise level of a sampler with noise
-    note:    what is special about the plan, empty if nothing
-    denoiser: that calls the model's networks, of denoisers/catalogue.py; None: its own. Or the directory of a run,
-             whose network makes the steps before the first heavy call
-    asked:   named by the user, plan and all, so measured on the front in any case
-    training: which of its network's trainings the run is, 0 the first
-    """
-
-    run: Path
-    network: str
-    sampler: str
-    plan: StepPlan
-    gamma: Probability = 0.0
-    note: str = ""
-    denoiser: str | None = None
-    asked: bool = False
-    training: Annotated[int, Range(0, 1000)] = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        sampler_named(self.sampler)
-
-    @property
-    def curve(self) -> str:
-        """Names the contenders that differ from this one in the number of steps alone."""
-        rate = f"{self.plan.num_steps / self.plan.num_heavy:g}" if self.plan.num_heavy else "no heavy calls"
-        return f"{self.network} {self.denoiser} {self.sampler} {self.gamma} {self.note} {rate}"
-
-    @property
-    def key(self) -> str:
-        """A file name, different for every contender; networks have different names."""
-        says = f"{self.network} {self.denoiser} {self.gamma} {self.plan.to_json()}"
-        digest = hashlib.sha256(says.encode()).hexdigest()[:8]
-        name = re.sub(r"[^\w.-]+", "-", self.network)
-        again = f"-{self.training}" if self.training else ""
-        return f"{name}-{self.plan.num_steps}-{self.plan.num_heavy}-{self.sampler.replace(':', '-')}-{digest}{again}"
-
-    def step(self, model: Model) -> Step:
-        return step_for(model, self.plan, self.sampler, self.gamma or None)
-
-    def drawer(self, loaded: Model) -> Drawer:
-        """Raises what `step`, `called_by` and `Drawer` raise."""
-        model = called_by(loaded, self.denoiser)
-        return Drawer(model, self.step(model), self.plan, name=self.network)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TypeVar
 
-from dualrate.compare.contenders import Contender
+from dualrate.compare.contender import Contender
 from dualrate.sampling.catalogue import sampler_named
 
 INCREMENT = 250  # images by which a contender has more or fewer

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dualrate.compare.contenders import Contender
+from dualrate.compare.contender import Contender
 from dualrate.machine.device import peak_memory
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.workers import leave_with_parent

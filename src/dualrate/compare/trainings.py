@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dualrate.compare.contenders import Contender, Entry
+from dualrate.compare.contender import Contender
+from dualrate.compare.contenders import Entry
 from dualrate.compare.work import MeasuredContender
 from dualrate.experiments.experiment import Model
 from dualrate.metrics.evaluate import Score

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.compare.contenders import Contender
+from dualrate.compare.contender import Contender
 from dualrate.compare.schedule import LEAST, in_turns
 from dualrate.compare.speed import CALLING, Speed, memory_of, saturating_batch, speed
 from dualrate.experiments.experiment import Model
