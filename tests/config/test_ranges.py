@@ -95,6 +95,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.planning.halving.Round",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
+    "dualrate.sampling.speculative._Speculation",
     "dualrate.data.cache.Options",
     "dualrate.data.source.Member",
     "dualrate.data.tar_members.Found",

@@ -29,10 +29,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from dualrate.config.ranges import Range, checked
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
@@ -41,6 +43,7 @@ from dualrate.diffusion.values import Cond, Context, Refresh
 from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.step import MarkovStep, Step
 
+Window = Annotated[int, Range(0, 10_000)]
 Draft = Callable[[Tensor, Tensor, Context, Cond], Tensor]
 """(z, t, latest, cond) -> x_hat; latest: context and x_hat of the last state that the target was called at."""
 
@@ -117,7 +120,7 @@ def speculate(
     plan: a heavy call at every step, as StepPlan.uniform(32) has; shape, seeds, label: as of `sample`
     window: m, the most steps that are drafted before a call
     Raises ValueError for a step without a Gaussian kernel, such as a deterministic one, a plan that reuses contexts, a
-    window below 0, and a guided dual-rate target, whose contexts have two rows an image.
+    window out of range, and a guided dual-rate target, whose contexts have two rows an image.
     """
     if not isinstance(step, MarkovStep) or not step.draws_noise:
         raise ValueError(f"speculative sampling couples Gaussian kernels, which {step} has not: use Ancestral")
@@ -126,8 +129,7 @@ def speculate(
             f"speculative sampling has the law of a heavy call at every step, got {plan.num_heavy} in "
             f"{plan.num_steps} steps: pass StepPlan.uniform({plan.num_steps})"
         )
-    if window < 0:
-        raise ValueError(f"the window is the number of steps drafted before a call, 0 or more, got {window}")
+    window = checked("window", window, Window)
     draws = Draws(0, torch.tensor(list(seeds), dtype=torch.int64, device=device))
     cond = Cond(None if label is None else torch.tensor(list(label), dtype=torch.int64, device=device))
     run = _Speculation(target, draft, step, plan, cond, _Numbers(draws, plan.num_steps, shape), window)
