@@ -1,6 +1,7 @@
 """Reports of docs/results: compares models, then writes a page's tables and figures and docs/results/NAME.json.
 
-    make reproduce-report                   settled: the models that were trained alike, 20,000 images, about two hours
+    make reproduce-report                   settled: the models that were trained alike, 50,000 images, about four hours
+    .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
     .venv/bin/python studies/report.py fashion-mnist    all plans and samplers of older models, about an hour
     make reproduce-cifar10 PIECE=report     cifar10-full, or with SIZE=reduced cifar10-reduced: the models in runs/
 
@@ -67,6 +68,13 @@ BETWEEN = (
 )
 SETTLED = "@sde-dpm++2m:0.1"
 PLANS = "docs/results/plans"  # `dualrate plan --search` by hand: blend 0.5, six steps alone (docs/results/spectra.md)
+HEAVY = "weights/fashion-mnist-heavy-annealed"
+RIVALS = (  # itself, then what spends less of it without training, or with another network for the first steps
+    *(f":{steps}{SETTLED}" for steps in (6, 8, 12)),
+    ":8@dpm++2m",
+    *(f"+{name}:16/8" for name in ("shared-encoder", "deep-cache", "taylor", "fora")),
+    *(f"+weights/fashion-mnist-light:16/{heavy}{SETTLED}" for heavy in (12, 10)),
+)
 REPORTS = {
     "settled": Report(
         [f"retrofit=weights/fashion-mnist-retrofit:{PLANS}/late-{plan}.json{SETTLED}" for plan in ("16-4", "14-3")]
@@ -74,6 +82,16 @@ REPORTS = {
         Effort(minutes=480, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
+        "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
+    ),
+    "rivals": Report(
+        [f"heavy={HEAVY}{how}" for how in RIVALS]
+        + [f"medium-45=weights/fashion-mnist-medium-45:{steps}{SETTLED}" for steps in (6, 8, 10)]
+        + [f"retrofit=weights/fashion-mnist-retrofit:{PLANS}/late-{plan}.json{SETTLED}" for plan in ("16-4", "14-3")]
+        + ["student=weights/fashion-mnist-student-8-4:8/4"],
+        Effort(minutes=480, screen=300, count=5000),
+        ".venv/bin/python studies/report.py rivals",
+        "rivals.md",
         "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
     ),
     "fashion-mnist": Report(
@@ -119,7 +137,10 @@ def main() -> None:
         page_of(f"{name} {kind}", [page])
     if device.type == "cpu":
         on_one_thread()
-    entries = [entry.replace("=", f"={ROOT}/").replace(PLANS, f"{ROOT}/{PLANS}") for entry in report.entries]
+    entries = [
+        entry.replace("=", f"={ROOT}/").replace("+weights", f"+{ROOT}/weights").replace(PLANS, f"{ROOT}/{PLANS}")
+        for entry in report.entries
+    ]
     out = RUNS / f"{name}-report.html"
     findings = compare(
         entries,
