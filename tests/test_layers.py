@@ -63,6 +63,7 @@ SHARED = {
     "dualrate.methods.method",
     "dualrate.methods.times",
     "dualrate.methods.context_dropout",
+    "dualrate.methods.watch",
     "dualrate.methods.__init__",
 }
 PROTOCOL = "dualrate.methods.method"

@@ -21,6 +21,7 @@ from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Elbo
+from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.experiment import MethodConfig, Prepared, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig
@@ -41,6 +42,7 @@ LIGHT = replace(NET, levels=(dr.Level("conv", 4, 1), dr.Level("transformer", 16,
 ONE, TWO = dr.OneNetwork(NET), dr.TwoNetworks(NET, LIGHT)
 RESIDUAL = replace(TWO, context=ContextConfig(residual=True))
 MATCHING = MomentMatchingConfig("one", AtLeast(4))
+TAUGHT = ConsistencyConfig(4, "one", teacher_steps=(8, 16))
 DUAL = replace(MATCHING, plans=OnePlan(8, 4), rollout="full")
 CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
     "denoising": (ONE, dr.DenoisingConfig(weighting=Elbo())),
@@ -59,6 +61,9 @@ CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
     "moment matching, guided": (ONE, replace(MATCHING, guidance=1.5)),
     "moment matching, segment": (TWO, replace(DUAL, rollout="segment", pretraining=2, light_from="light")),
     "moment matching, full": (TWO, replace(DUAL, pairs=2, student_from="two")),
+    "consistency": (ONE, TAUGHT),
+    "consistency, guided": (ONE, replace(TAUGHT, guidance=1.5, huber=0.1)),
+    "consistency, from data": (ONE, replace(TAUGHT, teacher=None, student_from="one")),
     "instant": (ONE, replace(MATCHING, version="instant")),
     "instant, dual": (TWO, replace(DUAL, version="instant", pretraining=2)),
 }  # fmt: skip
@@ -284,7 +289,8 @@ def test_a_phase_s_gradient_reaches_its_parameters_alone(experiment):
 @every_case
 def test_its_denoiser_samples_finite_images_by_its_networks_current_weights(experiment):
     method = prepared(experiment, fresh=True).method
-    plan, step = experiment.serves.default_plan(), make_step(ANCESTRAL, experiment.process)
+    serves = experiment.serves
+    plan, step = serves.default_plan(), make_step(serves.sampler or ANCESTRAL, experiment.process)
 
     def drawn() -> torch.Tensor:
         return torch.cat(list(dr.sample(method.denoiser(), step, plan, experiment.shape, range(2), range(2))))
@@ -335,7 +341,7 @@ def test_its_own_plan_and_sampler_are_served(experiment):
     model = dr.Model(experiment.name, experiment, networks, denoiser, 1, weights_hash="")
     drawer = dr.Choice().drawer(model)  # checks both
     assert drawer.plan.num_steps == serves.default_steps
-    serves.check_step(make_step(ANCESTRAL, experiment.process))
+    serves.check_step(make_step(serves.sampler or ANCESTRAL, experiment.process))
 
 
 @every_case

@@ -14,6 +14,7 @@ from dualrate.experiments.experiment import MethodConfig, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan
+from dualrate.experiments.teaching import check_teacher
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.watch import Watch
 from dualrate.methods.times import SingleTime
@@ -89,13 +90,13 @@ def test_what_just_goes_together_is_taken():
 )
 def test_a_teacher_of_other_images_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        PLAIN.check_teacher(student(ONE, PLAIN), teacher(**change))
+        check_teacher(student(ONE, PLAIN), teacher(**change), "one", 1)
 
 
 def test_a_teacher_without_classes_guides_nothing():
-    guided, none = replace(PLAIN, guidance=2.0), replace(NET, num_classes=0)
+    none = replace(NET, num_classes=0)
     with pytest.raises(ValueError, match="nothing to guide"):
-        guided.check_teacher(student(dr.OneNetwork(none), guided), teacher(num_classes=0))
+        check_teacher(student(dr.OneNetwork(none), PLAIN), teacher(num_classes=0), "one", 2)
 
 
 def test_masks_of_dropout_are_shared_where_they_can_be():

@@ -14,8 +14,8 @@ from foreign.test_retrofit import FIT, saved, tiny_recipe
 
 import dualrate as dr
 from dualrate.experiments import moment_matching
-from dualrate.experiments.moment_matching import InBfloat16
 from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.experiments.teaching import InBfloat16, check_teacher
 from dualrate.machine.progress import Silent
 from dualrate.recipes import retrofit, students
 from dualrate.recipes.students import StudentRecipe, dual_student, plain_student
@@ -114,7 +114,7 @@ def test_what_cannot_be_distilled_is_refused_with_the_reason(root: Path, monkeyp
     teacher = dr.load(root / "unet")
     guided = plain_student(RECIPE, str(root / "unet"), 4, guidance=2.0)
     with pytest.raises(ValueError, match="has no null class to be guided against"):
-        guided.method.check_teacher(guided, teacher)
+        check_teacher(guided, teacher, "unet", guided.method.guidance)
     instant = plain_student(RECIPE, str(root / "unet"), 4, version="instant")
     with pytest.raises(ValueError, match=r"forward derivatives, which torch has not for the group norms of .*unet"):
         instant.method.build(instant, teacher, bfloat16=False)

@@ -18,8 +18,8 @@ from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.diffusion.values import Cond, Context
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment, Start
-from dualrate.experiments.moment_matching import frozen_teacher
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiments.teaching import frozen_teacher
 from dualrate.measuring.drawer import Drawer
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.times import TimeSampler

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import arg
@@ -22,13 +22,22 @@ from dualrate.config.ranges import (
     LogSNR,
     Pairs,
     Ranged,
+    Share,
     Steps,
     TeacherGuidance,
 )
 from dualrate.experiments.experiment import Experiment
 from dualrate.foreign.folder import is_diffusers
+from dualrate.methods.consistency import Eta, Huber
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
-from dualrate.recipes.students import PRETRAINING, STUDENT_RATE, StudentRecipe, dual_student, plain_student
+from dualrate.recipes.students import (
+    PRETRAINING,
+    STUDENT_RATE,
+    StudentRecipe,
+    consistency_student,
+    dual_student,
+    plain_student,
+)
 
 RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "auto": auto.distilled,
@@ -42,41 +51,53 @@ RECIPES: dict[str, Callable[[], StudentRecipe]] = {
 
 @dataclass(frozen=True)
 class Distill(Ranged):
-    """Distil a teacher into a student of few steps by moment matching, or go on: the same command resumes."""
+    """Distil a teacher into a student of few steps, or go on: the same command resumes."""
 
     recipe: Annotated[StudentRecipe, arg(name="")]
     teacher: Path
     """A single-rate run, released weights, or a folder of diffusers."""
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
-    student: Literal["dual", "plain"] = "dual"
-    """Two networks at two rates, or one of the teacher's shape."""
+    by: Literal["moments", "consistency"] = "moments"
+    """Moment matching, sampled ancestrally; or multistep consistency, one network sampled by DDIM."""
     steps: Steps = 8
-    """N, the fewest steps of a plain student, and the only ones of a dual-rate one."""
-    heavy: Steps | None = None
-    """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
-    rollout: Literal["full", "segment", "data"] | None = None
-    """The student's states in training: all steps its own, from noise (full); its own since the last heavy call
-    (segment); noised data (data, of a plain student). full, or data, if not given."""
-    version: Literal["alternating", "instant"] = "alternating"
-    """Of moment matching: with an auxiliary network, or in the teacher's parameter space."""
+    """N, the fewest steps of a plain student by moments; the only ones of any other."""
     guidance: TeacherGuidance = 1.0
     """Classifier-free guidance weight of the teacher; 1 is none."""
     dropout: BelowOne | None = None
     """Of student and auxiliary in training, not in sampling; as the teacher's network says if not given."""
     shift: LogSNR = 0.0
     """Of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
+    student: Literal["dual", "plain"] | None = None
+    """Two networks at two rates, or one of the teacher's shape; dual by moments if not given."""
+    heavy: Steps | None = None
+    """By moments: H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
+    rollout: Literal["full", "segment", "data"] | None = None
+    """By moments: the student's states in training: all steps its own, from noise (full); its own since the last heavy
+    call (segment); noised data (data, of a plain student). full, or data, if not given."""
+    version: Literal["alternating", "instant"] | None = None
+    """By moments: with an auxiliary network, or in the teacher's parameter space; alternating if not given."""
     pretraining: FirstIterations | None = None
-    """The first of --fit.iterations: the light network alone, beside the frozen encoder; 1000 if not given; 0 of a
-    plain student, with --student-from, and for a heavy call at every step."""
-    pairs: Pairs = 1
-    """Times trained on from one rollout."""
+    """By moments: the first of --fit.iterations: the light network alone, beside the frozen encoder; 1000 if not given;
+    0 of a plain student, with --student-from, and for a heavy call at every step."""
+    pairs: Pairs | None = None
+    """By moments: times trained on from one rollout; 1 if not given."""
     student_rate: Factor | None = None
-    """The student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, 1 for the instant version."""
+    """By moments: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, 1 for the instant
+    version."""
     light_from: str | None = None
-    """A single-rate run that the light network starts from."""
+    """By moments: a single-rate run that the light network starts from."""
     student_from: str | None = None
-    """A dual-rate run that the whole student starts from, such as a retrofit of the teacher; on its images."""
+    """By moments, a dual-rate run that the whole student starts from, such as a retrofit of the teacher; on its images.
+    By consistency, one of the teacher's network, such as a student of more steps."""
+    teacher_steps: tuple[Steps, Steps] | None = None
+    """By consistency: the teacher's steps, at first and in the end; 64 and 1280 if not given."""
+    annealing: Share | None = None
+    """By consistency: share of the iterations in which they grow; 0.5 if not given."""
+    eta: Eta | None = None
+    """By consistency: share of the teacher's error that its steps put back as variance; 0.75 if not given."""
+    huber: Huber | None = None
+    """By consistency: c of the pseudo-Huber loss; squares if not given."""
     source: str | None = None
     """Images, where they are not where the teacher's training found them."""
     fd_every: Iterations | None = None
@@ -91,47 +112,68 @@ class Distill(Ranged):
         launch(self.nproc, self.retries, self.shard)
         run_training(student, self.out, self.device, self.fd_every, self.shard)
 
-    @property
-    def _student_rate(self) -> float:
-        if self.student_rate is not None:
-            return self.student_rate
-        return 1.0 if self.version == "instant" else STUDENT_RATE
-
-    @property
-    def _heavy(self) -> int:
-        return (self.steps + 1) // 2 if self.heavy is None else self.heavy
-
     def experiment(self) -> Experiment:
-        """The student's, with its method."""
-        options = {
-            "version": self.version,
-            "guidance": self.guidance,
-            "dropout": self.dropout,
-            "pretraining": self._pretraining(),
-            "pairs": self.pairs,
-            "student_rate": self._student_rate,
-            **({} if self.rollout is None else {"rollout": self.rollout}),
-        }
-        teacher = str(self.teacher)
+        """The student's, with its method. Raises ValueError for options of another method, and what go not together."""
+        teacher, branch = str(self.teacher), BRANCHES[self.by]
+        own = {name: getattr(self, name) for one in BRANCHES.values() for name in one.options}
+        given = {name: value for name, value in own.items() if value is not None}
+        if wrong := [name for name in given if name not in branch.options]:
+            others = [f"--by {by}" for by, other in BRANCHES.items() if set(wrong) <= set(other.options)]
+            listed, instead = ", ".join(_option(name) for name in wrong), f", or pass {' or '.join(others)}"
+            raise ValueError(f"--by {self.by} does not take {listed}: drop what it does not{instead if others else ''}")
         if is_diffusers(self.teacher) and self.source is None and self.student_from is None:
             raise ValueError(f"{teacher} does not say which images it was trained on: name them, --source IMAGES")
-        if self.student == "plain":
-            if self.heavy is not None or self.light_from is not None or self.student_from is not None:
-                raise ValueError(
-                    "a plain student is one network, started from its teacher: drop --heavy, --light-from and "
-                    "--student-from, or pass --student dual"
-                )
-            student = plain_student(self.recipe, teacher, self.steps, shift=self.shift, **options)
-        else:
-            options |= {"light_from": self.light_from, "student_from": self.student_from}
-            student = dual_student(self.recipe, teacher, self.steps, self._heavy, shift=self.shift, **options)
+        given |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
+        student = branch.student(self.recipe, teacher, self.steps, given)
         return student if self.source is None else replace(student, data=replace(student.data, source=self.source))
 
-    def _pretraining(self) -> int:
-        if self.pretraining is not None:
-            return self.pretraining
-        learned = self.student == "plain" or self.student_from is not None or self._heavy == self.steps
-        return 0 if learned else PRETRAINING
+
+def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
+    heavy, student = given.pop("heavy", None), given.pop("student", "dual")
+    calls = (steps + 1) // 2 if heavy is None else heavy
+    started = given.get("student_from") is not None
+    learned = student == "plain" or started or calls == steps
+    given = {
+        "pretraining": 0 if learned else PRETRAINING,
+        "student_rate": 1.0 if given.get("version") == "instant" else STUDENT_RATE,
+        **given,
+    }
+    if student == "dual":
+        return dual_student(recipe, teacher, steps, calls, **given)
+    if heavy is not None or "light_from" in given or started:
+        raise ValueError(
+            "a plain student is one network, started from its teacher: drop --heavy, --light-from and "
+            "--student-from, or pass --student dual"
+        )
+    return plain_student(recipe, teacher, steps, **given)
+
+
+def by_consistency(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
+    if given.pop("student", "plain") == "dual":
+        raise ValueError(
+            "a dual-rate student reuses contexts, for which its path must have the law of the forward process, which a "
+            "path of DDIM has not: drop --student dual, or pass --by moments"
+        )
+    return consistency_student(recipe, teacher, steps, **given)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A way to distil: makes the student of a recipe, a teacher, steps and options; those that not all ways take."""
+
+    student: Callable[[StudentRecipe, str, int, dict[str, Any]], Experiment]
+    options: tuple[str, ...]
+
+
+OF_MOMENTS = ("heavy", "rollout", "version", "pretraining", "pairs", "student_rate", "light_from")
+BRANCHES: dict[str, Branch] = {
+    "moments": Branch(by_moments, (*OF_MOMENTS, "student", "student_from")),
+    "consistency": Branch(by_consistency, ("teacher_steps", "annealing", "eta", "huber", "student", "student_from")),
+}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def parse_distill(arguments: list[str]) -> Distill:

@@ -26,7 +26,7 @@ def _names(markovian: bool) -> str:
 
 SAMPLER = (
     f"Where there is no default: {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; {SMOOTH} with --denoiser; "
-    f"ancestral of a distilled student, or with --eta. May reuse a dual-rate context: "
+    f"of a student its own, ancestral or ddim; ancestral with --eta. May reuse a dual-rate context: "
     f"{_names(markovian=True)}; for a heavy call at every step, or one network: {_names(markovian=False)}; or "
     "package.module:Class, a step of your own. "
     "*: needs `dualrate calibrate RUN` once, which measures without guidance."

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 from dualrate.cli.console import decoding, report_end, reporter
-from dualrate.cli.options import Device, ProcessCount, RetryCount, ShardCount
+from dualrate.cli.options import HELP, Device, ProcessCount, RetryCount, ShardCount, parse_known
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.experiments.experiment import Experiment
@@ -32,6 +32,7 @@ from dualrate.recipes import (
     imagenet,
     natural16,
 )
+from dualrate.recipes.students import by_consistency
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "auto": auto.Auto(),
@@ -63,11 +64,28 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
 }
 
 
+By = Literal["denoising", "consistency"]
+LEARNED: dict[By, Callable[[Experiment], Experiment]] = {
+    "denoising": lambda experiment: experiment,
+    "consistency": by_consistency,
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What `--by` says, which is read first: the options of a method are those of its configuration."""
+
+    by: By = "denoising"
+
+
 @dataclass(frozen=True)
 class Train(Ranged):
     """Train a recipe, or continue it: the same command resumes."""
 
     experiment: Annotated[Experiment, arg(name="")]
+    by: By = "denoising"
+    """The recipe's own loss; or consistency, training from data for few steps of DDIM (--method.steps), of one
+    network."""
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
     fd_every: Iterations | None = None
@@ -128,4 +146,5 @@ def run_training(
 def parse_train(arguments: list[str]) -> Train:
     recipe = recipe_named(arguments, RECIPES, Experiment, "train RECIPE [options]")
     recipe, rest = with_own_options(recipe, arguments, "train")
-    return override(Train(checked(recipe(), Experiment, rest[0])), rest, "train")
+    by = parse_known(Method, [option for option in rest[1:] if option not in HELP], "dualrate train", Method())[0].by
+    return override(Train(LEARNED[by](checked(recipe(), Experiment, rest[0])), by), rest, "train")

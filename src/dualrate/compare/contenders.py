@@ -4,7 +4,8 @@
     RUN:32                  32 steps; a dual-rate model with its usual number of heavy calls
     RUN:32/8                32 steps, 8 heavy calls. Of a single network: its encoder shared between steps
     RUN:plan.json           a plan, as `dualrate plan` writes it
-    RUN:32@ddim             under a sampler: ancestral if none is named, DPM-Solver++ 2M for a smooth path
+    RUN:32@ddim             under a sampler; if none is named, a student's own, DPM-Solver++ 2M for a smooth path, or
+                            ancestral
     RUN:32/8@ancestral:0.5  at a noise level gamma other than 0
     RUN:32@mypkg.steps:Mine under a step of another package
     RUN+taylor:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
@@ -126,7 +127,8 @@ class Entry(Ranged):
 
     def _sampler(self, model: Model) -> str:
         """Of a plan that is named. model: as the entry calls it."""
-        return self.sampler or (SMOOTH if model.denoiser.reuse is Reuse.SMOOTH else ANCESTRAL)
+        usual = SMOOTH if model.denoiser.reuse is Reuse.SMOOTH else ANCESTRAL
+        return self.sampler or model.serves.sampler or usual
 
     def _shared(self, loaded: Model, steps: int, heavy: int) -> Entry:
         """With the encoder shared, where a single network is to run at fewer calls than steps."""
@@ -269,11 +271,11 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
 def usual_student(entry: Entry, serves: Serves, calls: Sequence[int]) -> list[Contender]:
     """A distilled student under what it was distilled for: its own plan, and on the ladder what else it serves.
 
-    Raises ValueError for a sampler other than ancestral.
+    Raises ValueError for another sampler than its own.
     """
-    if entry.sampler not in (None, ANCESTRAL):
-        raise ValueError(f"{entry.network} is a distilled student, for {ANCESTRAL} sampling: drop {entry.sampler}")
-    return [entry.contender(plan, ANCESTRAL) for plan in serves.ladder(calls)]
+    if entry.sampler not in (None, serves.sampler):
+        raise ValueError(f"{entry.network} is a distilled student, for {serves.sampler} sampling: drop {entry.sampler}")
+    return [entry.contender(plan, serves.sampler) for plan in serves.ladder(calls)]
 
 
 def require_markovian(entry: Entry) -> None:

@@ -4,8 +4,7 @@ Three roles: the teacher is frozen and in no checkpoint; the student is the mode
 teacher's shape, is trained along. All networks know noise levels and no times, so a student may have a schedule of its
 own: the teacher is called at the noise levels of the student's steps.
 
-Where training runs in bfloat16, the teacher is held in it: its matrix products are in bfloat16 in any case, so this
-halves its memory and changes no number. The instant version has no auxiliary, and needs its teacher in float32.
+The instant version has no auxiliary, and needs its teacher in float32 where training runs in bfloat16.
 
 Where auxiliary and teacher have dropout, they share its masks, so that their difference is not noise. A guided teacher,
 which has twice the rows, and one beside compiled networks, which draw other masks, run without. Sampling has no
@@ -14,28 +13,25 @@ dropout: a student trained with it is matched as a sampler that it then is not, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dualrate.config.ranges import BelowOne, Factor, FirstIterations, Pairs, Ranged, TeacherGuidance
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.denoising import fill, start_from
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
-from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.experiments.teaching import built, check_teacher, frozen_teacher
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
 from dualrate.methods.moment_matching.watch import Watch
-from dualrate.networks.precision import cast_layers
 
 Rollout = Literal["data", "segment", "full"]
 PRECONDITIONING, ROWS = 64, 64  # batches of the instant version's preconditioner, their rows at most
@@ -132,7 +128,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
 
         shard: of `Start`; the instant version's teacher stays whole, since it is differentiated in its parameters
         """
-        single, process = self.check_teacher(experiment, teacher).with_dropout(self.dropout), experiment.process
+        single = check_teacher(experiment, teacher, self.teacher, self.guidance).with_dropout(self.dropout)
+        process = experiment.process
         networks, student = replace(experiment, networks=experiment.networks.with_dropout(self.dropout)).build()
         weights = teacher.networks["model"].state_dict()
         shares_masks = self.version == "alternating" and self.guidance == 1 and not experiment.fit.compile
@@ -165,26 +162,6 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         auxiliaries = nn.ModuleDict({"auxiliary": auxiliary})
         return MomentMatching(auxiliaries=auxiliaries, auxiliary=Plain(auxiliary, process), **roles)
 
-    def check_teacher(self, student: Experiment, teacher: Model) -> NetworksConfig:
-        """The teacher's network, for student and auxiliary. Raises ValueError if it cannot teach the student."""
-        network = teachers_network(teacher.experiment, self.teacher)
-        if (teacher.shape, teacher.num_classes) != (student.shape, student.num_classes):
-            raise ValueError(
-                f"{self.teacher} makes images of {teacher.shape} (C, H, W) in {teacher.num_classes} classes, "
-                f"{student.name} of {student.shape} in {student.num_classes}: they must be the same"
-            )
-        if student.networks.single_rate and student.networks != network:
-            raise ValueError(
-                f"a plain student starts from its teacher, so {student.name} must have the network of {self.teacher}"
-            )
-        if teacher.experiment.codec.fingerprint != student.codec.fingerprint:
-            raise ValueError(f"{self.teacher} and {student.name} see images by different codecs: train on its latents")
-        if self.guidance != 1 and not teacher.num_classes:
-            raise ValueError(f"{self.teacher} has no classes, so there is nothing to guide: drop the guidance weight")
-        if self.guidance != 1 and not network.null_class:
-            raise ValueError(f"{self.teacher} has no null class to be guided against: drop the guidance weight")
-        return network
-
     def fill(self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model, start: Start) -> dict[str, str]:
         """Put the weights in that training begins with; says which those were.
 
@@ -207,49 +184,3 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         if self.rollout == "data":
             return FromData(plan.num_steps, process)
         return (SegmentRollout if self.rollout == "segment" else FullRollout)(plan, process, self.pairs)
-
-
-def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
-    """The network of a run that can teach. Raises ValueError for a dual-rate run and for a student."""
-    if not experiment.networks.single_rate:
-        raise ValueError(
-            f"{name} is a dual-rate model; a teacher is a single-rate one, called at any noise level: name what its "
-            "encoder is from, and it as what the student starts from (--student-from)"
-        )
-    if not experiment.serves.any_plan:
-        raise ValueError(f"{name} is a student itself, which knows its own few steps: name what taught it")
-    return experiment.networks
-
-
-def built(single: NetworksConfig, process: GaussianProcess, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network of a single-rate model."""
-    network = single.build(process)[0]["model"]
-    network.load_state_dict(weights)
-    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def frozen_teacher(
-    single: NetworksConfig, process: GaussianProcess, weights: Mapping[str, Tensor], *, bfloat16: bool
-) -> nn.Module:
-    """A single-rate model's network without gradients.
-
-    bfloat16: under autocast, with the weights of its matrix products, the head's excepted, in that where they may be
-    """
-    network = built(single, process, weights).requires_grad_(False)
-    if not bfloat16:
-        return network
-    for layer in cast_layers(network) if single.bfloat16_weights else ():
-        layer.to(torch.bfloat16)
-    return InBfloat16(network)
-
-
-class InBfloat16(nn.Module):
-    """Runs a network under autocast, whatever the caller does."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
-        with torch.autocast(z.device.type, torch.bfloat16):
-            return self.network(z, log_snr, label)

@@ -2,7 +2,8 @@
 
 A model that was trained at every noise level takes any plan. A distilled student would be called at steps it never
 learned to make: it goes from z_t to an x_hat that is right for the z_s it makes of it, s within the step. It learned
-steps of some lengths and no longer ones, and a dual-rate student learned the very (t, tau) of one plan.
+steps of some lengths and no longer ones, and a dual-rate student learned the very (t, tau) of one plan; a consistency
+model learned where its own few steps of DDIM end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from itertools import pairwise
 from dualrate.config.ranges import Ranged, Steps
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.likelihood.variance import FittedVariance
-from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.step import Step
 
 ROUNDING = 1e-9  # of times
@@ -29,7 +31,12 @@ class Serves(ABC):
     @property
     def any_plan(self) -> bool:
         """Whether there are plans to choose from: then samplers, grids and places of heavy calls may be tried."""
-        return False
+        return self.sampler is None
+
+    @property
+    def sampler(self) -> str | None:
+        """Name of the one that the model was made for, in `sampling/catalogue.py`; None: any."""
+        return None
 
     @property
     @abstractmethod
@@ -69,10 +76,6 @@ class AnyPlan(Serves, Ranged):
     drops: bool = False
 
     @property
-    def any_plan(self) -> bool:
-        return True
-
-    @property
     def default_steps(self) -> int:
         return STEPS
 
@@ -86,6 +89,10 @@ class AnyPlan(Serves, Ranged):
 
 class _Distilled(Serves):
     """Of a student, whose x_hat is no posterior mean: under plain ancestral sampling."""
+
+    @property
+    def sampler(self) -> str:
+        return ANCESTRAL
 
     def check_step(self, step: Step) -> None:
         rule = step.step if isinstance(step, FittedVariance) else step  # of a bound: the same means
@@ -155,13 +162,55 @@ class OnePlan(_Distilled, Ranged):
 
     def check(self, plan: StepPlan) -> None:
         """Raises ValueError for any plan but its own."""
-        own = self.default_plan()
-        same = plan.refresh == own.refresh and all(
-            abs(t - mine) <= ROUNDING for t, mine in zip(plan.t, own.t, strict=True)
-        )
-        if not same:
+        if not _same(plan, self.default_plan()):
             raise ValueError(
                 f"this student was distilled for {self.steps} steps equal in t with {self.heavy} heavy calls spread "
                 f"evenly, and serves no other plan; got {plan.num_steps} steps with {plan.num_heavy}: "
                 f"drop --steps, --heavy, --places, --grid, --times and --plan, or distill another"
             )
+
+
+@dataclass(frozen=True)
+class Segments(Serves, Ranged):
+    """A consistency model, which learned to make `steps` steps of DDIM, equal in t: it serves these."""
+
+    steps: Steps
+
+    @property
+    def sampler(self) -> str:
+        return "ddim"
+
+    @property
+    def default_steps(self) -> int:
+        """Its own."""
+        return self.steps
+
+    def default_heavy(self, steps: int) -> int:
+        """The network runs at every step."""
+        return steps
+
+    def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
+        """Its own plan."""
+        return [self.default_plan()]
+
+    def check(self, plan: StepPlan) -> None:
+        """Raises ValueError for any plan but its own."""
+        if not _same(plan, self.default_plan()):
+            raise ValueError(
+                f"this consistency model has learned to make {self.steps} steps, equal in t, and no others; got "
+                f"{plan.num_steps} steps with {plan.num_heavy} heavy calls: drop --steps, --heavy, --grid, --times and "
+                f"--plan, or train another"
+            )
+
+    def check_step(self, step: Step) -> None:
+        if not isinstance(step, DDIM):
+            raise ValueError(
+                f"this consistency model has learned to make steps of DDIM: drop the sampler ({step}) and its settings"
+            )
+
+
+def _same(plan: StepPlan, other: StepPlan) -> bool:
+    """Whether two plans differ by rounding at most."""
+    return plan.refresh == other.refresh and all(
+        abs(t - its) <= ROUNDING for t, its in zip(plan.t, other.t, strict=True)
+    )

@@ -1,7 +1,7 @@
 """A sampler and a plan for a model: what is asked for, and where nothing is said what docs/choosing.md recommends.
 
-sampler  SDE-DPM-Solver++ 2M at gamma 0.1; of a denoiser that needs a smooth path DPM-Solver++ 2M; of a distilled
-         student ancestral
+sampler  SDE-DPM-Solver++ 2M at gamma 0.1; of a denoiser that needs a smooth path DPM-Solver++ 2M; of a student the
+         one that it was made for, ancestral or DDIM
 grid     that of the sampler (sampling/catalogue.py), which is another one where a context is reused
 steps    32, or a distilled student's own
 heavy    a quarter of the steps, within what was trained; the first quarter of the steps goes without a context
@@ -125,8 +125,10 @@ class Choice(Ranged):
         """Its name and gamma."""
         if self.sampler is not None:
             return self.sampler, self.gamma
-        if not model.serves.any_plan or self.eta is not None:
+        if self.eta is not None:
             return ANCESTRAL, self.gamma
+        if model.serves.sampler is not None:
+            return model.serves.sampler, self.gamma
         if model.denoiser.reuse is Reuse.SMOOTH:
             return SMOOTH, self.gamma
         return RECOMMENDED, GAMMA if self.gamma is None else self.gamma

@@ -37,7 +37,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
-from dualrate.methods.method import Loss, Phase
+from dualrate.methods.method import Loss, Phase, quarters
 from dualrate.methods.times import TimeSource, moved
 from dualrate.networks.freeze import at_rest
 
@@ -120,7 +120,7 @@ class Denoising(Ranged):
         x_hat = self.model.denoise(z_t, times.t, shared, cond[image])
         target = x[image] if self.targets is None else self.targets(x[image], z_t, times.t, cond[image])
         loss = self.weighted_error(target, x_hat, times.t)
-        logs = self.by_noise_level(loss, times.t)
+        logs = quarters("loss_t", loss, times.t)
         if self.targets is not None:
             logs["data_loss"] = self.weighted_error(x[image], x_hat.detach(), times.t).mean()
         total = loss.mean()
@@ -153,8 +153,3 @@ class Denoising(Ranged):
         """(B,): the weighted squared error of each row, a mean over its elements."""
         error = (x - x_hat).square().flatten(1).mean(1)
         return x_loss_weight(self.weighting, self.process.schedule, t).to(error.dtype) * error
-
-    def by_noise_level(self, loss: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """The loss in four quarters of t; their mean is the loss, and micro-batches add up."""
-        quarter = (t * 4).long().clamp(max=3)
-        return {f"loss_t{i}": (4 * loss.detach() * (quarter == i)).mean() for i in range(4)}

@@ -69,3 +69,9 @@ class Method(Protocol):
     def denoiser(self) -> Denoiser:
         """What evaluation samples from; it reads the networks' current weights."""
         ...
+
+
+def quarters(name: str, value: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """(B,) values in four quarters of t, as logs: name0 to name3, whose mean is that of the values."""
+    value, quarter = value.detach(), (t * 4).long().clamp(max=3)
+    return {f"{name}{i}": (4 * value * (quarter == i)).mean() for i in range(4)}

@@ -1,4 +1,4 @@
-"""Students of a teacher: their networks, their method and how they train."""
+"""Students of a teacher: their networks, their method and how they train. And models of few steps from data."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.moment_matching import MomentMatchingConfig, Rollout, teachers_network
+from dualrate.experiments.consistency import ConsistencyConfig
+from dualrate.experiments.experiment import Experiment, MethodConfig
+from dualrate.experiments.moment_matching import MomentMatchingConfig, Rollout
 from dualrate.experiments.networks import NetworksConfig, TwoNetworks
 from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.experiments.teaching import teachers_network
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import read_experiment
 from dualrate.training.config import FitConfig
@@ -103,6 +105,25 @@ def dual_student(
     return _student(recipe, source, f"dual-{steps}-{heavy}", networks, method, shift)
 
 
+def consistency_student(
+    recipe: StudentRecipe, teacher: str, steps: int, *, shift: float = 0.0, **options: Any
+) -> Experiment:
+    """A student of the teacher's shape for `steps` steps of DDIM.
+
+    shift:   of its log-SNR against the teacher's
+    options: fields of `ConsistencyConfig`
+    """
+    source = read_experiment(Path(teacher))
+    networks = teachers_network(source, teacher)
+    method = ConsistencyConfig(steps, teacher, **options)
+    return _student(recipe, source, f"consistency-{steps}", networks, method, shift)
+
+
+def by_consistency(experiment: Experiment) -> Experiment:
+    """A single-rate experiment as one of consistency training, from data, for 4 steps of DDIM."""
+    return replace(experiment, name=f"{experiment.name}-consistency", method=ConsistencyConfig())
+
+
 def beside(single: NetworksConfig, light: UViTConfig | None, name: str) -> TwoNetworks:
     """A network as an encoder, and a light one; None: `light_of` it. Raises ValueError for one that is no U-ViT."""
     encoder = single.configs.get("model")
@@ -119,7 +140,7 @@ def _student(
     source: Experiment,
     ending: str,
     networks: NetworksConfig,
-    method: MomentMatchingConfig,
+    method: MethodConfig,
     shift: float,
 ) -> Experiment:
     schedule = source.process.schedule

@@ -11,6 +11,11 @@ so that |z_s|^2 grows by d zvar where x_hat and eps_hat are orthogonal. They nea
 few directions; for data that vary in all directions alike they are parallel, and some steps of it overshoot. d and
 |eps_hat|^2 are of one image, over all its dimensions. zvar falls with the square of the step: many steps are DDIM.
 
+It is the step that DDIM makes with another x_hat: with u = alpha / sigma, whose DDIM is z_s / sigma_s = z_t / sigma_t +
+(u_s - u_t) x_hat, and q = d / |eps_hat|^2 xvar_t,
+
+    x_hat + (u_s - u_t) q / (1 + sqrt(1 + (u_s - u_t)^2 q)) eps_hat
+
 xvar_t is 0.1 / (2 + SNR_t), or eta E|x - x_hat|^2 / d with eta = 0.75 measured on data (`dualrate.measuring`), of a
 denoiser with its labels and without guidance.
 
@@ -31,8 +36,7 @@ from torch import Tensor
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import GaussianProcess, expand
-from dualrate.diffusion.schedule import sigma
-from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
+from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 
 XVariance = Callable[[Tensor], Tensor]  # log_snr (B,) -> variance of x about x_hat, per dimension, (B,)
 
@@ -97,10 +101,15 @@ class AdjustedDDIM(Step):
         x_hat = denoise(z, t)
         if self.process.ends(s):
             return x_hat, carry
-        log_snr_t, log_snr_s = self.process.log_snr(t), self.process.log_snr(s)
-        eps_hat = eps_from_x(z, x_hat, log_snr_t)
-        from_z, from_x = move_weights(self.process, t, s)
-        variance = self.variance(log_snr_t.flatten()).view_as(log_snr_t)  # of one number, too, it is asked as of rows
-        missing = from_x**2 * variance / eps_hat.square().flatten(1).mean(1)
-        stretched = missing / ((torch.sigmoid(-log_snr_s) + missing).sqrt() + sigma(log_snr_s))  # the root's gain
-        return expand(from_z, z) * z + expand(from_x, z) * x_hat + expand(stretched, z) * eps_hat, carry
+        log_snr = self.process.log_snr(t)
+        variance = self.variance(log_snr.flatten()).view_as(log_snr)  # of one number, too, it is asked as of rows
+        return move(self.process, z, adjusted(self.process, z, x_hat, t, s, variance), t, s), carry
+
+
+def adjusted(process: GaussianProcess, z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor, variance: Tensor) -> Tensor:
+    """The x_hat with which DDIM makes the step of AdjustedDDIM. variance: of x about x_hat, per dimension; (B,), ()."""
+    log_snr_t, log_snr_s = process.log_snr(t), process.log_snr(s)
+    eps_hat = eps_from_x(z, x_hat, log_snr_t)
+    step = torch.exp(log_snr_s / 2) - torch.exp(log_snr_t / 2)  # u_s - u_t
+    q = variance / eps_hat.square().flatten(1).mean(1)
+    return x_hat + expand(step * q / (1 + torch.sqrt(1 + step**2 * q)), z) * eps_hat

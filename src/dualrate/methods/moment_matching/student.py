@@ -29,7 +29,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess, expand
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
-from dualrate.methods.method import Loss, Phase
+from dualrate.methods.method import Loss, Phase, quarters
 from dualrate.methods.moment_matching.states import StateSource, StudentStates
 from dualrate.networks.freeze import frozen
 
@@ -133,6 +133,5 @@ def replayed(device: torch.device) -> Iterator[None]:
 
 def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
     """`moment_gap`, the mean square of g_phi - g_theta, and its parts in four quarters of s, whose mean it is."""
-    square, quarter = gap.detach().square().flatten(1).mean(1), (s * 4).long().clamp(max=3)
-    parts = {f"gap_s{i}": (4 * square * (quarter == i)).mean() for i in range(4)}
-    return {"moment_gap": square.mean()} | parts
+    square = gap.detach().square().flatten(1).mean(1)
+    return {"moment_gap": square.mean()} | quarters("gap_s", square, s)

@@ -1,0 +1,88 @@
+"""What methods with a teacher share: which runs can teach, and a teacher's network, frozen.
+
+A teacher is in no checkpoint. All networks know noise levels and no times, so a student may have a schedule of its own:
+the teacher is called at the noise levels of the student's steps.
+
+Where training runs in bfloat16, the teacher is held in it: its matrix products are in bfloat16 in any case, so this
+halves its memory and changes no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.experiments.experiment import Experiment, Model
+from dualrate.experiments.networks import NetworksConfig
+from dualrate.networks.precision import cast_layers
+
+
+def check_teacher(student: Experiment, teacher: Model, name: str, guidance: float) -> NetworksConfig:
+    """The teacher's network. Raises ValueError if it cannot teach the student, with this weight of guidance.
+
+    name: what the user calls it
+    """
+    network = teachers_network(teacher.experiment, name)
+    if (teacher.shape, teacher.num_classes) != (student.shape, student.num_classes):
+        raise ValueError(
+            f"{name} makes images of {teacher.shape} (C, H, W) in {teacher.num_classes} classes, "
+            f"{student.name} of {student.shape} in {student.num_classes}: they must be the same"
+        )
+    if student.networks.single_rate and student.networks != network:
+        raise ValueError(f"a plain student starts from its teacher, so {student.name} must have the network of {name}")
+    if teacher.experiment.codec.fingerprint != student.codec.fingerprint:
+        raise ValueError(f"{name} and {student.name} see images by different codecs: train on its latents")
+    if guidance != 1 and not teacher.num_classes:
+        raise ValueError(f"{name} has no classes, so there is nothing to guide: drop the guidance weight")
+    if guidance != 1 and not network.null_class:
+        raise ValueError(f"{name} has no null class to be guided against: drop the guidance weight")
+    return network
+
+
+def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
+    """The network of a run that can teach. Raises ValueError for a dual-rate run and for a student."""
+    if not experiment.networks.single_rate:
+        raise ValueError(
+            f"{name} is a dual-rate model; a teacher is a single-rate one, called at any noise level: name what its "
+            "encoder is from, and it as what the student starts from (--student-from)"
+        )
+    if not experiment.serves.any_plan:
+        raise ValueError(f"{name} is a student itself, which knows its own few steps: name what taught it")
+    return experiment.networks
+
+
+def built(single: NetworksConfig, process: GaussianProcess, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a single-rate model."""
+    network = single.build(process)[0]["model"]
+    network.load_state_dict(weights)
+    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def frozen_teacher(
+    single: NetworksConfig, process: GaussianProcess, weights: Mapping[str, Tensor], *, bfloat16: bool
+) -> nn.Module:
+    """A single-rate model's network without gradients.
+
+    bfloat16: under autocast, with the weights of its matrix products, the head's excepted, in that where they may be
+    """
+    network = built(single, process, weights).requires_grad_(False)
+    if not bfloat16:
+        return network
+    for layer in cast_layers(network) if single.bfloat16_weights else ():
+        layer.to(torch.bfloat16)
+    return InBfloat16(network)
+
+
+class InBfloat16(nn.Module):
+    """Runs a network under autocast, whatever the caller does."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        with torch.autocast(z.device.type, torch.bfloat16):
+            return self.network(z, log_snr, label)

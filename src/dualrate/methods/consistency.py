@@ -1,0 +1,170 @@
+"""Multistep Consistency Models (Heek, Hoogeboom, Salimans 2024, arXiv 2403.06807): from data, or from a teacher.
+
+[0, 1] is cut into S segments of equal length. In each, f(z_t, t) is the x_hat with which one step of DDIM goes where
+the probability-flow ODE goes, to the segment's lower border b; so DDIM in S steps samples. It is learned from
+neighbours among T + 1 times:
+
+    T = S round(N(i) / S),   N(i) = N_0 (N_1 / N_0)^min(i / I, 1)                  more of them by and by, i: iteration
+    t ~ U{1 / T, ..., 1},    s = t - 1 / T,    b = floor(S s) / S                  a border is the end of the one above
+    x_t    = x from data; x_hat(z_t) of a teacher
+    z_s    = aDDIM from t to s with x_t and the variance eta |x_t - x|^2 / d
+    target = the x_hat of DDIM from z_t straight to where DDIM with sg f(z_s, s) gets from z_s, at b
+    L      = E rho(|target - f(z_t, t)|^2 / (d sigma_t^2)),    rho(e) = e, or sqrt(e + c^2) - c     pseudo-Huber
+
+|target - f| / sigma_t is the error of v, and its square has the weight SNR + 1. At s = b nothing of f is in the target,
+which is x_t: that keeps it from collapsing. With T = S it is so everywhere, and L the v-loss of diffusion.
+
+The paper takes the target from an inverse DDIM step in double precision, a difference of nearly equal numbers. Solved
+on paper it is a mean: with u = alpha / sigma, DDIM is z_s / sigma_s = z_t / sigma_t + (u_s - u_t) x_hat, so
+
+    target = w x_t' + (1 - w) f(z_s, s),   w = (u_s - u_t) / (u_b - u_t)
+
+where x_t' is the x_hat with which DDIM makes the step of aDDIM (`adjusted_ddim.adjusted`). It wants no more than w in
+double precision.
+
+Ours: the norm is of the error of v, per dimension, where the paper has SNR + 1 before one of the error of x; f(z_s, s)
+is without dropout, as a sampler has it; as at sampling, a step that ends in x has no variance to put back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.config.ranges import Classes, FirstIterations, Range, Ranged, Steps, TeacherGuidance
+from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.values import Batch, Cond
+from dualrate.methods.method import Loss, Phase, quarters
+from dualrate.methods.times import moved, stratified_uniform
+from dualrate.methods.watch import LogWatch
+from dualrate.networks.freeze import at_rest
+from dualrate.sampling.adjusted_ddim import adjusted
+from dualrate.sampling.step import move
+
+Eta = Annotated[float, Range(0, 1000)]
+Huber = Annotated[float, Range(0, 1000, above=True)]
+GROWTH = 2.0  # of the loss over its least
+
+
+@dataclass(frozen=True)
+class TeacherSteps(Ranged):
+    """N(i): from the first number to the last by equal factors, in so many iterations; then it stays."""
+
+    first: Steps = 64
+    last: Steps = 1280
+    iterations: FirstIterations = 100_000
+
+    def __call__(self, iteration: int) -> float:
+        share = min(iteration / self.iterations, 1.0) if self.iterations else 1.0
+        return self.first * (self.last / self.first) ** share
+
+    def of_segment(self, iteration: int, segments: int) -> int:
+        """T / S."""
+        return max(1, round(self(iteration) / segments))
+
+
+@dataclass(frozen=True)
+class Consistency(Ranged):
+    """One phase, "student", that trains every network. The student makes its heavy call at every step.
+
+    steps:    S, of the student
+    teacher:  never changed; it sees z_t under `process`. None: the data are
+    guidance: its classifier-free guidance weight; 1 is none; null: the class it is guided against
+    eta:      share of the teacher's error that its steps put back as variance; 0: they are DDIM's
+    huber:    c, in the root mean square of the error of v; None: squares
+    """
+
+    networks: nn.ModuleDict
+    student: Denoiser
+    process: GaussianProcess
+    steps: Steps
+    teacher: Denoiser | None = None
+    teacher_steps: TeacherSteps = TeacherSteps()
+    guidance: TeacherGuidance = 1.0
+    null: Classes = 0
+    eta: Eta = 0.75
+    huber: Huber | None = None
+
+    @property
+    def auxiliaries(self) -> nn.ModuleDict:
+        """None."""
+        return nn.ModuleDict()
+
+    def phases(self, iteration: int) -> tuple[Phase, ...]:
+        return (Phase("student", tuple(p for p in self.networks.parameters() if p.requires_grad), self.loss),)
+
+    def denoiser(self) -> Denoiser:
+        return self.student
+
+    def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """L of the module docstring, the mean over the batch's rows.
+
+        Logs: `loss_t0` to `loss_t3`; `power`, the mean square of f, small for a student that collapses to grey;
+        `teacher_steps`, T.
+        """
+        t, s, border = moved(batch.x.device, *self.times(iteration, draws.host))
+        cond = Cond(batch.label)
+        z_t = self.process.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).to(batch.x.dtype))
+        with torch.no_grad(), at_rest(self.networks):
+            target = self.target(batch.x, z_t, t, s, border, cond)
+        x_hat = posterior_mean(self.student, z_t, t, cond)
+        error = ((target - x_hat) / expand(self.process.sigma(t), z_t)).square().flatten(1).mean(1)
+        loss = error if self.huber is None else torch.sqrt(error + self.huber**2) - self.huber
+        steps = self.steps * self.teacher_steps.of_segment(iteration, self.steps)
+        logs = {"power": x_hat.detach().square().mean(), "teacher_steps": loss.new_full((), steps)}
+        return Loss(loss.mean(), quarters("loss_t", loss, t) | logs)
+
+    def times(self, iteration: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """t, s and the border b, each (B,) float64; at the end of a segment s is b, to the bit."""
+        in_segment = self.teacher_steps.of_segment(iteration, self.steps)
+        total = self.steps * in_segment
+        index = torch.floor(stratified_uniform(draws) * total).clamp(max=total - 1)  # of s
+        return (index + 1) / total, index / total, torch.floor(index / in_segment) * in_segment / total
+
+    def target(self, x: Tensor, z_t: Tensor, t: Tensor, s: Tensor, border: Tensor, cond: Cond) -> Tensor:
+        """What f(z_t, t) is trained to be. x, z_t: (B, ...); times: (B,). Calls the teacher at t, the student at s."""
+        x_t, variance = self.taught(x, z_t, t, cond)
+        if self.process.end is None:
+            variance = variance * (s > 0)
+        x_t = adjusted(self.process, z_t, x_t, t, s, variance)
+        z_s = move(self.process, z_t, x_t, t, s)
+        at_t, at_s, at_border = (torch.exp(self.process.log_snr(time) / 2) for time in (t, s, border))  # u
+        rest = expand((at_border - at_s) / (at_border - at_t), z_t)  # 1 - w
+        return x_t + rest * (posterior_mean(self.student, z_s, s, cond) - x_t)
+
+    def taught(self, x: Tensor, z_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        """x_t, and the variance per dimension that its step puts back, (B,): that of the teacher without guidance."""
+        if self.teacher is None:
+            return x, torch.zeros_like(t)
+        x_hat = posterior_mean(self.teacher, z_t, t, cond)
+        variance = self.eta * (x_hat - x).square().flatten(1).mean(1)
+        if self.guidance == 1 or cond.label is None:
+            return x_hat, variance
+        against = posterior_mean(self.teacher, z_t, t, Cond(torch.full_like(cond.label, self.null)))
+        return against.lerp(x_hat, self.guidance), variance
+
+
+@dataclass
+class ConsistencyWatch(LogWatch):
+    """Two warnings: the student collapses, and its loss grows, which more steps of the teacher would make smaller."""
+
+    _least: float = math.inf
+
+    def judge(self, iteration: int, logs: Mapping[str, float]) -> None:
+        if not (means := self.means("student", logs, "loss", "power")):
+            return
+        loss, power = means
+        self._least = min(self._least, loss)
+        remedy = "go back to a new run with a lower --fit.optim.lr or a larger --fit.batch-size"
+        self.judge_power(iteration, power, remedy)
+        if loss > GROWTH * self._least:
+            self.warn(
+                iteration, "the student's loss grows", f"from {self._least:.3g} at its least to {loss:.3g}: {remedy}"
+            )

@@ -1,0 +1,68 @@
+"""Warnings of a training that goes wrong, read from its logs: a reporter around the one that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dualrate.machine.progress import Reporter
+
+WINDOW = 200  # updates of a phase whose means are compared
+COLLAPSE = 0.5  # the least that may be left of the images' power
+
+
+@dataclass
+class LogWatch:
+    """A reporter that passes on what means something, and adds each of its warnings once.
+
+    Means over a window of a phase's updates are judged, by `judge` of a subclass. A resumed run is judged from its own
+    first window on.
+    """
+
+    shown: Reporter
+    window: int = WINDOW
+    _logs: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)  # of the window, by phase
+    _power: float | None = None  # of the images of the first window
+    _warned: set[str] = field(default_factory=set)
+
+    meaningless = ""  # no annotation: the name of a value that follows no trend, which is not shown
+
+    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
+        self.shown.update(iteration, total, {name: value for name, value in logs.items() if name != self.meaningless})
+        self.judge(iteration, logs)
+
+    def note(self, text: str) -> None:
+        self.shown.note(text)
+
+    def close(self) -> None:
+        self.shown.close()
+
+    def judge(self, iteration: int, logs: Mapping[str, float]) -> None:
+        """Warns of what these logs, and those before, tell."""
+        raise NotImplementedError
+
+    def means(self, phase: str, logs: Mapping[str, float], *names: str) -> list[float]:
+        """Of a phase's window that these logs complete; empty if they do not."""
+        found = {name: logs[f"{phase}/{name}"] for name in names if f"{phase}/{name}" in logs}
+        if len(found) < len(names):
+            return []
+        seen = self._logs.setdefault(phase, [])
+        seen.append(found)
+        if len(seen) < self.window:
+            return []
+        means = [sum(one[name] for one in seen) / self.window for name in names]
+        seen.clear()
+        return means
+
+    def judge_power(self, iteration: int, power: float, remedy: str) -> None:
+        """Warns where images of half of the first window's mean square are left."""
+        if self._power is None:
+            self._power = power
+        elif power < COLLAPSE * self._power:
+            what = f"the mean square of its images fell from {self._power:.3g} to {power:.3g}: {remedy}"
+            self.warn(iteration, "the student collapses", what)
+
+    def warn(self, iteration: int, what: str, why: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            self.shown.note(f"warning at iteration {iteration}: {what}; {why}")
