@@ -1,5 +1,6 @@
 """Options of `dualrate distill` up to the student's experiment and the method that they mean; nothing is distilled."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,17 +10,20 @@ from cli.command import call
 from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
+from dualrate.cli.train import parse_train
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
+from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.experiments.serves import AtLeast, OnePlan, Segments
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes import fashion_mnist
 from dualrate.recipes.students import StudentRecipe
 from dualrate.runs.store import load, write_experiment
 from dualrate.runs.train import train
@@ -180,3 +184,44 @@ def test_the_instant_version_is_distilled_with_a_preconditioner(before):
     found = before("fit", *INSTANT).preconditioner
     assert found is not None
     assert len(torch.cat([part.flatten() for part in found.values()]).unique()) > 2  # neither 1 nor 1 and the largest
+
+
+BY = ("--by", "consistency")
+
+
+def test_a_consistency_student_has_the_teacher_s_network_and_its_own_options(student):
+    made = student(*BY, "--steps", 2)
+    assert made.networks == OneNetwork(net(8, 32, classes=4))
+    assert made.method == ConsistencyConfig(2, "teacher")
+    assert (made.name, made.serves) == ("tiny-consistency-2", Segments(2))
+    assert made.process.schedule == Cosine(shift=-0.5)
+    options = ("--teacher-steps", 8, 32, "--annealing", 0.25, "--eta", 0, "--huber", 0.1, "--guidance", 2)
+    expected = ConsistencyConfig(8, "teacher", (8, 32), 0.25, 0.0, 0.1, 2.0, student_from="other")
+    assert student(*BY, *options, "--student-from", "other", "--student", "plain").method == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((*BY, "--heavy", 2), "--by consistency does not take --heavy: drop .* or pass --by moments"),
+        ((*BY, "--pairs", 1, "--version", "instant"), "--by consistency does not take --version, --pairs: drop"),
+        (("--eta", 0.5), "--by moments does not take --eta: drop what it does not, or pass --by consistency"),
+        ((*BY, "--heavy", 2, "--student", "dual"), "does not take --heavy"),
+        ((*BY, "--student", "dual"), "which a path of DDIM has not: drop --student dual, or pass --by moments"),
+        ((*BY, "--steps", 128), "64 and 1280 for a student of 128"),
+    ],
+)
+def test_options_of_another_way_to_distil_are_refused(before, capsys, options, message):
+    with pytest.raises(AssertionError):  # it ends before anything is trained
+        before("train", *options)
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_training_from_data_is_a_word_of_any_recipe_of_one_network():
+    made = parse_train(["fashion-mnist-light", "--by", "consistency", "--method.steps", "2", "--fit.iterations", "9"])
+    assert made.experiment.method == ConsistencyConfig(2)
+    assert made.experiment.networks == fashion_mnist.light().networks
+    assert (made.experiment.name, made.experiment.fit.iterations) == ("fashion-mnist-light-consistency", 9)
+    assert parse_train(["fashion-mnist-light"]).experiment == fashion_mnist.light()
+    with pytest.raises(ValueError, match="fashion-mnist-dual-consistency is dual-rate: consistency samples by DDIM"):
+        parse_train(["fashion-mnist-dual", "--by", "consistency"])

@@ -9,6 +9,8 @@ import dualrate as dr
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Elbo
+from dualrate.experiments.consistency import ConsistencyConfig
+from dualrate.experiments.decoding import OneDecoder
 from dualrate.experiments.denoising import check_targets
 from dualrate.experiments.experiment import MethodConfig, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
@@ -187,3 +189,27 @@ def test_targets_are_charged_and_part_of_what_a_run_is():
 def test_parts_of_a_single_network_start_from_nothing(part):
     with pytest.raises(ValueError, match="has a single network"):
         student(ONE, dr.DenoisingConfig(**{part: "x"}))
+
+
+@pytest.mark.parametrize(
+    ("networks", "change", "message"),
+    [
+        (TWO, {}, "is dual-rate: consistency samples by DDIM, whose z_t and z_tau are no pair"),
+        (ONE, {"teacher_steps": (32, 16)}, "no fewer in the end than at first; got 32 and 16"),
+        (ONE, {"steps": 65}, "for a student of 65"),
+        (ONE, {"teacher": None, "guidance": 2.0}, "guidance is a teacher's, and the data have none"),
+        (ONE, {"eta": -1.0}, "eta is a number from 0 to 1,000"),
+        (ONE, {"huber": 0.0}, "huber is a number above 0"),
+        (ONE, {"annealing": 0.0}, "annealing is a number above 0"),
+    ],
+)
+def test_consistency_that_does_not_go_together_is_refused(networks, change, message):
+    student(ONE, ConsistencyConfig(4, "one"))
+    with pytest.raises(ValueError, match=message):
+        student(networks, replace(ConsistencyConfig(4, "one"), **change))
+
+
+def test_consistency_trains_no_decoder():
+    decoder = OneDecoder(replace(NET, num_classes=0), (4, 2, 2))
+    with pytest.raises(ValueError, match="is a decoder, which consistency does not train"):
+        student(decoder, ConsistencyConfig(4))

@@ -15,9 +15,10 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan
+from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, Segments
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.sampling.adjusted_ddim import AdjustedDDIM
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.grids import karras, uniform
 from dualrate.sampling.solvers import Heun
@@ -80,6 +81,7 @@ def test_a_ladder_has_the_plans_that_are_served():
     assert sizes(AnyPlan((4, 32))) == [(2, 2), (8, 4), (300, 32)]
     assert sizes(AtLeast(4)) == [(4, 4), (8, 8), (300, 300)]
     assert sizes(OnePlan(8, 3)) == [(8, 3)]
+    assert sizes(Segments(4)) == [(4, 4)]
     assert [plan.num_steps for plan in AnyPlan().ladder([0])] == [1]
 
 
@@ -98,6 +100,31 @@ def test_students_are_for_plain_ancestral_sampling():
             serves.check_step(Ancestral(process))
             with pytest.raises(ValueError, match="is a distilled student, for plain ancestral sampling"):
                 serves.check_step(step)
+
+
+def test_a_consistency_model_serves_its_own_steps_of_ddim():
+    process, serves = GaussianProcess(Cosine()), Segments(4)
+    assert serves.default_plan() == StepPlan.uniform(4)
+    serves.check(StepPlan.at(uniform(4), range(4)))
+    for plan in (
+        StepPlan.uniform(8),
+        StepPlan.uniform(2),
+        StepPlan.uniform(4, 2),
+        StepPlan.at((1, 0.7, 0.5, 0.25, 0), range(4)),
+    ):
+        with pytest.raises(ValueError, match="has learned to make 4 steps, equal in t, and no others"):
+            serves.check(plan)
+    serves.check_step(DDIM(process))
+    for step in (Ancestral(process), Heun(process), AdjustedDDIM(process)):
+        with pytest.raises(ValueError, match="has learned to make steps of DDIM"):
+            serves.check_step(step)
+
+
+def test_a_student_says_which_sampler_it_was_made_for():
+    assert [serves.sampler for serves in (AtLeast(4), OnePlan(8, 4), Segments(4))] == ["ancestral", "ancestral", "ddim"]
+    assert AnyPlan().sampler is None
+    assert AnyPlan().any_plan
+    assert not Segments(4).any_plan
 
 
 @pytest.mark.parametrize(("steps", "heavy"), [(8, 9), (8, 0), (0, 0)])

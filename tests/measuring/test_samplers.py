@@ -13,6 +13,7 @@ from dualrate.compare.contenders import Entry
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
+from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import OneNetwork
@@ -93,6 +94,16 @@ def test_steps_make_as_many_calls_as_there_may_be(name, calls, small):
 
     steps = SAMPLERS[name].step.most_steps(calls)
     assert of(steps) <= calls < of(steps + 1)
+
+
+def test_a_consistency_model_is_drawn_from_by_ddim(heavy):
+    student = replace(heavy, experiment=replace(heavy.experiment, method=ConsistencyConfig(4)))
+    step, plan = sampler_of(student, SamplingOptions())
+    assert (step, plan) == (DDIM(heavy.process), StepPlan.uniform(4))
+    assert sampler_of(student, SamplingOptions(steps=4, sampler="ddim"))[0] == DDIM(heavy.process)
+    for options in (SamplingOptions(sampler="ancestral"), SamplingOptions(eta=0.5), SamplingOptions(steps=8)):
+        with pytest.raises(ValueError, match="this consistency model has learned to make"):
+            sampler_of(student, options)
 
 
 def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):

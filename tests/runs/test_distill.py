@@ -16,19 +16,25 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.diffusion.values import Cond, Context
+from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment, Start
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.teaching import frozen_teacher
-from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.choosing import Choice
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.students import StudentRecipe, dual_student, plain_student
+from dualrate.recipes.students import (
+    StudentRecipe,
+    by_consistency,
+    consistency_student,
+    dual_student,
+    plain_student,
+)
 from dualrate.runs.release import export
 from dualrate.runs.store import load, read_experiment, write_experiment
 from dualrate.runs.train import train
-from dualrate.sampling.ancestral import Ancestral
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -77,6 +83,10 @@ def dual(root: Path, **options) -> Experiment:
     return dual_student(RECIPE, str(root / "teacher"), 4, 2, **options)
 
 
+def consistency(root: Path, **options) -> Experiment:
+    return consistency_student(RECIPE, str(root / "teacher"), 4, **options)
+
+
 def taught_by(student: Experiment, teacher: Path) -> Experiment:
     return replace(student, method=replace(student.method, teacher=str(teacher)))
 
@@ -101,6 +111,10 @@ KINDS = {
     "plain, instant": lambda root: plain(root, version="instant"),
     "segment": lambda root: dual(root, rollout="segment", pretraining=2, dropout=0.2),
     "full": lambda root: dual(root, pretraining=4, pairs=2),
+    "consistency": lambda root: consistency(root, dropout=0.2, guidance=1.5),
+    "consistency, from data": lambda root: replace(
+        by_consistency(read_experiment(root / "teacher")), method=ConsistencyConfig(student_from=str(root / "other"))
+    ),
 }
 
 
@@ -115,12 +129,13 @@ def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(root, tmp_pa
     assert train(student, tmp_path / "resumed", progress=Recorder()).stopped == "done"
     straight = final(tmp_path / "straight")
     assert same_bits(straight, final(tmp_path / "resumed"))
-    own = {"auxiliaries", "optim-auxiliary"} if "instant" not in kind else set()
-    first = {"optim-pretraining", "ema-pretraining"} if student.method.pretraining else set()
+    alone = "instant" in kind or "consistency" in kind
+    own = set() if alone else {"auxiliaries", "optim-auxiliary"}
+    first = {"optim-pretraining", "ema-pretraining"} if getattr(student.method, "pretraining", 0) else set()
     assert set(straight) == {"model", "optim-student", "ema-student"} | own | first
 
 
-@pytest.mark.parametrize("kind", ["plain", "full"])
+@pytest.mark.parametrize("kind", ["plain", "full", "consistency"])
 def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
     student = taught_by(KINDS[kind](root), tmp_path / "teacher")
@@ -128,9 +143,9 @@ def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind
     shutil.rmtree(tmp_path / "teacher")
     export(tmp_path / "run", tmp_path / "weights")
     for model in (load(tmp_path / "run"), load(tmp_path / "weights")):
-        drawer = Drawer(model, Ancestral(model.process), student.method.plan, precision="float32")
+        drawer = Choice().drawer(model, precision="float32")
         assert drawer.draw(range(3)).images.shape == (3, 1, 8, 8)
-        with pytest.raises(ValueError, match="distilled"):
+        with pytest.raises(ValueError, match=r"distilled|has learned to make 4 steps"):
             replace(drawer, plan=StepPlan.uniform(2, 1))
 
 
