@@ -31,12 +31,12 @@ class Serves(ABC):
     @property
     def any_plan(self) -> bool:
         """Whether there are plans to choose from: then samplers, grids and places of heavy calls may be tried."""
-        return self.sampler is None
+        return False
 
     @property
     def sampler(self) -> str | None:
-        """Name of the one that the model was made for, in `sampling/catalogue.py`; None: any."""
-        return None
+        """The one that the model was made for, by its name in `sampling/catalogue.py`; None: any."""
+        return ANCESTRAL
 
     @property
     @abstractmethod
@@ -76,6 +76,14 @@ class AnyPlan(Serves, Ranged):
     drops: bool = False
 
     @property
+    def any_plan(self) -> bool:
+        return True
+
+    @property
+    def sampler(self) -> None:
+        return None
+
+    @property
     def default_steps(self) -> int:
         return STEPS
 
@@ -89,10 +97,6 @@ class AnyPlan(Serves, Ranged):
 
 class _Distilled(Serves):
     """Of a student, whose x_hat is no posterior mean: under plain ancestral sampling."""
-
-    @property
-    def sampler(self) -> str:
-        return ANCESTRAL
 
     def check_step(self, step: Step) -> None:
         rule = step.step if isinstance(step, FittedVariance) else step  # of a bound: the same means
