@@ -210,7 +210,7 @@ def local_paths(text: str) -> list[str]:
     ]
 
 
-METHODS = {path.stem for path in (SRC / "methods").iterdir()} - {"__init__", "__pycache__", "method", "times"}
+METHODS = {path.stem for path in (SRC / "methods").iterdir()} - {"__init__", "__pycache__", "method", "times", "watch"}
 KINDS = kinds({name: path.read_text() for name, path in FILES.items()})
 
 

@@ -138,7 +138,7 @@ def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str,
         "student_rate": 1.0 if given.get("version") == "instant" else STUDENT_RATE,
         **given,
     }
-    if student == "dual":
+    if student != "plain":
         return dual_student(recipe, teacher, steps, calls, **given)
     if heavy is not None or "light_from" in given or started:
         raise ValueError(
@@ -149,7 +149,7 @@ def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str,
 
 
 def by_consistency(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
-    if given.pop("student", "plain") == "dual":
+    if given.pop("student", "plain") != "plain":
         raise ValueError(
             "a dual-rate student reuses contexts, for which its path must have the law of the forward process, which a "
             "path of DDIM has not: drop --student dual, or pass --by moments"
