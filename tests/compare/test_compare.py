@@ -20,7 +20,7 @@ from dualrate.compare import comparison, contenders, speed, work
 from dualrate.compare import rivals as rivals_module
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contender import Contender
-from dualrate.compare.contenders import Entry, contenders_of
+from dualrate.compare.contenders import Entry, contenders_of, usual_student
 from dualrate.compare.rivals import rivals_of
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
@@ -28,6 +28,7 @@ from dualrate.diffusion.values import Refresh
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiments.serves import Segments
 from dualrate.measuring.drawer import Drawer
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.architectures import Architecture, Mixed
@@ -304,6 +305,15 @@ def test_what_was_asked_for_is_always_measured(here):
 )
 def test_entries(here, strange, text, expected):
     assert Entry.parse(text) == Entry(*expected)
+
+
+def test_a_student_is_compared_under_the_sampler_that_it_was_made_for():
+    entry = Entry(Path("four"), "four")
+    (made,) = usual_student(entry, Segments(4), [8])
+    assert (made.sampler, made.plan) == ("ddim", StepPlan.uniform(4))
+    assert usual_student(replace(entry, sampler="ddim"), Segments(4), [8]) == [made]
+    with pytest.raises(ValueError, match="four is a distilled student, for ddim sampling: drop heun"):
+        usual_student(replace(entry, sampler="heun"), Segments(4), [8])
 
 
 def test_a_step_of_another_package_is_compared_with_ours(here, strange):
