@@ -16,6 +16,10 @@ With a_t the share of tokens that are kept, a_0 = 1, a_1 = 0, a = a_t / a_s for 
 Of x_hat in place of x the posterior is its mean over x ~ x_hat, sum_x x_hat(x) q(z_s | z_t, x): p(z_s | z_t) of each
 token, if x_hat is exact. (The formula with x_hat put in for x is another law where noise is uniform.)
 
+Of logits g a network's x_hat is Bayes' rule, token by token, q(z_t | x) exp(g_x) over their sum: all on a token that is
+revealed, none on the mask (MDLM's two rules), and where noise is uniform more on z_t itself as a_t grows. g says what
+the other tokens say, which has a limit at both ends of time.
+
 a_t is alpha_t^2 = sigmoid(log_snr(t)), moved and stretched by 3e-7 so that it reaches 1 and 0: under `Linear` it is
 1 - t, under `Cosine` cos^2(pi t / 2). The weight of the masked bound (Sahoo et al. 2024, Shi et al. 2024),
 
@@ -128,13 +132,11 @@ class CategoricalProcess(Process):
         before = kept_s * share + lost_s * pi * share.sum(AXIS, keepdim=True)
         return Categorical((kept * z_t + lost * blurred) * before)
 
-    def possible(self, z: Tensor) -> Tensor:
-        """(..., V, H, W) bool: the x that z_t can be of. Not the mask, and of a revealed token itself alone."""
-        return ((z > 0) | (self._blurred(z) > 0)) & (self.pi(z) < 1)
-
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
-        """The softmax of logits over the x that are possible."""
-        return torch.softmax(output.masked_fill(~self.possible(z), -math.inf), AXIS)
+        """Bayes' rule of a token: the softmax of log q(z_t | x) and logits, which say what the others say of it."""
+        kept, lost = (expand(torch.sigmoid(sign * log_snr), z) for sign in (1, -1))
+        evidence = torch.log(kept * z + lost * self._blurred(z))
+        return torch.softmax((output + evidence).masked_fill(self.pi(z) == 1, -math.inf), AXIS)
 
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """(B,): twice the cross-entropy -sum x log x_hat in nats, a mean over tokens."""
