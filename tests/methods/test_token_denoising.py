@@ -59,8 +59,8 @@ def dual(process, net=NET) -> Denoising:
 def test_it_trains_networks_that_sample_the_data(make, process, size):
     method = make(process, replace(NET, vocabulary=size))
     (phase,) = method.phases(0)
-    optimizer = torch.optim.Adam(phase.parameters, lr=5e-3)
-    for iteration in range(80):
+    optimizer = torch.optim.Adam(phase.parameters, lr=3e-3)
+    for iteration in range(100):
         batch = data(128, size, 128 * iteration)
         loss = phase.loss(batch, iteration, batch.draws(0))
         optimizer.zero_grad()
@@ -71,4 +71,4 @@ def test_it_trains_networks_that_sample_the_data(make, process, size):
     plan = StepPlan.uniform(16, 4 if make is dual else None)
     (z,) = sample(method.denoiser(), Reverse(process), plan, (size, 1, 2), range(2000), batch_size=2000)
     error = (frequencies(z)[:2, :2] - JOINT.table[:2, :2].float()).abs().sum().item() / 2
-    assert error < 0.15  # 0.25 of tokens that know nothing of each other
+    assert error < (0.2 if make is dual else 0.1)  # 0.25 of tokens that know nothing of each other

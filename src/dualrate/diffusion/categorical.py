@@ -138,6 +138,10 @@ class CategoricalProcess(Process):
         evidence = torch.log(kept * z + lost * self._blurred(z))
         return torch.softmax((output + evidence).masked_fill(self.pi(z) == 1, -math.inf), AXIS)
 
+    def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
+        """Tokens of these probabilities."""
+        return Categorical(x_hat).sample(self.noise(draws, [stream], *x_hat.shape[1:])[0])
+
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """(B,): twice the cross-entropy -sum x log x_hat in nats, a mean over tokens."""
         return -2 * (x * _log(x_hat)).sum(AXIS).flatten(1).mean(1)

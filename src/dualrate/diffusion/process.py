@@ -88,6 +88,10 @@ class Process(ABC):
         """E[x | z_t] as a network's output says it. log_snr: (B,), or () where it is a plan's."""
 
     @abstractmethod
+    def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
+        """Data that x_hat stands for, as a student's output does: what z_s is drawn from beside z_t."""
+
+    @abstractmethod
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """(B,): -2 log-likelihood of x under x_hat, up to a constant, a mean over what a state holds.
 
@@ -199,6 +203,10 @@ class GaussianProcess(Process):
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
         """Of v."""
         return x_from_v(z, output, log_snr)
+
+    def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
+        """x_hat: a point."""
+        return x_hat
 
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """The mean squared error."""
