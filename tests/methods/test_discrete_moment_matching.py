@@ -213,7 +213,7 @@ def batch(process, rows: int) -> Batch:
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize(("source", "dual"), [(FromData, False), (SegmentRollout, True), (FullRollout, True)])
 def test_the_method_of_images_distils_tokens(process, source, dual):
-    """Its phases, its states and its rollouts, with tokens drawn: and no gradient where the auxiliary is the teacher."""
+    """Its phases, states and rollouts, with tokens drawn; no gradient where the auxiliary is the teacher."""
     made = method(process, source(4 if source is FromData else PLAN, process), dual=dual)
     rows = batch(process, 6)
     draws = rows.draws(0)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from theory.tokens import MASKED, PROCESSES, frequencies, table
 from torch import nn
 
 from dualrate.denoisers.denoiser import DualRate, Plain
@@ -17,7 +18,6 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.trajectory import sample
-from theory.tokens import MASKED, PROCESSES, frequencies, table
 
 JOINT = table(MASKED, [0.4, 0.1], [0.15, 0.35])
 NET = TokensConfig(3, 2, channels=16, blocks=1, embedding=16, head_dim=16)
