@@ -28,7 +28,7 @@ from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.checks import check_codec, check_end, check_out, data_notes
 from dualrate.runs.store import EXPERIMENT, HISTORY, load, note_start, read_experiment, write_experiment
-from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import sample
 from dualrate.training import checkpoint
@@ -226,7 +226,7 @@ def save_samples(
     """A grid of images, from the same noise every time. given: what they are of, for a decoder."""
     seeds, (plan, *_) = range(SHOWN), experiment.serves.ladder([SHOWN_STEPS])
     labels = [seed % experiment.num_classes for seed in seeds] if experiment.num_classes else None
-    step, how = Ancestral(experiment.process), {"device": device, "given": given}
+    step, how = Reverse(experiment.process), {"device": device, "given": given}
     drawn = sample(denoiser, step, plan, experiment.shape, seeds, labels, **how)
     draws = Draws(0, torch.tensor(seeds, device=device))
     pictures = to_uint8(decoded(codec, torch.cat(list(drawn)), draws)).cpu().numpy()

@@ -36,6 +36,7 @@ class Reverse(MarkovStep):
     """Draws z_s from q(z_s | z_t, x = x_hat) of any process: the ancestral step of a categorical one."""
 
     process: Process
+    of = Process
     markovian = True
 
     def __str__(self) -> str:
@@ -61,6 +62,7 @@ class Ancestral(Ranged, Reverse):
     process: GaussianProcess
     gamma: Probability = 0.0
     eta: Probability = 1.0
+    of = GaussianProcess
 
     def __str__(self) -> str:
         """For a table: the settings only where they are not the usual ones."""

@@ -30,6 +30,7 @@ class Step(ABC):
     """An update rule. A step is stateless; times are (B,) with s < t, a plan's on the host (`diffusion/times.py`).
 
     process:           whose paths it goes back along; `sample` begins where it does, and draws its random numbers
+    of:                the processes that it is for
     order:             of its error, which falls with the number of steps N as N^-order
     calls_per_step:    calls of the network that a step makes; a forward-mode derivative counts as another one
     single_call_steps: steps of a plan, at its ends, that make one call whatever `calls_per_step` is
@@ -39,6 +40,7 @@ class Step(ABC):
     """
 
     process: Any  # a Process
+    of: Any = GaussianProcess
     order: Any = 1  # Any: so that a class may say it by a property too
     calls_per_step: int = 1
     single_call_steps: int = 0
