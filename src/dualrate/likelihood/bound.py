@@ -29,7 +29,8 @@ from torch.special import log_ndtr
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import Gaussian, expand
+from dualrate.diffusion.process import Gaussian
+from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Cond
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped
 from dualrate.sampling.trajectory import trajectory

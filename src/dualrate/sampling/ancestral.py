@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
-from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Process, expand
+from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Process
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.times import once
+from dualrate.diffusion.times import expand, once
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped, move
 
 

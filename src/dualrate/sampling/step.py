@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualrate.diffusion.process import Distribution, GaussianProcess, expand
+from dualrate.diffusion.process import Distribution, GaussianProcess
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.times import once
+from dualrate.diffusion.times import expand, once
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> x_hat
 Draw = Callable[[], Tensor]  # this step's next random numbers, of the process's `noise`

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Factor, FirstIterations, Ranged
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.process import Process, expand
+from dualrate.diffusion.process import Process
+from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase
