@@ -237,3 +237,14 @@ def test_the_method_of_images_distils_tokens(process, source, dual):
         made.student_loss(rows, 1, draws).total, tuple(made.networks.parameters()), allow_unused=True
     )
     assert all(slope is None or not slope.any() for slope in slopes)
+
+
+def test_masks_of_a_student_s_states_stay_with_the_probability_of_its_step():
+    """(1 - s) / (1 - t), with a_t = 1 - t."""
+    made, rows = method(MASKED, FromData(4, MASKED), dual=False), batch(MASKED, 400)
+    with torch.no_grad():
+        states, _, _, z_s = made.sampled(rows, rows.draws(0))
+    masked, still = states.z_t[:, 3], z_s[:, 3]
+    stays = (states.s / states.t)[:, None, None] * masked
+    assert abs((still - stays).sum().item()) < 4 * (stays * (1 - stays)).sum().sqrt().item()
+    assert masked.sum() - still.sum() > 100
