@@ -25,7 +25,7 @@ from dualrate.denoisers.decoder import Decoder
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond, Shape
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
@@ -78,7 +78,7 @@ class Decoding:
     plan: StepPlan
 
     @staticmethod
-    def by(decoder: Denoiser, process: GaussianProcess, sampler: str, steps: int) -> Decoding:
+    def by(decoder: Denoiser, process: Process, sampler: str, steps: int) -> Decoding:
         """Raises ValueError for a sampler that nobody knows, or that needs a table."""
         plan = StepPlan.at(grid_times(sampler_named(sampler).grid, process.schedule, steps), [0])
         return Decoding(decoder, make_step(sampler, process, plan=plan), plan)

@@ -25,7 +25,10 @@ class OneTransformer(NetworksConfig):
 
     model: TokensConfig
     bfloat16_weights = True
-    roles = ("model",)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("model",)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         network = TokenTransformer(self.model)
@@ -50,7 +53,10 @@ class TwoTransformers(NetworksConfig):
     encoder: TokensConfig
     light: TokensConfig
     bfloat16_weights = True
-    roles = ("encoder", "light")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("encoder", "light")
 
     def __post_init__(self) -> None:
         check_tokens(self.encoder, self.light)

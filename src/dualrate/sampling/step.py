@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualrate.diffusion.process import Distribution, GaussianProcess
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.times import expand, once
 
@@ -65,8 +65,8 @@ class MarkovStep(Step):
     """A step with a kernel of known form: calling it samples p(z_s | z_t), a likelihood bound integrates it."""
 
     @abstractmethod
-    def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Distribution:
-        """p(z_s | z_t), at s = 0 too: of a Gaussian process of finite variance."""
+    def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Any:
+        """p(z_s | z_t), a `Distribution` of the process, at s = 0 too: of a Gaussian process of finite variance."""
 
 
 def move(process: GaussianProcess, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
