@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualrate.diffusion.categorical import Categorical, Masked, Uniform
@@ -33,6 +33,7 @@ def rows(categorical: Categorical) -> torch.Tensor:
 
 
 @every_kind
+@settings(max_examples=25)
 @given(times)
 def test_marginal_and_transition_are_the_matrices(kind, times):
     s, _, t = times
@@ -42,6 +43,7 @@ def test_marginal_and_transition_are_the_matrices(kind, times):
 
 
 @every_kind
+@settings(max_examples=25)
 @given(times)
 def test_posterior_is_bayes_rule(kind, times):
     """P(z_s | z_t, x) = P(z_s | x) P(z_t | z_s) / P(z_t | x), for every x and z_t that x can become."""
@@ -57,6 +59,7 @@ def test_posterior_is_bayes_rule(kind, times):
 
 
 @every_kind
+@settings(max_examples=25)
 @given(times)
 def test_posterior_of_an_estimate_is_its_mean_over_x(kind, times):
     s, _, t = times
