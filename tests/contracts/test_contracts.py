@@ -24,6 +24,7 @@ from dualrate.networks.decoder import DecoderUViT, LatentEncoder
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
+from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance
@@ -42,6 +43,7 @@ STEPS: dict[str, Make] = {
 } | {
     str(step): lambda plan, step=step: step
     for step in (
+        Reverse(PROCESS),
         dr.Ancestral(PROCESS, gamma=0.3),
         dr.Ancestral(PROCESS, eta=0.5),
         dr.Ancestral(PROCESS, eta=0),

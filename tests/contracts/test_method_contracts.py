@@ -15,7 +15,9 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.codecs.diffusion import DiffusionDecoding
+from dualrate.codecs.grey_levels import GreyLevels
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
@@ -26,12 +28,15 @@ from dualrate.experiments.experiment import MethodConfig, Prepared, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.experiments.tokens import OneTransformer, TokenDenoisingConfig, TwoTransformers
 from dualrate.experiments.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.methods.method import Method, Phase
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.student import StudentMethod
+from dualrate.methods.times import SingleTime
 from dualrate.networks.dual import ContextConfig
 from dualrate.networks.image_encoder import EncoderConfig
+from dualrate.networks.tokens import TokensConfig
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.training.config import FitConfig
 
@@ -81,6 +86,19 @@ CASES["unified latents"] = dr.Experiment(
     process=NoisyEnd(Cosine(log_snr_max=5.0)),
     codec=DiffusionDecoding(channels=1, factor=2),
 )
+TOKENS = TokensConfig(5, 8, 8, channels=16, blocks=1, num_classes=3, embedding=16, head_dim=16)
+for name, networks, times in (
+    ("tokens", OneTransformer(TOKENS), SingleTime()),
+    ("tokens, dual", TwoTransformers(TOKENS, replace(TOKENS, channels=32)), dr.TimeSampler((2, 4))),
+):
+    CASES[name] = dr.Experiment(
+        name.replace(", ", "-"),
+        networks,
+        TokenDenoisingConfig(times),
+        FitConfig(9, batch_size=8),
+        process=Masked(),
+        codec=GreyLevels(4),
+    )
 RUNS = {
     "one": dr.Experiment("one", ONE, dr.DenoisingConfig(), FitConfig(1)),
     "light": dr.Experiment("light", dr.OneNetwork(LIGHT), dr.DenoisingConfig(), FitConfig(1)),

@@ -143,7 +143,7 @@ def test_the_student_descends_a_quarter_of_the_squared_gap():
     """The gradient is that of 1/4 w E|E[x~ | z_s] - g_theta|^2 with z_s frozen, by central differences."""
     a, batch = 0.4, data(300)
     method = alternating(a, 0.0)
-    states, _, z_s = method.sampled(batch, Draws(0, batch.sample))
+    states, _, _, z_s = method.sampled(batch, Draws(0, batch.sample))
     k, w = constants()[4], WEIGHT
 
     def slope(a: float) -> Tensor:
@@ -165,10 +165,10 @@ def test_every_state_has_the_weight_of_its_own_s():
     t, s = (torch.linspace(*ends, 7, dtype=torch.float64) for ends in ((0.3, 1.0), (0.05, 0.9)))
     method, batch, k = alternating(0.4, 0.5, states=FixedPair(t, s)), data(7), constants()[4]
     draws = Draws(0, batch.sample)
-    _, x, z_s = method.sampled(batch, draws)
+    _, x, _, z_s = method.sampled(batch, draws)
     weight = PROCESS.alpha(s)[:, None] ** 2
     auxiliary = (weight * ((x - 0.5 * z_s) ** 2 + (k * z_s - 0.5 * z_s) ** 2)).sum() / 7
-    student = (weight * x * (0.5 * z_s - k * z_s)).sum() / 7
+    student = (weight * ((x - k * z_s) ** 2 - (x - 0.5 * z_s) ** 2) / 2).sum() / 7
     torch.testing.assert_close(method.auxiliary_loss(batch, 0, draws).total, auxiliary)
     torch.testing.assert_close(method.student_loss(batch, 1, draws).total, student)
 
@@ -176,7 +176,7 @@ def test_every_state_has_the_weight_of_its_own_s():
 def test_pairs_of_a_row_have_noise_of_their_own():
     """The noise of z_s, recovered from it: no two of four neighbouring pairs, those of two rows, are correlated."""
     method, batch = alternating(0.4, 0.5, states=FullRollout(dr.StepPlan.uniform(8, 4), PROCESS, pairs=2)), data(4000)
-    states, x, z_s = method.sampled(batch, Draws(0, batch.sample))
+    states, x, _, z_s = method.sampled(batch, Draws(0, batch.sample))
     law = PROCESS.posterior(states.z_t, x.detach(), states.t, states.s)
     noise = ((z_s - law.mean) / law.variance.sqrt()).view(-1, 4)  # two rows of two pairs
     torch.testing.assert_close(torch.corrcoef(noise.T), torch.eye(4, dtype=torch.float64), rtol=0, atol=4 / 2000**0.5)
@@ -201,7 +201,7 @@ def test_the_instant_version_by_hand():
     """g_theta = theta z: nu = -2 w mean((x~ - theta z_s) z_s) of one half, the JVP nu z_s for the other."""
     method, batch = instant(0.4), data(7)
     method = replace(method, preconditioner={"a": torch.tensor(0.3, dtype=torch.float64)})
-    _, x, z_s = method.sampled(batch, Draws(0, batch.sample))
+    _, x, _, z_s = method.sampled(batch, Draws(0, batch.sample))
     k, w = constants()[4], WEIGHT
     A, B = slice(0, 3), slice(3, 7)
     total = torch.zeros((), dtype=torch.float64)

@@ -310,7 +310,7 @@ def test_the_instant_version_differentiates_the_networks(head):
         teacher=Plain(teacher, PROCESS), teacher_network=teacher, process=PROCESS, weighting=Sigmoid(),
         states=FullRollout(PLAN, PROCESS),
     )  # fmt: skip
-    states, x, z_s = method.sampled(batch, Draws(0, batch.sample))
+    states, x, _, z_s = method.sampled(batch, Draws(0, batch.sample))
     cond = Cond(batch.label)
     before = copy.deepcopy(teacher.state_dict())
     nu = method.teacher_gradient(x.detach(), z_s, states.s, cond, len(z_s))

@@ -10,7 +10,8 @@ from scipy.stats import norm
 from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
+from dualrate.diffusion.process import Gaussian, GaussianProcess
+from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Cond
 from dualrate.likelihood.bound import divergence, log_probability, variational_bound
 from dualrate.sampling.ancestral import DDIM, Ancestral

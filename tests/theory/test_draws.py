@@ -9,6 +9,7 @@ from scipy.stats import kstest
 
 from dualrate.diffusion.draws import Draws, philox
 from dualrate.sampling import noise
+from theory.common import PROCESS
 
 # Philox4x32-10 from the reference implementation's list of known answers (Random123, kat_vectors).
 KNOWN = [
@@ -77,19 +78,20 @@ def test_a_row_is_the_same_in_every_batch(kind):
         assert torch.equal(together[i], getattr(Draws(9, row[None]), kind)("a", 3, 3)[0])
 
 
+@pytest.mark.parametrize("law", ["normal", "uniform"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
-def test_several_streams_at_once_are_each_alone(shape):
+def test_several_streams_at_once_are_each_alone(shape, law):
     draws, streams = Draws(9, torch.tensor([5, 2**40])), ["a", "b", "c"]
-    together = draws.normals(streams, *shape)
+    together, alone = getattr(draws, f"{law}s")(streams, *shape), getattr(draws, law)
     assert together.shape == (3, 2, *shape)
-    assert all(torch.equal(one, draws.normal(name, *shape)) for one, name in zip(together, streams, strict=True))
+    assert all(torch.equal(one, alone(name, *shape)) for one, name in zip(together, streams, strict=True))
 
 
 @pytest.mark.parametrize("ahead", [1, 30, 10_000])
 def test_a_step_s_noise_is_the_same_however_many_are_made_at_once(ahead, monkeypatch):
     monkeypatch.setitem(noise.AHEAD, "cpu", ahead)
     draws = Draws(0, torch.tensor([3, 4]))
-    made = noise.StepNoise(draws, 5, (3,))
+    made = noise.StepNoise(PROCESS, draws, 5, (3,))
     for step, draw in ((0, 0), (0, 1), (1, 0), (3, 0), (3, 1), (4, 0)):
         assert torch.equal(made(step, draw), draws.normal(f"step {step} draw {draw}", 3))
 

@@ -10,8 +10,9 @@ from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import v_from_x
-from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated, alpha, sigma
+from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Cond, Context, Refresh
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import rollout, trajectory

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from dualrate.diffusion.betas import Betas
-from dualrate.diffusion.schedule import Cosine, Interpolated, RectifiedFlow, alpha, shifted, sigma
+from dualrate.diffusion.schedule import Cosine, Interpolated, Linear, RectifiedFlow, alpha, shifted, sigma
 from theory.common import SCHEDULES, f64
 
 GRID = torch.linspace(0, 1, 1001, dtype=torch.float64)
 ENDS = dict.fromkeys(SCHEDULES, (-15.0, 15.0)) | {"narrow cosine": (-9.0, 7.0)}  # log_snr of noise and of data
 OTHERS = {  # those of other libraries
     "rectified flow": (RectifiedFlow(), (-30.0, 30.0)),
+    "linear": (Linear(), (-15.0, 15.0)),
     "rectified flow, shifted": (RectifiedFlow(3.0), (-30.0 - 2 * math.log(3), 30.0 - 2 * math.log(3))),
 }
 TABLES = {"betas": Betas(), "betas, cosine": Betas("squaredcos_cap_v2", steps=100)}

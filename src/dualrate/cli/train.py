@@ -29,6 +29,7 @@ from dualrate.recipes import (
     fashion_mnist,
     fashion_mnist_decoders,
     fashion_mnist_latents,
+    fashion_mnist_tokens,
     imagenet,
     natural16,
 )
@@ -44,6 +45,8 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-latents": fashion_mnist_latents.first,
     "fashion-mnist-latents-base": fashion_mnist_latents.base,
     "fashion-mnist-decoder": fashion_mnist_decoders.DecoderRecipe(),
+    "fashion-mnist-tokens": fashion_mnist_tokens.single,
+    "fashion-mnist-tokens-dual": fashion_mnist_tokens.dual,
     "cifar10-heavy": cifar10.heavy,
     "cifar10-light": cifar10.light,
     "cifar10-dual": cifar10.dual,

@@ -25,7 +25,7 @@ from dualrate.denoisers.decoder import Decoder
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond, Shape
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
@@ -33,7 +33,7 @@ from dualrate.sampling.catalogue import make_step, sampler_named
 from dualrate.sampling.grids import grid_times
 from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import rollout
+from dualrate.sampling.trajectory import first_state, rollout
 
 DECODER = zlib.crc32(b"decoder")  # added to a seed: other numbers than those that drew the latent
 PARTS = ("encoder", "decoder")  # of a run's networks, those that a codec is made of: all whose names begin so
@@ -78,7 +78,7 @@ class Decoding:
     plan: StepPlan
 
     @staticmethod
-    def by(decoder: Denoiser, process: GaussianProcess, sampler: str, steps: int) -> Decoding:
+    def by(decoder: Denoiser, process: Process, sampler: str, steps: int) -> Decoding:
         """Raises ValueError for a sampler that nobody knows, or that needs a table."""
         plan = StepPlan.at(grid_times(sampler_named(sampler).grid, process.schedule, steps), [0])
         return Decoding(decoder, make_step(sampler, process, plan=plan), plan)
@@ -87,7 +87,8 @@ class Decoding:
     def images(self, z_0: Tensor, shape: Shape, draws: Draws) -> Tensor:
         """(B, *shape) of z_0: (B, C, h, w). draws: of the images' seeds."""
         draws = Draws(draws.seed + DECODER, draws.row)
-        noise, start = StepNoise(draws, self.plan.num_steps, shape), draws.normal("start", *shape)
+        process = self.step.process
+        noise, start = StepNoise(process, draws, self.plan.num_steps, shape), first_state(process, draws, shape)
         with torch.autocast(z_0.device.type, enabled=False):
             return rollout(self.decoder, self.step, self.plan, start, Cond(z_0=z_0.float()), noise)
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from dualrate.config.imports import imported
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.feature_cache import ORDER, FeatureCache
 from dualrate.denoisers.forecast_context import ForecastContext
 from dualrate.denoisers.shared_encoder import SharedEncoder
-from dualrate.diffusion.process import GaussianProcess
 
-Around = Callable[[Denoiser, GaussianProcess], Denoiser]
+Around = Callable[[Denoiser, Any], Denoiser]  # of a denoiser and its process
 
 DENOISERS: dict[str, Around] = {
     "shared-encoder": SharedEncoder.around,

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Plain
-from dualrate.diffusion.prediction import x_from_v
-from dualrate.diffusion.process import GaussianProcess, per_row
+from dualrate.diffusion.process import Process, per_row
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 
@@ -30,7 +29,7 @@ class Decoder(Plain):
         """Raises ValueError where `cond` has no z_0."""
         log_snr = self.process.log_snr(t).to(z.dtype)
         v = self.network(z, per_row(log_snr, z), latent_of(cond), cond.label)
-        return x_from_v(z, v.to(z.dtype), log_snr)
+        return self.process.x_hat(z, v.to(z.dtype), log_snr)
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class DualRateDecoder:
 
     encoder: nn.Module
     light: nn.Module
-    process: GaussianProcess
+    process: Process
     reuse: Reuse = Reuse.FREE
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
@@ -58,7 +57,7 @@ class DualRateDecoder:
             raise ValueError("a dual-rate decoder sees z_0 through its heavy call alone: begin the plan with one")
         log_snr = self.process.log_snr(t).to(z.dtype)
         v = self.light(z, per_row(log_snr, z), cond.label, context.features)
-        return x_from_v(z, v.to(z.dtype), log_snr)
+        return self.process.x_hat(z, v.to(z.dtype), log_snr)
 
 
 def latent_of(cond: Cond) -> Tensor:

@@ -3,8 +3,9 @@
     encoder  E(z_tau, tau, label)             -> context     H times per image
     light    g(z_t, t, context, tau, label)   -> x_hat       N times per image
 
-A plain network is the case where `encode` returns an empty context. Networks predict v at log_snr and know neither
-schedule nor plan; here v becomes x_hat, in float32.
+A plain network is the case where `encode` returns an empty context. Networks see z_t and log_snr and know neither
+schedule nor plan; here their output becomes x_hat, in float32: v of a Gaussian process, logits of a categorical one
+(`Process.x_hat`).
 
 Source: Dual-Rate Diffusion (Bartosh et al. 2026, arXiv 2605.18190). `Context.x_hat` is ours: an encoder that keeps its
 output head has already denoised (z_tau, tau), so the step it was refreshed for needs no light call.
@@ -17,8 +18,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from dualrate.diffusion.prediction import x_from_v
-from dualrate.diffusion.process import GaussianProcess, per_row
+from dualrate.diffusion.process import Process, per_row
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 
@@ -44,10 +44,10 @@ def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tens
 
 @dataclass(frozen=True)
 class Plain:
-    """One network at every step. network: (z, log_snr, label) -> v."""
+    """One network at every step. network: (z, log_snr, label) -> output."""
 
     network: nn.Module
-    process: GaussianProcess
+    process: Process
     reuse: Reuse = Reuse.FREE
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
@@ -55,31 +55,32 @@ class Plain:
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         log_snr = self.process.log_snr(t).to(z.dtype)
-        return x_from_v(z, self.network(z, per_row(log_snr, z), cond.label).to(z.dtype), log_snr)
+        return self.process.x_hat(z, self.network(z, per_row(log_snr, z), cond.label).to(z.dtype), log_snr)
 
 
 @dataclass(frozen=True)
 class DualRate:
     """A heavy context encoder and a light denoiser.
 
-    encoder: (z_tau, log_snr_tau, label) -> (features, v or None), features already at the light network's widths
-    light:   (z_t, log_snr_t, label, features, log_snr_tau, present) -> v; no features: the light network alone
+    encoder: (z_tau, log_snr_tau, label) -> (features, output or None), features as the light network takes them
+    light:   (z_t, log_snr_t, label, features, log_snr_tau, present) -> output; no features: the light network alone
     """
 
     encoder: nn.Module
     light: nn.Module
-    process: GaussianProcess
+    process: Process
     reuse: Reuse = Reuse.MARKOV
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         log_snr = self.process.log_snr(t).to(z.dtype)
-        features, v = self.encoder(z, per_row(log_snr, z), cond.label)
-        return Context(features, tau=t, x_hat=None if v is None else x_from_v(z, v.to(z.dtype), log_snr))
+        features, own = self.encoder(z, per_row(log_snr, z), cond.label)
+        x_hat = None if own is None else self.process.x_hat(z, own.to(z.dtype), log_snr)
+        return Context(features, tau=t, x_hat=x_hat)
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         if context.x_hat is not None:
             return context.x_hat
         log_snr = self.process.log_snr(t).to(z.dtype)
         tau = None if context.tau is None else per_row(self.process.log_snr(context.tau).to(z.dtype), z)
-        v = self.light(z, per_row(log_snr, z), cond.label, context.features, tau, context.present)
-        return x_from_v(z, v.to(z.dtype), log_snr)
+        output = self.light(z, per_row(log_snr, z), cond.label, context.features, tau, context.present)
+        return self.process.x_hat(z, output.to(z.dtype), log_snr)

@@ -20,9 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dualrate.diffusion.process import expand
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.times import once
+from dualrate.diffusion.times import expand, once
 from dualrate.diffusion.values import Context
 
 Form = Literal["newton", "published"]

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from dualrate.config.ranges import Classes, GuidanceWeight, NoiseLevel, Ranged
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 
 @dataclass(frozen=True)
 class Guided(Ranged):
-    """Classifier-free guidance (Ho and Salimans 2022): x_hat = x_null + weight (x_label - x_null).
+    """Classifier-free guidance (Ho and Salimans 2022): x_hat = x_null + weight (x_label - x_null);
+    of a categorical process the same of log-probabilities (`Process.extrapolate`).
 
     weight:   1 is no guidance
     null:     the null class, usually `num_classes`
@@ -26,7 +27,7 @@ class Guided(Ranged):
     """
 
     inner: Denoiser
-    process: GaussianProcess
+    process: Process
     weight: GuidanceWeight
     null: Classes
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
@@ -49,7 +50,7 @@ class Guided(Ranged):
             return self.inner.denoise(z, t, context.rows(slice(0, z.shape[0])), cond)
         x_label, x_null = self.inner.denoise(torch.cat((z, z)), _twice(t), context, self._both(cond)).chunk(2)
         weight = torch.where(active, self.weight, 1.0)
-        return x_null + expand(weight, z) * (x_label - x_null)
+        return self.process.extrapolate(x_null, x_label, weight)
 
     def _both(self, cond: Cond) -> Cond:
         if cond.label is None:

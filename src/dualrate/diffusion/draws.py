@@ -89,9 +89,13 @@ class Draws:
 
     def uniform(self, stream: str, *shape: int) -> Tensor:
         """(B, *shape) float64 in (0, 1), 32 bits fine. `stream` names the use, so that no two uses share numbers."""
+        return self.uniforms([stream], *shape)[0]
+
+    def uniforms(self, streams: Sequence[str], *shape: int) -> Tensor:
+        """(S, B, *shape): `uniform` of several streams at once."""
         count = math.prod(shape)
-        words = torch.stack(self._words([stream], -(-count // 4)), dim=-1)[0].flatten(1)[:, :count]
-        return ((words.double() + 0.5) / 2**32).view(-1, *shape)
+        words = torch.stack(self._words(streams, -(-count // 4)), dim=-1).flatten(2)[..., :count]
+        return ((words.double() + 0.5) / 2**32).view(len(streams), -1, *shape)
 
     def normal(self, stream: str, *shape: int) -> Tensor:
         """(B, *shape) float32, standard normal."""

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dualrate.diffusion.process import expand
 from dualrate.diffusion.schedule import alpha, sigma
+from dualrate.diffusion.times import expand
 
 
 def x_from_v(z: Tensor, v: Tensor, log_snr: Tensor) -> Tensor:

@@ -1,6 +1,11 @@
-"""The variance-preserving Gaussian forward process and its conditionals.
+"""Forward processes: what a `Process` is, and the variance-preserving Gaussian one with its conditionals.
 
-With a = alpha_t / alpha_s, r = exp(log_snr(t) - log_snr(s)) and c = 1 - r, for s < t:
+A process knows its paths: q(z_t | x), q(z_t | z_s), q(z_s | z_t, x), pairs of states on one path, where paths begin,
+the random numbers that drawing from these takes, and how a network's output is read as x_hat = E[x | z_t]. What asks
+it for these serves every process: the loop, ancestral steps, denoisers, the denoising loss, the bound. Categorical
+ones are in categorical.py.
+
+Of the Gaussian, with a = alpha_t / alpha_s, r = exp(log_snr(t) - log_snr(s)) and c = 1 - r, for s < t:
 
     q(z_t | x)       = N(alpha_t x, sigma_t^2)
     q(z_t | z_s)     = N(a z_s, c sigma_t^2)
@@ -14,13 +19,93 @@ Cov(z_t, z_tau) = (alpha_tau / alpha_t) Var z_t. Two independent noisings of x w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.schedule import Schedule, alpha, sigma
-from dualrate.diffusion.times import once
+from dualrate.diffusion.times import expand, once
+
+
+class Distribution(Protocol):
+    """Of a state, per row."""
+
+    def sample(self, noise: Tensor, /) -> Tensor:
+        """A draw, by random numbers that the process's `noise` made."""
+        ...
+
+
+class Process(ABC):
+    """x -> z_t, t from 0 (data) to 1 (noise). x, z: (B, C, H, W), or more leading axes; times: (B,), or those axes.
+
+    A subclass is a frozen dataclass. A plan's times are numbers on the host (`diffusion/times.py`), and so are the
+    coefficients of what is made with them.
+    """
+
+    schedule: Schedule
+
+    @property
+    def end(self) -> float | None:
+        """log_snr of what trajectories end in at t = 0; None: in x."""
+        return None
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """The schedule's log_snr(t), or () where t is a plan's: how networks are told the time."""
+        return _log_snr(self.schedule, t)
+
+    @abstractmethod
+    def ends(self, s: Tensor) -> bool:
+        """Whether a step to these times returns x_hat in place of a draw."""
+
+    @abstractmethod
+    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
+        """(S, B, ...): the random numbers of several streams that a state of this shape, (C, H, W), is drawn by."""
+
+    @abstractmethod
+    def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
+        """(B, *shape): z_1 without x, where trajectories begin."""
+
+    @abstractmethod
+    def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """z_t ~ q(z_t | x)."""
+
+    @abstractmethod
+    def transition(self, z_s: Tensor, s: Tensor, t: Tensor) -> Distribution:
+        """q(z_t | z_s) for s <= t."""
+
+    @abstractmethod
+    def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Distribution:
+        """q(z_s | z_t, x) for s <= t. Of x_hat in place of x: what the reverse chain draws from."""
+
+    @abstractmethod
+    def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
+        """E[x | z_t] as a network's output says it. log_snr: (B,), or () where it is a plan's."""
+
+    @abstractmethod
+    def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
+        """Data that x_hat stands for, as a student's output does: what z_s is drawn from beside z_t."""
+
+    @abstractmethod
+    def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """(B,): -2 log-likelihood of x under x_hat, up to a constant, a mean over what a state holds.
+
+        A proper score: its optimum is E[x | z_t]. x: data, or what stands for them.
+        """
+
+    @abstractmethod
+    def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+        """From x_hat (weight 0) through another estimate (weight 1) and beyond: guidance. weight: (B,)."""
+
+    def pair(self, x: Tensor, t: Tensor, tau: Tensor, noise_tau: Tensor, noise_t: Tensor) -> tuple[Tensor, Tensor]:
+        """(z_t, z_tau) on one forward path: z_tau given x, then z_t from q(z_t | z_tau, x). Needs t <= tau."""
+        z_tau = self.add_noise(x, tau, noise_tau)
+        return self.posterior(z_tau, x, tau, t).sample(noise_t), z_tau
 
 
 @dataclass(frozen=True)
@@ -35,18 +120,14 @@ class Gaussian:
         return self.mean + self.variance.sqrt() * normal
 
 
-def expand(value: Tensor, like: Tensor) -> Tensor:
-    """A tensor over leading axes with trailing axes of size one, so that it broadcasts against `like`, in its dtype.
-
-    Coefficients are computed in the dtype of the times (float64 in sampling); a state keeps its own. One number for all
-    rows, (), is left where it is, on the host: an operator takes it along whatever the device.
-    """
-    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)).to(like) if value.ndim else value
-
-
 def per_row(value: Tensor, like: Tensor) -> Tensor:
     """(B,) on the device of `like`: (B, ...). value: (B,), or () on the host."""
     return value if value.ndim else like.new_full((len(like),), value.item())
+
+
+def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
+    """(B,): a mean over elements. x, x_hat: (B, ...)."""
+    return (x - x_hat).square().flatten(1).mean(1)
 
 
 @once
@@ -79,21 +160,13 @@ def _posterior(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor
 
 
 @dataclass(frozen=True)
-class GaussianProcess:
-    """x -> z_t under a schedule. x, z: (B, ...); times: (B,), or any leading axes of the state.
-
-    A plan's times are numbers on the host (`diffusion/times.py`); so are the coefficients of what is made with them.
-    """
+class GaussianProcess(Process):
+    """z_t = alpha_t x + sigma_t eps under a schedule. Its networks predict v."""
 
     schedule: Schedule
 
-    @property
-    def end(self) -> float | None:
-        """log_snr of what trajectories end in at t = 0; None: in x."""
-        return None
-
     def ends(self, s: Tensor) -> bool:
-        """Whether a step to these times ends in x: at t = 0, where x_hat is it."""
+        """At t = 0, where x_hat is x."""
         return bool((s == 0).all())
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -102,33 +175,46 @@ class GaussianProcess:
     def sigma(self, t: Tensor) -> Tensor:
         return sigma(self.schedule.log_snr(t))
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        """The schedule's log_snr(t), or () where t is a plan's."""
-        return _log_snr(self.schedule, t)
-
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, or () where t is a plan's."""
         return _scales(self.schedule, t)
 
-    def add_noise(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """z_t = alpha_t x + sigma_t eps."""
+    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
+        """(S, B, *shape) standard normal numbers."""
+        return draws.normals(streams, *shape)
+
+    def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
+        """N(0, I)."""
+        return noise
+
+    def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """z_t = alpha_t x + sigma_t eps; `noise` is eps."""
         alpha_t, sigma_t = self.scales(t)
-        return expand(alpha_t, x) * x + expand(sigma_t, x) * eps
+        return expand(alpha_t, x) * x + expand(sigma_t, x) * noise
 
     def transition(self, z_s: Tensor, s: Tensor, t: Tensor) -> Gaussian:
-        """q(z_t | z_s) for s <= t."""
         scale, variance = _transition(self.schedule, s, t)
         return Gaussian(expand(scale, z_s) * z_s, expand(variance, z_s))
 
     def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """q(z_s | z_t, x) for s <= t."""
         from_z, from_x, variance = _posterior(self.schedule, t, s)
         return Gaussian(expand(from_z, z_t) * z_t + expand(from_x, z_t) * x, expand(variance, z_t))
 
-    def pair(self, x: Tensor, t: Tensor, tau: Tensor, eps_tau: Tensor, eps_t: Tensor) -> tuple[Tensor, Tensor]:
-        """(z_t, z_tau) on one forward path: z_tau given x, then z_t from q(z_t | z_tau, x). Needs t <= tau."""
-        z_tau = self.add_noise(x, tau, eps_tau)
-        return self.posterior(z_tau, x, tau, t).sample(eps_t), z_tau
+    def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
+        """Of v."""
+        return x_from_v(z, output, log_snr)
+
+    def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
+        """x_hat: a point."""
+        return x_hat
+
+    def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """The mean squared error."""
+        return squared_error(x, x_hat)
+
+    def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+        """On a straight line."""
+        return x_hat + expand(weight, x_hat) * (other - x_hat)
 
 
 @dataclass(frozen=True)

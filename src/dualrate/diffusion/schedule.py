@@ -24,6 +24,8 @@ z = x_r / s scaled by s = sqrt((1 - r)^2 + r^2), so
     shift k of large images: r' = k r / (1 + (k - 1) r), which is log_snr' = log_snr - 2 log k
 
 with r linear in t and truncated at both ends, as above: r(0) = sigmoid(-log_snr_max / 2).
+
+Linear: sigma^2 in the place of r, log_snr = log((1 - sigma^2) / sigma^2).
 """
 
 from __future__ import annotations
@@ -148,6 +150,39 @@ class RectifiedFlow(Schedule, Ranged):
     def time(self, log_snr: Tensor) -> Tensor:
         first, _, rate = self._ends
         return (torch.sigmoid(-log_snr / 2 - math.log(self.shift)) - first) / rate
+
+
+@dataclass(frozen=True)
+class Linear(Schedule, Ranged):
+    """alpha^2 linear in t, truncated at both ends: the usual one of tokens, of which alpha^2 is the share kept."""
+
+    log_snr_min: LogSNR = -15.0
+    """Log-SNR of pure noise, at t = 1."""
+    log_snr_max: LogSNR = 15.0
+    """Log-SNR of the data, at t = 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.log_snr_min < self.log_snr_max:
+            raise ValueError(f"log_snr_min must be below log_snr_max, got {self.log_snr_min} and {self.log_snr_max}")
+
+    @property
+    def _ends(self) -> tuple[float, float, float]:
+        """sigma^2 at t = 0, alpha^2 at t = 1, and the rate of change."""
+        first, last = 1 / (1 + math.exp(self.log_snr_max)), 1 / (1 + math.exp(-self.log_snr_min))
+        return first, last, 1 - first - last
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        first, last, rate = self._ends
+        return torch.log(last + rate * (1 - t)) - torch.log(first + rate * t)
+
+    def log_snr_derivative(self, t: Tensor) -> Tensor:
+        first, last, rate = self._ends
+        return -rate / (last + rate * (1 - t)) - rate / (first + rate * t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        first, _, rate = self._ends
+        return (torch.sigmoid(-log_snr) - first) / rate
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,15 @@ def shared_time(t: float, rows: int) -> Tensor:
     return torch.tensor(t, dtype=torch.float64).as_strided((rows,), (0,))  # `expand` to one row has another stride
 
 
+def expand(value: Tensor, like: Tensor) -> Tensor:
+    """A tensor over leading axes with trailing axes of size one, so that it broadcasts against `like`, in its dtype.
+
+    Coefficients are computed in the dtype of the times (float64 in sampling); a state keeps its own. One number for all
+    rows, (), is left where it is, on the host: an operator takes it along whatever the device.
+    """
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)).to(like) if value.ndim else value
+
+
 def is_shared(t: Tensor) -> bool:
     """Whether a time is one number on the host, and nobody asks for its gradient."""
     return not any(t.stride()) and t.device.type == "cpu" and t.dtype == torch.float64 and not t.requires_grad

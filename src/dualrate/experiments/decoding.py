@@ -16,7 +16,7 @@ from dualrate.codecs.diffusion import Decoding, OtherDecoder
 from dualrate.config.ranges import Ranged, Side
 from dualrate.denoisers.decoder import Decoder, DualRateDecoder
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.networks import NetworksConfig
@@ -48,7 +48,7 @@ class OneDecoder(NetworksConfig, Ranged):
     """(C, h, w) of the latents."""
     bfloat16_weights = True
 
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         network = DecoderUViT(self.model, self.latent_shape)
         return nn.ModuleDict({"model": network}), Decoder(network, process)
 
@@ -76,7 +76,7 @@ class TwoDecoders(NetworksConfig, Ranged):
         super().__post_init__()
         check_pair(self.encoder, self.light, self.context)
 
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder, light = LatentEncoder(self.encoder, self.light, self.latent_shape, self.context), UViT(self.light)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRateDecoder(encoder, light, process)
 

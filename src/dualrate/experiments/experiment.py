@@ -28,7 +28,7 @@ from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import DataProgress, Split
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Reuse, Shape
 from dualrate.diffusion.weighting import Sigmoid, Weighting
@@ -144,7 +144,7 @@ class Experiment(Ranged):
     method: MethodConfig
     fit: FitConfig
     data: DataConfig = DataConfig()
-    process: GaussianProcess = GaussianProcess(Cosine())
+    process: Process = GaussianProcess(Cosine())
     codec: CodecConfig = NoCodec()
 
     def __post_init__(self) -> None:
@@ -219,7 +219,7 @@ class Model:
         return f"{self.path or self.name} at iteration {self.iteration}, weights {self.weights_hash[:12]}"
 
     @property
-    def process(self) -> GaussianProcess:
+    def process(self) -> Process:
         return self.experiment.process
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Shape
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
@@ -39,7 +39,7 @@ class OneForeign(NetworksConfig):
 
     model: ForeignConfig
 
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         network = self.model.build()
         return nn.ModuleDict({"model": network}), Plain(network, process)
 
@@ -75,7 +75,7 @@ class Retrofitted(NetworksConfig):
         if differ := [f"{what} {own[what]} and {its[what]}" for what in own if own[what] != its[what]]:
             raise ValueError(f"encoder and light network are of the same images and classes, got {', '.join(differ)}")
 
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder = TappedEncoder(self.encoder.build(), self.light, self.taps)
         light = LightUViT(self.light, residual=True, estimate=kept)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
@@ -112,7 +112,7 @@ class OwnBlocks(NetworksConfig, Ranged):
         super().__post_init__()
         shorter(self.encoder, self.blocks)
 
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder = OwnEncoder(self.encoder.build(), self.blocks)
         light = OwnLight(shorter(self.encoder, self.blocks).build())
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
 from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, check_pair, disconnect
 from dualrate.networks.uvit import UViT, UViTConfig
@@ -31,7 +31,7 @@ class NetworksConfig(ABC):
         return self.num_classes > 0
 
     @abstractmethod
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks by their roles, with random weights, and their denoiser."""
 
     @property
@@ -94,7 +94,7 @@ class OneNetwork(NetworksConfig):
     model: UViTConfig
     bfloat16_weights = True
 
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         network = UViT(self.model)
         return nn.ModuleDict({"model": network}), Plain(network, process)
 
@@ -115,7 +115,7 @@ class TwoNetworks(NetworksConfig):
     def __post_init__(self) -> None:
         check_pair(self.encoder, self.light, self.context)
 
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder = ContextEncoder(self.encoder, self.light, self.context)
         light = LightUViT(self.light, residual=self.context.residual)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)

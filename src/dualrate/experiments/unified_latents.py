@@ -14,7 +14,7 @@ from torch import nn
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import FirstIterations, LossWeight, Ranged
 from dualrate.denoisers.denoiser import Denoiser, Plain
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiments.networks import NetworksConfig
@@ -48,7 +48,7 @@ class LatentNetworks(NetworksConfig):
         """The prior never trains without labels."""
         return False
 
-    def build(self, process: GaussianProcess) -> tuple[nn.ModuleDict, Denoiser]:
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder, prior = ImageEncoder(self.encoder), UViT(self.prior)
         decoder = DecoderUViT(self.decoder, self.encoder.latent_shape)
         return nn.ModuleDict({"encoder": encoder, "prior": prior, "decoder": decoder}), Plain(prior, process)
@@ -101,6 +101,7 @@ class UnifiedLatentsConfig(MethodConfig, Ranged):
         networks, prior = experiment.build()
         codec = experiment.codec
         assert isinstance(codec, DiffusionDecoding)  # of `check`
+        assert isinstance(experiment.process, GaussianProcess)
         return Prepared(
             UnifiedLatents(
                 networks,

@@ -19,7 +19,7 @@ from torch import Tensor
 from dualrate.config.ranges import Factor, Range, Ranged
 from dualrate.diffusion.betas import Betas
 from dualrate.diffusion.prediction import flow_scale, flow_time, v_from_eps, v_from_flow, v_from_x, x_from_v
-from dualrate.diffusion.process import expand
+from dualrate.diffusion.times import expand
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 TO_V: dict[Prediction, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

@@ -21,7 +21,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Refresh
 from dualrate.measuring.drawer import Drawer
 from dualrate.sampling.noise import StepNoise
-from dualrate.sampling.trajectory import trajectory
+from dualrate.sampling.trajectory import first_state, trajectory
 
 Value = TypeVar("Value")
 WORD = 2**64
@@ -88,8 +88,8 @@ def sampled(
     shape, plan = drawer.model.shape, drawer.plan
     if start is not None and start.shape[1:] != shape:
         raise ValueError(f"latents are (B, {', '.join(map(str, shape))}), got {tuple(start.shape)}")
-    z = draws.normal("start", *shape) if start is None else start.to(draws.row.device, torch.float32)
-    how = (cond, StepNoise(draws, plan.num_steps, shape))
+    z = first_state(drawer.step.process, draws, shape) if start is None else start.to(draws.row.device, torch.float32)
+    how = (cond, StepNoise(drawer.step.process, draws, plan.num_steps, shape))
     states = trajectory(drawer.denoiser, drawer.step, plan, z, *how)
     z, i = next(states).z, 0
     while i < plan.num_steps:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ from torch.special import log_ndtr
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import Gaussian, expand
+from dualrate.diffusion.process import Gaussian
+from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Cond
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped
 from dualrate.sampling.trajectory import trajectory
@@ -79,7 +81,7 @@ def variational_bound(
     return Bound(prior, steps, reconstruction, dimensions)
 
 
-Compare = Callable[[Gaussian, Gaussian], Tensor]  # (q(z_s | z_t, x), p(z_s | z_t, z_tau)) -> (B,)
+Compare = Callable[[Any, Any], Tensor]  # of a process's distributions: (q(z_s | z_t, x), p(z_s | z_t, z_tau)) -> (B,)
 
 
 def along_path(
@@ -90,13 +92,13 @@ def along_path(
     Raises ValueError where the denoiser's context may not be reused under this step.
     """
 
-    def normal(stream: str) -> Tensor:
-        return draws.normal(stream, *x.shape[1:]).to(x.dtype)
+    def noise(stream: str) -> Tensor:
+        return step.process.noise(draws, [stream], *x.shape[1:])[0]
 
     first = torch.full((len(x),), plan.t[0], dtype=torch.float64, device=x.device)
-    z = step.process.add_noise(x, first, normal("bound start"))
+    z = step.process.add_noise(x, first, noise("bound start"))
     forward = _Forward(step, x, compare)
-    *_, end = trajectory(denoiser, forward, plan, z, cond, lambda i, _: normal(f"bound step {i}"))
+    *_, end = trajectory(denoiser, forward, plan, z, cond, lambda i, _: noise(f"bound step {i}"))
     return end.z, torch.stack(end.carry, 1)
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
+from dualrate.diffusion.process import Gaussian, GaussianProcess
+from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Cond
 from dualrate.likelihood.bound import along_path
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Stepped

@@ -125,7 +125,8 @@ class Choice(Ranged):
         """Its name and gamma."""
         if self.sampler is not None:
             return self.sampler, self.gamma
-        if self.eta is not None:
+        fits = sampler_named(RECOMMENDED).fits(model.process)
+        if self.eta is not None or not fits:
             return ANCESTRAL, self.gamma
         if model.serves.sampler is not None:
             return model.serves.sampler, self.gamma

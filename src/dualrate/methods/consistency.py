@@ -39,7 +39,8 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Classes, FirstIterations, Range, Ranged, Steps, TeacherGuidance
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.methods.method import Loss, Phase, quarters
 from dualrate.methods.times import moved, stratified_uniform

@@ -4,6 +4,8 @@
     context = encode(z_tau, tau) for the kept rows, absent for the others
     L = mean over rows of -1/2 dlog_snr/dt e^log_snr w(log_snr) |x - denoise(z_t, t, context)|^2 / numel(x)
 
+where a categorical process has twice the cross-entropy in place of the squared error (`Process.deviance`).
+
 Context dropout by encoding only the kept rows is the same law as dropping after encoding: a dropped row gives the
 encoder neither effect nor gradient. At p = 0.5 an iteration costs F_heavy / 2 + F_light.
 
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Classes, Factor, FirstIterations, LossWeight, Probability, Ranged, Share
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase, quarters
@@ -70,7 +72,7 @@ class Denoising(Ranged):
 
     networks: nn.ModuleDict
     model: Denoiser
-    process: GaussianProcess
+    process: Process
     weighting: Weighting
     times: TimeSource
     null: Classes = 0
@@ -144,12 +146,13 @@ class Denoising(Ranged):
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """(z_t, z_tau) on one forward path. t: (B k,); x, z_tau: (B, ...); z_t: (B k, ...)."""
         t, shape = t.unflatten(0, (len(x), -1)), x.shape[1:]
-        eps_tau = draws.normal("z_tau", *shape)
-        eps_t = draws.repeated(t.shape[1]).normal("z_t", *shape).unflatten(0, t.shape)
-        z_t, z_tau = self.process.pair(x[:, None], t, tau[:, None], eps_tau[:, None], eps_t)
+        (noise_tau,) = self.process.noise(draws, ["z_tau"], *shape)
+        (noise_t,) = self.process.noise(draws.repeated(t.shape[1]), ["z_t"], *shape)
+        noise_t = noise_t.unflatten(0, t.shape)
+        z_t, z_tau = self.process.pair(x[:, None], t, tau[:, None], noise_tau[:, None], noise_t)
         return z_t.flatten(0, 1), z_tau.squeeze(1)
 
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
-        """(B,): the weighted squared error of each row, a mean over its elements."""
-        error = (x - x_hat).square().flatten(1).mean(1)
+        """(B,): the weighted error of each row, a mean over what it holds."""
+        error = self.process.deviance(x, x_hat)
         return x_loss_weight(self.weighting, self.process.schedule, t).to(error.dtype) * error

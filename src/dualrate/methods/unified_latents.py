@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from dualrate.config.ranges import FirstIterations, LossWeight, Ranged
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
+from dualrate.diffusion.process import Gaussian, GaussianProcess
+from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Elbo, Weighting, x_loss_weight
 from dualrate.likelihood.bound import divergence

@@ -122,11 +122,11 @@ class Blocks(nn.Module):
 class Embedding(nn.Module):
     """(log_snr, label) -> (B, E)."""
 
-    def __init__(self, config: UViTConfig) -> None:
+    def __init__(self, embedding: int, num_classes: int) -> None:
         super().__init__()
-        self.num_classes = config.num_classes
-        self.noise = NoiseEmbedding(config.embedding)
-        self.label = nn.Embedding(config.num_classes + 1, config.embedding) if config.num_classes else None
+        self.num_classes = num_classes
+        self.noise = NoiseEmbedding(embedding)
+        self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
 
     def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
         emb = self.noise(log_snr)
@@ -149,7 +149,7 @@ class UViT(nn.Module):
         self.config = config
         levels, kernel = config.levels, config.resample_kernel
         first = levels[0].channels
-        self.embedding = Embedding(config)
+        self.embedding = Embedding(config.embedding, config.num_classes)
         self.stem = nn.Conv2d(config.image_channels, first, config.patch, stride=config.patch)
         if config.patch == 1:
             self.stem = nn.Conv2d(config.image_channels, first, 3, padding=1)

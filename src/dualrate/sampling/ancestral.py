@@ -25,14 +25,34 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
-from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
+from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Process
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.times import once
+from dualrate.diffusion.times import expand, once
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped, move
 
 
 @dataclass(frozen=True)
-class Ancestral(Ranged, MarkovStep):
+class Reverse(MarkovStep):
+    """Draws z_s from q(z_s | z_t, x = x_hat) of any process: the ancestral step of a categorical one."""
+
+    process: Process
+    of = Process
+    markovian = True
+
+    def __str__(self) -> str:
+        return "reverse"
+
+    def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Distribution:
+        return self.process.posterior(z, denoise(z, t), t, s)
+
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
+        if self.process.ends(s):
+            return denoise(z, t), carry
+        return self.kernel(denoise, z, t, s).sample(draw()), carry
+
+
+@dataclass(frozen=True)
+class Ancestral(Ranged, Reverse):
     """Samples the reverse chain; the step into t = 0 returns x_hat without noise. gamma, eta in [0, 1]: see the module.
 
     Raises ValueError for values out of range, and for a gamma above 0 with an eta below 1: the one adds noise to the
@@ -42,6 +62,7 @@ class Ancestral(Ranged, MarkovStep):
     process: GaussianProcess
     gamma: Probability = 0.0
     eta: Probability = 1.0
+    of = GaussianProcess
 
     def __str__(self) -> str:
         """For a table: the settings only where they are not the usual ones."""
@@ -83,9 +104,7 @@ class Ancestral(Ranged, MarkovStep):
     def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
         if self.eta == 0:
             return DDIM(self.process)(denoise, z, t, s, draw, carry)
-        if self.process.ends(s):
-            return denoise(z, t), carry
-        return self.kernel(denoise, z, t, s).sample(draw()), carry
+        return super().__call__(denoise, z, t, s, draw, carry)
 
     def _with_less_noise(self, x: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         if self.eta == 0:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from dualrate.config.imports import imported
 from dualrate.config.ranges import Probability, Range, Ranged
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.covariance import Kernel, NoiseCovariance, ProbedCovariance, TabulatedCovariance
 from dualrate.sampling.covariance_table import CovarianceTable
@@ -37,6 +37,7 @@ class Sampler(Ranged):
     """How a step is made, and what is usual with it.
 
     step:     its class, which takes a process and settings
+    other:    its form for processes that `step` is not for; None: it has none
     grid:     times of a single network
     reusing:  times where a context is reused
     takes:    settings that it has
@@ -49,6 +50,7 @@ class Sampler(Ranged):
     """
 
     step: type[Step]
+    other: type[Step] | None = field(default=None, kw_only=True)
     grid: GridName = "t"
     reusing: str = "t"
     takes: tuple[Setting, ...] = ()
@@ -65,10 +67,21 @@ class Sampler(Ranged):
         table = CovarianceTable.of_white_noise(Bands((1, 1, 1)))
         return self.made(GaussianProcess(Cosine()), {}, StepPlan.uniform(1), table).markovian
 
+    def fits(self, process: Process) -> bool:
+        """Whether there is such a step for this process."""
+        return any(isinstance(process, step.of) for step in (self.step, self.other or self.step))
+
     def made(
-        self, process: GaussianProcess, settings: dict[str, float], plan: StepPlan | None, table: CovarianceTable | None
+        self, process: Any, settings: dict[str, float], plan: StepPlan | None, table: CovarianceTable | None
     ) -> Step:
-        """The step. Raises ValueError without the plan and the table that it needs."""
+        """The step. Raises ValueError for a process that has none, and without the plan and the table that it needs."""
+        if not self.fits(process):
+            usable = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.fits(process))
+            raise ValueError(f"{self.step.__name__} is for a {self.step.of.__name__}, not {process}: use {usable}")
+        if self.other is not None and not isinstance(process, self.step.of):
+            if settings:
+                raise ValueError(f"{' and '.join(settings)} mean nothing to {process}: drop them")
+            return cast(Callable[..., Step], self.other)(process)
         if self.of_table is None:
             kernel = {"kernel": self.kernel} if self.kernel != "markov" else {}
             return cast(Callable[..., Step], self.step)(process, **settings, **kernel)
@@ -78,7 +91,7 @@ class Sampler(Ranged):
 
 
 SAMPLERS: dict[str, Sampler] = {
-    ANCESTRAL: Sampler(Ancestral, takes=("gamma", "eta"), usual=True, rank=3),
+    ANCESTRAL: Sampler(Ancestral, other=Reverse, takes=("gamma", "eta"), usual=True, rank=3),
     "sde-dpm++2m": Sampler(
         SDEDPMSolver2M, "log-snr", "blend:0.3", takes=("gamma",), usual=True, gammas=(0.0, 0.1, 0.2), rank=1
     ),
@@ -127,7 +140,7 @@ def sampler_named(name: str) -> Sampler:
 
 def make_step(
     name: str,
-    process: GaussianProcess,
+    process: Process,
     gamma: float | None = None,
     eta: float | None = None,
     *,

@@ -47,9 +47,9 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import alpha
-from dualrate.diffusion.times import is_shared, once
+from dualrate.diffusion.times import expand, is_shared, once
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
 

@@ -8,25 +8,26 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import Process
 
 AHEAD = {"cpu": 2**16, "cuda": 2**22}  # numbers made at once: what a processor's cache holds, what keeps a GPU busy
 
 
 class StepNoise:
-    """(step, draw) -> (B, *shape) standard normal numbers, keyed by image, step and draw alone.
+    """(step, draw) -> the random numbers of a process for states (B, *shape), keyed by image, step and draw alone.
 
     One draw launches some hundred kernels, however many numbers they make: at small batches those of many steps are
     made at once. A number does not depend on what it is made with.
     """
 
-    def __init__(self, draws: Draws, steps: int, shape: Sequence[int]) -> None:
-        self.draws, self.steps, self.shape = draws, steps, tuple(shape)
+    def __init__(self, process: Process, draws: Draws, steps: int, shape: Sequence[int]) -> None:
+        self.process, self.draws, self.steps, self.shape = process, draws, steps, tuple(shape)
         self.at_once = max(1, AHEAD.get(draws.row.device.type, 2**16) // max(1, len(draws.row) * math.prod(shape)))
         self.made: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, step: int, draw: int) -> Tensor:
         if (step, draw) not in self.made:
             later = range(step, min(step + self.at_once, self.steps))
-            made = self.draws.normals([f"step {i} draw {draw}" for i in later], *self.shape)
-            self.made.update(((i, draw), normal) for i, normal in zip(later, made, strict=True))
+            made = self.process.noise(self.draws, [f"step {i} draw {draw}" for i in later], *self.shape)
+            self.made.update(((i, draw), numbers) for i, numbers in zip(later, made, strict=True))
         return self.made.pop((step, draw))

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
-from dualrate.diffusion.process import GaussianProcess, expand
-from dualrate.diffusion.times import once
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.times import expand, once
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 

@@ -38,10 +38,11 @@ from dualrate.config.ranges import Range, checked
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import Gaussian
+from dualrate.diffusion.process import Gaussian, Process
 from dualrate.diffusion.values import Cond, Context, Refresh
 from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.step import MarkovStep, Step
+from dualrate.sampling.trajectory import first_state
 
 Window = Annotated[int, Range(0, 10_000)]
 Draft = Callable[[Tensor, Tensor, Context, Cond], Tensor]
@@ -132,15 +133,15 @@ def speculate(
     window = checked("window", window, Window)
     draws = Draws(0, torch.tensor(list(seeds), dtype=torch.int64, device=device))
     cond = Cond(None if label is None else torch.tensor(list(label), dtype=torch.int64, device=device))
-    run = _Speculation(target, draft, step, plan, cond, _Numbers(draws, plan.num_steps, shape), window)
-    return run(draws.normal("start", *shape))
+    run = _Speculation(target, draft, step, plan, cond, _Numbers(step.process, draws, plan.num_steps, shape), window)
+    return run(first_state(step.process, draws, shape))
 
 
 class _Numbers:
     """(rows, steps) -> noise and uniform numbers of these rows at a step of each; asked for in rising order."""
 
-    def __init__(self, draws: Draws, steps: int, shape: Sequence[int]) -> None:
-        self.draws, self.noise = draws, StepNoise(draws, steps, shape)
+    def __init__(self, process: Process, draws: Draws, steps: int, shape: Sequence[int]) -> None:
+        self.draws, self.noise = draws, StepNoise(process, draws, steps, shape)
         self.made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, rows: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:

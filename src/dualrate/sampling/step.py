@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualrate.diffusion.process import Gaussian, GaussianProcess, expand
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.times import once
+from dualrate.diffusion.times import expand, once
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> x_hat
-Draw = Callable[[], Tensor]  # this step's next standard normal numbers, in the state's shape
+Draw = Callable[[], Tensor]  # this step's next random numbers, of the process's `noise`
 Carry = Any  # what a multistep solver remembers: a value threaded by the loop, () for most
 Stepped = tuple[Tensor, Carry]  # z_s and the next carry
 
@@ -29,6 +29,8 @@ Stepped = tuple[Tensor, Carry]  # z_s and the next carry
 class Step(ABC):
     """An update rule. A step is stateless; times are (B,) with s < t, a plan's on the host (`diffusion/times.py`).
 
+    process:           whose paths it goes back along; `sample` begins where it does, and draws its random numbers
+    of:                the processes that it is for
     order:             of its error, which falls with the number of steps N as N^-order
     calls_per_step:    calls of the network that a step makes; a forward-mode derivative counts as another one
     single_call_steps: steps of a plan, at its ends, that make one call whatever `calls_per_step` is
@@ -37,6 +39,8 @@ class Step(ABC):
     What is assumed of the last two is the safe side: no dual-rate context is reused, and a shared encoder warns.
     """
 
+    process: Any  # a Process
+    of: Any = GaussianProcess
     order: Any = 1  # Any: so that a class may say it by a property too
     calls_per_step: int = 1
     single_call_steps: int = 0
@@ -58,13 +62,11 @@ class Step(ABC):
 
 
 class MarkovStep(Step):
-    """A step with a Gaussian kernel: calling it samples p(z_s | z_t), a likelihood bound integrates it."""
-
-    process: GaussianProcess
+    """A step with a kernel of known form: calling it samples p(z_s | z_t), a likelihood bound integrates it."""
 
     @abstractmethod
-    def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """p(z_s | z_t), of finite variance at s = 0 too."""
+    def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Any:
+        """p(z_s | z_t), a `Distribution` of the process, at s = 0 too: of a Gaussian process of finite variance."""
 
 
 def move(process: GaussianProcess, z: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import Process
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.sampling.noise import StepNoise
@@ -43,7 +44,7 @@ class State:
     carry: Carry
 
 
-StepDraw = Callable[[int, int], Tensor]  # (step, draw) -> standard normal numbers in the state's shape
+StepDraw = Callable[[int, int], Tensor]  # (step, draw) -> random numbers, of the process's `noise`
 
 
 def reuses(plan: StepPlan) -> bool:
@@ -89,7 +90,7 @@ def trajectory(
 
     z: (B, ...) at plan.t[start]. state: one that an earlier trajectory over this plan yielded, to go on from; then z
     and start are not looked at.
-    draw: (step, draw) -> normal numbers shaped like z.
+    draw: (step, draw) -> the random numbers that the process draws a state by: standard normal ones shaped like z.
     Raises ValueError where the denoiser's context may not be reused under this step, which breaks the law of pairs or
     calls the network at a second time; and for a state of another plan. Warns of noise where a smooth path is needed.
     """
@@ -174,6 +175,11 @@ def rollout(
     return z
 
 
+def first_state(process: Process, draws: Draws, shape: Sequence[int]) -> Tensor:
+    """(B, *shape): where the trajectories of these draws begin."""
+    return process.prior(process.noise(draws, ["start"], *shape)[0], shape)
+
+
 def _is_seed(value: object) -> bool:
     try:
         return -(2**63) <= operator.index(value) < 2**63  # pyright: ignore[reportArgumentType]
@@ -225,8 +231,9 @@ def sample(
         of = None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device)
         cond = Cond(of, None if given is None else given(draws.row))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            z = draws.normal("start", *shape)
-            for state in trajectory(denoiser, step, plan, z, cond, StepNoise(draws, plan.num_steps, shape)):
+            z = first_state(step.process, draws, shape)
+            noise = StepNoise(step.process, draws, plan.num_steps, shape)
+            for state in trajectory(denoiser, step, plan, z, cond, noise):
                 z = state.z
                 if watch is not None:
                     watch(state)

@@ -2,7 +2,10 @@
 learns E[x~ | z_s].
 
     auxiliary   L(phi) = E w(s) ( |sg x~ - g_phi(z_s)|^2 + |sg g_theta(z_s) - g_phi(z_s)|^2 ) / d
-    student     L(eta) = E w(s) <x~, sg(g_phi(z_s) - g_theta(z_s))> / d
+    student     L(eta) = E w(s) ( |x~ - sg g_theta(z_s)|^2 - |x~ - sg g_phi(z_s)|^2 ) / 2 d
+
+that is <x~, sg(g_phi(z_s) - g_theta(z_s))> up to what eta does not change. A categorical process has the deviance of
+tokens in place of the squared error (losses.py).
 
 The second term of L(phi) anchors it: its optimum is g_phi = (E[x~ | z_s] + g_theta) / 2, so the student sees half the
 gap. L(eta) has a meaning in its gradient only: its *value* may be negative and follows no trend. What to watch is
@@ -20,6 +23,7 @@ from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.methods.method import Loss, Phase
+from dualrate.methods.moment_matching.losses import auxiliary_loss, student_loss
 from dualrate.methods.moment_matching.states import StudentStates
 from dualrate.methods.moment_matching.student import StudentMethod, gaps, replayed
 
@@ -46,22 +50,23 @@ class MomentMatching(StudentMethod):
         optimum and is above it while the auxiliary lags behind the student.
         """
         with torch.no_grad():
-            states, x, z_s = self.sampled(batch, draws)
+            states, _, x, z_s = self.sampled(batch, draws)
             g_theta, cond = self.taught(z_s, states, batch), Cond(batch.label)[states.row]
         g_phi = posterior_mean(self.auxiliary, z_s, states.s, cond)
-        error = (x - g_phi).square() + (g_theta - g_phi).square()
+        loss = auxiliary_loss(self.process.deviance, x, g_phi, g_theta)
         found = g_phi.detach()
         ahead = ((found - g_theta) * (x - found)).mean()
         logs = gaps(found - g_theta, states.s)
-        return Loss((self.weight(states.s, error) * error).mean(), logs | {"gap_ahead": ahead})
+        return Loss((self.weight(states.s, loss) * loss).mean(), logs | {"gap_ahead": ahead})
 
     def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """L(eta) of the module docstring."""
-        states, x, z_s = self.sampled(batch, draws)
+        states, x, _, z_s = self.sampled(batch, draws)
         with torch.no_grad():
             g_theta = self.taught(z_s, states, batch)
-            gap = posterior_mean(self.auxiliary, z_s, states.s, Cond(batch.label)[states.row]) - g_theta
-        return self.descent(x, gap, states.s)
+            g_phi = posterior_mean(self.auxiliary, z_s, states.s, Cond(batch.label)[states.row])
+        loss = student_loss(self.process.deviance, x, g_phi, g_theta)
+        return self.descent(loss, x, g_phi - g_theta, states.s)
 
     def taught(self, z_s: Tensor, states: StudentStates, batch: Batch) -> Tensor:
         """g_theta(z_s), leaving the random state as it was: the auxiliary's dropout layers then draw the same masks.

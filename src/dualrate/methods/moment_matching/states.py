@@ -27,10 +27,10 @@ from dualrate.config.ranges import Pairs, Ranged, Steps
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Batch, Cond, Refresh
 from dualrate.methods.times import moved, stratified_uniform
-from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.trajectory import trajectory
 
 
@@ -84,13 +84,13 @@ class FromData(Ranged):
     """States of a student that calls its whole network at every step; it serves every number of steps >= `steps`."""
 
     steps: Steps
-    process: GaussianProcess
+    process: Process
 
     @torch.no_grad()
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
         s, rows = stratified_uniform(draws.host), torch.arange(len(batch), device=batch.x.device)
         t, s = moved(batch.x.device, (s + draws.host.uniform("t - s") / self.steps).clamp(max=1), s)
-        z_t = self.process.add_noise(batch.x, t, draws.normal("z_t", *batch.x.shape[1:]).to(batch.x.dtype))
+        z_t = self.process.add_noise(batch.x, t, self.process.noise(draws, ["z_t"], *batch.x.shape[1:])[0])
         return StudentStates(z_t, t, s, rows, rows, z_t, t, rows)
 
 
@@ -102,7 +102,7 @@ class SegmentRollout(Ranged):
     """
 
     plan: StepPlan
-    process: GaussianProcess
+    process: Process
     pairs: Pairs = 1
 
     def __post_init__(self) -> None:
@@ -116,9 +116,9 @@ class SegmentRollout(Ranged):
         length = grid.segment_end[step] - start[step]
         turn = torch.arange(self.pairs) * length // self.pairs
         step = start[step] + (step - start[step] + turn) % length
-        eps = draws.normal("z_tau", *batch.x.shape[1:]).to(batch.x.dtype)
+        (noise,) = self.process.noise(draws, ["z_tau"], *batch.x.shape[1:])
         (tau,) = moved(batch.x.device, grid.times[start[step[:, 0]]])
-        z_tau = self.process.add_noise(batch.x, tau, eps)
+        z_tau = self.process.add_noise(batch.x, tau, noise)
         return grid.follow(student, z_tau, start[step[:, 0]], step, cond)
 
 
@@ -130,7 +130,7 @@ class FullRollout(Ranged):
     """
 
     plan: StepPlan
-    process: GaussianProcess
+    process: Process
     pairs: Pairs = 1
 
     def __post_init__(self) -> None:
@@ -143,7 +143,8 @@ class FullRollout(Ranged):
     def __call__(self, student: Denoiser, batch: Batch, cond: Cond, draws: Draws) -> StudentStates:
         row, turn = draws.host.row, torch.arange(self.pairs) * self.plan.num_steps // self.pairs
         step = (row[:, None] + turn) % self.plan.num_steps
-        noise = draws.normal("rollout start", *batch.x.shape[1:]).to(batch.x.dtype)
+        shape = batch.x.shape[1:]
+        noise = self.process.prior(self.process.noise(draws, ["rollout start"], *shape)[0], shape).to(batch.x.dtype)
         return _PlanSteps(self.plan, self.process, draws).follow(student, noise, torch.zeros_like(row), step, cond)
 
 
@@ -155,7 +156,7 @@ class ForwardPairs:
     """
 
     plan: StepPlan
-    process: GaussianProcess
+    process: Process
 
     def __post_init__(self) -> None:
         _check(self.plan)
@@ -169,8 +170,8 @@ class ForwardPairs:
         step = keeps[draws.host.row % len(keeps)]
         times = grid.times[step], grid.times[grid.heavy_step[step]], grid.inside(step[:, None]).squeeze(1)
         t, tau, s = moved(rows.device, *times)
-        eps_tau, eps_t = (draws.normal(name, *batch.x.shape[1:]).to(batch.x.dtype) for name in ("z_tau", "z_t"))
-        z_t, z_tau = self.process.pair(batch.x, t, tau, eps_tau, eps_t)
+        noise_tau, noise_t = self.process.noise(draws, ["z_tau", "z_t"], *batch.x.shape[1:])
+        z_t, z_tau = self.process.pair(batch.x, t, tau, noise_tau, noise_t)
         return StudentStates(z_t, t, s, rows, rows, z_tau, tau, rows, light=rows)
 
 
@@ -187,7 +188,7 @@ class _PlanSteps:
     times: (N + 1,); heavy_step, segment_end: (N,), for every step the one of its heavy call, and of the next or N
     """
 
-    def __init__(self, plan: StepPlan, process: GaussianProcess, draws: Draws) -> None:
+    def __init__(self, plan: StepPlan, process: Process, draws: Draws) -> None:
         self.plan, self.process, self.draws = plan, process, draws
         self.heavy = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.FULL]
         self.ends = [*self.heavy[1:], plan.num_steps]
@@ -227,9 +228,9 @@ class _PlanSteps:
         draws = Draws(self.draws.seed, self.draws.row[rows])
 
         def draw(i: int, count: int) -> Tensor:
-            return draws.normal(f"rollout step {i} draw {count}", *z.shape[1:]).to(z.dtype)
+            return self.process.noise(draws, [f"rollout step {i} draw {count}"], *z.shape[1:])[0]
 
-        states = trajectory(student, Ancestral(self.process), self.plan, z, cond, draw, start=first)
+        states = trajectory(student, Reverse(self.process), self.plan, z, cond, draw, start=first)
         return [state.z for state in islice(states, last - first + 1)]
 
     def gather(self, z_t: Tensor, z_tau: Tensor, step: Tensor) -> StudentStates:

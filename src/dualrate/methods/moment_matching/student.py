@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Factor, FirstIterations, Ranged
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.process import GaussianProcess, expand
+from dualrate.diffusion.process import Process
+from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase, quarters
@@ -50,7 +51,7 @@ class StudentMethod(Ranged):
     networks: nn.ModuleDict
     student: Denoiser
     teacher: Denoiser
-    process: GaussianProcess
+    process: Process
     weighting: Weighting
     states: StateSource
     pretraining: FirstIterations = 0
@@ -93,24 +94,26 @@ class StudentMethod(Ranged):
         states = self.pretraining_states(self.student, batch, cond, draws)
         with frozen(self.backbone):
             x_hat = states.x_hat(self.student, cond)
-        error = (batch.x[states.row] - x_hat).square().flatten(1).mean(1)
+        error = self.process.deviance(batch.x[states.row], x_hat)
         return Loss((x_loss_weight(self.weighting, self.process.schedule, states.t).to(error.dtype) * error).mean())
 
-    def sampled(self, batch: Batch, draws: Draws) -> tuple[StudentStates, Tensor, Tensor]:
-        """States, x~ there (with gradient, if the caller has it on), and z_s ~ q(z_s | z_t, sg x~)."""
+    def sampled(self, batch: Batch, draws: Draws) -> tuple[StudentStates, Tensor, Tensor, Tensor]:
+        """States, x~ there (with gradient, if the caller has it on), x drawn of it, and z_s ~ q(z_s | z_t, sg x)."""
         cond = Cond(batch.label)
         with frozen(self.networks):
             states = self.states(self.student, batch, cond, draws)
         x = states.x_hat(self.student, cond)
-        normal = draws.repeated(len(states.row) // len(batch)).normal("z_s", *x.shape[1:]).to(x.dtype)
-        return states, x, self.process.posterior(states.z_t, x.detach(), states.t, states.s).sample(normal)
+        of_states = draws.repeated(len(states.row) // len(batch))
+        drawn = self.process.drawn(x.detach(), of_states, "x")
+        (noise,) = self.process.noise(of_states, ["z_s"], *x.shape[1:])
+        return states, x, drawn, self.process.posterior(states.z_t, drawn, states.t, states.s).sample(noise)
 
-    def descent(self, x: Tensor, gap: Tensor, s: Tensor) -> Loss:
-        """E w(s) <x~, sg gap> / d: its value means nothing, its gradient does. x, gap: (R, ...); s: (R,).
+    def descent(self, loss: Tensor, x: Tensor, gap: Tensor, s: Tensor) -> Loss:
+        """E w(s) L(eta): its value means nothing, its gradient does. loss, s: (R,); x, gap: (R, ...).
 
         Logs: `gaps`, and `power`, |x~|^2 / d, small for a student that collapses to grey.
         """
-        return Loss((self.weight(s, x) * x * gap).mean(), gaps(gap, s) | {"power": x.detach().square().mean()})
+        return Loss((self.weight(s, loss) * loss).mean(), gaps(gap, s) | {"power": x.detach().square().mean()})
 
     def weight(self, s: Tensor, like: Tensor) -> Tensor:
         """w(s), shaped to multiply `like`."""

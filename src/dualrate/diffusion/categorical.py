@@ -1,0 +1,180 @@
+"""Categorical forward processes: tokens that are replaced by noise one by one, masked or uniform (D3PM, MDLM, MD4).
+
+A token is one-hot over V categories, in the axis of channels: x, z: (B, V, H, W), a text has H = 1. So x_hat is
+E[x | z_t], as ever, and holds the probabilities p(x | z_t) of every token, as if each were by itself.
+
+With a_t the share of tokens that are kept, a_0 = 1, a_1 = 0, a = a_t / a_s for s < t, and pi the noise:
+
+    q(z_t | x)      = a_t x + (1 - a_t) pi
+    q(z_t | z_s)    = a z_s + (1 - a) pi
+    q(z_s | z_t, x) = [a z_t + (1 - a) <pi, z_t>] [a_s x + (1 - a_s) pi] / (a_t <x, z_t> + (1 - a_t) <pi, z_t>)
+
+    masked    pi is the last category, the mask, which no x is: what is revealed stays so, what is masked is revealed
+              with probability (a_s - a_t) / (1 - a_t)
+    uniform   pi = 1 / V
+
+Of x_hat in place of x the posterior is its mean over x ~ x_hat, sum_x x_hat(x) q(z_s | z_t, x): p(z_s | z_t) of each
+token, if x_hat is exact. (The formula with x_hat put in for x is another law where noise is uniform.)
+
+Of logits g a network's x_hat is Bayes' rule, token by token, q(z_t | x) exp(g_x) over their sum: all on a token that is
+revealed, none on the mask (MDLM's two rules), and where noise is uniform more on z_t itself as a_t grows. g says what
+the other tokens say, which has a limit at both ends of time.
+
+a_t is alpha_t^2 = sigmoid(log_snr(t)), moved and stretched by 3e-7 so that it reaches 1 and 0: under `Linear` it is
+1 - t, under `Cosine` cos^2(pi t / 2). The weight of the masked bound (Sahoo et al. 2024, Shi et al. 2024),
+
+    -a_t' / (1 - a_t) = -dlog_snr/dt sigmoid(log_snr)
+
+is twice that of `Sigmoid()` in `x_loss_weight`, and the deviance twice the cross-entropy: the denoising loss is the
+bound. Tokens that are revealed cost nothing, for x_hat is they.
+
+Drawing takes one uniform number a token, whatever V, by inversion of the distribution in float64: the largest of V
+Gumbel numbers in float32 would cut its tails, and so draw as if at a lower temperature (Zheng et al. 2024).
+
+Sources: Austin et al. 2021 (D3PM, arXiv 2107.03006); Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Shi et al. 2024 (MD4,
+arXiv 2406.04329); Zheng et al. 2024 (arXiv 2409.02908).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import Process
+from dualrate.diffusion.schedule import Linear, Schedule
+from dualrate.diffusion.times import expand, once
+
+AXIS = -3  # of the categories
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One category for each token. probabilities: (..., V, H, W); their sum over V need not be exactly 1."""
+
+    probabilities: Tensor
+
+    def sample(self, uniform: Tensor) -> Tensor:
+        """One-hot, (..., V, H, W). uniform: (..., 1, H, W) in (0, 1)."""
+        cumulative = self.probabilities.double().cumsum(AXIS)
+        whole = cumulative.narrow(AXIS, -1, 1)
+        index = (cumulative < uniform * whole).sum(AXIS, keepdim=True)
+        return torch.zeros_like(self.probabilities).scatter_(AXIS, index, 1)
+
+
+@once
+def _kept(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """a_t and 1 - a_t."""
+    most, share, least = (torch.sigmoid(schedule.log_snr(u)) for u in (torch.zeros_like(t), t, torch.ones_like(t)))
+    return (share - least) / (most - least), (most - share) / (most - least)
+
+
+@once
+def _transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """a = a_t / a_s and 1 - a."""
+    (kept_s, lost_s), (kept_t, lost_t) = _kept(schedule, s), _kept(schedule, t)
+    return kept_t / kept_s, (lost_t - lost_s) / kept_s
+
+
+def _log(probability: Tensor) -> Tensor:
+    """Finite at 0, where a softmax underflows or a category is impossible."""
+    return probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
+
+
+class CategoricalProcess(Process):
+    """Tokens x -> z_t, one-hot in the axis of channels. Its networks predict logits, (B, V, H, W)."""
+
+    @abstractmethod
+    def pi(self, like: Tensor) -> Tensor:
+        """(V, 1, 1): the distribution of noise, for states (..., V, H, W)."""
+
+    def kept(self, t: Tensor) -> Tensor:
+        """a_t: the share of tokens that noise has not replaced. Shape of t, or () where t is a plan's."""
+        return _kept(self.schedule, t)[0]
+
+    def ends(self, s: Tensor) -> bool:
+        """Nowhere: a trajectory ends in tokens, drawn like all others."""
+        return False
+
+    def noise(self, draws: Draws, streams: Sequence[str], *shape: int) -> Tensor:
+        """(S, B, 1, H, W): uniform in (0, 1), one number a token."""
+        return draws.uniforms(streams, 1, *shape[1:])
+
+    def prior(self, noise: Tensor, shape: Sequence[int]) -> Tensor:
+        like = torch.zeros(len(noise), *shape, device=noise.device)
+        return Categorical(like + self.pi(like)).sample(noise)
+
+    def marginal(self, x: Tensor, t: Tensor) -> Categorical:
+        """q(z_t | x)."""
+        kept, lost = (expand(share, x) for share in _kept(self.schedule, t))
+        return Categorical(kept * x + lost * self.pi(x))
+
+    def add_noise(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return self.marginal(x, t).sample(noise)
+
+    def transition(self, z_s: Tensor, s: Tensor, t: Tensor) -> Categorical:
+        kept, lost = (expand(share, z_s) for share in _transition(self.schedule, s, t))
+        return Categorical(kept * z_s + lost * self.pi(z_s))
+
+    def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Categorical:
+        """q(z_s | z_t, x) for s <= t, s < 1; of x_hat its mean over x. x that z_t cannot be of count for nothing."""
+        pi, blurred = self.pi(z_t), self._blurred(z_t)
+        kept, lost = (expand(share, z_t) for share in _transition(self.schedule, s, t))
+        kept_s, lost_s = (expand(share, z_t) for share in _kept(self.schedule, s))
+        kept_t, lost_t = (expand(share, z_t) for share in _kept(self.schedule, t))
+        evidence = kept_t * z_t + lost_t * blurred  # q(z_t | x) of every x
+        share = x / evidence.masked_fill(evidence <= 0, math.inf)
+        before = kept_s * share + lost_s * pi * share.sum(AXIS, keepdim=True)
+        return Categorical((kept * z_t + lost * blurred) * before)
+
+    def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
+        """Bayes' rule of a token: the softmax of log q(z_t | x) and logits, which say what the others say of it."""
+        kept, lost = (expand(torch.sigmoid(sign * log_snr), z) for sign in (1, -1))
+        evidence = torch.log(kept * z + lost * self._blurred(z))
+        return torch.softmax((output + evidence).masked_fill(self.pi(z) == 1, -math.inf), AXIS)
+
+    def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
+        """Tokens of these probabilities."""
+        return Categorical(x_hat).sample(self.noise(draws, [stream], *x_hat.shape[1:])[0])
+
+    def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """(B,): twice the cross-entropy -sum x log x_hat in nats, a mean over tokens."""
+        return -2 * (x * _log(x_hat)).sum(AXIS).flatten(1).mean(1)
+
+    def extrapolate(self, x_hat: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+        """In log-probabilities: x_hat^(1 - weight) other^weight, normalised (Ho and Salimans 2022 of tokens)."""
+        start, end = _log(x_hat), _log(other)
+        logits = start + expand(weight, start) * (end - start)
+        return torch.softmax(logits.masked_fill(other <= 0, -math.inf), AXIS)
+
+    def _blurred(self, z: Tensor) -> Tensor:
+        """(..., 1, H, W): <pi, z>."""
+        return (self.pi(z) * z).sum(AXIS, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Masked(CategoricalProcess):
+    """Noise is the last category, the mask."""
+
+    schedule: Schedule = Linear()
+
+    def pi(self, like: Tensor) -> Tensor:
+        pi = like.new_zeros(like.shape[AXIS], 1, 1)
+        pi[-1] = 1
+        return pi
+
+
+@dataclass(frozen=True)
+class Uniform(CategoricalProcess):
+    """Noise is any category."""
+
+    schedule: Schedule = Linear()
+
+    def pi(self, like: Tensor) -> Tensor:
+        size = like.shape[AXIS]
+        return like.new_full((size, 1, 1), 1 / size)

@@ -1,0 +1,33 @@
+"""The two losses of Moment Matching Distillation, of any proper score D: what `Process.deviance` is.
+
+    student     L(eta) = 1/2 (D(x~, sg theta) - D(x~, sg phi))               theta = g_theta(z_s), phi = g_phi(z_s)
+    auxiliary   L(phi) = D(sg x~, phi) + D(sg theta, phi)
+
+for x~ = g(z_t) and z_s ~ q(z_s | z_t, x~), which is held fixed. The auxiliary's optimum is phi = (p + theta) / 2, of
+p = E[x~ | z_s], whatever D; and there the student has no gradient on average if and only if p = theta.
+
+    squared error     L(eta) has the gradient of <x~, phi - theta> / d: moment matching (arXiv 2406.04103)
+    cross-entropy     L(eta) = -sum x~ (log theta - log phi): discrete moment matching (D-MMD, arXiv 2603.20155), x~ the
+                      probabilities, whose gradient it is, z_s drawn by way of tokens x, which are the auxiliary's x~
+
+The tokens x are unbiased targets whatever the noise. Probabilities in their place would not be where it is uniform:
+z_s says which token it was drawn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Score = Callable[[Tensor, Tensor], Tensor]  # (x, x_hat) -> (R,), least in the mean where x_hat = E[x]
+
+
+def student_loss(score: Score, x: Tensor, phi: Tensor, theta: Tensor) -> Tensor:
+    """(R,): L(eta), whose value means little; gradient through x alone. x, phi, theta: (R, ...)."""
+    return (score(x, theta.detach()) - score(x, phi.detach())) / 2
+
+
+def auxiliary_loss(score: Score, x: Tensor, phi: Tensor, theta: Tensor) -> Tensor:
+    """(R,): L(phi), gradient through phi alone. x: outputs of the student, or tokens drawn from them."""
+    return score(x.detach(), phi) + score(theta.detach(), phi)

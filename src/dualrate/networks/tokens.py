@@ -1,0 +1,158 @@
+"""Networks of tokens, one-hot over V categories: a transformer, and the two networks of a dual-rate model made of it.
+
+    h = E z + position                E: one vector for each category, as a 1 x 1 convolution of one-hot states
+    blocks
+    logits = head(h)
+
+States are image-shaped, (B, V, H, W): a grid of tokens, or a text with H = 1. (A `UViT` of V image channels is another
+network of token grids: its v are the logits.)
+
+The encoder hands over its last activation, projected to the light network's width, and z_tau itself: beside z_t that
+says which tokens changed since tau, which is how old the context is, token by token. Where noise is a mask these are
+the tokens that were revealed since; and z_t shows all that z_tau did, so the context holds no information that z_t
+lacks: it spares work alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
+from dualrate.networks.blocks import ChannelNorm, NoiseEmbedding, TransformerBlock, zero_init
+from dualrate.networks.dual import projection
+from dualrate.networks.uvit import Embedding, Head
+
+SPREAD = 0.02  # of vectors of categories and positions at the start
+
+
+@dataclass(frozen=True)
+class TokensConfig(Ranged):
+    """A transformer of tokens."""
+
+    vocabulary: Annotated[int, Range(2, 65_536)]
+    """Categories of a token, with the mask where there is one."""
+    width: Side
+    """Tokens in a row; of a text, all."""
+    height: Side = 1
+    """Rows of tokens; 1 for a text."""
+    channels: Channels = 256
+    """Of the blocks."""
+    blocks: Annotated[int, Range(0, 1000)] = 8
+    """Self-attention and MLP, each."""
+    num_classes: Classes = 0
+    """0 for an unconditional model; the label after the last is the null class."""
+    embedding: Channels = 256
+    """Width of the embedding of noise level and label."""
+    head_dim: Annotated[int, Range(1, 1024)] = 64
+    """Width of an attention head, a divisor of the channels."""
+    dropout: BelowOne = 0.0
+    """In the blocks, in training."""
+    head: bool = True
+    """Whether it predicts logits; a context encoder may do without."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(V, H, W) of a state."""
+        return self.vocabulary, self.height, self.width
+
+    def with_dropout(self, dropout: float) -> TokensConfig:
+        return replace(self, dropout=dropout)
+
+
+class TokenTransformer(nn.Module):
+    """forward: (z, log_snr, label) -> logits."""
+
+    def __init__(self, config: TokensConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config.embedding, config.num_classes)
+        self.stem = nn.Conv2d(config.vocabulary, config.channels, 1, bias=False)
+        nn.init.normal_(self.stem.weight, std=SPREAD)
+        self.position = nn.Parameter(SPREAD * torch.randn(1, config.channels, config.height, config.width))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config.channels, config.embedding, config.head_dim, config.dropout)
+            for _ in range(config.blocks)
+        )
+        self.head = None
+        if config.head:
+            out = zero_init(nn.Conv2d(config.channels, config.vocabulary, 1))
+            self.head = Head(ChannelNorm(config.channels), out)
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        """z: (B, V, H, W) one-hot; log_snr: (B,); label: (B,) int64 or None -> (B, V, H, W) float32."""
+        return self.predict(self.trunk(z, self.embedding(log_snr, label)))
+
+    def trunk(self, z: Tensor, emb: Tensor, added: Tensor | None = None) -> Tensor:
+        """(B, C, H, W): the last activation. added: joins the first."""
+        h = self.stem(z)
+        h = h + self.position.to(h.dtype)
+        h = h if added is None else h + added
+        for block in self.blocks:
+            h = block(h, emb)
+        return h
+
+    def predict(self, h: Tensor) -> Tensor:
+        """Logits of the last activation, in float32 whatever the trunk ran in."""
+        if self.head is None:
+            raise ValueError("this transformer was built without a head (TokensConfig.head): it has no logits")
+        return self.head(h)
+
+
+class TokenEncoder(nn.Module):
+    """forward: (z_tau, log_snr_tau, label) -> ((its activation at the light width, z_tau), logits or None)."""
+
+    def __init__(self, config: TokensConfig, light: TokensConfig) -> None:
+        super().__init__()
+        check_tokens(config, light)
+        self.net = TokenTransformer(config)
+        self.projections = nn.ModuleList([projection(config.channels, light.channels, None)])
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """z: (B, V, H, W) one-hot; log_snr: (B,). Features: (B, light C, H, W) and (B, V, H, W)."""
+        h = self.net.trunk(z, self.net.embedding(log_snr, label))
+        return (self.projections[0](h), z), None if self.net.head is None else self.net.predict(h)
+
+
+class LightTokens(nn.Module):
+    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> logits. No features: a small transformer."""
+
+    def __init__(self, config: TokensConfig) -> None:
+        super().__init__()
+        self.net = TokenTransformer(replace(config, head=True))
+        self.tau = NoiseEmbedding(config.embedding)
+        self.changed = nn.Conv2d(1, config.channels, 1, bias=False)
+
+    def forward(
+        self,
+        z: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None,
+        features: tuple[Tensor, ...] = (),
+        log_snr_tau: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """z: (B, V, H, W) one-hot; log_snr, log_snr_tau: (B,); present: (B,) bool, None if all contexts are there."""
+        emb = self.net.embedding(log_snr, label)
+        if log_snr_tau is None:
+            return self.net.predict(self.net.trunk(z, emb))
+        there = z.new_ones(len(z)) if present is None else present.to(z.dtype)
+        feature, z_tau = features
+        changed = there[:, None, None, None] * (z - z_tau).abs().sum(1, keepdim=True) / 2  # 1 where a token did
+        tau = self.tau(log_snr_tau)
+        added = feature + self.changed(changed.to(feature.dtype))
+        return self.net.predict(self.net.trunk(z, emb + tau * there[:, None].to(tau.dtype), added))
+
+
+def check_tokens(encoder: TokensConfig, light: TokensConfig) -> None:
+    """Raises ValueError, which says what differs, unless a light network can read this encoder's context."""
+    shared = ("shape", "num_classes")
+    differ = {name: (getattr(encoder, name), getattr(light, name)) for name in shared}
+    differences = [f"{name} {one} and {other}" for name, (one, other) in differ.items() if one != other]
+    if differences:
+        raise ValueError(
+            f"encoder and light network must have the same {' and '.join(shared)}, got {', '.join(differences)}"
+        )

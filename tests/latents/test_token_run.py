@@ -1,0 +1,91 @@
+"""Images as tokens from one end to the other: trained, read again, drawn; and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dualrate as dr
+from dualrate.codecs.codec import round_trip
+from dualrate.codecs.grey_levels import GreyLevels
+from dualrate.diffusion.categorical import Masked, Uniform
+from dualrate.diffusion.draws import Draws
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.tokens import OneTransformer, TokenDenoisingConfig, TwoTransformers
+from dualrate.networks.tokens import TokensConfig
+from dualrate.runs.store import load
+from dualrate.sampling.ancestral import Reverse
+from dualrate.sampling.catalogue import make_step
+from dualrate.training.config import FitConfig
+
+NET = TokensConfig(5, 8, 8, channels=16, blocks=1, embedding=16, head_dim=16)
+FIT = FitConfig(iterations=2, batch_size=4, precision="float32", sample_every=2, checkpoint_every=1)
+ONE = Experiment("one", OneTransformer(NET), TokenDenoisingConfig(), FIT, process=Masked(), codec=GreyLevels(4))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> dr.Model:
+    root = tmp_path_factory.mktemp("tokens")
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    np.savez(root / "images.npz", images=images)
+    networks, method = (
+        TwoTransformers(NET, replace(NET, channels=8, head_dim=8)),
+        TokenDenoisingConfig(dr.TimeSampler()),
+    )
+    experiment = replace(
+        ONE, name="two", networks=networks, method=method, data=dr.DataConfig(str(root / "images.npz"))
+    )
+    dr.train(experiment, Path(root / "two"))
+    return load(root / "two")
+
+
+def test_a_run_draws_images_of_its_levels_by_the_step_of_tokens(model):
+    drawer = dr.Choice(steps=4).drawer(model, batch_size=2)
+    assert drawer.step == Reverse(Masked())
+    images = drawer.draw(range(3)).images
+    assert images.shape == (3, 1, 8, 8)
+    assert set(np.unique(images)) <= {0, 85, 170, 255}
+    assert len(np.unique(images)) > 1
+    assert np.array_equal(drawer.draw([2]).images[0], images[2])
+    assert (drawer.cost.heavy_calls, drawer.cost.light_calls) == (4, 0)  # of at least 4 heavy calls
+
+
+def test_samplers_of_other_processes_are_refused(model):
+    with pytest.raises(ValueError, match=r"DDIM is for a GaussianProcess, not Masked.*: use ancestral"):
+        dr.Choice(sampler="ddim").drawer(model)
+    with pytest.raises(ValueError, match="gamma mean nothing to Masked"):
+        make_step("ancestral", Masked(), gamma=0.3)
+
+
+def test_levels_are_kept_and_others_go_to_the_nearest():
+    codec = GreyLevels(4).build(torch.nn.ModuleDict(), "cpu")
+    images = torch.tensor([-1.0, -0.7, -0.6, 1.0]).view(1, 1, 2, 2)
+    tokens = codec.encode(images).mean
+    assert tokens.shape == (1, *codec.latent_shape((1, 2, 2)))
+    assert tokens.argmax(1).flatten().tolist() == [0, 0, 1, 3]
+    assert tokens.sum(1).flatten().tolist() == [1] * 4
+    again = round_trip(codec, images, Draws(0, torch.arange(1)))
+    torch.testing.assert_close(again.flatten(), torch.tensor([-1, -1, -1 / 3, 1]))
+    assert codec.image_shape((5, 2, 2)) == (1, 2, 2)
+    with pytest.raises(ValueError, match="grey"):
+        codec.latent_shape((3, 2, 2))
+    with pytest.raises(ValueError, match="5 categories"):
+        codec.image_shape((4, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"process": Uniform()}, "mask False"),
+        ({"process": dr.GaussianProcess(Masked().schedule)}, "categorical process"),
+        ({"codec": GreyLevels(5)}, "6 categories"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, problem):
+    with pytest.raises(ValueError, match=problem):
+        replace(ONE, **change)
+    assert replace(ONE, process=Uniform(), codec=GreyLevels(5, mask=False)).shape == (5, 8, 8)

@@ -1,0 +1,73 @@
+"""The denoising loss of tokens: the masked bound, at one rate and at two, and what it trains."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from theory.tokens import MASKED, frequencies, table
+from torch import nn
+
+from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.diffusion.categorical import Masked, Uniform
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Batch
+from dualrate.diffusion.weighting import Sigmoid
+from dualrate.methods.denoising import Denoising
+from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
+from dualrate.sampling.ancestral import Reverse
+from dualrate.sampling.trajectory import sample
+
+JOINT = table(MASKED, [0.4, 0.1], [0.15, 0.35])
+NET = TokensConfig(3, 2, channels=16, blocks=1, embedding=16, head_dim=16)
+
+
+def data(rows: int, size: int = 3, first: int = 0) -> Batch:
+    """Rows of a joint, as often as they are likely, in a fixed order."""
+    table = torch.tensor([[0, 0]] * 8 + [[0, 1]] * 2 + [[1, 0]] * 3 + [[1, 1]] * 7)
+    draws = Draws(5, torch.arange(first, first + rows))
+    x = torch.nn.functional.one_hot(table[draws.integer("x", 20)], size).permute(0, 2, 1)[:, :, None]
+    return Batch(x.float(), None, draws.row)
+
+
+def test_the_loss_of_the_exact_denoiser_is_the_entropy():
+    """In nats a token: the masked bound is reached. The weight, its factor and the mean over tokens all count."""
+    method = Denoising(nn.ModuleDict(), JOINT, MASKED, Sigmoid(), SingleTime(), label_dropout=0)
+    batch = data(8000)
+    found = method.loss(batch, 0, batch.draws(0)).total.item()
+    share = frequencies(batch.x)[:2, :2]
+    entropy = -(share * JOINT.table[:2, :2].log()).sum().item()
+    assert 2 * found == pytest.approx(entropy, abs=0.03)
+
+
+def single(process, net=NET) -> Denoising:
+    torch.manual_seed(0)
+    network = TokenTransformer(net)
+    return Denoising(nn.ModuleDict({"model": network}), Plain(network, process), process, Sigmoid(), SingleTime())
+
+
+def dual(process, net=NET) -> Denoising:
+    torch.manual_seed(0)
+    encoder, light = TokenEncoder(net, net), LightTokens(net)
+    networks = nn.ModuleDict({"encoder": encoder, "light": light})
+    return Denoising(networks, DualRate(encoder, light, process), process, Sigmoid(), TimeSampler((1, 4), draws=2))
+
+
+@pytest.mark.parametrize(("make", "process", "size"), [(single, Uniform(), 2), (dual, Masked(), 3)])
+def test_it_trains_networks_that_sample_the_data(make, process, size):
+    method = make(process, replace(NET, vocabulary=size))
+    (phase,) = method.phases(0)
+    optimizer = torch.optim.Adam(phase.parameters, lr=3e-3)
+    for iteration in range(100):
+        batch = data(128, size, 128 * iteration)
+        loss = phase.loss(batch, iteration, batch.draws(0))
+        optimizer.zero_grad()
+        loss.total.backward()
+        nn.utils.clip_grad_norm_(phase.parameters, 1.0)
+        optimizer.step()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in phase.parameters)
+    plan = StepPlan.uniform(16, 4 if make is dual else None)
+    (z,) = sample(method.denoiser(), Reverse(process), plan, (size, 1, 2), range(2000), batch_size=2000)
+    error = (frequencies(z)[:2, :2] - JOINT.table[:2, :2].float()).abs().sum().item() / 2
+    assert error < (0.2 if make is dual else 0.1)  # 0.25 of tokens that know nothing of each other
