@@ -79,7 +79,7 @@ def segment(
     times = 0.5 - torch.arange(steps + 1, dtype=torch.float64, device=device) / (8 * steps)
     return Segment(
         denoiser,
-        dr.Ancestral(experiment.process),
+        dr.Ancestral(experiment.gaussian),
         torch.randn(shape, device=device),
         times[:, None].expand(-1, batch),
         torch.randn(steps, *shape, device=device),

@@ -20,7 +20,7 @@ Work = Callable[[], None]
 def sampling(model: Model, plan: dr.StepPlan, batch: int, bfloat16: bool) -> Work:
     """Draws `batch` images by the ancestral sampler."""
     precision = "bfloat16" if bfloat16 else "float32"
-    drawer = dr.Drawer(model, dr.Ancestral(model.process), plan, batch_size=batch, precision=precision)
+    drawer = dr.Drawer(model, dr.Ancestral(model.gaussian), plan, batch_size=batch, precision=precision)
 
     def work() -> None:
         for _ in drawer.batches(range(batch)):
@@ -67,7 +67,7 @@ def a_call_each(model: Model, batch: int, bfloat16: bool) -> dict[str, Work]:
 
 def macs(model: Model, plan: dr.StepPlan) -> int:
     """Multiply-adds of an image."""
-    return dr.Drawer(model, dr.Ancestral(model.process), plan).cost.macs
+    return dr.Drawer(model, dr.Ancestral(model.gaussian), plan).cost.macs
 
 
 def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool, *, compiled: bool = False) -> Work:

@@ -48,7 +48,7 @@ class Line:
         return load(f"weights/fashion-mnist-{self.name}")
 
     def drawer(self, grid: GridName) -> Drawer:
-        process = self.model.process
+        process = self.model.gaussian
         plan = dr.StepPlan.spread(grid_times(grid, process.schedule, self.steps), self.heavy)
         return Drawer(self.model, dr.Ancestral(process), plan)
 

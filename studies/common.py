@@ -154,7 +154,7 @@ class Cell:
     @property
     def drawer(self) -> Drawer:
         model, plan = load(self.model), dr.StepPlan.uniform(self.steps, self.heavy)
-        return Drawer(model, (dr.DDIM if self.ddim else dr.Ancestral)(model.process), plan, name=self.network)
+        return Drawer(model, (dr.DDIM if self.ddim else dr.Ancestral)(model.gaussian), plan, name=self.network)
 
     @property
     def here(self) -> bool:

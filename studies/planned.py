@@ -78,7 +78,7 @@ def measured(contender: Contender, judge: Evaluator[Any], count: int, progress: 
     """A row with the plan that it is of."""
     model = load(MODEL)
     progress.note(f"{contender.key}: {count} images")
-    drawer = Drawer(model, dr.SDEDPMSolver2M(model.process), contender.plan, name=", ".join(contender.kinds))
+    drawer = Drawer(model, dr.SDEDPMSolver2M(model.gaussian), contender.plan, name=", ".join(contender.kinds))
     seeds, show = range(FIRST, FIRST + count), image_progress(progress)
     row = measure(drawer, seeds, judge, keep=FEATURES / contender.key, progress=show).row
     progress.close()
@@ -116,7 +116,7 @@ def main() -> None:
     on_one_thread()
     model, progress = load(MODEL), reporter()
     errors = measured_errors(model, grid=GRID, images=IMAGES, progress=progress)
-    planner = Planner(errors, model.process, model.experiment.method.weighting)
+    planner = Planner(errors, model.gaussian, model.experiment.method.weighting)
     judge, records = evaluator(model.experiment.data, features=None, progress=progress), []
     for contender in contenders(planner, model.call_cost):
         if options.only in (None, contender.key):

@@ -29,7 +29,7 @@ def line(model: dr.Model, name: str, rough: dr.Model | None, steps: int, gamma: 
     drafts: dict[str, Draft] = {"light": light(target), "frozen": frozen}
     beside = Metered((rough or model).denoiser)
     draft = drafts[name] if name in drafts else other(beside)
-    step, plan, found = dr.Ancestral(model.process, gamma), dr.StepPlan.uniform(steps), []
+    step, plan, found = dr.Ancestral(model.gaussian, gamma), dr.StepPlan.uniform(steps), []
     for first in range(0, images, BATCH):
         seeds = range(first, min(first + BATCH, images))
         labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None

@@ -60,7 +60,7 @@ def main() -> None:
     for steps, heavy in [(n, h) for n in STEPS for h in range(1, n + 1)]:
         model = dr.load(distil(recipe, steps, heavy, more), device=device)
         plan, name = dr.StepPlan.uniform(steps, heavy), f"student {steps}/{heavy}"
-        drawer, features = Drawer(model, dr.Ancestral(model.process), plan, name=name), f"students-{recipe}-features"
+        drawer, features = Drawer(model, dr.Ancestral(model.gaussian), plan, name=name), f"students-{recipe}-features"
         row = measure(drawer, range(options.count), judge, keep=RUNS / features / f"{steps}-{heavy}").row
         rows.append(row)
         keep(RESULTS / f"students-{recipe}.json", rows=[asdict(row) for row in rows])

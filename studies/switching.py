@@ -32,8 +32,8 @@ def planner_of(pair: dr.Model, times: tuple[float, ...], images: int) -> Planner
     (part,) = subset_parts(pair, pair.experiment.data.load("train"), images, images)
     batch, denoiser = part.on(pair.device), pair.denoiser
     assert isinstance(denoiser, Switched)
-    errors = switching_errors(denoiser, pair.process, times, batch.x, batch.cond, Draws(0, torch.arange(images)))
-    return Planner(errors, pair.process, pair.experiment.method.weighting)
+    errors = switching_errors(denoiser, pair.gaussian, times, batch.x, batch.cond, Draws(0, torch.arange(images)))
+    return Planner(errors, pair.gaussian, pair.experiment.method.weighting)
 
 
 def main() -> None:

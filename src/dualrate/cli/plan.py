@@ -72,7 +72,7 @@ class PlanSearch(Ranged):
         costs, budget, unit = self._budget(model)
         with mapper(self.workers, model.device, progress.note) as over:
             errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, mapper=over)
-        planner = Planner(errors, model.process, model.experiment.method.weighting)
+        planner = Planner(errors, model.gaussian, model.experiment.method.weighting)
         found = candidates(planner, costs, budget, steps, free_times=self.free_times)
         if self.budget is not None:
             print(f"{self.budget} of {self.grid} heavy calls, {budget / self._share:.4g} {unit}: {budget:.4g} {unit}\n")

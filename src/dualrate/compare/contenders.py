@@ -322,7 +322,7 @@ def contenders_of(
             planner = None
             if entry.run not in unplanned:
                 errors = measured_errors(model, grid=PLANNER_GRID, images=PLANNING_IMAGES, progress=progress)
-                planner = Planner(errors, model.process, model.experiment.method.weighting)
+                planner = Planner(errors, model.gaussian, model.experiment.method.weighting)
             found += usual_dual(entry, model, planner)
         else:
             found += usual_single(entry, model, calls_of(cost.light, dearest, cost.heavy))

@@ -78,7 +78,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
         method = Consistency(
             networks,
             student,
-            experiment.process,
+            experiment.gaussian,
             self.steps,
             taught,
             TeacherSteps(first, last, round(self.annealing * experiment.fit.iterations)),

@@ -158,6 +158,13 @@ class Experiment(Ranged):
         self.method.check(self)
 
     @property
+    def gaussian(self) -> GaussianProcess:
+        """The process, as what is of Gaussian noise alone takes it. Raises ValueError for another."""
+        if not isinstance(self.process, GaussianProcess):
+            raise ValueError(f"{self.name} has no Gaussian noise ({self.process}), which this is for: it is of tokens")
+        return self.process
+
+    @property
     def shape(self) -> Shape:
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
@@ -221,6 +228,11 @@ class Model:
     @property
     def process(self) -> Process:
         return self.experiment.process
+
+    @property
+    def gaussian(self) -> GaussianProcess:
+        """The process, as what is of Gaussian noise alone takes it. Raises ValueError for another."""
+        return self.experiment.gaussian
 
     @property
     def shape(self) -> Shape:

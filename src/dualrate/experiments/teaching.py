@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import Process
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.networks.precision import cast_layers
@@ -54,7 +54,7 @@ def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
     return experiment.networks
 
 
-def built(single: NetworksConfig, process: GaussianProcess, weights: Mapping[str, Tensor]) -> nn.Module:
+def built(single: NetworksConfig, process: Process, weights: Mapping[str, Tensor]) -> nn.Module:
     """The network of a single-rate model."""
     network = single.build(process)[0]["model"]
     network.load_state_dict(weights)
@@ -62,7 +62,7 @@ def built(single: NetworksConfig, process: GaussianProcess, weights: Mapping[str
 
 
 def frozen_teacher(
-    single: NetworksConfig, process: GaussianProcess, weights: Mapping[str, Tensor], *, bfloat16: bool
+    single: NetworksConfig, process: Process, weights: Mapping[str, Tensor], *, bfloat16: bool
 ) -> nn.Module:
     """A single-rate model's network without gradients.
 

@@ -109,11 +109,11 @@ def _of_part(
     total = torch.zeros(2, size, size + 1, bands.count, dtype=torch.float64)
     draws, estimates = Draws(SEED, batch.row), torch.zeros(len(batch), size, size + 1, bands.count)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-        for call in every_call(denoiser, model.process, t, batch.x, batch.cond, draws):
+        for call in every_call(denoiser, model.gaussian, t, batch.x, batch.cond, draws):
             if denoiser.reuse is Reuse.FREE and call.i != call.j:
                 continue
             with torch.no_grad():
-                energy, estimate = _of_call(denoiser, model.process, bands, batch, call, draws)
+                energy, estimate = _of_call(denoiser, model.gaussian, bands, batch, call, draws)
             total[0, call.i, call.j] = energy.double().sum(0).cpu()
             total[1, call.i, call.j] = estimate.double().sum(0).cpu()
             estimates[:, call.i, call.j] = estimate.cpu()

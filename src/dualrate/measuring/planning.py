@@ -161,7 +161,7 @@ def _errors_of(
     progress = None if tell is None else lambda done, grid: tell(len(batch) * done, grid)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         denoiser = model.ready(bfloat16=bfloat16).denoiser
-        return measure_errors(denoiser, model.process, t, batch.x, batch.cond, draws, progress=progress).errors
+        return measure_errors(denoiser, model.gaussian, t, batch.x, batch.cond, draws, progress=progress).errors
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def rank(
     ranked, plans = [], check_plans(planner)
     for i, (name, plan) in enumerate(plans):
         progress.note(f"plan {i + 1} of {len(plans)}: {name}")
-        drawer = Drawer(model, Ancestral(model.process), plan)
+        drawer = Drawer(model, Ancestral(model.gaussian), plan)
         how = {"progress": image_progress(progress), "mapper": mapper}
         row = measure(drawer, range(SEED, SEED + count), judge, **how).row
         progress.close()

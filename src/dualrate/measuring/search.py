@@ -146,7 +146,7 @@ def candidates(
     plans = {member.plan(schedule, steps, heavy): member for member in family}
     if len(family) > SHORT:
         errors = measured_errors(model, grid=grid, images=images, progress=progress, mapper=mapper)
-        planner = Planner(errors, model.process, model.experiment.method.weighting)
+        planner = Planner(errors, model.gaussian, model.experiment.method.weighting)
 
         def objective(member: Member) -> float:
             return interpolated_objective(planner, member.plan(schedule, steps, heavy))
