@@ -109,6 +109,10 @@ class ProbedCovariance(Step):
         return f"covariance-aware, JVP{_of(self.table.kernel)}"
 
     @property
+    def process(self) -> GaussianProcess:
+        return self.table.process
+
+    @property
     def markovian(self) -> bool:
         return self.table.markovian
 
