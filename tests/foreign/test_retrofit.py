@@ -30,7 +30,7 @@ from dualrate.foreign.conventions import REPA
 from dualrate.foreign.folder import read_folder
 from dualrate.foreign.kinds import Kind, by_place
 from dualrate.foreign.network import ForeignNetwork
-from dualrate.foreign.taps import Stem, Projection, Tap, TappedEncoder, as_map, outputs, taps_of
+from dualrate.foreign.taps import Projection, Stem, Tap, TappedEncoder, as_map, outputs, taps_of
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.machine.progress import Silent
 from dualrate.methods.denoising import Denoising
