@@ -19,6 +19,7 @@ from dualrate.experiments.experiment import Start
 from dualrate.experiments.foreign import TwoForeign
 from dualrate.foreign.sibling import SiblingEncoder, SiblingLight, stem_of
 from dualrate.integrations.diffusers import DualRatePipeline
+from dualrate.integrations.programs import programs_of
 from dualrate.machine.progress import Silent
 from dualrate.recipes import retrofit
 from dualrate.sampling.cost import call_cost
@@ -138,6 +139,23 @@ def test_it_trains_goes_on_is_counted_and_is_a_pipeline(root: Path, tmp_path: Pa
     images = pipe(class_labels=1, generator=seeds, output_type="np").images[..., 0]
     drawer = replace(dr.Choice(steps=4, heavy=2).drawer(run), label=1)
     np.testing.assert_allclose(images, drawer.draw([0, 1]).images[:, 0] / 255, atol=1 / 255)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_pair_of_unets_is_programs_of_as_many_rows_as_they_treat_alike(root: Path) -> None:
+    made = recipe(root, "small-unet")(root / "unet", Silent())
+    networks, denoiser = made.build()
+    found = programs_of(dr.Model("pair", made, randomised(networks.eval()), denoiser, 0, ""))
+    assert [most for _, most in found.values()] == [63, 63]  # diffusers' up blocks copy from 64 on
+    rows, log_snr, tau = torch.cat((Z, -Z)), torch.linspace(-3, 3, 6), torch.full((6,), -4.0)
+    (features, v), present = found["encoder"][0].module()(rows, tau, None), torch.arange(6) > 0
+    torch.testing.assert_close(v, networks["encoder"](rows, tau, None)[1], rtol=1e-4, atol=1e-4)
+    features = tuple(part * present[:, None, None, None] for part in features)
+    given = (rows, log_snr, None, features, tau, present)
+    expected = networks["light"](*given)
+    torch.testing.assert_close(found["light"][0].module()(*given), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, networks["light"](*given[:3]))
 
 
 def test_what_is_no_smaller_model_of_the_same_is_refused(root: Path, tmp_path: Path) -> None:
