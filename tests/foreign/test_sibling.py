@@ -14,9 +14,11 @@ from foreign.test_retrofit import FIT, saved, tiny_recipe
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
+from dualrate.diffusion.betas import Betas
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Start
 from dualrate.experiments.foreign import TwoForeign
+from dualrate.foreign.conventions import Discrete
 from dualrate.foreign.sibling import SiblingEncoder, SiblingLight, stem_of
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.integrations.programs import programs_of
@@ -116,10 +118,12 @@ def test_what_joins_it_joins_its_stem_and_no_absent_row(root: Path) -> None:
 
 def test_it_trains_goes_on_is_counted_and_is_a_pipeline(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     made = recipe(root, "small-dit")(root / "dit", Silent())
+    made = replace(made, method=replace(made.method, targets_from=str(root / "dit")))  # a teacher too
     assert isinstance(made.networks, TwoForeign)
     dr.train(replace(made, fit=replace(FIT, iterations=1)), tmp_path / "half", progress=Silent())
     dr.train(replace(made, fit=replace(FIT, iterations=2)), tmp_path / "run", progress=Silent())
     options = ("--data.source", root / "images.npz", "--light", root / "small-dit", "--fit.iterations", "2")
+    options = (*options, "--method.targets-from", root / "dit")
     assert call(monkeypatch, "retrofit", root / "dit", *options, "--out", tmp_path / "half", "--device", "cpu") == 0
     assert "taps at blocks 1, 3, 5; a light call costs 0." in capsys.readouterr().err
     run, models = dr.load(tmp_path / "run"), [dr.load(root / name).networks["model"] for name in ("dit", "small-dit")]
@@ -190,6 +194,14 @@ def _flow():
 
 def _eps(folder: Path) -> Path:
     return saved(folder / "eps", randomised(unet(**ONE)), "unet")
+
+
+def test_beyond_its_table_a_network_is_asked_at_its_last_step() -> None:
+    """Where a model's schedule has more noise than a smaller one's."""
+    asked = Discrete(Betas(), "v_prediction").time(torch.tensor([-30.0, -11.0, 0.0, 30.0]))
+    assert asked.tolist()[:2] == [999, 999]
+    assert 0 < asked[2] < 999
+    assert asked[3] == 0
 
 
 def test_an_encoder_of_a_sibling_says_nothing_at_first(root: Path) -> None:
