@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from dualrate.foreign.config import ForeignConfig
 from dualrate.foreign.joined import JoinedLight
+from dualrate.foreign.kinds import BLOCKS
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.taps import outputs
 
-BLOCKS, COUNT = "transformer_blocks", "num_layers"  # of a network, and of its configuration
+COUNT = "num_layers"  # of a configuration
 
 
 def shorter(model: ForeignConfig, blocks: int) -> ForeignConfig:
