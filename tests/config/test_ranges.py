@@ -152,6 +152,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.methods.moment_matching.watch.Watch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",
+    "dualrate.foreign.taps.Stem",
     "dualrate.training.config.FitResult",
     "dualrate.likelihood.variance.FittedVariance",
 }

@@ -15,6 +15,7 @@ from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.foreign.config import adopted
 from dualrate.foreign.conventions import SIT, Flow
 from dualrate.foreign.direction import check_direction
+from dualrate.foreign.folder import check_name
 from dualrate.foreign.kinds import Kind, by_place
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import DISCRETE, FLOW, read_scheduler
@@ -261,6 +262,16 @@ def test_a_network_that_says_it_is_distilled_is_refused(tmp_path):
     net = diffusers.UNet2DModel.from_pretrained(place, low_cpu_mem_usage=False)
     with pytest.raises(ValueError, match=r"UNet2DModel is a distilled model, by its name \(turbo\)"):
         dr.from_diffusers(net, diffusers.DDPMScheduler())
+
+
+@pytest.mark.parametrize(
+    "name", ["FLUX.1-schnell", "sdxl-turbo", "LCM_Dreamshaper_v7", "SDXL-Lightning", "Sana_Sprint_1.6B", "tcd-sd15"]
+)
+def test_names_of_distilled_models_are_known_and_others_are_not_taken_for_some(tmp_path, name):
+    for path, config in ((tmp_path / name, {}), (tmp_path / "mine", {"_name_or_path": f"them/{name}"})):
+        with pytest.raises(ValueError, match=r"by its name .* its output is no posterior mean"):
+            check_name(path, config)
+    check_name(tmp_path / "turbofan-lcms", {})
 
 
 REFUSED = {

@@ -81,6 +81,7 @@ def test_a_folder_of_programs_says_how_they_are_called(programs):
     check_sealed(programs, "programs.json")
     index = json.loads((programs / "programs.json").read_text())
     assert dr.StepPlan.from_json(json.dumps(index["plan"])) == PLAN
+    assert index["most_rows"] == {"encoder": 2**16, "light": 2**16}
     assert index["inputs"]["encoder"] == ["float32 (B, 1, 8, 8)", "float32 (B)", "int64 (B)"]
     weights = programs / "light.pt2"
     content = weights.read_bytes()
@@ -96,8 +97,8 @@ def test_a_folder_of_programs_says_how_they_are_called(programs):
 def test_a_model_of_one_network_is_one_program_for_any_batch():
     networks, denoiser = ONE.build()
     model = dr.Model("one", ONE, networks.eval(), denoiser, 0, "")
-    ((role, program),) = programs_of(model).items()
-    assert role == "model"
+    ((role, (program, most)),) = programs_of(model).items()
+    assert (role, most) == ("model", 2**16)
     for rows in (1, 3):
         z, log_snr, label = torch.randn(rows, 1, 8, 8), torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
         with torch.no_grad():

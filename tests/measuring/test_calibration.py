@@ -60,7 +60,14 @@ def images(count) -> ImageSet:
 
 def measured(denoiser, count=1000) -> CovarianceTable:
     """In batches of 600, as a derivative takes as long of few of these images as of many."""
-    of = {"process": PROCESS, "gaussian": PROCESS, "shape": (1, 8, 8), "num_classes": 0, "name": "field", "device": torch.device("cpu")}
+    of = {
+        "process": PROCESS,
+        "gaussian": PROCESS,
+        "shape": (1, 8, 8),
+        "num_classes": 0,
+        "name": "field",
+        "device": torch.device("cpu"),
+    }
     model = SimpleNamespace(denoiser=denoiser, ready=lambda bfloat16: model, **of)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ROWS", 600)

@@ -65,8 +65,8 @@ class Betas(Schedule, Ranged):
         return (low + (log_snr - table[low]) / (table[low + 1] - table[low])) / self.steps
 
     def index(self, log_snr: Tensor) -> Tensor:
-        """k, where the table has this log-SNR: a network's time, between the steps too, never below step 0."""
-        return (self.time(log_snr) * self.steps - 1).clamp(min=0)
+        """k, where the table has this log-SNR: a network's time, between the steps too, from step 0 to T - 1."""
+        return (self.time(log_snr) * self.steps - 1).clamp(0, self.steps - 1)
 
     def time_of(self, index: float) -> float:
         """t of step k."""

@@ -25,7 +25,8 @@ from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.foreign.config import ForeignConfig, adopted
 from dualrate.foreign.own_blocks import COUNT, OwnEncoder, OwnLight, of_shorter, shorter
-from dualrate.foreign.taps import Tap, TappedEncoder
+from dualrate.foreign.sibling import SiblingEncoder, SiblingLight, stem_of
+from dualrate.foreign.taps import Stem, Tap, TappedEncoder
 from dualrate.networks.dual import LightUViT, disconnect, kept
 from dualrate.networks.uvit import UViTConfig
 from dualrate.training.config import FitConfig
@@ -70,13 +71,10 @@ class Retrofitted(NetworksConfig):
     """Whose outputs the light network is given, beside x_hat."""
 
     def __post_init__(self) -> None:
-        own = {"images of (C, H, W)": self.encoder.shape, "classes": self.encoder.num_classes}
-        its = {"images of (C, H, W)": self.light.shape, "classes": self.light.num_classes}
-        if differ := [f"{what} {own[what]} and {its[what]}" for what in own if own[what] != its[what]]:
-            raise ValueError(f"encoder and light network are of the same images and classes, got {', '.join(differ)}")
+        _check_same(self.encoder, self.light)
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
-        encoder = TappedEncoder(self.encoder.build(), self.light, self.taps)
+        encoder = TappedEncoder(self.encoder.build(), Stem.of(self.light), self.taps)
         light = LightUViT(self.light, residual=True, estimate=kept)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
@@ -98,6 +96,56 @@ class Retrofitted(NetworksConfig):
     def disconnect(self, networks: nn.ModuleDict) -> None:
         """At the start of training: the light network alone."""
         disconnect(networks["encoder"], networks["light"])
+
+
+@dataclass(frozen=True)
+class TwoForeign(NetworksConfig):
+    """A model of diffusers as the encoder, and a smaller one as the light network."""
+
+    encoder: ForeignConfig
+    light: ForeignConfig
+    taps: tuple[Tap, ...]
+    """Of the encoder, whose outputs the light network is given, beside x_hat."""
+
+    def __post_init__(self) -> None:
+        _check_same(self.encoder, self.light)
+        if self.encoder.null != self.light.null:
+            told = {True: "a null class", False: "none"}
+            raise ValueError(
+                f"the encoder has {told[self.encoder.null]} and the light network {told[self.light.null]}: both or "
+                "neither drop their labels (--num-classes, where a UNet2DModel's last label is the null class)"
+            )
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        net = self.light.build()
+        encoder = SiblingEncoder(self.encoder.build(), stem_of(net, self.shape[1]), self.taps)
+        light = SiblingLight(net)
+        return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("encoder", "light")
+
+    @property
+    def shape(self) -> Shape:
+        return self.encoder.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.encoder.num_classes
+
+    @property
+    def null_class(self) -> bool:
+        return self.encoder.null
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        return networks.get_submodule(f"{role}.net")
+
+
+def _check_same(encoder: ForeignConfig, light: ForeignConfig | UViTConfig) -> None:
+    own, its = ({"images of (C, H, W)": one.shape, "classes": one.num_classes} for one in (encoder, light))
+    if differ := [f"{what} {own[what]} and {its[what]}" for what in own if own[what] != its[what]]:
+        raise ValueError(f"encoder and light network are of the same images and classes, got {', '.join(differ)}")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Kind:
     blocks:  the parts that run one after another
     tapped:  of what such a part returns, the image's share: a map (B, C, h, w), or tokens (B, n, C)
     row:     the attribute that lists its blocks, where each takes tokens (B, n, C) first and returns no more; "": none
+    stem:    the convolution that the image enters through; None: not known
     odd:     of a configuration, why it cannot be called
     """
 
@@ -40,6 +41,7 @@ class Kind:
     blocks: Callable[[Any], list[nn.Module]] = lambda net: []
     tapped: Callable[[Any], Tensor] = lambda output: output
     row: str = ""
+    stem: Callable[[Any], nn.Conv2d] | None = None
     odd: Callable[[Config], str | None] = lambda config: None
 
 
@@ -97,7 +99,12 @@ TEXT = "encoder_hidden_states"
 MASKED = (TEXT, "encoder_attention_mask")
 KINDS: dict[str, Kind] = {
     "DiTTransformer2DModel": Kind(
-        _by_label, lambda config: config.get("num_embeds_ada_norm", 1000), null=True, blocks=_in_a_row, row=BLOCKS
+        _by_label,
+        lambda config: config.get("num_embeds_ada_norm", 1000),
+        null=True,
+        blocks=_in_a_row,
+        row=BLOCKS,
+        stem=lambda net: net.pos_embed.proj,
     ),
     "UNet2DModel": Kind(
         _by_label,
@@ -105,6 +112,7 @@ KINDS: dict[str, Kind] = {
         odd=_odd_unet,
         blocks=_down_and_up,
         tapped=_without_skips,
+        stem=lambda net: net.conv_in,
     ),
     "SD3Transformer2DModel": Kind(
         _by_text, takes=(TEXT, "pooled_projections"), blocks=_in_a_row, tapped=lambda output: output[1]

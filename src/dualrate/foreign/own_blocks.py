@@ -20,12 +20,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from dualrate.foreign.config import ForeignConfig
+from dualrate.foreign.joined import JoinedLight
+from dualrate.foreign.kinds import BLOCKS
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.taps import outputs
-from dualrate.networks.blocks import NoiseEmbedding
-from dualrate.networks.dual import of_present
 
-BLOCKS, COUNT = "transformer_blocks", "num_layers"  # of a network, and of its configuration
+COUNT = "num_layers"  # of a configuration
 
 
 def shorter(model: ForeignConfig, blocks: int) -> ForeignConfig:
@@ -73,31 +73,16 @@ class OwnEncoder(nn.Module):
         return (seen[1] - seen[0],), v
 
 
-class OwnLight(nn.Module):
-    """forward: (z_t, log_snr_t, label, features, log_snr_tau, present) -> v. No features: its blocks alone."""
+class OwnLight(JoinedLight):
+    """Joined after the first block."""
 
     def __init__(self, net: ForeignNetwork) -> None:
-        super().__init__()
         inner: Any = net.net
-        self.net, self.tau = net, NoiseEmbedding(inner.inner_dim)
-        for weight in self.tau.mlp[-1].parameters():
-            nn.init.zeros_(weight)
+        super().__init__(net, inner.inner_dim)
 
-    def forward(
-        self,
-        z: Tensor,
-        log_snr: Tensor,
-        label: Tensor | None,
-        features: tuple[Tensor, ...] = (),
-        log_snr_tau: Tensor | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """z: (B, C, H, W); log_snr, log_snr_tau: (B,); present: (B,) bool, None if every row's context is there."""
-        if log_snr_tau is None:
-            return self.net(z, log_snr, label)
-        added = features[0] + of_present(self.tau(log_snr_tau), present)[:, None]
-        hook = self.net.blocks[1].register_forward_pre_hook(lambda block, given: (given[0] + added, *given[1:]))
-        try:
-            return self.net(z, log_snr, label)
-        finally:
-            hook.remove()
+    @property
+    def place(self) -> nn.Module:
+        return self.net.blocks[0]
+
+    def spread(self, tau: Tensor) -> Tensor:
+        return tau[:, None]

@@ -31,6 +31,21 @@ from dualrate.networks.uvit import UViTConfig
 
 
 @dataclass(frozen=True)
+class Stem:
+    """Where a light network takes a feature in: (B, width, side, side), a position for each patch of the image."""
+
+    image_channels: int
+    width: int
+    side: int
+    patch: int
+
+    @staticmethod
+    def of(light: UViTConfig) -> Stem:
+        """At the finest level."""
+        return Stem(light.image_channels, light.levels[0].channels, light.side(0), light.patch)
+
+
+@dataclass(frozen=True)
 class Tap(Ranged):
     """The output of a block of the network: (B, channels, side, side), or that many tokens."""
 
@@ -100,12 +115,11 @@ class Projection(nn.Module):
 class TappedEncoder(nn.Module):
     """forward: (z_tau, log_snr_tau, label) -> ((feature, x_hat), v), for a `LightUViT` that corrects x_hat."""
 
-    def __init__(self, net: ForeignNetwork, light: UViTConfig, taps: Sequence[Tap]) -> None:
+    def __init__(self, net: ForeignNetwork, stem: Stem, taps: Sequence[Tap]) -> None:
         super().__init__()
         self.net, self.taps = net, tuple(taps)
-        width = light.levels[0].channels
-        self.projections = nn.ModuleList(Projection(tap, width, light.side(0)) for tap in taps)
-        self.pixels = nn.Conv2d(light.image_channels, width, light.patch, stride=light.patch, bias=False)
+        self.projections = nn.ModuleList(Projection(tap, stem.width, stem.side) for tap in taps)
+        self.pixels = nn.Conv2d(stem.image_channels, stem.width, stem.patch, stride=stem.patch, bias=False)
 
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
         """z: (B, C, H, W); log_snr: (B,)."""

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from dualrate.runs.release import check_target
 from dualrate.runs.store import Note, load
 
 INDEX = "programs.json"
-ROWS, MOST_ROWS = 2, 2**16  # of a batch that is traced; that a program takes
+ROWS = 2  # of a batch that is traced
+MOST_ROWS = (2**16, 63)  # that a program takes; where a network does otherwise with more, as diffusers' up blocks do
 
 
 def calls_of(model: Model) -> dict[str, tuple[Any, ...]]:
@@ -61,17 +63,24 @@ def calls_of(model: Model) -> dict[str, tuple[Any, ...]]:
     return calls
 
 
-def programs_of(model: Model) -> dict[str, ExportedProgram]:
-    """The networks by their roles, for 1 to MOST_ROWS rows."""
-    batch = Dim("batch", max=MOST_ROWS)
+def programs_of(model: Model) -> dict[str, tuple[ExportedProgram, int]]:
+    """The networks by their roles, each with how many rows it takes at most, one of MOST_ROWS."""
+    return {role: _program(model.networks[role], inputs) for role, inputs in calls_of(model).items()}
 
-    def leading(part: object) -> dict[int, Dim] | None:
-        return {0: batch} if isinstance(part, Tensor) else None
 
-    return {
-        role: torch.export.export(model.networks[role], inputs, dynamic_shapes=tree_map(leading, inputs))
-        for role, inputs in calls_of(model).items()
-    }
+def _program(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[ExportedProgram, int]:
+    for most in MOST_ROWS:
+        shapes = tree_map(partial(_leading, Dim("batch", max=most)), inputs)
+        try:
+            return torch.export.export(network, inputs, dynamic_shapes=shapes), most
+        except RuntimeError:  # of torch.export, such as of a batch that the network does not treat alike
+            if most == MOST_ROWS[-1]:
+                raise
+    raise AssertionError("MOST_ROWS is empty")
+
+
+def _leading(batch: Dim, part: object) -> dict[int, Dim] | None:
+    return {0: batch} if isinstance(part, Tensor) else None
 
 
 def export_programs(
@@ -89,17 +98,18 @@ def export_programs(
     out, model = Path(out), load(run, note=note)
     files = {role: f"{role}.pt2" for role in model.networks}
     check_target(out, {INDEX}, {INDEX, MANIFEST, *files.values()}, "programs")
-    plan, calls = choice.step_plan(model), calls_of(model)
+    plan, calls, programs = choice.step_plan(model), calls_of(model), programs_of(model)
     index = {
         "shape": model.shape,
         "num_classes": model.num_classes,
         "plan": json.loads(plan.to_json()),
         "log_snr": [float(model.process.log_snr(torch.tensor(t, dtype=torch.float64))) for t in plan.t],
         "inputs": {role: tree_map(_described, inputs) for role, inputs in calls.items()},
+        "most_rows": {role: most for role, (_, most) in programs.items()},
     }
     target = Path(os.path.realpath(out))  # a link stays one
     with new_folder(target, replace=True) as folder:
-        for role, program in programs_of(model).items():
+        for role, (program, _) in programs.items():
             torch.export.save(program, folder / files[role])
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
         seal(folder)
