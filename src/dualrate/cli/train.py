@@ -33,6 +33,7 @@ from dualrate.recipes import (
     fashion_mnist_decoders,
     fashion_mnist_latents,
     imagenet,
+    imagenet_latents,
     natural16,
 )
 from dualrate.recipes.students import by_consistency
@@ -66,9 +67,17 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         for size, patch in imagenet.LAYOUTS
         for kind, recipe in {"heavy": imagenet.heavy, "light": imagenet.light, "dual": imagenet.dual}.items()
     },
+    "imagenet256-latents-first": partial(imagenet_latents.first, 256),
+    "imagenet256-latents-base": partial(imagenet_latents.base, 256),
+    "imagenet512-latents-first": imagenet_latents.first,
+    "imagenet512-latents-base": imagenet_latents.base,
 }
 
-STAGES: dict[str, Callable[[], Stages]] = {"fashion-mnist-latents": fashion_mnist_latents.both}
+STAGES: dict[str, Callable[[], Stages]] = {
+    "fashion-mnist-latents": fashion_mnist_latents.both,
+    "imagenet256-latents": partial(imagenet_latents.both, 256),
+    "imagenet512-latents": imagenet_latents.both,
+}
 
 
 By = Literal["denoising", "consistency"]
