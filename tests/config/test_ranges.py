@@ -157,6 +157,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.training.config.FitResult",
     "dualrate.likelihood.variance.FittedVariance",
     "dualrate.measuring.latent_files.Decoded",
+    "dualrate.measuring.latent_scores.LatentScores",
     "dualrate.data.every.Everything",
 }
 
