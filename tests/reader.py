@@ -15,6 +15,8 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "retrofit": {"--fit.iterations": 2, "--fit.batch-size": 4},
     "sample": {"--num": 2},
     "evaluate": {"--num": 192},
+    "encode": {},
+    "decode": {},
     "bound": {"--num": 2},
     "plan": {"--grid": 16, "--images": 4, "--num": 192},
     "calibrate": {"--images": 4, "--rings": 3},
@@ -27,6 +29,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "data": {"--workers": 1},
     "--help": {},
 }
+TWO_STAGES = (["train", "fashion-mnist-latents"],)
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -55,7 +58,8 @@ def tiny(words: list[str]) -> list[str]:
     """The words of a `dualrate` command with its numbers replaced; a plea for help needs none."""
     if "--help" in words:
         return words
-    for option, value in TINY[words[0]].items():
+    stages = {f"--{stage}.{name[2:]}": value for stage in ("first", "base") for name, value in TINY["train"].items()}
+    for option, value in (stages if words[:2] in TWO_STAGES else TINY[words[0]]).items():
         if option in words:
             at = words.index(option)
             words = words[:at] + words[at + 2 :]

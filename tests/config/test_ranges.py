@@ -33,8 +33,10 @@ from dualrate.cli.codec import CodecCheck
 from dualrate.cli.compare import Compare
 from dualrate.cli.data import DATA, Encode, Prepare, Verify
 from dualrate.cli.distill import Distill
+from dualrate.cli.latents import DecodeLatents, EncodeImages
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sampling_options import SamplingOptions
+from dualrate.codecs.config import CodecFolder
 from dualrate.compare.comparison import Effort
 from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry
@@ -155,6 +157,9 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.foreign.taps.Stem",
     "dualrate.training.config.FitResult",
     "dualrate.likelihood.variance.FittedVariance",
+    "dualrate.measuring.latent_files.Decoded",
+    "dualrate.measuring.latent_scores.LatentScores",
+    "dualrate.data.every.Everything",
 }
 
 
@@ -182,6 +187,7 @@ def examples() -> Iterator[Any]:
     yield from (cli.Serve(run), Request(), Limits(), cli.Export(run, run))
     yield from (cli.Retrofit(imagenet.heavy()), cli.TrainingCost(imagenet.heavy()), Cluster(ACCELERATORS["h100"]))
     yield from (Prepare("photos", run, 64), Encode("photos", run, run), Verify(run), CodecCheck(run, "photos"))
+    yield from (EncodeImages("photos", run), DecodeLatents(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4), Member(0.5))
@@ -437,6 +443,7 @@ COMMANDS |= {f"distill {name}": Distill(recipe(), Path("run")) for name, recipe 
 COMMANDS["cost imagenet64-heavy"] = cli.TrainingCost(imagenet.heavy())
 TRIED = ("train fashion-mnist-dual", "train imagenet64-heavy", "distill cifar10", *cli.COMMANDS)  # others are like them
 REQUIRED = {"sample": ["run", "--out", "out"], "demo": [], "distill": ["--teacher", "run"], "train": []}
+REQUIRED |= {"encode": ["photos", "--run", "run"], "decode": ["latents", "--run", "run", "--out", "out"]}
 
 
 def helps(page: str) -> dict[str, str]:

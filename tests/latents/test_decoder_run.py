@@ -144,19 +144,19 @@ def test_a_decoder_stands_in_a_codec_of_the_same_latents(
     )
     networks, denoiser = base.build()
     own = dr.Model("base", base, networks, denoiser, 0, "weights")
-    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, device: codecs[folder])
+    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, *how: codecs[folder])
     others = [own.with_codec(name) for name in runs]
     drawers = [dr.Drawer(one, dr.DDIM(one.process), dr.StepPlan.uniform(2)) for one in (own, *others)]
     assert len({drawer.origin("net").digest for drawer in drawers}) == 4
     assert drawers[1].draw(range(2)).images.shape == (2, 3, 16, 16)
-    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, device: Noisy("e" * 64))
+    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, *how: Noisy("e" * 64))
     with pytest.raises(ValueError, match="is another one"):
         _ = own.with_codec("other").codec
 
 
 def test_the_recipe_makes_decoders_of_a_codecs_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (4, 7, 7))
-    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, device: made)
+    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, *how: made)
     recipes = {kind: DecoderRecipe(kind, Path("here"))() for kind in ITERATIONS}
     assert {one.networks.latent for one in recipes.values()} == {(4, 7, 7)}
     assert recipes["dual"].serves.default_heavy(16) == 1

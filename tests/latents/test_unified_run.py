@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from latents.autoencoders import photos
+from latents.tiny_stage import CODEC, FIT, LATENT, NETWORKS, PROCESS
 
 import dualrate as dr
 from dualrate.codecs.codec import Codec, decoded, round_trip, with_noise
 from dualrate.codecs.config import CodecFolder, NoCodec, read_codec
-from dualrate.codecs.diffusion import DiffusionCodec, DiffusionDecoding
+from dualrate.codecs.diffusion import DiffusionCodec
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.encode import encode
 from dualrate.data.images import load_images, to_float, to_uint8
@@ -24,27 +25,15 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.doctor.codec import check_codec
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.latents import on_codec_of_data
-from dualrate.experiments.unified_latents import LatentNetworks, UnifiedLatentsConfig
+from dualrate.experiments.unified_latents import UnifiedLatentsConfig
 from dualrate.measuring.drawer import Drawer
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
-from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist_latents
 from dualrate.runs.release import export
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import macs_of
 from dualrate.sampling.trajectory import sample
-from dualrate.training.config import FitConfig
-
-PROCESS = NoisyEnd(Cosine(log_snr_max=5.0))
-LATENT = UViTConfig(4, 2, (Level("transformer", 16, 1),), embedding=16, head_dim=16)
-NETWORKS = LatentNetworks(
-    EncoderConfig(16, 3, 2, (8, 8), blocks=1),
-    LATENT,
-    UViTConfig(16, 3, (Level("conv", 8, 1), Level("transformer", 16, 1)), patch=4, embedding=16, head_dim=16),
-)
-CODEC = DiffusionDecoding(channels=3, factor=4, steps=3)
-FIT = FitConfig(iterations=2, batch_size=4, precision="float32", sample_every=2, checkpoint_every=1)
 
 
 @pytest.fixture(scope="module")

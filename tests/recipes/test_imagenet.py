@@ -17,7 +17,9 @@ from dualrate.experiments.experiment import Experiment
 from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes import imagenet
 
-RECIPES = {name: recipe for name, recipe in train.RECIPES.items() if name.startswith("imagenet")}
+RECIPES = {
+    name: recipe for name, recipe in train.RECIPES.items() if name.startswith("imagenet") and "latents" not in name
+}
 
 
 def tiny(config: UViTConfig) -> UViTConfig:

@@ -14,7 +14,7 @@ from dualrate.cli.console import loaded, print_report
 from dualrate.cli.options import AsJson, Compile, Device, RunDir, parse
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.cli.train import RECIPES
+from dualrate.cli.train import RECIPES, STAGES
 from dualrate.config.ranges import BatchSize, Dollars, GPUCount, Ranged, Share
 from dualrate.experiments.experiment import Experiment
 from dualrate.machine.accelerators import ACCELERATORS
@@ -47,7 +47,9 @@ class Cost(Ranged):
         from dualrate.measuring.measure import cost_report
 
         model, _ = loaded(self.run_dir, self.device, compiled=self.compile)
-        print_report(self.json, cost_report(self.sampling.drawer(model, batch_size=self.batch_size)))
+        found = cost_report(self.sampling.drawer(model, batch_size=self.batch_size))
+        hidden = not self.json and not found["macs_heavy_call"]  # no lines of zeros where there is no such call
+        print_report(self.json, {k: v for k, v in found.items() if not (hidden and k.endswith("_heavy_call"))})
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,9 @@ def _giga(size: float) -> str:
 def parse_cost(arguments: list[str]) -> Cost | TrainingCost:
     """Of a run, or of a recipe's training; of a run's training where GPUs are asked for."""
     name = arguments[0] if arguments else ""
+    if name in STAGES:
+        stages = STAGES[name]()
+        raise ValueError(f"{name} trains two stages: ask for {stages.first.name}, and for {stages.base.name}")
     if name in RECIPES or ":" in name:
         usage = "cost RECIPE [options]"
         recipe = recipe_named(arguments, RECIPES, Experiment, usage)

@@ -18,8 +18,6 @@ from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.machine.environment import environment
 from dualrate.machine.progress import image_progress
 
-RECONSTRUCTED = 1000  # images of a decoder, at most, for the PSNR: drawn again
-
 
 @dataclass(frozen=True)
 class Evaluate(Ranged):
@@ -49,8 +47,8 @@ class Evaluate(Ranged):
     def run(self) -> None:
         from dualrate.machine.workers import mapper
         from dualrate.measuring.evaluator import evaluators, require_count
+        from dualrate.measuring.latent_scores import latent_scores
         from dualrate.measuring.measure import measure
-        from dualrate.measuring.reconstruction import nearness
         from dualrate.report.table import as_text, table
 
         require_count(self.num, self.features)
@@ -61,19 +59,19 @@ class Evaluate(Ranged):
         seeds, show = range(self.seed, self.seed + self.num), image_progress(progress)
         with mapper(self.workers, model.device, progress.note) as over:
             how = {"keep": self.keep, "details": self.details, "progress": show, "mapper": over}
-            row = measure(drawer, seeds, *judges, **how).row
-        near = nearness(drawer, seeds[:RECONSTRUCTED])
+            measured = measure(drawer, seeds, *judges, **how)
+        row, kept = measured.row, latent_scores(drawer, seeds, measured, judges)
         progress.close()
         if self.json:
             of = {
-                "reconstruction": near and asdict(near),
+                "latents": kept and asdict(kept),
                 "weights": model.weights_hash,
                 "command": shlex.join(["dualrate", *sys.argv[1:]]),
             }
             print(json.dumps(asdict(row) | {"flops": row.flops, **of, "environment": environment()}))
             return
         print(as_text(table([row])))
-        if near is not None:
-            print(f"\n{near}")
+        if kept is not None:
+            print(f"\n{kept}")
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")

@@ -23,23 +23,40 @@ from dualrate.cli.distill import Distill, parse_distill
 from dualrate.cli.doctor import Doctor
 from dualrate.cli.evaluate import Evaluate
 from dualrate.cli.export import Export
+from dualrate.cli.latents import DecodeLatents, EncodeImages
 from dualrate.cli.options import parse
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.retrofit import Retrofit, parse_retrofit
 from dualrate.cli.sample import Sample
 from dualrate.cli.serve import Serve
-from dualrate.cli.train import Train, parse_train
+from dualrate.cli.train import Train, TrainStages, parse_train
 from dualrate.config.imports import import_module
 from dualrate.machine.device import memory_shortage, pick_device
 from dualrate.machine.files import naming
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.world import LOST, Lost
 
-Command = Sample | Evaluate | Compare | LikelihoodBound | PlanSearch | Calibrate | Cost | Export | Serve | Demo | Doctor
+Command = (
+    Sample
+    | Evaluate
+    | Compare
+    | EncodeImages
+    | DecodeLatents
+    | LikelihoodBound
+    | PlanSearch
+    | Calibrate
+    | Cost
+    | Export
+    | Serve
+    | Demo
+    | Doctor
+)
 COMMANDS: dict[str, type[Command]] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,
+    "encode": EncodeImages,
+    "decode": DecodeLatents,
     "bound": LikelihoodBound,
     "plan": PlanSearch,
     "calibrate": Calibrate,
@@ -53,7 +70,7 @@ LESS_MEMORY = {  # where it is short
     **dict.fromkeys(
         ("train", "distill", "retrofit"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"
     ),
-    **dict.fromkeys(("sample", "evaluate", "cost", "bound"), "lower --batch-size"),
+    **dict.fromkeys(("sample", "evaluate", "cost", "bound", "encode", "decode"), "lower --batch-size"),
     "plan": "lower --grid or --batch-size",
 }
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
@@ -61,7 +78,7 @@ USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --hel
 
 def parsed(
     arguments: list[str],
-) -> Train | Distill | Retrofit | Prepare | Encode | Verify | CodecCheck | TrainingCost | Command:
+) -> Train | TrainStages | Distill | Retrofit | Prepare | Encode | Verify | CodecCheck | TrainingCost | Command:
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override,
     `retrofit` the folder of a model.
     """

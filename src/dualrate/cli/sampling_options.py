@@ -16,7 +16,7 @@ from dualrate.measuring.choosing import GAMMA as RECOMMENDED_GAMMA
 from dualrate.measuring.choosing import RECOMMENDED, SMOOTH, Choice, Places
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.planning import read_plan
-from dualrate.sampling.catalogue import SAMPLERS, taking
+from dualrate.sampling.catalogue import SAMPLERS, sampler_named, taking
 
 
 def _names(markovian: bool) -> str:
@@ -71,7 +71,11 @@ class SamplingOptions(Ranged):
     eta: Annotated[Probability | None, arg(help=ETA)] = None
     denoiser: Annotated[str | None, arg(help=DENOISER)] = None
     codec: Path | None = None
-    """Folder of the codec of a model of latents, where that is not where training found it."""
+    """Folder of the codec of a model of latents, where that is not where training found it; or a decoder's run."""
+    codec_sampler: str | None = None
+    """Of that codec's decoder, if it draws; as it was trained, or dpm++2m of a decoder's run, if not given."""
+    codec_steps: Steps | None = None
+    """Of that codec's decoder; as it was trained, or 16 of a decoder's run, if not given."""
     guidance: GuidanceWeight = 1.0
     """Classifier-free guidance weight; 1 is none."""
     interval: tuple[NoiseLevel, NoiseLevel] | None = None
@@ -82,10 +86,12 @@ class SamplingOptions(Ranged):
         self._choice(None if self.plan is None else StepPlan.uniform(1))  # what excludes each other, before any work
         if self.denoiser is not None:
             denoiser_named(self.denoiser)
+        if self.codec_sampler is not None:
+            sampler_named(self.codec_sampler)
 
     def drawer(self, model: Model, **more: Any) -> Drawer:
         """What the options ask for. more: fields of a `Drawer`. Raises what `Choice`, its `drawer` and `Drawer` do."""
-        model = model.with_denoiser(self.denoiser).with_codec(self.codec)
+        model = model.with_denoiser(self.denoiser).with_codec(self.codec, self.codec_sampler, self.codec_steps)
         return self.choice().drawer(model, guidance=self.guided, **more)
 
     @property

@@ -14,11 +14,14 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from dualrate.cli.console import decoding, report_end, reporter
+from dualrate.cli.data import telling
 from dualrate.cli.options import HELP, Device, ProcessCount, RetryCount, ShardCount, parse_known
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Ranged
+from dualrate.data.encode import ENCODING
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.latents import on_codec_of_data
+from dualrate.experiments.stages import Stages
 from dualrate.machine.device import pick_device
 from dualrate.machine.progress import PlainReporter, Silent
 from dualrate.machine.supervisor import Supervisor
@@ -31,9 +34,12 @@ from dualrate.recipes import (
     fashion_mnist_latents,
     fashion_mnist_tokens,
     imagenet,
+    imagenet_latents,
     natural16,
 )
 from dualrate.recipes.students import by_consistency
+from dualrate.runs.stages import in_turn
+from dualrate.training.config import FitResult
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "auto": auto.Auto(),
@@ -42,7 +48,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-light": fashion_mnist.light,
     "fashion-mnist-medium": fashion_mnist.medium,
     "fashion-mnist-small": fashion_mnist.small,
-    "fashion-mnist-latents": fashion_mnist_latents.first,
+    "fashion-mnist-latents-first": fashion_mnist_latents.first,
     "fashion-mnist-latents-base": fashion_mnist_latents.base,
     "fashion-mnist-decoder": fashion_mnist_decoders.DecoderRecipe(),
     "fashion-mnist-tokens": fashion_mnist_tokens.single,
@@ -64,6 +70,16 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         for size, patch in imagenet.LAYOUTS
         for kind, recipe in {"heavy": imagenet.heavy, "light": imagenet.light, "dual": imagenet.dual}.items()
     },
+    "imagenet256-latents-first": partial(imagenet_latents.first, 256),
+    "imagenet256-latents-base": partial(imagenet_latents.base, 256),
+    "imagenet512-latents-first": imagenet_latents.first,
+    "imagenet512-latents-base": imagenet_latents.base,
+}
+
+STAGES: dict[str, Callable[[], Stages]] = {
+    "fashion-mnist-latents": fashion_mnist_latents.both,
+    "imagenet256-latents": partial(imagenet_latents.both, 256),
+    "imagenet512-latents": imagenet_latents.both,
 }
 
 
@@ -103,6 +119,28 @@ class Train(Ranged):
         run_training(self.experiment, self.out, self.device, self.fd_every, self.shard)
 
 
+@dataclass(frozen=True)
+class TrainStages:
+    """Train a recipe of two stages, or continue it: the same command resumes, wherever it was.
+
+    In one process; for several, train the stages one by one (dualrate data encode in between).
+    """
+
+    stages: Annotated[Stages, arg(name="")]
+    out: Path | None = None
+    """Directory: first (a run, the codec), latents, base (a run, what is sampled from); runs/<recipe> if not given."""
+    device: Device = None
+
+    def run(self) -> None:
+        if is_launched():
+            raise ValueError("two stages are trained in one process: train them one by one, or drop torchrun")
+        out, where, progress = self.out or Path("runs") / self.stages.name, pick_device(self.device), reporter()
+        for experiment, folder in in_turn(self.stages, out, device=where, progress=telling(progress, ENCODING)):
+            progress.close()
+            if run_training(experiment, folder, self.device, None, 1).stopped != "done":
+                return
+
+
 def launch(processes: int, retries: int, shard: int) -> None:
     """Where several processes are asked for, run this command in each of them and exit as they did.
 
@@ -122,7 +160,7 @@ def launch(processes: int, retries: int, shard: int) -> None:
 
 def run_training(
     experiment: Experiment, out: Path | None, device: str | None, fd_every: int | None, shard: int
-) -> None:
+) -> FitResult:
     """Train the experiment in `out`, or in runs/ under its name, and say how it ended."""
     from dualrate.measuring.score import scorer
     from dualrate.runs.train import resume_threads, train
@@ -144,10 +182,13 @@ def run_training(
             world=world,
         )
     report_end(result, out, progress)
+    return result
 
 
-def parse_train(arguments: list[str]) -> Train:
-    recipe = recipe_named(arguments, RECIPES, Experiment, "train RECIPE [options]")
+def parse_train(arguments: list[str]) -> Train | TrainStages:
+    if arguments[:1] and arguments[0] in STAGES:
+        return override(TrainStages(STAGES[arguments[0]]()), arguments, "train")
+    recipe = recipe_named(arguments, {**RECIPES, **STAGES}, Experiment, "train RECIPE [options]")
     recipe, rest = with_own_options(recipe, arguments, "train")
     by = parse_known(Method, [option for option in rest[1:] if option not in HELP], "dualrate train", Method())[0].by
     return override(Train(LEARNED[by](checked(recipe(), Experiment, rest[0])), by), rest, "train")

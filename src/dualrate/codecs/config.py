@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from torch import nn
 
 from dualrate.codecs.codec import Codec, Pixels
 from dualrate.config.imports import imported
+from dualrate.config.ranges import Ranged, Steps
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.values import Shape
 from dualrate.machine.files import ABSENT, read_json
@@ -46,6 +47,13 @@ class CodecConfig(ABC):
         """(C, H, W) of what a run is trained on whose networks see `latent`: that, unless the codec trains too."""
         return latent
 
+    def under(self, sampler: str | None, steps: int | None) -> CodecConfig:
+        """With a decoder that draws in another way; None: as it does.
+
+        Raises ValueError for a codec without a decoder that draws, here or in `build`.
+        """
+        raise ValueError(f"{type(self).__name__} has no decoder that takes steps: drop its sampler and its steps")
+
     @abstractmethod
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
         """The codec, on a device. networks: of the run, for a codec that is trained with them."""
@@ -64,13 +72,17 @@ class NoCodec(CodecConfig):
 
 
 @dataclass(frozen=True)
-class CodecFolder(CodecConfig):
+class CodecFolder(CodecConfig, Ranged):
     """A codec that does not train, as it was saved."""
 
     folder: str
     """Where it is, such as the vae of a diffusers pipeline."""
     fingerprint: str
     """Its sha256; a folder that holds another one is refused, but for a decoder of its latents."""
+    sampler: str | None = None
+    """Of a diffusion decoder; None: its own, as it was trained, or that of `experiments/decoding.py`."""
+    steps: Steps | None = None
+    """Of a diffusion decoder; None: as for the sampler."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -81,12 +93,15 @@ class CodecFolder(CodecConfig):
         """The codec that is there now. Raises as `read_codec`."""
         return CodecFolder(str(Path(folder).expanduser().resolve()), read_codec(folder, device).latents)
 
+    def under(self, sampler: str | None, steps: int | None) -> CodecFolder:
+        return replace(self, sampler=sampler or self.sampler, steps=steps or self.steps)
+
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
         return self.read(device)
 
     def read(self, device: torch.device | str) -> Codec:
         """The codec. Raises ValueError where the folder holds another one, and what `read_codec` raises."""
-        codec = read_codec(self.folder, device)
+        codec = read_codec(self.folder, device, self.sampler, self.steps)
         if codec.latents != self.fingerprint:
             raise ValueError(
                 f"the codec in {self.folder} is another one (sha256 {codec.latents[:12]}, expected "
@@ -109,23 +124,28 @@ class HeldCodec(CodecConfig):
         return self.codec
 
 
-def read_codec(folder: str | Path, device: torch.device | str = "cpu") -> Codec:
+def read_codec(
+    folder: str | Path, device: torch.device | str = "cpu", sampler: str | None = None, steps: int | None = None
+) -> Codec:
     """The codec that was saved in a folder, or that of a run which trained its own; read once in a process.
 
-    Raises ValueError for a folder that holds none that is known, OSError where it cannot be read.
+    sampler, steps: of a diffusion decoder, in place of its own
+    Raises ValueError for a folder that holds none that is known, and for a sampler or steps of one whose decoder does
+    not draw; OSError where it cannot be read.
     """
     path = Path(folder).expanduser().resolve()
-    return _read(path, _state(path), str(device))
+    return _read(path, _state(path), str(device), sampler, steps)
 
 
 @lru_cache(maxsize=1)
-def _read(path: Path, state: tuple[Any, ...], device: str) -> Codec:
+def _read(path: Path, state: tuple[Any, ...], device: str, sampler: str | None, steps: int | None) -> Codec:
     """state: by which a folder is seen to have changed"""
-    of_run = (path / RUN).is_file()
-    if not of_run:
-        _check_class(path)
-    read = cast(Callable[[Path, str], Codec], imported(OF_RUNS if of_run else OF_DIFFUSERS))
-    return read(path, device)
+    if (path / RUN).is_file():
+        return cast(Callable[..., Codec], imported(OF_RUNS))(path, device, sampler, steps)
+    _check_class(path)
+    if sampler is not None or steps is not None:
+        raise ValueError(f"{path} holds an autoencoder, which decodes at once: drop the sampler and the steps")
+    return cast(Callable[[Path, str], Codec], imported(OF_DIFFUSERS))(path, device)
 
 
 def _check_class(path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import torch
@@ -56,6 +56,9 @@ class DiffusionDecoding(CodecConfig, Ranged):
     steps: Steps = 16
     """Of the decoder."""
 
+    def under(self, sampler: str | None, steps: int | None) -> DiffusionDecoding:
+        return replace(self, sampler=sampler or self.sampler, steps=steps or self.steps)
+
     def data_shape(self, latent: Shape) -> Shape:
         return self.channels, self.factor * latent[1], self.factor * latent[2]
 
@@ -71,9 +74,11 @@ class DiffusionDecoding(CodecConfig, Ranged):
 
 @dataclass(frozen=True)
 class Decoding:
-    """A diffusion decoder under a sampler. plan: one heavy call, at its first step"""
+    """A diffusion decoder under a sampler. process: of images; plan: one heavy call, at its first step"""
 
     decoder: Denoiser
+    process: GaussianProcess
+    sampler: str
     step: Step
     plan: StepPlan
 
@@ -81,7 +86,11 @@ class Decoding:
     def by(decoder: Denoiser, process: Process, sampler: str, steps: int) -> Decoding:
         """Raises ValueError for a sampler that nobody knows, or that needs a table."""
         plan = StepPlan.at(grid_times(sampler_named(sampler).grid, process.schedule, steps), [0])
-        return Decoding(decoder, make_step(sampler, process, plan=plan), plan)
+        return Decoding(decoder, process, sampler, make_step(sampler, process, plan=plan), plan)
+
+    def under(self, sampler: str | None, steps: int | None) -> Decoding:
+        """The same decoder under another sampler, in other steps; None: as it is. Raises as `by`."""
+        return Decoding.by(self.decoder, self.process, sampler or self.sampler, steps or self.plan.num_steps)
 
     @torch.no_grad()
     def images(self, z_0: Tensor, shape: Shape, draws: Draws) -> Tensor:
@@ -152,7 +161,7 @@ class DiffusionCodec:
 
 @dataclass(frozen=True)
 class OtherDecoder:
-    """The latents of a codec, decoded by a decoder that was trained on them later.
+    """The latents of a codec, decoded in another way: by a decoder that was trained on them later, or as `decoding` is.
 
     weights: sha256 of the decoder's
     """

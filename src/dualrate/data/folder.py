@@ -68,13 +68,13 @@ def _source(listing: _Listing, reference: _Listing, name: str) -> Source:
     def read() -> Raw:
         number = {name: i for i, name in enumerate(class_names)}
         labels = np.array([number[name] for name in listing.classes], dtype=np.int64) if class_names else None
-        items = Each(partial(_named, listing.root), listing.files)
+        items = Each(partial(named, listing.root), listing.files)
         return Raw(items, len(listing.files), labels, tuple(map(printable, class_names)))
 
     return Source(name, tuple(dict.fromkeys((*reference.files, *listing.files))), read)
 
 
-def _named(root: Path, file: Path) -> tuple[str, Path]:
+def named(root: Path, file: Path) -> tuple[str, Path]:
     return printable(file.relative_to(root).as_posix()), file
 
 
@@ -87,7 +87,7 @@ def _subfolders(path: Path) -> list[str]:
 
 
 def _listing(root: Path) -> _Listing:
-    by_class = {name: _images(root / name) for name in _subfolders(root)}
+    by_class = {name: images_below(root / name) for name in _subfolders(root)}
     flat = [root / entry.name for entry in os.scandir(root) if _is_image(entry.name) and not _is_folder(entry)]
     if not flat and not any(by_class.values()):
         raise ValueError(_nothing_found(root))
@@ -105,8 +105,8 @@ def _listing(root: Path) -> _Listing:
     return _Listing(root, tuple(file for file, _ in pairs), tuple(name for _, name in pairs))
 
 
-def _images(folder: Path) -> list[Path]:
-    """All image files below a class folder, sorted."""
+def images_below(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted."""
 
     def refuse(error: OSError) -> None:
         raise error

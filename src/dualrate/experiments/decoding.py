@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dualrate.codecs.codec import Codec
-from dualrate.codecs.diffusion import Decoding, OtherDecoder
+from dualrate.codecs.diffusion import Decoding, DiffusionCodec, OtherDecoder
 from dualrate.config.ranges import Ranged, Side
 from dualrate.denoisers.decoder import Decoder, DualRateDecoder
 from dualrate.denoisers.denoiser import Denoiser
@@ -24,19 +24,26 @@ from dualrate.networks.decoder import DecoderUViT, LatentEncoder
 from dualrate.networks.dual import ContextConfig, check_pair
 from dualrate.networks.uvit import UViT, UViTConfig
 
-DECODING = "dpm++2m", 16  # sampler and steps of a decoder that stands in a codec
+DECODING = "dpm++2m", 16  # sampler and steps of a decoder that stands in a codec, where none are asked for
 
 
-def as_codec(model: Model) -> Codec:
+def as_codec(model: Model, sampler: str | None = None, steps: int | None = None) -> Codec:
     """What a model is to models of latents: its codec; of a decoder that of its latents, with itself as the decoder.
 
-    Raises what reading the codec of its latents raises.
+    sampler, steps: of its decoder, in place of its own or of DECODING
+    Raises what reading the codec of its latents raises, and ValueError for a sampler that a decoder cannot have, or one
+    of a codec whose decoder does not draw.
     """
     latents = model.experiment.method.latents
-    if not latents.fingerprint:
-        return model.codec
-    codec = latents.build(model.networks, model.device)
-    return OtherDecoder(codec, Decoding.by(model.denoiser, model.process, *DECODING), model.weights_hash)
+    if latents.fingerprint:
+        decoding = Decoding.by(model.denoiser, model.process, *DECODING).under(sampler, steps)
+        return OtherDecoder(latents.build(model.networks, model.device), decoding, model.weights_hash)
+    codec = model.codec
+    if sampler is None and steps is None:
+        return codec
+    if not isinstance(codec, DiffusionCodec | OtherDecoder):
+        raise ValueError(f"{model.name} has no decoder that takes steps: drop its sampler and its steps")
+    return OtherDecoder(codec, codec.decoding.under(sampler, steps), codec.fingerprint)
 
 
 @dataclass(frozen=True)

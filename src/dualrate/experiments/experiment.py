@@ -273,22 +273,28 @@ class Model:
             raise ValueError(f"{name} makes no denoiser: what it returned has no {' and no '.join(missing)}")
         return replace(self, denoiser=denoiser, weights_hash=f"{self.weights_hash} under {name}", called_by=name)
 
-    def with_codec(self, folder: str | Path | None) -> Model:
+    def with_codec(self, folder: str | Path | None, sampler: str | None = None, steps: int | None = None) -> Model:
         """The same model, its codec read from another folder; None: from where training found it.
 
         Of a decoder: the codec of its latents.
-        Raises ValueError for a model whose codec is in no folder. Another codec is refused when it is read.
+        sampler, steps: of the codec's decoder, in place of its own
+        Raises ValueError for a model whose codec is in no folder, and for steps of one whose codec has no decoder that
+        draws. Another codec is refused when it is read.
         """
-        if folder is None:
+        if folder is None and sampler is None and steps is None:
             return self
-        method: Any = self.experiment.method
-        if method.latents.fingerprint:
-            method = replace(method, latents=CodecFolder(str(folder), method.latents.fingerprint))
-            return replace(self, experiment=replace(self.experiment, method=method))
-        codec = CodecFolder(str(folder), self.experiment.codec.fingerprint)
-        if not codec.fingerprint:
-            raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
-        return replace(self, experiment=replace(self.experiment, codec=codec))
+        method, codec = self.experiment.method, self.experiment.codec
+        given: Any = method
+        if given.latents.fingerprint:
+            if sampler is not None or steps is not None:
+                raise ValueError(f"{self.name} is a decoder, which draws by --sampler and --steps: drop the codec's")
+            method = replace(given, latents=CodecFolder(str(folder), given.latents.fingerprint))
+        else:
+            if folder is not None and not codec.fingerprint:
+                raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
+            codec = codec if folder is None else CodecFolder(str(folder), codec.fingerprint)
+            codec = codec if sampler is None and steps is None else codec.under(sampler, steps)
+        return replace(self, experiment=replace(self.experiment, method=method, codec=codec))
 
     @property
     def serves(self) -> Serves:

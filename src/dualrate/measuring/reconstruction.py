@@ -6,10 +6,12 @@ PSNR = 10 log10(255^2 / mean square error) of an image, in dB, on 8-bit pixels
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dualrate.measuring.drawer import Drawer
 
@@ -31,9 +33,14 @@ def nearness(drawer: Drawer, seeds: range) -> Nearness | None:
     given = drawer.model.given
     if given is None:
         return None
+    parts = torch.tensor(seeds).split(drawer.batch_size)
+    return nearness_of((given.originals(part), drawn) for part, drawn in zip(parts, drawer.batches(seeds), strict=True))
+
+
+def nearness_of(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Nearness:
+    """pairs: images and their reconstructions, each (b, C, H, W), batch by batch."""
     found: list[float] = []
-    for images in drawer.batches(seeds):
-        batch = torch.tensor(seeds[len(found) : len(found) + len(images)])
-        square = (images.astype(np.float64) - given.originals(batch)) ** 2
+    for images, drawn in pairs:
+        square = (drawn.astype(np.float64) - images) ** 2
         found += [10 * math.log10(255**2 / max(error, 1e-9)) for error in square.mean((1, 2, 3)).tolist()]
     return Nearness(float(np.mean(found)), float(np.std(found) / math.sqrt(len(found))), len(found))

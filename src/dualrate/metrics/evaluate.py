@@ -238,7 +238,7 @@ class Evaluator(Generic[Net]):
 
 
 def round_trips(codec: Codec, images: ImageSet, rows: Tensor) -> Iterator[NDArray[np.uint8]]:
-    """(b, C, H, W): these images, encoded and decoded, some at a time."""
+    """(b, C, H, W): these images, encoded and decoded, ROUND_TRIP at a time."""
     for part in rows.split(ROUND_TRIP):
         x = to_float(images.images[part.numpy()]).to(codec.device)
         yield to_uint8(round_trip(codec, x, Draws(0, part.to(codec.device)))).cpu().numpy()

@@ -34,6 +34,8 @@ class EncoderConfig(Ranged):
     """Of each level, from the finest resolution; each halves the one before."""
     blocks: Annotated[int, Range(0, 1000)] = 2
     """Convolution blocks of a level."""
+    last_blocks: Annotated[int, Range(0, 1000)] | None = None
+    """Of the last level; as of the others if not given."""
     patch: Annotated[int, Range(1, 256)] = 2
     """Side of the square of pixels that becomes one position of the first level."""
     dropout: BelowOne = 0.0
@@ -48,6 +50,12 @@ class EncoderConfig(Ranged):
                 f"images of side {self.image_size} do not divide by {self.factor}, patches of {self.patch} over "
                 f"{len(self.channels)} levels: change the patch or the levels"
             )
+
+    @property
+    def blocks_of_levels(self) -> tuple[int, ...]:
+        """Of each level."""
+        last = self.blocks if self.last_blocks is None else self.last_blocks
+        return (*(self.blocks for _ in self.channels[1:]), last)
 
     @property
     def factor(self) -> int:
@@ -77,7 +85,8 @@ class ImageEncoder(nn.Module):
         if patch == 1:
             self.stem = nn.Conv2d(config.image_channels, channels[0], 3, padding=1)
         self.levels = nn.ModuleList(
-            nn.ModuleList(ConvBlock(width, 1, config.dropout) for _ in range(config.blocks)) for width in channels
+            nn.ModuleList(ConvBlock(width, 1, config.dropout) for _ in range(blocks))
+            for width, blocks in zip(channels, config.blocks_of_levels, strict=True)
         )
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(channels))
         out = nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1)

@@ -1,4 +1,4 @@
-"""Decoders of Fashion-MNIST's latents, trained on what a first stage left: `fashion-mnist-latents`, or any codec.
+"""Decoders of Fashion-MNIST's latents, trained on what a first stage left: `fashion-mnist-latents-first`, or any codec.
 
 Heavy, medium and light are single-rate; dual is the heavy network on z_0, once an image, and the light one at every
 step; retrofit is the same, begun as the trained light decoder and with the trained heavy one, whose x_hat it learns.
@@ -38,7 +38,7 @@ class DecoderRecipe(Ranged):
     kind: Kind = "dual"
     """heavy, medium or light: one network. dual: a heavy one on the latent, once, and a light one at every step.
     retrofit: the same of trained ones."""
-    codec: Path = Path("runs/fashion-mnist-latents")
+    codec: Path = Path("runs/fashion-mnist-latents/first")
     """Whose latents it decodes: a run that trained one, or its folder."""
     heavy: Path = Path("runs/fashion-mnist-decoder-heavy")
     """The trained heavy decoder; of a retrofit."""

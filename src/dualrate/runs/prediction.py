@@ -138,8 +138,9 @@ def needs(experiment: Experiment, load: Callable[[str], Experiment]) -> Needs:
     last = range(max(fit.iterations - 2, 0), fit.iterations)  # phases may alternate
     phases = {phase.name: (i, phase) for i in (0, *last) for phase in method.phases(i)}
     repeated = [phase.name for i in last for phase in method.phases(i)]
+    shape = experiment.codec.data_shape(experiment.shape)  # images, where a codec is trained along
     costs = {
-        name: pass_cost(method, phase, experiment.shape, i, bfloat16=bfloat16)
+        name: pass_cost(method, phase, shape, i, bfloat16=bfloat16)
         for name, (i, phase) in phases.items()
         if name in repeated
     }
@@ -156,7 +157,7 @@ def needs(experiment: Experiment, load: Callable[[str], Experiment]) -> Needs:
         per_image=most.per_image,
         summed=sum(trained[name] for name in repeated) / len(last),
         flops=sum(costs[name].flops_per_image for name in repeated) / len(last),
-        image=torch.Size(experiment.shape).numel(),
+        image=torch.Size(shape).numel(),
     )
 
 

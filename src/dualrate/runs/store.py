@@ -81,13 +81,16 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
     return read_stored(path, note).model(device)
 
 
-def codec_of(path: Path, device: torch.device | str = "cpu") -> Codec:
+def codec_of(
+    path: Path, device: torch.device | str = "cpu", sampler: str | None = None, steps: int | None = None
+) -> Codec:
     """The codec of a run, or of released weights, as it is by its newest checkpoint; a decoder's is that of its latents
     with itself as the decoder.
 
-    Raises as `load`, and ValueError for a model of pixels.
+    sampler, steps: of its decoder, in place of its own
+    Raises as `load` and `as_codec`, and ValueError for a model of pixels.
     """
-    codec = as_codec(load(path, device=device, note=lambda text: None))
+    codec = as_codec(load(path, device=device, note=lambda text: None), sampler, steps)
     if not codec.fingerprint:
         raise ValueError(f"{path} is a model of pixels, which has no codec: name a run that trains one")
     return codec

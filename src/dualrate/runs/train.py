@@ -187,7 +187,10 @@ def costs_of(experiment: Experiment, method: Method) -> list[str]:
         own = f", {_rounded(calls[i])} multiply-adds a call" if len(calls) == len(method.networks) else ""
         lines.append(f"{name}: {layout}{_rounded(count)} parameters{own}")
     if len(calls) != len(method.networks):
-        lines.append(f"a heavy call: {_rounded(cost.heavy)} multiply-adds, a light one: {_rounded(cost.light)}")
+        if cost.heavy:
+            lines.append(f"a heavy call: {_rounded(cost.heavy)} multiply-adds, a light one: {_rounded(cost.light)}")
+        else:
+            lines.append(f"a call of what is sampled from: {_rounded(cost.light)} multiply-adds")
     return lines
 
 

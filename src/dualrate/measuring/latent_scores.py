@@ -1,0 +1,138 @@
+"""What a codec keeps of images, and at what price: rFD, PSNR, and bits a pixel of its latents, beside a model's gFD.
+
+    gFD         the Frechet distance of a table, where its images are drawn by a model of latents: from training images
+    rFD         of reconstructions of held-out images, from the same images
+    bits        KL(q(z_0 | x) | p(z_0)) / (pixels ln 2) at most, by the prior that was trained with the codec:
+                mean over t of its unweighted loss, and KL(q(z_1 | x) | N(0, I))        (methods/unified_latents.py)
+
+Reconstructions are drawn: z_0 has its noise, a diffusion decoder its own. Both are keyed by the image's number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dualrate.codecs.codec import Codec
+from dualrate.codecs.config import RUN, CodecFolder
+from dualrate.data.images import ImageSet, to_float
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.values import Cond
+from dualrate.diffusion.weighting import Elbo
+from dualrate.experiments.experiment import Model
+from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.likelihood import Estimate
+from dualrate.measuring.measure import Measurement
+from dualrate.measuring.reconstruction import Nearness, nearness, nearness_of
+from dualrate.methods.unified_latents import bound, end
+from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
+from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.runs.store import load
+
+LOOKED_AT = 1000  # held-out images of PSNR and bits, at most
+TIMES = 16  # of the bound's integral, for each image: one in each sixteenth
+
+
+@dataclass(frozen=True)
+class LatentScores:
+    """generated: whether the table's distances are gFDs; rfd: by metric, of `count` images; bits: a pixel"""
+
+    generated: bool
+    rfd: Mapping[str, float]
+    count: int
+    nearness: Nearness
+    bits: Estimate | None
+
+    def __str__(self) -> str:
+        """For people, line by line."""
+        table = "gFD: images from a model of latents" if self.generated else "of reconstructions"
+        lines = [f"the table's distances, from training images, are {table}"]
+        lines += [f"r{metric} {value:.4g}, of {self.count:,} reconstructions, from the same held-out images"
+                  for metric, value in self.rfd.items()]  # fmt: skip
+        lines.append(str(self.nearness))
+        if self.bits is not None:
+            lines.append(f"latents hold {self.bits} bits a pixel at most, by the prior that was trained with them")
+        return "\n".join(lines)
+
+
+def latent_scores(
+    drawer: Drawer, seeds: range, measured: Measurement, judges: Sequence[Evaluator[Any]]
+) -> LatentScores | None:
+    """Of a decoder, or of a model of latents; None for one of pixels, or judges without held-out images.
+
+    measured: what `measure` gave for the drawer, seeds and judges. Raises what drawing and reading the codec raise.
+    """
+    model, images = drawer.model, judges[0].held_out
+    given = model.given
+    codec = model.codec if given is None else given.codec
+    if not codec.fingerprint or images is None:
+        return None
+    if given is not None:
+        before = given.originals(torch.tensor(seeds))
+        rfd, count = {one.metric: _distance(measured, one, before) for one in judges}, len(seeds)
+        near = nearness(drawer, seeds[:LOOKED_AT])
+        assert near is not None  # of a decoder
+    else:
+        count = min(len(seeds), len(images))
+        rfd = {judge.metric: judge.reconstruction(count, codec) for judge in judges}
+        near = round_trip_nearness(codec, images, min(count, LOOKED_AT))
+    prior = prior_of(model)
+    held = min(len(images), LOOKED_AT)
+    bits = prior and bits_per_pixel(prior.denoiser, prior.process, codec, images, held, classes=prior.num_classes > 0)
+    return LatentScores(given is None, rfd, count, near, bits)
+
+
+def _distance(measured: Measurement, judge: Evaluator[Any], before: Any) -> float:
+    """rFD of what was drawn."""
+    found, real = measured.features[judge.metric], judge.net.features(before)
+    return frechet_distance(GaussianStats.of(found), GaussianStats.of(real))
+
+
+def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:
+    """PSNR of the first `count` images after the codec's round trip."""
+    rows = torch.arange(count)
+    parts = zip(rows.split(ROUND_TRIP), round_trips(codec, images, rows), strict=True)
+    return nearness_of((images.images[row.numpy()], drawn) for row, drawn in parts)
+
+
+def prior_of(model: Model) -> Model | None:
+    """The model, among those that it is built on, that trained with the codec a prior of its noisy latents, if any.
+
+    Raises what `load` raises.
+    """
+    latents = model.experiment.method.latents
+    config = latents if latents.fingerprint else model.experiment.codec
+    if not config.fingerprint:
+        return model if model.process.end is not None else None
+    if not isinstance(config, CodecFolder) or not (Path(config.folder) / RUN).is_file():
+        return None
+    return prior_of(load(config.folder, device=model.device, note=lambda text: None))
+
+
+@torch.no_grad()
+def bits_per_pixel(
+    denoiser: Denoiser, process: GaussianProcess, codec: Codec, images: ImageSet, count: int, *, classes: bool = False
+) -> Estimate:
+    """An upper bound on what z_0 holds of the first `count` images, in bits for each pixel, by a model of latents.
+
+    classes: whether the model is given the images' labels
+    """
+    found = []
+    for row in torch.arange(count, device=codec.device).split(ROUND_TRIP):
+        index, draws = row.cpu().numpy(), Draws(0, row)
+        moments = codec.encode(to_float(images.images[index]).to(codec.device))
+        z = moments.sample(draws.normal("latent", *moments.mean.shape[1:]))
+        label = torch.from_numpy(images.labels[index]).to(z.device) if classes and images.labels is not None else None
+        nats, offset = end(process, z).double(), draws.uniform("t").double()
+        for k in range(TIMES):
+            eps = draws.normal(f"z_t {k}", *z.shape[1:])
+            nats += bound(denoiser, process, z, (k + offset) / TIMES, eps, Cond(label), Elbo()) / TIMES
+        found.append(nats.cpu() / (math.log(2) * math.prod(images.shape[1:])))
+    return Estimate.of(torch.cat(found))

@@ -1,0 +1,54 @@
+"""ImageNet by Unified Latents: sizes of the paper, what the stages share, and calls counted without numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dualrate.cli import train
+from dualrate.config.serial import from_plain, to_plain
+from dualrate.denoisers.decoder import Decoder
+from dualrate.experiments.experiment import Experiment
+from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
+from dualrate.recipes import imagenet_latents as recipes
+from dualrate.sampling.cost import call_cost, macs_of
+
+GIGA = 132.05, 120.90, 356.96, 105.89  # multiply-adds of encoder, prior, decoder, base
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_the_stages_fit_together_and_are_read_again_as_they_are(size):
+    stages = train.STAGES[f"imagenet{size}-latents"]()
+    assert stages.first.shape == stages.base.shape == (32, size // 16, size // 16)
+    assert stages.first.codec.data_shape(stages.first.shape) == (3, size, size)
+    for kind, experiment in (("first", stages.first), ("base", stages.base)):
+        assert train.RECIPES[experiment.name]() == experiment
+        assert experiment.name == f"{stages.name}-{kind}"
+        assert from_plain(Experiment, json.loads(json.dumps(to_plain(experiment)))) == experiment
+
+
+def test_the_last_level_of_an_encoder_may_have_blocks_of_its_own():
+    config = EncoderConfig(16, 1, 2, (4, 4, 4), blocks=2, last_blocks=3)
+    assert config.blocks_of_levels == (2, 2, 3)
+    assert [len(level) for level in ImageEncoder(config).levels] == [2, 2, 3]
+    assert EncoderConfig(16, 1, 2, (4, 4)).blocks_of_levels == (2, 2)
+
+
+def test_calls_cost_what_the_page_says():
+    """The prior by hand: 8 blocks of 12 x 1024 x 1024 weights at 1,024 positions, and 2 x 1,024 x 1,024 x 1024 each."""
+    first, base = recipes.first(), recipes.base()
+    with FakeTensorMode():
+        (networks, prior), (_, model) = (one.networks.build(one.process) for one in (first, base))
+        images, latent = torch.zeros(1, 3, 512, 512), first.shape
+        decoder = Decoder(networks["decoder"], first.process)
+        found = [
+            macs_of(lambda: networks["encoder"](images)),
+            call_cost(prior, latent, None).light,
+            call_cost(decoder, (3, 512, 512), None, latent=latent).light,
+            call_cost(model, latent, 0).light,
+        ]
+    assert [one / 1e9 for one in found] == pytest.approx(GIGA, rel=1e-3)
+    assert GIGA[1] * 1e9 == pytest.approx(8 * (12 * 1024**3 + 2 * 1024**3), rel=0.01)
