@@ -112,7 +112,7 @@ def scores(model: dr.Model, count: int, progress: Reporter) -> dict[str, Any]:
         shown(sum(map(len, drawn)), len(rows))
     progress.close()
     back, before = np.concatenate(drawn), held_out.images[rows.numpy()]
-    bits = bits_per_pixel(model.denoiser, model.process, codec, held_out, min(BITS_OF, len(held_out)))
+    bits = bits_per_pixel(model.denoiser, model.gaussian, codec, held_out, min(BITS_OF, len(held_out)))
     drawer = Choice(STEPS).drawer(model)
     row = measure(drawer, range(count), *judges, keep=_kept(model), progress=image_progress(progress)).row
     return {

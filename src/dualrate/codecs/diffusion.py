@@ -77,7 +77,7 @@ class Decoding:
     """A diffusion decoder under a sampler. process: of images; plan: one heavy call, at its first step"""
 
     decoder: Denoiser
-    process: GaussianProcess
+    process: Process
     sampler: str
     step: Step
     plan: StepPlan

@@ -85,7 +85,7 @@ def latent_scores(
         near = round_trip_nearness(codec, images, min(count, LOOKED_AT))
     prior = prior_of(model)
     held = min(len(images), LOOKED_AT)
-    bits = prior and bits_per_pixel(prior.denoiser, prior.process, codec, images, held, classes=prior.num_classes > 0)
+    bits = prior and bits_per_pixel(prior.denoiser, prior.gaussian, codec, images, held, classes=prior.num_classes > 0)
     return LatentScores(given is None, rfd, count, near, bits)
 
 
