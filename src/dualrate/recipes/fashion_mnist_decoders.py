@@ -1,6 +1,6 @@
 """Decoders of Fashion-MNIST's latents, trained on what a first stage left: `fashion-mnist-latents-first`, or any codec.
 
-Heavy, medium and light are single-rate; dual is the heavy network on z_0, once an image, and the light one at every
+Heavy, medium, small and light are single-rate; dual is the heavy network on z_0, once an image, and the light one at every
 step; retrofit is the same, begun as the trained light decoder and with the trained heavy one, whose x_hat it learns.
 """
 
@@ -21,12 +21,12 @@ from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.fashion_mnist import network
 from dualrate.recipes.fashion_mnist_latents import FIT, WEIGHTING
 
-Kind = Literal["heavy", "medium", "light", "dual", "retrofit"]
+Kind = Literal["heavy", "medium", "small", "light", "dual", "retrofit"]
 SIZES: dict[str, UViTConfig] = {
     name: replace(network(*widths), num_classes=0)
-    for name, widths in {"heavy": (56, 128, 4), "medium": (48, 96, 2), "light": (24, 64, 1)}.items()
+    for name, widths in {"heavy": (56, 128, 4), "medium": (48, 96, 2), "small": (36, 96, 1), "light": (24, 64, 1)}.items()
 }
-ITERATIONS: dict[Kind, int] = {"heavy": 3600, "medium": 7000, "light": 16_000, "dual": 2500, "retrofit": 1500}
+ITERATIONS: dict[Kind, int] = {"heavy": 3600, "medium": 7000, "small": 11_000, "light": 16_000, "dual": 2500, "retrofit": 1500}
 SHAPE = SIZES["heavy"].shape
 
 
@@ -36,7 +36,7 @@ class DecoderRecipe(Ranged):
     that: give --codec with --help to see all of them."""
 
     kind: Kind = "dual"
-    """heavy, medium or light: one network. dual: a heavy one on the latent, once, and a light one at every step.
+    """heavy, medium, small or light: one network. dual: a heavy one on the latent, once, and a light one at every step.
     retrofit: the same of trained ones."""
     codec: Path = Path("runs/fashion-mnist-latents/first")
     """Whose latents it decodes: a run that trained one, or its folder."""
