@@ -48,15 +48,17 @@ from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.betas import Betas
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow
 from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.decoding import OneDecoder, TwoDecoders
 from dualrate.experiments.foreign import OwnBlocks
 from dualrate.experiments.moment_matching import MomentMatchingConfig
-from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan
+from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, Segments
 from dualrate.foreign.config import ForeignConfig
 from dualrate.foreign.conventions import Discrete, Flow
 from dualrate.foreign.cut import CutNetwork
 from dualrate.foreign.taps import Tap
 from dualrate.machine.accelerators import ACCELERATORS
+from dualrate.methods.consistency import Consistency
 from dualrate.methods.denoising import Denoising, Targets
 from dualrate.methods.method import Loss, Phase
 from dualrate.methods.moment_matching.alternating import MomentMatching
@@ -151,7 +153,9 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.measuring.planning.Candidate",
     "dualrate.measuring.planning.Ranked",
     "dualrate.experiments.experiment.Model",
+    "dualrate.methods.consistency.ConsistencyWatch",
     "dualrate.methods.moment_matching.watch.Watch",
+    "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",
     "dualrate.foreign.taps.Stem",
@@ -191,7 +195,7 @@ def examples() -> Iterator[Any]:
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4), Member(0.5))
-    yield from (AtLeast(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
+    yield from (AtLeast(4), Segments(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
     yield from (TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
     two = cli_train.RECIPES["fashion-mnist-dual"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
@@ -207,6 +211,10 @@ def examples() -> Iterator[Any]:
     roles: dict[str, Any] = {"networks": networks, "student": denoiser, "teacher": denoiser, "process": of}
     roles |= {"weighting": Sigmoid(), "states": FromData(4, of)}
     yield MomentMatching(**roles, auxiliaries=nn.ModuleDict(), auxiliary=denoiser)
+    yield from (
+        Consistency(networks, denoiser, of, 4),
+        replace(cli_train.RECIPES["fashion-mnist-heavy"](), method=ConsistencyConfig()),
+    )
     yield InstantMomentMatching(**roles, teacher_network=nn.Identity())
     yield Phase("model", (), lambda *_: Loss(torch.zeros(())))
     yield from (RectifiedFlow(), ForeignConfig("", "", Discrete(Betas())), Flow(), Tap(0, 1, 1), Retrofit())

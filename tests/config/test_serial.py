@@ -47,7 +47,7 @@ def changed(path: list, value) -> dict:
             ["networks", "type"],
             "os.system",
             "there is no NetworksConfig 'os.system', it is one of LatentNetworks, OneDecoder, OneForeign, OneNetwork, "
-            "OwnBlocks, Retrofitted, TwoDecoders, TwoForeign, TwoNetworks",
+            "OneTransformer, OwnBlocks, Retrofitted, TwoDecoders, TwoForeign, TwoNetworks, TwoTransformers",
         ),
         (["fit", "precision"], "float8", "expected one of"),
         (["networks", "light", "levels"], 3, "expected a list"),

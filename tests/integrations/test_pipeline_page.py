@@ -28,6 +28,6 @@ def test_commands_and_python_of_the_page_run(tmp_path, monkeypatch):
 
 
 def test_commands_of_the_page_that_push_are_ones():
-    (block,) = re.findall(r"```text\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    (block,) = re.findall(r"```text\n(dualrate.*?)```", PAGE.read_text(), flags=re.DOTALL)
     for line in block.splitlines():
         assert main.parsed(line.split(">")[0].split()[1:])

@@ -1,7 +1,8 @@
 """Decoders of Fashion-MNIST's latents, trained on what a first stage left: `fashion-mnist-latents-first`, or any codec.
 
-Heavy, medium, small and light are single-rate; dual is the heavy network on z_0, once an image, and the light one at every
-step; retrofit is the same, begun as the trained light decoder and with the trained heavy one, whose x_hat it learns.
+Heavy, medium, small and light are single-rate; dual is the heavy network on z_0, once an image, and the light one at
+every step; retrofit is the same, begun as the trained light decoder and with the trained heavy one, whose x_hat it
+learns.
 """
 
 from __future__ import annotations
@@ -24,9 +25,21 @@ from dualrate.recipes.fashion_mnist_latents import FIT, WEIGHTING
 Kind = Literal["heavy", "medium", "small", "light", "dual", "retrofit"]
 SIZES: dict[str, UViTConfig] = {
     name: replace(network(*widths), num_classes=0)
-    for name, widths in {"heavy": (56, 128, 4), "medium": (48, 96, 2), "small": (36, 96, 1), "light": (24, 64, 1)}.items()
+    for name, widths in {
+        "heavy": (56, 128, 4),
+        "medium": (48, 96, 2),
+        "small": (36, 96, 1),
+        "light": (24, 64, 1),
+    }.items()
 }
-ITERATIONS: dict[Kind, int] = {"heavy": 3600, "medium": 7000, "small": 11_000, "light": 16_000, "dual": 2500, "retrofit": 1500}
+ITERATIONS: dict[Kind, int] = {
+    "heavy": 3600,
+    "medium": 7000,
+    "small": 11_000,
+    "light": 16_000,
+    "dual": 2500,
+    "retrofit": 1500,
+}
 SHAPE = SIZES["heavy"].shape
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dualrate.codecs.codec import Codec
 from dualrate.config.serial import from_json, to_plain
-from dualrate.experiments import denoising, moment_matching, tokens, unified_latents  # noqa: F401  # methods a file may name
+from dualrate.experiments import consistency, denoising, moment_matching, tokens, unified_latents  # noqa: F401  # a file may name their methods
 from dualrate.experiments.decoding import as_codec
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.foreign import experiment_of, weights_of
