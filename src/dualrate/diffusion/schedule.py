@@ -69,6 +69,11 @@ def sigma(log_snr: Tensor) -> Tensor:
     return torch.sigmoid(-log_snr).sqrt()
 
 
+def _check_ends(log_snr_min: float, log_snr_max: float) -> None:
+    if not log_snr_min < log_snr_max:
+        raise ValueError(f"log_snr_min must be below log_snr_max, got {log_snr_min} and {log_snr_max}")
+
+
 @dataclass(frozen=True)
 class Cosine(Schedule, Ranged):
     """The truncated cosine schedule, moved by `shift` between fixed end points."""
@@ -82,8 +87,7 @@ class Cosine(Schedule, Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.log_snr_min < self.log_snr_max:
-            raise ValueError(f"log_snr_min must be below log_snr_max, got {self.log_snr_min} and {self.log_snr_max}")
+        _check_ends(self.log_snr_min, self.log_snr_max)
 
     @property
     def _angles(self) -> tuple[float, float]:
@@ -130,8 +134,7 @@ class RectifiedFlow(Schedule, Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.log_snr_min < self.log_snr_max:
-            raise ValueError(f"log_snr_min must be below log_snr_max, got {self.log_snr_min} and {self.log_snr_max}")
+        _check_ends(self.log_snr_min, self.log_snr_max)
 
     @property
     def _ends(self) -> tuple[float, float, float]:
@@ -163,8 +166,7 @@ class Linear(Schedule, Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.log_snr_min < self.log_snr_max:
-            raise ValueError(f"log_snr_min must be below log_snr_max, got {self.log_snr_min} and {self.log_snr_max}")
+        _check_ends(self.log_snr_min, self.log_snr_max)
 
     @property
     def _ends(self) -> tuple[float, float, float]:

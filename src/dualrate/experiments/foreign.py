@@ -98,8 +98,33 @@ class Retrofitted(NetworksConfig):
         disconnect(networks["encoder"], networks["light"])
 
 
+class _BothForeign:
+    """Both networks are of diffusers: what they see is what the encoder sees."""
+
+    encoder: ForeignConfig
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("encoder", "light")
+
+    @property
+    def shape(self) -> Shape:
+        return self.encoder.shape
+
+    @property
+    def num_classes(self) -> int:
+        return self.encoder.num_classes
+
+    @property
+    def null_class(self) -> bool:
+        return self.encoder.null
+
+    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
+        return networks.get_submodule(f"{role}.net")
+
+
 @dataclass(frozen=True)
-class TwoForeign(NetworksConfig):
+class TwoForeign(_BothForeign, NetworksConfig):
     """A model of diffusers as the encoder, and a smaller one as the light network."""
 
     encoder: ForeignConfig
@@ -122,25 +147,6 @@ class TwoForeign(NetworksConfig):
         light = SiblingLight(net)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("encoder", "light")
-
-    @property
-    def shape(self) -> Shape:
-        return self.encoder.shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.encoder.num_classes
-
-    @property
-    def null_class(self) -> bool:
-        return self.encoder.null
-
-    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
-        return networks.get_submodule(f"{role}.net")
-
 
 def _check_same(encoder: ForeignConfig, light: ForeignConfig | UViTConfig) -> None:
     own, its = ({"images of (C, H, W)": one.shape, "classes": one.num_classes} for one in (encoder, light))
@@ -149,7 +155,7 @@ def _check_same(encoder: ForeignConfig, light: ForeignConfig | UViTConfig) -> No
 
 
 @dataclass(frozen=True)
-class OwnBlocks(NetworksConfig, Ranged):
+class OwnBlocks(_BothForeign, NetworksConfig, Ranged):
     """A model of diffusers as the encoder, and a light network that starts as some of its blocks."""
 
     encoder: ForeignConfig
@@ -164,25 +170,6 @@ class OwnBlocks(NetworksConfig, Ranged):
         encoder = OwnEncoder(self.encoder.build(), self.blocks)
         light = OwnLight(shorter(self.encoder, self.blocks).build())
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("encoder", "light")
-
-    @property
-    def shape(self) -> Shape:
-        return self.encoder.shape
-
-    @property
-    def num_classes(self) -> int:
-        return self.encoder.num_classes
-
-    @property
-    def null_class(self) -> bool:
-        return self.encoder.null
-
-    def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
-        return networks.get_submodule(f"{role}.net")
 
     def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         whole = json.loads(self.encoder.config)[COUNT]

@@ -12,18 +12,9 @@ from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.tokens import OneTransformer, TokenDenoisingConfig, TwoTransformers
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource
 from dualrate.networks.tokens import TokensConfig
-from dualrate.training.config import FitConfig
-from dualrate.training.optim import OptimConfig
+from dualrate.recipes.fashion_mnist_latents import FIT
 
 CODEC = GreyLevels(8)
-FIT = FitConfig(
-    iterations=6000,
-    batch_size=64,
-    optim=OptimConfig(lr=1e-3, betas=(0.9, 0.99), warmup=200, decay="cosine"),
-    ema_halflife=20_000,
-    checkpoint_every=250,
-    sample_every=1000,
-)
 
 
 def network(channels: int, blocks: int) -> TokensConfig:
