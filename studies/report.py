@@ -1,6 +1,6 @@
 """Reports of docs/results: compares models, then writes a page's tables and figures and docs/results/NAME.json.
 
-    make reproduce-report                   settled: the models that were trained alike, 50,000 images, about three hours
+    make reproduce-report                   settled: models trained alike, 50,000 images, about three hours
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
     .venv/bin/python studies/report.py fashion-mnist    all plans and samplers of older models, about an hour
     make reproduce-cifar10 PIECE=report     cifar10-full, or with SIZE=reduced cifar10-reduced: the models in runs/

@@ -14,9 +14,11 @@ from latents.tiny_stage import LATENT, first_stage
 
 import dualrate as dr
 from dualrate.cli import train as cli_train
+from dualrate.codecs.config import read_codec
 from dualrate.data.latents import read_latents
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
+from dualrate.doctor.stored import check_stored, is_stored
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.stages import Stages
 from dualrate.runs import stages as runs_stages
@@ -79,6 +81,13 @@ def test_one_command_goes_on_from_wherever_it_was_killed(stages: Stages, monkeyp
     assert read_latents("runs/tiny/latents", "train").packed.dataset["row"]["each"] == 1  # no mirrored ones
     drawn = ("sample", "runs/tiny/base", "--num", 2, "--steps", 2, "--out", "drawn")
     assert call(monkeypatch, *drawn) == 0
+    capsys.readouterr()
+    assert call(monkeypatch, "sample", "runs/tiny", "--out", "more") == 2
+    assert "runs/tiny is no run, it holds base, first: name one, as runs/tiny/base" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"give its .*/base or .*/first"):
+        read_codec("runs/tiny")
+    assert is_stored(Path("runs/tiny"))
+    assert "problem" not in {finding.level for finding in check_stored(Path("runs/tiny"))}
     assert call(monkeypatch, "train", "tiny", "--first.fit.iterations", 3) == 2
     assert "codec" in capsys.readouterr().err  # the latents are of the first stage as it was
 

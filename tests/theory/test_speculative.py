@@ -9,12 +9,15 @@ from scipy.stats import ks_2samp, norm
 from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Metered
+from dualrate.diffusion.categorical import Masked
+from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, NoisyEnd
 from dualrate.diffusion.values import Context, Reuse
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.likelihood.variance import FittedVariance
+from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
 from dualrate.sampling.solvers import SDEDPMSolver2M
-from dualrate.sampling.speculative import acceptance, frozen, light, other, reflection_coupling, speculate
+from dualrate.sampling.speculative import _Numbers, acceptance, frozen, light, other, reflection_coupling, speculate
 from dualrate.sampling.trajectory import sample
 from theory.common import PROCESS, f64, gaussian, normals, space_mixture, uniforms
 
@@ -120,8 +123,19 @@ def test_a_light_network_drafts_with_the_latest_context_of_its_own_image():
     assert (made.calls + made.accepted.sum(1) == PLAN.num_steps).all()  # every call makes one step of its own
 
 
-@pytest.mark.parametrize("step", [DDIM(PROCESS), SDEDPMSolver2M(PROCESS), Ancestral(PROCESS, eta=0)], ids=str)
-def test_steps_without_a_gaussian_kernel_are_refused(step):
+FITTED = FittedVariance(Ancestral(PROCESS), (-1.0, 1.0), (0.1, 0.1))
+STRANGE = [DDIM(PROCESS), SDEDPMSolver2M(PROCESS), Ancestral(PROCESS, eta=0), FITTED, Reverse(Masked())]
+
+
+def test_acceptance_is_decided_by_numbers_of_its_own_at_every_step():
+    rows = torch.arange(1000)
+    numbers = _Numbers(PROCESS, Draws(0, rows), 4, (1,))
+    drawn = torch.stack([numbers(rows, torch.full_like(rows, k))[1] for k in range(4)])
+    assert (torch.corrcoef(drawn) - torch.eye(4)).abs().max() < 4 / 1000**0.5
+
+
+@pytest.mark.parametrize("step", STRANGE, ids=str)
+def test_steps_that_are_not_ancestral_are_refused(step):
     with pytest.raises(ValueError, match="use Ancestral"):
         speculate(TARGET, frozen, step, PLAN, (3,), [0])
 

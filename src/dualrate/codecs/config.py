@@ -22,7 +22,7 @@ from dualrate.config.imports import imported
 from dualrate.config.ranges import Ranged, Steps
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.values import Shape
-from dualrate.machine.files import ABSENT, read_json
+from dualrate.machine.files import ABSENT, holders, read_json
 
 CONFIG = "config.json"
 RUN = "experiment.json"
@@ -155,7 +155,8 @@ def _check_class(path: Path) -> None:
     except OSError as error:
         if error.errno not in ABSENT:
             raise
-        there = f": give its {path / 'vae'}" if (path / "vae" / CONFIG).is_file() else ""
+        others = [path / "vae"] if (path / "vae" / CONFIG).is_file() else holders(path, RUN)
+        there = f": give its {' or '.join(map(str, others))}" if others else ""
         raise ValueError(f"{path} holds no codec, which would have a {CONFIG}{there}") from error
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError(f"{path / CONFIG} names no class (_class_name) of diffusers: no codec is known there")

@@ -27,7 +27,7 @@ from dualrate.diffusion.values import Cond, Context, Reuse
 class ForecastContext:
     """A dual-rate denoiser whose light network gets the context's features as they would be now.
 
-    Raises ValueError for a denoiser without a context that is trained to be reused.
+    Raises ValueError for a denoiser without a context that is trained to be reused, and for tokens.
     """
 
     inner: Denoiser
@@ -36,6 +36,8 @@ class ForecastContext:
     def __post_init__(self) -> None:
         if self.inner.reuse is not Reuse.MARKOV:
             raise ValueError(f"contexts are forecast of a dual-rate model, got {type(self.inner).__name__}")
+        if not isinstance(self.process, GaussianProcess):
+            raise ValueError(f"contexts are forecast along Gaussian paths; states of {self.process} are no lines")
 
     @property
     def reuse(self) -> Reuse:

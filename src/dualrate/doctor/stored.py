@@ -10,6 +10,7 @@ from dualrate.data.cache import cache_dir
 from dualrate.data.images import find_source
 from dualrate.data.latents import is_encoded, read_latents
 from dualrate.doctor.finding import Finding, ok, problem, warning
+from dualrate.machine.files import holders
 from dualrate.machine.folders import Damaged
 from dualrate.runs.store import EXPERIMENT, WEIGHTS, load, read_experiment
 from dualrate.training import checkpoint
@@ -19,11 +20,15 @@ CHECKPOINTS = "checkpoints"
 
 def is_stored(path: Path) -> bool:
     """Whether this is meant to be a run, or released weights, rather than images."""
-    return any((path / name).exists() for name in (EXPERIMENT, WEIGHTS, CHECKPOINTS))
+    return any((path / name).exists() for name in (EXPERIMENT, WEIGHTS, CHECKPOINTS)) or bool(holders(path, EXPERIMENT))
 
 
 def check_stored(path: Path) -> Iterator[Finding]:
-    """What a directory of a run, or of released weights, holds. Reads every byte, changes nothing."""
+    """What a directory of a run, of runs in stages or of released weights holds. Reads every byte, changes nothing."""
+    if not (path / EXPERIMENT).exists() and (within := holders(path, EXPERIMENT)):
+        for run in within:
+            yield from check_stored(run)
+        return
     try:
         experiment = read_experiment(path)
     except (ValueError, OSError) as error:

@@ -44,7 +44,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
         return Segments(self.steps)
 
     def check(self, experiment: Experiment) -> None:
-        first, last = self.teacher_steps
+        (first, last), _ = self.teacher_steps, experiment.gaussian
         if not self.steps <= first <= last:
             raise ValueError(
                 f"a teacher makes as many steps as the student or more, and no fewer in the end than at first; got "

@@ -76,7 +76,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         return self.plans.default_plan()
 
     def check(self, experiment: Experiment) -> None:
-        fit, dual = experiment.fit, not experiment.networks.single_rate
+        fit, dual, _ = experiment.fit, not experiment.networks.single_rate, experiment.gaussian
         if not isinstance(self.plans, OnePlan if dual else AtLeast):
             raise ValueError(
                 "a dual-rate student serves one plan and a single-rate one all steps that are short enough, "

@@ -212,3 +212,8 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def holders(folder: Path, name: str) -> list[Path]:
+    """The folders in `folder` that hold a file of this name, sorted; none where it is no folder."""
+    return sorted(path.parent for path in folder.glob(f"*/{name}") if path.is_file())

@@ -12,7 +12,8 @@ neighbours among T + 1 times:
     L      = E rho(|target - f(z_t, t)|^2 / (d sigma_t^2)),    rho(e) = e, or sqrt(e + c^2) - c     pseudo-Huber
 
 |target - f| / sigma_t is the error of v, and its square has the weight SNR + 1. At s = b nothing of f is in the target,
-which is x_t: that keeps it from collapsing. With T = S it is so everywhere, and L the v-loss of diffusion.
+which is x_t' below (x_t without the variance): that keeps it from collapsing. With T = S it is so everywhere, and from
+data L is the v-loss of diffusion.
 
 The paper takes the target from an inverse DDIM step in double precision, a difference of nearly equal numbers. Solved
 on paper it is a mean: with u = alpha / sigma, DDIM is z_s / sigma_s = z_t / sigma_t + (u_s - u_t) x_hat, so

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.experiment import Experiment, MethodConfig
@@ -143,12 +142,13 @@ def _student(
     method: MethodConfig,
     shift: float,
 ) -> Experiment:
-    schedule = source.process.schedule
+    process = source.process
     if not math.isfinite(shift):
         raise ValueError(f"the shift of a schedule is a number of log-SNR, got {shift}")
     if shift:
+        schedule = process.schedule
         if not isinstance(schedule, Cosine):
             raise ValueError(f"only a cosine schedule can be shifted further, this teacher's is {schedule}: drop shift")
-        schedule = replace(schedule, shift=schedule.shift + shift)
+        process = replace(source.gaussian, schedule=replace(schedule, shift=schedule.shift + shift))
     name = f"{recipe.name or source.name}-{ending}"
-    return Experiment(name, networks, method, recipe.fit, source.data, GaussianProcess(schedule), source.codec)
+    return Experiment(name, networks, method, recipe.fit, source.data, process, source.codec)

@@ -20,6 +20,7 @@ from dualrate.experiments.stages import Stages
 from dualrate.runs.store import EXPERIMENT
 
 FIRST, LATENTS, BASE = "first", "latents", "base"
+SHARD_BYTES = 2**22  # of latents: a kill loses no more
 
 
 def in_turn(
@@ -47,6 +48,7 @@ def in_turn(
         channels=data.channels,
         on_bad=data.on_bad,
         mirrored=stages.base.data.augment.flip,
+        shard_bytes=SHARD_BYTES,
         device=device,
         batch_size=64,
         progress=progress,

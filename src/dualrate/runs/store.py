@@ -35,7 +35,7 @@ from dualrate.experiments.foreign import experiment_of, weights_of
 from dualrate.experiments.upgrade import upgraded
 from dualrate.foreign.folder import is_diffusers
 from dualrate.machine.environment import environment
-from dualrate.machine.files import ABSENT, append_record, read_bytes, read_json, read_records, write_whole
+from dualrate.machine.files import ABSENT, append_record, holders, read_bytes, read_json, read_records, write_whole
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
 from dualrate.runs.pairs import switched
 from dualrate.training import checkpoint
@@ -213,6 +213,10 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
     except OSError as error:
         if error.errno not in ABSENT:
             raise
+        if within := holders(path, EXPERIMENT):
+            raise ValueError(
+                f"{path} is no run, it holds {', '.join(run.name for run in within)}: name one, as {within[0]}"
+            ) from error
         raise ValueError(
             f"{path} is no run: it has no {EXPERIMENT}. Train one (dualrate train fashion-mnist-dual --out {path}), "
             "or use released weights (weights/...)"

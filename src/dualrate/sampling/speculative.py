@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor
@@ -38,10 +38,11 @@ from dualrate.config.ranges import Range, checked
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import Gaussian, Process
+from dualrate.diffusion.process import Gaussian, GaussianProcess, Process
 from dualrate.diffusion.values import Cond, Context, Refresh
+from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.noise import StepNoise
-from dualrate.sampling.step import MarkovStep, Step
+from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import first_state
 
 Window = Annotated[int, Range(0, 10_000)]
@@ -120,11 +121,11 @@ def speculate(
 
     plan: a heavy call at every step, as StepPlan.uniform(32) has; shape, seeds, label: as of `sample`
     window: m, the most steps that are drafted before a call
-    Raises ValueError for a step without a Gaussian kernel, such as a deterministic one, a plan that reuses contexts, a
-    window out of range, and a guided dual-rate target, whose contexts have two rows an image.
+    Raises ValueError for a step that is not ancestral, of Gaussian noise, a plan that reuses contexts, a window out of
+    range, and a guided dual-rate target, whose contexts have two rows an image.
     """
-    if not isinstance(step, MarkovStep) or not step.draws_noise:
-        raise ValueError(f"speculative sampling couples Gaussian kernels, which {step} has not: use Ancestral")
+    if not (isinstance(step, Reverse) and isinstance(step.process, GaussianProcess) and step.draws_noise):
+        raise ValueError(f"speculative sampling couples the kernels of ancestral steps, got {step}: use Ancestral")
     if set(plan.refresh) != {Refresh.FULL}:
         raise ValueError(
             f"speculative sampling has the law of a heavy call at every step, got {plan.num_heavy} in "
@@ -160,7 +161,7 @@ class _Numbers:
 class _Speculation:
     target: Denoiser
     draft: Draft
-    step: MarkovStep
+    step: Reverse
     plan: StepPlan
     cond: Cond
     numbers: _Numbers
@@ -222,7 +223,7 @@ class _Speculation:
         return z, passed, replace(context, x_hat=x_hat).rows(last)
 
     def _kernel(self, x_hat: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        return self.step.kernel(lambda *_: x_hat, z, t, s)
+        return cast(Gaussian, self.step.kernel(lambda *_: x_hat, z, t, s))
 
 
 def _like(rows: Tensor, like: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
     auxiliary   L(phi) = D(sg x~, phi) + D(sg theta, phi)
 
 for x~ = g(z_t) and z_s ~ q(z_s | z_t, x~), which is held fixed. The auxiliary's optimum is phi = (p + theta) / 2, of
-p = E[x~ | z_s], whatever D; and there the student has no gradient on average if and only if p = theta.
+p = E[x~ | z_s], whatever D; and there L(eta) has no gradient in x~ at a z_s (within the simplex, of probabilities) if
+and only if p = theta. A student may be stationary before that: gradients of many z_s add up in one z_t.
 
     squared error     L(eta) has the gradient of <x~, phi - theta> / d: moment matching (arXiv 2406.04103)
     cross-entropy     L(eta) = -sum x~ (log theta - log phi): discrete moment matching (D-MMD, arXiv 2603.20155), x~ the
