@@ -52,7 +52,9 @@ class CodecConfig(ABC):
 
         Raises ValueError for a codec without a decoder that draws, here or in `build`.
         """
-        raise ValueError(f"{type(self).__name__} has no decoder that takes steps: drop its sampler and its steps")
+        if sampler is not None or steps is not None:
+            raise ValueError(f"{type(self).__name__} has no decoder that takes steps: drop its sampler and its steps")
+        return self
 
     @abstractmethod
     def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:

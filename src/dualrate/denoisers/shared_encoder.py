@@ -20,10 +20,10 @@ from torch import Tensor
 
 from dualrate.config.ranges import Ranged, SharedBlocks
 from dualrate.denoisers.denoiser import Denoiser, Plain
-from dualrate.diffusion.prediction import x_from_v
-from dualrate.diffusion.process import GaussianProcess, per_row
+from dualrate.denoisers.feature_cache import FeatureCache
+from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Cond, Context, Reuse
-from dualrate.networks.uvit import Skips, UViT
+from dualrate.networks.uvit import Skips, UViT, require_shape
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class SharedEncoder(Ranged):
     """A single-rate U-ViT that keeps what the first `split` blocks of its middle level add between refreshes.
 
     split: 1 to the number of middle blocks. More: a cheaper light call, further from the network
-    A refresh has denoised already (`Context.x_hat`), so its step needs no light call: H = N is the network itself.
-    A step without context runs the whole network, though a meter counts it among the light calls.
+    It is the feature cache (denoisers/feature_cache.py) of the network cut there.
     """
 
     network: UViT
@@ -64,34 +63,30 @@ class SharedEncoder(Ranged):
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Runs the whole network; the context has one feature, (B, C, h, w) of the middle level, and x_hat."""
-        net, log_snr, emb = self._embedded(z, t, cond)
-        h, skips = net.descend(net.patches(z), emb)
-        out = net.middle(h, emb, end=self.split)
-        return Context((out - h,), tau=t, x_hat=self._x_hat(z, log_snr, emb, out, skips))
+        return FeatureCache(self, self.process).encode(z, t, cond)
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         """Raises ValueError for a context that is not this network's, or that only some of the rows have."""
-        if context.x_hat is not None:
-            return context.x_hat
-        net, log_snr, emb = self._embedded(z, t, cond)
-        h, skips = net.descend(net.patches(z), emb)
-        if not context.features and context.tau is None:
-            return self._x_hat(z, log_snr, emb, net.middle(h, emb, end=self.split), skips)
-        if [feature.shape for feature in context.features] != [h.shape] or context.present is not None:
-            raise ValueError(
-                f"the context of a shared encoder is one feature of shape {tuple(h.shape)} that all rows have, got "
-                f"{[tuple(feature.shape) for feature in context.features]}"
-                f"{'' if context.present is None else ', absent for some rows'}: pass what encode returned for these "
-                "rows, or Context() to run the whole network"
-            )
-        return self._x_hat(z, log_snr, emb, h + context.features[0], skips)
+        return FeatureCache(self, self.process).denoise(z, t, context, cond)
 
-    def _embedded(self, z: Tensor, t: Tensor, cond: Cond) -> tuple[UViT, Tensor, Tensor]:
-        log_snr = self.process.log_snr(t).to(z.dtype)
-        return self.network, log_snr, self.network.embedding(per_row(log_snr, z), cond.label)
+    def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the shared blocks add, and v. Arguments: the network's."""
+        emb, h, skips = self._above(z, log_snr, label)
+        out = self.network.middle(h, emb, end=self.split)
+        return out - h, self._v(out, skips, emb)
 
-    def _x_hat(self, z: Tensor, log_snr: Tensor, emb: Tensor, h: Tensor, skips: Skips) -> Tensor:
-        """From h, the output of the first `split` blocks."""
+    def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
+        """v without the shared blocks, given what they add. Raises ValueError where that has another shape."""
+        emb, h, skips = self._above(z, log_snr, label)
+        require_shape(added, h)
+        return self._v(h + added, skips, emb)
+
+    def _above(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Skips]:
+        """The way down to the input of the middle level."""
+        emb = self.network.embedding(log_snr, label)
+        return emb, *self.network.descend(self.network.patches(z), emb)
+
+    def _v(self, h: Tensor, skips: Skips, emb: Tensor) -> Tensor:
+        """From h, the output of the shared blocks."""
         h = self.network.middle(h, emb, begin=self.split)
-        v = self.network.predict(self.network.ascend(h, skips, emb)[0])
-        return x_from_v(z, v.to(z.dtype), log_snr)
+        return self.network.predict(self.network.ascend(h, skips, emb)[0])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from dualrate.config.ranges import BelowOne, Ranged, Share, Steps, TeacherGuidance
 from dualrate.denoisers.denoiser import Denoiser, Plain
+from dualrate.diffusion.process import require_gaussian
 from dualrate.experiments.denoising import fill
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiments.serves import Segments
@@ -44,7 +45,8 @@ class ConsistencyConfig(MethodConfig, Ranged):
         return Segments(self.steps)
 
     def check(self, experiment: Experiment) -> None:
-        (first, last), _ = self.teacher_steps, experiment.gaussian
+        require_gaussian(experiment.process, experiment.name)
+        first, last = self.teacher_steps
         if not self.steps <= first <= last:
             raise ValueError(
                 f"a teacher makes as many steps as the student or more, and no fewer in the end than at first; got "

@@ -28,7 +28,7 @@ from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import DataProgress, Split
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.process import GaussianProcess, Process
+from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Reuse, Shape
 from dualrate.diffusion.weighting import Sigmoid, Weighting
@@ -160,9 +160,7 @@ class Experiment(Ranged):
     @property
     def gaussian(self) -> GaussianProcess:
         """The process, as what is of Gaussian noise alone takes it. Raises ValueError for another."""
-        if not isinstance(self.process, GaussianProcess):
-            raise ValueError(f"{self.name} has no Gaussian noise ({self.process}), which this is for: it is of tokens")
-        return self.process
+        return require_gaussian(self.process, self.name)
 
     @property
     def shape(self) -> Shape:
@@ -293,7 +291,7 @@ class Model:
             if folder is not None and not codec.fingerprint:
                 raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
             codec = codec if folder is None else CodecFolder(str(folder), codec.fingerprint)
-            codec = codec if sampler is None and steps is None else codec.under(sampler, steps)
+            codec = codec.under(sampler, steps)
         return replace(self, experiment=replace(self.experiment, method=method, codec=codec))
 
     @property

@@ -23,6 +23,7 @@ from dualrate.config.ranges import BelowOne, Factor, FirstIterations, Pairs, Ran
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.denoising import fill, start_from
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
@@ -76,7 +77,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         return self.plans.default_plan()
 
     def check(self, experiment: Experiment) -> None:
-        fit, dual, _ = experiment.fit, not experiment.networks.single_rate, experiment.gaussian
+        require_gaussian(experiment.process, experiment.name)
+        fit, dual = experiment.fit, not experiment.networks.single_rate
         if not isinstance(self.plans, OnePlan if dual else AtLeast):
             raise ValueError(
                 "a dual-rate student serves one plan and a single-rate one all steps that are short enough, "

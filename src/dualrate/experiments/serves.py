@@ -137,9 +137,38 @@ class AtLeast(_Distilled, Ranged):
             )
 
 
+class _Single(Serves):
+    """Of a model that learned the steps of one plan: it serves that one."""
+
+    steps: int
+
+    @property
+    @abstractmethod
+    def learned(self) -> str:
+        """What it serves, as an error says it after 'this'."""
+
+    @property
+    def default_steps(self) -> int:
+        """Its own."""
+        return self.steps
+
+    def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
+        """Its own plan."""
+        return [self.default_plan()]
+
+    def check(self, plan: StepPlan) -> None:
+        """Raises ValueError for any plan but its own."""
+        own = self.default_plan()
+        if plan.refresh != own.refresh or any(abs(a - b) > ROUNDING for a, b in zip(plan.t, own.t, strict=True)):
+            raise ValueError(
+                f"this {self.learned}; got {plan.num_steps} steps with {plan.num_heavy} "
+                "heavy calls: drop --steps, --heavy, --places, --grid, --times and --plan, or train another"
+            )
+
+
 @dataclass(frozen=True)
-class OnePlan(_Distilled, Ranged):
-    """A dual-rate student trained on the times and heavy calls of one plan: it serves that one."""
+class OnePlan(_Single, _Distilled, Ranged):
+    """A dual-rate student trained on the times and heavy calls of one plan."""
 
     steps: Steps
     heavy: Steps
@@ -151,32 +180,21 @@ class OnePlan(_Distilled, Ranged):
                 f"a dual-rate student of {self.steps} steps has 1 to {self.steps} heavy calls, got {self.heavy}"
             )
 
-    @property
-    def default_steps(self) -> int:
-        """Its own."""
-        return self.steps
-
     def default_heavy(self, steps: int) -> int:
         """Its own, however many steps are asked for; `check` refuses what it does not serve."""
         return min(self.heavy, steps)
 
-    def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
-        """Its own plan."""
-        return [self.default_plan()]
-
-    def check(self, plan: StepPlan) -> None:
-        """Raises ValueError for any plan but its own."""
-        if not _same(plan, self.default_plan()):
-            raise ValueError(
-                f"this student was distilled for {self.steps} steps equal in t with {self.heavy} heavy calls spread "
-                f"evenly, and serves no other plan; got {plan.num_steps} steps with {plan.num_heavy}: "
-                f"drop --steps, --heavy, --places, --grid, --times and --plan, or distill another"
-            )
+    @property
+    def learned(self) -> str:
+        return (
+            f"student was distilled for {self.steps} steps equal in t with {self.heavy} heavy calls spread evenly, and "
+            "serves no other plan"
+        )
 
 
 @dataclass(frozen=True)
-class Segments(Serves, Ranged):
-    """A consistency model, which learned to make `steps` steps of DDIM, equal in t: it serves these."""
+class Segments(_Single, Ranged):
+    """A consistency model, which learned to make `steps` steps of DDIM, equal in t."""
 
     steps: Steps
 
@@ -184,37 +202,16 @@ class Segments(Serves, Ranged):
     def sampler(self) -> str:
         return "ddim"
 
-    @property
-    def default_steps(self) -> int:
-        """Its own."""
-        return self.steps
-
     def default_heavy(self, steps: int) -> int:
         """The network runs at every step."""
         return steps
 
-    def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
-        """Its own plan."""
-        return [self.default_plan()]
-
-    def check(self, plan: StepPlan) -> None:
-        """Raises ValueError for any plan but its own."""
-        if not _same(plan, self.default_plan()):
-            raise ValueError(
-                f"this consistency model has learned to make {self.steps} steps, equal in t, and no others; got "
-                f"{plan.num_steps} steps with {plan.num_heavy} heavy calls: drop --steps, --heavy, --grid, --times and "
-                f"--plan, or train another"
-            )
+    @property
+    def learned(self) -> str:
+        return f"consistency model has learned to make {self.steps} steps, equal in t, and no others"
 
     def check_step(self, step: Step) -> None:
         if not isinstance(step, DDIM):
             raise ValueError(
                 f"this consistency model has learned to make steps of DDIM: drop the sampler ({step}) and its settings"
             )
-
-
-def _same(plan: StepPlan, other: StepPlan) -> bool:
-    """Whether two plans differ by rounding at most."""
-    return plan.refresh == other.refresh and all(
-        abs(t - its) <= ROUNDING for t, its in zip(plan.t, other.t, strict=True)
-    )

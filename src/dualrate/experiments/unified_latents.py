@@ -14,7 +14,7 @@ from torch import nn
 from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.ranges import FirstIterations, LossWeight, Ranged
 from dualrate.denoisers.denoiser import Denoiser, Plain
-from dualrate.diffusion.process import GaussianProcess, Process
+from dualrate.diffusion.process import Process
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiments.networks import NetworksConfig
@@ -101,14 +101,13 @@ class UnifiedLatentsConfig(MethodConfig, Ranged):
         networks, prior = experiment.build()
         codec = experiment.codec
         assert isinstance(codec, DiffusionDecoding)  # of `check`
-        assert isinstance(experiment.process, GaussianProcess)
         return Prepared(
             UnifiedLatents(
                 networks,
                 networks["encoder"],
                 prior,
                 codec.decoder(networks),
-                experiment.process,
+                experiment.gaussian,
                 codec.process,
                 self.decoder_weighting,
                 self.loss_factor,

@@ -150,7 +150,7 @@ class Consistency(Ranged):
         if self.guidance == 1 or cond.label is None:
             return x_hat, variance
         against = posterior_mean(self.teacher, z_t, t, Cond(torch.full_like(cond.label, self.null)))
-        return against.lerp(x_hat, self.guidance), variance
+        return self.process.extrapolate(against, x_hat, torch.full_like(t, self.guidance)), variance
 
 
 @dataclass

@@ -273,5 +273,5 @@ def require_shape(added: Tensor, h: Tensor) -> None:
     if added.shape != h.shape:
         raise ValueError(
             f"what the inside of a cut network adds has its input's shape {tuple(h.shape)}, got {tuple(added.shape)}: "
-            "pass what a call of the whole network returned for these rows"
+            "pass what encode returned for these rows"
         )
