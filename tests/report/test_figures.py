@@ -11,7 +11,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from dualrate.report.figures import INK, PALETTE, loss_figure, pareto_figure, png, quality_figure, svg
+from dualrate.report.figures import INK, PALETTE, loss_figure, mark, pareto_figure, png, quality_figure, svg
 from report.made import DUAL, HEAVY, LIGHT, row
 
 ROWS = [HEAVY, row("heavy", steps=32, heavy=32, macs=5_340_000_000, seconds=0.08, value=11.8), LIGHT, DUAL]
@@ -57,6 +57,7 @@ def test_networks_differ_in_colour_and_marker():
     assert len({line.get_color() for line in lines}) == 3
     assert len({line.get_marker() for line in lines}) == 3
     assert len(set(PALETTE)) == len(PALETTE)
+    assert len({mark(i) for i in range(36)}) == 36
 
 
 def test_axes_are_logarithmic_where_it_helps():

@@ -70,7 +70,8 @@ def pareto_figure(rows: Sequence[Row], cost: Cost) -> Figure:
         for row in own:
             if row not in best:
                 at = _cost(row, cost) / scale
-                axes.plot(at, row.score.value, MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], alpha=0.35)
+                color, marker = mark(i)
+                axes.plot(at, row.score.value, marker, color=color, alpha=0.35)
     _finish(figure, axes, rows, label)
     return figure
 
@@ -101,6 +102,12 @@ def plan_figure(plans: Sequence[tuple[str, StepPlan]]) -> Figure:
     axes.set_xlabel("t, from noise (1) to data (0); dots: heavy calls, ticks: light steps")
     axes.grid(visible=False, axis="y")
     return figure
+
+
+def mark(i: int) -> tuple[str, str]:
+    """Colour and marker of the i-th network: no two of the first 36 have both in common."""
+    again, color = divmod(i, len(PALETTE))
+    return PALETTE[color], MARKERS[(color + again) % len(MARKERS)]
 
 
 def svg(figure: Figure) -> str:
@@ -155,7 +162,7 @@ def _finish(figure: Figure, axes: Axes, rows: Sequence[Row], xlabel: str) -> Non
 def _draw_family(
     axes: Axes, family: list[Row], cost: Cost, scale: float, network: int, sampler: int, *, name: str = ""
 ) -> None:
-    color, marker = PALETTE[network % len(PALETTE)], MARKERS[network % len(MARKERS)]
+    color, marker = mark(network)
     x = [_cost(row, cost) / scale for row in family]
     y = [row.score.value for row in family]
     low = [max(0.0, row.score.value - row.score.low) for row in family]
