@@ -15,6 +15,10 @@ from latents.tiny_stage import NETWORKS, first_stage, untrained
 import dualrate as dr
 from dualrate.codecs.codec import Moments
 from dualrate.codecs.config import CodecFolder
+from dualrate.compare import work
+from dualrate.compare.contender import Contender
+from dualrate.compare.page import front_table
+from dualrate.compare.speed import Speed
 from dualrate.data.images import ImageSet
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.process import NoisyEnd
@@ -22,9 +26,11 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.decoding import OneDecoder
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
+from dualrate.machine.progress import Silent
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.latent_scores import bits_per_pixel, latent_scores, prior_of, round_trip_nearness
 from dualrate.measuring.measure import measure
+from dualrate.measuring.reconstruction import nearness
 from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Card, FeatureNet
@@ -118,3 +124,22 @@ def test_a_model_of_latents_has_the_scores_of_its_codec_and_a_decoder_those_of_w
     ] * 3
     assert "are gFD" in str(base).splitlines()[0]
     assert latent_scores(drawer, seeds, measured, [Evaluator(judge.net, judge.reference, None)]) is None
+
+
+def test_a_comparison_of_decoders_has_their_psnr(root: Path, judge, tmp_path: Path, monkeypatch) -> None:
+    untimed = {"seconds_of_calls": (0.1, 0.1), "seconds_of_decoding": 0.1, "saturating_batch": 4, "memory_of": 1}
+    for name, value in {**untimed, "speed": Speed(0.1, 0.1, 4)}.items():
+        monkeypatch.setattr(work, name, lambda *of, value=value, **how: value)
+    monkeypatch.setattr(work, "SHOWN", 4)
+    models = {root / name: load(root / name, note=str) for name in ("base", "decoder")}
+    bench = work.Bench(models, [judge], tmp_path, Silent())
+    contenders = [Contender(run, run.name, "ddim", dr.StepPlan.uniform(2)) for run in models]
+    bench.estimate(contenders)
+    base, decoder = bench.finish(bench.measure(contenders, range(10), 60, details=False))
+    near = nearness(bench.drawer(contenders[1]), range(10))
+    assert near is not None
+    assert (base.nearness, decoder.nearness) == (None, near)
+    made = front_table([base, decoder])
+    assert made.header[-1] == "PSNR, dB"
+    assert {line[-1] for line in made.cells} == {"-", f"{near.psnr:.2f} +- {near.error:.2f}"}
+    assert "PSNR, dB" not in front_table([base]).header

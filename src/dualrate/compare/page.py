@@ -12,6 +12,7 @@ from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
 from dualrate.compare.work import TimedContender
 from dualrate.diffusion.plan import StepPlan
 from dualrate.machine.environment import environment
+from dualrate.measuring.reconstruction import LOOKED_AT
 from dualrate.report.figures import pareto_figure, plan_figure
 from dualrate.report.headline import capital, costs, name, plan_of, scored
 from dualrate.report.html import Drawing, Element, Facts, Gallery, Picture, Points, Section, Text, page
@@ -190,6 +191,7 @@ def front_table(finished: Sequence[TimedContender]) -> Table:
     rows = [one.row for one in ordered]
     details = ordered[0].details
     beside = (f"{details.kernel_metric} x 1000", "precision", "recall") if details else ()
+    decoders = any(one.nearness for one in ordered)
     header = (
         "network",
         "sampler",
@@ -202,6 +204,7 @@ def front_table(finished: Sequence[TimedContender]) -> Table:
         "MB",
         *judge_header(rows),
         *beside,
+        *(("PSNR, dB",) * decoders),
     )
     batches = ", ".join(dict.fromkeys(f"{one.speed.batch} ({one.contender.network})" for one in ordered))
     notes = (
@@ -209,12 +212,14 @@ def front_table(finished: Sequence[TimedContender]) -> Table:
         f"alone and in batches of the size whose doubling gains less than 5%: {batches}",
         "MB: peak memory of a network's first plan at that batch size: on a GPU what torch held, else of the process",
         *judge_notes(rows),
+        *((f"PSNR: of {LOOKED_AT:,} images at most, from those whose latents were given; standard error",) * decoders),
     )
-    return Table(header, tuple(_cells(one, unit, shared_metrics(rows)) for one in ordered), notes)
+    metrics = shared_metrics(rows)
+    return Table(header, tuple(_cells(one, unit, metrics, decoders=decoders) for one in ordered), notes)
 
 
-def _cells(one: TimedContender, unit: float, metrics: Sequence[str]) -> tuple[str, ...]:
-    row, details = one.row, one.details
+def _cells(one: TimedContender, unit: float, metrics: Sequence[str], *, decoders: bool) -> tuple[str, ...]:
+    row, details, near = one.row, one.details, one.nearness
     kernel = details.kernel if details else None
     return (
         row.network,
@@ -236,6 +241,7 @@ def _cells(one: TimedContender, unit: float, metrics: Sequence[str]) -> tuple[st
             if details and kernel
             else ()
         ),
+        *((EACH if near is None else f"{near.psnr:.2f} +- {near.error:.2f}",) if decoders else ()),
     )
 
 

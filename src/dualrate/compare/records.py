@@ -31,6 +31,8 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
             **({"trainings": list(one.measured.trainings)} if one.measured.trainings else {}),
             **words.get(contender.key, {}),
         }
+        if one.nearness:
+            line |= {"psnr": one.nearness.psnr, "psnr_standard_error": one.nearness.error}
         if details:
             line |= {
                 "kernel_metric": details.kernel_metric,

@@ -31,6 +31,7 @@ from dualrate.machine.progress import Reporter
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import measure, seconds_of_calls, seconds_of_decoding, stores
+from dualrate.measuring.reconstruction import LOOKED_AT, Nearness, nearness
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
@@ -70,12 +71,14 @@ class TimedContender:
 
     memory: bytes at most while its network drew a batch under its first plan: on a GPU what torch held, on a CPU the
             whole process, Python and torch included
+    nearness: of the first images of a decoder to those that it was given the latents of; None of any other model
     """
 
     measured: MeasuredContender
     speed: Speed
     memory: int
     images: NDArray[np.uint8]
+    nearness: Nearness | None = None
 
     @property
     def row(self) -> Row:
@@ -220,7 +223,7 @@ class Bench:
         return self.directory / f"{contender.key}-{origin.digest}"
 
     def finish(self, measured: Sequence[MeasuredContender], seconds: float = math.inf) -> list[TimedContender]:
-        """Times every contender, once only if the seconds are over, and takes its first images."""
+        """Times every contender, once only if the seconds are over, and takes its first images; of a decoder, PSNR."""
         deadline = time.monotonic() + seconds
         batches: dict[tuple[Path, str | None], int] = {}
         memory: dict[tuple[Path, str | None], int] = {}
@@ -235,7 +238,8 @@ class Bench:
             timed = speed(drawer, batches[kind], repeats=3 if time.monotonic() < deadline else 1)
             row = replace(one.row, seconds_per_image=timed.batched, batch_size=timed.batch)
             images = drawer.draw(range(SHOWN)).images
-            finished.append(TimedContender(replace(one, row=row), timed, memory[kind], images))
+            near = nearness(drawer, range(min(LOOKED_AT, row.score.fingerprint.count)))
+            finished.append(TimedContender(replace(one, row=row), timed, memory[kind], images, near))
             self.progress.update(i + 1, len(measured), {"images": SHOWN * (i + 1)})
         self.progress.close()
         return finished

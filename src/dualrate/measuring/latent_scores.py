@@ -30,13 +30,12 @@ from dualrate.experiments.experiment import Model
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.likelihood import Estimate
 from dualrate.measuring.measure import Measurement
-from dualrate.measuring.reconstruction import Nearness, nearness, nearness_of
+from dualrate.measuring.reconstruction import LOOKED_AT, Nearness, nearness, nearness_of
 from dualrate.methods.unified_latents import bound, end
 from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.runs.store import load
 
-LOOKED_AT = 1000  # held-out images of PSNR and bits, at most
 TIMES = 16  # of the bound's integral, for each image: one in each sixteenth
 
 

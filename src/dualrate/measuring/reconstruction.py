@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from dualrate.measuring.drawer import Drawer
 
+LOOKED_AT = 1000  # images, at most, where a score has more
+
 
 @dataclass(frozen=True)
 class Nearness:
