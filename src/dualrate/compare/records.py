@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 
 from dualrate.compare.judges import Verdict, verdicts
 from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
@@ -24,7 +25,7 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
         line |= {
             "run": contender.run.name,
             "note_on_plan": contender.note,
-            "denoiser": contender.denoiser,
+            "denoiser": contender.denoiser and Path(contender.denoiser).name,  # of a run its name, as above
             "plan": json.loads(contender.plan.to_json()),
             "seconds_alone": one.speed.alone,
             "peak_bytes": one.memory,

@@ -1,0 +1,187 @@
+"""Models of one to eight steps by every branch of distillation, in equal training seconds, from one teacher.
+
+    OMP_NUM_THREADS=1 .venv/bin/python studies/few_steps.py consistency-4 moments-4     # trains and measures, in turn
+    .venv/bin/python studies/few_steps.py                                               # table and figure of what there is
+
+A name is a branch and its number of steps; `teacher-...` and `ddim-...` are the teacher itself, under its best sampler
+and under DDIM. All train for about SECONDS of one core: ITERATIONS are those over the seconds that 60 of them took, one
+branch after the other on one core (2026-11-22, AMD EPYC with AVX2, float32: consistency 0.39 s, from data 0.36, moments
+0.51). Killed, a training goes on. Runs are kept in runs/few-steps, results in docs/results/few-steps, a file a name.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, ROOT, RUNS, command, keep, markdown, on_one_thread, place
+from matplotlib.figure import Figure
+
+import dualrate as dr
+from dualrate.cli.console import reporter
+from dualrate.machine.progress import image_progress
+from dualrate.measuring.choosing import Choice
+from dualrate.measuring.evaluator import evaluators
+from dualrate.measuring.measure import measure
+from dualrate.report.figures import INK, mark, png
+from dualrate.report.table import significant
+
+SECONDS, COUNT = 720, 5000
+TEACHER = "weights/fashion-mnist-light"
+JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
+WHERE, PAGE = RESULTS / "few-steps", RESULTS / "few-steps.md"
+ITERATIONS = {"consistency": 1900, "data": 2050, "moments": 1450}
+STEPS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table.
+
+    command:    what trains it, but for --out; none: it is the teacher
+    iterations: of that
+    choice:     of plan and sampler
+    """
+
+    called: str
+    command: str = ""
+    iterations: int = 0
+    choice: Choice = Choice()
+
+
+def distilled(called: str, branch: str, arguments: str) -> Line:
+    return Line(called, f"distill fashion-mnist --teacher {TEACHER} {arguments}", ITERATIONS[branch])
+
+
+def lines() -> dict[str, Line]:
+    found: dict[str, Line] = {}
+    for n in STEPS:
+        by_consistency = f"--by consistency --steps {n}"
+        found[f"consistency-{n}"] = distilled("consistency", "consistency", by_consistency)
+        found[f"data-{n}"] = Line(
+            "consistency, from data",
+            f"train fashion-mnist-light --by consistency --method.steps {n} --method.student-from {TEACHER} "
+            "--fit.batch-size 64",
+            ITERATIONS["data"],
+        )
+        found[f"moments-{n}"] = distilled("moment matching", "moments", f"--student plain --steps {n}")
+        if n < 4:
+            constant = f"{by_consistency} --teacher-steps 1280 1280"
+            found[f"constant-{n}"] = distilled("consistency, 1,280 steps throughout", "consistency", constant)
+        short = f"{by_consistency} --teacher-steps 16 64"
+        found[f"short-{n}"] = distilled("consistency, 16 to 64 steps", "consistency", short)
+    for n in (*STEPS, 16, 32):
+        found[f"ddim-{n}"] = Line("the teacher, DDIM", choice=Choice(n, sampler="ddim"))
+        found[f"teacher-{n}"] = Line("the teacher", choice=Choice(n, sampler="sde-dpm++2m", gamma=0.1))
+    return found
+
+
+LINES = lines()
+
+
+def run(name: str, count: int) -> None:
+    """Train a model to its end, and measure it, unless its results are there."""
+    file, line, folder = WHERE / f"{name}.json", LINES[name], ROOT / TEACHER
+    if file.exists():
+        return
+    if line.command:
+        folder = RUNS / "few-steps" / name
+        arguments = [*shlex.split(line.command), "--fit.iterations", str(line.iterations), "--out", str(folder)]
+        ended = subprocess.run([sys.executable, "-m", "dualrate", *arguments], cwd=ROOT, check=False).returncode
+        if ended:
+            raise SystemExit(ended)
+    progress = reporter()
+    model = dr.load(folder, note=progress.note)
+    judges = evaluators(model.experiment.data, JUDGES, progress=progress)
+    drawer, kept = line.choice.drawer(model), RUNS / "few-steps" / f"{name}.features"
+    row = measure(drawer, range(count), *judges, keep=kept, progress=image_progress(progress)).row
+    scores = {judge.metric: row.judged_by(judge.metric).score for judge in judges}
+    keep(
+        file,
+        1,
+        weights=model.weights_hash,
+        steps=drawer.plan.num_steps,
+        sampler=str(drawer.sampler),
+        macs=row.macs,
+        count=count,
+        scores={metric: [score.value, score.low, score.high] for metric, score in scores.items()},
+    )
+    progress.close()
+
+
+# Pages
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """What has been measured, by name, in the order of LINES."""
+    files = {name: WHERE / f"{name}.json" for name in LINES}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
+def branches(found: dict[str, dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """What has been measured, by what the rows are called and by steps."""
+    made: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, one in found.items():
+        made.setdefault(LINES[name].called, {})[one["steps"]] = one
+    return made
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a line for each model, those of one branch together."""
+    metrics = list(next(iter(found.values()))["scores"])
+    made = [
+        [called, str(steps), f"{2 * one['macs'] / 1e9:.3g}", *(_interval(one["scores"][metric]) for metric in metrics)]
+        for called, by_steps in branches(found).items()
+        for steps, one in sorted(by_steps.items())
+    ]
+    return markdown(["model", "steps", "GFLOPs", *metrics], made, texts=1)
+
+
+def _interval(numbers: list[float]) -> str:
+    value, low, high = map(significant, numbers)
+    return f"{value} [{low}, {high}]"
+
+
+def figure(found: dict[str, dict[str, Any]]) -> Figure:
+    """Score by every judge against steps, both in logarithms, with 95% intervals."""
+    metrics = list(next(iter(found.values()))["scores"])
+    made = Figure(figsize=(11, 4.2), layout="constrained")
+    for axes, metric in zip(made.subplots(1, len(metrics)), metrics, strict=True):
+        for i, (called, by_steps) in enumerate(branches(found).items()):
+            color, marker = mark(i)
+            steps = sorted(by_steps)
+            value, low, high = zip(*(by_steps[n]["scores"][metric] for n in steps), strict=True)
+            errors = [
+                [v - a for v, a in zip(value, low, strict=True)],
+                [b - v for v, b in zip(value, high, strict=True)],
+            ]
+            axes.errorbar(steps, value, errors, color=color, marker=marker, capsize=3, label=called)
+        axes.set(xscale="log", yscale="log", xlabel="steps", title=metric)
+        axes.set_xticks([1, 2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])
+        axes.grid(color=INK, alpha=0.12)
+    handles, labels = made.axes[0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    return made
+
+
+def main() -> None:
+    parser = command(__doc__)
+    parser.add_argument("names", nargs="*", choices=[*LINES, []], help="models; none: table and figure")
+    parser.add_argument("--count", type=int, default=COUNT)
+    options = parser.parse_args()
+    on_one_thread()
+    for name in options.names:
+        run(name, options.count)
+    if not options.names and (found := results()):
+        print(table(found))
+        place("few-steps", table(found), PAGE)
+        (RESULTS / "few-steps.png").write_bytes(png(figure(found)))
+
+
+if __name__ == "__main__":
+    main()
