@@ -180,7 +180,7 @@ def by_em(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Branch:
+class Branch(Ranged):
     """A way to distil: makes the student of a recipe, a teacher, steps and options; those that not all ways take.
 
     steps: where none are given
@@ -188,7 +188,7 @@ class Branch:
 
     student: Callable[[StudentRecipe, str, int, dict[str, Any]], Experiment]
     options: tuple[str, ...]
-    steps: int = 8
+    steps: Steps = 8
 
 
 OF_MOMENTS = ("heavy", "rollout", "version", "pretraining", "pairs", "student_rate", "light_from")
