@@ -26,7 +26,7 @@ from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist
-from dualrate.recipes.students import STUDENT_RATE, StudentRecipe
+from dualrate.recipes.students import EM_RATE, StudentRecipe
 from dualrate.runs.store import load, write_experiment
 from dualrate.runs.train import train
 from dualrate.training.config import FitConfig
@@ -208,7 +208,7 @@ EM = ("--by", "em")
 def test_a_student_by_em_begins_at_its_own_noise_level_and_makes_one_step(student):
     made = student(*EM)
     assert made.networks == OneNetwork(net(8, 32, classes=4))
-    assert made.method == EMDistillationConfig("teacher", student_rate=STUDENT_RATE)
+    assert made.method == EMDistillationConfig("teacher", student_rate=EM_RATE)
     assert (made.name, made.serves) == ("tiny-em", OnePlan(1, 1))
     assert made.process.schedule == Truncated(Cosine(shift=-0.5), -6.0)
     options = (

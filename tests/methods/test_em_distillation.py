@@ -191,9 +191,9 @@ def test_in_turns_student_and_auxiliary_come_to_the_teacher_s_samples():
         times=(t - 1e-9, t),
     )
     optimizers = [
-        torch.optim.Adam([part.a], rate, (0.0, 0.99)) for part, rate in ((auxiliary, 0.05), (method.student, 0.02))
+        torch.optim.Adam([part.a], rate, (0.0, 0.99)) for part, rate in ((auxiliary, 0.08), (method.student, 0.03))
     ]
-    for i in range(160):
+    for i in range(100):
         (phase,) = method.phases(i)
         optimizers[i % 2].zero_grad()
         rows = Batch(torch.zeros(256, 1, dtype=torch.float64), None, torch.arange(256 * i, 256 * (i + 1)))

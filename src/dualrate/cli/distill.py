@@ -32,6 +32,7 @@ from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
 from dualrate.recipes.students import (
+    EM_RATE,
     PRETRAINING,
     STUDENT_RATE,
     StudentRecipe,
@@ -86,8 +87,8 @@ class Distill(Ranged):
     pairs: Pairs | None = None
     """By moments: times trained on from one rollout; 1 if not given."""
     student_rate: Factor | None = None
-    """By moments and em: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, 1 for the
-    instant version."""
+    """By moments and em: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, by em and
+    for the instant version 1."""
     light_from: str | None = None
     """By moments: a single-rate run that the light network starts from."""
     student_from: str | None = None
@@ -104,11 +105,11 @@ class Distill(Ranged):
     log_snr: LogSNR | None = None
     """By em: log-SNR at which the student's network is called, high noise but not all; -6 if not given."""
     langevin_steps: Steps | None = None
-    """By em: L, steps that correct a sample of the student's; LANGEVIN_STEPS if not given."""
+    """By em: L, steps that correct a sample of the student's; 1 if not given, the paper's 16 are dear."""
     noise_step: NoiseStep | None = None
-    """By em: size of these steps in the noise; NOISE_STEP if not given."""
+    """By em: size of these steps in the noise; 0.16 if not given."""
     latent_step: LatentStep | None = None
-    """By em: size of these steps in what the student makes its image of; LATENT_STEP if not given, 0 leaves it."""
+    """By em: size of these steps in what the student makes its image of; 0 if not given, which leaves it."""
     source: str | None = None
     """Images, where they are not where the teacher's training found them."""
     fd_every: Iterations | None = None
@@ -176,7 +177,7 @@ def by_em(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]
             "one step is one heavy call, so a light network would never run: drop --student dual, or pass --by moments"
         )
     own = {field: given.pop(name) for name, field in OF_LANGEVIN.items() if name in given}
-    return em_student(recipe, teacher, langevin=Langevin(**own), **{"student_rate": STUDENT_RATE, **given})
+    return em_student(recipe, teacher, langevin=Langevin(**own), **{"student_rate": EM_RATE, **given})
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ x_t = alpha_t g(z) + sigma_t eps that is a density of eps and z,
 sampled by L steps of Langevin from eps, z ~ N(0, I), both from the same state. The scores' difference is one of two
 posterior means, gap = g_theta(x_t) - g_phi(x_t) of teacher and auxiliary, and with u = alpha_t / sigma_t
 
-    eps' = (1 - h) eps + h u gap + sqrt(2 h) n            h: noise_step,   n, m ~ N(0, I)
-    z'   = (1 - k) z + k u^2 J_g(z)^T gap + sqrt(2 k) m     k: latent_step
+    eps' = (1 - h) eps + h u gap + sqrt(2 h) n              h: noise_step
+    z'   = (1 - k) z + k u^2 J_g(z)^T gap + sqrt(2 k) m     k: latent_step; n, m ~ N(0, I)
 
 The M-step regresses g(z^L) on x_t^L / alpha_t less the noise in it: of what eps^L is made of, eps^0 and the n, which
 say nothing of x, are taken out again (noise cancellation). What is left is the gap, summed up along the chain:
@@ -23,8 +23,9 @@ gradient of variational score distillation (Diff-Instruct), in proportion. Cance
 z^L does not know the noise: exactly for L = 1.
 
 The student is the teacher's network at the noise level where its schedule ends, which is to be high and not pure noise.
-No data are needed, labels only. w(t) is moment matching's, which is ours; so are the times: the middle of (0, 1), for
-u^2 grows without bound as t falls.
+No data are needed, labels only. Ours: w(t), which is moment matching's; the times, the middle of (0, 1), for u^2 grows
+without bound as t falls; and the default sizes of the chain, small enough for minutes of a CPU, where the paper takes
+L = 16 and moves z too.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from dualrate.networks.freeze import at_rest
 
 NoiseStep = Annotated[float, Range(0, 1, above=True)]
 LatentStep = Annotated[float, Range(0, 1)]
-Times = tuple[Probability, Share]
+Times = tuple[Probability, Share]  # least and largest
 TIMES = (0.05, 0.95)
 GROWTH = 2.0  # of the moment gap over its least
 LAG = 1.0  # `gap_ahead` in moment gaps: 0 where the auxiliary keeps up
@@ -62,7 +63,7 @@ ESCAPE = 2.0  # the mean square of z^L or eps^L, of which 1 is the prior's
 class Langevin(Ranged):
     """The chain of the E-step."""
 
-    steps: Steps = 16
+    steps: Steps = 1
     """L."""
     noise_step: NoiseStep = 0.16
     """h, of eps."""
@@ -135,9 +136,9 @@ class EMDistillation(Ranged):
         """L(eta) of the module docstring.
 
         Logs, of the chain's beginning: `moment_gap`, the mean square of the gap, and its quarters of t; `gap_ahead`,
-        the mean of <g_phi - g_theta, x - g_phi> / d, 0 at the auxiliary's optimum and above it while that lags behind
-        the student; `power`, |x|^2 / d, small for a student that collapses to grey. Of its end: `latent_power` and
-        `noise_power`, the mean squares of z^L and eps^L, which are 1 where nothing is left to correct.
+        the mean of <g_phi - g_theta, x - g_phi> / d, 0 at the auxiliary's optimum, above it while that lags behind the
+        student, below it where the student has turned back; `power`, |x|^2 / d, small for a student that collapses to
+        grey. Of its end: `latent_power` and `noise_power`, the mean squares of z^L and eps^L, 1 where nothing is left.
         """
         t, cond = self.drawn_times(batch, draws), Cond(batch.label)
         z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
@@ -226,8 +227,10 @@ class EMWatch(LogWatch):
         if gap > GROWTH * self._least:
             why = f"from {self._least:.3g} at its least to {gap:.3g}: lower --student-rate"
             self.warn(iteration, "the moment gap grows", why)
-        if ahead > LAG * gap:
-            why = f"the student is {ahead / gap:.1f} times as far from it as the teacher is: lower --student-rate"
+        if abs(ahead) > LAG * gap:
+            why = (
+                f"it is {ahead / gap:.1f} times its way from the teacher to the student's images: lower --student-rate"
+            )
             self.warn(iteration, "the auxiliary lags behind the student", why)
         if max(latent, noise) > ESCAPE:
             why = f"mean squares of {latent:.3g} (z) and {noise:.3g} (eps), not 1: lower --latent-step or --noise-step"

@@ -25,6 +25,7 @@ from dualrate.training.optim import OptimConfig
 PRETRAINING = 1000  # iterations of a light network that has never seen a context
 NOISE_LEVEL = -6.0  # log-SNR at which a student of one step calls its teacher's network, EM distillation's
 STUDENT_RATE = 0.2  # of the student's learning rate over that of the auxiliary, which has to follow it
+EM_RATE = 1.0  # the same of EM distillation's, which has far to go
 
 DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a constant rate the score wavers (dev/LOG.md)
     iterations=2000,
