@@ -18,7 +18,7 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.experiments.serves import AtLeast, OnePlan, Segments
+from dualrate.experiments.serves import AtLeast, OnePlan, OneStep, Segments
 from dualrate.methods.em_distillation import Langevin
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
@@ -209,7 +209,7 @@ def test_a_student_by_em_begins_at_its_own_noise_level_and_makes_one_step(studen
     made = student(*EM)
     assert made.networks == OneNetwork(net(8, 32, classes=4))
     assert made.method == EMDistillationConfig("teacher", student_rate=EM_RATE)
-    assert (made.name, made.serves) == ("tiny-em", OnePlan(1, 1))
+    assert (made.name, made.serves) == ("tiny-em", OneStep())
     assert made.process.schedule == Truncated(Cosine(shift=-0.5), -6.0)
     options = (
         "--langevin-steps",

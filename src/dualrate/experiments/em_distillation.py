@@ -14,10 +14,11 @@ from torch import nn
 from dualrate.config.ranges import BelowOne, Factor, Ranged, TeacherGuidance
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.denoising import fill
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
-from dualrate.experiments.serves import OnePlan
+from dualrate.experiments.serves import OneStep
 from dualrate.experiments.teaching import built, check_teacher, frozen_teacher
 from dualrate.methods.em_distillation import TIMES, EMDistillation, EMWatch, Langevin, Times, check_times
 
@@ -44,11 +45,11 @@ class EMDistillationConfig(MethodConfig, Ranged):
         check_times(self.times)
 
     @property
-    def serves(self) -> OnePlan:
-        return OnePlan(1, 1)
+    def serves(self) -> OneStep:
+        return OneStep()
 
     def check(self, experiment: Experiment) -> None:
-        _ = experiment.gaussian  # raises for tokens
+        require_gaussian(experiment.process, experiment.name)
         if not experiment.networks.single_rate:
             raise ValueError(
                 f"{experiment.name} is dual-rate: one step is one heavy call, so a light network would never run. Take "
