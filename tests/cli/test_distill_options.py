@@ -12,19 +12,21 @@ from training.toy import Recorder
 from dualrate.cli import distill as cli_distill
 from dualrate.cli.train import parse_train
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.schedule import Cosine, Truncated
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.experiments.serves import AtLeast, OnePlan, Segments
+from dualrate.experiments.serves import AtLeast, OnePlan, OneStep, Segments
+from dualrate.methods.em_distillation import Langevin
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist
-from dualrate.recipes.students import StudentRecipe
+from dualrate.recipes.students import EM_RATE, StudentRecipe
 from dualrate.runs.store import load, write_experiment
 from dualrate.runs.train import train
 from dualrate.training.config import FitConfig
@@ -200,9 +202,41 @@ def test_a_consistency_student_has_the_teacher_s_network_and_its_own_options(stu
     assert student(*BY, *options, "--student-from", "other", "--student", "plain").method == expected
 
 
+EM = ("--by", "em")
+
+
+def test_a_student_by_em_begins_at_its_own_noise_level_and_makes_one_step(student):
+    made = student(*EM)
+    assert made.networks == OneNetwork(net(8, 32, classes=4))
+    assert made.method == EMDistillationConfig("teacher", student_rate=EM_RATE)
+    assert (made.name, made.serves) == ("tiny-em", OneStep())
+    assert made.process.schedule == Truncated(Cosine(shift=-0.5), -6.0)
+    options = (
+        "--langevin-steps",
+        3,
+        "--noise-step",
+        0.2,
+        "--latent-step",
+        0.01,
+        "--student-rate",
+        0.5,
+        "--guidance",
+        2,
+    )
+    made = student(*EM, *options, "--log-snr", -4, "--steps", 1, "--shift", -1, "--student", "plain")
+    expected = EMDistillationConfig("teacher", Langevin(3, 0.2, 0.01), guidance=2.0, student_rate=0.5)
+    assert (made.method, made.process.schedule) == (expected, Truncated(Cosine(shift=-1.5), -4.0))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ((*EM, "--steps", 2), "makes students of one step, got 2: drop --steps, or pass --by moments"),
+        ((*EM, "--student", "dual"), "a light network would never run: drop --student dual"),
+        ((*EM, "--student-from", "other"), "--by em does not take --student-from: drop .* or pass --by moments"),
+        ((*EM, "--noise-step", 0), "noise_step is a number above 0"),
+        ((*EM, "--log-snr", -20), "goes from log-SNR 15 to -15, and ends nowhere in between at -20"),
+        ((*BY, "--langevin-steps", 2), "does not take --langevin-steps: drop what it does not, or pass --by em"),
         ((*BY, "--heavy", 2), "--by consistency does not take --heavy: drop .* or pass --by moments"),
         ((*BY, "--pairs", 1, "--version", "instant"), "--by consistency does not take --version, --pairs: drop"),
         (("--eta", 0.5), "--by moments does not take --eta: drop what it does not, or pass --by consistency"),

@@ -46,10 +46,11 @@ from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.betas import Betas
-from dualrate.diffusion.schedule import Cosine, RectifiedFlow
+from dualrate.diffusion.schedule import Cosine, RectifiedFlow, Truncated
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.decoding import OneDecoder, TwoDecoders
+from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.foreign import OwnBlocks
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, Segments
@@ -60,6 +61,7 @@ from dualrate.foreign.taps import Tap
 from dualrate.machine.accelerators import ACCELERATORS
 from dualrate.methods.consistency import Consistency
 from dualrate.methods.denoising import Denoising, Targets
+from dualrate.methods.em_distillation import EMDistillation
 from dualrate.methods.method import Loss, Phase
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
@@ -154,6 +156,9 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.measuring.planning.Ranked",
     "dualrate.experiments.experiment.Model",
     "dualrate.methods.consistency.ConsistencyWatch",
+    "dualrate.methods.em_distillation.EMWatch",
+    "dualrate.methods.em_distillation.Seen",
+    "dualrate.methods.em_distillation.State",
     "dualrate.methods.moment_matching.watch.Watch",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
@@ -209,7 +214,10 @@ def examples() -> Iterator[Any]:
     taught = {"targets": Targets(denoiser), "backbone": nn.Identity()}
     yield Denoising(networks, denoiser, of, Sigmoid(), SingleTime(), **taught)
     roles: dict[str, Any] = {"networks": networks, "student": denoiser, "teacher": denoiser, "process": of}
-    roles |= {"weighting": Sigmoid(), "states": FromData(4, of)}
+    roles |= {"weighting": Sigmoid()}
+    yield EMDistillation(**roles, auxiliaries=nn.ModuleDict(), auxiliary=denoiser)
+    yield replace(cli_train.RECIPES["fashion-mnist-heavy"](), method=EMDistillationConfig("teacher"))
+    roles |= {"states": FromData(4, of)}
     yield MomentMatching(**roles, auxiliaries=nn.ModuleDict(), auxiliary=denoiser)
     yield from (
         Consistency(networks, denoiser, of, 4),
@@ -217,7 +225,14 @@ def examples() -> Iterator[Any]:
     )
     yield InstantMomentMatching(**roles, teacher_network=nn.Identity())
     yield Phase("model", (), lambda *_: Loss(torch.zeros(())))
-    yield from (RectifiedFlow(), ForeignConfig("", "", Discrete(Betas())), Flow(), Tap(0, 1, 1), Retrofit())
+    yield from (
+        RectifiedFlow(),
+        Truncated(Cosine(), -6.0),
+        ForeignConfig("", "", Discrete(Betas())),
+        Flow(),
+        Tap(0, 1, 1),
+        Retrofit(),
+    )
     yield UnifiedLatents(networks, nn.Identity(), denoiser, denoiser, of, of, Sigmoid(), loss_factor=1.5)
     yield from (OneDecoder(config, (4, 2, 2)), TwoDecoders(config, config, (4, 2, 2)), GivenTimes())
     yield OwnBlocks(ForeignConfig("DiTTransformer2DModel", '{"num_layers": 3}', Discrete(Betas())), 2)

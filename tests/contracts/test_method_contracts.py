@@ -24,12 +24,14 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.consistency import ConsistencyConfig
+from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import MethodConfig, Prepared, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.experiments.tokens import OneTransformer, TokenDenoisingConfig, TwoTransformers
 from dualrate.experiments.unified_latents import LatentNetworks, UnifiedLatentsConfig
+from dualrate.methods.em_distillation import Langevin
 from dualrate.methods.method import Method, Phase
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.student import StudentMethod
@@ -69,6 +71,8 @@ CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
     "consistency": (ONE, TAUGHT),
     "consistency, guided": (ONE, replace(TAUGHT, guidance=1.5, huber=0.1)),
     "consistency, from data": (ONE, replace(TAUGHT, teacher=None, student_from="one")),
+    "em": (ONE, EMDistillationConfig("one", Langevin(2, 0.16, 0.01))),
+    "em, guided": (ONE, EMDistillationConfig("one", Langevin(1, 0.16), guidance=1.5)),
     "instant": (ONE, replace(MATCHING, version="instant")),
     "instant, dual": (TWO, replace(DUAL, version="instant", pretraining=2)),
 }  # fmt: skip

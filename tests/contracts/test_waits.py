@@ -23,7 +23,7 @@ from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.methods import consistency, denoising, times
+from dualrate.methods import consistency, denoising, em_distillation, times
 from dualrate.methods.moment_matching import alternating, instant, states
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.bands import Bands
@@ -164,6 +164,8 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     found["of data"] = (alternating.MomentMatching(states=states.FromData(4, PROCESS), **plain_student, **more), [1])
     own = consistency.Consistency(single, plain, PROCESS, 4, plain, guidance=2.0, null=3, huber=0.1)
     found["consistency"] = (own, [0])
+    chain = em_distillation.Langevin(2, latent_step=0.01)
+    found["em"] = (em_distillation.EMDistillation(langevin=chain, **plain_student, **more), [0, 1])
     return found
 
 
@@ -174,7 +176,7 @@ def test_a_training_loss_and_its_gradient(name, monkeypatch):
     for iteration in iterations:
         (phase,) = method.phases(iteration)
         with Played() as device:
-            for module in (consistency, denoising, times, instant, states):
+            for module in (consistency, denoising, em_distillation, times, instant, states):
                 monkeypatch.setattr(module, "moved", device.moved)
             x, label = device.put(torch.randn(ROWS, *SHAPE)), device.put(sample % 3)
             batch = Batch(x, label, device.put(sample.clone()), here=sample)

@@ -12,6 +12,7 @@ from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.decoding import OneDecoder
 from dualrate.experiments.denoising import check_targets
+from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import MethodConfig, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig
@@ -207,6 +208,22 @@ def test_consistency_that_does_not_go_together_is_refused(networks, change, mess
     student(ONE, ConsistencyConfig(4, "one"))
     with pytest.raises(ValueError, match=message):
         student(networks, replace(ConsistencyConfig(4, "one"), **change))
+
+
+@pytest.mark.parametrize(
+    ("networks", "change", "message"),
+    [
+        (TWO, {}, "is dual-rate: one step is one heavy call, so a light network would never run"),
+        (OneDecoder(replace(NET, num_classes=0), (4, 2, 2)), {}, "is a decoder, which EM distillation does not train"),
+        (ONE, {"times": (0.9, 0.1)}, "the least and the largest t"),
+        (ONE, {"times": (0.1, 1.5)}, "times is 2 values"),
+        (ONE, {"student_rate": 0.0}, "student_rate is a number above 0"),
+    ],
+)
+def test_em_distillation_that_does_not_go_together_is_refused(networks, change, message):
+    student(ONE, EMDistillationConfig("one"))
+    with pytest.raises(ValueError, match=message):
+        student(networks, replace(EMDistillationConfig("one"), **change))
 
 
 def test_consistency_trains_no_decoder():

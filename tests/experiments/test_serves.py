@@ -15,7 +15,7 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, Segments
+from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, OneStep, Segments
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM
@@ -118,6 +118,18 @@ def test_a_consistency_model_serves_its_own_steps_of_ddim():
     for step in (Ancestral(process), Heun(process), AdjustedDDIM(process)):
         with pytest.raises(ValueError, match="has learned to make steps of DDIM"):
             serves.check_step(step)
+
+
+def test_a_student_of_one_step_serves_it():
+    process, serves = GaussianProcess(Cosine()), OneStep()
+    assert serves.default_plan() == StepPlan.uniform(1)
+    assert serves.ladder([1, 8]) == [StepPlan.uniform(1)]
+    serves.check_step(Ancestral(process))
+    for plan in (StepPlan.uniform(2), StepPlan.at((0.9, 0), [0])):
+        with pytest.raises(ValueError, match="this student was distilled for one step, and makes no more; got"):
+            serves.check(plan)
+    with pytest.raises(ValueError, match="for plain ancestral sampling"):
+        serves.check_step(DDIM(process))
 
 
 def test_a_student_says_which_sampler_it_was_made_for():

@@ -22,6 +22,7 @@ from dualrate.experiments.experiment import DataConfig, Experiment, Start
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.teaching import frozen_teacher
 from dualrate.measuring.choosing import Choice
+from dualrate.methods.em_distillation import Langevin
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
@@ -30,6 +31,7 @@ from dualrate.recipes.students import (
     by_consistency,
     consistency_student,
     dual_student,
+    em_student,
     plain_student,
 )
 from dualrate.runs.release import export
@@ -87,6 +89,10 @@ def consistency(root: Path, **options) -> Experiment:
     return consistency_student(RECIPE, str(root / "teacher"), 4, **options)
 
 
+def em(root: Path, **options) -> Experiment:
+    return em_student(RECIPE, str(root / "teacher"), **options)
+
+
 def taught_by(student: Experiment, teacher: Path) -> Experiment:
     return replace(student, method=replace(student.method, teacher=str(teacher)))
 
@@ -112,6 +118,7 @@ KINDS = {
     "segment": lambda root: dual(root, rollout="segment", pretraining=2, dropout=0.2),
     "full": lambda root: dual(root, pretraining=4, pairs=2),
     "consistency": lambda root: consistency(root, dropout=0.2, guidance=1.5),
+    "em": lambda root: em(root, dropout=0.2, langevin=Langevin(2, latent_step=0.01)),
     "consistency, from data": lambda root: replace(
         by_consistency(read_experiment(root / "teacher")), method=ConsistencyConfig(student_from=str(root / "other"))
     ),
@@ -135,7 +142,7 @@ def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(root, tmp_pa
     assert set(straight) == {"model", "optim-student", "ema-student"} | own | first
 
 
-@pytest.mark.parametrize("kind", ["plain", "full", "consistency"])
+@pytest.mark.parametrize("kind", ["plain", "full", "consistency", "em"])
 def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
     student = taught_by(KINDS[kind](root), tmp_path / "teacher")

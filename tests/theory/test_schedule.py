@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from dualrate.diffusion.betas import Betas
-from dualrate.diffusion.schedule import Cosine, Interpolated, Linear, RectifiedFlow, alpha, shifted, sigma
+from dualrate.diffusion.schedule import Cosine, Interpolated, Linear, RectifiedFlow, Truncated, alpha, shifted, sigma
 from theory.common import SCHEDULES, f64
 
 GRID = torch.linspace(0, 1, 1001, dtype=torch.float64)
 ENDS = dict.fromkeys(SCHEDULES, (-15.0, 15.0)) | {"narrow cosine": (-9.0, 7.0)}  # log_snr of noise and of data
-OTHERS = {  # those of other libraries
+OTHERS = {  # those of other libraries, and parts
+    "truncated": (Truncated(Interpolated.between(32, 128, 128), -7.0), (-7.0, 15.0)),
     "rectified flow": (RectifiedFlow(), (-30.0, 30.0)),
     "linear": (Linear(), (-15.0, 15.0)),
     "rectified flow, shifted": (RectifiedFlow(3.0), (-30.0 - 2 * math.log(3), 30.0 - 2 * math.log(3))),
@@ -138,3 +139,12 @@ def test_a_table_without_signal_at_its_end_is_cut_where_float32_does_not_see_it(
     torch.testing.assert_close(betas.log_snr(f64(Betas().time_of(0))), kept, rtol=1e-12, atol=0)
     assert betas.log_snr(f64(1.0)).item() == -30
     assert (betas.log_snr(GRID).diff() < 0).all()
+
+
+def test_a_truncated_schedule_is_the_same_curve_up_to_a_noise_level():
+    part = Truncated(Cosine(shift=-1.0), -6.0)
+    last = Cosine(shift=-1.0).time(f64(-6.0))
+    torch.testing.assert_close(part.log_snr(GRID), Cosine(shift=-1.0).log_snr(last * GRID))
+    for end in (-15.1, 15.0):
+        with pytest.raises(ValueError, match=rf"goes from log-SNR 15 to -15, and ends nowhere in between at {end:g}"):
+            Truncated(Cosine(), end)

@@ -27,7 +27,7 @@ CASES: Cases = {  # batch size, micro-batch: shares of unequal size, with unequa
     "moment matching": (5, None),
     "instant": (7, None),
 }
-STUDENTS: Cases = {"moment matching, full": (6, 4), "instant, dual": (10, 5)}
+STUDENTS: Cases = {"moment matching, full": (6, 4), "instant, dual": (10, 5), "em": (6, 4)}
 STRAIGHT = 50
 
 
@@ -111,7 +111,7 @@ def test_four_processes_of_which_two_and_two_hold_the_weights_together(folders, 
 
 
 @pytest.mark.slow
-def test_so_have_those_of_dual_rate_students(tmp_path):
+def test_so_have_those_of_other_students(tmp_path):
     one, mixed = trained(tmp_path, STUDENTS)
     for case in STUDENTS:
         assert_equal(one / case, mixed / case)

@@ -29,13 +29,16 @@ from dualrate.config.ranges import (
 from dualrate.experiments.experiment import Experiment
 from dualrate.foreign.folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
+from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
 from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
 from dualrate.recipes.students import (
+    EM_RATE,
     PRETRAINING,
     STUDENT_RATE,
     StudentRecipe,
     consistency_student,
     dual_student,
+    em_student,
     plain_student,
 )
 
@@ -58,10 +61,11 @@ class Distill(Ranged):
     """A single-rate run, released weights, or a folder of diffusers."""
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
-    by: Literal["moments", "consistency"] = "moments"
-    """Moment matching, sampled ancestrally; or multistep consistency, one network sampled by DDIM."""
-    steps: Steps = 8
-    """N, the fewest steps of a plain student by moments; the only ones of any other."""
+    by: Literal["moments", "consistency", "em"] = "moments"
+    """Moment matching, sampled ancestrally; multistep consistency, one network sampled by DDIM; or EM distillation, one
+    network and one step."""
+    steps: Steps | None = None
+    """N, the fewest steps of a plain student by moments; the only ones of any other; 8 if not given, by em 1."""
     guidance: TeacherGuidance = 1.0
     """Classifier-free guidance weight of the teacher; 1 is none."""
     dropout: BelowOne | None = None
@@ -83,8 +87,8 @@ class Distill(Ranged):
     pairs: Pairs | None = None
     """By moments: times trained on from one rollout; 1 if not given."""
     student_rate: Factor | None = None
-    """By moments: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, 1 for the instant
-    version."""
+    """By moments and em: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, by em and
+    for the instant version 1."""
     light_from: str | None = None
     """By moments: a single-rate run that the light network starts from."""
     student_from: str | None = None
@@ -98,6 +102,14 @@ class Distill(Ranged):
     """By consistency: share of the teacher's error that its steps put back as variance; 0.75 if not given."""
     huber: Huber | None = None
     """By consistency: c of the pseudo-Huber loss; squares if not given."""
+    log_snr: LogSNR | None = None
+    """By em: log-SNR at which the student's network is called, high noise but not all; -6 if not given."""
+    langevin_steps: Steps | None = None
+    """By em: L, steps that correct a sample of the student's; 1 if not given, the paper's 16 are dear."""
+    noise_step: NoiseStep | None = None
+    """By em: size of these steps in the noise; 0.16 if not given."""
+    latent_step: LatentStep | None = None
+    """By em: size of these steps in what the student makes its image of; 0 if not given, which leaves it."""
     source: str | None = None
     """Images, where they are not where the teacher's training found them."""
     fd_every: Iterations | None = None
@@ -124,7 +136,7 @@ class Distill(Ranged):
         if is_diffusers(self.teacher) and self.source is None and self.student_from is None:
             raise ValueError(f"{teacher} does not say which images it was trained on: name them, --source IMAGES")
         given |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
-        student = branch.student(self.recipe, teacher, self.steps, given)
+        student = branch.student(self.recipe, teacher, branch.steps if self.steps is None else self.steps, given)
         return student if self.source is None else replace(student, data=replace(student.data, source=self.source))
 
 
@@ -157,18 +169,35 @@ def by_consistency(recipe: StudentRecipe, teacher: str, steps: int, given: dict[
     return consistency_student(recipe, teacher, steps, **given)
 
 
+def by_em(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
+    if steps != 1:
+        raise ValueError(f"EM distillation makes students of one step, got {steps}: drop --steps, or pass --by moments")
+    if given.pop("student", "plain") != "plain":
+        raise ValueError(
+            "one step is one heavy call, so a light network would never run: drop --student dual, or pass --by moments"
+        )
+    own = {field: given.pop(name) for name, field in OF_LANGEVIN.items() if name in given}
+    return em_student(recipe, teacher, langevin=Langevin(**own), **{"student_rate": EM_RATE, **given})
+
+
 @dataclass(frozen=True)
-class Branch:
-    """A way to distil: makes the student of a recipe, a teacher, steps and options; those that not all ways take."""
+class Branch(Ranged):
+    """A way to distil: makes the student of a recipe, a teacher, steps and options; those that not all ways take.
+
+    steps: where none are given
+    """
 
     student: Callable[[StudentRecipe, str, int, dict[str, Any]], Experiment]
     options: tuple[str, ...]
+    steps: Steps = 8
 
 
 OF_MOMENTS = ("heavy", "rollout", "version", "pretraining", "pairs", "student_rate", "light_from")
+OF_LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields
 BRANCHES: dict[str, Branch] = {
     "moments": Branch(by_moments, (*OF_MOMENTS, "student", "student_from")),
     "consistency": Branch(by_consistency, ("teacher_steps", "annealing", "eta", "huber", "student", "student_from")),
+    "em": Branch(by_em, (*OF_LANGEVIN, "log_snr", "student_rate", "student"), steps=1),
 }
 
 

@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -214,3 +215,35 @@ class Interpolated(Schedule):
             above = self.log_snr(middle) > log_snr
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         return (low + high) / 2
+
+
+@dataclass(frozen=True)
+class Truncated(Schedule, Ranged):
+    """The part of a schedule from the data to a noise level before its end: log_snr(t) = whole.log_snr(t last)."""
+
+    whole: Schedule
+    log_snr_min: LogSNR
+    """Log-SNR at t = 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        first, last = self.whole.log_snr(torch.tensor((0.0, 1.0), dtype=torch.float64)).tolist()
+        if not last <= self.log_snr_min < first:
+            raise ValueError(
+                f"{self.whole} goes from log-SNR {first:.4g} to {last:.4g}, and ends nowhere in between at "
+                f"{self.log_snr_min:g}"
+            )
+
+    @cached_property
+    def _last(self) -> float:
+        """The time of the whole schedule at which this one ends."""
+        return self.whole.time(torch.tensor(self.log_snr_min, dtype=torch.float64)).item()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.whole.log_snr(self._last * t)
+
+    def log_snr_derivative(self, t: Tensor) -> Tensor:
+        return self._last * self.whole.log_snr_derivative(self._last * t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.whole.time(log_snr) / self._last

@@ -193,6 +193,21 @@ class OnePlan(_Single, _Distilled, Ranged):
 
 
 @dataclass(frozen=True)
+class OneStep(_Single, _Distilled):
+    """A student of one network that goes from noise to its x_hat at once."""
+
+    steps = 1  # no annotation: no field
+
+    def default_heavy(self, steps: int) -> int:
+        """The network runs at every step."""
+        return steps
+
+    @property
+    def learned(self) -> str:
+        return "student was distilled for one step, and makes no more"
+
+
+@dataclass(frozen=True)
 class Segments(_Single, Ranged):
     """A consistency model, which learned to make `steps` steps of DDIM, equal in t."""
 

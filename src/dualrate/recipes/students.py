@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dualrate.diffusion.schedule import Cosine
+import torch
+
+from dualrate.diffusion.schedule import Cosine, Truncated
 from dualrate.experiments.consistency import ConsistencyConfig
+from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import Experiment, MethodConfig
 from dualrate.experiments.moment_matching import MomentMatchingConfig, Rollout
 from dualrate.experiments.networks import NetworksConfig, TwoNetworks
@@ -20,7 +23,9 @@ from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
 PRETRAINING = 1000  # iterations of a light network that has never seen a context
+NOISE_LEVEL = -6.0  # log-SNR at which a student of one step calls its teacher's network, EM distillation's
 STUDENT_RATE = 0.2  # of the student's learning rate over that of the auxiliary, which has to follow it
+EM_RATE = 1.0  # the same of EM distillation's, which has far to go
 
 DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a constant rate the score wavers (dev/LOG.md)
     iterations=2000,
@@ -116,6 +121,32 @@ def consistency_student(
     networks = teachers_network(source, teacher)
     method = ConsistencyConfig(steps, teacher, **options)
     return _student(recipe, source, f"consistency-{steps}", networks, method, shift)
+
+
+def em_student(
+    recipe: StudentRecipe,
+    teacher: str,
+    *,
+    log_snr: float | None = None,
+    shift: float = 0.0,
+    **options: Any,
+) -> Experiment:
+    """A student of the teacher's shape for one step.
+
+    log_snr: at which its network is called; None: NOISE_LEVEL, or the teacher's end where that is above
+    shift:   of its log-SNR against the teacher's
+    options: fields of `EMDistillationConfig`
+    Raises ValueError for a noise level that the teacher does not know.
+    """
+    source = read_experiment(Path(teacher))
+    networks = teachers_network(source, teacher)
+    method = EMDistillationConfig(teacher, weighting=source.method.weighting, **options)
+    made = _student(recipe, source, "em", networks, method, shift)
+    process = made.gaussian
+    if log_snr is None:
+        end = process.log_snr(torch.ones((), dtype=torch.float64)).item()
+        log_snr = max(NOISE_LEVEL, end)
+    return replace(made, process=replace(process, schedule=Truncated(process.schedule, log_snr)))
 
 
 def by_consistency(experiment: Experiment) -> Experiment:

@@ -28,7 +28,14 @@ from torch import Tensor
 
 from dualrate.codecs.codec import Codec
 from dualrate.config.serial import from_json, to_plain
-from dualrate.experiments import consistency, denoising, moment_matching, tokens, unified_latents  # noqa: F401  # a file may name their methods
+from dualrate.experiments import (  # noqa: F401  # a file may name their methods
+    consistency,
+    denoising,
+    em_distillation,
+    moment_matching,
+    tokens,
+    unified_latents,
+)
 from dualrate.experiments.decoding import as_codec
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.foreign import experiment_of, weights_of

@@ -1,0 +1,237 @@
+"""EM Distillation (Xie et al. 2024, arXiv 2405.16852): a student of one step, x = g(z), z ~ N(0, I), by maximum
+likelihood of the teacher's samples at every noise level, min KL(q_t | p_t) over t.
+
+The E-step draws (x_t, z) of which x_t is the teacher's and z what the student would have made it of. With
+x_t = alpha_t g(z) + sigma_t eps that is a density of eps and z,
+
+    log rho = log q_t(x_t) - log p_t(x_t) - |z|^2 / 2 - |eps|^2 / 2
+
+sampled by L steps of Langevin from eps, z ~ N(0, I), both from the same state. The scores' difference is one of two
+posterior means, gap = g_theta(x_t) - g_phi(x_t) of teacher and auxiliary, and with u = alpha_t / sigma_t
+
+    eps' = (1 - h) eps + h u gap + sqrt(2 h) n              h: noise_step
+    z'   = (1 - k) z + k u^2 J_g(z)^T gap + sqrt(2 k) m     k: latent_step; n, m ~ N(0, I)
+
+The M-step regresses g(z^L) on x_t^L / alpha_t less the noise in it: of what eps^L is made of, eps^0 and the n, which
+say nothing of x, are taken out again (noise cancellation). What is left is the gap, summed up along the chain:
+
+    student     L(eta) = E w(t) |g(z^L) - sg(g(z^L) + c^L)|^2 / d,   c' = (1 - h) c + h gap,   c^0 = 0
+    auxiliary   L(phi) = E w(t) |sg g(z) - g_phi(alpha_t g(z) + sigma_t eps)|^2 / d
+
+so (eps^L - noise in it) sigma_t = alpha_t c^L, and no difference of large numbers is formed. L = 1 with k = 0 has the
+gradient of variational score distillation (Diff-Instruct), in proportion. Cancelling is unbiased to the extent that
+z^L does not know the noise: exactly for L = 1.
+
+The student is the teacher's network at the noise level where its schedule ends, which is to be high and not pure noise.
+No data are needed, labels only. Ours: w(t), which is moment matching's; the times, the middle of (0, 1), for u^2 grows
+without bound as t falls; and the default sizes of the chain, small enough for minutes of a CPU, where the paper takes
+L = 16 and moves z too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.config.ranges import Factor, Probability, Range, Ranged, Share, Steps
+from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import GaussianProcess, squared_error
+from dualrate.diffusion.times import expand
+from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.weighting import Weighting
+from dualrate.methods.method import Loss, Phase, quarters
+from dualrate.methods.times import moved, stratified_uniform
+from dualrate.methods.watch import LogWatch
+from dualrate.networks.freeze import at_rest
+
+NoiseStep = Annotated[float, Range(0, 1, above=True)]
+LatentStep = Annotated[float, Range(0, 1)]
+Times = tuple[Probability, Share]  # least and largest
+TIMES = (0.05, 0.95)
+GROWTH = 2.0  # of the moment gap over its least
+LAG = 1.0  # `gap_ahead` in moment gaps: 0 where the auxiliary keeps up
+ESCAPE = 2.0  # the mean square of z^L or eps^L, of which 1 is the prior's
+
+
+@dataclass(frozen=True)
+class Langevin(Ranged):
+    """The chain of the E-step."""
+
+    steps: Steps = 1
+    """L."""
+    noise_step: NoiseStep = 0.16
+    """h, of eps."""
+    latent_step: LatentStep = 0.0
+    """k, of z; 0: z stays, and the student is not differentiated in it."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Of the chain: z, eps and the correction c; each (B, ...)."""
+
+    z: Tensor
+    eps: Tensor
+    correction: Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the networks say of a state: x = g(z), g_phi(x_t) and the gap; each (B, ...). x has a gradient in z."""
+
+    x: Tensor
+    x_phi: Tensor
+    gap: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMDistillation(Ranged):
+    """The auxiliary in even iterations, the student in odd ones.
+
+    networks:     the student's, called at t = 1
+    auxiliaries:  {"auxiliary": network}, started from the teacher's weights; auxiliary: that network as a denoiser
+    teacher:      never changed; it sees (x_t, t) of `process`
+    times:        t is uniform between these
+    student_rate: factor of the student's learning rate, below 1 so that the auxiliary can follow it
+    """
+
+    networks: nn.ModuleDict
+    student: Denoiser
+    auxiliaries: nn.ModuleDict
+    auxiliary: Denoiser
+    teacher: Denoiser
+    process: GaussianProcess
+    weighting: Weighting
+    langevin: Langevin = Langevin()
+    times: Times = TIMES
+    student_rate: Factor = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_times(self.times)
+
+    def denoiser(self) -> Denoiser:
+        return self.student
+
+    def phases(self, iteration: int) -> tuple[Phase, ...]:
+        if iteration % 2:
+            return (Phase("student", tuple(self.networks.parameters()), self.student_loss, self.student_rate),)
+        return (Phase("auxiliary", tuple(self.auxiliaries.parameters()), self.auxiliary_loss),)
+
+    def auxiliary_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """L(phi) of the module docstring: the denoising loss on the student's images. Logs: its quarters of t."""
+        t, cond = self.drawn_times(batch, draws), Cond(batch.label)
+        z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
+        with torch.no_grad(), at_rest(self.networks):
+            x = self.generated(z, cond)
+        error = squared_error(x, posterior_mean(self.auxiliary, self.process.add_noise(x, t, eps), t, cond))
+        return Loss((self.weight(t, error) * error).mean(), quarters("error_t", error, t))
+
+    def student_loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
+        """L(eta) of the module docstring.
+
+        Logs, of the chain's beginning: `moment_gap`, the mean square of the gap, and its quarters of t; `gap_ahead`,
+        the mean of <g_phi - g_theta, x - g_phi> / d, 0 at the auxiliary's optimum, above it while that lags behind the
+        student, below it where the student has turned back; `power`, |x|^2 / d, small for a student that collapses to
+        grey. Of its end: `latent_power` and `noise_power`, the mean squares of z^L and eps^L, 1 where nothing is left.
+        """
+        t, cond = self.drawn_times(batch, draws), Cond(batch.label)
+        z, eps = draws.normals(["z", "eps"], *batch.x.shape[1:]).to(batch.x.dtype)
+        with at_rest(self.networks), at_rest(self.auxiliaries):
+            state, first = self.chain(State(z, eps, torch.zeros_like(z)), t, cond, draws)
+        x = self.generated(state.z, cond)
+        error = squared_error(x.detach() + state.correction, x)
+        gap = first.gap.square().flatten(1).mean(1)
+        logs = {
+            "moment_gap": gap.mean(),
+            "gap_ahead": -(first.gap * (first.x - first.x_phi)).mean().detach(),
+            "power": first.x.detach().square().mean(),
+            "latent_power": state.z.square().mean(),
+            "noise_power": state.eps.square().mean(),
+        }
+        return Loss((self.weight(t, error) * error).mean(), logs | quarters("gap_t", gap, t))
+
+    def chain(self, state: State, t: Tensor, cond: Cond, draws: Draws) -> tuple[State, Seen]:
+        """The state after L steps, and what the networks say of the one before them; no gradient."""
+        first = None
+        for i in range(self.langevin.steps):
+            normals = draws.normals([f"langevin {i} eps", f"langevin {i} z"], *state.z.shape[1:]).to(state.z.dtype)
+            z = state.z.requires_grad_(self.langevin.latent_step > 0)
+            seen = self.seen(State(z, state.eps, state.correction), t, cond)
+            state = self.stepped(state, seen, t, normals)
+            first = seen if first is None else first
+        assert first is not None
+        return state, first
+
+    def seen(self, state: State, t: Tensor, cond: Cond) -> Seen:
+        with torch.set_grad_enabled(state.z.requires_grad):
+            x = self.generated(state.z, cond)
+        with torch.no_grad():
+            x_t = self.process.add_noise(x, t, state.eps)
+            x_phi = posterior_mean(self.auxiliary, x_t, t, cond)
+            return Seen(x, x_phi, posterior_mean(self.teacher, x_t, t, cond) - x_phi)
+
+    def stepped(self, state: State, seen: Seen, t: Tensor, normals: Tensor) -> State:
+        """eps', z' and c' of the module docstring. normals: (2, B, ...), n and m."""
+        h, k = self.langevin.noise_step, self.langevin.latent_step
+        u = expand(self.process.alpha(t) / self.process.sigma(t), seen.gap)
+        eps = (1 - h) * state.eps + h * u * seen.gap + math.sqrt(2 * h) * normals[0]
+        z = state.z.detach()
+        if k:
+            (pull,) = torch.autograd.grad(seen.x, state.z, u**2 * seen.gap)
+            z = (1 - k) * z + k * pull + math.sqrt(2 * k) * normals[1]
+        return State(z, eps, (1 - h) * state.correction + h * seen.gap)
+
+    def generated(self, z: Tensor, cond: Cond) -> Tensor:
+        """g(z)."""
+        return posterior_mean(self.student, z, torch.ones(len(z), dtype=torch.float64, device=z.device), cond)
+
+    def drawn_times(self, batch: Batch, draws: Draws) -> Tensor:
+        low, high = self.times
+        return moved(batch.x.device, low + (high - low) * stratified_uniform(draws.host))[0]
+
+    def weight(self, t: Tensor, like: Tensor) -> Tensor:
+        """w(t), shaped to multiply `like`."""
+        return expand(self.weighting.snr_weight(self.process.schedule.log_snr(t)), like).to(like.dtype)
+
+
+def check_times(times: tuple[float, float]) -> None:
+    """Raises ValueError for a range that is none."""
+    low, high = times
+    if not low < high:
+        raise ValueError(f"times are the least and the largest t of the chain's noise levels, got {low} and {high}")
+
+
+@dataclass
+class EMWatch(LogWatch):
+    """Four warnings, from the second window on; in the first, auxiliary and student are near the teacher."""
+
+    _least: float = math.inf  # mean moment gap of a window after the first
+
+    def judge(self, iteration: int, logs: Mapping[str, float]) -> None:
+        names = ("moment_gap", "gap_ahead", "power", "latent_power", "noise_power")
+        if not (means := self.means("student", logs, *names)):
+            return
+        gap, ahead, power, latent, noise = means
+        first = self._power is None
+        remedy = "go back to a new run with a lower --student-rate or a larger --fit.batch-size"
+        self.judge_power(iteration, power, remedy)
+        if first:
+            return
+        self._least = min(self._least, gap)
+        if gap > GROWTH * self._least:
+            why = f"from {self._least:.3g} at its least to {gap:.3g}: lower --student-rate"
+            self.warn(iteration, "the moment gap grows", why)
+        if abs(ahead) > LAG * gap:
+            why = (
+                f"it is {ahead / gap:.1f} times its way from the teacher to the student's images: lower --student-rate"
+            )
+            self.warn(iteration, "the auxiliary lags behind the student", why)
+        if max(latent, noise) > ESCAPE:
+            why = f"mean squares of {latent:.3g} (z) and {noise:.3g} (eps), not 1: lower --latent-step or --noise-step"
+            self.warn(iteration, "the Langevin chain runs away", why)
