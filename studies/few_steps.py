@@ -1,12 +1,12 @@
 """Models of one to eight steps by every branch of distillation, in equal training seconds, from one teacher.
 
     OMP_NUM_THREADS=1 .venv/bin/python studies/few_steps.py consistency-4 moments-4     # trains and measures, in turn
-    .venv/bin/python studies/few_steps.py                                               # table and figure of what there is
+    .venv/bin/python studies/few_steps.py       # table and figure of what there is
 
 A name is a branch and its number of steps; `teacher-...` and `ddim-...` are the teacher itself, under its best sampler
-and under DDIM. All train for equal seconds of one core, ITERATIONS of each branch, of 64 images: 60 took consistency 24 s,
-from data 22, moments 25.7 (mean of three), em 25, one after the other on one core, 2026-11-22, AMD EPYC with AVX2,
-float32. Killed, a training goes on. Runs are kept in runs/few-steps, results in docs/results/few-steps, a file a name.
+and under DDIM. All train for equal seconds of one core, ITERATIONS of each branch, of 64 images: 60 took consistency
+24 s, from data 22, moments 25.7 (mean of three), em 25, one after the other on one core, 2026-11-22, AMD EPYC with
+AVX2, float32. Killed, a training goes on. Runs are kept in runs/few-steps, results in docs/results/few-steps, a file a name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from common import RESULTS, ROOT, RUNS, command, keep, markdown, on_one_thread, place
