@@ -6,7 +6,8 @@
 A name is a branch and its number of steps; `teacher-...` and `ddim-...` are the teacher itself, under its best sampler
 and under DDIM. All train for equal seconds of one core, ITERATIONS of each branch, of 64 images: 60 took consistency
 24 s, from data 22, moments 25.7 (mean of three), em 25, one after the other on one core, 2026-11-22, AMD EPYC with
-AVX2, float32. Killed, a training goes on. Runs are kept in runs/few-steps, results in docs/results/few-steps, a file a name.
+AVX2, float32. Killed, a training goes on. Runs are kept in runs/few-steps, results in docs/results/few-steps, a file
+a name.
 """
 
 from __future__ import annotations

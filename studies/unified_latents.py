@@ -45,7 +45,7 @@ from dualrate.metrics.bootstrap import bootstrap_interval
 from dualrate.metrics.evaluate import Evaluator, round_trips
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.recipes import fashion_mnist_latents
-from dualrate.report.figures import INK, PALETTE, png
+from dualrate.report.figures import INK, PALETTE, mark, png
 from dualrate.report.table import significant
 
 ITERATIONS, COUNT, BITS_OF, STEPS = 2000, 3000, 1000, 16
@@ -190,18 +190,24 @@ def figure(found: dict[str, dict[str, Any]]) -> Figure:
     swept = [name for name in found if LINES[name] == Line(LINES[name].loss_factor)]
     for axes, (title, value) in zip(made.subplots(1, 3), values.items(), strict=True):
         axes.plot([found[n]["bits"]["value"] for n in swept], [value(found[n])[0] for n in swept], color=PALETTE[0])
-        for name, one in found.items():
-            colour = PALETTE[0] if name in swept else PALETTE[1]
+        for i, (name, one) in enumerate(found.items()):
+            color, marker = mark(0) if name in swept else mark(i)
             bits, (middle, low, high) = one["bits"]["value"], value(one)
-            axes.errorbar(bits, middle, [[middle - low], [high - middle]], fmt="o", capsize=3, color=colour)
-            said = {"textcoords": "offset points", "xytext": (0, -14), "ha": "center", "fontsize": 7, "color": INK}
-            axes.annotate(f"c = {_called(name)}", (bits, middle), **said)
+            called = "labelled by c" if name == swept[0] else "_" if name in swept else f"c = {_called(name)}"
+            axes.errorbar(
+                bits, middle, [[middle - low], [high - middle]], fmt=marker, capsize=3, color=color, label=called
+            )
+            if name in swept:
+                beside = ((5, 4), "left") if title.startswith("r") else ((-5, 6), "right")  # where the line is not
+                said = dict(zip(("xytext", "ha"), beside, strict=True)) | {"fontsize": 8, "color": INK}
+                axes.annotate(_called(name), (bits, middle), textcoords="offset points", **said)
         axes.set_ylim(bottom=0)
         axes.margins(x=0.15)
         axes.set_xlabel("bits a pixel of the latents, at most")
         axes.set_title(title, fontsize=9)
         if min(one["bits"]["value"] for one in found.values()) * 30 < max(o["bits"]["value"] for o in found.values()):
             axes.set_xscale("log")
+    made.axes[0].legend(fontsize=8, loc="lower right")
     return made
 
 
