@@ -112,6 +112,7 @@ KINDS = {
     "segment": lambda root: dual(root, rollout="segment", pretraining=2, dropout=0.2),
     "full": lambda root: dual(root, pretraining=4, pairs=2),
     "consistency": lambda root: consistency(root, dropout=0.2, guidance=1.5),
+    "consistency, dual": lambda root: consistency(root, heavy=2, student_from=str(root / "two")),
     "consistency, from data": lambda root: replace(
         by_consistency(read_experiment(root / "teacher")), method=ConsistencyConfig(student_from=str(root / "other"))
     ),
@@ -135,7 +136,7 @@ def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(root, tmp_pa
     assert set(straight) == {"model", "optim-student", "ema-student"} | own | first
 
 
-@pytest.mark.parametrize("kind", ["plain", "full", "consistency"])
+@pytest.mark.parametrize("kind", ["plain", "full", "consistency", "consistency, dual"])
 def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
     student = taught_by(KINDS[kind](root), tmp_path / "teacher")
