@@ -150,7 +150,8 @@ def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str,
 
 def by_consistency(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
     heavy = given.pop("heavy", None)
-    if given.pop("student", "plain" if heavy is None else "dual") == "dual":
+    student = given.pop("student", "plain" if heavy is None else "dual")
+    if student != "plain":
         return consistency_student(recipe, teacher, steps, half(steps) if heavy is None else heavy, **given)
     if heavy is not None or "light_from" in given:
         raise ValueError("a plain student is one network: drop --heavy and --light-from, or pass --student dual")

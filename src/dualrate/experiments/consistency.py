@@ -16,6 +16,7 @@ from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.denoising import fill, start_from
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Segments
 from dualrate.experiments.teaching import check_teacher, frozen_teacher
 from dualrate.methods.consistency import Consistency, ConsistencyWatch, Eta, Huber, TeacherSteps
@@ -48,6 +49,11 @@ class ConsistencyConfig(MethodConfig, Ranged):
     two the encoder from the teacher, and the light one, if given, from `light_from`. Random weights otherwise."""
     light_from: str | None = None
     """A single-rate run that the light network of a dual-rate student starts from."""
+
+    @staticmethod
+    def of(networks: NetworksConfig) -> ConsistencyConfig:
+        """From data for 4 steps, 2 heavy calls of two networks."""
+        return ConsistencyConfig(heavy=None if networks.single_rate else 2)
 
     @property
     def serves(self) -> Segments:

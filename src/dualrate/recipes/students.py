@@ -136,7 +136,7 @@ def consistency_student(
 
 def by_consistency(experiment: Experiment) -> Experiment:
     """An experiment as one of consistency training, from data, for 4 steps of DDIM, 2 heavy calls if dual-rate."""
-    method = ConsistencyConfig(heavy=None if experiment.networks.single_rate else 2)
+    method = ConsistencyConfig.of(experiment.networks)
     return replace(experiment, name=f"{experiment.name}-consistency", method=method)
 
 
