@@ -15,12 +15,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import common
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from mixture_students import (
     PROCESS,
     SETS,
@@ -29,7 +30,6 @@ from mixture_students import (
     Light,
     Mlp,
     Sampler,
-    draw,
     dual_student,
     exact,
     fit,
@@ -47,14 +47,14 @@ from dualrate.diffusion.values import Batch, Cond, Reuse
 from dualrate.machine.environment import environment
 from dualrate.methods.consistency import Consistency, TeacherSteps
 from dualrate.methods.moment_matching.states import ForwardPairs
-from dualrate.report.figures import png
+from dualrate.report.figures import INK, PALETTE, png
 from dualrate.sampling.ancestral import DDIM
 from dualrate.sampling.catalogue import make_step, sampler_named
 from dualrate.sampling.grids import grid_times
 
 OUT = common.RESULTS / "mixture-branches.json"
 POINTS = common.IMAGES / "mixture-branches.npz"  # of the pictures
-SHOWN = 2000
+SHOWN, STEPS = 2000, (1, 2, 4, 8)
 UPDATES, TEACHER_UPDATES, RATE = 1500, 8000, 5e-4
 CHOSEN = (("ancestral", None), ("ddim", None), ("addim", None), ("dpm++2m", None), ("sde-dpm++2m", 0.1))
 
@@ -126,7 +126,7 @@ class Branch:
 
     name: str
     make: Callable[[Mlp, int], Sampler]
-    steps: tuple[int, ...] = (1, 2, 4, 8)
+    steps: tuple[int, ...] = STEPS
 
 
 BRANCHES = (
@@ -140,6 +140,8 @@ BRANCHES = (
     Branch("the same, independent pairs", partial(dual_consistency, made=Independent), (4, 8)),
     Branch("dual-rate moment matching, A", partial(dual_moments, rollout="A"), (4,)),
     Branch("dual-rate moment matching, B", partial(dual_moments, rollout="B"), (4,)),
+)
+SETTINGS = (
     Branch("from the teacher, always 16 of its steps", partial(consistency, times=(16, 16)), (1, 2, 4)),
     Branch("from the teacher, always 64", partial(consistency, times=(64, 64)), (1, 2, 4)),
     Branch("from the teacher, 64 to 1280", partial(consistency, times=(64, 1280)), (1, 2, 4)),
@@ -147,9 +149,9 @@ BRANCHES = (
 )
 
 
-def measured(make: Callable[[Mlp, int], Sampler], network: Mlp, steps: int) -> tuple[dict[str, Any], Tensor]:
+def measured(make: Callable[[Mlp, int], Sampler], steps: int) -> tuple[dict[str, Any], Tensor]:
     """A row, and points of its picture."""
-    start = time.perf_counter()
+    network, start = trained(), time.perf_counter()
     sampler = make(network, steps)
     seconds, sets = time.perf_counter() - start, [sampler(i * SIZE) for i in range(SETS)]
     values = [sliced_wasserstein(own, exact(-(i + 1) * SIZE, SIZE)) for i, own in enumerate(sets)]
@@ -160,10 +162,12 @@ def measured(make: Callable[[Mlp, int], Sampler], network: Mlp, steps: int) -> t
 
 def table() -> str:
     """Markdown: a line a branch, a column a number of steps."""
-    rows, steps = json.loads(OUT.read_text())["rows"], (1, 2, 4, 8)
-    lines = [[branch.name, *(_cell(rows.get(f"{branch.name}, {n}")) for n in steps)] for branch in BRANCHES]
-    lines.insert(0, ["exact", *[_cell(rows["exact, 0"])] * len(steps)])
-    return common.markdown(("", *(f"{n} step{'s' * (n > 1)}" for n in steps)), lines, texts=1)
+    rows = json.loads(OUT.read_text())["rows"]
+    lines = [
+        [branch.name, *(_cell(rows.get(f"{branch.name}, {n}")) for n in STEPS)] for branch in (*BRANCHES, *SETTINGS)
+    ]
+    lines.insert(0, ["exact", *[_cell(rows["exact, 0"])] * len(STEPS)])
+    return common.markdown(("", *(f"{n} step{'s' * (n > 1)}" for n in STEPS)), lines, texts=1)
 
 
 def _cell(row: dict[str, Any] | None) -> str:
@@ -179,15 +183,39 @@ def exact_row() -> tuple[dict[str, Any], Tensor]:
     return {"distance": float(np.mean(values)), "interval": interval(values), "values": values}, sets[0][:SHOWN]
 
 
+@cache
+def trained() -> Mlp:
+    """The teacher."""
+    torch.manual_seed(0)
+    return teacher(TEACHER_UPDATES)
+
+
+def picture(points: dict[str, np.ndarray]) -> Figure:
+    """A row a branch, a column a number of steps; the first row the exact points. Settings are left out."""
+    points = points | {"exact, 1": points["exact, 0"]}
+    names = ["exact", *(branch.name for branch in BRANCHES)]
+    figure = Figure(figsize=(6.4, 1.62 * len(names)), layout="constrained")
+    for name, row in zip(names, figure.subplots(len(names), len(STEPS)), strict=True):
+        for n, axes in zip(STEPS, row, strict=True):
+            shown = points.get(f"{name}, {n}")
+            axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), xticks=[], yticks=[], aspect="equal")
+            if shown is None:
+                axes.set_axis_off()
+                continue
+            axes.scatter(shown[:, 0], shown[:, 1], s=0.3, color=PALETTE[0], rasterized=True)
+            axes.set_title(name if name == "exact" else f"{name}, {n}", fontsize=6, color=INK)
+    return figure
+
+
 def main() -> None:
     common.command(__doc__).parse_args()
     POINTS.parent.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    network = teacher(TEACHER_UPDATES)
     kept = json.loads(OUT.read_text()) if OUT.exists() else {"updates": UPDATES, "rows": {}}
     points = dict(np.load(POINTS)) if POINTS.exists() else {}
     wanted = {"exact, 0": exact_row} | {
-        f"{branch.name}, {n}": partial(measured, branch.make, network, n) for branch in BRANCHES for n in branch.steps
+        f"{branch.name}, {n}": partial(measured, branch.make, n)
+        for branch in (*BRANCHES, *SETTINGS)
+        for n in branch.steps
     }
     for key, make in wanted.items():
         if key in kept["rows"] and key in points:
@@ -198,13 +226,7 @@ def main() -> None:
         print(f"{key:44} {_cell(row)} {row.get('seconds', 0):.0f} s {row.get('sampler', '')}", flush=True)
         OUT.write_text(json.dumps(kept, indent=1) + "\n")
         np.savez_compressed(POINTS, **points)
-    titles = {_title(key): torch.from_numpy(points[key]) for key in wanted}
-    OUT.with_suffix(".png").write_bytes(png(draw(titles)))
-
-
-def _title(key: str) -> str:
-    name, _, steps = key.rpartition(", ")
-    return name if steps == "0" else f"{name}\nN = {steps}"
+    OUT.with_suffix(".png").write_bytes(png(picture(points)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def images(rows: int, first: int = 0) -> Batch:
     return Batch(draws.normal("x", 1, 8, 8).double(), draws.row % 3, draws.row)
 
 
-def method(steps: int, heavy: int | None, head: bool = True) -> Consistency:
+def method(steps: int, heavy: int | None, head: bool = True) -> Any:
     encoder, light = randomised(ContextEncoder(replace(NET, head=head), NET)), randomised(LightUViT(NET))
     student = DualRate(encoder, light, PROCESS, Reuse.OWN)
     teacher = Plain(randomised(UViT(NET)), PROCESS)
@@ -130,7 +131,7 @@ class Flow(nn.Module):
         return self.x_hat(z_tau * (self.deviation(t) / self.deviation(context.tau)).view(-1, 1).to(z), t)
 
 
-def flow(steps: int, heavy: int) -> Consistency:
+def flow(steps: int, heavy: int) -> Any:
     return Consistency(nn.ModuleDict(), Flow(steps), PROCESS, steps, heavy=heavy)
 
 

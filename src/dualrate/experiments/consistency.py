@@ -7,6 +7,7 @@ frozen; a run has it in no checkpoint.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -59,7 +60,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
     def serves(self) -> Segments:
         return Segments(self.steps, self.heavy)
 
-    def called(self, denoiser: Denoiser) -> Denoiser:
+    def called(self, denoiser: Any) -> Denoiser:
         """A dual-rate student reuses contexts along its own path of DDIM."""
         return denoiser if self.heavy is None else replace(denoiser, reuse=Reuse.OWN)
 
