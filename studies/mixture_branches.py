@@ -89,13 +89,11 @@ def best_of_teacher(network: Mlp, steps: int) -> Sampler:
     return min(found, key=lambda sampler: sliced_wasserstein(sampler(first), reference))
 
 
-def consistency(
-    network: Mlp, steps: int, *, taught: bool = True, times: tuple[int, int] = (16, 64), eta: float = 0.75
-) -> Sampler:
+def consistency(network: Mlp, steps: int, *, taught: bool = True, times: tuple[int, int] = (16, 64)) -> Sampler:
     model = copy.deepcopy(network)
     student, guide = Plain(model, PROCESS), Plain(network, PROCESS) if taught else None
     annealed = TeacherSteps(*times, UPDATES // 2)
-    method = Consistency(nn.ModuleDict({"model": model}), student, PROCESS, steps, guide, annealed, eta=eta)
+    method = Consistency(nn.ModuleDict({"model": model}), student, PROCESS, steps, guide, annealed)
     fit(method, UPDATES, RATE)
     return Sampler("", student, method.plan, DDIM(PROCESS))
 
@@ -143,9 +141,7 @@ BRANCHES = (
 )
 SETTINGS = (
     Branch("from the teacher, always 16 of its steps", partial(consistency, times=(16, 16)), (1, 2, 4)),
-    Branch("from the teacher, always 64", partial(consistency, times=(64, 64)), (1, 2, 4)),
-    Branch("from the teacher, 64 to 1280", partial(consistency, times=(64, 1280)), (1, 2, 4)),
-    Branch("from the teacher by DDIM", partial(consistency, eta=0.0), (1, 2, 4)),
+    Branch("from the teacher, always 64", partial(consistency, times=(64, 64)), (1, 2)),
 )
 
 
