@@ -108,10 +108,11 @@ class Sampler:
     name: str
     denoiser: dr.Denoiser
     plan: dr.StepPlan
+    step: dr.Step = dr.Ancestral(PROCESS)
 
     def __call__(self, first: int) -> Tensor:
         seeds = range(first, first + SIZE)
-        return torch.cat(list(dr.sample(self.denoiser, dr.Ancestral(PROCESS), self.plan, (2,), seeds, batch_size=SIZE)))
+        return torch.cat(list(dr.sample(self.denoiser, self.step, self.plan, (2,), seeds, batch_size=SIZE)))
 
 
 def exact(first: int, count: int) -> Tensor:
@@ -168,8 +169,9 @@ def plain_student(network: Mlp, steps: int, version: str, iterations: int) -> Sa
     return Sampler(f"student, {version}", common["student"], dr.StepPlan.uniform(steps))
 
 
-def dual_student(network: Mlp, rollout: str, iterations: int) -> Sampler:
-    plan = dr.StepPlan.uniform(8, 4)
+def dual_student(network: Mlp, rollout: str, iterations: int, steps: int = 8) -> Sampler:
+    """With half as many heavy calls as steps."""
+    plan = dr.StepPlan.uniform(steps, steps // 2)
     encoder, light = Encoder(copy.deepcopy(network), 32), Light(32, 32)
     common: dict[str, Any] = {
         "networks": nn.ModuleDict({"encoder": encoder, "light": light}),

@@ -17,6 +17,7 @@ from functools import partial
 
 import bounds
 import common
+import mixture_branches
 import mixture_students
 import numpy as np
 import planned
@@ -126,6 +127,7 @@ TABLES = {
     "bounds": bounds.table,
     "planned": planned.table,
     "mixture students": mixture_students.table,
+    "mixture branches": mixture_branches.table,
     "students": students.table,
     **{name: partial(samplers.table, name) for name in samplers.TABLES},
 }

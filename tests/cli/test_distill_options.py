@@ -202,6 +202,16 @@ def test_a_consistency_student_has_the_teacher_s_network_and_its_own_options(stu
     assert student(*BY, *options, "--student-from", "other", "--student", "plain").method == expected
 
 
+def test_a_dual_rate_consistency_student_has_the_networks_of_a_dual_rate_one(student):
+    made = student(*BY, "--student", "dual")
+    assert (made.name, made.method.serves) == ("tiny-consistency-8-4", Segments(8, 4))
+    assert made.networks == TwoNetworks(net(8, 32, classes=4), net(4, 16, classes=4))
+    started = student(*BY, "--steps", 4, "--heavy", 1, "--student-from", "two")
+    assert started.method == ConsistencyConfig(4, "teacher", heavy=1, student_from="two")
+    assert started.networks == TwoNetworks(net(8, 32, classes=4), net(8, 16, classes=4))
+    assert student(*BY, "--heavy", 1, "--light-from", "other").method.light_from == "other"
+
+
 EM = ("--by", "em")
 
 
@@ -231,17 +241,18 @@ def test_a_student_by_em_begins_at_its_own_noise_level_and_makes_one_step(studen
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ((*BY, "--pairs", 2), "--by consistency does not take --pairs: drop .* or pass --by moments"),
         ((*EM, "--steps", 2), "makes students of one step, got 2: drop --steps, or pass --by moments"),
         ((*EM, "--student", "dual"), "a light network would never run: drop --student dual"),
         ((*EM, "--student-from", "other"), "--by em does not take --student-from: drop .* or pass --by moments"),
         ((*EM, "--noise-step", 0), "noise_step is a number above 0"),
         ((*EM, "--log-snr", -20), "goes from log-SNR 15 to -15, and ends nowhere in between at -20"),
         ((*BY, "--langevin-steps", 2), "does not take --langevin-steps: drop what it does not, or pass --by em"),
-        ((*BY, "--heavy", 2), "--by consistency does not take --heavy: drop .* or pass --by moments"),
         ((*BY, "--pairs", 1, "--version", "instant"), "--by consistency does not take --version, --pairs: drop"),
         (("--eta", 0.5), "--by moments does not take --eta: drop what it does not, or pass --by consistency"),
-        ((*BY, "--heavy", 2, "--student", "dual"), "does not take --heavy"),
-        ((*BY, "--student", "dual"), "which a path of DDIM has not: drop --student dual, or pass --by moments"),
+        ((*BY, "--heavy", 2, "--student", "plain"), "drop --heavy and --light-from, or pass --student dual"),
+        ((*BY, "--steps", 1, "--student", "dual"), "at least one and fewer than its 1 steps, got 1"),
+        ((*BY, "--heavy", 2, "--student-from", "teacher"), "teacher is a single-rate model; student_from takes a dual"),
         ((*BY, "--steps", 128), "64 and 1280 for a student of 128"),
     ],
 )
@@ -251,11 +262,11 @@ def test_options_of_another_way_to_distil_are_refused(before, capsys, options, m
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
 
 
-def test_training_from_data_is_a_word_of_any_recipe_of_one_network():
+def test_training_from_data_is_a_word_of_any_recipe_of_images():
     made = parse_train(["fashion-mnist-light", "--by", "consistency", "--method.steps", "2", "--fit.iterations", "9"])
     assert made.experiment.method == ConsistencyConfig(2)
     assert made.experiment.networks == fashion_mnist.light().networks
     assert (made.experiment.name, made.experiment.fit.iterations) == ("fashion-mnist-light-consistency", 9)
     assert parse_train(["fashion-mnist-light"]).experiment == fashion_mnist.light()
-    with pytest.raises(ValueError, match="fashion-mnist-dual-consistency is dual-rate: consistency samples by DDIM"):
-        parse_train(["fashion-mnist-dual", "--by", "consistency"])
+    dual = parse_train(["fashion-mnist-dual", "--by", "consistency"]).experiment
+    assert (dual.networks, dual.method) == (fashion_mnist.dual().networks, ConsistencyConfig(4, heavy=2))

@@ -70,6 +70,8 @@ CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
     "moment matching, full": (TWO, replace(DUAL, pairs=2, student_from="two")),
     "consistency": (ONE, TAUGHT),
     "consistency, guided": (ONE, replace(TAUGHT, guidance=1.5, huber=0.1)),
+    "consistency, dual": (TWO, replace(TAUGHT, heavy=2, light_from="light")),
+    "consistency, dual, from data": (TWO, replace(TAUGHT, heavy=1, teacher=None, student_from="two")),
     "consistency, from data": (ONE, replace(TAUGHT, teacher=None, student_from="one")),
     "em": (ONE, EMDistillationConfig("one", Langevin(2, 0.16, 0.01))),
     "em, guided": (ONE, EMDistillationConfig("one", Langevin(1, 0.16), guidance=1.5)),

@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dualrate as dr
-from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.times import shared_time
-from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.values import Batch, Cond, Reuse
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods import consistency, denoising, em_distillation, times
@@ -138,6 +138,7 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     """Methods and the iterations whose phases are looked at."""
     single, plain = built(OneNetwork(NET))
     double, dual = built(TwoNetworks(NET, NET))
+    on_ddim = DualRate(double["encoder"], double["light"], PROCESS, Reuse.OWN)
     weighting, late = Sigmoid(), dr.TimeSampler(draws=2, first=(0.6, 0.9))
     found: dict[str, tuple[object, Sequence[int]]] = {
         "heavy": (denoising.Denoising(single, plain, PROCESS, weighting, times.SingleTime(), 3), [0]),
@@ -166,6 +167,8 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     found["consistency"] = (own, [0])
     chain = em_distillation.Langevin(2, latent_step=0.01)
     found["em"] = (em_distillation.EMDistillation(langevin=chain, **plain_student, **more), [0, 1])
+    own = consistency.Consistency(double, on_ddim, PROCESS, 4, heavy=2)
+    found["consistency, dual"] = (own, [0])
     return found
 
 

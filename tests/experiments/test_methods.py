@@ -195,7 +195,11 @@ def test_parts_of_a_single_network_start_from_nothing(part):
 @pytest.mark.parametrize(
     ("networks", "change", "message"),
     [
-        (TWO, {}, "is dual-rate: consistency samples by DDIM, whose z_t and z_tau are no pair"),
+        (TWO, {}, "is dual-rate: its heavy calls are at least one and fewer than its 4 steps, got None"),
+        (TWO, {"heavy": 4}, "at least one and fewer than its 4 steps, got 4"),
+        (TWO, {"heavy": 2, "student_from": "a", "light_from": "b"}, "student_from brings the light network's weights"),
+        (ONE, {"heavy": 2}, "has one network, which runs at every step: drop heavy and light_from"),
+        (ONE, {"light_from": "b"}, "has one network, which runs at every step"),
         (ONE, {"teacher_steps": (32, 16)}, "no fewer in the end than at first; got 32 and 16"),
         (ONE, {"steps": 65}, "for a student of 65"),
         (ONE, {"teacher": None, "guidance": 2.0}, "guidance is a teacher's, and the data have none"),

@@ -114,6 +114,11 @@ def test_a_consistency_model_serves_its_own_steps_of_ddim():
     ):
         with pytest.raises(ValueError, match="has learned to make 4 steps, equal in t, and no others"):
             serves.check(plan)
+    dual = Segments(4, 2)
+    dual.check(StepPlan.uniform(4, 2))
+    assert (dual.default_plan(), dual.default_heavy(1)) == (StepPlan.uniform(4, 2), 1)
+    with pytest.raises(ValueError, match="4 steps, equal in t with 2 heavy calls spread evenly, and no others"):
+        dual.check(StepPlan.uniform(4))
     serves.check_step(DDIM(process))
     for step in (Ancestral(process), Heun(process), AdjustedDDIM(process)):
         with pytest.raises(ValueError, match="has learned to make steps of DDIM"):

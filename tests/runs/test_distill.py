@@ -119,6 +119,7 @@ KINDS = {
     "full": lambda root: dual(root, pretraining=4, pairs=2),
     "consistency": lambda root: consistency(root, dropout=0.2, guidance=1.5),
     "em": lambda root: em(root, dropout=0.2, langevin=Langevin(2, latent_step=0.01)),
+    "consistency, dual": lambda root: consistency(root, heavy=2, student_from=str(root / "two")),
     "consistency, from data": lambda root: replace(
         by_consistency(read_experiment(root / "teacher")), method=ConsistencyConfig(student_from=str(root / "other"))
     ),
@@ -142,7 +143,7 @@ def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(root, tmp_pa
     assert set(straight) == {"model", "optim-student", "ema-student"} | own | first
 
 
-@pytest.mark.parametrize("kind", ["plain", "full", "consistency", "em"])
+@pytest.mark.parametrize("kind", ["plain", "full", "consistency", "consistency, dual", "em"])
 def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
     student = taught_by(KINDS[kind](root), tmp_path / "teacher")

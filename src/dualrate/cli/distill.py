@@ -62,8 +62,8 @@ class Distill(Ranged):
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
     by: Literal["moments", "consistency", "em"] = "moments"
-    """Moment matching, sampled ancestrally; multistep consistency, one network sampled by DDIM; or EM distillation, one
-    network and one step."""
+    """Moment matching, sampled ancestrally; multistep consistency, sampled by DDIM; or EM distillation, one network
+    and one step."""
     steps: Steps | None = None
     """N, the fewest steps of a plain student by moments; the only ones of any other; 8 if not given, by em 1."""
     guidance: TeacherGuidance = 1.0
@@ -73,9 +73,9 @@ class Distill(Ranged):
     shift: LogSNR = 0.0
     """Of the student's log-SNR against the teacher's; below 0: more of its steps at high noise."""
     student: Literal["dual", "plain"] | None = None
-    """Two networks at two rates, or one of the teacher's shape; dual by moments if not given."""
+    """Two networks at two rates, or one of the teacher's shape; by moments dual, by consistency plain if not given."""
     heavy: Steps | None = None
-    """By moments: H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
+    """H, heavy calls of a dual-rate student; half of the steps, rounded up, if not given."""
     rollout: Literal["full", "segment", "data"] | None = None
     """By moments: the student's states in training: all steps its own, from noise (full); its own since the last heavy
     call (segment); noised data (data, of a plain student). full, or data, if not given."""
@@ -90,10 +90,10 @@ class Distill(Ranged):
     """By moments and em: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, by em and
     for the instant version 1."""
     light_from: str | None = None
-    """By moments: a single-rate run that the light network starts from."""
+    """A single-rate run that the light network of a dual-rate student starts from."""
     student_from: str | None = None
-    """By moments, a dual-rate run that the whole student starts from, such as a retrofit of the teacher; on its images.
-    By consistency, one of the teacher's network, such as a student of more steps."""
+    """Of a dual-rate student a dual-rate run that all of it starts from, such as a retrofit of the teacher; on its
+    images. Of a plain one by consistency a run of the teacher's network, such as a student of more steps."""
     teacher_steps: tuple[Steps, Steps] | None = None
     """By consistency: the teacher's steps, at first and in the end; 64 and 1280 if not given."""
     annealing: Share | None = None
@@ -142,7 +142,7 @@ class Distill(Ranged):
 
 def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
     heavy, student = given.pop("heavy", None), given.pop("student", "dual")
-    calls = (steps + 1) // 2 if heavy is None else heavy
+    calls = half(steps) if heavy is None else heavy
     started = given.get("student_from") is not None
     learned = student == "plain" or started or calls == steps
     given = {
@@ -161,11 +161,12 @@ def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str,
 
 
 def by_consistency(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
-    if given.pop("student", "plain") != "plain":
-        raise ValueError(
-            "a dual-rate student reuses contexts, for which its path must have the law of the forward process, which a "
-            "path of DDIM has not: drop --student dual, or pass --by moments"
-        )
+    heavy = given.pop("heavy", None)
+    student = given.pop("student", "plain" if heavy is None else "dual")
+    if student != "plain":
+        return consistency_student(recipe, teacher, steps, half(steps) if heavy is None else heavy, **given)
+    if heavy is not None or "light_from" in given:
+        raise ValueError("a plain student is one network: drop --heavy and --light-from, or pass --student dual")
     return consistency_student(recipe, teacher, steps, **given)
 
 
@@ -180,6 +181,11 @@ def by_em(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]
     return em_student(recipe, teacher, langevin=Langevin(**own), **{"student_rate": EM_RATE, **given})
 
 
+def half(steps: int) -> int:
+    """Heavy calls of a dual-rate student, where nothing is said."""
+    return (steps + 1) // 2
+
+
 @dataclass(frozen=True)
 class Branch(Ranged):
     """A way to distil: makes the student of a recipe, a teacher, steps and options; those that not all ways take.
@@ -192,11 +198,11 @@ class Branch(Ranged):
     steps: Steps = 8
 
 
-OF_MOMENTS = ("heavy", "rollout", "version", "pretraining", "pairs", "student_rate", "light_from")
+OF_TWO_RATES = ("student", "heavy", "light_from", "student_from")
 OF_LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields
 BRANCHES: dict[str, Branch] = {
-    "moments": Branch(by_moments, (*OF_MOMENTS, "student", "student_from")),
-    "consistency": Branch(by_consistency, ("teacher_steps", "annealing", "eta", "huber", "student", "student_from")),
+    "moments": Branch(by_moments, (*OF_TWO_RATES, "rollout", "version", "pretraining", "pairs", "student_rate")),
+    "consistency": Branch(by_consistency, (*OF_TWO_RATES, "teacher_steps", "annealing", "eta", "huber")),
     "em": Branch(by_em, (*OF_LANGEVIN, "log_snr", "student_rate", "student"), steps=1),
 }
 

@@ -103,8 +103,7 @@ class Train(Ranged):
 
     experiment: Annotated[Experiment, arg(name="")]
     by: By = "denoising"
-    """The recipe's own loss; or consistency, training from data for few steps of DDIM (--method.steps), of one
-    network."""
+    """The recipe's own loss; or consistency, training from data for few steps of DDIM (--method.steps)."""
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
     fd_every: Iterations | None = None

@@ -90,6 +90,7 @@ class Reuse(Enum):
     FREE = "free"  # it depends on nothing noisy: any sampler
     MARKOV = "markov"  # trained on pairs of one forward path: Markovian samplers only
     SMOOTH = "smooth"  # caches and shared encoders: deterministic samplers, whose path is smooth
+    OWN = "own"  # trained on pairs of its own sampling: the plan and the sampler that its `Serves` has
 
 
 class Refresh(Enum):

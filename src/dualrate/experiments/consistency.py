@@ -1,17 +1,23 @@
 """The configuration of Multistep Consistency Models: a model of few steps of DDIM, from a teacher of many or from data.
 
-One network is trained, which is the teacher's where there is one. A teacher is frozen; a run has it in no checkpoint.
+A single network that is trained is the teacher's, where there is one; of two the encoder starts from it. A teacher is
+frozen; a run has it in no checkpoint.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
 
 from dualrate.config.ranges import BelowOne, Ranged, Share, Steps, TeacherGuidance
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.diffusion.process import require_gaussian
-from dualrate.experiments.denoising import fill
+from dualrate.diffusion.values import Reuse
+from dualrate.experiments.denoising import fill, start_from
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Segments
 from dualrate.experiments.teaching import check_teacher, frozen_teacher
 from dualrate.methods.consistency import Consistency, ConsistencyWatch, Eta, Huber, TeacherSteps
@@ -37,12 +43,26 @@ class ConsistencyConfig(MethodConfig, Ranged):
     """Classifier-free guidance weight of the teacher; 1 is none."""
     dropout: BelowOne | None = None
     """Of the student in training, not in sampling; as its network says if not given."""
+    heavy: Steps | None = None
+    """Heavy calls of a dual-rate student, fewer than its steps."""
     student_from: str | None = None
-    """A run of the same network that it starts from; the teacher, or random weights, if not given."""
+    """A run of the same networks that it starts from. If not given: one network from the teacher, if there is one; of
+    two the encoder from the teacher, and the light one, if given, from `light_from`. Random weights otherwise."""
+    light_from: str | None = None
+    """A single-rate run that the light network of a dual-rate student starts from."""
+
+    @staticmethod
+    def of(networks: NetworksConfig) -> ConsistencyConfig:
+        """From data for 4 steps, 2 heavy calls of two networks."""
+        return ConsistencyConfig(heavy=None if networks.single_rate else 2)
 
     @property
     def serves(self) -> Segments:
-        return Segments(self.steps)
+        return Segments(self.steps, self.heavy)
+
+    def called(self, denoiser: Any) -> Denoiser:
+        """A dual-rate student reuses contexts along its own path of DDIM."""
+        return denoiser if self.heavy is None else replace(denoiser, reuse=Reuse.OWN)
 
     def check(self, experiment: Experiment) -> None:
         require_gaussian(experiment.process, experiment.name)
@@ -52,14 +72,23 @@ class ConsistencyConfig(MethodConfig, Ranged):
                 f"a teacher makes as many steps as the student or more, and no fewer in the end than at first; got "
                 f"{first} and {last} for a student of {self.steps}"
             )
-        if not experiment.networks.single_rate:
-            raise ValueError(
-                f"{experiment.name} is dual-rate: consistency samples by DDIM, whose z_t and z_tau are no pair of one "
-                "forward path, so a context would be reused where no training has seen it. Take a single network, or "
-                "moment matching, which samples ancestrally"
-            )
         if experiment.networks.latent is not None:
             raise ValueError(f"{experiment.name} is a decoder, which consistency does not train: take denoising")
+        if experiment.networks.single_rate and (self.heavy is not None or self.light_from is not None):
+            raise ValueError(f"{experiment.name} has one network, which runs at every step: drop heavy and light_from")
+        roles = experiment.networks.roles
+        if not experiment.networks.single_rate and roles != ("encoder", "light"):
+            raise ValueError(
+                f"consistency trains one network, or an encoder with a light network; {experiment.name} has "
+                f"{', '.join(roles)}"
+            )
+        if not experiment.networks.single_rate and not 0 < (self.heavy or 0) < self.steps:
+            raise ValueError(
+                f"{experiment.name} is dual-rate: its heavy calls are at least one and fewer than its {self.steps} "
+                f"steps, got {self.heavy}; name them (heavy), or take one network, which is called at every step"
+            )
+        if self.student_from is not None and self.light_from is not None:
+            raise ValueError("student_from brings the light network's weights too: drop light_from, or student_from")
         if self.teacher is None and self.guidance != 1:
             raise ValueError(f"guidance is a teacher's, and the data have none; got a weight of {self.guidance:g}")
 
@@ -71,11 +100,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
             taught = self._taught(experiment, teacher, start)
             weights["teacher"], identity["teacher"] = str(teacher), f"weights {teacher.weights_hash[:12]}"
         if start.fresh:
-            source = teacher if self.student_from is None else start.load(self.student_from)
-            if source is not None:
-                problem = f"{self.student_from or self.teacher}: its network is not that of {experiment.name}"
-                fill(networks, source.networks.state_dict(), problem)
-                weights["student"] = str(source)
+            weights |= self._fill(experiment, networks, teacher, start)
         first, last = self.teacher_steps
         method = Consistency(
             networks,
@@ -88,8 +113,23 @@ class ConsistencyConfig(MethodConfig, Ranged):
             null=experiment.num_classes,
             eta=self.eta,
             huber=self.huber,
+            heavy=self.heavy,
         )
         return Prepared(method, weights, identity, ConsistencyWatch)
+
+    def _fill(
+        self, experiment: Experiment, networks: nn.ModuleDict, teacher: Model | None, start: Start
+    ) -> dict[str, str]:
+        """Put the weights in that training begins with; says which. Raises ValueError for those of other networks."""
+        whole = teacher if experiment.networks.single_rate else None
+        if (source := whole if self.student_from is None else start.load(self.student_from)) is not None:
+            problem = f"{self.student_from or self.teacher}: its network is not that of {experiment.name}"
+            fill(networks, source.networks.state_dict(), problem)
+            return {"student": str(source)}
+        light = None if self.light_from is None else start.load(self.light_from)
+        parts = {} if experiment.networks.single_rate else {"encoder": teacher, "light": light}
+        given = {role: model for role, model in parts.items() if model is not None}
+        return start_from(experiment.networks, networks, given)
 
     def _taught(self, experiment: Experiment, teacher: Model, start: Start) -> Denoiser:
         """The teacher under the student's process. Raises ValueError if it cannot teach this student."""

@@ -126,6 +126,10 @@ class MethodConfig(ABC):
     def serves(self) -> Serves:
         """The plans and steps that the trained model takes."""
 
+    def called(self, denoiser: Denoiser) -> Denoiser:
+        """The networks' denoiser as this method trains it: it may change when a context may be reused."""
+        return denoiser
+
     def check(self, experiment: Experiment) -> None:  # noqa: B027  # most have nothing to refuse
         """Raises ValueError for an experiment that this method cannot train."""
 
@@ -195,8 +199,13 @@ class Experiment(Ranged):
         """Networks with weights drawn from the run's seed, and their denoiser."""
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(self.fit.seed)
-            networks, denoiser = self.networks.build(self.process)
+            networks, denoiser = self.parts()
         return networks.to(memory_format=torch.channels_last), denoiser  # pyright: ignore[reportCallIssue]
+
+    def parts(self) -> tuple[nn.ModuleDict, Denoiser]:
+        """Networks with random weights, and the denoiser that its method trains of them."""
+        networks, denoiser = self.networks.build(self.process)
+        return networks, self.method.called(denoiser)
 
 
 @dataclass(frozen=True)

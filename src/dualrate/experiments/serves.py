@@ -209,21 +209,26 @@ class OneStep(_Single, _Distilled):
 
 @dataclass(frozen=True)
 class Segments(_Single, Ranged):
-    """A consistency model, which learned to make `steps` steps of DDIM, equal in t."""
+    """A consistency model, which learned to make `steps` steps of DDIM, equal in t.
+
+    heavy: heavy calls of a dual-rate one, spread evenly over the steps; None: the network runs at every step
+    """
 
     steps: Steps
+    heavy: Steps | None = None
 
     @property
     def sampler(self) -> str:
         return "ddim"
 
     def default_heavy(self, steps: int) -> int:
-        """The network runs at every step."""
-        return steps
+        """Its own, however many steps are asked for; `check` refuses what it does not serve."""
+        return steps if self.heavy is None else min(self.heavy, steps)
 
     @property
     def learned(self) -> str:
-        return f"consistency model has learned to make {self.steps} steps, equal in t, and no others"
+        calls = "" if self.heavy is None else f" with {self.heavy} heavy calls spread evenly"
+        return f"consistency model has learned to make {self.steps} steps, equal in t{calls}, and no others"
 
     def check_step(self, step: Step) -> None:
         if not isinstance(step, DDIM):

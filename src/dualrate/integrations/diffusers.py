@@ -275,7 +275,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         codec.image_shape(experiment.shape)  # refuses what it cannot decode
         experiment = dataclasses.replace(experiment, codec=HeldCodec(codec))
         with torch.device("meta"):
-            networks, denoiser = experiment.networks.build(experiment.process)
+            networks, denoiser = experiment.parts()
         if networks.keys() != held.keys():
             raise ValueError(f"{experiment.name} has networks {', '.join(networks)}; got {', '.join(held)}")
         return Model(

@@ -23,6 +23,16 @@ on paper it is a mean: with u = alpha / sigma, DDIM is z_s / sigma_s = z_t / sig
 where x_t' is the x_hat with which DDIM makes the step of aDDIM (`adjusted_ddim.adjusted`). It wants no more than w in
 double precision.
 
+A dual-rate student (ours; Dual-Rate Diffusion, arXiv 2605.18190, samples ancestrally) makes H < S heavy calls. With one
+at (z_t, t) itself it is f, which learns as above. At a step that keeps its context the light network g is to say what a
+heavy call there would, on the pairs that sampling by DDIM makes, which are of no forward path:
+
+    L_kept = E rho(|sg f(z_t, t) - g(z_t, t, context of z_tau)|^2 / (d sigma_t^2)),    added to L
+    z_1 = noise; z_tau, z_t: states of one path of the student's own steps from it, without gradient; t = k / S
+
+This target is a function of z_t alone, so pairs of any law have the same g for their best; which one a small network
+comes nearest to it on is another matter, and is measured (docs/results/mixture.md).
+
 Ours: the norm is of the error of v, per dimension, where the paper has SNR + 1 before one of the error of x; f(z_s, s)
 is without dropout, as a sampler has it; as at sampling, a step that ends in x has no variance to put back.
 """
@@ -40,15 +50,18 @@ from torch import Tensor, nn
 from dualrate.config.ranges import Classes, FirstIterations, Range, Ranged, Steps, TeacherGuidance
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.times import expand
-from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.values import Batch, Cond, Refresh
 from dualrate.methods.method import Loss, Phase, quarters
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import LogWatch
 from dualrate.networks.freeze import at_rest
 from dualrate.sampling.adjusted_ddim import adjusted
+from dualrate.sampling.ancestral import DDIM
 from dualrate.sampling.step import move
+from dualrate.sampling.trajectory import first_state, reuses, trajectory
 
 Eta = Annotated[float, Range(0, 1000)]
 Huber = Annotated[float, Range(0, 1000, above=True)]
@@ -74,13 +87,14 @@ class TeacherSteps(Ranged):
 
 @dataclass(frozen=True)
 class Consistency(Ranged):
-    """One phase, "student", that trains every network. The student makes its heavy call at every step.
+    """One phase, "student", that trains every network.
 
     steps:    S, of the student
     teacher:  never changed; it sees z_t under `process`. None: the data are
     guidance: its classifier-free guidance weight; 1 is none; null: the class it is guided against
     eta:      share of the teacher's error that its steps put back as variance; 0: they are DDIM's
     huber:    c, in the root mean square of the error of v; None: squares
+    heavy:    H, of a dual-rate student, spread evenly over its steps; None: a heavy call at every step
     """
 
     networks: nn.ModuleDict
@@ -93,6 +107,12 @@ class Consistency(Ranged):
     null: Classes = 0
     eta: Eta = 0.75
     huber: Huber | None = None
+    heavy: Steps | None = None
+
+    @property
+    def plan(self) -> StepPlan:
+        """That the student is sampled under."""
+        return StepPlan.uniform(self.steps, self.heavy)
 
     @property
     def auxiliaries(self) -> nn.ModuleDict:
@@ -108,8 +128,8 @@ class Consistency(Ranged):
     def loss(self, batch: Batch, iteration: int, draws: Draws) -> Loss:
         """L of the module docstring, the mean over the batch's rows.
 
-        Logs: `loss_t0` to `loss_t3`; `power`, the mean square of f, small for a student that collapses to grey;
-        `teacher_steps`, T.
+        Logs: `loss_t0` to `loss_t3`, of L alone; `kept`, L_kept, of a dual-rate student; `power`, the mean square of
+        f, small for a student that collapses to grey; `teacher_steps`, T.
         """
         t, s, border = moved(batch.x.device, *self.times(iteration, draws.host))
         cond = Cond(batch.label)
@@ -117,11 +137,44 @@ class Consistency(Ranged):
         with torch.no_grad(), at_rest(self.networks):
             target = self.target(batch.x, z_t, t, s, border, cond)
         x_hat = posterior_mean(self.student, z_t, t, cond)
-        error = ((target - x_hat) / expand(self.process.sigma(t), z_t)).square().flatten(1).mean(1)
-        loss = error if self.huber is None else torch.sqrt(error + self.huber**2) - self.huber
+        loss = self.distance(target, x_hat, t)
         steps = self.steps * self.teacher_steps.of_segment(iteration, self.steps)
         logs = {"power": x_hat.detach().square().mean(), "teacher_steps": loss.new_full((), steps)}
-        return Loss(loss.mean(), quarters("loss_t", loss, t) | logs)
+        logs |= quarters("loss_t", loss, t)
+        if not reuses(self.plan):
+            return Loss(loss.mean(), logs)
+        kept = self.kept_loss(batch, draws)
+        return Loss(loss.mean() + kept.mean(), logs | {"kept": kept.detach().mean()})
+
+    def distance(self, target: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
+        """rho of the error of v, (B,). target, x_hat: (B, ...); t: (B,)."""
+        error = ((target - x_hat) / expand(self.process.sigma(t), x_hat)).square().flatten(1).mean(1)
+        return error if self.huber is None else torch.sqrt(error + self.huber**2) - self.huber
+
+    def kept_loss(self, batch: Batch, draws: Draws) -> Tensor:
+        """L_kept of the module docstring, (B,). Raises ValueError for a student whose contexts DDIM may not reuse."""
+        cond = Cond(batch.label)
+        with torch.no_grad(), at_rest(self.networks):
+            z_t, t, z_tau, tau = self.pairs(batch, draws)
+            target = posterior_mean(self.student, z_t, t, cond)
+        context = self.student.encode(z_tau, tau, cond).aged()
+        return self.distance(target, self.student.denoise(z_t, t, context, cond), t)
+
+    def pairs(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z_t, t, z_tau, tau as sampling makes them, (B, ...) and (B,) float64: of the batch's labels alone.
+
+        At the steps that keep a context, which rows take in turn by sample number.
+        """
+        plan, rows = self.plan, torch.arange(len(batch))
+        kept = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.KEEP]
+        heavy = [max(j for j in range(i) if plan.refresh[j] is Refresh.FULL) for i in kept]
+        turn = draws.host.row % len(kept)
+        at, of, times = torch.tensor(kept)[turn], torch.tensor(heavy)[turn], torch.tensor(plan.t, dtype=torch.float64)
+        at, of, t, tau, rows = moved(batch.x.device, at, of, times[at], times[of], rows)
+        z = first_state(self.process, draws, batch.x.shape[1:]).to(batch.x.dtype)
+        path = trajectory(self.student, DDIM(self.process), plan, z, Cond(batch.label), lambda step, draw: z)
+        states = torch.stack([state.z for state in path])
+        return states[at, rows], t, states[of, rows], tau
 
     def times(self, iteration: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """t, s and the border b, each (B,) float64; at the end of a segment s is b, to the bit."""

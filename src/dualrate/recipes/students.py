@@ -96,31 +96,47 @@ def dual_student(
     Raises ValueError for a teacher that cannot teach, and for one that is no U-ViT without `student_from`.
     """
     source = read_experiment(Path(teacher))
-    single = teachers_network(source, teacher)
-    if student_from is None:
-        networks = beside(single, recipe.light, teacher)
-    else:
-        started = read_experiment(Path(student_from))
-        networks, source = started.networks, replace(source, data=started.data)
-        if networks.single_rate:
-            raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
+    networks, source = _dual(recipe, source, teachers_network(source, teacher), teacher, student_from)
     plans, own = OnePlan(steps, heavy), {"student_from": student_from, "rollout": rollout, **options}
     method = MomentMatchingConfig(teacher, plans, weighting=source.method.weighting, **own)
     return _student(recipe, source, f"dual-{steps}-{heavy}", networks, method, shift)
 
 
+def _dual(
+    recipe: StudentRecipe, source: Experiment, single: NetworksConfig, teacher: str, student_from: str | None
+) -> tuple[NetworksConfig, Experiment]:
+    """A dual-rate student's networks, and its teacher's experiment on the images that it is trained on."""
+    if student_from is None:
+        return beside(single, recipe.light, teacher), source
+    started = read_experiment(Path(student_from))
+    if started.networks.single_rate:
+        raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
+    return started.networks, replace(source, data=started.data)
+
+
 def consistency_student(
-    recipe: StudentRecipe, teacher: str, steps: int, *, shift: float = 0.0, **options: Any
+    recipe: StudentRecipe,
+    teacher: str,
+    steps: int,
+    heavy: int | None = None,
+    *,
+    shift: float = 0.0,
+    student_from: str | None = None,
+    **options: Any,
 ) -> Experiment:
-    """A student of the teacher's shape for `steps` steps of DDIM.
+    """A student for `steps` steps of DDIM: of the teacher's shape, or, with `heavy` calls, a dual-rate one.
 
     shift:   of its log-SNR against the teacher's
     options: fields of `ConsistencyConfig`
+    Raises ValueError as `dual_student`.
     """
     source = read_experiment(Path(teacher))
     networks = teachers_network(source, teacher)
-    method = ConsistencyConfig(steps, teacher, **options)
-    return _student(recipe, source, f"consistency-{steps}", networks, method, shift)
+    if heavy is not None:
+        networks, source = _dual(recipe, source, networks, teacher, student_from)
+    method = ConsistencyConfig(steps, teacher, heavy=heavy, student_from=student_from, **options)
+    name = f"consistency-{steps}" if heavy is None else f"consistency-{steps}-{heavy}"
+    return _student(recipe, source, name, networks, method, shift)
 
 
 def em_student(
@@ -150,8 +166,9 @@ def em_student(
 
 
 def by_consistency(experiment: Experiment) -> Experiment:
-    """A single-rate experiment as one of consistency training, from data, for 4 steps of DDIM."""
-    return replace(experiment, name=f"{experiment.name}-consistency", method=ConsistencyConfig())
+    """An experiment as one of consistency training, from data, for 4 steps of DDIM, 2 heavy calls if dual-rate."""
+    method = ConsistencyConfig.of(experiment.networks)
+    return replace(experiment, name=f"{experiment.name}-consistency", method=method)
 
 
 def beside(single: NetworksConfig, light: UViTConfig | None, name: str) -> TwoNetworks:
