@@ -32,7 +32,7 @@ from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.codec import CodecCheck
 from dualrate.cli.compare import Compare
 from dualrate.cli.data import DATA, Encode, Prepare, Verify
-from dualrate.cli.distill import Distill
+from dualrate.cli.distill import BRANCHES, Distill
 from dualrate.cli.latents import DecodeLatents, EncodeImages
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sampling_options import SamplingOptions
@@ -223,6 +223,7 @@ def examples() -> Iterator[Any]:
         Consistency(networks, denoiser, of, 4),
         replace(cli_train.RECIPES["fashion-mnist-heavy"](), method=ConsistencyConfig()),
     )
+    yield BRANCHES["em"]
     yield InstantMomentMatching(**roles, teacher_network=nn.Identity())
     yield Phase("model", (), lambda *_: Loss(torch.zeros(())))
     yield from (
