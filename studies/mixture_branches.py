@@ -14,7 +14,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from mixture_students import (
     PROCESS,
     SETS,
     SIZE,
+    WEIGHTING,
     Encoder,
     Light,
     Mlp,
@@ -43,10 +44,13 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.schedule import Truncated
 from dualrate.diffusion.values import Batch, Cond, Reuse
 from dualrate.machine.environment import environment
 from dualrate.methods.consistency import Consistency, TeacherSteps
+from dualrate.methods.em_distillation import EMDistillation, Langevin
 from dualrate.methods.moment_matching.states import ForwardPairs
+from dualrate.recipes.students import NOISE_LEVEL
 from dualrate.report.figures import INK, PALETTE, png
 from dualrate.sampling.ancestral import DDIM
 from dualrate.sampling.catalogue import make_step, sampler_named
@@ -118,6 +122,24 @@ def dual_moments(network: Mlp, steps: int, rollout: str) -> Sampler:
     return dual_student(network, rollout, UPDATES, steps)
 
 
+def em(network: Mlp, steps: int, *, chain: int = 1, latent_step: float = 0.0) -> Sampler:
+    process = replace(PROCESS, schedule=Truncated(PROCESS.schedule, NOISE_LEVEL))
+    model, auxiliary = copy.deepcopy(network), copy.deepcopy(network)
+    student = Plain(model, process)
+    method = EMDistillation(
+        networks=nn.ModuleDict({"model": model}),
+        student=student,
+        auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}),
+        auxiliary=Plain(auxiliary, process),
+        teacher=Plain(network, process),
+        process=process,
+        weighting=WEIGHTING,
+        langevin=Langevin(chain, latent_step=latent_step),
+    )
+    fit(method, 2 * UPDATES, RATE)
+    return Sampler("", student, dr.StepPlan.uniform(steps), dr.Ancestral(process))
+
+
 @dataclass(frozen=True)
 class Branch:
     """A line of the table: (teacher, steps) -> what samples."""
@@ -133,6 +155,7 @@ BRANCHES = (
     Branch("consistency, from the teacher", consistency),
     Branch("consistency, from data", partial(consistency, taught=False)),
     Branch("moment matching", moments),
+    Branch("EM distillation", em, (1,)),
     Branch("dual-rate consistency", dual_consistency, (4, 8)),
     Branch("the same, pairs of a forward path", partial(dual_consistency, made=OnForwardPath), (4, 8)),
     Branch("the same, independent pairs", partial(dual_consistency, made=Independent), (4, 8)),
@@ -142,6 +165,7 @@ BRANCHES = (
 SETTINGS = (
     Branch("from the teacher, always 16 of its steps", partial(consistency, times=(16, 16)), (1, 2, 4)),
     Branch("from the teacher, always 64", partial(consistency, times=(64, 64)), (1, 2)),
+    Branch("EM distillation, four Langevin steps", partial(em, chain=4, latent_step=0.01), (1,)),
 )
 
 
