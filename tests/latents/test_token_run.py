@@ -15,7 +15,7 @@ from dualrate.codecs.grey_levels import GreyLevels
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.draws import Draws
 from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.tokens import OneTransformer, TokenDenoisingConfig, TwoTransformers
+from dualrate.experiments.tokens import OneTransformer, TwoTransformers
 from dualrate.networks.tokens import TokensConfig
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Reverse
@@ -24,7 +24,7 @@ from dualrate.training.config import FitConfig
 
 NET = TokensConfig(5, 8, 8, channels=16, blocks=1, embedding=16, head_dim=16)
 FIT = FitConfig(iterations=2, batch_size=4, precision="float32", sample_every=2, checkpoint_every=1)
-ONE = Experiment("one", OneTransformer(NET), TokenDenoisingConfig(), FIT, process=Masked(), codec=GreyLevels(4))
+ONE = Experiment("one", OneTransformer(NET), dr.DenoisingConfig(), FIT, process=Masked(), codec=GreyLevels(4))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> dr.Model:
     np.savez(root / "images.npz", images=images)
     networks, method = (
         TwoTransformers(NET, replace(NET, channels=8, head_dim=8)),
-        TokenDenoisingConfig(dr.TimeSampler()),
+        dr.DenoisingConfig(dr.TimeSampler()),
     )
     experiment = replace(
         ONE, name="two", networks=networks, method=method, data=dr.DataConfig(str(root / "images.npz"))

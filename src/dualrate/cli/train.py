@@ -53,6 +53,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-decoder": fashion_mnist_decoders.DecoderRecipe(),
     "fashion-mnist-tokens": fashion_mnist_tokens.single,
     "fashion-mnist-tokens-dual": fashion_mnist_tokens.dual,
+    "fashion-mnist-tokens-uniform": fashion_mnist_tokens.uniform,
     "cifar10-heavy": cifar10.heavy,
     "cifar10-light": cifar10.light,
     "cifar10-dual": cifar10.dual,

@@ -92,6 +92,10 @@ class Process(ABC):
         """Data that x_hat stands for, as a student's output does: what z_s is drawn from beside z_t."""
 
     @abstractmethod
+    def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """E[x | z_t, z_s] of what x_hat at z_t stands for, where z_s was drawn from q(z_s | z_t, x) of it."""
+
+    @abstractmethod
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """(B,): -2 log-likelihood of x under x_hat, up to a constant, a mean over what a state holds.
 
@@ -205,6 +209,10 @@ class GaussianProcess(Process):
         return x_from_v(z, output, log_snr)
 
     def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
+        """x_hat: a point."""
+        return x_hat
+
+    def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """x_hat: a point."""
         return x_hat
 

@@ -23,6 +23,7 @@ from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.held_out import HeldOut
 from dualrate.data.images import ImageSet, load_images
+from dualrate.data.instant import Encoded
 from dualrate.data.latents import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import DataProgress, Split
@@ -155,6 +156,7 @@ class Experiment(Ranged):
                 f"images of side {side} are shifted by at most {side - 1} pixels, got translate "
                 f"{self.data.augment.translate}"
             )
+        self.codec.check(self.process, self.shape)
         self.method.check(self)
 
     @property
@@ -166,6 +168,17 @@ class Experiment(Ranged):
     def shape(self) -> Shape:
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
+
+    @property
+    def batch_shape(self) -> Shape:
+        """(C, H, W) of what a method is given to train on."""
+        return self.shape if self.codec.instant else self.codec.data_shape(self.shape)
+
+    def seen(self, images: TrainingSet) -> TrainingSet:
+        """What a method is given of images, or of their cached latents: these, unless the codec encodes each batch."""
+        if not self.codec.instant:
+            return images
+        return Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -77,7 +77,6 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         return self.plans.default_plan()
 
     def check(self, experiment: Experiment) -> None:
-        require_gaussian(experiment.process, experiment.name)
         fit, dual = experiment.fit, not experiment.networks.single_rate
         if not isinstance(self.plans, OnePlan if dual else AtLeast):
             raise ValueError(
@@ -100,6 +99,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             )
         if self.student_from is not None and self.light_from is not None:
             raise ValueError("student_from brings the light network's weights too: drop light_from, or student_from")
+        if self.version == "instant":
+            require_gaussian(experiment.process, experiment.name)
         rows = fit.batch_size if fit.micro_batch is None else min(fit.micro_batch, fit.batch_size)
         if self.version == "instant" and 1 in (rows, fit.batch_size % rows):
             raise ValueError(

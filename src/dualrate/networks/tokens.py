@@ -15,6 +15,7 @@ lacks: it spares work alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -58,6 +59,12 @@ class TokensConfig(Ranged):
     def shape(self) -> tuple[int, int, int]:
         """(V, H, W) of a state."""
         return self.vocabulary, self.height, self.width
+
+    def lighter(self) -> TokensConfig:
+        """A light network beside it: half of its channels, in heads that divide them, and of its blocks."""
+        channels = max(self.channels // 2, 1)
+        blocks, head_dim = max(self.blocks // 2, 1), math.gcd(self.head_dim, channels)
+        return replace(self, channels=channels, blocks=blocks, head_dim=head_dim, dropout=0.0, head=True)
 
     def with_dropout(self, dropout: float) -> TokensConfig:
         return replace(self, dropout=dropout)

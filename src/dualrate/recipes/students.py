@@ -14,10 +14,11 @@ from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import Experiment, MethodConfig
 from dualrate.experiments.moment_matching import MomentMatchingConfig, Rollout
-from dualrate.experiments.networks import NetworksConfig, TwoNetworks
+from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.experiments.teaching import teachers_network
-from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.networks.tokens import TokensConfig
+from dualrate.networks.uvit import UViTConfig
 from dualrate.runs.store import read_experiment
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -40,31 +41,13 @@ DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a cons
 @dataclass(frozen=True)
 class StudentRecipe:
     """name:  of the runs, before the plan; None: the teacher's
-    light: the light network of a dual-rate student; None: `light_of` the teacher's network
+    light: the light network of a dual-rate student; None: in proportion to the teacher's
     """
 
     name: str | None
     """What the student's name begins with."""
-    light: UViTConfig | None
+    light: UViTConfig | TokensConfig | None
     fit: FitConfig
-
-
-def light_of(heavy: UViTConfig) -> UViTConfig:
-    """A light network beside a heavy one: half of its transformers' channels and of its middle's blocks, three
-    quarters of its convolutions' channels.
-
-    Its finest level keeps at least one channel for every number of a patch, for all that it sees passes through it.
-    """
-    finest, *others = heavy.levels
-    lighter = [_lighter(finest, heavy.patch**2 * heavy.image_channels), *(_lighter(level) for level in others)]
-    lighter[-1] = replace(lighter[-1], blocks=max(1, heavy.levels[-1].blocks // 2))
-    widths = [level.channels for level in lighter if level.kind == "transformer"]
-    return replace(heavy, levels=tuple(lighter), head_dim=math.gcd(heavy.head_dim, *widths))
-
-
-def _lighter(level: Level, least: int = 1) -> Level:
-    channels = level.channels // 2 if level.kind == "transformer" else -(-level.channels * 3 // 32) * 8
-    return replace(level, channels=min(level.channels, max(channels, least)), dropout=0.0)
 
 
 def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: float = 0.0, **options: Any) -> Experiment:
@@ -93,12 +76,13 @@ def dual_student(
     """A dual-rate student: an encoder of the teacher's shape and the recipe's light network.
 
     student_from: a dual-rate run whose two networks the student has and starts from, instead, on the images of that
-    Raises ValueError for a teacher that cannot teach, and for one that is no U-ViT without `student_from`.
+    Raises ValueError for a teacher that cannot teach, and for one beside which no light network is laid out here,
+    without `student_from`.
     """
     source = read_experiment(Path(teacher))
     single = teachers_network(source, teacher)
     if student_from is None:
-        networks = beside(single, recipe.light, teacher)
+        networks = single.beside(recipe.light, teacher)
     else:
         started = read_experiment(Path(student_from))
         networks, source = started.networks, replace(source, data=started.data)
@@ -152,17 +136,6 @@ def em_student(
 def by_consistency(experiment: Experiment) -> Experiment:
     """A single-rate experiment as one of consistency training, from data, for 4 steps of DDIM."""
     return replace(experiment, name=f"{experiment.name}-consistency", method=ConsistencyConfig())
-
-
-def beside(single: NetworksConfig, light: UViTConfig | None, name: str) -> TwoNetworks:
-    """A network as an encoder, and a light one; None: `light_of` it. Raises ValueError for one that is no U-ViT."""
-    encoder = single.configs.get("model")
-    if encoder is None:
-        raise ValueError(
-            f"{name} is a model of another library, beside which no light network is laid out here: make it dual-rate "
-            f"first (dualrate retrofit {name} --out RUN), then add --student-from RUN"
-        )
-    return TwoNetworks(encoder, light_of(encoder) if light is None else replace(light, num_classes=encoder.num_classes))
 
 
 def _student(

@@ -156,7 +156,7 @@ def training_images(experiment: Experiment, decoding: Callable[[int, int, str], 
     images = experiment.data.load("train", decoding)
     check_codec(experiment, images)
     check_fit(experiment, images)
-    return images
+    return experiment.seen(images)
 
 
 def resume_threads(run: Path) -> None:
