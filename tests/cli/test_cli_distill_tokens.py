@@ -54,8 +54,9 @@ def distil(monkeypatch, root, out, teacher, *options) -> int:
     [
         ("masked", ("--steps", 2, "--student", "plain"), (0, 2)),
         ("uniform", ("--steps", 2, "--student", "plain", "--guidance", 1.5), (0, 2)),
-        ("masked", ("--steps", 4, "--heavy", 2, "--rollout", "segment"), (2, 2)),
-        ("uniform", ("--steps", 4, "--heavy", 2), (2, 2)),
+        ("masked", ("--steps", 2, "--student", "plain", "--noise", 2), (0, 2)),
+        ("masked", ("--steps", 4, "--heavy", 2, "--rollout", "segment", "--noise", 2), (2, 2)),
+        ("uniform", ("--steps", 4, "--heavy", 2, "--temperature", 0.8, "--top-p", 0.9), (2, 2)),
     ],
 )
 def test_a_student_of_tokens_is_a_model_like_others(root, tmp_path, monkeypatch, capsys, teacher, options, calls):
@@ -76,6 +77,7 @@ def test_a_student_of_tokens_is_a_model_like_others(root, tmp_path, monkeypatch,
     [
         (("--version", "instant", "--student", "plain"), "no Gaussian noise"),
         (("--by", "consistency"), "no Gaussian noise"),
+        (("--by", "consistency", "--top-p", 0.9), "does not take --top-p"),
     ],
 )
 def test_what_tokens_cannot_have_is_refused(root, tmp_path, monkeypatch, capsys, options, message):

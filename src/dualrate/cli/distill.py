@@ -90,6 +90,10 @@ class Distill(Ranged):
     student_rate: Factor | None = None
     """By moments and em: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, by em and
     for the instant version 1."""
+    temperature: Factor | None = None
+    """By moments: of a teacher of tokens; 1 if not given."""
+    top_p: Share | None = None
+    """By moments: share of a teacher's probabilities of tokens that the likeliest keep; 1 if not given."""
     light_from: str | None = None
     """By moments: a single-rate run that the light network starts from."""
     student_from: str | None = None
@@ -193,7 +197,9 @@ class Branch(Ranged):
     steps: Steps = 8
 
 
-OF_MOMENTS = ("heavy", "rollout", "version", "pretraining", "pairs", "student_rate", "light_from")
+OF_MOMENTS = (
+    "heavy", "rollout", "version", "pretraining", "pairs", "student_rate", "temperature", "top_p", "light_from",
+)  # fmt: skip
 OF_LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields
 BRANCHES: dict[str, Branch] = {
     "moments": Branch(by_moments, (*OF_MOMENTS, "student", "student_from")),

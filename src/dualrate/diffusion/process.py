@@ -31,6 +31,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.schedule import Schedule, alpha, sigma
 from dualrate.diffusion.times import expand, once
+from dualrate.diffusion.values import Shape
 
 
 class Distribution(Protocol):
@@ -49,6 +50,15 @@ class Process(ABC):
     """
 
     schedule: Schedule
+    planes = 0  # no annotation: channels that states have beside those of x
+
+    def state_shape(self, shape: Shape) -> Shape:
+        """(C, H, W) of states, from that of x."""
+        return shape[0] + self.planes, *shape[1:]
+
+    def data(self, z: Tensor) -> Tensor:
+        """Of a trajectory's last state what is data: all of it."""
+        return z
 
     @property
     def end(self) -> float | None:

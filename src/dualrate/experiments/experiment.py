@@ -156,6 +156,11 @@ class Experiment(Ranged):
                 f"images of side {side} are shifted by at most {side - 1} pixels, got translate "
                 f"{self.data.augment.translate}"
             )
+        if self.networks.noise != self.process.planes:
+            raise ValueError(
+                f"the networks of {self.name} read {self.networks.noise} planes of noise, its process has "
+                f"{self.process.planes}: make them the same (NoisePlanes, TokensConfig.noise)"
+            )
         self.codec.check(self.process, self.shape)
         self.method.check(self)
 
@@ -346,7 +351,7 @@ class Model:
     def call_cost(self) -> CallCost:
         """Multiply-adds of a call of its denoiser, and of an image's decoding."""
         label, latent = 0 if self.num_classes else None, self.experiment.networks.latent
-        cost = call_cost(self.denoiser, self.shape, label, self.device, latent=latent)
+        cost = call_cost(self.denoiser, self.process.state_shape(self.shape), label, self.device, latent=latent)
         return replace(cost, decode=decode_macs(self.codec, self.shape, self.device))
 
     @property

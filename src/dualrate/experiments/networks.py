@@ -63,6 +63,11 @@ class NetworksConfig(ABC):
         return None
 
     @property
+    def noise(self) -> int:
+        """Planes of noise that it reads beside a state."""
+        return 0
+
+    @property
     def single_rate(self) -> bool:
         """Whether it is one network, called alike at every noise level."""
         return self.roles == ("model",)
@@ -77,6 +82,15 @@ class NetworksConfig(ABC):
         if not self.configs:
             raise ValueError(f"{type(self).__name__} has no dropout of its own to set: drop the rate of {dropout}")
         return replace(self, **{role: config.with_dropout(dropout) for role, config in self.configs.items()})
+
+    def with_noise(self, planes: int) -> NetworksConfig:
+        """Reading so many planes of noise beside a state (`NoisePlanes`), of a student; 0: none.
+
+        Raises ValueError where they have no input for it.
+        """
+        if planes:
+            raise ValueError(f"{type(self).__name__} reads no noise beside its states: drop the {planes} planes of it")
+        return self
 
     def beside(self, light: object, name: str) -> NetworksConfig:
         """As an encoder, with a light network; None: one in proportion to it. name: what the user calls it.

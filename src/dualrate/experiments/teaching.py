@@ -31,7 +31,7 @@ def check_teacher(student: Experiment, teacher: Model, name: str, guidance: floa
             f"{name} makes images of {teacher.shape} (C, H, W) in {teacher.num_classes} classes, "
             f"{student.name} of {student.shape} in {student.num_classes}: they must be the same"
         )
-    if student.networks.single_rate and student.networks != network:
+    if student.networks.single_rate and student.networks.with_noise(0) != network:
         raise ValueError(f"a plain student starts from its teacher, so {student.name} must have the network of {name}")
     if _codec(teacher.experiment) != _codec(student):
         raise ValueError(f"{name} and {student.name} see images by different codecs: train on its latents")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
+from dualrate.diffusion.noise_planes import NoisePlanes  # noqa: F401  # a file may name it
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
 from dualrate.experiments.networks import NetworksConfig, of_kind
@@ -41,6 +44,16 @@ class OneTransformer(NetworksConfig):
         same = {"vocabulary": self.model.vocabulary, "num_classes": self.model.num_classes}
         return TwoTransformers(self.model, replace(found, **same))
 
+    @property
+    def noise(self) -> int:
+        return self.model.noise
+
+    def with_noise(self, planes: int) -> OneTransformer:
+        return replace(self, model=self.model.with_noise(planes))
+
+    def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return _reading_noise(self.model, weights)
+
     def with_dropout(self, dropout: float | None) -> OneTransformer:
         return self if dropout is None else replace(self, model=self.model.with_dropout(dropout))
 
@@ -72,6 +85,16 @@ class TwoTransformers(NetworksConfig):
     def num_classes(self) -> int:
         return self.light.num_classes
 
+    @property
+    def noise(self) -> int:
+        return self.light.noise
+
+    def with_noise(self, planes: int) -> TwoTransformers:
+        return replace(self, encoder=self.encoder.with_noise(planes), light=self.light.with_noise(planes))
+
+    def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return _reading_noise(self.encoder if role == "encoder" else self.light, weights)
+
     def with_dropout(self, dropout: float | None) -> TwoTransformers:
         if dropout is None:
             return self
@@ -88,3 +111,9 @@ class TwoTransformers(NetworksConfig):
                 *networks.get_submodule("light.changed").parameters())  # fmt: skip
         for way in ways:
             nn.init.zeros_(way)
+
+
+def _reading_noise(config: TokensConfig, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights of a transformer that reads tokens alone, for one that reads noise too and does nothing with it yet."""
+    new = {} if not config.noise else {"noise.weight": torch.zeros(config.channels, config.noise, 1, 1)}
+    return new | dict(weights)

@@ -59,4 +59,4 @@ def of(
 
 def distilled() -> StudentRecipe:
     """Students of the single models."""
-    return StudentRecipe(None, LIGHT, DISTILLING)
+    return StudentRecipe(None, LIGHT, DISTILLING, noise=4)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.noise_planes import NoisePlanes
 from dualrate.diffusion.schedule import Cosine, Truncated
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.em_distillation import EMDistillationConfig
@@ -39,7 +41,7 @@ DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a cons
 
 
 @dataclass(frozen=True)
-class StudentRecipe:
+class StudentRecipe(Ranged):
     """name:  of the runs, before the plan; None: the teacher's
     light: the light network of a dual-rate student; None: in proportion to the teacher's
     """
@@ -48,6 +50,8 @@ class StudentRecipe:
     """What the student's name begins with."""
     light: UViTConfig | TokensConfig | None
     fit: FitConfig
+    noise: Annotated[int, Range(0, 1024)] = 0
+    """By moments: planes of noise that a student of tokens reads; one of masks has nothing else that is random."""
 
 
 def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: float = 0.0, **options: Any) -> Experiment:
@@ -57,7 +61,7 @@ def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: flo
     options: fields of `MomentMatchingConfig`
     """
     source = read_experiment(Path(teacher))
-    networks = teachers_network(source, teacher)
+    networks = teachers_network(source, teacher).with_noise(recipe.noise)
     method = MomentMatchingConfig(teacher, AtLeast(steps), weighting=source.method.weighting, **options)
     return _student(recipe, source, f"plain-{steps}", networks, method, shift)
 
@@ -82,7 +86,7 @@ def dual_student(
     source = read_experiment(Path(teacher))
     single = teachers_network(source, teacher)
     if student_from is None:
-        networks = single.beside(recipe.light, teacher)
+        networks = single.beside(recipe.light, teacher).with_noise(recipe.noise)
     else:
         started = read_experiment(Path(student_from))
         networks, source = started.networks, replace(source, data=started.data)
@@ -102,7 +106,7 @@ def consistency_student(
     options: fields of `ConsistencyConfig`
     """
     source = read_experiment(Path(teacher))
-    networks = teachers_network(source, teacher)
+    networks = teachers_network(source, teacher).with_noise(recipe.noise)
     method = ConsistencyConfig(steps, teacher, **options)
     return _student(recipe, source, f"consistency-{steps}", networks, method, shift)
 
@@ -154,5 +158,7 @@ def _student(
         if not isinstance(schedule, Cosine):
             raise ValueError(f"only a cosine schedule can be shifted further, this teacher's is {schedule}: drop shift")
         process = replace(source.gaussian, schedule=replace(schedule, shift=schedule.shift + shift))
+    if networks.noise:
+        process = NoisePlanes(process, networks.noise)
     name = f"{recipe.name or source.name}-{ending}"
     return Experiment(name, networks, method, recipe.fit, source.data, process, source.codec)

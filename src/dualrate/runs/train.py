@@ -178,7 +178,8 @@ def costs_of(experiment: Experiment, method: Method) -> list[str]:
     label = 0 if experiment.num_classes else None
     with torch.random.fork_rng([]):  # dropout draws numbers
         where, latent = next(method.networks.parameters()).device, experiment.networks.latent
-        cost = call_cost(method.denoiser(), experiment.shape, label, where, latent=latent)
+        state = experiment.process.state_shape(experiment.shape)
+        cost = call_cost(method.denoiser(), state, label, where, latent=latent)
     calls = [macs for macs in (cost.heavy, cost.light) if macs]
     configs, lines = experiment.networks.configs, []
     for i, (name, network) in enumerate(method.networks.items()):
