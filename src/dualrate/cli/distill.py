@@ -30,7 +30,7 @@ from dualrate.experiments.experiment import Experiment
 from dualrate.foreign.folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
-from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet
+from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, text_tokens
 from dualrate.recipes.students import (
     EM_RATE,
     PRETRAINING,
@@ -46,6 +46,7 @@ RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "auto": auto.distilled,
     "fashion-mnist": fashion_mnist.distilled,
     "fashion-mnist-tokens": fashion_mnist_tokens.distilled,
+    "text-tokens": text_tokens.distilled,
     "cifar10": cifar10.distilled,
     "cifar10-compact": lambda: cifar10.distilled("compact"),
     "cifar10-reduced": lambda: cifar10.distilled("reduced"),

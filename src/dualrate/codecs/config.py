@@ -37,10 +37,12 @@ class CodecConfig(ABC):
 
     fingerprint: of a codec that does not train, whose latents the run is trained on; empty: it is trained on images
     instant:     whether its latents are made of images as they come, batch by batch: it learns nothing, costs nothing
+    alphabet:    the characters of texts, whose pieces its data are, each by its place there; empty: they are pictures
     """
 
     fingerprint = ""
     instant = False
+    alphabet: Any = ""  # Any: so that a class may have it as a field
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -51,6 +51,10 @@ class Encoded:
         return self.made.latent_shape(self.images.shape)
 
     @property
+    def alphabet(self) -> str:
+        return self.images.alphabet
+
+    @property
     def codec(self) -> CodecConfig:
         return self.by
 

@@ -27,6 +27,7 @@ from dualrate.data.instant import Encoded
 from dualrate.data.latents import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import DataProgress, Split
+from dualrate.data.text import PIECE, is_text, read_text
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
@@ -47,12 +48,13 @@ COMPILED = "compiled"  # in the cache, networks that were compiled
 
 @dataclass(frozen=True)
 class DataConfig(Ranged):
-    """Images."""
+    """Images, or a text."""
 
     source: str = "fashion-mnist"
-    """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file."""
+    """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file;
+    a text: a .txt file, or python-docs, the language reference that comes with Python."""
     size: Side | None = None
-    """Side that images are brought to; their own if not given."""
+    """Side that images are brought to, their own if not given; of a text, characters of a piece, 64 if not given."""
     channels: Literal[1, 3] | None = None
     """1 grey, 3 colours; the images' own if not given."""
     on_bad: Literal["fail", "skip"] = "fail"
@@ -76,6 +78,8 @@ class DataConfig(Ranged):
         """One split of the images: of latents those that they were made of. Raises as `load` and `load_images`."""
         if is_encoded(self.source):
             return encoded_images(self.source, split, progress)
+        if is_text(self.source):
+            return read_text(self.source, split, self.size or PIECE)
         how = {"size": self.size, "channels": self.channels, "on_bad": self.on_bad}
         return load_images(self.source, split=split, progress=progress, **how)
 

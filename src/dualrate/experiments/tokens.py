@@ -41,7 +41,7 @@ class OneTransformer(NetworksConfig):
 
     def beside(self, light: object, name: str) -> TwoTransformers:
         found = self.model.lighter() if light is None else of_kind(TokensConfig, light, name)
-        same = {"vocabulary": self.model.vocabulary, "num_classes": self.model.num_classes}
+        same = {name: getattr(self.model, name) for name in ("vocabulary", "width", "height", "num_classes")}
         return TwoTransformers(self.model, replace(found, **same))
 
     @property

@@ -12,6 +12,7 @@ import torch
 from dualrate import metrics
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet
+from dualrate.data.text import is_text
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.progress import Reporter, image_progress
 from dualrate.metrics.architectures import Architecture
@@ -38,6 +39,8 @@ def evaluators(
 
     Raises ValueError for two judges of one metric, and what `features_named` and `evaluator` raise.
     """
+    if is_text(data.source):
+        raise ValueError(f"{data.source} is a text, and judges are of images: dualrate evaluate says bits a character")
     how = {"reference": reference, "device": device, "progress": progress}
     judges = tuple(evaluator(data, features=one, **how) for one in features_named(features))
     metrics = [judge.metric for judge in judges]

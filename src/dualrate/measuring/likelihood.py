@@ -22,6 +22,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
 from dualrate.likelihood.bound import Bound, variational_bound
+from dualrate.likelihood.tokens import token_bound
 from dualrate.likelihood.variance import FittedVariance, mean_errors
 from dualrate.machine.progress import ImageProgress
 from dualrate.measuring.drawer import Drawer
@@ -124,6 +125,20 @@ def bits_per_dimension(
         return variational_bound(denoiser, kernel, plan, batch.x, batch.cond, Draws(seed, batch.row))
 
     return Likelihood.of(_judged(bound, drawer, images, count, progress))
+
+
+def bits_per_token(
+    drawer: Drawer, data: ImageSet, *, count: int, seed: int = 0, progress: ImageProgress | None = None
+) -> Likelihood:
+    """As `bits_per_dimension`, of tokens, under the whole plan: of a character of a text, of a pixel in grey levels."""
+    if count < 2:
+        raise ValueError(f"a standard error needs at least 2 of the data, got {count}: ask for more")
+    kernel, denoiser = _kernel(drawer), drawer.denoiser
+
+    def bound(batch: SubsetBatch) -> Bound:
+        return token_bound(denoiser, kernel, drawer.plan, batch.x, batch.cond, Draws(seed, batch.row))
+
+    return Likelihood.of(_judged(bound, drawer, data, count, progress))
 
 
 def fit_variance(

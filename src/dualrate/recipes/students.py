@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 
 from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.categorical import CategoricalProcess
 from dualrate.diffusion.noise_planes import NoisePlanes
 from dualrate.diffusion.schedule import Cosine, Truncated
 from dualrate.experiments.consistency import ConsistencyConfig
@@ -159,6 +160,7 @@ def _student(
             raise ValueError(f"only a cosine schedule can be shifted further, this teacher's is {schedule}: drop shift")
         process = replace(source.gaussian, schedule=replace(schedule, shift=schedule.shift + shift))
     if networks.noise:
+        assert isinstance(process, CategoricalProcess)  # networks of others read none
         process = NoisePlanes(process, networks.noise)
     name = f"{recipe.name or source.name}-{ending}"
     return Experiment(name, networks, method, recipe.fit, source.data, process, source.codec)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dualrate.codecs.characters import BETWEEN, texts
 from dualrate.codecs.codec import Codec, decoded
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
@@ -21,6 +22,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.experiments.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
 from dualrate.machine.device import keep_compiled, pays, peak_memory
+from dualrate.machine.files import write_whole
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
 from dualrate.machine.world import World
 from dualrate.methods.method import Method
@@ -236,6 +238,9 @@ def save_samples(
     draws = Draws(0, torch.tensor(seeds, device=device))
     pictures = to_uint8(decoded(codec, torch.cat(list(drawn)), draws)).cpu().numpy()
     file.parent.mkdir(exist_ok=True)
+    if experiment.codec.alphabet:
+        write_whole(file.with_suffix(".txt"), BETWEEN.join(texts(experiment.codec.alphabet, pictures)) + "\n")
+        return
     save_grid(pictures, file, columns=10, scale=2)
 
 
