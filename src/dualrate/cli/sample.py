@@ -91,7 +91,7 @@ class Sample(Ranged):
             raise ValueError("images.npz is of images, and this is a model of texts: drop --npz")
         with closing(progress):
             pieces, drawn = write_texts(drawer, range(self.seed, self.seed + self.num), self.out, drawing(progress))
-        report = {
+        report: dict[str, object] = {
             "run": str(self.run_dir),
             "texts": self.num,
             "out": str(self.out),

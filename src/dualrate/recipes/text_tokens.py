@@ -16,7 +16,8 @@ from dualrate.networks.tokens import TokensConfig
 from dualrate.recipes.fashion_mnist_latents import FIT
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 
-HEAVY, LIGHT = (128, 6), (64, 2)  # channels, blocks
+HEAVY, LIGHT = (128, 4), (64, 1)  # channels, blocks
+TEXT_FIT = replace(FIT, iterations=4000)
 PROCESSES = {"mask": Masked(), "uniform": Uniform()}
 
 
@@ -41,13 +42,13 @@ class Text:
             TokensConfig(codec.categories, text.shape[2], channels=channels, blocks=blocks, embedding=128, head_dim=32)
             for channels, blocks in (HEAVY, LIGHT)
         )
-        networks, times = (
-            (OneTransformer(heavy), SingleTime())
-            if self.rate == "single"
-            else (TwoTransformers(heavy, light), TimeSampler(heavy=(4, 32)))
-        )
-        name = "-".join(("text-tokens", *(["dual"] * (self.rate == "dual")), *(["uniform"] * (self.noise != "mask"))))
-        return Experiment(name, networks, DenoisingConfig(times), FIT, data, PROCESSES[self.noise], codec)
+        networks, times = {
+            "single": (OneTransformer(heavy), SingleTime()),
+            "dual": (TwoTransformers(heavy, light), TimeSampler(heavy=(4, 32))),
+        }[self.rate]
+        of = f"{'-dual' * (self.rate == 'dual')}{'-uniform' * (self.noise == 'uniform')}"
+        method, process = DenoisingConfig(times), PROCESSES[self.noise]
+        return Experiment(f"text-tokens{of}", networks, method, TEXT_FIT, data, process, codec)
 
 
 def distilled() -> StudentRecipe:
