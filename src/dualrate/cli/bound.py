@@ -22,7 +22,10 @@ from dualrate.sampling.catalogue import ANCESTRAL
 
 @dataclass(frozen=True)
 class LikelihoodBound(Ranged):
-    """Bound the negative log-likelihood of held-out images, in bits per dimension, term by term."""
+    """Bound the negative log-likelihood of held-out images, in bits per dimension, term by term.
+
+    Of a model of tokens: in bits a token, under the whole plan; then --variance, --gamma and --end mean nothing.
+    """
 
     run_dir: RunDir
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions(sampler=ANCESTRAL)

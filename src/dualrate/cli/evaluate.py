@@ -22,8 +22,10 @@ from dualrate.measuring.drawer import Drawer
 
 @dataclass(frozen=True)
 class Evaluate(Ranged):
-    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), FID, FD-DINOv2. Of
-    a model of texts: the bound of held-out text in bits a character, and the entropy of what it draws."""
+    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), FID, FD-DINOv2.
+
+    Of a model of texts: the bound of held-out text in bits a character, and the entropy of what it draws.
+    """
 
     run_dir: RunDir
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()

@@ -21,8 +21,10 @@ from dualrate.measuring.drawer import Drawer
 
 @dataclass(frozen=True)
 class Sample(Ranged):
-    """Draw images from a run: PNGs, a grid, and what they cost. The same command goes on after a kill. Of a model of
-    texts: pieces of text, on the terminal and in OUT/samples.txt."""
+    """Draw images from a run: PNGs, a grid, and what they cost. The same command goes on after a kill.
+
+    Of a model of texts: pieces of text, on the terminal and in OUT/samples.txt.
+    """
 
     run_dir: RunDir
     out: Path

@@ -8,7 +8,6 @@ it.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,7 @@ def _of_file(path: Path) -> tuple[str, str]:
 def _python_docs() -> str:
     """Of this very version of Python."""
     try:
-        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+        from pydoc_data.topics import topics  # not in every installation
     except ImportError as error:
         raise FileNotFoundError(
             f"this Python comes without its language reference ({error}): name a text, --data.source FILE{ENDING}"

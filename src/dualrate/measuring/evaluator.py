@@ -39,8 +39,6 @@ def evaluators(
 
     Raises ValueError for two judges of one metric, and what `features_named` and `evaluator` raise.
     """
-    if is_text(data.source):
-        raise ValueError(f"{data.source} is a text, and judges are of images: dualrate evaluate says bits a character")
     how = {"reference": reference, "device": device, "progress": progress}
     judges = tuple(evaluator(data, features=one, **how) for one in features_named(features))
     metrics = [judge.metric for judge in judges]
@@ -91,9 +89,11 @@ def evaluator(
     reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
                since nobody knows which images those statistics hold, and for FID and FD-DINOv2 `data` need not be here
     device:    of Inception and DINOv2
-    Raises ValueError for data that cannot train a feature net, a net that is damaged or takes other images, or a
+    Raises ValueError for a text, for data that cannot train a feature net, a net that is damaged or takes other images, or a
     reference that is not of its features; OSError for a missing one; what `load_inception` and `load_dinov2` raise.
     """
+    if is_text(data.source):
+        raise ValueError(f"{data.source} is a text, and judges are of images: dualrate evaluate says bits a character")
     shown, splits = image_progress(progress), None
     if features == "inception":
         net = load_inception(device, progress=shown, note=progress.note)
