@@ -77,6 +77,7 @@ def test_a_student_of_tokens_is_a_model_like_others(root, tmp_path, monkeypatch,
     [
         (("--version", "instant", "--student", "plain"), "no Gaussian noise"),
         (("--by", "consistency"), "no Gaussian noise"),
+        (("--by", "em"), "no Gaussian noise"),
         (("--by", "consistency", "--top-p", 0.9), "does not take --top-p"),
     ],
 )

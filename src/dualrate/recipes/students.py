@@ -128,7 +128,7 @@ def em_student(
     Raises ValueError for a noise level that the teacher does not know.
     """
     source = read_experiment(Path(teacher))
-    networks = teachers_network(source, teacher)
+    networks = teachers_network(source, teacher).with_noise(recipe.noise)
     method = EMDistillationConfig(teacher, weighting=source.method.weighting, **options)
     made = _student(recipe, source, "em", networks, method, shift)
     process = made.gaussian
