@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dualrate.data.images import ImageSet
+from dualrate.data.loader import TrainingSet
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
@@ -138,7 +139,7 @@ def bits_per_token(
     def bound(batch: SubsetBatch) -> Bound:
         return token_bound(denoiser, kernel, drawer.plan, batch.x, batch.cond, Draws(seed, batch.row))
 
-    return Likelihood.of(_judged(bound, drawer, data, count, progress))
+    return Likelihood.of(_judged(bound, drawer, drawer.model.experiment.seen(data), count, progress))
 
 
 def fit_variance(
@@ -176,7 +177,11 @@ def _cut(drawer: Drawer, end: float) -> StepPlan:
 
 
 def _judged(
-    judge: Callable[[SubsetBatch], Judged], drawer: Drawer, images: ImageSet, count: int, progress: ImageProgress | None
+    judge: Callable[[SubsetBatch], Judged],
+    drawer: Drawer,
+    images: TrainingSet,
+    count: int,
+    progress: ImageProgress | None,
 ) -> list[Judged]:
     """What `judge` says of every batch, under autocast as in sampling."""
     device, judged, done = drawer.model.device, [], 0

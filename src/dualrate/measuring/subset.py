@@ -61,7 +61,6 @@ def subset_parts(model: Model, images: TrainingSet, count: int, batch_size: int)
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
     if not 1 <= count <= len(images):
         raise ValueError(f"{images.name} has {len(images)} images, got a count of {count}: ask for 1 to {len(images)}")
-    images = model.experiment.seen(images)
     if images.shape != model.shape:
         raise ValueError(f"{model.name} models images of {model.shape} (C, H, W), {images.name} has {images.shape}")
     if model.num_classes and (images.labels is None or images.num_classes > model.num_classes):
