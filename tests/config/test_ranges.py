@@ -45,7 +45,10 @@ from dualrate.config.serial import from_plain, to_plain
 from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.denoisers.sharpened import Sharpened
 from dualrate.diffusion.betas import Betas
+from dualrate.diffusion.categorical import Masked
+from dualrate.diffusion.noise_planes import NoisePlanes
 from dualrate.diffusion.schedule import Cosine, RectifiedFlow, Truncated
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.consistency import ConsistencyConfig
@@ -210,6 +213,7 @@ def examples() -> Iterator[Any]:
     yield from (FeatureCache(UViT(config).cut(1), of), CutNetwork(SimpleNamespace(net=nn.Identity()), "blocks"))
     denoiser, networks = NeededContext(of, 1.0), nn.ModuleDict()
     yield Guided(denoiser, of, 1.0, 3)
+    yield Sharpened(denoiser, NoisePlanes(Masked()))
     yield from (FromData(4, of), SegmentRollout(plan, of), FullRollout(plan, of))
     taught = {"targets": Targets(denoiser), "backbone": nn.Identity()}
     yield Denoising(networks, denoiser, of, Sigmoid(), SingleTime(), **taught)

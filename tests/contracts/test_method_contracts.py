@@ -29,7 +29,7 @@ from dualrate.experiments.experiment import MethodConfig, Prepared, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AtLeast, OnePlan
-from dualrate.experiments.tokens import OneTransformer, TokenDenoisingConfig, TwoTransformers
+from dualrate.experiments.tokens import OneTransformer, TwoTransformers
 from dualrate.experiments.unified_latents import LatentNetworks, UnifiedLatentsConfig
 from dualrate.methods.em_distillation import Langevin
 from dualrate.methods.method import Method, Phase
@@ -92,7 +92,7 @@ CASES["unified latents"] = dr.Experiment(
     process=NoisyEnd(Cosine(log_snr_max=5.0)),
     codec=DiffusionDecoding(channels=1, factor=2),
 )
-TOKENS = TokensConfig(5, 8, 8, channels=16, blocks=1, num_classes=3, embedding=16, head_dim=16)
+GREYS, TOKENS = GreyLevels(4), TokensConfig(5, 8, 8, channels=16, blocks=1, num_classes=3, embedding=16, head_dim=16)
 for name, networks, times in (
     ("tokens", OneTransformer(TOKENS), SingleTime()),
     ("tokens, dual", TwoTransformers(TOKENS, replace(TOKENS, channels=32)), dr.TimeSampler((2, 4))),
@@ -100,15 +100,17 @@ for name, networks, times in (
     CASES[name] = dr.Experiment(
         name.replace(", ", "-"),
         networks,
-        TokenDenoisingConfig(times),
+        dr.DenoisingConfig(times),
         FitConfig(9, batch_size=8),
         process=Masked(),
-        codec=GreyLevels(4),
+        codec=GREYS,
     )
+CASES["moment matching, tokens"] = replace(CASES["tokens"], name="student", method=replace(MATCHING, teacher="tokens"))
 RUNS = {
     "one": dr.Experiment("one", ONE, dr.DenoisingConfig(), FitConfig(1)),
     "light": dr.Experiment("light", dr.OneNetwork(LIGHT), dr.DenoisingConfig(), FitConfig(1)),
     "two": dr.Experiment("two", TWO, dr.DenoisingConfig(dr.TimeSampler()), FitConfig(1)),
+    "tokens": CASES["tokens"],
 }
 every_case = pytest.mark.parametrize("experiment", CASES.values(), ids=CASES)
 
@@ -163,6 +165,16 @@ def prepared(
 def images(rows: int, first: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
     draws = Draws(3, torch.arange(first, first + rows))
     return Batch(draws.normal("x", 1, 8, 8).clamp(-1, 1).to(dtype), draws.row % 3, draws.row)
+
+
+def batch_of(experiment: dr.Experiment, first: int = 0) -> Batch:
+    """Eight images, or what a codec that encodes batch by batch makes of them."""
+    batch = images(8, first)
+    return (
+        batch
+        if not experiment.codec.instant
+        else replace(batch, x=GREYS.build(nn.ModuleDict(), "cpu").encode(batch.x).mean)
+    )
 
 
 def method_of(experiment: dr.Experiment, shard: Callable[[nn.Module], None] = lambda network: None) -> Method:
@@ -231,7 +243,7 @@ def test_a_loss_is_a_mean_over_rows(experiment):
 
     The instant version's loss is over pairs of rows, one from each half: there every half is halved again.
     """
-    method, batch = method_of(experiment), images(8, 5)
+    method, batch = method_of(experiment), batch_of(experiment, 5)
     whole = losses(method, batch)
     for sizes in ((4, 4), (2, 6)):
         parts, first = [], 0
@@ -268,7 +280,7 @@ def test_networks_are_called_as_often_whatever_the_rows(experiment):
         found = []
         for rows in (slice(0, 8), slice(0, 1 + several), slice(3, 4 + several), slice(6, 8)):
             called.clear()
-            batch = images(8)[rows]
+            batch = batch_of(experiment)[rows]
             phase.loss(batch, iteration, Draws(0, batch.sample)).total.backward()
             found.append((list(called), [p.grad is not None for p in phase.parameters]))
             for parameter in phase.parameters:
@@ -280,7 +292,7 @@ def test_networks_are_called_as_often_whatever_the_rows(experiment):
 @every_case
 def test_every_number_drawn_is_one_of_a_sample(experiment):
     """The same batch gives the same bits whatever was drawn before, another the same mean in another order."""
-    method, batch = method_of(experiment), images(8, 5)
+    method, batch = method_of(experiment), batch_of(experiment, 5)
     first = losses(method, batch)
     torch.manual_seed(123)
     assert losses(method, batch) == first
@@ -299,7 +311,7 @@ def test_a_phase_s_gradient_reaches_its_parameters_alone(experiment):
     flags = [p.requires_grad for p in everything]
     for name, (iteration, phase) in phases_of(method).items():
         own = {id(p) for p in phase.parameters}
-        loss = phase.loss(images(8), iteration, Draws(0, torch.arange(8)))
+        loss = phase.loss(batch_of(experiment), iteration, Draws(0, torch.arange(8)))
         assert loss.total.shape == ()
         assert all(value.shape == () and not value.requires_grad for value in loss.logs.values())
         loss.total.backward()

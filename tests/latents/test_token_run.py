@@ -12,19 +12,23 @@ import torch
 import dualrate as dr
 from dualrate.codecs.codec import round_trip
 from dualrate.codecs.grey_levels import GreyLevels
+from dualrate.compare.contenders import Entry, contenders_of, planning_seconds, require_samplers
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.draws import Draws
 from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.tokens import OneTransformer, TokenDenoisingConfig, TwoTransformers
+from dualrate.experiments.tokens import OneTransformer, TwoTransformers
+from dualrate.machine.progress import Silent
+from dualrate.measuring.likelihood import bits_per_token
 from dualrate.networks.tokens import TokensConfig
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.catalogue import make_step
+from dualrate.serving.offer import Offer
 from dualrate.training.config import FitConfig
 
 NET = TokensConfig(5, 8, 8, channels=16, blocks=1, embedding=16, head_dim=16)
 FIT = FitConfig(iterations=2, batch_size=4, precision="float32", sample_every=2, checkpoint_every=1)
-ONE = Experiment("one", OneTransformer(NET), TokenDenoisingConfig(), FIT, process=Masked(), codec=GreyLevels(4))
+ONE = Experiment("one", OneTransformer(NET), dr.DenoisingConfig(), FIT, process=Masked(), codec=GreyLevels(4))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> dr.Model:
     np.savez(root / "images.npz", images=images)
     networks, method = (
         TwoTransformers(NET, replace(NET, channels=8, head_dim=8)),
-        TokenDenoisingConfig(dr.TimeSampler()),
+        dr.DenoisingConfig(dr.TimeSampler()),
     )
     experiment = replace(
         ONE, name="two", networks=networks, method=method, data=dr.DataConfig(str(root / "images.npz"))
@@ -52,6 +56,28 @@ def test_a_run_draws_images_of_its_levels_by_the_step_of_tokens(model):
     assert len(np.unique(images)) > 1
     assert np.array_equal(drawer.draw([2]).images[0], images[2])
     assert (drawer.cost.heavy_calls, drawer.cost.light_calls) == (4, 0)  # of at least 4 heavy calls
+
+
+def test_comparing_and_serving_try_the_step_of_tokens_alone(model):
+    """Without plans that are found by errors of Gaussian states."""
+    entry = replace(Entry.parse(str(model.path)), network="A")
+    models = {entry.run: model}
+    assert planning_seconds(entry, models, 1.0, 1.0) == 0
+    found = contenders_of([entry], models, progress=Silent())
+    assert {one.sampler for one in found} == {"ancestral"}
+    assert len({one.plan for one in found}) > 3
+    assert found[0].drawer(model).step == Reverse(Masked())
+    assert Offer(model).offered.samplers == {"ancestral": True}
+    for asked in ("ddim", "sde-dpm++2m"):
+        with pytest.raises(ValueError, match="is for a GaussianProcess, not Masked"):
+            require_samplers([replace(entry, sampler=asked)], models)
+
+
+def test_bits_of_a_token_are_bounded(model):
+    drawer = dr.Choice(steps=4).drawer(model, batch_size=2)
+    found = bits_per_token(drawer, model.experiment.data.images("test"), count=2)
+    assert 1 < found.total.value < 4  # of 4 levels, by a model that is hardly trained
+    assert found.steps == found.total
 
 
 def test_samplers_of_other_processes_are_refused(model):

@@ -15,10 +15,10 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.methods.times import SingleTime
+from dualrate.networks.dual import light_of
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import cifar10, fashion_mnist
 from dualrate.recipes.auto import SIDES, TIERS, account, experiment, name_of, network
-from dualrate.recipes.students import light_of
 from dualrate.sampling.cost import call_cost
 
 DATA = DataConfig("photos")

@@ -73,6 +73,23 @@ def test_posterior_of_an_estimate_is_its_mean_over_x(kind, times):
         torch.testing.assert_close(found.sum(), torch.ones(()).double())
 
 
+@every_kind
+@settings(max_examples=25)
+@given(times)
+def test_what_a_later_state_tells_of_an_estimate_is_bayes_rule(kind, times):
+    """E[x | z_t, z_s] by the probabilities of z_s by way of every x; of a token whose states can follow one another."""
+    s, _, t = times
+    process = PROCESSES[kind]
+    share = torch.softmax(f64(0.3, -0.5, 1.0, -math.inf if kind == "masked" else 0.2), 0)
+    for z in range(V):
+        p = share if kind == "uniform" or z == 3 else ALL[z, :, 0, 0]
+        each = rows(process.posterior(ALL[z : z + 1].expand(V, -1, -1, -1), ALL, f64(*[t] * V), f64(*[s] * V)))
+        for later in torch.nonzero(p @ each > 1e-9).flatten():
+            z_t, z_s = ALL[z : z + 1], ALL[later : later + 1]
+            found = process.given(p.view(1, V, 1, 1), z_t, z_s, f64(t), f64(s)).flatten()
+            torch.testing.assert_close(found, p * each[:, later] / (p @ each[:, later]), rtol=1e-7, atol=1e-9)
+
+
 def test_a_masked_token_is_revealed_at_its_rate_and_a_revealed_one_stays():
     s, t = f64(0.3), f64(0.8)
     p = f64(0.2, 0.5, 0.3, 0).view(1, V, 1, 1)

@@ -14,14 +14,18 @@ from dualrate.cli.console import loaded
 from dualrate.cli.options import AsJson, AtATime, Compile, Device, RunDir
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import LogSNR, Range, Ranged, Seed
-from dualrate.machine.progress import image_progress
+from dualrate.machine.progress import Reporter, image_progress
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.likelihood import FITTED_ON, GREY_LEVEL, Likelihood
 from dualrate.sampling.catalogue import ANCESTRAL
 
 
 @dataclass(frozen=True)
 class LikelihoodBound(Ranged):
-    """Bound the negative log-likelihood of held-out images, in bits per dimension, term by term."""
+    """Bound the negative log-likelihood of held-out images, in bits per dimension, term by term.
+
+    Of a model of tokens: in bits a token, under the whole plan; then --variance, --gamma and --end mean nothing.
+    """
 
     run_dir: RunDir
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions(sampler=ANCESTRAL)
@@ -46,6 +50,9 @@ class LikelihoodBound(Ranged):
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
+        if model.experiment.codec.instant:
+            self._of_tokens(drawer, progress)
+            return
         plan = ending(drawer.plan, model.process.schedule, self.end)
         data = model.experiment.data
         how = {"end": self.end, "seed": self.seed, "progress": image_progress(progress)}
@@ -70,6 +77,25 @@ class LikelihoodBound(Ranged):
         )
         print(table(found))
         print(f"\n{verdict(found, _grey_levels(before))}")
+
+    def _of_tokens(self, drawer: Drawer, progress: Reporter) -> None:
+        """Which have no variance, and no rounding at the end."""
+        from dualrate.measuring.evaluator import messages
+        from dualrate.measuring.likelihood import bits_per_token
+
+        test = drawer.model.experiment.data.images("test", messages(progress.note))
+        if self.num > len(test):
+            raise ValueError(f"{test.name} has {len(test)} to be tested on: --num is 2 to {len(test)}, got {self.num}")
+        how = {"count": self.num, "seed": self.seed, "progress": image_progress(progress)}
+        found = bits_per_token(drawer, test, **how)
+        progress.close()
+        plan = drawer.plan
+        if self.json:
+            about = {"run": str(self.run_dir), "num_steps": plan.num_steps, "num_heavy": plan.num_heavy}
+            print(json.dumps({**about, "sampler": drawer.sampler, **asdict(found)}))
+            return
+        print(f"{self.num} of the test data of {test.name}; {plan.num_steps} steps, {plan.num_heavy} heavy\n")
+        print(f"bits a token, at most: {found.total} (standard error); the last step {found.each_step[-1]:.3f} of it")
 
 
 def _grey_levels(log_snr: float) -> float:

@@ -30,7 +30,7 @@ from dualrate.experiments.experiment import Experiment
 from dualrate.foreign.folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
-from dualrate.recipes import auto, cifar10, fashion_mnist, imagenet
+from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, text_tokens
 from dualrate.recipes.students import (
     EM_RATE,
     PRETRAINING,
@@ -45,6 +45,8 @@ from dualrate.recipes.students import (
 RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "auto": auto.distilled,
     "fashion-mnist": fashion_mnist.distilled,
+    "fashion-mnist-tokens": fashion_mnist_tokens.distilled,
+    "text-tokens": text_tokens.distilled,
     "cifar10": cifar10.distilled,
     "cifar10-compact": lambda: cifar10.distilled("compact"),
     "cifar10-reduced": lambda: cifar10.distilled("reduced"),
@@ -89,6 +91,10 @@ class Distill(Ranged):
     student_rate: Factor | None = None
     """By moments and em: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, by em and
     for the instant version 1."""
+    temperature: Factor | None = None
+    """By moments: of a teacher of tokens; 1 if not given."""
+    top_p: Share | None = None
+    """By moments: share of a teacher's probabilities of tokens that the likeliest keep; 1 if not given."""
     light_from: str | None = None
     """A single-rate run that the light network of a dual-rate student starts from."""
     student_from: str | None = None
@@ -199,9 +205,10 @@ class Branch(Ranged):
 
 
 OF_TWO_RATES = ("student", "heavy", "light_from", "student_from")
+OF_MOMENTS = ("rollout", "version", "pretraining", "pairs", "student_rate", "temperature", "top_p")
 OF_LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields
 BRANCHES: dict[str, Branch] = {
-    "moments": Branch(by_moments, (*OF_TWO_RATES, "rollout", "version", "pretraining", "pairs", "student_rate")),
+    "moments": Branch(by_moments, (*OF_TWO_RATES, *OF_MOMENTS)),
     "consistency": Branch(by_consistency, (*OF_TWO_RATES, "teacher_steps", "annealing", "eta", "huber")),
     "em": Branch(by_em, (*OF_LANGEVIN, "log_snr", "student_rate", "student"), steps=1),
 }

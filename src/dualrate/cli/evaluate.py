@@ -16,12 +16,16 @@ from dualrate.cli.options import AsJson, AtATime, Compile, Device, RunDir, Worke
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.machine.environment import environment
-from dualrate.machine.progress import image_progress
+from dualrate.machine.progress import Reporter, image_progress
+from dualrate.measuring.drawer import Drawer
 
 
 @dataclass(frozen=True)
 class Evaluate(Ranged):
-    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), FID, FD-DINOv2."""
+    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), FID, FD-DINOv2.
+
+    Of a model of texts: the bound of held-out text in bits a character, and the entropy of what it draws.
+    """
 
     run_dir: RunDir
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
@@ -51,9 +55,12 @@ class Evaluate(Ranged):
         from dualrate.measuring.measure import measure
         from dualrate.report.table import as_text, table
 
-        require_count(self.num, self.features)
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
+        if model.experiment.codec.alphabet:
+            self._texts(drawer, progress)
+            return
+        require_count(self.num, self.features)
         how = {"reference": self.reference, "device": model.device, "progress": progress}
         judges = evaluators(model.experiment.data, self.features, **how)
         seeds, show = range(self.seed, self.seed + self.num), image_progress(progress)
@@ -75,3 +82,21 @@ class Evaluate(Ranged):
             print(f"\n{kept}")
         if row.score.details is not None:
             print(f"\n{row.score.details.text()}")
+
+    def _texts(self, drawer: Drawer, progress: Reporter) -> None:
+        """The bound in bits a character, and the entropy."""
+        from dualrate.measuring.texts import score_texts
+
+        if given := [name for name in ("features", "reference", "keep", "details") if getattr(self, name)]:
+            raise ValueError(f"a model of texts is scored by its bound: drop {' and '.join(f'--{n}' for n in given)}")
+        found = score_texts(drawer, range(self.seed, self.seed + self.num), progress=image_progress(progress))
+        progress.close()
+        if self.json:
+            of = {"weights": drawer.model.weights_hash, "steps": drawer.plan.num_steps, "macs": drawer.cost.macs}
+            print(json.dumps(asdict(found) | of | {"environment": environment()}))
+            return
+        print(
+            f"{drawer.network}, {drawer.plan.num_steps} steps; bits a character of {len(found.bound.images)} held-out "
+            f"pieces and {self.num} drawn, ± standard error\n\n"
+            f"bound     {found.bound.total}\nentropy   {found.entropy}, of held-out pieces {found.held_out}"
+        )

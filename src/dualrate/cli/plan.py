@@ -69,10 +69,11 @@ class PlanSearch(Ranged):
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
+        process = model.gaussian  # before anything is measured
         costs, budget, unit = self._budget(model)
         with mapper(self.workers, model.device, progress.note) as over:
             errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, mapper=over)
-        planner = Planner(errors, model.gaussian, model.experiment.method.weighting)
+        planner = Planner(errors, process, model.experiment.method.weighting)
         found = candidates(planner, costs, budget, steps, free_times=self.free_times)
         if self.budget is not None:
             print(f"{self.budget} of {self.grid} heavy calls, {budget / self._share:.4g} {unit}: {budget:.4g} {unit}\n")
@@ -104,6 +105,7 @@ class PlanSearch(Ranged):
             raise ValueError(f"--search is for one number of --steps, got {' '.join(map(str, self.steps))}")
         self._check_out()
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
+        _ = model.gaussian  # before a feature net is trained
         counts = {"num": self.num, "grid": self.grid, "images": self.images, "batch_size": self.batch_size}
         steps = self.steps[0] if self.steps else None
         with mapper(self.workers, model.device, progress.note) as over:

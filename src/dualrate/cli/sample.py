@@ -15,11 +15,16 @@ from dualrate.cli.console import drawing, loaded, print_report
 from dualrate.cli.options import AsJson, AtATime, Compile, Device, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Classes, Images, Ranged, Seed
+from dualrate.machine.progress import Reporter
+from dualrate.measuring.drawer import Drawer
 
 
 @dataclass(frozen=True)
 class Sample(Ranged):
-    """Draw images from a run: PNGs, a grid, and what they cost. The same command goes on after a kill."""
+    """Draw images from a run: PNGs, a grid, and what they cost. The same command goes on after a kill.
+
+    Of a model of texts: pieces of text, on the terminal and in OUT/samples.txt.
+    """
 
     run_dir: RunDir
     out: Path
@@ -49,6 +54,9 @@ class Sample(Ranged):
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
         drawer = self.sampling.drawer(model, **how)
+        if model.experiment.codec.alphabet:
+            self._texts(drawer, progress)
+            return
         with closing(progress), mapper(self.workers, model.device, progress.note) as over:
             written = write_samples(
                 drawer,
@@ -75,3 +83,24 @@ class Sample(Ranged):
                 "precision": written.precision,
             },
         )
+
+    def _texts(self, drawer: Drawer, progress: Reporter) -> None:
+        """To the terminal, and to OUT/samples.txt."""
+        from dualrate.codecs.characters import BETWEEN
+        from dualrate.measuring.texts import write_texts
+
+        if self.npz:
+            raise ValueError("images.npz is of images, and this is a model of texts: drop --npz")
+        with closing(progress):
+            pieces, drawn = write_texts(drawer, range(self.seed, self.seed + self.num), self.out, drawing(progress))
+        report: dict[str, object] = {
+            "run": str(self.run_dir),
+            "texts": self.num,
+            "out": str(self.out),
+            "steps": drawer.plan.num_steps,
+            "macs_per_text": drawer.cost.macs,
+            "seconds_per_text": drawn.seconds / self.num,
+        }
+        if not self.json:
+            print(BETWEEN.join(pieces) + "\n")
+        print_report(self.json, report | ({"pieces": pieces} if self.json else {}))

@@ -36,6 +36,7 @@ from dualrate.recipes import (
     imagenet,
     imagenet_latents,
     natural16,
+    text_tokens,
 )
 from dualrate.recipes.students import by_consistency
 from dualrate.runs.stages import in_turn
@@ -53,6 +54,8 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-decoder": fashion_mnist_decoders.DecoderRecipe(),
     "fashion-mnist-tokens": fashion_mnist_tokens.single,
     "fashion-mnist-tokens-dual": fashion_mnist_tokens.dual,
+    "fashion-mnist-tokens-uniform": fashion_mnist_tokens.uniform,
+    "text-tokens": text_tokens.Text(),
     "cifar10-heavy": cifar10.heavy,
     "cifar10-light": cifar10.light,
     "cifar10-dual": cifar10.dual,

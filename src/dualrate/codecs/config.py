@@ -21,6 +21,8 @@ from dualrate.codecs.codec import Codec, Pixels
 from dualrate.config.imports import imported
 from dualrate.config.ranges import Ranged, Steps
 from dualrate.config.serial import to_plain
+from dualrate.diffusion.categorical import CategoricalProcess
+from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
 from dualrate.machine.files import ABSENT, holders, read_json
 
@@ -34,9 +36,13 @@ class CodecConfig(ABC):
     """How a run's networks see images. A subclass is a frozen dataclass.
 
     fingerprint: of a codec that does not train, whose latents the run is trained on; empty: it is trained on images
+    instant:     whether its latents are made of images as they come, batch by batch: it learns nothing, costs nothing
+    alphabet:    the characters of texts, whose pieces its data are, each by its place there; empty: they are pictures
     """
 
     fingerprint = ""
+    instant = False
+    alphabet: Any = ""  # Any: so that a class may have it as a field
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -46,6 +52,11 @@ class CodecConfig(ABC):
     def data_shape(self, latent: Shape) -> Shape:
         """(C, H, W) of what a run is trained on whose networks see `latent`: that, unless the codec trains too."""
         return latent
+
+    def check(self, process: Process, shape: Shape) -> None:
+        """Raises ValueError for a process, or states of (C, H, W), that its latents are none of."""
+        if isinstance(process, CategoricalProcess):
+            raise ValueError(f"{process} is of tokens, which {type(self).__name__} makes none: set a codec of tokens")
 
     def under(self, sampler: str | None, steps: int | None) -> CodecConfig:
         """With a decoder that draws in another way; None: as it does.

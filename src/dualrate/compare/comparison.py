@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dualrate.compare.contender import Contender
-from dualrate.compare.contenders import Entry, contenders_of, planning_seconds
+from dualrate.compare.contenders import Entry, contenders_of, planning_seconds, require_samplers
 from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.rivals import rivals_of
@@ -85,6 +85,7 @@ def compare(
     runs = dict.fromkeys(run for entry in parsed for run in (entry.run, *entry.again))
     models = {run: replace(load(run, device=device, note=progress.note), compiled=compiled) for run in runs}
     _require_comparable(models, mixed=mixed)
+    require_samplers(parsed, models)
     require_trainings(parsed, models)
     if rivals:
         parsed += rivals_of(parsed, models, progress=progress)
@@ -244,10 +245,11 @@ def _require_names(entries: Sequence[Entry]) -> None:
 def _require_comparable(models: dict[Path, Model], *, mixed: bool) -> None:
     first, *others = (model.experiment for model in models.values())
     for other in others:
-        if other.shape != first.shape or other.num_classes != first.num_classes:
+        shape, its = (one.codec.data_shape(one.shape) for one in (first, other))
+        if its != shape or other.num_classes != first.num_classes:
             raise ValueError(
-                f"{other.name} makes images {other.shape} of {other.num_classes} classes, {first.name} "
-                f"{first.shape} of {first.num_classes}: they cannot be compared"
+                f"{other.name} makes images {its} of {other.num_classes} classes, {first.name} "
+                f"{shape} of {first.num_classes}: they cannot be compared"
             )
         latents, unlike = (one.method.latents.fingerprint[:12] or "none" for one in (first, other))
         if latents != unlike:

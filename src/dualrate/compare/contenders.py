@@ -25,6 +25,7 @@ from dualrate.compare.contender import Contender
 from dualrate.config.ranges import Probability, Ranged, Steps, checked
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named, refreshing
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.serves import Serves
@@ -159,12 +160,16 @@ class Entry(Ranged):
         """Whether another run's network makes its first steps."""
         return self.denoiser is not None and Path(self.denoiser).is_dir()
 
-    @property
-    def samplers(self) -> dict[str, Sampler]:
-        """The one that was asked for, or the usual ones."""
+    def samplers(self, process: Process) -> dict[str, Sampler]:
+        """The one that was asked for, or the usual ones, of those that there are for this process.
+
+        Raises ValueError for one that was asked for and is for another process.
+        """
         if self.sampler is not None:
-            return {self.sampler: sampler_named(self.sampler)}
-        return {name: sampler for name, sampler in SAMPLERS.items() if sampler.usual}
+            named = sampler_named(self.sampler)
+            named.require(process)
+            return {self.sampler: named}
+        return {name: sampler for name, sampler in SAMPLERS.items() if sampler.usual and sampler.fits(process)}
 
     def gammas(self, sampler: Sampler) -> tuple[float, ...]:
         """The noise level that was asked for, or the usual ones."""
@@ -178,7 +183,7 @@ def usual_single(entry: Entry, model: Model, calls: Sequence[int]) -> list[Conte
     """
     schedule, found = model.process.schedule, []
     for rung, count in zip(LADDER, calls, strict=True):
-        for name, sampler in entry.samplers.items():
+        for name, sampler in entry.samplers(model.process).items():
             steps = sampler.step.most_steps(count)
             if steps < 3 or rung > sampler.longest:
                 continue
@@ -237,7 +242,8 @@ def _has_table(entry: Entry) -> bool:
 
 def usual_switched(entry: Entry, model: Model) -> list[Contender]:
     """A light network before a heavy one, under the sampler that is named or the one recommended. model: both."""
-    named = entry if entry.sampler is not None else replace(entry, sampler=RECOMMENDED, gamma=GAMMA)
+    fits = sampler_named(RECOMMENDED).fits(model.process)
+    named = entry if entry.sampler is not None or not fits else replace(entry, sampler=RECOMMENDED, gamma=GAMMA)
     return [after_light(named, model, steps, heavy) for steps, heavy in SWITCHED_PLANS]
 
 
@@ -249,7 +255,7 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
     Without a planner none are planned; a model whose context was never dropped in training gets no late ones.
     """
 
-    samplers = {name: sampler for name, sampler in entry.samplers.items() if sampler.markovian}
+    samplers = {name: sampler for name, sampler in entry.samplers(model.process).items() if sampler.markovian}
 
     def every(plan: StepPlan, note: str = "") -> list[Contender]:
         return [
@@ -278,9 +284,15 @@ def usual_student(entry: Entry, serves: Serves, calls: Sequence[int]) -> list[Co
     return [entry.contender(plan, serves.sampler) for plan in serves.ladder(calls)]
 
 
-def require_markovian(entry: Entry) -> None:
+def require_samplers(entries: Sequence[Entry], models: dict[Path, Model]) -> None:
+    """Raises ValueError for a sampler that is for another process than its run's."""
+    for entry in entries:
+        _ = entry.samplers(models[entry.run].process)
+
+
+def require_markovian(entry: Entry, process: Process) -> None:
     """Raises ValueError for a sampler that may not reuse a context."""
-    if not any(sampler.markovian for sampler in entry.samplers.values()):
+    if not any(sampler.markovian for sampler in entry.samplers(process).values()):
         others = [name for name, sampler in SAMPLERS.items() if sampler.markovian]
         raise ValueError(
             f"{entry.network} reuses contexts, which {entry.sampler} cannot: name {' or '.join(others)}, or none"
@@ -318,9 +330,9 @@ def contenders_of(
             even = entry.run in unplanned
             found += [cached(entry, model, steps, heavy, even=even) for steps, heavy in SHARED_PLANS]
         elif model.denoiser.reuse is Reuse.MARKOV:
-            require_markovian(entry)
+            require_markovian(entry, model.process)
             planner = None
-            if entry.run not in unplanned:
+            if is_planned(model) and entry.run not in unplanned:
                 errors = measured_errors(model, grid=PLANNER_GRID, images=PLANNING_IMAGES, progress=progress)
                 planner = Planner(errors, model.gaussian, model.experiment.method.weighting)
             found += usual_dual(entry, model, planner)
@@ -353,10 +365,17 @@ def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, Ca
     return dearest and "model" in configs and configs["model"].levels[-1].blocks > 1
 
 
+def is_planned(model: Model) -> bool:
+    """Whether plans are found by the errors of its x_hat: of Gaussian noise alone."""
+    return isinstance(model.process, GaussianProcess)
+
+
 def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, light: float) -> float:
     """What finding an entry's usual plans takes. heavy, light: seconds of a call of its model, per image."""
     model = models[entry.run]
     if entry.plan is not None or entry.is_switched or not model.serves.any_plan or refreshing(entry.denoiser).even:
+        return 0.0
+    if model.reuses_context and not is_planned(model):
         return 0.0
     if model.reuses_context:
         kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES)

@@ -51,6 +51,7 @@ class ImageSet:
     labels:      (N,) int64 in [0, num_classes), or None
     class_names: one per class; empty without labels
     hashed:      the fingerprint where it is known; empty: it is made when asked for
+    alphabet:    of pieces of a text, (N, 1, 1, L): the characters, each by its place; empty: they are pictures
     Raises ValueError if a shape, a type or a label is not as said, or N = 0.
     """
 
@@ -59,6 +60,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     name: str
     hashed: str = ""
+    alphabet: str = ""
 
     def __post_init__(self) -> None:
         shape, dtype = self.images.shape, self.images.dtype

@@ -95,6 +95,7 @@ class LatentSet:
         return torch.from_numpy(self.packed.rows[index * views + view])
 
     floats = staticmethod(_floats)
+    alphabet = ""  # no annotation: no field
 
 
 def is_encoded(source: str | Path) -> bool:

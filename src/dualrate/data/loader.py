@@ -103,6 +103,11 @@ class TrainingSet(Protocol):
         """Whose latents they are; of images none."""
         ...
 
+    @property
+    def alphabet(self) -> str:
+        """As of an `ImageSet`."""
+        ...
+
     def __len__(self) -> int: ...
 
     def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment, /) -> Tensor:

@@ -16,6 +16,10 @@ With a_t the share of tokens that are kept, a_0 = 1, a_1 = 0, a = a_t / a_s for 
 Of x_hat in place of x the posterior is its mean over x ~ x_hat, sum_x x_hat(x) q(z_s | z_t, x): p(z_s | z_t) of each
 token, if x_hat is exact. (The formula with x_hat put in for x is another law where noise is uniform.)
 
+Of what x_hat at z_t stands for, a z_s that was drawn by way of it tells more: E[x | z_t, z_s], token by token, has the
+weights x_hat(x) q(z_s | x) / q(z_t | x). Where noise is a mask that is x_hat while z_s is masked, and what z_s shows
+afterwards; where it is uniform x_hat itself would be biased, for z_s says which token it was drawn from.
+
 Of logits g a network's x_hat is Bayes' rule, token by token, q(z_t | x) exp(g_x) over their sum: all on a token that is
 revealed, none on the mask (MDLM's two rules), and where noise is uniform more on z_t itself as a_t grows. g says what
 the other tokens say, which has a limit at both ends of time.
@@ -126,9 +130,7 @@ class CategoricalProcess(Process):
         pi, blurred = self.pi(z_t), self._blurred(z_t)
         kept, lost = (expand(share, z_t) for share in _transition(self.schedule, s, t))
         kept_s, lost_s = (expand(share, z_t) for share in _kept(self.schedule, s))
-        kept_t, lost_t = (expand(share, z_t) for share in _kept(self.schedule, t))
-        evidence = kept_t * z_t + lost_t * blurred  # q(z_t | x) of every x
-        share = x / evidence.masked_fill(evidence <= 0, math.inf)
+        share = self._explaining(x, z_t, t)
         before = kept_s * share + lost_s * pi * share.sum(AXIS, keepdim=True)
         return Categorical((kept * z_t + lost * blurred) * before)
 
@@ -142,6 +144,11 @@ class CategoricalProcess(Process):
         """Tokens of these probabilities."""
         return Categorical(x_hat).sample(self.noise(draws, [stream], *x_hat.shape[1:])[0])
 
+    def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """x_hat(x) q(z_s | x) / q(z_t | x) over their sum: of a mask x_hat while it is one, then what it shows."""
+        share = self._explaining(x_hat, z_t, t) * self._evidence(z_s, s)
+        return share / share.sum(AXIS, keepdim=True)
+
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """(B,): twice the cross-entropy -sum x log x_hat in nats, a mean over tokens."""
         return -2 * (x * _log(x_hat)).sum(AXIS).flatten(1).mean(1)
@@ -151,6 +158,16 @@ class CategoricalProcess(Process):
         start, end = _log(x_hat), _log(other)
         logits = start + expand(weight, start) * (end - start)
         return torch.softmax(logits.masked_fill(other <= 0, -math.inf), AXIS)
+
+    def _evidence(self, z: Tensor, t: Tensor) -> Tensor:
+        """q(z | x) of every x."""
+        kept, lost = (expand(share, z) for share in _kept(self.schedule, t))
+        return kept * z + lost * self._blurred(z)
+
+    def _explaining(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """x over q(z | x), 0 where z cannot be of it."""
+        evidence = self._evidence(z, t)
+        return x / evidence.masked_fill(evidence <= 0, math.inf)
 
     def _blurred(self, z: Tensor) -> Tensor:
         """(..., 1, H, W): <pi, z>."""

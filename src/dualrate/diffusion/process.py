@@ -31,6 +31,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.schedule import Schedule, alpha, sigma
 from dualrate.diffusion.times import expand, once
+from dualrate.diffusion.values import Shape
 
 
 class Distribution(Protocol):
@@ -49,6 +50,15 @@ class Process(ABC):
     """
 
     schedule: Schedule
+    planes = 0  # no annotation: channels that states have beside those of x
+
+    def state_shape(self, shape: Shape) -> Shape:
+        """(C, H, W) of states, from that of x."""
+        return shape[0] + self.planes, *shape[1:]
+
+    def data(self, z: Tensor) -> Tensor:
+        """Of a trajectory's last state what is data: all of it."""
+        return z
 
     @property
     def end(self) -> float | None:
@@ -90,6 +100,10 @@ class Process(ABC):
     @abstractmethod
     def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
         """Data that x_hat stands for, as a student's output does: what z_s is drawn from beside z_t."""
+
+    @abstractmethod
+    def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """E[x | z_t, z_s] of what x_hat at z_t stands for, where z_s was drawn from q(z_s | z_t, x) of it."""
 
     @abstractmethod
     def deviance(self, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -205,6 +219,10 @@ class GaussianProcess(Process):
         return x_from_v(z, output, log_snr)
 
     def drawn(self, x_hat: Tensor, draws: Draws, stream: str) -> Tensor:
+        """x_hat: a point."""
+        return x_hat
+
+    def given(self, x_hat: Tensor, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """x_hat: a point."""
         return x_hat
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -184,7 +185,7 @@ def _seen(experiment: Experiment) -> dict[str, object]:
     return seen | {"classes": experiment.num_classes}
 
 
-def fill(module: nn.Module, weights: dict, problem: str) -> None:
+def fill(module: nn.Module, weights: Mapping[str, Any], problem: str) -> None:
     """Give a module weights. Raises ValueError, which begins with `problem`, if they are of another one."""
     try:
         module.load_state_dict(weights)

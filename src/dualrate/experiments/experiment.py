@@ -23,9 +23,11 @@ from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
 from dualrate.data.held_out import HeldOut
 from dualrate.data.images import ImageSet, load_images
+from dualrate.data.instant import Encoded
 from dualrate.data.latents import encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, TrainingSet
 from dualrate.data.source import DataProgress, Split
+from dualrate.data.text import PIECE, is_text, read_text
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
@@ -46,12 +48,13 @@ COMPILED = "compiled"  # in the cache, networks that were compiled
 
 @dataclass(frozen=True)
 class DataConfig(Ranged):
-    """Images."""
+    """Images, or a text."""
 
     source: str = "fashion-mnist"
-    """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file."""
+    """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file;
+    a text: a .txt file, or python-docs, the language reference that comes with Python."""
     size: Side | None = None
-    """Side that images are brought to; their own if not given."""
+    """Side that images are brought to, their own if not given; of a text, characters of a piece, 64 if not given."""
     channels: Literal[1, 3] | None = None
     """1 grey, 3 colours; the images' own if not given."""
     on_bad: Literal["fail", "skip"] = "fail"
@@ -75,6 +78,8 @@ class DataConfig(Ranged):
         """One split of the images: of latents those that they were made of. Raises as `load` and `load_images`."""
         if is_encoded(self.source):
             return encoded_images(self.source, split, progress)
+        if is_text(self.source):
+            return read_text(self.source, split, self.size or PIECE)
         how = {"size": self.size, "channels": self.channels, "on_bad": self.on_bad}
         return load_images(self.source, split=split, progress=progress, **how)
 
@@ -159,6 +164,12 @@ class Experiment(Ranged):
                 f"images of side {side} are shifted by at most {side - 1} pixels, got translate "
                 f"{self.data.augment.translate}"
             )
+        if self.networks.noise != self.process.planes:
+            raise ValueError(
+                f"the networks of {self.name} read {self.networks.noise} planes of noise, its process has "
+                f"{self.process.planes}: make them the same (NoisePlanes, TokensConfig.noise)"
+            )
+        self.codec.check(self.process, self.shape)
         self.method.check(self)
 
     @property
@@ -170,6 +181,17 @@ class Experiment(Ranged):
     def shape(self) -> Shape:
         """(C, H, W) of what the networks see: of an image, or of its latent."""
         return self.networks.shape
+
+    @property
+    def batch_shape(self) -> Shape:
+        """(C, H, W) of what a method is given to train on."""
+        return self.shape if self.codec.instant else self.codec.data_shape(self.shape)
+
+    def seen(self, images: TrainingSet) -> TrainingSet:
+        """What a method is given of images, or of their cached latents: these, unless the codec encodes each batch."""
+        if not self.codec.instant:
+            return images
+        return Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -342,7 +364,7 @@ class Model:
     def call_cost(self) -> CallCost:
         """Multiply-adds of a call of its denoiser, and of an image's decoding."""
         label, latent = 0 if self.num_classes else None, self.experiment.networks.latent
-        cost = call_cost(self.denoiser, self.shape, label, self.device, latent=latent)
+        cost = call_cost(self.denoiser, self.process.state_shape(self.shape), label, self.device, latent=latent)
         return replace(cost, decode=decode_macs(self.codec, self.shape, self.device))
 
     @property

@@ -19,9 +19,11 @@ from typing import Literal
 
 from torch import nn
 
-from dualrate.config.ranges import BelowOne, Factor, FirstIterations, Pairs, Ranged, TeacherGuidance
+from dualrate.config.ranges import BelowOne, Factor, FirstIterations, Pairs, Ranged, Share, TeacherGuidance
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.sharpened import Sharpened
+from dualrate.diffusion.categorical import CategoricalProcess
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.weighting import Sigmoid, Weighting
@@ -53,6 +55,10 @@ class MomentMatchingConfig(MethodConfig, Ranged):
     call (segment); its own steps from noise (full)."""
     guidance: TeacherGuidance = 1.0
     """Classifier-free guidance weight of the teacher; 1 is none."""
+    temperature: Factor = 1.0
+    """Of a teacher's probabilities of tokens; below 1 it is surer of what is likely."""
+    top_p: Share = 1.0
+    """Share of a teacher's probabilities that its likeliest tokens keep; others become far less likely."""
     dropout: BelowOne | None = None
     """Of student and auxiliary in training, not in sampling; as their networks say if not given."""
     pretraining: FirstIterations = 0
@@ -76,8 +82,11 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         """What the student is sampled under, while it trains."""
         return self.plans.default_plan()
 
+    @property
+    def _sharpened(self) -> bool:
+        return (self.temperature, self.top_p) != (1, 1)
+
     def check(self, experiment: Experiment) -> None:
-        require_gaussian(experiment.process, experiment.name)
         fit, dual = experiment.fit, not experiment.networks.single_rate
         if not isinstance(self.plans, OnePlan if dual else AtLeast):
             raise ValueError(
@@ -100,6 +109,10 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             )
         if self.student_from is not None and self.light_from is not None:
             raise ValueError("student_from brings the light network's weights too: drop light_from, or student_from")
+        if self._sharpened and not isinstance(experiment.process, CategoricalProcess):
+            raise ValueError(f"temperature and top-p are of tokens, and {experiment.name} has none: drop them")
+        if self.version == "instant":
+            require_gaussian(experiment.process, experiment.name)
         rows = fit.batch_size if fit.micro_batch is None else min(fit.micro_batch, fit.batch_size)
         if self.version == "instant" and 1 in (rows, fit.batch_size % rows):
             raise ValueError(
@@ -140,6 +153,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         taught: Denoiser = Plain(network, process)
         if self.guidance != 1:
             taught = Guided(taught, process, self.guidance, teacher.num_classes)
+        if self._sharpened:
+            taught = Sharpened(taught, process, self.temperature, self.top_p)
         roles = {
             "networks": networks,
             "student": student,
@@ -174,7 +189,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             fill(networks, source.networks.state_dict(), f"{self.student_from}: its networks are not the student's")
             return {"student": str(source)}
         if experiment.networks.single_rate:
-            fill(networks, teacher.networks.state_dict(), f"{self.teacher}: its networks are not the student's")
+            weights = experiment.networks.starting("model", teacher.networks["model"].state_dict())
+            fill(networks["model"], weights, f"{self.teacher}: its networks are not the student's")
             return {}
         sources = {"encoder": teacher}
         if self.light_from is not None:

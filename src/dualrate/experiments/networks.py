@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
-from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, check_pair, disconnect
+from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, check_pair, disconnect, light_of
 from dualrate.networks.uvit import UViT, UViTConfig
+
+Light = TypeVar("Light")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class NetworksConfig(ABC):
         return None
 
     @property
+    def noise(self) -> int:
+        """Planes of noise that it reads beside a state."""
+        return 0
+
+    @property
     def single_rate(self) -> bool:
         """Whether it is one network, called alike at every noise level."""
         return self.roles == ("model",)
@@ -75,6 +83,25 @@ class NetworksConfig(ABC):
             raise ValueError(f"{type(self).__name__} has no dropout of its own to set: drop the rate of {dropout}")
         return replace(self, **{role: config.with_dropout(dropout) for role, config in self.configs.items()})
 
+    def with_noise(self, planes: int) -> NetworksConfig:
+        """Reading so many planes of noise beside a state (`NoisePlanes`), of a student; 0: none.
+
+        Raises ValueError where they have no input for it.
+        """
+        if planes:
+            raise ValueError(f"{type(self).__name__} reads no noise beside its states: drop the {planes} planes of it")
+        return self
+
+    def beside(self, light: object, name: str) -> NetworksConfig:
+        """As an encoder, with a light network; None: one in proportion to it. name: what the user calls it.
+
+        Raises ValueError where no light network is laid out beside such a one, or `light` is of another kind.
+        """
+        raise ValueError(
+            f"{name} is a model of another library, beside which no light network is laid out here: make it dual-rate "
+            f"first (dualrate retrofit {name} --out RUN), then add --student-from RUN"
+        )
+
     def backbone(self, networks: nn.ModuleDict, role: str) -> nn.Module:
         """The part of a role that a model of one network has too: all of it, unless said otherwise."""
         return networks[role]
@@ -85,6 +112,16 @@ class NetworksConfig(ABC):
 
     def disconnect(self, networks: nn.ModuleDict) -> None:  # noqa: B027  # one network has nothing to take away
         """Take all influence of one role on another away; nothing where there is none."""
+
+
+def of_kind(kind: type[Light], light: object, name: str) -> Light:
+    """The light network of a recipe. Raises ValueError for one that is not of this kind, as that of `name` is."""
+    if not isinstance(light, kind):
+        raise ValueError(
+            f"the recipe's light network is a {type(light).__name__}, and {name} has a {kind.__name__}: take a recipe "
+            "of such models (auto is one of any)"
+        )
+    return light
 
 
 @dataclass(frozen=True)
@@ -101,6 +138,10 @@ class OneNetwork(NetworksConfig):
     @property
     def configs(self) -> Mapping[str, UViTConfig]:
         return {"model": self.model}
+
+    def beside(self, light: object, name: str) -> TwoNetworks:
+        found = light_of(self.model) if light is None else of_kind(UViTConfig, light, name)
+        return TwoNetworks(self.model, replace(found, num_classes=self.model.num_classes))
 
 
 @dataclass(frozen=True)

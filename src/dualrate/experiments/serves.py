@@ -16,7 +16,7 @@ from itertools import pairwise
 from dualrate.config.ranges import Ranged, Steps
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.likelihood.variance import FittedVariance
-from dualrate.sampling.ancestral import DDIM, Ancestral
+from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.step import Step
 
@@ -100,7 +100,7 @@ class _Distilled(Serves):
 
     def check_step(self, step: Step) -> None:
         rule = step.step if isinstance(step, FittedVariance) else step  # of a bound: the same means
-        if not (isinstance(rule, Ancestral) and (rule.gamma, rule.eta) == (0, 1)):
+        if rule not in (Reverse(rule.process), Ancestral(rule.process)):
             raise ValueError(
                 f"this model is a distilled student, for plain ancestral sampling: drop the sampler ({step}) and its "
                 "settings"

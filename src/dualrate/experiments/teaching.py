@@ -31,15 +31,20 @@ def check_teacher(student: Experiment, teacher: Model, name: str, guidance: floa
             f"{name} makes images of {teacher.shape} (C, H, W) in {teacher.num_classes} classes, "
             f"{student.name} of {student.shape} in {student.num_classes}: they must be the same"
         )
-    if student.networks.single_rate and student.networks != network:
+    if student.networks.single_rate and student.networks.with_noise(0) != network:
         raise ValueError(f"a plain student starts from its teacher, so {student.name} must have the network of {name}")
-    if teacher.experiment.codec.fingerprint != student.codec.fingerprint:
+    if _codec(teacher.experiment) != _codec(student):
         raise ValueError(f"{name} and {student.name} see images by different codecs: train on its latents")
     if guidance != 1 and not teacher.num_classes:
         raise ValueError(f"{name} has no classes, so there is nothing to guide: drop the guidance weight")
     if guidance != 1 and not network.null_class:
         raise ValueError(f"{name} has no null class to be guided against: drop the guidance weight")
     return network
+
+
+def _codec(experiment: Experiment) -> object:
+    """What tells one codec from another, wherever it is."""
+    return experiment.codec.fingerprint or experiment.codec.identity
 
 
 def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:

@@ -1,21 +1,18 @@
-"""The configuration of runs on tokens: networks, and the denoising loss of tokens that a codec makes of images."""
+"""The networks of experiments on tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dualrate.codecs.grey_levels import GreyLevels
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
-from dualrate.diffusion.categorical import CategoricalProcess
+from dualrate.diffusion.noise_planes import NoisePlanes  # noqa: F401  # a file may name it
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment, Prepared, Start
-from dualrate.experiments.networks import NetworksConfig
-from dualrate.methods.encoded import Encoded
+from dualrate.experiments.networks import NetworksConfig, of_kind
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer, check_tokens
 
 
@@ -41,6 +38,21 @@ class OneTransformer(NetworksConfig):
     @property
     def num_classes(self) -> int:
         return self.model.num_classes
+
+    def beside(self, light: object, name: str) -> TwoTransformers:
+        found = self.model.lighter() if light is None else of_kind(TokensConfig, light, name)
+        same = {name: getattr(self.model, name) for name in ("vocabulary", "width", "height", "num_classes")}
+        return TwoTransformers(self.model, replace(found, **same))
+
+    @property
+    def noise(self) -> int:
+        return self.model.noise
+
+    def with_noise(self, planes: int) -> OneTransformer:
+        return replace(self, model=self.model.with_noise(planes))
+
+    def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return _reading_noise(self.model, weights)
 
     def with_dropout(self, dropout: float | None) -> OneTransformer:
         return self if dropout is None else replace(self, model=self.model.with_dropout(dropout))
@@ -73,6 +85,16 @@ class TwoTransformers(NetworksConfig):
     def num_classes(self) -> int:
         return self.light.num_classes
 
+    @property
+    def noise(self) -> int:
+        return self.light.noise
+
+    def with_noise(self, planes: int) -> TwoTransformers:
+        return replace(self, encoder=self.encoder.with_noise(planes), light=self.light.with_noise(planes))
+
+    def starting(self, role: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return _reading_noise(self.encoder if role == "encoder" else self.light, weights)
+
     def with_dropout(self, dropout: float | None) -> TwoTransformers:
         if dropout is None:
             return self
@@ -91,28 +113,7 @@ class TwoTransformers(NetworksConfig):
             nn.init.zeros_(way)
 
 
-@dataclass(frozen=True)
-class TokenDenoisingConfig(DenoisingConfig):
-    """The cross-entropy of tokens, weighted: with the weighting as it is, of a masked process its bound."""
-
-    def check(self, experiment: Experiment) -> None:
-        super().check(experiment)
-        process, codec = experiment.process, experiment.codec
-        if not isinstance(process, CategoricalProcess) or not isinstance(codec, GreyLevels):
-            raise ValueError(
-                "tokens are of a categorical process, and made of images by GreyLevels: got "
-                f"{type(process).__name__} and {type(codec).__name__}"
-            )
-        masked = bool(process.pi(torch.zeros(codec.categories, 1, 1))[-1] == 1)
-        if masked != codec.mask:
-            raise ValueError(f"{type(process).__name__} wants a codec with mask {masked}, got {codec.mask}: set it")
-        if experiment.shape[0] != codec.categories:
-            raise ValueError(
-                f"the codec's tokens have {codec.categories} categories (levels and mask), the networks of "
-                f"{experiment.name} take {experiment.shape[0]}: set their vocabulary to it"
-            )
-
-    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
-        prepared = super().prepare(experiment, start)
-        codec = experiment.codec.build(prepared.method.networks, start.device)
-        return replace(prepared, method=Encoded(prepared.method, lambda images: codec.encode(images).mean))
+def _reading_noise(config: TokensConfig, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights of a transformer that reads tokens alone, for one that reads noise too and does nothing with it yet."""
+    new = {} if not config.noise else {"noise.weight": torch.zeros(config.channels, config.noise, 1, 1)}
+    return new | dict(weights)

@@ -36,6 +36,7 @@ LATER: dict[
         "encoder_rate": 1.0,
         "latents": {"type": "NoCodec"},
     },
+    "MomentMatchingConfig": {"temperature": 1.0, "top_p": 1.0},
     "TimeSampler": {"few": 1.0},
     "ContextConfig": {"residual": False},
 }

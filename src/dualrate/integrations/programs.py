@@ -51,7 +51,7 @@ def calls_of(model: Model) -> dict[str, tuple[Any, ...]]:
 
     hooks = [network.register_forward_pre_hook(noting(role)) for role, network in model.networks.items()]
     try:
-        z = torch.zeros(ROWS, *model.shape, device=model.device)
+        z = torch.zeros(ROWS, *model.process.state_shape(model.shape), device=model.device)
         cond = Cond(torch.zeros(ROWS, dtype=torch.int64, device=model.device) if model.num_classes else None)
         with torch.no_grad():
             context = model.denoiser.encode(z, shared_time(0.9, ROWS), cond).aged()

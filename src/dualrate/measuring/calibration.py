@@ -43,6 +43,7 @@ def calibrate(
     Raises ValueError for more images than there are, or too few for a mean; OSError where it cannot be written.
     """
     _require_posterior_mean(model)
+    _ = model.gaussian  # of whose noise a table is
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, so there is no place to keep its table")
     if images < 2:

@@ -12,6 +12,7 @@ import torch
 from dualrate import metrics
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet
+from dualrate.data.text import is_text
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.progress import Reporter, image_progress
 from dualrate.metrics.architectures import Architecture
@@ -88,9 +89,12 @@ def evaluator(
     reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
                since nobody knows which images those statistics hold, and for FID and FD-DINOv2 `data` need not be here
     device:    of Inception and DINOv2
-    Raises ValueError for data that cannot train a feature net, a net that is damaged or takes other images, or a
-    reference that is not of its features; OSError for a missing one; what `load_inception` and `load_dinov2` raise.
+    Raises ValueError for a text, for data that cannot train a feature net, a net that is damaged or takes other images,
+    or a reference that is not of its features; OSError for a missing one; what `load_inception` and `load_dinov2`
+    raise.
     """
+    if is_text(data.source):
+        raise ValueError(f"{data.source} is a text, and judges are of images: dualrate evaluate says bits a character")
     shown, splits = image_progress(progress), None
     if features == "inception":
         net = load_inception(device, progress=shown, note=progress.note)

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from dualrate.data.images import ImageSet
+from dualrate.data.loader import TrainingSet
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
 from dualrate.likelihood.bound import Bound, variational_bound
+from dualrate.likelihood.tokens import token_bound
 from dualrate.likelihood.variance import FittedVariance, mean_errors
 from dualrate.machine.progress import ImageProgress
 from dualrate.measuring.drawer import Drawer
@@ -126,6 +128,20 @@ def bits_per_dimension(
     return Likelihood.of(_judged(bound, drawer, images, count, progress))
 
 
+def bits_per_token(
+    drawer: Drawer, data: ImageSet, *, count: int, seed: int = 0, progress: ImageProgress | None = None
+) -> Likelihood:
+    """As `bits_per_dimension`, of tokens, under the whole plan: of a character of a text, of a pixel in grey levels."""
+    if count < 2:
+        raise ValueError(f"a standard error needs at least 2 of the data, got {count}: ask for more")
+    kernel, denoiser = _kernel(drawer), drawer.denoiser
+
+    def bound(batch: SubsetBatch) -> Bound:
+        return token_bound(denoiser, kernel, drawer.plan, batch.x, batch.cond, Draws(seed, batch.row))
+
+    return Likelihood.of(_judged(bound, drawer, drawer.model.experiment.seen(data), count, progress))
+
+
 def fit_variance(
     drawer: Drawer,
     images: ImageSet,
@@ -161,7 +177,11 @@ def _cut(drawer: Drawer, end: float) -> StepPlan:
 
 
 def _judged(
-    judge: Callable[[SubsetBatch], Judged], drawer: Drawer, images: ImageSet, count: int, progress: ImageProgress | None
+    judge: Callable[[SubsetBatch], Judged],
+    drawer: Drawer,
+    images: TrainingSet,
+    count: int,
+    progress: ImageProgress | None,
 ) -> list[Judged]:
     """What `judge` says of every batch, under autocast as in sampling."""
     device, judged, done = drawer.model.device, [], 0

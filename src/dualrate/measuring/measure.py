@@ -160,7 +160,7 @@ def _images(drawer: Drawer, seeds: Sequence[int]) -> NDArray[np.uint8]:
 def seconds_of_calls(model: Model, batch_size: int, *, seconds: float = 1.0) -> tuple[float, float]:
     """Seconds of a heavy and of a light call of `batch_size` rows, measured now, for about `seconds` each."""
     device = model.device
-    z = torch.zeros(batch_size, *model.shape, device=device)
+    z = torch.zeros(batch_size, *model.process.state_shape(model.shape), device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
     latent = model.experiment.networks.latent
     cond = Cond(

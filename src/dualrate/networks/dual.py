@@ -30,6 +30,7 @@ multiply-adds), not stated in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -41,7 +42,7 @@ from dualrate.config.ranges import Channels, Range, Ranged
 from dualrate.diffusion.prediction import v_from_x, x_from_v
 from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.networks.precision import InFloat32
-from dualrate.networks.uvit import UViT, UViTConfig
+from dualrate.networks.uvit import Level, UViT, UViTConfig
 
 Estimate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (z_t, the feature, log_snr_tau, log_snr_t) -> v
 
@@ -187,3 +188,21 @@ def disconnect(encoder: nn.Module, light: nn.Module) -> None:
         ways += light.gate.parameters()
     for way in ways:
         nn.init.zeros_(way)
+
+
+def light_of(heavy: UViTConfig) -> UViTConfig:
+    """A light network beside a heavy one: half of its transformers' channels and of its middle's blocks, three
+    quarters of its convolutions' channels.
+
+    Its finest level keeps at least one channel for every number of a patch, for all that it sees passes through it.
+    """
+    finest, *others = heavy.levels
+    lighter = [_lighter(finest, heavy.patch**2 * heavy.image_channels), *(_lighter(level) for level in others)]
+    lighter[-1] = replace(lighter[-1], blocks=max(1, heavy.levels[-1].blocks // 2))
+    widths = [level.channels for level in lighter if level.kind == "transformer"]
+    return replace(heavy, levels=tuple(lighter), head_dim=math.gcd(heavy.head_dim, *widths))
+
+
+def _lighter(level: Level, least: int = 1) -> Level:
+    channels = level.channels // 2 if level.kind == "transformer" else -(-level.channels * 3 // 32) * 8
+    return replace(level, channels=min(level.channels, max(channels, least)), dropout=0.0)

@@ -15,6 +15,7 @@ lacks: it spares work alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -53,18 +54,32 @@ class TokensConfig(Ranged):
     """In the blocks, in training."""
     head: bool = True
     """Whether it predicts logits; a context encoder may do without."""
+    noise: Annotated[int, Range(0, 1024)] = 0
+    """Planes of noise beside the tokens that it reads, of a student; 0: it reads tokens alone."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(V, H, W) of a state."""
+        """(V, H, W) of tokens."""
         return self.vocabulary, self.height, self.width
+
+    def lighter(self) -> TokensConfig:
+        """A light network beside it: half of its channels, in heads that divide them, and of its blocks."""
+        channels = max(self.channels // 2, 1)
+        blocks, head_dim = max(self.blocks // 2, 1), math.gcd(self.head_dim, channels)
+        return replace(self, channels=channels, blocks=blocks, head_dim=head_dim, dropout=0.0, head=True)
+
+    def with_noise(self, planes: int) -> TokensConfig:
+        return replace(self, noise=planes)
 
     def with_dropout(self, dropout: float) -> TokensConfig:
         return replace(self, dropout=dropout)
 
 
 class TokenTransformer(nn.Module):
-    """forward: (z, log_snr, label) -> logits."""
+    """forward: (z, log_snr, label) -> logits.
+
+    z: (B, V, H, W), or with planes of noise after the tokens, which a network without `TokensConfig.noise` does not see
+    """
 
     def __init__(self, config: TokensConfig) -> None:
         super().__init__()
@@ -72,6 +87,7 @@ class TokenTransformer(nn.Module):
         self.embedding = Embedding(config.embedding, config.num_classes)
         self.stem = nn.Conv2d(config.vocabulary, config.channels, 1, bias=False)
         nn.init.normal_(self.stem.weight, std=SPREAD)
+        self.noise = zero_init(nn.Conv2d(config.noise, config.channels, 1, bias=False)) if config.noise else None
         self.position = nn.Parameter(SPREAD * torch.randn(1, config.channels, config.height, config.width))
         self.blocks = nn.ModuleList(
             TransformerBlock(config.channels, config.embedding, config.head_dim, config.dropout)
@@ -88,12 +104,18 @@ class TokenTransformer(nn.Module):
 
     def trunk(self, z: Tensor, emb: Tensor, added: Tensor | None = None) -> Tensor:
         """(B, C, H, W): the last activation. added: joins the first."""
-        h = self.stem(z)
+        h = self.stem(self.tokens(z))
+        if self.noise is not None:
+            h = h + self.noise(z[:, self.config.vocabulary :])
         h = h + self.position.to(h.dtype)
         h = h if added is None else h + added
         for block in self.blocks:
             h = block(h, emb)
         return h
+
+    def tokens(self, z: Tensor) -> Tensor:
+        """(B, V, H, W): without planes of noise."""
+        return z[:, : self.config.vocabulary]
 
     def predict(self, h: Tensor) -> Tensor:
         """Logits of the last activation, in float32 whatever the trunk ran in."""
@@ -114,7 +136,7 @@ class TokenEncoder(nn.Module):
     def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """z: (B, V, H, W) one-hot; log_snr: (B,). Features: (B, light C, H, W) and (B, V, H, W)."""
         h = self.net.trunk(z, self.net.embedding(log_snr, label))
-        return (self.projections[0](h), z), None if self.net.head is None else self.net.predict(h)
+        return (self.projections[0](h), self.net.tokens(z)), None if self.net.head is None else self.net.predict(h)
 
 
 class LightTokens(nn.Module):
@@ -141,7 +163,9 @@ class LightTokens(nn.Module):
             return self.net.predict(self.net.trunk(z, emb))
         there = z.new_ones(len(z)) if present is None else present.to(z.dtype)
         feature, z_tau = features
-        changed = there[:, None, None, None] * (z - z_tau).abs().sum(1, keepdim=True) / 2  # 1 where a token did
+        changed = (
+            there[:, None, None, None] * (self.net.tokens(z) - z_tau).abs().sum(1, keepdim=True) / 2
+        )  # 1 where a token did
         tau = self.tau(log_snr_tau)
         added = feature + self.changed(changed.to(feature.dtype))
         return self.net.predict(self.net.trunk(z, emb + tau * there[:, None].to(tau.dtype), added))
@@ -149,7 +173,7 @@ class LightTokens(nn.Module):
 
 def check_tokens(encoder: TokensConfig, light: TokensConfig) -> None:
     """Raises ValueError, which says what differs, unless a light network can read this encoder's context."""
-    shared = ("shape", "num_classes")
+    shared = ("shape", "num_classes", "noise")
     differ = {name: (getattr(encoder, name), getattr(light, name)) for name in shared}
     differences = [f"{name} {one} and {other}" for name, (one, other) in differ.items() if one != other]
     if differences:

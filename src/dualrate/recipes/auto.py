@@ -41,8 +41,9 @@ from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.progress import PlainReporter, Reporter
 from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks.dual import light_of
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.students import DISTILLING, StudentRecipe, light_of
+from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 

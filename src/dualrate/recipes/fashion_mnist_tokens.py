@@ -1,20 +1,25 @@
-"""Fashion-MNIST as tokens: 14 x 14 pixels of 8 grey levels, under masked diffusion, at one rate and at two.
+"""Fashion-MNIST as tokens: 14 x 14 pixels of 8 grey levels, under masked diffusion, at one rate and at two,
+and under uniform diffusion.
 
 196 tokens for a transformer whose sequence is that long: small widths, for a CPU.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dualrate.codecs.grey_levels import GreyLevels
-from dualrate.diffusion.categorical import Masked
+from dualrate.diffusion.categorical import CategoricalProcess, Masked, Uniform
+from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import NetworksConfig
-from dualrate.experiments.tokens import OneTransformer, TokenDenoisingConfig, TwoTransformers
+from dualrate.experiments.tokens import OneTransformer, TwoTransformers
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource
 from dualrate.networks.tokens import TokensConfig
 from dualrate.recipes.fashion_mnist_latents import FIT
+from dualrate.recipes.students import DISTILLING, StudentRecipe
 
-CODEC = GreyLevels(8)
+CODEC, PROCESS = GreyLevels(8), Masked()
 
 
 def network(channels: int, blocks: int) -> TokensConfig:
@@ -35,6 +40,23 @@ def dual() -> Experiment:
     return of("fashion-mnist-tokens-dual", TwoTransformers(HEAVY, LIGHT), TimeSampler(heavy=(4, 32)))
 
 
-def of(name: str, networks: NetworksConfig, times: TimeSource) -> Experiment:
-    method, data = TokenDenoisingConfig(times), DataConfig(size=14)
-    return Experiment(name, networks, method, FIT, data, Masked(), CODEC)
+def uniform() -> Experiment:
+    """One network, under noise that is any grey."""
+    codec = replace(CODEC, mask=False)
+    networks = OneTransformer(replace(HEAVY, vocabulary=codec.categories))
+    return of("fashion-mnist-tokens-uniform", networks, SingleTime(), Uniform(), codec)
+
+
+def of(
+    name: str,
+    networks: NetworksConfig,
+    times: TimeSource,
+    process: CategoricalProcess = PROCESS,
+    codec: GreyLevels = CODEC,
+) -> Experiment:
+    return Experiment(name, networks, DenoisingConfig(times), FIT, DataConfig(size=14), process, codec)
+
+
+def distilled() -> StudentRecipe:
+    """Students of the single models."""
+    return StudentRecipe(None, LIGHT, DISTILLING, noise=4)

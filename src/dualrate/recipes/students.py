@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from dualrate.config.ranges import Range, Ranged
+from dualrate.diffusion.categorical import CategoricalProcess
+from dualrate.diffusion.noise_planes import NoisePlanes
 from dualrate.diffusion.schedule import Cosine, Truncated
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import Experiment, MethodConfig
 from dualrate.experiments.moment_matching import MomentMatchingConfig, Rollout
-from dualrate.experiments.networks import NetworksConfig, TwoNetworks
+from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AtLeast, OnePlan
 from dualrate.experiments.teaching import teachers_network
-from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.networks.tokens import TokensConfig
+from dualrate.networks.uvit import UViTConfig
 from dualrate.runs.store import read_experiment
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -38,33 +42,17 @@ DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a cons
 
 
 @dataclass(frozen=True)
-class StudentRecipe:
+class StudentRecipe(Ranged):
     """name:  of the runs, before the plan; None: the teacher's
-    light: the light network of a dual-rate student; None: `light_of` the teacher's network
+    light: the light network of a dual-rate student; None: in proportion to the teacher's
     """
 
     name: str | None
     """What the student's name begins with."""
-    light: UViTConfig | None
+    light: UViTConfig | TokensConfig | None
     fit: FitConfig
-
-
-def light_of(heavy: UViTConfig) -> UViTConfig:
-    """A light network beside a heavy one: half of its transformers' channels and of its middle's blocks, three
-    quarters of its convolutions' channels.
-
-    Its finest level keeps at least one channel for every number of a patch, for all that it sees passes through it.
-    """
-    finest, *others = heavy.levels
-    lighter = [_lighter(finest, heavy.patch**2 * heavy.image_channels), *(_lighter(level) for level in others)]
-    lighter[-1] = replace(lighter[-1], blocks=max(1, heavy.levels[-1].blocks // 2))
-    widths = [level.channels for level in lighter if level.kind == "transformer"]
-    return replace(heavy, levels=tuple(lighter), head_dim=math.gcd(heavy.head_dim, *widths))
-
-
-def _lighter(level: Level, least: int = 1) -> Level:
-    channels = level.channels // 2 if level.kind == "transformer" else -(-level.channels * 3 // 32) * 8
-    return replace(level, channels=min(level.channels, max(channels, least)), dropout=0.0)
+    noise: Annotated[int, Range(0, 1024)] = 0
+    """By moments: planes of noise that a student of tokens reads; one of masks has nothing else that is random."""
 
 
 def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: float = 0.0, **options: Any) -> Experiment:
@@ -74,7 +62,7 @@ def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: flo
     options: fields of `MomentMatchingConfig`
     """
     source = read_experiment(Path(teacher))
-    networks = teachers_network(source, teacher)
+    networks = teachers_network(source, teacher).with_noise(recipe.noise)
     method = MomentMatchingConfig(teacher, AtLeast(steps), weighting=source.method.weighting, **options)
     return _student(recipe, source, f"plain-{steps}", networks, method, shift)
 
@@ -93,7 +81,8 @@ def dual_student(
     """A dual-rate student: an encoder of the teacher's shape and the recipe's light network.
 
     student_from: a dual-rate run whose two networks the student has and starts from, instead, on the images of that
-    Raises ValueError for a teacher that cannot teach, and for one that is no U-ViT without `student_from`.
+    Raises ValueError for a teacher that cannot teach, and for one beside which no light network is laid out here,
+    without `student_from`.
     """
     source = read_experiment(Path(teacher))
     networks, source = _dual(recipe, source, teachers_network(source, teacher), teacher, student_from)
@@ -107,7 +96,7 @@ def _dual(
 ) -> tuple[NetworksConfig, Experiment]:
     """A dual-rate student's networks, and its teacher's experiment on the images that it is trained on."""
     if student_from is None:
-        return beside(single, recipe.light, teacher), source
+        return single.beside(recipe.light, teacher).with_noise(recipe.noise), source
     started = read_experiment(Path(student_from))
     if started.networks.single_rate:
         raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
@@ -131,7 +120,7 @@ def consistency_student(
     Raises ValueError as `dual_student`.
     """
     source = read_experiment(Path(teacher))
-    networks = teachers_network(source, teacher)
+    networks = teachers_network(source, teacher).with_noise(recipe.noise)
     if heavy is not None:
         networks, source = _dual(recipe, source, networks, teacher, student_from)
     method = ConsistencyConfig(steps, teacher, heavy=heavy, student_from=student_from, **options)
@@ -155,7 +144,7 @@ def em_student(
     Raises ValueError for a noise level that the teacher does not know.
     """
     source = read_experiment(Path(teacher))
-    networks = teachers_network(source, teacher)
+    networks = teachers_network(source, teacher).with_noise(recipe.noise)
     method = EMDistillationConfig(teacher, weighting=source.method.weighting, **options)
     made = _student(recipe, source, "em", networks, method, shift)
     process = made.gaussian
@@ -169,17 +158,6 @@ def by_consistency(experiment: Experiment) -> Experiment:
     """An experiment as one of consistency training, from data, for 4 steps of DDIM, 2 heavy calls if dual-rate."""
     method = ConsistencyConfig.of(experiment.networks)
     return replace(experiment, name=f"{experiment.name}-consistency", method=method)
-
-
-def beside(single: NetworksConfig, light: UViTConfig | None, name: str) -> TwoNetworks:
-    """A network as an encoder, and a light one; None: `light_of` it. Raises ValueError for one that is no U-ViT."""
-    encoder = single.configs.get("model")
-    if encoder is None:
-        raise ValueError(
-            f"{name} is a model of another library, beside which no light network is laid out here: make it dual-rate "
-            f"first (dualrate retrofit {name} --out RUN), then add --student-from RUN"
-        )
-    return TwoNetworks(encoder, light_of(encoder) if light is None else replace(light, num_classes=encoder.num_classes))
 
 
 def _student(
@@ -198,5 +176,8 @@ def _student(
         if not isinstance(schedule, Cosine):
             raise ValueError(f"only a cosine schedule can be shifted further, this teacher's is {schedule}: drop shift")
         process = replace(source.gaussian, schedule=replace(schedule, shift=schedule.shift + shift))
+    if networks.noise:
+        assert isinstance(process, CategoricalProcess)  # networks of others read none
+        process = NoisePlanes(process, networks.noise)
     name = f"{recipe.name or source.name}-{ending}"
     return Experiment(name, networks, method, recipe.fit, source.data, process, source.codec)

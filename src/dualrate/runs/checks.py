@@ -53,6 +53,15 @@ def _check_content(out: Path) -> None:
 
 def check_codec(experiment: Experiment, images: TrainingSet) -> None:
     """Raises ValueError unless the images are what the experiment's codec is trained on: images, or its own latents."""
+    if images.alphabet != experiment.codec.alphabet:
+        found, expected = (
+            f"a text of {len(alphabet)} characters" if alphabet else "a set of pictures"
+            for alphabet in (images.alphabet, experiment.codec.alphabet)
+        )
+        raise ValueError(
+            f"{images.name} is {found}, and {experiment.name} is of {expected}, these or others: name the data that it "
+            "was begun on, or begin a new run (dualrate train text-tokens is of texts)"
+        )
     own, of_data = experiment.codec.fingerprint, images.codec.fingerprint
     if own == of_data:
         return

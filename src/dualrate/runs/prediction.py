@@ -138,7 +138,7 @@ def needs(experiment: Experiment, load: Callable[[str], Experiment]) -> Needs:
     last = range(max(fit.iterations - 2, 0), fit.iterations)  # phases may alternate
     phases = {phase.name: (i, phase) for i in (0, *last) for phase in method.phases(i)}
     repeated = [phase.name for i in last for phase in method.phases(i)]
-    shape = experiment.codec.data_shape(experiment.shape)  # images, where a codec is trained along
+    shape = experiment.batch_shape
     costs = {
         name: pass_cost(method, phase, shape, i, bfloat16=bfloat16)
         for name, (i, phase) in phases.items()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dualrate.codecs.characters import BETWEEN, texts
 from dualrate.codecs.codec import Codec, decoded
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
@@ -21,6 +22,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.experiments.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
 from dualrate.machine.device import keep_compiled, pays, peak_memory
+from dualrate.machine.files import write_whole
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
 from dualrate.machine.world import World
 from dualrate.methods.method import Method
@@ -156,7 +158,7 @@ def training_images(experiment: Experiment, decoding: Callable[[int, int, str], 
     images = experiment.data.load("train", decoding)
     check_codec(experiment, images)
     check_fit(experiment, images)
-    return images
+    return experiment.seen(images)
 
 
 def resume_threads(run: Path) -> None:
@@ -178,7 +180,8 @@ def costs_of(experiment: Experiment, method: Method) -> list[str]:
     label = 0 if experiment.num_classes else None
     with torch.random.fork_rng([]):  # dropout draws numbers
         where, latent = next(method.networks.parameters()).device, experiment.networks.latent
-        cost = call_cost(method.denoiser(), experiment.shape, label, where, latent=latent)
+        state = experiment.process.state_shape(experiment.shape)
+        cost = call_cost(method.denoiser(), state, label, where, latent=latent)
     calls = [macs for macs in (cost.heavy, cost.light) if macs]
     configs, lines = experiment.networks.configs, []
     for i, (name, network) in enumerate(method.networks.items()):
@@ -235,6 +238,9 @@ def save_samples(
     draws = Draws(0, torch.tensor(seeds, device=device))
     pictures = to_uint8(decoded(codec, torch.cat(list(drawn)), draws)).cpu().numpy()
     file.parent.mkdir(exist_ok=True)
+    if experiment.codec.alphabet:
+        write_whole(file.with_suffix(".txt"), BETWEEN.join(texts(experiment.codec.alphabet, pictures)) + "\n")
+        return
     save_grid(pictures, file, columns=10, scale=2)
 
 

@@ -71,13 +71,17 @@ class Sampler(Ranged):
         """Whether there is such a step for this process."""
         return any(isinstance(process, step.of) for step in (self.step, self.other or self.step))
 
+    def require(self, process: Process) -> None:
+        """Raises ValueError for a process that has no such step, which names those that do."""
+        if not self.fits(process):
+            usable = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.fits(process))
+            raise ValueError(f"{self.step.__name__} is for a {self.step.of.__name__}, not {process}: use {usable}")
+
     def made(
         self, process: Any, settings: dict[str, float], plan: StepPlan | None, table: CovarianceTable | None
     ) -> Step:
         """The step. Raises ValueError for a process that has none, and without the plan and the table that it needs."""
-        if not self.fits(process):
-            usable = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.fits(process))
-            raise ValueError(f"{self.step.__name__} is for a {self.step.of.__name__}, not {process}: use {usable}")
+        self.require(process)
         if self.other is not None and not isinstance(process, self.step.of):
             if settings:
                 raise ValueError(f"{' and '.join(settings)} mean nothing to {process}: drop them")

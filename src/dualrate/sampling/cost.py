@@ -94,7 +94,10 @@ def call_cost(
     *,
     latent: Shape | None = None,
 ) -> CallCost:
-    """Counts one call of each kind on a row of zeros, on the networks' device. shape: (C, H, W); latent: of z_0."""
+    """Counts one call of each kind on a row of zeros, on the networks' device.
+
+    shape: (C, H, W) of states; latent: of z_0
+    """
     z = torch.zeros(1, *shape, device=device)
     t = torch.full((1,), 0.5, dtype=torch.float64, device=device)
     z_0 = None if latent is None else torch.zeros(1, *latent, device=device)
@@ -123,7 +126,8 @@ def plan_cost(
     given = None if latent is None else lambda seeds: torch.zeros(len(seeds), *latent, device=device)
     for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device, given=given):
         pass
-    return PlanCost(call_cost(denoiser, shape, label, device, latent=latent), metered.meter.heavy, metered.meter.light)
+    state = step.process.state_shape(shape)
+    return PlanCost(call_cost(denoiser, state, label, device, latent=latent), metered.meter.heavy, metered.meter.light)
 
 
 @dataclass(frozen=True)

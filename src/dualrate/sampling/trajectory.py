@@ -239,4 +239,4 @@ def sample(
                     watch(state)
         if progress is not None:
             progress(min(first + batch_size, len(seeds)), len(seeds))
-        yield z.float()
+        yield step.process.data(z).float()

@@ -137,7 +137,9 @@ def _usual(model: Model, most: int) -> Iterator[tuple[int, int]]:
 
 def _samplers(model: Model, steps: int) -> Iterator[tuple[str, bool]]:
     """Those that draw from this model, and whether with its usual number of heavy calls."""
-    for name in SAMPLERS:
+    for name, sampler in SAMPLERS.items():
+        if not sampler.fits(model.process):
+            continue
         if _draws(model, Choice(steps, sampler=name)):
             yield name, True
         elif _draws(model, Choice(steps, steps, name)):
@@ -160,6 +162,8 @@ class Offer:
     """
 
     def __init__(self, model: Model, rival: Model | None = None, limits: Limits | None = None) -> None:
+        if model.experiment.codec.alphabet:
+            raise ValueError(f"{model.name} is a model of texts, the page shows images: use dualrate sample")
         self.model, self.limits = model, limits or Limits()
         self.offered = Offered.of(model, self.limits.steps)
         self.rival, self.of_rival = model, self.offered

@@ -50,7 +50,8 @@ class MomentMatching(StudentMethod):
         optimum and is above it while the auxiliary lags behind the student.
         """
         with torch.no_grad():
-            states, _, x, z_s = self.sampled(batch, draws)
+            states, x_hat, _, z_s = self.sampled(batch, draws)
+            x = self.process.given(x_hat, states.z_t, z_s, states.t, states.s)
             g_theta, cond = self.taught(z_s, states, batch), Cond(batch.label)[states.row]
         g_phi = posterior_mean(self.auxiliary, z_s, states.s, cond)
         loss = auxiliary_loss(self.process.deviance, x, g_phi, g_theta)

@@ -9,10 +9,11 @@ and only if p = theta. A student may be stationary before that: gradients of man
 
     squared error     L(eta) has the gradient of <x~, phi - theta> / d: moment matching (arXiv 2406.04103)
     cross-entropy     L(eta) = -sum x~ (log theta - log phi): discrete moment matching (D-MMD, arXiv 2603.20155), x~ the
-                      probabilities, whose gradient it is, z_s drawn by way of tokens x, which are the auxiliary's x~
+                      probabilities, whose gradient it is, z_s drawn by way of tokens x
 
-The tokens x are unbiased targets whatever the noise. Probabilities in their place would not be where it is uniform:
-z_s says which token it was drawn from.
+The auxiliary's x~ may be whatever has the mean p given z_s: the tokens x, or E[x | z_t, z_s] (`Process.given`), which
+has less noise. Probabilities of z_t alone would not do where noise is uniform: z_s says which token it was drawn from.
+Deviates from D-MMD: that has the tokens there, and the probabilities for masks.
 """
 
 from __future__ import annotations

@@ -1,0 +1,103 @@
+"""What codecs of tokens share: nothing is learned, so a run is trained on its data, whose batches become tokens.
+
+A value of the data, (B, 1, H, W), is one of the codec's symbols, one-hot over V categories. A masked process has one
+category more than there are symbols, the last one: the mask, which no data is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dualrate.codecs.codec import Codec, Moments
+from dualrate.codecs.config import CodecConfig
+from dualrate.config.serial import to_plain
+from dualrate.diffusion.categorical import CategoricalProcess
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import Process
+from dualrate.diffusion.values import Shape
+
+
+class TokenCodec(CodecConfig):
+    """A codec of tokens. A subclass is a frozen dataclass with a field `mask`, and the others say what symbols are.
+
+    mask: whether a category more stands for noise, as a masked process has it
+    """
+
+    instant = True
+    mask: bool
+
+    @property
+    @abstractmethod
+    def symbols(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def index(self, x: Tensor) -> Tensor:
+        """Data in [-1, 1] -> int64 of the same shape, in [0, symbols)."""
+
+    @abstractmethod
+    def value(self, index: Tensor) -> Tensor:
+        """The other way."""
+
+    @property
+    def categories(self) -> int:
+        """V."""
+        return self.symbols + self.mask
+
+    def data_shape(self, latent: Shape) -> Shape:
+        return 1, latent[1], latent[2]
+
+    def check(self, process: Process, shape: Shape) -> None:
+        if not isinstance(process, CategoricalProcess):
+            raise ValueError(f"tokens are of a categorical process (Masked, Uniform), got {type(process).__name__}")
+        masked = bool(process.pi(torch.zeros(self.categories, 1, 1))[-1] == 1)
+        if masked != self.mask:
+            raise ValueError(f"{type(process).__name__} wants a codec with mask {masked}, got {self.mask}: set it")
+        if shape[0] != self.categories:
+            raise ValueError(
+                f"the codec's tokens have {self.categories} categories (symbols and mask), the networks take "
+                f"{shape[0]}: set their vocabulary to it"
+            )
+
+    def build(self, networks: nn.ModuleDict, device: torch.device | str) -> Codec:
+        return Tokens(self, torch.device(device))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Between data, (B, 1, H, W), and one-hot tokens, (B, V, H, W)."""
+
+    config: TokenCodec
+    device: torch.device
+    log_snr = None  # no annotation: no field
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(to_plain(self.config)).encode()).hexdigest()
+
+    @property
+    def latents(self) -> str:
+        return self.fingerprint
+
+    def latent_shape(self, image: Shape) -> Shape:
+        if image[0] != 1:
+            raise ValueError(f"tokens are of grey images, got {image[0]} channels: set --data.channels 1")
+        return self.config.categories, *image[1:]
+
+    def image_shape(self, latent: Shape) -> Shape:
+        if latent[0] != self.config.categories:
+            raise ValueError(f"tokens of {self.config.categories} categories are decoded, got {latent} (V, H, W)")
+        return 1, *latent[1:]
+
+    def encode(self, images: Tensor) -> Moments:
+        tokens = images.new_zeros(len(images), self.config.categories, *images.shape[2:])
+        return Moments(tokens.scatter_(1, self.config.index(images), 1))
+
+    def decode(self, x: Tensor, draws: Draws) -> Tensor:
+        return self.config.value(x.argmax(1, keepdim=True).clamp(max=self.config.symbols - 1))

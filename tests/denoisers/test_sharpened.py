@@ -1,0 +1,57 @@
+"""Temperature and top-p of tokens, against the formula."""
+
+import math
+
+import pytest
+import torch
+from theory.common import f64
+
+from dualrate.denoisers.sharpened import Sharpened
+from dualrate.diffusion.categorical import Masked
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Cond, Context, Reuse
+
+P = f64(0.1, 0.5, 0.25, 0.15, 0)
+
+
+class Constant:
+    reuse = Reuse.FREE
+
+    def encode(self, z, t, cond):
+        return Context()
+
+    def denoise(self, z, t, context, cond):
+        return P.view(1, 5, 1, 1)
+
+
+def of(temperature: float = 1.0, top_p: float = 1.0, margin: float = 5.0):
+    made = Sharpened(Constant(), Masked(), temperature, top_p, margin)
+    return made.denoise(torch.zeros(1, 5, 1, 1), f64(0.5), made.encode(None, None, None), Cond()).flatten()
+
+
+def test_temperature_is_a_power():
+    torch.testing.assert_close(of(), P)
+    torch.testing.assert_close(of(0.5), P.square() / P.square().sum())
+
+
+def test_tokens_outside_the_likeliest_lose_a_finite_margin():
+    """0.5 + 0.25 hold 0.7; the token that passes it counts, and what is excluded anyway stays so."""
+    weight = f64(math.exp(-2), 1, 1, math.exp(-2), 0)
+    torch.testing.assert_close(of(top_p=0.7, margin=2), P * weight / (P * weight).sum())
+    weight[2] = math.exp(-2)
+    torch.testing.assert_close(of(top_p=0.45, margin=2), P * weight / (P * weight).sum())
+    found = of(0.5, 0.6)
+    assert (found[:4] > 0).all()
+    assert found[4] == 0
+
+
+def test_a_revealed_token_stays():
+    made = Sharpened(Constant(), Masked(), 0.7, 0.9)
+    shown = f64(0, 1, 0, 0, 0).view(1, 5, 1, 1)
+    torch.testing.assert_close(made.sharpened(shown), shown)
+
+
+def test_it_is_of_tokens():
+    with pytest.raises(ValueError, match="are of tokens, got GaussianProcess"):
+        Sharpened(Constant(), GaussianProcess(Cosine()))
