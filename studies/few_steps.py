@@ -16,11 +16,15 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import RESULTS, ROOT, RUNS, command, keep, markdown, on_one_thread, place
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 import dualrate as dr
 from dualrate.cli.console import reporter
@@ -29,6 +33,7 @@ from dualrate.measuring.choosing import Choice
 from dualrate.measuring.evaluator import evaluators
 from dualrate.measuring.measure import measure
 from dualrate.report.figures import INK, mark, png
+from dualrate.report.image_grid import save_grid
 from dualrate.report.table import significant
 
 COUNT = 5000
@@ -36,7 +41,8 @@ TEACHER = "weights/fashion-mnist-light"
 JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
 WHERE, PAGE = RESULTS / "few-steps", RESULTS / "few-steps.md"
 ITERATIONS = {"consistency": 1900, "data": 2070, "moments": 1770, "em": 1820}
-STEPS = (1, 2, 4, 8)
+STEPS, SHOWN = (1, 2, 4, 8), 20
+PICTURED = ("ddim-4", "em-1", "consistency-1", "consistency-4", "moments-1", "moments-4", "data-4", "teacher-32")
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ def lines() -> dict[str, Line]:
         found[f"data-{n}"] = Line(
             "consistency, from data",
             f"train fashion-mnist-light --by consistency --method.steps {n} --method.student-from {TEACHER} "
-            "--fit.batch-size 64",
+            "--fit.batch-size 64 --fit.optim.lr 1e-4 --fit.optim.betas 0 0.99 --fit.optim.decay cosine "
+            "--fit.ema-halflife 20000",  # as all others
             ITERATIONS["data"],
         )
         found[f"moments-{n}"] = distilled("moment matching", "moments", f"--student plain --steps {n}")
@@ -86,13 +93,16 @@ def lines() -> dict[str, Line]:
 LINES = lines()
 
 
+def folder_of(name: str) -> Path:
+    return RUNS / "few-steps" / name if LINES[name].command else ROOT / TEACHER
+
+
 def run(name: str, count: int) -> None:
     """Train a model to its end, and measure it, unless its results are there."""
-    file, line, folder = WHERE / f"{name}.json", LINES[name], ROOT / TEACHER
+    file, line, folder = WHERE / f"{name}.json", LINES[name], folder_of(name)
     if file.exists():
         return
     if line.command:
-        folder = RUNS / "few-steps" / name
         arguments = [*shlex.split(line.command), "--fit.iterations", str(line.iterations), "--out", str(folder)]
         ended = subprocess.run([sys.executable, "-m", "dualrate", *arguments], cwd=ROOT, check=False).returncode
         if ended:
@@ -171,6 +181,12 @@ def figure(found: dict[str, dict[str, Any]]) -> Figure:
     return made
 
 
+def drawn(names: Sequence[str]) -> NDArray[np.uint8]:
+    """The first images of each, of the same noise."""
+    drawers = [LINES[name].choice.drawer(dr.load(folder_of(name), note=str)) for name in names]
+    return np.concatenate([drawer.draw(range(SHOWN)).images for drawer in drawers])
+
+
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("names", nargs="*", choices=[*LINES, []], help="models; none: table and figure")
@@ -183,6 +199,9 @@ def main() -> None:
         print(table(found))
         place("few-steps", table(found), PAGE)
         (RESULTS / "few-steps.png").write_bytes(png(figure(found)))
+        shown = [name for name in PICTURED if (folder_of(name) / "experiment.json").exists()]
+        save_grid(drawn(shown), RESULTS / "few-steps-samples.png", columns=SHOWN, scale=2)
+        print("a row of images each:", *shown)
 
 
 if __name__ == "__main__":
