@@ -183,7 +183,7 @@ def figure(found: dict[str, dict[str, Any]]) -> Figure:
 
 def drawn(names: Sequence[str]) -> NDArray[np.uint8]:
     """The first images of each, of the same noise."""
-    drawers = [LINES[name].choice.drawer(dr.load(folder_of(name), note=str)) for name in names]
+    drawers = [LINES[name].choice.drawer(dr.load(folder_of(name))) for name in names]
     return np.concatenate([drawer.draw(range(SHOWN)).images for drawer in drawers])
 
 
