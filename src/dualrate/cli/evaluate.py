@@ -46,12 +46,12 @@ class Evaluate(Ranged):
 
     def run(self) -> None:
         from dualrate.machine.workers import mapper
-        from dualrate.measuring.evaluator import evaluators, require_count
+        from dualrate.measuring.evaluator import evaluators, features_named, require_count
         from dualrate.measuring.latent_scores import latent_scores
         from dualrate.measuring.measure import measure
         from dualrate.report.table import as_text, table
 
-        require_count(self.num, self.features)
+        require_count(self.num, features_named(self.features))
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         how = {"reference": self.reference, "device": model.device, "progress": progress}

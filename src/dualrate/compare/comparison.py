@@ -24,7 +24,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import Reporter, duration
 from dualrate.machine.workers import mapper, number_of_workers
-from dualrate.measuring.evaluator import evaluators
+from dualrate.measuring.evaluator import evaluators, features_named, require_count
 from dualrate.measuring.measure import check
 from dualrate.report.headline import plan_name
 from dualrate.runs.store import load
@@ -82,6 +82,9 @@ def compare(
     clock, device = Clock(60 * effort.minutes), torch.device(device)
     parsed = [Entry.parse(text) for text in entries]
     _require_names(parsed)
+    named = features_named(features)
+    require_count(effort.screen, named[:1], "--screen")
+    require_count(effort.count, named, "--count")
     runs = dict.fromkeys(run for entry in parsed for run in (entry.run, *entry.again))
     models = {run: replace(load(run, device=device, note=progress.note), compiled=compiled) for run in runs}
     _require_comparable(models, mixed=mixed)
