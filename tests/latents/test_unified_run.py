@@ -172,7 +172,7 @@ def test_parts_that_do_not_belong_together_are_refused(experiment: Experiment, c
 
 
 def test_a_first_stage_teaches_nobody_and_is_called_what_it_is(experiment: Experiment) -> None:
-    with pytest.raises(ValueError, match="is a first stage of unified latents, of three networks .encoder, prior"):
+    with pytest.raises(ValueError, match=r"is a first stage of unified latents, of three networks \(encoder, prior"):
         teachers_network(experiment, "run")
 
 
