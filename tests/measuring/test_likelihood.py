@@ -192,8 +192,9 @@ def test_a_model_of_other_steps_alone_has_no_bound(run, model, tmp_path, monkeyp
     experiment = replace(model.experiment, networks=OneNetwork(NET), method=method)
     networks, denoiser = experiment.build()
     few = replace(model, experiment=experiment, networks=networks, denoiser=denoiser)
+    drawer = Drawer(few, DDIM(few.process), StepPlan.uniform(4))
     with pytest.raises(ValueError, match="was made for steps of ddim alone, which have no likelihood"):
-        judged(few)
+        bits_per_dimension(drawer, image_set(), count=9)
     write_experiment(tmp_path / "few", experiment)
     checkpoint.save(tmp_path / "few" / "checkpoints", 1, {"model": networks.state_dict()}, {"iteration": 1})
     assert command(tmp_path / "few", monkeypatch, "--num", 4) == 2
