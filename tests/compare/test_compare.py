@@ -282,6 +282,7 @@ def test_where_the_time_is_over_only_the_networks_that_are_measured_are_timed(he
     findings = compare(entries, here / "report.html", effort, features=here / "net", progress=notes)
     assert timed == ["heavy", "dual"]
     assert any(note.startswith("2 contenders of 3 (no time to time the others' calls): 12") for note in notes.lines)
+    assert any("that takes about 0:00:0" in note and "no fewer can be compared" in note for note in notes.lines)
     assert findings.left[0] == "1 of 3 contenders were not screened in time."
 
 

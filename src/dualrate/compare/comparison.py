@@ -228,6 +228,9 @@ def _announce(
     more = f" and {len(out) - NAMED} more" if len(out) > NAMED else ""
     without = f"; left out this time: {', '.join(out[:NAMED])}{more}" if out else ""
     bench.progress.note(f"screening {len(picked)} of them on {images} images each{without}")
+    takes = sum(bench.seconds(one, range(SCREEN_SEED, SCREEN_SEED + images)) for one in picked)
+    if takes > clock.left:
+        bench.progress.note(f"that takes about {duration(takes)}, longer than there is; no fewer can be compared")
 
 
 def _name(contender: Contender) -> str:

@@ -156,7 +156,7 @@ def check_bounded(model: Model) -> None:
     if made_for not in (None, ANCESTRAL):
         raise ValueError(
             f"{model.name} was made for steps of {made_for} alone, which have no likelihood: the bound is of ancestral "
-            "ones. Name a model that takes these, such as what taught it"
+            "ones. Name a model that takes any steps, such as what taught it"
         )
 
 
