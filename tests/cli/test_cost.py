@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -15,7 +16,8 @@ from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork
 from dualrate.machine.accelerators import ACCELERATORS
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.runs.store import write_experiment
+from dualrate.runs import prediction
+from dualrate.runs.store import read_experiment, write_experiment
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
@@ -53,10 +55,22 @@ def test_a_run_s_training_is_asked_for_by_its_gpus(monkeypatch, capsys, tmp_path
     assert capsys.readouterr().out.startswith("mine: 7,200 iterations")
 
 
-def test_what_does_not_fit_is_said(monkeypatch, capsys):
-    monkeypatch.setitem(ACCELERATORS, "h100", replace(ACCELERATORS["h100"], memory=1e6))
-    assert call(monkeypatch, "cost", "small") == 0
-    assert "does NOT FIT" in capsys.readouterr().out
+def test_what_does_not_fit_is_said_and_what_would(monkeypatch, capsys):
+    found = prediction.needs(SMALL, read_experiment)
+    monkeypatch.setattr(prediction, "needs", lambda *of: found)  # once
+
+    def told(memory: float, *options: str) -> str:
+        monkeypatch.setitem(ACCELERATORS, "h100", replace(ACCELERATORS["h100"], memory=memory))
+        assert call(monkeypatch, "cost", "small", *options) == 0
+        return capsys.readouterr().out
+
+    assert "does NOT FIT on 1 h100, not even one image" in told(1)
+    memory = (found.fixed + 40 * found.per_image + found.weights + found.trained + found.adam + found.ema) / 0.9
+    ways = re.findall(
+        r"does NOT FIT on 1 h100\n  what would fit +(--gpus 2), or (--fit.micro-batch 40)", told(memory + 1)
+    )
+    for way in ways[0]:
+        assert ": fits; at most 40 images" in told(memory + 1, *way.split())
 
 
 @pytest.mark.parametrize(

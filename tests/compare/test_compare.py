@@ -267,6 +267,25 @@ def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_a
     assert not complete.left
 
 
+def test_where_the_time_is_over_only_the_networks_that_are_measured_are_timed(here, monkeypatch):
+    """And it is said before it is done."""
+    timed, notes = [], Notes()
+
+    def timing(model, batch, *, seconds):
+        timed.append(model.called_by or model.name)
+        assert notes.lines[-1].startswith("timing calls of ")
+        return 1.0, 1.0
+
+    monkeypatch.setattr(work, "seconds_of_calls", timing)
+    effort = Effort(minutes=1e-9, screen=12, count=40)
+    entries = ["heavy:3", "dual:4/2", "heavy:4/2"]  # the last one's encoder shared
+    findings = compare(entries, here / "report.html", effort, features=here / "net", progress=notes)
+    assert timed == ["heavy", "dual"]
+    assert any(note.startswith("2 contenders of 3 (no time to time the others' calls): 12") for note in notes.lines)
+    assert any("that takes about 0:00:0" in note and "no fewer can be compared" in note for note in notes.lines)
+    assert findings.left[0] == "1 of 3 contenders were not screened in time."
+
+
 def test_a_call_says_first_what_all_contenders_will_take(here, monkeypatch):
     """At 8 seconds a call and image, 6 calls and a third more beside them; nothing for what is here already.
 

@@ -11,17 +11,19 @@ import pytest
 import torch
 from latents.autoencoders import photos
 from latents.folding import Folding, FoldingFolder
+from torch import nn
 
 import dualrate as dr
 from dualrate.codecs.codec import decode_macs, noisy_latents
 from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.codecs.diffusion import DECODER
+from dualrate.codecs.grey_levels import GreyLevels
 from dualrate.compare.contenders import Entry, calls_of, contenders_of
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.experiments.decoding import OneDecoder, TwoDecoders, as_codec
-from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.denoising import DenoisingConfig, check_latent_shape
 from dualrate.experiments.experiment import Experiment, Start
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.machine.progress import Silent
@@ -231,6 +233,10 @@ def test_what_does_not_fit_is_refused(runs: dict[str, Path], root: Path, tmp_pat
     other = experiment(root, "one", OneDecoder(NET, (12, 4, 4)), GIVEN)
     with pytest.raises(ValueError, match=r"latents of \(12, 8, 8\) by the codec, .* take \(12, 4, 4\)"):
         dr.train(other, tmp_path / "run")
+    tokens = GreyLevels(4).build(nn.ModuleDict(), "cpu")
+    grey = replace(other, networks=OneDecoder(replace(NET, image_channels=1), (5, 16, 16)))
+    with pytest.raises(ValueError, match=r"latents of \(5, 16, 16\) by the codec, 1,280 numbers of 256"):
+        check_latent_shape(grey, tokens)
     model = load(runs["dual"])
     with pytest.raises(ValueError, match="context that never grows old, so there are 1 heavy calls, not 3"):
         Choice(6, 3).drawer(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.experiments.decoding import OneDecoder
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
-from dualrate.measuring.latent_files import Latents, decode_latents, encode_images
+from dualrate.measuring.latent_files import HOW, RECORD, Latents, decode_latents, encode_images
 from dualrate.report.files import read_png
 from dualrate.runs.store import load
 
@@ -125,8 +126,11 @@ def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no images that dualrate decode wrote"):
         decode_latents(latents, codec, root / "photos")
     decode_latents(latents, codec, tmp_path / "out")
-    with pytest.raises(ValueError, match="holds images of other seed: name another"):
+    with pytest.raises(ValueError, match=r"they differ in seed \(0; now 1\): name another"):
         decode_latents(latents, codec, tmp_path / "out", seed=1)
+    codec.fingerprint = "d" * 64  # of the same latents
+    with pytest.raises(ValueError, match=r"they differ in codec \(ffffffffffff; now dddddddddddd\)"):
+        decode_latents(latents, codec, tmp_path / "out")
     np.savez(tmp_path / "other.npz", latents=latents.x)
     with pytest.raises(ValueError, match="no array codec, which dualrate encode writes"):
         Latents.read(tmp_path / "other.npz")
@@ -170,6 +174,31 @@ def test_models_of_latents_are_drawn_with_other_steps_of_their_decoder(root: Pat
         NoCodec().under(None, 2)
 
 
+def test_a_folder_of_before_which_says_no_steps_goes_on(root: Path, tmp_path: Path) -> None:
+    latents, codec = Latents(np.zeros((2, 2, 4, 4), np.float32), ("a", "b"), ""), read_codec(root / "first")
+    latents = replace(latents, codec=codec.latents)
+    decode_latents(latents, codec, tmp_path)
+    record = json.loads((tmp_path / RECORD).read_text())
+    (tmp_path / RECORD).write_text(json.dumps({name: record[name] for name in record if name not in HOW}))
+    assert decode_latents(latents, codec, tmp_path).drawn == 0
+    (tmp_path / RECORD).write_text(json.dumps({name: record[name] for name in record if name not in HOW}))
+    with pytest.raises(ValueError, match="differ in codec"):
+        decode_latents(latents, read_codec(root / "first", "cpu", None, 2), tmp_path)
+
+
+def test_the_grid_beside_samples_is_no_picture(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """A picture of that name where nothing was sampled is one."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("drawn", "drawn/own"):
+        Path(folder).mkdir()
+        for name, photo in (("000000", PHOTOS[0]), ("grid", PHOTOS[1])):
+            Image.fromarray(photo.transpose(1, 2, 0)).save(f"{folder}/{name}.png")
+    Path("drawn/sample.json").write_text("{}")
+    assert call(monkeypatch, "encode", "drawn", "--run", root / "first", "--out", "latents") == 0
+    assert Latents.read(Path("latents")).names == ("000000.png", "own/000000.png", "own/grid.png")
+    assert "1 grid.png left out, which dualrate sample wrote" in capsys.readouterr().err
+
+
 def test_the_commands_go_there_and_back(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, "encode", root / "photos", "--run", root / "first", "--out", "latents") == 0
@@ -185,7 +214,7 @@ def test_the_commands_go_there_and_back(root: Path, tmp_path: Path, monkeypatch,
             ("encode", root / "photos", "--run", root / "first", "--out", "o", "--channels", 1),
             "a.png: this codec",
         ),
-        (("decode", "latents", "--run", root / "first", "--out", "out"), "images of other codec: name another"),
+        (("decode", "latents", "--run", root / "first", "--out", "out"), "differ in steps (2; now 3): name another"),
         (("decode", root / "images.npz", "--run", root / "first", "--out", "o"), "it has no array"),
         (("decode", "latents", "--run", root / "photos", "--out", "o"), "holds no codec"),
         (("decode", "latents", "--run", root / "first", "--out", "o", "--sampler", "dim"), "did you mean ddim"),

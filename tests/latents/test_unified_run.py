@@ -25,6 +25,7 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.doctor.codec import check_codec
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.latents import on_codec_of_data
+from dualrate.experiments.teaching import teachers_network
 from dualrate.experiments.unified_latents import UnifiedLatentsConfig
 from dualrate.measuring.drawer import Drawer
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
@@ -168,6 +169,11 @@ CHANGES: dict[str, tuple[Callable[[Experiment], Experiment], str]] = {
 def test_parts_that_do_not_belong_together_are_refused(experiment: Experiment, change, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         change(experiment)
+
+
+def test_a_first_stage_teaches_nobody_and_is_called_what_it_is(experiment: Experiment) -> None:
+    with pytest.raises(ValueError, match=r"is a first stage of unified latents, of three networks \(encoder, prior"):
+        teachers_network(experiment, "run")
 
 
 def test_networks_of_other_shapes_are_refused() -> None:

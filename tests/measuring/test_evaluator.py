@@ -128,9 +128,9 @@ def test_several_judges_have_names_of_their_own(data, tmp_path):
 
 
 def test_as_many_images_as_the_judge_of_most_features_needs():
-    require_count(192, "fashion-mnist,fashion-mnist-b")
+    require_count(192, features_named("fashion-mnist,fashion-mnist-b"))
     with pytest.raises(ValueError, match="192"):
-        require_count(191, "fashion-mnist-b,fashion-mnist")
+        require_count(191, features_named("fashion-mnist-b,fashion-mnist"))
 
 
 def test_the_recommendation_was_made_in_the_net_that_judges_where_none_is_named():

@@ -14,9 +14,10 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
+from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
-from dualrate.experiments.networks import TwoNetworks
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.likelihood.bound import variational_bound
 from dualrate.likelihood.variance import mean_errors
 from dualrate.measuring.drawer import Drawer, Guidance
@@ -183,6 +184,21 @@ def test_a_step_without_a_kernel_is_refused(model, kind):
     for measured in (bits_per_dimension, fit_variance):
         with pytest.raises(ValueError, match="Use the ancestral sampler"):
             measured(Drawer(model, kind(model.process), StepPlan.uniform(4)), image_set(), count=9)
+
+
+def test_a_model_of_other_steps_alone_has_no_bound(run, model, tmp_path, monkeypatch, capsys):
+    """A consistency model is refused as what it is, with no word of a sampler that nobody named."""
+    method = ConsistencyConfig(steps=4)
+    experiment = replace(model.experiment, networks=OneNetwork(NET), method=method)
+    networks, denoiser = experiment.build()
+    few = replace(model, experiment=experiment, networks=networks, denoiser=denoiser)
+    drawer = Drawer(few, DDIM(few.process), StepPlan.uniform(4))
+    with pytest.raises(ValueError, match="was made for steps of ddim alone, which have no likelihood"):
+        bits_per_dimension(drawer, image_set(), count=9)
+    write_experiment(tmp_path / "few", experiment)
+    checkpoint.save(tmp_path / "few" / "checkpoints", 1, {"model": networks.state_dict()}, {"iteration": 1})
+    assert command(tmp_path / "few", monkeypatch, "--num", 4) == 2
+    assert "dualrate: few was made for steps of ddim alone" in capsys.readouterr().err
 
 
 def command(run, monkeypatch, *options) -> int:

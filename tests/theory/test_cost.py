@@ -10,7 +10,15 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Context, Reuse
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.sampling.catalogue import SAMPLERS
-from dualrate.sampling.cost import CallCost, call_cost, macs_by_step, macs_of, plan_cost, seconds_per_call
+from dualrate.sampling.cost import (
+    CallCost,
+    call_cost,
+    expected_cost,
+    macs_by_step,
+    macs_of,
+    plan_cost,
+    seconds_per_call,
+)
 from dualrate.sampling.solvers import Heun
 
 PROCESS = dr.GaussianProcess(Cosine())
@@ -50,7 +58,9 @@ def test_macs_by_step_are_those_of_the_calls_without_making_them(name, heavy):
     for model in (dual(True), dual(False)):
         for wrap in (lambda inner: inner, lambda inner: Guided(inner, PROCESS, 2.0, 3, (0.5, 2.0))):
             counted = plan_cost(model, step, plan, (1, 8, 8), label=0, wrap=wrap)
-            found = macs_by_step(counted.calls, model.reuse, step, plan, (1, 8, 8), label=0, wrap=wrap)
+            of = (counted.calls, model.reuse, step, plan, (1, 8, 8))
+            assert expected_cost(*of, label=0, wrap=wrap) == counted
+            found = macs_by_step(*of, label=0, wrap=wrap)
             assert len(found) == 5
             assert found == sorted(found)
             assert found[-1] == counted.macs

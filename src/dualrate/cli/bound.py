@@ -44,11 +44,12 @@ class LikelihoodBound(Ranged):
 
     def run(self) -> None:
         from dualrate.measuring.evaluator import messages
-        from dualrate.measuring.likelihood import bits_per_dimension, ending, fit_variance
+        from dualrate.measuring.likelihood import bits_per_dimension, check_bounded, ending, fit_variance
 
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
+        check_bounded(model)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         if model.experiment.codec.instant:
             self._of_tokens(drawer, progress)

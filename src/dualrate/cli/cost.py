@@ -97,17 +97,12 @@ class TrainingCost(Ranged):
             "averages": found.ema,
             f"activations of {found.images}": found.activations,
         }
-        largest = min(found.most_images * self.gpus, fit.batch_size)
-        most = f"{found.most_images} images a GPU and pass, --fit.micro-batch {largest}"
-        fits = (
-            f"fits; at most {most}" if found.fits else "does NOT FIT" + (f"; at most {most}" * (found.most_images > 0))
-        )
         return [
             f"{self.experiment.name}: {fit.iterations:,} iterations of {fit.batch_size} images",
             f"on {self.gpus} {self.device}, {min(self.node, self.gpus)} a machine{together}{again}",
             "PREDICTED by docs/scaling.md's model, never measured on a GPU",
             "",
-            f"{'memory of a GPU':24}{_giga(found.used)} of {found.memory / 1e9:.0f} GB: {fits}",
+            *self._fits(found),
             *(f"{f'  {name}':24}{_giga(size)}" for name, size in kept.items()),
             f"{'an iteration':24}{found.iteration:9.3f} s, {found.passes} x {found.images} images a GPU",
             f"{'  computing':24}{found.compute:9.3f} s, {found.flops / 1e12:.3g} TFLOP an image at "
@@ -117,6 +112,19 @@ class TrainingCost(Ranged):
             f"{'all of it':24}{found.hours:9.3g} h = {_round(found.gpu_hours)} GPU hours = {_round(dollars)} dollars "
             f"at {price:g} an hour ({'assumed' if self.price is None else 'given'})",
         ]
+
+    def _fits(self, found: Prediction) -> list[str]:
+        """Whether a pass does, on these GPUs; and what would."""
+        fit, most, on = self.experiment.fit, found.most_images, f"{self.gpus} {self.device}"
+        micro = f"--fit.micro-batch {min(most * self.gpus, fit.batch_size)}"
+        used = f"{'memory of a GPU':24}{_giga(found.used)} of {found.memory / 1e9:.0f} GB:"
+        if found.fits:
+            return [f"{used} fits; at most {most} images a GPU and pass, {micro}"]
+        if most == 0:
+            return [f"{used} does NOT FIT on {on}, not even one image: raise --shard, or name another --device"]
+        rows = min(fit.micro_batch or fit.batch_size, fit.batch_size)
+        enough = -(-rows // (most * self.shard)) * self.shard
+        return [f"{used} does NOT FIT on {on}", f"{'  what would fit':24}     --gpus {enough}, or {micro}"]
 
 
 def _round(value: float) -> str:

@@ -50,7 +50,7 @@ class Evaluate(Ranged):
 
     def run(self) -> None:
         from dualrate.machine.workers import mapper
-        from dualrate.measuring.evaluator import evaluators, require_count
+        from dualrate.measuring.evaluator import evaluators, features_named, require_count
         from dualrate.measuring.latent_scores import latent_scores
         from dualrate.measuring.measure import measure
         from dualrate.report.table import as_text, table
@@ -60,7 +60,7 @@ class Evaluate(Ranged):
         if model.experiment.codec.alphabet:
             self._texts(drawer, progress)
             return
-        require_count(self.num, self.features)
+        require_count(self.num, features_named(self.features))
         how = {"reference": self.reference, "device": model.device, "progress": progress}
         judges = evaluators(model.experiment.data, self.features, **how)
         seeds, show = range(self.seed, self.seed + self.num), image_progress(progress)

@@ -41,9 +41,13 @@ class EncodeImages(Ranged):
         from dualrate.codecs.config import read_codec
         from dualrate.data.every import every_image
         from dualrate.measuring.latent_files import encode_images
+        from dualrate.measuring.sample_record import GRID_PNG, grids_below
 
         progress, codec = reporter(), read_codec(self.run_dir, pick_device(self.device))
-        images = every_image(self.images, self.size, self.channels)
+        beside = grids_below(Path(self.images).expanduser())
+        if beside:
+            progress.note(f"{len(beside)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
+        images = every_image(self.images, self.size, self.channels, without=beside)
         with closing(progress):
             made = encode_images(images, codec, self.out, batch_size=self.batch_size, progress=drawing(progress))
         shape = "x".join(map(str, made.x.shape[1:]))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
@@ -190,7 +190,8 @@ def run_training(
 def parse_train(arguments: list[str]) -> Train | TrainStages:
     if arguments[:1] and arguments[0] in STAGES:
         return override(TrainStages(STAGES[arguments[0]]()), arguments, "train")
-    recipe = recipe_named(arguments, {**RECIPES, **STAGES}, Experiment, "train RECIPE [options]")
+    usage = f"train RECIPE [--by {'|'.join(get_args(By))}] [options]"
+    recipe = recipe_named(arguments, {**RECIPES, **STAGES}, Experiment, usage)
     recipe, rest = with_own_options(recipe, arguments, "train")
     by = parse_known(Method, [option for option in rest[1:] if option not in HELP], "dualrate train", Method())[0].by
     return override(Train(LEARNED[by](checked(recipe(), Experiment, rest[0])), by), rest, "train")

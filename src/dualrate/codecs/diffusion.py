@@ -199,3 +199,8 @@ class OtherDecoder:
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
         shape = self.image_shape((x.shape[1], x.shape[2], x.shape[3]))
         return self.decoding.images(x, shape, draws)
+
+
+def decoding_of(codec: Codec) -> Decoding | None:
+    """How the decoder of a codec draws; None: it does not."""
+    return codec.decoding if isinstance(codec, DiffusionCodec | OtherDecoder) else None

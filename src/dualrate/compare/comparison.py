@@ -24,7 +24,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import Reporter, duration
 from dualrate.machine.workers import mapper, number_of_workers
-from dualrate.measuring.evaluator import evaluators
+from dualrate.measuring.evaluator import evaluators, features_named, require_count
 from dualrate.measuring.measure import check
 from dualrate.report.headline import plan_name
 from dualrate.runs.store import load
@@ -32,6 +32,7 @@ from dualrate.runs.store import load
 PLANNING = 0.1  # of the minutes: for planning at most
 SCREENING = 0.55  # of what is left then, and not reserved for the timing at the end: for screening at most
 TIMING, TIMING_A_NETWORK = 0.1, 10.0  # reserved for it: of the minutes, and seconds for every network
+TIMING_CALLS = 0.5  # of what is left after planning: for timing the networks' calls, by which all is planned
 FRONT = 0.25  # of the contenders are on the front, as a rule
 NAMED = 6  # contenders at most, in a list of those left out
 
@@ -82,6 +83,9 @@ def compare(
     clock, device = Clock(60 * effort.minutes), torch.device(device)
     parsed = [Entry.parse(text) for text in entries]
     _require_names(parsed)
+    named = features_named(features)
+    require_count(effort.screen, named[:1], "--screen")
+    require_count(effort.count, named, "--count")
     runs = dict.fromkeys(run for entry in parsed for run in (entry.run, *entry.again))
     models = {run: replace(load(run, device=device, note=progress.note), compiled=compiled) for run in runs}
     _require_comparable(models, mixed=mixed)
@@ -134,15 +138,20 @@ def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> tuple[fr
     found: dict[Path, str] = {}
     seconds = PLANNING * clock.seconds
     for entry in entries:
-        model = bench.models[entry.run]
-        calls = bench.call_seconds(model, entry.run)
-        takes = bench.pace * planning_seconds(entry, bench.models, *calls)
-        if takes <= seconds:
-            seconds -= takes
-        else:
-            minutes = math.ceil(takes / PLANNING / 60)
-            found[entry.run] = f"No plans were planned for {entry.network}: that wants --minutes {minutes} or more."
-            bench.progress.note(found[entry.run])
+        if not planning_seconds(entry, bench.models, 1, 1):
+            continue
+        wants = "more --minutes"
+        if seconds > 0:
+            start = time.monotonic()
+            calls = bench.call_seconds(bench.models[entry.run], entry.run)
+            takes = bench.pace * planning_seconds(entry, bench.models, *calls)
+            wants = f"--minutes {math.ceil(takes / PLANNING / 60)} or more"
+            seconds -= time.monotonic() - start
+            if takes <= seconds:
+                seconds -= takes
+                continue
+        found[entry.run] = f"No plans were planned for {entry.network}: that wants {wants}."
+        bench.progress.note(found[entry.run])
     return frozenset(found), list(found.values())
 
 
@@ -161,19 +170,21 @@ def _measured(
 ) -> tuple[list[MeasuredContender], list[MeasuredContender], list[str]]:
     """What was screened, what was measured on the front, and what there was no time for."""
     for judge in bench.judges:
+        bench.progress.note(f"{judge.metric}: features of the {len(judge.reference_images)} images to compare with")
         _ = judge.reference_features  # taken now, so that they are not in the time of what is drawn
-    bench.estimate(contenders)
+    macs = {one.key: bench.drawer(one).expected_cost.macs for one in contenders}
+    timed = bench.estimate(useful_first(contenders, macs), TIMING_CALLS * clock.left)
     timing = TIMING * clock.seconds + TIMING_A_NETWORK * len({(one.run, one.denoiser) for one in contenders})
     fewest = 2 * max(judge.net.dim for judge in bench.judges)
     seeds = {images: range(SCREEN_SEED, SCREEN_SEED + images) for images in levels(effort.screen, fewest)}
     picked, images = affordable(
-        useful_first(contenders, {one.key: bench.drawer(one).cost.macs for one in contenders}),
+        timed,
         lambda contender, images: bench.seconds(contender, seeds[images]),
         SCREENING * (clock.left - min(timing, clock.left / 2)),
         list(seeds),
-        wanted=(len(contenders) + 1) // 2,
+        wanted=(len(timed) + 1) // 2,
     )
-    _announce(contenders, picked, images, bench, effort, clock)
+    _announce(contenders, timed, picked, images, bench, effort, clock)
     screened = bench.measure(picked, seeds[images], SCREENING * clock.left, details=False)
     left = _left(len(contenders), len(screened), "contenders were", "screened", images, effort.screen)
 
@@ -197,6 +208,7 @@ def _measured(
 
 def _announce(
     contenders: Sequence[Contender],
+    timed: Sequence[Contender],
     picked: Sequence[Contender],
     images: int,
     bench: Bench,
@@ -204,10 +216,11 @@ def _announce(
     clock: Clock,
 ) -> None:
     """What all of it would take, and what is done and left out this time."""
-    screening = sum(bench.seconds(one, range(SCREEN_SEED, SCREEN_SEED + effort.screen)) for one in contenders)
-    front = FRONT * sum(bench.seconds(one, range(effort.count)) for one in contenders)
+    screening = sum(bench.seconds(one, range(SCREEN_SEED, SCREEN_SEED + effort.screen)) for one in timed)
+    front = FRONT * sum(bench.seconds(one, range(effort.count)) for one in timed)
+    more = f" of {len(contenders)} (no time to time the others' calls)" if len(timed) < len(contenders) else ""
     bench.progress.note(
-        f"{len(contenders)} contenders: {effort.screen} images of each take about {duration(screening)} at the speed "
+        f"{len(timed)} contenders{more}: {effort.screen} images of each take about {duration(screening)} at the speed "
         f"measured now, {effort.count} of those on the front, if that is a quarter, {duration(front)}; there are "
         f"{duration(clock.left)}"
     )
@@ -216,6 +229,9 @@ def _announce(
     more = f" and {len(out) - NAMED} more" if len(out) > NAMED else ""
     without = f"; left out this time: {', '.join(out[:NAMED])}{more}" if out else ""
     bench.progress.note(f"screening {len(picked)} of them on {images} images each{without}")
+    takes = sum(bench.seconds(one, range(SCREEN_SEED, SCREEN_SEED + images)) for one in picked)
+    if takes > clock.left:
+        bench.progress.note(f"that takes about {duration(takes)}, longer than there is; no fewer can be compared")
 
 
 def _name(contender: Contender) -> str:

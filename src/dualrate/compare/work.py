@@ -139,6 +139,7 @@ class Bench:
     def call_seconds(self, model: Model, run: Path, denoiser: str | None = None) -> tuple[float, float]:
         """Of a heavy and of a light call, per image, measured once."""
         if (run, denoiser) not in self._calls:
+            self.progress.note(f"timing calls of {run.name}{f' under {denoiser}' if denoiser else ''}")
             heavy, light = seconds_of_calls(model, BATCH, seconds=CALLING)
             self._calls[run, denoiser] = (heavy / BATCH, light / BATCH)
         return self._calls[run, denoiser]
@@ -149,15 +150,23 @@ class Bench:
             self._decodings[run] = seconds_of_decoding(model, BATCH, seconds=CALLING) / BATCH
         return self._decodings[run]
 
-    def estimate(self, contenders: Sequence[Contender]) -> None:
-        """Counts every contender's calls, and times one call of each network."""
+    def estimate(self, contenders: Sequence[Contender], seconds: float = math.inf) -> list[Contender]:
+        """Counts contenders' calls, and times one call of each network; those that `seconds` suffice for, in this
+        order, and the first LEAST.
+        """
+        deadline, found = time.monotonic() + seconds, []
         for contender in contenders:
+            timed = (contender.run, contender.denoiser) in self._calls
+            if not timed and len(found) >= LEAST and time.monotonic() > deadline:
+                continue
             drawer = self.drawer(contender)
             heavy, light = self.call_seconds(drawer.model, contender.run, contender.denoiser)
             decode = self.decoding_seconds(drawer.model, contender.run)
-            cost = drawer.cost
+            cost = drawer.expected_cost
             image = cost.heavy_calls * heavy + cost.light_calls * light + decode
             self.estimates[contender.key] = self.share * image
+            found.append(contender)
+        return found
 
     def seconds(self, contender: Contender, seeds: range) -> float:
         """What drawing the images that are not here yet will take."""

@@ -7,7 +7,7 @@ come the training images, then the others; where a tenth was held out, all in th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,16 +40,18 @@ class Everything:
             yield name, image_of(name, item, self.options)
 
 
-def every_image(source: str | Path, size: int | None = None, channels: int | None = None) -> Everything:
+def every_image(
+    source: str | Path, size: int | None = None, channels: int | None = None, *, without: Collection[Path] = ()
+) -> Everything:
     """The images of a picture, a folder of pictures, or anything that `load_images` takes.
 
-    size, channels: as there, but images may have several shapes
+    size, channels: as there, but images may have several shapes; without: pictures of a folder that are left out
     Raises ValueError for a source without images, FileNotFoundError for none, and what `find_source` raises.
     """
     options, path = Options(size, channels, "fail"), Path(source).expanduser()
     if path.is_file() and path.name.lower().endswith(SUFFIXES):
         return Everything([(printable(path.name), path)], 1, options)
-    files = images_below(path) if path.is_dir() else []
+    files = [file for file in images_below(path) if file not in without] if path.is_dir() else []
     if files:
         return Everything(Each(partial(named, path), files), len(files), options)
     raw = [_found(source, split).read() for split in SPLITS]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dualrate.codecs.codec import Codec
-from dualrate.codecs.diffusion import Decoding, DiffusionCodec, OtherDecoder
+from dualrate.codecs.diffusion import Decoding, OtherDecoder, decoding_of
 from dualrate.config.ranges import Ranged, Side
 from dualrate.denoisers.decoder import Decoder, DualRateDecoder
 from dualrate.denoisers.denoiser import Denoiser
@@ -41,9 +41,10 @@ def as_codec(model: Model, sampler: str | None = None, steps: int | None = None)
     codec = model.codec
     if sampler is None and steps is None:
         return codec
-    if not isinstance(codec, DiffusionCodec | OtherDecoder):
+    decoding = decoding_of(codec)
+    if decoding is None:
         raise ValueError(f"{model.name} has no decoder that takes steps: drop its sampler and its steps")
-    return OtherDecoder(codec, codec.decoding.under(sampler, steps), codec.fingerprint)
+    return OtherDecoder(codec, decoding.under(sampler, steps), codec.fingerprint)
 
 
 @dataclass(frozen=True)

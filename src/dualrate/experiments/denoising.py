@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, noisy_latents
 from dualrate.codecs.config import CodecConfig, NoCodec
@@ -135,7 +136,7 @@ def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[st
     """
     for role, source in sources.items():
         if source.experiment.networks.roles != ("model",):
-            raise ValueError(f"{source.path} is a dual-rate model; {role}_from takes a single-rate one")
+            raise ValueError(f"{source.path} is {source.experiment.networks.kind}; {role}_from takes a single-rate one")
         backbone = config.backbone(networks, role)
         weights = config.starting(role, source.networks["model"].state_dict())
         if not any(_of_head(name) for name in backbone.state_dict()):
@@ -158,8 +159,17 @@ def check_latents(experiment: Experiment, source: Model) -> None:
 
 
 def check_latent_shape(experiment: Experiment, codec: Codec) -> None:
-    """Raises ValueError unless a codec's latents of an experiment's images are what its networks take."""
+    """Raises ValueError unless a codec's latents of an experiment's images are what its networks take, and of no more
+    numbers than these images: of others, such as tokens of pixels, there is nothing to decode.
+    """
     found, expected = codec.latent_shape(experiment.shape), experiment.networks.latent
+    numbers, most = prod(found), prod(experiment.shape)
+    if numbers > most:
+        raise ValueError(
+            f"images of {experiment.shape} (C, H, W) have latents of {found} by the codec, {numbers:,} numbers of "
+            f"{most:,}: it compresses nothing, so there is nothing to decode. Name a run that trained a codec, or an "
+            "autoencoder"
+        )
     if found != expected:
         raise ValueError(
             f"images of {experiment.shape} (C, H, W) have latents of {found} by the codec, the networks of "
@@ -185,9 +195,24 @@ def _seen(experiment: Experiment) -> dict[str, object]:
     return seen | {"classes": experiment.num_classes}
 
 
-def fill(module: nn.Module, weights: Mapping[str, Any], problem: str) -> None:
+def fill(module: nn.Module, weights: Mapping[str, Tensor], problem: str) -> None:
     """Give a module weights. Raises ValueError, which begins with `problem`, if they are of another one."""
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{problem}: {' '.join(str(error).split())[:200]} ...") from error
+    if differ := _differences(module.state_dict(), weights):
+        raise ValueError(f"{problem}: {', '.join(differ)}")
+    module.load_state_dict(weights)
+
+
+def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """In which tensors, by name and shape, some weights are not a module's own: how many, and the first."""
+    lacking = [name for name in own if name not in weights]
+    foreign = [name for name in weights if name not in own]
+    unlike = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    found = []
+    if unlike:
+        its, wanted = (tuple(one[unlike[0]].shape) for one in (weights, own))
+        found.append(f"{len(unlike)} of {len(own)} tensors have other shapes ({unlike[0]} has {its}, not {wanted})")
+    if lacking:
+        found.append(f"{len(lacking)} of {len(own)} tensors are missing ({lacking[0]})")
+    if foreign:
+        found.append(f"it has {len(foreign)} others ({foreign[0]})")
+    return found

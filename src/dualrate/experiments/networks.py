@@ -72,6 +72,11 @@ class NetworksConfig(ABC):
         """Whether it is one network, called alike at every noise level."""
         return self.roles == ("model",)
 
+    @property
+    def kind(self) -> str:
+        """What a model of these networks is, as errors say it."""
+        return "a single-rate model" if self.single_rate else "a dual-rate model"
+
     def with_dropout(self, dropout: float | None) -> NetworksConfig:
         """With one rate of dropout at all levels of its U-ViTs; None: as it is.
 

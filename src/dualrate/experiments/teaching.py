@@ -48,11 +48,12 @@ def _codec(experiment: Experiment) -> object:
 
 
 def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
-    """The network of a run that can teach. Raises ValueError for a dual-rate run and for a student."""
+    """The network of a run that can teach. Raises ValueError for one of several networks and for a student."""
     if not experiment.networks.single_rate:
         raise ValueError(
-            f"{name} is a dual-rate model; a teacher is a single-rate one, called at any noise level: name what its "
-            "encoder is from, and it as what the student starts from (--student-from)"
+            f"{name} is {experiment.networks.kind}; a teacher is a single-rate one, called at any noise level: name "
+            "such a run (what a dual-rate model's encoder is from, and that model as --student-from; of latents a base "
+            "model on them)"
         )
     if not experiment.serves.any_plan:
         raise ValueError(f"{name} is a student itself, which knows its own few steps: name what taught it")

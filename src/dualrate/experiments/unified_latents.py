@@ -58,6 +58,10 @@ class LatentNetworks(NetworksConfig):
         return "encoder", "prior", "decoder"
 
     @property
+    def kind(self) -> str:
+        return f"a first stage of unified latents, of three networks ({', '.join(self.roles)})"
+
+    @property
     def configs(self) -> Mapping[str, UViTConfig]:
         """The prior, which is sampled from, first."""
         return {"prior": self.prior, "decoder": self.decoder}

@@ -32,7 +32,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.progress import ImageProgress
 from dualrate.metrics.origin import Origin
-from dualrate.sampling.cost import PlanCost, macs_by_step, plan_cost
+from dualrate.sampling.cost import PlanCost, expected_cost, macs_by_step, plan_cost
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample
 
@@ -164,11 +164,22 @@ class Drawer(Ranged):
         return replace(cost, calls=replace(cost.calls, decode=self.model.call_cost.decode))
 
     @cached_property
+    def expected_cost(self) -> PlanCost:
+        """As `cost`, without running a network. Raises alike."""
+        of, how = self._counted
+        return expected_cost(*of, **how)
+
+    @cached_property
     def macs_by_step(self) -> list[int]:
         """MACs of an image up to the end of each step, as in `cost`, without running a network. Raises alike."""
+        of, how = self._counted
+        return macs_by_step(*of, **how)
+
+    @property
+    def _counted(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         model, label = self.model, 0 if self.model.num_classes else None
         of = (model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape)
-        return macs_by_step(*of, label=label, wrap=self._guided)
+        return of, {"label": label, "wrap": self._guided}
 
     def batches(
         self,

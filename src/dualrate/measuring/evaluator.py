@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,11 +118,14 @@ def _check_size(net: FeatureNet, train: ImageSet) -> None:
         )
 
 
-def require_count(count: int, features: str | Path | None) -> None:
-    """Raises ValueError for fewer images than twice the features, where that is known before anything is loaded."""
-    dim = max(map(_dim, features_named(features)))
+def require_count(count: int, judges: Sequence[Features], option: str = "--num") -> None:
+    """Raises ValueError for fewer images than twice the features, where that is known before anything is loaded.
+
+    option: of the command line, that says how many
+    """
+    dim = max(map(_dim, judges))
     if count < 2 * dim:
-        raise ValueError(f"--num {count} is too few: a distance in {dim} features needs at least {2 * dim} images")
+        raise ValueError(f"{option} {count} is too few: a distance in {dim} features needs at least {2 * dim} images")
 
 
 def _dim(features: Features) -> int:

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from dualrate.codecs.codec import Codec, decoded, with_noise
+from dualrate.codecs.diffusion import decoding_of
 from dualrate.data.archive import read_arrays
 from dualrate.data.every import Everything
 from dualrate.data.images import to_float, to_uint8
@@ -35,6 +36,7 @@ from dualrate.report.files import is_whole_png, png_bytes, read_png, write_npz
 
 ARRAYS = ("latents", "names", "codec")
 RECORD, NPZ = "decoded.json", "images.npz"
+HOW = ("sampler", "steps")  # of a decoder that draws, in the record
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +150,7 @@ def decode_latents(
         )
     count, channels, height, width = latents.x.shape
     shape = codec.image_shape((channels, height, width))
-    record = {"latents": latents.digest, "codec": codec.fingerprint, "seed": seed, "images": count}
+    record = _record(latents, codec, seed)
     _check_folder(out, record)
     out.mkdir(parents=True, exist_ok=True)
     with run_lock(out, "filled with decoded images"):
@@ -176,14 +178,37 @@ def decode_latents(
     return Decoded(count, count - before, seconds)
 
 
+def _record(latents: Latents, codec: Codec, seed: int) -> dict[str, object]:
+    """What images are of. codec: sha256, of sampler and steps too, where its decoder has them"""
+    decoding = decoding_of(codec)
+    how = {} if decoding is None else dict(zip(HOW, (decoding.sampler, decoding.plan.num_steps), strict=True))
+    return {
+        "latents": latents.digest,
+        "codec": codec.fingerprint,
+        **how,
+        "seed": seed,
+        "images": len(latents.x),
+    }
+
+
+def _short(name: str, record: dict[str, object]) -> str:
+    """Of a record, for people: the beginning of a sha256."""
+    return str(record[name])[: 12 if name in ("latents", "codec") else None]
+
+
 def _check_folder(out: Path, record: dict[str, object]) -> None:
-    """Raises ValueError for a folder of anything else than images of these latents by this codec."""
+    """Raises ValueError, naming what differs, for a folder of anything else than images of this record."""
     if (out / RECORD).is_file():
         found = read_json(out / RECORD)
-        if other := [name for name, value in record.items() if not isinstance(found, dict) or found.get(name) != value]:
+        found = found if isinstance(found, dict) else {}
+        there = {name: found.get(name, record[name] if name in HOW else None) for name in record}  # not written before
+        differ = [name for name in record if there[name] != record[name]]
+        if set(HOW) & set(differ):
+            differ = [name for name in differ if name != "codec"]  # of whose sha256 they are a part
+        if differ:
+            listed = ", ".join(f"{name} ({_short(name, there)}; now {_short(name, record)})" for name in differ)
             raise ValueError(
-                f"{out} holds images of other {' and '.join(other)}: name another --out, or ask for the same again "
-                "(RUN, --sampler, --steps, --seed)"
+                f"{out} holds other images, they differ in {listed}: name another --out, or ask for the same again"
             )
     elif out.exists() and (not out.is_dir() or any(file.name != ".lock" for file in out.iterdir())):
         raise ValueError(f"{out} is there already and holds no images that dualrate decode wrote: name another --out")

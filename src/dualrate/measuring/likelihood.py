@@ -22,12 +22,14 @@ from dualrate.data.loader import TrainingSet
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
+from dualrate.experiments.experiment import Model
 from dualrate.likelihood.bound import Bound, variational_bound
 from dualrate.likelihood.tokens import token_bound
 from dualrate.likelihood.variance import FittedVariance, mean_errors
 from dualrate.machine.progress import ImageProgress
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.subset import SubsetBatch, subset_batches
+from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.step import MarkovStep
 
 GREY_LEVEL = 2 * math.log(255 / 2)  # the log-SNR at which sigma / alpha is the distance of two 8-bit values, 2/255
@@ -164,7 +166,18 @@ def fit_variance(
     return FittedVariance(kernel, plan.t[:-1], tuple(measured.mean(0).tolist()))
 
 
+def check_bounded(model: Model) -> None:
+    """Raises ValueError for a model that makes other steps than ancestral ones alone."""
+    made_for = model.serves.sampler
+    if made_for not in (None, ANCESTRAL):
+        raise ValueError(
+            f"{model.name} was made for steps of {made_for} alone, which have no likelihood: the bound is of ancestral "
+            "ones. Name a model that takes any steps, such as what taught it"
+        )
+
+
 def _kernel(drawer: Drawer) -> MarkovStep:
+    check_bounded(drawer.model)
     if not isinstance(drawer.step, MarkovStep):
         raise ValueError(
             f"{drawer.step} has no likelihood: given z_t alone, z_s is no Gaussian under it. Use the ancestral sampler"

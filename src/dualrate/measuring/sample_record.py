@@ -82,6 +82,11 @@ class Record:
         write_whole(directory / SAMPLES, (json.dumps(to_plain(self), indent=1) + "\n"))
 
 
+def grids_below(folder: Path) -> frozenset[Path]:
+    """The pictures below a folder that stand beside samples and show some of them."""
+    return frozenset(file.with_name(GRID_PNG) for file in folder.rglob(SAMPLES) if file.with_name(GRID_PNG).is_file())
+
+
 def read_record(directory: Path) -> Record | None:
     """What the samples in a directory are of; None for a directory that is new, or empty but for logs.
 

@@ -37,6 +37,7 @@ from dualrate.experiments import (  # noqa: F401  # a file may name their method
     unified_latents,
 )
 from dualrate.experiments.decoding import as_codec
+from dualrate.experiments.denoising import fill
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.foreign import experiment_of, weights_of
 from dualrate.experiments.upgrade import upgraded
@@ -67,11 +68,7 @@ class StoredModel:
     def model(self, device: torch.device | str = "cpu") -> Model:
         """Raises ValueError if the weights are of other networks than the experiment's."""
         networks, denoiser = self.experiment.build()
-        try:
-            networks.load_state_dict(self.weights)
-        except RuntimeError as error:
-            what = " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.path}: the weights do not fit its experiment.json: {what} ...") from error
+        fill(networks, self.weights, f"{self.path}: the weights do not fit its experiment.json")
         networks.to(device).eval().requires_grad_(False)
         name, weights_hash = self.path.name, _hash(self.weights)
         return Model(name, self.experiment, networks, denoiser, self.iteration, weights_hash, self.path)

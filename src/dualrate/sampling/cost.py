@@ -7,8 +7,8 @@ heavy call that computes them.
     image = branches x (H x heavy + N x light) + decode,   branches = 2 under guidance
 
 where a step that uses the encoder's own output makes no light call, and a guidance interval spares light calls outside
-it, but no heavy ones: a context holds both branches. `plan_cost` counts a plan by running it, `macs_by_step` by running
-it without the networks.
+it, but no heavy ones: a context holds both branches. `plan_cost` counts a plan by running it, `expected_cost` and
+`macs_by_step` by running it without the networks.
 """
 
 from __future__ import annotations
@@ -128,6 +128,26 @@ def plan_cost(
         pass
     state = step.process.state_shape(shape)
     return PlanCost(call_cost(denoiser, state, label, device, latent=latent), metered.meter.heavy, metered.meter.light)
+
+
+def expected_cost(
+    calls: CallCost,
+    reuse: Reuse,
+    step: Step,
+    plan: StepPlan,
+    shape: Shape,
+    *,
+    label: int | None = None,
+    wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
+) -> PlanCost:
+    """As `plan_cost`, of calls that cost so much, none of which is made. Raises ValueError as `sample`.
+
+    calls, reuse: of the denoiser that is stood in for
+    """
+    metered = Metered(_WithoutNetworks(calls, reuse))
+    for _ in sample(wrap(metered), step, plan, shape, [0], None if label is None else [label]):
+        pass
+    return PlanCost(calls, metered.meter.heavy, metered.meter.light)
 
 
 @dataclass(frozen=True)
