@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dualrate.codecs import characters, grey_levels  # noqa: F401  # a file may name them
 from dualrate.codecs.codec import Codec
 from dualrate.config.serial import from_json, to_plain
 from dualrate.experiments import (  # noqa: F401  # a file may name their methods
