@@ -179,7 +179,7 @@ def test_recipes_are_listed_and_a_wrong_one_is_named(monkeypatch, capsys):
     assert call(monkeypatch, "distill", "mnist") == 2
     assert "there is no recipe 'mnist'" in capsys.readouterr().err
     for name, recipe in cli_distill.RECIPES.items():
-        assert (recipe().name or "auto").startswith(name)  # auto's students are named after their teacher
+        assert (recipe().name or name).startswith(name)  # None: named after the teacher
 
 
 def test_a_resumed_distillation_takes_its_own_number_of_threads(root, tmp_path, monkeypatch, capsys):
