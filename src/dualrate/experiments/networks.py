@@ -94,7 +94,10 @@ class NetworksConfig(ABC):
         Raises ValueError where they have no input for it.
         """
         if planes:
-            raise ValueError(f"{type(self).__name__} reads no noise beside its states: drop the {planes} planes of it")
+            raise ValueError(
+                f"{type(self).__name__} reads no noise beside its states, and {planes} planes of it are asked for: take "
+                "0, or a model of tokens"
+            )
         return self
 
     def beside(self, light: object, name: str) -> NetworksConfig:
