@@ -95,8 +95,8 @@ class NetworksConfig(ABC):
         """
         if planes:
             raise ValueError(
-                f"{type(self).__name__} reads no noise beside its states, and {planes} planes of it are asked for: take "
-                "0, or a model of tokens"
+                f"{type(self).__name__} reads no noise beside its states, and {planes} planes of it are asked "
+                "for: take 0, or a model of tokens"
             )
         return self
 
