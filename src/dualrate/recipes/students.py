@@ -155,9 +155,12 @@ def em_student(
 
 
 def by_consistency(experiment: Experiment) -> Experiment:
-    """An experiment as one of consistency training, from data, for 4 steps of DDIM, 2 heavy calls if dual-rate."""
-    method = ConsistencyConfig.of(experiment.networks)
-    return replace(experiment, name=f"{experiment.name}-consistency", method=method)
+    """An experiment as one of consistency training, from data, for 4 steps of DDIM, 2 heavy calls if dual-rate.
+
+    Its rate is a student's, annealed: at a constant 7e-4 a model of one step came to nothing (dev/LOG.md).
+    """
+    method, fit = ConsistencyConfig.of(experiment.networks), replace(experiment.fit, optim=DISTILLING.optim)
+    return replace(experiment, name=f"{experiment.name}-consistency", method=method, fit=fit)
 
 
 def _student(
