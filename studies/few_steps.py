@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, ROOT, RUNS, command, keep, markdown, on_one_thread, place
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 import dualrate as dr
@@ -188,6 +189,9 @@ def figure(found: dict[str, dict[str, Any]]) -> Figure:
             axes.errorbar(steps, value, errors, color=color, marker=marker, capsize=3, label=called)
         axes.set(xscale="log", yscale="log", xlabel="steps", title=metric)
         axes.set_xticks([1, 2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(color=INK, alpha=0.12)
     handles, labels = made.axes[0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)

@@ -125,7 +125,9 @@ def require_count(count: int, judges: Sequence[Features], option: str = "--num")
     """
     dim = max(map(_dim, judges))
     if count < 2 * dim:
-        raise ValueError(f"{option} {count} is too few: a distance in {dim} features needs at least {2 * dim} images")
+        raise ValueError(
+            f"{option} {count} is too few: a distance in {dim} features needs at least {2 * dim} images: draw more"
+        )
 
 
 def _dim(features: Features) -> int:
