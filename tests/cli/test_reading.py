@@ -35,7 +35,7 @@ COMMANDS = {  # by name: options, in which DUAL and ONE are runs and OUT is a ne
     "cost": ["cost", "DUAL", "--steps", "2", "--json"],
     "export": ["export", "DUAL", "--out", "OUT"],
     "plan": ["plan", "DUAL", "--out", "OUT.json", "--grid", "4", "--images", "2", "--steps", "2", "--budget", "1x"],
-    "compare": ["compare", "ONE", "--out", "OUT.html", "--features", "/nowhere"],
+    "compare": ["compare", "ONE", "--out", "OUT.html", "--features", "dinov2"],
     "a teacher": ["distill", "tiny", "--out", "OUT", "--teacher", "ONE", "--student", "plain", "--steps", "2"],
     "light_from": ["distill", "tiny", "--out", "OUT", "--teacher", "ONE", "--light-from", "ONE", "--steps", "2"],
     "student_from": ["distill", "tiny", "--out", "OUT", "--teacher", "ONE", "--student-from", "DUAL", "--steps", "2"],

@@ -51,9 +51,9 @@ def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
     """The network of a run that can teach. Raises ValueError for one of several networks and for a student."""
     if not experiment.networks.single_rate:
         raise ValueError(
-            f"{name} is {experiment.networks.kind}; a teacher is a single-rate one, called at any noise level: name "
-            "such a run (what a dual-rate model's encoder is from, and that model as --student-from; of latents a base "
-            "model on them)"
+            f"{name} is {experiment.networks.kind}; a teacher is a single-rate one, called at any noise level: of a "
+            "dual-rate model name what its encoder is from, and it as what the student starts from (--student-from), "
+            "of a first stage a base model of its latents"
         )
     if not experiment.serves.any_plan:
         raise ValueError(f"{name} is a student itself, which knows its own few steps: name what taught it")
