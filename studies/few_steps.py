@@ -5,8 +5,8 @@
 
 A name is a branch and its number of steps; `teacher-...` and `ddim-...` are the teacher itself, under its best
 sampler and under DDIM. All train for equal seconds of one core, ITERATIONS of each branch, of 64 images: 60 took
-consistency 24 s, from data 22, moments 25.7 (mean of three), em 25, dual-rate 100 and 47, one after the other on one
-core, 2026-11-22, AMD EPYC with AVX2, float32. Killed, a training goes on. Runs are kept in runs/few-steps, results in
+consistency 24 s, from data 22, moments 25.7 (mean of three), em 25, one after the other on one core, 2026-11-22, AMD
+EPYC with AVX2, float32. Killed, a training goes on. Runs are kept in runs/few-steps, results in
 docs/results/few-steps, a file a name.
 """
 
@@ -92,12 +92,6 @@ def lines() -> dict[str, Line]:
             found[f"constant-{n}"] = distilled("consistency, 1,280 steps throughout", "consistency", constant)
         short = f"{by_consistency} --teacher-steps 16 64"
         found[f"short-{n}"] = distilled("consistency, 16 to 64 steps", "consistency", short)
-    found["dual-consistency-8"] = distilled(
-        "consistency, dual-rate 8/4", "dual-consistency", "--by consistency --steps 8 --heavy 4"
-    )
-    found["dual-moments-8"] = distilled(
-        "moment matching, dual-rate 8/4", "dual-moments", "--student dual --steps 8 --heavy 4 --pretraining 300"
-    )
     for n in (*STEPS, 16, 32):
         found[f"ddim-{n}"] = Line("the teacher, DDIM", choice=Choice(n, sampler="ddim"))
         found[f"teacher-{n}"] = Line("the teacher", choice=Choice(n, sampler="sde-dpm++2m", gamma=0.1))
