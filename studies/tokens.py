@@ -12,7 +12,6 @@ Killed, a training goes on. Results are kept in docs/results/tokens, a file a na
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from common import RESULTS, RUNS, SHOWN, place
@@ -21,7 +20,7 @@ from lines import Line, Study
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.choosing import Choice
-from dualrate.measuring.evaluator import evaluator, messages
+from dualrate.measuring.evaluator import evaluator, messages, training_progress
 from dualrate.metrics.architectures import Architecture, Stacked
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.train_features import BATCH_SIZE, feature_net_in
@@ -47,16 +46,10 @@ def lines() -> dict[str, Line]:
 def judges(data: DataConfig, progress: Reporter) -> tuple[Evaluator[Any], ...]:
     """Of the images as they are, before they become tokens."""
     train, test = (data.images(split, messages(progress.note)) for split in ("train", "test"))
-
-    start = time.monotonic()
-
-    def report(done: int, total: int, loss: float) -> None:
-        seen = {"images": done * BATCH_SIZE, "seconds": time.monotonic() - start}
-        progress.update(done, total, {**seen, "loss": loss})
-
     for name, (kind, seed, epochs) in NETS.items():
         how = {"kind": kind, "seed": seed, "epochs": epochs, "name": name}
-        feature_net_in(RUNS / "tokens-judges" / name, train, test, **how, progress=report)
+        shown = training_progress(progress, BATCH_SIZE)
+        feature_net_in(RUNS / "tokens-judges" / name, train, test, **how, progress=shown)
     return tuple(evaluator(data, features=RUNS / "tokens-judges" / name, progress=progress) for name in NETS)
 
 

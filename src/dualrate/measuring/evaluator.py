@@ -188,7 +188,7 @@ def _feature_net(train: ImageSet, test: ImageSet, progress: Reporter) -> Feature
     if not (cached / CARD).exists():
         check_trainable(train)
         progress.note(f"training a feature net on {train.name}, once; it is kept in {cached}")
-    net = feature_net_in(cached, train, test, progress=_training(progress, BATCH_SIZE))
+    net = feature_net_in(cached, train, test, progress=training_progress(progress, BATCH_SIZE))
     progress.close()  # whatever is shown next has a rate of its own
     return net
 
@@ -198,13 +198,15 @@ def language_model(data: DataConfig, progress: Reporter) -> LanguageModel:
 
     Raises ValueError for pictures, and one that is damaged; OSError for a file that cannot be read or written.
     """
-    train = data.images("train")
+    return _language_model(*_splits(data, progress), progress)
+
+
+def _language_model(train: ImageSet, test: ImageSet, progress: Reporter) -> LanguageModel:
     cached = cache_dir() / "language-models" / train.fingerprint[:16]
     if is_kept(cached):
         return LanguageModel.load(cached)
     progress.note(f"training a language model on {train.name}, once; it is kept in {cached}")
-    report = _training(progress, TEXTS)
-    model = train_language_model(train, data.images("test"), progress=report)
+    model = train_language_model(train, test, progress=training_progress(progress, TEXTS))
     progress.close()
     model.save(cached)
     return model
@@ -212,13 +214,14 @@ def language_model(data: DataConfig, progress: Reporter) -> LanguageModel:
 
 def _of_text(data: DataConfig, progress: Reporter) -> Evaluator[LanguageModel]:
     """Its reference: the training split in pieces one after the other, of which training takes any others too."""
-    train, length = data.images("train"), data.size or PIECE
+    (train, test), length = _splits(data, progress), data.size or PIECE
     hashed = hashlib.sha256(f"{train.fingerprint} every {length}".encode()).hexdigest()
     pieces = replace(train, images=train.images[::length], hashed=hashed)
-    return Evaluator(language_model(data, progress), pieces, data.images("test"))
+    return Evaluator(_language_model(train, test, progress), pieces, test)
 
 
-def _training(progress: Reporter, batch_size: int) -> TrainingProgress:
+def training_progress(progress: Reporter, batch_size: int) -> TrainingProgress:
+    """Shows the training of a judge, of batches of this size."""
     start = time.monotonic()
 
     def report(done: int, total: int, loss: float) -> None:

@@ -69,8 +69,13 @@ def subset_parts(model: Model, images: TrainingSet, count: int, batch_size: int)
             "the labels that it was trained on"
         )
     labels = images.labels if model.num_classes else None
-    chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
+    chosen = spread(count, len(images))
     for first in range(0, count, batch_size):
         row = chosen[first : first + batch_size]
         rows = images.rows(row, Draws(0, torch.from_numpy(row)), Augment())
         yield SubsetPart(rows, images.floats, None if labels is None else np.asarray(labels[row]), row)
+
+
+def spread(count: int, size: int) -> NDArray[np.int64]:
+    """The places of `count` of `size` images, evenly spread over all, in their order."""
+    return np.linspace(0, size - 1, count).astype(np.int64)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dualrate.data.images import ImageSet
 from dualrate.machine.progress import ImageProgress
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.likelihood import Estimate, Likelihood, bits_per_token
 from dualrate.measuring.samples import drawn_batch
+from dualrate.measuring.subset import spread
 from dualrate.metrics.evaluate import Evaluator, Score
 from dualrate.metrics.gradient_moment import GradientMoment, block_gradients, gradient_moment, number_of_blocks
 from dualrate.metrics.language_model import LanguageModel
@@ -81,8 +81,8 @@ def score_texts(
 
     bound = bits_per_token(drawer, test, count=count, seed=seeds[0], progress=after(0))
     drawn, done = _drawn(drawer, seeds, after(count), mapper), count + len(seeds)
-    held_out, gradients = test.images[_spread(test, count)], []
-    for side in (drawn, held_out, train.images[_spread(train, len(seeds))]):
+    held_out, gradients = test.images[spread(count, len(test))], []
+    for side in (drawn, held_out, train.images[spread(len(seeds), len(train))]):
         gradients.append(block_gradients(net.module, net.places(side), blocks, after(done)))
         done += len(side)
     return TextScore(
@@ -116,11 +116,6 @@ def _drawn(drawer: Drawer, seeds: Sequence[int], show: ImageProgress, mapper: Ma
 
 def _of(pieces: NDArray[np.uint8], net: LanguageModel) -> OfPieces:
     return OfPieces(entropy(pieces), Estimate.of(net.bits(pieces).double()))
-
-
-def _spread(images: ImageSet, count: int) -> NDArray[np.int64]:
-    """The places of `count` pieces, spread over all, in their order."""
-    return np.linspace(0, len(images) - 1, count).astype(np.int64)
 
 
 def entropy(pieces: NDArray[np.uint8]) -> Estimate:

@@ -40,7 +40,7 @@ from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase, quarters
-from dualrate.methods.times import TimeSource, moved
+from dualrate.methods.times import TimeSource, moved, with_null
 from dualrate.networks.freeze import at_rest
 
 
@@ -138,10 +138,7 @@ class Denoising(Ranged):
     def condition(self, batch: Batch, draws: Draws) -> Cond:
         """Labels, each replaced by the null class with probability `label_dropout`; of a decoder z_0 too."""
         z_0 = None if self.latents is None else self.latents(batch.x, draws)
-        if batch.label is None:
-            return Cond(z_0=z_0)
-        (dropped,) = moved(batch.label.device, draws.host.uniform("label dropout") < self.label_dropout)
-        return Cond(torch.where(dropped, self.null, batch.label), z_0)
+        return Cond(with_null(batch, draws, self.null, self.label_dropout), z_0)
 
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """(z_t, z_tau) on one forward path. t: (B k,); x, z_tau: (B, ...); z_t: (B k, ...)."""

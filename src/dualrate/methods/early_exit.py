@@ -20,7 +20,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Classes, Probability, Ranged
@@ -31,7 +30,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase
-from dualrate.methods.times import moved, stratified_uniform
+from dualrate.methods.times import moved, stratified_uniform, with_null
 
 Reference = Literal["data", "network"]
 
@@ -70,11 +69,8 @@ class EarlyExitTraining(Ranged):
         Logs: its two sums, `heads` and `probes`; of the first and the last exit the mean e_i, `first_error` and
         `last_error`.
         """
-        x, label = batch.x, batch.label
-        t, dropped = stratified_uniform(draws.host), draws.host.uniform("label dropout") < self.label_dropout
-        t, dropped = moved(x.device, t, dropped)
-        if label is not None:
-            label = torch.where(dropped, self.null, label)
+        x, label = batch.x, with_null(batch, draws, self.null, self.label_dropout)
+        (t,) = moved(x.device, stratified_uniform(draws.host))
         eps = draws.normal("z_t", *x.shape[1:]).to(x.dtype)
         z_t = self.process.add_noise(x, t, eps)
         log_snr = self.process.log_snr(t).to(z_t.dtype)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from dualrate.config.ranges import Probability, Range, Ranged, Share, Steps
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.values import Batch
 from dualrate.methods.context_dropout import kept_images
 
 
@@ -223,6 +224,14 @@ def segment(t: Tensor, heavy: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     low = torch.where(alone, first, (j - 1) * first / heavy)
     high = torch.where(alone, torch.ones_like(t), j * first / heavy)
     return low, torch.maximum(high, t)  # a rounding below it at most
+
+
+def with_null(batch: Batch, draws: Draws, null: int, share: float) -> Tensor | None:
+    """A batch's labels (B,), each replaced by the null class with probability `share`; None without labels."""
+    if batch.label is None:
+        return None
+    (dropped,) = moved(batch.label.device, draws.host.uniform("label dropout") < share)
+    return torch.where(dropped, null, batch.label)
 
 
 GOLDEN, SILVER = (5**0.5 - 1) / 2, 2**0.5 - 1  # of two sequences, which together fill a square evenly

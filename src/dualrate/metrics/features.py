@@ -48,27 +48,14 @@ class Card(Ranged):
 
 
 @dataclass(frozen=True)
-class FeatureNet:
-    """A trained classifier, in eval mode and without gradients, and its card; a `FeatureExtractor`."""
+class FeatureNet(kept.KeptNetwork[Card, Classifier]):
+    """A trained classifier and its card; a `FeatureExtractor`."""
 
-    card: Card
-    module: Classifier
-
-    @property
-    def metric(self) -> str:
-        return f"FD-{self.card.name}"
-
-    @property
-    def identity(self) -> str:
-        return f"{self.card.name}:{self.card.identity[:12]}"
+    file, card_type = NAME, Card
 
     @property
     def dim(self) -> int:
         return self.card.architecture.features
-
-    @property
-    def usual_count(self) -> int:
-        return 5000
 
     def features(self, images: Tensor | NDArray[np.uint8] | Shards, batch_size: int = 500) -> Tensor:
         """Features (N, D) float32 on the CPU of images (N, C, H, W) uint8; ValueError for others."""
@@ -83,15 +70,6 @@ class FeatureNet:
         parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return torch.cat([self.module.features(to_float(part).cpu()) for part in parts])
-
-    def save(self, directory: Path | str) -> None:
-        """Write weights (safetensors) and card (JSON) into `directory`, made if it is missing."""
-        kept.write_network(directory, NAME, self.card, self.module)
-
-    @staticmethod
-    def load(directory: Path | str) -> FeatureNet:
-        """Read what `save` wrote; OSError if a file cannot be read, ValueError if it is not what its card says."""
-        return FeatureNet(*kept.read_network(directory, NAME, Card))
 
 
 def read_card(file: Path) -> Card:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
@@ -15,41 +16,83 @@ from torch import nn
 from dualrate.config.serial import from_json, to_plain
 from dualrate.machine.files import read_bytes, write_whole
 
-# a dataclass with `architecture`, which builds the network, and `identity`, the sha256 of its weights file
-Card = TypeVar("Card")
 
+class Card(Protocol):
+    """What a network is; a frozen dataclass, stored as JSON.
 
-def write_network(directory: Path | str, name: str, card: Any, module: nn.Module) -> None:
-    """Write <name>.safetensors and <name>.json into `directory`, made if it is missing."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / f"{name}.safetensors", weight_bytes(module))
-    write_whole(directory / f"{name}.json", json.dumps(to_plain(card), indent=1) + "\n")
-
-
-def read_network(directory: Path | str, name: str, kind: type[Card]) -> tuple[Card, Any]:
-    """The card and the network, in eval mode and without gradients, that `write_network` wrote.
-
-    OSError if a file cannot be read, ValueError if it is not what its card says.
+    name:         of its data; distances in its features are called FD-<name>
+    identity:     sha256 of the weights file
+    architecture: its `build()` makes the network
     """
-    weights_path, card_path = (Path(directory) / f"{name}.{ending}" for ending in ("safetensors", "json"))
-    weights, card = read_bytes(weights_path), read_card(card_path, kind)
-    found = hashlib.sha256(weights).hexdigest()
-    if found != card.identity:
-        raise ValueError(
-            f"{weights_path} has sha256 {found[:12]}..., its card says {card.identity[:12]}...: the file is "
-            "damaged or belongs to another net; fetch it again, or delete both files and train the net again"
-        )
-    try:
-        module = card.architecture.build()
-        module.load_state_dict(tensors_from_bytes(weights))
-    except (ValueError, ArithmeticError, IndexError, RuntimeError, SafetensorError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise ValueError(f"{card_path} is not of the weights beside it: {what} ...; fetch both again") from error
-    return card, module.eval().requires_grad_(False)
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def architecture(self) -> Any: ...
 
 
-def read_card(file: Path, kind: type[Card]) -> Any:
+CardType = TypeVar("CardType", bound=Card)
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class KeptNetwork(Generic[CardType, Module]):
+    """A trained network, in eval mode and without gradients, and its card; a subclass is a `FeatureExtractor`.
+
+    file:      of weights and card in a directory, without an ending
+    card_type: of the card
+    """
+
+    card: CardType
+    module: Module
+
+    file: ClassVar[str]
+    card_type: ClassVar[type]
+
+    @property
+    def metric(self) -> str:
+        return f"FD-{self.card.name}"
+
+    @property
+    def identity(self) -> str:
+        return f"{self.card.name}:{self.card.identity[:12]}"
+
+    @property
+    def usual_count(self) -> int:
+        return 5000
+
+    def save(self, directory: Path | str) -> None:
+        """Write weights (safetensors) and card (JSON) into `directory`, made if it is missing."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(directory / f"{self.file}.safetensors", weight_bytes(self.module))
+        write_whole(directory / f"{self.file}.json", json.dumps(to_plain(self.card), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Self:
+        """Read what `save` wrote; OSError if a file cannot be read, ValueError if it is not what its card says."""
+        weights_path, card_path = (Path(directory) / f"{cls.file}.{ending}" for ending in ("safetensors", "json"))
+        weights, card = read_bytes(weights_path), read_card(card_path, cls.card_type)
+        found = hashlib.sha256(weights).hexdigest()
+        if found != card.identity:
+            raise ValueError(
+                f"{weights_path} has sha256 {found[:12]}..., its card says {card.identity[:12]}...: the file is "
+                "damaged or belongs to another net; fetch it again, or delete both files and train the net again"
+            )
+        try:
+            module = card.architecture.build()
+            module.load_state_dict(tensors_from_bytes(weights))
+        except (ValueError, ArithmeticError, IndexError, RuntimeError, SafetensorError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise ValueError(f"{card_path} is not of the weights beside it: {what} ...; fetch both again") from error
+        return cls(card, module.eval().requires_grad_(False))
+
+
+def read_card(file: Path, kind: type[Any]) -> Any:
     """The card in a file. Raises ValueError for any other content."""
     try:
         return from_json(kind, read_bytes(file), str(file))

@@ -26,7 +26,7 @@ from dualrate.data.images import ImageSet
 from dualrate.data.loader import Batches
 from dualrate.data.shards import Shards
 from dualrate.metrics.gradient_moment import nll
-from dualrate.metrics.kept import read_network, weight_bytes, write_network
+from dualrate.metrics.kept import KeptNetwork, weight_bytes
 from dualrate.metrics.train_features import TrainingProgress
 
 NAME = "language-model"
@@ -90,27 +90,14 @@ class LanguageCard(Ranged):
 
 
 @dataclass(frozen=True)
-class LanguageModel:
+class LanguageModel(KeptNetwork[LanguageCard, CharacterModel]):
     """A trained model of the characters of one text, and its card; a `FeatureExtractor` of pieces of it."""
 
-    card: LanguageCard
-    module: CharacterModel
-
-    @property
-    def metric(self) -> str:
-        return f"FD-{self.card.name}"
-
-    @property
-    def identity(self) -> str:
-        return f"{self.card.name}:{self.card.identity[:12]}"
+    file, card_type = NAME, LanguageCard
 
     @property
     def dim(self) -> int:
         return self.card.architecture.hidden
-
-    @property
-    def usual_count(self) -> int:
-        return 5000
 
     def places(self, images: Tensor | NDArray[np.uint8] | Shards) -> Tensor:
         """(N, L) int64 of pieces (N, 1, 1, L) uint8. Raises ValueError for others, and for characters not its own."""
@@ -138,15 +125,6 @@ class LanguageModel:
         """(N, D) float32 of pieces (N, 1, 1, L) uint8: what it holds after a character, a mean over the piece."""
         with torch.no_grad():
             return torch.cat([self.module.hidden(part).mean(1) for part in self.places(images).split(batch_size)])
-
-    def save(self, directory: Path | str) -> None:
-        """Write weights (safetensors) and card (JSON) into `directory`, made if it is missing."""
-        write_network(directory, NAME, self.card, self.module)
-
-    @staticmethod
-    def load(directory: Path | str) -> LanguageModel:
-        """Read what `save` wrote; OSError if a file cannot be read, ValueError if it is not what its card says."""
-        return LanguageModel(*read_network(directory, NAME, LanguageCard))
 
 
 def is_kept(directory: Path) -> bool:
