@@ -38,8 +38,15 @@ ITERATIONS = {
     "heavy-consistency": 800,
     "heavy-moments": 830,
     "heavy-em": 800,
-    "dual-moments": 484,
-    "dual-consistency": 432,
+    "heavy-own": 524,
+    "dual-moments-2": 582,
+    "dual-moments-4": 537,
+    "dual-moments-8": 484,
+    "dual-segment-4": 550,
+    "dual-segment-8": 565,
+    "dual-consistency-2": 467,
+    "dual-consistency-4": 455,
+    "dual-consistency-8": 432,
 }
 STEPS = (1, 2, 4, 8)
 PICTURED = ("ddim-4", "em-1", "consistency-1", "consistency-4", "moments-1", "moments-4", "data-4", "teacher-32")
@@ -75,18 +82,25 @@ def lines() -> dict[str, Line]:
         distil(f"heavy-moments-{n}", "moment matching", "heavy-moments", by_moments, HEAVY)
     distil("em-1", "EM distillation", "em", "--by em")
     distil("heavy-em-1", "EM distillation", "heavy-em", "--by em", HEAVY)
-    two_rates = f"--steps 8 --heavy 4 --student-from {PAIR}"
-    by_consistency = f"--by consistency {two_rates}"
-    distil("dual-consistency-8", "consistency, dual-rate 8/4", "dual-consistency", by_consistency, HEAVY)
-    distil("dual-moments-8", "moment matching, dual-rate 8/4", "dual-moments", two_rates, HEAVY)
+    own = "--student dual --steps 4 --heavy 4 --rollout full"
+    distil("heavy-own-4", "moment matching B", "heavy-own", own, HEAVY)
+    for n in (2, 4, 8):
+        two_rates = f"--steps {n} --heavy {n // 2} --student-from {PAIR}"
+        by_consistency = f"--by consistency {two_rates}"
+        distil(f"dual-consistency-{n}", "consistency, dual-rate", f"dual-consistency-{n}", by_consistency, HEAVY)
+        distil(f"dual-moments-{n}", "moment matching B, dual-rate", f"dual-moments-{n}", two_rates, HEAVY)
+        if n > 2:  # with one heavy call A is B
+            segment = f"{two_rates} --rollout segment"
+            distil(f"dual-segment-{n}", "moment matching A, dual-rate", f"dual-segment-{n}", segment, HEAVY)
+        found[f"dual-pair-{n}"] = Line("its pair, not distilled", PAIR, choice=Choice(n, n // 2))
     for n in (*STEPS, 16, 32):
         for ahead, teacher in (("", LIGHT), ("heavy-", HEAVY)):
             found[f"{ahead}ddim-{n}"] = Line("the teacher, DDIM", teacher, choice=Choice(n, sampler="ddim"))
             best = Choice(n, sampler="sde-dpm++2m", gamma=0.1)
             found[f"{ahead}teacher-{n}"] = Line("the teacher", teacher, choice=best)
-    best = Choice(5, sampler="sde-dpm++2m", gamma=0.1)  # 5 steps cost what dual-rate ones of 8/4 do
-    found["heavy-teacher-5"] = Line("the teacher", HEAVY, choice=best)
-    found["dual-pair-8"] = Line("its pair, not distilled, 8/4", PAIR, choice=Choice(8, 4))
+    for n in (3, 5):  # which cost about what dual-rate ones of 4/2 and 8/4 do
+        best = Choice(n, sampler="sde-dpm++2m", gamma=0.1)
+        found[f"heavy-teacher-{n}"] = Line("the teacher", HEAVY, choice=best)
     return found
 
 
