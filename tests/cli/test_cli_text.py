@@ -1,5 +1,6 @@
 """Texts from one end to the other: trained by the recipe, drawn on the terminal, scored, distilled; what is refused."""
 
+import html
 import json
 import sys
 
@@ -10,6 +11,7 @@ from cli.command import call
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
 from dualrate.codecs.characters import BETWEEN, Characters, texts
+from dualrate.compare import speed, work
 from dualrate.data.images import to_float
 from dualrate.data.text import PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.draws import Draws
@@ -100,6 +102,25 @@ def test_it_is_scored_in_bits_a_character(root, tmp_path, monkeypatch, capsys):
     assert "at least 3 pieces" in capsys.readouterr().err
     assert call(monkeypatch, "bound", root / "run", "--num", 2, "--steps", 4, "--device", "cpu") == 0
     assert "bits a token" in capsys.readouterr().out
+
+
+def test_texts_are_compared(root, tmp_path, monkeypatch, capsys):
+    """Their judge is a language model, and their samples are passages on the page."""
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path))
+    monkeypatch.setattr(language_model, "HIDDEN", 16)
+    monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
+    monkeypatch.setattr(speed, "CALLING", 0.001)
+    monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)
+    entries, page = (f"{root / 'run'}:2", f"{root / 'dual'}:2/1"), tmp_path / "report.html"
+    compare = ("compare", *entries, "--screen", 192, "--count", 200, "--out", page, "--device", "cpu")
+    assert call(monkeypatch, *compare) == 0, capsys.readouterr().err
+    front = json.loads(page.with_suffix(".json").read_text())["front"]
+    assert [(one["run"], one["metric"]) for one in front] == [("run", "FD-own"), ("dual", "FD-own")]
+    written, alphabet = page.read_text("utf-8"), "".join(sorted(set(TEXT)))
+    drawn = dr.Choice(2, sampler="ancestral").drawer(load(root / "run")).draw([0])
+    assert html.escape(next(iter(texts(alphabet, drawn.images)))) in written
+    assert call(monkeypatch, *compare, "--features", "fashion-mnist") == 2
+    assert "drop features" in capsys.readouterr().err
 
 
 def test_it_is_distilled(root, tmp_path, monkeypatch, capsys):
