@@ -106,7 +106,6 @@ def test_impossible_plans_are_refused(t, refresh):
         lambda: TimeSampler(first=(0.0, 0.6)),
         lambda: TimeSampler(first=(0.6, 0.9), phase=0),
         lambda: TimeSampler(few=-1.0),
-        lambda: TimeSampler(first=(0.6, 0.6)).density(torch.ones(1), torch.ones(1)),
     ],
 )
 def test_impossible_requests_are_refused(make):
@@ -212,15 +211,35 @@ def test_segments_are_those_of_a_late_plan(steps, heavy):
         assert low < t <= high
 
 
+def chances(sampler):
+    """P(H), for each H from the least to the largest."""
+    low, high = sampler.heavy
+    area = [quad(lambda x: x**-sampler.few, heavy, heavy + 1)[0] for heavy in range(low, high + 1)]
+    return np.array(area) / sum(area)
+
+
 @pytest.mark.parametrize("few", [0.0, 1.0, 2.5])
 def test_odds_of_few_heavy_calls(few):
     sampler = TimeSampler(heavy=(1, 8), few=few)
-    area = [quad(lambda x: x**-few, heavy, heavy + 1)[0] for heavy in range(1, 9)]
-    expected = np.array(area) / sum(area)
-    np.testing.assert_allclose(sampler.chances(), expected, rtol=1e-9)
+    expected = chances(sampler)
     found = np.bincount(sampler._num_heavy(draws()).long().numpy(), minlength=9) / ROWS
     assert found[0] == 0
     assert (np.abs(found[1:] - expected) < 4 * (expected / ROWS) ** 0.5).all()
+
+
+def density(sampler, t, tau):
+    """p(tau | t) of a time with context under `first`, dropout apart; its integral is P(F >= t). t, tau: (B,).
+
+    F ~ U(a, b) is tau H / j in segment j, so p = sum over H, j <= H of P(H) H / (j (b - a)), where
+    a <= tau H / j <= b and tau (j - 1) / j < t <= tau.
+    """
+    (a, b), total = sampler.first, torch.zeros_like(tau)
+    for heavy, chance in enumerate(chances(sampler), sampler.heavy[0]):
+        for j in range(1, heavy + 1):
+            first = tau * heavy / j
+            there = (a <= first) & (first <= b) & (tau * (j - 1) / j < t) & (t <= tau)
+            total = total + chance * heavy / (j * (b - a)) * there
+    return total
 
 
 def test_law_of_late_plans():
@@ -239,7 +258,7 @@ def test_law_of_late_plans():
         assert with_context[here].double().mean() == pytest.approx(min(1, max(0, (0.9 - middle) / 0.4)), abs=0.02)
     fine, edges = 1000, np.linspace(0, 1, 11)
     grid = (torch.arange(fine).double() + 0.5) / fine
-    p = sampler.density(grid[:, None].expand(fine, fine), grid[None].expand(fine, fine))
+    p = density(sampler, grid[:, None].expand(fine, fine), grid[None].expand(fine, fine))
     expected = p.view(10, 100, 10, 100).sum((1, 3)).numpy() / fine**2
     found = np.histogram2d(t[with_context].numpy(), tau[with_context].numpy(), (edges, edges))[0] / ROWS
     np.testing.assert_allclose(found, expected, atol=1.5e-3)

@@ -18,10 +18,8 @@ plans' objectives, which weighs plans and biases nothing, for E[x | z_t, z_tau] 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
@@ -141,31 +139,6 @@ class TimeSampler(TimeSource, Ranged):
         """(K k,): all draws of (K, 1) images."""
         return (images * self.draws + torch.arange(self.draws, device=images.device)).flatten()
 
-    def chances(self) -> list[float]:
-        """P(H), for each H from the least to the largest: the share of x^-few between H and H + 1."""
-        low, high = self.heavy
-        power = 1 - self.few
-        area = [math.log(x) if power == 0 else x**power / power for x in range(low, high + 2)]
-        return [(b - a) / (area[-1] - area[0]) for a, b in pairwise(area)]
-
-    def density(self, t: Tensor, tau: Tensor) -> Tensor:
-        """p(tau | t) of a time with context under `first`, dropout apart; its integral is P(F >= t). t, tau: (B,).
-
-        F ~ U(a, b) is tau H / j in segment j, so p = sum over H, j <= H of P(H) H / (j (b - a)), where
-        a <= tau H / j <= b and tau (j - 1) / j < t <= tau. Raises ValueError where there is none: without `first`, or
-        with a = b.
-        """
-        if self.first is None or self.first[0] == self.first[1]:
-            raise ValueError(f"tau has this density for a range of first heavy calls, got {self.first}")
-        a, b = self.first
-        total = torch.zeros_like(tau)
-        for heavy, chance in enumerate(self.chances(), self.heavy[0]):
-            for j in range(1, heavy + 1):
-                first = tau * heavy / j
-                there = (a <= first) & (first <= b) & (tau * (j - 1) / j < t) & (t <= tau)
-                total = total + chance * heavy / (j * (b - a)) * there
-        return total
-
     def _spread(self, tau: Tensor, heavy: Tensor, t: Tensor) -> Tensor:
         """(B, k): t itself, and k - 1 more times of the law of t given tau, their quantiles spread evenly."""
         low = tau - 1 / heavy
@@ -180,7 +153,7 @@ class TimeSampler(TimeSource, Ranged):
         return torch.cat((t[:, None], others.clamp(min=1e-9)), dim=1)
 
     def _num_heavy(self, draws: Draws) -> Tensor:
-        """(B,) float64 of the law of `chances`; for few = 1 log-uniform on low..high."""
+        """(B,) float64: P(H) is the share of x^-few between H and H + 1; for few = 1 log-uniform on low..high."""
         (low, high), power = self.heavy, 1 - self.few
         u = draws.uniform("heavy")
         if power == 0:
