@@ -25,6 +25,7 @@ from dualrate.machine.device import pays
 from dualrate.measuring.planning import candidates, check_plans, measured_errors, spearman
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViT, UViTConfig
+from dualrate.planning.bend import Bend
 from dualrate.planning.planner import Errors, Planner, measure_errors
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.cost import CallCost
@@ -175,7 +176,9 @@ def ageing(monkeypatch) -> Errors:
     """What the command will find: contexts get worse with age, and none is worst."""
     steps = 8
     errors = np.array([[1 + (i - j) if j <= i else np.inf for j in range(steps)] + [99.0] for i in range(steps)])
-    made = Errors(StepPlan.uniform(steps).t, errors)
+    t = StepPlan.uniform(steps).t
+    log_snr = PROCESS.schedule.log_snr(torch.tensor(t[:-1], dtype=torch.float64)).numpy()
+    made = Errors(t, errors, Bend(log_snr, np.full(steps - 1, 0.01), np.full(steps - 2, 0.01)))
     monkeypatch.setattr("dualrate.measuring.planning.measured_errors", lambda *_, **__: made)
     return made
 
@@ -191,7 +194,7 @@ def plan_command(run, monkeypatch, *options: str) -> StepPlan:
 
 def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeypatch, capsys):
     """Under the weight that the model was trained with; the budget in any unit."""
-    planner, costs = Planner(ageing, PROCESS, Sigmoid(BIAS)), load(run).call_cost
+    planner, costs = Planner(ageing, PROCESS, Sigmoid(BIAS), order=2), load(run).call_cost
     budget = 0.3 * 8 * costs.heavy
     expected = candidates(planner, costs, budget, (2, 4, 8))[0].planned
     steps = ("--steps", "2", "4", "8")
@@ -221,7 +224,7 @@ def test_the_check_says_whether_the_objective_ranks_plans_as_the_score_does(run,
         scores[drawer.plan] = value
         return SimpleNamespace(row=SimpleNamespace(score=SimpleNamespace(value=value)))
 
-    planner = Planner(ageing, PROCESS, Sigmoid(BIAS))
+    planner = Planner(ageing, PROCESS, Sigmoid(BIAS), order=2)
     monkeypatch.setattr(planning, "measure", scored)
     for sign, verdict in ((1, "Spearman 1.00"), (-1, "does not rank")):
         judge = SimpleNamespace(metric="FD-x", sign=sign)

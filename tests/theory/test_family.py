@@ -57,9 +57,10 @@ def test_a_short_list_holds_every_value_with_the_usual_other_one(most):
     assert shortlist(family, None, scores.__getitem__, 5) == sorted(family, key=scores.__getitem__)[:5]
 
 
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("seed", range(3))
-def test_on_the_grid_the_objective_is_the_planners(seed):
-    planner = Planner(random_errors(8, seed), PROCESS)
+def test_on_the_grid_the_objective_is_the_planners(seed, order):
+    planner = Planner(random_errors(8, seed), PROCESS, order=order)
     for plan in (
         StepPlan.uniform(8, 3),
         StepPlan.late(8, 2, 3),

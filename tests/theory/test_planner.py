@@ -12,6 +12,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Refresh
 from dualrate.diffusion.weighting import Sigmoid
+from dualrate.planning.bend import Bend
 from dualrate.planning.planner import Errors, Planner, measure_errors
 from tests.theory.common import PROCESS, gaussian, normals
 from theory.held_context import Echo
@@ -20,9 +21,12 @@ FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
 
 
 def random_errors(steps: int, seed: int) -> Errors:
-    errors = np.random.default_rng(seed).uniform(0.1, 1, (steps, steps + 1))
+    rng, t = np.random.default_rng(seed), tuple(1 - i / steps for i in range(steps + 1))
+    errors = rng.uniform(0.1, 1, (steps, steps + 1))
     errors[:, :-1][np.triu_indices(steps, 1)] = np.inf
-    return Errors(tuple(1 - i / steps for i in range(steps + 1)), errors)
+    log_snr = PROCESS.schedule.log_snr(torch.tensor(t[:-1], dtype=torch.float64)).numpy()
+    bend = Bend(log_snr, rng.uniform(0, 0.1, steps - 1), rng.uniform(0, 0.1, steps - 2)) if steps > 2 else None
+    return Errors(t, errors, bend)
 
 
 def all_plans(times: tuple[float, ...], heavy: int) -> list[StepPlan]:
@@ -34,11 +38,15 @@ def all_plans(times: tuple[float, ...], heavy: int) -> list[StepPlan]:
     return plans
 
 
+ORDERS = pytest.mark.parametrize("order", [1, 2])
+
+
+@ORDERS
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("size", "steps", "heavy"), [(5, 5, 2), (6, 3, 1), (6, 6, 6), (4, 4, 0), (6, 2, 2)])
-def test_the_best_plan_is_that_of_trying_all(size, steps, heavy, seed):
+def test_the_best_plan_is_that_of_trying_all(size, steps, heavy, seed, order):
     errors = random_errors(size, seed)
-    planner = Planner(errors, PROCESS)
+    planner = Planner(errors, PROCESS, order=order)
     found = planner.best(steps, heavy)
     tried = all_plans(errors.t[:: size // steps], heavy)
     best = min(tried, key=planner.objective)
@@ -46,11 +54,12 @@ def test_the_best_plan_is_that_of_trying_all(size, steps, heavy, seed):
     assert found.plan == best
 
 
+@ORDERS
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("size", "steps", "heavy"), [(6, 3, 1), (6, 4, 2), (5, 1, 1), (5, 5, 2)])
-def test_free_times_are_the_best_of_the_grid(size, steps, heavy, seed):
+def test_free_times_are_the_best_of_the_grid(size, steps, heavy, seed, order):
     errors = random_errors(size, seed)
-    planner = Planner(errors, PROCESS)
+    planner = Planner(errors, PROCESS, order=order)
     found = planner.best(steps, heavy, free_times=True)
     inner = itertools.combinations(errors.t[1:-1], steps - 1)
     tried = [plan for times in inner for plan in all_plans((errors.t[0], *times, errors.t[-1]), heavy)]
@@ -69,6 +78,21 @@ def test_terms_add_up_to_the_weighted_sum():
     expected = sum(w * e for w, e in zip(weight, used, strict=True))
     assert Planner(errors, PROCESS).objective(plan) == pytest.approx(expected, rel=1e-12)
     assert Planner(errors, PROCESS, Sigmoid(-2.0)).objective(plan) != pytest.approx(expected, rel=0.1)
+
+
+def test_of_second_order_a_plan_pays_for_what_contexts_lack_and_for_bends():
+    """The first step is of first order, and the last, into t = 0, ends in x_hat."""
+    errors = random_errors(4, 0)
+    plan, e = StepPlan(errors.t, (FULL, KEEP, NONE, FULL)), errors.errors
+    log_snr = PROCESS.schedule.log_snr(torch.tensor(errors.t, dtype=torch.float64))
+    weight = [0.5 * Sigmoid().integral(log_snr[i], log_snr[i + 1]).item() for i in range(4)]
+    ends = log_snr.numpy()
+    bends = [errors.bend.error(ends[i], ends[i + 1], first=i == 0) for i in range(3)]
+    terms = [bends[0], e[1, 0] - e[1, 1] + bends[1], e[2, -1] - e[2, 2] + bends[2], 0.0]
+    planner = Planner(errors, PROCESS, order=2)
+    assert planner.objective(plan) == pytest.approx(sum(w * x for w, x in zip(weight, terms, strict=True)), rel=1e-12)
+    with pytest.raises(ValueError, match="raise --grid, or plan for ancestral sampling"):
+        Planner(random_errors(2, 0), PROCESS, order=2)
 
 
 def test_measured_errors_are_the_posterior_variances():

@@ -40,6 +40,8 @@ class PlanSearch(Ranged):
     """Steps of the grid on which errors are measured."""
     images: Images = 128
     """Training images that errors are measured on."""
+    ancestral: bool = False
+    """Plan for ancestral sampling; else for solvers of second order, as the one that draws where none is named."""
     out: Path = Path("plan.json")
     """The plan, for --plan of sample and evaluate; a picture of it beside it."""
     check: bool = False
@@ -73,7 +75,7 @@ class PlanSearch(Ranged):
         costs, budget, unit = self._budget(model)
         with mapper(self.workers, model.device, progress.note) as over:
             errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, mapper=over)
-        planner = Planner(errors, process, model.experiment.method.weighting)
+        planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
         found = candidates(planner, costs, budget, steps, free_times=self.free_times)
         if self.budget is not None:
             print(f"{self.budget} of {self.grid} heavy calls, {budget / self._share:.4g} {unit}: {budget:.4g} {unit}\n")
@@ -96,7 +98,7 @@ class PlanSearch(Ranged):
         """Raises ValueError for options that mean nothing to a search, and for more than one number of steps."""
         from dualrate.machine.workers import mapper
 
-        others = ("budget", "gmacs", "seconds", "free_times", "check")
+        others = ("budget", "gmacs", "seconds", "free_times", "check", "ancestral")
         if given := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]:
             raise ValueError(
                 f"--search is at given --steps and --heavy calls, not a budget: drop {' and '.join(given)}"
@@ -163,7 +165,7 @@ def _table(found: list[Candidate], unit: str) -> str:
         even = "-" if candidate.even is None else f"{candidate.even:.5f}"
         counts = f"{plan.num_steps:4} {plan.num_heavy:4} {candidate.cost:8.3g}"
         lines.append(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
-    lines.append("objective: weighted training loss summed over the steps; not a likelihood, nor a score")
+    lines.append("objective: weighted errors of x_hat summed over the steps; not a likelihood, nor a score")
     return "\n".join(lines)
 
 

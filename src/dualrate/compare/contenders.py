@@ -335,7 +335,7 @@ def contenders_of(
             planner = None
             if is_planned(model) and entry.run not in unplanned:
                 errors = measured_errors(model, grid=PLANNER_GRID, images=PLANNING_IMAGES, progress=progress)
-                planner = Planner(errors, model.gaussian, model.experiment.method.weighting)
+                planner = Planner(errors, model.gaussian, model.experiment.method.weighting, order=2)
             found += usual_dual(entry, model, planner)
         else:
             found += usual_single(entry, model, calls_of(cost.light, dearest, cost.heavy))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
 from dualrate.data.loader import TrainingSet
@@ -24,12 +23,13 @@ from dualrate.machine.device import pays
 from dualrate.machine.files import read_json, write_whole
 from dualrate.machine.progress import ImageProgress, Reporter, image_progress
 from dualrate.machine.workers import Mapper, in_turn
-from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.choosing import Choice
 from dualrate.measuring.measure import measure, seconds_of_calls, seconds_of_decoding
 from dualrate.measuring.subset import SubsetPart, subset_parts
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.planning.bend import FEWEST, Bend, measure_bend
 from dualrate.planning.planner import Errors, Planned, Planner, measure_errors
-from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.cost import CallCost
 
 ROWS = 32  # images at a time: the contexts of all grid times are held for them
@@ -79,7 +79,7 @@ def candidates(
 
 
 def measured_errors(model: Model, *, grid: int, images: int, progress: Reporter, mapper: Mapper = in_turn) -> Errors:
-    """Errors of the model on its training data, over `grid` uniform steps; kept in the user's cache.
+    """Errors of the model on its training data, over `grid` uniform steps, and its bend; kept in the user's cache.
 
     images: at most; all of them if there are fewer
     mapper: measures parts of ROWS images
@@ -97,7 +97,8 @@ def measured_errors(model: Model, *, grid: int, images: int, progress: Reporter,
     )
     errors = _measured(model, source, grid, images, progress, mapper)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps({"t": errors.t, "errors": errors.errors.tolist()}))
+    bend = errors.bend and {name: part.tolist() for name, part in vars(errors.bend).items()}
+    write_whole(file, json.dumps({"t": errors.t, "errors": errors.errors.tolist(), "bend": bend}))
     return errors
 
 
@@ -105,7 +106,8 @@ def _read_errors(file: Path, grid: int) -> Errors:
     """Errors as they were kept. Raises ValueError for a file that does not hold those of this grid."""
     try:
         kept = read_json(file)
-        errors = Errors(tuple(map(float, kept["t"])), np.array(kept["errors"], dtype=np.float64))
+        bend = kept["bend"] and Bend(**{name: np.array(part, np.float64) for name, part in kept["bend"].items()})
+        errors = Errors(tuple(map(float, kept["t"])), np.array(kept["errors"], dtype=np.float64), bend)
         if errors.t != StepPlan.uniform(grid).t or errors.errors.shape != (grid, grid + 1):
             raise ValueError(f"it is not of {grid} steps")
         return errors
@@ -121,7 +123,7 @@ def are_errors_kept(model: Model, *, grid: int, images: int) -> bool:
 
 def _file(model: Model, source: TrainingSet, grid: int, images: int) -> Path:
     of = [model.weights_hash, model.experiment.identity, source.fingerprint, grid, images, pays(model.device)]
-    of += ["compiled"] * model.compiled
+    of += ["bend"] + ["compiled"] * model.compiled
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     return cache_dir() / "plans" / f"{key}.json"
 
@@ -131,20 +133,23 @@ def _measured(model: Model, source: TrainingSet, grid: int, images: int, progres
     t, done = StepPlan.uniform(grid).t, 0
     parts = list(subset_parts(model, source, images, ROWS))
     numbered = [(ROWS * i, part) for i, part in enumerate(parts)]
-    found: dict[int, NDArray[np.float64]] = {}
+    found: dict[int, Errors] = {}
 
     def tell(at: int, grid: int) -> None:
         progress.update(done * grid + at, images * grid, {"images": done + at // grid})
 
     here = tell if mapper is in_turn else None  # a worker tells of whole parts
     for (start, part), errors in mapper(partial(_errors_of, model, t, pays(model.device), here), numbered):
-        found[start], done = len(part) * errors, done + len(part)
+        found[start], done = errors, done + len(part)
         tell(0, grid)
     progress.close()
-    total = np.zeros((grid, grid + 1))
-    for start, _ in numbered:  # in one order, whichever was done first
-        total += found[start]
-    return Errors(t, total / images)
+    each = [(len(part) / images, found[start]) for start, part in numbered]  # in one order, whichever was done first
+    total = sum((share * one.errors for share, one in each), np.zeros((grid, grid + 1)))
+    bends = [(share, one.bend) for share, one in each if one.bend is not None]
+    if not bends:
+        return Errors(t, total)
+    first, second = (sum(share * getattr(bend, name) for share, bend in bends) for name in ("first", "second"))
+    return Errors(t, total, replace(bends[0][1], first=first, second=second))
 
 
 def _errors_of(
@@ -153,15 +158,19 @@ def _errors_of(
     bfloat16: bool,
     tell: ImageProgress | None,
     part: tuple[int, SubsetPart],
-) -> NDArray[np.float64]:
-    """Mean errors of a part of the images, whose first has this number. tell: called with (image times done, grid)."""
+) -> Errors:
+    """Means of a part of the images, whose first has this number. tell: called with (image times done, grid)."""
     start, images = part
     batch = images.on(model.device)
     draws = Draws(SEED, torch.arange(start, start + len(batch), device=model.device))
     progress = None if tell is None else lambda done, grid: tell(len(batch) * done, grid)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         denoiser = model.ready(bfloat16=bfloat16).denoiser
-        return measure_errors(denoiser, model.gaussian, t, batch.x, batch.cond, draws, progress=progress).errors
+        errors = measure_errors(denoiser, model.gaussian, t, batch.x, batch.cond, draws, progress=progress)
+        if errors.num_steps < FEWEST:
+            return errors
+        normal = draws.normal("bend", *batch.x.shape[1:]).to(batch.x.dtype)
+        return replace(errors, bend=measure_bend(denoiser, model.gaussian, t, normal, batch.cond))
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,7 @@ def rank(
     ranked, plans = [], check_plans(planner)
     for i, (name, plan) in enumerate(plans):
         progress.note(f"plan {i + 1} of {len(plans)}: {name}")
-        drawer = Drawer(model, Ancestral(model.gaussian), plan)
+        drawer = Choice(sampler=ANCESTRAL if planner.order == 1 else None, plan=plan).drawer(model)
         how = {"progress": image_progress(progress), "mapper": mapper}
         row = measure(drawer, range(SEED, SEED + count), judge, **how).row
         progress.close()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from dualrate.metrics.evaluate import Evaluator, Score
 from dualrate.planning.family import Member, interpolated_objective, members, shortlist
 from dualrate.planning.halving import Round, counts, halving, images_of
 from dualrate.planning.planner import Planner
+from dualrate.sampling.catalogue import ANCESTRAL
 
 SEARCH_SEED, FRESH_SEED = 5 << 40, 6 << 40  # of the first image; far from each other, and from all other seeds
 SHORT = 24  # members of the family that are measured, at most
@@ -118,7 +119,8 @@ def search(
         return of_plan.drawer(model, batch_size=batch_size)
 
     _ = drawer(usual).cost  # refuses what cannot be drawn
-    names = candidates(model, usual, grid=grid, images=images, progress=progress, mapper=mapper)
+    order = 1 if choice.sampler == ANCESTRAL else 2
+    names = candidates(model, usual, order, grid=grid, images=images, progress=progress, mapper=mapper)
     rounds = counts(num, 2 * judge.net.dim)
     keep.mkdir(parents=True, exist_ok=True)
     with run_lock(keep, "filled by a search"):
@@ -137,16 +139,23 @@ def search(
 
 
 def candidates(
-    model: Model, usual: StepPlan, *, grid: int, images: int, progress: Reporter, mapper: Mapper = in_turn
+    model: Model,
+    usual: StepPlan,
+    order: Literal[1, 2] = 2,
+    *,
+    grid: int,
+    images: int,
+    progress: Reporter,
+    mapper: Mapper = in_turn,
 ) -> Names:
-    """The plans to measure, the usual one first. Raises what `measured_errors` raises."""
+    """The plans to measure, the usual one first. order: a `Planner`'s. Raises what `measured_errors` raises."""
     steps, heavy, schedule = usual.num_steps, usual.num_heavy, model.process.schedule
     reuses = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
     family = members(steps, heavy, late=reuses and model.serves.drops)
     plans = {member.plan(schedule, steps, heavy): member for member in family}
     if len(family) > SHORT:
         errors = measured_errors(model, grid=grid, images=images, progress=progress, mapper=mapper)
-        planner = Planner(errors, model.gaussian, model.experiment.method.weighting)
+        planner = Planner(errors, model.gaussian, model.experiment.method.weighting, order)
 
         def objective(member: Member) -> float:
             return interpolated_objective(planner, member.plan(schedule, steps, heavy))

@@ -69,14 +69,14 @@ def shortlist(
 
 def interpolated_objective(planner: Planner, plan: StepPlan) -> float:
     """The sum of the plan's terms as `Planner.objective`, at any times within the planner's grid."""
-    errors, size = _to_zero(planner.errors.errors), planner.errors.num_steps
+    errors, size = _to_zero(planner.own_errors), planner.errors.num_steps
     places = np.interp([-t for t in plan.t], [-t for t in planner.errors.t], np.arange(size + 1))
     log_snr = planner.process.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
     weights = 0.5 * planner.weighting.integral(log_snr[:-1], log_snr[1:]).numpy()
     total, held = 0.0, math.nan
-    for place, weight, refresh in zip(places[:-1], weights, plan.refresh, strict=True):
+    for place, weight, off, refresh in zip(places[:-1], weights, planner.bending(plan.t), plan.refresh, strict=True):
         held = {Refresh.FULL: place, Refresh.KEEP: held, Refresh.NONE: math.nan}[refresh]
-        total += _error(errors, place, held) * weight
+        total += (_error(errors, place, held) + off) * weight
     return float(total)
 
 

@@ -1,23 +1,30 @@
 """The best plan for a budget: where heavy calls go, on measured errors and measured costs.
 
-A plan is judged by the weighted step terms of the training loss,
+A plan is judged by terms of its steps, each an error e of x_hat with the weight of the training loss,
 
-    term(t -> s; tau) = 1/2 E|x - x_hat(z_t, t; context of tau)|^2 / d * integral of e^log_snr w dlog_snr over [t, s]
+    term(t -> s; tau) = 1/2 e * integral of e^log_snr w dlog_snr over [t, s]
+
+    ancestral         e = E|x - x_hat(z_t, t; context of tau)|^2 / d
+    second order      e = that - the same of a heavy call at t + what the step is off by with the latter (bend.py)
 
 whose least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
 calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. With `free_times` the times
 of the steps are chosen too, among those of the grid: O(M^3 N H).
 
+An ancestral step pays for all that z_t does not tell of x, so that more steps are always worth something. A solver of
+second order is not held up by that: it pays for what its context lacks, and for the length of its steps.
+
 The sum is not a likelihood: with the sigmoid weight it is a training loss, and with the weight 1 the last step alone
 would decide (`likelihood/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them
-as a Frechet distance does is a question to measurement, which `dualrate plan --check` asks.
+as a Frechet distance does is a question to measurement, which `dualrate plan --check` asks (docs/results/planned.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +38,7 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond, Context, Refresh
 from dualrate.diffusion.weighting import Sigmoid, Weighting
+from dualrate.planning.bend import FEWEST, Bend
 
 NO_CONTEXT = -1  # the column of a step without context
 
@@ -42,10 +50,12 @@ class Errors:
     t:      (M + 1,) times, decreasing; a step may start at any but the last
     errors: (M, M + 1): [i, j] at t_i with the context of t_j, j <= i; [i, i] at a heavy call; [i, -1] without context;
             infinite for j > i
+    bend:   of x_hat with a heavy call at every step; None: not measured
     """
 
     t: tuple[float, ...]
     errors: NDArray[np.float64]
+    bend: Bend | None = None
 
     def __post_init__(self) -> None:
         steps = len(self.t) - 1
@@ -131,11 +141,22 @@ class Planned:
 
 @dataclass(frozen=True)
 class Planner:
-    """Best plans on measured errors, for a schedule and the weight that the model was trained with."""
+    """Best plans on measured errors, for a schedule and the weight that the model was trained with.
+
+    order: of the sampler: 1, ancestral; 2, which needs the bend
+    """
 
     errors: Errors
     process: GaussianProcess
     weighting: Weighting = Sigmoid()
+    order: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        if self.order == 2 and self.errors.bend is None:
+            raise ValueError(
+                f"plans for a sampler of second order want a grid of {FEWEST} steps or more, to see x_hat bend, "
+                f"got {self.errors.num_steps}: raise --grid, or plan for ancestral sampling"
+            )
 
     def objective(self, plan: StepPlan) -> float:
         """The sum of the plan's terms. Raises ValueError for times that are not the grid's."""
@@ -143,7 +164,7 @@ class Planner:
         total, held = 0.0, NO_CONTEXT
         for here, following, refresh in zip(at[:-1], at[1:], plan.refresh, strict=True):
             held = {Refresh.FULL: here, Refresh.KEEP: held, Refresh.NONE: NO_CONTEXT}[refresh]
-            total += self.errors.errors[here, held] * self._weights[here, following]
+            total += (self.own_errors[here, held] + self._bending[here, following]) * self._weights[here, following]
         return total
 
     def best(self, steps: int, heavy: int, *, free_times: bool = False) -> Planned:
@@ -171,7 +192,7 @@ class Planner:
 
     def _search(self, steps: int, heavy: int, following: Callable[[int, int], range]) -> Planned:
         """`following`: (place, steps to go after this one) -> places where a step may lead."""
-        errors, weights, size = self.errors.errors, self._weights, self.errors.num_steps
+        errors, weights, size = self.own_errors, self._weights, self.errors.num_steps
         start = np.full((heavy + 1, size + 1), np.inf)  # the least sum so far, by heavy calls made and context held
         start[0, NO_CONTEXT] = 0
         layers: list[dict[int, _Reached]] = [{0: _Reached(start)}]
@@ -180,7 +201,7 @@ class Planner:
             for place, reached in layers[-1].items():
                 acted = reached.acted(place)
                 for to in following(place, steps - step - 1):
-                    value = acted + errors[place] * weights[place, to]
+                    value = acted + (errors[place] + self._bending[place, to]) * weights[place, to]
                     arrived.setdefault(to, _Reached.nowhere(heavy, size)).improve(value, place)
             layers.append(arrived)
         end = layers[-1][size].value
@@ -208,11 +229,43 @@ class Planner:
             places.append(place)
         return StepPlan(tuple(self.errors.t[i] for i in reversed(places)), tuple(reversed(refreshes)))
 
+    @property
+    def _bend(self) -> Bend | None:
+        return self.errors.bend if self.order == 2 else None
+
+    @cached_property
+    def own_errors(self) -> NDArray[np.float64]:
+        """(M, M + 1): those of `errors` that a plan pays for."""
+        errors = self.errors.errors
+        return errors if self._bend is None else errors - errors.diagonal()[:, None]
+
+    def bending(self, t: Sequence[float]) -> NDArray[np.float64]:
+        """(N,): what each of a plan's steps is off by with a heavy call at its start. t: (N + 1,)."""
+        if self._bend is None:
+            return np.zeros(len(t) - 1)
+        log_snr = self._log_snr(t)
+        error = self._bend.error(log_snr[:-1], log_snr[1:], first=False)
+        error[:1] = self._bend.error(log_snr[:1], log_snr[1:2], first=True)
+        return error * (np.array(t[1:]) > 0)
+
+    @cached_property
+    def _bending(self) -> NDArray[np.float64]:
+        """(M + 1, M + 1): the same between two times of the grid, at whose first a plan begins."""
+        if self._bend is None:
+            return np.zeros((self.errors.num_steps + 1,) * 2)
+        log_snr = self._log_snr(self.errors.t)
+        error = self._bend.error(log_snr[:, None], log_snr[None], first=False)
+        error[0] = self._bend.error(log_snr[:1], log_snr, first=True)
+        return error * (np.array(self.errors.t) > 0)
+
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
         """(M + 1, M + 1): half the loss weight's integral between two times, [earlier in sampling, later]."""
-        log_snr = self.process.schedule.log_snr(torch.tensor(self.errors.t, dtype=torch.float64))
+        log_snr = torch.from_numpy(self._log_snr(self.errors.t))
         return 0.5 * self.weighting.integral(log_snr[:, None], log_snr[None]).numpy()
+
+    def _log_snr(self, t: Sequence[float]) -> NDArray[np.float64]:
+        return self.process.schedule.log_snr(torch.tensor(tuple(t), dtype=torch.float64)).numpy()
 
     def _index(self, t: float) -> int:
         found = np.flatnonzero(np.isclose(self.errors.t, t, rtol=0, atol=1e-9))
