@@ -178,7 +178,7 @@ def ageing(monkeypatch) -> Errors:
     errors = np.array([[1 + (i - j) if j <= i else np.inf for j in range(steps)] + [99.0] for i in range(steps)])
     t = StepPlan.uniform(steps).t
     log_snr = PROCESS.schedule.log_snr(torch.tensor(t[:-1], dtype=torch.float64)).numpy()
-    made = Errors(t, errors, Bend(log_snr, np.full(steps - 1, 0.01), np.full(steps - 2, 0.01)))
+    made = Errors(t, errors, Bend(log_snr, *(np.full(steps - less, 0.01) for less in (1, 2, 0))))
     monkeypatch.setattr("dualrate.measuring.planning.measured_errors", lambda *_, **__: made)
     return made
 

@@ -60,9 +60,12 @@ def test_it_is_measured_along_the_ode(first):
     start, end = np.array([-2.0, 0.0, 1.0]), np.array([-1.0, 1.0, 3.0])
     h, length = (start + end) / 4, (end - start) / 2
     exact = length**2 / 4 * slope(h) ** 2 if first else length**4 * (5 * curvature(h) + slope(h)) ** 2 / 144
+    np.testing.assert_allclose(
+        bend.at_the_end(start), u * (x_hat(bend.log_snr[-1] / 2) - x_hat(start / 2)) ** 2, rtol=0.01
+    )
     np.testing.assert_allclose(bend.error(start, end, first=first), u * exact, rtol=0.03, atol=5e-6)
 
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="got"):
-        Bend(np.zeros(4), np.zeros(3), np.zeros(3))
+        Bend(np.zeros(4), np.zeros(3), np.zeros(3), np.zeros(4))

@@ -25,7 +25,7 @@ def random_errors(steps: int, seed: int) -> Errors:
     errors = rng.uniform(0.1, 1, (steps, steps + 1))
     errors[:, :-1][np.triu_indices(steps, 1)] = np.inf
     log_snr = PROCESS.schedule.log_snr(torch.tensor(t[:-1], dtype=torch.float64)).numpy()
-    bend = Bend(log_snr, rng.uniform(0, 0.1, steps - 1), rng.uniform(0, 0.1, steps - 2)) if steps > 2 else None
+    bend = Bend(log_snr, *(rng.uniform(0, 0.1, steps - less) for less in (1, 2, 0))) if steps > 2 else None
     return Errors(t, errors, bend)
 
 
@@ -81,14 +81,14 @@ def test_terms_add_up_to_the_weighted_sum():
 
 
 def test_of_second_order_a_plan_pays_for_what_contexts_lack_and_for_bends():
-    """The first step is of first order, and the last, into t = 0, ends in x_hat."""
+    """The first step is of first order, and the last, into t = 0, ends in its x_hat."""
     errors = random_errors(4, 0)
     plan, e = StepPlan(errors.t, (FULL, KEEP, NONE, FULL)), errors.errors
     log_snr = PROCESS.schedule.log_snr(torch.tensor(errors.t, dtype=torch.float64))
     weight = [0.5 * Sigmoid().integral(log_snr[i], log_snr[i + 1]).item() for i in range(4)]
     ends = log_snr.numpy()
     bends = [errors.bend.error(ends[i], ends[i + 1], first=i == 0) for i in range(3)]
-    terms = [bends[0], e[1, 0] - e[1, 1] + bends[1], e[2, -1] - e[2, 2] + bends[2], 0.0]
+    terms = [bends[0], e[1, 0] - e[1, 1] + bends[1], e[2, -1] - e[2, 2] + bends[2], errors.bend.last[3]]
     planner = Planner(errors, PROCESS, order=2)
     assert planner.objective(plan) == pytest.approx(sum(w * x for w, x in zip(weight, terms, strict=True)), rel=1e-12)
     with pytest.raises(ValueError, match="raise --grid, or plan for ancestral sampling"):

@@ -148,8 +148,8 @@ def _measured(model: Model, source: TrainingSet, grid: int, images: int, progres
     bends = [(share, one.bend) for share, one in each if one.bend is not None]
     if not bends:
         return Errors(t, total)
-    first, second = (sum(share * getattr(bend, name) for share, bend in bends) for name in ("first", "second"))
-    return Errors(t, total, replace(bends[0][1], first=first, second=second))
+    means = {name: sum(share * getattr(bend, name) for share, bend in bends) for name in ("first", "second", "last")}
+    return Errors(t, total, replace(bends[0][1], **means))
 
 
 def _errors_of(

@@ -6,8 +6,9 @@ weighted by e^h, which is x_hat + (l / 2 + l^2 / 12) x' + l^2 / 6 x'' + O(l^3) w
     first order   x_hat                                                   off by   l / 2 x'
     2M            x_hat + (x_hat - x_hat of the step before) / 2          off by   l^2 (5 x'' + x') / 12
 
-for a step as long as the one before. The first step of 2M is of first order, and a step into t = 0 ends in x_hat
-itself. Derivatives are differences between the times of a grid, along one path from noise for each image.
+for a step as long as the one before. The first step of 2M is of first order, and a step into t = 0 ends in its x_hat,
+off by what x_hat is from that of the path's last time. Derivatives are differences between the times of a grid, along
+one path from noise for each image.
 
 Source: the orders are those of DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095); the constants are Taylor's.
 """
@@ -37,19 +38,25 @@ class Bend:
 
     first:  (K,), of first order, in the middles between them
     second: (K - 1,), of 2M, at all but the ends
+    last:   (K + 1,), of a step into t = 0, whatever its length
     """
 
     log_snr: Numbers
     first: Numbers
     second: Numbers
+    last: Numbers
 
     def __post_init__(self) -> None:
-        sizes = [len(part) for part in (self.log_snr, self.first, self.second)]
-        if sizes[2] < 1 or sizes != [sizes[2] + 2, sizes[2] + 1, sizes[2]]:
-            raise ValueError(f"K + 1 log-SNR, K >= 2, go with K and K - 1 squares, got {sizes}")
+        sizes = [len(part) for part in (self.log_snr, self.last, self.first, self.second)]
+        if sizes[3] < 1 or sizes != [sizes[3] + 2, sizes[3] + 2, sizes[3] + 1, sizes[3]]:
+            raise ValueError(f"K + 1 log-SNR, K >= 2, go with K + 1, K and K - 1 squares, got {sizes}")
+
+    def at_the_end(self, start: Numbers) -> Numbers:
+        """Mean square per element of what steps from these log-SNR into t = 0 are off by."""
+        return np.interp(start, self.log_snr, self.last)
 
     def error(self, start: Numbers, end: Numbers, *, first: bool) -> Numbers:
-        """Mean square per element of what steps between these log-SNR are off by. first: of first order."""
+        """The same of steps between these log-SNR. first: of first order."""
         length, middle = (end - start) / 2, (start + end) / 2
         if first:
             return length**2 * np.interp(middle, (self.log_snr[1:] + self.log_snr[:-1]) / 2, self.first)
@@ -74,4 +81,5 @@ def measure_bend(
     slope, middle = x.diff(dim=0) / h.diff(dim=0), (h[1:] + h[:-1]) / 2
     curvature, between = slope.diff(dim=0) / middle.diff(dim=0), (slope[1:] + slope[:-1]) / 2
     first, second = (slope / 2).square().mean(1), ((5 * curvature + between) / 12).square().mean(1)
-    return Bend(log_snr.numpy(), first.numpy(), second.numpy())
+    last = (x - x[-1]).square().mean(1)
+    return Bend(log_snr.numpy(), first.numpy(), second.numpy(), last.numpy())

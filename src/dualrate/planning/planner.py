@@ -246,7 +246,7 @@ class Planner:
         log_snr = self._log_snr(t)
         error = self._bend.error(log_snr[:-1], log_snr[1:], first=False)
         error[:1] = self._bend.error(log_snr[:1], log_snr[1:2], first=True)
-        return error * (np.array(t[1:]) > 0)
+        return np.where(np.array(t[1:]) > 0, error, self._bend.at_the_end(log_snr[:-1]))
 
     @cached_property
     def _bending(self) -> NDArray[np.float64]:
@@ -256,7 +256,7 @@ class Planner:
         log_snr = self._log_snr(self.errors.t)
         error = self._bend.error(log_snr[:, None], log_snr[None], first=False)
         error[0] = self._bend.error(log_snr[:1], log_snr, first=True)
-        return error * (np.array(self.errors.t) > 0)
+        return np.where(np.array(self.errors.t) > 0, error, self._bend.at_the_end(log_snr)[:, None])
 
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
