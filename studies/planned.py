@@ -1,6 +1,7 @@
 """Do planned plans beat even ones? Measured on seeds that no plan was made or chosen with.
 
     OMP_NUM_THREADS=1 .venv/bin/python studies/planned.py       goes on where it was
+    OMP_NUM_THREADS=1 .venv/bin/python studies/planned.py --second-order       how that one ranks what was measured
 
 At the cost of the even plans 8/2, 16/4 and 32/8 (about a half, 1 and 2 giga multiply-adds an image), under the sampler
 that suits few steps, SDE-DPM-Solver++ 2M: the even plan; one whose calls start an eighth of the steps late; the
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import NOT_MEASURED, RESULTS, RUNS, command, keep, load, markdown, on_one_thread, scored
+from common import NOT_MEASURED, RESULTS, RUNS, command, keep, load, markdown, on_one_thread, save, scored
 
 import dualrate as dr
 from dualrate.cli.console import reporter
@@ -27,7 +28,7 @@ from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import measure
-from dualrate.measuring.planning import candidates, measured_errors
+from dualrate.measuring.planning import candidates, measured_errors, spearman
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Planned, Planner
 from dualrate.report.rows import Row
@@ -39,6 +40,7 @@ EVEN = ((8, 2), (16, 4), (32, 8))  # N, H of the plans whose cost is the budget
 STEPS = (8, 16, 32, 64)  # what the planner chooses from
 GRID, IMAGES = 64, 128  # of the errors, as `dualrate plan` measures them
 FIRST, COUNT = 20_000, 5000  # seeds
+SECOND = "second_order"  # the objective for samplers of second order, of a record
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def table(file: Path = OUT) -> str:
     if not file.exists():
         return NOT_MEASURED
     records = json.loads(file.read_text())["measured"]
-    header = ["at the cost of", "plan", "N", "H", "without context", "GMACs", "objective", "FD-fashion-mnist"]
+    header = ["at the cost of", "plan", "N", "H", "without context", "GMACs", "objective", "of second order"]
+    header.append("FD-fashion-mnist")
     return markdown(header, map(_line, records), texts=2)
 
 
@@ -104,18 +107,41 @@ def _line(record: dict[str, Any]) -> list[str]:
     row = from_plain(Row, record["row"])
     dropped = record["plan"]["refresh"].count(Refresh.NONE.value)
     counts = [str(row.num_steps), str(row.num_heavy), f"{dropped} steps" if dropped else "-"]
-    return [record["budget"], row.network, *counts, f"{row.macs / 1e9:.3g}", f"{record['objective']:.4f}", scored(row)]
+    objectives = (f"{record[name]:.4f}" if name in record else "-" for name in ("objective", SECOND))
+    return [record["budget"], row.network, *counts, f"{row.macs / 1e9:.3g}", *objectives, scored(row)]
+
+
+def add_second_order(planner: Planner, file: Path = OUT) -> str:
+    """Put the objective of second order beside what was measured; the rank correlations of both with the score."""
+    kept = json.loads(file.read_text())
+    records = kept["measured"]
+    for record in records:
+        record[SECOND] = planner.objective(dr.StepPlan.from_json(json.dumps(record["plan"])))
+    save(file, json.dumps(kept) + "\n")
+    lines = []
+    for name, of in (("all", records), ("two heavy calls or more", [r for r in records if r["row"]["num_heavy"] >= 2])):
+        scores = [record["row"]["score"]["value"] for record in of]
+        each = (
+            f"{objective} {spearman([r[objective] for r in of], scores):.2f}" for objective in ("objective", SECOND)
+        )
+        lines.append(f"Spearman over {len(of)} plans ({name}): {', '.join(each)}")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("--count", type=int, default=COUNT, help="images per plan")
     parser.add_argument("--only", help="one plan, e.g. 32-8-planned")
+    parser.add_argument("--second-order", action="store_true", help="that objective of the plans that were measured")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     on_one_thread()
     model, progress = load(MODEL), reporter()
     errors = measured_errors(model, grid=GRID, images=IMAGES, progress=progress)
+    if options.second_order:
+        planner = Planner(errors, model.gaussian, model.experiment.method.weighting, order=2)
+        print(add_second_order(planner, options.out))
+        return
     planner = Planner(errors, model.gaussian, model.experiment.method.weighting)
     judge, records = evaluator(model.experiment.data, features=None, progress=progress), []
     for contender in contenders(planner, model.call_cost):
