@@ -133,11 +133,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=COUNT, help="images per plan")
     parser.add_argument("--only", help="one plan, e.g. 32-8-planned")
     parser.add_argument("--second-order", action="store_true", help="that objective of the plans that were measured")
+    parser.add_argument("--errors", type=int, default=IMAGES, help="images that errors are measured on")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     on_one_thread()
     model, progress = load(MODEL), reporter()
-    errors = measured_errors(model, grid=GRID, images=IMAGES, progress=progress)
+    errors = measured_errors(model, grid=GRID, images=options.errors, progress=progress)
     if options.second_order:
         planner = Planner(errors, model.gaussian, model.experiment.method.weighting, order=2)
         print(add_second_order(planner, options.out))
