@@ -4,11 +4,14 @@
     .venv/bin/python studies/few_steps.py       # table and figure of what there is
 
 A name is a branch and its number of steps; `teacher-...` and `ddim-...` are the teacher itself, under its best
-sampler and under DDIM. `heavy-...` are of the heavy teacher, `dual-...` at two rates: 8 steps, 4 heavy calls. All of a
-teacher train for equal seconds of one core, ITERATIONS of each branch, of 64 images: 60 took consistency 24 s, from
-data 22, moments 25.7 (mean of three), em 25, and of the heavy teacher 16 took consistency 30, moments 29, em 30, 12
-dual-rate moments 37, and dual-rate consistency 1.12 times as long as that, one after the other on one core, 2026-11-22,
-AMD EPYC with AVX2, float32. Killed, a training goes on. Runs are kept in runs/few-steps, results in
+sampler and under DDIM. `heavy-...` are of the heavy teacher, `dual-...` at two rates, half of the steps heavy; `own`
+and `moments` of them are moment matching's algorithm B, `segment` its A. All of a teacher train for equal seconds of
+one core, ITERATIONS of each branch, of 64 images: 60 took consistency 24 s, from data 22, moments 25.7 (mean of
+three), em 25, and of the heavy teacher 16 took consistency 30, moments 29, em 30, 12 dual-rate moments 37, and
+dual-rate consistency 1.12 times as long as that, one after the other on one core, 2026-11-22, AMD EPYC with AVX2,
+float32. The others by seconds of processor time of an iteration, of 10 to 16 of them: heavy moments 1.15, dual-rate
+moments 1.98 at 8/4, 1.78 at 4/2, 1.64 at 2/1, by A 1.70 and 1.74, dual-rate consistency 2.49, 2.36, 2.30, own 1.82 at
+4, an Intel Xeon with AVX-512, float32. Killed, a training goes on. Runs are kept in runs/few-steps, results in
 docs/results/few-steps, a file a name.
 """
 

@@ -202,6 +202,9 @@ def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeyp
     assert plan_command(run, monkeypatch, "--gmacs", str(budget / 1e9), *steps) == expected.plan
     told = capsys.readouterr().out
     assert told.count(f"{expected.objective:.5f}") >= 2
+    of_first_order = candidates(Planner(ageing, PROCESS, Sigmoid(BIAS)), costs, budget, (2, 4, 8))[0].planned
+    assert plan_command(run, monkeypatch, "--budget", "0.3x", "--ancestral", *steps) == of_first_order.plan
+    assert f"{of_first_order.objective:.5f}" in capsys.readouterr().out
     whole = 8 * costs.heavy / 1e9
     assert f"0.3x of 8 heavy calls, {whole:.4g} GMACs: {budget / 1e9:.4g} GMACs" in told
 
