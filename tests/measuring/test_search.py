@@ -292,6 +292,7 @@ def test_minutes_that_do_not_suffice_are_said(command):
     ("options", "message"),
     [
         (["--search", "--budget", "0.5x", "--check"], "drop --budget and --check"),
+        (["--search", "--ancestral"], "say --sampler ancestral"),
         (["--search", "--steps", "4", "8"], "one number of --steps, got 4 8"),
         (["--budget", "0.5x", "--heavy", "2"], "--heavy without --search"),
         (["--search", "--steps", "4", "--heavy", "5"], "between 0 and the 4 steps"),

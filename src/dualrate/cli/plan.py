@@ -98,7 +98,9 @@ class PlanSearch(Ranged):
         """Raises ValueError for options that mean nothing to a search, and for more than one number of steps."""
         from dualrate.machine.workers import mapper
 
-        others = ("budget", "gmacs", "seconds", "free_times", "check", "ancestral")
+        if self.ancestral:
+            raise ValueError("a search draws by a sampler: say --sampler ancestral in place of --ancestral")
+        others = ("budget", "gmacs", "seconds", "free_times", "check")
         if given := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]:
             raise ValueError(
                 f"--search is at given --steps and --heavy calls, not a budget: drop {' and '.join(given)}"
