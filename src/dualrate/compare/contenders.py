@@ -380,7 +380,8 @@ def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, ligh
         return 0.0
     if model.reuses_context:
         kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES)
-        return 0.0 if kept else PLANNING_IMAGES * (PLANNER_GRID * heavy + PLANNER_GRID * (PLANNER_GRID + 1) / 2 * light)
+        calls = 2 * PLANNER_GRID * heavy + PLANNER_GRID * (PLANNER_GRID + 1) / 2 * light  # errors, and the bend
+        return 0.0 if kept else PLANNING_IMAGES * calls
     costs = {run: model.call_cost for run, model in models.items()}
     return (
         SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED_PLANS) * light

@@ -193,15 +193,8 @@ def _feature_net(train: ImageSet, test: ImageSet, progress: Reporter) -> Feature
     return net
 
 
-def language_model(data: DataConfig, progress: Reporter) -> LanguageModel:
-    """Of a text: the one in the user's cache, trained there on first use (about two minutes on a core of a CPU).
-
-    Raises ValueError for pictures, and one that is damaged; OSError for a file that cannot be read or written.
-    """
-    return _language_model(*_splits(data, progress), progress)
-
-
 def _language_model(train: ImageSet, test: ImageSet, progress: Reporter) -> LanguageModel:
+    """Of a text: the one in the user's cache, trained there on first use (about two minutes on a core of a CPU)."""
     cached = cache_dir() / "language-models" / train.fingerprint[:16]
     if is_kept(cached):
         return LanguageModel.load(cached)

@@ -111,7 +111,7 @@ def _read_errors(file: Path, grid: int) -> Errors:
         if errors.t != StepPlan.uniform(grid).t or errors.errors.shape != (grid, grid + 1):
             raise ValueError(f"it is not of {grid} steps")
         return errors
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
 
 

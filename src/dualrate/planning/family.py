@@ -74,7 +74,8 @@ def interpolated_objective(planner: Planner, plan: StepPlan) -> float:
     log_snr = planner.process.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
     weights = 0.5 * planner.weighting.integral(log_snr[:-1], log_snr[1:]).numpy()
     total, held = 0.0, math.nan
-    for place, weight, off, refresh in zip(places[:-1], weights, planner.bending(plan.t), plan.refresh, strict=True):
+    bending = planner.bending(plan.t).diagonal(1)
+    for place, weight, off, refresh in zip(places[:-1], weights, bending, plan.refresh, strict=True):
         held = {Refresh.FULL: place, Refresh.KEEP: held, Refresh.NONE: math.nan}[refresh]
         total += (_error(errors, place, held) + off) * weight
     return float(total)

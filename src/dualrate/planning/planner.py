@@ -240,23 +240,19 @@ class Planner:
         return errors if self._bend is None else errors - errors.diagonal()[:, None]
 
     def bending(self, t: Sequence[float]) -> NDArray[np.float64]:
-        """(N,): what each of a plan's steps is off by with a heavy call at its start. t: (N + 1,)."""
+        """(N + 1, N + 1): what a step between two of a plan's times is off by with a heavy call at its start, [earlier
+        in sampling, later]; the plan begins at the first. t: (N + 1,).
+        """
         if self._bend is None:
-            return np.zeros(len(t) - 1)
+            return np.zeros((len(t), len(t)))
         log_snr = self._log_snr(t)
-        error = self._bend.error(log_snr[:-1], log_snr[1:], first=False)
-        error[:1] = self._bend.error(log_snr[:1], log_snr[1:2], first=True)
-        return np.where(np.array(t[1:]) > 0, error, self._bend.at_the_end(log_snr[:-1]))
+        error = self._bend.error(log_snr[:, None], log_snr[None], first=False)
+        error[0] = self._bend.error(log_snr[:1], log_snr, first=True)
+        return np.where(np.array(t) > 0, error, self._bend.at_the_end(log_snr)[:, None])
 
     @cached_property
     def _bending(self) -> NDArray[np.float64]:
-        """(M + 1, M + 1): the same between two times of the grid, at whose first a plan begins."""
-        if self._bend is None:
-            return np.zeros((self.errors.num_steps + 1,) * 2)
-        log_snr = self._log_snr(self.errors.t)
-        error = self._bend.error(log_snr[:, None], log_snr[None], first=False)
-        error[0] = self._bend.error(log_snr[:1], log_snr, first=True)
-        return np.where(np.array(self.errors.t) > 0, error, self._bend.at_the_end(log_snr)[:, None])
+        return self.bending(self.errors.t)
 
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
