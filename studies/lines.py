@@ -10,9 +10,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from common import COUNT, RESULTS, ROOT, RUNS, SHOWN, command, keep, markdown, on_one_thread, within
@@ -52,11 +52,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Study:
-    """name: of its folders; judges: of the images that a model was trained on."""
+    """name: of its folders; judges: of the images that a model was trained on; precision: of training and drawing."""
 
     name: str
     lines: dict[str, Line]
     judges: Judges
+    precision: Literal["auto", "float32"] = "auto"
 
     def file_of(self, name: str) -> Path:
         return RESULTS / self.name / f"{name}.json"
@@ -70,14 +71,16 @@ class Study:
         if file.exists():
             return
         if line.command:
-            arguments = [*shlex.split(line.command), "--fit.iterations", str(line.iterations), "--out", line.run]
+            how = ["--fit.iterations", str(line.iterations), "--fit.precision", self.precision, "--out", line.run]
+            arguments = [*shlex.split(line.command), *how]
             ended = subprocess.run([sys.executable, "-m", "dualrate", *arguments], cwd=ROOT, check=False).returncode
             if ended:
                 raise SystemExit(ended)
         progress = reporter()
         model = dr.load(self.run_of(name), note=progress.note)
         judges = self.judges(model.experiment.data, progress)
-        drawer, kept = line.choice.drawer(model), RUNS / self.name / f"{name}.features"
+        drawer = replace(line.choice.drawer(model), precision=self.precision)
+        kept = RUNS / self.name / f"{name}.features"
         kept.parent.mkdir(parents=True, exist_ok=True)
         row = measure(drawer, range(count), *judges, keep=kept, progress=image_progress(progress)).row
         scores = {judge.metric: row.judged_by(judge.metric).score for judge in judges}

@@ -47,6 +47,7 @@ from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.denoisers.sharpened import Sharpened
+from dualrate.denoisers.token_cache import TokenCache
 from dualrate.diffusion.betas import Betas
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.noise_planes import NoisePlanes
@@ -219,6 +220,7 @@ def examples() -> Iterator[Any]:
     yield SharedEncoder(UViT(config), of, 1)
     exits = EarlyExit(ExitUViT(config), of)
     yield from (exits, EarlyExitTraining(nn.ModuleDict(), exits, of, Sigmoid(), "data"))
+    yield TokenCache(UViT(config).token_cut(scores=False), of, 0.1)
     yield from (FeatureCache(UViT(config).cut(1), of), CutNetwork(SimpleNamespace(net=nn.Identity()), "blocks"))
     denoiser, networks = NeededContext(of, 1.0), nn.ModuleDict()
     yield Guided(denoiser, of, 1.0, 3)

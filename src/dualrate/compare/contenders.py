@@ -25,6 +25,7 @@ from pathlib import Path
 from dualrate.compare.contender import Contender
 from dualrate.config.ranges import Probability, Ranged, Steps, checked
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named, refreshing
+from dualrate.denoisers.denoiser import between
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Reuse
@@ -201,7 +202,7 @@ def cached(entry: Entry, model: Model, steps: int, heavy: int, *, even: bool = F
     sampler = entry.sampler or SMOOTH
     times = grid_times(sampler_named(sampler).grid, model.process.schedule, steps)
     if even or refreshing(entry.denoiser).even:
-        return entry.contender(StepPlan.spread(times, heavy), sampler)
+        return entry.contender(StepPlan.spread(times, heavy).renewing(between(model.denoiser)), sampler)
     seeds = range(SEED, SEED + SIMILARITY_IMAGES)
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
     step = step_for(model, StepPlan.spread(times), sampler, entry.gamma or None)

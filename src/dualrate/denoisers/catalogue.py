@@ -18,6 +18,8 @@ from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.feature_cache import ORDER, FeatureCache
 from dualrate.denoisers.forecast_context import ForecastContext
 from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.denoisers.token_cache import TokenCache
+from dualrate.diffusion.values import Refresh
 
 Around = Callable[[Denoiser, Any], Denoiser]  # of a denoiser and its process
 
@@ -27,6 +29,8 @@ DENOISERS: dict[str, Around] = {
     "deep-cache": FeatureCache.around(outer=1),
     "taylor": FeatureCache.around(order=ORDER),
     "taylor-published": FeatureCache.around(order=ORDER, form="published"),
+    "toca": TokenCache.around(share=0.07, by="attention", between=(Refresh.PARTIAL,)),
+    "duca": TokenCache.around(share=0.05, by="turn", between=(Refresh.KEEP, Refresh.PARTIAL)),
     "forecast-context": ForecastContext,
 }
 EARLY_EXIT = "early-exit-"  # with a threshold after it
@@ -42,7 +46,7 @@ class Refreshing:
     even: bool = False
 
 
-REFRESHING = {"taylor": Refreshing(even=True), "taylor-published": Refreshing(even=True)}
+REFRESHING = {name: Refreshing(even=True) for name in ("taylor", "taylor-published", "toca", "duca")}
 
 
 def refreshing(name: str | None) -> Refreshing:

@@ -13,13 +13,16 @@ output head has already denoised (z_tau, tau), so the step it was refreshed for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from dualrate.diffusion.process import Process, per_row
-from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+
+Renewal = Callable[[Tensor, Tensor, Context, Cond], Context]  # of z, t, the context that is held, cond
 
 
 class Denoiser(Protocol):
@@ -35,6 +38,27 @@ class Denoiser(Protocol):
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         """x_hat: (B, C, H, W) float32, the estimate of E[x | z_t, context]."""
         ...
+
+
+def renewal(denoiser: Denoiser) -> Renewal:
+    """What makes a part of a context anew, and x_hat if that comes of it, for less than a heavy call: its `renew`.
+
+    Raises ValueError for a denoiser that has none.
+    """
+    found = getattr(denoiser, "renew", None)
+    if found is None:
+        raise ValueError(
+            f"{type(denoiser).__name__} makes a context whole or keeps it, and the plan has a partial step: name a "
+            "denoiser that renews a part (toca, duca), or make the step keep or full"
+        )
+    return found
+
+
+def between(denoiser: Denoiser) -> tuple[Refresh, ...]:
+    """What its steps between two heavy calls do to the context, in turn, where a plan says no more than how many there
+    are: as it may say by an attribute of that name.
+    """
+    return getattr(denoiser, "between", (Refresh.KEEP,))
 
 
 def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tensor:

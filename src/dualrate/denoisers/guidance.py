@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Classes, GuidanceWeight, NoiseLevel, Ranged
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, renewal
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Cond, Context, Reuse
 
@@ -43,6 +43,9 @@ class Guided(Ranged):
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         return self.inner.encode(torch.cat((z, z)), _twice(t), self._both(cond))
+
+    def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
+        return renewal(self.inner)(torch.cat((z, z)), _twice(t), context, self._both(cond))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         active = self._active(t)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, renewal
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 
@@ -26,8 +26,8 @@ class Meter:
 class Metered:
     """Counts the rows of every network call. Sits innermost, so that guidance branches are counted.
 
-    A denoise call that returns an output computed by `encode` runs no network and is not counted; one that carries a
-    forward-mode derivative along counts twice.
+    A partial refresh counts as a light call. A denoise call that returns an output computed before runs no network and
+    is not counted; one that carries a forward-mode derivative along counts twice.
     """
 
     inner: Denoiser
@@ -42,6 +42,10 @@ class Metered:
         if context.features or context.x_hat is not None:
             self.meter.heavy += z.shape[0]
         return context
+
+    def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
+        self.meter.light += z.shape[0]
+        return renewal(self.inner)(z, t, context, cond)
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         x_hat = self.inner.denoise(z, t, context, cond)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import SupportsIndex
@@ -23,7 +23,7 @@ class StepPlan:
     """Times of a sampling run and what each step does to the context. Any sequences are taken, and kept as tuples.
 
     t:       N + 1 times, strictly decreasing, in [0, 1]
-    refresh: N entries, one per step; a KEEP needs a context computed earlier and not dropped since
+    refresh: N entries, one per step; a KEEP or PARTIAL needs a context computed earlier and not dropped since
     """
 
     t: tuple[float, ...]
@@ -44,7 +44,7 @@ class StepPlan:
             raise ValueError(f"the times of a plan lie in [0, 1], got {self.t[0]} ... {self.t[-1]}")
         held = False
         for step, refresh in enumerate(self.refresh):
-            if refresh is Refresh.KEEP and not held:
+            if refresh.reuses and not held:
                 raise ValueError(f"step {step} reuses a context, but no step before it computed one: make it FULL")
             held = refresh is not Refresh.NONE
 
@@ -107,6 +107,15 @@ class StepPlan:
                 f"the first, got {alone}"
             )
         return StepPlan.at(t, (alone + j * (steps - alone) // heavy for j in range(heavy)))
+
+    def renewing(self, between: Sequence[Refresh]) -> StepPlan:
+        """With the steps that keep the context doing this instead, in turn from every heavy call on."""
+        made, since = list(self.refresh), 0
+        for i, refresh in enumerate(self.refresh):
+            since = 0 if refresh is Refresh.FULL else since
+            if refresh is Refresh.KEEP:
+                made[i], since = between[since % len(between)], since + 1
+        return StepPlan(self.t, tuple(made))
 
     def to_json(self) -> str:
         return json.dumps({"t": list(self.t), "refresh": [refresh.value for refresh in self.refresh]})

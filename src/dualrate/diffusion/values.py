@@ -98,7 +98,13 @@ class Refresh(Enum):
 
     NONE = "none"  # drop it: the light network alone
     KEEP = "keep"  # reuse it
+    PARTIAL = "partial"  # renew a part of it, where the denoiser can (denoisers/denoiser.py)
     FULL = "full"  # a heavy call
+
+    @property
+    def reuses(self) -> bool:
+        """Whether it wants a context of before."""
+        return self in (Refresh.KEEP, Refresh.PARTIAL)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.foreign.conventions import Convention
-from dualrate.foreign.cut import CutNetwork
+from dualrate.foreign.cut import CutNetwork, CutTokens
 from dualrate.foreign.kinds import OPTIONAL, Kind, rows_of
 
 
@@ -51,6 +51,10 @@ class ForeignNetwork(nn.Module):
     def cut(self, outer: int) -> CutNetwork:
         """This network, its row of blocks apart. Raises ValueError where that cannot be, as `CutNetwork`."""
         return CutNetwork(self, self.kind.row, outer)
+
+    def token_cut(self, scores: bool) -> CutTokens:
+        """This network, its blocks in tokens. Raises ValueError where that cannot be, as `CutTokens`."""
+        return CutTokens(self, self.kind.row, scores)
 
     def train(self, mode: bool = True) -> ForeignNetwork:
         super().train(mode)

@@ -108,7 +108,7 @@ def sampled(
 
 def refreshed(plan: StepPlan, step: int) -> StepPlan:
     """The plan with a heavy call at a step that would reuse a context."""
-    refresh = [Refresh.FULL if i == step and now is Refresh.KEEP else now for i, now in enumerate(plan.refresh)]
+    refresh = [Refresh.FULL if i == step and now.reuses else now for i, now in enumerate(plan.refresh)]
     return dataclasses.replace(plan, refresh=tuple(refresh))
 
 

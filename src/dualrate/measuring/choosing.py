@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
+from dualrate.denoisers.denoiser import between, renewal
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Reuse
+from dualrate.diffusion.values import Refresh, Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.measuring.calibration import read_table
 from dualrate.measuring.drawer import Drawer
@@ -83,6 +84,8 @@ class Choice(Ranged):
     def step_plan(self, model: Model) -> StepPlan:
         """Raises ValueError for a plan that the model does not serve."""
         plan = self._plan(model) if self.plan is None else self.plan
+        if Refresh.PARTIAL in plan.refresh:
+            renewal(model.denoiser)
         model.serves.check(plan)
         return plan
 
@@ -99,7 +102,9 @@ class Choice(Ranged):
                 "without it, or is called at every step: drop places"
             )
         late = heavy > 0 and reuse and model.serves.drops and self.places != "even"
-        return StepPlan.late(times, heavy, min(steps // 4, steps - heavy)) if late else StepPlan.spread(times, heavy)
+        if late:
+            return StepPlan.late(times, heavy, min(steps // 4, steps - heavy))
+        return StepPlan.spread(times, heavy).renewing(between(model.denoiser))
 
     def _usual_grid(self, model: Model, reuse: bool) -> str:
         if not model.serves.any_plan:

@@ -107,16 +107,25 @@ class TransformerBlock(Block):
         batch, channels, height, width = h.shape
         tokens = h.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         tokens = tokens + self.attention(self.modulated(tokens, self.film1(emb)))
-        tokens = tokens + self.down(self.dropout(F.gelu(self.up(self.modulated(tokens, self.film2(emb))))))
+        tokens = tokens + self.mlp(tokens, emb)
         return tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def attention(self, tokens: Tensor) -> Tensor:
+        return self.joined(attend(*self.heads_of(tokens)))
+
+    def heads_of(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: (B, heads, n, d) each."""
         batch, length, channels = tokens.shape
-        q, k, v = (
-            self.qkv(tokens).view(batch, length, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, n, d)
-        mixed = attend(layer_norm(q, self.scale_q), layer_norm(k, self.scale_k), v)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, channels))
+        q, k, v = self.qkv(tokens).view(batch, length, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+        return layer_norm(q, self.scale_q), layer_norm(k, self.scale_k), v
+
+    def joined(self, mixed: Tensor) -> Tensor:
+        """What attention adds to the tokens, of its heads' values (B, heads, n, d)."""
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def mlp(self, tokens: Tensor, emb: Tensor) -> Tensor:
+        """What the second half of the block adds to any of the tokens, (B, k, C)."""
+        return self.down(self.dropout(F.gelu(self.up(self.modulated(tokens, self.film2(emb))))))
 
     def modulated(self, tokens: Tensor, film: tuple[Tensor, Tensor]) -> Tensor:
         scale, shift = film  # (B, C)
@@ -146,9 +155,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if (
         q.device.type in UNFUSED
     ):  # for tens of tokens torch's fused CPU kernel is slower: 8 times in a bfloat16 backward
-        wide = torch.promote_types(q.dtype, torch.float32)  # a softmax in bfloat16 takes twice as long
-        return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1, dtype=wide).to(v.dtype) @ v
+        return attention_weights(q, k).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)), (B, heads, queries, keys), in float32 at least: in bfloat16 it takes twice as long."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1, dtype=wide)
 
 
 class NoiseEmbedding(nn.Module):

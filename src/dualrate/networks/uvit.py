@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,15 @@ from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Range, Ranged, Side
 from dualrate.diffusion.values import Shape
-from dualrate.networks.blocks import ChannelNorm, ConvBlock, NoiseEmbedding, TransformerBlock, zero_init
+from dualrate.networks.blocks import (
+    ChannelNorm,
+    ConvBlock,
+    NoiseEmbedding,
+    TransformerBlock,
+    attend,
+    attention_weights,
+    zero_init,
+)
 from dualrate.networks.precision import InFloat32
 
 Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, finest level first
@@ -218,6 +226,10 @@ class UViT(nn.Module):
         """This network, its levels from `outer` on apart. Raises ValueError where that cannot be, as `UViTCut`."""
         return UViTCut(self, outer)
 
+    def token_cut(self, scores: bool) -> UViTTokens:
+        """This network, its middle in tokens. Raises ValueError where that has no attention, as `UViTTokens`."""
+        return UViTTokens(self, scores)
+
     def predict(self, h: Tensor) -> Tensor:
         """v from the finest level's last activation, in float32 whatever the trunk ran in."""
         if self.head is None:
@@ -251,21 +263,112 @@ class UViTCut(Ranged):
 
     def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the inside adds, (B, C, h, w) of level `outer`, and v, as the network's. Arguments: the network's."""
-        net, emb, h, skips = self._outside(z, log_snr, label)
+        net, emb, h, skips = self.outside(z, log_snr, label)
         inner, inner_skips = net.descend(h, emb, begin=self.outer)
         out = net.ascend(net.middle(inner, emb), inner_skips, emb, begin=self.outer)[0]
         return out - h, net.predict(net.ascend(out, skips, emb)[0])
 
     def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
         """v of the outside alone, given what the inside adds. Raises ValueError where that has another shape."""
-        net, emb, h, skips = self._outside(z, log_snr, label)
+        net, emb, h, skips = self.outside(z, log_snr, label)
         require_shape(added, h)
         return net.predict(net.ascend(h + added, skips, emb)[0])
 
-    def _outside(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[UViT, Tensor, Tensor, Skips]:
+    def outside(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[UViT, Tensor, Tensor, Skips]:
         """The way down to the input of level `outer`."""
         emb = self.network.embedding(log_snr, label)
         return self.network, emb, *self.network.descend(self.network.patches(z), emb, end=self.outer)
+
+
+@dataclass(frozen=True)
+class UViTTokens:
+    """A U-ViT whose middle's attention can be kept, and the rest of it run for some tokens alone.
+
+    With what attention added in every block kept, what becomes of a token depends on no other one:
+
+        h_i <- h_i + a_i, then h_i + MLP(h_i)       block by block, for the tokens i that are chosen
+
+    scores: whether a whole call counts the attention that tokens receive, which a fused kernel does not tell
+    """
+
+    network: UViT
+    scores: bool = False
+
+    def __post_init__(self) -> None:
+        if self.network.middle.position is None:
+            raise ValueError(
+                "tokens are kept of a middle level of transformer blocks, and this U-ViT's is convolutions"
+            )
+        _ = self.cut
+
+    @property
+    def cut(self) -> UViTCut:
+        """The middle apart."""
+        return UViTCut(self.network, len(self.network.config.levels) - 1)
+
+    def whole(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A call of the network, as its own: what the middle adds, (B, C, h, w); what attention adds to its n = h w
+        tokens in every block, (B, blocks, n, C); the attention that each token receives of all n, a mean over blocks
+        and heads, (B, n), zeros without `scores`; and v.
+        """
+        net, emb, h, skips = self.cut.outside(z, log_snr, label)
+        tokens = self._tokens(h)
+        kept: list[Tensor] = []
+        received = tokens.new_zeros(tokens.shape[:2])
+        for block in self._blocks:
+            q, k, v = block.heads_of(block.modulated(tokens, block.film1(emb)))
+            if self.scores:
+                weights = attention_weights(q, k)
+                received = received + weights.mean(1).sum(1) / len(self._blocks)
+                mixed = weights.to(v.dtype) @ v
+            else:
+                mixed = attend(q, k, v)
+            kept.append(block.joined(mixed))
+            tokens = tokens + kept[-1]
+            tokens = tokens + block.mlp(tokens, emb)
+        out = tokens.transpose(1, 2).unflatten(2, h.shape[2:])
+        return out - h, torch.stack(kept, 1), received, net.predict(net.ascend(out, skips, emb)[0])
+
+    def part(
+        self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor, attention: Tensor, chosen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the middle adds with that of the chosen tokens, (B, k), made anew; and v. added, attention: of `whole`.
+
+        Raises ValueError where they have another shape.
+        """
+        net, emb, h, skips = self.cut.outside(z, log_snr, label)
+        require_shape(added, h)
+        start, tokens = chosen_of(h.flatten(2).transpose(1, 2), chosen), chosen_of(self._tokens(h), chosen)
+        for block, kept in zip(self._blocks, attention.unbind(1), strict=True):
+            tokens = tokens + chosen_of(kept, chosen)
+            tokens = tokens + block.mlp(tokens, emb)
+        renewed = with_chosen(added.flatten(2).transpose(1, 2), chosen, tokens - start)
+        renewed = renewed.transpose(1, 2).unflatten(2, h.shape[2:])
+        return renewed, net.predict(net.ascend(h + renewed, skips, emb)[0])
+
+    def rest(self, z: Tensor, log_snr: Tensor, label: Tensor | None, added: Tensor) -> Tensor:
+        """v without the middle, given what it adds."""
+        return self.cut.rest(z, log_snr, label, added)
+
+    @property
+    def _blocks(self) -> list[TransformerBlock]:
+        return [cast(TransformerBlock, block) for block in self.network.middle.blocks]
+
+    def _tokens(self, h: Tensor) -> Tensor:
+        """(B, n, C), with their positions."""
+        position = self.network.middle.position
+        assert position is not None
+        return (h + position).flatten(2).transpose(1, 2)
+
+
+def chosen_of(tokens: Tensor, chosen: Tensor) -> Tensor:
+    """Of tokens (B, n, C) those chosen, (B, k) -> (B, k, C)."""
+    return tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def with_chosen(tokens: Tensor, chosen: Tensor, value: Tensor) -> Tensor:
+    """The tokens with another value, (B, k, C), where chosen."""
+    return tokens.scatter(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]), value.to(tokens.dtype))
 
 
 def require_shape(added: Tensor, h: Tensor) -> None:

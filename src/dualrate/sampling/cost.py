@@ -194,6 +194,9 @@ class _WithoutNetworks:
             return Context()
         return Context((z,), tau=t, x_hat=0 * z if self.calls.own else None)
 
+    def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
+        return replace(context, x_hat=0 * z)
+
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         return 0 * z if context.x_hat is None else context.x_hat
 

@@ -1,8 +1,9 @@
 """Sampling: `trajectory`, the one loop; `rollout`, its end; `sample`, images from seeds in batches.
 
     for each step (t -> s) of the plan:
-        FULL:  context = encode(z, t)           heavy; with the contexts of before that it asks for
-        NONE:  context = nothing
+        FULL:     context = encode(z, t)        heavy; with the contexts of before that it asks for
+        PARTIAL:  context = renew(z, t, context)
+        NONE:     context = nothing
         z = step(denoise with that context)     light
 
 Noise is keyed by (image seed, step, draw): an image does not depend on its batch, nor on the batch size.
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, renewal
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
@@ -49,7 +50,7 @@ StepDraw = Callable[[int, int], Tensor]  # (step, draw) -> random numbers, of th
 
 def reuses(plan: StepPlan) -> bool:
     """Whether some step of the plan uses a context of another time."""
-    return Refresh.KEEP in plan.refresh
+    return any(refresh.reuses for refresh in plan.refresh)
 
 
 def check_reuse(denoiser: Denoiser, step: Step, plan: StepPlan) -> None:
@@ -102,7 +103,7 @@ def trajectory(
         state = State(start, z, times[start], Context(), None, step.start())
     elif float(state.t[0]) != plan.t[state.i]:
         raise ValueError(f"this state stands at step {state.i} of another plan: its time is not {plan.t[state.i]}")
-    needs = state.i < plan.num_steps and plan.refresh[state.i] is Refresh.KEEP
+    needs = state.i < plan.num_steps and plan.refresh[state.i].reuses
     if needs and state.z_tau is None:
         raise ValueError(f"step {state.i} reuses a context: start at a heavy step, or pass a state that holds one")
     yield state
@@ -120,6 +121,8 @@ def _advance(
         context, z_tau = Context(), None
     elif refresh is Refresh.FULL:
         context, z_tau = denoiser.encode(z, t, cond).after(context), z
+    elif refresh is Refresh.PARTIAL:
+        context = renewal(denoiser)(z, t, context, cond)
     count = itertools.count()
     denoise = _Calls(denoiser, step, refresh, z, t, cond, context)
     z_s, carry = step(denoise, z, t, s, lambda: draw(state.i, next(count)), state.carry)

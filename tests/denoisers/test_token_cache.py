@@ -1,0 +1,191 @@
+"""ToCa and DuCa: which tokens a partial step makes anew, what becomes of the others, and what it costs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from denoisers.test_feature_cache import NET, PLAIN, PROCESS, SHAPE, at, last, named, network, start, states
+from torch.nn import functional as F
+
+import dualrate as dr
+from dualrate.denoisers.catalogue import denoiser_named
+from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.metered import Metered
+from dualrate.denoisers.token_cache import FIRST, TokenCache, choose
+from dualrate.diffusion.values import Refresh
+from dualrate.networks.uvit import UViT
+from dualrate.sampling.cost import macs_of, mean_macs
+
+KEEP, PARTIAL, FULL = Refresh.KEEP, Refresh.PARTIAL, Refresh.FULL
+
+
+def cache(share: float, **more) -> TokenCache:
+    return TokenCache(NET.token_cut(scores=True), PROCESS, share, **more)
+
+
+@pytest.mark.parametrize("name", ["toca", "duca"])
+def test_with_every_token_chosen_where_attention_is_fresh_it_is_the_whole_network(name):
+    one, (z, cond), t = replace(named(name), share=1.0), start(), at(0.6)
+    with torch.no_grad():
+        context = one.encode(z, t, cond)
+        again = one.renew(z, t, context.aged(), cond)
+    torch.testing.assert_close(again.x_hat, context.x_hat, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(again.features[0], context.features[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_partial_steps_are_each_block_s_attention_and_the_others_mlps_as_they_were(share):
+    """Against every block on its own: attention kept for all tokens, the MLP's output for those that are not chosen."""
+    one, (z, cond) = cache(share), start(3)
+    blocks, middle, count = NET.middle.blocks, NET.middle, max(1, round(share * 4))
+
+    def into_middle(z, emb):
+        return NET.descend(NET.patches(z), emb)
+
+    with torch.no_grad():
+        context = one.encode(z, at(0.8), cond)
+        emb = NET.embedding(PROCESS.log_snr(at(0.8)), cond.label)
+        tokens = (into_middle(z, emb)[0] + middle.position).flatten(2).transpose(1, 2)
+        attention, mlp = [], []
+        for block in blocks:
+            attention.append(block.attention(block.modulated(tokens, block.film1(emb))))
+            mlp.append(block.mlp(tokens + attention[-1], emb))
+            tokens = tokens + attention[-1] + mlp[-1]
+        for t in (0.6, 0.5):
+            *_, received, age = context.features
+            chosen = torch.zeros(2, 4, dtype=torch.bool).scatter(1, choose(received, age, count, one.by), True)
+            z = start(int(10 * t))[0]
+            emb = NET.embedding(PROCESS.log_snr(at(t)), cond.label)
+            h, skips = into_middle(z, emb)
+            tokens = (h + middle.position).flatten(2).transpose(1, 2)
+            for i, block in enumerate(blocks):
+                mlp[i] = torch.where(chosen[..., None], block.mlp(tokens + attention[i], emb), mlp[i])
+                tokens = tokens + attention[i] + mlp[i]
+            v = NET.predict(NET.ascend(tokens.transpose(1, 2).unflatten(2, (2, 2)), skips, emb)[0])
+            log_snr = PROCESS.log_snr(at(t))[:, None, None, None]
+            expected = log_snr.sigmoid().sqrt() * z - (-log_snr).sigmoid().sqrt() * v
+            context = one.renew(z, at(t), context.aged(), cond)
+            assert chosen.sum() == 2 * count
+            torch.testing.assert_close(context.x_hat, expected, rtol=1e-10, atol=1e-10)
+            assert torch.equal(context.features[3] == 0, chosen)
+        kept = one.denoise(z, at(t), context.aged(), cond)
+    torch.testing.assert_close(kept, expected, rtol=1e-10, atol=1e-10)  # a kept step here: what was added, as it is
+
+
+def test_a_step_that_keeps_is_fora_s_with_the_levels_above_outside():
+    plan = dr.StepPlan.uniform(6, 2)
+    flat = dr.UViTConfig(8, 1, (dr.Level("transformer", 16, 2),), 3, patch=2, embedding=16, head_dim=8)
+    torch.manual_seed(0)
+    net = UViT(flat).double().eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    one = TokenCache(net.token_cut(scores=False), PROCESS, 0.5)
+    torch.testing.assert_close(last(one, plan), last(denoiser_named("fora")(Plain(net, PROCESS), PROCESS), plan))
+
+
+def test_in_turn_no_token_waits_longer_than_need_be():
+    received, age = torch.zeros(1, 49), torch.zeros(1, 49)
+    seen: list[int] = []
+    for _ in range(7):
+        chosen = choose(received, age, 7, "turn")
+        seen += chosen[0].tolist()
+        age = (age + 1).scatter(1, chosen, 0)
+    assert sorted(seen) == list(range(49))
+    assert seen != list(range(49))
+
+
+def test_by_attention_the_score_is_what_was_received_and_what_has_waited():
+    received = torch.tensor([[3.0, 0.0, 4.0, 0.0, 0.0]])  # of norm 5, and no square
+    assert choose(received, torch.zeros(1, 5), 2, "attention").tolist() == [[2, 0]]
+    waited = torch.tensor([[0.0, 0.0, 0.0, 0.81 * 16, 0.79 * 16]])  # steps, 1/16 each
+    assert choose(received, waited, 3, "attention").tolist() == [[3, 2, 4]]
+
+
+def test_by_attention_the_greatest_of_four_neighbours_goes_first():
+    """On 4 x 4 tokens: 0.5 is the greatest of its square, so that it goes before 0.6 beside 0.7."""
+    score = torch.full((4, 4), 0.01)
+    score[0, 0], score[0, 1], score[3, 3] = 0.7, 0.6, 0.5
+    found = choose(score.view(1, 16), torch.zeros(1, 16), 3, "attention")
+    assert FIRST * 0.5 > 0.6
+    assert found.tolist() == [[0, 15, 1]]
+
+
+def test_received_is_the_mean_share_of_all_attention():
+    (z, cond), t = start(), at(0.4)
+    with torch.no_grad():
+        received = named("toca").encode(z, t, cond).features[2]
+        assert torch.equal(named("duca").encode(z, t, cond).features[2], torch.zeros(2, 4).double())
+    torch.testing.assert_close(received.sum(1), torch.full((2,), 4.0).double())
+    seen = []
+    with torch.no_grad():
+        for block in NET.middle.blocks:
+            block.register_forward_pre_hook(lambda block, args: seen.append(args))
+        NET(z, PROCESS.log_snr(t), cond.label)
+        by_hand = 0
+        for block, (h, emb) in zip(NET.middle.blocks, seen, strict=True):
+            block._forward_pre_hooks.clear()
+            q, k, _ = block.heads_of(block.modulated(h.flatten(2).transpose(1, 2), block.film1(emb)))
+            by_hand = by_hand + F.softmax(torch.einsum("bhqd,bhkd->bhqk", q, k) / 8**0.5, dim=-1).sum(2).mean(1) / 2
+    torch.testing.assert_close(received, by_hand)
+
+
+def test_the_steps_between_full_ones_are_the_method_s():
+    plan = dr.StepPlan.uniform(8, 2)
+    assert plan.renewing(named("toca").between).refresh == (FULL, PARTIAL, PARTIAL, PARTIAL) * 2
+    assert plan.renewing(named("duca").between).refresh == (FULL, KEEP, PARTIAL, KEEP) * 2
+    late = dr.StepPlan.late(7, 2, 2).renewing((PARTIAL,))
+    assert late.refresh == (Refresh.NONE, Refresh.NONE, FULL, PARTIAL, FULL, PARTIAL, PARTIAL)
+    assert dr.StepPlan.from_json(late.to_json()) == late
+    with pytest.raises(ValueError, match="step 0 reuses a context"):
+        dr.StepPlan((1.0, 0.0), (PARTIAL,))
+
+
+def test_a_partial_step_wants_a_denoiser_that_has_one():
+    plan = dr.StepPlan.uniform(4, 2).renewing((PARTIAL,))
+    for denoiser in (named("fora"), Metered(named("fora")), Guided(PLAIN, PROCESS, 2.0, 3)):
+        with pytest.raises(ValueError, match=r"has a partial step: name a denoiser that renews a part \(toca, duca\)"):
+            last(denoiser, plan)
+
+
+def test_guidance_branches_renew_tokens_of_their_own():
+    one, (z, cond), t = cache(0.5, by="attention"), start(9), at(0.5)
+    guided, null = Guided(one, PROCESS, weight=1.5, null=3), dr.Cond(torch.full((2,), 3))
+    with torch.no_grad():
+        both = guided.renew(z, t, guided.encode(start(1)[0], at(0.7), cond).aged(), cond)
+        label, other = (one.renew(z, t, one.encode(start(1)[0], at(0.7), of).aged(), of).x_hat for of in (cond, null))
+        torch.testing.assert_close(guided.denoise(z, t, both, cond), other + 1.5 * (label - other))
+    assert (label - other).abs().max() > 1e-3
+
+
+def test_calls_and_multiply_adds_are_the_schedule_s():
+    """A partial call: what lies outside, and 10 C^2 of a token's 12 C^2 + 2 C n in each block."""
+    net, channels, blocks = network().float(), 16, 2
+    one = TokenCache(net.token_cut(scores=False), PROCESS, 0.5)
+    z, cond, t = torch.zeros(1, *SHAPE), dr.Cond(torch.tensor([0])), torch.full((1,), 0.5)
+    with torch.no_grad():
+        context = one.encode(z, t, cond)
+    kept = macs_of(lambda: one.denoise(z, t, context.aged(), cond))
+    part = macs_of(lambda: one.renew(z, t, context.aged(), cond))
+    films = blocks * 2 * 16 * channels  # of the second half of a block
+    assert part == kept + blocks * (2 * 8 * channels**2) + films
+    plan = dr.StepPlan.uniform(6, 2).renewing((KEEP, PARTIAL))
+    meter = Metered(one)
+    list(dr.sample(meter, dr.DDIM(PROCESS), plan, SHAPE, [0], [0]))
+    assert (meter.meter.heavy, meter.meter.light) == (2, 4)
+    full = macs_of(lambda: one.encode(z, t, cond))
+    counted = mean_macs(one, dr.DDIM(PROCESS), plan, SHAPE, [0], [0])
+    assert counted == 2 * full + 2 * kept + 2 * part
+    assert full == macs_of(lambda: net(z, PROCESS.log_snr(t), cond.label))
+
+
+def test_what_has_no_tokens_is_refused():
+    convolutions = UViT(dr.UViTConfig(8, 1, (dr.Level("conv", 8, 1),), 3, embedding=16))
+    with pytest.raises(ValueError, match="this U-ViT's is convolutions"):
+        denoiser_named("toca")(Plain(convolutions, PROCESS), PROCESS)
+    with pytest.raises(ValueError, match=r"tokens are kept of a single U-ViT.*got Guided"):
+        denoiser_named("duca")(Guided(PLAIN, PROCESS, 2.0, 3), PROCESS)
+    (z, cond), t = start(), at(0.4)
+    with pytest.raises(ValueError, match="four features that all rows have, got 1"):
+        named("toca").renew(z, t, dr.Context((z,), tau=t), cond)
+    assert len(list(states(named("toca"), dr.StepPlan.uniform(2, 1)))) == 3
