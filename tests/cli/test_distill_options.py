@@ -11,15 +11,17 @@ from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
 from dualrate.cli.train import parse_train
+from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Truncated
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.em_distillation import EMDistillationConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import DataConfig, Experiment, Start
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.serves import AtLeast, OnePlan, OneStep, Segments
-from dualrate.methods.em_distillation import Langevin
+from dualrate.methods.consistency import Consistency, TeacherSteps
+from dualrate.methods.em_distillation import EMDistillation, Langevin
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout
@@ -212,7 +214,37 @@ def test_a_dual_rate_consistency_student_has_the_networks_of_a_dual_rate_one(stu
     assert student(*BY, "--heavy", 1, "--light-from", "other").method.light_from == "other"
 
 
+def begun(root) -> Start:
+    """What a run that begins here gives its method."""
+    return Start(
+        True, torch.device("cpu"), False, lambda run: load(root / run), lambda i: pytest.fail("no data"), print
+    )
+
+
+def test_a_consistency_student_s_options_reach_the_method(student, root):
+    options = ("--teacher-steps", 8, 32, "--annealing", 0.25, "--eta", 0.5, "--huber", 0.1, "--guidance", 2)
+    made = student(*BY, *options, "--steps", 4, "--fit.iterations", 40)
+    method = made.method.prepare(made, begun(root)).method
+    assert isinstance(method, Consistency)
+    assert (method.steps, method.teacher_steps) == (4, TeacherSteps(8, 32, 10))
+    assert (method.guidance, method.null, method.eta, method.huber) == (2.0, 4, 0.5, 0.1)
+    assert (method.heavy, method.backbone) == (None, None)
+
+
 EM = ("--by", "em")
+
+
+def test_a_student_by_em_s_options_reach_the_method(student, root):
+    options = ("--langevin-steps", 3, "--noise-step", 0.2, "--latent-step", 0.01, "--student-rate", 0.5)
+    made = student(*EM, *options, "--guidance", 2)
+    method = made.method.prepare(made, begun(root)).method
+    assert isinstance(method, EMDistillation)
+    assert (method.langevin, method.student_rate) == (Langevin(3, 0.2, 0.01), 0.5)
+    assert (method.times, method.weighting) == (made.method.times, made.method.weighting)
+    assert isinstance(method.teacher, Guided)
+    assert (method.teacher.weight, method.teacher.null) == (2.0, 4)
+    plain = student(*EM)
+    assert not isinstance(plain.method.prepare(plain, begun(root)).method.teacher, Guided)
 
 
 def test_a_student_by_em_begins_at_its_own_noise_level_and_makes_one_step(student):

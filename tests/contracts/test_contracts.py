@@ -12,7 +12,7 @@ from torch import nn
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.decoder import Decoder, DualRateDecoder
-from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.denoiser import DualRate, Plain, between
 from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
@@ -163,7 +163,7 @@ def test_a_batch_is_its_rows(make, step_for):
     """A batch of four is four batches of one, whatever the plan; and a second call starts clean."""
     denoiser, plan = make(), dr.StepPlan.uniform(4)
     if may_reuse(denoiser, step_for(plan)):
-        plan = dr.StepPlan.uniform(4, 2)
+        plan = dr.StepPlan.uniform(4, 2).renewing(between(denoiser))
     step = step_for(plan)
     whole = run(denoiser, step, plan, slice(0, 4))
     rows = torch.cat([run(denoiser, step, plan, slice(i, i + 1)) for i in range(4)])
@@ -173,7 +173,8 @@ def test_a_batch_is_its_rows(make, step_for):
 
 @every_denoiser
 def test_interleaved_samplings_do_not_meet(make):
-    denoiser, plan = make(), dr.StepPlan.uniform(4, 2)
+    denoiser = make()
+    plan = dr.StepPlan.uniform(4, 2).renewing(between(denoiser))
     step = next(step for make in STEPS.values() if may_reuse(denoiser, step := make(plan)))
     alone = [run(denoiser, step, plan, slice(i, i + 1)) for i in (0, 1)]
     trajectories, last = [], [None, None]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
-from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.denoiser import Plain, between
 from dualrate.denoisers.feature_cache import FeatureCache
 from dualrate.denoisers.forecast import forecast_weights
 from dualrate.denoisers.guidance import Guided
@@ -226,7 +226,8 @@ def test_a_dropped_context_is_no_part_of_a_forecast():
 
 @every_name
 def test_interleaved_samplings_do_not_meet(name):
-    plan, denoiser = dr.StepPlan.uniform(7, 4), named(name)
+    denoiser = named(name)
+    plan = dr.StepPlan.uniform(7, 4).renewing(between(denoiser))
     alone = [last(denoiser, plan, seed=seed) for seed in (0, 1)]
     with torch.no_grad():
         together = list(zip(states(denoiser, plan, 0), states(denoiser, plan, 1), strict=True))[-1]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from denoisers.test_feature_cache import NET, PLAIN, PROCESS, SHAPE, at, last, named, network, start, states
+from denoisers.test_feature_cache import NET, PLAIN, PROCESS, SHAPE, at, last, named, network, start
 from torch.nn import functional as F
 
 import dualrate as dr
@@ -15,7 +15,7 @@ from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.token_cache import FIRST, TokenCache, choose
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.uvit import UViT
-from dualrate.sampling.cost import macs_of, mean_macs
+from dualrate.sampling.cost import expected_costs, macs_of, mean_macs, plan_cost
 
 KEEP, PARTIAL, FULL = Refresh.KEEP, Refresh.PARTIAL, Refresh.FULL
 
@@ -54,7 +54,7 @@ def test_partial_steps_are_each_block_s_attention_and_the_others_mlps_as_they_we
             tokens = tokens + attention[-1] + mlp[-1]
         for t in (0.6, 0.5):
             *_, received, age = context.features
-            chosen = torch.zeros(2, 4, dtype=torch.bool).scatter(1, choose(received, age, count, one.by), True)
+            chosen = torch.zeros(2, 4, dtype=torch.bool).scatter(1, choose(received, age, at(t), count, one.by), True)
             z = start(int(10 * t))[0]
             emb = NET.embedding(PROCESS.log_snr(at(t)), cond.label)
             h, skips = into_middle(z, emb)
@@ -73,6 +73,17 @@ def test_partial_steps_are_each_block_s_attention_and_the_others_mlps_as_they_we
     torch.testing.assert_close(kept, expected, rtol=1e-10, atol=1e-10)  # a kept step here: what was added, as it is
 
 
+@pytest.mark.parametrize("name", ["toca", "duca"])
+def test_in_bfloat16_too_it_is_the_network_where_it_runs_whole(name):
+    net = network().float()
+    one, (z, cond), t = denoiser_named(name)(Plain(net, PROCESS), PROCESS), start(), at(0.6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        own = Plain(net, PROCESS).denoise(z.float(), t, dr.Context(), cond)
+        context = one.encode(z.float(), t, cond)
+        assert torch.equal(context.x_hat, own)
+        assert one.renew(z.float(), t, context.aged(), cond).features[0].dtype == context.features[0].dtype
+
+
 def test_a_step_that_keeps_is_fora_s_with_the_levels_above_outside():
     plan = dr.StepPlan.uniform(6, 2)
     flat = dr.UViTConfig(8, 1, (dr.Level("transformer", 16, 2),), 3, patch=2, embedding=16, head_dim=8)
@@ -84,29 +95,29 @@ def test_a_step_that_keeps_is_fora_s_with_the_levels_above_outside():
     torch.testing.assert_close(last(one, plan), last(denoiser_named("fora")(Plain(net, PROCESS), PROCESS), plan))
 
 
-def test_in_turn_no_token_waits_longer_than_need_be():
-    received, age = torch.zeros(1, 49), torch.zeros(1, 49)
-    seen: list[int] = []
-    for _ in range(7):
-        chosen = choose(received, age, 7, "turn")
-        seen += chosen[0].tolist()
-        age = (age + 1).scatter(1, chosen, 0)
-    assert sorted(seen) == list(range(49))
-    assert seen != list(range(49))
+def test_at_random_every_time_has_tokens_of_its_own_and_every_token_its_turn():
+    """The mean count of a token over 400 times is that of chance, 400 * 7 / 49, within four standard deviations."""
+    t = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
+    chosen = choose(torch.zeros(400, 49), torch.zeros(400, 49), t, 7, "random")
+    assert all(len(set(row)) == 7 for row in chosen.tolist())
+    counts = torch.bincount(chosen.flatten(), minlength=49)
+    assert (counts - 400 / 7).abs().max() < 4 * (400 * 6 / 49) ** 0.5
+    again = choose(torch.zeros(2, 49), torch.ones(2, 49), t[[7, 7]], 7, "random")
+    assert torch.equal(again, chosen[[7, 7]])  # neither of the image nor of the batch
 
 
 def test_by_attention_the_score_is_what_was_received_and_what_has_waited():
     received = torch.tensor([[3.0, 0.0, 4.0, 0.0, 0.0]])  # of norm 5, and no square
-    assert choose(received, torch.zeros(1, 5), 2, "attention").tolist() == [[2, 0]]
+    assert choose(received, torch.zeros(1, 5), at(0.5), 2, "attention").tolist() == [[2, 0]]
     waited = torch.tensor([[0.0, 0.0, 0.0, 0.81 * 16, 0.79 * 16]])  # steps, 1/16 each
-    assert choose(received, waited, 3, "attention").tolist() == [[3, 2, 4]]
+    assert choose(received, waited, at(0.5), 3, "attention").tolist() == [[3, 2, 4]]
 
 
 def test_by_attention_the_greatest_of_four_neighbours_goes_first():
     """On 4 x 4 tokens: 0.5 is the greatest of its square, so that it goes before 0.6 beside 0.7."""
     score = torch.full((4, 4), 0.01)
     score[0, 0], score[0, 1], score[3, 3] = 0.7, 0.6, 0.5
-    found = choose(score.view(1, 16), torch.zeros(1, 16), 3, "attention")
+    found = choose(score.view(1, 16), torch.zeros(1, 16), at(0.5), 3, "attention")
     assert FIRST * 0.5 > 0.6
     assert found.tolist() == [[0, 15, 1]]
 
@@ -133,12 +144,23 @@ def test_received_is_the_mean_share_of_all_attention():
 def test_the_steps_between_full_ones_are_the_method_s():
     plan = dr.StepPlan.uniform(8, 2)
     assert plan.renewing(named("toca").between).refresh == (FULL, PARTIAL, PARTIAL, PARTIAL) * 2
-    assert plan.renewing(named("duca").between).refresh == (FULL, KEEP, PARTIAL, KEEP) * 2
+    assert plan.renewing(named("duca").between).refresh == (FULL, PARTIAL, KEEP, PARTIAL) * 2
+    assert dr.StepPlan.uniform(6, 2).renewing(named("duca").between).refresh == (FULL, KEEP, PARTIAL) * 2
+    assert dr.StepPlan.uniform(4, 2).renewing(named("duca").between).refresh == (FULL, PARTIAL) * 2
     late = dr.StepPlan.late(7, 2, 2).renewing((PARTIAL,))
     assert late.refresh == (Refresh.NONE, Refresh.NONE, FULL, PARTIAL, FULL, PARTIAL, PARTIAL)
     assert dr.StepPlan.from_json(late.to_json()) == late
     with pytest.raises(ValueError, match="step 0 reuses a context"):
         dr.StepPlan((1.0, 0.0), (PARTIAL,))
+    with pytest.raises(ValueError, match="got nothing to do"):
+        plan.renewing(())
+
+
+def test_a_plan_says_whose_context_a_step_has_where_that_is_one_step_s():
+    assert dr.StepPlan.late(6, 2, 1).held == (None, 1, 1, 3, 3, 3)
+    assert dr.StepPlan((1.0, 0.6, 0.3, 0.0), (FULL, Refresh.NONE, FULL)).held == (0, None, 2)
+    with pytest.raises(ValueError, match="of no one time: leave partial steps to toca and duca"):
+        _ = dr.StepPlan.uniform(4, 2).renewing((PARTIAL,)).held
 
 
 def test_a_partial_step_wants_a_denoiser_that_has_one():
@@ -159,7 +181,7 @@ def test_guidance_branches_renew_tokens_of_their_own():
 
 
 def test_calls_and_multiply_adds_are_the_schedule_s():
-    """A partial call: what lies outside, and 10 C^2 of a token's 12 C^2 + 2 C n in each block."""
+    """A partial call: what lies outside, and of a token's 12 C^2 + 2 C n in each block the MLP's 8 C^2."""
     net, channels, blocks = network().float(), 16, 2
     one = TokenCache(net.token_cut(scores=False), PROCESS, 0.5)
     z, cond, t = torch.zeros(1, *SHAPE), dr.Cond(torch.tensor([0])), torch.full((1,), 0.5)
@@ -169,23 +191,30 @@ def test_calls_and_multiply_adds_are_the_schedule_s():
     part = macs_of(lambda: one.renew(z, t, context.aged(), cond))
     films = blocks * 2 * 16 * channels  # of the second half of a block
     assert part == kept + blocks * (2 * 8 * channels**2) + films
-    plan = dr.StepPlan.uniform(6, 2).renewing((KEEP, PARTIAL))
+    plan = dr.StepPlan.uniform(6, 2).renewing(named("duca").between)
     meter = Metered(one)
     list(dr.sample(meter, dr.DDIM(PROCESS), plan, SHAPE, [0], [0]))
-    assert (meter.meter.heavy, meter.meter.light) == (2, 4)
+    assert (meter.meter.heavy, meter.meter.light, meter.meter.partial) == (2, 4, 2)
     full = macs_of(lambda: one.encode(z, t, cond))
-    counted = mean_macs(one, dr.DDIM(PROCESS), plan, SHAPE, [0], [0])
-    assert counted == 2 * full + 2 * kept + 2 * part
+    counted = plan_cost(one, dr.DDIM(PROCESS), plan, SHAPE, label=0)
+    assert counted.macs == 2 * full + 2 * kept + 2 * part
+    assert counted.macs == mean_macs(one, dr.DDIM(PROCESS), plan, SHAPE, [0], [0])
+    expected = expected_costs(counted.calls, one.reuse, dr.DDIM(PROCESS), plan, SHAPE, label=0)
+    assert [cost.macs for cost in expected] == [
+        full, full + kept, full + kept + part, 2 * full + kept + part, 2 * full + 2 * kept + part, counted.macs
+    ]  # fmt: skip
     assert full == macs_of(lambda: net(z, PROCESS.log_snr(t), cond.label))
 
 
 def test_what_has_no_tokens_is_refused():
     convolutions = UViT(dr.UViTConfig(8, 1, (dr.Level("conv", 8, 1),), 3, embedding=16))
-    with pytest.raises(ValueError, match="this U-ViT's is convolutions"):
+    with pytest.raises(ValueError, match="this U-ViT has none there"):
         denoiser_named("toca")(Plain(convolutions, PROCESS), PROCESS)
+    empty = UViT(dr.UViTConfig(8, 1, (dr.Level("transformer", 8, 0),), 3, embedding=16, head_dim=8))
+    with pytest.raises(ValueError, match="this U-ViT has none there"):
+        denoiser_named("duca")(Plain(empty, PROCESS), PROCESS)
     with pytest.raises(ValueError, match=r"tokens are kept of a single U-ViT.*got Guided"):
         denoiser_named("duca")(Guided(PLAIN, PROCESS, 2.0, 3), PROCESS)
     (z, cond), t = start(), at(0.4)
     with pytest.raises(ValueError, match="four features that all rows have, got 1"):
         named("toca").renew(z, t, dr.Context((z,), tau=t), cond)
-    assert len(list(states(named("toca"), dr.StepPlan.uniform(2, 1)))) == 3

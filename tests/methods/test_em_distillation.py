@@ -180,6 +180,21 @@ def test_the_auxiliary_learns_the_student_s_own_denoiser():
     assert found[0] < found[1] / 10
 
 
+@pytest.mark.parametrize("ratio", [0.7, 1.0, 1.5])
+def test_logs_say_whether_the_auxiliary_keeps_up(ratio):
+    """Of an auxiliary a x_t and a teacher b x_t: E (a - b) x_t (theta z - a x_t) = (a - b) (alpha theta^2 - a v_p)."""
+    a, b, t = ratio * ALPHA * THETA**2 / V_P, ALPHA * C0**2 / (ALPHA**2 * C0**2 + SIGMA**2), T.item()
+    auxiliary = Scale(a)
+    method = distillation(
+        Langevin(1), auxiliary=auxiliary, auxiliaries=nn.ModuleDict({"a": auxiliary}), times=(t - 1e-9, t)
+    )
+    logs = method.student_loss(batch(50_000), 0, Draws(0, torch.arange(50_000))).logs
+    expected = (a - b) * (ALPHA * THETA**2 - a * V_P)
+    assert logs["gap_ahead"].item() == pytest.approx(expected, abs=0.004)
+    assert (expected == 0) == (ratio == 1) or abs(expected) > 0.008
+    assert logs["moment_gap"].item() == pytest.approx((a - b) ** 2 * V_P, rel=0.03)
+
+
 def test_in_turns_student_and_auxiliary_come_to_the_teacher_s_samples():
     """At one noise level, where the auxiliary, too, is one number: theta from 0.9 to the teacher's 0.5."""
     auxiliary, t = Scale(ALPHA * 0.9**2 / (ALPHA**2 * 0.9**2 + SIGMA**2)), T.item()

@@ -207,7 +207,8 @@ def cached(entry: Entry, model: Model, steps: int, heavy: int, *, even: bool = F
     labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
     step = step_for(model, StepPlan.spread(times), sampler, entry.gamma or None)
     like = similarities(model.denoiser, step, times, model.shape, seeds, labels, device=model.device)
-    return entry.contender(StepPlan.at(times, best_refreshes(like, heavy)), sampler)
+    plan = StepPlan.at(times, best_refreshes(like, heavy)).renewing(between(model.denoiser))
+    return entry.contender(plan, sampler)
 
 
 def after_light(entry: Entry, model: Model, steps: int, heavy: int | None) -> Contender:

@@ -18,7 +18,7 @@ from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.feature_cache import ORDER, FeatureCache
 from dualrate.denoisers.forecast_context import ForecastContext
 from dualrate.denoisers.shared_encoder import SharedEncoder
-from dualrate.denoisers.token_cache import TokenCache
+from dualrate.denoisers.token_cache import SHARES, TokenCache
 from dualrate.diffusion.values import Refresh
 
 Around = Callable[[Denoiser, Any], Denoiser]  # of a denoiser and its process
@@ -29,8 +29,8 @@ DENOISERS: dict[str, Around] = {
     "deep-cache": FeatureCache.around(outer=1),
     "taylor": FeatureCache.around(order=ORDER),
     "taylor-published": FeatureCache.around(order=ORDER, form="published"),
-    "toca": TokenCache.around(share=0.07, by="attention", between=(Refresh.PARTIAL,)),
-    "duca": TokenCache.around(share=0.05, by="turn", between=(Refresh.KEEP, Refresh.PARTIAL)),
+    "toca": TokenCache.around(share=SHARES["toca"], by="attention", between=(Refresh.PARTIAL,)),
+    "duca": TokenCache.around(share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
     "forecast-context": ForecastContext,
 }
 EARLY_EXIT = "early-exit-"  # with a threshold after it

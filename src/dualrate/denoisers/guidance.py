@@ -23,7 +23,8 @@ class Guided(Ranged):
     null:     the null class, usually `num_classes`
     interval: (low, high]: guidance acts where the noise level sigma/alpha lies in it (Kynkaanniemi et al. 2024), so
               outside it a step costs one branch. None: everywhere
-    Both branches run as one batch of 2B rows, label rows first; a context holds both, so a heavy call always does.
+    Both branches run as one batch of 2B rows, label rows first; a context holds both, so a heavy or partial call
+    always does.
     """
 
     inner: Denoiser

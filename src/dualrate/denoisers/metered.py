@@ -13,20 +13,21 @@ from dualrate.diffusion.values import Cond, Context, Reuse
 
 @dataclass
 class Meter:
-    """Rows (image x guidance branch) seen by each network since the last `reset`."""
+    """Rows (image x guidance branch) seen by each network since the last `reset`. partial: of the light calls."""
 
     heavy: int = 0
     light: int = 0
+    partial: int = 0
 
     def reset(self) -> None:
-        self.heavy = self.light = 0
+        self.heavy = self.light = self.partial = 0
 
 
 @dataclass(frozen=True)
 class Metered:
     """Counts the rows of every network call. Sits innermost, so that guidance branches are counted.
 
-    A partial refresh counts as a light call. A denoise call that returns an output computed before runs no network and
+    A partial refresh is a light call too. A denoise call that returns an output computed before runs no network and
     is not counted; one that carries a forward-mode derivative along counts twice.
     """
 
@@ -45,6 +46,7 @@ class Metered:
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
         self.meter.light += z.shape[0]
+        self.meter.partial += z.shape[0]
         return renewal(self.inner)(z, t, context, cond)
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:

@@ -5,20 +5,20 @@
     keep      what all blocks add as it was kept: patches and head alone, as FORA does (denoisers/feature_cache.py)
 
     ToCa      full, partial, partial, ...           tokens with the greatest score
-    DuCa      full, keep, partial, keep, ...        any tokens, in turn
+    DuCa      full, ..., partial, keep, partial     any tokens, at random; the step before the next full one is partial
 
-A token's score: the attention that it received at the latest full step, over its norm (root of the sum of squares over
-tokens), plus AGE for every step since it was renewed; in each square of 2 x 2 the greatest counts FIRST times as much.
+A token's score: the attention that it received at the latest full step, over the root of the sum of squares of all
+tokens', plus AGE for every partial step since it was made; where tokens divide into squares of 2 x 2, the greatest of
+each counts FIRST times as much.
 
-ToCa    Zou et al. 2024, arXiv 2410.05317: full at every 3rd or 4th step, a share of 7%. DiT-XL/2, ImageNet 256, DDIM 50
-        steps, FID 2.32 without a cache: above 6.0 at 4.53 times fewer FLOPs.
-DuCa    Zou et al. 2024, arXiv 2412.18911: full at every 3rd step, then keep and partial in turn, a share of 5%; its
-        second version has tokens at random. As above: 2.88 at 2.48 times fewer, 6.06 at 3.78.
+ToCa    Zou et al. 2024, arXiv 2410.05317: full at every 3rd or 4th step; a ratio of 7%, times 2.5 in an MLP. DiT-XL/2,
+        ImageNet 256, DDIM 50 steps, FID 2.32 without a cache: above 6.0 at 4.53 times fewer FLOPs.
+DuCa    Zou et al. 2024, arXiv 2412.18911: full at every 3rd step, then keep and partial in turn; a ratio of 5%, times
+        2.5. Its second version has tokens at random. As above: 2.88 at 2.48 times fewer, 6.06 at 3.78.
 
-Deviations: one choice of tokens for all blocks, so that no other token runs in any of them (ToCa chooses in each, and
-more in deeper ones and at later steps); DuCa's tokens in turn, in a random order, so that none waits longer than need
-be; in a U-ViT all of this is its middle's, and the levels above run at every step. Published shares are of 256 tokens;
-of 49 they are 3 and 2.
+Deviations: one choice of tokens for all blocks, so that no other token runs in any of them, where ToCa chooses in each,
+more in deeper ones and at later steps; full steps are where the plan has them, where both move them by the time; in a
+U-ViT all of this is its middle's, and the levels above run at every step. Published shares are of 256 tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, ClassVar, Literal, Protocol, cast
+from typing import Annotated, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -38,9 +38,10 @@ from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, per_row
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 
+SHARES = {"toca": 0.07 * 2.5, "duca": 0.05 * 2.5}  # of the tokens
 AGE = 0.25 / 4  # of a score, a step: the published weight over the published interval
 FIRST = 1.8  # times its score, the greatest of four neighbours: published are 0.8 more
-By = Literal["attention", "turn"]
+By = Literal["attention", "random"]
 
 
 class TokenCut(Protocol):
@@ -69,19 +70,16 @@ class TokenCache(Ranged):
 
     share:   of the tokens, one at least
     by:      how they are chosen
-    between: what its steps between two full ones do, in turn
-    A full or partial step has denoised already (`Context.x_hat`): H = N is the network itself. What an image costs is
-    counted where it is drawn (`varies`), since a partial call costs neither what a full nor what a kept one does; a
-    meter counts it among the light calls.
+    between: what the steps before a full one do, counted back from it, in turn
+    A full or partial step has denoised already (`Context.x_hat`): H = N is the network itself.
     """
 
     network: TokenCut
     process: GaussianProcess
     share: Annotated[float, Range(0, 1)]
-    by: By = "turn"
+    by: By = "random"
     between: tuple[Refresh, ...] = (Refresh.PARTIAL,)
     reuse: Reuse = Reuse.SMOOTH
-    varies: ClassVar[bool] = True
 
     @staticmethod
     def around(
@@ -92,7 +90,7 @@ class TokenCache(Ranged):
         That raises ValueError for one that is no single network, or whose attention cannot be kept.
         """
 
-        def cache(denoiser: Denoiser, process: GaussianProcess) -> TokenCache:
+        def make(denoiser: Denoiser, process: GaussianProcess) -> TokenCache:
             cut = getattr(denoiser.network, "token_cut", None) if isinstance(denoiser, Plain) else None
             if cut is None:
                 raise ValueError(
@@ -101,11 +99,11 @@ class TokenCache(Ranged):
                 )
             return TokenCache(cast(Callable[[bool], TokenCut], cut)(by == "attention"), process, share, by, between)
 
-        return cache
+        return make
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        """Runs the whole network. Features: what all blocks added, what attention added, what tokens received, the
-        steps since each token was made, (B, n).
+        """Runs the whole network. Features: what all blocks added, what attention added, what tokens received, and the
+        partial steps since each token was made, (B, n).
         """
         log_snr = self.process.log_snr(t).to(z.dtype)
         added, attention, received, v = self.network.whole(z, per_row(log_snr, z), cond.label)
@@ -116,7 +114,7 @@ class TokenCache(Ranged):
         """Raises ValueError for a context that is not this network's, or that only some of the rows have."""
         added, attention, received, age = self._features(context)
         log_snr = self.process.log_snr(t).to(z.dtype)
-        chosen = choose(received, age, round(self.share * age.shape[1]), self.by)
+        chosen = choose(received, age, t, round(self.share * age.shape[1]), self.by)
         added, v = self.network.part(z, per_row(log_snr, z), cond.label, added, attention, chosen)
         features = (added, attention, received, (age + 1).scatter(1, chosen, 0))
         return replace(context, features=features, x_hat=x_from_v(z, v.to(z.dtype), log_snr))
@@ -141,21 +139,21 @@ class TokenCache(Ranged):
         return context.features
 
 
-def choose(received: Tensor, age: Tensor, count: int, by: By) -> Tensor:
-    """(B, count) of the n tokens, one at least. received, age: (B, n)."""
-    if by == "turn":
-        score = age + order(age.shape[1], age.device)
-    else:
-        score = F.normalize(received, dim=1) + AGE * age
-        side = round(age.shape[1] ** 0.5)
-        if side * side == age.shape[1] and side % 2 == 0:
-            squares = score.view(-1, 1, side, side)
-            greatest = F.interpolate(F.max_pool2d(squares, 2), scale_factor=2.0)
-            score = torch.where(squares == greatest, FIRST * squares, squares).flatten(1)
+def choose(received: Tensor, age: Tensor, t: Tensor, count: int, by: By) -> Tensor:
+    """(B, count) of the n tokens, one at least. received, age: (B, n); t: (B,), which decides what random is."""
+    size = age.shape[1]
+    if by == "random":
+        return torch.stack([order(size, time, age.device)[: max(1, count)] for time in t.tolist()])
+    score = F.normalize(received, dim=1) + AGE * age
+    side = round(size**0.5)
+    if side * side == size and side % 2 == 0:
+        squares = score.view(-1, 1, side, side)
+        greatest = F.interpolate(F.max_pool2d(squares, 2), scale_factor=2.0)
+        score = torch.where(squares == greatest, FIRST * squares, squares).flatten(1)
     return score.topk(max(1, count), dim=1).indices
 
 
 @cache
-def order(size: int, device: torch.device) -> Tensor:
-    """(n,) numbers of [0, 1), no two alike, in an order that is random and always the same."""
-    return (torch.randperm(size, generator=torch.Generator().manual_seed(0)) / size).to(device)
+def order(size: int, t: float, device: torch.device) -> Tensor:
+    """(n,) the numbers from 0 on in an order that is random, and the same for all images at a time."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(int(t * 2**50))).to(device)

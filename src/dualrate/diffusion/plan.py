@@ -109,13 +109,33 @@ class StepPlan:
         return StepPlan.at(t, (alone + j * (steps - alone) // heavy for j in range(heavy)))
 
     def renewing(self, between: Sequence[Refresh]) -> StepPlan:
-        """With the steps that keep the context doing this instead, in turn from every heavy call on."""
-        made, since = list(self.refresh), 0
-        for i, refresh in enumerate(self.refresh):
-            since = 0 if refresh is Refresh.FULL else since
-            if refresh is Refresh.KEEP:
-                made[i], since = between[since % len(between)], since + 1
+        """With the steps that keep the context doing this instead, in turn, counted back from the next heavy call.
+
+        Raises ValueError for nothing to do.
+        """
+        if not between:
+            raise ValueError("steps between two heavy calls keep the context, or renew a part of it: got nothing to do")
+        made, ahead = list(self.refresh), 0
+        for i in reversed(range(self.num_steps)):
+            ahead = ahead if self.refresh[i] is Refresh.KEEP else 0
+            if self.refresh[i] is Refresh.KEEP:
+                made[i], ahead = between[ahead % len(between)], ahead + 1
         return StepPlan(self.t, tuple(made))
+
+    @property
+    def held(self) -> tuple[int | None, ...]:
+        """The step whose context each step has; None without one.
+
+        Raises ValueError for a plan with partial steps, whose context is of several.
+        """
+        if Refresh.PARTIAL in self.refresh:
+            raise ValueError(
+                "a context that was renewed in part is of no one time: leave partial steps to toca and duca"
+            )
+        found: list[int | None] = []
+        for i, refresh in enumerate(self.refresh):
+            found.append({Refresh.FULL: i, Refresh.KEEP: found[-1] if found else None, Refresh.NONE: None}[refresh])
+        return tuple(found)
 
     def to_json(self) -> str:
         return json.dumps({"t": list(self.t), "refresh": [refresh.value for refresh in self.refresh]})

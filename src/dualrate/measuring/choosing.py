@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
-from dualrate.denoisers.denoiser import between, renewal
+from dualrate.denoisers.denoiser import between
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Refresh, Reuse
+from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.measuring.calibration import read_table
 from dualrate.measuring.drawer import Drawer
@@ -84,8 +84,6 @@ class Choice(Ranged):
     def step_plan(self, model: Model) -> StepPlan:
         """Raises ValueError for a plan that the model does not serve."""
         plan = self._plan(model) if self.plan is None else self.plan
-        if Refresh.PARTIAL in plan.refresh:
-            renewal(model.denoiser)
         model.serves.check(plan)
         return plan
 

@@ -24,10 +24,11 @@ from dualrate.codecs.codec import decoded
 from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, NoiseLevel, Ranged
 from dualrate.config.serial import to_plain, type_name
 from dualrate.data.images import to_uint8
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, renewal
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Refresh
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.progress import ImageProgress
@@ -91,6 +92,8 @@ class Drawer(Ranged):
         super().__post_init__()
         model = self.model
         model.serves.check(self.plan)
+        if Refresh.PARTIAL in self.plan.refresh:
+            renewal(model.denoiser)
         model.serves.check_step(self.step)
         if self.guidance.weight != 1 and not model.num_classes:
             raise ValueError(f"{model.name} has no classes, so there is nothing to guide: drop the guidance weight")

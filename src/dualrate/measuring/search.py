@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dualrate.denoisers.denoiser import between
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
@@ -152,7 +153,7 @@ def candidates(
     steps, heavy, schedule = usual.num_steps, usual.num_heavy, model.process.schedule
     reuses = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
     family = members(steps, heavy, late=reuses and model.serves.drops)
-    plans = {member.plan(schedule, steps, heavy): member for member in family}
+    plans = {member.plan(schedule, steps, heavy).renewing(between(model.denoiser)): member for member in family}
     if len(family) > SHORT:
         errors = measured_errors(model, grid=grid, images=images, progress=progress, mapper=mapper)
         planner = Planner(errors, model.gaussian, model.experiment.method.weighting, order)

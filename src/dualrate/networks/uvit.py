@@ -288,17 +288,16 @@ class UViTTokens:
 
         h_i <- h_i + a_i, then h_i + MLP(h_i)       block by block, for the tokens i that are chosen
 
-    scores: whether a whole call counts the attention that tokens receive, which a fused kernel does not tell
+    scores: whether a whole call counts the attention that tokens receive. A fused kernel does not tell it, so on a GPU
+            v is then the network's own up to rounding
     """
 
     network: UViT
     scores: bool = False
 
     def __post_init__(self) -> None:
-        if self.network.middle.position is None:
-            raise ValueError(
-                "tokens are kept of a middle level of transformer blocks, and this U-ViT's is convolutions"
-            )
+        if self.network.middle.position is None or not self._blocks:
+            raise ValueError("tokens are kept of a middle level of transformer blocks, and this U-ViT has none there")
         _ = self.cut
 
     @property
@@ -358,7 +357,7 @@ class UViTTokens:
         """(B, n, C), with their positions."""
         position = self.network.middle.position
         assert position is not None
-        return (h + position).flatten(2).transpose(1, 2)
+        return (h + position.to(h.dtype)).flatten(2).transpose(1, 2)
 
 
 def chosen_of(tokens: Tensor, chosen: Tensor) -> Tensor:

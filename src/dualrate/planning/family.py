@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.values import Refresh
 from dualrate.planning.planner import NO_CONTEXT, Planner
 from dualrate.sampling.grids import BLEND, blended
 
@@ -73,10 +72,10 @@ def interpolated_objective(planner: Planner, plan: StepPlan) -> float:
     places = np.interp([-t for t in plan.t], [-t for t in planner.errors.t], np.arange(size + 1))
     log_snr = planner.process.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
     weights = 0.5 * planner.weighting.integral(log_snr[:-1], log_snr[1:]).numpy()
-    total, held = 0.0, math.nan
+    total = 0.0
     bending = planner.bending(plan.t).diagonal(1)
-    for place, weight, off, refresh in zip(places[:-1], weights, bending, plan.refresh, strict=True):
-        held = {Refresh.FULL: place, Refresh.KEEP: held, Refresh.NONE: math.nan}[refresh]
+    for place, weight, off, step in zip(places[:-1], weights, bending, plan.held, strict=True):
+        held = math.nan if step is None else places[step]
         total += (_error(errors, place, held) + off) * weight
     return float(total)
 

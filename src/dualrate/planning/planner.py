@@ -159,11 +159,11 @@ class Planner:
             )
 
     def objective(self, plan: StepPlan) -> float:
-        """The sum of the plan's terms. Raises ValueError for times that are not the grid's."""
+        """The sum of the plan's terms. Raises ValueError for times that are not the grid's, and for partial steps."""
         at = [self._index(t) for t in plan.t]
-        total, held = 0.0, NO_CONTEXT
-        for here, following, refresh in zip(at[:-1], at[1:], plan.refresh, strict=True):
-            held = {Refresh.FULL: here, Refresh.KEEP: held, Refresh.NONE: NO_CONTEXT}[refresh]
+        total = 0.0
+        for here, following, step in zip(at[:-1], at[1:], plan.held, strict=True):
+            held = NO_CONTEXT if step is None else at[step]
             total += (self.own_errors[here, held] + self._bending[here, following]) * self._weights[here, following]
         return total
 

@@ -6,8 +6,9 @@ heavy call that computes them.
 
     image = branches x (H x heavy + N x light) + decode,   branches = 2 under guidance
 
-where a step that uses the encoder's own output makes no light call, and a guidance interval spares light calls outside
-it, but no heavy ones: a context holds both branches. `plan_cost` counts a plan by running it, `expected_costs`
+where a step that uses the encoder's own output makes no light call, a call that renews a part of a context is a light
+one of its own price, and a guidance interval spares light calls outside it, but none that make a context: that holds
+both branches. `plan_cost` counts a plan by running it, `expected_costs`
 by running it without the networks. Where calls cost what their rows make them cost (`varies`: early exits), an image
 costs what `mean_macs` counts while images are drawn; a call, that of a row of zeros.
 """
@@ -44,14 +45,16 @@ ON_CPU: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for
 class CallCost:
     """What one row of a heavy (encode) and of a light (denoise with its context) call costs: MACs, or any one unit.
 
-    own:    whether a heavy call has denoised already, so that its step makes no light one
-    decode: what an image costs besides, once: the decoding of its latent
+    own:     whether a heavy call has denoised already, so that its step makes no light one
+    decode:  what an image costs besides, once: the decoding of its latent
+    partial: a call that renews a part of the context, where the denoiser makes such
     """
 
     heavy: float
     light: float
     own: bool = False
     decode: float = 0
+    partial: float = 0
 
     def of(self, steps: int, heavy: int) -> float:
         """Of an image with N steps and H heavy calls."""
@@ -67,7 +70,7 @@ class CallCost:
 class PlanCost:
     """What one image costs.
 
-    heavy_calls, light_calls: rows per image, guidance branches counted
+    heavy_calls, light_calls: rows per image, guidance branches counted; partial_calls: of the light ones
     mean: MACs of all calls of an image, where these differ from image to image; None: as the calls cost
     """
 
@@ -75,10 +78,12 @@ class PlanCost:
     heavy_calls: int
     light_calls: int
     mean: float | None = None
+    partial_calls: int = 0
 
     @property
     def macs(self) -> int:
-        calls = self.heavy_calls * self.calls.heavy + self.light_calls * self.calls.light
+        light = (self.light_calls - self.partial_calls) * self.calls.light + self.partial_calls * self.calls.partial
+        calls = self.heavy_calls * self.calls.heavy + light
         return int((calls if self.mean is None else self.mean) + self.calls.decode)
 
     @property
@@ -113,7 +118,9 @@ def call_cost(
     with torch.no_grad():
         context = denoiser.encode(z, t, cond)
     light = macs_of(lambda: denoiser.denoise(z, t, context.aged(), cond))
-    return CallCost(heavy, light, own=context.x_hat is not None)
+    renew = getattr(denoiser, "renew", None)
+    partial = 0 if renew is None else macs_of(lambda: renew(z, t, context.aged(), cond))
+    return CallCost(heavy, light, own=context.x_hat is not None, partial=partial)
 
 
 def plan_cost(
@@ -133,8 +140,13 @@ def plan_cost(
     given = None if latent is None else lambda seeds: torch.zeros(len(seeds), *latent, device=device)
     for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device, given=given):
         pass
-    state = step.process.state_shape(shape)
-    return PlanCost(call_cost(denoiser, state, label, device, latent=latent), metered.meter.heavy, metered.meter.light)
+    calls = call_cost(denoiser, step.process.state_shape(shape), label, device, latent=latent)
+    return _plan_cost(calls, metered)
+
+
+def _plan_cost(calls: CallCost, metered: Metered) -> PlanCost:
+    seen = metered.meter
+    return PlanCost(calls, seen.heavy, seen.light, partial_calls=seen.partial)
 
 
 def varies(denoiser: Denoiser) -> bool:
@@ -175,7 +187,7 @@ def expected_costs(
     found: list[PlanCost] = []
 
     def count(state: State) -> None:
-        found.append(PlanCost(undecoded, metered.meter.heavy, metered.meter.light))
+        found.append(_plan_cost(undecoded, metered))
 
     for _ in sample(wrap(metered), step, plan, shape, [0], None if label is None else [label], watch=count):
         pass

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.values import Refresh
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.covariance import Kernel, ProbedCovariance, TabulatedCovariance
@@ -82,12 +81,10 @@ class CovarianceTable:
 
     def _along(self, values: Tensor, process: GaussianProcess, plan: StepPlan) -> Tensor:
         """(N, K) values of the plan's steps: their logarithms linear between the table's (t, tau)."""
-        rows, held, logarithms = [], None, values.log()
-        for t, refresh in zip(plan.t[:-1], plan.refresh, strict=True):
-            log_snr = process.schedule.log_snr(torch.tensor(t, dtype=torch.float64)).item()
-            held = {Refresh.FULL: log_snr, Refresh.KEEP: held, Refresh.NONE: None}[refresh]
-            rows.append(self._at(logarithms, log_snr, held).exp())
-        return torch.stack(rows)
+        logarithms, log_snr = values.log(), process.schedule.log_snr(torch.tensor(plan.t[:-1], dtype=torch.float64))
+        at = log_snr.tolist()
+        held = [None if step is None else at[step] for step in plan.held]
+        return torch.stack([self._at(logarithms, *one).exp() for one in zip(at, held, strict=True)])
 
     def _at(self, values: Tensor, log_snr: float, held: float | None) -> Tensor:
         """(K,) of one (t, tau). held: log-SNR of the context; None: no context."""
