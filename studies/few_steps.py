@@ -3,25 +3,25 @@
     OMP_NUM_THREADS=1 .venv/bin/python studies/few_steps.py consistency-4 moments-4     # trains and measures, in turn
     .venv/bin/python studies/few_steps.py       # table and figure of what there is
 
-A name is a branch and its number of steps; `teacher-...` and `ddim-...` are the teacher itself, under its best
-sampler and under DDIM. `heavy-...` are of the heavy teacher, `dual-...` at two rates, half of the steps heavy; `own`
-and `moments` of them are moment matching's algorithm B, `segment` its A. All of a teacher train for equal seconds of
-one core, ITERATIONS of each branch, of 64 images: 60 took consistency 24 s, from data 22, moments 25.7 (mean of
-three), em 25, and of the heavy teacher 16 took consistency 30, moments 29, em 30, 12 dual-rate moments 37, and
-dual-rate consistency 1.12 times as long as that, one after the other on one core, 2026-11-22, AMD EPYC with AVX2,
-float32. The others by seconds of processor time of an iteration, of 10 to 16 of them: heavy moments 1.15, dual-rate
-moments 1.98 at 8/4, 1.78 at 4/2, 1.64 at 2/1, by A 1.70 and 1.74, dual-rate consistency 2.49, 2.36, 2.30, own 1.82 at
-4, 1.60 at 2, an Intel Xeon with AVX-512, float32; own at 1 and 8 0.85 and 1.44 times as long as at 2 on an AMD EPYC
-with AVX-512, float32. Killed, a training goes on. Runs are kept in runs/few-steps, results
-in docs/results/few-steps, a file a name.
+A name is a branch and its number of steps; `teacher-...` and `ddim-...` are the teacher itself, under SDE-DPM-Solver++
+2M at gamma 0.1 and under DDIM; `best-...` under what is BEST of it at 2 and 4 steps. `heavy-...` are of the heavy
+teacher, `dual-...` at two rates, half of the steps heavy; `own` and `moments` of them are moment matching's algorithm
+B, `segment` its A. All of a teacher train for equal seconds of one core, ITERATIONS of each branch, of 64 images: 60
+took consistency 24 s, from data 22, moments 25.7 (mean of three), em 25, and of the heavy teacher 16 took consistency
+30, moments 29, em 30, 12 dual-rate moments 37, and dual-rate consistency 1.12 times as long as that, one after the
+other on one core, 2026-11-22, AMD EPYC with AVX2, float32. The others by seconds of processor time of an iteration, of
+10 to 16 of them: heavy moments 1.15, dual-rate moments 1.98 at 8/4, 1.78 at 4/2, 1.64 at 2/1, by A 1.70 and 1.74,
+dual-rate consistency 2.49, 2.36, 2.30, own 1.82 at 4, 1.60 at 2, an Intel Xeon with AVX-512, float32; own at 1 and 8
+0.85 and 1.44 times as long as at 2 on an AMD EPYC with AVX-512, float32. Killed, a training goes on. Runs are kept in
+runs/few-steps, results in docs/results/few-steps, a file a name.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from common import RESULTS, SHOWN, place
-from lines import Line, Study
+from common import RESULTS, SHOWN, markdown, place, within
+from lines import Found, Line, Study
 
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.progress import Reporter
@@ -33,7 +33,7 @@ from dualrate.report.image_grid import save_grid
 
 LIGHT, HEAVY, PAIR = (f"weights/fashion-mnist-{name}" for name in ("light", "heavy-annealed", "retrofit"))
 JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
-PAGE = RESULTS / "few-steps.md"
+PAGE, SUMMARY = RESULTS / "few-steps.md", RESULTS.parent / "results.md"
 ITERATIONS = {
     "consistency": 1900,
     "data": 2070,
@@ -57,6 +57,10 @@ ITERATIONS = {
     "dual-consistency-8": 432,
 }
 STEPS = (1, 2, 4, 8)
+BEST = {  # of thirteen samplers and grids on 1,024 images of other seeds, of the heavy teacher, by two judges
+    2: Choice(2, sampler="sde-dpm++2m", gamma=0.1, grid="t"),
+    4: Choice(4, sampler="dpm++2m"),
+}
 PICTURED = ("ddim-4", "em-1", "consistency-1", "consistency-4", "moments-1", "moments-4", "data-4", "teacher-32")
 
 
@@ -105,8 +109,10 @@ def lines() -> dict[str, Line]:
     for n in (*STEPS, 3, 5, 16, 32):  # heavy calls of 3 and 5 cost about what dual-rate students of 4/2 and 8/4 do
         for ahead, teacher in (("", LIGHT), ("heavy-", HEAVY)):
             found[f"{ahead}ddim-{n}"] = Line("the teacher, DDIM", teacher, choice=Choice(n, sampler="ddim"))
-            best = Choice(n, sampler="sde-dpm++2m", gamma=0.1)
-            found[f"{ahead}teacher-{n}"] = Line("the teacher", teacher, choice=best)
+            usual = Choice(n, sampler="sde-dpm++2m", gamma=0.1)
+            found[f"{ahead}teacher-{n}"] = Line("the teacher, SDE-DPM-Solver++ 2M", teacher, choice=usual)
+            if n in BEST:
+                found[f"{ahead}best-{n}"] = Line("the teacher, its best sampler", teacher, choice=BEST[n])
     return found
 
 
@@ -115,6 +121,16 @@ def judges(data: DataConfig, progress: Reporter) -> tuple[Evaluator[Any], ...]:
 
 
 STUDY = Study("few-steps", lines(), judges, precision="float32")
+
+
+def summary(found: Found) -> str:
+    """Markdown: the first judge's scores, a line for each way and a column for each number of steps."""
+    by_way: dict[str, dict[int, str]] = {}
+    for name, one in found.items():
+        score = next(iter(one["scores"].values()))
+        by_way.setdefault(STUDY.lines[name].called, {})[one["steps"]] = within(score)
+    header = ["of a heavy teacher", *(f"{n} step{'s' * (n > 1)}" for n in STEPS)]
+    return markdown(header, [[called, *(of.get(n, "-") for n in STEPS)] for called, of in by_way.items()], texts=1)
 
 
 def pages() -> None:
@@ -126,6 +142,7 @@ def pages() -> None:
             print(STUDY.table(found))
             place(name, STUDY.table(found), PAGE)
             (RESULTS / f"{name}.png").write_bytes(png(STUDY.figure(found, cost)))
+    place("few-steps summary", summary(STUDY.results(heavy)), SUMMARY)
     shown = [name for name in PICTURED if (STUDY.run_of(name) / "experiment.json").exists()]
     save_grid(STUDY.drawn(shown), RESULTS / "few-steps-samples.png", columns=SHOWN, scale=2)
     print("a row of images each:", *shown)
