@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -228,7 +229,8 @@ def picture(points: dict[str, np.ndarray]) -> Figure:
                 axes.set_axis_off()
                 continue
             axes.scatter(shown[:, 0], shown[:, 1], s=0.3, color=PALETTE[0], rasterized=True)
-            axes.set_title(name if name == "exact" else f"{name}, {n}", fontsize=6, color=INK)
+            title = name if name == "exact" else f"{name}, {n}"
+            axes.set_title(textwrap.fill(title, 32), fontsize=6, color=INK)
     return figure
 
 
