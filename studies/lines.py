@@ -25,11 +25,13 @@ from dualrate.cli.console import reporter
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.choosing import Choice
+from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import measure
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.figures import INK, log_axis, mark
 
 Found = dict[str, dict[str, Any]]
+Scores = dict[str, tuple[float, float, float]]  # a value and the ends of its 95% interval, by what it is of
 Judges = Callable[[DataConfig, Reporter], Sequence[Evaluator[Any]]]
 
 
@@ -78,23 +80,28 @@ class Study:
                 raise SystemExit(ended)
         progress = reporter()
         model = dr.load(self.run_of(name), note=progress.note)
-        judges = self.judges(model.experiment.data, progress)
         drawer = replace(line.choice.drawer(model), precision=self.precision)
-        kept = RUNS / self.name / f"{name}.features"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        row = measure(drawer, range(count), *judges, keep=kept, progress=image_progress(progress)).row
-        scores = {judge.metric: row.judged_by(judge.metric).score for judge in judges}
+        scores = self.scores(drawer, name, count, progress)
         keep(
             file,
             1,
             weights=model.weights_hash,
             steps=drawer.plan.num_steps,
             sampler=str(drawer.sampler),
-            macs=row.macs,
+            macs=drawer.cost.macs,
             count=count,
-            scores={metric: [score.value, score.low, score.high] for metric, score in scores.items()},
+            scores=scores,
         )
         progress.close()
+
+    def scores(self, drawer: Drawer, name: str, count: int, progress: Reporter) -> Scores:
+        """Of the first `count` images that a line's model draws."""
+        judges = self.judges(drawer.model.experiment.data, progress)
+        kept = RUNS / self.name / f"{name}.features"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        row = measure(drawer, range(count), *judges, keep=kept, progress=image_progress(progress)).row
+        scores = {judge.metric: row.judged_by(judge.metric).score for judge in judges}
+        return {metric: (score.value, score.low, score.high) for metric, score in scores.items()}
 
     def results(self, names: Iterable[str]) -> Found:
         """What has been measured of these, by name, in the order of `lines`."""

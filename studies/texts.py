@@ -1,0 +1,86 @@
+"""Texts: a teacher of characters in 8, 16 and 64 steps, and its students by discrete moment matching.
+
+    OMP_NUM_THREADS=1 .venv/bin/python studies/texts.py teacher-8 student-8     # trains and measures, in turn
+    .venv/bin/python studies/texts.py                           # table, figure and pieces of what there is
+
+The text is the reference of the Python that runs this (`python-docs`), in pieces of 64 characters. A name is `teacher`
+or `student`, and the number of steps; a student is trained for its own. Measured are the bound of held-out pieces, bits
+a character of what is drawn under a language model of the same text, the entropy within a piece, and the gradient
+moment from held-out pieces (measuring/texts.py): 1,000 pieces drawn and as many held out. Killed, a training goes on.
+Runs are kept in runs/texts, results in docs/results/texts, a file a name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common import RESULTS, place
+from lines import Line, Scores, Study
+
+import dualrate as dr
+from dualrate.codecs.characters import texts
+from dualrate.machine.progress import Reporter, image_progress
+from dualrate.measuring.choosing import Choice
+from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.evaluator import evaluator
+from dualrate.measuring.texts import score_texts
+from dualrate.report.figures import png
+
+STEPS, PIECES, SHOWN = (8, 16, 64), 1000, 4
+ITERATIONS = {"teacher": 4000, "student": 1000}
+TEACHER, PAGE = "runs/texts/teacher", RESULTS / "texts.md"
+
+
+def lines() -> dict[str, Line]:
+    found: dict[str, Line] = {}
+    for n in STEPS:
+        teach = "train text-tokens"
+        distil = f"distill text-tokens --teacher {TEACHER} --student plain --steps {n}"
+        found[f"teacher-{n}"] = Line("the teacher", TEACHER, teach, ITERATIONS["teacher"], Choice(n))
+        run = f"runs/texts/student-{n}"
+        found[f"student-{n}"] = Line("its students", run, distil, ITERATIONS["student"], Choice(n))
+    return found
+
+
+@dataclass(frozen=True)
+class TextStudy(Study):
+    """A study of models of texts; `judges` is not asked."""
+
+    def scores(self, drawer: Drawer, name: str, count: int, progress: Reporter) -> Scores:
+        """With 1.96 standard errors either way."""
+        judge = evaluator(drawer.model.experiment.data, progress=progress)
+        found = score_texts(drawer, range(min(count, PIECES)), judge, progress=image_progress(progress))
+        said = {
+            "bound": (found.bound.total.value, found.bound.total.error),
+            "language model": (found.drawn.bits.value, found.drawn.bits.error),
+            "entropy": (found.drawn.entropy.value, found.drawn.entropy.error),
+            "gradient moment": (found.gradient_moment.value, found.gradient_moment.error),
+        }
+        return {what: (mean, mean - 1.96 * error, mean + 1.96 * error) for what, (mean, error) in said.items()}
+
+
+STUDY = TextStudy("texts", lines(), lambda data, progress: ())
+
+
+def pieces(names: list[str]) -> str:
+    """The first pieces of each, of the same noise."""
+    shown: list[str] = []
+    for name in names:
+        drawer = STUDY.lines[name].choice.drawer(dr.load(STUDY.run_of(name)))
+        drawn = texts(drawer.model.experiment.codec.alphabet, drawer.draw(range(SHOWN)).images)
+        shown += [f"    {name:11} {piece!r}" for piece in drawn]
+    return "\n".join(shown) + "\n"
+
+
+def pages() -> None:
+    """Table, figure and pieces of what there is."""
+    if not (found := STUDY.results(STUDY.lines)):
+        return
+    print(STUDY.table(found))
+    place("texts", STUDY.table(found), PAGE)
+    (RESULTS / "texts.png").write_bytes(png(STUDY.figure(found)))
+    place("pieces", pieces([name for name in found if (STUDY.run_of(name) / "experiment.json").exists()]), PAGE)
+
+
+if __name__ == "__main__":
+    STUDY.command(__doc__, pages)
