@@ -447,7 +447,11 @@ PLANS: dict[str, tuple[bytes, str]] = {
     "nested": (b"[" * 100_000, "cannot be read as a plan: "),
     "a list": (b"[1]", "cannot be read as a plan: "),
     "another version": (b'{"t": [1, 0], "refresh": ["often"]}', "cannot be read as a plan: "),
-    "partial": (b'{"t": [1, 0], "refresh": ["partial"]}', "a step is one of none, keep, full, got 'partial'"),
+    "partial": (
+        b'{"t": [1, 0], "refresh": ["partial"]}',
+        "step 0 reuses a context, but no step before it computed one",
+    ),
+    "half": (b'{"t": [1, 0], "refresh": ["half"]}', "a step is one of none, keep, partial, full, got 'half'"),
 }
 
 

@@ -34,7 +34,7 @@ def drawn(pipe, **how):
 
 
 def sampled(model, choice, seeds=SEEDS, guidance=1.0, labels=None):
-    drawer = choice.drawer(model, guidance=dr.Guidance(guidance))
+    drawer = choice.drawer(model, precision="float32", guidance=dr.Guidance(guidance))
     labels = drawer.labels(seeds) if labels is None else labels
     return next(dr.sample(drawer.denoiser, drawer.step, drawer.plan, model.shape, seeds, labels))
 
@@ -179,7 +179,7 @@ def test_changed_latents_are_taken_over_with_a_context_of_their_own(model, pipe,
 
     plan = dr.StepPlan.at(3, [0])  # the second step would reuse the first one's context
     anew = dr.StepPlan.at(plan.t, [0, 1])
-    drawer = dr.Choice(plan=anew if model.reuses_context else dr.StepPlan.uniform(3)).drawer(model)
+    drawer = dr.Choice(plan=anew if model.reuses_context else dr.StepPlan.uniform(3)).drawer(model, precision="float32")
     noise = Draws(0, torch.tensor(SEEDS))
     cond = dr.Cond(torch.tensor(drawer.labels(SEEDS)))
 

@@ -126,7 +126,7 @@ def test_impossible_requests_are_refused(make):
         ('{"t": [1' + "0" * 400 + ', 0], "refresh": ["full"]}', "not a plan"),
         ('{"t": [1, 0], "refresh": "full"}', "refresh is a list"),
         ('{"t": [1, 0], "refresh": [0]}', r"refresh\[0\] is 0"),
-        ('{"t": [1, 0], "refresh": ["FULL"]}', "one of none, keep, full, got 'FULL'"),
+        ('{"t": [1, 0], "refresh": ["FULL"]}', "one of none, keep, partial, full, got 'FULL'"),
         ('{"t": [1, 0], "refresh": ["full"], "steps": 1}', "expected"),
         ("[" * 100_000, "not a plan"),
         ("3", "expected"),
