@@ -44,7 +44,7 @@ def programs(run, tmp_path_factory):
 def drawn(run):
     """Of every batch: (noise, labels, images)."""
     model, found = dr.load(run, note=lambda text: None), {}
-    drawer = dr.Choice(plan=PLAN, sampler="ancestral").drawer(model)
+    drawer = dr.Choice(plan=PLAN, sampler="ancestral").drawer(model, precision="float32")
     for count in BATCHES:
         seeds, draws = range(count), Draws(0, torch.arange(count))
         streams = ["start", *(f"step {i} draw 0" for i in range(PLAN.num_steps - 1))]
