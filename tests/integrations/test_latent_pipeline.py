@@ -55,7 +55,8 @@ def pipe(place: Path) -> DualRatePipeline:
 
 
 def test_images_are_those_of_the_run(place: Path, pipe: DualRatePipeline) -> None:
-    drawer = CHOICE.drawer(dr.load(place / "run", note=lambda text: None).with_codec(place / "vae"))
+    model = dr.load(place / "run", note=lambda text: None).with_codec(place / "vae")
+    drawer = CHOICE.drawer(model, precision="float32")
     labels = drawer.labels(SEEDS)
     latents = next(dr.sample(drawer.denoiser, drawer.step, drawer.plan, (4, 8, 8), SEEDS, labels))
     assert torch.equal(drawn(pipe, "latent"), latents)
