@@ -125,12 +125,13 @@ STUDY = Study("few-steps", lines(), judges, precision="float32")
 
 def summary(found: Found) -> str:
     """Markdown: the first judge's scores, a line for each way and a column for each number of steps."""
-    by_way: dict[str, dict[int, str]] = {}
-    for name, one in found.items():
-        score = next(iter(one["scores"].values()))
-        by_way.setdefault(STUDY.lines[name].called, {})[one["steps"]] = within(score)
+
+    def cell(one: dict[str, Any] | None) -> str:
+        return "-" if one is None else within(next(iter(one["scores"].values())))
+
     header = ["of a heavy teacher", *(f"{n} step{'s' * (n > 1)}" for n in STEPS)]
-    return markdown(header, [[called, *(of.get(n, "-") for n in STEPS)] for called, of in by_way.items()], texts=1)
+    rows = STUDY.by_name(found).items()
+    return markdown(header, [[called, *(cell(of.get(n)) for n in STEPS)] for called, of in rows], texts=1)
 
 
 def pages() -> None:

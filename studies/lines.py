@@ -113,7 +113,7 @@ class Study:
         metrics = list(next(iter(found.values()))["scores"])
         made = [
             [called, str(steps), f"{2 * one['macs'] / 1e9:.3g}", *(within(one["scores"][metric]) for metric in metrics)]
-            for called, by_steps in self._called(found).items()
+            for called, by_steps in self.by_name(found).items()
             for steps, one in sorted(by_steps.items())
         ]
         return markdown(["model", "steps", "GFLOPs", *metrics], made, texts=1)
@@ -123,7 +123,7 @@ class Study:
         metrics = list(next(iter(found.values()))["scores"])
         made = Figure(figsize=(11, 4.2), layout="constrained")
         for axes, metric in zip(made.subplots(1, len(metrics)), metrics, strict=True):
-            for i, (called, by_steps) in enumerate(self._called(found).items()):
+            for i, (called, by_steps) in enumerate(self.by_name(found).items()):
                 color, marker = mark(i)
                 steps = sorted(by_steps)
                 value, low, high = (np.array([by_steps[n]["scores"][metric][of] for n in steps]) for of in range(3))
@@ -158,7 +158,7 @@ class Study:
         if not options.names:
             pages()
 
-    def _called(self, found: Found) -> dict[str, dict[int, dict[str, Any]]]:
+    def by_name(self, found: Found) -> dict[str, dict[int, dict[str, Any]]]:
         """What has been measured, by what the rows are called and by steps."""
         made: dict[str, dict[int, dict[str, Any]]] = {}
         for name, one in found.items():

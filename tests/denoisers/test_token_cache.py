@@ -87,10 +87,7 @@ def test_in_bfloat16_too_it_is_the_network_where_it_runs_whole(name):
 def test_a_step_that_keeps_is_fora_s_with_the_levels_above_outside():
     plan = dr.StepPlan.uniform(6, 2)
     flat = dr.UViTConfig(8, 1, (dr.Level("transformer", 16, 2),), 3, patch=2, embedding=16, head_dim=8)
-    torch.manual_seed(0)
-    net = UViT(flat).double().eval()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    net = network(flat)
     one = TokenCache(net.token_cut(scores=False), PROCESS, 0.5)
     torch.testing.assert_close(last(one, plan), last(denoiser_named("fora")(Plain(net, PROCESS), PROCESS), plan))
 

@@ -201,14 +201,14 @@ def cached(entry: Entry, model: Model, steps: int, heavy: int, *, even: bool = F
     """
     sampler = entry.sampler or SMOOTH
     times = grid_times(sampler_named(sampler).grid, model.process.schedule, steps)
-    if even or refreshing(entry.denoiser).even:
-        return entry.contender(StepPlan.spread(times, heavy).renewing(between(model.denoiser)), sampler)
-    seeds = range(SEED, SEED + SIMILARITY_IMAGES)
-    labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
-    step = step_for(model, StepPlan.spread(times), sampler, entry.gamma or None)
-    like = similarities(model.denoiser, step, times, model.shape, seeds, labels, device=model.device)
-    plan = StepPlan.at(times, best_refreshes(like, heavy)).renewing(between(model.denoiser))
-    return entry.contender(plan, sampler)
+    plan = StepPlan.spread(times, heavy)
+    if not (even or refreshing(entry.denoiser).even):
+        seeds = range(SEED, SEED + SIMILARITY_IMAGES)
+        labels = [seed % model.num_classes for seed in seeds] if model.num_classes else None
+        step = step_for(model, StepPlan.spread(times), sampler, entry.gamma or None)
+        like = similarities(model.denoiser, step, times, model.shape, seeds, labels, device=model.device)
+        plan = StepPlan.at(times, best_refreshes(like, heavy))
+    return entry.contender(plan.renewing(between(model.denoiser)), sampler)
 
 
 def after_light(entry: Entry, model: Model, steps: int, heavy: int | None) -> Contender:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -59,6 +59,11 @@ def between(denoiser: Denoiser) -> tuple[Refresh, ...]:
     are: as it may say by an attribute of that name.
     """
     return getattr(denoiser, "between", (Refresh.KEEP,))
+
+
+def of_network(denoiser: Denoiser, name: str) -> Any:
+    """What a single network offers by that name, such as to be cut; None of any other denoiser or network."""
+    return getattr(denoiser.network, name, None) if isinstance(denoiser, Plain) else None
 
 
 def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tensor:

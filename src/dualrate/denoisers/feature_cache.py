@@ -37,7 +37,7 @@ from typing import Annotated, Protocol, cast
 from torch import Tensor
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.denoisers.denoiser import Denoiser, Plain
+from dualrate.denoisers.denoiser import Denoiser, of_network
 from dualrate.denoisers.forecast import Form, forecast
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, per_row
@@ -84,13 +84,12 @@ class FeatureCache(Ranged):
         """
 
         def cache(denoiser: Denoiser, process: GaussianProcess) -> FeatureCache:
-            cut = getattr(denoiser.network, "cut", None) if isinstance(denoiser, Plain) else None
-            if cut is None:
+            if (cut := of_network(denoiser, "cut")) is None:
                 raise ValueError(
                     "features are cached of a single-rate network that can be cut, a U-ViT or a transformer of "
                     f"diffusers, got {type(denoiser).__name__}"
                 )
-            return FeatureCache(cast(Callable[[int], Cut], cut)(outer), process, order, form)
+            return FeatureCache(cut(outer), process, order, form)
 
         return cache
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.denoisers.denoiser import Denoiser, Plain
+from dualrate.denoisers.denoiser import Denoiser, Plain, of_network
 from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.process import GaussianProcess, per_row
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
@@ -91,13 +91,12 @@ class TokenCache(Ranged):
         """
 
         def make(denoiser: Denoiser, process: GaussianProcess) -> TokenCache:
-            cut = getattr(denoiser.network, "token_cut", None) if isinstance(denoiser, Plain) else None
-            if cut is None:
+            if (cut := of_network(denoiser, "token_cut")) is None:
                 raise ValueError(
                     "tokens are kept of a single U-ViT, or a transformer of diffusers, got "
                     f"{type(denoiser.network if isinstance(denoiser, Plain) else denoiser).__name__}"
                 )
-            return TokenCache(cast(Callable[[bool], TokenCut], cut)(by == "attention"), process, share, by, between)
+            return TokenCache(cut(by == "attention"), process, share, by, between)
 
         return make
 
