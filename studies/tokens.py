@@ -65,6 +65,7 @@ def judges(data: DataConfig, progress: Reporter) -> tuple[Evaluator[Any], ...]:
         how = {"kind": kind, "seed": seed, "epochs": epochs, "name": name}
         shown = training_progress(progress, BATCH_SIZE)
         feature_net_in(RUNS / "tokens-judges" / name, train, test, **how, progress=shown)
+        progress.close()  # the next has a rate of its own
     return tuple(evaluator(data, features=RUNS / "tokens-judges" / name, progress=progress) for name in NETS)
 
 

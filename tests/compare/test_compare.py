@@ -172,7 +172,7 @@ def test_a_batch_saturates_where_doubling_gains_less_than_5_percent(here, monkey
     # seconds of one call; per image 1, 1.1 (disturbed), 0.375, 0.37, 0.36
     calls = {1: 1.0, 2: 2.2, 4: 1.5, 8: 2.96, 16: 5.76}
     monkeypatch.setattr(speed, "LARGEST_BATCH", 64)
-    monkeypatch.setattr(speed, "seconds_of_calls", lambda model, batch, seconds: (0.0, calls[batch]))
+    monkeypatch.setattr(speed, "call_seconds", lambda model, batch, seconds: CallCost(0, calls[batch] / batch))
     drawer = SimpleNamespace(model=None, cost=PlanCost(CallCost(1, 1), 0, 7))
     assert speed.saturating_batch(drawer) == 4  # type: ignore[arg-type]
 
@@ -275,9 +275,9 @@ def test_where_the_time_is_over_only_the_networks_that_are_measured_are_timed(he
     def timing(model, batch, *, seconds):
         timed.append(model.called_by or model.name)
         assert notes.lines[-1].startswith("timing calls of ")
-        return 1.0, 1.0
+        return CallCost(1 / work.BATCH, 1 / work.BATCH)
 
-    monkeypatch.setattr(work, "seconds_of_calls", timing)
+    monkeypatch.setattr(work, "call_seconds", timing)
     effort = Effort(minutes=1e-9, screen=12, count=40)
     entries = ["heavy:3", "dual:4/2", "heavy:4/2"]  # the last one's encoder shared
     findings = compare(entries, here / "report.html", effort, features=here / "net", progress=notes)
@@ -292,7 +292,7 @@ def test_a_call_says_first_what_all_contenders_will_take(here, monkeypatch):
 
     When drawing then turns out to be faster, all images fit.
     """
-    monkeypatch.setattr(work, "seconds_of_calls", lambda *of, **how: (1000.0, 1000.0))
+    monkeypatch.setattr(work, "call_seconds", lambda *of, **how: CallCost(8, 8))
     monkeypatch.setattr("dualrate.compare.schedule.INCREMENT", 40)
     effort, first, second = Effort(minutes=10, screen=12, count=80), Notes(), Notes()
     for notes in (first, second):

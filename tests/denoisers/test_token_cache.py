@@ -15,7 +15,7 @@ from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.token_cache import FIRST, TokenCache, choose
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.uvit import UViT
-from dualrate.sampling.cost import expected_costs, macs_of, mean_macs, plan_cost
+from dualrate.sampling.cost import CallCost, expected_costs, macs_of, mean_macs, plan_cost
 
 KEEP, PARTIAL, FULL = Refresh.KEEP, Refresh.PARTIAL, Refresh.FULL
 
@@ -195,6 +195,7 @@ def test_calls_and_multiply_adds_are_the_schedule_s():
     full = macs_of(lambda: one.encode(z, t, cond))
     counted = plan_cost(one, dr.DDIM(PROCESS), plan, SHAPE, label=0)
     assert counted.macs == 2 * full + 2 * kept + 2 * part
+    assert counted.where(CallCost(100, 10, decode=0.5, partial=1)) == 2 * 100 + 2 * 10 + 2 * 1 + 0.5
     assert counted.macs == mean_macs(one, dr.DDIM(PROCESS), plan, SHAPE, [0], [0])
     expected = expected_costs(counted.calls, one.reuse, dr.DDIM(PROCESS), plan, SHAPE, label=0)
     assert [cost.macs for cost in expected] == [

@@ -36,6 +36,7 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Card, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.runs.store import load
+from dualrate.sampling.cost import CallCost
 
 
 def pictures(count: int) -> ImageSet:
@@ -127,7 +128,7 @@ def test_a_model_of_latents_has_the_scores_of_its_codec_and_a_decoder_those_of_w
 
 
 def test_a_comparison_of_decoders_has_their_psnr(root: Path, judge, tmp_path: Path, monkeypatch) -> None:
-    untimed = {"seconds_of_calls": (0.1, 0.1), "seconds_of_decoding": 0.1, "saturating_batch": 4, "memory_of": 1}
+    untimed = {"call_seconds": CallCost(0.1, 0.1, decode=0.1), "saturating_batch": 4, "memory_of": 1}
     for name, value in {**untimed, "speed": Speed(0.1, 0.1, 4)}.items():
         monkeypatch.setattr(work, name, lambda *of, value=value, **how: value)
     monkeypatch.setattr(work, "SHOWN", 4)

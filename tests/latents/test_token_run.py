@@ -23,6 +23,7 @@ from dualrate.networks.tokens import TokensConfig
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.catalogue import make_step
+from dualrate.sampling.cost import CallCost
 from dualrate.serving.offer import Offer
 from dualrate.training.config import FitConfig
 
@@ -62,7 +63,7 @@ def test_comparing_and_serving_try_the_step_of_tokens_alone(model):
     """Without plans that are found by errors of Gaussian states."""
     entry = replace(Entry.parse(str(model.path)), network="A")
     models = {entry.run: model}
-    assert planning_seconds(entry, models, 1.0, 1.0) == 0
+    assert planning_seconds(entry, models, CallCost(1, 1)) == 0
     found = contenders_of([entry], models, progress=Silent())
     assert {one.sampler for one in found} == {"ancestral"}
     assert len({one.plan for one in found}) > 3

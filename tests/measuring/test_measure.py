@@ -16,7 +16,7 @@ from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.experiments.serves import OnePlan
 from dualrate.measuring.drawer import Drawer, Guidance
-from dualrate.measuring.measure import cost_report, measure
+from dualrate.measuring.measure import call_seconds, cost_report, measure
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.architectures import Architecture, Mixed
 from dualrate.metrics.evaluate import Evaluator
@@ -29,6 +29,7 @@ from dualrate.runs.store import Model, load, write_experiment
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.bands import Bands
+from dualrate.sampling.cost import CallCost
 from dualrate.sampling.covariance import ProbedCovariance, TabulatedCovariance
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
@@ -220,6 +221,15 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_drawn(drawer, judge
         with pytest.raises(ValueError, match=message):
             measure(drawer, seeds, one, keep=directory, details=details, progress=lambda *_: pytest.fail("drawn"))
     assert directory is None or not directory.exists()
+
+
+def test_seconds_of_calls_are_those_of_a_row_and_of_a_kind(model, monkeypatch):
+    """In calls of four rows, the first of which took 8 s, each next one half of that; only some renew a part."""
+    alone = replace(model, denoiser=Plain(model.networks.get_submodule("encoder.net"), model.process))
+    taken = iter([8.0, 4.0, 8.0, 4.0, 2.0])
+    monkeypatch.setattr("dualrate.measuring.measure.seconds_per_call", lambda call, **_: (call(), next(taken))[1])
+    for one, partial in ((model, 0.0), (alone.with_denoiser("toca"), 0.5)):
+        assert call_seconds(one, 4) == CallCost(2.0, 1.0, own=True, partial=partial)
 
 
 def test_a_report_of_costs_adds_up(drawer, model, monkeypatch):

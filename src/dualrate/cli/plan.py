@@ -140,7 +140,7 @@ class PlanSearch(Ranged):
 
     def _budget(self, model: Model) -> tuple[CallCost, float, str]:
         """Costs of calls and the budget in one unit, and the unit's name."""
-        from dualrate.measuring.planning import call_seconds
+        from dualrate.measuring.measure import call_seconds
 
         if self.seconds is not None:
             return call_seconds(model, self.batch_size), self.seconds, "s"

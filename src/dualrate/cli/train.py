@@ -67,6 +67,10 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "cifar10-reduced-heavy": partial(cifar10.heavy, "reduced"),
     "cifar10-reduced-light": partial(cifar10.light, "reduced"),
     "cifar10-reduced-dual": partial(cifar10.dual, "reduced"),
+    "cifar10-flat-heavy": partial(cifar10.heavy, "flat"),
+    "cifar10-flat-medium": partial(cifar10.medium, "flat"),
+    "cifar10-flat-light": partial(cifar10.light, "flat"),
+    "cifar10-flat-dual": partial(cifar10.dual, "flat"),
     **{f"natural16-{name}": partial(natural16.single, name) for name in natural16.NETWORKS},
     "natural16-dual": natural16.dual,
     **{

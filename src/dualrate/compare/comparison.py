@@ -28,6 +28,7 @@ from dualrate.measuring.evaluator import evaluators, features_named, require_cou
 from dualrate.measuring.measure import check
 from dualrate.report.headline import plan_name
 from dualrate.runs.store import load
+from dualrate.sampling.cost import CallCost
 
 PLANNING = 0.1  # of the minutes: for planning at most
 SCREENING = 0.55  # of what is left then, and not reserved for the timing at the end: for screening at most
@@ -84,16 +85,17 @@ def compare(
     parsed = [Entry.parse(text) for text in entries]
     _require_names(parsed)
     named = features_named(features)
-    require_count(effort.screen, named[:1], "--screen")
-    require_count(effort.count, named, "--count")
     runs = dict.fromkeys(run for entry in parsed for run in (entry.run, *entry.again))
     models = {run: replace(load(run, device=device, note=progress.note), compiled=compiled) for run in runs}
     _require_comparable(models, mixed=mixed)
+    data = next(iter(models.values())).experiment.data
+    require_count(effort.screen, named[:1], "--screen", source=data.source)
+    require_count(effort.count, named, "--count", source=data.source)
     require_samplers(parsed, models)
     require_trainings(parsed, models)
     if rivals:
         parsed += rivals_of(parsed, models, progress=progress)
-    judges = evaluators(next(iter(models.values())).experiment.data, features, device=device, progress=progress)
+    judges = evaluators(data, features, device=device, progress=progress)
     check(judges[:1], effort.screen, details=False)
     check(judges, effort.count, details=True)
     directory = out.with_suffix(".cells")
@@ -138,13 +140,13 @@ def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> tuple[fr
     found: dict[Path, str] = {}
     seconds = PLANNING * clock.seconds
     for entry in entries:
-        if not planning_seconds(entry, bench.models, 1, 1):
+        if not planning_seconds(entry, bench.models, CallCost(1, 1)):
             continue
         wants = "more --minutes"
         if seconds > 0:
             start = time.monotonic()
             calls = bench.call_seconds(bench.models[entry.run], entry.run)
-            takes = bench.pace * planning_seconds(entry, bench.models, *calls)
+            takes = bench.pace * planning_seconds(entry, bench.models, calls)
             wants = f"--minutes {math.ceil(takes / PLANNING / 60)} or more"
             seconds -= time.monotonic() - start
             if takes <= seconds:

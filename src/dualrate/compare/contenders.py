@@ -373,8 +373,8 @@ def is_planned(model: Model) -> bool:
     return isinstance(model.process, GaussianProcess)
 
 
-def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, light: float) -> float:
-    """What finding an entry's usual plans takes. heavy, light: seconds of a call of its model, per image."""
+def planning_seconds(entry: Entry, models: dict[Path, Model], seconds: CallCost) -> float:
+    """What finding an entry's usual plans takes. seconds: of calls of its model, per image."""
     model = models[entry.run]
     if entry.plan is not None or entry.is_switched or not model.serves.any_plan or refreshing(entry.denoiser).even:
         return 0.0
@@ -382,11 +382,12 @@ def planning_seconds(entry: Entry, models: dict[Path, Model], heavy: float, ligh
         return 0.0
     if model.reuses_context:
         kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES)
-        calls = 2 * PLANNER_GRID * heavy + PLANNER_GRID * (PLANNER_GRID + 1) / 2 * light  # errors, and the bend
+        light = PLANNER_GRID * (PLANNER_GRID + 1) / 2
+        calls = 2 * PLANNER_GRID * seconds.heavy + light * seconds.light  # errors, and the bend
         return 0.0 if kept else PLANNING_IMAGES * calls
     costs = {run: model.call_cost for run, model in models.items()}
     return (
-        SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED_PLANS) * light
+        SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED_PLANS) * seconds.light
         if can_share_encoder(entry.run, models, costs)
         else 0.0
     )

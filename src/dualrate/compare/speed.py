@@ -19,7 +19,7 @@ from dualrate.machine.device import peak_memory
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.workers import leave_with_parent
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import seconds_of_calls
+from dualrate.measuring.measure import call_seconds
 from dualrate.runs.store import load
 
 GAIN = 1.05  # a batch twice as large that makes fewer than this many times the images per second is not worth it
@@ -42,11 +42,8 @@ def saturating_batch(drawer: Drawer) -> int:
     Twice doubled, for a single measurement may be disturbed.
     """
 
-    cost = drawer.cost
-
     def seconds_per_image(batch: int) -> float:
-        heavy, light = seconds_of_calls(drawer.model, batch, seconds=CALLING)
-        return (cost.heavy_calls * heavy + cost.light_calls * light) / batch
+        return drawer.cost.where(call_seconds(drawer.model, batch, seconds=CALLING))
 
     best, best_seconds, batch = 1, seconds_per_image(1), 1
     while batch < min(4 * best, LARGEST_BATCH):

@@ -30,12 +30,13 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import measure, seconds_of_calls, seconds_of_decoding, stores
+from dualrate.measuring.measure import call_seconds, measure, stores
 from dualrate.measuring.reconstruction import LOOKED_AT, Nearness, nearness
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import Row
+from dualrate.sampling.cost import CallCost
 
 SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0
 SLOWER = 1.3  # drawing, over its networks' calls, until it has been seen
@@ -117,8 +118,7 @@ class Bench:
     mapper: Mapper = in_turn
     share: float = 1.0
     _drawers: dict[str, Drawer] = field(default_factory=dict)
-    _calls: dict[tuple[Path, str | None], tuple[float, float]] = field(default_factory=dict)
-    _decodings: dict[Path, float] = field(default_factory=dict)
+    _calls: dict[tuple[Path, str | None], CallCost] = field(default_factory=dict)
     _done: float = 0
     _total: float = 0
     _images: int = 0
@@ -138,19 +138,12 @@ class Bench:
             self._drawers[contender.key] = contender.drawer(self.models[contender.run])
         return self._drawers[contender.key]
 
-    def call_seconds(self, model: Model, run: Path, denoiser: str | None = None) -> tuple[float, float]:
-        """Of a heavy and of a light call, per image, measured once."""
+    def call_seconds(self, model: Model, run: Path, denoiser: str | None = None) -> CallCost:
+        """Per image, measured once."""
         if (run, denoiser) not in self._calls:
             self.progress.note(f"timing calls of {run.name}{f' under {denoiser}' if denoiser else ''}")
-            heavy, light = seconds_of_calls(model, BATCH, seconds=CALLING)
-            self._calls[run, denoiser] = (heavy / BATCH, light / BATCH)
+            self._calls[run, denoiser] = call_seconds(model, BATCH, seconds=CALLING)
         return self._calls[run, denoiser]
-
-    def decoding_seconds(self, model: Model, run: Path) -> float:
-        """Per image, measured once."""
-        if run not in self._decodings:
-            self._decodings[run] = seconds_of_decoding(model, BATCH, seconds=CALLING) / BATCH
-        return self._decodings[run]
 
     def estimate(self, contenders: Sequence[Contender], seconds: float = math.inf) -> list[Contender]:
         """Counts contenders' calls, and times one call of each network; those that `seconds` suffice for, in this
@@ -162,11 +155,8 @@ class Bench:
             if not timed and len(found) >= LEAST and time.monotonic() > deadline:
                 continue
             drawer = self.drawer(contender)
-            heavy, light = self.call_seconds(drawer.model, contender.run, contender.denoiser)
-            decode = self.decoding_seconds(drawer.model, contender.run)
-            cost = drawer.expected_cost
-            image = cost.heavy_calls * heavy + cost.light_calls * light + decode
-            self.estimates[contender.key] = self.share * image
+            calls = self.call_seconds(drawer.model, contender.run, contender.denoiser)
+            self.estimates[contender.key] = self.share * drawer.expected_cost.where(calls)
             found.append(contender)
         return found
 

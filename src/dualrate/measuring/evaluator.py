@@ -20,12 +20,12 @@ from dualrate.data.images import ImageSet
 from dualrate.data.text import PIECE, is_text
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.progress import Reporter, image_progress
+from dualrate.metrics import language_model
 from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.dinov2 import load_dinov2
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import CARD, FeatureNet, read_card
 from dualrate.metrics.inception import DIM, load_inception
-from dualrate.metrics.language_model import BATCH_SIZE as TEXTS
 from dualrate.metrics.language_model import LanguageModel, is_kept, train_language_model
 from dualrate.metrics.reference import load_reference
 from dualrate.metrics.train_features import BATCH_SIZE, TrainingProgress, check_trainable, feature_net_in
@@ -129,19 +129,19 @@ def _check_size(net: FeatureNet, train: ImageSet) -> None:
         )
 
 
-def require_count(count: int, judges: Sequence[Features], option: str = "--num") -> None:
-    """Raises ValueError for fewer images than twice the features, where that is known before anything is loaded.
+def require_count(count: int, judges: Sequence[Features], option: str = "--num", *, source: str | None = None) -> None:
+    """Raises ValueError for fewer images than twice the features, where that is known before a judge is loaded.
 
-    option: of the command line, that says how many
+    option: of the command line, that says how many; source: of the images, which says what judges them by itself
     """
-    dim = max(map(_dim, judges))
+    dim = max(_dim(judge, source) for judge in judges)
     if count < 2 * dim:
         raise ValueError(
             f"{option} {count} is too few: a distance in {dim} features needs at least {2 * dim} images: draw more"
         )
 
 
-def _dim(features: Features) -> int:
+def _dim(features: Features, source: str | None) -> int:
     """Of a judge; 0 where it is not known before it is loaded."""
     match features:
         case "inception":
@@ -149,7 +149,7 @@ def _dim(features: Features) -> int:
         case "dinov2":
             return 0
         case None:
-            return Architecture.features
+            return language_model.HIDDEN if source and is_text(source) else Architecture.features
         case _:
             return FeatureNet.load(features).dim
 
@@ -199,7 +199,7 @@ def _language_model(train: ImageSet, test: ImageSet, progress: Reporter) -> Lang
     if is_kept(cached):
         return LanguageModel.load(cached)
     progress.note(f"training a language model on {train.name}, once; it is kept in {cached}")
-    model = train_language_model(train, test, progress=training_progress(progress, TEXTS))
+    model = train_language_model(train, test, progress=training_progress(progress, language_model.BATCH_SIZE))
     progress.close()
     model.save(cached)
     return model

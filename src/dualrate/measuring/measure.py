@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.feature_store import FeatureStore, StoredFeatures, fill_together
 from dualrate.report.rows import Row
-from dualrate.sampling.cost import seconds_per_call
+from dualrate.sampling.cost import CallCost, seconds_per_call
 
 SHARD = 125  # images of a file of kept features, at least
 
@@ -157,8 +157,8 @@ def _images(drawer: Drawer, seeds: Sequence[int]) -> NDArray[np.uint8]:
     return drawer.draw(seeds).images
 
 
-def seconds_of_calls(model: Model, batch_size: int, *, seconds: float = 1.0) -> tuple[float, float]:
-    """Seconds of a heavy and of a light call of `batch_size` rows, measured now, for about `seconds` each."""
+def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0) -> CallCost:
+    """Seconds of a row in calls of `batch_size` rows, and of its decoding, measured now, for about `seconds` each."""
     device = model.device
     z = torch.zeros(batch_size, *model.process.state_shape(model.shape), device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
@@ -171,9 +171,15 @@ def seconds_of_calls(model: Model, batch_size: int, *, seconds: float = 1.0) -> 
     denoiser = model.ready(bfloat16=bfloat16).denoiser
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         context = denoiser.encode(z, t, cond).aged()
-        how = {"seconds": seconds, "device": device}
-        heavy = seconds_per_call(lambda: denoiser.encode(z, t, cond), **how)
-        return heavy, seconds_per_call(lambda: denoiser.denoise(z, t, context, cond), **how)
+
+        def taken(call: Callable[[], object]) -> float:
+            return seconds_per_call(call, seconds=seconds, device=device) / batch_size
+
+        heavy, light = taken(lambda: denoiser.encode(z, t, cond)), taken(lambda: denoiser.denoise(z, t, context, cond))
+        renew = getattr(denoiser, "renew", None)
+        part = 0.0 if renew is None else taken(lambda: renew(z, t, context, cond))
+    decode = seconds_of_decoding(model, batch_size, seconds=seconds) / batch_size
+    return CallCost(heavy, light, model.call_cost.own, decode, part)
 
 
 def seconds_of_decoding(model: Model, batch_size: int, *, seconds: float = 1.0) -> float:
@@ -189,7 +195,7 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
     """Parameters, MACs and FLOPs, and latency of the networks' calls and of a batch's images, measured now."""
     cost, count = drawer.cost, drawer.batch_size
     seconds = drawer.draw(range(count)).seconds
-    heavy, light = seconds_of_calls(drawer.model, count)
+    taken = call_seconds(drawer.model, count)
     return {
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
         "macs_heavy_call": cost.calls.heavy,
@@ -197,9 +203,9 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
         "macs_decode": cost.calls.decode,
         "flops_heavy_call": 2 * cost.calls.heavy,
         "flops_light_call": 2 * cost.calls.light,
-        "seconds_heavy_call": heavy if cost.calls.heavy else 0.0,
-        "seconds_light_call": light,
-        "seconds_decode": seconds_of_decoding(drawer.model, count),
+        "seconds_heavy_call": count * taken.heavy if cost.calls.heavy else 0.0,
+        "seconds_light_call": count * taken.light,
+        "seconds_decode": count * taken.decode,
         "steps": drawer.plan.num_steps,
         "heavy_calls_per_image": cost.heavy_calls,
         "light_calls_per_image": cost.light_calls,

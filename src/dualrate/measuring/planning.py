@@ -24,7 +24,7 @@ from dualrate.machine.files import read_json, write_whole
 from dualrate.machine.progress import ImageProgress, Reporter, image_progress
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.choosing import Choice
-from dualrate.measuring.measure import measure, seconds_of_calls, seconds_of_decoding
+from dualrate.measuring.measure import measure
 from dualrate.measuring.subset import SubsetPart, subset_parts
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.bend import FEWEST, Bend, measure_bend
@@ -43,13 +43,6 @@ class Candidate:
     planned: Planned
     even: float | None
     cost: float
-
-
-def call_seconds(model: Model, batch_size: int) -> CallCost:
-    """In measured seconds, at a batch size."""
-    heavy, light = seconds_of_calls(model, batch_size)
-    decode = seconds_of_decoding(model, batch_size)
-    return CallCost(heavy / batch_size, light / batch_size, model.call_cost.own, decode / batch_size)
 
 
 def candidates(

@@ -1,12 +1,14 @@
-"""CIFAR-10, 32 x 32, in the shape of the ImageNet-64 recipe scaled down, in three sizes.
+"""CIFAR-10, 32 x 32, in four sizes, the first three in the shape of the ImageNet-64 recipe scaled down.
 
     full       for ten minutes of one modern GPU a model: convolutions at 32 x 32, transformers at 16 x 16 and 8 x 8
     compact    the same levels with fewer channels, for a GPU in pieces of ten minutes: a fifth of full's parameters, so
                that a model fits into a few files of 16 MiB between two pieces (tools/gpu_queue.py)
     reduced    for half an hour of one CPU core at most a model: patches of 2, every level at half the resolution
+    flat       for two hours of one CPU core: patches of 2 and transformer blocks alone, on all of their 256 positions,
+               among which caches by tokens choose (denoisers/token_cache.py)
 
 As there, the light network halves the transformers' widths and the middle's depth; its convolutions are narrower too,
-for on small images they would cost as much as the rest. compact's medium network costs about what its dual-rate model
+for on small images they would cost as much as the rest. A medium network costs about what the dual-rate model
 costs on average. `source` is your own copy: a folder of images, or parquet files as the Hub has them.
 """
 
@@ -25,7 +27,7 @@ from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
-Size = Literal["full", "compact", "reduced"]
+Size = Literal["full", "compact", "reduced", "flat"]
 
 
 def full_layout(
@@ -50,17 +52,28 @@ def reduced_layout(conv: int, transformers: tuple[int, int], middle: int) -> UVi
     return UViTConfig(32, 3, levels, num_classes=10, patch=2, embedding=192, head_dim=32)
 
 
+def flat_layout(channels: int, blocks: int) -> UViTConfig:
+    """Of one level, at 16 x 16."""
+    levels = (Level("transformer", channels, blocks),)
+    return UViTConfig(32, 3, levels, num_classes=10, patch=2, embedding=192, head_dim=32)
+
+
 HEAVY = {
     "full": full_layout(128, (256, 512), 2, 8, dropout=0.1),
     "compact": full_layout(96, (192, 256), 2, 4, dropout=0.1, embedding=256),
     "reduced": reduced_layout(64, (128, 256), 6),
+    "flat": flat_layout(128, 4),
 }
 LIGHT = {
     "full": full_layout(96, (128, 256), 2, 4, dropout=0.0),
     "compact": full_layout(48, (64, 128), 2, 2, dropout=0.0, embedding=256),
     "reduced": reduced_layout(40, (64, 128), 3),
+    "flat": flat_layout(64, 2),
 }
-MEDIUM = full_layout(64, (128, 192), 2, 3, dropout=0.1, embedding=256)  # 0.46 of compact's heavy
+MEDIUM = {
+    "compact": full_layout(64, (128, 192), 2, 3, dropout=0.1, embedding=256),  # 0.46 of heavy
+    "flat": flat_layout(96, 3),
+}
 
 FULL = FitConfig(
     iterations=200_000,  # more than ten minutes of a GPU make; `max_seconds` ends the run, a larger one goes on with it
@@ -84,7 +97,8 @@ REDUCED = replace(
     sample_every=1000,
 )
 COMPACT = replace(FULL, max_seconds=None)
-FITS = {"full": FULL, "compact": COMPACT, "reduced": REDUCED}
+FLAT = replace(REDUCED, iterations=3000, optim=replace(REDUCED.optim, decay="cosine"))
+FITS = {"full": FULL, "compact": COMPACT, "reduced": REDUCED, "flat": FLAT}
 
 
 def data(source: str) -> DataConfig:
@@ -101,9 +115,9 @@ def light(size: Size = "full", source: str = "cifar10") -> Experiment:
     return Experiment(f"cifar10-{size}-light", OneNetwork(LIGHT[size]), DenoisingConfig(), FITS[size], data(source))
 
 
-def medium(source: str = "cifar10") -> Experiment:
-    """A single network of the cost that compact's dual-rate model has on average."""
-    return Experiment("cifar10-compact-medium", OneNetwork(MEDIUM), DenoisingConfig(), COMPACT, data(source))
+def medium(size: Literal["compact", "flat"] = "compact", source: str = "cifar10") -> Experiment:
+    """A single network of the cost that the dual-rate model has on average."""
+    return Experiment(f"cifar10-{size}-medium", OneNetwork(MEDIUM[size]), DenoisingConfig(), FITS[size], data(source))
 
 
 def dual(size: Size = "full", source: str = "cifar10") -> Experiment:
@@ -118,4 +132,4 @@ def distilled(size: Size = "full") -> StudentRecipe:
     """Students of the heavy model."""
     many = replace(FITS[size], optim=OptimConfig(lr=5e-5, betas=(0.0, 0.99), warmup=200), ema_halflife=10_000)
     few = replace(many, iterations=5000, batch_size=64)
-    return StudentRecipe(f"cifar10-{size}", LIGHT[size], few if size == "reduced" else many)
+    return StudentRecipe(f"cifar10-{size}", LIGHT[size], few if size in ("reduced", "flat") else many)

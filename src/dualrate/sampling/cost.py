@@ -82,9 +82,12 @@ class PlanCost:
 
     @property
     def macs(self) -> int:
-        light = (self.light_calls - self.partial_calls) * self.calls.light + self.partial_calls * self.calls.partial
-        calls = self.heavy_calls * self.calls.heavy + light
-        return int((calls if self.mean is None else self.mean) + self.calls.decode)
+        return int(self.where(self.calls) if self.mean is None else self.mean + self.calls.decode)
+
+    def where(self, calls: CallCost) -> float:
+        """What as many calls come to that cost so much, in seconds or any one unit."""
+        light = (self.light_calls - self.partial_calls) * calls.light + self.partial_calls * calls.partial
+        return self.heavy_calls * calls.heavy + light + calls.decode
 
     @property
     def flops(self) -> int:
