@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from common import RESULTS, SHOWN, markdown, place, within
+from common import RESULTS, markdown, place, within
 from lines import Found, Line, Study
 
 from dualrate.experiments.experiment import DataConfig
@@ -29,7 +29,6 @@ from dualrate.measuring.choosing import Choice
 from dualrate.measuring.evaluator import evaluators
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.figures import png
-from dualrate.report.image_grid import save_grid
 
 LIGHT, HEAVY, PAIR = (f"weights/fashion-mnist-{name}" for name in ("light", "heavy-annealed", "retrofit"))
 JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
@@ -144,9 +143,7 @@ def pages() -> None:
             place(name, STUDY.table(found), PAGE)
             (RESULTS / f"{name}.png").write_bytes(png(STUDY.figure(found, cost)))
     place("few-steps summary", summary(STUDY.results(heavy)), SUMMARY)
-    shown = [name for name in PICTURED if (STUDY.run_of(name) / "experiment.json").exists()]
-    save_grid(STUDY.drawn(shown), RESULTS / "few-steps-samples.png", columns=SHOWN, scale=2)
-    print("a row of images each:", *shown)
+    STUDY.picture(PICTURED, scale=2)
 
 
 if __name__ == "__main__":

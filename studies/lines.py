@@ -18,7 +18,6 @@ import numpy as np
 from common import COUNT, RESULTS, ROOT, RUNS, SHOWN, command, keep, markdown, on_one_thread, within
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from numpy.typing import NDArray
 
 import dualrate as dr
 from dualrate.cli.console import reporter
@@ -29,6 +28,7 @@ from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import measure
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.figures import INK, log_axis, mark
+from dualrate.report.image_grid import save_grid
 
 Found = dict[str, dict[str, Any]]
 Scores = dict[str, tuple[float, float, float]]  # a value and the ends of its 95% interval, by what it is of
@@ -54,12 +54,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Study:
-    """name: of its folders; judges: of the images that a model was trained on; precision: of training and drawing."""
+    """name: of its folders; judges: of the images that a model was trained on; precision: of training and drawing;
+    count: images of a model, where nothing is said.
+    """
 
     name: str
     lines: dict[str, Line]
     judges: Judges
     precision: Literal["auto", "float32"] = "auto"
+    count: int = COUNT
 
     def file_of(self, name: str) -> Path:
         return RESULTS / self.name / f"{name}.json"
@@ -67,7 +70,7 @@ class Study:
     def run_of(self, name: str) -> Path:
         return ROOT / self.lines[name].run
 
-    def run(self, name: str, count: int = COUNT) -> None:
+    def run(self, name: str, count: int) -> None:
         """Train a model to its end, and measure it, unless its results are there."""
         file, line = self.file_of(name), self.lines[name]
         if file.exists():
@@ -141,16 +144,25 @@ class Study:
         made.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
         return made
 
-    def drawn(self, names: Sequence[str]) -> NDArray[np.uint8]:
-        """The first SHOWN images of each, of the same noise."""
+    def is_here(self, name: str) -> bool:
+        """Whether its model is, not its results alone."""
+        return (self.run_of(name) / "experiment.json").exists()
+
+    def picture(self, names: Sequence[str], scale: int) -> None:
+        """A row of the first SHOWN images of each, of the same noise, unless a model is missing."""
+        if missing := [name for name in names if not self.is_here(name)]:
+            print(f"no new images: these models are not here: {', '.join(missing)}")
+            return
         drawers = [self.lines[name].choice.drawer(dr.load(self.run_of(name))) for name in names]
-        return np.concatenate([drawer.draw(range(SHOWN)).images for drawer in drawers])
+        images = np.concatenate([drawer.draw(range(SHOWN)).images for drawer in drawers])
+        save_grid(images, RESULTS / f"{self.name}-samples.png", columns=SHOWN, scale=scale)
+        print("a row of images each:", *names)
 
     def command(self, doc: str | None, pages: Callable[[], None]) -> None:
         """The study as a command: names, which it trains and measures in turn; none: its pages."""
         parser = command(doc)
         parser.add_argument("names", nargs="*", choices=[*self.lines, []], help="models; none: tables and figures")
-        parser.add_argument("--count", type=int, default=COUNT)
+        parser.add_argument("--count", type=int, default=self.count)
         options = parser.parse_args()
         on_one_thread()
         for name in options.names:

@@ -1,0 +1,247 @@
+"""Do errors of x_hat, measured without drawing an image, tell what a second rate saves?
+
+    OMP_NUM_THREADS=1 .venv/bin/python studies/saving_model.py
+
+Of every row of the settled report (docs/results/settled.json), single or dual-rate, under the plan that was scored
+there, the planner's terms of second order (planning/planner.py), the heavy network's errors taken away:
+
+    off = sum over steps, each with half the loss weight's integral over it, of
+          E|x - x_hat|^2 - E|x - x_hat of heavy|^2      what the network lacks: its size, the age of its context
+          + what the step is off by with heavy          its length (planning/bend.py)
+
+Both x_hat see the same z_t, along a forward path of held-out images. Where a dual-rate plan and a single network's line
+have equal `off` they should have equal scores, so the ratio of their costs there is a prediction, beside which the
+ratio at equal scores is put; and the weight of what networks lack with which both agree. The single network
+is on steps even in log-SNR; its scores lie on a line that is straight in logarithms between its rows, as in reports,
+and goes on beyond them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from common import RESULTS, command, keep, load, markdown, on_one_thread
+from numpy.typing import NDArray
+
+import dualrate as dr
+from dualrate.cli.console import reporter
+from dualrate.denoisers.denoiser import posterior_mean
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.times import shared_time
+from dualrate.diffusion.values import Context, Refresh
+from dualrate.machine.progress import Reporter
+from dualrate.measuring.likelihood import Estimate
+from dualrate.measuring.subset import SubsetBatch, subset_batches
+from dualrate.planning.bend import measure_bend
+from dualrate.planning.planner import Errors, Planner
+from dualrate.report.table import significant
+from dualrate.sampling.grids import grid_times
+
+HEAVY, SINGLE = "fashion-mnist-heavy-annealed", "fashion-mnist-medium-45"
+REPORT = RESULTS / "settled.json"  # 50,000 images a row
+JUDGES = {"FD-fashion-mnist": "value", "-b": "FD-fashion-mnist-b value", "-c": "FD-fashion-mnist-c value"}
+SINGLE_STEPS = range(5, 25)  # of the single network, on its usual steps
+GRID, PATHS = 64, 256  # of the bend: steps, and paths from noise
+ROWS, COUNT = 64, 512  # held-out images at a time, and in all
+SEED = 5 << 40  # of the noise; far from the seeds of images
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A row of a report. macs: of an image; scores: by every judge."""
+
+    run: str
+    plan: dr.StepPlan
+    macs: int
+    scores: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        steps, heavy = self.plan.num_steps, self.plan.num_heavy
+        return f"{self.run.removeprefix('fashion-mnist-')} {steps if steps == heavy else f'{steps}/{heavy}'}"
+
+
+def report_rows() -> list[Scored]:
+    """The rows of the report, all by a sampler of second order."""
+    return [
+        Scored(
+            row["run"],
+            dr.StepPlan.from_json(json.dumps(row["plan"])),
+            row["macs"],
+            tuple(row[judge] for judge in JUDGES.values()),
+        )
+        for row in json.loads(REPORT.read_text())["front"]
+    ]
+
+
+@dataclass(frozen=True)
+class Off:
+    """What a plan's terms sum to, the network's part with its standard error over parts of the images; heavy: the
+    heavy network's own errors on the same steps, its loss.
+    """
+
+    lacks: Estimate
+    steps: float
+    heavy: float
+
+    @property
+    def total(self) -> float:
+        return self.lacks.value + self.steps
+
+
+@torch.no_grad()
+def errors(model: dr.Model, heavy: dr.Model, plan: dr.StepPlan, batch: SubsetBatch, draws: Draws) -> Numbers:
+    """(N, 2): mean squared errors per element of a model at every step of its plan, and of heavy on the same z."""
+    shape, process, denoiser = batch.x.shape[1:], model.gaussian, model.denoiser
+    times = [shared_time(t, len(batch)) for t in plan.t]
+    z, context, found = process.add_noise(batch.x, times[0], draws.normal("start", *shape)), Context(), []
+    for i, (refresh, (now, following)) in enumerate(zip(plan.refresh, pairwise(times), strict=True)):
+        match refresh:
+            case Refresh.FULL:
+                context = denoiser.encode(z, now, batch.cond)
+            case Refresh.NONE:
+                context = Context()
+            case Refresh.KEEP:
+                context = context.aged()
+            case _:
+                raise ValueError(f"a step that is neither heavy nor light: {refresh}")
+        both = denoiser.denoise(z, now, context, batch.cond), posterior_mean(heavy.denoiser, z, now, batch.cond)
+        found.append([(batch.x - x_hat).double().square().mean().item() for x_hat in both])
+        if i + 1 < plan.num_steps:
+            z = process.posterior(z, batch.x, now, following).sample(draws.normal(f"step {i}", *shape))
+    return np.array(found)
+
+
+def bending(heavy: dr.Model) -> Planner:
+    """With what steps of the heavy network are off by, on steps even in log-SNR."""
+    t, process, rows = grid_times("log-snr", heavy.gaussian.schedule, GRID), heavy.gaussian, torch.arange(PATHS)
+    normal, labels = Draws(SEED, rows).normal("bend", *heavy.shape), rows % heavy.num_classes
+    bend = measure_bend(heavy.denoiser, process, t, normal, dr.Cond(labels))
+    return Planner(Errors(t, np.zeros((GRID, GRID + 1)), bend), process, heavy.experiment.method.weighting, order=2)
+
+
+def step_weights(heavy: dr.Model, t: Sequence[float]) -> Numbers:
+    """(N,): half the loss weight's integral over each step between the times t, (N + 1,)."""
+    log_snr = heavy.gaussian.schedule.log_snr(torch.tensor(tuple(t), dtype=torch.float64))
+    return 0.5 * heavy.experiment.method.weighting.integral(log_snr[:-1], log_snr[1:]).numpy()
+
+
+def steps_off(heavy: dr.Model, planner: Planner, t: Sequence[float]) -> float:
+    """What steps between these times are off by."""
+    return float(step_weights(heavy, t) @ planner.bending(t).diagonal(1))
+
+
+def off(heavy: dr.Model, planner: Planner, rows: Sequence[Scored], count: int, progress: Reporter) -> list[Off]:
+    """Of each row; `count` images are a few times ROWS."""
+    batches = list(subset_batches(heavy, heavy.experiment.data.images("test"), count, ROWS))
+    found: list[Off] = []
+    for row in rows:
+        weights, parts = step_weights(heavy, row.plan.t), []
+        for i, batch in enumerate(batches):
+            draws = Draws(SEED, torch.arange(ROWS * i, ROWS * i + len(batch)))
+            parts.append(weights @ errors(load(f"weights/{row.run}"), heavy, row.plan, batch, draws))
+            done = count * len(found) + ROWS * i + len(batch)
+            progress.update(done, count * len(rows), {"images": done})
+        own, heavys = np.array(parts).T
+        steps = steps_off(heavy, planner, row.plan.t)
+        found.append(Off(Estimate.of(torch.from_numpy(own - heavys)), steps, float(heavys.mean())))
+    progress.close()
+    return found
+
+
+def straight(x: float, points: Sequence[tuple[float, float]]) -> float:
+    """At x on a line through points (x, y), straight between them in logarithms, and on from its ends."""
+    at, of = (np.log([point[i] for point in sorted(points)]) for i in range(2))
+    place = min(max(int(np.searchsorted(at, np.log(x))), 1), len(at) - 1)
+    slope = (of[place] - of[place - 1]) / (at[place] - at[place - 1])
+    return float(np.exp(of[place] + slope * (np.log(x) - at[place])))
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Of a dual-rate row against the single network, by one judge.
+
+    predicted, seen: cost of the single network at equal `off` and at an equal score, over the row's own
+    beyond:          whether that score lies beyond those of the single network's rows
+    weight:          of what networks lack against what steps are off by, with which the two ratios agree
+    gap:             what the single network would have to lack, of heavy's errors on the row's steps, for equal `off`
+                     so weighted at the row's cost
+    """
+
+    row: str
+    judge: str
+    predicted: float
+    seen: float
+    beyond: bool
+    weight: float
+    gap: float
+
+
+def savings(rows: Sequence[Scored], sums: Sequence[Off], steps: Sequence[tuple[float, float]]) -> list[Saving]:
+    """By every judge, of every dual-rate row. steps: (cost, what its steps are off by) of the single network."""
+    both = list(zip(rows, sums, strict=True))
+    single = [row for row in rows if row.run == SINGLE]
+    lacks = float(np.mean([one.lacks.value for row, one in both if row.run == SINGLE]))
+    line, found = [(its + lacks, cost) for cost, its in steps], []
+    for row, one in both:
+        if row.plan.num_heavy == row.plan.num_steps:
+            continue
+        predicted = straight(one.total, line)
+        for k, judge in enumerate(JUDGES):
+            seen = straight(row.scores[k], [(its.scores[k], float(its.macs)) for its in single])
+            beyond = row.scores[k] < min(its.scores[k] for its in single)
+            weight = (straight(seen, steps) - one.steps) / (one.lacks.value - lacks)
+            gap = one.lacks.value - (straight(row.macs, steps) - one.steps) / weight
+            ratios = predicted / row.macs, seen / row.macs
+            found.append(Saving(row.name, judge, *ratios, beyond, weight, gap / one.heavy))
+    return found
+
+
+def table(rows: Sequence[Scored], sums: Sequence[Off]) -> str:
+    header = ["network and plan", "GFLOPs", "it lacks", "of heavy's errors", "its steps", "off", *JUDGES]
+    made = [
+        [row.name, f"{2 * row.macs / 1e9:.3g}", f"{1e4 * one.lacks.value:.1f} ± {1e4 * one.lacks.error:.1f}"]
+        + [f"{100 * one.lacks.value / one.heavy:.1f}%", f"{1e4 * one.steps:.1f}", f"{1e4 * one.total:.1f}"]
+        + [significant(score) for score in row.scores]
+        for row, one in sorted(zip(rows, sums, strict=True), key=lambda both: both[1].total)
+    ]
+    return markdown(header, made, texts=1)
+
+
+def _seen(one: Saving) -> str:
+    return f"{one.seen:.2f}{', beyond' * one.beyond}"
+
+
+def savings_table(found: Sequence[Saving]) -> str:
+    header = ["network and plan", "judge", "predicted", "seen", "weight of what it lacks", "gap wanted"]
+    made = [
+        (one.row, one.judge, f"{one.predicted:.2f}", _seen(one), f"{one.weight:.1f}", f"{100 * one.gap:.1f}%")
+        for one in found
+    ]
+    return markdown(header, made, texts=2)
+
+
+def main() -> None:
+    parser = command(__doc__)
+    parser.add_argument("--count", type=int, default=COUNT, help="held-out images")
+    options = parser.parse_args()
+    on_one_thread()
+    rows, heavy = report_rows(), load(f"weights/{HEAVY}")
+    planner = bending(heavy)
+    sums = off(heavy, planner, rows, options.count, reporter())
+    call = next(row.macs / row.plan.num_steps for row in rows if row.run == SINGLE)
+    grids = {n: grid_times("log-snr", heavy.gaussian.schedule, n) for n in SINGLE_STEPS}
+    steps = [(n * call, steps_off(heavy, planner, t)) for n, t in grids.items()]
+    print(f"in units of 1e-4\n\n{table(rows, sums)}\n\n{savings_table(savings(rows, sums, steps))}")
+    measured = [{"row": row.name, **asdict(one)} for row, one in zip(rows, sums, strict=True)]
+    keep(RESULTS / "saving-model.json", 1, count=options.count, measured=measured)
+
+
+if __name__ == "__main__":
+    main()
