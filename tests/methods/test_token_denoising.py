@@ -16,6 +16,7 @@ from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
+from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.trajectory import sample
 
@@ -52,6 +53,29 @@ def dual(process, net=NET) -> Denoising:
     encoder, light = TokenEncoder(net, net), LightTokens(net)
     networks = nn.ModuleDict({"encoder": encoder, "light": light})
     return Denoising(networks, DualRate(encoder, light, process), process, Sigmoid(), TimeSampler((1, 4), draws=2))
+
+
+def test_a_u_vit_of_a_channel_a_category_is_a_network_of_tokens():
+    """It learns that the tokens of a 2 x 2 grid are all the same, one value as likely as the other."""
+    torch.manual_seed(0)
+    levels = (Level("conv", 16, 1),)
+    network = UViT(UViTConfig(2, 3, levels, embedding=16))
+    method = Denoising(nn.ModuleDict({"model": network}), Plain(network, MASKED), MASKED, Sigmoid(), SingleTime())
+    (phase,) = method.phases(0)
+    optimizer = torch.optim.Adam(phase.parameters, lr=3e-3)
+    for iteration in range(150):
+        rows = torch.arange(128 * iteration, 128 * (iteration + 1))
+        value = Draws(5, rows).integer("x", 2)
+        x = nn.functional.one_hot(value, 3).float()[:, :, None, None].expand(-1, -1, 2, 2)
+        batch = Batch(x, None, rows)
+        optimizer.zero_grad()
+        phase.loss(batch, iteration, batch.draws(0)).total.backward()
+        nn.utils.clip_grad_norm_(phase.parameters, 1.0)
+        optimizer.step()
+    (z,) = sample(method.denoiser(), Reverse(MASKED), StepPlan.uniform(16), (3, 2, 2), range(1000), batch_size=1000)
+    same = z.mean((2, 3)).max(1).values == 1
+    assert same.float().mean() > 0.8  # of independent tokens an eighth
+    assert z[same, 0].mean() == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize(("make", "process", "size"), [(single, Uniform(), 2), (dual, Masked(), 3)])

@@ -56,6 +56,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-tokens": fashion_mnist_tokens.single,
     "fashion-mnist-tokens-dual": fashion_mnist_tokens.dual,
     "fashion-mnist-tokens-uniform": fashion_mnist_tokens.uniform,
+    "fashion-mnist-tokens-28": fashion_mnist_tokens.full_size,
     "text-tokens": text_tokens.Text(),
     "cifar10-heavy": cifar10.heavy,
     "cifar10-light": cifar10.light,

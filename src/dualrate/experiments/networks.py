@@ -96,7 +96,7 @@ class NetworksConfig(ABC):
         if planes:
             raise ValueError(
                 f"{type(self).__name__} reads no noise beside its states, and {planes} planes of it are asked "
-                "for: take 0, or a model of tokens"
+                "for: take 0, or a transformer of tokens"
             )
         return self
 

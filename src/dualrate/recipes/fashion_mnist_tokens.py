@@ -1,7 +1,8 @@
 """Fashion-MNIST as tokens: 14 x 14 pixels of 8 grey levels, under masked diffusion, at one rate and at two,
-and under uniform diffusion.
+and under uniform diffusion; and all 28 x 28.
 
-196 tokens in patches of 2 x 2, 49 positions for a transformer of small width, for a CPU.
+196 tokens in patches of 2 x 2, 49 positions for a transformer of small width, for a CPU. The 784 of 28 x 28 are for the
+U-ViT of the images themselves, a channel a category.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dualrate.codecs.grey_levels import GreyLevels
 from dualrate.diffusion.categorical import CategoricalProcess, Masked, Uniform
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
-from dualrate.experiments.networks import NetworksConfig
+from dualrate.experiments.networks import NetworksConfig, OneNetwork
 from dualrate.experiments.tokens import OneTransformer, TwoTransformers
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource
 from dualrate.networks.tokens import TokensConfig
+from dualrate.recipes import fashion_mnist
 from dualrate.recipes.fashion_mnist_latents import FIT
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 
@@ -47,14 +49,21 @@ def uniform() -> Experiment:
     return of("fashion-mnist-tokens-uniform", networks, SingleTime(), Uniform(), codec)
 
 
+def full_size() -> Experiment:
+    """One network, of 28 x 28 tokens: a U-ViT, whose students read no noise (--noise 0)."""
+    uvit = replace(fashion_mnist.HEAVY, image_channels=CODEC.categories)
+    return of("fashion-mnist-tokens-28", OneNetwork(uvit), SingleTime(), size=28)
+
+
 def of(
     name: str,
     networks: NetworksConfig,
     times: TimeSource,
     process: CategoricalProcess = PROCESS,
     codec: GreyLevels = CODEC,
+    size: int = 14,
 ) -> Experiment:
-    return Experiment(name, networks, DenoisingConfig(times), FIT, DataConfig(size=14), process, codec)
+    return Experiment(name, networks, DenoisingConfig(times), FIT, DataConfig(size=size), process, codec)
 
 
 def distilled() -> StudentRecipe:
