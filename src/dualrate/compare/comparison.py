@@ -24,7 +24,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import Reporter, duration
 from dualrate.machine.workers import mapper, number_of_workers
-from dualrate.measuring.evaluator import evaluators, features_named, require_count
+from dualrate.measuring.evaluator import Features, evaluators, features_named, require_count
 from dualrate.measuring.measure import check
 from dualrate.report.headline import plan_name
 from dualrate.runs.store import load
@@ -85,12 +85,12 @@ def compare(
     parsed = [Entry.parse(text) for text in entries]
     _require_names(parsed)
     named = features_named(features)
+    _require_counts(effort, named)  # before the models are loaded; what their data tell, after
     runs = dict.fromkeys(run for entry in parsed for run in (entry.run, *entry.again))
     models = {run: replace(load(run, device=device, note=progress.note), compiled=compiled) for run in runs}
     _require_comparable(models, mixed=mixed)
     data = next(iter(models.values())).experiment.data
-    require_count(effort.screen, named[:1], "--screen", source=data.source)
-    require_count(effort.count, named, "--count", source=data.source)
+    _require_counts(effort, named, data.source)
     require_samplers(parsed, models)
     require_trainings(parsed, models)
     if rivals:
@@ -258,6 +258,12 @@ def _require_names(entries: Sequence[Entry]) -> None:
     for entry in entries:
         if runs.setdefault(entry.network, entry.run.resolve()) != entry.run.resolve():
             raise ValueError(f"two runs are called {entry.network!r}: name them, as in A={entry.run} B=...")
+
+
+def _require_counts(effort: Effort, judges: Sequence[Features], source: str | None = None) -> None:
+    """source: of the models' images, where they are loaded."""
+    require_count(effort.screen, judges[:1], "--screen", source=source)
+    require_count(effort.count, judges, "--count", source=source)
 
 
 def _require_comparable(models: dict[Path, Model], *, mixed: bool) -> None:
