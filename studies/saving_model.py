@@ -1,4 +1,4 @@
-"""Do errors of x_hat, measured without drawing an image, tell what a second rate saves?
+"""Do errors of x_hat, without an image that is scored, tell what a second rate saves?
 
     OMP_NUM_THREADS=1 .venv/bin/python studies/saving_model.py
 
@@ -11,9 +11,9 @@ there, the planner's terms of second order (planning/planner.py), the heavy netw
 
 Both x_hat see the same z_t, along a forward path of held-out images. Where a dual-rate plan and a single network's line
 have equal `off` they should have equal scores, so the ratio of their costs there is a prediction, beside which the
-ratio at equal scores is put; and the weight of what networks lack with which both agree. The single network
-is on steps even in log-SNR; its scores lie on a line that is straight in logarithms between its rows, as in reports,
-and goes on beyond them.
+ratio at equal scores is put; and the weight of what networks lack with which both agree. The single network is on steps
+even in log-SNR; its scores lie on a line that is straight in logarithms between its rows, as in reports, and goes on
+beyond them.
 """
 
 from __future__ import annotations
@@ -126,15 +126,9 @@ def bending(heavy: dr.Model) -> Planner:
     return Planner(Errors(t, np.zeros((GRID, GRID + 1)), bend), process, heavy.experiment.method.weighting, order=2)
 
 
-def step_weights(heavy: dr.Model, t: Sequence[float]) -> Numbers:
-    """(N,): half the loss weight's integral over each step between the times t, (N + 1,)."""
-    log_snr = heavy.gaussian.schedule.log_snr(torch.tensor(tuple(t), dtype=torch.float64))
-    return 0.5 * heavy.experiment.method.weighting.integral(log_snr[:-1], log_snr[1:]).numpy()
-
-
-def steps_off(heavy: dr.Model, planner: Planner, t: Sequence[float]) -> float:
+def steps_off(planner: Planner, t: Sequence[float]) -> float:
     """What steps between these times are off by."""
-    return float(step_weights(heavy, t) @ planner.bending(t).diagonal(1))
+    return float(planner.weights(t).diagonal(1) @ planner.bending(t).diagonal(1))
 
 
 def off(heavy: dr.Model, planner: Planner, rows: Sequence[Scored], count: int, progress: Reporter) -> list[Off]:
@@ -142,14 +136,14 @@ def off(heavy: dr.Model, planner: Planner, rows: Sequence[Scored], count: int, p
     batches = list(subset_batches(heavy, heavy.experiment.data.images("test"), count, ROWS))
     found: list[Off] = []
     for row in rows:
-        weights, parts = step_weights(heavy, row.plan.t), []
+        weights, parts = planner.weights(row.plan.t).diagonal(1), []
         for i, batch in enumerate(batches):
             draws = Draws(SEED, torch.arange(ROWS * i, ROWS * i + len(batch)))
             parts.append(weights @ errors(load(f"weights/{row.run}"), heavy, row.plan, batch, draws))
             done = count * len(found) + ROWS * i + len(batch)
             progress.update(done, count * len(rows), {"images": done})
         own, heavys = np.array(parts).T
-        steps = steps_off(heavy, planner, row.plan.t)
+        steps = steps_off(planner, row.plan.t)
         found.append(Off(Estimate.of(torch.from_numpy(own - heavys)), steps, float(heavys.mean())))
     progress.close()
     return found
@@ -237,7 +231,7 @@ def main() -> None:
     sums = off(heavy, planner, rows, options.count, reporter())
     call = next(row.macs / row.plan.num_steps for row in rows if row.run == SINGLE)
     grids = {n: grid_times("log-snr", heavy.gaussian.schedule, n) for n in SINGLE_STEPS}
-    steps = [(n * call, steps_off(heavy, planner, t)) for n, t in grids.items()]
+    steps = [(n * call, steps_off(planner, t)) for n, t in grids.items()]
     print(f"in units of 1e-4\n\n{table(rows, sums)}\n\n{savings_table(savings(rows, sums, steps))}")
     measured = [{"row": row.name, **asdict(one)} for row, one in zip(rows, sums, strict=True)]
     keep(RESULTS / "saving-model.json", 1, count=options.count, measured=measured)

@@ -1,5 +1,6 @@
 """The denoising loss of tokens: the masked bound, at one rate and at two, and what it trains."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.denoising import Denoising
+from dualrate.methods.method import Phase
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.networks.uvit import Level, UViT, UViTConfig
@@ -55,23 +57,33 @@ def dual(process, net=NET) -> Denoising:
     return Denoising(networks, DualRate(encoder, light, process), process, Sigmoid(), TimeSampler((1, 4), draws=2))
 
 
+def train(method: Denoising, batch_from: Callable[[int], Batch], iterations: int) -> Phase:
+    """The only phase, after so many iterations. batch_from: 128 rows, the first of which has this number."""
+    (phase,) = method.phases(0)
+    optimizer = torch.optim.Adam(phase.parameters, lr=3e-3)
+    for iteration in range(iterations):
+        batch = batch_from(128 * iteration)
+        loss = phase.loss(batch, iteration, batch.draws(0))
+        optimizer.zero_grad()
+        loss.total.backward()
+        nn.utils.clip_grad_norm_(phase.parameters, 1.0)
+        optimizer.step()
+    return phase
+
+
 def test_a_u_vit_of_a_channel_a_category_is_a_network_of_tokens():
     """It learns that the tokens of a 2 x 2 grid are all the same, one value as likely as the other."""
     torch.manual_seed(0)
     levels = (Level("conv", 16, 1),)
     network = UViT(UViTConfig(2, 3, levels, embedding=16))
     method = Denoising(nn.ModuleDict({"model": network}), Plain(network, MASKED), MASKED, Sigmoid(), SingleTime())
-    (phase,) = method.phases(0)
-    optimizer = torch.optim.Adam(phase.parameters, lr=3e-3)
-    for iteration in range(150):
-        rows = torch.arange(128 * iteration, 128 * (iteration + 1))
-        value = Draws(5, rows).integer("x", 2)
-        x = nn.functional.one_hot(value, 3).float()[:, :, None, None].expand(-1, -1, 2, 2)
-        batch = Batch(x, None, rows)
-        optimizer.zero_grad()
-        phase.loss(batch, iteration, batch.draws(0)).total.backward()
-        nn.utils.clip_grad_norm_(phase.parameters, 1.0)
-        optimizer.step()
+
+    def alike(first: int) -> Batch:
+        rows = torch.arange(first, first + 128)
+        x = nn.functional.one_hot(Draws(5, rows).integer("x", 2), 3).float()
+        return Batch(x[:, :, None, None].expand(-1, -1, 2, 2), None, rows)
+
+    train(method, alike, 150)
     (z,) = sample(method.denoiser(), Reverse(MASKED), StepPlan.uniform(16), (3, 2, 2), range(1000), batch_size=1000)
     same = z.mean((2, 3)).max(1).values == 1
     assert same.float().mean() > 0.8  # of independent tokens an eighth
@@ -81,15 +93,7 @@ def test_a_u_vit_of_a_channel_a_category_is_a_network_of_tokens():
 @pytest.mark.parametrize(("make", "process", "size"), [(single, Uniform(), 2), (dual, Masked(), 3)])
 def test_it_trains_networks_that_sample_the_data(make, process, size):
     method = make(process, replace(NET, vocabulary=size))
-    (phase,) = method.phases(0)
-    optimizer = torch.optim.Adam(phase.parameters, lr=3e-3)
-    for iteration in range(100):
-        batch = data(128, size, 128 * iteration)
-        loss = phase.loss(batch, iteration, batch.draws(0))
-        optimizer.zero_grad()
-        loss.total.backward()
-        nn.utils.clip_grad_norm_(phase.parameters, 1.0)
-        optimizer.step()
+    phase = train(method, lambda first: data(128, size, first), 100)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in phase.parameters)
     plan = StepPlan.uniform(16, 4 if make is dual else None)
     (z,) = sample(method.denoiser(), Reverse(process), plan, (size, 1, 2), range(2000), batch_size=2000)

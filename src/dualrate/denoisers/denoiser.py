@@ -40,12 +40,14 @@ class Denoiser(Protocol):
         ...
 
 
-def renewal(denoiser: Denoiser) -> Renewal:
-    """What makes a part of a context anew, and x_hat if that comes of it, for less than a heavy call: its `renew`.
+def renewal_if_any(denoiser: Denoiser) -> Renewal | None:
+    """What makes a part of a context anew, and x_hat if that comes of it, for less than a heavy call: its `renew`."""
+    return getattr(denoiser, "renew", None)
 
-    Raises ValueError for a denoiser that has none.
-    """
-    found = getattr(denoiser, "renew", None)
+
+def renewal(denoiser: Denoiser) -> Renewal:
+    """The same. Raises ValueError for a denoiser that has none."""
+    found = renewal_if_any(denoiser)
     if found is None:
         raise ValueError(
             f"{type(denoiser).__name__} makes a context whole or keeps it, and the plan has a partial step: name a "

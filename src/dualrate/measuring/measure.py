@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.codec import decoded
+from dualrate.denoisers.denoiser import renewal_if_any
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Model
@@ -176,7 +177,7 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0) -> Call
             return seconds_per_call(call, seconds=seconds, device=device) / batch_size
 
         heavy, light = taken(lambda: denoiser.encode(z, t, cond)), taken(lambda: denoiser.denoise(z, t, context, cond))
-        renew = getattr(denoiser, "renew", None)
+        renew = renewal_if_any(denoiser)
         part = 0.0 if renew is None else taken(lambda: renew(z, t, context, cond))
     decode = seconds_of_decoding(model, batch_size, seconds=seconds) / batch_size
     return CallCost(heavy, light, model.call_cost.own, decode, part)

@@ -254,11 +254,14 @@ class Planner:
     def _bending(self) -> NDArray[np.float64]:
         return self.bending(self.errors.t)
 
+    def weights(self, t: Sequence[float]) -> NDArray[np.float64]:
+        """(N + 1, N + 1): half the loss weight's integral between two times t, [earlier in sampling, later]."""
+        log_snr = torch.from_numpy(self._log_snr(t))
+        return 0.5 * self.weighting.integral(log_snr[:, None], log_snr[None]).numpy()
+
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
-        """(M + 1, M + 1): half the loss weight's integral between two times, [earlier in sampling, later]."""
-        log_snr = torch.from_numpy(self._log_snr(self.errors.t))
-        return 0.5 * self.weighting.integral(log_snr[:, None], log_snr[None]).numpy()
+        return self.weights(self.errors.t)
 
     def _log_snr(self, t: Sequence[float]) -> NDArray[np.float64]:
         return self.process.schedule.log_snr(torch.tensor(tuple(t), dtype=torch.float64)).numpy()

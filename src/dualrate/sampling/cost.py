@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, renewal_if_any
 from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Context, Reuse, Shape
@@ -121,7 +121,7 @@ def call_cost(
     with torch.no_grad():
         context = denoiser.encode(z, t, cond)
     light = macs_of(lambda: denoiser.denoise(z, t, context.aged(), cond))
-    renew = getattr(denoiser, "renew", None)
+    renew = renewal_if_any(denoiser)
     partial = 0 if renew is None else macs_of(lambda: renew(z, t, context.aged(), cond))
     return CallCost(heavy, light, own=context.x_hat is not None, partial=partial)
 
