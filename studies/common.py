@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -27,14 +27,17 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.speed import saturating_batch, speed
 from dualrate.compare.work import Bench, MeasuredContender
 from dualrate.config.serial import from_plain, to_plain
+from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.environment import environment
 from dualrate.machine.files import write_whole
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.evaluator import evaluator
+from dualrate.measuring.evaluator import evaluator, messages, training_progress
 from dualrate.measuring.measure import measure
+from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.train_features import BATCH_SIZE, feature_net_in
 from dualrate.report.rows import Row
 from dualrate.report.table import interval, significant
 
@@ -45,6 +48,7 @@ DAY = 24 * 3600.0
 COUNT = 5000  # images of a cell
 SHOWN = 20  # of them on a grid
 TIMED = 125  # images of a timing, one batch
+Net = tuple[type[Architecture], int, int]  # of a judge: architecture, seed, epochs
 NOT_MEASURED = "Not measured yet.\n"
 RETIRED = {
     f"fashion-mnist-{name}": "efc01f7" for name in ("heavy", "medium", "dual", "light-long", "student-full")
@@ -72,6 +76,16 @@ def load(model: str | Path) -> dr.Model:
     if path.parent == WEIGHTS and path.name in RETIRED and not path.exists():
         raise ValueError(f"these weights are retired: git checkout {RETIRED[path.name]} -- weights/{path.name}")
     return dr.load(path)
+
+
+def nets_in(folder: Path, nets: Mapping[str, Net], data: DataConfig, progress: Reporter) -> str:
+    """Judges of these names in a folder, as `evaluators` and `compare` name them; trained where they are missing."""
+    train, test = (data.images(split, messages(progress.note)) for split in ("train", "test"))
+    for name, (kind, seed, epochs) in nets.items():
+        how = {"kind": kind, "seed": seed, "epochs": epochs, "name": name}
+        feature_net_in(folder / name, train, test, **how, progress=training_progress(progress, BATCH_SIZE))
+        progress.close()  # the next has a rate of its own
+    return ",".join(str(folder / name) for name in nets)
 
 
 def keep(file: Path, indent: int | None = None, **results: Any) -> None:

@@ -2,6 +2,7 @@
 
     make reproduce-report                   settled: models trained alike, 50,000 images, about three hours
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
+    .venv/bin/python studies/report.py rivals-32        the same of 32 x 32, of `make reproduce-train MODEL=flat-...`
     .venv/bin/python studies/report.py fashion-mnist    all plans and samplers of older models, about an hour
     make reproduce-cifar10 PIECE=report     cifar10-full, or with SIZE=reduced cifar10-reduced: the models in runs/
 
@@ -12,16 +13,18 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from common import RESULTS, ROOT, RUNS, SHOWN, command, on_one_thread, page_of, place
+from common import RESULTS, ROOT, RUNS, SHOWN, Net, command, load, nets_in, on_one_thread, page_of, place
 
 from dualrate.cli.console import reporter
 from dualrate.compare.comparison import Effort, compare
+from dualrate.compare.contenders import Entry
 from dualrate.compare.page import front_table, reusing_plans, savings_table
 from dualrate.compare.savings import ComparisonResults
 from dualrate.machine.device import pick_device
+from dualrate.metrics.architectures import Architecture, Stacked
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.image_grid import save_grid
 from dualrate.report.table import Table, as_markdown, table
@@ -34,6 +37,7 @@ class Report:
     """entries: of `dualrate compare`, below the repository; command: what a user types; page: in docs/results
 
     judges: nets that see the same images; None: the data set's own
+    nets: judges that are none of the package's, trained in runs/NAME-judges where they are missing
     """
 
     entries: Sequence[str]
@@ -41,6 +45,7 @@ class Report:
     command: str
     page: str
     judges: str | None = None
+    nets: Mapping[str, Net] = field(default_factory=dict)
 
 
 SDE = "@sde-dpm++2m:0.2"
@@ -75,6 +80,16 @@ RIVALS = (  # itself, then what spends less of it without training, or with anot
     *(f"+{name}:16/8" for name in ("shared-encoder", "deep-cache", "taylor", "fora")),
     *(f"+weights/fashion-mnist-light:16/{heavy}{SETTLED}" for heavy in (12, 10)),
 )
+FLAT = (  # the same of networks with 256 positions, among which caches by tokens choose
+    *(f"heavy=runs/flat-heavy:{steps}{SETTLED}" for steps in (6, 8, 12, 16)),
+    *(f"heavy=runs/flat-heavy:{steps}@dpm++2m" for steps in (8, 16)),
+    *(f"heavy=runs/flat-heavy+{name}:16/8" for name in ("shared-encoder", "taylor", "fora", "toca", "duca")),
+    *(f"heavy=runs/flat-heavy+runs/flat-light:16/{heavy}{SETTLED}" for heavy in (12, 10)),
+    *(f"medium=runs/flat-medium:{steps}{SETTLED}" for steps in (6, 8, 12, 16, 24)),
+    *(f"light=runs/flat-light:{steps}{SETTLED}" for steps in (16, 32)),
+    *(f"retrofit=runs/flat-retrofit:{PLANS}/late-{plan}.json{SETTLED}" for plan in ("16-4", "14-3")),
+    f"retrofit=runs/flat-retrofit:32/8{SETTLED}",
+)
 REPORTS = {
     "settled": Report(
         [f"retrofit=weights/fashion-mnist-retrofit:{PLANS}/late-{plan}.json{SETTLED}" for plan in ("16-4", "14-3")]
@@ -93,6 +108,13 @@ REPORTS = {
         ".venv/bin/python studies/report.py rivals",
         "rivals.md",
         "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
+    ),
+    "rivals-32": Report(
+        FLAT,
+        Effort(minutes=480, screen=300, count=5000),
+        ".venv/bin/python studies/report.py rivals-32",
+        "rivals-32.md",
+        nets={"cifar10-a": (Architecture, 0, 10), "cifar10-b": (Stacked, 1, 10)},
     ),
     "fashion-mnist": Report(
         [f"{name}=weights/fashion-mnist-{model}" for model, name in FASHION.items()]
@@ -138,15 +160,21 @@ def main() -> None:
     if device.type == "cpu":
         on_one_thread()
     entries = [
-        entry.replace("=", f"={ROOT}/").replace("+weights", f"+{ROOT}/weights").replace(PLANS, f"{ROOT}/{PLANS}")
+        entry.replace("=", f"={ROOT}/")
+        .replace("+weights", f"+{ROOT}/weights")
+        .replace("+runs", f"+{ROOT}/runs")
+        .replace(PLANS, f"{ROOT}/{PLANS}")
         for entry in report.entries
     ]
-    out = RUNS / f"{name}-report.html"
+    out, features = RUNS / f"{name}-report.html", report.judges
+    if report.nets:
+        data = load(Entry.parse(entries[0]).run).experiment.data
+        features = nets_in(RUNS / f"{name}-judges", report.nets, data, reporter())
     findings = compare(
         entries,
         out,
         report.effort,
-        features=report.judges,
+        features=features,
         device=device,
         workers=options.workers,
         progress=reporter(),

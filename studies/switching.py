@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python studies/switching.py --images 500
 
-Two tables in Markdown: the errors of both networks at every step, with the change that they recommend; and the scores
-of plans with so many light steps, on the same seeds. `dualrate compare HEAVY+LIGHT` does the second for a report.
+Two tables in Markdown: the errors of both networks at every step; and the scores of plans with so many light steps, on
+the same seeds. `dualrate plan HEAVY --denoiser LIGHT` says by the first where to change over, `dualrate compare
+HEAVY+LIGHT` does the second for a report.
 """
 
 from __future__ import annotations
@@ -13,27 +14,21 @@ from common import command, load, markdown, on_one_thread, scored
 
 import dualrate as dr
 from dualrate.cli.console import reporter
-from dualrate.denoisers.switched import Switched
 from dualrate.diffusion.draws import Draws
 from dualrate.measuring.choosing import GAMMA, RECOMMENDED, step_for
 from dualrate.measuring.evaluator import evaluator
 from dualrate.measuring.measure import measure
 from dualrate.measuring.subset import subset_parts
-from dualrate.planning.planner import NO_CONTEXT, Planner
-from dualrate.planning.switching import switched_plan, switching_errors
+from dualrate.planning.planner import NO_CONTEXT, Errors, measure_errors
 from dualrate.runs.pairs import switched
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.grids import grid_times
 
-LOSSES = (0.0, 0.003, 0.01, 0.03, 0.1)  # that light steps may add, of which changes are told
 
-
-def planner_of(pair: dr.Model, times: tuple[float, ...], images: int) -> Planner:
+def errors_of(pair: dr.Model, times: tuple[float, ...], images: int) -> Errors:
     (part,) = subset_parts(pair, pair.experiment.data.load("train"), images, images)
-    batch, denoiser = part.on(pair.device), pair.denoiser
-    assert isinstance(denoiser, Switched)
-    errors = switching_errors(denoiser, pair.gaussian, times, batch.x, batch.cond, Draws(0, torch.arange(images)))
-    return Planner(errors, pair.gaussian, pair.experiment.method.weighting)
+    batch, draws = part.on(pair.device), Draws(0, torch.arange(images))
+    return measure_errors(pair.denoiser, pair.gaussian, times, batch.x, batch.cond, draws)
 
 
 def main() -> None:
@@ -50,8 +45,7 @@ def main() -> None:
     on_one_thread()
     pair, progress = switched(load(asked.heavy), load(asked.light)), reporter()
     times = grid_times(sampler_named(asked.sampler).grid, pair.process.schedule, asked.steps)
-    planner = planner_of(pair, times, asked.errors)
-    errors = planner.errors.errors
+    errors = errors_of(pair, times, asked.errors).errors
     lines = [
         (
             f"{t:.3f}",
@@ -62,9 +56,6 @@ def main() -> None:
         for i, t in enumerate(times[:-1])
     ]
     print(markdown(("t", "heavy", "light", "ratio"), lines, texts=0))
-    for loss in LOSSES:
-        plan = switched_plan(planner, loss)
-        print(f"at a loss of {loss:g}: {asked.steps - plan.num_heavy} light steps")
     judge, rows = evaluator(pair.experiment.data, features=None, progress=progress), []
     for alone in asked.alone:
         plan = dr.StepPlan.late(times, asked.steps - alone, alone)

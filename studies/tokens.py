@@ -19,16 +19,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from common import RESULTS, RUNS, place
+from common import RESULTS, RUNS, nets_in, place
 from lines import Line, Study
 
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.choosing import Choice
-from dualrate.measuring.evaluator import evaluator, messages, training_progress
+from dualrate.measuring.evaluator import evaluators
 from dualrate.metrics.architectures import Architecture, Stacked
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.train_features import BATCH_SIZE, feature_net_in
 from dualrate.report.figures import png
 
 ITERATIONS, FAST = 900, 1.5
@@ -36,7 +35,7 @@ TEACHER, PAGE = "runs/tokens", RESULTS / "tokens.md"
 STEPS, OF_TEACHER, OF_MEDIUM = (4, 8, 16), (4, 8, 16, 32, 64, 256), (16, 32, 64, 128)
 OF_DUAL = (32, 8), (64, 16), (128, 32), (64, 8), (128, 16), (256, 32)
 PICTURED = ("plain-fast-4", "noise-fast-4", "plain-fast-16", "teacher-16", "teacher-64", "medium-64", "dual-64-16")
-NETS = {"greys-a": (Architecture, 0, 5), "greys-b": (Stacked, 1, 5)}  # architecture, seed, epochs
+NETS = {"greys-a": (Architecture, 0, 5), "greys-b": (Stacked, 1, 5)}
 
 
 def lines() -> dict[str, Line]:
@@ -61,13 +60,7 @@ def lines() -> dict[str, Line]:
 
 def judges(data: DataConfig, progress: Reporter) -> tuple[Evaluator[Any], ...]:
     """Of the images as they are, before they become tokens."""
-    train, test = (data.images(split, messages(progress.note)) for split in ("train", "test"))
-    for name, (kind, seed, epochs) in NETS.items():
-        how = {"kind": kind, "seed": seed, "epochs": epochs, "name": name}
-        shown = training_progress(progress, BATCH_SIZE)
-        feature_net_in(RUNS / "tokens-judges" / name, train, test, **how, progress=shown)
-        progress.close()  # the next has a rate of its own
-    return tuple(evaluator(data, features=RUNS / "tokens-judges" / name, progress=progress) for name in NETS)
+    return evaluators(data, nets_in(RUNS / "tokens-judges", NETS, data, progress), progress=progress)
 
 
 STUDY = Study("tokens", lines(), judges)

@@ -1,7 +1,7 @@
 """Trains one of the models behind docs/results.md: `make reproduce-train MODEL=<name>`; the same command resumes.
 
 Every run is one `dualrate train` or `dualrate distill` command, printed before it starts; it writes runs/<name>. The
-natural16 runs need DATA=<your copy of CIFAR-10>.
+natural16 and flat runs need DATA=<your copy of CIFAR-10>.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ RUNS = {
     "settle-light": f"fashion-mnist-light --fit.iterations 64000 {ANNEALED}",
     "settle-dual": f"fashion-mnist-dual --fit.iterations 23700 {ANNEALED} {LATE}",  # both networks from nothing
     "settle-retrofit": f"{SETTLED} --fit.iterations 19500 {ANNEALED} {LATE}",  # half as long again as heavy itself
+    "flat-retrofit": f"cifar10-flat-dual --method.encoder-from runs/flat-heavy --method.freeze-encoder {LATE}",
+    **{f"flat-{name}": f"cifar10-flat-{name}" for name in ("heavy", "medium", "light")},
     **{f"natural16-{name}": f"natural16-{name}" for name in ("heavy", "medium-45", "medium-25", "light", "dual")},
 }
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
@@ -90,9 +92,9 @@ def become(arguments: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=[*RUNS, *STUDENTS])
-    parser.add_argument("--data", default="", help="your copy of CIFAR-10, for the natural16 runs")
+    parser.add_argument("--data", default="", help="your copy of CIFAR-10, for the natural16 and flat runs")
     options = parser.parse_args()
-    if options.name.startswith("natural16") and not options.data:
+    if options.name.startswith(("natural16", "flat")) and not options.data:
         parser.error("say where your copy of CIFAR-10 is: --data PATH, or make ... DATA=PATH")
     become(command(options.name, options.data))
 

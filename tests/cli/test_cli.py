@@ -84,8 +84,11 @@ def test_a_sample_depends_on_its_seed_not_on_its_batch(run, tmp_path, monkeypatc
 def test_cost_reports_calls_and_latency(run, monkeypatch, capsys):
     assert call(monkeypatch, "cost", run, "--steps", 4, "--heavy", 1, "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    expected = report["macs_heavy_call"] + 3 * report["macs_light_call"]
-    assert report["macs_per_image"] == expected
+    alone = report["light_calls_alone_per_image"]  # before the first heavy call
+    kept = report["light_calls_per_image"] - alone
+    assert (alone, kept) == (1, 2)
+    light = kept * report["macs_light_call"] + alone * report["macs_light_call_alone"]
+    assert report["macs_per_image"] == report["macs_heavy_call"] + light
     assert report["seconds_heavy_call"] > 0
     assert report["parameters_encoder"] > report["parameters_light"]
 

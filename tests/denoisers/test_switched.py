@@ -13,15 +13,15 @@ from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Metered
+from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.denoisers.switched import Switched
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import UViT
-from dualrate.planning.planner import NO_CONTEXT, Errors, Planner
-from dualrate.planning.switching import switched_plan, switching_errors
-from dualrate.sampling.cost import expected_costs, plan_cost
+from dualrate.planning.planner import NO_CONTEXT, Errors, Planner, measure_errors
+from dualrate.sampling.cost import call_cost, expected_costs, plan_cost
 from dualrate.sampling.solvers import Heun
 
 PROCESS = dr.GaussianProcess(Cosine())
@@ -96,8 +96,44 @@ def test_the_light_network_of_a_dual_rate_model_makes_steps_alone():
     plan = dr.StepPlan.late(STEPS, 4, 2)
     assert torch.equal(images(Switched(meter, HEAVY), plan), images(Switched(Plain(dual.light, PROCESS), HEAVY), plan))
     assert (meter.meter.heavy, meter.meter.light) == (0, 2 * 3)
-    with pytest.raises(ValueError, match="without a context"):
-        Switched(LIGHT, dual)
+
+
+def test_beside_a_dual_rate_model_another_network_makes_the_steps_without_a_context():
+    """By hand, ancestral: what a step calls is said by the plan; and each call is paid at its own price."""
+    torch.manual_seed(2)
+    dual = DualRate(ContextEncoder(CONFIG, SMALL), LightUViT(SMALL), PROCESS)
+    for parameter in (*dual.encoder.parameters(), *dual.light.parameters()):
+        nn.init.normal_(parameter, std=0.2)
+    middle = plain(replace(CONFIG, levels=(dr.Level("conv", 8, 1), dr.Level("transformer", 16, 2))), 3)
+    pair, step = Switched(middle, dual), dr.Ancestral(PROCESS)
+    plan = dr.StepPlan(dr.StepPlan.uniform(5).t, tuple(map(Refresh, ("none", "full", "keep", "none", "full"))))
+    draws, cond, context = Draws(0, torch.arange(3)), dr.Cond(torch.arange(3)), dr.Context()
+    z = draws.normal("start", *SHAPE)
+    with torch.no_grad():
+        for i, (t, s) in enumerate(itertools.pairwise(torch.tensor(plan.t, dtype=torch.float64))):
+            now, refresh = t.expand(3), plan.refresh[i]
+            context = dual.encode(z, now, cond) if refresh is Refresh.FULL else context.aged()
+            if refresh is Refresh.NONE:
+                x_hat = middle.denoise(z, now, dr.Context(), cond)
+            else:
+                x_hat = dual.denoise(z, now, context, cond)
+            posterior = PROCESS.posterior(z, x_hat, now, s.expand(3))
+            z = posterior.sample(draws.normal(f"step {i} draw 0", *SHAPE)) if s > 0 else x_hat
+    torch.testing.assert_close(images(pair, plan, step), z, rtol=1e-4, atol=1e-4)
+    found = plan_cost(pair, step, plan, SHAPE, label=0)
+    own, two = (plan_cost(one, step, dr.StepPlan.uniform(1), SHAPE, label=0) for one in (middle, dual))
+    assert (found.heavy_calls, found.light_calls, found.alone_calls) == (2, 3, 2)
+    assert found.macs == 2 * two.calls.heavy + two.calls.light + 2 * own.macs
+    assert found.macs == found.calls.of(5, heavy=2, alone=2)
+    assert expected_costs(found.calls, pair.reuse, step, plan, SHAPE, label=0)[-1] == found
+    with pytest.raises(ValueError, match="for steps of its own alone"):
+        Switched(LIGHT, SharedEncoder.around(HEAVY, PROCESS))
+
+
+def test_a_cache_without_a_context_is_the_whole_network_at_its_price():
+    cache, plan = SharedEncoder.around(HEAVY, PROCESS), dr.StepPlan.uniform(4, 0)
+    assert torch.equal(images(cache, plan), images(HEAVY, dr.StepPlan.uniform(4)))
+    assert plan_cost(cache, dr.DDIM(PROCESS), plan, SHAPE, label=0).macs == 4 * call_cost(cache, SHAPE, 0).heavy
 
 
 def mixture(variance: float) -> OracleDenoiser:
@@ -110,7 +146,7 @@ def test_errors_are_those_of_each_network_at_every_time():
     exact, rough = mixture(0.01), mixture(0.5)
     draws, t = Draws(0, torch.arange(20_000)), dr.StepPlan.uniform(8).t
     x = exact.mixture.sample(draws.uniform("component"), draws.normal("x", 1).double())
-    errors = switching_errors(Switched(rough, exact), PROCESS, t, x, dr.Cond(), draws).errors
+    errors = measure_errors(Switched(rough, exact), PROCESS, t, x, dr.Cond(), draws).errors
     for i, time in enumerate(t[:-1]):
         now = torch.tensor(time, dtype=torch.float64)
         z = PROCESS.add_noise(x, now.expand(len(x)), draws.normal("z", 1).double())
@@ -125,22 +161,6 @@ def planner_of(heavy: list[float], light: list[float]) -> Planner:
     errors = np.full((steps, steps + 1), np.inf)
     errors[range(steps), range(steps)], errors[:, NO_CONTEXT] = heavy, light
     return Planner(Errors(dr.StepPlan.uniform(steps).t, errors), PROCESS)
-
-
-def test_the_change_is_the_last_that_keeps_within_the_loss():
-    planner = planner_of([0.4, 0.3, 0.2, 0.1, 0.05], [0.4, 0.31, 0.25, 0.2, 0.2])
-    every = planner.objective(dr.StepPlan.uniform(5))
-    sums = [planner.objective(dr.StepPlan.late(5, 5 - k, k)) / every - 1 for k in range(6)]
-    assert sums == sorted(sums)
-    for loss in (0, 0.01, 0.05, 0.2, 10):
-        plan = switched_plan(planner, loss)
-        k = 5 - plan.num_heavy
-        assert plan == dr.StepPlan.late(5, 5 - k, k)
-        assert sums[k] <= loss + 1e-12
-        assert k == 5 or sums[k + 1] > loss
-    assert switched_plan(planner, 0).num_heavy == 4  # the first step's errors are equal
-    with pytest.raises(ValueError, match="0 or more"):
-        switched_plan(planner, -0.1)
 
 
 def test_the_planner_places_any_number_of_heavy_calls_where_they_gain_most():

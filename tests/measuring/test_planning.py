@@ -68,7 +68,16 @@ def test_affordable_is_the_most_that_the_budget_pays(own):
     for steps in (4, 8):
         for budget in (7.9, 8.0, 16.0, 30.0, 200.0):
             fits = [h for h in range(steps + 1) if h * 10 + (steps - h * own) * 2 <= budget]
-            assert costs.affordable(steps, budget) == (max(fits) if fits else None)
+            assert costs.affordable(steps, budget) == [max(fits, default=-1)]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_steps_without_a_context_that_cost_more_leave_less_for_heavy_calls(own):
+    costs = CallCost(heavy=10.0, light=2.0, own=own, decode=1.0, alone=5.0)
+    for budget in (8.0, 9.0, 21.0, 30.0, 200.0):
+        fits = [[h for h in range(5 - a) if 1 + h * 10 + (4 - a - h * own) * 2 + a * 5 <= budget] for a in range(5)]
+        assert costs.affordable(4, budget) == [max(one, default=-1) for one in fits]
+    assert replace(costs, alone=1.5).affordable(4, 30) == replace(costs, alone=None).affordable(4, 30)
 
 
 def grid_errors(steps: int = 8) -> Errors:
@@ -211,7 +220,7 @@ def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeyp
 
 def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):
     pays.cache_clear()  # as in a fresh process
-    times = iter([0.8, 0.08])  # of a heavy and of a light call of 8 rows
+    times = iter([0.8, 0.08, 0.08])  # of a heavy call of 8 rows, of a light one, and of one without a context
     monkeypatch.setattr("dualrate.measuring.measure.seconds_per_call", lambda call, **_: (call(), next(times))[1])
     plan = plan_command(run, monkeypatch, "--seconds", "0.35", "--steps", "8", "--batch-size", "8")
     assert plan.num_heavy == 3  # 3 x 0.1 + 5 x 0.01 = 0.35

@@ -49,11 +49,16 @@ def test_a_pair_is_one_model_of_both_which_a_worker_finds_again(runs):
     assert held.denoiser.light.network is held.networks["light model"]
 
 
-def test_a_dual_rate_run_makes_steps_by_its_light_network_alone_and_none_of_another_s(runs):
+def test_a_dual_rate_run_makes_steps_by_its_light_network_alone_and_leaves_another_those_without_a_context(runs):
     two, one = dr.load(runs["two"]), dr.load(runs["one"])
     assert (drawn(switched(one, two), dr.StepPlan.uniform(4, 0)) == drawn(two, dr.StepPlan.uniform(4, 0))).all()
-    with pytest.raises(ValueError, match=r"one cannot make steps of two: DualRate reuses contexts"):
-        switched(two, one)
+    beside, step = switched(two, one), dr.Ancestral(two.process)
+    images = [dr.Drawer(model, step, plan).draw(range(3)).images for model, plan in (
+        (beside, dr.StepPlan.uniform(4, 2)), (two, dr.StepPlan.uniform(4, 2)),
+        (beside, dr.StepPlan.uniform(4, 0)), (one, dr.StepPlan.uniform(4)),
+    )]  # fmt: skip
+    assert (images[0] == images[1]).all()
+    assert (images[2] == images[3]).all()
 
 
 def test_runs_that_make_no_pair_are_refused(runs, tmp_path):

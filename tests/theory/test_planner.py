@@ -56,6 +56,28 @@ def test_the_best_plan_is_that_of_trying_all(size, steps, heavy, seed, order):
 
 @ORDERS
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("most", [(3, 2, 1, 0, -1), (2, 2, 2, 1, 0), (-1, -1, 1), (1, 0), (0, 0, 0, 0, 0)])
+def test_steps_without_a_context_are_counted_where_they_have_a_price(most, seed, order):
+    """By trying all plans of four steps with at most so many heavy calls beside each number of such steps."""
+    errors = random_errors(4, seed)
+    planner = Planner(errors, PROCESS, order=order)
+    tried = [plan for plan in all_plans(errors.t, 4) if plan.num_heavy <= dict(enumerate(most)).get(alone(plan), -1)]
+    if not tried:
+        with pytest.raises(ValueError, match="no plan of 4 steps"):
+            planner.best(4, most)
+        return
+    best = min(tried, key=planner.objective)
+    found = planner.best(4, most)
+    assert found.plan == best
+    assert found.objective == pytest.approx(planner.objective(best), rel=1e-12)
+
+
+def alone(plan: StepPlan) -> int:
+    return plan.refresh.count(NONE)
+
+
+@ORDERS
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("size", "steps", "heavy"), [(6, 3, 1), (6, 4, 2), (5, 1, 1), (5, 5, 2)])
 def test_free_times_are_the_best_of_the_grid(size, steps, heavy, seed, order):
     errors = random_errors(size, seed)
@@ -114,7 +136,8 @@ def test_measured_errors_are_the_posterior_variances():
         assert errors[i, -1] == pytest.approx(c, rel=0.04)
     exact = measure_errors(OracleDenoiser(gaussian(c), PROCESS), PROCESS, t, x, Cond(), draws).errors
     for i in range(4):
-        assert exact[i, : i + 1] == pytest.approx(variance[i], rel=0.04)
+        assert exact[i, [i, -1]] == pytest.approx(variance[i], rel=0.04)
+        assert np.isinf(exact[i, :i]).all()  # what its heavy call leaves behind is no context
 
 
 def test_a_useless_context_is_not_paid_for_and_a_needed_one_is_spread():

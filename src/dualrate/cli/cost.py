@@ -48,8 +48,9 @@ class Cost(Ranged):
 
         model, _ = loaded(self.run_dir, self.device, compiled=self.compile)
         found = cost_report(self.sampling.drawer(model, batch_size=self.batch_size))
-        hidden = not self.json and not found["macs_heavy_call"]  # no lines of zeros where there is no such call
-        print_report(self.json, {k: v for k, v in found.items() if not (hidden and k.endswith("_heavy_call"))})
+        if not self.json and not found["macs_heavy_call"]:  # one kind of call: no lines of zeros, and none said twice
+            found = {k: v for k, v in found.items() if not ("_heavy_call" in k or "_alone" in k)}
+        print_report(self.json, found)
 
 
 @dataclass(frozen=True)

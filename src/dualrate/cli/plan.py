@@ -12,10 +12,13 @@ from tyro.conf import arg
 from dualrate.cli.console import loaded
 from dualrate.cli.options import Compile, Device, RunDir, Workers
 from dualrate.cli.plan_search import SearchOptions, run_search
+from dualrate.cli.sampling_options import DENOISER
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
+from dualrate.diffusion.values import Refresh
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.measuring.planning import Candidate, Ranked, spearman
+from dualrate.runs.store import called_by, check_denoiser
 from dualrate.sampling.cost import CallCost
 
 PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
@@ -23,9 +26,13 @@ PREDICTS = 0.8  # rank correlation from which on the objective is said to rank p
 
 @dataclass(frozen=True)
 class PlanSearch(Ranged):
-    """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go."""
+    """Find the best plan of a dual-rate model for a budget: how many steps, and where the heavy calls go.
+
+    Of a single network: which steps another one makes, or where what it keeps is renewed (--denoiser).
+    """
 
     run_dir: RunDir
+    denoiser: Annotated[str | None, arg(help=DENOISER)] = None
     budget: str | None = None
     """Share of what a heavy call at every step of --grid costs: 0.25x of 64 steps is the cost of 16 heavy calls."""
     gmacs: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
@@ -71,6 +78,7 @@ class PlanSearch(Ranged):
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
+        model = called_by(model, self.denoiser)
         process = model.gaussian  # before anything is measured
         costs, budget, unit = self._budget(model)
         with mapper(self.workers, model.device, progress.note) as over:
@@ -100,6 +108,8 @@ class PlanSearch(Ranged):
 
         if self.ancestral:
             raise ValueError("a search draws by a sampler: say --sampler ancestral in place of --ancestral")
+        if self.denoiser is not None:
+            raise ValueError(f"a search is of a model as it was trained: drop --denoiser {self.denoiser}, or --search")
         others = ("budget", "gmacs", "seconds", "free_times", "check")
         if given := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]:
             raise ValueError(
@@ -126,6 +136,7 @@ class PlanSearch(Ranged):
         if self.by_search.given:
             given = " and ".join(self.by_search.given)
             raise ValueError(f"{given} without --search means nothing: add --search, or drop it")
+        check_denoiser(self.denoiser)
         if self.budget is not None:
             _ = self._share
         if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:
@@ -145,7 +156,8 @@ class PlanSearch(Ranged):
         if self.seconds is not None:
             return call_seconds(model, self.batch_size), self.seconds, "s"
         macs = model.call_cost
-        costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, macs.decode / 1e9)
+        giga = {"decode": macs.decode / 1e9, "alone": macs.without / 1e9}
+        costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, **giga)
         if self.gmacs is not None:
             return costs, self.gmacs, "GMACs"
         return costs, self._share * (self.grid * costs.heavy + costs.decode), "GMACs"
@@ -161,12 +173,13 @@ class PlanSearch(Ranged):
 
 def _table(found: list[Candidate], unit: str) -> str:
     """Candidates, best first."""
-    lines = [f"{'N':>4} {'H':>4} {unit:>8}  objective  even spread"]
+    lines = [f"{'N':>4} {'H':>4} {'alone':>5} {unit:>8}  objective  even spread"]
     for candidate in found:
         plan = candidate.planned.plan
         even = "-" if candidate.even is None else f"{candidate.even:.5f}"
-        counts = f"{plan.num_steps:4} {plan.num_heavy:4} {candidate.cost:8.3g}"
+        counts = f"{plan.num_steps:4} {plan.num_heavy:4} {plan.refresh.count(Refresh.NONE):5} {candidate.cost:8.3g}"
         lines.append(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
+    lines.append("alone: steps without a context, by the light network or the other run's")
     lines.append("objective: weighted errors of x_hat summed over the steps; not a likelihood, nor a score")
     return "\n".join(lines)
 

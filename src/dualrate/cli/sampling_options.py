@@ -9,13 +9,14 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
-from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT, denoiser_named
+from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.measuring.choosing import GAMMA as RECOMMENDED_GAMMA
 from dualrate.measuring.choosing import RECOMMENDED, SMOOTH, Choice, Places
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.planning import read_plan
+from dualrate.runs.store import called_by, check_denoiser
 from dualrate.sampling.catalogue import SAMPLERS, sampler_named, taking
 
 
@@ -41,8 +42,9 @@ ETA = (
 )
 DENOISER = (
     f"What calls the networks: {', '.join(DENOISERS)}, the last of a dual-rate model, the others of a single network, "
-    f"which spend less at steps without a heavy call; {EARLY_EXIT}0.05, a run with exits at this threshold; or "
-    "package.module:name of your own; their own denoiser if not given."
+    f"which spend less at steps without a heavy call; {EARLY_EXIT}0.05, a run with exits at this threshold; "
+    "package.module:name of your own; or another run's directory, whose network makes the steps that a plan leaves "
+    "without a context; their own denoiser if not given."
 )
 
 
@@ -84,14 +86,18 @@ class SamplingOptions(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._choice(None if self.plan is None else StepPlan.uniform(1))  # what excludes each other, before any work
-        if self.denoiser is not None:
-            denoiser_named(self.denoiser)
+        check_denoiser(self.denoiser)
+        if self.denoiser is not None and Path(self.denoiser).is_dir() and self.plan is None:
+            raise ValueError(
+                f"say by --plan which steps are those of {self.denoiser}: dualrate plan RUN --denoiser {self.denoiser} "
+                "--budget 0.5x writes one"
+            )
         if self.codec_sampler is not None:
             sampler_named(self.codec_sampler)
 
     def drawer(self, model: Model, **more: Any) -> Drawer:
         """What the options ask for. more: fields of a `Drawer`. Raises what `Choice`, its `drawer` and `Drawer` do."""
-        model = model.with_denoiser(self.denoiser).with_codec(self.codec, self.codec_sampler, self.codec_steps)
+        model = called_by(model, self.denoiser).with_codec(self.codec, self.codec_sampler, self.codec_steps)
         return self.choice().drawer(model, guidance=self.guided, **more)
 
     @property

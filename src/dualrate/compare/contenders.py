@@ -24,7 +24,7 @@ from pathlib import Path
 
 from dualrate.compare.contender import Contender
 from dualrate.config.ranges import Probability, Ranged, Steps, checked
-from dualrate.denoisers.catalogue import DENOISERS, denoiser_named, refreshing
+from dualrate.denoisers.catalogue import DENOISERS, refreshing
 from dualrate.denoisers.denoiser import between
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
@@ -37,7 +37,7 @@ from dualrate.measuring.choosing import GAMMA, RECOMMENDED, SMOOTH, Choice, step
 from dualrate.measuring.planning import SEED, are_errors_kept, measured_errors, read_plan
 from dualrate.planning.planner import Planner
 from dualrate.planning.similarity import best_refreshes, similarities
-from dualrate.runs.store import called_by
+from dualrate.runs.store import called_by, check_denoiser
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, sampler_named
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
@@ -73,16 +73,11 @@ class Entry(Ranged):
         super().__post_init__()
         if self.sampler is not None:
             sampler_named(self.sampler)
-        if self.denoiser is not None:
-            try:
-                _ = self.is_switched or denoiser_named(self.denoiser)
-            except ValueError as error:
-                raise ValueError(f"{error}; nor is it the directory of a run") from error
-            if _has_table(self):
-                raise ValueError(
-                    f"{self.sampler} has a table of the run's own denoiser, not of {self.denoiser}: name another "
-                    "sampler"
-                )
+        check_denoiser(self.denoiser)
+        if self.denoiser is not None and _has_table(self):
+            raise ValueError(
+                f"{self.sampler} has a table of the run's own denoiser, not of {self.denoiser}: name another sampler"
+            )
         if self.plan is not None and not self.plan.endswith(".json"):
             self._counts()
 

@@ -13,14 +13,18 @@ from dualrate.diffusion.values import Cond, Context, Reuse
 
 @dataclass
 class Meter:
-    """Rows (image x guidance branch) seen by each network since the last `reset`. partial: of the light calls."""
+    """Rows (image x guidance branch) seen by each network since the last `reset`.
+
+    partial, alone: of the light calls, those that renew a part of a context, and those without one
+    """
 
     heavy: int = 0
     light: int = 0
     partial: int = 0
+    alone: int = 0
 
     def reset(self) -> None:
-        self.heavy = self.light = self.partial = 0
+        self.heavy = self.light = self.partial = self.alone = 0
 
 
 @dataclass(frozen=True)
@@ -52,5 +56,7 @@ class Metered:
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         x_hat = self.inner.denoise(z, t, context, cond)
         if context.x_hat is None:
-            self.meter.light += z.shape[0] * (1 if forward_ad.unpack_dual(z).tangent is None else 2)
+            rows = z.shape[0] * (1 if forward_ad.unpack_dual(z).tangent is None else 2)
+            self.meter.light += rows
+            self.meter.alone += 0 if context.features else rows
         return x_hat

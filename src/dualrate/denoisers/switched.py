@@ -1,7 +1,8 @@
 """Two models that exist, and a plan that says which of them runs at a step: DuoDiff and T-Stitch.
 
-    NONE, KEEP   x_hat = light(z_t, t)       the first steps of StepPlan.late(times, heavy, steps - heavy)
+    NONE         x_hat = light(z_t, t)       the first steps of StepPlan.late(times, heavy, steps - heavy)
     FULL         x_hat = heavy(z_t, t)
+    KEEP         of a dual-rate model in the place of heavy: its own light network, with its context
 
 DuoDiff   Fernandez, Matisan et al. 2024, arXiv 2410.09633: a shallow U-ViT (3 blocks) for the first 300 to 500 of 1,000
           ancestral steps, a deep one (13 to 21) for the rest, trained apart. CIFAR-10 FID 17.89 in 1.88 s an image by
@@ -11,9 +12,9 @@ DuoDiff   Fernandez, Matisan et al. 2024, arXiv 2410.09633: a shallow U-ViT (3 b
 T-Stitch  Pan et al. 2024, arXiv 2402.14167: DiT-S for the first 40% of the steps, DiT-XL after it, at no loss of FID;
           with DiT-S, B and XL at 5, 22 and 114 GFLOPs.
 Differences: where to switch is the plan's, so any sampler and any grid of times do, heavy steps may also stand between
-light ones, and it is chosen by measuring (planning/switching.py, `dualrate compare HEAVY+LIGHT`). A dual-rate model
-trained with dropped contexts is such a pair without a second training: its light network runs alone where a plan says
-NONE.
+light ones, and it is chosen by measuring (`dualrate plan HEAVY --denoiser LIGHT`, `dualrate compare HEAVY+LIGHT`). A
+dual-rate model trained with dropped contexts is such a pair without a second training: its light network runs alone
+where a plan says NONE.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 
 @dataclass(frozen=True)
 class Switched:
-    """Two single networks: `heavy` where the plan makes a heavy call, `light` at every other step.
+    """Two models: `light` where a step has no context, `heavy` at the others.
 
     light: called without a context, so the light network of a dual-rate model does, too
-    heavy: one that runs at every step. Raises ValueError for one that reuses contexts, which has a light network itself
-    A heavy call has denoised already and leaves nothing behind. `reuse` is MARKOV, so that a second call within a heavy
-    step is heavy, too; a plan that says NONE, not KEEP, goes with every sampler.
+    heavy: one that runs at every step, whose heavy call has denoised already and leaves nothing behind; or a dual-rate
+           one. Raises ValueError for one whose contexts want a smooth path or one plan
+    `reuse` is MARKOV, so that a second call within a heavy step is heavy, too; a plan that says NONE, not KEEP, goes
+    with every sampler.
     """
 
     light: Denoiser
@@ -41,14 +43,18 @@ class Switched:
     reuse: Reuse = Reuse.MARKOV
 
     def __post_init__(self) -> None:
-        if self.heavy.reuse is not Reuse.FREE:
+        if self.heavy.reuse not in (Reuse.FREE, Reuse.MARKOV):
             raise ValueError(
-                f"{type(self.heavy).__name__} reuses contexts and has what runs between its heavy calls itself: leave "
-                "its first steps without a context (StepPlan.late), or switch to a single network"
+                f"{type(self.heavy).__name__} makes contexts for steps of its own alone: switch to a single network, "
+                "or to a dual-rate one that takes any plan"
             )
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
-        return Context(x_hat=posterior_mean(self.heavy, z, t, cond))
+        context = self.heavy.encode(z, t, cond)
+        return context if context.features else Context(x_hat=self.heavy.denoise(z, t, context, cond))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
-        return self.light.denoise(z, t, Context(), cond) if context.x_hat is None else context.x_hat
+        if context.x_hat is not None:
+            return context.x_hat
+        of = self.heavy if context.features else self.light
+        return of.denoise(z, t, context, cond)

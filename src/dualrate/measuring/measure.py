@@ -17,7 +17,7 @@ from torch import Tensor
 from dualrate.codecs.codec import decoded
 from dualrate.denoisers.denoiser import renewal_if_any
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.values import Cond, Context
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.progress import ImageProgress
@@ -27,7 +27,7 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.feature_store import FeatureStore, StoredFeatures, fill_together
 from dualrate.report.rows import Row
-from dualrate.sampling.cost import CallCost, seconds_per_call
+from dualrate.sampling.cost import CallCost, may_drop, seconds_per_call
 
 SHARD = 125  # images of a file of kept features, at least
 
@@ -179,8 +179,9 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0) -> Call
         heavy, light = taken(lambda: denoiser.encode(z, t, cond)), taken(lambda: denoiser.denoise(z, t, context, cond))
         renew = renewal_if_any(denoiser)
         part = 0.0 if renew is None else taken(lambda: renew(z, t, context, cond))
+        alone = taken(lambda: denoiser.denoise(z, t, Context(), cond)) if may_drop(denoiser) else None
     decode = seconds_of_decoding(model, batch_size, seconds=seconds) / batch_size
-    return CallCost(heavy, light, model.call_cost.own, decode, part)
+    return CallCost(heavy, light, model.call_cost.own, decode, part, alone)
 
 
 def seconds_of_decoding(model: Model, batch_size: int, *, seconds: float = 1.0) -> float:
@@ -193,7 +194,10 @@ def seconds_of_decoding(model: Model, batch_size: int, *, seconds: float = 1.0) 
 
 
 def cost_report(drawer: Drawer) -> dict[str, object]:
-    """Parameters, MACs and FLOPs, and latency of the networks' calls and of a batch's images, measured now."""
+    """Parameters, MACs and FLOPs, and latency of the networks' calls and of a batch's images, measured now.
+
+    Light calls alone, without a context, are light calls too.
+    """
     cost, count = drawer.cost, drawer.batch_size
     seconds = drawer.draw(range(count)).seconds
     taken = call_seconds(drawer.model, count)
@@ -201,6 +205,7 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
         "macs_heavy_call": cost.calls.heavy,
         "macs_light_call": cost.calls.light,
+        "macs_light_call_alone": cost.calls.without,
         "macs_decode": cost.calls.decode,
         "flops_heavy_call": 2 * cost.calls.heavy,
         "flops_light_call": 2 * cost.calls.light,
@@ -210,6 +215,7 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
         "steps": drawer.plan.num_steps,
         "heavy_calls_per_image": cost.heavy_calls,
         "light_calls_per_image": cost.light_calls,
+        "light_calls_alone_per_image": cost.alone_calls,
         "macs_per_image": cost.macs,
         "flops_per_image": cost.flops,
         "seconds_per_image": seconds / count,

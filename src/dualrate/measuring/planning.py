@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from dualrate.data.loader import TrainingSet
 from dualrate.data.untrusted import read_text, reading
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.values import Refresh
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import read_json, write_whole
@@ -38,7 +40,9 @@ SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sam
 
 @dataclass(frozen=True)
 class Candidate:
-    """The best plan of one number of steps; `even`: the objective of as many heavy calls spread evenly, on the grid."""
+    """The best plan of one number of steps; `even`: the objective of as many heavy calls spread evenly, on the grid,
+    with contexts kept between them.
+    """
 
     planned: Planned
     even: float | None
@@ -55,15 +59,15 @@ def candidates(
     found = []
     for count in steps:
         most = costs.affordable(count, budget)
-        if most is None:
+        if max(most) < 0:
             continue
         planned = planner.best(count, most, free_times=free_times)
-        heavy = planned.plan.num_heavy
+        heavy, alone = (planned.plan.refresh.count(kind) for kind in (Refresh.FULL, Refresh.NONE))
         on_grid = planner.errors.num_steps % count == 0
-        even = planner.objective(StepPlan.uniform(count, heavy)) if on_grid else None
-        found.append(Candidate(planned, even, costs.of(count, heavy)))
+        even = planner.objective(StepPlan.uniform(count, heavy)) if on_grid else math.inf
+        found.append(Candidate(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))
     if not found:
-        cheapest = min(costs.of(count, 0) for count in steps)
+        cheapest = min(costs.of(count, 0, count) for count in steps)
         raise ValueError(
             f"a budget of {budget:.4g} pays for none of {', '.join(map(str, steps))} steps; the cheapest, {min(steps)} "
             f"steps without a heavy call, costs {cheapest:.4g}: raise the budget, or allow fewer steps"
@@ -76,17 +80,20 @@ def measured_errors(model: Model, *, grid: int, images: int, progress: Reporter,
 
     images: at most; all of them if there are fewer
     mapper: measures parts of ROWS images
-    Raises ValueError for a model of a single network, whose plans have nothing to choose.
+    Raises ValueError for a model of a single network, whose plans have nothing to choose, and what `every_call` raises.
     """
     if not model.reuses_context:
-        raise ValueError(f"{model.name} has a single network, which runs at every step: there is nothing to plan")
+        raise ValueError(
+            f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "
+            "shared-encoder, or another run make some of its steps (--denoiser)"
+        )
     source = model.experiment.data.load("train")
     images = min(images, len(source))
     file = _file(model, source, grid, images)
     if file.exists():
         return _read_errors(file, grid)
     progress.note(
-        f"measuring the errors of {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
+        f"measuring the errors of at most {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
     )
     errors = _measured(model, source, grid, images, progress, mapper)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +184,9 @@ class Ranked:
 
 
 def check_plans(planner: Planner) -> list[tuple[str, StepPlan]]:
-    """Named plans of all kinds on the planner's grid, none twice: even, planned, crowded at one end."""
+    """Named plans of all kinds on the planner's grid, none twice: even, planned, crowded at one end. None that it knows
+    no error of: of two networks without contexts the planned ones alone.
+    """
     size = planner.errors.num_steps
     sizes = [(size // 4, h) for h in (2, 4, 8)] + [(size // 2, h) for h in (2, 4, 8)] + [(size, h) for h in (4, 8)]
     sizes = [(n, h) for n, h in sizes if 0 < h <= n and size % n == 0]
@@ -186,7 +195,8 @@ def check_plans(planner: Planner) -> list[tuple[str, StepPlan]]:
     n, h = size // 2, min(4, size // 4)
     plans.append((f"{n}/{h} all early", StepPlan.at(n, range(h))))
     plans.append((f"{n}/{h} late", StepPlan.at(n, [0, *range(n - h + 1, n)])))
-    return list({plan: (name, plan) for name, plan in reversed(plans)}.values())
+    known = [(name, plan) for name, plan in reversed(plans) if math.isfinite(planner.objective(plan))]
+    return list({plan: (name, plan) for name, plan in known}.values())
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:

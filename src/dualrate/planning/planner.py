@@ -9,7 +9,8 @@ A plan is judged by terms of its steps, each an error e of x_hat with the weight
 
 whose least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
 calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. With `free_times` the times
-of the steps are chosen too, among those of the grid: O(M^3 N H).
+of the steps are chosen too, among those of the grid: O(M^3 N H). Where a step without a context costs more than others,
+since another network makes it (denoisers/switched.py), these are counted in the state too: N times as many.
 
 An ancestral step pays for all that z_t does not tell of x, so that more steps are always worth something. A solver of
 second order is not held up by that: it pays for what its context lacks, and for the length of its steps.
@@ -31,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Denoiser
+from dualrate.denoisers.denoiser import Denoiser, between
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
@@ -49,7 +50,7 @@ class Errors:
 
     t:      (M + 1,) times, decreasing; a step may start at any but the last
     errors: (M, M + 1): [i, j] at t_i with the context of t_j, j <= i; [i, i] at a heavy call; [i, -1] without context;
-            infinite for j > i
+            infinite for j > i, and where a heavy call leaves no context behind
     bend:   of x_hat with a heavy call at every step; None: not measured
     """
 
@@ -88,19 +89,26 @@ def every_call(
     """All pairs of a grid time (t: (M + 1,), but the last) and a context, in order; at each time NO_CONTEXT comes last.
 
     Along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the caller's.
+    Raises ValueError for a denoiser whose context is of more than one time.
     """
     steps, rows = len(t) - 1, len(x)
     times = [shared_time(time, rows) for time in t[:-1]]
-    contexts: list[Context] = []
+    contexts: dict[int, Context] = {}
     z = process.add_noise(x, times[0], draws.normal("plan start", *x.shape[1:]).to(x.dtype))
     for i in range(steps):
         now = times[i]
         fresh = denoiser.encode(z, now, cond)
-        for j, context in enumerate(contexts):
+        if fresh.keeps or between(denoiser) != (Refresh.KEEP,):
+            raise ValueError(
+                f"what {type(denoiser).__name__} makes of a step depends on more than its latest heavy call, which is "
+                "all that a planner looks at: its heavy calls are best spread evenly"
+            )
+        for j, context in contexts.items():
             yield Call(i, j, z, now, context)
         yield Call(i, i, z, now, fresh)
         yield Call(i, NO_CONTEXT, z, now, Context())
-        contexts.append(fresh.aged())
+        if fresh.features:
+            contexts[i] = fresh.aged()
         if i + 1 < steps:
             noise = draws.normal(f"plan step {i}", *x.shape[1:]).to(x.dtype)
             z = process.posterior(z, x, now, times[i + 1]).sample(noise)
@@ -167,16 +175,18 @@ class Planner:
             total += (self.own_errors[here, held] + self._bending[here, following]) * self._weights[here, following]
         return total
 
-    def best(self, steps: int, heavy: int, *, free_times: bool = False) -> Planned:
+    def best(self, steps: int, heavy: int | Sequence[int], *, free_times: bool = False) -> Planned:
         """The best plan of N = `steps` steps with at most `heavy` heavy calls, from the grid's first time to its last.
 
+        heavy: however many steps have no context; or a list, of plans with 0, 1, ... such steps, -1 for none
+               (`CallCost.affordable`)
         free_times: choose the times among the grid's; else N equal parts of the grid
         Raises ValueError where there is no such plan on this grid.
         """
-        size = self.errors.num_steps
-        if steps < 1 or heavy < 0:
+        size, most = self.errors.num_steps, [heavy] if isinstance(heavy, int) else list(heavy)
+        if steps < 1 or max(most) < 0:
             raise ValueError(
-                f"a plan has at least one step and no negative number of heavy calls, got {steps}, {heavy}"
+                f"a plan has at least one step and no negative number of heavy calls, got {steps}, {max(most)}"
             )
         if steps > size or (size % steps and not free_times):
             raise ValueError(f"no {steps} equal steps on a grid of {size}: choose a divisor, or measure another grid")
@@ -188,13 +198,14 @@ class Planner:
                 return range(place + every, place + every + 1)
             return range(place + 1, size - left + 1) if left else range(size, size + 1)
 
-        return self._search(steps, min(heavy, steps), following)
+        return self._search(steps, most, following)
 
-    def _search(self, steps: int, heavy: int, following: Callable[[int, int], range]) -> Planned:
+    def _search(self, steps: int, most: Sequence[int], following: Callable[[int, int], range]) -> Planned:
         """`following`: (place, steps to go after this one) -> places where a step may lead."""
         errors, weights, size = self.own_errors, self._weights, self.errors.num_steps
-        start = np.full((heavy + 1, size + 1), np.inf)  # the least sum so far, by heavy calls made and context held
-        start[0, NO_CONTEXT] = 0
+        shape = (min(max(most), steps) + 1, len(most), size + 1)
+        start = np.full(shape, np.inf)
+        start[0, 0, NO_CONTEXT] = 0
         layers: list[dict[int, _Reached]] = [{0: _Reached(start)}]
         for step in range(steps):
             arrived: dict[int, _Reached] = {}
@@ -202,28 +213,34 @@ class Planner:
                 acted = reached.acted(place)
                 for to in following(place, steps - step - 1):
                     value = acted + (errors[place] + self._bending[place, to]) * weights[place, to]
-                    arrived.setdefault(to, _Reached.nowhere(heavy, size)).improve(value, place)
+                    arrived.setdefault(to, _Reached(np.full(shape, np.inf))).improve(value, place)
             layers.append(arrived)
-        end = layers[-1][size].value
-        calls, held = np.unravel_index(np.argmin(end), end.shape)
-        if not np.isfinite(end[calls, held]):
-            raise ValueError("no plan without a heavy call here: the error without a context was not measured")
-        return Planned(self._traced(layers, int(calls), int(held)), float(end[calls, held]))
+        end = np.where(np.arange(shape[0])[:, None, None] <= np.array(most)[:, None], layers[-1][size].value, np.inf)
+        calls, alone, held = map(int, np.unravel_index(np.argmin(end), shape))
+        if not np.isfinite(end[calls, alone, held]):
+            raise ValueError(
+                f"no plan of {steps} steps with so few heavy calls here: what steps without a context, or with an old "
+                "one, are off by was not measured"
+            )
+        return Planned(self._traced(layers, calls, alone, held), float(end[calls, alone, held]))
 
-    def _traced(self, layers: list[dict[int, _Reached]], calls: int, held: int) -> StepPlan:
-        """The plan that leads to the last layer with these heavy calls made and this context held."""
+    def _traced(self, layers: list[dict[int, _Reached]], calls: int, alone: int, held: int) -> StepPlan:
+        """The plan that leads to the last layer with these heavy calls made, so many steps without a context, if they
+        are counted, and this context held.
+        """
         size = self.errors.num_steps
         place, places, refreshes = size, [size], []
         for step in range(len(layers) - 1, 0, -1):
-            place = int(layers[step][place].origin[calls, held])
+            place = int(layers[step][place].origin[calls, alone, held])
             before = layers[step - 1][place].value
             if held == place:
                 refreshes.append(Refresh.FULL)
                 calls -= 1
-                held = int(np.argmin(before[calls]))
+                held = int(np.argmin(before[calls, alone]))
             elif held == size:
                 refreshes.append(Refresh.NONE)
-                held = int(np.argmin(before[calls]))
+                alone -= before.shape[1] > 1
+                held = int(np.argmin(before[calls, alone]))
             else:
                 refreshes.append(Refresh.KEEP)
             places.append(place)
@@ -275,7 +292,8 @@ class Planner:
 
 @dataclass
 class _Reached:
-    """The states at one place after some steps: [heavy calls made, place of the context held, the last for none].
+    """The states at one place after some steps: [heavy calls made, steps without a context, place of the context held],
+    the last place for none; the second axis has one entry where such steps are not counted.
 
     value: the least sum of terms; origin: the place that the last step came from
     """
@@ -286,17 +304,15 @@ class _Reached:
     def __post_init__(self) -> None:
         self.origin = np.full(self.value.shape, -1, dtype=np.int64)
 
-    @staticmethod
-    def nowhere(heavy: int, size: int) -> _Reached:
-        return _Reached(np.full((heavy + 1, size + 1), np.inf))
-
     def acted(self, place: int) -> NDArray[np.float64]:
         """The least sums once the step at `place` has its context: kept, dropped, or of a heavy call."""
         acted = self.value.copy()
-        cheapest = self.value.min(1)
-        acted[:, NO_CONTEXT] = cheapest
-        acted[0, place] = np.inf
-        acted[1:, place] = cheapest[:-1]
+        cheapest = self.value.min(2)
+        counted = int(cheapest.shape[1] > 1)
+        acted[:, :counted, NO_CONTEXT] = np.inf
+        acted[:, counted:, NO_CONTEXT] = cheapest[:, : cheapest.shape[1] - counted]
+        acted[0, :, place] = np.inf
+        acted[1:, :, place] = cheapest[:-1]
         return acted
 
     def improve(self, value: NDArray[np.float64], origin: int) -> None:

@@ -4,8 +4,8 @@
     compact    the same levels with fewer channels, for a GPU in pieces of ten minutes: a fifth of full's parameters, so
                that a model fits into a few files of 16 MiB between two pieces (tools/gpu_queue.py)
     reduced    for half an hour of one CPU core at most a model: patches of 2, every level at half the resolution
-    flat       for two hours of one CPU core: patches of 2 and transformer blocks alone, on all of their 256 positions,
-               among which caches by tokens choose (denoisers/token_cache.py)
+    flat       for an hour of one CPU core a model: patches of 2 and transformer blocks alone, on all of their 256
+               positions, among which caches by tokens choose (denoisers/token_cache.py)
 
 As there, the light network halves the transformers' widths and the middle's depth; its convolutions are narrower too,
 for on small images they would cost as much as the rest. A medium network costs about what the dual-rate model
@@ -97,35 +97,42 @@ REDUCED = replace(
     sample_every=1000,
 )
 COMPACT = replace(FULL, max_seconds=None)
-FLAT = replace(REDUCED, iterations=3000, optim=replace(REDUCED.optim, decay="cosine"))
+FLAT = replace(REDUCED, batch_size=64, optim=replace(REDUCED.optim, decay="cosine"), sample_every=4000)
 FITS = {"full": FULL, "compact": COMPACT, "reduced": REDUCED, "flat": FLAT}
+FLAT_ITERATIONS = {"heavy": 3500, "medium": 6500, "light": 16_000, "dual": 6000}  # the first three of equal time
+
+
+def fit(size: Size, name: str) -> FitConfig:
+    return replace(FITS[size], iterations=FLAT_ITERATIONS[name]) if size == "flat" else FITS[size]
 
 
 def data(source: str) -> DataConfig:
     return DataConfig(source, size=32, channels=3, augment=Augment(flip=True))
 
 
+def single(size: Size, name: str, network: UViTConfig, source: str) -> Experiment:
+    return Experiment(f"cifar10-{size}-{name}", OneNetwork(network), DenoisingConfig(), fit(size, name), data(source))
+
+
 def heavy(size: Size = "full", source: str = "cifar10") -> Experiment:
     """The single-rate baseline."""
-    return Experiment(f"cifar10-{size}-heavy", OneNetwork(HEAVY[size]), DenoisingConfig(), FITS[size], data(source))
+    return single(size, "heavy", HEAVY[size], source)
 
 
 def light(size: Size = "full", source: str = "cifar10") -> Experiment:
     """The light network alone, at every step."""
-    return Experiment(f"cifar10-{size}-light", OneNetwork(LIGHT[size]), DenoisingConfig(), FITS[size], data(source))
+    return single(size, "light", LIGHT[size], source)
 
 
 def medium(size: Literal["compact", "flat"] = "compact", source: str = "cifar10") -> Experiment:
     """A single network of the cost that the dual-rate model has on average."""
-    return Experiment(f"cifar10-{size}-medium", OneNetwork(MEDIUM[size]), DenoisingConfig(), FITS[size], data(source))
+    return single(size, "medium", MEDIUM[size], source)
 
 
 def dual(size: Size = "full", source: str = "cifar10") -> Experiment:
     """Both networks."""
-    networks = TwoNetworks(HEAVY[size], LIGHT[size])
-    return Experiment(
-        f"cifar10-{size}-dual", networks, DenoisingConfig(times=TimeSampler(heavy=(4, 32))), FITS[size], data(source)
-    )
+    networks, method = TwoNetworks(HEAVY[size], LIGHT[size]), DenoisingConfig(times=TimeSampler(heavy=(4, 32)))
+    return Experiment(f"cifar10-{size}-dual", networks, method, fit(size, "dual"), data(source))
 
 
 def distilled(size: Size = "full") -> StudentRecipe:

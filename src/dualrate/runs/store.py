@@ -29,6 +29,7 @@ from torch import Tensor
 from dualrate.codecs import characters, grey_levels  # noqa: F401  # a file may name them
 from dualrate.codecs.codec import Codec
 from dualrate.config.serial import from_json, to_plain
+from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.experiments import (  # noqa: F401  # a file may name their methods
     consistency,
     denoising,
@@ -100,6 +101,16 @@ def codec_of(
     if not codec.fingerprint:
         raise ValueError(f"{path} is a model of pixels, which has no codec: name a run that trains one")
     return codec
+
+
+def check_denoiser(name: str | None) -> None:
+    """Raises ValueError for what is neither the directory of a run nor a denoiser's name."""
+    if name is None or Path(name).is_dir():
+        return
+    try:
+        denoiser_named(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; nor is it the directory of a run") from error
 
 
 def called_by(model: Model, name: str | None) -> Model:

@@ -6,11 +6,11 @@ heavy call that computes them.
 
     image = branches x (H x heavy + N x light) + decode,   branches = 2 under guidance
 
-where a step that uses the encoder's own output makes no light call, a call that renews a part of a context is a light
-one of its own price, and a guidance interval spares light calls outside it, but none that make a context: that holds
-both branches. `plan_cost` counts a plan by running it, `expected_costs`
-by running it without the networks. Where calls cost what their rows make them cost (`varies`: early exits), an image
-costs what `mean_macs` counts while images are drawn; a call, that of a row of zeros.
+where a step that uses the encoder's own output makes no light call, calls that renew a part of a context and those
+without one are light ones of their own prices, and a guidance interval spares light calls outside it, but none that
+make a context: that holds both branches. `plan_cost` counts a plan by running it, `expected_costs` by running it
+without the networks. Where calls cost what their rows make them cost (`varies`: early exits), an image costs what
+`mean_macs` counts while images are drawn; a call, that of a row of zeros.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class CallCost:
     own:     whether a heavy call has denoised already, so that its step makes no light one
     decode:  what an image costs besides, once: the decoding of its latent
     partial: a call that renews a part of the context, where the denoiser makes such
+    alone:   a denoise call without a context; None: as a light one
     """
 
     heavy: float
@@ -55,22 +56,37 @@ class CallCost:
     own: bool = False
     decode: float = 0
     partial: float = 0
+    alone: float | None = None
 
-    def of(self, steps: int, heavy: int) -> float:
-        """Of an image with N steps and H heavy calls."""
-        return heavy * self.heavy + (steps - heavy * self.own) * self.light + self.decode
+    @property
+    def without(self) -> float:
+        """Of a denoise call without a context."""
+        return self.light if self.alone is None else self.alone
 
-    def affordable(self, steps: int, budget: float) -> int | None:
-        """The most heavy calls within a budget; None if not even the light ones are."""
-        counts = [heavy for heavy in range(steps + 1) if self.of(steps, heavy) <= budget * (1 + 1e-9)]
-        return max(counts, default=None)
+    def of(self, steps: int, heavy: int, alone: int = 0) -> float:
+        """Of an image with N steps, H of them with a heavy call and so many without a context."""
+        light = (steps - heavy * self.own - alone) * self.light + alone * self.without
+        return heavy * self.heavy + light + self.decode
+
+    def affordable(self, steps: int, budget: float) -> list[int]:
+        """The most heavy calls within a budget, -1 where not even the light ones are: of 0, 1, ... steps without a
+        context; one number where these cost no more than others, for as many as there may be.
+        """
+        dearer = self.without > self.light
+
+        def most(alone: int) -> int:
+            counts = range(steps - alone + 1)
+            return max((n for n in counts if self.of(steps, n, alone) <= budget * (1 + 1e-9)), default=-1)
+
+        return [most(alone) for alone in range(steps + 1 if dearer else 1)]
 
 
 @dataclass(frozen=True)
 class PlanCost:
     """What one image costs.
 
-    heavy_calls, light_calls: rows per image, guidance branches counted; partial_calls: of the light ones
+    heavy_calls, light_calls: rows per image, guidance branches counted
+    partial_calls, alone_calls: of the light ones, those that renew a part of a context, and those without one
     mean: MACs of all calls of an image, where these differ from image to image; None: as the calls cost
     """
 
@@ -79,6 +95,7 @@ class PlanCost:
     light_calls: int
     mean: float | None = None
     partial_calls: int = 0
+    alone_calls: int = 0
 
     @property
     def macs(self) -> int:
@@ -86,7 +103,8 @@ class PlanCost:
 
     def where(self, calls: CallCost) -> float:
         """What as many calls come to that cost so much, in seconds or any one unit."""
-        light = (self.light_calls - self.partial_calls) * calls.light + self.partial_calls * calls.partial
+        kept = self.light_calls - self.partial_calls - self.alone_calls
+        light = kept * calls.light + self.partial_calls * calls.partial + self.alone_calls * calls.without
         return self.heavy_calls * calls.heavy + light + calls.decode
 
     @property
@@ -123,7 +141,8 @@ def call_cost(
     light = macs_of(lambda: denoiser.denoise(z, t, context.aged(), cond))
     renew = renewal_if_any(denoiser)
     partial = 0 if renew is None else macs_of(lambda: renew(z, t, context.aged(), cond))
-    return CallCost(heavy, light, own=context.x_hat is not None, partial=partial)
+    alone = macs_of(lambda: denoiser.denoise(z, t, Context(), cond)) if may_drop(denoiser) else None
+    return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone)
 
 
 def plan_cost(
@@ -149,7 +168,12 @@ def plan_cost(
 
 def _plan_cost(calls: CallCost, metered: Metered) -> PlanCost:
     seen = metered.meter
-    return PlanCost(calls, seen.heavy, seen.light, partial_calls=seen.partial)
+    return PlanCost(calls, seen.heavy, seen.light, partial_calls=seen.partial, alone_calls=seen.alone)
+
+
+def may_drop(denoiser: Denoiser) -> bool:
+    """Whether a step without a context is another call than one with it: of a context that grows old."""
+    return denoiser.reuse is not Reuse.FREE
 
 
 def varies(denoiser: Denoiser) -> bool:

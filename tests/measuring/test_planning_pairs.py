@@ -1,0 +1,97 @@
+"""Plans of what else may run at a step: another run's network, what a network keeps; and commands that draw them."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cli.command import call
+from runs.made import NET, ONE, TWO, saved
+
+import dualrate as dr
+from dualrate.cli.console import reporter
+from dualrate.diffusion.values import Refresh
+from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.networks import OneNetwork
+from dualrate.measuring.choosing import Choice
+from dualrate.measuring.planning import measured_errors
+from dualrate.networks.uvit import Level
+from dualrate.planning.planner import NO_CONTEXT
+from dualrate.runs.store import called_by
+
+SMALL = ("--grid", "8", "--images", "8")
+LARGE = replace(NET, levels=(Level("conv", 8, 1), Level("transformer", 16, 3)))
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A single network, a larger one, two rates, of the same images."""
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "images.npz", images=rng.integers(0, 256, (64, 8, 8, 1), np.uint8), labels=np.arange(64) % 3)
+    data = DataConfig(str(tmp_path / "images.npz"))
+    torch.manual_seed(0)
+    made = {"small": ONE, "large": replace(ONE, networks=OneNetwork(LARGE)), "two": TWO}
+    return {name: saved(replace(experiment, data=data), tmp_path / name) for name, experiment in made.items()}
+
+
+def errors_of(run, denoiser):
+    model = called_by(dr.load(run), denoiser and str(denoiser))
+    return measured_errors(model, grid=8, images=8, progress=reporter())
+
+
+def test_of_two_single_networks_no_context_is_kept(runs):
+    errors = errors_of(runs["large"], runs["small"]).errors
+    known = np.isfinite(errors)
+    assert known[:, NO_CONTEXT].all()
+    assert (known[:, :-1] == np.eye(8, dtype=bool)).all()
+    assert (errors.diagonal() != errors[:, NO_CONTEXT]).all()
+
+
+def test_beside_two_rates_another_network_s_errors_take_the_place_of_the_light_one_s(runs):
+    alone, beside = errors_of(runs["two"], None), errors_of(runs["two"], runs["large"])
+    np.testing.assert_array_equal(alone.errors[:, :-1], beside.errors[:, :-1])
+    assert (alone.errors[:, NO_CONTEXT] != beside.errors[:, NO_CONTEXT]).all()
+
+
+@pytest.mark.parametrize(
+    ("run", "denoiser", "budget"), [("large", "small", 0.8), ("large", "shared-encoder", 0.8), ("two", "large", 1.5)]
+)
+def test_a_plan_within_the_budget_is_drawn_at_the_cost_that_it_was_told(
+    runs, run, denoiser, budget, tmp_path, monkeypatch, capsys
+):
+    how = [runs[run], "--denoiser", runs.get(denoiser, denoiser)]
+    options = [*SMALL, "--budget", f"{budget}x", "--steps", "8", "--out", tmp_path / "plan.json"]
+    assert call(monkeypatch, "plan", *how, *options) == 0
+    told = capsys.readouterr().out
+    plan = dr.StepPlan.from_json((tmp_path / "plan.json").read_text())
+    (line,) = re.findall(rf"^ *8 +{plan.num_heavy} +{plan.refresh.count(Refresh.NONE)} +(\S+) ", told, re.MULTILINE)
+    sampling = ["--plan", tmp_path / "plan.json", "--out", tmp_path / "out", "--num", "2", "--json"]
+    assert call(monkeypatch, "sample", *how, *sampling) == 0
+    drawn = json.loads(capsys.readouterr().out)
+    most = float(re.findall(r": (\S+) GMACs$", told, re.MULTILINE)[0])
+    assert float(line) <= most * 1.01
+    model = called_by(dr.load(runs[run]), str(runs.get(denoiser, denoiser)))
+    counted = Choice(plan=plan).drawer(model).cost.macs
+    assert counted / 1e9 == pytest.approx(float(line), rel=5e-3)
+    assert drawn["heavy_calls_per_image"] == plan.num_heavy
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sample {large} --denoiser {small} --out x", "say by --plan which steps are those of"),
+        ("plan {large} --gmacs 1", "there is nothing to plan; have it called by shared-encoder, or another run"),
+        ("plan {large} --denoiser gone --gmacs 1", "there is no denoiser 'gone'.*nor is it the directory of a run"),
+        ("plan {large} --denoiser taylor --gmacs 1 --grid 8 --images 8", "depends on more than its latest heavy call"),
+        ("plan {large} --denoiser toca --gmacs 1 --grid 8 --images 8", "depends on more than its latest heavy call"),
+        ("plan {large} --denoiser {small} --search", "a search is of a model as it was trained: drop --denoiser"),
+        ("plan {large} --denoiser {small} --gmacs 1e-9", "raise the budget"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned_or_drawn_is_said(runs, command, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *command.format(**runs).split()) == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
