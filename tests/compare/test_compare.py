@@ -461,6 +461,26 @@ def test_another_run_makes_the_first_steps(here, monkeypatch):
         Entry.parse("heavy+gone:8/6")
 
 
+def test_beside_two_rates_another_run_makes_the_steps_that_a_plan_file_says(here):
+    plan = StepPlan.late(4, 1, 2)
+    Path("plan.json").write_text(plan.to_json())
+    (named,) = made_of("dual+heavy:plan.json")
+    assert (named.plan, named.network) == (plan, "dual after heavy")
+    drawer = named.drawer(load("dual"))
+    own, other = load("dual").call_cost, load("heavy").call_cost
+    assert drawer.cost.macs == own.heavy + own.light + 2 * other.light
+    for text in ("dual+heavy", "dual+heavy:8/6"):
+        with pytest.raises(ValueError, match="has a light network of its own: which steps it leaves to heavy"):
+            made_of(text)
+
+
+def test_what_forecasts_contexts_is_not_planned(here, monkeypatch):
+    monkeypatch.setattr(contenders, "measured_errors", None)
+    made = made_of("dual+forecast-context")
+    assert made
+    assert "planned" not in {one.note for one in made}
+
+
 @pytest.mark.parametrize("text", ["heavy+dual:8", "heavy+dual:8/9"])
 def test_how_many_steps_each_run_makes_is_to_be_said(here, text):
     with pytest.raises(ValueError, match="say how many of the 8 steps are the heavy network's: 8/4"):

@@ -1,5 +1,7 @@
 """Planning for a budget: what is affordable, what is kept, what is refused."""
 
+import contextlib
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from dualrate.cli.main import main
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.values import Cond, Refresh
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
@@ -67,17 +69,32 @@ def test_affordable_is_the_most_that_the_budget_pays(own):
     costs = CallCost(heavy=10.0, light=2.0, own=own)
     for steps in (4, 8):
         for budget in (7.9, 8.0, 16.0, 30.0, 200.0):
-            fits = [h for h in range(steps + 1) if h * 10 + (steps - h * own) * 2 <= budget]
-            assert costs.affordable(steps, budget) == [max(fits, default=-1)]
+            fits = [h * 10 + (steps - h * own) * 2 <= budget for h in range(steps + 1)]
+            assert costs.affordable(steps, budget).tolist() == [[fit] for fit in fits]
 
 
+@pytest.mark.parametrize("prices", [(10, 2, 5), (10, 5, 1), (1, 10, 10), (3, 1, 3)])
 @pytest.mark.parametrize("own", [True, False])
-def test_steps_without_a_context_that_cost_more_leave_less_for_heavy_calls(own):
-    costs = CallCost(heavy=10.0, light=2.0, own=own, decode=1.0, alone=5.0)
-    for budget in (8.0, 9.0, 21.0, 30.0, 200.0):
-        fits = [[h for h in range(5 - a) if 1 + h * 10 + (4 - a - h * own) * 2 + a * 5 <= budget] for a in range(5)]
-        assert costs.affordable(4, budget) == [max(one, default=-1) for one in fits]
-    assert replace(costs, alone=1.5).affordable(4, 30) == replace(costs, alone=None).affordable(4, 30)
+def test_a_plan_is_the_best_that_the_budget_pays_whatever_a_step_without_a_context_costs(prices, own):
+    """By trying all plans of four steps, each paid call by call."""
+    heavy, light, alone = prices
+    costs, planner = CallCost(heavy, light, own, decode=1, alone=alone), Planner(grid_errors(4), PROCESS)
+    pays_for = {Refresh.FULL: heavy + (not own) * light, Refresh.KEEP: light, Refresh.NONE: alone}
+    plans = []
+    for refresh in itertools.product(Refresh, repeat=4):
+        with contextlib.suppress(ValueError, KeyError):  # it keeps what it does not hold, or renews a part
+            plan = StepPlan(planner.errors.t, refresh)
+            plans.append((1 + sum(pays_for[kind] for kind in refresh), planner.objective(plan), plan))
+    for budget in (1 + 4 * alone, 20, 24, 31):
+        affordable = [one for one in plans if one[0] <= budget]
+        if not affordable:
+            with pytest.raises(ValueError, match=f"the cheapest plan costs {min(plans)[0]:g}"):
+                candidates(planner, costs, budget, [4])
+            continue
+        cost, objective, plan = min(affordable, key=lambda one: one[1])
+        (found,) = candidates(planner, costs, budget, [4])
+        assert (found.planned.plan, found.cost) == (plan, cost)
+        assert found.planned.objective == pytest.approx(objective, rel=1e-12)
 
 
 def grid_errors(steps: int = 8) -> Errors:
@@ -167,11 +184,20 @@ def test_costs_of_calls_add_up_to_the_counted_plan(run):
 
 def test_check_plans_are_a_dozen_different_ones_on_the_grid():
     planner = Planner(grid_errors(16), PROCESS)
-    plans = check_plans(planner)
+    plans = check_plans(planner, CallCost(10, 1, own=True))
     assert len(plans) >= 12
     assert len({name for name, _ in plans}) == len({plan for _, plan in plans}) == len(plans)
     for _, plan in plans:
         assert planner.objective(plan) > 0
+
+
+def test_plans_to_check_cost_what_even_ones_do_where_a_step_without_a_context_has_a_price():
+    planner, costs = Planner(grid_errors(16), PROCESS), CallCost(10, 1, own=True, alone=9)
+    planner.errors.errors[:, -1] = 0.01
+    for name, plan in check_plans(planner, costs):
+        even = costs.of(*map(int, name.split()[0].split("/")))
+        heavy, alone = (plan.refresh.count(kind) for kind in (Refresh.FULL, Refresh.NONE))
+        assert costs.of(plan.num_steps, heavy, alone) <= even
 
 
 def test_spearman_is_scipys():
@@ -220,7 +246,7 @@ def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeyp
 
 def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):
     pays.cache_clear()  # as in a fresh process
-    times = iter([0.8, 0.08, 0.08])  # of a heavy call of 8 rows, of a light one, and of one without a context
+    times = iter([0.8, 0.08])  # of a heavy and of a light call of 8 rows
     monkeypatch.setattr("dualrate.measuring.measure.seconds_per_call", lambda call, **_: (call(), next(times))[1])
     plan = plan_command(run, monkeypatch, "--seconds", "0.35", "--steps", "8", "--batch-size", "8")
     assert plan.num_heavy == 3  # 3 x 0.1 + 5 x 0.01 = 0.35

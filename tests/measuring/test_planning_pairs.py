@@ -57,7 +57,7 @@ def test_beside_two_rates_another_network_s_errors_take_the_place_of_the_light_o
 
 
 @pytest.mark.parametrize(
-    ("run", "denoiser", "budget"), [("large", "small", 0.8), ("large", "shared-encoder", 0.8), ("two", "large", 1.5)]
+    ("run", "denoiser", "budget"), [("large", "small", 0.8), ("large", "shared-encoder", 0.8), ("two", "large", 1.2)]
 )
 def test_a_plan_within_the_budget_is_drawn_at_the_cost_that_it_was_told(
     runs, run, denoiser, budget, tmp_path, monkeypatch, capsys

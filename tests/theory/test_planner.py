@@ -56,24 +56,28 @@ def test_the_best_plan_is_that_of_trying_all(size, steps, heavy, seed, order):
 
 @ORDERS
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("most", [(3, 2, 1, 0, -1), (2, 2, 2, 1, 0), (-1, -1, 1), (1, 0), (0, 0, 0, 0, 0)])
-def test_steps_without_a_context_are_counted_where_they_have_a_price(most, seed, order):
-    """By trying all plans of four steps with at most so many heavy calls beside each number of such steps."""
-    errors = random_errors(4, seed)
-    planner = Planner(errors, PROCESS, order=order)
-    tried = [plan for plan in all_plans(errors.t, 4) if plan.num_heavy <= dict(enumerate(most)).get(alone(plan), -1)]
+@pytest.mark.parametrize("free_times", [False, True])
+@pytest.mark.parametrize("share", [0.2, 0.5, 1])
+def test_steps_without_a_context_are_counted_where_they_have_a_price(share, free_times, seed, order):
+    """By trying all plans of four steps whose numbers of heavy calls and of such steps a table allows."""
+    errors = random_errors(6 if free_times else 4, seed)
+    planner, allowed = Planner(errors, PROCESS, order=order), np.random.default_rng(seed).random((5, 5)) < share
+    grids = [(errors.t[0], *inner, 0.0) for inner in itertools.combinations(errors.t[1:-1], 3)]
+    tried = [plan for t in grids for plan in all_plans(t, 4) if allowed[plan.num_heavy, plan.refresh.count(NONE)]]
     if not tried:
         with pytest.raises(ValueError, match="no plan of 4 steps"):
-            planner.best(4, most)
+            planner.best(4, allowed, free_times=free_times)
         return
     best = min(tried, key=planner.objective)
-    found = planner.best(4, most)
+    found = planner.best(4, allowed, free_times=free_times)
     assert found.plan == best
     assert found.objective == pytest.approx(planner.objective(best), rel=1e-12)
 
 
-def alone(plan: StepPlan) -> int:
-    return plan.refresh.count(NONE)
+def test_a_search_too_large_for_memory_is_refused_before_it_begins():
+    planner = Planner(random_errors(64, 0), PROCESS)
+    with pytest.raises(ValueError, match=r"takes \d+ GiB to find: take fewer steps or a coarser grid"):
+        planner.best(60, np.ones((61, 61), bool), free_times=True)
 
 
 @ORDERS

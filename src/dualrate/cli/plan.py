@@ -12,7 +12,6 @@ from tyro.conf import arg
 from dualrate.cli.console import loaded
 from dualrate.cli.options import Compile, Device, RunDir, Workers
 from dualrate.cli.plan_search import SearchOptions, run_search
-from dualrate.cli.sampling_options import DENOISER
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.diffusion.values import Refresh
 from dualrate.experiments.experiment import Model
@@ -22,6 +21,12 @@ from dualrate.runs.store import called_by, check_denoiser
 from dualrate.sampling.cost import CallCost
 
 PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
+
+
+DENOISER = (
+    "What calls the networks: shared-encoder, deep-cache or fora of a single one; package.module:name of your own; or "
+    "another run's directory, whose network makes the steps without a context; their own denoiser if not given."
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class PlanSearch(Ranged):
     def run(self) -> None:
         from dualrate.machine.workers import mapper
         from dualrate.measuring.evaluator import evaluator
-        from dualrate.measuring.planning import candidates, measured_errors, rank
+        from dualrate.measuring.planning import candidates, measured_errors, rank, require_plannable
         from dualrate.planning.planner import Planner
         from dualrate.report.figures import plan_figure, png
 
@@ -80,6 +85,7 @@ class PlanSearch(Ranged):
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         model = called_by(model, self.denoiser)
         process = model.gaussian  # before anything is measured
+        require_plannable(model)
         costs, budget, unit = self._budget(model)
         with mapper(self.workers, model.device, progress.note) as over:
             errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, mapper=over)
@@ -156,8 +162,8 @@ class PlanSearch(Ranged):
         if self.seconds is not None:
             return call_seconds(model, self.batch_size), self.seconds, "s"
         macs = model.call_cost
-        giga = {"decode": macs.decode / 1e9, "alone": macs.without / 1e9}
-        costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, **giga)
+        alone = None if macs.alone is None else macs.alone / 1e9
+        costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, macs.decode / 1e9, alone=alone)
         if self.gmacs is not None:
             return costs, self.gmacs, "GMACs"
         return costs, self._share * (self.grid * costs.heavy + costs.decode), "GMACs"

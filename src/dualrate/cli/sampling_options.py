@@ -16,7 +16,7 @@ from dualrate.measuring.choosing import GAMMA as RECOMMENDED_GAMMA
 from dualrate.measuring.choosing import RECOMMENDED, SMOOTH, Choice, Places
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.planning import read_plan
-from dualrate.runs.store import called_by, check_denoiser
+from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import SAMPLERS, sampler_named, taking
 
 
@@ -26,7 +26,7 @@ def _names(markovian: bool) -> str:
 
 
 SAMPLER = (
-    f"Where there is no default: {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; {SMOOTH} with --denoiser; "
+    f"Where there is no default: {RECOMMENDED} at gamma {RECOMMENDED_GAMMA:g}; {SMOOTH} with a --denoiser that caches; "
     f"of a student its own, ancestral or ddim; ancestral with --eta. May reuse a dual-rate context: "
     f"{_names(markovian=True)}; for a heavy call at every step, or one network: {_names(markovian=False)}; or "
     "package.module:Class, a step of your own. "
@@ -87,7 +87,7 @@ class SamplingOptions(Ranged):
         super().__post_init__()
         self._choice(None if self.plan is None else StepPlan.uniform(1))  # what excludes each other, before any work
         check_denoiser(self.denoiser)
-        if self.denoiser is not None and Path(self.denoiser).is_dir() and self.plan is None:
+        if is_run(self.denoiser) and self.plan is None:
             raise ValueError(
                 f"say by --plan which steps are those of {self.denoiser}: dualrate plan RUN --denoiser {self.denoiser} "
                 "--budget 0.5x writes one"

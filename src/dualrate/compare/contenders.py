@@ -10,7 +10,8 @@
     RUN:32@mypkg.steps:Mine under a step of another package
     RUN+taylor:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
     RUN+early-exit-0.05:16  a run with early exits, at this threshold of the error that its probes estimate
-    RUN+LIGHT:32/20         the first 12 of 32 steps by the single network of another run, LIGHT (denoisers/switched.py)
+    RUN+LIGHT:32/20         the first 12 of 32 steps by the network of another run, LIGHT (denoisers/switched.py)
+    RUN+OTHER:plan.json     the steps without a context by another run's network; RUN may be dual-rate, too
     RUN,RUN,RUN:32          trainings of one network from different seeds, one line of the report
 
 Costs of different networks meet on the rungs of a ladder: so many calls of the dearest network per image.
@@ -37,7 +38,7 @@ from dualrate.measuring.choosing import GAMMA, RECOMMENDED, SMOOTH, Choice, step
 from dualrate.measuring.planning import SEED, are_errors_kept, measured_errors, read_plan
 from dualrate.planning.planner import Planner
 from dualrate.planning.similarity import best_refreshes, similarities
-from dualrate.runs.store import called_by, check_denoiser
+from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, sampler_named
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
@@ -113,7 +114,7 @@ class Entry(Ranged):
             return entry.contender(plan, entry._sampler(model), note=Path(self.plan).stem)
         steps, heavy = self._counts()
         if self.is_switched:
-            return after_light(self, called_by(loaded, self.denoiser), steps, heavy)
+            return after_light(self, loaded, steps, heavy)
         heavy = loaded.serves.default_heavy(steps) if heavy is None else heavy
         entry = self._shared(loaded, steps, heavy)
         model = called_by(loaded, entry.denoiser)
@@ -155,7 +156,7 @@ class Entry(Ranged):
     @property
     def is_switched(self) -> bool:
         """Whether another run's network makes its first steps."""
-        return self.denoiser is not None and Path(self.denoiser).is_dir()
+        return is_run(self.denoiser)
 
     def samplers(self, process: Process) -> dict[str, Sampler]:
         """The one that was asked for, or the usual ones, of those that there are for this process.
@@ -206,11 +207,17 @@ def cached(entry: Entry, model: Model, steps: int, heavy: int, *, even: bool = F
     return entry.contender(plan.renewing(between(model.denoiser)), sampler)
 
 
-def after_light(entry: Entry, model: Model, steps: int, heavy: int | None) -> Contender:
-    """The light network's steps, then the heavy one's, on the sampler's own times. model: both.
+def after_light(entry: Entry, loaded: Model, steps: int, heavy: int | None) -> Contender:
+    """The light network's steps, then the heavy one's, on the sampler's own times. loaded: the heavy one.
 
-    Raises ValueError where nothing says how many steps each makes.
+    Raises ValueError where nothing says how many steps each makes, and for a heavy one that keeps contexts.
     """
+    model = called_by(loaded, entry.denoiser)
+    if loaded.reuses_context:
+        raise ValueError(
+            f"{loaded.name} has a light network of its own: which steps it leaves to {entry.denoiser} is said by a "
+            "plan, as `dualrate plan RUN --denoiser OTHER` writes it: RUN+OTHER:plan.json"
+        )
     if heavy is None or heavy > steps:
         raise ValueError(
             f"of {model.name} say how many of the {steps} steps are the heavy network's: {steps}/{steps // 2}, got "
@@ -238,11 +245,14 @@ def _has_table(entry: Entry) -> bool:
     return entry.sampler is not None and sampler_named(entry.sampler).of_table is not None
 
 
-def usual_switched(entry: Entry, model: Model) -> list[Contender]:
-    """A light network before a heavy one, under the sampler that is named or the one recommended. model: both."""
-    fits = sampler_named(RECOMMENDED).fits(model.process)
+def usual_switched(entry: Entry, loaded: Model) -> list[Contender]:
+    """A light network before a heavy one, under the sampler that is named or the one recommended.
+
+    loaded: the heavy one. Raises what `after_light` raises.
+    """
+    fits = sampler_named(RECOMMENDED).fits(loaded.process)
     named = entry if entry.sampler is not None or not fits else replace(entry, sampler=RECOMMENDED, gamma=GAMMA)
-    return [after_light(named, model, steps, heavy) for steps, heavy in SWITCHED_PLANS]
+    return [after_light(named, loaded, steps, heavy) for steps, heavy in SWITCHED_PLANS]
 
 
 def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Contender]:
@@ -321,7 +331,7 @@ def contenders_of(
             found.append(replace(entry.asked(loaded), asked=True))
             model.serves.check(found[-1].plan)
         elif entry.is_switched:
-            found += usual_switched(entry, model)
+            found += usual_switched(entry, loaded)
         elif not model.serves.any_plan:
             found += usual_student(entry, model.serves, calls_of(cost.light, dearest))
         elif model.denoiser.reuse is Reuse.SMOOTH:
@@ -330,7 +340,7 @@ def contenders_of(
         elif model.denoiser.reuse is Reuse.MARKOV:
             require_markovian(entry, model.process)
             planner = None
-            if is_planned(model) and entry.run not in unplanned:
+            if is_planned(model) and entry.run not in unplanned and not refreshing(entry.denoiser).even:
                 errors = measured_errors(model, grid=PLANNER_GRID, images=PLANNING_IMAGES, progress=progress)
                 planner = Planner(errors, model.gaussian, model.experiment.method.weighting, order=2)
             found += usual_dual(entry, model, planner)

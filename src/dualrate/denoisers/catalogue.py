@@ -40,13 +40,15 @@ EARLY_EXIT = "early-exit-"  # with a threshold after it
 class Refreshing:
     """When a denoiser is refreshed, where a plan says no more than how often.
 
-    even: evenly, as what is forecast should be; else where its features changed most (planning/similarity.py)
+    even: evenly, as what is forecast or renewed in part should be; else where its features changed most
+          (planning/similarity.py)
     """
 
     even: bool = False
 
 
-REFRESHING = {name: Refreshing(even=True) for name in ("taylor", "taylor-published", "toca", "duca")}
+FORECAST_OR_PARTIAL = ("taylor", "taylor-published", "toca", "duca", "forecast-context")
+REFRESHING = {name: Refreshing(even=True) for name in FORECAST_OR_PARTIAL}
 
 
 def refreshing(name: str | None) -> Refreshing:

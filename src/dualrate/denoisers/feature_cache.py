@@ -65,7 +65,7 @@ class FeatureCache(Ranged):
     order: of the forecast, m; 0: what is kept stays as it is
     form:  of the forecast
     A refresh has denoised already (`Context.x_hat`), so its step needs no light call: H = N is the network itself.
-    A step without context runs the whole network, though a meter counts it among the light calls.
+    A step without a context runs the whole network, for its price (`alone_differs`).
     """
 
     network: Cut
@@ -73,6 +73,7 @@ class FeatureCache(Ranged):
     order: Annotated[int, Range(0, 8)] = 0
     form: Form = "newton"
     reuse: Reuse = Reuse.SMOOTH
+    alone_differs = True  # no annotation: its cost
 
     @staticmethod
     def around(

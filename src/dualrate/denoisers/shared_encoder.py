@@ -38,6 +38,7 @@ class SharedEncoder(Ranged):
     process: GaussianProcess
     split: SharedBlocks
     reuse: Reuse = Reuse.SMOOTH
+    alone_differs = True  # no annotation: its cost
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
     NONE         x_hat = light(z_t, t)       the first steps of StepPlan.late(times, heavy, steps - heavy)
     FULL         x_hat = heavy(z_t, t)
-    KEEP         of a dual-rate model in the place of heavy: its own light network, with its context
+    KEEP         as NONE; of a dual-rate model in the place of heavy, its own light network with its context
 
 DuoDiff   Fernandez, Matisan et al. 2024, arXiv 2410.09633: a shallow U-ViT (3 blocks) for the first 300 to 500 of 1,000
           ancestral steps, a deep one (13 to 21) for the rest, trained apart. CIFAR-10 FID 17.89 in 1.88 s an image by
@@ -41,12 +41,13 @@ class Switched:
     light: Denoiser
     heavy: Denoiser
     reuse: Reuse = Reuse.MARKOV
+    alone_differs = True  # no annotation: its cost
 
     def __post_init__(self) -> None:
         if self.heavy.reuse not in (Reuse.FREE, Reuse.MARKOV):
             raise ValueError(
-                f"{type(self.heavy).__name__} makes contexts for steps of its own alone: switch to a single network, "
-                "or to a dual-rate one that takes any plan"
+                f"the contexts of {type(self.heavy).__name__} want a smooth path or a plan of its own, which another "
+                "network's steps are not: name a single network, or a dual-rate one that takes any plan"
             )
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:

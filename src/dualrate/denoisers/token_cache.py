@@ -80,6 +80,7 @@ class TokenCache(Ranged):
     by: By = "random"
     between: tuple[Refresh, ...] = (Refresh.PARTIAL,)
     reuse: Reuse = Reuse.SMOOTH
+    alone_differs = True  # no annotation: its cost
 
     @staticmethod
     def around(

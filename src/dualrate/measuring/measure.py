@@ -27,7 +27,7 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.feature_store import FeatureStore, StoredFeatures, fill_together
 from dualrate.report.rows import Row
-from dualrate.sampling.cost import CallCost, may_drop, seconds_per_call
+from dualrate.sampling.cost import CallCost, alone_differs, seconds_per_call
 
 SHARD = 125  # images of a file of kept features, at least
 
@@ -179,7 +179,7 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0) -> Call
         heavy, light = taken(lambda: denoiser.encode(z, t, cond)), taken(lambda: denoiser.denoise(z, t, context, cond))
         renew = renewal_if_any(denoiser)
         part = 0.0 if renew is None else taken(lambda: renew(z, t, context, cond))
-        alone = taken(lambda: denoiser.denoise(z, t, Context(), cond)) if may_drop(denoiser) else None
+        alone = taken(lambda: denoiser.denoise(z, t, Context(), cond)) if alone_differs(denoiser) else None
     decode = seconds_of_decoding(model, batch_size, seconds=seconds) / batch_size
     return CallCost(heavy, light, model.call_cost.own, decode, part, alone)
 
@@ -209,8 +209,10 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
         "macs_decode": cost.calls.decode,
         "flops_heavy_call": 2 * cost.calls.heavy,
         "flops_light_call": 2 * cost.calls.light,
+        "flops_light_call_alone": 2 * cost.calls.without,
         "seconds_heavy_call": count * taken.heavy if cost.calls.heavy else 0.0,
         "seconds_light_call": count * taken.light,
+        "seconds_light_call_alone": count * taken.without,
         "seconds_decode": count * taken.decode,
         "steps": drawer.plan.num_steps,
         "heavy_calls_per_image": cost.heavy_calls,

@@ -17,6 +17,7 @@ import torch
 from dualrate.data.cache import cache_dir
 from dualrate.data.loader import TrainingSet
 from dualrate.data.untrusted import read_text, reading
+from dualrate.denoisers.catalogue import refreshing
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
@@ -58,21 +59,37 @@ def candidates(
     """
     found = []
     for count in steps:
-        most = costs.affordable(count, budget)
-        if max(most) < 0:
+        affordable = costs.affordable(count, budget)
+        if not affordable.any():
             continue
-        planned = planner.best(count, most, free_times=free_times)
+        planned = planner.best(count, affordable, free_times=free_times)
         heavy, alone = (planned.plan.refresh.count(kind) for kind in (Refresh.FULL, Refresh.NONE))
         on_grid = planner.errors.num_steps % count == 0
         even = planner.objective(StepPlan.uniform(count, heavy)) if on_grid else math.inf
         found.append(Candidate(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))
     if not found:
-        cheapest = min(costs.of(count, 0, count) for count in steps)
+        cheapest = min(costs.of(count, *calls) for count in steps for calls in ((0, count), (1, 0), (count, 0)))
         raise ValueError(
-            f"a budget of {budget:.4g} pays for none of {', '.join(map(str, steps))} steps; the cheapest, {min(steps)} "
-            f"steps without a heavy call, costs {cheapest:.4g}: raise the budget, or allow fewer steps"
+            f"a budget of {budget:.4g} pays for none of {', '.join(map(str, steps))} steps; the cheapest plan costs "
+            f"{cheapest:.4g}: raise the budget, or allow fewer steps"
         )
     return sorted(found, key=lambda candidate: candidate.planned.objective)
+
+
+def require_plannable(model: Model) -> None:
+    """Raises ValueError for a single network, whose plans have nothing to choose, and for one that is to be refreshed
+    evenly, which more than its latest heavy call decides.
+    """
+    if not model.reuses_context:
+        raise ValueError(
+            f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "
+            "shared-encoder, or another run make some of its steps (--denoiser)"
+        )
+    if refreshing(model.called_by).even:
+        raise ValueError(
+            f"what {model.called_by} makes of a step depends on more than its latest heavy call, which is all that a "
+            "planner looks at: spread its heavy calls evenly (--heavy), or name another denoiser"
+        )
 
 
 def measured_errors(model: Model, *, grid: int, images: int, progress: Reporter, mapper: Mapper = in_turn) -> Errors:
@@ -80,13 +97,9 @@ def measured_errors(model: Model, *, grid: int, images: int, progress: Reporter,
 
     images: at most; all of them if there are fewer
     mapper: measures parts of ROWS images
-    Raises ValueError for a model of a single network, whose plans have nothing to choose, and what `every_call` raises.
+    Raises what `require_plannable` and `every_call` raise.
     """
-    if not model.reuses_context:
-        raise ValueError(
-            f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "
-            "shared-encoder, or another run make some of its steps (--denoiser)"
-        )
+    require_plannable(model)
     source = model.experiment.data.load("train")
     images = min(images, len(source))
     file = _file(model, source, grid, images)
@@ -183,15 +196,17 @@ class Ranked:
     score: float
 
 
-def check_plans(planner: Planner) -> list[tuple[str, StepPlan]]:
+def check_plans(planner: Planner, costs: CallCost) -> list[tuple[str, StepPlan]]:
     """Named plans of all kinds on the planner's grid, none twice: even, planned, crowded at one end. None that it knows
-    no error of: of two networks without contexts the planned ones alone.
+    no error of: of two networks without contexts the planned ones alone. costs: those that are planned have the even
+    ones'.
     """
     size = planner.errors.num_steps
     sizes = [(size // 4, h) for h in (2, 4, 8)] + [(size // 2, h) for h in (2, 4, 8)] + [(size, h) for h in (4, 8)]
     sizes = [(n, h) for n, h in sizes if 0 < h <= n and size % n == 0]
     plans = [(f"{n}/{h} even", StepPlan.uniform(n, h)) for n, h in sizes]
-    plans += [(f"{n}/{h} planned", planner.best(n, h).plan) for n, h in sizes if h > 2]
+    planned = {(n, h): planner.best(n, costs.affordable(n, costs.of(n, h))).plan for n, h in sizes if h > 2}
+    plans += [(f"{n}/{h} planned", plan) for (n, h), plan in planned.items()]
     n, h = size // 2, min(4, size // 4)
     plans.append((f"{n}/{h} all early", StepPlan.at(n, range(h))))
     plans.append((f"{n}/{h} late", StepPlan.at(n, [0, *range(n - h + 1, n)])))
@@ -215,7 +230,7 @@ def rank(
     mapper: Mapper = in_turn,
 ) -> list[Ranked]:
     """Draws `count` images under every plan of `check_plans` and scores them. Seeds are the planner's own."""
-    ranked, plans = [], check_plans(planner)
+    ranked, plans = [], check_plans(planner, model.call_cost)
     for i, (name, plan) in enumerate(plans):
         progress.note(f"plan {i + 1} of {len(plans)}: {name}")
         drawer = Choice(sampler=ANCESTRAL if planner.order == 1 else None, plan=plan).drawer(model)

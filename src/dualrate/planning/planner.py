@@ -9,7 +9,7 @@ A plan is judged by terms of its steps, each an error e of x_hat with the weight
 
 whose least sum over the steps is found by dynamic programming: a state is (step, step of the latest heavy call, heavy
 calls made), so the best plan of N steps and at most H heavy calls takes O(N M H) additions. With `free_times` the times
-of the steps are chosen too, among those of the grid: O(M^3 N H). Where a step without a context costs more than others,
+of the steps are chosen too, among those of the grid: O(M^3 N H). Where a step without a context has a price of its own,
 since another network makes it (denoisers/switched.py), these are counted in the state too: N times as many.
 
 An ancestral step pays for all that z_t does not tell of x, so that more steps are always worth something. A solver of
@@ -22,10 +22,11 @@ as a Frechet distance does is a question to measurement, which `dualrate plan --
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,11 +38,12 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.times import shared_time
-from dualrate.diffusion.values import Cond, Context, Refresh
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.planning.bend import FEWEST, Bend
 
 NO_CONTEXT = -1  # the column of a step without context
+LARGEST = 4 * 2**30  # bytes of a search
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def every_call(
 ) -> Iterator[Call]:
     """All pairs of a grid time (t: (M + 1,), but the last) and a context, in order; at each time NO_CONTEXT comes last.
 
-    Along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the caller's.
+    Along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the caller's. Of
+    a cache none is without a context, which would be a heavy call.
     Raises ValueError for a denoiser whose context is of more than one time.
     """
     steps, rows = len(t) - 1, len(x)
@@ -106,7 +109,8 @@ def every_call(
         for j, context in contexts.items():
             yield Call(i, j, z, now, context)
         yield Call(i, i, z, now, fresh)
-        yield Call(i, NO_CONTEXT, z, now, Context())
+        if denoiser.reuse is not Reuse.SMOOTH:
+            yield Call(i, NO_CONTEXT, z, now, Context())
         if fresh.features:
             contexts[i] = fresh.aged()
         if i + 1 < steps:
@@ -134,7 +138,7 @@ def measure_errors(
         for call in every_call(denoiser, process, t, x, cond, draws):
             x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
             errors[call.i, call.j] = (x - x_hat).double().square().mean().item()
-            if call.j == NO_CONTEXT and progress is not None:
+            if call.j == call.i and progress is not None:
                 progress(call.i + 1, steps)
     return Errors(t, errors)
 
@@ -175,19 +179,20 @@ class Planner:
             total += (self.own_errors[here, held] + self._bending[here, following]) * self._weights[here, following]
         return total
 
-    def best(self, steps: int, heavy: int | Sequence[int], *, free_times: bool = False) -> Planned:
+    def best(self, steps: int, heavy: int | NDArray[np.bool_], *, free_times: bool = False) -> Planned:
         """The best plan of N = `steps` steps with at most `heavy` heavy calls, from the grid's first time to its last.
 
-        heavy: however many steps have no context; or a list, of plans with 0, 1, ... such steps, -1 for none
-               (`CallCost.affordable`)
+        heavy: or a table, [heavy calls, steps without a context] that the plan may have; of one column where such steps
+               are not counted (`CallCost.affordable`)
         free_times: choose the times among the grid's; else N equal parts of the grid
-        Raises ValueError where there is no such plan on this grid.
+        Raises ValueError where there is no such plan on this grid, or the search would not fit into LARGEST.
         """
-        size, most = self.errors.num_steps, [heavy] if isinstance(heavy, int) else list(heavy)
-        if steps < 1 or max(most) < 0:
+        size = self.errors.num_steps
+        if steps < 1 or (isinstance(heavy, int) and heavy < 0):
             raise ValueError(
-                f"a plan has at least one step and no negative number of heavy calls, got {steps}, {max(most)}"
+                f"a plan has at least one step and no negative number of heavy calls, got {steps}, {heavy}"
             )
+        allowed = np.ones((heavy + 1, 1), bool) if isinstance(heavy, int) else heavy
         if steps > size or (size % steps and not free_times):
             raise ValueError(f"no {steps} equal steps on a grid of {size}: choose a divisor, or measure another grid")
         every = size // steps
@@ -198,12 +203,19 @@ class Planner:
                 return range(place + every, place + every + 1)
             return range(place + 1, size - left + 1) if left else range(size, size + 1)
 
-        return self._search(steps, most, following)
+        return self._search(steps, _trimmed(allowed[: steps + 1]), following, steps * (size if free_times else 1))
 
-    def _search(self, steps: int, most: Sequence[int], following: Callable[[int, int], range]) -> Planned:
-        """`following`: (place, steps to go after this one) -> places where a step may lead."""
+    def _search(
+        self, steps: int, allowed: NDArray[np.bool_], following: Callable[[int, int], range], states: int
+    ) -> Planned:
+        """`following`: (place, steps to go after this one) -> places where a step may lead; states: how many tables."""
         errors, weights, size = self.own_errors, self._weights, self.errors.num_steps
-        shape = (min(max(most), steps) + 1, len(most), size + 1)
+        shape = (*allowed.shape, size + 1)
+        if (memory := states * math.prod(shape) * _Reached.BYTES) > LARGEST:
+            raise ValueError(
+                f"the best of {steps} steps on a grid of {size} takes {memory / 2**30:.0f} GiB to find: take fewer "
+                "steps or a coarser grid, or leave the times as they are"
+            )
         start = np.full(shape, np.inf)
         start[0, 0, NO_CONTEXT] = 0
         layers: list[dict[int, _Reached]] = [{0: _Reached(start)}]
@@ -215,12 +227,12 @@ class Planner:
                     value = acted + (errors[place] + self._bending[place, to]) * weights[place, to]
                     arrived.setdefault(to, _Reached(np.full(shape, np.inf))).improve(value, place)
             layers.append(arrived)
-        end = np.where(np.arange(shape[0])[:, None, None] <= np.array(most)[:, None], layers[-1][size].value, np.inf)
+        end = np.where(allowed[..., None], layers[-1][size].value, np.inf)
         calls, alone, held = map(int, np.unravel_index(np.argmin(end), shape))
         if not np.isfinite(end[calls, alone, held]):
             raise ValueError(
                 f"no plan of {steps} steps with so few heavy calls here: what steps without a context, or with an old "
-                "one, are off by was not measured"
+                "one, are off by is not known"
             )
         return Planned(self._traced(layers, calls, alone, held), float(end[calls, alone, held]))
 
@@ -290,6 +302,12 @@ class Planner:
         return int(found[0])
 
 
+def _trimmed(allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without the last rows and columns that allow nothing; one that counts still does."""
+    rows, columns = (int(np.flatnonzero(allowed.any(axis)).max(initial=0)) + 1 for axis in (1, 0))
+    return allowed[:rows, : max(columns, min(2, allowed.shape[1]))]
+
+
 @dataclass
 class _Reached:
     """The states at one place after some steps: [heavy calls made, steps without a context, place of the context held],
@@ -299,10 +317,11 @@ class _Reached:
     """
 
     value: NDArray[np.float64]
-    origin: NDArray[np.int64] = field(init=False)
+    origin: NDArray[np.int16] = field(init=False)
+    BYTES: ClassVar[int] = 10  # of a state
 
     def __post_init__(self) -> None:
-        self.origin = np.full(self.value.shape, -1, dtype=np.int64)
+        self.origin = np.full(self.value.shape, -1, dtype=np.int16)
 
     def acted(self, place: int) -> NDArray[np.float64]:
         """The least sums once the step at `place` has its context: kept, dropped, or of a heavy call."""

@@ -1,4 +1,4 @@
-"""Two runs as one model: a light network for some steps, a heavy one for the others (denoisers/switched.py)."""
+"""Two runs as one model: one for steps without a context, the other for the rest (denoisers/switched.py)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dualrate.sampling.cost import varies
 
 
 def switched(heavy: Model, light: Model) -> Model:
-    """`heavy` where a plan makes a heavy call, `light` at the other steps; codec and process are theirs both.
+    """`light` where a step has no context, `heavy` at the others; codec and process are theirs both.
 
-    Raises ValueError for models of different shapes, classes, processes or latents, a heavy one that reuses contexts,
-    early exits, and a distilled student, which knows its own steps alone.
+    Raises ValueError for models of different shapes, classes, processes or latents, early exits, a distilled student,
+    which knows its own steps alone, and what `Switched` raises.
     """
     for what, (mine, other) in {
         "images": (heavy.shape, light.shape),

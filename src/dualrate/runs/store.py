@@ -29,7 +29,7 @@ from torch import Tensor
 from dualrate.codecs import characters, grey_levels  # noqa: F401  # a file may name them
 from dualrate.codecs.codec import Codec
 from dualrate.config.serial import from_json, to_plain
-from dualrate.denoisers.catalogue import denoiser_named
+from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.experiments import (  # noqa: F401  # a file may name their methods
     consistency,
     denoising,
@@ -105,7 +105,7 @@ def codec_of(
 
 def check_denoiser(name: str | None) -> None:
     """Raises ValueError for what is neither the directory of a run nor a denoiser's name."""
-    if name is None or Path(name).is_dir():
+    if name is None or is_run(name):
         return
     try:
         denoiser_named(name)
@@ -118,9 +118,14 @@ def called_by(model: Model, name: str | None) -> Model:
 
     Raises what `Model.with_denoiser`, `load` and `switched` raise.
     """
-    if name is None or not Path(name).is_dir():
+    if name is None or not is_run(name):
         return model.with_denoiser(name)
     return switched(model, _beside(Path(name).resolve(), str(model.device)))
+
+
+def is_run(name: str | None) -> bool:
+    """Whether what is to call a model is the directory of another: no name of the catalogue, whatever lies here."""
+    return name is not None and name not in DENOISERS and Path(name).is_dir()
 
 
 @lru_cache(4)

@@ -20,7 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -48,7 +50,7 @@ class CallCost:
     own:     whether a heavy call has denoised already, so that its step makes no light one
     decode:  what an image costs besides, once: the decoding of its latent
     partial: a call that renews a part of the context, where the denoiser makes such
-    alone:   a denoise call without a context; None: as a light one
+    alone:   a denoise call without a context, where that is no light one (`alone_differs`)
     """
 
     heavy: float
@@ -68,17 +70,15 @@ class CallCost:
         light = (steps - heavy * self.own - alone) * self.light + alone * self.without
         return heavy * self.heavy + light + self.decode
 
-    def affordable(self, steps: int, budget: float) -> list[int]:
-        """The most heavy calls within a budget, -1 where not even the light ones are: of 0, 1, ... steps without a
-        context; one number where these cost no more than others, for as many as there may be.
+    def affordable(self, steps: int, budget: float) -> NDArray[np.bool_]:
+        """[heavy calls, steps without a context] that a plan of N steps may have within a budget; of one column where
+        such steps cost what others do.
         """
-        dearer = self.without > self.light
-
-        def most(alone: int) -> int:
-            counts = range(steps - alone + 1)
-            return max((n for n in counts if self.of(steps, n, alone) <= budget * (1 + 1e-9)), default=-1)
-
-        return [most(alone) for alone in range(steps + 1 if dearer else 1)]
+        most, columns = budget * (1 + 1e-9), range(1 if self.alone is None else steps + 1)
+        return np.array([
+            [heavy + alone <= steps and self.of(steps, heavy, alone) <= most for alone in columns]
+            for heavy in range(steps + 1)
+        ])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def call_cost(
     light = macs_of(lambda: denoiser.denoise(z, t, context.aged(), cond))
     renew = renewal_if_any(denoiser)
     partial = 0 if renew is None else macs_of(lambda: renew(z, t, context.aged(), cond))
-    alone = macs_of(lambda: denoiser.denoise(z, t, Context(), cond)) if may_drop(denoiser) else None
+    alone = macs_of(lambda: denoiser.denoise(z, t, Context(), cond)) if alone_differs(denoiser) else None
     return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone)
 
 
@@ -171,9 +171,11 @@ def _plan_cost(calls: CallCost, metered: Metered) -> PlanCost:
     return PlanCost(calls, seen.heavy, seen.light, partial_calls=seen.partial, alone_calls=seen.alone)
 
 
-def may_drop(denoiser: Denoiser) -> bool:
-    """Whether a step without a context is another call than one with it: of a context that grows old."""
-    return denoiser.reuse is not Reuse.FREE
+def alone_differs(denoiser: Denoiser) -> bool:
+    """Whether a step without a context is no light call but has a price of its own, another network's or that of the
+    whole of one, as a denoiser may say by an attribute of that name.
+    """
+    return getattr(denoiser, "alone_differs", False)
 
 
 def varies(denoiser: Denoiser) -> bool:
@@ -207,7 +209,8 @@ def expected_costs(
 ) -> list[PlanCost]:
     """Of one image up to the end of each step, as `plan_cost` counts it, of calls that cost so much and are not made.
 
-    The decoding comes with the last step.
+    The decoding comes with the last step. What is kept is taken for a context, so of two single networks (Switched) the
+    steps that keep none are light calls here, and calls alone, of the same price, when they are counted.
     calls, reuse: of the denoiser that is stood in for. Raises ValueError as `sample`.
     """
     metered, undecoded = Metered(_WithoutNetworks(calls, reuse)), replace(calls, decode=0)
