@@ -224,7 +224,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_drawn(drawer, judge
 
 
 def test_seconds_of_calls_are_those_of_a_row_and_of_a_kind(model, monkeypatch):
-    """In calls of four rows: 8 s a heavy one, 4 s with its context; 2 s to renew a part, 6.4 s without one, if priced."""
+    """In calls of four rows: 8 s a heavy one, 4 s with its context; 2 s to renew a part, 6.4 s with none, if priced."""
     alone = replace(model, denoiser=Plain(model.networks.get_submodule("encoder.net"), model.process))
     taken = iter([8.0, 4.0, 8.0, 4.0, 2.0, 6.4])
     monkeypatch.setattr("dualrate.measuring.measure.seconds_per_call", lambda call, **_: (call(), next(taken))[1])

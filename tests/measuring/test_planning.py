@@ -31,6 +31,7 @@ from dualrate.planning.bend import Bend
 from dualrate.planning.planner import Errors, Planner, measure_errors
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.cost import CallCost
+from dualrate.sampling.grids import grid_times
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 from tests.theory.common import PROCESS
@@ -252,6 +253,17 @@ def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):
     assert plan.num_heavy == 3  # 3 x 0.1 + 5 x 0.01 = 0.35
 
 
+def test_a_plan_may_have_the_times_of_a_sampler_s_own_grid(run, monkeypatch):
+    times = grid_times("log-snr", PROCESS.schedule, 8)
+    for name, t in (("log-snr", times), ("t", StepPlan.uniform(8).t)):
+        plan = plan_command(run, monkeypatch, "--spacing", name, "--budget", "1x", "--steps", "8")
+        assert plan.t == t
+    model, how = load(run), {"grid": 4, "images": 8, "progress": Quiet()}
+    errors = measured_errors(model, spacing="log-snr", **how)
+    assert errors.t == measured_errors(model, spacing="log-snr", **how).t == grid_times("log-snr", PROCESS.schedule, 4)
+    assert (errors.errors != measured_errors(model, **how).errors).any()
+
+
 def test_the_check_says_whether_the_objective_ranks_plans_as_the_score_does(run, ageing, monkeypatch, capsys):
     from dualrate.measuring import evaluator, planning
 
@@ -283,6 +295,7 @@ def test_the_check_says_whether_the_objective_ranks_plans_as_the_score_does(run,
         (["--gmacs", "1", "--steps", "3"], "divisors"),
         (["--gmacs", "1", "--out", "plan.png"], ".json"),
         (["--gmacs", "1", "--images", "0"], "from 1 to"),
+        (["--gmacs", "1", "--spacing", "even"], "there is no grid 'even'"),
     ],
 )
 def test_a_budget_is_said_once_and_as_a_number(run, monkeypatch, capsys, budget, message):

@@ -19,6 +19,7 @@ from dualrate.machine.files import write_whole
 from dualrate.measuring.planning import Candidate, Ranked, spearman
 from dualrate.runs.store import called_by, check_denoiser
 from dualrate.sampling.cost import CallCost
+from dualrate.sampling.grids import check_grid
 
 PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
 
@@ -50,6 +51,9 @@ class PlanSearch(Ranged):
     """Choose the times of the steps too, among those of the grid."""
     grid: Annotated[int, Range(1, 512)] = 64
     """Steps of the grid on which errors are measured."""
+    spacing: str | None = None
+    """Of the grid: equal steps in t if not given; log-snr, blend:0.5, karras as --grid of sample. If --grid is --steps,
+    the plan has a sampler's own times."""
     images: Images = 128
     """Training images that errors are measured on."""
     ancestral: bool = False
@@ -88,7 +92,8 @@ class PlanSearch(Ranged):
         require_plannable(model)
         costs, budget, unit = self._budget(model)
         with mapper(self.workers, model.device, progress.note) as over:
-            errors = measured_errors(model, grid=self.grid, images=self.images, progress=progress, mapper=over)
+            how = {"grid": self.grid, "images": self.images, "spacing": self.spacing or "t", "mapper": over}
+            errors = measured_errors(model, progress=progress, **how)
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
         found = candidates(planner, costs, budget, steps, free_times=self.free_times)
         if self.budget is not None:
@@ -116,7 +121,7 @@ class PlanSearch(Ranged):
             raise ValueError("a search draws by a sampler: say --sampler ancestral in place of --ancestral")
         if self.denoiser is not None:
             raise ValueError(f"a search is of a model as it was trained: drop --denoiser {self.denoiser}, or --search")
-        others = ("budget", "gmacs", "seconds", "free_times", "check")
+        others = ("budget", "gmacs", "seconds", "free_times", "spacing", "check")
         if given := [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]:
             raise ValueError(
                 f"--search is at given --steps and --heavy calls, not a budget: drop {' and '.join(given)}"
@@ -143,6 +148,7 @@ class PlanSearch(Ranged):
             given = " and ".join(self.by_search.given)
             raise ValueError(f"{given} without --search means nothing: add --search, or drop it")
         check_denoiser(self.denoiser)
+        check_grid(self.spacing or "t")
         if self.budget is not None:
             _ = self._share
         if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:

@@ -34,6 +34,7 @@ from dualrate.planning.bend import FEWEST, Bend, measure_bend
 from dualrate.planning.planner import Errors, Planned, Planner, measure_errors
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.cost import CallCost
+from dualrate.sampling.grids import grid_times
 
 ROWS = 32  # images at a time: the contexts of all grid times are held for them
 SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sampled and scored with
@@ -65,7 +66,7 @@ def candidates(
         planned = planner.best(count, affordable, free_times=free_times)
         heavy, alone = (planned.plan.refresh.count(kind) for kind in (Refresh.FULL, Refresh.NONE))
         on_grid = planner.errors.num_steps % count == 0
-        even = planner.objective(StepPlan.uniform(count, heavy)) if on_grid else math.inf
+        even = planner.objective(_even(planner, count, heavy)) if on_grid else math.inf
         found.append(Candidate(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))
     if not found:
         cheapest = min(costs.of(count, *calls) for count in steps for calls in ((0, count), (1, 0), (count, 0)))
@@ -74,6 +75,11 @@ def candidates(
             f"{cheapest:.4g}: raise the budget, or allow fewer steps"
         )
     return sorted(found, key=lambda candidate: candidate.planned.objective)
+
+
+def _even(planner: Planner, steps: int, heavy: int) -> StepPlan:
+    """So many equal parts of the planner's grid, heavy calls spread evenly."""
+    return StepPlan.spread(planner.errors.t[:: planner.errors.num_steps // steps], heavy)
 
 
 def require_plannable(model: Model) -> None:
@@ -92,36 +98,40 @@ def require_plannable(model: Model) -> None:
         )
 
 
-def measured_errors(model: Model, *, grid: int, images: int, progress: Reporter, mapper: Mapper = in_turn) -> Errors:
-    """Errors of the model on its training data, over `grid` uniform steps, and its bend; kept in the user's cache.
+def measured_errors(
+    model: Model, *, grid: int, images: int, spacing: str = "t", progress: Reporter, mapper: Mapper = in_turn
+) -> Errors:
+    """Errors of the model on its training data, over a grid of so many steps, and its bend; kept in the user's cache.
 
     images: at most; all of them if there are fewer
+    spacing: of the grid, as a sampler's (sampling/grids.py)
     mapper: measures parts of ROWS images
     Raises what `require_plannable` and `every_call` raise.
     """
     require_plannable(model)
     source = model.experiment.data.load("train")
     images = min(images, len(source))
-    file = _file(model, source, grid, images)
+    file, t = _file(model, source, grid, images, spacing), grid_times(spacing, model.process.schedule, grid)
     if file.exists():
-        return _read_errors(file, grid)
+        return _read_errors(file, t)
     progress.note(
         f"measuring the errors of at most {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
     )
-    errors = _measured(model, source, grid, images, progress, mapper)
+    errors = _measured(model, source, t, images, progress, mapper)
     file.parent.mkdir(parents=True, exist_ok=True)
     bend = errors.bend and {name: part.tolist() for name, part in vars(errors.bend).items()}
     write_whole(file, json.dumps({"t": errors.t, "errors": errors.errors.tolist(), "bend": bend}))
     return errors
 
 
-def _read_errors(file: Path, grid: int) -> Errors:
+def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
     """Errors as they were kept. Raises ValueError for a file that does not hold those of this grid."""
+    grid = len(t) - 1
     try:
         kept = read_json(file)
         bend = kept["bend"] and Bend(**{name: np.array(part, np.float64) for name, part in kept["bend"].items()})
         errors = Errors(tuple(map(float, kept["t"])), np.array(kept["errors"], dtype=np.float64), bend)
-        if errors.t != StepPlan.uniform(grid).t or errors.errors.shape != (grid, grid + 1):
+        if errors.t != t or errors.errors.shape != (grid, grid + 1):
             raise ValueError(f"it is not of {grid} steps")
         return errors
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -131,19 +141,21 @@ def _read_errors(file: Path, grid: int) -> Errors:
 def are_errors_kept(model: Model, *, grid: int, images: int) -> bool:
     """Whether `measured_errors` has nothing left to measure."""
     source = model.experiment.data.load("train")
-    return _file(model, source, grid, min(images, len(source))).exists()
+    return _file(model, source, grid, min(images, len(source)), "t").exists()
 
 
-def _file(model: Model, source: TrainingSet, grid: int, images: int) -> Path:
+def _file(model: Model, source: TrainingSet, grid: int, images: int, spacing: str) -> Path:
     of = [model.weights_hash, model.experiment.identity, source.fingerprint, grid, images, pays(model.device)]
-    of += ["bend"] + ["compiled"] * model.compiled
+    of += ["bend"] + ["compiled"] * model.compiled + [spacing] * (spacing != "t")
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     return cache_dir() / "plans" / f"{key}.json"
 
 
-def _measured(model: Model, source: TrainingSet, grid: int, images: int, progress: Reporter, mapper: Mapper) -> Errors:
+def _measured(
+    model: Model, source: TrainingSet, t: tuple[float, ...], images: int, progress: Reporter, mapper: Mapper
+) -> Errors:
     """`images` spread over the data set; a mean over parts of ROWS images."""
-    t, done = StepPlan.uniform(grid).t, 0
+    grid, done = len(t) - 1, 0
     parts = list(subset_parts(model, source, images, ROWS))
     numbered = [(ROWS * i, part) for i, part in enumerate(parts)]
     found: dict[int, Errors] = {}
@@ -204,12 +216,13 @@ def check_plans(planner: Planner, costs: CallCost) -> list[tuple[str, StepPlan]]
     size = planner.errors.num_steps
     sizes = [(size // 4, h) for h in (2, 4, 8)] + [(size // 2, h) for h in (2, 4, 8)] + [(size, h) for h in (4, 8)]
     sizes = [(n, h) for n, h in sizes if 0 < h <= n and size % n == 0]
-    plans = [(f"{n}/{h} even", StepPlan.uniform(n, h)) for n, h in sizes]
+    plans = [(f"{n}/{h} even", _even(planner, n, h)) for n, h in sizes]
     planned = {(n, h): planner.best(n, costs.affordable(n, costs.of(n, h))).plan for n, h in sizes if h > 2}
     plans += [(f"{n}/{h} planned", plan) for (n, h), plan in planned.items()]
     n, h = size // 2, min(4, size // 4)
-    plans.append((f"{n}/{h} all early", StepPlan.at(n, range(h))))
-    plans.append((f"{n}/{h} late", StepPlan.at(n, [0, *range(n - h + 1, n)])))
+    times = _even(planner, n, h).t
+    plans.append((f"{n}/{h} all early", StepPlan.at(times, range(h))))
+    plans.append((f"{n}/{h} late", StepPlan.at(times, [0, *range(n - h + 1, n)])))
     known = [(name, plan) for name, plan in reversed(plans) if math.isfinite(planner.objective(plan))]
     return list({plan: (name, plan) for name, plan in known}.values())
 
