@@ -113,7 +113,7 @@ REPORTS = {
         FLAT,
         Effort(minutes=480, screen=300, count=5000),
         ".venv/bin/python studies/report.py rivals-32",
-        "rivals-32.md",
+        "cifar10.md",
         nets={"cifar10-a": (Architecture, 0, 10), "cifar10-b": (Stacked, 1, 10)},
     ),
     "fashion-mnist": Report(

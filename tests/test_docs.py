@@ -166,7 +166,8 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(train, "SHOWN_STEPS", 4)
     for name in ("check_compiler", "check_processes"):  # seconds each
         monkeypatch.setattr(examine, name, lambda device: iter(()))
-    for name, networks in {"heavy-annealed": OneNetwork(heavy), "retrofit": TwoNetworks(heavy, light)}.items():
+    released = {"heavy-annealed": OneNetwork(heavy), "light": OneNetwork(light), "retrofit": TwoNetworks(heavy, light)}
+    for name, networks in released.items():
         experiment = Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=TimeSampler()), FitConfig(1))
         path = place / "weights" / experiment.name
         write_experiment(path, experiment)

@@ -471,7 +471,7 @@ def test_beside_two_rates_another_run_makes_the_steps_that_a_plan_file_says(here
     assert drawer.cost.macs == own.heavy + own.light + 2 * other.light
     for text in ("dual+heavy", "dual+heavy:8/6"):
         with pytest.raises(ValueError, match="has a light network of its own: which steps it leaves to heavy"):
-            made_of(text)
+            compare([text], Path("page.html"), Effort(), progress=Notes())
 
 
 def test_what_forecasts_contexts_is_not_planned(here, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,7 +87,7 @@ def test_a_plan_is_the_best_that_the_budget_pays_whatever_a_step_without_a_conte
         with contextlib.suppress(ValueError, KeyError):  # it keeps what it does not hold, or renews a part
             plan = StepPlan(planner.errors.t, refresh)
             plans.append((1 + sum(pays_for[kind] for kind in refresh), planner.objective(plan), plan))
-    for budget in (1 + 4 * alone, 20, 24, 31):
+    for budget in (1 + 4 * alone, 1 + 4 * light, 1 + 3 * alone + heavy, 20, 24, 31):
         affordable = [one for one in plans if one[0] <= budget]
         if not affordable:
             with pytest.raises(ValueError, match=f"the cheapest plan costs {min(plans)[0]:g}"):
@@ -196,7 +197,7 @@ def test_plans_to_check_cost_what_even_ones_do_where_a_step_without_a_context_ha
     planner, costs = Planner(grid_errors(16), PROCESS), CallCost(10, 1, own=True, alone=9)
     planner.errors.errors[:, -1] = 0.01
     for name, plan in check_plans(planner, costs):
-        even = costs.of(*map(int, name.split()[0].split("/")))
+        even = costs.of(*map(int, re.findall(r"\d+", name)))
         heavy, alone = (plan.refresh.count(kind) for kind in (Refresh.FULL, Refresh.NONE))
         assert costs.of(plan.num_steps, heavy, alone) <= even
 

@@ -12,13 +12,14 @@ from runs.made import NET, ONE, TWO, saved
 
 import dualrate as dr
 from dualrate.cli.console import reporter
+from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Refresh
 from dualrate.experiments.experiment import DataConfig
 from dualrate.experiments.networks import OneNetwork
 from dualrate.measuring.choosing import Choice
-from dualrate.measuring.planning import measured_errors
+from dualrate.measuring.planning import check_plans, measured_errors
 from dualrate.networks.uvit import Level
-from dualrate.planning.planner import NO_CONTEXT
+from dualrate.planning.planner import NO_CONTEXT, Planner, measure_errors
 from dualrate.runs.store import called_by
 
 SMALL = ("--grid", "8", "--images", "8")
@@ -48,6 +49,29 @@ def test_of_two_single_networks_no_context_is_kept(runs):
     assert known[:, NO_CONTEXT].all()
     assert (known[:, :-1] == np.eye(8, dtype=bool)).all()
     assert (errors.diagonal() != errors[:, NO_CONTEXT]).all()
+
+
+def test_plans_of_two_single_networks_are_checked_beside_the_light_one_first(runs):
+    model = called_by(dr.load(runs["large"]), str(runs["small"]))
+    planner = Planner(errors_of(runs["large"], runs["small"]), model.gaussian)
+    plans = dict(check_plans(planner, model.call_cost))
+    assert plans["4/2 light first"] == dr.StepPlan.late(4, 2, 2)
+    assert {name for name in plans if "even" in name} == {"2/2 even", "4/4 even", "8/8 even"}
+
+
+def test_a_cache_is_measured_on_a_smooth_path_and_never_without_a_context(runs):
+    """As the two calls say, by hand, on one noise."""
+    model, t = called_by(dr.load(runs["large"]), "fora"), dr.StepPlan.uniform(4).t
+    x, draws = torch.rand(3, 1, 8, 8), Draws(0, torch.arange(3))
+    cond, noise = dr.Cond(torch.arange(3)), draws.normal("plan start", 1, 8, 8)
+    errors = measure_errors(model.denoiser, model.gaussian, t, x, cond, draws).errors
+    times = [torch.full((3,), time, dtype=torch.float64) for time in t[:3]]
+    states = [model.gaussian.add_noise(x, time, noise) for time in times]
+    with torch.no_grad():
+        held = model.denoiser.encode(states[1], times[1], cond).aged()
+        x_hat = model.denoiser.denoise(states[2], times[2], held, cond)
+    assert errors[2, 1] == pytest.approx((x - x_hat).double().square().mean().item(), rel=1e-5)
+    assert np.isinf(errors[:, NO_CONTEXT]).all()
 
 
 def test_beside_two_rates_another_network_s_errors_take_the_place_of_the_light_one_s(runs):
@@ -85,8 +109,9 @@ def test_a_plan_within_the_budget_is_drawn_at_the_cost_that_it_was_told(
         ("sample {large} --denoiser {small} --out x", "say by --plan which steps are those of"),
         ("plan {large} --gmacs 1", "there is nothing to plan; have it called by shared-encoder, or another run"),
         ("plan {large} --denoiser gone --gmacs 1", "there is no denoiser 'gone'.*nor is it the directory of a run"),
-        ("plan {large} --denoiser taylor --gmacs 1 --grid 8 --images 8", "depends on more than its latest heavy call"),
-        ("plan {large} --denoiser toca --gmacs 1 --grid 8 --images 8", "depends on more than its latest heavy call"),
+        ("plan {large} --denoiser taylor --gmacs 1", "spread its heavy calls evenly"),
+        ("plan {large} --denoiser toca --gmacs 1", "spread its heavy calls evenly"),
+        ("plan {large} --denoiser fora --gmacs 1 --ancestral", "fora wants a smooth path"),
         ("plan {large} --denoiser {small} --search", "a search is of a model as it was trained: drop --denoiser"),
         ("plan {large} --denoiser {small} --gmacs 1e-9", "raise the budget"),
     ],

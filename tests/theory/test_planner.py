@@ -75,9 +75,9 @@ def test_steps_without_a_context_are_counted_where_they_have_a_price(share, free
 
 
 def test_a_search_too_large_for_memory_is_refused_before_it_begins():
-    planner = Planner(random_errors(64, 0), PROCESS)
-    with pytest.raises(ValueError, match=r"takes \d+ GiB to find: take fewer steps or a coarser grid"):
-        planner.best(60, np.ones((61, 61), bool), free_times=True)
+    planner = Planner(random_errors(128, 0), PROCESS)
+    with pytest.raises(ValueError, match=r"takes 21 GiB to find: take fewer steps or a coarser grid"):
+        planner.best(64, np.ones((65, 65), bool), free_times=True)
 
 
 @ORDERS

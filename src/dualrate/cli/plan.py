@@ -13,7 +13,7 @@ from dualrate.cli.console import loaded
 from dualrate.cli.options import Compile, Device, RunDir, Workers
 from dualrate.cli.plan_search import SearchOptions, run_search
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
-from dualrate.diffusion.values import Refresh
+from dualrate.diffusion.values import Refresh, Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.measuring.planning import Candidate, Ranked, spearman
@@ -90,6 +90,8 @@ class PlanSearch(Ranged):
         model = called_by(model, self.denoiser)
         process = model.gaussian  # before anything is measured
         require_plannable(model)
+        if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
+            raise ValueError(f"{self.denoiser} wants a smooth path, and ancestral sampling is none: drop --ancestral")
         costs, budget, unit = self._budget(model)
         with mapper(self.workers, model.device, progress.note) as over:
             how = {"grid": self.grid, "images": self.images, "spacing": self.spacing or "t", "mapper": over}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dualrate.compare.contender import Contender
-from dualrate.compare.contenders import Entry, contenders_of, planning_seconds, require_samplers
+from dualrate.compare.contenders import Entry, contenders_of, planning_seconds, require_plans, require_samplers
 from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.rivals import rivals_of
@@ -92,6 +92,7 @@ def compare(
     data = next(iter(models.values())).experiment.data
     _require_counts(effort, named, data.source)
     require_samplers(parsed, models)
+    require_plans(parsed, models)
     require_trainings(parsed, models)
     if rivals:
         parsed += rivals_of(parsed, models, progress=progress)
@@ -103,7 +104,7 @@ def compare(
     bench = Bench(models, judges, directory, progress)
     unplanned, left = _unplanned(parsed, bench, clock)
     contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
-    duals = frozenset(entry.network for entry in parsed if models[entry.run].call_cost.heavy)
+    duals = frozenset(one.network for one in contenders if models[one.run].call_cost.heavy)
     bench.share = _share(workers, device)
     with mapper(workers, device, progress.note) as bench.mapper:
         screened, measured, unmeasured = _measured(contenders, parsed, bench, effort, clock, duals)

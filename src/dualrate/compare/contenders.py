@@ -114,7 +114,7 @@ class Entry(Ranged):
             return entry.contender(plan, entry._sampler(model), note=Path(self.plan).stem)
         steps, heavy = self._counts()
         if self.is_switched:
-            return after_light(self, loaded, steps, heavy)
+            return after_light(self, called_by(loaded, self.denoiser), steps, heavy)
         heavy = loaded.serves.default_heavy(steps) if heavy is None else heavy
         entry = self._shared(loaded, steps, heavy)
         model = called_by(loaded, entry.denoiser)
@@ -207,17 +207,11 @@ def cached(entry: Entry, model: Model, steps: int, heavy: int, *, even: bool = F
     return entry.contender(plan.renewing(between(model.denoiser)), sampler)
 
 
-def after_light(entry: Entry, loaded: Model, steps: int, heavy: int | None) -> Contender:
-    """The light network's steps, then the heavy one's, on the sampler's own times. loaded: the heavy one.
+def after_light(entry: Entry, model: Model, steps: int, heavy: int | None) -> Contender:
+    """The light network's steps, then the heavy one's, on the sampler's own times. model: both.
 
-    Raises ValueError where nothing says how many steps each makes, and for a heavy one that keeps contexts.
+    Raises ValueError where nothing says how many steps each makes.
     """
-    model = called_by(loaded, entry.denoiser)
-    if loaded.reuses_context:
-        raise ValueError(
-            f"{loaded.name} has a light network of its own: which steps it leaves to {entry.denoiser} is said by a "
-            "plan, as `dualrate plan RUN --denoiser OTHER` writes it: RUN+OTHER:plan.json"
-        )
     if heavy is None or heavy > steps:
         raise ValueError(
             f"of {model.name} say how many of the {steps} steps are the heavy network's: {steps}/{steps // 2}, got "
@@ -245,14 +239,11 @@ def _has_table(entry: Entry) -> bool:
     return entry.sampler is not None and sampler_named(entry.sampler).of_table is not None
 
 
-def usual_switched(entry: Entry, loaded: Model) -> list[Contender]:
-    """A light network before a heavy one, under the sampler that is named or the one recommended.
-
-    loaded: the heavy one. Raises what `after_light` raises.
-    """
-    fits = sampler_named(RECOMMENDED).fits(loaded.process)
+def usual_switched(entry: Entry, model: Model) -> list[Contender]:
+    """A light network before a heavy one, under the sampler that is named or the one recommended. model: both."""
+    fits = sampler_named(RECOMMENDED).fits(model.process)
     named = entry if entry.sampler is not None or not fits else replace(entry, sampler=RECOMMENDED, gamma=GAMMA)
-    return [after_light(named, loaded, steps, heavy) for steps, heavy in SWITCHED_PLANS]
+    return [after_light(named, model, steps, heavy) for steps, heavy in SWITCHED_PLANS]
 
 
 def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Contender]:
@@ -298,6 +289,16 @@ def require_samplers(entries: Sequence[Entry], models: dict[Path, Model]) -> Non
         _ = entry.samplers(models[entry.run].process)
 
 
+def require_plans(entries: Sequence[Entry], models: dict[Path, Model]) -> None:
+    """Raises ValueError for a dual-rate run beside another that makes some of its steps, where no plan says which."""
+    for entry in entries:
+        if entry.is_switched and models[entry.run].reuses_context and not (entry.plan or "").endswith(".json"):
+            raise ValueError(
+                f"{entry.network} has a light network of its own: which steps it leaves to {entry.denoiser} is said by "
+                "a plan, as `dualrate plan RUN --denoiser OTHER` writes it: RUN+OTHER:plan.json"
+            )
+
+
 def require_markovian(entry: Entry, process: Process) -> None:
     """Raises ValueError for a sampler that may not reuse a context."""
     if not any(sampler.markovian for sampler in entry.samplers(process).values()):
@@ -331,7 +332,7 @@ def contenders_of(
             found.append(replace(entry.asked(loaded), asked=True))
             model.serves.check(found[-1].plan)
         elif entry.is_switched:
-            found += usual_switched(entry, loaded)
+            found += usual_switched(entry, model)
         elif not model.serves.any_plan:
             found += usual_student(entry, model.serves, calls_of(cost.light, dearest))
         elif model.denoiser.reuse is Reuse.SMOOTH:

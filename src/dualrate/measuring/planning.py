@@ -83,9 +83,13 @@ def _even(planner: Planner, steps: int, heavy: int) -> StepPlan:
 
 
 def require_plannable(model: Model) -> None:
-    """Raises ValueError for a single network, whose plans have nothing to choose, and for one that is to be refreshed
-    evenly, which more than its latest heavy call decides.
+    """Raises ValueError for a single network and a decoder, whose plans have nothing to choose, and for what is to be
+    refreshed evenly, since more than its latest heavy call decides.
     """
+    if model.experiment.networks.latent is not None:
+        raise ValueError(
+            f"{model.name} is a decoder, whose heavy call, if any, is of the latent alone: there is nothing to plan"
+        )
     if not model.reuses_context:
         raise ValueError(
             f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "
@@ -131,7 +135,7 @@ def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
         kept = read_json(file)
         bend = kept["bend"] and Bend(**{name: np.array(part, np.float64) for name, part in kept["bend"].items()})
         errors = Errors(tuple(map(float, kept["t"])), np.array(kept["errors"], dtype=np.float64), bend)
-        if errors.t != t or errors.errors.shape != (grid, grid + 1):
+        if not np.allclose(errors.t, t, rtol=0, atol=1e-9) or errors.errors.shape != (grid, grid + 1):
             raise ValueError(f"it is not of {grid} steps")
         return errors
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -210,15 +214,17 @@ class Ranked:
 
 def check_plans(planner: Planner, costs: CallCost) -> list[tuple[str, StepPlan]]:
     """Named plans of all kinds on the planner's grid, none twice: even, planned, crowded at one end. None that it knows
-    no error of: of two networks without contexts the planned ones alone. costs: those that are planned have the even
-    ones'.
+    no error of: of two single networks the light one first, in place of even. costs: those that are planned have the
+    even ones'.
     """
     size = planner.errors.num_steps
     sizes = [(size // 4, h) for h in (2, 4, 8)] + [(size // 2, h) for h in (2, 4, 8)] + [(size, h) for h in (4, 8)]
     sizes = [(n, h) for n, h in sizes if 0 < h <= n and size % n == 0]
     plans = [(f"{n}/{h} even", _even(planner, n, h)) for n, h in sizes]
+    if not all(math.isfinite(planner.objective(plan)) for _, plan in plans):
+        plans += [(f"{n}/{h} light first", StepPlan.late(_even(planner, n, h).t, h, n - h)) for n, h in sizes]
     planned = {(n, h): planner.best(n, costs.affordable(n, costs.of(n, h))).plan for n, h in sizes if h > 2}
-    plans += [(f"{n}/{h} planned", plan) for (n, h), plan in planned.items()]
+    plans += [(f"as {n}/{h}, planned", plan) for (n, h), plan in planned.items()]
     n, h = size // 2, min(4, size // 4)
     times = _even(planner, n, h).t
     plans.append((f"{n}/{h} all early", StepPlan.at(times, range(h))))

@@ -91,13 +91,15 @@ def every_call(
     """All pairs of a grid time (t: (M + 1,), but the last) and a context, in order; at each time NO_CONTEXT comes last.
 
     Along one forward path of x: (B, ...), without gradient. Encodes M times; the calls themselves are the caller's. Of
-    a cache none is without a context, which would be a heavy call.
+    a cache, whose path is to be smooth, all have the same noise, and none is without a context, which would be a heavy
+    call.
     Raises ValueError for a denoiser whose context is of more than one time.
     """
     steps, rows = len(t) - 1, len(x)
     times = [shared_time(time, rows) for time in t[:-1]]
     contexts: dict[int, Context] = {}
-    z = process.add_noise(x, times[0], draws.normal("plan start", *x.shape[1:]).to(x.dtype))
+    start = draws.normal("plan start", *x.shape[1:]).to(x.dtype)
+    z = process.add_noise(x, times[0], start)
     for i in range(steps):
         now = times[i]
         fresh = denoiser.encode(z, now, cond)
@@ -114,8 +116,11 @@ def every_call(
         if fresh.features:
             contexts[i] = fresh.aged()
         if i + 1 < steps:
-            noise = draws.normal(f"plan step {i}", *x.shape[1:]).to(x.dtype)
-            z = process.posterior(z, x, now, times[i + 1]).sample(noise)
+            if denoiser.reuse is Reuse.SMOOTH:
+                z = process.add_noise(x, times[i + 1], start)
+            else:
+                noise = draws.normal(f"plan step {i}", *x.shape[1:]).to(x.dtype)
+                z = process.posterior(z, x, now, times[i + 1]).sample(noise)
 
 
 def measure_errors(
@@ -203,7 +208,9 @@ class Planner:
                 return range(place + every, place + every + 1)
             return range(place + 1, size - left + 1) if left else range(size, size + 1)
 
-        return self._search(steps, _trimmed(allowed[: steps + 1]), following, steps * (size if free_times else 1))
+        return self._search(
+            steps, _trimmed(allowed[: steps + 1]), following, steps * (size - steps + 1 if free_times else 1)
+        )
 
     def _search(
         self, steps: int, allowed: NDArray[np.bool_], following: Callable[[int, int], range], states: int

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from dualrate.denoisers.switched import Switched
+from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.sampling.cost import varies
 
@@ -15,7 +16,7 @@ def switched(heavy: Model, light: Model) -> Model:
     """`light` where a step has no context, `heavy` at the others; codec and process are theirs both.
 
     Raises ValueError for models of different shapes, classes, processes or latents, early exits, a distilled student,
-    which knows its own steps alone, and what `Switched` raises.
+    which knows its own steps alone, a dual-rate decoder as the light one, and what `Switched` raises.
     """
     for what, (mine, other) in {
         "images": (heavy.shape, light.shape),
@@ -41,6 +42,11 @@ def switched(heavy: Model, light: Model) -> Model:
                 f"{model.name} has early exits, so it is a cheaper network at the steps that allow it by itself: name "
                 "the run that they were trained beside"
             )
+    if light.denoiser.reuse is Reuse.FREE and light.call_cost.heavy:
+        raise ValueError(
+            f"{light.name} sees its latent through a heavy call and makes no step without one: name a decoder of a "
+            "single network"
+        )
     try:
         denoiser = Switched(light.denoiser, heavy.denoiser)
     except ValueError as error:

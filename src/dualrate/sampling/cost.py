@@ -74,11 +74,14 @@ class CallCost:
         """[heavy calls, steps without a context] that a plan of N steps may have within a budget; of one column where
         such steps cost what others do.
         """
-        most, columns = budget * (1 + 1e-9), range(1 if self.alone is None else steps + 1)
-        return np.array([
-            [heavy + alone <= steps and self.of(steps, heavy, alone) <= most for alone in columns]
-            for heavy in range(steps + 1)
-        ])  # fmt: skip
+        counted, most = self.alone is not None, budget * (1 + 1e-9)
+
+        def fits(heavy: int, alone: int) -> bool:
+            exists = heavy + alone <= steps and (heavy > 0 or alone == steps or not counted)
+            return exists and self.of(steps, heavy, alone) <= most
+
+        columns = range(steps + 1 if counted else 1)
+        return np.array([[fits(heavy, alone) for alone in columns] for heavy in range(steps + 1)])
 
 
 @dataclass(frozen=True)
