@@ -154,7 +154,7 @@ def test_a_table_and_errors_are_measured_the_same(model, images, two, monkeypatc
     assert all(torch.equal(*pair) for pair in zip(*map(tensors, tables), strict=True))
     assert (tables[0].below, tables[0].above) == (tables[1].below, tables[1].above)
     assert progress.told[-1] == (16, 16)
-    one, other = (errors_of(model, images, 3, 14, progress, over).errors for over in (in_turn, two))
+    one, other = (errors_of(model, images, (1.0, 0.6, 0.3, 0.0), 14, progress, over).errors for over in (in_turn, two))
     assert np.array_equal(one, other)
     assert progress.told[-1] == (42, 42)
 
