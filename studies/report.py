@@ -12,6 +12,7 @@ The same call goes on where it was. The page with everything is runs/NAME-report
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -159,13 +160,7 @@ def main() -> None:
         page_of(f"{name} {kind}", [page])
     if device.type == "cpu":
         on_one_thread()
-    entries = [
-        entry.replace("=", f"={ROOT}/")
-        .replace("+weights", f"+{ROOT}/weights")
-        .replace("+runs", f"+{ROOT}/runs")
-        .replace(PLANS, f"{ROOT}/{PLANS}")
-        for entry in report.entries
-    ]
+    entries = [re.sub("(?<=[=+:])(?=(weights|runs|docs)/)", f"{ROOT}/", entry) for entry in report.entries]
     out, features = RUNS / f"{name}-report.html", report.judges
     if report.nets:
         data = load(Entry.parse(entries[0]).run).experiment.data

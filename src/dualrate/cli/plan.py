@@ -13,7 +13,7 @@ from dualrate.cli.console import loaded
 from dualrate.cli.options import Compile, Device, RunDir, Workers
 from dualrate.cli.plan_search import SearchOptions, run_search
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
-from dualrate.diffusion.values import Refresh, Reuse
+from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.measuring.planning import Candidate, Ranked, spearman
@@ -191,7 +191,7 @@ def _table(found: list[Candidate], unit: str) -> str:
     for candidate in found:
         plan = candidate.planned.plan
         even = "-" if candidate.even is None else f"{candidate.even:.5f}"
-        counts = f"{plan.num_steps:4} {plan.num_heavy:4} {plan.refresh.count(Refresh.NONE):5} {candidate.cost:8.3g}"
+        counts = f"{plan.num_steps:4} {plan.num_heavy:4} {plan.num_alone:5} {candidate.cost:8.3g}"
         lines.append(f"{counts}  {candidate.planned.objective:9.5f}  {even:>11}")
     lines.append("alone: steps without a context, by the light network or the other run's")
     lines.append("objective: weighted errors of x_hat summed over the steps; not a likelihood, nor a score")

@@ -58,6 +58,11 @@ class StepPlan:
         """H, the number of heavy calls."""
         return sum(refresh is Refresh.FULL for refresh in self.refresh)
 
+    @property
+    def num_alone(self) -> int:
+        """Steps without a context."""
+        return sum(refresh is Refresh.NONE for refresh in self.refresh)
+
     @staticmethod
     def at(times: SupportsIndex | Iterable[float], heavy: Iterable[SupportsIndex]) -> StepPlan:
         """Steps on given times (an integer N: t = 1 - i / N), heavy calls at the given step indices.

@@ -20,7 +20,6 @@ from dualrate.data.untrusted import read_text, reading
 from dualrate.denoisers.catalogue import refreshing
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Refresh
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import read_json, write_whole
@@ -64,7 +63,7 @@ def candidates(
         if not affordable.any():
             continue
         planned = planner.best(count, affordable, free_times=free_times)
-        heavy, alone = (planned.plan.refresh.count(kind) for kind in (Refresh.FULL, Refresh.NONE))
+        heavy, alone = planned.plan.num_heavy, planned.plan.num_alone
         on_grid = planner.errors.num_steps % count == 0
         even = planner.objective(_even(planner, count, heavy)) if on_grid else math.inf
         found.append(Candidate(planned, even if math.isfinite(even) else None, costs.of(count, heavy, alone)))

@@ -22,7 +22,6 @@ as a Frechet distance does is a question to measurement, which `dualrate plan --
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -197,10 +196,15 @@ class Planner:
             raise ValueError(
                 f"a plan has at least one step and no negative number of heavy calls, got {steps}, {heavy}"
             )
-        allowed = np.ones((heavy + 1, 1), bool) if isinstance(heavy, int) else heavy
+        allowed = _trimmed((np.ones((heavy + 1, 1), bool) if isinstance(heavy, int) else heavy)[: steps + 1])
         if steps > size or (size % steps and not free_times):
             raise ValueError(f"no {steps} equal steps on a grid of {size}: choose a divisor, or measure another grid")
-        every = size // steps
+        every, places = size // steps, size - steps + 1 if free_times else 1
+        if (memory := steps * places * allowed.size * (size + 1) * _Reached.BYTES) > LARGEST:
+            raise ValueError(
+                f"the best of {steps} steps on a grid of {size} takes {memory / 2**30:.0f} GiB to find: take fewer "
+                "steps or a coarser grid, or leave the times as they are"
+            )
 
         def following(place: int, left: int) -> range:
             """Where a step from `place` may lead, with `left` steps to go after it."""
@@ -208,21 +212,12 @@ class Planner:
                 return range(place + every, place + every + 1)
             return range(place + 1, size - left + 1) if left else range(size, size + 1)
 
-        return self._search(
-            steps, _trimmed(allowed[: steps + 1]), following, steps * (size - steps + 1 if free_times else 1)
-        )
+        return self._search(steps, allowed, following)
 
-    def _search(
-        self, steps: int, allowed: NDArray[np.bool_], following: Callable[[int, int], range], states: int
-    ) -> Planned:
-        """`following`: (place, steps to go after this one) -> places where a step may lead; states: how many tables."""
+    def _search(self, steps: int, allowed: NDArray[np.bool_], following: Callable[[int, int], range]) -> Planned:
+        """`following`: (place, steps to go after this one) -> places where a step may lead."""
         errors, weights, size = self.own_errors, self._weights, self.errors.num_steps
         shape = (*allowed.shape, size + 1)
-        if (memory := states * math.prod(shape) * _Reached.BYTES) > LARGEST:
-            raise ValueError(
-                f"the best of {steps} steps on a grid of {size} takes {memory / 2**30:.0f} GiB to find: take fewer "
-                "steps or a coarser grid, or leave the times as they are"
-            )
         start = np.full(shape, np.inf)
         start[0, 0, NO_CONTEXT] = 0
         layers: list[dict[int, _Reached]] = [{0: _Reached(start)}]
