@@ -3,6 +3,8 @@
     make reproduce-report                   settled: models trained alike, 50,000 images, about three hours
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
     .venv/bin/python studies/report.py rivals-32        the same of 32 x 32, of `make reproduce-train MODEL=flat-...`
+    .venv/bin/python studies/report.py decoders         decoders of a latent: `make reproduce-train MODEL=decoder-...`
+    .venv/bin/python studies/report.py decoders-drawn   the same of latents that a base model drew
     .venv/bin/python studies/report.py fashion-mnist    all plans and samplers of older models, about an hour
     make reproduce-cifar10 PIECE=report     cifar10-full, or with SIZE=reduced cifar10-reduced: the models in runs/
 
@@ -38,6 +40,7 @@ class Report:
     """entries: of `dualrate compare`, below the repository; command: what a user types; page: in docs/results
 
     judges: nets that see the same images; None: the data set's own
+    latents_by: a model that draws the latents that decoders are given; None: those of held-out images
     nets: judges that are none of the package's, trained in runs/NAME-judges where they are missing
     """
 
@@ -46,6 +49,7 @@ class Report:
     command: str
     page: str
     judges: str | None = None
+    latents_by: str | None = None
     nets: Mapping[str, Net] = field(default_factory=dict)
 
 
@@ -91,6 +95,25 @@ FLAT = (  # the same of networks with 256 positions, among which caches by token
     *(f"retrofit=runs/flat-retrofit:{PLANS}/late-{plan}.json{SETTLED}" for plan in ("16-4", "14-3")),
     f"retrofit=runs/flat-retrofit:32/8{SETTLED}",
 )
+DECODERS = {
+    "light": (4, 8),
+    "small": (4, 6, 8, 12),
+    "dual-rate": (3, 4, 6, 8, 12),
+    "retrofit": (4, 6, 8),
+    "medium": (4, 6, 8),
+    "heavy": (4, 6),
+}
+
+
+def decoders(name: str, latents_by: str | None) -> Report:
+    """Of `make reproduce-train MODEL=latents` and then `decoder-...`."""
+    runs = {called: f"runs/decoder-{'dual' if called == 'dual-rate' else called}" for called in DECODERS}
+    entries = [f"{called}={runs[called]}:{steps}{SETTLED}" for called, all_ in DECODERS.items() for steps in all_]
+    judges = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
+    made = f".venv/bin/python studies/report.py {name}"
+    return Report(entries, Effort(minutes=480, screen=300, count=10_000), made, "decoders.md", judges, latents_by)
+
+
 REPORTS = {
     "settled": Report(
         [f"retrofit=weights/fashion-mnist-retrofit:{PLANS}/late-{plan}.json{SETTLED}" for plan in ("16-4", "14-3")]
@@ -117,6 +140,8 @@ REPORTS = {
         "cifar10.md",
         nets={"cifar10-a": (Architecture, 0, 10), "cifar10-b": (Stacked, 1, 10)},
     ),
+    "decoders": decoders("decoders", None),
+    "decoders-drawn": decoders("decoders-drawn", "runs/latents/base"),
     "fashion-mnist": Report(
         [f"{name}=weights/fashion-mnist-{model}" for model, name in FASHION.items()]
         + [f"{FASHION[model]}=weights/fashion-mnist-{model}:{plan}{SDE}" for model, plan in BETWEEN],
@@ -172,6 +197,7 @@ def main() -> None:
         features=features,
         device=device,
         workers=options.workers,
+        latents_by=None if report.latents_by is None else ROOT / report.latents_by,
         progress=reporter(),
         command=report.command,
     )

@@ -23,6 +23,8 @@ MEDIUM_25 = (  # a quarter of the heavy network's cost
     "fashion-mnist-medium --networks.model.levels.1.channels 96 --networks.model.levels.1.blocks 3 "
     "--networks.model.head-dim 48"
 )
+DECODERS = {"heavy": 2300, "medium": 4500, "small": 7200, "light": 12_000, "dual": 1600, "retrofit": 1500}  # iterations
+DECODER = "fashion-mnist-decoder --codec runs/latents/first --heavy runs/decoder-heavy --light runs/decoder-light"
 SHORT = f"{RETROFIT} --fit.iterations 1500"
 RUNS = {
     "heavy": "fashion-mnist-heavy",
@@ -50,6 +52,8 @@ RUNS = {
     "settle-retrofit": f"{SETTLED} --fit.iterations 19500 {ANNEALED} {LATE}",  # half as long again as heavy itself
     "flat-retrofit": f"cifar10-flat-dual --method.encoder-from runs/flat-heavy --method.freeze-encoder {LATE}",
     **{f"flat-{name}": f"cifar10-flat-{name}" for name in ("heavy", "medium", "light")},
+    "latents": "fashion-mnist-latents --first.fit.iterations 4000 --base.fit.iterations 1500",  # both stages
+    **{f"decoder-{kind}": f"{DECODER} --kind {kind} --fit.iterations {n}" for kind, n in DECODERS.items()},
     **{f"natural16-{name}": f"natural16-{name}" for name in ("heavy", "medium-45", "medium-25", "light", "dual")},
 }
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"

@@ -43,6 +43,9 @@ class Compare(Ranged):
     rivals: bool = False
     """Add the dearest single network under every denoiser that there is: features cached, forecast, ... (RUN+taylor);
     and after the lighter ones that are named (RUN+LIGHT)."""
+    latents_by: Path | None = None
+    """Of decoders: a model of their latents (docs/unified-latents.md), whose draws they make images of, in place of
+    held-out images' latents. Distances are then gFDs."""
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
     workers: Workers = 1
@@ -67,6 +70,7 @@ class Compare(Ranged):
             device=device,
             workers=self.workers,
             compiled=self.compile and can_compile(device, progress),
+            latents_by=self.latents_by,
             progress=progress,
             command=shlex.join(["dualrate", *sys.argv[1:]]),
         )

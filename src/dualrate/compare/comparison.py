@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,10 +20,13 @@ from dualrate.compare.schedule import affordable, levels, useful_first
 from dualrate.compare.trainings import as_one, require_trainings, with_trainings
 from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender, chosen
 from dualrate.config.ranges import Images, Minutes, Ranged, WorkerCount
+from dualrate.data.given_latents import DrawnLatents
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
-from dualrate.machine.progress import Reporter, duration
-from dualrate.machine.workers import mapper, number_of_workers
+from dualrate.machine.progress import Reporter, duration, image_progress
+from dualrate.machine.workers import Mapper, mapper, number_of_workers
+from dualrate.measuring.choosing import Choice
+from dualrate.measuring.drawing_latents import draw_latents
 from dualrate.measuring.evaluator import Features, evaluators, features_named, require_count
 from dualrate.measuring.measure import check
 from dualrate.report.headline import plan_name
@@ -65,6 +68,7 @@ def compare(
     device: torch.device | str = "cpu",
     workers: WorkerCount = 1,
     compiled: bool = False,
+    latents_by: Path | None = None,
     progress: Reporter,
     command: str = "",
 ) -> ComparisonResults:
@@ -77,6 +81,8 @@ def compare(
     compiled: the networks, when they are first called; memory is that without
     mixed:    allow runs that were trained on other data than the first, which judges all
     rivals:   add every denoiser of the catalogue around the dearest single network
+    latents_by: directory of a model of latents: decoders are given those that it draws, as many as `count`, in place of
+              those of held-out images
     Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file.
     """
     if out.suffix != ".html":
@@ -91,6 +97,13 @@ def compare(
     _require_comparable(models, mixed=mixed)
     data = next(iter(models.values())).experiment.data
     _require_counts(effort, named, data.source)
+    directory = out.with_suffix(".cells")
+    directory.mkdir(parents=True, exist_ok=True)
+    latents = None
+    if latents_by is not None:
+        with mapper(workers, device, progress.note) as over:
+            latents = _drawn(latents_by, models.values(), effort.count, directory, over, progress)
+        models = {run: model.with_latents(latents) for run, model in models.items()}
     require_samplers(parsed, models)
     require_plans(parsed, models)
     require_trainings(parsed, models)
@@ -99,8 +112,6 @@ def compare(
     judges = evaluators(data, features, device=device, progress=progress)
     check(judges[:1], effort.screen, details=False)
     check(judges, effort.count, details=True)
-    directory = out.with_suffix(".cells")
-    directory.mkdir(parents=True, exist_ok=True)
     bench = Bench(models, judges, directory, progress)
     unplanned, left = _unplanned(parsed, bench, clock)
     contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
@@ -109,8 +120,9 @@ def compare(
     with mapper(workers, device, progress.note) as bench.mapper:
         screened, measured, unmeasured = _measured(contenders, parsed, bench, effort, clock, duals)
     left += unmeasured
-    _write(out, ComparisonResults(screened, [], duals, [*left, "Nothing was timed yet."], bench.judge, command))
-    results = ComparisonResults(screened, bench.finish(measured, clock.left), duals, left, bench.judge, command)
+    results = ComparisonResults(screened, [], duals, left, bench.judge, command, latents)
+    _write(out, replace(results, left=[*left, "Nothing was timed yet."]))
+    results = replace(results, finished=bench.finish(measured, clock.left))
     _write(out, results)
     return results
 
@@ -126,6 +138,20 @@ class Clock:
     def left(self) -> float:
         """Seconds that are left, 0 where they are over."""
         return max(self.start + self.seconds - time.monotonic(), 0.0)
+
+
+def _drawn(
+    run: Path, decoders: Collection[Model], count: int, directory: Path, over: Mapper, progress: Reporter
+) -> DrawnLatents:
+    """By a model of them, as is recommended for it. Raises what loading, `check_latents` and `draw_latents` raise."""
+    model = load(run, device=next(iter(decoders)).device, note=progress.note)
+    for decoder in decoders:
+        decoder.check_latents(model.codec.latents)
+    drawer = Choice().drawer(model)
+    progress.note(f"{count} latents by {drawer.network}, {drawer.plan.num_steps} steps of {drawer.sampler}")
+    latents = draw_latents(drawer, count, directory, progress=image_progress(progress), mapper=over)
+    progress.close()
+    return latents
 
 
 def _share(workers: WorkerCount, device: torch.device) -> float:

@@ -49,10 +49,22 @@ def compare_page(results: ComparisonResults) -> str:
 
 def _headline(results: ComparisonResults) -> list[Element]:
     found = savings(results)
-    elements: list[Element] = [Text(_best(results), "lead"), *_unfinished(results)]
+    elements: list[Element] = [Text(_best(results), "lead"), *_given(results), *_unfinished(results)]
     said = [_agreement(verdict) for verdict in verdicts(results)] or [""] * len(found)
     sentences = [_sentence(one) + more for one, more in zip(found, said, strict=True)]
     return [*elements, Points(sentences)] if found else elements
+
+
+def _given(results: ComparisonResults) -> list[Element]:
+    """Of which latents the images are, where a model drew them."""
+    if (latents := results.latents) is None:
+        return []
+    prefix, unit = compute_unit([2 * latents.macs])
+    says = (
+        f"Images of {len(latents.z_0):,} latents that {latents.drawn_by} drew, so distances are gFDs. A latent cost "
+        f"{significant(2 * latents.macs / unit)} {prefix}FLOPs, the same for all, which is counted in no row."
+    )
+    return [Text(says, "note")]
 
 
 def _best(results: ComparisonResults) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dualrate.compare.judges import Verdict, verdicts
 from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
+from dualrate.data.given_latents import DrawnLatents
 from dualrate.machine.environment import environment
 from dualrate.report.headline import plan_of
 from dualrate.report.saving import Saving
@@ -77,12 +78,18 @@ def as_json(results: ComparisonResults) -> str:
             "command": results.command,
             "environment": environment(),
             "unfinished": list(results.left),
+            **({"latents": _latents(results.latents)} if results.latents else {}),
             "front": as_records(results),
             "savings": saved,
             "screening": records([one.row for one in results.screened]),
         },
         indent=1,
     )
+
+
+def _latents(drawn: DrawnLatents) -> dict[str, object]:
+    """What decoders were given. macs: of a latent, in no row's cost"""
+    return {"drawn_by": drawn.drawn_by, "count": len(drawn.z_0), "macs": drawn.macs, "codec": drawn.codec}
 
 
 def _ratios(found: Saving) -> dict[str, object]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualrate.compare.work import MeasuredContender, TimedContender
+from dualrate.data.given_latents import DrawnLatents
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
 from dualrate.report.saving import Saving, saving
@@ -33,6 +34,7 @@ class ComparisonResults:
 
     duals: names of the networks that are set against all others
     left:  what the minutes did not suffice for, a sentence each
+    latents: that decoders were given, None: those of held-out images, or these are no decoders
     """
 
     screened: Sequence[MeasuredContender]
@@ -41,6 +43,7 @@ class ComparisonResults:
     left: Sequence[str]
     judge: Evaluator[Any]
     command: str
+    latents: DrawnLatents | None = None
 
     @property
     def own(self) -> list[TimedContender]:

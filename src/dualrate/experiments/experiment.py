@@ -21,7 +21,7 @@ from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
 from dualrate.config.ranges import Ranged, Side
 from dualrate.config.serial import to_plain
 from dualrate.data.cache import cache_dir
-from dualrate.data.held_out import HeldOut
+from dualrate.data.given_latents import DrawnLatents, GivenLatents, HeldOut
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.instant import Encoded
 from dualrate.data.latents import encoded_images, is_encoded, read_latents
@@ -243,6 +243,7 @@ class Model:
     compiled:  whether sampling compiles its networks, when they are first called
     path:      the directory that it was loaded from
     called_by: name of its denoiser, where that is not the networks' own
+    latents:   that a decoder is given, in place of those of held-out images
     """
 
     name: str
@@ -254,6 +255,7 @@ class Model:
     path: Path | None = None
     called_by: str | None = None
     compiled: bool = False
+    latents: DrawnLatents | None = None
 
     def __str__(self) -> str:
         """Which weights these are, for people."""
@@ -279,9 +281,9 @@ class Model:
         return self.experiment.codec.build(self.networks, self.device)
 
     @cached_property
-    def given(self) -> HeldOut | None:
-        """As `Experiment.given`, on the networks' device, read when it is first asked for."""
-        return self.experiment.given(self.device)
+    def given(self) -> GivenLatents | None:
+        """`latents`, or as `Experiment.given`, on the networks' device, read when it is first asked for."""
+        return self.latents or self.experiment.given(self.device)
 
     @property
     def image_shape(self) -> Shape:
@@ -329,6 +331,21 @@ class Model:
             codec = codec if folder is None else CodecFolder(str(folder), codec.fingerprint)
             codec = codec.under(sampler, steps)
         return replace(self, experiment=replace(self.experiment, method=method, codec=codec))
+
+    def with_latents(self, latents: DrawnLatents) -> Model:
+        """The same decoder, given these. Raises as `check_latents`."""
+        self.check_latents(latents.codec)
+        return replace(self, latents=latents, weights_hash=f"{self.weights_hash} of {latents.digest}")
+
+    def check_latents(self, codec: str) -> None:
+        """Raises ValueError for what decodes no latents of this codec, by its `Codec.latents`."""
+        own = self.experiment.method.latents.fingerprint
+        if not codec or own != codec:
+            what = f"is a decoder of latents of the codec {own[:12]}" if own else "is no decoder"
+            raise ValueError(
+                f"{self.name} {what}, and the latents to be drawn are of {codec[:12] or 'none: they are pixels'}: name "
+                "decoders of one codec's latents and a model of the same"
+            )
 
     @property
     def serves(self) -> Serves:

@@ -201,14 +201,26 @@ class Drawer(Ranged):
 
         progress, watch: as of `sample`. Raises what that and the codec raise.
         """
-        how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16, "watch": watch}
-        how["given"] = self.model.given
-        of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
         done = 0
-        for batch in sample(*of, progress=progress, **how):
+        for batch in self.states(seeds, progress, watch):
             row = torch.tensor(list(seeds[done : done + len(batch)]), dtype=torch.int64, device=batch.device)
             done += len(batch)
             yield to_uint8(decoded(self.model.codec, batch, Draws(0, row))).cpu().numpy()
+
+    def states(
+        self,
+        seeds: Sequence[int],
+        progress: ImageProgress | None = None,
+        watch: Callable[[State], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Where the trajectories of these seeds end, as `sample` yields it, which takes and raises the rest.
+
+        Latents, where the model is of latents.
+        """
+        how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16, "watch": watch}
+        how["given"] = self.model.given
+        of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
+        return sample(*of, progress=progress, **how)
 
     def draw(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Samples:
         """The images of these seeds, all at once. Raises what `sample` raises."""

@@ -20,6 +20,7 @@ import torch
 
 from dualrate.codecs.codec import Codec
 from dualrate.codecs.config import RUN, CodecFolder
+from dualrate.data.given_latents import HeldOut
 from dualrate.data.images import ImageSet, to_float
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
@@ -69,7 +70,7 @@ def latent_scores(
     measured: what `measure` gave for the drawer, seeds and judges. Raises what drawing and reading the codec raise.
     """
     model, images = drawer.model, judges[0].held_out
-    given = model.given
+    given = model.given if isinstance(model.given, HeldOut) else None
     codec = model.codec if given is None else given.codec
     if not codec.fingerprint or images is None:
         return None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dualrate.data.given_latents import HeldOut
 from dualrate.measuring.drawer import Drawer
 
 LOOKED_AT = 1000  # images, at most, where a score has more
@@ -31,9 +32,9 @@ class Nearness:
 
 
 def nearness(drawer: Drawer, seeds: range) -> Nearness | None:
-    """Draws one image per seed. None for a model that is no decoder. Raises what drawing raises."""
+    """Draws one image per seed. None for a model that is given no latents of images. Raises what drawing raises."""
     given = drawer.model.given
-    if given is None:
+    if not isinstance(given, HeldOut):
         return None
     parts = torch.tensor(seeds).split(drawer.batch_size)
     return nearness_of((given.originals(part), drawn) for part, drawn in zip(parts, drawer.batches(seeds), strict=True))

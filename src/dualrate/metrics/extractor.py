@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,18 @@ from torch import Tensor
 from dualrate.data.shards import Shards
 
 
-class FeatureExtractor(Protocol):
+class Features(Protocol):
+    """What is kept of images. identity: nothing of another one is kept beside it"""
+
+    @property
+    def identity(self) -> str: ...
+
+    def features(self, images: Any) -> Tensor:
+        """(N, D) float32 on the CPU, of (N, C, H, W)."""
+        ...
+
+
+class FeatureExtractor(Features, Protocol):
     """A fixed network. Distances compare only within one `identity`."""
 
     @property

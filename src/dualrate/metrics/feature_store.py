@@ -28,7 +28,7 @@ from torch import Tensor
 from dualrate.config.serial import from_json
 from dualrate.machine.files import open_tensors, read_bytes, write_whole
 from dualrate.machine.workers import Mapper, in_turn
-from dualrate.metrics.extractor import FeatureExtractor
+from dualrate.metrics.extractor import Features
 from dualrate.metrics.origin import Origin
 
 ORIGIN, SUFFIX = "origin.json", ".safetensors"
@@ -71,7 +71,7 @@ class FeatureStore:
         self,
         ids: Sequence[int],
         draw: DrawImages,
-        net: FeatureExtractor,
+        net: Features,
         *,
         size: int = 250,
         progress: Callable[[int, int], None] | None = None,
@@ -147,7 +147,7 @@ class FeatureStore:
 
 
 def fill_together(
-    stores: Sequence[tuple[FeatureStore, FeatureExtractor]],
+    stores: Sequence[tuple[FeatureStore, Features]],
     ids: Sequence[int],
     draw: DrawImages,
     *,
@@ -180,9 +180,7 @@ def fill_together(
         report(done, len(ids))
 
 
-def _features_drawn(
-    draw: DrawImages, nets: Sequence[FeatureExtractor], ids: Sequence[int]
-) -> tuple[list[Tensor], float]:
+def _features_drawn(draw: DrawImages, nets: Sequence[Features], ids: Sequence[int]) -> tuple[list[Tensor], float]:
     """Features (n, D) of the images of these ids by every net, and the seconds that drawing them took."""
     start = time.perf_counter()
     images = draw(ids)

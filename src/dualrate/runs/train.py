@@ -13,7 +13,7 @@ from dualrate.codecs.characters import BETWEEN, texts
 from dualrate.codecs.codec import Codec, decoded
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
-from dualrate.data.held_out import HeldOut
+from dualrate.data.given_latents import HeldOut
 from dualrate.data.images import to_uint8
 from dualrate.data.loader import Batches, TrainingSet
 from dualrate.data.prefetch import Prefetched

@@ -1,7 +1,8 @@
-"""What decoders are given where they are measured: latents of real images that nothing was trained on, by number.
+"""What decoders are given where they are measured: a latent z_0 for every seed, the same for all decoders of these.
 
-Seed i is given z_0 of held-out image i, counted round and round, with noise that is keyed by i: the same for every
-decoder of these latents, so what it draws of seed i is its reconstruction of image i.
+HeldOut       seed i: z_0 of held-out image i, counted round and round, with noise that is keyed by i. What a decoder
+              draws of seed i is then its reconstruction of image i
+DrawnLatents  seed i: the i-th z_0 that a model of latents drew (`draw_latents`), counted round and round
 """
 
 from __future__ import annotations
@@ -43,3 +44,24 @@ class HeldOut:
             for oldest in list(self._kept)[:-KEPT]:
                 del self._kept[oldest]
         return self._kept[key]
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnLatents:
+    """z_0: (N, C, h, w) float32; codec: `Codec.latents` of theirs; digest: of what they are; drawn_by: in words.
+
+    macs: multiply-adds of one of them
+    """
+
+    z_0: Tensor
+    codec: str
+    digest: str
+    drawn_by: str
+    macs: int
+
+    def __call__(self, seeds: Tensor) -> Tensor:
+        """(B, C, h, w), on the device of the seeds, (B,)."""
+        return self.z_0[seeds.cpu() % len(self.z_0)].to(seeds.device)
+
+
+GivenLatents = HeldOut | DrawnLatents

@@ -1,0 +1,214 @@
+"""Latents that a model draws for decoders: the same for all of them, kept as they are drawn, compared on, refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from latents.autoencoders import photos
+from latents.folding import Folding, FoldingFolder
+
+import dualrate as dr
+from dualrate.cli.main import main
+from dualrate.compare import speed, work
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.process import NoisyEnd
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Cond
+from dualrate.experiments.decoding import OneDecoder, TwoDecoders
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment, Model
+from dualrate.measuring.choosing import Choice
+from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.drawing_latents import FIRST, draw_latents
+from dualrate.measuring.reconstruction import nearness
+from dualrate.metrics.architectures import Architecture
+from dualrate.metrics.features import Card, FeatureNet
+from dualrate.metrics.kept import weight_bytes
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.runs.store import load, write_experiment
+from dualrate.sampling.trajectory import rollout
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+
+LATENT = (12, 8, 8)
+NET = UViTConfig(16, 3, (Level("conv", 8, 1), Level("transformer", 16, 2)), patch=2, embedding=16, head_dim=16)
+LIGHT = replace(NET, levels=(Level("conv", 4, 1), Level("conv", 8, 1)))
+BASE = replace(NET, image_size=8, image_channels=12, num_classes=2)
+LOG_SNR, COUNT = 2.0, 40
+PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))
+
+
+class Noisy(Folding):
+    """Takes its latents with noise."""
+
+    log_snr = LOG_SNR
+
+
+@dataclass(frozen=True)
+class NoisyFolder(FoldingFolder):
+    """Its fingerprint is its folder."""
+
+    def read(self, device: torch.device | str) -> Folding:
+        return Noisy(self.fingerprint)
+
+
+CODEC, OTHER = NoisyFolder("a folder", "f" * 64), NoisyFolder("another", "e" * 64)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs of random weights: decoders `heavy`, `dual` and `other`, of another codec; `base` of latents; a judge."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
+    monkeypatch.setattr(speed, "CALLING", 0.001)
+    monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)
+    np.savez(tmp_path / "images.npz", images=photos(40).transpose(0, 2, 3, 1))
+    data = dr.DataConfig(str(tmp_path / "images.npz"))
+
+    def write(name: str, networks: object, method: DenoisingConfig, **more: object) -> None:
+        one = Experiment(name, networks, method, FitConfig(iterations=1), data, **more)
+        modules, _ = one.build()
+        generator = torch.Generator().manual_seed(len(name))
+        weights = {key: 0.2 * torch.randn(p.shape, generator=generator) for key, p in modules.state_dict().items()}
+        write_experiment(tmp_path / name, one)
+        checkpoint.save(tmp_path / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
+
+    given = DenoisingConfig(latents=CODEC)
+    write("heavy", OneDecoder(NET, LATENT), given)
+    write("dual", TwoDecoders(NET, LIGHT, LATENT), given)
+    write("other", OneDecoder(LIGHT, LATENT), DenoisingConfig(latents=OTHER))
+    write("base", dr.OneNetwork(BASE), DenoisingConfig(), codec=CODEC, process=PROCESS)
+    architecture = Architecture(3, 16, 2, features=4)
+    net = architecture.build().eval().requires_grad_(False)
+    identity = hashlib.sha256(weight_bytes(net)).hexdigest()
+    FeatureNet(Card("noise net", identity, architecture, "", None, 0, 1), net).save(tmp_path / "net")
+    return tmp_path
+
+
+@pytest.fixture
+def dualrate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The command, called with these arguments."""
+
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["dualrate", *arguments])
+        main()
+
+    return call
+
+
+def drawer_of(model: Model, steps: int = 3) -> Drawer:
+    return Choice(steps, sampler="ancestral").drawer(model, batch_size=4, precision="float32")
+
+
+def test_latents_are_what_the_model_draws_of_seeds_that_no_image_has(here: Path) -> None:
+    """The numbers of z_1 are none of those that a decoder's image starts from; classes take turns as seeds do."""
+    drawer = drawer_of(load("base"))
+    found = draw_latents(drawer, 7, here / "kept")
+    seeds = range(FIRST, FIRST + 7)
+    how = {"label": [seed % 2 for seed in range(7)], "batch_size": 7}
+    (z_0,) = dr.sample(drawer.denoiser, drawer.step, drawer.plan, LATENT, seeds, **how)
+    torch.testing.assert_close(found.z_0, z_0)
+    assert all(FIRST % classes == 0 for classes in (*range(1, 11), 100, 1000))
+    assert found.macs == 3 * load("base").call_cost.light
+    assert found.codec == CODEC.fingerprint
+    assert found.drawn_by == "base, 3 steps of ancestral"
+    own = Draws(0, torch.arange(7)).normal("start", *NET.shape)[:, :, 0, 0]
+    begin = Draws(0, torch.tensor(seeds)).normal("start", *LATENT)[:, :3, 0, 0]
+    assert (own - begin).abs().min() > 1e-4
+
+
+def test_they_are_drawn_once_and_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualrate.measuring.drawing_latents.SHARD", 4)
+    drawer, whole = drawer_of(load("base")), draw_latents(drawer_of(load("base")), 12, here / "whole")
+    draw, seen = Drawer.states, []
+
+    def killed(self: Drawer, seeds: list[int]):
+        seen.append(list(seeds))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return draw(self, seeds)
+
+    monkeypatch.setattr(Drawer, "states", killed)
+    with pytest.raises(KeyboardInterrupt):
+        draw_latents(drawer, 12, here / "kept")
+    again = draw_latents(drawer, 12, here / "kept")
+    assert [seed - FIRST for part in seen for seed in part] == [*range(12), *range(8, 12)]
+    assert torch.equal(again.z_0, whole.z_0)
+    assert again.digest == whole.digest
+    assert torch.equal(draw_latents(drawer, 5, here / "kept").z_0, whole.z_0[:5])
+    assert len(seen) == 4
+    other = draw_latents(drawer_of(load("base"), 2), 5, here / "kept")
+    assert other.digest != draw_latents(drawer, 5, here / "kept").digest != whole.digest
+
+
+def test_seed_i_of_a_decoder_is_an_image_of_latent_i(here: Path) -> None:
+    latents = draw_latents(drawer_of(load("base")), 5, here / "kept")
+    model = load("dual")
+    drawer = drawer_of(model.with_latents(latents), 4)
+    noise = Draws(0, torch.arange(3, 7)).normal("start", *NET.shape)
+    step = replace(drawer, step=dr.DDIM(model.process))
+    with torch.no_grad():
+        cond = Cond(z_0=latents.z_0[[3, 4, 0, 1]])  # counted round
+        x = rollout(model.denoiser, step.step, step.plan, noise, cond, lambda i, j: noise)
+    torch.testing.assert_close(next(step.states(range(3, 7))), x)
+    assert nearness(drawer, range(3)) is None  # there is no image that it should be near to
+    assert nearness(drawer_of(model), range(3)) is not None
+    assert drawer.origin("net").digest != drawer_of(model, 4).origin("net").digest
+
+
+def test_decoders_are_compared_on_them(here: Path, dualrate: Callable[..., None]) -> None:
+    command = ["compare", "heavy:3@ddim", "dual:4@ddim", "--latents-by", "base", "--features", "net"]
+    command += ["--screen", "10", "--count", str(COUNT), "--device", "cpu"]
+    dualrate(*command)
+    found = json.loads((here / "report.json").read_text())
+    base = Choice().drawer(load("base"))
+    macs = base.plan.num_steps * load("base").call_cost.light
+    given = {"drawn_by": f"base, 32 steps of {base.sampler}", "count": COUNT, "macs": macs, "codec": CODEC.fingerprint}
+    assert found["latents"] == given
+    assert [row["network"] for row in found["front"]] == ["heavy", "dual"]
+    assert all("psnr" not in row for row in found["front"])
+    page = (here / "report.html").read_text()
+    assert f"Images of {COUNT} latents that base, 32 steps of {base.sampler} drew, so distances are gFDs." in page
+    kept = sorted(path for path in (here / "report.cells").rglob("*.safetensors"))
+    times = [path.stat().st_mtime_ns for path in kept]
+    dualrate(*command)
+    assert [path.stat().st_mtime_ns for path in kept] == times  # all of it was there
+    dualrate(*(word for word in command if word not in ("--latents-by", "base")), "--out", "held-out.html")
+    other = json.loads((here / "held-out.json").read_text())
+    assert "latents" not in other
+    assert all("psnr" in row for row in other["front"])
+    (scored,), (held_out,) = (
+        [row["value"] for row in one["front"] if row["network"] == "dual"] for one in (found, other)
+    )
+    assert scored != held_out
+
+
+@pytest.mark.parametrize(
+    ("entries", "by", "says"),
+    [
+        (["base:3"], "base", "base is no decoder, and the latents to be drawn are of ffffffffffff"),
+        (["other:3"], "base", "other is a decoder of latents of the codec eeeeeeeeeeee, and the latents to be drawn"),
+        (["heavy:3"], "heavy", "the latents to be drawn are of none: they are pixels"),
+        (["heavy:3"], "nowhere", "nowhere"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_drawn(
+    here: Path,
+    dualrate: Callable[..., None],
+    entries: list[str],
+    by: str,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        dualrate("compare", *entries, "--latents-by", by, "--features", "net", "--screen", "10", "--count", str(COUNT))
+    assert says in capsys.readouterr().err
+    assert not list(here.rglob("latents-*"))
