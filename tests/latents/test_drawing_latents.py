@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from latents.folding import Folding, FoldingFolder
 import dualrate as dr
 from dualrate.cli.main import main
 from dualrate.compare import speed, work
+from dualrate.compare.contender import Contender
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
@@ -86,6 +90,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write("dual", TwoDecoders(NET, LIGHT, LATENT), given)
     write("other", OneDecoder(LIGHT, LATENT), DenoisingConfig(latents=OTHER))
     write("base", dr.OneNetwork(BASE), DenoisingConfig(), codec=CODEC, process=PROCESS)
+    small = replace(BASE, image_size=4)
+    write("small", dr.OneNetwork(small), DenoisingConfig(), codec=CODEC, process=PROCESS)
     architecture = Architecture(3, 16, 2, features=4)
     net = architecture.build().eval().requires_grad_(False)
     identity = hashlib.sha256(weight_bytes(net)).hexdigest()
@@ -109,17 +115,16 @@ def drawer_of(model: Model, steps: int = 3) -> Drawer:
 
 
 def test_latents_are_what_the_model_draws_of_seeds_that_no_image_has(here: Path) -> None:
-    """The numbers of z_1 are none of those that a decoder's image starts from; classes take turns as seeds do."""
+    """The numbers of z_1 are none of those that a decoder's image starts from."""
     drawer = drawer_of(load("base"))
     found = draw_latents(drawer, 7, here / "kept")
     seeds = range(FIRST, FIRST + 7)
     how = {"label": [seed % 2 for seed in range(7)], "batch_size": 7}
     (z_0,) = dr.sample(drawer.denoiser, drawer.step, drawer.plan, LATENT, seeds, **how)
     torch.testing.assert_close(found.z_0, z_0)
-    assert all(FIRST % classes == 0 for classes in (*range(1, 11), 100, 1000))
     assert found.macs == 3 * load("base").call_cost.light
     assert found.codec == CODEC.fingerprint
-    assert found.drawn_by == "base, 3 steps of ancestral"
+    assert found.drawn_by == "base (ancestral, 3 steps)"
     own = Draws(0, torch.arange(7)).normal("start", *NET.shape)[:, :, 0, 0]
     begin = Draws(0, torch.tensor(seeds)).normal("start", *LATENT)[:, :3, 0, 0]
     assert (own - begin).abs().min() > 1e-4
@@ -171,12 +176,14 @@ def test_decoders_are_compared_on_them(here: Path, dualrate: Callable[..., None]
     found = json.loads((here / "report.json").read_text())
     base = Choice().drawer(load("base"))
     macs = base.plan.num_steps * load("base").call_cost.light
-    given = {"drawn_by": f"base, 32 steps of {base.sampler}", "count": COUNT, "macs": macs, "codec": CODEC.fingerprint}
-    assert found["latents"] == given
+    drawn_by, weights = f"base ({base.sampler}, 32 steps)", load("base").weights_hash
+    given = {"drawn_by": drawn_by, "weights": weights, "count": COUNT, "macs": macs, "codec": CODEC.fingerprint}
+    assert given.items() <= found["latents"].items()
+    assert {row["latents_by"] for row in found["front"]} == {drawn_by}
     assert [row["network"] for row in found["front"]] == ["heavy", "dual"]
     assert all("psnr" not in row for row in found["front"])
     page = (here / "report.html").read_text()
-    assert f"Images of {COUNT} latents that base, 32 steps of {base.sampler} drew, so distances are gFDs." in page
+    assert f"Images of {COUNT} latents drawn by {drawn_by}, so distances are gFDs." in page
     kept = sorted(path for path in (here / "report.cells").rglob("*.safetensors"))
     times = [path.stat().st_mtime_ns for path in kept]
     dualrate(*command)
@@ -191,13 +198,29 @@ def test_decoders_are_compared_on_them(here: Path, dualrate: Callable[..., None]
     assert scored != held_out
 
 
+def test_workers_and_the_process_whose_memory_is_measured_are_given_them_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = draw_latents(drawer_of(load("base")), 12, here / "kept")
+    drawer = drawer_of(load("dual").with_latents(latents), 4)
+    again = pickle.loads(bytes(ForkingPickler.dumps(drawer)))
+    assert again.model.weights_hash == drawer.model.weights_hash
+    assert torch.equal(next(again.states(range(4))), next(drawer.states(range(4))))
+    monkeypatch.setattr(speed, "ProcessPoolExecutor", lambda count, **how: ThreadPoolExecutor(count))
+    contender = Contender(Path("dual"), "dual", "ddim", dr.StepPlan.uniform(2, 1))
+    (here / "images.npz").unlink()  # no held-out image is read
+    assert speed.memory_of(contender, 2, device=torch.device("cpu"), latents=latents) > 1e7
+
+
 @pytest.mark.parametrize(
     ("entries", "by", "says"),
     [
-        (["base:3"], "base", "base is no decoder, and the latents to be drawn are of ffffffffffff"),
-        (["other:3"], "base", "other is a decoder of latents of the codec eeeeeeeeeeee, and the latents to be drawn"),
-        (["heavy:3"], "heavy", "the latents to be drawn are of none: they are pixels"),
+        (["base:3"], "base", "base is no decoder, and what is to be drawn is of ffffffffffff"),
+        (["other:3"], "base", "other decodes latents of the codec eeeeeeeeeeee, and what is to be drawn is of fff"),
+        (["heavy:3"], "heavy", "decodes latents of the codec ffffffffffff, and what is to be drawn is pixels"),
         (["heavy:3"], "nowhere", "nowhere"),
+        (["heavy:3", "dual:8/3@ddim"], "base", "dual cannot be called by shared-encoder"),
+        (["heavy:3"], "small", "heavy decodes latents (12, 8, 8) (C, h, w), those to be drawn are (12, 4, 4)"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_drawn(

@@ -20,13 +20,13 @@ from dualrate.compare.schedule import affordable, levels, useful_first
 from dualrate.compare.trainings import as_one, require_trainings, with_trainings
 from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender, chosen
 from dualrate.config.ranges import Images, Minutes, Ranged, WorkerCount
-from dualrate.data.given_latents import DrawnLatents
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import Reporter, duration, image_progress
-from dualrate.machine.workers import Mapper, mapper, number_of_workers
+from dualrate.machine.workers import mapper, number_of_workers
 from dualrate.measuring.choosing import Choice
-from dualrate.measuring.drawing_latents import draw_latents
+from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.drawing_latents import by, draw_latents
 from dualrate.measuring.evaluator import Features, evaluators, features_named, require_count
 from dualrate.measuring.measure import check
 from dualrate.report.headline import plan_name
@@ -97,13 +97,7 @@ def compare(
     _require_comparable(models, mixed=mixed)
     data = next(iter(models.values())).experiment.data
     _require_counts(effort, named, data.source)
-    directory = out.with_suffix(".cells")
-    directory.mkdir(parents=True, exist_ok=True)
-    latents = None
-    if latents_by is not None:
-        with mapper(workers, device, progress.note) as over:
-            latents = _drawn(latents_by, models.values(), effort.count, directory, over, progress)
-        models = {run: model.with_latents(latents) for run, model in models.items()}
+    base = None if latents_by is None else _base(latents_by, models.values(), progress)
     require_samplers(parsed, models)
     require_plans(parsed, models)
     require_trainings(parsed, models)
@@ -112,10 +106,20 @@ def compare(
     judges = evaluators(data, features, device=device, progress=progress)
     check(judges[:1], effort.screen, details=False)
     check(judges, effort.count, details=True)
+    directory, latents = out.with_suffix(".cells"), None
+    directory.mkdir(parents=True, exist_ok=True)
     bench = Bench(models, judges, directory, progress)
     unplanned, left = _unplanned(parsed, bench, clock)
     contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
     duals = frozenset(one.network for one in contenders if models[one.run].call_cost.heavy)
+    if base is not None:
+        start = time.monotonic()
+        with mapper(workers, device, progress.note) as over:
+            progress.note(f"{effort.count} latents by {by(base)}")
+            latents = draw_latents(base, effort.count, directory, progress=image_progress(progress), mapper=over)
+        progress.close()
+        bench.models = {run: model.with_latents(latents) for run, model in models.items()}
+        clock = replace(clock, start=clock.start + time.monotonic() - start)  # they are kept: the minutes are for rows
     bench.share = _share(workers, device)
     with mapper(workers, device, progress.note) as bench.mapper:
         screened, measured, unmeasured = _measured(contenders, parsed, bench, effort, clock, duals)
@@ -140,18 +144,12 @@ class Clock:
         return max(self.start + self.seconds - time.monotonic(), 0.0)
 
 
-def _drawn(
-    run: Path, decoders: Collection[Model], count: int, directory: Path, over: Mapper, progress: Reporter
-) -> DrawnLatents:
-    """By a model of them, as is recommended for it. Raises what loading, `check_latents` and `draw_latents` raise."""
+def _base(run: Path, decoders: Collection[Model], progress: Reporter) -> Drawer:
+    """What draws the latents, as is recommended for it. Raises what loading and `check_latents` raise."""
     model = load(run, device=next(iter(decoders)).device, note=progress.note)
     for decoder in decoders:
-        decoder.check_latents(model.codec.latents)
-    drawer = Choice().drawer(model)
-    progress.note(f"{count} latents by {drawer.network}, {drawer.plan.num_steps} steps of {drawer.sampler}")
-    latents = draw_latents(drawer, count, directory, progress=image_progress(progress), mapper=over)
-    progress.close()
-    return latents
+        decoder.check_latents(model.codec.latents, model.shape)
+    return Choice().drawer(model)
 
 
 def _share(workers: WorkerCount, device: torch.device) -> float:

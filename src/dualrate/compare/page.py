@@ -61,8 +61,9 @@ def _given(results: ComparisonResults) -> list[Element]:
         return []
     prefix, unit = compute_unit([2 * latents.macs])
     says = (
-        f"Images of {len(latents.z_0):,} latents that {latents.drawn_by} drew, so distances are gFDs. A latent cost "
-        f"{significant(2 * latents.macs / unit)} {prefix}FLOPs, the same for all, which is counted in no row."
+        f"Images of {len(latents.z_0):,} latents drawn by {latents.drawn_by}, so distances are gFDs. A latent cost "
+        f"{significant(2 * latents.macs / unit)} {prefix}FLOPs, which is counted in no row. Screening is of the same "
+        "latents, with other noise of the decoders."
     )
     return [Text(says, "note")]
 
@@ -299,6 +300,8 @@ def _method(results: ComparisonResults) -> Section:
         facts["fingerprint"] = results.finished[0].row.score.fingerprint.json()
     models = {one.contender.network: one.contender.run for one in results.screened}
     facts |= {network: str(run) for network, run in models.items()}
+    if results.latents:
+        facts["latents drawn by"] = f"{results.latents.drawn_by}, weights {results.latents.weights[:12]}"
     note = results.finished[0].row.score.note if results.finished else ""
     elements = [Facts(list(facts.items())), Points(roles(results)), *([Text(note, "note")] if note else [])]
     return Section("How it was measured", elements)

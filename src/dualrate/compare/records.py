@@ -33,6 +33,8 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
             **({"trainings": list(one.measured.trainings)} if one.measured.trainings else {}),
             **words.get(contender.key, {}),
         }
+        if results.latents:
+            line |= {"latents_by": results.latents.drawn_by}
         if one.nearness:
             line |= {"psnr": one.nearness.psnr, "psnr_standard_error": one.nearness.error}
         if details:
@@ -89,7 +91,8 @@ def as_json(results: ComparisonResults) -> str:
 
 def _latents(drawn: DrawnLatents) -> dict[str, object]:
     """What decoders were given. macs: of a latent, in no row's cost"""
-    return {"drawn_by": drawn.drawn_by, "count": len(drawn.z_0), "macs": drawn.macs, "codec": drawn.codec}
+    of = {"drawn_by": drawn.drawn_by, "weights": drawn.weights, "digest": drawn.digest, "codec": drawn.codec}
+    return {**of, "count": len(drawn.z_0), "macs": drawn.macs}
 
 
 def _ratios(found: Saving) -> dict[str, object]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dualrate.compare.contender import Contender
+from dualrate.data.given_latents import DrawnLatents
 from dualrate.machine.device import peak_memory
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.workers import leave_with_parent
@@ -67,12 +68,16 @@ def speed(drawer: Drawer, batch: int, *, repeats: int = 3) -> Speed:
     return Speed(seconds_per_image(1), seconds_per_image(batch), batch)
 
 
-def memory_of(contender: Contender, batch: int, *, device: torch.device) -> int:
-    """Bytes held at most while a batch is drawn, in a process of its own: torch's on a GPU, all of it on a CPU."""
+def memory_of(contender: Contender, batch: int, latents: DrawnLatents | None = None, *, device: torch.device) -> int:
+    """Bytes held at most while a batch is drawn, in a process of its own: torch's on a GPU, all of it on a CPU.
+
+    latents: see `Model`
+    """
+    few = latents and replace(latents, z_0=latents.z_0[:batch])
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=leave_with_parent) as pool:
         try:
-            return pool.submit(_peak, contender, batch, str(device), torch.get_num_threads()).result()
+            return pool.submit(_peak, contender, batch, str(device), torch.get_num_threads(), few).result()
         except BrokenProcessPool as error:
             raise MemoryError(
                 f"measuring the memory of {contender.network} in batches of {batch} was killed, perhaps for lack of "
@@ -80,9 +85,10 @@ def memory_of(contender: Contender, batch: int, *, device: torch.device) -> int:
             ) from error
 
 
-def _peak(contender: Contender, batch: int, device: str, threads: int) -> int:
+def _peak(contender: Contender, batch: int, device: str, threads: int, latents: DrawnLatents | None) -> int:
     torch.set_num_threads(threads)
     keep_freed_memory()
-    drawer = contender.drawer(load(contender.run, device=device, note=lambda text: None))
+    loaded = load(contender.run, device=device, note=lambda text: None)
+    drawer = contender.drawer(loaded if latents is None else loaded.with_latents(latents))
     replace(drawer, batch_size=batch).draw(range(batch))
     return peak_memory(drawer.model.device)

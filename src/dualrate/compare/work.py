@@ -235,7 +235,7 @@ class Bench:
             kind = (contender.run, contender.denoiser)
             if kind not in batches:
                 batches[kind] = saturating_batch(drawer)
-                memory[kind] = memory_of(contender, batches[kind], device=drawer.model.device)
+                memory[kind] = memory_of(contender, batches[kind], drawer.model.latents, device=drawer.model.device)
             timed = speed(drawer, batches[kind], repeats=3 if time.monotonic() < deadline else 1)
             row = replace(one.row, seconds_per_image=timed.batched, batch_size=timed.batch)
             images = drawer.draw(range(SHOWN)).images

@@ -48,15 +48,16 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class DrawnLatents:
-    """z_0: (N, C, h, w) float32; codec: `Codec.latents` of theirs; digest: of what they are; drawn_by: in words.
+    """z_0: (N, C, h, w) float32; codec: `Codec.latents` of theirs; digest: of all that they depend on.
 
-    macs: multiply-adds of one of them
+    drawn_by: model, plan and sampler, in words; weights: that model's hash; macs: multiply-adds of one latent
     """
 
     z_0: Tensor
     codec: str
     digest: str
     drawn_by: str
+    weights: str
     macs: int
 
     def __call__(self, seeds: Tensor) -> Tensor:

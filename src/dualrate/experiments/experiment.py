@@ -7,7 +7,7 @@ says which plans the trained model serves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -334,18 +334,20 @@ class Model:
 
     def with_latents(self, latents: DrawnLatents) -> Model:
         """The same decoder, given these. Raises as `check_latents`."""
-        self.check_latents(latents.codec)
+        self.check_latents(latents.codec, latents.z_0.shape[1:])
         return replace(self, latents=latents, weights_hash=f"{self.weights_hash} of {latents.digest}")
 
-    def check_latents(self, codec: str) -> None:
-        """Raises ValueError for what decodes no latents of this codec, by its `Codec.latents`."""
-        own = self.experiment.method.latents.fingerprint
+    def check_latents(self, codec: str, shape: Sequence[int]) -> None:
+        """Raises ValueError for what decodes no latents of this codec, by its `Codec.latents`, or not of (C, h, w)."""
+        own, its = self.experiment.method.latents.fingerprint, self.experiment.networks.latent
         if not codec or own != codec:
-            what = f"is a decoder of latents of the codec {own[:12]}" if own else "is no decoder"
+            what = f"decodes latents of the codec {own[:12]}" if own else "is no decoder"
             raise ValueError(
-                f"{self.name} {what}, and the latents to be drawn are of {codec[:12] or 'none: they are pixels'}: name "
-                "decoders of one codec's latents and a model of the same"
+                f"{self.name} {what}, and what is to be drawn is {f'of {codec[:12]}' if codec else 'pixels'}: name "
+                "decoders of one codec's latents, and a model of the same latents to draw them"
             )
+        if its != tuple(shape):
+            raise ValueError(f"{self.name} decodes latents {its} (C, h, w), those to be drawn are {tuple(shape)}")
 
     @property
     def serves(self) -> Serves:

@@ -1,13 +1,11 @@
 """Latents that a model of them draws, for decoders to be compared on: kept as they are drawn, like features of images.
 
-A decoder's own noise is keyed by its image's seed, so the latent of image i is drawn from another seed, FIRST + i: of
-the same class, if the model has classes, whose number divides FIRST.
+A decoder's own noise is keyed by its image's seed, so the latent of image i is drawn from another one, FIRST + i.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,9 @@ from dualrate.machine.progress import ImageProgress
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
 from dualrate.metrics.feature_store import FeatureStore
+from dualrate.report.headline import plan_name
 
-FIRST = 2_520_000  # a multiple of 1 to 10, 100 and 1,000
+FIRST = 2_000_000  # beyond the seeds of images
 SHARD = 250  # latents of a file
 
 
@@ -37,20 +36,25 @@ def draw_latents(
 
     Raises OSError for files that are damaged or cannot be read.
     """
-    origin = drawer.origin(_Itself.identity)
+    model, cost, origin = drawer.model, drawer.expected_cost, drawer.origin(_Itself.identity)
     store = FeatureStore.open(directory / f"latents-{origin.digest}", origin)
-    how = {"size": SHARD, "progress": progress, "mapper": mapper}
-    seeds = range(FIRST, FIRST + count)
+    seeds, how = range(FIRST, FIRST + count), {"size": SHARD, "progress": progress, "mapper": mapper}
     store.fill(seeds, partial(_latents, drawer.settled), _Itself(), **how)
-    z_0 = store.read(seeds).features.unflatten(1, drawer.model.shape)
-    by = f"{drawer.network}, {drawer.plan.num_steps} steps of {drawer.sampler}"
-    cost = drawer.expected_cost
     return DrawnLatents(
-        z_0, drawer.model.codec.latents, f"{origin.digest} {count}", by, int(cost.macs - cost.calls.decode)
+        store.read(seeds).features.unflatten(1, model.shape),
+        codec=model.codec.latents,
+        digest=f"{origin.digest} {count}",
+        drawn_by=by(drawer),
+        weights=model.weights_hash,
+        macs=int(cost.macs - cost.calls.decode),
     )
 
 
-@dataclass(frozen=True)
+def by(drawer: Drawer) -> str:
+    """Model, sampler and plan, in words."""
+    return f"{drawer.network} ({drawer.sampler}, {plan_name(drawer.plan.num_steps, drawer.plan.num_heavy)} steps)"
+
+
 class _Itself:
     """The features of a latent: its numbers."""
 

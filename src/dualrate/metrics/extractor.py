@@ -13,8 +13,8 @@ from torch import Tensor
 from dualrate.data.shards import Shards
 
 
-class Features(Protocol):
-    """What is kept of images. identity: nothing of another one is kept beside it"""
+class Extractor(Protocol):
+    """What makes features of images. identity: those of another one are not kept beside its own"""
 
     @property
     def identity(self) -> str: ...
@@ -24,7 +24,7 @@ class Features(Protocol):
         ...
 
 
-class FeatureExtractor(Features, Protocol):
+class FeatureExtractor(Extractor, Protocol):
     """A fixed network. Distances compare only within one `identity`."""
 
     @property

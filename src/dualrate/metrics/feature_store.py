@@ -1,4 +1,4 @@
-"""Features of generated images, kept in a directory shard by shard as the images are drawn.
+"""Extractor of generated images, kept in a directory shard by shard as the images are drawn.
 
     DIRECTORY/origin.json                   what the features are of; nothing else may continue the directory
     DIRECTORY/<first>-<last>.safetensors    ids (n,) int64 and features (n, D) float32 of one shard
@@ -28,7 +28,7 @@ from torch import Tensor
 from dualrate.config.serial import from_json
 from dualrate.machine.files import open_tensors, read_bytes, write_whole
 from dualrate.machine.workers import Mapper, in_turn
-from dualrate.metrics.extractor import Features
+from dualrate.metrics.extractor import Extractor
 from dualrate.metrics.origin import Origin
 
 ORIGIN, SUFFIX = "origin.json", ".safetensors"
@@ -71,7 +71,7 @@ class FeatureStore:
         self,
         ids: Sequence[int],
         draw: DrawImages,
-        net: Features,
+        net: Extractor,
         *,
         size: int = 250,
         progress: Callable[[int, int], None] | None = None,
@@ -147,7 +147,7 @@ class FeatureStore:
 
 
 def fill_together(
-    stores: Sequence[tuple[FeatureStore, Features]],
+    stores: Sequence[tuple[FeatureStore, Extractor]],
     ids: Sequence[int],
     draw: DrawImages,
     *,
@@ -180,8 +180,8 @@ def fill_together(
         report(done, len(ids))
 
 
-def _features_drawn(draw: DrawImages, nets: Sequence[Features], ids: Sequence[int]) -> tuple[list[Tensor], float]:
-    """Features (n, D) of the images of these ids by every net, and the seconds that drawing them took."""
+def _features_drawn(draw: DrawImages, nets: Sequence[Extractor], ids: Sequence[int]) -> tuple[list[Tensor], float]:
+    """Extractor (n, D) of the images of these ids by every net, and the seconds that drawing them took."""
     start = time.perf_counter()
     images = draw(ids)
     seconds = time.perf_counter() - start

@@ -29,6 +29,7 @@ from torch import Tensor
 from dualrate.codecs import characters, grey_levels  # noqa: F401  # a file may name them
 from dualrate.codecs.codec import Codec
 from dualrate.config.serial import from_json, to_plain
+from dualrate.data.given_latents import DrawnLatents
 from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT, denoiser_named
 from dualrate.experiments import (  # noqa: F401  # a file may name their methods
     consistency,
@@ -138,7 +139,7 @@ def _beside(path: Path, device: str) -> Model:
 class Place:
     """Where another process loads a model from, on its own device of the same kind.
 
-    weights: the hash that they then have; denoiser: what calls them, if not their own; compiled: see `Model`
+    weights: the hash that they then have; denoiser: what calls them, if not their own; compiled, latents: see `Model`
     """
 
     path: Path
@@ -147,11 +148,13 @@ class Place:
     compiled: bool
     device: str
     experiment: Experiment = field(compare=False)  # which brings the modules of its parts with it
+    latents: DrawnLatents | None = field(compare=False)  # which `weights` tell
 
     @cache  # noqa: B019  # kept as long as a worker lives
     def model(self) -> Model:
         """Raises what `load` raises; ValueError if another model is there by now."""
-        found = called_by(load(self.path, device=self.device, note=lambda text: None), self.denoiser)
+        loaded = load(self.path, device=self.device, note=lambda text: None)
+        found = called_by(loaded if self.latents is None else loaded.with_latents(self.latents), self.denoiser)
         if found.weights_hash != self.weights:
             raise ValueError(
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
@@ -165,7 +168,7 @@ def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
     where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled)
-    return Place.model, (Place(*where, model.device.type, model.experiment),)
+    return Place.model, (Place(*where, model.device.type, model.experiment, model.latents),)
 
 
 copyreg.pickle(Model, _placed)
