@@ -103,6 +103,14 @@ def test_at_random_every_time_has_tokens_of_its_own_and_every_token_its_turn():
     assert torch.equal(again, chosen[[7, 7]])  # neither of the image nor of the batch
 
 
+@pytest.mark.parametrize("steps", [12, 16, 50, 250])
+def test_at_random_steps_of_usual_plans_have_tokens_of_their_own(steps):
+    """Times that are few binary digits, as i / 16, too."""
+    t = torch.tensor(dr.StepPlan.uniform(steps).t[:-1], dtype=torch.float64)
+    chosen = choose(torch.zeros(steps, 256), torch.zeros(steps, 256), t, 32, "random")
+    assert len({tuple(sorted(row)) for row in chosen.tolist()}) == steps
+
+
 def test_by_attention_the_score_is_what_was_received_and_what_has_waited():
     received = torch.tensor([[3.0, 0.0, 4.0, 0.0, 0.0]])  # of norm 5, and no square
     assert choose(received, torch.zeros(1, 5), at(0.5), 2, "attention").tolist() == [[2, 0]]

@@ -23,6 +23,8 @@ U-ViT all of this is its middle's, and the levels above run at every step. Publi
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -156,4 +158,5 @@ def choose(received: Tensor, age: Tensor, t: Tensor, count: int, by: By) -> Tens
 @cache
 def order(size: int, t: float, device: torch.device) -> Tensor:
     """(n,) the numbers from 0 on in an order that is random, and the same for all images at a time."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(int(t * 2**50))).to(device)
+    seed = zlib.crc32(struct.pack("<d", t))  # of all its bits: a generator on the CPU takes 32
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(device)
