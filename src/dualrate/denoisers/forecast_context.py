@@ -1,4 +1,4 @@
-"""Contexts of a dual-rate model, forecast: between heavy calls the features go on along the last two, without training.
+"""Contexts of a dual-rate model, forecast: between heavy calls the features go on along the last two.
 
     F(t) = F(tau) + (u_t - u_tau) (F(tau) - F(tau')) / (u_tau - u_tau'),   u = log-SNR, tau' the heavy call before tau
 
@@ -8,7 +8,8 @@ without a context, there is one to go by, which stays as it is.
 
 Source: ours, after TaylorSeer (Liu et al. 2025, arXiv 2503.06923), which forecasts features of a network that runs
 whole at every few steps: there along a deterministic path, where they are smooth. Here the path has noise of its own,
-of which a difference of two features is full, and the light network never saw forecasts when it was trained.
+of which a difference of two features is full, and the light network never saw forecasts when it was trained, unless
+that was asked for (`DenoisingConfig.forecast`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.forecast import forecast
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 
@@ -48,6 +50,10 @@ class ForecastContext:
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         if context.x_hat is None and context.earlier:
-            features = forecast(context, t, self.process.schedule, "newton")
-            context = Context(features, t, context.present)
+            context = carried(context, t, self.process.schedule)
         return self.inner.denoise(z, t, context, cond)
+
+
+def carried(context: Context, t: Tensor, schedule: Schedule) -> Context:
+    """A context as it is forecast for t, (B,), by itself and those before it, which all rows have."""
+    return Context(forecast(context, t, schedule, "newton"), t, context.present)

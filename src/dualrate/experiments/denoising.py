@@ -45,6 +45,9 @@ class DenoisingConfig(MethodConfig, Ranged):
     """A trained run, such as the heavy model: learn its x_hat instead of the images, at a heavy call of it more."""
     targets_share: Share = 1.0
     """Share of that run's x_hat in the targets; the images are the rest."""
+    forecast: bool = False
+    """The light network learns from contexts forecast from two heavy calls, a heavy call more, for
+    --denoiser forecast-context."""
     latents: CodecConfig = NoCodec()
     """Of a decoder: the codec, which does not train, of the latents that it is given."""
 
@@ -54,6 +57,8 @@ class DenoisingConfig(MethodConfig, Ranged):
 
     def check(self, experiment: Experiment) -> None:
         self._check_latents(experiment)
+        if self.forecast and not {"encoder", "light"} <= set(experiment.networks.roles):
+            raise ValueError(f"contexts are forecast for a light network, {experiment.name} has none: drop forecast")
         if self.targets_share != 1 and not self.targets_from:
             raise ValueError(f"a share of {self.targets_share} in the targets is some run's: say which, targets_from")
         if (self.freeze_encoder or self.release_encoder_at) and not self.encoder_from:
@@ -124,6 +129,7 @@ class DenoisingConfig(MethodConfig, Ranged):
             backbone=backbone,
             backbone_rate=self.encoder_rate,
             release_at=self.release_encoder_at,
+            forecast=self.forecast,
         )
 
 

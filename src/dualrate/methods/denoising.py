@@ -19,6 +19,9 @@ Ours too: in place of x the target may be x_hat(z_t) of a trained model, or a mi
 E[x | z_t, z_tau] = E[x | z_t], the optimum is the same up to that model's error; the spread of x around it, which is
 most of the gradient's variance where noise is high, is gone, for a call of that model at every z_t.
 
+Ours as well: the light network may learn from forecast contexts (`forecast`), as denoisers/forecast_context.py makes
+them between heavy calls: z_before, at the heavy call before tau, is drawn given z_tau, for a heavy call more.
+
 A single-rate model is the case whose `encode` returns an empty context and whose times are `SingleTime`.
 
 A decoder p(x | z_0) is the case with a condition more: z_0 is drawn anew of the image at every iteration (`latents`).
@@ -28,19 +31,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from dualrate.config.ranges import Classes, Factor, FirstIterations, LossWeight, Probability, Ranged, Share
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.denoisers.forecast_context import carried
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.process import Process
-from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.process import GaussianProcess, Process
+from dualrate.diffusion.times import expand
+from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase, quarters
-from dualrate.methods.times import TimeSource, moved, with_null
+from dualrate.methods.times import BatchTimes, TimeSource, moved, with_null
 from dualrate.networks.freeze import at_rest
 
 
@@ -65,6 +70,7 @@ class Denoising(Ranged):
     encoder_weight: weight of the encoder's own loss at tau, where it has a head; its target is x
     targets:        of x_hat(z_t); None: x
     latents:        images, and draws of their rows -> z_0, which a decoder is given; None: it is none
+    forecast:       whether contexts are carried on to t, where there is a heavy call before tau
     backbone:       the encoder's U-ViT, for the next two
     backbone_rate:  its learning rate, over that of the rest
     release_at:     the iteration at which it begins to train; until then it is frozen, without dropout
@@ -83,9 +89,15 @@ class Denoising(Ranged):
     backbone_rate: Factor = 1.0
     release_at: FirstIterations = 0
     latents: Callable[[Tensor, Draws], Tensor] | None = None
+    forecast: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.forecast and (self.model.reuse is not Reuse.MARKOV or not isinstance(self.process, GaussianProcess)):
+            raise ValueError(
+                "contexts are forecast of a dual-rate model along Gaussian paths, got "
+                f"{type(self.model).__name__} and {self.process}: drop forecast"
+            )
         if self.backbone is None and (self.release_at, self.backbone_rate) != (0, 1):
             raise ValueError(
                 f"got release_at {self.release_at} and backbone_rate {self.backbone_rate} of no backbone: pass the "
@@ -118,7 +130,11 @@ class Denoising(Ranged):
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
         with nullcontext() if self.backbone is None or iteration >= self.release_at else at_rest(self.backbone):
             context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
-        shared = context.rows(of_kept).scattered(times.kept, len(z_t))
+            kept = context.rows(of_kept)
+            if self.forecast:
+                before = self._before(z_tau, times, encoded, cond, draws)
+                kept = self._carried(kept, before.rows(of_kept), times)
+        shared = kept.scattered(times.kept, len(z_t))
         x_hat = self.model.denoise(z_t, times.t, shared, cond[image])
         target = x[image] if self.targets is None else self.targets(x[image], z_t, times.t, cond[image])
         loss = self.weighted_error(target, x_hat, times.t)
@@ -134,6 +150,26 @@ class Denoising(Ranged):
             logs["encoder_loss"] = own.detach()
             total = total + self.encoder_weight * own
         return Loss(total, logs)
+
+    def _before(self, z_tau: Tensor, times: BatchTimes, rows: Tensor, cond: Cond, draws: Draws) -> Context:
+        """Contexts of some images at the heavy calls before tau."""
+        (noise,) = self.process.noise(draws, ["z_before"], *z_tau.shape[1:])
+        z = self.process.transition(z_tau, times.tau, times.before).sample(noise)[rows]
+        return self.model.encode(z, times.before[rows], cond[rows])
+
+    def _carried(self, context: Context, before: Context, times: BatchTimes) -> Context:
+        """Contexts of the kept draws as they are forecast for t; as they are where no heavy call was before.
+
+        There both are of one time, and another one stands in for it: what comes of that is not used.
+        """
+        assert context.tau is not None
+        assert before.tau is not None
+        t, only = times.t[times.kept], before.tau <= context.tau
+        earlier = replace(before, tau=torch.where(only, context.tau / 2, before.tau))
+        forecast = carried(replace(context, earlier=(earlier,)), t, self.process.schedule)
+        features = zip(context.features, forecast.features, strict=True)
+        kept = tuple(torch.where(expand(only, one) > 0, one, other) for one, other in features)
+        return replace(context, features=kept, tau=torch.where(only, context.tau, t), x_hat=None)
 
     def condition(self, batch: Batch, draws: Draws) -> Cond:
         """Labels, each replaced by the null class with probability `label_dropout`; of a decoder z_0 too."""

@@ -35,17 +35,19 @@ from dualrate.methods.context_dropout import kept_images
 class BatchTimes:
     """The times of a training batch of B images with k draws of t each; draw r belongs to image r // k.
 
-    t:    (B k,) float64
-    tau:  (B,) float64, of the context that the draws of an image share; t <= tau
-    kept: (K,) the draws whose context is not dropped
+    t:      (B k,) float64
+    tau:    (B,) float64, of the context that the draws of an image share; t <= tau
+    kept:   (K,) the draws whose context is not dropped
+    before: (B,) float64, of the heavy call before that; tau where there is none
     """
 
     t: Tensor
     tau: Tensor
     kept: Tensor
+    before: Tensor
 
     def to(self, device: torch.device) -> BatchTimes:
-        return BatchTimes(*moved(device, self.t, self.tau, self.kept))
+        return BatchTimes(*moved(device, self.t, self.tau, self.kept, self.before))
 
 
 def moved(device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -120,7 +122,8 @@ class TimeSampler(TimeSource, Ranged):
             tau = (t + draws.uniform("tau") / heavy).clamp(max=1)
         else:
             tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
-        return BatchTimes(self._spread(tau, heavy, t).flatten(), tau, self._kept(kept_images(draws, self.dropout)))
+        kept, before = self._kept(kept_images(draws, self.dropout)), (tau + 1 / heavy).clamp(max=1)
+        return BatchTimes(self._spread(tau, heavy, t).flatten(), tau, kept, before)
 
     def _of_late_plans(self, t: Tensor, heavy: Tensor, draws: Draws) -> BatchTimes:
         """For `first`. The tau of a time without context is 1, and means nothing."""
@@ -133,7 +136,9 @@ class TimeSampler(TimeSource, Ranged):
         others = low[:, None] + others * (high - low)[:, None]
         times = torch.cat((t[:, None], torch.minimum(others, high[:, None]).clamp(min=1e-9)), dim=1)
         kept = kept_images(draws, self.dropout)
-        return BatchTimes(times.flatten(), high, self._kept(kept[(t <= first)[kept]].unflatten(0, (-1, 1))))
+        kept = self._kept(kept[(t <= first)[kept]].unflatten(0, (-1, 1)))
+        before = high + first / heavy
+        return BatchTimes(times.flatten(), high, kept, torch.where(before > first * (1 + 1e-9), high, before))
 
     def _kept(self, images: Tensor) -> Tensor:
         """(K k,): all draws of (K, 1) images."""
@@ -169,7 +174,7 @@ class SingleTime(TimeSource):
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)
-        return BatchTimes(t, t, torch.arange(len(t), device=t.device))
+        return BatchTimes(t, t, torch.arange(len(t), device=t.device), t)
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,8 @@ class GivenTimes(TimeSource, Ranged):
     def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)
         times = ((t[:, None] + torch.arange(self.draws, device=t.device) / self.draws) % 1).clamp(1e-9, 1 - 1e-9)
-        return BatchTimes(times.flatten(), torch.ones_like(t), torch.arange(times.numel(), device=t.device))
+        one = torch.ones_like(t)
+        return BatchTimes(times.flatten(), one, torch.arange(times.numel(), device=t.device), one)
 
 
 def segment(t: Tensor, heavy: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
