@@ -2,6 +2,7 @@
 
     make reproduce-report                   settled: models trained alike, 50,000 images, about three hours
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
+    .venv/bin/python studies/report.py rivals-plans     more plans of the caches, 1,000 images, twenty minutes
     .venv/bin/python studies/report.py rivals-32        the same of 32 x 32, of `make reproduce-train MODEL=flat-...`
     .venv/bin/python studies/report.py decoders         decoders of a latent: `make reproduce-train MODEL=decoder-...`
     .venv/bin/python studies/report.py decoders-drawn   the same of latents that a base model drew
@@ -95,6 +96,15 @@ FLAT = (  # the same of networks with 256 positions, among which caches by token
     *(f"retrofit=runs/flat-retrofit:{PLANS}/late-{plan}.json{SETTLED}" for plan in ("16-4", "14-3")),
     f"retrofit=runs/flat-retrofit:32/8{SETTLED}",
 )
+CACHES = ("shared-encoder", "deep-cache", "taylor", "taylor-published", "fora")
+FEWER, MORE = ("16/4", "16/8"), ("32/8", "32/16")
+MANY = (  # more plans of the caches, and what noise on the path does to them
+    *(f"heavy={HEAVY}:{steps}@dpm++2m" for steps in (4, 6, 8, 12, 16)),
+    *(f"heavy={HEAVY}+{name}:{plan}" for name in CACHES for plan in (*FEWER, *MORE)),
+    *(f"heavy={HEAVY}+{name}:16/8{SETTLED}" for name in ("shared-encoder", "taylor", "fora")),
+    f"retrofit=weights/fashion-mnist-retrofit+forecast-context:16/8{SETTLED}",
+    f"retrofit=weights/fashion-mnist-retrofit:16/8{SETTLED}",
+)
 DECODERS = {
     "light": (4, 8),
     "small": (4, 6, 8, 12),
@@ -130,6 +140,13 @@ REPORTS = {
         + ["student=weights/fashion-mnist-student-8-4:8/4"],
         Effort(minutes=480, screen=300, count=5000),
         ".venv/bin/python studies/report.py rivals",
+        "rivals.md",
+        "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
+    ),
+    "rivals-plans": Report(
+        [*MANY],
+        Effort(minutes=480, screen=300, count=1000),
+        ".venv/bin/python studies/report.py rivals-plans",
         "rivals.md",
         "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
     ),

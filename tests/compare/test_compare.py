@@ -26,6 +26,7 @@ from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
 from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.serves import Segments
@@ -520,6 +521,7 @@ def test_rivals_are_the_denoisers_of_the_catalogue_that_take_the_dearest_single_
     assert [(one.run.name, one.network, one.denoiser) for one in found] == [
         ("heavy", "named", "taylor"),
         ("heavy", "named", "fora"),
+        ("dual", "dual", "forecast-context"),
     ]
     assert {(one.sampler, one.plan) for one in found} == {(None, None)}
     assert notes == ["without unfit: heavy cannot be called by unfit: made for another network; drop the denoiser"]
@@ -535,9 +537,23 @@ def test_the_dearest_of_two_single_networks_has_the_rivals(here):
     weights = light.build()[0].state_dict()
     checkpoint.save(here / "light" / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
     for texts in (("light", "heavy"), ("heavy", "light")):
-        found, _ = rivals(*texts)
+        found, notes = rivals(*texts)
         assert {one.run.name for one in found} == {"heavy"}
-        assert [one.denoiser for one in found if one.is_switched] == ["light"]
+        of_single = [name for name in DENOISERS if name not in ("shared-encoder", "forecast-context")]
+        assert [one.denoiser for one in found] == [*of_single, "light"]
+        assert not notes
+
+
+def test_exits_that_were_trained_are_rivals_at_some_thresholds(here):
+    exits = replace(load("heavy").experiment, networks=EarlyExitNetwork(NET), method=EarlyExitConfig("heavy"))
+    write_experiment(here / "exits", exits)
+    weights = exits.build()[0].state_dict()
+    checkpoint.save(here / "exits" / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
+    found, _ = rivals("heavy", "exits")
+    named = [f"early-exit-{threshold}" for threshold in ("0.01", "0.02", "0.04")]
+    assert [one.denoiser for one in found if one.run.name == "exits"] == named
+    plans = contenders_of(found, {one.run: load(one.run) for one in found}, progress=Notes())
+    assert {one.denoiser for one in plans} >= {*named, "toca", "duca", "taylor"}
 
 
 def test_rivals_are_contenders_whose_refreshes_are_even_where_features_are_forecast(here, monkeypatch):

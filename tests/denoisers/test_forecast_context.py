@@ -1,21 +1,25 @@
 """Forecast contexts: exact along straight lines in log-SNR at any spacing, the context itself where there is one."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
 import dualrate as dr
-from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.forecast_context import ForecastContext
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh
+from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import rollout
 
 PROCESS = dr.GaussianProcess(Cosine())
 TIMES = (1.0, 0.9, 0.83, 0.6, 0.5, 0.37, 0.2, 0.1, 0.0)
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
 NONE, KEEP, FULL = Refresh.NONE, Refresh.KEEP, Refresh.FULL
 
 
@@ -67,6 +71,26 @@ def test_branches_of_guidance_have_contexts_of_their_own_and_calls_are_counted()
     for t, _, feature in noted(guided, straight, *([FULL, KEEP] * 4))[2:]:
         torch.testing.assert_close(feature, straight.feature(torch.tensor(t, dtype=torch.float64), 4))
     assert (meter.meter.heavy, meter.meter.light) == (4 * 4, 8 * 4)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_with_a_heavy_call_at_every_step_it_is_the_model_itself_bit_for_bit(head):
+    """At its cost; with fewer a forecast costs no multiply-adds either."""
+    torch.manual_seed(0)
+    encoder, light = ContextEncoder(replace(NET, head=head), NET), LightUViT(NET)
+    for parameter in (*encoder.parameters(), *light.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2)
+    model, z = DualRate(encoder, light, PROCESS), torch.randn(2, *NET.shape)
+    forecasts = ForecastContext(model, PROCESS)
+    noise, cond = torch.randn(8, *z.shape), dr.Cond(torch.tensor([0, 1]))
+    steps = (dr.Ancestral(PROCESS), dr.StepPlan(TIMES, (FULL,) * 8))
+    with torch.no_grad():
+        own, its = (rollout(one, *steps, z, cond, lambda i, k: noise[i]) for one in (model, forecasts))
+        assert torch.equal(own, its)
+        few = (dr.Ancestral(PROCESS), dr.StepPlan(TIMES, (FULL, KEEP, FULL, KEEP, KEEP, FULL, KEEP, KEEP)))
+        differ = [rollout(one, *few, z, cond, lambda i, k: noise[i]) for one in (model, forecasts)]
+    assert not torch.equal(*differ)
+    assert call_cost(model, NET.shape, 0) == call_cost(forecasts, NET.shape, 0)
 
 
 def test_contexts_are_forecast_of_a_dual_rate_model_alone():

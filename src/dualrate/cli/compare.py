@@ -42,7 +42,8 @@ class Compare(Ranged):
     data set's own if not given."""
     rivals: bool = False
     """Add the dearest single network under every denoiser that there is: features cached, forecast, ... (RUN+taylor);
-    and after the lighter ones that are named (RUN+LIGHT)."""
+    and after the lighter ones that are named (RUN+LIGHT). Of exits some thresholds, of dual-rate models contexts
+    forecast."""
     latents_by: Path | None = None
     """Of decoders: a model of their latents (docs/unified-latents.md), whose draws they make images of, in place of
     held-out images' latents. Distances are then gFDs."""

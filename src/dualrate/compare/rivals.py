@@ -1,5 +1,8 @@
-"""The rivals of two rates, without training: a trained single network under every denoiser of the catalogue, and after
-every lighter one that is compared (DuoDiff, T-Stitch).
+"""The rivals of two rates: a trained single network under every denoiser of the catalogue, and after every lighter one
+that is compared (DuoDiff, T-Stitch); trained exits at some thresholds; contexts of a dual-rate model, forecast.
+
+Speculation is none of them: its images are those of the heavy network, its steps another sampler's
+(sampling/speculative.py), and what it saves is time alone.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from pathlib import Path
 
 from dualrate.compare.contenders import SHARED_ENCODER, Entry
 from dualrate.compare.work import MeasuredContender
-from dualrate.denoisers.catalogue import DENOISERS
+from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
@@ -20,10 +23,12 @@ from dualrate.runs.store import called_by
 from dualrate.sampling.cost import varies
 
 OF_DUAL_RATE = "forecast-context"  # of no single network
+THRESHOLDS = (0.01, 0.02, 0.04)  # of early exits
 
 
 def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: Reporter) -> list[Entry]:
-    """The dearest single network under every denoiser of the catalogue that takes it, and after lighter ones.
+    """The dearest single network under every denoiser of the catalogue that takes it, and after lighter ones; runs with
+    exits, and dual-rate ones, under theirs.
 
     Its encoder, shared, is a usual contender, so not among them. models: by directory.
     Raises ValueError where no such network stands alone among the entries.
@@ -37,14 +42,20 @@ def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: 
         )
     entry, model = max(single.items(), key=lambda pair: pair[1].call_cost.light)
     lighter = [str(other.run) for other, its in single.items() if its.call_cost.light < model.call_cost.light]
+    wanted = [(entry, name) for name in DENOISERS if name not in (SHARED_ENCODER, OF_DUAL_RATE)]
+    wanted += [(entry, name) for name in lighter]
+    for other in usual:
+        denoiser = models[other.run].denoiser
+        wanted += [(other, f"{EARLY_EXIT}{threshold}") for threshold in THRESHOLDS if varies(denoiser)]
+        wanted += [(other, OF_DUAL_RATE)] if denoiser.reuse is Reuse.MARKOV else []
     found = []
-    for name in (*(name for name in DENOISERS if name not in (SHARED_ENCODER, OF_DUAL_RATE)), *lighter):
+    for one, name in wanted:
         try:
-            called_by(model, name)
+            called_by(models[one.run], name)
         except ValueError as error:
             progress.note(f"without {name}: {error}")
         else:
-            found.append(replace(entry, denoiser=name, sampler=None, gamma=None, again=()))
+            found.append(replace(one, denoiser=name, sampler=None, gamma=None, again=()))
     return found
 
 

@@ -4,7 +4,9 @@
     between   h = down(z_t);                                x_hat = up(blocks[split:](h + d))     without blocks[:split]
 
 Source: the decoupled diffusion transformer (Wang et al. 2025, arXiv 2504.05741), whose encoder's output serves several
-neighbouring steps; `dualrate.planning.similarity` finds which, as it does. Differences: its network has a decoder that
+neighbouring steps; `dualrate.planning.similarity` finds which, as it does. Published for its XL network on ImageNet 256
+with 250 steps: FID 1.31 without sharing; with 50 encoder calls, 2.6 times as fast, 1.36 where they are spread evenly,
+1.33 where they are found. Differences: its network has a decoder that
 sees the time through the encoder's output alone; here everything that runs between refreshes is given the current
 time. And the network here was never cut in two: `split` is a choice made at sampling.
 
