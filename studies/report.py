@@ -101,6 +101,7 @@ FEWER, MORE = ("16/4", "16/8"), ("32/8", "32/16")
 MANY = (  # more plans of the caches, and what noise on the path does to them
     *(f"heavy={HEAVY}:{steps}@dpm++2m" for steps in (4, 6, 8, 12, 16)),
     *(f"heavy={HEAVY}+{name}:{plan}" for name in CACHES for plan in (*FEWER, *MORE)),
+    f"heavy={HEAVY}+fora:{PLANS}/even-16-8-karras.json@dpm++2m",  # as published
     *(f"heavy={HEAVY}+{name}:16/8{SETTLED}" for name in ("shared-encoder", "taylor", "fora")),
     f"retrofit=weights/fashion-mnist-retrofit+forecast-context:16/8{SETTLED}",
     f"retrofit=weights/fashion-mnist-retrofit:16/8{SETTLED}",
