@@ -57,7 +57,7 @@ def test_networks_differ_in_colour_and_marker():
     assert len({line.get_color() for line in lines}) == 3
     assert len({line.get_marker() for line in lines}) == 3
     assert len(set(PALETTE)) == len(PALETTE)
-    assert len({mark(i) for i in range(36)}) == 36
+    assert len({mark(i) for i in range(54)}) == 54
 
 
 def test_axes_are_logarithmic_where_it_helps():

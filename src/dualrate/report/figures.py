@@ -25,7 +25,7 @@ from dualrate.report.pareto import unbeaten
 from dualrate.report.rows import Row
 from dualrate.report.table import compute_unit, significant
 
-PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
 INK = "#24262b"  # becomes currentColor in SVG
@@ -105,7 +105,7 @@ def plan_figure(plans: Sequence[tuple[str, StepPlan]]) -> Figure:
 
 
 def mark(i: int) -> tuple[str, str]:
-    """Colour and marker of the i-th network: no two of the first 36 have both in common."""
+    """Colour and marker of the i-th network: no two of the first 54 have both in common."""
     again, color = divmod(i, len(PALETTE))
     return PALETTE[color], MARKERS[(color + again) % len(MARKERS)]
 
