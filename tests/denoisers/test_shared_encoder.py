@@ -144,7 +144,18 @@ def test_guidance_shares_both_branches():
     guided = Guided(shared(), PROCESS, weight=1.5, null=3, interval=(0.3, 3.0))
     plain = Guided(Plain(NET, PROCESS), PROCESS, weight=1.5, null=3, interval=(0.3, 3.0))
     torch.testing.assert_close(images(guided, dr.StepPlan.uniform(4)), images(plain, dr.StepPlan.uniform(4)))
-    assert images(guided, dr.StepPlan.uniform(4, 2)).isfinite().all()
+
+    (z, t, cond), weight = one_call(), 1.5
+    always = Guided(shared(), PROCESS, weight=weight, null=3)
+    null = dr.Cond(torch.full_like(cond.label, 3))
+    with torch.no_grad():
+        context = always.encode(z, t, cond).aged()
+        later, s = z + 0.1 * torch.randn_like(z), t - 0.1
+        found = always.denoise(later, s, context, cond)
+        own, empty = (shared().denoise(later, s, shared().encode(z, t, one).aged(), one) for one in (cond, null))
+        crossed = shared().denoise(later, s, shared().encode(z, t, null).aged(), cond)
+    torch.testing.assert_close(found, empty + weight * (own - empty))
+    assert not torch.allclose(crossed, own)  # so that a branch with the other's features would be seen
 
 
 def test_noise_is_warned_of_and_determinism_is_not():

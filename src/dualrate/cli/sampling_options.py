@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
-from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT
+from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT, SHARED
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.measuring.choosing import GAMMA as RECOMMENDED_GAMMA
@@ -42,7 +42,8 @@ ETA = (
 )
 DENOISER = (
     f"What calls the networks: {', '.join(DENOISERS)}, the last of a dual-rate model, the others of a single network, "
-    f"which spend less at steps without a heavy call; {EARLY_EXIT}0.05, a run with exits at this threshold; "
+    f"which spend less at steps without a heavy call; {SHARED}3, with so many blocks shared; "
+    f"{EARLY_EXIT}0.05, a run with exits at this threshold; "
     "package.module:name of your own; or another run's directory, whose network makes the steps that a plan leaves "
     "without a context; their own denoiser if not given."
 )

@@ -1,7 +1,8 @@
 """Denoisers by name, made around that of a trained model: what spends less per step without training.
 
 A name of the form `package.module:name` is one of another package: a class or a function that takes a denoiser and its
-process, and returns a denoiser. `early-exit-0.05` sets the threshold of a run with exits, which was trained for them.
+process, and returns a denoiser. `early-exit-0.05` sets the threshold of a run with exits, which was trained for them;
+`shared-encoder-3` shares the first three middle blocks, where `shared-encoder` shares five in six.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ DENOISERS: dict[str, Around] = {
     "duca": TokenCache.around(share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
     "forecast-context": ForecastContext,
 }
-EARLY_EXIT = "early-exit-"  # with a threshold after it
+EARLY_EXIT, SHARED = "early-exit-", "shared-encoder-"  # with a threshold after it, and a number of blocks
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,11 @@ def denoiser_named(name: str) -> Around:
         return DENOISERS[name]
     if name.startswith(EARLY_EXIT):
         return EarlyExit.at(_threshold(name))
+    if name.startswith(SHARED):
+        return SharedEncoder.at(_blocks(name))
     if ":" not in name:
         raise ValueError(
-            f"there is no denoiser {name!r}; known is {', '.join(DENOISERS)}, {EARLY_EXIT}0.05, and "
+            f"there is no denoiser {name!r}; known is {', '.join(DENOISERS)}, {EARLY_EXIT}0.05, {SHARED}3, and "
             "package.module:name of your own"
         )
     found = imported(name)
@@ -78,6 +81,19 @@ def denoiser_named(name: str) -> Around:
             f"{name} is no denoiser: expected what takes a denoiser and its process, got {found!r}: {error}"
         ) from error
     return cast(Around, found)
+
+
+def is_denoiser(name: str) -> bool:
+    """Whether it is one of this catalogue's names, right or wrong in what stands after it."""
+    return name in DENOISERS or name.startswith((EARLY_EXIT, SHARED))
+
+
+def _blocks(name: str) -> int:
+    """Of the name of a shared encoder. Raises ValueError for a number that is none, or below 1."""
+    number = name.removeprefix(SHARED)
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"{name}: {SHARED}3 has a number of middle blocks from 1 on, got {number!r}")
+    return int(number)
 
 
 def _threshold(name: str) -> float:

@@ -16,6 +16,7 @@ within the intervals; images further from those of the network itself at half of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -59,10 +60,13 @@ class SharedEncoder(Ranged):
 
         Raises ValueError for another denoiser.
         """
-        network = denoiser.network if isinstance(denoiser, Plain) else None
-        if not isinstance(network, UViT):
-            raise ValueError(f"an encoder is shared of a single-rate U-ViT, got {type(denoiser).__name__}")
+        network = _shareable(denoiser)
         return SharedEncoder(network, process, max(1, network.config.levels[-1].blocks * 5 // 6))
+
+    @staticmethod
+    def at(split: int) -> Callable[[Denoiser, GaussianProcess], SharedEncoder]:
+        """Shares so many middle blocks. Raises as `around`, and ValueError for more blocks than there are."""
+        return lambda denoiser, process: SharedEncoder(_shareable(denoiser), process, split)
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Runs the whole network; the context has one feature, (B, C, h, w) of the middle level, and x_hat."""
@@ -93,3 +97,11 @@ class SharedEncoder(Ranged):
         """From h, the output of the shared blocks."""
         h = self.network.middle(h, emb, begin=self.split)
         return self.network.predict(self.network.ascend(h, skips, emb)[0])
+
+
+def _shareable(denoiser: Denoiser) -> UViT:
+    """Raises ValueError for what is no single-rate U-ViT."""
+    network = denoiser.network if isinstance(denoiser, Plain) else None
+    if not isinstance(network, UViT):
+        raise ValueError(f"an encoder is shared of a single-rate U-ViT, got {type(denoiser).__name__}")
+    return network

@@ -30,7 +30,7 @@ from dualrate.codecs import characters, grey_levels  # noqa: F401  # a file may 
 from dualrate.codecs.codec import Codec
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.given_latents import DrawnLatents
-from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT, denoiser_named
+from dualrate.denoisers.catalogue import denoiser_named, is_denoiser
 from dualrate.experiments import (  # noqa: F401  # a file may name their methods
     consistency,
     denoising,
@@ -126,7 +126,7 @@ def called_by(model: Model, name: str | None) -> Model:
 
 def is_run(name: str | None) -> bool:
     """Whether what is to call a model is the directory of another: no name of the catalogue, whatever lies here."""
-    return name is not None and not (name in DENOISERS or name.startswith(EARLY_EXIT)) and Path(name).is_dir()
+    return name is not None and not is_denoiser(name) and Path(name).is_dir()
 
 
 @lru_cache(4)
