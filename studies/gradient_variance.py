@@ -35,7 +35,7 @@ class ByDraw(TimeSampler):
     def __call__(self, draws: Draws) -> BatchTimes:
         times = super().__call__(draws)
         kept = draws.repeated(self.draws).uniform("dropout") >= self.dropout
-        return BatchTimes(times.t, times.tau, torch.nonzero(kept).flatten())
+        return BatchTimes(times.t, times.tau, torch.nonzero(kept).flatten(), times.before)
 
 
 def main() -> None:

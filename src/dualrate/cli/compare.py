@@ -46,7 +46,7 @@ class Compare(Ranged):
     forecast."""
     latents_by: Path | None = None
     """Of decoders: a model of their latents (docs/unified-latents.md), whose draws they make images of, in place of
-    held-out images' latents. Distances are then gFDs."""
+    held-out images' latents. Distances are then gFDs. Drawing the latents is in no minutes."""
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
     workers: Workers = 1

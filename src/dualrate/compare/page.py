@@ -110,7 +110,7 @@ def _judged(results: ComparisonResults) -> list[Section]:
 
 def _rivals(results: ComparisonResults) -> list[Section]:
     made = rivals_table(results.screened)
-    return [Section("Without training: what calls a network", [made])] if made.cells else []
+    return [Section("What else calls a network", [made])] if made.cells else []
 
 
 def _saved(results: ComparisonResults) -> list[Section]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from dualrate.compare.contenders import SHARED_ENCODER, Entry
 from dualrate.compare.work import MeasuredContender
 from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT
+from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
 from dualrate.report.headline import plan_of, scored
 from dualrate.report.table import Table, compute_unit, significant
 from dualrate.runs.store import called_by
-from dualrate.sampling.cost import varies
 
 OF_DUAL_RATE = "forecast-context"  # of no single network
 THRESHOLDS = (0.01, 0.02, 0.04)  # of early exits
@@ -46,7 +46,7 @@ def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: 
     wanted += [(entry, name) for name in lighter]
     for other in usual:
         denoiser = models[other.run].denoiser
-        wanted += [(other, f"{EARLY_EXIT}{threshold}") for threshold in THRESHOLDS if varies(denoiser)]
+        wanted += [(other, f"{EARLY_EXIT}{threshold}") for threshold in THRESHOLDS if isinstance(denoiser, EarlyExit)]
         wanted += [(other, OF_DUAL_RATE)] if denoiser.reuse is Reuse.MARKOV else []
     found = []
     for one, name in wanted:
@@ -61,15 +61,15 @@ def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: 
 
 def is_single(model: Model) -> bool:
     """Whether one network runs at every step, whole, under any plan, and of nothing given."""
-    alone = model.denoiser.reuse is Reuse.FREE and not varies(model.denoiser)
+    alone = model.denoiser.reuse is Reuse.FREE and not isinstance(model.denoiser, EarlyExit)
     return alone and model.serves.any_plan and model.experiment.networks.latent is None
 
 
 def rivals_table(screened: Sequence[MeasuredContender]) -> Table:
-    """A line per plan of a network that another denoiser calls, beside the network's own best for no more FLOPs."""
+    """A line per plan of a run that another denoiser calls, beside the run's own best for no more FLOPs."""
     plain = [one for one in screened if one.contender.denoiser is None]
     lines = sorted((one for one in screened if one.contender.denoiser), key=lambda one: one.row.macs)
-    header = ("called by", "sampler", "plan", "FLOPs", "score", "the network itself", "FLOPs", "score")
+    header = ("called by", "sampler", "plan", "FLOPs", "score", "the run itself", "FLOPs", "score")
     if not lines:
         return Table(header, (), ())
     prefix, unit = compute_unit([one.row.flops for one in lines])
@@ -82,9 +82,9 @@ def rivals_table(screened: Sequence[MeasuredContender]) -> Table:
     score = lines[0].row.score
     notes = (
         f"{prefix}FLOPs an image, and {score.metric} (lower is better) with its {100 * score.level:.0f}% interval, of "
-        "the images of the screening; without training, so what differs is how often which part of the network runs, "
-        "or a lighter one in its place",
-        "the network itself: the best of its plans and samplers for at most as many FLOPs, at every step",
+        "the images of the screening; without training, but for exits, so what differs is how often which part of the "
+        "network runs, or a lighter one in its place",
+        "the run itself: the best of its plans and samplers for at most as many FLOPs, called as it is",
     )
     return Table(header, tuple(cells), notes)
 

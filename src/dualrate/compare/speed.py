@@ -73,7 +73,7 @@ def memory_of(contender: Contender, batch: int, latents: DrawnLatents | None = N
 
     latents: see `Model`
     """
-    few = latents and replace(latents, z_0=latents.z_0[:batch])
+    few = latents and replace(latents, z_0=latents.z_0[:batch].clone())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=leave_with_parent) as pool:
         try:

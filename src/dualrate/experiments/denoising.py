@@ -59,6 +59,8 @@ class DenoisingConfig(MethodConfig, Ranged):
         self._check_latents(experiment)
         if self.forecast and not {"encoder", "light"} <= set(experiment.networks.roles):
             raise ValueError(f"contexts are forecast for a light network, {experiment.name} has none: drop forecast")
+        if self.forecast and (experiment.networks.latent is not None or self.times.heavy == (1, 1)):
+            raise ValueError(f"contexts are forecast from two heavy calls, {experiment.name} makes one: drop forecast")
         if self.targets_share != 1 and not self.targets_from:
             raise ValueError(f"a share of {self.targets_share} in the targets is some run's: say which, targets_from")
         if (self.freeze_encoder or self.release_encoder_at) and not self.encoder_from:

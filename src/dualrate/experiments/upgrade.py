@@ -35,6 +35,7 @@ LATER: dict[
         "release_encoder_at": 0,
         "encoder_rate": 1.0,
         "latents": {"type": "NoCodec"},
+        "forecast": False,
     },
     "MomentMatchingConfig": {"temperature": 1.0, "top_p": 1.0},
     "TimeSampler": {"few": 1.0},

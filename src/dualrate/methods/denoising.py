@@ -126,14 +126,16 @@ class Denoising(Ranged):
         x, times, cond = batch.x, self.times(draws.host), self.condition(batch, draws)
         image = torch.arange(len(times.t), device=times.t.device) // (len(times.t) // len(batch))  # of each draw
         encoded, of_kept = torch.unique(image[times.kept], return_inverse=True)  # on the host, like the times
-        times, image, encoded, of_kept = times.to(x.device), *moved(x.device, image, encoded, of_kept)
+        again = encoded[(times.before > times.tau)[encoded]]
+        times, (image,) = times.to(x.device), moved(x.device, image)
+        encoded, of_kept, again = moved(x.device, encoded, of_kept, again)
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
         with nullcontext() if self.backbone is None or iteration >= self.release_at else at_rest(self.backbone):
             context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
             kept = context.rows(of_kept)
-            if self.forecast:
-                before = self._before(z_tau, times, encoded, cond, draws)
-                kept = self._carried(kept, before.rows(of_kept), times)
+            if self.forecast and len(again):
+                before = self._before(z_tau, times, again, cond, draws).scattered(again, len(batch))
+                kept = self._carried(kept, before.rows(image[times.kept]), times)
         shared = kept.scattered(times.kept, len(z_t))
         x_hat = self.model.denoise(z_t, times.t, shared, cond[image])
         target = x[image] if self.targets is None else self.targets(x[image], z_t, times.t, cond[image])
@@ -158,18 +160,19 @@ class Denoising(Ranged):
         return self.model.encode(z, times.before[rows], cond[rows])
 
     def _carried(self, context: Context, before: Context, times: BatchTimes) -> Context:
-        """Contexts of the kept draws as they are forecast for t; as they are where no heavy call was before.
+        """Contexts of the kept draws as they are forecast for t; as they are where no heavy call was before (absent).
 
-        There both are of one time, and another one stands in for it: what comes of that is not used.
+        There any other time stands in for that call's: what comes of it is not used.
         """
         assert context.tau is not None
         assert before.tau is not None
-        t, only = times.t[times.kept], before.tau <= context.tau
-        earlier = replace(before, tau=torch.where(only, context.tau / 2, before.tau))
+        assert before.present is not None
+        t, both = times.t[times.kept], before.present
+        earlier = replace(before, tau=torch.where(both, before.tau, context.tau / 2))
         forecast = carried(replace(context, earlier=(earlier,)), t, self.process.schedule)
         features = zip(context.features, forecast.features, strict=True)
-        kept = tuple(torch.where(expand(only, one) > 0, one, other) for one, other in features)
-        return replace(context, features=kept, tau=torch.where(only, context.tau, t), x_hat=None)
+        kept = tuple(torch.where(expand(both, one) > 0, other, one) for one, other in features)
+        return replace(context, features=kept, tau=torch.where(both, t, context.tau), x_hat=None)
 
     def condition(self, batch: Batch, draws: Draws) -> Cond:
         """Labels, each replaced by the null class with probability `label_dropout`; of a decoder z_0 too."""

@@ -123,6 +123,7 @@ class TimeSampler(TimeSource, Ranged):
         else:
             tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
         kept, before = self._kept(kept_images(draws, self.dropout)), (tau + 1 / heavy).clamp(max=1)
+        before = torch.where((before - tau) * heavy < SHORTEST, tau, before)
         return BatchTimes(self._spread(tau, heavy, t).flatten(), tau, kept, before)
 
     def _of_late_plans(self, t: Tensor, heavy: Tensor, draws: Draws) -> BatchTimes:
@@ -213,6 +214,7 @@ def with_null(batch: Batch, draws: Draws, null: int, share: float) -> Tensor | N
     return torch.where(dropped, null, batch.label)
 
 
+SHORTEST = 0.25  # of a plan's segments, between two heavy calls by which a third is forecast: plans have whole ones
 GOLDEN, SILVER = (5**0.5 - 1) / 2, 2**0.5 - 1  # of two sequences, which together fill a square evenly
 
 

@@ -1,4 +1,4 @@
-"""Extractor of generated images, kept in a directory shard by shard as the images are drawn.
+"""Features of generated images, kept in a directory shard by shard as the images are drawn.
 
     DIRECTORY/origin.json                   what the features are of; nothing else may continue the directory
     DIRECTORY/<first>-<last>.safetensors    ids (n,) int64 and features (n, D) float32 of one shard
@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as bytes_of_tensors
@@ -33,7 +33,7 @@ from dualrate.metrics.origin import Origin
 
 ORIGIN, SUFFIX = "origin.json", ".safetensors"
 
-DrawImages = Callable[[Sequence[int]], NDArray[np.uint8]]  # ids -> images (n, C, H, W), each a function of its id
+DrawImages = Callable[[Sequence[int]], NDArray[Any]]  # ids -> images (n, C, H, W), each a function of its id
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def fill_together(
 
 
 def _features_drawn(draw: DrawImages, nets: Sequence[Extractor], ids: Sequence[int]) -> tuple[list[Tensor], float]:
-    """Extractor (n, D) of the images of these ids by every net, and the seconds that drawing them took."""
+    """Features (n, D) of the images of these ids by every net, and the seconds that drawing them took."""
     start = time.perf_counter()
     images = draw(ids)
     seconds = time.perf_counter() - start
