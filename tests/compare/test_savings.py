@@ -145,7 +145,7 @@ def test_what_calls_a_network_stands_beside_the_network_itself_for_no_more_flops
         ("single, fora", ("-", "-", "-")),
         ("single, taylor", ("ancestral 4", "2.00", "8.00 [7.90, 8.10]")),  # not the one of 4 GMACs
     ]
-    assert table.header[5] == "the network itself"
+    assert table.header[5] == "the run itself"
     assert "What else calls a network" in compare_page(found)
     assert "Without training" not in compare_page(findings(judge, [], RIVALS))
     assert not rivals_table([]).cells
