@@ -111,6 +111,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.sampling.cost.PlanCost",
     "dualrate.sampling.speculative._Speculation",
     "dualrate.data.cache.Options",
+    "dualrate.data.given_latents.DrawnLatents",
     "dualrate.data.source.Member",
     "dualrate.data.tar_members.Found",
     "dualrate.data.prepare.Block",

@@ -26,8 +26,7 @@ from pathlib import Path
 from dualrate.compare.contender import Contender
 from dualrate.config.ranges import Probability, Ranged, Steps, checked
 from dualrate.denoisers.catalogue import DENOISERS, refreshing
-from dualrate.denoisers.denoiser import between
-from dualrate.denoisers.early_exit import EarlyExit
+from dualrate.denoisers.denoiser import between, has_exits
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Reuse
@@ -369,9 +368,8 @@ def calls_of(network: float, dearest: float, once: float = 0) -> list[int]:
 
 def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, CallCost]) -> bool:
     """Whether a run is the dearest single network, no decoder, and its middle has blocks to share, and one to spare."""
-    dearest = costs[run].light == max(
-        costs[one].light for one in costs if not isinstance(models[one].denoiser, EarlyExit)
-    )
+    single = [cost.light for one, cost in costs.items() if not has_exits(models[one].denoiser)]
+    dearest = costs[run].light == max(single, default=0)
     networks = models[run].experiment.networks
     configs = networks.configs if networks.latent is None else {}
     return dearest and "model" in configs and configs["model"].levels[-1].blocks > 1

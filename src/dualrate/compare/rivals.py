@@ -14,7 +14,7 @@ from pathlib import Path
 from dualrate.compare.contenders import SHARED_ENCODER, Entry
 from dualrate.compare.work import MeasuredContender
 from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT
-from dualrate.denoisers.early_exit import EarlyExit
+from dualrate.denoisers.denoiser import has_exits
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
@@ -46,7 +46,7 @@ def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: 
     wanted += [(entry, name) for name in lighter]
     for other in usual:
         denoiser = models[other.run].denoiser
-        wanted += [(other, f"{EARLY_EXIT}{threshold}") for threshold in THRESHOLDS if isinstance(denoiser, EarlyExit)]
+        wanted += [(other, f"{EARLY_EXIT}{threshold}") for threshold in THRESHOLDS if has_exits(denoiser)]
         wanted += [(other, OF_DUAL_RATE)] if denoiser.reuse is Reuse.MARKOV else []
     found = []
     for one, name in wanted:
@@ -61,7 +61,7 @@ def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: 
 
 def is_single(model: Model) -> bool:
     """Whether one network runs at every step, whole, under any plan, and of nothing given."""
-    alone = model.denoiser.reuse is Reuse.FREE and not isinstance(model.denoiser, EarlyExit)
+    alone = model.denoiser.reuse is Reuse.FREE and not has_exits(model.denoiser)
     return alone and model.serves.any_plan and model.experiment.networks.latent is None
 
 

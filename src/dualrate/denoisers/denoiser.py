@@ -63,6 +63,11 @@ def between(denoiser: Denoiser) -> tuple[Refresh, ...]:
     return getattr(denoiser, "between", (Refresh.KEEP,))
 
 
+def has_exits(denoiser: Denoiser) -> bool:
+    """Whether rows may leave its network before the end: what a call costs is then for its threshold to say."""
+    return getattr(denoiser, "has_exits", False)
+
+
 def of_network(denoiser: Denoiser, name: str) -> Any:
     """What a single network offers by that name, such as to be cut; None of any other denoiser or network."""
     return getattr(denoiser.network, name, None) if isinstance(denoiser, Plain) else None

@@ -37,6 +37,7 @@ class EarlyExit(Ranged):
     process: GaussianProcess
     threshold: Probability = 0.0
     reuse: Reuse = Reuse.FREE
+    has_exits = True  # no annotation: no field
 
     @staticmethod
     def at(threshold: float) -> Callable[[Denoiser, GaussianProcess], EarlyExit]:

@@ -342,10 +342,8 @@ class Model:
         own, its = self.experiment.method.latents.fingerprint, self.experiment.networks.latent
         if not codec or own != codec:
             what = f"decodes latents of the codec {own[:12]}" if own else "is no decoder"
-            raise ValueError(
-                f"{self.name} {what}, and what is to be drawn is {f'of {codec[:12]}' if codec else 'pixels'}: name "
-                "decoders of one codec's latents, and a model of the same latents to draw them"
-            )
+            drawn = f"of {codec[:12]}: name decoders and a model of one codec's latents" if codec else "pixels"
+            raise ValueError(f"{self.name} {what}, and what is to be drawn is {drawn}")
         if its != tuple(shape):
             raise ValueError(f"{self.name} decodes latents {its} (C, h, w), those to be drawn are {tuple(shape)}")
 
