@@ -45,3 +45,20 @@ class FoldingFolder(CodecFolder):
 
     def read(self, device: torch.device | str) -> Folding:
         return Folding(self.fingerprint)
+
+
+LOG_SNR = 2.0
+
+
+class Noisy(Folding):
+    """Takes its latents with noise."""
+
+    log_snr = LOG_SNR
+
+
+@dataclass(frozen=True)
+class NoisyFolder(FoldingFolder):
+    """Its fingerprint is its folder."""
+
+    def read(self, device: torch.device | str) -> Folding:
+        return Noisy(self.fingerprint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from latents.autoencoders import photos
-from latents.folding import Folding, FoldingFolder
+from latents.folding import LOG_SNR, Noisy, NoisyFolder
 from torch import nn
 
 import dualrate as dr
@@ -42,22 +42,6 @@ LATENT = (12, 8, 8)
 NET = UViTConfig(16, 3, (Level("conv", 8, 1), Level("transformer", 16, 2)), patch=2, embedding=16, head_dim=16)
 LIGHT = replace(NET, levels=(Level("conv", 4, 1), Level("conv", 8, 1)))
 FIT = FitConfig(iterations=2, batch_size=4, precision="float32", sample_every=9, checkpoint_every=2)
-LOG_SNR = 2.0
-
-
-class Noisy(Folding):
-    """Takes its latents with noise."""
-
-    log_snr = LOG_SNR
-
-
-@dataclass(frozen=True)
-class NoisyFolder(FoldingFolder):
-    """Its fingerprint is its folder."""
-
-    def read(self, device: torch.device | str) -> Folding:
-        return Noisy(self.fingerprint)
-
 
 CODEC = NoisyFolder("a folder", "f" * 64)
 GIVEN = DenoisingConfig(latents=CODEC)

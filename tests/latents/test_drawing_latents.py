@@ -8,7 +8,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from latents.autoencoders import photos
-from latents.folding import Folding, FoldingFolder
+from latents.folding import LOG_SNR, NoisyFolder
 
 import dualrate as dr
 from dualrate.cli.main import main
@@ -46,22 +46,8 @@ LATENT = (12, 8, 8)
 NET = UViTConfig(16, 3, (Level("conv", 8, 1), Level("transformer", 16, 2)), patch=2, embedding=16, head_dim=16)
 LIGHT = replace(NET, levels=(Level("conv", 4, 1), Level("conv", 8, 1)))
 BASE = replace(NET, image_size=8, image_channels=12, num_classes=2)
-LOG_SNR, COUNT = 2.0, 40
+COUNT = 40
 PROCESS = NoisyEnd(Cosine(log_snr_max=LOG_SNR))
-
-
-class Noisy(Folding):
-    """Takes its latents with noise."""
-
-    log_snr = LOG_SNR
-
-
-@dataclass(frozen=True)
-class NoisyFolder(FoldingFolder):
-    """Its fingerprint is its folder."""
-
-    def read(self, device: torch.device | str) -> Folding:
-        return Noisy(self.fingerprint)
 
 
 CODEC, OTHER = NoisyFolder("a folder", "f" * 64), NoisyFolder("another", "e" * 64)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cli.command import call
 from latents.autoencoders import photos
-from latents.folding import Folding
+from latents.folding import Folding, Noisy
 from latents.tiny_stage import NETWORKS, first_stage, untrained
 from PIL import Image
 
@@ -62,12 +62,6 @@ def test_every_image_of_a_source_comes_by_its_name(root: Path, tmp_path: Path) -
         every_image(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no data at"):
         every_image(tmp_path / "nothing")
-
-
-class Noisy(Folding):
-    """Takes its latents with noise."""
-
-    log_snr = 2.0
 
 
 def pictures(folder: Path) -> np.ndarray:

@@ -26,7 +26,7 @@ from dualrate.machine.progress import Reporter, duration, image_progress
 from dualrate.machine.workers import mapper, number_of_workers
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.drawing_latents import by, draw_latents
+from dualrate.measuring.drawing_latents import draw_latents, drawn_by
 from dualrate.measuring.evaluator import Features, evaluators, features_named, require_count
 from dualrate.measuring.measure import check
 from dualrate.report.headline import plan_name
@@ -115,7 +115,7 @@ def compare(
     if base is not None:
         start = time.monotonic()
         with mapper(workers, device, progress.note) as over:
-            progress.note(f"{effort.count} latents by {by(base)}")
+            progress.note(f"{effort.count} latents by {drawn_by(base)}")
             latents = draw_latents(base, effort.count, directory, progress=image_progress(progress), mapper=over)
         progress.close()
         bench.models = {run: model.with_latents(latents) for run, model in models.items()}

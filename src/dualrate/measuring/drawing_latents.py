@@ -44,13 +44,13 @@ def draw_latents(
         store.read(seeds).features.unflatten(1, model.shape),
         codec=model.codec.latents,
         digest=f"{origin.digest} {count}",
-        drawn_by=by(drawer),
+        drawn_by=drawn_by(drawer),
         weights=model.weights_hash,
         macs=int(cost.macs - cost.calls.decode),
     )
 
 
-def by(drawer: Drawer) -> str:
+def drawn_by(drawer: Drawer) -> str:
     """Model, sampler and plan, in words."""
     return f"{drawer.network} ({drawer.sampler}, {plan_name(drawer.plan.num_steps, drawer.plan.num_heavy)} steps)"
 

@@ -126,14 +126,14 @@ class Denoising(Ranged):
         x, times, cond = batch.x, self.times(draws.host), self.condition(batch, draws)
         image = torch.arange(len(times.t), device=times.t.device) // (len(times.t) // len(batch))  # of each draw
         encoded, of_kept = torch.unique(image[times.kept], return_inverse=True)  # on the host, like the times
-        again = encoded[(times.before > times.tau)[encoded]]
+        again = encoded[(times.before > times.tau)[encoded]] if self.forecast else encoded[:0]
         times, (image,) = times.to(x.device), moved(x.device, image)
         encoded, of_kept, again = moved(x.device, encoded, of_kept, again)
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
         with nullcontext() if self.backbone is None or iteration >= self.release_at else at_rest(self.backbone):
             context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
             kept = context.rows(of_kept)
-            if self.forecast and len(again):
+            if len(again):
                 before = self._before(z_tau, times, again, cond, draws).scattered(again, len(batch))
                 kept = self._carried(kept, before.rows(image[times.kept]), times)
         shared = kept.scattered(times.kept, len(z_t))
