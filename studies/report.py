@@ -110,6 +110,7 @@ DECODERS = {
     "light": (4, 8),
     "small": (4, 6, 8, 12),
     "dual-rate": (3, 4, 6, 8, 12),
+    "dual-medium": (3, 4, 6, 8, 12),  # its encoder is of medium size
     "retrofit": (4, 6, 8),
     "medium": (4, 6, 8),
     "heavy": (4, 6),

@@ -23,7 +23,7 @@ MEDIUM_25 = (  # a quarter of the heavy network's cost
     "fashion-mnist-medium --networks.model.levels.1.channels 96 --networks.model.levels.1.blocks 3 "
     "--networks.model.head-dim 48"
 )
-DECODERS = {"heavy": 2300, "medium": 4500, "small": 7200, "light": 12_000, "dual": 1600, "retrofit": 1500}  # iterations
+DECODERS = {"heavy": 3700, "medium": 6550, "small": 8500, "light": 12_700, "dual": 2140, "retrofit": 1800}  # iterations
 DECODER = "fashion-mnist-decoder --codec runs/latents/first --heavy runs/decoder-heavy --light runs/decoder-light"
 SHORT = f"{RETROFIT} --fit.iterations 1500"
 RUNS = {
@@ -54,6 +54,7 @@ RUNS = {
     **{f"flat-{name}": f"cifar10-flat-{name}" for name in ("heavy", "medium", "light")},
     "latents": "fashion-mnist-latents --first.fit.iterations 4000 --base.fit.iterations 1500",  # both stages
     **{f"decoder-{kind}": f"{DECODER} --kind {kind} --fit.iterations {n}" for kind, n in DECODERS.items()},
+    "decoder-dual-medium": f"{DECODER} --kind dual --encoder medium --fit.iterations 2860",
     **{f"natural16-{name}": f"natural16-{name}" for name in ("heavy", "medium-45", "medium-25", "light", "dual")},
 }
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"

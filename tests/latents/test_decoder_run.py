@@ -146,6 +146,8 @@ def test_the_recipe_makes_decoders_of_a_codecs_latents(monkeypatch: pytest.Monke
     recipes = {kind: DecoderRecipe(kind, Path("here"))() for kind in ITERATIONS}
     assert {one.networks.latent for one in recipes.values()} == {(4, 7, 7)}
     assert recipes["dual"].serves.default_heavy(16) == 1
+    assert recipes["dual"].networks.encoder == SIZES["heavy"]
+    assert DecoderRecipe("dual", Path("here"), encoder="medium")().networks.encoder == SIZES["medium"]
     macs = {kind: call_cost(recipes[kind].build()[1], (1, 28, 28), None, latent=(4, 7, 7)).light for kind in SIZES}
     assert macs["medium"] / macs["heavy"] == pytest.approx(0.45, abs=0.01)
     assert macs["light"] / macs["heavy"] == pytest.approx(0.11, abs=0.01)

@@ -22,7 +22,8 @@ from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes.fashion_mnist import network
 from dualrate.recipes.fashion_mnist_latents import FIT, WEIGHTING
 
-Kind = Literal["heavy", "medium", "small", "light", "dual", "retrofit"]
+Size = Literal["heavy", "medium", "small", "light"]
+Kind = Literal[Size, "dual", "retrofit"]
 SIZES: dict[str, UViTConfig] = {
     name: replace(network(*widths), num_classes=0)
     for name, widths in {
@@ -57,6 +58,8 @@ class DecoderRecipe(Ranged):
     """The trained heavy decoder; of a retrofit."""
     light: Path = Path("runs/fashion-mnist-decoder-light")
     """The trained light decoder; of a retrofit."""
+    encoder: Size = "heavy"
+    """Which of the sizes sees the latent, once: of dual and retrofit."""
 
     def __call__(self) -> Experiment:
         """About 40 minutes of one CPU core; a retrofit 30. Raises what reading the codec raises."""
@@ -66,7 +69,8 @@ class DecoderRecipe(Ranged):
         if self.kind in SIZES:
             networks = OneDecoder(SIZES[self.kind], shape)
         else:
-            networks, method = TwoDecoders(SIZES["heavy"], SIZES["light"], shape), replace(method, times=GivenTimes(4))
+            networks = TwoDecoders(SIZES[self.encoder], SIZES["light"], shape)
+            method = replace(method, times=GivenTimes(4))
         if self.kind == "retrofit":
             heavy, light = str(self.heavy), str(self.light)  # a target is a call of the heavy one at every time
             of = {"encoder_from": heavy, "light_from": light, "targets_from": heavy}
