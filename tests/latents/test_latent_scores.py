@@ -19,6 +19,7 @@ from dualrate.compare import work
 from dualrate.compare.contender import Contender
 from dualrate.compare.page import front_table
 from dualrate.compare.speed import Speed
+from dualrate.data.given_latents import HeldOut
 from dualrate.data.images import ImageSet
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.process import NoisyEnd
@@ -94,13 +95,15 @@ def test_the_prior_is_that_of_the_run_that_trained_the_codec(root: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def judge() -> Evaluator[FeatureNet]:
+def judge(root: Path) -> Evaluator[FeatureNet]:
     kind = Architecture(3, 16, 2, features=4)
     module = kind.build()
     for parameter in module.parameters():
         parameter.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
     net = FeatureNet(Card("noise", "0" * 64, kind, "", None, 0, 1), module.eval().requires_grad_(False))
-    return Evaluator(net, pictures(20), pictures(12))
+    given = load(root / "decoder", note=str).given
+    assert isinstance(given, HeldOut)
+    return Evaluator(net, pictures(20), given.images)
 
 
 def test_a_model_of_latents_has_the_scores_of_its_codec_and_a_decoder_those_of_what_it_drew(root: Path, judge) -> None:
@@ -118,8 +121,12 @@ def test_a_model_of_latents_has_the_scores_of_its_codec_and_a_decoder_those_of_w
     stats = [GaussianStats.of(features) for features in (measured.features["FD-noise"], before)]
     assert not decoder.generated
     assert decoder.rfd == {"FD-noise": frechet_distance(*stats)}
+    assert measured.row.score.value == decoder.rfd["FD-noise"]
+    others = Evaluator(judge.net, judge.reference, pictures(12))
+    with pytest.raises(ValueError, match="decoder reconstructs images/test, and FD-noise has the held-out images of"):
+        measure(drawer, seeds, others)
     lines = str(decoder).splitlines()
-    assert lines[0] == "the table's distances, from training images, are of reconstructions"
+    assert lines[0] == "the table's distances are rFD"
     assert [word in line for word, line in zip(("rFD-noise ", "PSNR ", "bits a pixel"), lines[1:], strict=True)] == [
         True
     ] * 3

@@ -94,6 +94,22 @@ def test_replicates_are_what_the_interval_is_of(evaluator):
         assert np.quantile(replicates, [0.025, 0.975]) == pytest.approx([score.low, score.high], rel=1e-9)
 
 
+def test_reconstructions_are_scored_from_the_held_out_images_that_they_are_of(evaluator):
+    rows = torch.arange(500).flip(0)
+    before = evaluator.held_out.images[rows.numpy()]
+    same, dark = (evaluator.net.features(images) for images in (before, before // 2))
+    how = {"seeds": "0-499", "labels": "none", "of": rows}
+    score = evaluator.score_features(dark, **how)
+    assert score.value == frechet_distance(GaussianStats.of(dark), GaussianStats.of(same))
+    assert (score.floor, score.floor_count, score.fingerprint.reference_count) == (0, 500, 500)
+    assert score.fingerprint.reference.startswith("squares/test:")
+    assert "rFD" in score.note
+    replicates = evaluator.replicates(dark, of=rows)
+    assert np.quantile(replicates, [0.025, 0.975]) == pytest.approx([score.low, score.high], rel=1e-9)
+    assert evaluator.score_features(same, **how).value == pytest.approx(0, abs=1e-9)
+    assert evaluator.score_features(same, seeds="0-499", labels="none").value > 0.001
+
+
 def test_details_are_of_the_reference_at_the_same_count(evaluator):
     features = evaluator.net.features(REAL[:600])
     found = evaluator.score_features(features, seeds="", labels="", resamples=2, details=True).details

@@ -196,6 +196,50 @@ def test_the_same_seed_pairs_the_replicates_of_features_from_the_same_noise():
     assert (one - two).std() < 0.1 * one.std()
 
 
+def test_partners_are_resampled_together():
+    """A shift of every vector is the distance of every resample; of these alone chance would move it."""
+    features, shift = random_features(100, 4, 1), torch.tensor([1.0, 0.0, -2.0, 0.5], dtype=torch.float64)
+    paired = resampled_distances(features + shift, features, resamples=20, seed=0)
+    torch.testing.assert_close(paired, torch.full((20,), 5.25, dtype=torch.float64), rtol=1e-9, atol=0)
+    same = resampled_distances(features, features, resamples=20, seed=0)
+    torch.testing.assert_close(same, torch.zeros(20, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert resampled_distances(features + shift, GaussianStats.of(features), resamples=20, seed=0).std() > 0.1
+
+
+def test_partners_replicates_are_those_of_the_resampled_pairs_about_the_value():
+    features, before = random_features(60, 5, 1), random_features(60, 5, 2)
+    found = resampled_distances(features, before, resamples=20, seed=7)
+    each = []
+    for weights in _resampling_weights(torch.zeros(60, dtype=torch.int64), 20, 7):
+        covs = [torch.cov(one.T, aweights=weights, correction=0) * 60 / 59 for one in (features, before)]
+        pair = [GaussianStats(weights @ one / 60, cov, 60) for one, cov in zip((features, before), covs, strict=True)]
+        each.append(frechet_distance(*pair))
+    value, expected = frechet_distance(GaussianStats.of(features), GaussianStats.of(before)), torch.tensor(each)
+    torch.testing.assert_close(found, value + expected.double() - expected.double().mean(), rtol=1e-5, atol=0)
+
+
+def test_the_interval_of_pairs_covers_the_expected_distance_at_this_count():
+    count, trials, hits, width = 150, 120, 0, {"pairs": 0.0, "alone": 0.0}
+    generator = torch.Generator().manual_seed(5)
+
+    def pair() -> tuple[Tensor, Tensor]:
+        before = torch.randn(count, 4, generator=generator, dtype=torch.float64)
+        return before, 0.8 * before + 0.3 + 0.3 * torch.randn(count, 4, generator=generator, dtype=torch.float64)
+
+    def distance(before: Tensor, after: Tensor) -> float:
+        return frechet_distance(GaussianStats.of(after), GaussianStats.of(before))
+
+    truth = float(np.mean([distance(*pair()) for _ in range(1000)]))
+    for trial in range(trials):
+        before, after = pair()
+        for name, reference in {"alone": GaussianStats.of(before), "pairs": before}.items():
+            interval = bootstrap_interval(after, reference, resamples=60, level=0.9, seed=trial)
+            width[name] += interval.high - interval.low
+        hits += interval.low <= truth <= interval.high
+    assert 0.82 <= hits / trials <= 0.97
+    assert width["pairs"] < 0.6 * width["alone"]
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [(torch.zeros(1, 3), "N >= 2"), (torch.zeros(4), "shape"), (torch.tensor([[1.0], [float("nan")]]), "not finite")],
@@ -213,6 +257,8 @@ def test_bad_arguments_are_refused():
         bootstrap_interval(random_features(9, 3, 0), three, level=1.5, seed=0)
     with pytest.raises(ValueError, match="at least 2"):
         resampled_distances(random_features(9, 3, 0), three, resamples=1, seed=0)
+    with pytest.raises(ValueError, match=r"partners \(8, 3\): one of each"):
+        resampled_distances(random_features(9, 3, 0), random_features(8, 3, 0), seed=0)
     for strata in (torch.zeros(8, dtype=torch.int64), torch.zeros(9)):
         with pytest.raises(ValueError, match="class of each of 9"):
             resampled_distances(random_features(9, 3, 0), three, seed=0, strata=strata)

@@ -121,7 +121,8 @@ class Entry(Ranged):
         if heavy < steps and model.denoiser.reuse is Reuse.SMOOTH:
             return cached(entry, model, steps, heavy)
         sampler = entry._sampler(model)
-        grid = sampler_named(sampler).grid if heavy == steps else "t"
+        ages = heavy < steps and model.denoiser.reuse is not Reuse.FREE
+        grid = "t" if ages else sampler_named(sampler).grid
         return entry.contender(StepPlan.spread(grid_times(grid, model.process.schedule, steps), heavy), sampler)
 
     def _sampler(self, model: Model) -> str:

@@ -214,7 +214,9 @@ class Bench:
         judges, strata = self.judges_of(seeds), drawer.strata(seeds)
         how = {"keep": keep, "details": details, "progress": report, "mapper": self.mapper}
         found = measure(drawer, seeds, *judges, **how)
-        replicates = {judge.metric: judge.replicates(found.features[judge.metric], strata) for judge in judges}
+        replicates = {
+            judge.metric: judge.replicates(found.features[judge.metric], strata, of=found.of) for judge in judges
+        }
         own = replicates.pop(self.judge.metric)
         return MeasuredContender(contender, _named(found.row, contender), own, replicates)
 

@@ -29,9 +29,13 @@ class HeldOut:
     images: ImageSet
     _kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
+    def rows(self, seeds: Tensor) -> Tensor:
+        """(B,) int64: which images those of these seeds, (B,), are."""
+        return seeds.cpu() % len(self.images)
+
     def originals(self, seeds: Tensor) -> NDArray[np.uint8]:
         """(B, C, H, W): the images of these seeds, (B,)."""
-        return self.images.images[(seeds.cpu() % len(self.images)).numpy()]
+        return self.images.images[self.rows(seeds).numpy()]
 
     def __call__(self, seeds: Tensor) -> Tensor:
         """z_0: (B, C, h, w) float32, on the codec's device. seeds: (B,)."""

@@ -96,8 +96,9 @@ class World:
         if self.size == 1 or self.mesh is not None:
             return
         own = list(parameters)
-        found = torch.tensor([parameter.grad is not None for parameter in own], device=own[0].device).float()
-        complete = all(parameter.grad is not None for parameter in own)
+        have = [parameter.grad is not None for parameter in own]
+        complete, device = all(have), own[0].device  # a copy of numbers to the device would wait for it
+        found = torch.ones(len(own), device=device) if complete else torch.tensor(have, device=device).float()
         for parameter in own:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         self.add_up([*(parameter.grad for parameter in own if parameter.grad is not None), found])

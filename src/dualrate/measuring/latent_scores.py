@@ -34,7 +34,6 @@ from dualrate.measuring.measure import Measurement
 from dualrate.measuring.reconstruction import LOOKED_AT, Nearness, nearness, nearness_of
 from dualrate.methods.unified_latents import bound, end
 from dualrate.metrics.evaluate import ROUND_TRIP, Evaluator, round_trips
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.runs.store import load
 
 TIMES = 16  # of the bound's integral, for each image: one in each sixteenth
@@ -52,8 +51,8 @@ class LatentScores:
 
     def __str__(self) -> str:
         """For people, line by line."""
-        table = "gFD: images from a model of latents" if self.generated else "of reconstructions"
-        lines = [f"the table's distances, from training images, are {table}"]
+        table = "gFD: images from a model of latents, from training images" if self.generated else "rFD"
+        lines = [f"the table's distances are {table}"]
         lines += [f"r{metric} {value:.4g}, of {self.count:,} reconstructions, from the same held-out images"
                   for metric, value in self.rfd.items()]  # fmt: skip
         lines.append(str(self.nearness))
@@ -75,8 +74,7 @@ def latent_scores(
     if not codec.fingerprint or images is None:
         return None
     if given is not None:
-        before = given.originals(torch.tensor(seeds))
-        rfd, count = {one.metric: _distance(measured, one, before) for one in judges}, len(seeds)
+        rfd, count = {metric: score.value for metric, score in measured.row.scores.items()}, len(seeds)
         near = nearness(drawer, seeds[:LOOKED_AT])
         assert near is not None  # of a decoder
     else:
@@ -87,12 +85,6 @@ def latent_scores(
     held = min(len(images), LOOKED_AT)
     bits = prior and bits_per_pixel(prior.denoiser, prior.gaussian, codec, images, held, classes=prior.num_classes > 0)
     return LatentScores(given is None, rfd, count, near, bits)
-
-
-def _distance(measured: Measurement, judge: Evaluator[Any], before: Any) -> float:
-    """rFD of what was drawn."""
-    found, real = measured.features[judge.metric], judge.net.features(before)
-    return frechet_distance(GaussianStats.of(found), GaussianStats.of(real))
 
 
 def round_trip_nearness(codec: Codec, images: ImageSet, count: int) -> Nearness:

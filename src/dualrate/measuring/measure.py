@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.codec import decoded
+from dualrate.data.given_latents import HeldOut
 from dualrate.denoisers.denoiser import renewal_if_any
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Cond, Context
@@ -34,10 +35,14 @@ SHARD = 125  # images of a file of kept features, at least
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """A row, and the features of its images, (N, D), from which its scores were made, by the judge's metric."""
+    """A row, and the features of its images, (N, D), from which its scores were made, by the judge's metric.
+
+    of: (N,), rows of the held-out images that these reconstruct, where that is what a distance is from
+    """
 
     row: Row
     features: Mapping[str, Tensor]
+    of: Tensor | None = None
 
 
 def check(judges: Iterable[Evaluator[Any]], count: int, *, details: bool) -> None:
@@ -86,8 +91,10 @@ def measure(
         "strata": drawer.strata(seeds),
         "seeds": f"{seeds.start}-{seeds.stop - 1}",
     }
+    of = _originals(drawer.model, seeds, judges[0])
     score, *beside = (
-        judge.score_features(features[judge.metric], details=details and judge is judges[0], **how) for judge in judges
+        judge.score_features(features[judge.metric], details=details and judge is judges[0], of=of, **how)
+        for judge in judges
     )
     row = Row(
         network=drawer.network,
@@ -101,7 +108,23 @@ def measure(
         score=score,
         beside=tuple(beside),
     )
-    return Measurement(row, features)
+    return Measurement(row, features, of)
+
+
+def _originals(model: Model, seeds: range, judge: Evaluator[Any]) -> Tensor | None:
+    """(N,) rows of the judge's held-out images that a decoder reconstructs; None of another model, or without images.
+
+    Raises ValueError for a decoder that is given the latents of other images.
+    """
+    given = model.given
+    if not isinstance(given, HeldOut) or judge.held_out is None:
+        return None
+    if given.images.fingerprint != judge.held_out.fingerprint:
+        raise ValueError(
+            f"{model.name} reconstructs {given.images.name}, and {judge.metric} has the held-out images of "
+            f"{judge.held_out.name}: measure it on the data that it was trained with"
+        )
+    return given.rows(torch.tensor(seeds))
 
 
 def keep_features(

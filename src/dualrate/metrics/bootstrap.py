@@ -23,7 +23,7 @@ class Interval:
 
 def bootstrap_interval(
     features: Tensor,
-    reference: GaussianStats,
+    reference: GaussianStats | Tensor,
     *,
     resamples: int = 200,
     level: float = LEVEL,
@@ -48,17 +48,24 @@ def bootstrap_interval(
 
 
 def resampled_distances(
-    features: Tensor, reference: GaussianStats, *, resamples: int = 200, seed: int, strata: Tensor | None = None
+    features: Tensor,
+    reference: GaussianStats | Tensor,
+    *,
+    resamples: int = 200,
+    seed: int,
+    strata: Tensor | None = None,
 ) -> Tensor:
     """Bias-centred bootstrap replicates of the distance, value + FD* - mean(FD*), (resamples,) float64.
 
-    features: (N, D); the reference stays fixed.
+    features: (N, D)
+    reference: stays fixed; or (N, D), row i the partner of row i, as an image before a codec is of the one after it:
+              pairs are then resampled, and what chance does to both cancels as it does in the distance.
     strata:   (N,) int64, the class of each vector, for samples whose number of each class is fixed, not drawn by
               chance; it stays fixed in every resample. None: one stratum.
     seed:     the same one counts the same rows alike for any features, so replicates of two models that drew row i
               from the same noise are paired, and those of their difference are the differences.
-    Raises ValueError for fewer than 2 resamples, strata of another shape or type or of a single vector, and what
-    `GaussianStats.of` refuses.
+    Raises ValueError for fewer than 2 resamples, strata of another shape or type or of a single vector, partners of
+    another shape, and what `GaussianStats.of` refuses.
 
     A stratum of n vectors gives n - 1 draws with replacement that count n/(n - 1) times each (Rao and Wu, "Resampling
     inference with complex survey data", J. Am. Stat. Assoc. 83, 1988): n draws of n would make the spread too small by
@@ -79,9 +86,17 @@ def resampled_distances(
             f"got strata {tuple(strata.shape)} {strata.dtype}; expected the class of each of {len(features)} feature "
             "vectors, int64"
         )
-    value = frechet_distance(GaussianStats.of(features), reference)
     weights = _resampling_weights(strata, resamples, seed)
-    distances = _weighted_distances(features, reference, weights)
+    if isinstance(reference, GaussianStats):
+        value = frechet_distance(GaussianStats.of(features), reference)
+        distances = _weighted_distances(features, reference, weights)
+    else:
+        if reference.shape != features.shape:
+            raise ValueError(f"got features {tuple(features.shape)} and partners {tuple(reference.shape)}: one of each")
+        pair = features, finite_features(reference)
+        value = frechet_distance(*map(GaussianStats.of, pair))
+        each = [frechet_distance(*(_weighted(one, weight) for one in pair)) for weight in weights]
+        distances = torch.tensor(each, dtype=torch.float64)
     return value + distances - distances.mean()
 
 
@@ -101,6 +116,14 @@ def _resampling_weights(strata: Tensor, resamples: int, seed: int) -> Iterator[T
     for _ in range(resamples):
         place = torch.rand(len(size), generator=generator, dtype=torch.float64) * size
         yield each * by_stratum[start + place.long()].bincount(minlength=len(strata))
+
+
+def _weighted(features: Tensor, weight: Tensor) -> GaussianStats:
+    """Of vectors that count so often each, in all as often as there are: (N,)."""
+    count = len(features)
+    mean = weight @ features / count
+    centred = features - mean
+    return GaussianStats(mean, centred.T @ (centred * weight[:, None]) / (count - 1), count)
 
 
 def _weighted_distances(features: Tensor, reference: GaussianStats, weights: Iterable[Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ from dualrate.metrics.reference import Reference
 Net = TypeVar("Net", bound=FeatureExtractor)
 ROUND_TRIP = 16  # images that a codec encodes at a time
 RESAMPLING_SEED = 0  # of every interval, so that replicates are paired
+RECONSTRUCTED = "rFD: of reconstructions, from the held-out images that they are of"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Evaluator(Generic[Net]):
         strata: Tensor | None = None,
         details: bool = False,
         codec: Codec = ON_PIXELS,
+        of: Tensor | None = None,
     ) -> Score:
         """Score images by their features (N, D), which `net` gave.
 
@@ -106,14 +108,19 @@ class Evaluator(Generic[Net]):
                        chance would have it: the interval then tells what other noise would do, not other classes
         details:       whether the score has `details`
         codec:         that decoded the images, for the floor
+        of:            (N,) int64, rows of the held-out images that these reconstruct: the distance is then from those
+                       (rFD), and 0 its floor
         ValueError for fewer images than twice the features, and for what `bootstrap_interval` refuses.
         """
         self.check_count(len(features))
-        interval = bootstrap_interval(features, self._stats, resamples=resamples, seed=RESAMPLING_SEED, strata=strata)
-        floor, floor_count = self.floor(len(features), codec)
+        before, images = self._before(of), self.reference if of is None else self.held_out
+        assert images is not None
+        stats = before if isinstance(before, GaussianStats) else GaussianStats.of(before)
+        interval = bootstrap_interval(features, before, resamples=resamples, seed=RESAMPLING_SEED, strata=strata)
+        floor, floor_count = self.floor(len(features), codec) if of is None else (0.0, len(features))
         return Score(
             metric=self.metric,
-            value=frechet_distance(GaussianStats.of(features), self._stats),
+            value=frechet_distance(GaussianStats.of(features), stats),
             low=interval.low,
             high=interval.high,
             level=LEVEL,
@@ -121,24 +128,28 @@ class Evaluator(Generic[Net]):
             floor_count=floor_count,
             fingerprint=Fingerprint(
                 features=self.net.identity,
-                reference=f"{self.reference.name}:{self.reference.fingerprint[:12]}",
-                reference_count=self._stats.count,
+                reference=f"{images.name}:{images.fingerprint[:12]}",
+                reference_count=stats.count,
                 count=len(features),
                 seeds=seeds,
                 labels=labels,
             ),
-            note=self._note(len(features), floor_count, stratified=strata is not None, codec=codec),
+            note=RECONSTRUCTED
+            if of is not None
+            else self._note(len(features), floor_count, stratified=strata is not None, codec=codec),
             details=self.details(features) if details else None,
         )
 
-    def replicates(self, features: Tensor, strata: Tensor | None = None, resamples: int = 200) -> NDArray[np.float64]:
+    def replicates(
+        self, features: Tensor, strata: Tensor | None = None, resamples: int = 200, *, of: Tensor | None = None
+    ) -> NDArray[np.float64]:
         """The `resampled_distances` (resamples,) whose quantiles are the interval of `score_features`.
 
         Those of several sets of features that were drawn from the same seeds are paired.
         """
         self.check_count(len(features))
         return resampled_distances(
-            features, self._stats, resamples=resamples, seed=RESAMPLING_SEED, strata=strata
+            features, self._before(of), resamples=resamples, seed=RESAMPLING_SEED, strata=strata
         ).numpy()
 
     def details(self, features: Tensor) -> Details:
@@ -201,6 +212,10 @@ class Evaluator(Generic[Net]):
                 seen = self._held_out_features[rows]
             self._round_trips[count, codec.fingerprint] = GaussianStats.of(seen)
         return self._round_trips[count, codec.fingerprint]
+
+    def _before(self, of: Tensor | None) -> GaussianStats | Tensor:
+        """What the distance is from."""
+        return self._stats if of is None else self._held_out_features[of]
 
     @cached_property
     def _stats(self) -> GaussianStats:

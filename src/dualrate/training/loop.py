@@ -9,6 +9,9 @@ it) is seeded from (seed, iteration, phase, micro-batch), and everything else is
 straight equal k iterations, a crash, and the rest: bit for bit on the same device with the same number of threads.
 Micro-batches are weighted by their rows, so accumulation changes a result only by rounding (and dropout masks).
 
+Losses and norms stay on the device, where an update that is not finite is skipped; they are read where a line of the
+log is written, so that in between nothing waits for a GPU. On the CPU, which has no queue, every iteration.
+
 Several processes each compute their rows (share.py) and add up gradients and logs before anything is decided by them,
 so they make the same updates, skip the same, and stop at the same iteration. The leader alone writes.
 """
@@ -19,9 +22,11 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -44,7 +49,7 @@ from dualrate.training.recompute import recompute
 from dualrate.training.saving import Saver
 from dualrate.training.sharding import gathered, shard, uncompiled
 from dualrate.training.share import Share
-from dualrate.training.state import RunState, differences, finite, note_changes, surroundings
+from dualrate.training.state import PhaseState, RunState, differences, finite, note_changes, surroundings
 
 PATIENCE = 10  # updates of a phase skipped in a row before giving up
 
@@ -57,6 +62,24 @@ class Batches(Protocol):
 
 class NonFiniteError(FloatingPointError):
     """Losses or gradients stayed NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What came of an update, on the device until it is read.
+
+    values: (len(names),), the loss first, the gradient's norm last; lr: of the method's main phase
+    sample: (R,) numbers of the rows here; odd: (R,) bool, those whose data are not finite
+    """
+
+    iteration: int
+    phase: str
+    state: PhaseState
+    lr: float
+    names: tuple[str, ...]
+    values: Tensor
+    sample: Tensor
+    odd: Tensor
 
 
 def fit(
@@ -123,6 +146,8 @@ class _Trainer:
         self.checkpoints = run_dir / "checkpoints"
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
         self.generator = default_generator(device)
+        self.unread: list[_Update] = []
+        self.logs: dict[str, float] = {}
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
         world.copy_leader((*networks.state_dict().values(), *auxiliaries.state_dict().values()))
         trained = (*networks.values(), *auxiliaries.values())
@@ -180,10 +205,10 @@ class _Trainer:
             if len(batch) != len(self.share.rows):
                 raise ValueError(f"got a batch of {len(batch)} rows, the configuration says {len(self.share.rows)}")
             with self.watchdog.over(f"{self.world.name}: iteration {state.iteration}"):
-                logs = self.iterate(batch.to(self.device))
-            elapsed = time.perf_counter() - start
-            state.seconds += elapsed
-            self.report(logs, elapsed)
+                self.iterate(batch.to(self.device))
+                if self.is_logged() or not _queues(self.device):
+                    self.read()
+            self.report(time.perf_counter() - start)
             self.saver.look()
             if state.iteration % config.checkpoint_every == 0:
                 self.save(last=False)
@@ -213,27 +238,23 @@ class _Trainer:
     def out_of_time(self) -> bool:
         return self.config.max_seconds is not None and self.state.seconds >= self.config.max_seconds
 
-    def iterate(self, batch: Batch) -> dict[str, float]:
-        """One batch: an update of every phase. Returns the logs."""
-        state = self.state
-        logs = {"lr": lr_at(self.config.optim, state.iteration, self.config.iterations)}
+    def iterate(self, batch: Batch) -> None:
+        """One batch: an update of every phase."""
+        state, lr = self.state, lr_at(self.config.optim, self.state.iteration, self.config.iterations)
+        odd = (~torch.isfinite(batch.x)).flatten(1).any(1)
         for index, phase in enumerate(self.method.phases(state.iteration)):
             updated = state.enter(phase)
             with frozen(state.networks, state.auxiliaries, but=phase.parameters):
-                values = self.accumulate(phase, index, batch)
+                names, values = self.accumulate(phase, index, batch)
             self.world.add_gradients(updated.parameters.values())
-            values["grad_norm"] = updated.clip_gradients()
-            if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
-                updated.update(logs["lr"] * phase.rate, phase.rates, self.config.batch_size)
-            else:
-                updated.skipped_in_a_row += 1
-                self.skip(phase, batch, values, updated.skipped_in_a_row)
-            updated.optimizer.zero_grad()
-            logs |= {f"{phase.name}/{name}": value for name, value in values.items()}
+            norm = updated.clip_gradients().to(values)
+            broken = ~(torch.isfinite(values[0]) & torch.isfinite(norm))
+            updated.update(lr * phase.rate, phase.rates, self.config.batch_size, unless=broken)
+            named, values = (*names, "grad_norm"), torch.cat([values, norm[None]])
+            self.unread.append(_Update(state.iteration, phase.name, updated, lr, named, values, batch.sample, odd))
         state.iteration += 1
-        return logs
 
-    def accumulate(self, phase: Phase, index: int, batch: Batch) -> dict[str, float]:
+    def accumulate(self, phase: Phase, index: int, batch: Batch) -> tuple[Iterable[str], Tensor]:
         """Gradients of the batch's mean loss from the rows here, a micro-batch at a time; the loss and logs of all."""
         totals: dict[str, Tensor] = {}
         for micro, start in self.share.micro_batches(batch):
@@ -247,41 +268,61 @@ class _Trainer:
                 totals[name] = totals.get(name, 0) + value * weight
         values = torch.stack(list(totals.values()))
         self.world.add_up([values])
-        return dict(zip(totals, values.tolist(), strict=True))
+        return totals, values
 
-    def skip(self, phase: Phase, batch: Batch, values: Mapping[str, float], in_a_row: int) -> None:
+    def read(self) -> None:
+        """Wait for the device, and take note of the updates since it was last read."""
+        unread, self.unread = self.unread, []
+        for _, updates in groupby(unread, key=attrgetter("iteration")):
+            self.logs = {}
+            for made in updates:
+                values = dict(zip(made.names, made.values.tolist(), strict=True))
+                if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+                    made.state.skipped_in_a_row = 0
+                else:
+                    self.skip(made, values)
+                self.logs |= {"lr": made.lr} | {f"{made.phase}/{name}": value for name, value in values.items()}
+            self.state.running_means.add(finite(self.logs))
+
+    def skip(self, made: _Update, values: Mapping[str, float]) -> None:
         """Count and tell an update that is not made; give up after PATIENCE of the phase in a row."""
         self.state.skipped += 1
-        sample = self.share.gathered(batch.sample)
-        odd = self.share.gathered((~torch.isfinite(batch.x)).flatten(1).any(1).long())
+        made.state.skipped_in_a_row += 1
+        sample, odd = self.share.gathered(made.sample), self.share.gathered(made.odd.long())
         text = (
-            f'iteration {self.state.iteration}, phase "{phase.name}", samples {int(sample.min())} to '
-            f"{int(sample.max())}: loss {values['loss']}, gradient norm {values['grad_norm']}"
+            f'iteration {made.iteration}, phase "{made.phase}", samples {int(sample.min())} to {int(sample.max())}: '
+            f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         )
         if bad := sample[odd > 0].tolist():
             text += f"; the data itself is not finite in samples {bad}"
-        if in_a_row >= PATIENCE:
+        if made.state.skipped_in_a_row >= PATIENCE:
             raise NonFiniteError(
                 f"{text}; {PATIENCE} updates in a row were not finite. What was saved before is intact. Look at those "
                 "samples, or start a new run directory with a lower optim.lr"
             )
         self.progress.note(f"{text}: update skipped")
 
-    def report(self, logs: Mapping[str, float], elapsed: float) -> None:
+    def is_logged(self) -> bool:
+        """Whether a line of the log tells of the iterations up to here."""
+        return self.state.iteration % self.config.log_every == 0 or self.state.iteration == self.config.iterations
+
+    def report(self, elapsed: float) -> None:
+        state, config = self.state, self.config
+        state.seconds += elapsed
         if not self.world.leads:
             return
-        state, config = self.state, self.config
         counts = {"images": state.iteration * config.batch_size, "seconds": state.seconds, "skipped": state.skipped}
-        state.running_means.add(finite(logs) | {"elapsed": elapsed})
-        if state.iteration % config.log_every == 0 or state.iteration == config.iterations:
+        state.running_means.add({"elapsed": elapsed})
+        if self.is_logged():
             means = state.running_means.means()
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
-            self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": logs["lr"]})
+            self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": self.logs["lr"]})
             state.running_means.sums.clear()
-        self.progress.update(state.iteration, config.iterations, counts | finite(logs))
+        self.progress.update(state.iteration, config.iterations, counts | finite(self.logs))
 
     def save(self, *, last: bool) -> None:
         """Begin to save a checkpoint, which the leader does, of what all have; to the end if it is the last."""
+        self.read()
         self.saver.finish()
         self.world.any(False)  # what was written before may have taken longer than the others wait in a gathering
         tensors = self.state.tensors(keep=self.world.leads)
@@ -290,6 +331,11 @@ class _Trainer:
         here = surroundings(self.device, self.world)
         record = self.state.record() | {"surroundings": here, "config": self.identity}
         self.saver.save(self.state.iteration, tensors, record, last=last)
+
+
+def _queues(device: torch.device) -> bool:
+    """Whether work on the device goes on while the program asks for more."""
+    return device.type != "cpu"
 
 
 def _mixed(*numbers: int) -> int:

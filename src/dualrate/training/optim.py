@@ -49,15 +49,14 @@ def lr_at(config: OptimConfig, iteration: int, total: int) -> float:
 
 
 def build(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over named parameters, fused where torch has a fused kernel."""
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters.values())
+    """AdamW over named parameters, in torch's fused kernel: only that one can leave out a step on the device."""
     return torch.optim.AdamW(
         list(parameters.values()),
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        fused=fused or None,
+        fused=True,
     )
 
 
@@ -75,6 +74,12 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, rates: Mapping[nn.Par
     optimizer.param_groups[:] = [
         {**settings, "params": parameters, "lr": lr * factor} for factor, parameters in groups.items()
     ]
+
+
+def step(optimizer: torch.optim.AdamW, unless: Tensor) -> None:
+    """One step, left out where `unless`, (), is not 0: weights and state then stay as they are, and nothing waits."""
+    optimizer.found_inf = unless.float()  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

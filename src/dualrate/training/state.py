@@ -32,17 +32,20 @@ class PhaseState:
         self.ema = ema
         self.skipped_in_a_row = 0
 
-    def clip_gradients(self) -> float:
-        """Scale the gradients down to the configured norm; returns the norm they had."""
-        return whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)).item()
+    def clip_gradients(self) -> Tensor:
+        """Scale the gradients down to the configured norm; returns (), the norm they had."""
+        return whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.clip))
 
-    def update(self, lr: float, rates: Mapping[nn.Parameter, float], rows: int) -> None:
-        """One optimiser step from the gradients, and the average after it. rates: factors of `lr`."""
+    def update(self, lr: float, rates: Mapping[nn.Parameter, float], rows: int, *, unless: Tensor) -> None:
+        """One optimiser step from the gradients, which are gone then, and the average after it.
+
+        rates: factors of `lr`; unless: (), where it is not 0 the weights stay, and the average counts them once more
+        """
         optim.set_rates(self.optimizer, lr, rates)
-        self.optimizer.step()
+        optim.step(self.optimizer, unless)
+        self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(rows)
-        self.skipped_in_a_row = 0
 
 
 class RunState:
