@@ -1,4 +1,4 @@
-"""Nothing in a step of a sampler, and nothing in a training loss, waits for the device to learn a value.
+"""Nothing in a step of a sampler, a training loss, or an update of weights waits for the device to learn a value.
 
 A GPU works on what was asked of it while the program asks for more; `bool(x.any())`, `x[mask]` or `torch.unique(x)`
 make the program wait until it has done all, and cannot be captured in a graph. Here the device is played: a tensor is
@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,6 +27,7 @@ from dualrate.diffusion.values import Batch, Cond, Reuse
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.early_exit import EarlyExitNetwork
 from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.machine.progress import Silent
 from dualrate.methods import consistency, denoising, early_exit, em_distillation, times
 from dualrate.methods.moment_matching import alternating, instant, states
 from dualrate.networks.uvit import Level, UViT, UViTConfig
@@ -33,13 +35,30 @@ from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance_table import CovarianceTable
 from dualrate.sampling.trajectory import trajectory
+from dualrate.training import loop
+from dualrate.training.config import FitConfig
+from dualrate.training.loop import fit
 
 ROWS, SHAPE = 6, (1, 8, 8)
 PROCESS = GaussianProcess(Cosine())
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, embedding=16, head_dim=16)
 PLAN = dr.StepPlan.uniform(4, 2)
 WAITS = {"_local_scalar_dense", "nonzero", "_unique2", "unique_consecutive", "unique_dim", "masked_select", "equal"}
+READS = {torch.Tensor.tolist, torch.Tensor.cpu}
 BY_INDEX = {"index", "index_put", "index_put_", "_index_put_impl_"}  # masks are turned into numbers
+
+
+class Reads(TorchFunctionMode):
+    """Sees what a played device cannot, as there are no copies from the CPU to itself: `x.tolist()`, `x.cpu()`."""
+
+    def __init__(self, device: "Played") -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in READS and self.device.holds(args):
+            self.device.waits.append(func.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 class Played(TorchDispatchMode):
@@ -49,6 +68,15 @@ class Played(TorchDispatchMode):
         super().__init__()
         self.tensors: dict[int, Tensor] = {}
         self.waits: list[str] = []
+        self.reads = Reads(self)
+
+    def __enter__(self):
+        self.reads.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.reads.__exit__(*error)
 
     def put(self, tensor: Tensor) -> Tensor:
         self.tensors[id(tensor)] = tensor
@@ -83,6 +111,8 @@ class Played(TorchDispatchMode):
         lambda x: float(x.sum()),
         lambda x: x[x > 0],
         lambda x: torch.unique(x),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
         lambda x: torch.equal(x, 2 * x),
         lambda x: x.masked_fill_(x > 0, 1).nonzero(),
         lambda x: torch.arange(2).repeat_interleave(x.long()),
@@ -193,6 +223,40 @@ def test_a_training_loss_and_its_gradient(name, monkeypatch):
             phase.loss(batch, iteration, batch.draws(0)).total.backward()
         assert device.waits == []
         assert len(device.tensors) > 100
+
+
+class Noise:
+    """Batches of it."""
+
+    def batch(self, iteration: int) -> Batch:
+        sample = torch.arange(ROWS) + ROWS * iteration
+        return Batch(torch.randn(ROWS, *SHAPE), sample % 3, sample)
+
+
+def on(device: Played, batch: Batch) -> Batch:
+    x, label, sample = device.moved(torch.device("cpu"), batch.x, batch.label, batch.sample)
+    return Batch(x, label, sample, here=batch.sample)
+
+
+@pytest.mark.parametrize("name", ["dual-rate", "alternating, SegmentRollout"])
+def test_iterations_wait_where_they_log_alone(name, tmp_path, monkeypatch):
+    """As often in twelve iterations as in six, where one line of the log and one checkpoint are written at the end."""
+    monkeypatch.setattr(loop, "_queues", lambda device: True)
+    waits, method = [], losses()[name][0]
+    for iterations in (6, 12):
+        device = Played()
+        monkeypatch.setattr(Batch, "to", lambda batch, _, device=device: on(device, batch))
+        for module in (denoising, times, states):
+            monkeypatch.setattr(module, "moved", device.moved)
+        with device:
+            for parameter in (*method.networks.parameters(), *method.auxiliaries.parameters()):
+                device.put(parameter)
+            config = FitConfig(iterations, ROWS, precision="float32", log_every=iterations)
+            done = fit(method, Noise(), config, tmp_path / str(iterations), identity={}, progress=Silent())
+        assert done.iteration == iterations
+        waits.append(device.waits)
+    assert waits[0] == waits[1]
+    assert waits[0].count("tolist") >= 1
 
 
 def test_draws_of_the_host_are_those_of_the_device():

@@ -26,6 +26,16 @@ def test_what_does_not_end_in_time_is_named_once_and_where_it_stands(capfd):
     assert said.count("most recent call first") >= 2  # every thread
 
 
+def test_what_may_take_longer_is_named_later(capfd):
+    with Watchdog(0.2, ends=False) as watchdog:
+        for seconds in (0.5, 1.2):
+            with watchdog.over(f"a checkpoint of {seconds} seconds", 4):
+                stuck(seconds)
+    said = capfd.readouterr().err
+    assert "0.5" not in said
+    assert said.count("a checkpoint of 1.2 seconds has not ended after 0.8 seconds") == 1
+
+
 def test_the_next_thing_is_watched_as_well(capfd):
     with Watchdog(0.2, ends=False) as watchdog:
         for i in range(2):

@@ -18,7 +18,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.machine.device import compiles
 from dualrate.methods.method import Loss, Phase
-from dualrate.training import checkpoint
+from dualrate.training import checkpoint, loop
 from dualrate.training.loop import PATIENCE, NonFiniteError, fit
 from dualrate.training.optim import OptimConfig
 from training.toy import CONFIG, Points, Recorder, Toy, final, same_bits
@@ -268,6 +268,16 @@ def test_samples_are_drawn_with_averages_in_evaluation_mode(tmp_path):
     assert not method.networks["b"][1].training
 
 
+def test_samples_and_checkpoints_that_hang_are_named(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("DUALRATE_TIMEOUT", "0.1")  # seconds; and as long again
+    write = checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda *of: (time.sleep(2), write(*of)))
+    train(tmp_path, on_sample=lambda iteration: time.sleep(2))
+    said = capfd.readouterr().err
+    for what in ("samples of iteration 16", "the checkpoint before"):
+        assert f"process 0 of 1: {what} has not ended after 1.2 seconds, it is waited for" in said
+
+
 def test_training_time_is_bounded_over_resumes(tmp_path):
     config = replace(CONFIG, iterations=10**6, max_seconds=0.2, checkpoint_every=10**6)
     first = train(tmp_path, config=config)
@@ -293,6 +303,20 @@ def test_one_bad_loss_skips_one_update_visibly(tmp_path, value):
     steps = final(tmp_path)
     assert steps["optim-a"]["a.0.weight.step"] == CONFIG.iterations - 1
     assert steps["optim-b"]["b.0.weight.step"] == CONFIG.iterations
+
+
+@pytest.mark.parametrize("at", [[7], [2, 3, 9, 15]])
+def test_what_is_read_late_is_the_same(tmp_path, monkeypatch, at):
+    """As on a GPU, whose losses are read where they are logged: weights, log and notes."""
+    found = []
+    for queues in (False, True):
+        monkeypatch.setattr(loop, "_queues", lambda device, queues=queues: queues)
+        run_dir, progress = tmp_path / str(queues), Recorder()
+        train(run_dir, Poisoned(at, math.nan, ("ab",)), progress=progress)
+        found.append((metrics(run_dir), progress.notes, final(run_dir)))
+    assert found[0][:2] == found[1][:2]
+    assert len(found[0][1]) == len(at)
+    assert same_bits(found[0][2], found[1][2])
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])

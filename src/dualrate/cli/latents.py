@@ -13,7 +13,7 @@ from dualrate.cli.console import drawing, print_report, reporter
 from dualrate.cli.options import AsJson, AtATime, Device
 from dualrate.config.ranges import Ranged, Seed, Side, Steps
 from dualrate.machine.device import pick_device
-from dualrate.sampling.catalogue import sampler_named
+from dualrate.sampling.catalogue import at_gamma, sampler_named
 
 Run = Annotated[
     Path, arg(metavar="RUN", help="A run that trained a codec, a decoder's run, or an autoencoder's folder.")
@@ -67,7 +67,8 @@ class DecodeLatents(Ranged):
     out: Path
     """Folder for the images: new, empty, or with some of the same, which it goes on with."""
     sampler: str | None = None
-    """Of a diffusion decoder, any; as it was trained, or dpm++2m of a decoder's run, if not given."""
+    """Of a diffusion decoder, any, or NAME:GAMMA; as it was trained, or sde-dpm++2m:0.1 of a decoder's run, if not
+    given."""
     steps: Steps | None = None
     """Of a diffusion decoder; as it was trained, or 16 of a decoder's run, if not given."""
     seed: Seed = 0
@@ -81,7 +82,7 @@ class DecodeLatents(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sampler is not None:
-            sampler_named(self.sampler)
+            sampler_named(at_gamma(self.sampler)[0])
 
     def run(self) -> None:
         from dualrate.codecs.config import read_codec

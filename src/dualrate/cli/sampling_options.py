@@ -17,7 +17,7 @@ from dualrate.measuring.choosing import RECOMMENDED, SMOOTH, Choice, Places
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.planning import read_plan
 from dualrate.runs.store import called_by, check_denoiser, is_run
-from dualrate.sampling.catalogue import SAMPLERS, sampler_named, taking
+from dualrate.sampling.catalogue import SAMPLERS, at_gamma, sampler_named, taking
 
 
 def _names(markovian: bool) -> str:
@@ -76,7 +76,8 @@ class SamplingOptions(Ranged):
     codec: Path | None = None
     """Folder of the codec of a model of latents, where that is not where training found it; or a decoder's run."""
     codec_sampler: str | None = None
-    """Of that codec's decoder, if it draws; as it was trained, or dpm++2m of a decoder's run, if not given."""
+    """Of that codec's decoder, if it draws, or NAME:GAMMA; as it was trained, or sde-dpm++2m:0.1 of a decoder's run, if
+    not given."""
     codec_steps: Steps | None = None
     """Of that codec's decoder; as it was trained, or 16 of a decoder's run, if not given."""
     guidance: GuidanceWeight = 1.0
@@ -94,7 +95,7 @@ class SamplingOptions(Ranged):
                 "--budget 0.5x writes one"
             )
         if self.codec_sampler is not None:
-            sampler_named(self.codec_sampler)
+            sampler_named(at_gamma(self.codec_sampler)[0])
 
     def drawer(self, model: Model, **more: Any) -> Drawer:
         """What the options ask for. more: fields of a `Drawer`. Raises what `Choice`, its `drawer` and `Drawer` do."""

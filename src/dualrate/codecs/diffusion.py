@@ -29,7 +29,7 @@ from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond, Shape
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
-from dualrate.sampling.catalogue import make_step, sampler_named
+from dualrate.sampling.catalogue import at_gamma, make_step, sampler_named
 from dualrate.sampling.grids import grid_times
 from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.step import Step
@@ -52,7 +52,7 @@ class DiffusionDecoding(CodecConfig, Ranged):
     process: GaussianProcess = GaussianProcess(Cosine())
     """Of the images."""
     sampler: str = "dpm++2m"
-    """Of the decoder; any."""
+    """Of the decoder; any, or NAME:GAMMA."""
     steps: Steps = 16
     """Of the decoder."""
 
@@ -74,7 +74,7 @@ class DiffusionDecoding(CodecConfig, Ranged):
 
 @dataclass(frozen=True)
 class Decoding:
-    """A diffusion decoder under a sampler. process: of images; plan: one heavy call, at its first step"""
+    """A diffusion decoder under a sampler, NAME or NAME:GAMMA. plan: one heavy call, at its first step"""
 
     decoder: Denoiser
     process: Process
@@ -84,9 +84,10 @@ class Decoding:
 
     @staticmethod
     def by(decoder: Denoiser, process: Process, sampler: str, steps: int) -> Decoding:
-        """Raises ValueError for a sampler that nobody knows, or that needs a table."""
-        plan = StepPlan.at(grid_times(sampler_named(sampler).grid, process.schedule, steps), [0])
-        return Decoding(decoder, process, sampler, make_step(sampler, process, plan=plan), plan)
+        """Raises ValueError for a sampler that nobody knows, a gamma that it cannot have, or one that needs a table."""
+        name, gamma = at_gamma(sampler)
+        plan = StepPlan.at(grid_times(sampler_named(name).grid, process.schedule, steps), [0])
+        return Decoding(decoder, process, sampler, make_step(name, process, gamma, plan=plan), plan)
 
     def under(self, sampler: str | None, steps: int | None) -> Decoding:
         """The same decoder under another sampler, in other steps; None: as it is. Raises as `by`."""

@@ -39,7 +39,7 @@ from dualrate.measuring.planning import SEED, are_errors_kept, measured_errors, 
 from dualrate.planning.planner import Planner
 from dualrate.planning.similarity import best_refreshes, similarities
 from dualrate.runs.store import called_by, check_denoiser, is_run
-from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, sampler_named
+from dualrate.sampling.catalogue import ANCESTRAL, SAMPLERS, Sampler, at_gamma, sampler_named
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
 
@@ -96,11 +96,7 @@ class Entry(Ranged):
                 f"there is no run {missing[0] or rest!r}: an entry is RUN, RUN:32/8, RUN:plan.json, RUN,RUN:32 or "
                 f"RUN+DENOISER:32/8, got {text!r}"
             )
-        head, _, tail = sampler.rpartition(":")
-        is_gamma = tail.replace(".", "", 1).isdecimal()
-        if head in SAMPLERS and not is_gamma:
-            raise ValueError(f"there is no noise level {tail!r}: {head}:0.5 is {head} at gamma 0.5, got {text!r}")
-        sampler, gamma = (head, float(tail)) if head and is_gamma else (sampler, None)
+        sampler, gamma = at_gamma(sampler)
         path, *again = map(Path, (*others, run))
         return Entry(path, name or path.resolve().name, plan or None, sampler or None, gamma, denoiser, tuple(again))
 

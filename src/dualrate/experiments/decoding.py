@@ -24,7 +24,7 @@ from dualrate.networks.decoder import DecoderUViT, LatentEncoder
 from dualrate.networks.dual import ContextConfig, check_pair
 from dualrate.networks.uvit import UViT, UViTConfig
 
-DECODING = "dpm++2m", 16  # sampler and steps of a decoder that stands in a codec, where none are asked for
+DECODING = "sde-dpm++2m:0.1", 16  # sampler and steps of a decoder that stands in a codec, where none are asked for
 
 
 def as_codec(model: Model, sampler: str | None = None, steps: int | None = None) -> Codec:

@@ -22,19 +22,19 @@ TICKS = 10  # looks within the time; counted, not timed: a process that was stop
 class Watchdog:
     """Watches from `__enter__` to `__exit__` over what stands in `with watchdog.over(...)`.
 
-    seconds: after which something hangs
+    seconds: after which something hangs, unless it may take several times as long
     ends:    whether to end the process then, with LOST, so that all are started again
     """
 
     def __init__(self, seconds: float, *, ends: bool) -> None:
         self.seconds, self.ends = seconds, ends
-        self._doing: str | None = None
+        self._doing: tuple[str, int] | None = None
         self._over = threading.Event()
 
     @contextmanager
-    def over(self, doing: str) -> Iterator[None]:
-        """Something that ends in time. doing: what it is, in a message; a new object every time."""
-        self._doing = doing
+    def over(self, doing: str, times: int = 1) -> Iterator[None]:
+        """Something that ends in `times` times the time. doing: what it is, in a message."""
+        self._doing = (doing, times)  # a new object every time
         try:
             yield
         finally:
@@ -52,12 +52,13 @@ class Watchdog:
         while not self._over.wait(self.seconds / TICKS):
             doing = self._doing
             ticks, seen = (ticks + 1 if doing is seen else 0), doing
-            if doing is not None and ticks == TICKS:
-                self._bark(doing)
+            if doing is not None and ticks == TICKS * doing[1]:
+                self._bark(*doing)
 
-    def _bark(self, doing: str) -> None:
+    def _bark(self, doing: str, times: int) -> None:
         what = "the process is ended, to be started again" if self.ends else "it is waited for"
-        text = f"dualrate: {doing} has not ended after {self.seconds:g} seconds, {what}. Where every thread stands:\n"
+        after = f"has not ended after {times * self.seconds:g} seconds"
+        text = f"dualrate: {doing} {after}, {what}. Where every thread stands:\n"
         os.write(STDERR, text.encode())  # whatever holds the locks of Python's own
         faulthandler.dump_traceback(STDERR)
         if self.ends:

@@ -142,6 +142,19 @@ def sampler_named(name: str) -> Sampler:
     return Sampler(found)
 
 
+def at_gamma(text: str) -> tuple[str, float | None]:
+    """The sampler's name and gamma of NAME:GAMMA; of a NAME alone, no gamma. The name may be nobody's.
+
+    Raises ValueError for a gamma that is none.
+    """
+    name, _, gamma = text.rpartition(":")
+    if name and gamma.replace(".", "", 1).isdecimal():
+        return name, float(gamma)
+    if name in SAMPLERS:
+        raise ValueError(f"there is no noise level {gamma!r}: {name}:0.5 is {name} at gamma 0.5, got {text!r}")
+    return text, None
+
+
 def make_step(
     name: str,
     process: Process,

@@ -52,6 +52,7 @@ from dualrate.training.share import Share
 from dualrate.training.state import PhaseState, RunState, differences, finite, note_changes, surroundings
 
 PATIENCE = 10  # updates of a phase skipped in a row before giving up
+LONG = 6  # times as long as an iteration may take, that files and samples may: disks are slow, and networks of others
 
 
 class Batches(Protocol):
@@ -215,7 +216,8 @@ class _Trainer:
             if state.iteration % config.sample_every == 0:
                 self.sample(on_sample)
                 sampled_at = state.iteration
-        self.saver.finish()
+        with self.watchdog.over(f"{self.world.name}: the checkpoint before", LONG):
+            self.saver.finish()
         if self.world.of_leader(self.saver.saved_at) != state.iteration:
             self.save(last=True)
         if state.iteration < config.iterations and any(self.world.any(interrupts.received is not None)):
@@ -231,7 +233,8 @@ class _Trainer:
         with self.state.averaged(), gathered(self.state.networks, self.world):
             try:
                 if self.world.leads:
-                    on_sample(self.state.iteration)
+                    with self.watchdog.over(f"{self.world.name}: samples of iteration {self.state.iteration}", LONG):
+                        on_sample(self.state.iteration)
             except OSError as error:
                 self.progress.note(f"could not write samples, training goes on: {error}")
 
@@ -272,11 +275,14 @@ class _Trainer:
 
     def read(self) -> None:
         """Wait for the device, and take note of the updates since it was last read."""
+        if not self.unread:
+            return
         unread, self.unread = self.unread, []
+        numbers = iter(torch.cat([made.values for made in unread]).tolist())
         for _, updates in groupby(unread, key=attrgetter("iteration")):
             self.logs = {}
             for made in updates:
-                values = dict(zip(made.names, made.values.tolist(), strict=True))
+                values = dict(zip(made.names, numbers, strict=False))  # the next ones
                 if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
                     made.state.skipped_in_a_row = 0
                 else:
@@ -323,14 +329,16 @@ class _Trainer:
     def save(self, *, last: bool) -> None:
         """Begin to save a checkpoint, which the leader does, of what all have; to the end if it is the last."""
         self.read()
-        self.saver.finish()
+        with self.watchdog.over(f"{self.world.name}: the checkpoint before", LONG):
+            self.saver.finish()
         self.world.any(False)  # what was written before may have taken longer than the others wait in a gathering
         tensors = self.state.tensors(keep=self.world.leads)
         if not self.world.leads:
             return
         here = surroundings(self.device, self.world)
         record = self.state.record() | {"surroundings": here, "config": self.identity}
-        self.saver.save(self.state.iteration, tensors, record, last=last)
+        with self.watchdog.over(f"{self.world.name}: the checkpoint of iteration {self.state.iteration}", LONG):
+            self.saver.save(self.state.iteration, tensors, record, last=last)
 
 
 def _queues(device: torch.device) -> bool:

@@ -1,0 +1,111 @@
+"""Under which sampler, and on which times, each decoder of a latent reconstructs best: before they are compared.
+
+    OMP_NUM_THREADS=1 .venv/bin/python studies/decoder_samplers.py [NAME ...]  # of runs/decoder-NAME; all, if not given
+
+Every decoder of `make reproduce-train MODEL=decoder-NAME`, every one of HOW on every one of GRIDS, STEPS steps: rFD of
+COUNT held-out images by three judges, the same images and noise for all. The least of so many noisy scores is a little
+too low for each alike; the report draws others. Killed, it goes on; two may run at once, of other names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, RUNS, command, keep, load, markdown, on_one_thread, place
+
+from dualrate.cli.console import reporter
+from dualrate.diffusion.plan import StepPlan
+from dualrate.machine.progress import image_progress
+from dualrate.measuring.choosing import Choice
+from dualrate.measuring.evaluator import evaluators
+from dualrate.measuring.measure import measure
+
+STEPS, COUNT, FIRST = 6, 1000, 1_000_000
+JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
+HOW: dict[str, dict[str, Any]] = {
+    "ancestral": {"sampler": "ancestral"},
+    "ddim": {"sampler": "ddim"},
+    "dpm++2m": {"sampler": "dpm++2m"},
+    **{f"sde-dpm++2m:{gamma:g}": {"sampler": "sde-dpm++2m", "gamma": gamma} for gamma in (0.1, 0.2)},
+}
+GRIDS = ("t", "blend:0.5", "log-snr")
+WHERE, PAGE = RESULTS / "decoder-samplers", RESULTS / "decoders.md"
+DECODERS = ("light", "small", "medium", "heavy", "dual", "dual-medium", "retrofit")
+
+
+def study(name: str) -> None:
+    """rFD of one decoder under all of them, kept as they come."""
+    progress, model = reporter(), load(RUNS / f"decoder-{name}")
+    file, found = WHERE / f"{name}.json", {}
+    if file.exists() and (kept := json.loads(file.read_text()))["weights"] == model.weights_hash:
+        found = kept["found"]
+    judges = evaluators(model.experiment.data, JUDGES, progress=progress)
+    for how, grid in product(HOW, GRIDS):
+        if f"{how} {grid}" in found:
+            continue
+        drawer = Choice(STEPS, **HOW[how], grid=grid).drawer(model)
+        row = measure(drawer, range(FIRST, FIRST + COUNT), *judges, progress=image_progress(progress)).row
+        progress.close()
+        found[f"{how} {grid}"] = {metric: score.value for metric, score in row.scores.items()}
+        progress.note(
+            f"{name}, {how}, {grid}: {', '.join(f'{value:.3f}' for value in found[f'{how} {grid}'].values())}"
+        )
+        keep(file, 1, weights=model.weights_hash, steps=STEPS, count=COUNT, found=found)
+
+
+def order(found: dict[str, dict[str, float]]) -> list[str]:
+    """Best first, by the mean of the judges' logarithms."""
+    return sorted(found, key=lambda key: sum(map(math.log, found[key].values())))
+
+
+def best(name: str) -> tuple[str, str]:
+    """Sampler and grid."""
+    how, grid = order(json.loads((WHERE / f"{name}.json").read_text())["found"])[0].split()
+    return how, grid
+
+
+def plan_file(grid: str, steps: int, *, dual: bool) -> Path:
+    """A plan on these times, as a comparison reads it."""
+    return RESULTS / "plans" / f"decoder-{'dual' if dual else 'single'}-{steps}-{grid.replace(':', '-')}.json"
+
+
+def write_plan(name: str, grid: str, steps: int) -> Path:
+    """Of a decoder in runs/decoder-NAME."""
+    model = load(RUNS / f"decoder-{name}")
+    plan: StepPlan = Choice(steps, grid=grid).step_plan(model)
+    file = plan_file(grid, steps, dual=plan.num_heavy < steps)
+    file.write_text(plan.to_json() + "\n")
+    return file
+
+
+def table() -> str:
+    """Markdown: for every decoder the best three, and what each sampler has on its best times."""
+    lines = []
+    for name in DECODERS:
+        if not (WHERE / f"{name}.json").exists():
+            continue
+        found = json.loads((WHERE / f"{name}.json").read_text())["found"]
+        shown = {key.split()[0]: key for key in reversed(order(found))}  # the best of each sampler is last
+        lines += [
+            [name if i == 0 else "", *key.split(), *(f"{value:.3g}" for value in found[key].values())]
+            for i, key in enumerate(sorted(shown.values(), key=order(found).index))
+        ]
+    return markdown(["decoder", "sampler", "times", *(f"r{judge}" for judge in JUDGES.split(","))], lines, texts=3)
+
+
+def main() -> None:
+    parser = command(__doc__)
+    parser.add_argument("names", nargs="*", default=DECODERS, help=", ".join(DECODERS))
+    names = parser.parse_args().names
+    on_one_thread()
+    for name in names:
+        study(name)
+    place("decoder samplers", table(), PAGE)
+
+
+if __name__ == "__main__":
+    main()
