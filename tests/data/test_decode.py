@@ -102,6 +102,27 @@ def test_crop_is_central() -> None:
     assert (decode(encoded(Image.fromarray(wide.T.copy())), "x", size=4) == 200).all()
 
 
+def test_the_centre_is_taken_after_halving() -> None:
+    """As ADM does: of ten columns five are left, of which the middle ones are those of columns 2 to 5, not 3 to 6."""
+    ramp = np.tile(10 * np.arange(10, dtype=np.uint8), (4, 1))
+    for turned in (False, True):
+        array = decode(encoded(Image.fromarray(ramp.T.copy() if turned else ramp)), "x", size=2)[0]
+        assert (array.T if turned else array).tolist() == [[25, 45], [25, 45]]
+
+
+def test_a_side_beyond_eight_times_the_other_is_cropped_first() -> None:
+    wide = np.full((1, 4000), 255, np.uint8)
+    wide[:, 1996:2004] = 7
+    assert (decode(encoded(Image.fromarray(wide)), "x", size=32) == 7).all()
+    sizes: list[tuple[int, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "PIL.Image.Image.resize", lambda image, size, *how: sizes.append(size) or image.crop((0, 0, *size))
+        )
+        decode(encoded(Image.fromarray(wide)), "x", size=32)
+    assert sizes == [(256, 32)]
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (31, 33), (64, 64), (200, 70)])
 def test_any_shape_is_brought_to_the_size_and_constants_stay(shape: tuple[int, int]) -> None:
     array = decode(encoded(plain("RGB", (9, 90, 190), shape)), "x", size=32)

@@ -32,7 +32,7 @@ class Prepare(Ranged):
     out: Annotated[Positional[Path], arg(metavar="DST")]
     """A new folder."""
     size: Side
-    """Side that images are brought to: centre crop, box averages, bicubic."""
+    """Side that images are brought to: box averages, bicubic, centre crop."""
     channels: Literal[1, 3] | None = None
     """1 grey, 3 colours; the images' own if not given."""
     on_bad: Literal["fail", "skip"] = "fail"

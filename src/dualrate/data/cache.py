@@ -24,7 +24,7 @@ from dualrate.data.untrusted import one_line, read_limited
 from dualrate.machine.files import ABSENT, naming, read_json
 from dualrate.machine.folders import new_folder
 
-VERSION = 1  # of the entry's format and of the decoding rules: part of every key
+VERSION = 2  # of the entry's format and of the decoding rules: part of every key
 _LOOK_ON = 1000  # images still looked at, to describe the shapes that occur, after two were found to differ
 
 OnBad = Literal["fail", "skip"]

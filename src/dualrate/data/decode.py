@@ -7,9 +7,9 @@ pixel is decoded. Rules for the odd modes
     16-bit grey     v -> round(v / 257), so that 65535 is 255 (Pillow's own conversion clips at 255)
     CMYK, palette   Pillow's conversion to RGB
     grey <-> colour ITU-R 601 luma; a grey value repeated three times
-Resizing: centre crop to a square, halving by box averages while at least twice too large, then bicubic. The last two
-are the filters of the ADM ImageNet references (arXiv 2105.05233, released code), which crop after resizing and not
-before; cropping first bounds the memory that a 1 x 4000 image takes.
+Resizing, as that of the ADM ImageNet references (arXiv 2105.05233, released code): halving by box averages while the
+shorter side is at least twice too large, bicubic to that side, then the centre. What is longer than LONGEST times its
+shorter side is first cropped to that, which bounds the memory that a 1 x 4000 image takes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 MAX_PIXELS = 50_000_000
+LONGEST = 8
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: as many as four channels of 16 bits take
 
 
@@ -151,10 +152,16 @@ def _pixels(image: Image.Image, size: int | None, channels: int | None) -> np.nd
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    while side >= 2 * size:
-        side //= 2
-        image = image.resize((side, side), Image.Resampling.BOX)
-    return image if side == size else image.resize((size, size), Image.Resampling.BICUBIC)
+    most = LONGEST * min(image.size)
+    image = _centre(image, min(image.width, most), min(image.height, most))
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    if scale != 1:
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    return _centre(image, size, size)
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
