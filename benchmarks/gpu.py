@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import dualrate as dr
 from benchmarks.interleave import interleaved
 from benchmarks.utilisation import known_peak
 from dualrate.denoisers.denoiser import DualRate
+from dualrate.diffusion.times import shared_time
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
@@ -36,13 +37,13 @@ from dualrate.sampling.cost import call_cost
 class Segment:
     """Everything that the steps of one segment read, in buffers of fixed address.
 
-    z: (B, C, H, W); times: (n + 1, B) float64, decreasing; noise: (n, B, C, H, W)
+    z: (B, C, H, W); times: n + 1 of (B,) float64, decreasing, on the host; noise: (n, B, C, H, W)
     """
 
     denoiser: DualRate
     step: dr.Ancestral
     z: Tensor
-    times: Tensor
+    times: Sequence[Tensor]
     noise: Tensor
     cond: dr.Cond
     bfloat16: bool
@@ -76,12 +77,11 @@ def segment(
         raise ValueError(f"a segment has a heavy and a light network, {experiment.name} has one: take a dual recipe")
     networks.to(device).eval()
     shape, null = (batch, *experiment.shape), experiment.num_classes
-    times = 0.5 - torch.arange(steps + 1, dtype=torch.float64, device=device) / (8 * steps)
     return Segment(
         denoiser,
         dr.Ancestral(experiment.gaussian),
         torch.randn(shape, device=device),
-        times[:, None].expand(-1, batch),
+        [shared_time(0.5 - i / (8 * steps), batch) for i in range(steps + 1)],
         torch.randn(steps, *shape, device=device),
         dr.Cond(torch.arange(batch, device=device) % null if null else None),
         pays(device) if bfloat16 is None else bfloat16,

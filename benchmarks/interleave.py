@@ -47,13 +47,18 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def stamp(device: torch.device) -> Seconds:
+    """The time, once the device has done what it was asked for."""
+    synchronize(device)
+    return Seconds(time.perf_counter(), time.process_time())
+
+
 def once(call: Callable[[], object], device: torch.device) -> Seconds:
     """The duration of a call, until its results are there."""
-    synchronize(device)
-    wall, cpu = time.perf_counter(), time.process_time()
+    start = stamp(device)
     call()
-    synchronize(device)
-    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+    end = stamp(device)
+    return Seconds(end.wall - start.wall, end.cpu - start.cpu)
 
 
 def interleaved(

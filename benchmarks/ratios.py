@@ -3,6 +3,7 @@
     sampler     sampling over its network calls alone: what the loop, the noise and the update rule add
     loop        the sampler's loop alone over that of diffusers, a seed per image
     efficiency  speed-up of the dual-rate model over the heavy one at equal steps, over the ratio of their multiply-adds
+    fit         an iteration of training over that of a loop by hand (fitting.py)
     training    images per second, dual-rate over heavy (the encoder sees the rows that keep their context)
     mfu         FLOPs of heavy and light calls and of training over those that the device could do (utilisation.py)
     memory      peak, dual-rate over heavy; CPU seconds of a training iteration with and without kept memory beside it
@@ -22,6 +23,7 @@ import torch
 
 import dualrate as dr
 from benchmarks import child, loops, workloads
+from benchmarks.fitting import fit_over_loop
 from benchmarks.interleave import Spread, interleaved, quotient
 from benchmarks.utilisation import utilisation
 from dualrate.experiments.experiment import Model
@@ -31,6 +33,7 @@ from dualrate.machine.malloc import keep_freed_memory
 
 Figures = dict[str, Any]
 
+FITTED = 20  # iterations
 RELEASED = {"heavy": "heavy-annealed", "dual": "retrofit", "light": "light"}
 
 
@@ -137,6 +140,12 @@ def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
             found["efficiency"].append(cell)
             show(f"speed-up {steps}/{calls}, batch {batch} (MACs {cell['macs_ratio']:.2f})", cell["speedup"])
             show("    over the ratio of multiply-adds", cell["efficiency"])
+    found["fit"] = {
+        one.name: fit_over_loop(one, device, bfloat16, FITTED)
+        for one in (heavy.experiment, dr.load(weights["light"]).experiment)
+    }
+    for name, ratio in found["fit"].items():
+        show(f"an iteration of fit over one by hand, {name}", ratio)
     found["training"] = training(heavy.experiment, dual.experiment, device, bfloat16, seconds)
     show("training images/s, dual-rate over heavy", found["training"])
     found["mfu"] = shares_of_peak(dual, [heavy.experiment, dual.experiment], options.batches, device, bfloat16, seconds)

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import dualrate as dr
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Batch
 from dualrate.experiments.experiment import Model
@@ -70,22 +69,27 @@ def macs(model: Model, plan: dr.StepPlan) -> int:
     return dr.Drawer(model, dr.Ancestral(model.gaussian), plan).cost.macs
 
 
+def noise_batch(experiment: dr.Experiment, device: torch.device) -> Batch:
+    """Of an experiment's size, of noise for images."""
+    sample = torch.arange(experiment.fit.batch_size)
+    label = sample % experiment.num_classes if experiment.num_classes else None
+    return Batch(torch.rand(len(sample), *experiment.shape) * 2 - 1, label, sample).to(device)
+
+
 def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool, *, compiled: bool = False) -> Work:
     """One iteration of an experiment on a batch of its size, on noise for images."""
     assert isinstance(experiment.method, dr.DenoisingConfig)
-    method, rows = experiment.method.build(experiment), experiment.fit.batch_size
+    method = experiment.method.build(experiment)
     method.networks.to(device)
     if compiled:
         for network in method.networks.values():
             network.compile()
-    sample = torch.arange(rows)
-    label = sample % experiment.num_classes if experiment.num_classes else None
-    batch = Batch(torch.rand(rows, *experiment.shape) * 2 - 1, label, sample).to(device)
-    optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4)
+    batch = noise_batch(experiment, device)
+    optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4, fused=True)
 
     def work() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            loss = method.loss(batch, 0, Draws(0, batch.sample)).total
+            loss = method.loss(batch, 0, batch.draws(0)).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

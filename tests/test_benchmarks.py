@@ -13,6 +13,7 @@ import torch
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
+from dualrate.diffusion.times import is_shared
 from dualrate.recipes.fashion_mnist import FIT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,7 @@ from benchmarks import (  # noqa: E402
     checkpoints,
     child,
     data,
+    fitting,
     gpu,
     imagenet,
     loops,
@@ -248,6 +250,28 @@ def test_a_product_of_matrices_uses_all_that_it_is_measured_by() -> None:
     found = utilisation.utilisation({"one": once, "two": twice}, CPU, bfloat16=False, seconds=0.2)
     assert utilisation.flops_of(once) == 2 * utilisation.SIDE**3
     assert all(0.7 < share["cpu"].median < 1.4 for share in found.values())
+
+
+def test_fit_and_a_loop_by_hand_take_turns_and_are_timed() -> None:
+    experiment = model(HEAVY).experiment
+    batch = workloads.noise_batch(experiment, CPU)
+    step = fitting.loop_by_hand(experiment, batch, CPU, bfloat16=False)
+    made: list[str] = []
+    turns = fitting.Turns(batch, lambda: made.append("hand"), CPU)
+    for iteration in range(4):
+        assert turns.batch(iteration) is batch
+        made.append("fit")
+    assert made == ["fit", "hand", "fit", "hand", "fit", "hand", "fit"]
+    assert {name: len(rounds) for name, rounds in turns.rounds.items()} == {"fit": 3, "hand": 3}
+    step()
+    found = fitting.fit_over_loop(experiment, CPU, False, 4)
+    assert all(0 < one.low <= one.median <= one.high for one in found.values())
+
+
+def test_times_of_a_segment_on_a_gpu_are_numbers_of_the_host() -> None:
+    part = gpu.segment(model(DUAL).experiment, 3, 2, CPU)
+    assert len(part.times) == 4
+    assert all(is_shared(t) for t in part.times)
 
 
 def test_flops_of_training_are_three_times_those_of_its_calls() -> None:

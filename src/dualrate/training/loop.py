@@ -6,7 +6,8 @@ An iteration is one batch; each of its phases is one optimiser update:
 
 Exact resume: batch i and every draw are functions of (seed, sample number), torch's generator (dropout layers read
 it) is seeded from (seed, iteration, phase, micro-batch), and everything else is in the checkpoint. So N iterations
-straight equal k iterations, a crash, and the rest: bit for bit on the same device with the same number of threads.
+straight equal k iterations, a crash, and the rest: bit for bit on a CPU with the same number of threads; on a GPU but
+for the order in which its libraries add.
 Micro-batches are weighted by their rows, so accumulation changes a result only by rounding (and dropout masks).
 
 Losses and norms stay on the device, where an update that is not finite is skipped; they are read where a line of the
