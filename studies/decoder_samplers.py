@@ -15,14 +15,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, RUNS, command, keep, load, markdown, on_one_thread, place
+from common import RESULTS, ROOT, RUNS, command, keep, load, markdown, on_one_thread, place
 
 from dualrate.cli.console import reporter
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.schedule import Cosine
 from dualrate.machine.progress import image_progress
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.evaluator import evaluators
 from dualrate.measuring.measure import measure
+from dualrate.recipes import fashion_mnist_decoders
+from dualrate.sampling.catalogue import at_gamma, sampler_named
+from dualrate.sampling.grids import grid_times
 
 STEPS, COUNT, FIRST = 6, 1000, 1_000_000
 JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
@@ -32,15 +36,28 @@ HOW: dict[str, dict[str, Any]] = {
     "dpm++2m": {"sampler": "dpm++2m"},
     **{f"sde-dpm++2m:{gamma:g}": {"sampler": "sde-dpm++2m", "gamma": gamma} for gamma in (0.1, 0.2)},
 }
+USUAL = "sde-dpm++2m:0.1", "log-snr"  # where nothing is measured yet
 GRIDS = ("t", "blend:0.5", "log-snr")
 WHERE, PAGE = RESULTS / "decoder-samplers", RESULTS / "decoders.md"
-DECODERS = ("light", "small", "medium", "heavy", "dual", "dual-medium", "retrofit")
+DECODERS = {  # and the numbers of steps that they are compared at
+    "light": (4, 8, 16),
+    "small": (4, 6, 8, 12, 16),
+    "medium": (4, 6, 8, 12),
+    "heavy": (4, 6, 8),
+    "dual": (3, 4, 6, 8, 12, 16),
+    "dual-medium": (3, 4, 6, 8, 12, 16),
+    "retrofit": (4, 6, 8, 12),
+}
+
+
+def file_of(name: str) -> Path:
+    return WHERE / f"{name}.json"
 
 
 def study(name: str) -> None:
     """rFD of one decoder under all of them, kept as they come."""
     progress, model = reporter(), load(RUNS / f"decoder-{name}")
-    file, found = WHERE / f"{name}.json", {}
+    file, found = file_of(name), {}
     if file.exists() and (kept := json.loads(file.read_text()))["weights"] == model.weights_hash:
         found = kept["found"]
     judges = evaluators(model.experiment.data, JUDGES, progress=progress)
@@ -62,33 +79,35 @@ def order(found: dict[str, dict[str, float]]) -> list[str]:
     return sorted(found, key=lambda key: sum(map(math.log, found[key].values())))
 
 
-def best(name: str) -> tuple[str, str]:
-    """Sampler and grid."""
-    how, grid = order(json.loads((WHERE / f"{name}.json").read_text())["found"])[0].split()
-    return how, grid
+def entries() -> list[str]:
+    """What a comparison is to measure: every decoder under its best sampler, on its best times."""
+    return [entry(name, steps) for name, counts in DECODERS.items() for steps in counts]
 
 
-def plan_file(grid: str, steps: int, *, dual: bool) -> Path:
-    """A plan on these times, as a comparison reads it."""
-    return RESULTS / "plans" / f"decoder-{'dual' if dual else 'single'}-{steps}-{grid.replace(':', '-')}.json"
+def entry(name: str, steps: int) -> str:
+    how, grid = USUAL
+    if file_of(name).exists():
+        how, grid = order(json.loads(file_of(name).read_text())["found"])[0].split()
+    plan = str(steps) if grid == sampler_named(at_gamma(how)[0]).grid else plan_of(name, steps, grid)
+    return f"{name}=runs/decoder-{name}:{plan}@{how}"
 
 
-def write_plan(name: str, grid: str, steps: int) -> Path:
-    """Of a decoder in runs/decoder-NAME."""
-    model = load(RUNS / f"decoder-{name}")
-    plan: StepPlan = Choice(steps, grid=grid).step_plan(model)
-    file = plan_file(grid, steps, dual=plan.num_heavy < steps)
-    file.write_text(plan.to_json() + "\n")
-    return file
+def plan_of(name: str, steps: int, grid: str) -> str:
+    """The file of a plan on times that are not usual, which is written."""
+    times = grid_times(grid, Cosine(), steps)
+    dual = name not in fashion_mnist_decoders.SIZES
+    file = RESULTS / "plans" / f"decoder-{'dual' if dual else 'single'}-{steps}-{grid.replace(':', '-')}.json"
+    file.write_text((StepPlan.at(times, [0]) if dual else StepPlan.spread(times)).to_json() + "\n")
+    return str(file.relative_to(ROOT))
 
 
 def table() -> str:
     """Markdown: for every decoder the best three, and what each sampler has on its best times."""
     lines = []
     for name in DECODERS:
-        if not (WHERE / f"{name}.json").exists():
+        if not file_of(name).exists():
             continue
-        found = json.loads((WHERE / f"{name}.json").read_text())["found"]
+        found = json.loads(file_of(name).read_text())["found"]
         shown = {key.split()[0]: key for key in reversed(order(found))}  # the best of each sampler is last
         lines += [
             [name if i == 0 else "", *key.split(), *(f"{value:.3g}" for value in found[key].values())]
@@ -99,7 +118,7 @@ def table() -> str:
 
 def main() -> None:
     parser = command(__doc__)
-    parser.add_argument("names", nargs="*", default=DECODERS, help=", ".join(DECODERS))
+    parser.add_argument("names", nargs="*", default=[*DECODERS], help=", ".join(DECODERS))
     names = parser.parse_args().names
     on_one_thread()
     for name in names:

@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import decoder_samplers
 import numpy as np
 from common import RESULTS, ROOT, RUNS, SHOWN, Net, command, load, nets_in, on_one_thread, page_of, place
 
@@ -106,24 +107,14 @@ MANY = (  # more plans of the caches, and what noise on the path does to them
     f"retrofit=weights/fashion-mnist-retrofit+forecast-context:16/8{SETTLED}",
     f"retrofit=weights/fashion-mnist-retrofit:16/8{SETTLED}",
 )
-DECODERS = {
-    "light": (4, 8),
-    "small": (4, 6, 8, 12),
-    "dual-rate": (3, 4, 6, 8, 12),
-    "dual-medium": (3, 4, 6, 8, 12),  # its encoder is of medium size
-    "retrofit": (4, 6, 8),
-    "medium": (4, 6, 8),
-    "heavy": (4, 6),
-}
 
 
 def decoders(name: str, latents_by: str | None) -> Report:
-    """Of `make reproduce-train MODEL=latents` and then `decoder-...`."""
-    runs = {called: f"runs/decoder-{'dual' if called == 'dual-rate' else called}" for called in DECODERS}
-    entries = [f"{called}={runs[called]}:{steps}{SETTLED}" for called, all_ in DECODERS.items() for steps in all_]
+    """Of `make reproduce-train MODEL=latents` and then `decoder-...`, then studies/decoder_samplers.py."""
     judges = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
     made = f".venv/bin/python studies/report.py {name}"
-    return Report(entries, Effort(minutes=480, screen=300, count=10_000), made, "decoders.md", judges, latents_by)
+    effort = Effort(minutes=480, screen=300, count=10_000)
+    return Report(decoder_samplers.entries(), effort, made, "decoders.md", judges, latents_by)
 
 
 REPORTS = {

@@ -122,14 +122,16 @@ def test_the_decoder_draws_other_numbers_than_what_drew_the_latent(run: Path) ->
     assert not torch.isclose(seen[0], draws.normal("start", 3, 16, 16)).any()
 
 
-def test_latents_of_the_first_stage_train_a_second(root: Path, run: Path, latents: Path) -> None:
-    base = Experiment("base", dr.OneNetwork(LATENT), dr.DenoisingConfig(), FIT, dr.DataConfig(str(latents)), PROCESS)
+@pytest.mark.parametrize("networks", [dr.OneNetwork(LATENT), dr.TwoNetworks(LATENT, LATENT)])
+def test_latents_of_the_first_stage_train_a_second(root: Path, run: Path, latents: Path, networks) -> None:
+    kind = type(networks).__name__
+    base = Experiment(kind, networks, dr.DenoisingConfig(), FIT, dr.DataConfig(str(latents)), PROCESS)
     base = on_codec_of_data(base)
-    dr.train(base, root / "base")
-    first, model = load(run), load(root / "base")
+    dr.train(base, root / kind)
+    first, model = load(run), load(root / kind)
     assert model.codec.fingerprint == first.codec.fingerprint
     assert model.image_shape == (3, 16, 16)
-    drawer = Drawer(model, Ancestral(model.process), dr.StepPlan.uniform(2), precision="float32")
+    drawer = Drawer(model, Ancestral(model.process), dr.StepPlan.uniform(2, 1), precision="float32")
     assert drawer.draw(range(2)).images.shape == (2, 3, 16, 16)
     with pytest.raises(ValueError, match=r"with noise, at log-SNR 5, .* without noise: give a NoisyEnd"):
         dr.train(replace(base, process=GaussianProcess(Cosine())), root / "clean")
@@ -203,7 +205,8 @@ def test_an_encoder_halves_at_every_level(patch: int) -> None:
 
 
 def test_the_recipes_fit_together() -> None:
-    first, base = fashion_mnist_latents.first(), fashion_mnist_latents.base()
-    assert first.shape == base.shape == (4, 7, 7)
+    first, base, dual = fashion_mnist_latents.first(), fashion_mnist_latents.base(), fashion_mnist_latents.base_dual()
+    assert first.shape == base.shape == dual.shape == (4, 7, 7)
+    assert dual.networks.encoder == base.networks.model
     assert first.process == base.process
     assert first.codec.data_shape(first.shape) == (1, 28, 28)

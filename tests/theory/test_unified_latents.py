@@ -80,19 +80,6 @@ def test_a_gaussian_channel_costs_its_capacity_whatever_the_schedule(schedule, s
     assert capacity == pytest.approx(0.5 * math.log(1 + s**2 * math.exp(LOG_SNR)), rel=1e-5)
 
 
-def test_an_encoder_that_says_nothing_pays_nothing():
-    """And the decoder is then one of images alone, whatever is in z_0."""
-    process = NoisyEnd(Cosine(-12, LOG_SNR))
-    z, t = torch.zeros(5, 3, dtype=torch.float64), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
-    told = bound(Linear(process, 1e-12), process, z, t, torch.ones_like(z), dr.Cond(), Elbo()) + end(process, z)
-    assert float(told.max()) < 1e-9
-    images, x = dr.GaussianProcess(Cosine()), torch.ones_like(z)
-    losses = [
-        bound(Linear(images, 1.0), images, x, t, 0.3 * x, cond, Sigmoid()) for cond in (dr.Cond(), dr.Cond(z_0=z))
-    ]
-    assert torch.equal(*losses)
-
-
 class Scaled(nn.Module):
     """z = gain x of the first pixel of two."""
 
@@ -118,11 +105,11 @@ class Given(Draws):
 GAIN, LOW, HIGH, NOISIEST = 0.7, -6.0, 4.0, -1.0
 
 
-def loss_of(**changes: object) -> tuple[UnifiedLatents, Tensor, dict[str, float]]:
+def loss_of(gain: float = GAIN, **changes: object) -> tuple[UnifiedLatents, Tensor, dict[str, float]]:
     """The method, its loss of x = (x_1, x_2) ~ N(0, I) with z = gain x_1 under exact networks, and its logs."""
     process, images = NoisyEnd(Cosine(NOISIEST, LOG_SNR)), dr.GaussianProcess(Cosine(LOW, HIGH, shift=1.0))
-    encoder, seen = Scaled(GAIN), torch.tensor([GAIN * math.sqrt(1 - SPREAD), 0], dtype=torch.float64)
-    prior, decoder = Linear(process, GAIN**2), Linear(images, 1.0, seen)
+    encoder, seen = Scaled(gain), torch.tensor([gain * math.sqrt(1 - SPREAD), 0], dtype=torch.float64)
+    prior, decoder = Linear(process, max(gain**2, 1e-12)), Linear(images, 1.0, seen)
     networks = nn.ModuleDict({"encoder": encoder})
     method = UnifiedLatents(networks, encoder, prior, decoder, process, images, Elbo(), 1.0)
     method, count = replace(method, **changes), 10_000
@@ -150,6 +137,15 @@ def test_the_whole_loss_is_the_bound_of_a_linear_gaussian_model():
     assert logs["bits"] == pytest.approx(CAPACITY / math.log(2) / 2, rel=1e-3)
     assert logs["decoder_loss"] == pytest.approx((told(HIGH) - told(LOW)) / 2, rel=1e-3)
     assert logs["latent_square"] == pytest.approx(GAIN**2)
+
+
+def test_an_encoder_that_says_nothing_pays_nothing_and_the_decoder_is_one_of_images_alone():
+    """But for the divergence of z_1, which is all noise, of variance 1 / (1 + 1/e) here."""
+    _, _, logs = loss_of(gain=0.0)
+    v = 1 / (1 + math.exp(NOISIEST))
+    assert logs["bits"] == pytest.approx((v - 1 - math.log(v)) / 2 / math.log(2) / 2, rel=1e-6)
+    unconditional = 0.5 * (math.log1p(math.exp(HIGH)) - math.log1p(math.exp(LOW)))  # of each pixel
+    assert logs["decoder_loss"] == pytest.approx(unconditional, rel=1e-3)
 
 
 def test_the_decoder_is_weighted_down_where_noise_is_low_and_by_the_loss_factor():

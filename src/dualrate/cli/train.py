@@ -52,6 +52,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "fashion-mnist-small": fashion_mnist.small,
     "fashion-mnist-latents-first": fashion_mnist_latents.first,
     "fashion-mnist-latents-base": fashion_mnist_latents.base,
+    "fashion-mnist-latents-base-dual": fashion_mnist_latents.base_dual,
     "fashion-mnist-decoder": fashion_mnist_decoders.DecoderRecipe(),
     "fashion-mnist-tokens": fashion_mnist_tokens.single,
     "fashion-mnist-tokens-dual": fashion_mnist_tokens.dual,

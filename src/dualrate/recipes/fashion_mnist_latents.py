@@ -15,9 +15,10 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.stages import Stages
 from dualrate.experiments.unified_latents import LatentNetworks, UnifiedLatentsConfig
+from dualrate.methods.times import TimeSampler
 from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
@@ -31,6 +32,7 @@ DECODER = UViTConfig(
     28, 1, (Level("conv", 32, 1), Level("transformer", 96, 2)), patch=2, embedding=128, head_dim=48
 )  # fmt: skip
 BASE = UViTConfig(7, 4, (Level("transformer", 192, 6),), num_classes=10, embedding=128, head_dim=48)
+LIGHT = UViTConfig(7, 4, (Level("transformer", 96, 2),), num_classes=10, embedding=128, head_dim=48)  # a twelfth of it
 WEIGHTING = Sigmoid(3.0)  # of decoders
 FIT = FitConfig(
     iterations=6000,
@@ -58,6 +60,12 @@ def base() -> Experiment:
     """The second stage: a larger model of the latents, with classes. Its data are latents that `data encode` made."""
     fit = replace(FIT, batch_size=128)
     return Experiment("fashion-mnist-latents-base", OneNetwork(BASE), DenoisingConfig(), fit, process=PROCESS)
+
+
+def base_dual() -> Experiment:
+    """The same, dual-rate: that network is called sparsely, a light one at every step."""
+    networks, method = TwoNetworks(BASE, LIGHT), DenoisingConfig(times=TimeSampler(heavy=(4, 32)))
+    return replace(base(), name="fashion-mnist-latents-base-dual", networks=networks, method=method)
 
 
 def both() -> Stages:
