@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli.command import call
+from training.toy import same_bits
 
 from dualrate.cli import train as cli_train
 from dualrate.training import checkpoint
@@ -52,22 +53,45 @@ def processes_of(run: Path) -> dict[int, int]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_killed_started_again_stopped_and_gone_on_with_alone(tmp_path):
+@pytest.fixture
+def tiny(tmp_path):
+    """Its training in `tmp_path / name`: a command, and where it runs."""
     (tmp_path / "mine.py").write_text(RECIPE)
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(64) % 4)
-    run = tmp_path / "run"
     environment = {**os.environ, "DUALRATE_CACHE": str(tmp_path / "cache")}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
 
-    def command(*options: str) -> list[str]:
-        return [sys.executable, "-m", "dualrate_command", "train", "mine:tiny", "--out", str(run), *options]
+    def command(name: str, *options: str) -> list[str]:
+        return [sys.executable, "-m", "dualrate_command", "train", "mine:tiny", "--out", str(tmp_path / name), *options]
 
-    supervisor = subprocess.Popen(
-        command("--nproc", "2"), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-    )
+    return command, {"cwd": tmp_path, "env": environment, "text": True}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_process_that_is_killed_changes_no_bit(tmp_path, tiny):
+    command, where = tiny
+    ends = ("--nproc", "2", "--fit.iterations", "300")
+    straight = subprocess.run(command("straight", *ends), capture_output=True, **where)
+    assert straight.returncode == 0, straight.stderr
+    run = tmp_path / "run"
+    supervisor = subprocess.Popen(command("run", *ends), stderr=subprocess.PIPE, **where)
+    until(lambda: newest(run) >= 5)
+    os.kill(processes_of(run)[1], signal.SIGKILL)
+    said = supervisor.communicate(timeout=300)[1]
+    assert supervisor.returncode == 0
+    assert "process 1 of 2 was ended by SIGKILL" in said
+    found = [checkpoint.load(checkpoint.path_of(tmp_path / name / "checkpoints", 300)) for name in ("straight", "run")]
+    assert same_bits(*(dict(one.tensors) for one in found))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_started_again_stopped_and_gone_on_with_alone(tmp_path, tiny):
+    command, where = tiny
+    run = tmp_path / "run"
+    supervisor = subprocess.Popen(command("run", "--nproc", "2"), stderr=subprocess.PIPE, **where)
     until(lambda: newest(run) >= 5)
     os.kill(processes_of(run)[1], signal.SIGKILL)
     at = newest(run)
@@ -82,9 +106,7 @@ def test_killed_started_again_stopped_and_gone_on_with_alone(tmp_path):
     assert "interrupted, saved at iteration" in said
     at = newest(run)
     more = str(at + 3)
-    done = subprocess.run(
-        command("--fit.iterations", more), cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run(command("run", "--fit.iterations", more), capture_output=True, **where)
     assert done.returncode == 0, done.stderr
     assert "processes was 2, is 1" in done.stderr
     logged = [json.loads(line)["iteration"] for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -80,7 +80,7 @@ def test_a_storm_of_kills_at_random_times_changes_nothing(tmp_path, seed):
             content = bytearray(victim.read_bytes())
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
             victim.write_bytes(content)
-    assert deaths >= 3
+    assert deaths >= 10  # 30 over the seeds
     assert same_bits(final(tmp_path / "straight"), final(run_dir))
     assert metrics(tmp_path / "straight") == metrics(run_dir)
 
