@@ -211,14 +211,11 @@ class Bench:
                 raise TimeoutError
 
         drawer, keep = self.drawer(contender), self._place(contender)
-        judges, strata = self.judges_of(seeds), drawer.strata(seeds)
         how = {"keep": keep, "details": details, "progress": report, "mapper": self.mapper}
-        found = measure(drawer, seeds, *judges, **how)
-        replicates = {
-            judge.metric: judge.replicates(found.features[judge.metric], strata, of=found.of) for judge in judges
-        }
-        own = replicates.pop(self.judge.metric)
-        return MeasuredContender(contender, _named(found.row, contender), own, replicates)
+        found = measure(drawer, seeds, *self.judges_of(seeds), **how)
+        others = dict(found.replicates)
+        own = others.pop(self.judge.metric)
+        return MeasuredContender(contender, _named(found.row, contender), own, others)
 
     def _place(self, contender: Contender) -> Path:
         """Where its features are kept."""

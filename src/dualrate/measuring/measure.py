@@ -35,14 +35,13 @@ SHARD = 125  # images of a file of kept features, at least
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """A row, and the features of its images, (N, D), from which its scores were made, by the judge's metric.
-
-    of: (N,), rows of the held-out images that these reconstruct, where that is what a distance is from
+    """A row; and by the judge's metric the features of its images, (N, D), from which its scores were made, and the
+    replicates, (R,), that their intervals are of.
     """
 
     row: Row
     features: Mapping[str, Tensor]
-    of: Tensor | None = None
+    replicates: Mapping[str, NDArray[np.float64]]
 
 
 def check(judges: Iterable[Evaluator[Any]], count: int, *, details: bool) -> None:
@@ -85,15 +84,19 @@ def measure(
         found = [store.read(seeds) for store in keep_features(drawer, seeds, nets, keep, **how)]
         largest = min(size, len(seeds))
     features = {judge.metric: own.features for judge, own in zip(judges, found, strict=True)}
+    of, strata = _originals(drawer.model, seeds, judges[0]), drawer.strata(seeds)
     how = {
         "codec": drawer.model.codec,
         "labels": drawer.labels_rule,
-        "strata": drawer.strata(seeds),
+        "strata": strata,
+        "of": of,
         "seeds": f"{seeds.start}-{seeds.stop - 1}",
     }
-    of = _originals(drawer.model, seeds, judges[0])
+    replicates = {judge.metric: judge.replicates(features[judge.metric], strata, of=of) for judge in judges}
     score, *beside = (
-        judge.score_features(features[judge.metric], details=details and judge is judges[0], of=of, **how)
+        judge.score_features(
+            features[judge.metric], details=details and judge is judges[0], replicates=replicates[judge.metric], **how
+        )
         for judge in judges
     )
     row = Row(
@@ -108,7 +111,7 @@ def measure(
         score=score,
         beside=tuple(beside),
     )
-    return Measurement(row, features, of)
+    return Measurement(row, features, replicates)
 
 
 def _originals(model: Model, seeds: range, judge: Evaluator[Any]) -> Tensor | None:

@@ -188,8 +188,7 @@ def _found(bench: _Bench, names: Names, usual: StepPlan, rounds: Sequence[int]) 
 
     def compared(found: StepPlan, seeds: range) -> Compared:
         pair = [bench.measured(plan, seeds) for plan in (found, usual)]
-        strata = bench.drawer(usual).strata(seeds)
-        of_found, of_usual = (bench.judge.replicates(one.features[bench.judge.metric], strata=strata) for one in pair)
+        of_found, of_usual = (one.replicates[bench.judge.metric] for one in pair)
         return Compared(pair[0].row.score, pair[1].row.score, of_found - of_usual)
 
     done = halving(list(names), usual, rounds, score, after=after)

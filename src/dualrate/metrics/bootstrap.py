@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.metrics.frechet import GaussianStats, clamped_eigenvalues, finite_features, frechet_distance, root
@@ -42,9 +44,13 @@ def bootstrap_interval(
     if not 0 < level < 1:
         raise ValueError(f"got the level {level}; give one between 0 and 1")
     distances = resampled_distances(features, reference, resamples=resamples, seed=seed, strata=strata)
-    tail = (1 - level) / 2
-    low, high = torch.quantile(distances, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(low, high)
+    return Interval(*interval_of(distances.numpy(), level))
+
+
+def interval_of(replicates: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
+    """Low and high: the quantiles of `resampled_distances`."""
+    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
 
 
 def resampled_distances(

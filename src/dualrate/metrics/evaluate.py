@@ -16,7 +16,7 @@ from torch import Tensor
 from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
 from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
-from dualrate.metrics.bootstrap import LEVEL, bootstrap_interval, resampled_distances
+from dualrate.metrics.bootstrap import LEVEL, interval_of, resampled_distances
 from dualrate.metrics.details import Details
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.fingerprint import Fingerprint
@@ -100,6 +100,7 @@ class Evaluator(Generic[Net]):
         details: bool = False,
         codec: Codec = ON_PIXELS,
         of: Tensor | None = None,
+        replicates: NDArray[np.float64] | None = None,
     ) -> Score:
         """Score images by their features (N, D), which `net` gave.
 
@@ -110,19 +111,22 @@ class Evaluator(Generic[Net]):
         codec:         that decoded the images, for the floor
         of:            (N,) int64, rows of the held-out images that these reconstruct: the distance is then from those
                        (rFD), and 0 its floor
+        replicates:    those of the score, where they are known, in place of `resamples` new ones
         ValueError for fewer images than twice the features, and for what `bootstrap_interval` refuses.
         """
         self.check_count(len(features))
         before, images = self._before(of), self.reference if of is None else self.held_out
         assert images is not None
         stats = before if isinstance(before, GaussianStats) else GaussianStats.of(before)
-        interval = bootstrap_interval(features, before, resamples=resamples, seed=RESAMPLING_SEED, strata=strata)
+        if replicates is None:
+            replicates = self.replicates(features, strata, resamples, of=of)
+        low, high = interval_of(replicates)
         floor, floor_count = self.floor(len(features), codec) if of is None else (0.0, len(features))
         return Score(
             metric=self.metric,
             value=frechet_distance(GaussianStats.of(features), stats),
-            low=interval.low,
-            high=interval.high,
+            low=low,
+            high=high,
             level=LEVEL,
             floor=floor,
             floor_count=floor_count,
