@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,9 @@ def order(found: dict[str, dict[str, float]]) -> list[str]:
     return sorted(found, key=lambda key: sum(map(math.log, found[key].values())))
 
 
-def entries() -> list[str]:
-    """What a comparison is to measure: every decoder under its best sampler, on its best times."""
-    return [entry(name, steps) for name, counts in DECODERS.items() for steps in counts]
+def entries(counts: Mapping[str, Sequence[int]] = DECODERS) -> list[str]:
+    """What a comparison is to measure: every decoder under its best sampler, on its best times, in so many steps."""
+    return [entry(name, steps) for name, all_ in counts.items() for steps in all_]
 
 
 def entry(name: str, steps: int) -> str:

@@ -109,12 +109,23 @@ MANY = (  # more plans of the caches, and what noise on the path does to them
 )
 
 
-def decoders(name: str, latents_by: str | None) -> Report:
+DRAWN = {  # of decoders, those near the front
+    "light": (8,),
+    "small": (4, 6, 8, 12),
+    "medium": (4, 6, 8),
+    "heavy": (6,),
+    "dual": (4, 6, 8, 12),
+    "dual-medium": (4, 6, 8, 12),
+    "retrofit": (6,),
+}
+
+
+def decoders(name: str, counts: Mapping[str, Sequence[int]], latents_by: str | None = None) -> Report:
     """Of `make reproduce-train MODEL=latents` and then `decoder-...`, then studies/decoder_samplers.py."""
     judges = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
     made = f".venv/bin/python studies/report.py {name}"
     effort = Effort(minutes=480, screen=300, count=10_000)
-    return Report(decoder_samplers.entries(), effort, made, "decoders.md", judges, latents_by)
+    return Report(decoder_samplers.entries(counts), effort, made, "decoders.md", judges, latents_by)
 
 
 REPORTS = {
@@ -150,8 +161,8 @@ REPORTS = {
         "cifar10.md",
         nets={"cifar10-a": (Architecture, 0, 10), "cifar10-b": (Stacked, 1, 10)},
     ),
-    "decoders": decoders("decoders", None),
-    "decoders-drawn": decoders("decoders-drawn", "runs/latents/base"),
+    "decoders": decoders("decoders", decoder_samplers.DECODERS),
+    "decoders-drawn": decoders("decoders-drawn", DRAWN, "runs/latents/base"),
     "fashion-mnist": Report(
         [f"{name}=weights/fashion-mnist-{model}" for model, name in FASHION.items()]
         + [f"{FASHION[model]}=weights/fashion-mnist-{model}:{plan}{SDE}" for model, plan in BETWEEN],

@@ -35,6 +35,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.fashion_mnist_decoders import ITERATIONS, SIZES, DecoderRecipe
 from dualrate.runs.store import load
 from dualrate.sampling.cost import call_cost
+from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.trajectory import rollout
 from dualrate.training.config import FitConfig
 
@@ -121,8 +122,10 @@ def test_a_decoder_stands_in_a_codec_of_the_same_latents(
     z_0 = model.given(seeds)
     drawn = Draws(DECODER, seeds)
     with torch.no_grad():
-        noise, plan = drawn.normal("start", *model.shape), dr.StepPlan.spread(dual.decoding.plan.t, 1)
-        x = rollout(model.denoiser, dual.decoding.step, plan, noise, Cond(z_0=z_0), lambda i, j: noise)
+        start, plan = drawn.normal("start", *model.shape), dr.StepPlan.spread(dual.decoding.plan.t, 1)
+        noise = StepNoise(model.process, drawn, plan.num_steps, model.shape)
+        x = rollout(model.denoiser, dual.decoding.step, plan, start, Cond(z_0=z_0), noise)
+    assert dual.decoding.step == dr.SDEDPMSolver2M(model.process, gamma=0.1)
     torch.testing.assert_close(dual.decode(z_0, Draws(0, seeds)), x)
     assert decode_macs(dual, LATENT) == model.call_cost.heavy + 16 * model.call_cost.light
     base = Experiment(

@@ -18,7 +18,9 @@ from dualrate.networks.uvit import UViTConfig
 from dualrate.recipes import imagenet
 
 RECIPES = {
-    name: recipe for name, recipe in train.RECIPES.items() if name.startswith("imagenet") and "latents" not in name
+    name: recipe
+    for name, recipe in train.RECIPES.items()
+    if name.startswith("imagenet") and "latents" not in name and "decoder" not in name
 }
 
 

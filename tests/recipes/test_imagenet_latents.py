@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dualrate.cli import train
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.denoisers.decoder import Decoder
+from dualrate.experiments.decoding import OneDecoder
 from dualrate.experiments.experiment import Experiment
 from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
 from dualrate.recipes import imagenet_latents as recipes
@@ -52,3 +55,31 @@ def test_calls_cost_what_the_page_says():
         ]
     assert [one / 1e9 for one in found] == pytest.approx(GIGA, rel=1e-3)
     assert GIGA[1] * 1e9 == pytest.approx(8 * (12 * 1024**3 + 2 * 1024**3), rel=0.01)
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_decoders_of_either_size_are_of_the_first_stages_latents(size, monkeypatch):
+    first, made = (
+        recipes.first(size),
+        SimpleNamespace(latents="a" * 64, latent_shape=lambda image: (32, size // 16, size // 16)),
+    )
+    monkeypatch.setattr("dualrate.codecs.config.read_codec", lambda folder, *how: made)
+    kinds = ("heavy", "light", "dual", "retrofit")
+    heavy, light, dual, retrofit = (recipes.DecoderRecipe(kind, size, Path("here"))() for kind in kinds)
+    assert heavy.networks.model == dual.networks.encoder == first.networks.decoder
+    assert light.networks.model == dual.networks.light
+    for one in (heavy, light, dual, retrofit):
+        assert one.networks.latent == first.shape
+        assert (one.shape, one.process) == ((3, size, size), first.codec.process)
+        assert one.data == first.data
+    assert retrofit.method.encoder_from == "runs/imagenet512-decoder-heavy"
+    assert dual.serves.default_heavy(16) == 1
+
+
+def test_a_light_decoder_costs_what_the_page_says():
+    with FakeTensorMode():
+        for size, giga in ((256, 11.1), (512, 47.5)):
+            latent = (32, size // 16, size // 16)
+            decoder = OneDecoder(recipes.light_decoder(size), latent).build(recipes.images(size))[1]
+            cost = call_cost(decoder, (3, size, size), None, latent=latent).light
+            assert cost / 1e9 == pytest.approx(giga, rel=0.01)

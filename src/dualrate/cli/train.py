@@ -84,6 +84,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "imagenet256-latents-base": partial(imagenet_latents.base, 256),
     "imagenet512-latents-first": imagenet_latents.first,
     "imagenet512-latents-base": imagenet_latents.base,
+    "imagenet-decoder": imagenet_latents.DecoderRecipe(),
 }
 
 STAGES: dict[str, Callable[[], Stages]] = {

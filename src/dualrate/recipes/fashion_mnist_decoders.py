@@ -1,8 +1,6 @@
 """Decoders of Fashion-MNIST's latents, trained on what a first stage left: `fashion-mnist-latents-first`, or any codec.
 
-Heavy, medium, small and light are single-rate; dual is the heavy network on z_0, once an image, and the light one at
-every step; retrofit is the same, begun as the trained light decoder and with the trained heavy one, whose x_hat it
-learns.
+Heavy, medium, small and light are single-rate; what dual and retrofit are is said in `decoders.py`.
 """
 
 from __future__ import annotations
@@ -11,14 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from dualrate.codecs.config import CodecFolder
 from dualrate.config.ranges import Ranged
-from dualrate.experiments.decoding import OneDecoder, TwoDecoders
-from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import NetworksConfig
-from dualrate.methods.times import GivenTimes
 from dualrate.networks.uvit import UViTConfig
+from dualrate.recipes.decoders import decoder
 from dualrate.recipes.fashion_mnist import network
 from dualrate.recipes.fashion_mnist_latents import FIT, WEIGHTING
 
@@ -41,7 +35,6 @@ ITERATIONS: dict[Kind, int] = {
     "dual": 2500,
     "retrofit": 1500,
 }
-SHAPE = SIZES["heavy"].shape
 
 
 @dataclass(frozen=True)
@@ -63,17 +56,14 @@ class DecoderRecipe(Ranged):
 
     def __call__(self) -> Experiment:
         """About 40 minutes of one CPU core; a retrofit 30. Raises what reading the codec raises."""
-        latents = CodecFolder.at(self.codec)
-        shape, method = latents.read("cpu").latent_shape(SHAPE), DenoisingConfig(weighting=WEIGHTING, latents=latents)
-        networks: NetworksConfig
-        if self.kind in SIZES:
-            networks = OneDecoder(SIZES[self.kind], shape)
-        else:
-            networks = TwoDecoders(SIZES[self.encoder], SIZES["light"], shape)
-            method = replace(method, times=GivenTimes(4))
-        if self.kind == "retrofit":
-            heavy, light = str(self.heavy), str(self.light)  # a target is a call of the heavy one at every time
-            of = {"encoder_from": heavy, "light_from": light, "targets_from": heavy}
-            method = replace(method, times=GivenTimes(2), **of)
-        fit = replace(FIT, iterations=ITERATIONS[self.kind])
-        return Experiment(f"fashion-mnist-decoder-{self.kind}", networks, method, fit)
+        return decoder(
+            "fashion-mnist-decoder",
+            self.kind,
+            SIZES,
+            self.codec,
+            heavy=self.heavy,
+            light=self.light,
+            encoder=self.encoder,
+            weighting=WEIGHTING,
+            fit=replace(FIT, iterations=ITERATIONS[self.kind]),
+        )
