@@ -97,7 +97,9 @@ def plan_of(name: str, steps: int, grid: str) -> str:
     """The file of a plan on times that are not usual, which is written."""
     times = grid_times(grid, Cosine(), steps)
     dual = name not in fashion_mnist_decoders.SIZES
-    file = RESULTS / "plans" / f"decoder-{'dual' if dual else 'single'}-{steps}-{grid.replace(':', '-')}.json"
+    rate = f"{steps}-1" if dual else f"{steps}"
+    file = RESULTS / "plans" / "decoders" / rate / f"{grid.replace(':', '-')}.json"  # a name for each of a curve
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text((StepPlan.at(times, [0]) if dual else StepPlan.spread(times)).to_json() + "\n")
     return str(file.relative_to(ROOT))
 

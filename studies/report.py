@@ -124,7 +124,7 @@ def decoders(name: str, counts: Mapping[str, Sequence[int]], latents_by: str | N
     """Of `make reproduce-train MODEL=latents` and then `decoder-...`, then studies/decoder_samplers.py."""
     judges = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
     made = f".venv/bin/python studies/report.py {name}"
-    effort = Effort(minutes=480, screen=300, count=10_000)
+    effort = Effort(minutes=480, screen=300, count=10_000 if latents_by is None else 5000)
     return Report(decoder_samplers.entries(counts), effort, made, "decoders.md", judges, latents_by)
 
 

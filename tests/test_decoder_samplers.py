@@ -19,7 +19,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(study, "WHERE", tmp_path)
     monkeypatch.setattr(study, "RESULTS", tmp_path)
     monkeypatch.setattr(study, "ROOT", tmp_path)
-    (tmp_path / "plans").mkdir()
     return tmp_path
 
 
@@ -32,12 +31,12 @@ def test_the_best_has_the_least_product_and_unusual_times_are_a_plan(here):
     measured(here, "dual", {"ddim log-snr": [1.0, 9.0, 1.0], "ddim t": [2.0, 2.0, 2.0], "ancestral t": [4.0, 4.0, 4.0]})
     assert study.entry("dual", 4) == "dual=runs/decoder-dual:4@ddim"  # even in t, as usual with it
     measured(here, "dual", {"ddim log-snr": [1.0, 7.0, 1.0], "ddim t": [2.0, 2.0, 2.0]})
-    assert study.entry("dual", 4) == "dual=runs/decoder-dual:plans/decoder-dual-4-log-snr.json@ddim"
-    plan = dr.StepPlan.from_json((here / "plans/decoder-dual-4-log-snr.json").read_text())
+    assert study.entry("dual", 4) == "dual=runs/decoder-dual:plans/decoders/4-1/log-snr.json@ddim"
+    plan = dr.StepPlan.from_json((here / "plans/decoders/4-1/log-snr.json").read_text())
     assert (plan.num_steps, plan.num_heavy, plan.refresh[0]) == (4, 1, Refresh.FULL)
     measured(here, "small", {"sde-dpm++2m:0.1 blend:0.5": [1.0, 1.0, 1.0]})
-    assert study.entry("small", 6) == "small=runs/decoder-small:plans/decoder-single-6-blend-0.5.json@sde-dpm++2m:0.1"
-    plan = dr.StepPlan.from_json((here / "plans/decoder-single-6-blend-0.5.json").read_text())
+    assert study.entry("small", 6) == "small=runs/decoder-small:plans/decoders/6/blend-0.5.json@sde-dpm++2m:0.1"
+    plan = dr.StepPlan.from_json((here / "plans/decoders/6/blend-0.5.json").read_text())
     assert (plan.num_steps, plan.num_heavy) == (6, 6)
     assert study.entry("heavy", 4) == "heavy=runs/decoder-heavy:4@sde-dpm++2m:0.1"  # not measured yet
 
