@@ -98,6 +98,7 @@ WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json
 
 MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
     "dualrate.likelihood.bound.Bound",
+    "dualrate.training.loop._Update",
     "dualrate.denoisers.metered.Meter",
     "dualrate.compare.comparison.Clock",
     "dualrate.compare.speed.Speed",

@@ -195,6 +195,15 @@ def test_a_retrofit_begins_as_the_light_decoder_and_with_the_heavy_one(runs: dic
         other.method.prepare(other, start)
 
 
+def test_a_comparison_gives_every_decoder_the_times_that_drawing_gives_it(runs: dict[str, Path]) -> None:
+    for run in runs.values():
+        model = load(run)
+        for sampler in ("sde-dpm++2m", "dpm++2m", "ddim"):
+            plan = Entry.parse(f"{run}:4@{sampler}").asked(model).plan
+            assert plan == Choice(4, sampler=sampler).step_plan(model)
+            assert plan.num_heavy == model.serves.default_heavy(4)
+
+
 def test_decoders_are_compared_at_equal_cost(runs: dict[str, Path]) -> None:
     """The usual plans of a dual-rate decoder have one heavy call, and as many light ones as the rung pays for."""
     entries = [Entry.parse(str(run)) for run in runs.values()]

@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
 
 def test_another_sampler_or_number_of_steps_is_another_codec_of_the_same_latents(root: Path) -> None:
     """Of the run that trained the codec, and of a decoder's run."""
-    for name, own in (("first", ("dpm++2m", 3)), ("decoder", ("dpm++2m", 16))):
+    for name, own in (("first", ("dpm++2m", 3)), ("decoder", ("sde-dpm++2m:0.1", 16))):
         plain, same = read_codec(root / name), read_codec(root / name, "cpu", *own)
         asked = {how: read_codec(root / name, "cpu", *how) for how in ((None, 2), ("ddim", None), ("ddim", 2))}
         codecs = (plain, *asked.values())
@@ -146,8 +146,9 @@ def test_another_sampler_or_number_of_steps_is_another_codec_of_the_same_latents
         draws, z_0 = Draws(0, torch.arange(2)), torch.zeros(2, 2, 4, 4)
         assert torch.equal(plain.decode(z_0, draws), same.decode(z_0, draws))
         assert not torch.equal(plain.decode(z_0, draws), asked["ddim", 2].decode(z_0, draws))
-    with pytest.raises(ValueError, match="no sampler 'ddin', did you mean ddim"):
-        read_codec(root / "first", "cpu", "ddin")
+    for sampler, said in (("ddin", "no sampler 'ddin', did you mean ddim"), ("ddim:0.1", "means nothing to ddim")):
+        with pytest.raises(ValueError, match=said):
+            read_codec(root / "first", "cpu", sampler)
 
 
 def test_models_of_latents_are_drawn_with_other_steps_of_their_decoder(root: Path) -> None:
@@ -208,7 +209,10 @@ def test_the_commands_go_there_and_back(root: Path, tmp_path: Path, monkeypatch,
             ("encode", root / "photos", "--run", root / "first", "--out", "o", "--channels", 1),
             "a.png: this codec",
         ),
-        (("decode", "latents", "--run", root / "first", "--out", "out"), "differ in steps (2; now 3): name another"),
+        (
+            ("decode", "latents", "--run", root / "first", "--sampler", "sde-dpm++2m:0.1", "--out", "out"),
+            "differ in steps (2; now 3): name another",
+        ),
         (("decode", root / "images.npz", "--run", root / "first", "--out", "o"), "it has no array"),
         (("decode", "latents", "--run", root / "photos", "--out", "o"), "holds no codec"),
         (("decode", "latents", "--run", root / "first", "--out", "o", "--sampler", "dim"), "did you mean ddim"),

@@ -119,7 +119,7 @@ def optimum_at(monkeypatch, best: StepPlan) -> None:
         first = [plan.refresh.index(Refresh.FULL) / 8 for plan in (drawer.plan, best)]
         value = 1 + np.abs(np.subtract(drawer.plan.t, best.t)).sum() + abs(first[0] - first[1])
         score = SimpleNamespace(value=value, fingerprint=SimpleNamespace(seeds=seeds))
-        return SimpleNamespace(row=SimpleNamespace(score=score), features={judge.metric: torch.zeros(len(seeds), 2)})
+        return SimpleNamespace(row=SimpleNamespace(score=score), replicates={judge.metric: np.zeros(2)})
 
     monkeypatch.setattr(searching, "measure", scored)
 
@@ -129,7 +129,6 @@ def test_a_known_optimum_is_found(model, judge, tmp_path, monkeypatch):
     optimum_at(monkeypatch, best)
     monkeypatch.setattr(family, "BLENDS", tuple(i / 10 for i in range(11)))
     monkeypatch.setattr(searching, "SHORT", 100)
-    monkeypatch.setattr(type(judge), "replicates", lambda self, features, strata: np.zeros(2))
     found = search(model, DUAL, judge, tmp_path, progress=Told(), **OPTIONS)
     assert found.plan == best
     assert found.names[found.plan] == "blend:0.6, 3 alone"
