@@ -35,8 +35,7 @@ class Turns:
 
     def batch(self, iteration: int) -> Batch:
         if self.since is not None:
-            now = stamp(self.device)
-            self.rounds["fit"].append(Seconds(now.wall - self.since.wall, now.cpu - self.since.cpu))
+            self.rounds["fit"].append(stamp(self.device) - self.since)
             self.rounds["hand"].append(once(self.by_hand, self.device))
         self.since = stamp(self.device)
         return self.batch_of

@@ -23,6 +23,9 @@ class Seconds:
     wall: float
     cpu: float
 
+    def __sub__(self, start: Seconds) -> Seconds:
+        return Seconds(self.wall - start.wall, self.cpu - start.cpu)
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -57,8 +60,7 @@ def once(call: Callable[[], object], device: torch.device) -> Seconds:
     """The duration of a call, until its results are there."""
     start = stamp(device)
     call()
-    end = stamp(device)
-    return Seconds(end.wall - start.wall, end.cpu - start.cpu)
+    return stamp(device) - start
 
 
 def interleaved(

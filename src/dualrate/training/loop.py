@@ -217,8 +217,7 @@ class _Trainer:
             if state.iteration % config.sample_every == 0:
                 self.sample(on_sample)
                 sampled_at = state.iteration
-        with self.watchdog.over(f"{self.world.name}: the checkpoint before", LONG):
-            self.saver.finish()
+        self.finish_saving()
         if self.world.of_leader(self.saver.saved_at) != state.iteration:
             self.save(last=True)
         if state.iteration < config.iterations and any(self.world.any(interrupts.received is not None)):
@@ -327,11 +326,14 @@ class _Trainer:
             state.running_means.sums.clear()
         self.progress.update(state.iteration, config.iterations, counts | finite(self.logs))
 
+    def finish_saving(self) -> None:
+        with self.watchdog.over(f"{self.world.name}: the checkpoint before", LONG):
+            self.saver.finish()
+
     def save(self, *, last: bool) -> None:
         """Begin to save a checkpoint, which the leader does, of what all have; to the end if it is the last."""
         self.read()
-        with self.watchdog.over(f"{self.world.name}: the checkpoint before", LONG):
-            self.saver.finish()
+        self.finish_saving()
         self.world.any(False)  # what was written before may have taken longer than the others wait in a gathering
         tensors = self.state.tensors(keep=self.world.leads)
         if not self.world.leads:
