@@ -44,7 +44,7 @@ NETWORKS: dict[Single, UViTConfig] = {
     "light": network(conv=32, transformer=96, depth=2),  # 26 million, 0.17
 }
 # 6,800 CPU seconds each on one core of an AMD EPYC with AVX-512 bfloat16 (dev/queue.md)
-ITERATIONS = {"heavy": 13_800, "medium-45": 30_000, "medium-25": 47_000, "light": 57_500, "dual": 18_000}
+ITERATIONS = {"heavy": 7300, "medium-45": 16_250, "medium-25": 25_200, "light": 31_900, "dual": 9900}
 
 
 def fit(name: str) -> FitConfig:
