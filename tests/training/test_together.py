@@ -51,21 +51,20 @@ def losses(run: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if "/" in name} for line in lines]
 
 
-def trained(
-    folder: Path, cases: Mapping[str, tuple[int, int | None]], *more: Callable[[Path], Work]
-) -> tuple[Path, Path]:
-    """Runs of one process; and of two that hold the weights together, one, two that hold all, two as at first.
+def trained(folder: Path, cases: Cases, *more: Callable[[Path], Work]) -> dict[str, Path]:
+    """Runs of one process, of two that hold the weights together, and of both kinds in turn.
 
+    In turn: two that hold them together, one, two that hold all, two as at first.
     more: what else the last processes do, given the runs of one
     """
-    one, mixed = folder / "one", folder / "mixed"
-    assert together.ended(together.start(TrainAll(mixed, ((5, True),), cases), shard=2)) == [0, 0]
-    TrainAll(mixed, ((15, False),), cases)(World())
+    one, held, in_turn = (folder / name for name in ("one", "held together", "in turn"))
+    assert together.ended(together.start(TrainAll(in_turn, ((5, True),), cases), shard=2)) == [0, 0]
+    TrainAll(in_turn, ((15, False),), cases)(World())
     TrainAll(one, ((STRAIGHT, False),), cases)(World())
-    last = TrainAll(mixed, ((44, False), (STRAIGHT, True)), cases)
-    works = InTurn((last, *(work(one) for work in more)))
+    last = TrainAll(in_turn, ((44, False), (STRAIGHT, True)), cases)
+    works = InTurn((last, TrainAll(held, ((STRAIGHT, True),), cases), *(work(one) for work in more)))
     assert together.ended(together.start(works, shard=2)) == [0, 0]
-    return one, mixed
+    return {run.name: run for run in (one, held, in_turn)}
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +74,8 @@ def folders(tmp_path_factory):
     return trained(folder, CASES, lambda one: Held("denoising, dual", one / "denoising, dual"), lambda one: nan)
 
 
-def assert_equal(one: Path, mixed: Path) -> None:
-    alone, shared = losses(one), losses(mixed)
+def assert_equal(one: Path, two: Path) -> None:
+    alone, shared = losses(one), losses(two)
     assert len(alone) == len(shared) == STRAIGHT
     for expected, got in zip(alone, shared, strict=True):
         assert expected.keys() == got.keys()
@@ -84,12 +83,13 @@ def assert_equal(one: Path, mixed: Path) -> None:
             assert got[name] == pytest.approx(value, rel=1e-10, abs=1e-10), name
 
 
+@pytest.mark.parametrize("how", ["held together", "in turn"])
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_have_the_losses_of_one_also_resumed_by_another_number(folders, case):
+def test_two_processes_have_the_losses_of_one_also_resumed_by_another_number(folders, case, how):
     """Losses and norms of gradients; and at the end weights, averages and moments."""
-    one, mixed = folders
-    assert_equal(one / case, mixed / case)
-    alone, shared = final(one / case), final(mixed / case)
+    one, two = folders["one"] / case, folders[how] / case
+    assert_equal(one, two)
+    alone, shared = final(one), final(two)
     assert alone.keys() == shared.keys()
     for file, tensors in alone.items():
         assert tensors.keys() == shared[file].keys()
@@ -100,7 +100,7 @@ def test_two_processes_have_the_losses_of_one_also_resumed_by_another_number(fol
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_four_processes_of_which_two_and_two_hold_the_weights_together(folders, tmp_path):
-    one, _ = folders
+    one = folders["one"]
     for case, sizes in {"denoising, dual": (7, None), "instant": (7, None)}.items():
         works = InTurn(
             (TrainAll(tmp_path, ((STRAIGHT, True),), {case: sizes}), Held("denoising, dual", one / "denoising, dual"))
@@ -112,9 +112,10 @@ def test_four_processes_of_which_two_and_two_hold_the_weights_together(folders, 
 
 @pytest.mark.slow
 def test_so_have_those_of_other_students(tmp_path):
-    one, mixed = trained(tmp_path, STUDENTS)
+    runs = trained(tmp_path, STUDENTS)
     for case in STUDENTS:
-        assert_equal(one / case, mixed / case)
+        assert_equal(runs["one"] / case, runs["held together"] / case)
+        assert_equal(runs["one"] / case, runs["in turn"] / case)
 
 
 def saved(run_dir: Path) -> list[str]:
@@ -166,7 +167,7 @@ def test_when_one_hangs_the_others_end_after_the_timeout_and_it_says_where_it_st
 
 @pytest.mark.parametrize("held", ["whole", "together"])
 def test_data_that_is_not_finite_in_one_process_is_skipped_in_all_and_named(tmp_path, folders, held):
-    run_dir = tmp_path / "run" if held == "whole" else folders[0].parent / "nan"
+    run_dir = tmp_path / "run" if held == "whole" else folders["one"].with_name("nan")
     if held == "whole":
         assert together.ended(together.start(Toys(run_dir, nan=14, iterations=4))) == [0, 0]
     for rank in range(2):
