@@ -20,6 +20,7 @@ import torch
 
 import dualrate as dr
 from benchmarks import workloads
+from dualrate.cli.train import RECIPES
 from dualrate.machine.device import pays, peak_memory
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.runs.store import read_experiment
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="a run or released weights")
+    parser.add_argument("model", help="a run or released weights; to train, or a recipe")
     parser.add_argument("work", choices=("sample", "train"))
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--heavy", type=int, help="heavy calls; default: one per step")
@@ -50,7 +51,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     bfloat16 = pays(device)
     start = peak_memory(device)
     if options.work == "train":
-        work = workloads.training(read_experiment(Path(options.model)), device, bfloat16)
+        recipe = RECIPES.get(options.model)
+        experiment = recipe() if recipe else read_experiment(Path(options.model))
+        work = workloads.training(experiment, device, bfloat16)
     else:
         model, plan = dr.load(options.model, device=device), dr.StepPlan.uniform(options.steps, options.heavy)
         work = workloads.sampling(model, plan, options.batch, bfloat16)

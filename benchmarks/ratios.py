@@ -4,7 +4,7 @@
     loop        the sampler's loop alone over that of diffusers, a seed per image
     efficiency  speed-up of the dual-rate model over the heavy one at equal steps, over the ratio of their multiply-adds
     fit         an iteration of training over that of a loop by hand (fitting.py)
-    training    images per second, dual-rate over heavy (the encoder sees the rows that keep their context)
+    training    images per second, dual-rate over heavy: both networks, the light one alone beside a trained one
     mfu         FLOPs of heavy and light calls and of training over those that the device could do (utilisation.py)
     memory      peak, dual-rate over heavy; CPU seconds of a training iteration with and without kept memory beside it
 
@@ -26,6 +26,7 @@ from benchmarks import child, loops, workloads
 from benchmarks.fitting import fit_over_loop
 from benchmarks.interleave import Spread, interleaved, quotient
 from benchmarks.utilisation import utilisation
+from dualrate.cli.train import RECIPES
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
@@ -35,6 +36,7 @@ Figures = dict[str, Any]
 
 FITTED = 20  # iterations
 RELEASED = {"heavy": "heavy-annealed", "dual": "retrofit", "light": "light"}
+JOINT = "fashion-mnist-dual"  # a recipe; what is released as dual trains its light network alone
 
 
 def sampler_over_networks(
@@ -74,7 +76,12 @@ def training(
 
 
 def shares_of_peak(
-    dual: Model, trained: list[dr.Experiment], batches: list[int], device: torch.device, bfloat16: bool, seconds: float
+    dual: Model,
+    trained: dict[str, dr.Experiment],
+    batches: list[int],
+    device: torch.device,
+    bfloat16: bool,
+    seconds: float,
 ) -> Figures:
     """MFU of the dual-rate model's calls by batch, and of training."""
     calls = {
@@ -82,7 +89,7 @@ def shares_of_peak(
         for batch in batches
         for name, call in workloads.a_call_each(dual, batch, bfloat16).items()
     }
-    calls |= {f"training {one.name}": workloads.training(one, device, bfloat16) for one in trained}
+    calls |= {f"training {name}": workloads.training(one, device, bfloat16) for name, one in trained.items()}
     return utilisation(calls, device, bfloat16=bfloat16, seconds=seconds)
 
 
@@ -93,14 +100,15 @@ def processes(weights: dict[str, Path], device: str, threads: int) -> Figures:
     for name in ("heavy", "dual"):
         plan = ("--heavy", "8") if name == "dual" else ()
         found[f"sample {name}"] = child.run(str(weights[name]), "sample", "--repeats", "1", *plan, *common)
-    for name, path in weights.items():
-        found[f"train {name}"] = child.run(str(path), "train", *common)
-        found[f"train {name}, freed memory returned"] = child.run(str(path), "train", "--return-freed", *common)
-    for work in ("sample", "train"):
-        heavy, dual = found[f"{work} heavy"], found[f"{work} dual"]
-        found[f"{work}, dual over heavy"] = dual["peak"] / heavy["peak"]
-        above = [figures["peak"] - figures["start"] for figures in (dual, heavy)]
-        found[f"{work}, dual over heavy, above the libraries' own"] = above[0] / above[1]
+    trained = {"heavy": weights["heavy"], "joint": JOINT, "retrofit": weights["dual"], "light": weights["light"]}
+    for name, model in trained.items():
+        found[f"train {name}"] = child.run(str(model), "train", *common)
+        found[f"train {name}, freed memory returned"] = child.run(str(model), "train", "--return-freed", *common)
+    for work, name in (("sample", "dual"), ("train", "joint"), ("train", "retrofit")):
+        own, heavy = found[f"{work} {name}"], found[f"{work} heavy"]
+        found[f"{work}, {name} over heavy"] = own["peak"] / heavy["peak"]
+        above = [figures["peak"] - figures["start"] for figures in (own, heavy)]
+        found[f"{work}, {name} over heavy, above the libraries' own"] = above[0] / above[1]
     return found
 
 
@@ -146,9 +154,13 @@ def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
     }
     for name, ratio in found["fit"].items():
         show(f"an iteration of fit over one by hand, {name}", ratio)
-    found["training"] = training(heavy.experiment, dual.experiment, device, bfloat16, seconds)
-    show("training images/s, dual-rate over heavy", found["training"])
-    found["mfu"] = shares_of_peak(dual, [heavy.experiment, dual.experiment], options.batches, device, bfloat16, seconds)
+    trained = {"heavy": heavy.experiment, "joint": RECIPES[JOINT](), "retrofit": dual.experiment}
+    found["training"] = {
+        name: training(trained["heavy"], trained[name], device, bfloat16, seconds) for name in ("joint", "retrofit")
+    }
+    for name, ratio in found["training"].items():
+        show(f"training images/s, {name} over heavy", ratio)
+    found["mfu"] = shares_of_peak(dual, trained, options.batches, device, bfloat16, seconds)
     for name, share in found["mfu"].items():
         show(f"MFU, {name}", share)
     found["processes"] = processes(weights, options.device, options.threads)
