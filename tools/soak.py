@@ -140,11 +140,13 @@ def jobs(folder: Path) -> dict[str, Job]:
             files("**/*"),
         ),
         "sample": Job(
-            ("sample", model, "--out", "OUT", "--num", "96", "--batch-size", "8", "--steps", "8", "--npz"),
+            ("sample", model, "--out", "OUT", "--num", "96", "--batch-size", "8", "--steps", "8", "--npz",
+             "--workers", "2"),
             files("*.png"),
         ),
         "evaluate": Job(
-            ("evaluate", model, "--keep", "OUT", "--num", "384", "--batch-size", "16", "--steps", "4", *judge),
+            ("evaluate", model, "--keep", "OUT", "--num", "384", "--batch-size", "16", "--steps", "4",
+             "--workers", "2", *judge),
             features,
         ),
         "compare": Job(

@@ -10,7 +10,7 @@ from torch import Tensor
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import Process
 
-AHEAD = {"cpu": 2**16, "cuda": 2**22}  # numbers made at once: what a processor's cache holds, what keeps a GPU busy
+AHEAD = {"cpu": 2**19, "cuda": 2**22}  # numbers made at once: so many that launching kernels takes little of the time
 
 
 class StepNoise:
@@ -22,7 +22,7 @@ class StepNoise:
 
     def __init__(self, process: Process, draws: Draws, steps: int, shape: Sequence[int]) -> None:
         self.process, self.draws, self.steps, self.shape = process, draws, steps, tuple(shape)
-        self.at_once = max(1, AHEAD.get(draws.row.device.type, 2**16) // max(1, len(draws.row) * math.prod(shape)))
+        self.at_once = max(1, AHEAD.get(draws.row.device.type, 2**19) // max(1, len(draws.row) * math.prod(shape)))
         self.made: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, step: int, draw: int) -> Tensor:
