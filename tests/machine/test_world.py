@@ -10,7 +10,8 @@ import torch
 from training.faults import context
 
 from dualrate.machine import world as world_
-from dualrate.machine.world import SUPERVISOR, Lost, World, follow_supervisor, joined, own_device
+from dualrate.machine.gradients import summed_gradients
+from dualrate.machine.world import SUPERVISOR, Lost, World, buckets, follow_supervisor, joined, own_device
 
 
 def test_shares_are_of_all_rows_and_of_nearly_one_size():
@@ -22,19 +23,20 @@ def test_shares_are_of_all_rows_and_of_nearly_one_size():
 
 def test_one_process_changes_nothing():
     alone, parameter = World(), torch.nn.Parameter(torch.ones(2))
-    alone.add_gradients([parameter])
-    assert parameter.grad is None
+    with summed_gradients([parameter], alone):
+        (3 * parameter).sum().backward()
+    assert parameter.grad is not None
+    assert parameter.grad.tolist() == [3, 3]
     assert alone.any(True, False) == (True, False)
     assert alone.of_leader(7) == 7
     with joined(torch.device("cpu")) as world:
         assert world == alone
 
 
-def test_buckets_are_of_one_type_and_bounded(monkeypatch):
-    monkeypatch.setattr(world_, "BUCKET", 4)
+def test_buckets_are_of_one_type_and_bounded():
     sizes = [(3, torch.float32), (1, torch.float64), (1, torch.float32), (1, torch.float32), (9, torch.float32)]
-    buckets = list(world_._buckets(torch.zeros(size, dtype=dtype) for size, dtype in sizes))
-    found = [[(tensor.numel(), tensor.dtype) for tensor in bucket] for bucket in buckets]
+    made = buckets((torch.zeros(size, dtype=dtype) for size, dtype in sizes), 4)
+    found = [[(tensor.numel(), tensor.dtype) for tensor in bucket] for bucket in made]
     assert found == [[sizes[0], sizes[2]], [sizes[3]], [sizes[4]], [sizes[1]]]
 
 

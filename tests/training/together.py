@@ -17,6 +17,7 @@ from contracts.test_method_contracts import CASES, images, method_of
 from dualrate.denoisers.denoiser import posterior_mean
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.experiments import moment_matching
+from dualrate.machine import gradients
 from dualrate.machine.world import LOST, Lost, World, joined
 from dualrate.methods.method import Method
 from dualrate.training import checkpoint
@@ -45,7 +46,8 @@ class Images:
 def train(case: str, run_dir: Path, iterations: int, world: World, batch_size: int, micro_batch: int | None) -> None:
     """A case of the methods' contracts, in double precision; every iteration is logged.
 
-    Processes that hold the weights together compute their blocks' activations again, too.
+    Processes that hold the weights together compute their blocks' activations again, too; where each holds all,
+    gradients are added up in several buckets.
     """
     config = FitConfig(
         iterations,
@@ -59,7 +61,8 @@ def train(case: str, run_dir: Path, iterations: int, world: World, batch_size: i
     batches = Images(batch_size, Share(batch_size, micro_batch, world).rows)
     with mock.patch.object(moment_matching, "PRECONDITIONING", 2):
         method = method_of(CASES[case], partial(shard_frozen, world=world))
-    fit(method, batches, config, run_dir, identity={}, world=world)
+    with mock.patch.object(gradients, "BUCKET", 500):
+        fit(method, batches, config, run_dir, identity={}, world=world)
 
 
 @dataclass(frozen=True)

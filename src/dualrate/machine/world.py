@@ -2,7 +2,7 @@
 
     torchrun and `machine/supervisor.py` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; `joined` reads them
 
-Every process computes the gradient of its own rows; `add_gradients` adds these up, so all make the same update. Each
+Every process computes the gradient of its own rows; gradients.py adds these up, so all make the same update. Each
 holds all of the networks; or `shard` processes hold every weight together, a part each, as `mesh` says:
 
     mesh   size / shard rows of `shard` processes each: a row holds everything once (training/sharding.py)
@@ -26,17 +26,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 SUPERVISOR = "DUALRATE_SUPERVISOR"  # its process number, in the environment of those that it started
 LOST = 76  # exit code of a process that lost the others
 GLOO = re.compile(r"\[\S*gloo\S*\] ")  # how what gloo says begins: torch has no class of its own for it
 BUCKET = 2**24  # elements that are added up at once: they are copied
+
+TensorT = TypeVar("TensorT", bound=Tensor)
 
 
 class Lost(OSError):
@@ -81,30 +83,12 @@ class World:
         """Replace tensors on the device by their sums over all processes, which must all ask for the same ones."""
         if self.size == 1:
             return
-        for bucket in _buckets(tensors):
+        for bucket in buckets(tensors, BUCKET):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             with self._together():
                 dist.all_reduce(flat)
             for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(total.view_as(tensor))
-
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up gradients; a parameter that has one in no process still has none.
-
-        Of weights that are held together the backward pass has added them up.
-        """
-        if self.size == 1 or self.mesh is not None:
-            return
-        own = list(parameters)
-        have = [parameter.grad is not None for parameter in own]
-        complete, device = all(have), own[0].device  # a copy of numbers to the device would wait for it
-        found = torch.ones(len(own), device=device) if complete else torch.tensor(have, device=device).float()
-        for parameter in own:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        self.add_up([*(parameter.grad for parameter in own if parameter.grad is not None), found])
-        if not complete:  # else there is nothing to learn from it, and reading it would wait for the device
-            for parameter, processes in zip(own, found.tolist(), strict=True):
-                parameter.grad = parameter.grad if processes else None
 
     def copy_leader(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors on the device by the leader's."""
@@ -167,12 +151,12 @@ class World:
             ) from error
 
 
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in groups of one type, and of BUCKET elements at most unless a single one has more."""
-    by_type: dict[torch.dtype, list[Tensor]] = {}
+def buckets(tensors: Iterable[TensorT], most: int) -> Iterator[list[TensorT]]:
+    """The tensors in groups of one type, and of `most` elements at most unless a single one has more."""
+    by_type: dict[torch.dtype, list[TensorT]] = {}
     for tensor in tensors:
         bucket = by_type.setdefault(tensor.dtype, [])
-        if bucket and sum(one.numel() for one in bucket) + tensor.numel() > BUCKET:
+        if bucket and sum(one.numel() for one in bucket) + tensor.numel() > most:
             yield bucket
             bucket = by_type[tensor.dtype] = []
         bucket.append(tensor)

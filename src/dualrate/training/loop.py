@@ -24,7 +24,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -32,10 +32,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dualrate.diffusion.values import Batch
 from dualrate.machine.device import compiles, default_generator, pays, settle_products
+from dualrate.machine.gradients import summed_gradients
 from dualrate.machine.guards import Interrupts, run_lock
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
 from dualrate.machine.watchdog import Watchdog
@@ -248,8 +249,7 @@ class _Trainer:
         for index, phase in enumerate(self.method.phases(state.iteration)):
             updated = state.enter(phase)
             with frozen(state.networks, state.auxiliaries, but=phase.parameters):
-                names, values = self.accumulate(phase, index, batch)
-            self.world.add_gradients(updated.parameters.values())
+                names, values = self.accumulate(phase, index, batch, updated.parameters.values())
             norm = updated.clip_gradients().to(values)
             broken = ~(torch.isfinite(values[0]) & torch.isfinite(norm))
             updated.update(lr * phase.rate, phase.rates, self.config.batch_size, unless=broken)
@@ -257,15 +257,20 @@ class _Trainer:
             self.unread.append(_Update(state.iteration, phase.name, updated, lr, named, values, batch.sample, odd))
         state.iteration += 1
 
-    def accumulate(self, phase: Phase, index: int, batch: Batch) -> tuple[Iterable[str], Tensor]:
-        """Gradients of the batch's mean loss from the rows here, a micro-batch at a time; the loss and logs of all."""
+    def accumulate(
+        self, phase: Phase, index: int, batch: Batch, parameters: Iterable[nn.Parameter]
+    ) -> tuple[Iterable[str], Tensor]:
+        """Gradients of the batch's mean loss, a micro-batch at a time; the loss and logs. All of the whole batch."""
         totals: dict[str, Tensor] = {}
-        for micro, start in self.share.micro_batches(batch):
+        micro_batches = list(self.share.micro_batches(batch))
+        for number, (micro, start) in enumerate(micro_batches, 1):
             weight = len(micro) / self.config.batch_size
             self.generator.manual_seed(_mixed(self.config.seed, self.state.iteration, index, start))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
                 loss = phase.loss(micro, self.state.iteration, micro.draws(self.config.seed))
-            (loss.total * weight).backward()
+            last = number == len(micro_batches)
+            with summed_gradients(parameters, self.world) if last else nullcontext():
+                (loss.total * weight).backward()
             for name, value in {"loss": loss.total, **loss.logs}.items():
                 value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
                 totals[name] = totals.get(name, 0) + value * weight
