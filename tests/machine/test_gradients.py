@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.nn import Parameter
+from training import together
 
 from dualrate.machine import gradients
 from dualrate.machine.gradients import summed_gradients
 from dualrate.machine.world import World
-from training import together
 
 SIZES = (3, 2, 2, 1)
 
@@ -28,9 +28,12 @@ def watched(parameters: Sequence[Parameter], world: World, bucket: int) -> Itera
         found.append(sum(parameter.grad is not None for parameter in parameters))
         return all_reduce(*arguments, **options)
 
-    with mock.patch.object(gradients, "BUCKET", bucket), mock.patch.object(dist, "all_reduce", counted):
-        with summed_gradients(parameters, world):
-            yield found
+    with (
+        mock.patch.object(gradients, "BUCKET", bucket),
+        mock.patch.object(dist, "all_reduce", counted),
+        summed_gradients(parameters, world),
+    ):
+        yield found
     assert not any(parameter._post_accumulate_grad_hooks for parameter in parameters)
 
 

@@ -174,10 +174,17 @@ def test_time_is_that_of_the_stated_model():
     assert (found.images, found.passes) == (2, 4)
     assert found.compute == pytest.approx(512 * 2e12 / (64 * 989e12 * 0.5))
     assert found.exchange == pytest.approx(2 * 63 / 64 * 8e9 / (0.8 * 400e9))  # eight network cards of 50 GB/s
-    assert found.iteration == pytest.approx(found.compute + found.exchange)
+    assert found.compute / 4 * 2 / 3 < found.exchange  # the backward pass of the last of four passes
+    assert found.iteration == pytest.approx(found.compute + found.exchange - found.compute / 4 * 2 / 3)
     assert found.hours == pytest.approx(found.iteration)
     assert found.gpu_hours == pytest.approx(64 * found.hours)
     assert found.bytes_per_second == pytest.approx(100 * found.images_per_second)
+
+
+def test_an_exchange_behind_the_backward_pass_takes_no_time():
+    found = predict(NEEDS, FitConfig(1, batch_size=6400), Cluster(H100, 64, utilisation=0.5))
+    assert 0 < found.exchange < 2 / 3 * found.compute
+    assert found.iteration == pytest.approx(found.compute)
 
 
 def test_memory_is_parted_where_weights_are_held_together():

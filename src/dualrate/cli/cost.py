@@ -108,7 +108,7 @@ class TrainingCost(Ranged):
             f"{'an iteration':24}{found.iteration:9.3f} s, {found.passes} x {found.images} {one}s a GPU",
             f"{'  computing':24}{found.compute:9.3f} s, {found.flops / 1e12:.3g} TFLOP for each {one} at "
             f"{self.utilisation:.0%} of the peak (assumed)",
-            f"{'  exchanging gradients':24}{found.exchange:9.3f} s",
+            f"{'  exchanging gradients':24}{found.exchange:9.3f} s, at the same time as far as it can be",
             f"{f'{one}s read':24}{found.images_per_second:9.0f} a second, {found.bytes_per_second / 1e6:.0f} MB",
             f"{'all of it':24}{found.hours:9.3g} h = {_round(found.gpu_hours)} GPU hours = {_round(dollars)} dollars "
             f"at {price:g} an hour ({'assumed' if self.price is None else 'given'})",

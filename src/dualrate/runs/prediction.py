@@ -9,8 +9,9 @@
               added up once an iteration                                     2 (n - 1)/n P
               or, where S hold the weights together, in every pass           3 (S - 1)/S P + 2 (1 - S/n) P/S
               (gathered forward and backward and added up among the S, then added up between the groups)
-    time      compute + exchange where all GPUs hold everything, since gradients are added up after the last pass; the
-              longer of the two where weights are held together, since torch gathers ahead
+    time      where all GPUs hold everything compute + what of exchange the backward pass of the last pass does not
+              hide, 2/3 of that pass (machine/gradients.py); the longer of the two where weights are held together,
+              since torch gathers ahead
 
 Memory is an upper bound where an iteration is one pass: then gradients grow as activations go. A compiled network
 keeps fewer activations than counted here. Students whose rollouts gather weights more often exchange more.
@@ -33,6 +34,7 @@ from dualrate.training.budget import pass_cost, recompute_as_on_gpu, weightless
 from dualrate.training.config import FitConfig
 
 EFFICIENCY = 0.8  # of a link's bandwidth, assumed
+BACKWARD = 2 / 3  # of the time of a pass, by FLOPs
 SPARE = 0.1  # of a GPU's memory: CUDA's own, workspaces, gaps; assumed
 ADAM = 2  # moments of a parameter
 
@@ -198,7 +200,10 @@ def predict(needs: Needs, fit: FitConfig, cluster: Cluster) -> Prediction:
     peak = cluster.device.flops * (0.5 if fit.precision == "float32" else 1)  # of TF32
     compute = passes * images * needs.flops / (peak * cluster.utilisation)
     exchange = _exchange(needs.summed, passes, cluster)
-    iteration = compute + exchange if cluster.shard == 1 else max(compute, exchange)
+    if cluster.shard == 1:
+        iteration = compute + max(0.0, exchange - BACKWARD * compute / passes)
+    else:
+        iteration = max(compute, exchange)
     hours = fit.iterations * iteration / 3600
     return Prediction(
         **parts,

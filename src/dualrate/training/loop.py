@@ -24,7 +24,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -269,7 +269,7 @@ class _Trainer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
                 loss = phase.loss(micro, self.state.iteration, micro.draws(self.config.seed))
             last = number == len(micro_batches)
-            with summed_gradients(parameters, self.world) if last else nullcontext():
+            with summed_gradients(parameters if last else (), self.world):
                 (loss.total * weight).backward()
             for name, value in {"loss": loss.total, **loss.logs}.items():
                 value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
