@@ -154,12 +154,16 @@ class World:
 def buckets(tensors: Iterable[TensorT], most: int) -> Iterator[list[TensorT]]:
     """The tensors in groups of one type, and of `most` elements at most unless a single one has more."""
     by_type: dict[torch.dtype, list[TensorT]] = {}
+    sizes: dict[torch.dtype, int] = {}
     for tensor in tensors:
         bucket = by_type.setdefault(tensor.dtype, [])
-        if bucket and sum(one.numel() for one in bucket) + tensor.numel() > most:
+        size = sizes.get(tensor.dtype, 0) + tensor.numel()
+        if bucket and size > most:
             yield bucket
             bucket = by_type[tensor.dtype] = []
+            size = tensor.numel()
         bucket.append(tensor)
+        sizes[tensor.dtype] = size
     yield from by_type.values()
 
 

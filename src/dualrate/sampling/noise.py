@@ -22,7 +22,8 @@ class StepNoise:
 
     def __init__(self, process: Process, draws: Draws, steps: int, shape: Sequence[int]) -> None:
         self.process, self.draws, self.steps, self.shape = process, draws, steps, tuple(shape)
-        self.at_once = max(1, AHEAD.get(draws.row.device.type, 2**19) // max(1, len(draws.row) * math.prod(shape)))
+        ahead = AHEAD.get(draws.row.device.type, AHEAD["cpu"])
+        self.at_once = max(1, ahead // max(1, len(draws.row) * math.prod(shape)))
         self.made: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, step: int, draw: int) -> Tensor:
