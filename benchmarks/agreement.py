@@ -1,10 +1,11 @@
-"""Does a device compute what a CPU computes: network calls, every sampler, training, its averages, and resuming.
+"""Does a device compute what a CPU computes: network calls, every sampler, CUDA graphs, training, resuming.
 
     python -m benchmarks.agreement [--device cuda] [--out FILE]
 
 Networks of a few channels with random weights. Everything is compared with the same on a CPU in float32: exact (no
 TF32), float32 as it is (cuDNN's convolutions take TF32), bfloat16. A difference is a root mean square over that of what
-is compared; of trained weights, over how far they moved since the first checkpoint. Ends with 1 if any is too large.
+is compared; of trained weights, over how far they moved since the first checkpoint. Images by calls that are recorded
+as CUDA graphs are compared with those of the same device without. Ends with 1 if any is too large.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.machine.environment import environment
+from dualrate.machine.graphs import graph_calls
 from dualrate.recipes.students import StudentRecipe, dual_student
 from dualrate.runs.train import train
 from dualrate.sampling.bands import Bands
@@ -46,6 +48,7 @@ PRECISIONS: tuple[Precision, ...] = ("exact", "float32", "bfloat16")
 ALLOWED: dict[str, dict[Precision, float]] = {  # bfloat16: twice or more what a CPU's own makes
     "call": {"exact": 1e-4, "float32": 5e-3, "bfloat16": 0.03},
     "sampler": {"exact": 1e-3, "float32": 5e-3, "bfloat16": 0.03},
+    "graphs": {"exact": 1e-6, "float32": 1e-6, "bfloat16": 1e-6},  # the same kernels
     "training": {"exact": 0.05, "float32": 0.05, "bfloat16": 0.15},
     "resume": {"exact": 0.01, "float32": 0.02, "bfloat16": 0.05},
 }
@@ -156,10 +159,12 @@ def samplers(device: torch.device) -> Iterator[Finding]:
     denoiser = random_denoiser()
     table = CovarianceTable.of_white_noise(Bands((1, SIDE, SIDE), rings=4))
 
-    def images(name: str, where: torch.device, precision: Precision) -> list[Tensor]:
+    def images(name: str, where: torch.device, precision: Precision, *, graphs: bool = False) -> list[Tensor]:
         plan = dr.StepPlan.uniform(6, 2 if SAMPLERS[name].markovian else None)
         step, half = make_step(name, PROCESS, plan=plan, table=table), precision == "bfloat16"
         net, seeds = on(where, denoiser), range(ROWS)
+        for network in (net.encoder, net.light) if graphs else ():
+            graph_calls(network)
         labels = [seed % CLASSES for seed in seeds]
         with computing("exact" if half else precision, where):
             return list(sample(net, step, plan, (1, SIDE, SIDE), seeds, labels, device=where, bfloat16=half))
@@ -167,7 +172,11 @@ def samplers(device: torch.device) -> Iterator[Finding]:
     for name in SAMPLERS:
         expected = images(name, CPU, "exact")
         for precision in PRECISIONS:
-            yield finding("sampler", name, precision, difference(images(name, device, precision), expected))
+            found = images(name, device, precision)
+            yield finding("sampler", name, precision, difference(found, expected))
+            if device.type == "cuda":
+                again = images(name, device, precision, graphs=True)
+                yield finding("graphs", name, precision, difference(again, found))
 
 
 def weights(run: Path, iteration: int) -> list[Tensor]:

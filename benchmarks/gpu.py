@@ -1,10 +1,11 @@
-"""Light steps between two heavy calls on a GPU: eager, compiled, and as one CUDA graph; depth against width.
+"""Light steps between two heavy calls on a GPU: eager, compiled, as CUDA graphs; depth against width.
 
     python -m benchmarks.gpu --device cuda [--models NAME ...] [--precision float32] [--out FILE]
 
 Untested on a GPU: only the eager part was ever run, on a CPU (`--device cpu`). What it is to show: at small batch the
 time of a light step follows its number of kernels, not its multiply-adds, so a graph over a whole segment should help
-most there, and of two light networks of equal multiply-adds the deep and narrow one should be the slower.
+most there, and of two light networks of equal multiply-adds the deep and narrow one should be the slower. A graph of
+every call is what `--graphs` of the commands makes (machine/graphs.py); that of the segment says what is left to gain.
 
 A segment is one heavy call and n light steps with the update rule; its noise lies in buffers, drawn outside of the
 timing. Weights are random: they do not change the time.
@@ -13,6 +14,7 @@ timing. Weights are random: they do not change the time.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +31,7 @@ from dualrate.diffusion.times import shared_time
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
+from dualrate.machine.graphs import graph_calls, record
 from dualrate.recipes import fashion_mnist
 from dualrate.sampling.cost import call_cost
 
@@ -97,17 +100,16 @@ def compiled(part: Segment) -> Segment:
 
 
 def graphed(part: Segment, context: dr.Context) -> Callable[[], None]:
-    """Replays a capture of the light steps; a new context is copied into `context`'s tensors before it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # warm up: a capture may not choose kernels or allocate workspaces
-        for _ in range(3):
-            part.light(context)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        part.light(context)
-    return graph.replay
+    """Launches all the light steps as one; a new context is copied into `context`'s tensors before it."""
+    return record(lambda: part.light(context))[0]
+
+
+def by_call(part: Segment) -> Segment:
+    """The same with every call of its networks as a graph."""
+    light, encoder = (copy.deepcopy(net) for net in (part.denoiser.light, part.denoiser.encoder))
+    for network in (light, encoder):
+        graph_calls(network)
+    return replace(part, denoiser=replace(part.denoiser, light=light, encoder=encoder))
 
 
 def modes(part: Segment, device: torch.device) -> dict[str, Callable[[], object]]:
@@ -118,7 +120,9 @@ def modes(part: Segment, device: torch.device) -> dict[str, Callable[[], object]
         "light steps, eager": lambda: part.light(context),
     }
     if device.type == "cuda":
-        fused = compiled(part)
+        fused, each = compiled(part), by_call(part)
+        calls["heavy call, graph"] = each.heavy
+        calls["light steps, a graph each"] = lambda: each.light(context)
         replay, fused_replay = graphed(part, context), None
         calls["heavy call, compiled"] = fused.heavy
         calls["light steps, compiled"] = lambda: fused.light(context)

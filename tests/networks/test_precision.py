@@ -125,3 +125,19 @@ def test_a_compiled_model_is_called_by_way_of_the_compiler_and_says_so(monkeypat
     assert all(one is other for one, other in shared)
     assert drawer.origin("").precision == "float32, compiled"
     assert replace(drawer, model=model(DUAL)).origin("").precision == "float32"
+
+
+def test_so_is_one_whose_calls_are_recorded(monkeypatch):
+    recorded, compiled = [], []
+    monkeypatch.setattr("dualrate.experiments.experiment.graph_calls", recorded.append)
+    monkeypatch.setattr("dualrate.experiments.experiment.compile_calls", lambda net, cache: compiled.append(net))
+    found = replace(model(DUAL), graphs=True)
+    assert recorded == list(found.ready(bfloat16=False).networks.values())
+    assert not compiled
+    assert found.arithmetic(bfloat16=True) == "bfloat16, CUDA graphs"
+    recorded.clear()
+    both = replace(found, compiled=True)
+    ready = both.ready(bfloat16=False)
+    assert compiled == recorded == list(ready.networks.values())
+    assert both.arithmetic(bfloat16=False) == "float32, compiled, CUDA graphs"
+    assert ready.ready(bfloat16=False) is ready  # what is ready is not made so again

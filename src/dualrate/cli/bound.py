@@ -11,7 +11,7 @@ import torch
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import AsJson, AtATime, Compile, Device, RunDir
+from dualrate.cli.options import AsJson, AtATime, Compile, Device, Graphs, RunDir
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import LogSNR, Range, Ranged, Seed
 from dualrate.data.images import ImageSet
@@ -41,6 +41,7 @@ class LikelihoodBound(Ranged):
     """Of the noise."""
     batch_size: AtATime = 125
     compile: Compile = False
+    graphs: Graphs = False
     device: Device = None
     json: AsJson = False
 
@@ -50,7 +51,7 @@ class LikelihoodBound(Ranged):
 
         if self.variance == "measured" and self.sampling.gamma is not None:
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
-        model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         check_bounded(model)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         if model.experiment.codec.instant:

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import can_compile, reporter
-from dualrate.cli.options import Compile, Device, Workers
+from dualrate.cli.console import can_compile, can_record, reporter
+from dualrate.cli.options import Compile, Device, Graphs, Workers
 from dualrate.config.ranges import Images, Minutes, Ranged
 from dualrate.machine.device import pick_device
 
@@ -51,6 +51,7 @@ class Compare(Ranged):
     """Allow runs trained on other data than the first, whose images then judge all."""
     workers: Workers = 1
     compile: Compile = False
+    graphs: Graphs = False
     device: Device = None
 
     def run(self) -> None:
@@ -71,6 +72,7 @@ class Compare(Ranged):
             device=device,
             workers=self.workers,
             compiled=self.compile and can_compile(device, progress),
+            graphs=self.graphs and can_record(device, progress),
             latents_by=self.latents_by,
             progress=progress,
             command=shlex.join(["dualrate", *sys.argv[1:]]),

@@ -60,14 +60,16 @@ def reporter() -> Reporter:
     return LiveReporter() if sys.stderr.isatty() else PlainReporter(seconds=10)
 
 
-def loaded(run: Path, device: str | None, *, compiled: bool = False) -> tuple[Model, Reporter]:
+def loaded(run: Path, device: str | None, *, compiled: bool = False, graphs: bool = False) -> tuple[Model, Reporter]:
     """The model of a run, or of released weights, on a device; and what says which it is, and goes on reporting.
 
     compiled: its networks are compiled when they are first called, where there is a compiler
+    graphs:   their calls are recorded, where there is a GPU
     """
     where, progress = pick_device(device), reporter()
     model = load(run, device=where, note=progress.note)
-    return (replace(model, compiled=True) if compiled and can_compile(where, progress) else model), progress
+    compiled = compiled and can_compile(where, progress)
+    return replace(model, compiled=compiled, graphs=graphs and can_record(where, progress)), progress
 
 
 def can_compile(device: torch.device, progress: Reporter) -> bool:
@@ -77,6 +79,13 @@ def can_compile(device: torch.device, progress: Reporter) -> bool:
     if problem := compiles(device):
         progress.note(f"warning: there is no compiler that works here ({problem}): the networks run as they are")
     return problem is None
+
+
+def can_record(device: torch.device, progress: Reporter) -> bool:
+    """Whether calls can be recorded as CUDA graphs. Says so where they cannot."""
+    if device.type != "cuda":
+        progress.note(f"warning: CUDA graphs are of a GPU, and this is the {device}: the networks run as they are")
+    return device.type == "cuda"
 
 
 def decoding(progress: Reporter) -> Callable[[int, int, str], None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded, print_report
-from dualrate.cli.options import AsJson, Compile, Device, RunDir, parse
+from dualrate.cli.options import AsJson, Compile, Device, Graphs, RunDir, parse
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.cli.train import RECIPES, STAGES
@@ -40,13 +40,14 @@ class Cost(Ranged):
     batch_size: BatchSize = 1
     """Rows per call when latency is measured."""
     compile: Compile = False
+    graphs: Graphs = False
     device: Device = None
     json: AsJson = False
 
     def run(self) -> None:
         from dualrate.measuring.measure import cost_report
 
-        model, _ = loaded(self.run_dir, self.device, compiled=self.compile)
+        model, _ = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         found = cost_report(self.sampling.drawer(model, batch_size=self.batch_size))
         if not self.json and not found["macs_heavy_call"]:  # one kind of call: no lines of zeros, and none said twice
             found = {k: v for k, v in found.items() if not ("_heavy_call" in k or "_alone" in k)}

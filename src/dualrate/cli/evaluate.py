@@ -13,7 +13,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import AsJson, AtATime, Compile, Device, RunDir, Workers
+from dualrate.cli.options import AsJson, AtATime, Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
 from dualrate.machine.environment import environment
@@ -47,6 +47,7 @@ class Evaluate(Ranged):
     batch_size: AtATime = 125
     workers: Workers = 1
     compile: Compile = False
+    graphs: Graphs = False
     device: Device = None
     json: AsJson = False
 
@@ -57,7 +58,7 @@ class Evaluate(Ranged):
         from dualrate.measuring.measure import measure
         from dualrate.report.table import as_text, table
 
-        model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         drawer = self.sampling.drawer(model, batch_size=self.batch_size)
         if model.experiment.codec.alphabet:
             self._texts(drawer, progress)

@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import Compile, Device, RunDir, Workers
+from dualrate.cli.options import Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.plan_search import SearchOptions, run_search
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.diffusion.values import Reuse
@@ -71,6 +71,7 @@ class PlanSearch(Ranged):
     """Images at a time where calls are timed, for --seconds, and where a search draws."""
     workers: Workers = 1
     compile: Compile = False
+    graphs: Graphs = False
     device: Device = None
 
     def run(self) -> None:
@@ -84,7 +85,7 @@ class PlanSearch(Ranged):
             self._search()
             return
         steps = self._checked()
-        model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         model = called_by(model, self.denoiser)
@@ -131,7 +132,7 @@ class PlanSearch(Ranged):
         if self.steps is not None and len(self.steps) != 1:
             raise ValueError(f"--search is for one number of --steps, got {' '.join(map(str, self.steps))}")
         self._check_out()
-        model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         _ = model.gaussian  # before a feature net is trained
         counts = {"num": self.num, "grid": self.grid, "images": self.images, "batch_size": self.batch_size}
         steps = self.steps[0] if self.steps else None

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from dualrate.cli.console import drawing, loaded, print_report
-from dualrate.cli.options import AsJson, AtATime, Compile, Device, RunDir, Workers
+from dualrate.cli.options import AsJson, AtATime, Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Classes, Images, Ranged, Seed
 
@@ -42,6 +42,7 @@ class Sample(Ranged):
     """Also write images.npz: arr_0 (N, H, W, C) uint8, arr_1 labels."""
     workers: Workers = 1
     compile: Compile = False
+    graphs: Graphs = False
     device: Device = None
     json: AsJson = False
 
@@ -50,7 +51,7 @@ class Sample(Ranged):
         from dualrate.machine.workers import mapper
         from dualrate.measuring.samples import write_samples
 
-        model, progress = loaded(self.run_dir, self.device, compiled=self.compile)
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
         drawer, of_text = self.sampling.drawer(model, **how), bool(model.experiment.codec.alphabet)
         if self.npz and of_text:

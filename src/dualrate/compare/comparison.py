@@ -68,6 +68,7 @@ def compare(
     device: torch.device | str = "cpu",
     workers: WorkerCount = 1,
     compiled: bool = False,
+    graphs: bool = False,
     latents_by: Path | None = None,
     progress: Reporter,
     command: str = "",
@@ -79,6 +80,7 @@ def compare(
               and orders; the data set's own if not given
     workers:  processes that draw at once; what is timed is timed in this one, alone
     compiled: the networks, when they are first called; memory is that without
+    graphs:   their calls are recorded as CUDA graphs (machine/graphs.py)
     mixed:    allow runs that were trained on other data than the first, which judges all
     rivals:   add every denoiser of the catalogue around the dearest single network
     latents_by: directory of a model of latents: decoders are given those that it draws, as many as `count`, in place of
@@ -93,7 +95,8 @@ def compare(
     named = features_named(features)
     _require_counts(effort, named)  # before the models are loaded; what their data tell, after
     runs = dict.fromkeys(run for entry in parsed for run in (entry.run, *entry.again))
-    models = {run: replace(load(run, device=device, note=progress.note), compiled=compiled) for run in runs}
+    how = {"compiled": compiled, "graphs": graphs}
+    models = {run: replace(load(run, device=device, note=progress.note), **how) for run in runs}
     _require_comparable(models, mixed=mixed)
     data = next(iter(models.values())).experiment.data
     _require_counts(effort, named, data.source)

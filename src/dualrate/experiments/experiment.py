@@ -37,6 +37,7 @@ from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Serves
 from dualrate.machine.device import compile_calls, settle_products
+from dualrate.machine.graphs import graph_calls
 from dualrate.machine.progress import Reporter
 from dualrate.methods.method import Method
 from dualrate.networks.precision import copied
@@ -240,7 +241,7 @@ class Model:
     """A trained model, ready to sample: networks, the denoiser that calls them, and the experiment that they are from.
 
     iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
-    compiled:  whether sampling compiles its networks, when they are first called
+    compiled, graphs: whether sampling compiles its networks, and records their calls, when these first come
     path:      the directory that it was loaded from
     called_by: name of its denoiser, where that is not the networks' own
     latents:   that a decoder is given, in place of those of held-out images
@@ -255,7 +256,9 @@ class Model:
     path: Path | None = None
     called_by: str | None = None
     compiled: bool = False
+    graphs: bool = False
     latents: DrawnLatents | None = None
+    _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __str__(self) -> str:
         """Which weights these are, for people."""
@@ -319,17 +322,16 @@ class Model:
         """
         if folder is None and sampler is None and steps is None:
             return self
-        method, codec = self.experiment.method, self.experiment.codec
-        given: Any = method
-        if given.latents.fingerprint:
+        method: Any = self.experiment.method
+        codec = self.experiment.codec
+        if method.latents.fingerprint:
             if sampler is not None or steps is not None:
                 raise ValueError(f"{self.name} is a decoder, which draws by --sampler and --steps: drop the codec's")
-            method = replace(given, latents=CodecFolder(str(folder), given.latents.fingerprint))
+            method = replace(method, latents=CodecFolder(str(folder), method.latents.fingerprint))
         else:
             if folder is not None and not codec.fingerprint:
                 raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
-            codec = codec if folder is None else CodecFolder(str(folder), codec.fingerprint)
-            codec = codec.under(sampler, steps)
+            codec = (codec if folder is None else CodecFolder(str(folder), codec.fingerprint)).under(sampler, steps)
         return replace(self, experiment=replace(self.experiment, method=method, codec=codec))
 
     def with_latents(self, latents: DrawnLatents) -> Model:
@@ -357,30 +359,28 @@ class Model:
         return next(self.networks.parameters()).device
 
     def ready(self, *, bfloat16: bool) -> Model:
-        """The model that sampling calls, which shares its weights with this one; compiled, if this one says so.
+        """The model that sampling calls, which shares its weights with this one; compiled or recorded, if this says so.
 
         bfloat16: to be called under autocast, whose casts of weights are then made once, here, where they may be
         """
         settle_products(self.device, bfloat16=bfloat16)
         trains = any(weight.requires_grad for weight in self.networks.parameters())  # then autocast keeps its casts
         held = bfloat16 and self.experiment.networks.bfloat16_weights and not trains
-        if not held and not self.compiled:
+        if not (held or self.compiled or self.graphs):
             return self
         if held not in self._ready:
             networks, denoiser = copied((self.networks, self.denoiser), self.networks, bfloat16=held)
-            for network in networks.values() if self.compiled else ():
-                compile_calls(network, cache_dir() / COMPILED)
-            self._ready[held] = replace(self, networks=networks, denoiser=denoiser, compiled=False)
+            for network in networks.values():
+                if self.compiled:
+                    compile_calls(network, cache_dir() / COMPILED)
+                if self.graphs:
+                    graph_calls(network)
+            self._ready[held] = replace(self, networks=networks, denoiser=denoiser, compiled=False, graphs=False)
         return self._ready[held]
-
-    @cached_property
-    def _ready(self) -> dict[bool, Model]:
-        """By whether weights are held in bfloat16."""
-        return {}
 
     def arithmetic(self, *, bfloat16: bool) -> str:
         """How its networks compute when sampled from, in words: a part of what images are of."""
-        return f"{'bfloat16' if bfloat16 else 'float32'}{', compiled' if self.compiled else ''}"
+        return ("bfloat16" if bfloat16 else "float32") + ", compiled" * self.compiled + ", CUDA graphs" * self.graphs
 
     @cached_property
     def call_cost(self) -> CallCost:

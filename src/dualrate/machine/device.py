@@ -8,6 +8,7 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,18 @@ def compile_calls(network: nn.Module, cache: Path) -> None:
 
     def forward(*inputs: Any) -> Any:
         tensors = [part for part in tree_leaves(inputs) if isinstance(part, Tensor)]
-        if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        if carries_derivative(tensors):
             return eager(*inputs)
         for tensor in tensors:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return compiled(*inputs)
 
     network.forward = forward
+
+
+def carries_derivative(tensors: Iterable[Tensor]) -> bool:
+    """Whether a derivative is carried forward along one of them."""
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def keep_compiled(cache: Path) -> Path:

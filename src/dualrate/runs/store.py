@@ -139,13 +139,14 @@ def _beside(path: Path, device: str) -> Model:
 class Place:
     """Where another process loads a model from, on its own device of the same kind.
 
-    weights: the hash that they then have; denoiser: what calls them, if not their own; compiled, latents: see `Model`
+    weights: the hash that they then have; denoiser: what calls them, if not their own; compiled, graphs, latents: see `Model`
     """
 
     path: Path
     weights: str
     denoiser: str | None
     compiled: bool
+    graphs: bool
     device: str
     experiment: Experiment = field(compare=False)  # which brings the modules of its parts with it
     latents: DrawnLatents | None = field(compare=False)  # which `weights` tell
@@ -161,13 +162,14 @@ class Place:
                 "export it first, and use what was exported"
             )
         codec = self.experiment.codec  # which may have been moved
-        return replace(found, compiled=self.compiled, experiment=replace(found.experiment, codec=codec))
+        experiment = replace(found.experiment, codec=codec)
+        return replace(found, compiled=self.compiled, graphs=self.graphs, experiment=experiment)
 
 
 def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
-    where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled)
+    where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled, model.graphs)
     return Place.model, (Place(*where, model.device.type, model.experiment, model.latents),)
 
 

@@ -1,0 +1,114 @@
+"""Calls of a network as CUDA graphs: recorded once for inputs of a kind, and launched as a whole from then on.
+
+A light network launches some hundred kernels a call, which at small batches take the program longer to ask for than the
+GPU to run. A recording reads its inputs from buffers of its own, which are filled before it is launched, and what it
+leaves in others is copied, since the next launch overwrites it.
+
+One call is recorded, not all the steps between two heavy calls: it is the same under every plan, sampler and guidance,
+and a step adds only a few kernels to it. `torch.compile(mode="reduce-overhead")` does not do: its outputs are
+overwritten by the next call, and a context lives through many.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from dualrate.machine.device import carries_derivative
+
+KEPT = 8  # recordings of a network, the latest used: of its batch sizes, with and without a context
+WARM_UPS = 3  # libraries choose kernels and workspaces in the first calls, which cannot be recorded
+
+Call = Callable[[], Any]
+Record = Callable[[Call], tuple[Callable[[], None], Any]]  # -> what launches it again, and what it returned
+
+
+def record(call: Call) -> tuple[Callable[[], None], Any]:
+    """The kernels of a call on a GPU, and its output, which every launch makes anew."""
+    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UPS):
+            call()
+    here.wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call()
+    return graph.replay, output
+
+
+def graph_calls(network: nn.Module, record: Record = record) -> None:
+    """Has a network's calls recorded, those that ask for no derivative.
+
+    The network is on a GPU, as are its inputs; its weights stay where they are; its course depends on nothing but what
+    kind its inputs are of: shapes, types, and what is None. Inputs of another kind are recorded anew.
+    Raises ValueError from a call that cannot be recorded, such as one that waits for the GPU to learn a value.
+    """
+    eager, recordings = network.forward, OrderedDict[Hashable, _Recording]()
+
+    def forward(*inputs: Any) -> Any:
+        leaves, structure = tree_flatten(inputs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if network.training or torch.is_grad_enabled() or carries_derivative(tensors):
+            return eager(*inputs)
+        device = tensors[0].device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        kind = (precision, structure, *map(_kind, leaves))
+        if kind not in recordings:
+            others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+            def call(buffers: Sequence[Tensor]) -> Any:
+                for i, buffer in zip(places, buffers, strict=True):
+                    others[i] = buffer
+                with torch.autocast(device, precision, enabled=precision is not None, cache_enabled=False):
+                    return eager(*tree_unflatten(others, structure))  # casts that were kept would be gone at a launch
+
+            recordings[kind] = _Recording(call, tensors, record)
+        recordings.move_to_end(kind)
+        while len(recordings) > KEPT:
+            recordings.popitem(last=False)
+        return recordings[kind](tensors)
+
+    network.forward = forward
+
+
+def _kind(leaf: object) -> Hashable:
+    """All of an input but a tensor's numbers."""
+    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+
+
+class _Recording:
+    """A call with inputs of one kind."""
+
+    def __init__(self, call: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], record: Record) -> None:
+        self.buffers = [tensor.clone() for tensor in tensors]
+        self.held: list[tuple[Tensor, int] | None] = [None] * len(tensors)
+        try:
+            self.launch, self.output = record(lambda: call(self.buffers))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            what = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"the calls of this network cannot be recorded as CUDA graphs ({what}): sample without --graphs"
+            ) from error
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        for i, tensor in enumerate(tensors):
+            self._fill(i, tensor)
+        self.launch()
+        return tree_map_only(Tensor, torch.clone, self.output)
+
+    def _fill(self, i: int, tensor: Tensor) -> None:
+        """Unless the buffer holds these very numbers, as it does of a context's features through many calls."""
+        version = -1 if tensor.is_inference() else tensor._version  # nobody counts the changes of an inference tensor
+        held = self.held[i]
+        if held is None or held[0] is not tensor or held[1] != version or version < 0:
+            self.buffers[i].copy_(tensor)
+            self.held[i] = tensor, version
