@@ -101,7 +101,7 @@ def compiled(part: Segment) -> Segment:
 
 def graphed(part: Segment, context: dr.Context) -> Callable[[], None]:
     """Launches all the light steps as one; a new context is copied into `context`'s tensors before it."""
-    return record(lambda: part.light(context))[0]
+    return record(lambda: part.light(context), part.z.device)[0]
 
 
 def by_call(part: Segment) -> Segment:

@@ -37,7 +37,7 @@ class Played:
     def __init__(self) -> None:
         self.records = self.launches = 0
 
-    def __call__(self, call):
+    def __call__(self, call, device):
         self.records += 1
         output = call()
         for tensor in tree_leaves(output):
@@ -170,7 +170,10 @@ def test_inputs_of_another_kind_are_recorded_anew_and_the_oldest_dropped(played)
         assert played.records == 4
         for size in range(graphs.KEPT):
             network(X.repeat(4 + size, 1))
+            network(X[:1])
         before = played.records
+        network(X[:1])  # the latest used but one
+        assert played.records == before
         network(X)
         assert played.records == before + 1
 
@@ -202,7 +205,7 @@ def test_no_cast_of_a_weight_outlives_the_recording(played):
     ],
 )
 def test_what_cannot_be_recorded_is_refused_with_a_way_out(error, raised, said):
-    def fails(call):
+    def fails(call, device):
         raise error
 
     network = nn.Linear(4, 4).eval()

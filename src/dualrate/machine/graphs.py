@@ -25,20 +25,22 @@ KEPT = 8  # recordings of a network, the latest used: of its batch sizes, with a
 WARM_UPS = 3  # libraries choose kernels and workspaces in the first calls, which cannot be recorded
 
 Call = Callable[[], Any]
-Record = Callable[[Call], tuple[Callable[[], None], Any]]  # -> what launches it again, and what it returned
+Recorded = tuple[Callable[[], None], Any]  # what launches a call again, and what it returned: each launch makes it anew
+Record = Callable[[Call, torch.device], Recorded]
 
 
-def record(call: Call) -> tuple[Callable[[], None], Any]:
-    """The kernels of a call on a GPU, and its output, which every launch makes anew."""
-    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-    aside.wait_stream(here)
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UPS):
-            call()
-    here.wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = call()
+def record(call: Call, device: torch.device) -> Recorded:
+    """The kernels of a call on a GPU. Raises RuntimeError, as torch does, for one that waits for it to learn a value."""
+    with torch.cuda.device(device):
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                call()
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = call()
     return graph.replay, output
 
 
@@ -90,7 +92,7 @@ class _Recording:
         self.buffers = [tensor.clone() for tensor in tensors]
         self.held: list[tuple[Tensor, int] | None] = [None] * len(tensors)
         try:
-            self.launch, self.output = record(lambda: call(self.buffers))
+            self.launch, self.output = record(lambda: call(self.buffers), tensors[0].device)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
