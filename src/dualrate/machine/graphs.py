@@ -30,7 +30,7 @@ Record = Callable[[Call, torch.device], Recorded]
 
 
 def record(call: Call, device: torch.device) -> Recorded:
-    """The kernels of a call on a GPU. Raises RuntimeError, as torch does, for one that waits for it to learn a value."""
+    """The kernels of a call on a GPU. Raises RuntimeError, as torch does, for one that waits for a value."""
     with torch.cuda.device(device):
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
