@@ -168,12 +168,12 @@ def test_inputs_of_another_kind_are_recorded_anew_and_the_oldest_dropped(played)
             assert network(X).dtype == torch.bfloat16
         assert network(X).dtype == torch.float32
         assert played.records == 4
-        for size in range(graphs.KEPT):
+        for size in range(2 * graphs.KEPT):
             network(X.repeat(4 + size, 1))
             network(X[:1])  # used again and again, so kept
-        assert played.records == 4 + 1 + graphs.KEPT
+        assert played.records == 4 + 1 + 2 * graphs.KEPT
         network(X)
-        assert played.records == 4 + 1 + graphs.KEPT + 1
+        assert played.records == 4 + 1 + 2 * graphs.KEPT + 1
 
 
 def test_no_cast_of_a_weight_outlives_the_recording(played):
