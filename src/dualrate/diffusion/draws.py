@@ -4,7 +4,7 @@ So a resumed run, another batch size, another device or another number of worker
 row is keyed by its global sample number, a sampled image by its seed.
 
 The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
-in int64 arithmetic so that it runs vectorised on any device. Key: the seed. Counter: (block, row low, row high,
+in 64-bit arithmetic so that it runs vectorised on any device. Key: the seed. Counter: (block, row low, row high,
 stream). Normals by Box-Muller from pairs of 24-bit uniforms, so |normal| < 5.9.
 """
 
@@ -14,7 +14,6 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,33 +24,39 @@ _MULTIPLY = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-Words = TypeVar("Words", Tensor, np.ndarray)
-
-
-def philox(counter: Sequence[Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
-    """Four 32-bit words (as int64) per counter. counter: four broadcastable int64 arrays holding 32-bit words."""
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four 32-bit words (as int64) per counter. counter: four broadcastable int64 tensors holding 32-bit words."""
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
+    for k0, k1 in _round_keys(*key):
         p0, p1 = c0 * _MULTIPLY[0], c2 * _MULTIPLY[1]  # wraps modulo 2^64: the low 64 bits are right
-        c0, c2 = _xor(p1 >> 32, c1), _xor(p0 >> 32, c3)
-        c0 ^= k0  # what can be in place is: a quarter of the time less
-        c0 &= _MASK
-        c2 ^= k1
-        c2 &= _MASK
-        c1, c3 = p1, p0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    c1 &= _MASK
-    c3 &= _MASK
-    return c0, c1, c2, c3
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & _MASK, p1, ((p0 >> 32) ^ c3 ^ k1) & _MASK, p0
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
-def _xor(fresh: Words, other: Words) -> Words:
-    """In place of the first, where its shape is that of both."""
-    if fresh.shape != other.shape:
-        return fresh ^ other
-    fresh ^= other
-    return fresh
+def philox_on_host(counter: Sequence[np.ndarray], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """The same words as uint64 arrays of as such, in half of the time that torch takes for them on a CPU."""
+    c0, c1, c2, c3 = counter
+    c1, c3 = c1.copy(), c3.copy()
+    for k0, k1 in _round_keys(*key):
+        p0, p1 = c0 * _MULTIPLY[0], c2 * _MULTIPLY[1]
+        c0, c1, c2, c3 = _mixed(c1, p1, k0), p1, _mixed(c3, p0, k1), p0
+    return c0, c1 & _MASK, c2, c3 & _MASK
+
+
+def _mixed(low: np.ndarray, high: np.ndarray, key: int) -> np.ndarray:
+    """The lower half of one product, the upper half of the other and a key, by xor: in place of `low` if shapes agree.
+
+    In the upper half of the word, where what else they hold falls out with the last shift: no mask is needed.
+    """
+    low <<= 32
+    mixed = np.bitwise_xor(low, high, out=low if low.shape == high.shape else None)
+    mixed ^= key << 32
+    mixed >>= 32
+    return mixed
+
+
+def _round_keys(k0: int, k1: int) -> list[tuple[int, int]]:
+    return [((k0 + i * _WEYL[0]) & _MASK, (k1 + i * _WEYL[1]) & _MASK) for i in range(10)]
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class Draws:
         key = (self.seed & _MASK, (self.seed >> 32) & _MASK)
         if row.device.type != "cpu":
             return philox(counter, key)
-        # numpy's integer arithmetic takes two thirds of torch's time
-        return tuple(torch.from_numpy(array) for array in philox([part.numpy() for part in counter], key))
+        words = philox_on_host([part.numpy().view(np.uint64) for part in counter], key)
+        return tuple(torch.from_numpy(word.view(np.int64)) for word in words)
 
     def uniform(self, stream: str, *shape: int) -> Tensor:
         """(B, *shape) float64 in (0, 1), 32 bits fine. `stream` names the use, so that no two uses share numbers."""
