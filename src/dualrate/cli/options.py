@@ -40,7 +40,7 @@ COMPILE = (
 Compile = Annotated[bool, arg(help=COMPILE)]
 GRAPHS = (
     "Record the networks' calls as CUDA graphs, on a GPU: one launch a call in place of hundreds, faster at small "
-    "batches. A copy of a call's memory for each size of batch. Never mixed with images drawn without."
+    "batches. Each kind of call keeps its memory. Never mixed with images drawn without."
 )
 Graphs = Annotated[bool, arg(help=GRAPHS)]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]

@@ -16,7 +16,7 @@ import torch
 
 from dualrate.compare.contender import Contender
 from dualrate.data.given_latents import DrawnLatents
-from dualrate.machine.device import peak_memory
+from dualrate.machine.device import memory_shortage, peak_memory
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.workers import leave_with_parent
 from dualrate.measuring.drawer import Drawer
@@ -51,7 +51,9 @@ def saturating_batch(drawer: Drawer) -> int:
         batch *= 2
         try:
             seconds = seconds_per_image(batch)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not memory_shortage(error):
+                raise
             break
         if best_seconds / seconds >= GAIN:
             best, best_seconds = batch, seconds

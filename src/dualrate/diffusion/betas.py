@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Annotated, Literal
 
 import torch
@@ -60,7 +60,7 @@ class Betas(Schedule, Ranged):
         return self.steps * (table[low + 1] - table[low])
 
     def time(self, log_snr: Tensor) -> Tensor:
-        table = _table(self).to(log_snr)
+        table = _table_on(self, log_snr)
         low = (torch.searchsorted(-table, -log_snr.contiguous()) - 1).clamp(0, self.steps - 1)
         return (low + (log_snr - table[low]) / (table[low + 1] - table[low])) / self.steps
 
@@ -75,7 +75,20 @@ class Betas(Schedule, Ranged):
     def _piece(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The table, the step at or below t, and t in steps."""
         place = t * self.steps
-        return _table(self).to(t), place.detach().long().clamp(0, self.steps - 1), place
+        return _table_on(self, t), place.detach().long().clamp(0, self.steps - 1), place
+
+
+def _table_on(betas: Betas, like: Tensor) -> Tensor:
+    """The table where `like` is: a device gets one copy for good, for which a program would wait at every call."""
+    if like.device.type == "cpu" or type(like) is not Tensor:  # a tensor that only says what it would be is not kept
+        return _table(betas).to(like)
+    return _copied_table(betas, like.device, like.dtype)
+
+
+@cache
+def _copied_table(betas: Betas, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return _table(betas).to(device, dtype)
 
 
 @lru_cache(64)

@@ -12,14 +12,15 @@ overwritten by the next call, and a context lives through many.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from dualrate.machine.device import carries_derivative
+from dualrate.machine.device import carries_derivative, memory_shortage
 
 KEPT = 8  # recordings of a network, the latest used: of its batch sizes, with and without a context
 WARM_UPS = 3  # libraries choose kernels and workspaces in the first calls, which cannot be recorded
@@ -30,7 +31,9 @@ Record = Callable[[Call, torch.device], Recorded]
 
 
 def record(call: Call, device: torch.device) -> Recorded:
-    """The kernels of a call on a GPU. Raises RuntimeError, as torch does, for one that waits for a value."""
+    """The kernels of a call on a GPU. Raises ValueError for another device, and as `refusing`."""
+    if device.type != "cuda":
+        raise ValueError(f"CUDA graphs are of a GPU, and this is the {device}: sample without --graphs")
     with torch.cuda.device(device):
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
@@ -39,9 +42,26 @@ def record(call: Call, device: torch.device) -> Recorded:
                 call()
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with refusing(), torch.cuda.stream(here), torch.cuda.graph(graph, stream=aside):
             output = call()
     return graph.replay, output
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Raises ValueError for what a call does in it that a recording does not allow, such as wait for a value."""
+    try:
+        yield
+    except RuntimeError as error:
+        if memory_shortage(error):
+            raise
+        first: BaseException = error
+        while first.__context__ is not None:  # the recording's own end fails then, too
+            first = first.__context__
+        what = str(first).strip().splitlines()[0]
+        raise ValueError(
+            f"the calls of this network cannot be recorded as CUDA graphs ({what}): sample without --graphs"
+        ) from error
 
 
 def graph_calls(network: nn.Module, record: Record = record) -> None:
@@ -49,7 +69,7 @@ def graph_calls(network: nn.Module, record: Record = record) -> None:
 
     The network is on a GPU, as are its inputs; its weights stay where they are; its course depends on nothing but what
     kind its inputs are of: shapes, types, and what is None. Inputs of another kind are recorded anew.
-    Raises ValueError from a call that cannot be recorded, such as one that waits for the GPU to learn a value.
+    Raises ValueError from a call that cannot be recorded, as `record` says.
     """
     eager, recordings = network.forward, OrderedDict[Hashable, _Recording]()
 
@@ -60,7 +80,7 @@ def graph_calls(network: nn.Module, record: Record = record) -> None:
             return eager(*inputs)
         device = tensors[0].device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        kind = (precision, structure, *map(_kind, leaves))
+        kind = (torch.is_inference_mode_enabled(), precision, structure, *map(_kind, leaves))
         if kind not in recordings:
             others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -91,15 +111,7 @@ class _Recording:
     def __init__(self, call: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], record: Record) -> None:
         self.buffers = [tensor.clone() for tensor in tensors]
         self.held: list[tuple[Tensor, int] | None] = [None] * len(tensors)
-        try:
-            self.launch, self.output = record(lambda: call(self.buffers), tensors[0].device)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            what = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"the calls of this network cannot be recorded as CUDA graphs ({what}): sample without --graphs"
-            ) from error
+        self.launch, self.output = record(lambda: call(self.buffers), tensors[0].device)
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         for i, tensor in enumerate(tensors):
