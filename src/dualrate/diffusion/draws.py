@@ -34,13 +34,15 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Ten
 
 
 def philox_on_host(counter: Sequence[np.ndarray], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """The same words as uint64 arrays of as such, in half of the time that torch takes for them on a CPU."""
+    """The same words of the same counters as uint64 arrays, in less time than torch takes for them on a CPU."""
     c0, c1, c2, c3 = counter
     c1, c3 = c1.copy(), c3.copy()
     for k0, k1 in _round_keys(*key):
         p0, p1 = c0 * _MULTIPLY[0], c2 * _MULTIPLY[1]
         c0, c1, c2, c3 = _mixed(c1, p1, k0), p1, _mixed(c3, p0, k1), p0
-    return c0, c1 & _MASK, c2, c3 & _MASK
+    c1 &= _MASK
+    c3 &= _MASK
+    return c0, c1, c2, c3
 
 
 def _mixed(low: np.ndarray, high: np.ndarray, key: int) -> np.ndarray:
@@ -123,9 +125,9 @@ class Draws:
         uniform = torch.empty(2, *words[0].shape, 2, device=self.row.device)
         for i, word in enumerate(words):  # 24 bits of each: words 0 and 2 give radii, 1 and 3 angles
             uniform[i % 2, ..., i // 2] = word.bitwise_right_shift_(8)
-        radius, angle = uniform.add_(0.5).mul_(2**-24)  # exact: a power of two
-        radius.log_().mul_(-2).sqrt_()
-        angle.mul_(2 * math.pi)
+        radius, angle = uniform.add_(0.5)
+        radius.mul_(2**-24).log_().mul_(-2).sqrt_()
+        angle.mul_(2 * math.pi * 2**-24)  # as in two steps: a power of two is exact
         cosine = torch.cos(angle).mul_(radius)
         pairs = torch.view_as_real(torch.complex(cosine, angle.sin_().mul_(radius)))  # side by side in one pass
         return pairs.flatten(2)[..., :count].reshape(len(streams), -1, *shape)
