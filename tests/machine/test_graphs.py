@@ -205,22 +205,38 @@ def runs_short():
     raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
 
+def runs_short_and_fails():
+    try:
+        runs_short()
+    finally:
+        raise RuntimeError("failed due to a previous error")
+
+
+def says_nothing():
+    raise RuntimeError
+
+
 @pytest.mark.parametrize(
     ("fails", "raised", "said"),
     [
-        (waits, ValueError, r"\(not permitted when a stream is capturing\): sample without --graphs"),
-        (runs_short, RuntimeError, "^CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+        (waits, ValueError, r"\(not permitted when a stream is capturing\): draw without graphs"),
+        (says_nothing, ValueError, r"\(RuntimeError\): draw without graphs"),
+        (runs_short, torch.OutOfMemoryError, "^CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+        (runs_short_and_fails, torch.OutOfMemoryError, "^CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_with_a_way_out(fails, raised, said):
-    with pytest.raises(raised, match=said), graphs.refusing():
-        fails()
+    try:
+        raise KeyError("the caller's own")
+    except KeyError:
+        with pytest.raises(raised, match=said), graphs.refusing():
+            fails()
 
 
 def test_so_are_calls_on_a_cpu():
     network = nn.Linear(4, 4).eval()
     graph_calls(network)
-    with torch.no_grad(), pytest.raises(ValueError, match="of a GPU, and this is the cpu: sample without --graphs"):
+    with torch.no_grad(), pytest.raises(ValueError, match="need a GPU, and this is the cpu: draw without graphs"):
         network(X)
 
 

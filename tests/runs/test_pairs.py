@@ -40,7 +40,11 @@ def test_a_pair_is_one_model_of_both_which_a_worker_finds_again(runs):
     assert (drawn(pair, every) == drawn(heavy, every)).all()
     assert (drawn(pair, none) == drawn(light, every)).all()
     assert (drawn(pair) != drawn(heavy, every)).any()
+    how = {"compiled": True, "graphs": True}
+    there = pickle.loads(pickle.dumps(replace(pair, **how)))
+    assert {name: getattr(there, name) for name in how} == how
     again = pickle.loads(pickle.dumps(pair))
+    assert not (again.compiled or again.graphs)
     assert again.weights_hash == pair.weights_hash
     assert (drawn(again) == drawn(pair)).all()
     held = pair.ready(bfloat16=True)

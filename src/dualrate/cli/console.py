@@ -84,7 +84,7 @@ def can_compile(device: torch.device, progress: Reporter) -> bool:
 def can_record(device: torch.device, progress: Reporter) -> bool:
     """Whether calls can be recorded as CUDA graphs. Says so where they cannot."""
     if device.type != "cuda":
-        progress.note(f"warning: CUDA graphs are of a GPU, and this is the {device}: the networks run as they are")
+        progress.note(f"warning: CUDA graphs need a GPU, and this is the {device}: the networks run as they are")
     return device.type == "cuda"
 
 

@@ -39,8 +39,8 @@ COMPILE = (
 )
 Compile = Annotated[bool, arg(help=COMPILE)]
 GRAPHS = (
-    "Record the networks' calls as CUDA graphs, on a GPU: one launch a call in place of hundreds, faster at small "
-    "batches. Each kind of call keeps its memory. Never mixed with images drawn without."
+    "Record the networks' calls as CUDA graphs, on a GPU: one launch a call in place of hundreds, meant for small "
+    "batches; not yet run on one. Each kind of call needs memory of its own. Never mixed with images drawn without."
 )
 Graphs = Annotated[bool, arg(help=GRAPHS)]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]

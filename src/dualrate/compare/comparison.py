@@ -80,7 +80,7 @@ def compare(
               and orders; the data set's own if not given
     workers:  processes that draw at once; what is timed is timed in this one, alone
     compiled: the networks, when they are first called; memory is that without
-    graphs:   their calls are recorded as CUDA graphs (machine/graphs.py)
+    graphs:   their calls are recorded as CUDA graphs, on a GPU (machine/graphs.py); memory is that without
     mixed:    allow runs that were trained on other data than the first, which judges all
     rivals:   add every denoiser of the catalogue around the dearest single network
     latents_by: directory of a model of latents: decoders are given those that it draws, as many as `count`, in place of

@@ -225,7 +225,8 @@ def front_table(finished: Sequence[TimedContender]) -> Table:
     notes = (
         f"N steps, H heavy calls ({EACH}: the whole model at every step); FLOPs = 2 MACs; milliseconds per image, "
         f"alone and in batches of the size whose doubling gains less than 5%: {batches}",
-        "MB: peak memory of a network's first plan at that batch size: on a GPU what torch held, else of the process",
+        "MB: peak memory of a network's first plan at that batch size: on a GPU what torch held, else of the process; "
+        "neither compiled nor recorded",
         *judge_notes(rows),
         *((f"PSNR: of {LOOKED_AT:,} images at most, from those whose latents were given; standard error",) * decoders),
     )

@@ -65,6 +65,8 @@ def speed(drawer: Drawer, batch: int, *, repeats: int = 3) -> Speed:
 
     def seconds_per_image(size: int) -> float:
         sized = replace(drawer, batch_size=size)
+        if drawer.model.compiled or drawer.model.graphs:
+            sized.draw(range(size))  # compiles or records what was not called yet
         return statistics.median(sized.draw(range(size)).seconds for _ in range(repeats)) / size
 
     return Speed(seconds_per_image(1), seconds_per_image(batch), batch)

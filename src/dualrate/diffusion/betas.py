@@ -79,7 +79,10 @@ class Betas(Schedule, Ranged):
 
 
 def _table_on(betas: Betas, like: Tensor) -> Tensor:
-    """The table where `like` is: a device gets one copy for good, for which a program would wait at every call."""
+    """The table where `like` is: a device gets one copy for good, for which a program would wait at every call.
+
+    What torch compiles makes it anew in every call.
+    """
     if like.device.type == "cpu" or type(like) is not Tensor:  # a tensor that only says what it would be is not kept
         return _table(betas).to(like)
     return _copied_table(betas, like.device, like.dtype)

@@ -258,7 +258,7 @@ class Model:
     compiled: bool = False
     graphs: bool = False
     latents: DrawnLatents | None = None
-    _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)  # by held bfloat16
 
     def __str__(self) -> str:
         """Which weights these are, for people."""

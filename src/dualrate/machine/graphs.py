@@ -1,8 +1,7 @@
 """Calls of a network as CUDA graphs: recorded once for inputs of a kind, and launched as a whole from then on.
 
-A light network launches some hundred kernels a call, which at small batches take the program longer to ask for than the
-GPU to run. A recording reads its inputs from buffers of its own, which are filled before it is launched, and what it
-leaves in others is copied, since the next launch overwrites it.
+A light network launches some hundred kernels a call; a recording is one launch. It reads its inputs from buffers of its
+own, which are filled before, and what it leaves in others is copied, since the next launch overwrites it.
 
 One call is recorded, not all the steps between two heavy calls: it is the same under every plan, sampler and guidance,
 and a step adds only a few kernels to it. `torch.compile(mode="reduce-overhead")` does not do: its outputs are
@@ -11,6 +10,7 @@ overwritten by the next call, and a context lives through many.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ Record = Callable[[Call, torch.device], Recorded]
 def record(call: Call, device: torch.device) -> Recorded:
     """The kernels of a call on a GPU. Raises ValueError for another device, and as `refusing`."""
     if device.type != "cuda":
-        raise ValueError(f"CUDA graphs are of a GPU, and this is the {device}: sample without --graphs")
+        raise ValueError(f"CUDA graphs need a GPU, and this is the {device}: draw without graphs")
     with torch.cuda.device(device):
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
@@ -42,6 +42,7 @@ def record(call: Call, device: torch.device) -> Recorded:
                 call()
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
+        # `here` again behind it, which a recording that fails does not see to
         with refusing(), torch.cuda.stream(here), torch.cuda.graph(graph, stream=aside):
             output = call()
     return graph.replay, output
@@ -49,26 +50,29 @@ def record(call: Call, device: torch.device) -> Recorded:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Raises ValueError for what a call does in it that a recording does not allow, such as wait for a value."""
+    """Raises ValueError for what a call does in it that a recording does not allow, such as wait for a value.
+
+    Raises torch.OutOfMemoryError for a shortage of memory.
+    """
     try:
         yield
     except RuntimeError as error:
-        if memory_shortage(error):
-            raise
-        first: BaseException = error
-        while first.__context__ is not None:  # the recording's own end fails then, too
+        first = error
+        while isinstance(first.__context__, RuntimeError):  # the recording's own end fails then, too
             first = first.__context__
-        what = str(first).strip().splitlines()[0]
+        if shortage := memory_shortage(first):
+            raise torch.OutOfMemoryError(shortage) from error
+        what = (str(first).strip().splitlines() or [type(first).__name__])[0]
         raise ValueError(
-            f"the calls of this network cannot be recorded as CUDA graphs ({what}): sample without --graphs"
+            f"the calls of this network cannot be recorded as CUDA graphs ({what}): draw without graphs"
         ) from error
 
 
 def graph_calls(network: nn.Module, record: Record = record) -> None:
-    """Has a network's calls recorded, those that ask for no derivative.
+    """Has a network's calls recorded, but for those of training and those that ask for a derivative.
 
     The network is on a GPU, as are its inputs; its weights stay where they are; its course depends on nothing but what
-    kind its inputs are of: shapes, types, and what is None. Inputs of another kind are recorded anew.
+    kind its inputs are of: all but their numbers. Inputs of another kind are recorded anew.
     Raises ValueError from a call that cannot be recorded, as `record` says.
     """
     eager, recordings = network.forward, OrderedDict[Hashable, _Recording]()
@@ -110,7 +114,7 @@ class _Recording:
 
     def __init__(self, call: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], record: Record) -> None:
         self.buffers = [tensor.clone() for tensor in tensors]
-        self.held: list[tuple[Tensor, int] | None] = [None] * len(tensors)
+        self.held: list[tuple[weakref.ref[Tensor], int] | None] = [None] * len(tensors)
         self.launch, self.output = record(lambda: call(self.buffers), tensors[0].device)
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
@@ -121,8 +125,8 @@ class _Recording:
 
     def _fill(self, i: int, tensor: Tensor) -> None:
         """Unless the buffer holds these very numbers, as it does of a context's features through many calls."""
-        version = -1 if tensor.is_inference() else tensor._version  # nobody counts the changes of an inference tensor
         held = self.held[i]
-        if held is None or held[0] is not tensor or held[1] != version or version < 0:
+        if held is None or held[0]() is not tensor or held[1] != tensor._version:
             self.buffers[i].copy_(tensor)
-            self.held[i] = tensor, version
+            counted = not tensor.is_inference()  # nobody counts the changes of an inference tensor
+            self.held[i] = (weakref.ref(tensor), tensor._version) if counted else None

@@ -18,7 +18,7 @@ class Row:
     num_heavy:         H, heavy calls per image; N for a single-rate network
     macs:              multiply-adds per image, guidance counted; FLOPs are twice that
     seconds_per_image: of networks and sampler, measured in this run, at `batch_size`
-    precision:         "float32" or "bfloat16", of the networks' matrix products; then how else their calls differ
+    precision:         "float32" or "bfloat16", of the networks' matrix products; then ", compiled", ", CUDA graphs"
     score:             quality with its interval, by the first judge
     beside:            by the other judges, of the same images
     """

@@ -139,7 +139,8 @@ def _beside(path: Path, device: str) -> Model:
 class Place:
     """Where another process loads a model from, on its own device of the same kind.
 
-    weights: the hash that they then have; denoiser: what calls them, if not their own; compiled, graphs, latents: see `Model`
+    weights: the hash that they then have; denoiser: what calls them, if not their own
+    compiled, graphs, latents: see `Model`
     """
 
     path: Path
