@@ -178,6 +178,23 @@ def test_a_batch_saturates_where_doubling_gains_less_than_5_percent(here, monkey
     assert speed.saturating_batch(drawer) == 4  # type: ignore[arg-type]
 
 
+def test_no_batch_is_tried_that_memory_does_not_suffice_for(here, monkeypatch):
+    said = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+
+    def seconds(model, batch, seconds):
+        if batch > 4:
+            raise RuntimeError(said)
+        return CallCost(0, 1 / batch)
+
+    monkeypatch.setattr(speed, "LARGEST_BATCH", 64)
+    monkeypatch.setattr(speed, "call_seconds", seconds)
+    drawer = SimpleNamespace(model=None, cost=PlanCost(CallCost(1, 1), 0, 7))
+    assert speed.saturating_batch(drawer) == 4  # type: ignore[arg-type]
+    said = "mat1 and mat2 shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match="mat1"):
+        speed.saturating_batch(drawer)  # type: ignore[arg-type]
+
+
 def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
     findings = run(here, "heavy:2", "dual:4/2")
     (screened, _), (finished, _) = findings.screened, findings.finished
