@@ -52,36 +52,54 @@ def photos(folder: Path, count: int) -> Path:
     return folder
 
 
-class Prepare:
-    """`dualrate data prepare` as a process group of its own. shard_mib: small, so that progress is seen often."""
+class Command:
+    """`dualrate ...` as a process group of its own."""
 
-    def __init__(self, source: Path, out: Path, size: int, workers: int, shard_mib: int) -> None:
-        self.out, self.shard = out, shard_mib * 2**20 // (3 * size * size)
-        command = [sys.executable, "-m", "dualrate_command", "data", "prepare", str(source), str(out), "--size"]
-        command += [str(size), "--workers", str(workers), "--shard-mib", str(shard_mib), "--json"]
-        silent = subprocess.DEVNULL
+    def __init__(self, *arguments: str) -> None:
+        command, silent = [sys.executable, "-m", "dualrate_command", *arguments], subprocess.DEVNULL
         self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=silent, stderr=silent)
 
-    def done(self) -> int:
-        """Images in finished shards, but for the last of each split."""
-        return self.shard * len(list(self.out.glob("*-[0-9]*.json")))
+    def family(self) -> list[int]:
+        """The numbers of the process and of all that descend from it: ranks have process groups of their own."""
+        parents: dict[int, int] = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # it ended meanwhile
+                continue
+        found = [self.process.pid]
+        for one in found:  # grows meanwhile
+            found += [number for number, parent in parents.items() if parent == one]
+        return found
 
     def memory(self) -> float:
         """MiB of all its processes; pages that several of them have count once."""
         total = 0.0
-        for process in Path("/proc").glob("[0-9]*"):
+        for number in self.family():
             try:
-                if os.getpgid(int(process.name)) != self.process.pid:
-                    continue
-                found = re.search(r"^Pss_Anon: +(\d+)", (process / "smaps_rollup").read_text(), re.M)
-                total += int(found[1]) / 1024 if found else 0
+                found = re.search(r"^Pss_Anon: +(\d+)", Path(f"/proc/{number}/smaps_rollup").read_text(), re.M)
             except OSError:  # it ended meanwhile
                 continue
+            total += int(found[1]) / 1024 if found else 0
         return total
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        for number in self.family():
+            os.kill(number, signal.SIGKILL)
         self.process.wait()
+
+
+class Prepare(Command):
+    """`dualrate data prepare`. shard_mib: small, so that progress is seen often."""
+
+    def __init__(self, source: Path, out: Path, size: int, workers: int, shard_mib: int) -> None:
+        self.out, self.shard = out, shard_mib * 2**20 // (3 * size * size)
+        how = ("--size", str(size), "--workers", str(workers), "--shard-mib", str(shard_mib), "--json")
+        super().__init__("data", "prepare", str(source), str(out), *how)
+
+    def done(self) -> int:
+        """Images in finished shards, but for the last of each split."""
+        return self.shard * len(list(self.out.glob("*-[0-9]*.json")))
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
     python -m tools.soak [--kills 100] [--seed 0] [--jobs train prepare ...] [--folder DIR]
 
 A job is a `dualrate` command on tiny networks and made-up images. It is run once undisturbed, then in a new place,
-where SIGKILL (mostly) or SIGTERM ends the command or one of its processes, until the same command has come to its end;
-what it made must have the same bits, and no process and nothing half written may be left. Then from the start, until
-all kills are done. Prints a table in markdown; ends with 1 if anything differed. Commands fork from a server that has
-imported torch; the ranks of the training start as they always do.
+where SIGKILL (mostly) or SIGTERM ends the command or one of its processes, some of the time while it writes, until
+the same command has come to its end; what it made must have the same bits, and no process and nothing half written
+may be left. Then from the start, until all kills are done. Prints a table in markdown; ends with 1 if anything
+differed. Commands fork from a server that has imported torch; the ranks of the training start as they always do.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 
 from dualrate.training import checkpoint
 
+AIMED = 0.3  # of the kills: they wait for something half written
 MARK = "DUALRATE_SOAK"  # in the environment of all that a job starts
 RECIPE = """
 import dualrate as dr
@@ -133,8 +134,10 @@ def timeless(value: object) -> object:
 def jobs(folder: Path) -> dict[str, Job]:
     model = str(folder / "model")
     judge = ("--features", "fashion-mnist")
+    training = ("train", "mine:tiny", "--out", "OUT", "--nproc", "2", "--retries", "1000")
     return {
-        "train": Job(("train", "mine:tiny", "--out", "OUT", "--nproc", "2", "--retries", "1000"), trained),
+        "train": Job(training, trained),
+        "train-shard": Job((*training, "--shard", "2"), trained),
         "prepare": Job(
             ("data", "prepare", str(folder / "images"), "OUT", "--size", "64", "--shard-mib", "1", "--workers", "2"),
             files("**/*"),
@@ -245,6 +248,8 @@ class Soak:
             tally.starts, of_children = tally.starts + 1, tally.of_children
             while tally.kills - before < kills:
                 child.join(self.rng.uniform(0.02, 0.7) * seconds)
+                if self.rng.random() < AIMED:
+                    self.wait_for_writing(child, place, seconds)
                 if child.exitcode is not None:
                     break
                 self.kill(child, mark, tally)
@@ -268,6 +273,12 @@ class Soak:
             tally.wrong.append(f"left over: {', '.join(left[:3])}")
         else:
             shutil.rmtree(place, ignore_errors=True)
+
+    def wait_for_writing(self, child: BaseProcess, place: Path, seconds: float) -> None:
+        """Until something is half written, the command has ended or the time is over."""
+        end = time.monotonic() + seconds
+        while child.exitcode is None and time.monotonic() < end and not any(self.unfinished(place)):
+            time.sleep(0.001)
 
     @staticmethod
     def unfinished(place: Path) -> Iterator[Path]:

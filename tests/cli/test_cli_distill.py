@@ -85,6 +85,16 @@ def test_a_student_is_exported_and_bounded(root, tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["num_heavy"] == 2
 
 
+def test_what_it_takes_is_predicted_before_it_begins_as_of_its_run(root, monkeypatch, capsys):
+    def predicted(*of) -> dict[str, float]:
+        assert call(monkeypatch, "cost", *of, "--gpus", 2, "--json") == 0
+        return json.loads(capsys.readouterr().out)["predicted"]
+
+    monkeypatch.setitem(cli_distill.RECIPES, "fashion-mnist", lambda: StudentRecipe("tiny", net(4, 16), FIT))
+    options = ("--teacher", root / "teacher", "--steps", 4, "--heavy", 2, "--pretraining", 1)
+    assert predicted("distill", "fashion-mnist", *options) == predicted(root / "dual")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

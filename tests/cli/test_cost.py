@@ -8,16 +8,20 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
+import torch
 from cli.command import call
 
-from dualrate.cli import cost, train
+from dualrate.cli import cost, distill, train
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork
+from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.machine.accelerators import ACCELERATORS
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes import imagenet
+from dualrate.recipes.students import StudentRecipe
 from dualrate.runs import prediction
 from dualrate.runs.store import read_experiment, write_experiment
+from dualrate.training.budget import PassCost
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
@@ -71,6 +75,82 @@ def test_what_does_not_fit_is_said_and_what_would(monkeypatch, capsys):
     )
     for way in ways[0]:
         assert ": fits; at most 40 images" in told(memory + 1, *way.split())
+
+
+def size(networks: NetworksConfig) -> int:
+    """Bytes of its weights."""
+    with torch.device("meta"):
+        return 4 * sum(parameter.numel() for parameter in networks.build(SMALL.process)[0].parameters())
+
+
+ONE, TWO = OneNetwork(NET), TwoNetworks(NET, NET)
+
+
+@pytest.mark.parametrize(
+    ("options", "networks"),
+    [
+        (("--steps", "8", "--heavy", "4"), (TWO, ONE, ONE)),
+        (("--student", "plain"), (ONE, ONE, ONE)),
+        (("--by", "consistency"), (ONE, ONE)),
+        (("--by", "em"), (ONE, ONE, ONE)),
+    ],
+)
+def test_a_distillation_needs_the_networks_of_all_roles(options, networks, monkeypatch, capsys):
+    """Student, teacher and auxiliary, none of which is there yet."""
+    fit = replace(SMALL.fit, precision="float32")
+    monkeypatch.setitem(distill.RECIPES, "tiny", lambda: StudentRecipe("tiny", NET, fit))
+    monkeypatch.setitem(distill.TEACHERS, "tiny", "small")
+    assert call(monkeypatch, "cost", "distill", "tiny", *options, "--gpus", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["predicted"]["weights"] == sum(map(size, networks))
+
+
+@pytest.fixture
+def no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which take half a minute of large networks."""
+    monkeypatch.setattr(prediction, "pass_cost", lambda *_, **__: PassCost(1.0, 1.0, 1.0))
+
+
+@pytest.mark.usefixtures("no_passes")
+def test_a_student_of_imagenet_needs_its_heavy_network_three_times(monkeypatch, capsys):
+    """Teacher, auxiliary and encoder."""
+    options = ("--steps", "8", "--heavy", "4", "--fit.precision", "float32", "--json")
+    assert call(monkeypatch, "cost", "distill", "imagenet64", "--gpus", "64", *options) == 0
+    found = json.loads(capsys.readouterr().out)["predicted"]
+    assert found["weights"] == size(imagenet.dual().networks) + 2 * size(imagenet.heavy().networks)
+    assert found["images"] == 4  # of passes of 256
+
+
+@pytest.mark.usefixtures("no_passes")
+def test_a_student_of_tokens_is_predicted_too(monkeypatch, capsys):
+    assert call(monkeypatch, "cost", "distill", "fashion-mnist-tokens", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["predicted"]["hours"] > 0
+
+
+def test_every_recipe_of_a_distillation_but_auto_has_a_teacher_that_can_teach(tmp_path):
+    for name, recipe in distill.RECIPES.items():
+        if name == "auto":
+            assert name not in distill.TEACHERS
+            continue
+        teacher = tmp_path / distill.TEACHERS[name]
+        write_experiment(teacher, train.RECIPES[teacher.name]())
+        made = distill.Student(recipe()).of(teacher)
+        assert made.shape == read_experiment(teacher).shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("distill", "auto"), "--teacher"),
+        (("distill", "tiny"), "there is no recipe 'tiny' of a distillation"),
+        (("distill", "imagenet64", "--teacher", "nowhere"), "nowhere is no run"),
+        (("distill", "fashion-mnist", "--version", "instant"), "pass --version alternating"),
+        (("imagenet64", "--gpus", "64"), "imagenet64 is a recipe of distill: ask for cost distill imagenet64"),
+    ],
+)
+def test_a_distillation_that_is_not_predicted_says_what_to_do(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "cost", *arguments) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

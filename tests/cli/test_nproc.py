@@ -1,8 +1,9 @@
-"""`dualrate train --nproc 2` in processes of its own: one is killed, then a signal, then one process goes on alone."""
+"""`dualrate train --nproc 2` in processes of its own: one is killed, all are stopped, one goes on alone; torchrun."""
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli.command import call
-from training.toy import same_bits
+from training.toy import final, same_bits
 
 from dualrate.cli import train as cli_train
+from dualrate.machine.device import compiles
 from dualrate.training import checkpoint
 
 RECIPE = """
@@ -82,8 +85,45 @@ def test_a_process_that_is_killed_changes_no_bit(tmp_path, tiny):
     said = supervisor.communicate(timeout=300)[1]
     assert supervisor.returncode == 0
     assert "process 1 of 2 was ended by SIGKILL" in said
-    found = [checkpoint.load(checkpoint.path_of(tmp_path / name / "checkpoints", 300)) for name in ("straight", "run")]
-    assert same_bits(*(dict(one.tensors) for one in found))
+    assert same_bits(final(tmp_path / "straight"), final(run))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_under_torchrun_it_is_the_same_training(tmp_path, tiny):
+    """As docs/commands.md spells it; the port is its own, since others may use torchrun here."""
+    command, where = tiny
+    ends = ("--fit.iterations", "20")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--master-port", port, "--nproc-per-node", "2"]
+    _, _, _, *arguments = command("torchrun", *ends)
+    for whole in (command("nproc", "--nproc", "2", *ends), [*torchrun, "-m", "dualrate", *arguments]):
+        done = subprocess.run(whole, capture_output=True, **where)
+        assert done.returncode == 0, done.stderr
+    assert same_bits(final(tmp_path / "nproc"), final(tmp_path / "torchrun"))
+    record = checkpoint.load(checkpoint.path_of(tmp_path / "torchrun" / "checkpoints", 20)).state
+    assert record["surroundings"]["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_blocks_that_are_held_together_are_compiled_too(tmp_path, tiny):
+    if problem := compiles(torch.device("cpu")):
+        pytest.skip(problem)
+    command, where = tiny
+    where["env"]["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "kept")
+    said = {}
+    for name, more in (("eager", ()), ("compiled", ("--fit.compile",))):
+        ends = ("--nproc", "2", "--shard", "2", "--fit.iterations", "5", *more)
+        done = subprocess.run(command(name, *ends), capture_output=True, **where)
+        assert done.returncode == 0, done.stderr
+        said[name] = done.stderr
+    assert "not compiling" not in said["compiled"]
+    assert list((tmp_path / "kept").rglob("*.cpp"))  # of torch's compiler
+    for name, value in final(tmp_path / "eager")["model"].items():
+        torch.testing.assert_close(final(tmp_path / "compiled")["model"][name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -118,6 +158,14 @@ def test_another_number_than_torchrun_started_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert call(monkeypatch, "train", "fashion-mnist-small", "--nproc", "2") == 2
     assert "--nproc 2, but 4 processes are started: drop --nproc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "compare", "plan"])
+def test_what_is_one_process_is_refused_under_torchrun(monkeypatch, capsys, command):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert call(monkeypatch, command, "weights/fashion-mnist-light") == 2
+    assert f"{command} is one process, here are 4 that would each do all of it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [("--shard", "2"), ("--nproc", "4", "--shard", "3")])

@@ -3,17 +3,21 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from trouble import children, is_alive, wait_until
+from cli.command import call
+from trouble import children, forked, is_alive, wait_until
 
 from dualrate.cli.main import main
 from dualrate.compare import comparison, contenders, speed, work
@@ -33,6 +37,7 @@ from dualrate.experiments.serves import Segments
 from dualrate.measuring.drawer import Drawer
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.architectures import Architecture, Mixed
+from dualrate.metrics.feature_store import FeatureStore
 from dualrate.metrics.features import Card, FeatureNet
 from dualrate.metrics.kept import weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
@@ -207,6 +212,48 @@ def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore._write", None)
     second = run(here, "heavy:2", "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
+
+
+def blocks(kept: Path) -> dict[str, int]:
+    """Files of features, and when they were written."""
+    return {str(file.relative_to(kept)): file.stat().st_mtime_ns for file in kept.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("moment", [6, *(pytest.param(at, marks=pytest.mark.slow) for at in (2, 13))])
+def test_a_killed_command_goes_on_to_the_same_figures(here, monkeypatch, moment):
+    """Killed as it screens, or within a contender of the front; right before a block is written (odd) or after it."""
+    command = ("compare", "heavy:2", "dual:4/2", "--features", "net", "--screen", "12", "--count", "300")
+
+    def figures() -> object:
+        assert call(monkeypatch, *command, "--out", "report.html") == 0
+        made = json.loads((here / "report.json").read_text())
+        names = ("network", "num_steps", "macs", "value", "low", "high")
+        return [[line[name] for name in names] for kind in ("screening", "front") for line in made[kind]]
+
+    def dies() -> None:
+        moments, write = count(1), FeatureStore._write
+
+        def reached() -> None:
+            if next(moments) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def written(*of: object) -> None:
+            reached()
+            write(*of)
+            reached()
+
+        monkeypatch.setattr(FeatureStore, "_write", written)
+        figures()
+
+    expected, kept = figures(), here / "report.cells"
+    whole = blocks(kept)
+    shutil.rmtree(kept)
+    assert forked(dies) == -signal.SIGKILL
+    before = blocks(kept)
+    assert len(before) == moment // 2
+    assert figures() == expected
+    assert {file: at for file, at in blocks(kept).items() if file in before} == before  # none is drawn again
+    assert blocks(kept).keys() == whole.keys()
 
 
 def test_two_judges_see_the_same_images_which_are_drawn_once_and_screen_with_the_first(here, monkeypatch):

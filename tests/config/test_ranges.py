@@ -31,6 +31,7 @@ from dualrate.cli.bound import LikelihoodBound
 from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.codec import CodecCheck
 from dualrate.cli.compare import Compare
+from dualrate.cli.cost import OnGPUs
 from dualrate.cli.data import DATA, Encode, Prepare, Verify
 from dualrate.cli.distill import BRANCHES, Distill
 from dualrate.cli.latents import DecodeLatents, EncodeImages
@@ -207,7 +208,9 @@ def examples() -> Iterator[Any]:
     yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Serve(run), Request(), Limits(), cli.Export(run, run))
-    yield from (cli.Retrofit(imagenet.heavy()), cli.TrainingCost(imagenet.heavy()), Cluster(ACCELERATORS["h100"]))
+    yield from (cli.Retrofit(imagenet.heavy()), OnGPUs(), Cluster(ACCELERATORS["h100"]))
+    yield cli_distill.Student(imagenet.distilled())
+    yield cli.DistillationCost(imagenet.distilled(), teacher="imagenet64-heavy")
     yield from (Prepare("photos", run, 64), Encode("photos", run, run), Verify(run), CodecCheck(run, "photos"))
     yield from (EncodeImages("photos", run), DecodeLatents(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), AnyPlan((1, 2)))
@@ -481,8 +484,9 @@ COMMANDS: dict[str, Any] = {name: EXAMPLES[kind] for name, kind in cli.COMMANDS.
 COMMANDS |= {f"data {name}": EXAMPLES[kind] for name, kind in DATA.items()}
 TRAINED = {name: recipe() for name, recipe in cli_train.RECIPES.items() if not is_dataclass(recipe)}
 COMMANDS |= {f"train {name}": cli.Train(experiment) for name, experiment in TRAINED.items()}
-COMMANDS |= {f"distill {name}": Distill(recipe(), Path("run")) for name, recipe in cli_distill.RECIPES.items()}
+COMMANDS |= {f"distill {name}": Distill(recipe(), teacher=Path("run")) for name, recipe in cli_distill.RECIPES.items()}
 COMMANDS["cost imagenet64-heavy"] = cli.TrainingCost(imagenet.heavy())
+COMMANDS["cost distill imagenet64"] = cli.DistillationCost(imagenet.distilled(), teacher="imagenet64-heavy")
 TRIED = ("train fashion-mnist-dual", "train imagenet64-heavy", "distill cifar10", *cli.COMMANDS)  # others are like them
 REQUIRED = {"sample": ["run", "--out", "out"], "demo": [], "distill": ["--teacher", "run"], "train": []}
 REQUIRED |= {"encode": ["photos", "--run", "run"], "decode": ["latents", "--run", "run", "--out", "out"]}

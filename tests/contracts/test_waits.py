@@ -184,6 +184,9 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     for source in (states.SegmentRollout(PLAN, PROCESS, 2), states.FullRollout(PLAN, PROCESS, 2)):
         method = alternating.MomentMatching(states=source, **shared, **more)
         found[f"alternating, {type(source).__name__}"] = (method, [0, 1])
+    guided = {"teacher": Guided(plain, PROCESS, 2.0, NET.num_classes, interval=(0.1, 10.0))}
+    method = alternating.MomentMatching(states=states.SegmentRollout(PLAN, PROCESS), **(shared | guided), **more)
+    found["alternating, guided teacher"] = (method, [0, 1])
     pretrained = {"pretraining": 1, "pretraining_states": states.ForwardPairs(PLAN, PROCESS)}
     backbone = double.get_submodule("encoder.net")
     method = instant.InstantMomentMatching(
@@ -199,7 +202,7 @@ def losses() -> dict[str, tuple[object, Sequence[int]]]:
     own = consistency.Consistency(single, plain, PROCESS, 4, plain, guidance=2.0, null=3, huber=0.1)
     found["consistency"] = (own, [0])
     chain = em_distillation.Langevin(2, latent_step=0.01)
-    found["em"] = (em_distillation.EMDistillation(langevin=chain, **plain_student, **more), [0, 1])
+    found["em"] = (em_distillation.EMDistillation(langevin=chain, **(plain_student | guided), **more), [0, 1])
     own = consistency.Consistency(double, on_ddim, PROCESS, 4, heavy=2)
     found["consistency, dual"] = (own, [0])
     deep = replace(NET, levels=(*NET.levels[:-1], replace(NET.levels[-1], blocks=2)))

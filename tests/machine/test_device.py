@@ -1,3 +1,4 @@
+import copy
 import math
 import os
 import subprocess
@@ -20,7 +21,11 @@ from dualrate.machine.device import (
     pays,
     pick_device,
     settle_products,
+    whole_products,
 )
+from dualrate.networks.uvit import Level, UViT, UViTConfig
+from dualrate.training.compiling import compile_blocks
+from dualrate.training.recompute import recompute
 
 CPU = torch.device("cpu")
 
@@ -151,6 +156,23 @@ def test_calls_are_compiled_once_for_every_size_of_a_batch(graphs, tmp_path):
         assert len(graphs) == 2
 
 
+def test_equal_blocks_share_what_is_compiled_in_training_whatever_their_rows(graphs):
+    """Of networks of two widths, whose blocks are called with more rows and with fewer, and computed again."""
+    levels = ((Level("conv", width, 3), Level("transformer", width, 3)) for width in (16, 32))
+    networks = [UViT(UViTConfig(8, 1, of, 3, embedding=16, head_dim=16)) for of in levels]
+    eager = copy.deepcopy(networks)
+    compile_blocks(networks)
+    recompute(networks, 1)
+    for rows in (5, 3, 8):
+        of = torch.randn(rows, 1, 8, 8), torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
+        for network, plain in zip(networks, eager, strict=True):
+            network(*of).sum().backward()
+            plain(*of).sum().backward()
+            for own, other in zip(network.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 4
+
+
 def test_a_derivative_carried_forward_passes_by_what_is_compiled(graphs, tmp_path):
     network = nn.Linear(4, 4)
     compile_calls(network, tmp_path)
@@ -187,8 +209,13 @@ def test_float32_is_whole_on_a_gpu_where_it_is_asked_for():
         settle_products(CPU, bfloat16=not before[0], trains=True)
         assert settled() == before
         settle_products(torch.device("cuda"), bfloat16=False)
-        assert settled() == (False, False, before[2])
+        assert settled() == (False, False, False)
         settle_products(torch.device("cuda"), bfloat16=True, trains=True)
         assert settled() == (True, True, True)
+        with whole_products():
+            assert settled() == (False, False, False)
+        assert settled() == (True, True, True)
+        settle_products(torch.device("cuda"), bfloat16=True)
+        assert settled() == (True, True, False)
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before

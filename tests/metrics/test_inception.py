@@ -39,6 +39,7 @@ class StandIn(nn.Module):
         assert x.dtype == torch.uint8
         assert x.shape[1] == 3
         assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
         assert not torch.is_grad_enabled()
         self.calls.append(len(x))
         return (self.map(nn.functional.adaptive_avg_pool2d(x.float(), 8).flatten(1)),)
@@ -92,11 +93,16 @@ def test_grey_is_repeated_to_three_channels():
 
 
 def test_features_are_float32_wherever_they_are_asked_for():
-    net, before = small(), torch.backends.cudnn.allow_tf32
-    plain = net.features(pixels())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(net.features(pixels()), plain, rtol=0, atol=0)
-    assert torch.backends.cudnn.allow_tf32 == before
+    net, cudnn, matmul = small(), torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = True
+    try:
+        plain = net.features(pixels())  # the net looks, too
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(net.features(pixels()), plain, rtol=0, atol=0)
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def test_only_these_features_are_called_fid():

@@ -21,16 +21,17 @@ from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetwork
 from dualrate.machine.accelerators import ACCELERATORS, Accelerator
 from dualrate.machine.progress import Silent
 from dualrate.methods.times import SingleTime, TimeSampler
-from dualrate.networks.blocks import fused_attention
+from dualrate.networks.blocks import as_on_gpu
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import imagenet
 from dualrate.recipes.students import DISTILLING, StudentRecipe, dual_student
 from dualrate.runs.prediction import Cluster, Needs, needs, predict
 from dualrate.runs.store import read_experiment, write_experiment
 from dualrate.sampling.cost import call_cost
-from dualrate.training.budget import AsOnGPU, pass_cost, recompute_as_on_gpu, weightless
+from dualrate.training.budget import Widened, pass_cost, weightless
 from dualrate.training.config import FitConfig
 from dualrate.training.loop import fit
+from dualrate.training.recompute import recompute
 
 LEVELS = (Level("conv", 16, 1), Level("conv", 32, 1), Level("transformer", 64, 2, dropout=0.1))
 HEAVY = UViTConfig(32, 3, LEVELS, num_classes=10, embedding=64, head_dim=16)
@@ -81,7 +82,7 @@ def test_memory_of_a_training_is_what_the_allocator_gave_out(networks, tmp_path)
 
     def train() -> None:
         method = small.method.build(small)
-        with fused_attention():
+        with as_on_gpu():
             fit(method, Noise(), small.fit, tmp_path / "run", identity={}, progress=Silent())
 
     assert predicted.used == pytest.approx(peak(train), rel=0.03)
@@ -94,13 +95,13 @@ def test_activations_of_a_pass_are_what_the_allocator_gave_out(again):
     def made():
         method = small.method.build(small)
         if again:
-            recompute_as_on_gpu([*method.networks.values()], 1)
+            recompute([*method.networks.values()], 1)
         return method, method.phases(0)[0]
 
     with weightless():
         method = small.method.build(small)
     if again:
-        recompute_as_on_gpu([*method.networks.values()], 1)
+        recompute([*method.networks.values()], 1)
     cost = pass_cost(method, method.phases(0)[0], small.shape, 0, bfloat16=False)
     _, phase = made()
     batch = Batch(torch.zeros(24, 3, 32, 32), torch.zeros(24, dtype=torch.int64), torch.arange(24))
@@ -108,7 +109,7 @@ def test_activations_of_a_pass_are_what_the_allocator_gave_out(again):
         parameter.grad = torch.zeros_like(parameter)
 
     def both_ways() -> None:
-        with fused_attention(), AsOnGPU():
+        with as_on_gpu(), Widened():
             phase.loss(batch, 0, Draws(0, batch.sample)).total.backward()
 
     assert cost.activations(24) == pytest.approx(peak(both_ways), rel=0.03)
@@ -158,7 +159,7 @@ def test_a_student_needs_its_teacher_and_its_auxiliary_too(tmp_path: Path):
 
 
 def test_a_method_that_computes_before_it_begins_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="is not predicted"):
+    with pytest.raises(ValueError, match=r"student-dual-2-1 computes on images before .* pass --version alternating"):
         needs(student_of(tmp_path, version="instant"), lambda run: read_experiment(Path(run)))
 
 

@@ -5,6 +5,8 @@ import random
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -325,3 +327,28 @@ def test_a_link_to_nowhere_in_place_of_a_checkpoint_is_damage(tmp_path):
     found = checkpoint.recover(tmp_path, lambda text: None)
     assert found is not None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002.corrupt"]
+
+
+def test_a_copy_waits_for_every_device_that_holds_a_part_of_it(monkeypatch):
+    waited, on = [], [torch.device("cuda", 1), torch.device("cuda", 2)]
+    tensors = {"model": {str(device): SimpleNamespace(is_cuda=True, device=device) for device in on}}
+    tensors["rest"] = {"cpu": SimpleNamespace(is_cuda=False, device=torch.device("cpu"))}
+    monkeypatch.setattr(checkpoint, "_to_cpu", lambda tensor: torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    checkpoint.Copy.of(cast("Any", tensors), {})
+    assert sorted(waited, key=str) == on
+
+
+def test_a_checkpoint_that_another_process_found_is_awaited(tmp_path, monkeypatch):
+    """As on a disk of a network, whose folders are seen a while after they were written."""
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            write(tmp_path, 1)
+
+    monkeypatch.setattr(checkpoint.time, "sleep", sleep)
+    assert checkpoint.awaited(checkpoint.path_of(tmp_path, 1), 60).is_dir()
+    assert len(slept) == 3
+    assert not checkpoint.awaited(checkpoint.path_of(tmp_path, 2), 0).exists()

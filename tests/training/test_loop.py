@@ -19,6 +19,7 @@ from dualrate.diffusion.values import Batch
 from dualrate.machine.device import compiles
 from dualrate.methods.method import Loss, Phase
 from dualrate.training import checkpoint, loop
+from dualrate.training.log import MetricsFile
 from dualrate.training.loop import PATIENCE, NonFiniteError, fit
 from dualrate.training.optim import OptimConfig
 from training.toy import CONFIG, Points, Recorder, Toy, final, same_bits
@@ -268,13 +269,14 @@ def test_samples_are_drawn_with_averages_in_evaluation_mode(tmp_path):
     assert not method.networks["b"][1].training
 
 
-def test_samples_and_checkpoints_that_hang_are_named(tmp_path, monkeypatch, capfd):
+def test_samples_checkpoints_and_a_log_that_hang_are_named(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("DUALRATE_TIMEOUT", "0.1")  # seconds; and as long again
-    write = checkpoint.write
+    write, log = checkpoint.write, MetricsFile.write
     monkeypatch.setattr(checkpoint, "write", lambda *of: (time.sleep(2), write(*of)))
+    monkeypatch.setattr(MetricsFile, "write", lambda *of: (time.sleep(2), log(*of)))
     train(tmp_path, on_sample=lambda iteration: time.sleep(2))
     said = capfd.readouterr().err
-    for what in ("samples of iteration 16", "the checkpoint before"):
+    for what in ("samples of iteration 16", "the checkpoint before", "the log of iteration 16"):
         assert f"process 0 of 1: {what} has not ended after 1.2 seconds, it is waited for" in said
 
 

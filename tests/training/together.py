@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from contracts.test_method_contracts import CASES, images, method_of
+from contracts.test_method_contracts import CASES, images, method_of, prepared
 
 from dualrate.denoisers.denoiser import posterior_mean
 from dualrate.diffusion.values import Batch, Cond
@@ -36,11 +36,11 @@ Work = Callable[[World], int | None]
 class Images:
     """Batch k of the contracts' images, those rows of it that are asked for."""
 
-    def __init__(self, batch_size: int, rows: torch.Tensor) -> None:
-        self.batch_size, self.rows = batch_size, rows
+    def __init__(self, batch_size: int, rows: torch.Tensor, dtype: torch.dtype = torch.float64) -> None:
+        self.batch_size, self.rows, self.dtype = batch_size, rows, dtype
 
     def batch(self, iteration: int) -> Batch:
-        return images(self.batch_size, iteration * self.batch_size)[self.rows]
+        return images(self.batch_size, iteration * self.batch_size, self.dtype)[self.rows]
 
 
 def train(case: str, run_dir: Path, iterations: int, world: World, batch_size: int, micro_batch: int | None) -> None:
@@ -63,6 +63,37 @@ def train(case: str, run_dir: Path, iterations: int, world: World, batch_size: i
         method = method_of(CASES[case], partial(shard_frozen, world=world))
     with mock.patch.object(gradients, "BUCKET", 500):
         fit(method, batches, config, run_dir, identity={}, world=world)
+
+
+@dataclass(frozen=True)
+class InBfloat16:
+    """Trains, under autocast, a dual-rate model whose parts start from runs; one checkpoint midway, one at the end.
+
+    released_at: the iteration at which its encoder begins to train; None: it never does
+    """
+
+    run: Path
+    released_at: int | None
+
+    def method(self) -> Method:
+        case = CASES["denoising, from runs"]
+        if self.released_at is not None:
+            released = replace(case.method, freeze_encoder=False, release_encoder_at=self.released_at)
+            case = replace(case, method=released)
+        return prepared(case, fresh=True).method
+
+    def __call__(self, world: World) -> None:
+        config = FitConfig(
+            6,
+            batch_size=7,
+            micro_batch=5,
+            precision="bfloat16",
+            optim=OptimConfig(warmup=5),
+            log_every=1,
+            checkpoint_every=3,
+        )
+        batches = Images(7, Share(7, 5, world).rows, torch.float32)
+        fit(self.method(), batches, config, self.run, identity={}, world=world)
 
 
 @dataclass(frozen=True)

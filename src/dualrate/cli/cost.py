@@ -6,11 +6,15 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded, print_report
+from dualrate.cli.distill import RECIPES as DISTILLED
+from dualrate.cli.distill import TEACHERS, Student, student_recipe
 from dualrate.cli.options import AsJson, Compile, Device, Graphs, RunDir, parse
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.cli.sampling_options import SamplingOptions
@@ -32,7 +36,8 @@ class Cost(Ranged):
     """What calls and images of a run cost; with a recipe in its place, what training it will take on GPUs.
 
     Parameters, MACs and FLOPs of a heavy call, a light call and an image, with measured latency. For a recipe (its
-    options: dualrate cost RECIPE --help), and for a run with --gpus: memory, time and price of its training, predicted.
+    options: dualrate cost RECIPE --help; of a distillation: dualrate cost distill RECIPE --help), and for a run with
+    --gpus: memory, time and price of its training, predicted.
     """
 
     run_dir: RunDir
@@ -55,10 +60,9 @@ class Cost(Ranged):
 
 
 @dataclass(frozen=True)
-class TrainingCost(Ranged):
-    """Predict what a training will take on GPUs: memory, time, price. Half a minute; nothing is trained."""
+class OnGPUs(Ranged):
+    """The GPUs of a training, and what is predicted of it on them."""
 
-    experiment: Annotated[Experiment, arg(name="")]
     gpus: GPUCount = 1
     """In all."""
     device: GPU = "h100"
@@ -72,25 +76,27 @@ class TrainingCost(Ranged):
     price: Annotated[Dollars | None, arg(help=PRICE)] = None
     json: AsJson = False
 
-    def run(self) -> None:
+    def tell(self, experiment: Experiment) -> None:
+        """Predict and print. Raises what `needs` and `predict` raise."""
         from dualrate.runs.prediction import Cluster, needs, predict
         from dualrate.runs.store import read_experiment
 
-        device, fit = ACCELERATORS[self.device], self.experiment.fit
+        device = ACCELERATORS[self.device]
         cluster = Cluster(device, self.gpus, self.node, self.shard, self.utilisation)
         print("running an iteration without numbers: up to a minute", file=sys.stderr)
-        found = needs(self.experiment, lambda run: read_experiment(Path(run)))
-        predicted, price = predict(found, fit, cluster), device.price if self.price is None else self.price
+        found = needs(experiment, lambda run: read_experiment(Path(run)))
+        price = device.price if self.price is None else self.price
+        predicted = predict(found, experiment.fit, cluster)
         dollars = price * predicted.gpu_hours
         if self.json:
             print(json.dumps({"predicted": asdict(predicted) | {"price": dollars}}))
             return
-        for line in self._lines(predicted, dollars, price):
+        for line in self._lines(experiment, predicted, dollars, price):
             print(line)
 
-    def _lines(self, found: Prediction, dollars: float, price: float) -> list[str]:
-        fit, together = self.experiment.fit, f", weights held together by {self.shard}" if self.shard > 1 else ""
-        side, one = fit.recompute_from, self.experiment.noun
+    def _lines(self, experiment: Experiment, found: Prediction, dollars: float, price: float) -> list[str]:
+        fit, together = experiment.fit, f", weights held together by {self.shard}" if self.shard > 1 else ""
+        side, one = fit.recompute_from, experiment.noun
         again = "" if side is None else f", blocks from {side} x {side} on computed again"
         kept = {
             "weights": found.weights,
@@ -100,11 +106,11 @@ class TrainingCost(Ranged):
             f"activations of {found.images}": found.activations,
         }
         return [
-            f"{self.experiment.name}: {fit.iterations:,} iterations of {fit.batch_size} {one}s",
+            f"{experiment.name}: {fit.iterations:,} iterations of {fit.batch_size} {one}s",
             f"on {self.gpus} {self.device}, {min(self.node, self.gpus)} a machine{together}{again}",
             "PREDICTED by docs/scaling.md's model, never measured on a GPU",
             "",
-            *self._fits(found),
+            *self._fits(experiment, found),
             *(f"{f'  {name}':24}{_giga(size)}" for name, size in kept.items()),
             f"{'an iteration':24}{found.iteration:9.3f} s, {found.passes} x {found.images} {one}s a GPU",
             f"{'  computing':24}{found.compute:9.3f} s, {found.flops / 1e12:.3g} TFLOP for each {one} at "
@@ -115,10 +121,10 @@ class TrainingCost(Ranged):
             f"at {price:g} an hour ({'assumed' if self.price is None else 'given'})",
         ]
 
-    def _fits(self, found: Prediction) -> list[str]:
+    def _fits(self, experiment: Experiment, found: Prediction) -> list[str]:
         """Whether a pass does, on these GPUs; and what would."""
-        fit, most, on = self.experiment.fit, found.most_images, f"{self.gpus} {self.device}"
-        one = self.experiment.noun
+        fit, most, on = experiment.fit, found.most_images, f"{self.gpus} {self.device}"
+        one = experiment.noun
         micro = f"--fit.micro-batch {min(most * self.gpus, fit.batch_size)}"
         used = f"{'memory of a GPU':24}{_giga(found.used)} of {found.memory / 1e9:.0f} GB:"
         if found.fits:
@@ -130,6 +136,36 @@ class TrainingCost(Ranged):
         return [f"{used} does NOT FIT on {on}", f"{'  what would fit':24}     --gpus {enough}, or {micro}"]
 
 
+@dataclass(frozen=True)
+class TrainingCost:
+    """Predict what a training will take on GPUs: memory, time, price. Half a minute; nothing is trained."""
+
+    experiment: Annotated[Experiment, arg(name="")]
+    on: Annotated[OnGPUs, arg(name="")] = OnGPUs()
+
+    def run(self) -> None:
+        self.on.tell(self.experiment)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationCost(Student):
+    """Predict what a distillation will take on GPUs: memory, time, price. A minute; nothing is trained."""
+
+    teacher: str
+    """As of distill; or a recipe of train, for a teacher that is not there yet."""
+    on: Annotated[OnGPUs, arg(name="")] = OnGPUs()
+
+    def run(self) -> None:
+        from dualrate.runs.store import write_experiment
+
+        with TemporaryDirectory() as folder:
+            teacher = Path(self.teacher)
+            if self.teacher in RECIPES:  # a run as it begins
+                teacher = folder / teacher
+                write_experiment(teacher, checked(RECIPES[self.teacher](), Experiment, self.teacher))
+            self.on.tell(self.of(teacher))
+
+
 def _round(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
@@ -138,9 +174,11 @@ def _giga(size: float) -> str:
     return f"{size / 1e9:9.2f} GB"
 
 
-def parse_cost(arguments: list[str]) -> Cost | TrainingCost:
-    """Of a run, or of a recipe's training; of a run's training where GPUs are asked for."""
+def parse_cost(arguments: list[str]) -> Cost | TrainingCost | DistillationCost:
+    """Of a run, of a recipe's training, or of a distillation; of a run's training where GPUs are asked for."""
     name = arguments[0] if arguments else ""
+    if name == "distill":
+        return _parse_distillation(arguments[1:])
     if name in STAGES:
         stages = STAGES[name]()
         raise ValueError(f"{name} trains two stages: ask for {stages.first.name}, and for {stages.base.name}")
@@ -149,8 +187,16 @@ def parse_cost(arguments: list[str]) -> Cost | TrainingCost:
         recipe = recipe_named(arguments, RECIPES, Experiment, usage)
         recipe, arguments = with_own_options(recipe, arguments, "cost")
         return override(TrainingCost(checked(recipe(), Experiment, name)), arguments, "cost")
+    if name in DISTILLED and not Path(name).is_dir():
+        raise ValueError(f"{name} is a recipe of distill: ask for cost distill {name}")
     if any(argument.partition("=")[0] == "--gpus" for argument in arguments):
         from dualrate.runs.store import read_experiment
 
         return override(TrainingCost(read_experiment(Path(name))), arguments, "cost")
     return parse(Cost, arguments, "dualrate cost")
+
+
+def _parse_distillation(arguments: list[str]) -> DistillationCost:
+    recipe = student_recipe(arguments, "cost distill RECIPE [options]")
+    teacher = TEACHERS.get(arguments[0]) or tyro.MISSING
+    return override(DistillationCost(recipe, teacher=teacher), arguments, "cost distill")

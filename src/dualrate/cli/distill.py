@@ -13,6 +13,7 @@ from tyro.conf import arg
 
 from dualrate.cli.options import Device, ProcessCount, RetryCount, ShardCount
 from dualrate.cli.recipe import checked, override, recipe_named
+from dualrate.cli.train import RECIPES as TRAINED
 from dualrate.cli.train import launch, run_training
 from dualrate.config.ranges import (
     BelowOne,
@@ -55,15 +56,18 @@ RECIPES: dict[str, Callable[[], StudentRecipe]] = {
 }
 
 
+TEACHERS: dict[str, str] = {  # recipes of `train` whose runs a recipe's students are made for; `auto` is for any
+    **{name: f"{name}-heavy" for name in RECIPES if f"{name}-heavy" in TRAINED},
+    "fashion-mnist-tokens": "fashion-mnist-tokens",
+    "text-tokens": "text-tokens",
+}
+
+
 @dataclass(frozen=True)
-class Distill(Ranged):
-    """Distil a teacher into a student of few steps, or go on: the same command resumes."""
+class Student(Ranged):
+    """A recipe's student, of whatever teacher."""
 
     recipe: Annotated[StudentRecipe, arg(name="")]
-    teacher: Path
-    """A single-rate run, released weights, or a folder of diffusers."""
-    out: Path | None = None
-    """Run directory; runs/<name> if not given."""
     by: Literal["moments", "consistency", "em"] = "moments"
     """Moment matching, sampled ancestrally; multistep consistency, sampled by DDIM; or EM distillation, one network
     and one step."""
@@ -119,6 +123,34 @@ class Distill(Ranged):
     """By em: size of these steps in what the student makes its image of; 0 if not given, which leaves it."""
     source: str | None = None
     """Images, where they are not where the teacher's training found them."""
+
+    def of(self, teacher: Path) -> Experiment:
+        """Its experiment, with its method. Raises ValueError for options of another method, and what go not together.
+
+        teacher: of which the experiment is read, and no weights
+        """
+        branch = BRANCHES[self.by]
+        own = {name: getattr(self, name) for one in BRANCHES.values() for name in one.options}
+        given = {name: value for name, value in own.items() if value is not None}
+        if wrong := [name for name in given if name not in branch.options]:
+            others = [f"--by {by}" for by, other in BRANCHES.items() if set(wrong) <= set(other.options)]
+            listed, instead = ", ".join(_option(name) for name in wrong), f", or pass {' or '.join(others)}"
+            raise ValueError(f"--by {self.by} does not take {listed}: drop what it does not{instead if others else ''}")
+        if is_diffusers(teacher) and self.source is None and self.student_from is None:
+            raise ValueError(f"{teacher} does not say which images it was trained on: name them, --source IMAGES")
+        given |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
+        student = branch.student(self.recipe, str(teacher), branch.steps if self.steps is None else self.steps, given)
+        return student if self.source is None else replace(student, data=replace(student.data, source=self.source))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Student):
+    """Distil a teacher into a student of few steps, or go on: the same command resumes."""
+
+    teacher: Path
+    """A single-rate run, released weights, or a folder of diffusers."""
+    out: Path | None = None
+    """Run directory; runs/<name> if not given."""
     fd_every: Iterations | None = None
     """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
     device: Device = None
@@ -127,24 +159,9 @@ class Distill(Ranged):
     retries: RetryCount = 3
 
     def run(self) -> None:
-        student = self.experiment()
+        student = self.of(self.teacher)
         launch(self.nproc, self.retries, self.shard)
         run_training(student, self.out, self.device, self.fd_every, self.shard)
-
-    def experiment(self) -> Experiment:
-        """The student's, with its method. Raises ValueError for options of another method, and what go not together."""
-        teacher, branch = str(self.teacher), BRANCHES[self.by]
-        own = {name: getattr(self, name) for one in BRANCHES.values() for name in one.options}
-        given = {name: value for name, value in own.items() if value is not None}
-        if wrong := [name for name in given if name not in branch.options]:
-            others = [f"--by {by}" for by, other in BRANCHES.items() if set(wrong) <= set(other.options)]
-            listed, instead = ", ".join(_option(name) for name in wrong), f", or pass {' or '.join(others)}"
-            raise ValueError(f"--by {self.by} does not take {listed}: drop what it does not{instead if others else ''}")
-        if is_diffusers(self.teacher) and self.source is None and self.student_from is None:
-            raise ValueError(f"{teacher} does not say which images it was trained on: name them, --source IMAGES")
-        given |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
-        student = branch.student(self.recipe, teacher, branch.steps if self.steps is None else self.steps, given)
-        return student if self.source is None else replace(student, data=replace(student.data, source=self.source))
 
 
 def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:
@@ -221,6 +238,11 @@ def _option(name: str) -> str:
 
 def parse_distill(arguments: list[str]) -> Distill:
     """A recipe's name first, whose fields the options then override."""
-    usage, of = "distill RECIPE --teacher RUN [options]", " of a distillation"
-    recipe = recipe_named(arguments, RECIPES, StudentRecipe, usage, of)
-    return override(Distill(checked(recipe(), StudentRecipe, arguments[0]), teacher=tyro.MISSING), arguments, "distill")
+    recipe = student_recipe(arguments, "distill RECIPE --teacher RUN [options]")
+    return override(Distill(recipe, teacher=tyro.MISSING), arguments, "distill")
+
+
+def student_recipe(arguments: list[str], usage: str) -> StudentRecipe:
+    """What the recipe that the first argument names makes. Raises as `recipe_named` and `checked`."""
+    recipe = recipe_named(arguments, RECIPES, StudentRecipe, usage, " of a distillation")
+    return checked(recipe(), StudentRecipe, arguments[0])

@@ -16,7 +16,7 @@ from dualrate.cli.bound import LikelihoodBound
 from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.codec import CodecCheck, parse_codec
 from dualrate.cli.compare import Compare
-from dualrate.cli.cost import Cost, TrainingCost, parse_cost
+from dualrate.cli.cost import Cost, DistillationCost, TrainingCost, parse_cost
 from dualrate.cli.data import Encode, Prepare, Verify, parse_data
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import Distill, parse_distill
@@ -34,7 +34,7 @@ from dualrate.config.imports import import_module
 from dualrate.machine.device import memory_shortage, pick_device
 from dualrate.machine.files import naming
 from dualrate.machine.malloc import keep_freed_memory
-from dualrate.machine.world import LOST, Lost
+from dualrate.machine.world import LOST, Lost, check_alone
 
 Command = (
     Sample
@@ -51,6 +51,7 @@ Command = (
     | Demo
     | Doctor
 )
+Predicted = TrainingCost | DistillationCost
 COMMANDS: dict[str, type[Command]] = {
     "sample": Sample,
     "evaluate": Evaluate,
@@ -78,7 +79,7 @@ USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --hel
 
 def parsed(
     arguments: list[str],
-) -> Train | TrainStages | Distill | Retrofit | Prepare | Encode | Verify | CodecCheck | TrainingCost | Command:
+) -> Train | TrainStages | Distill | Retrofit | Prepare | Encode | Verify | CodecCheck | Predicted | Command:
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override,
     `retrofit` the folder of a model.
     """
@@ -100,6 +101,8 @@ def parsed(
     if command == "cost":
         return parse_cost(rest)
     if command in COMMANDS:
+        if command != "doctor":
+            check_alone(command)
         return parse(COMMANDS[command], rest, f"dualrate {command}")
     asked = command in ("-h", "--help")
     usage = USAGE.read_text()

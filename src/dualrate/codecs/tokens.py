@@ -56,7 +56,8 @@ class TokenCodec(CodecConfig):
     def check(self, process: Process, shape: Shape) -> None:
         if not isinstance(process, CategoricalProcess):
             raise ValueError(f"tokens are of a categorical process (Masked, Uniform), got {type(process).__name__}")
-        masked = bool(process.pi(torch.zeros(self.categories, 1, 1))[-1] == 1)
+        like = torch.zeros(self.categories, 1, 1, device="cpu")  # also among networks without content
+        masked = bool(process.pi(like)[-1] == 1)
         if masked != self.mask:
             raise ValueError(f"{type(process).__name__} wants a codec with mask {masked}, got {self.mask}: set it")
         if shape[0] != self.categories:

@@ -11,6 +11,7 @@ from torch import Tensor
 from dualrate.config.ranges import Classes, GuidanceWeight, NoiseLevel, Ranged
 from dualrate.denoisers.denoiser import Denoiser, renewal
 from dualrate.diffusion.process import Process
+from dualrate.diffusion.times import is_shared
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 
@@ -22,7 +23,7 @@ class Guided(Ranged):
     weight:   1 is no guidance
     null:     the null class, usually `num_classes`
     interval: (low, high]: guidance acts where the noise level sigma/alpha lies in it (Kynkaanniemi et al. 2024), so
-              outside it a step costs one branch. None: everywhere
+              outside it a step of a plan, whose time all rows share, costs one branch. None: everywhere
     Both branches run as one batch of 2B rows, label rows first; a context holds both, so a heavy or partial call
     always does.
     """
@@ -50,7 +51,7 @@ class Guided(Ranged):
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
         active = self._active(t)
-        if not bool(active.any()):
+        if is_shared(t) and not bool(active.any()):  # of times on a device one would wait to know
             return self.inner.denoise(z, t, context.rows(slice(0, z.shape[0])), cond)
         x_label, x_null = self.inner.denoise(torch.cat((z, z)), _twice(t), context, self._both(cond)).chunk(2)
         weight = torch.where(active, self.weight, 1.0)

@@ -35,11 +35,11 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Ten
 
 def philox_on_host(counter: Sequence[np.ndarray], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
     """The same words, as uint64, of four broadcastable uint64 arrays, in half of the time that torch takes on a CPU."""
-    c0, c1, c2, c3 = counter
-    c1, c3 = c1.copy(), c3.copy()
+    c0, c1, c2, c3 = (word.copy() for word in counter)
     for k0, k1 in _round_keys(*key):
-        p0, p1 = c0 * _MULTIPLY[0], c2 * _MULTIPLY[1]
-        c0, c1, c2, c3 = _mixed(c1, p1, k0), p1, _mixed(c3, p0, k1), p0
+        c0 *= _MULTIPLY[0]  # in place: memory asked for anew would take longer than the arithmetic
+        c2 *= _MULTIPLY[1]
+        c0, c1, c2, c3 = _mixed(c1, c2, k0), c2, _mixed(c3, c0, k1), c0
     c1 &= _MASK
     c3 &= _MASK
     return c0, c1, c2, c3

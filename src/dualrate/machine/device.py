@@ -8,7 +8,8 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,16 @@ def compiles(device: torch.device) -> str | None:
     return None
 
 
-def compile_calls(network: nn.Module, cache: Path) -> None:
+def compile_calls(network: nn.Module, cache: Path | None = None) -> None:
     """Compiles what a network's call does, when it is first called; one more time where a batch has one row.
 
-    cache: a directory that keeps what was compiled for later processes, unless TORCHINDUCTOR_CACHE_DIR names another
+    Once for all numbers of rows, and of everything else for each shape that comes.
+    cache: as of `keep_compiled`, where nobody said it before
     Calls along which a derivative is carried forward stay as they are: what is compiled cannot carry one.
     """
-    keep_compiled(cache)
-    eager, compiled = network.forward, torch.compile(network.forward)
+    if cache is not None:
+        keep_compiled(cache)
+    eager, compiled = network.forward, torch.compile(network.forward, dynamic=False)
 
     def forward(*inputs: Any) -> Any:
         tensors = [part for part in tree_leaves(inputs) if isinstance(part, Tensor)]
@@ -123,7 +126,20 @@ def settle_products(device: torch.device, *, bfloat16: bool, trains: bool = Fals
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bfloat16
-        torch.backends.cudnn.benchmark |= trains
+        torch.backends.cudnn.benchmark = trains
+
+
+@contextmanager
+def whole_products() -> Iterator[None]:
+    """Within the block float32 matrices are multiplied as such, also in convolutions, whatever was settled before."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def default_generator(device: torch.device) -> torch.Generator:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import compress
 
 import torch
 import torch.distributed as dist
@@ -41,11 +42,16 @@ class _Bucket:
         own = [parameter.grad for parameter in self.parameters]
         have = [gradient is not None for gradient in own]
         sizes = [parameter.numel() for parameter in self.parameters]
-        total = self.parameters[0].new_empty(sum(sizes) + len(sizes))
+        total = self.parameters[0].new_zeros(sum(sizes) + len(sizes))
         *parts, self.made = total.split([*sizes, len(sizes)])
-        for parameter, gradient, part in zip(self.parameters, own, parts, strict=True):
-            parameter.grad = part.as_strided(parameter.shape, parameter.stride())  # laid out as optimizers want it
-            parameter.grad.zero_() if gradient is None else parameter.grad.copy_(gradient)
+        laid_out = [  # as optimizers want it
+            part.as_strided(parameter.shape, parameter.stride())
+            for parameter, part in zip(self.parameters, parts, strict=True)
+        ]
+        for parameter, part in zip(self.parameters, laid_out, strict=True):
+            parameter.grad = part
+        if any(have):
+            torch._foreach_copy_(list(compress(laid_out, have)), list(compress(own, have)))
         self.complete = all(have)
         if self.complete:  # a copy of numbers to the device would wait for it
             self.made.fill_(1)

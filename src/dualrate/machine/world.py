@@ -172,6 +172,15 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     return "RANK" in environment and "WORLD_SIZE" in environment
 
 
+def check_alone(command: str) -> None:
+    """Raises ValueError where torchrun, or the supervisor, started several processes of a command that is one."""
+    if is_launched() and os.environ["WORLD_SIZE"] != "1":
+        raise ValueError(
+            f"{command} is one process, here are {os.environ['WORLD_SIZE']} that would each do all of it: start it "
+            "without torchrun or srun; sample, evaluate and compare share their work with --workers"
+        )
+
+
 def own_device(device: torch.device) -> torch.device:
     """The device of this process: of GPUs, the one of its number on this machine.
 

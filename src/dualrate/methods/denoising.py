@@ -182,8 +182,11 @@ class Denoising(Ranged):
     def pair(self, x: Tensor, t: Tensor, tau: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """(z_t, z_tau) on one forward path. t: (B k,); x, z_tau: (B, ...); z_t: (B k, ...)."""
         t, shape = t.unflatten(0, (len(x), -1)), x.shape[1:]
-        (noise_tau,) = self.process.noise(draws, ["z_tau"], *shape)
-        (noise_t,) = self.process.noise(draws.repeated(t.shape[1]), ["z_t"], *shape)
+        if t.shape[1] == 1:  # both in as many kernels as one
+            noise_tau, noise_t = self.process.noise(draws, ["z_tau", "z_t"], *shape)
+        else:
+            (noise_tau,) = self.process.noise(draws, ["z_tau"], *shape)
+            (noise_t,) = self.process.noise(draws.repeated(t.shape[1]), ["z_t"], *shape)
         noise_t = noise_t.unflatten(0, t.shape)
         z_t, z_tau = self.process.pair(x[:, None], t, tau[:, None], noise_tau[:, None], noise_t)
         return z_t.flatten(0, 1), z_tau.squeeze(1)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.shards import Shards
+from dualrate.machine.device import whole_products
 
 
 class Extractor(Protocol):
@@ -71,8 +72,7 @@ def features_of_photos(
             "round(127.5x+127.5)"
         )
     parts = []
-    plain = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), plain:
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), whole_products():
         for start in range(0, len(images), batch_size):
             batch = torch.tensor(np.asarray(images[start : start + batch_size])).to(device)
             parts.append(net(batch).float().cpu())

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-UNFUSED = {"cpu"}  # kinds of device on which attention is not one kernel
+from dualrate.networks.precision import no_autocast
+
+AS_CPU = {"cpu"}  # kinds of device on which attention is not one kernel, and whose autocast leaves norms as they are
 
 
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    """Within the block attention is one kernel on every device, as on a GPU: for what predicts one."""
-    kinds = UNFUSED.copy()
-    UNFUSED.clear()
+def as_on_gpu() -> Iterator[None]:
+    """Within the block networks do on every device what they do on a GPU: for what predicts one."""
+    kinds = AS_CPU.copy()
+    AS_CPU.clear()
     try:
         yield
     finally:
-        UNFUSED.update(kinds)
+        AS_CPU.update(kinds)
 
 
 def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
@@ -144,17 +146,30 @@ class ChannelNorm(nn.Module):
 
 
 def layer_norm(h: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Over the last axis, without bias; with a scale, in the scale's precision, which is also faster on a CPU."""
-    if scale is None:
-        return F.layer_norm(h, h.shape[-1:])
-    return F.layer_norm(h.to(scale.dtype), h.shape[-1:], scale).to(h.dtype)
+    """Over the last axis, without bias; with a scale, in the scale's precision, which is also faster on a CPU.
+
+    Like h, whatever autocast says: what follows is then in that precision too, on every device.
+    """
+    with _not_widened(h):
+        if scale is None:
+            return F.layer_norm(h, h.shape[-1:])
+        return F.layer_norm(h.to(scale.dtype), h.shape[-1:], scale).to(h.dtype)
+
+
+def doubled(h: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 2H, 2W), every value four times."""
+    with _not_widened(h):
+        return F.interpolate(h, scale_factor=2.0)
+
+
+def _not_widened(h: Tensor) -> AbstractContextManager[object]:
+    """For what CUDA's autocast would do in float32, and a CPU's does not."""
+    return nullcontext() if h.device.type in AS_CPU else no_autocast(h)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v. (B, heads, n, d) each."""
-    if (
-        q.device.type in UNFUSED
-    ):  # for tens of tokens torch's fused CPU kernel is slower: 8 times in a bfloat16 backward
+    if q.device.type in AS_CPU:  # for tens of tokens torch's fused kernel is slower: 8 times in a bfloat16 backward
         return attention_weights(q, k).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -17,14 +18,21 @@ from torch import Tensor, nn
 Value = TypeVar("Value")
 
 
+def no_autocast(h: Tensor) -> AbstractContextManager[object]:
+    """Within it what is done with h is done in its own precision.
+
+    Nothing where autocast is off: what is compiled from that alone is found in the cache again.
+    """
+    device = h.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 class InFloat32(nn.Module):
     """Of a layer's base classes the first: it then runs in the precision of its weights, whatever autocast says."""
 
     def forward(self, input: Tensor) -> Tensor:
         h = input.to(next(self.parameters()).dtype)
-        if not torch.is_autocast_enabled(h.device.type):  # what is compiled from this alone is found in the cache again
-            return super().forward(h)
-        with torch.autocast(h.device.type, enabled=False):
+        with no_autocast(h):
             return super().forward(h)
 
 

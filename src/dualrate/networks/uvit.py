@@ -32,6 +32,7 @@ from dualrate.networks.blocks import (
     TransformerBlock,
     attend,
     attention_weights,
+    doubled,
     zero_init,
 )
 from dualrate.networks.precision import InFloat32
@@ -218,7 +219,7 @@ class UViT(nn.Module):
         """
         last = [h]
         for i, (before, after) in reversed(list(enumerate(skips, begin))):
-            h = self.up[i](F.interpolate(self.grow[i](h - after), scale_factor=2.0) + before, emb)
+            h = self.up[i](doubled(self.grow[i](h - after)) + before, emb)
             last.append(h)
         return tuple(reversed(last))
 

@@ -30,8 +30,9 @@ from dualrate.diffusion.values import Batch
 from dualrate.experiments.experiment import Experiment, Model, Start
 from dualrate.machine.accelerators import Accelerator
 from dualrate.methods.method import Method
-from dualrate.training.budget import pass_cost, recompute_as_on_gpu, weightless
+from dualrate.training.budget import pass_cost, weightless
 from dualrate.training.config import FitConfig
+from dualrate.training.recompute import recompute
 
 EFFICIENCY = 0.8  # of a link's bandwidth, assumed
 BACKWARD = 2 / 3  # of the time of a pass, by FLOPs
@@ -136,7 +137,7 @@ def needs(experiment: Experiment, load: Callable[[str], Experiment]) -> Needs:
     with weightless() as modules:
         method = _method(experiment, load, bfloat16)
     if fit.recompute_from is not None:
-        recompute_as_on_gpu((*method.networks.values(), *method.auxiliaries.values()), fit.recompute_from)
+        recompute((*method.networks.values(), *method.auxiliaries.values()), fit.recompute_from)
     last = range(max(fit.iterations - 2, 0), fit.iterations)  # phases may alternate
     phases = {phase.name: (i, phase) for i in (0, *last) for phase in method.phases(i)}
     repeated = [phase.name for i in last for phase in method.phases(i)]
@@ -176,9 +177,12 @@ def _method(experiment: Experiment, load: Callable[[str], Experiment], bfloat16:
         return Model(other.name, other, networks.eval().requires_grad_(False), denoiser, 0, weights_hash="")
 
     def batch(iteration: int) -> Batch:
-        raise ValueError("this method computes on images before it begins, so what it takes is not predicted")
+        raise ValueError(
+            f"{experiment.name} computes on images before its first iteration, so what it takes is not predicted: of a "
+            "student pass --version alternating, or begin the run and read images_per_second in its metrics.jsonl"
+        )
 
-    start = Start(False, torch.device("cpu"), bfloat16, model, batch, note=lambda text: None)
+    start = Start(False, torch.device("meta"), bfloat16, model, batch, note=lambda text: None)
     return experiment.method.prepare(experiment, start).method
 
 

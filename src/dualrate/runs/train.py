@@ -86,7 +86,7 @@ def train(
     prepared = experiment.method.prepare(
         experiment,
         Start(
-            fresh=not checkpoint.saved_paths(out / "checkpoints"),
+            fresh=world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0,
             device=device,
             bfloat16=bfloat16,
             load=lambda run: load(run, device=device, note=progress.note),

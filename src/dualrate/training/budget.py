@@ -8,8 +8,8 @@ pass, and counts
                   pass needs, copies of weights in bfloat16, and what comes and goes
     flops         of matrix products and convolutions, forward and backward, two a multiply-add
 
-What a kernel needs inside (cuDNN's workspaces) is not seen. Attention is the fused kernel and layer norms are in
-float32 under autocast, as on a GPU, and not as on a CPU.
+What a kernel needs inside (cuDNN's workspaces) is not seen. Attention is the fused kernel, and norms and resizing are
+in float32 where autocast decides, as on a GPU, and not as on a CPU.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from torch.utils.flop_counter import flop_registry
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.methods.method import Method, Phase
-from dualrate.networks.blocks import blocks_of, fused_attention
+from dualrate.networks.blocks import as_on_gpu
 from dualrate.networks.freeze import frozen
-from dualrate.training.recompute import recompute
 
+IN_FLOAT32 = {F.layer_norm, F.group_norm, F.interpolate}
 ROWS = (8, 16)  # of the two passes from which every number of rows follows
 
 
@@ -88,22 +88,6 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
-def recompute_as_on_gpu(networks: Sequence[nn.Module], side: int) -> None:
-    """As `recompute`, also in the backward pass, where `AsOnGPU` around the loss has ended."""
-    for network in networks:
-        for block in blocks_of(network):
-            block.forward = _as_on_gpu(block.forward)
-    recompute(networks, side)
-
-
-def _as_on_gpu(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def forward_as_on_gpu(*inputs: Tensor) -> Tensor:
-        with AsOnGPU():
-            return forward(*inputs)
-
-    return forward_as_on_gpu
-
-
 def pass_cost(
     method: Method,
     phase: Phase,
@@ -129,20 +113,20 @@ def _one_pass(phase: Phase, shape: Sequence[int], iteration: int, rows: int, bfl
     batch = Batch(torch.zeros(rows, *shape), torch.zeros(rows, dtype=torch.int64), torch.arange(rows))
     for parameter in phase.parameters:
         parameter.grad = torch.zeros_like(parameter)  # those of the micro-batches before
-    with torch.random.fork_rng([]), Counted(phase.parameters) as counted, AsOnGPU(), fused_attention():
+    with torch.random.fork_rng([]), Counted(phase.parameters) as counted, Widened(), as_on_gpu():
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             total = phase.loss(batch, iteration, Draws(0, batch.sample)).total
         total.backward()
     return counted.most, counted.flops
 
 
-class AsOnGPU(TorchFunctionMode):
-    """Layer norms under autocast in float32, as CUDA's autocast has them and the CPU's has not."""
+class Widened(TorchFunctionMode):
+    """Norms and resizing in float32 where autocast decides, as CUDA's does and a CPU's not: of others' networks."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
+        if func in IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
             args = (args[0].float(), *args[1:])
         return func(*args, **(kwargs or {}))
 

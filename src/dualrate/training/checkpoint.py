@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,8 @@ class Copy:
         """One copy of every tensor; those on a GPU go to pinned memory, all of them at once."""
         copies = {stem: {name: _to_cpu(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
         text = json.dumps({"format": FORMAT, **state}, indent=1)
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        for device in {tensor.device for named in tensors.values() for tensor in named.values() if tensor.is_cuda}:
+            torch.cuda.synchronize(device)  # whichever is current: what has not arrived would be hashed as it is
         return Copy(copies, text)
 
 
@@ -98,6 +99,17 @@ def write(directory: Path, iteration: int, copy: Copy) -> Path:
         folders.fault_point("before manifest")
         Manifest.write(folder, [file.name for file in folder.iterdir()])
     return target
+
+
+def awaited(path: Path, seconds: float) -> Path:
+    """The path of a checkpoint that another process found, once it is seen here too: on disks of a network later.
+
+    seconds: to wait at most
+    """
+    end = time.monotonic() + seconds
+    while not path.is_dir() and time.monotonic() < end:
+        time.sleep(0.05)
+    return path
 
 
 def load(path: Path, *, training: bool = True) -> Checkpoint:

@@ -36,7 +36,7 @@ class FitConfig(Ranged):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the networks' matrix products; auto: bfloat16 where it pays, decided once per run."""
     compile: bool = False
-    """Compile the networks, which takes a while and makes them faster."""
+    """Compile the networks' blocks, which takes a while and makes them faster."""
     log_every: Iterations = 50
     """Iterations between lines of the log, metrics.jsonl."""
     checkpoint_every: Iterations = 1000

@@ -44,12 +44,13 @@ from dualrate.machine.world import World, is_launched, timeout
 from dualrate.methods.method import Method, Phase
 from dualrate.networks.freeze import frozen
 from dualrate.training import checkpoint
+from dualrate.training.compiling import compile_blocks
 from dualrate.training.config import FitConfig, FitResult
 from dualrate.training.log import MetricsFile
 from dualrate.training.optim import lr_at
 from dualrate.training.recompute import recompute
 from dualrate.training.saving import Saver
-from dualrate.training.sharding import gathered, shard, uncompiled
+from dualrate.training.sharding import gathered, shard
 from dualrate.training.share import Share
 from dualrate.training.state import PhaseState, RunState, differences, finite, note_changes, surroundings
 
@@ -154,6 +155,10 @@ class _Trainer:
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
         world.copy_leader((*networks.state_dict().values(), *auxiliaries.state_dict().values()))
         trained = (*networks.values(), *auxiliaries.values())
+        if config.compile and (problem := compiles(device)):
+            progress.note(f"not compiling the networks, which changes only the speed: {problem}")
+        elif config.compile:
+            compile_blocks(trained)
         if config.recompute_from is not None:
             recompute(trained, config.recompute_from)
         shard(trained, world)
@@ -161,14 +166,13 @@ class _Trainer:
         self.saver = Saver(self.checkpoints, config.keep, progress.note, self.resume())
         if self.state.precision == "auto":
             self.state.precision = "bfloat16" if world.of_leader(pays(device)) else "float32"
-        settle_products(device, bfloat16=self.state.precision == "bfloat16", trains=True)
+        self.settle()
         if world.leads:
             self.metrics = MetricsFile(run_dir / "metrics.jsonl", self.state.iteration, progress.note)
-        if config.compile and (problem := uncompiled(world) or compiles(device)):
-            progress.note(f"not compiling the networks, which changes only the speed: {problem}")
-        elif config.compile:
-            for network in trained:
-                network.compile()
+
+    def settle(self) -> None:
+        """As the iterations compute: whoever measures in between settles it otherwise."""
+        settle_products(self.device, bfloat16=self.state.precision == "bfloat16", trains=True)
 
     def resume(self) -> int:
         """Continue from the newest intact checkpoint, if any; returns its iteration, or -1."""
@@ -176,7 +180,7 @@ class _Trainer:
         iteration = self.world.of_leader(-1 if saved is None else saved.state["iteration"])
         if iteration < 0:
             return -1
-        saved = saved or checkpoint.load(checkpoint.path_of(self.checkpoints, iteration))
+        saved = saved or checkpoint.load(checkpoint.awaited(checkpoint.path_of(self.checkpoints, iteration), timeout()))
         if changes := differences(self.upgrade(saved.state["config"]), self.identity, self.config.free()):
             lines = "\n  ".join(changes)
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
@@ -211,7 +215,8 @@ class _Trainer:
                 self.iterate(batch.to(self.device))
                 if self.is_logged() or not _queues(self.device):
                     self.read()
-            self.report(time.perf_counter() - start)
+            with self.watchdog.over(f"{self.world.name}: the log of iteration {state.iteration}", LONG):
+                self.report(time.perf_counter() - start)
             self.saver.look()
             if state.iteration % config.checkpoint_every == 0:
                 self.save(last=False)
@@ -238,6 +243,8 @@ class _Trainer:
                         on_sample(self.state.iteration)
             except OSError as error:
                 self.progress.note(f"could not write samples, training goes on: {error}")
+            finally:
+                self.settle()
 
     def out_of_time(self) -> bool:
         return self.config.max_seconds is not None and self.state.seconds >= self.config.max_seconds

@@ -3,7 +3,8 @@
     save:  wait for the one before -> copy tensors to CPU memory, state to text -> start the thread -> training goes on
     thread: write, hash, sync, publish (checkpoint.py) -> remove the oldest
 
-So between the copy and the end of the thread memory holds one state more. A process that dies meanwhile leaves what it
+So between the copy and the end of the thread memory holds one state more; where the state is on a GPU the copy's pages
+are pinned, and torch keeps them for the next one. A process that dies meanwhile leaves what it
 would leave at any point of writing: the checkpoints of before, and an unfinished folder that the next start removes.
 """
 

@@ -55,11 +55,6 @@ def shard_frozen(network: nn.Module, world: World) -> None:
         network.register_forward_hook(lambda module, inputs, output: forget())
 
 
-def uncompiled(world: World) -> str | None:
-    """Why networks are not compiled, where that is for their weights; else None."""
-    return None if world.mesh is None else "their weights are held by several processes together"
-
-
 @contextmanager
 def gathered(network: nn.Module, world: World) -> Iterator[None]:
     """Within the block every process has the whole weights, to be read by `forward` alone; all leave it together.

@@ -1,0 +1,54 @@
+"""Under autocast our networks compute on a GPU in the precision in which they do on a CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+import dualrate as dr
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine
+from dualrate.networks.blocks import as_on_gpu
+
+LEVELS = (dr.Level("conv", 8, 1), dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
+NET = dr.UViTConfig(16, 1, LEVELS, 3, embedding=16, head_dim=8)
+FLOAT32 = {  # in which CUDA's autocast computes these, and a CPU's not (torch.amp, "ops that can autocast to float32")
+    "layer_norm", "group_norm", "interpolate", "upsample_nearest2d", "softmax", "log_softmax", "softplus", "sum",
+    "prod", "cumsum", "norm", "exp", "log", "pow", "__pow__", "rsqrt", "reciprocal", "sinh", "tan", "acos",
+}  # fmt: skip
+
+
+class Watched(TorchFunctionMode):
+    """Sees which of these are called on activations, (B, n, C) or (B, C, H, W), while autocast decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_to_autocast: list[str] = []
+        self.calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, h = getattr(func, "__name__", ""), args[0] if args else None
+        if name in FLOAT32 and isinstance(h, torch.Tensor) and h.ndim >= 3 and (kwargs or {}).get("dtype") is None:
+            self.calls += 1
+            if torch.is_autocast_enabled("cpu"):
+                self.left_to_autocast.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("networks", [dr.OneNetwork(NET), dr.TwoNetworks(NET, NET)], ids=["one", "two"])
+def test_nothing_that_a_gpu_would_widen_is_left_to_autocast(networks):
+    denoiser = networks.build(GaussianProcess(Cosine()))[1]
+    z, t, cond = torch.randn(2, 1, 16, 16), torch.full((2,), 0.5), dr.Cond(torch.arange(2))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), as_on_gpu(), Watched() as watched:
+        context = denoiser.encode(z, t, cond)
+        denoiser.denoise(z, t, context, cond)
+    assert watched.left_to_autocast == []
+    assert watched.calls > 10
+
+
+def test_what_is_left_to_autocast_is_seen():
+    with torch.autocast("cpu", torch.bfloat16), Watched() as watched:
+        functional.layer_norm(torch.zeros(1, 2, 4), (4,))
+    assert watched.left_to_autocast[0] == "layer_norm"
