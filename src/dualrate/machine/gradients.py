@@ -39,8 +39,8 @@ class _Bucket:
     @torch.no_grad()
     def begin(self) -> None:
         """From here on the gradients are parts of one tensor, in the background."""
-        own = [parameter.grad for parameter in self.parameters]
-        have = [gradient is not None for gradient in own]
+        have = [parameter.grad is not None for parameter in self.parameters]
+        own = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         sizes = [parameter.numel() for parameter in self.parameters]
         total = self.parameters[0].new_zeros(sum(sizes) + len(sizes))
         *parts, self.made = total.split([*sizes, len(sizes)])
@@ -50,8 +50,8 @@ class _Bucket:
         ]
         for parameter, part in zip(self.parameters, laid_out, strict=True):
             parameter.grad = part
-        if any(have):
-            torch._foreach_copy_(list(compress(laid_out, have)), list(compress(own, have)))
+        if own:
+            torch._foreach_copy_(list(compress(laid_out, have)), own)  # pyright: ignore[reportPrivateImportUsage]
         self.complete = all(have)
         if self.complete:  # a copy of numbers to the device would wait for it
             self.made.fill_(1)
