@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,8 @@ class Command:
 
     def kill(self) -> None:
         for number in self.family():
-            os.kill(number, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         self.process.wait()
 
 
@@ -170,7 +172,7 @@ def main() -> None:
         print(f"{count} processes: {found}", flush=True)
     shutil.rmtree(options.folder / "packed", ignore_errors=True)
     killed = begun("packed", options.counts[-1])
-    while killed.done() < options.images / 2:
+    while killed.done() < options.images / 2 and killed.process.poll() is None:
         time.sleep(0.1)
     killed.kill()
     done = killed.done()

@@ -76,20 +76,22 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=400)
     options = parser.parse_args()
 
+    run = options.out / "run"
+
     def begun(count: int) -> Train:
-        return Train(options.packed, options.out, count, options.iterations)
+        return Train(options.packed, run, count, options.iterations)
 
     expected: list[bytes] = []
     for count in options.counts:
-        shutil.rmtree(options.out, ignore_errors=True)
+        shutil.rmtree(run, ignore_errors=True)
         straight = begun(count)
         shown = ", ".join(f"{mib:.0f}" for mib in straight.watch())
         low, median, high = np.quantile([line["images_per_second"] for line in straight.lines()[1:]], (0.25, 0.5, 0.75))
         print(f"{count} processes: {median:.0f} [{low:.0f}, {high:.0f}] images/s, memory {shown} MiB", flush=True)
         expected = straight.bits()
-    shutil.rmtree(options.out)
+    shutil.rmtree(run)
     killed = begun(options.counts[-1])
-    while killed.done() < options.iterations / 2:
+    while killed.done() < options.iterations / 2 and killed.process.poll() is None:
         time.sleep(0.1)
     killed.kill()
     at, again = killed.done(), begun(options.counts[-1])

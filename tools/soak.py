@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -244,17 +245,18 @@ class Soak:
         """From the start to the end, with `kills` at most on the way."""
         place, before = self.folder / f"{name}-{tally.ends}", tally.kills
         while True:
+            started = time.time()
             child, mark = self.start(job, place)
             tally.starts, of_children = tally.starts + 1, tally.of_children
             while tally.kills - before < kills:
                 child.join(self.rng.uniform(0.02, 0.7) * seconds)
                 if self.rng.random() < AIMED:
-                    self.wait_for_writing(child, place, seconds)
+                    self.wait_for_writing(child, place, started, seconds)
                 if child.exitcode is not None:
                     break
                 self.kill(child, mark, tally)
                 time.sleep(0.02)
-                tally.writing += bool(list(self.unfinished(place)))
+                tally.writing += any(self.unfinished(place, started))
             child.join()
             self.wait_for_the_last(name, mark, tally)
             if child.exitcode == 0:
@@ -274,19 +276,21 @@ class Soak:
         else:
             shutil.rmtree(place, ignore_errors=True)
 
-    def wait_for_writing(self, child: BaseProcess, place: Path, seconds: float) -> None:
+    def wait_for_writing(self, child: BaseProcess, place: Path, started: float, seconds: float) -> None:
         """Until something is half written, the command has ended or the time is over."""
         end = time.monotonic() + seconds
-        while child.exitcode is None and time.monotonic() < end and not any(self.unfinished(place)):
+        while child.exitcode is None and time.monotonic() < end and not any(self.unfinished(place, started)):
             time.sleep(0.001)
 
     @staticmethod
-    def unfinished(place: Path) -> Iterator[Path]:
-        """What is written aside, there and beside it."""
+    def unfinished(place: Path, since: float = 0.0) -> Iterator[Path]:
+        """What is written aside, there and beside it; by whoever began at a time, and not what was left before."""
         for root, pattern in ((place, "**/*"), (place.parent, f".tmp-{place.name}*"), (place.parent, f"{place.name}*")):
             for file in root.glob(pattern):
                 if file.name.startswith(".tmp-") or file.suffix == ".partial":
-                    yield file
+                    with suppress(FileNotFoundError):
+                        if file.stat().st_mtime >= since:
+                            yield file
 
     def wait_for_the_last(self, name: str, mark: str, tally: Tally) -> None:
         """No process of a command outlives it for long."""
@@ -304,7 +308,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="in all")
     parser.add_argument("--storm", type=int, default=5, help="kills at most before a job may come to its end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", nargs="+", default=["train", "prepare", "sample", "evaluate", "compare"])
+    parser.add_argument(
+        "--jobs", nargs="+", default=["train", "train-shard", "prepare", "sample", "evaluate", "compare"]
+    )
     parser.add_argument("--folder", type=Path, help="a new one, which stays; default: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -137,6 +137,23 @@ def test_every_recipe_of_a_distillation_but_auto_has_a_teacher_that_can_teach(tm
         assert made.shape == read_experiment(teacher).shape
 
 
+@pytest.mark.usefixtures("no_passes")
+def test_a_teacher_is_a_run_that_is_there_or_a_recipe_of_ours_or_of_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.py").write_text("from dualrate.recipes.fashion_mnist import medium as recipe\n")
+
+    def weights(teacher: str) -> float:
+        options = ("--fit.precision", "float32", "--json")
+        assert call(monkeypatch, "cost", "distill", "fashion-mnist", "--teacher", teacher, *options) == 0
+        return json.loads(capsys.readouterr().out)["predicted"]["weights"]
+
+    medium, heavy = weights("fashion-mnist-medium"), weights("fashion-mnist-heavy")
+    assert weights("mine:recipe") == medium < heavy
+    write_experiment(tmp_path / "fashion-mnist-heavy", train.RECIPES["fashion-mnist-medium"]())
+    assert weights("fashion-mnist-heavy") == medium
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -144,6 +161,10 @@ def test_every_recipe_of_a_distillation_but_auto_has_a_teacher_that_can_teach(tm
         (("distill", "tiny"), "there is no recipe 'tiny' of a distillation"),
         (("distill", "imagenet64", "--teacher", "nowhere"), "nowhere is no run"),
         (("distill", "fashion-mnist", "--version", "instant"), "pass --version alternating"),
+        (
+            ("distill", "fashion-mnist", "--teacher", "fashion-mnist-dual"),
+            "dualrate: fashion-mnist-dual is a dual-rate model",
+        ),
         (("imagenet64", "--gpus", "64"), "imagenet64 is a recipe of distill: ask for cost distill imagenet64"),
     ],
 )

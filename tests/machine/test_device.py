@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from dualrate.machine import device
@@ -171,6 +171,25 @@ def test_equal_blocks_share_what_is_compiled_in_training_whatever_their_rows(gra
             for own, other in zip(network.parameters(), plain.parameters(), strict=True):
                 torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
     assert len(graphs) == 4
+
+
+def test_networks_within_networks_are_compiled_with_them_and_by_themselves(graphs):
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, *, scale: Tensor) -> Tensor:
+            return scale[:, None] * self.inner(x)
+
+    network, x = Both(), torch.ones(3, 4)
+    eager = copy.deepcopy(network)
+    for part in (network.inner, network, network):
+        compile_calls(part)
+    assert torch.equal(network(x, scale=torch.arange(3)), eager(x, scale=torch.arange(3)))
+    assert len(graphs) == 1
+    assert torch.equal(network.inner(x), eager.inner(x))
+    assert len(graphs) == 2
 
 
 def test_a_derivative_carried_forward_passes_by_what_is_compiled(graphs, tmp_path):

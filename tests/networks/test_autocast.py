@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 import dualrate as dr
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.networks.blocks import as_on_gpu
+from dualrate.networks.blocks import ConvBlock, as_on_gpu
 
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
 NET = dr.UViTConfig(16, 1, LEVELS, 3, embedding=16, head_dim=8)
@@ -46,6 +46,11 @@ def test_nothing_that_a_gpu_would_widen_is_left_to_autocast(networks):
         denoiser.denoise(z, t, context, cond)
     assert watched.left_to_autocast == []
     assert watched.calls > 10
+
+
+def test_blocks_need_no_device():
+    block = ConvBlock(4, 8, 0.0).to("meta")
+    assert block(torch.zeros(2, 4, 8, 8, device="meta"), torch.zeros(2, 8, device="meta")).shape == (2, 4, 8, 8)
 
 
 def test_what_is_left_to_autocast_is_seen():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetwork
 from dualrate.machine.accelerators import ACCELERATORS, Accelerator
 from dualrate.machine.progress import Silent
 from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.networks import blocks
 from dualrate.networks.blocks import as_on_gpu
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import imagenet
@@ -121,6 +123,14 @@ def test_blocks_computed_again_keep_less_and_compute_more():
     kept = needed(small.networks)
     assert again.per_image < 0.6 * kept.per_image
     assert 1.15 < again.flops / kept.flops < 1.34
+
+
+def test_blocks_that_leave_norms_to_autocast_are_computed_again_in_its_precision(monkeypatch):
+    """As blocks of others do; torch compares what it keeps of both times."""
+    config = replace(FIT, precision="bfloat16", recompute_from=1)
+    own = needs(experiment(OneNetwork(HEAVY), config), refused)
+    monkeypatch.setattr(blocks, "_not_widened", lambda h: nullcontext())
+    assert needs(experiment(OneNetwork(HEAVY), config), refused).flops == own.flops
 
 
 def test_flops_are_three_times_the_forward_pass():

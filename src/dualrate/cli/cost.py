@@ -76,7 +76,7 @@ class OnGPUs(Ranged):
     price: Annotated[Dollars | None, arg(help=PRICE)] = None
     json: AsJson = False
 
-    def tell(self, experiment: Experiment) -> None:
+    def report(self, experiment: Experiment) -> None:
         """Predict and print. Raises what `needs` and `predict` raise."""
         from dualrate.runs.prediction import Cluster, needs, predict
         from dualrate.runs.store import read_experiment
@@ -144,7 +144,7 @@ class TrainingCost:
     on: Annotated[OnGPUs, arg(name="")] = OnGPUs()
 
     def run(self) -> None:
-        self.on.tell(self.experiment)
+        self.on.report(self.experiment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +158,16 @@ class DistillationCost(Student):
     def run(self) -> None:
         from dualrate.runs.store import write_experiment
 
-        with TemporaryDirectory() as folder:
-            teacher = Path(self.teacher)
-            if self.teacher in RECIPES:  # a run as it begins
-                teacher = folder / teacher
-                write_experiment(teacher, checked(RECIPES[self.teacher](), Experiment, self.teacher))
-            self.on.tell(self.of(teacher))
+        teacher = Path(self.teacher)
+        if teacher.is_dir() or (self.teacher not in RECIPES and ":" not in self.teacher):
+            return self.on.report(self.of(teacher))
+        recipe = recipe_named([self.teacher], RECIPES, Experiment, "cost distill RECIPE [options]")
+        with TemporaryDirectory() as folder:  # of a run as it begins
+            write_experiment(folder / teacher, checked(recipe(), Experiment, self.teacher))
+            try:
+                self.on.report(self.of(folder / teacher))
+            except ValueError as error:
+                raise ValueError(str(error).replace(f"{folder}/", "")) from error
 
 
 def _round(value: float) -> str:

@@ -67,6 +67,7 @@ COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "doctor": Doctor,
 }
+ALONE = {*COMMANDS, "data", "codec"} - {"doctor"}  # one process each
 LESS_MEMORY = {  # where it is short
     **dict.fromkeys(
         ("train", "distill", "retrofit"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"
@@ -88,6 +89,8 @@ def parsed(
         python, device = ".".join(map(str, sys.version_info[:3])), pick_device(None)
         print(f"dualrate {dualrate.__version__}, torch {torch.__version__}, Python {python}, {device}")
         raise SystemExit(0)
+    if command in ALONE:
+        check_alone(command)
     if command == "train":
         return parse_train(rest)
     if command == "distill":
@@ -101,8 +104,6 @@ def parsed(
     if command == "cost":
         return parse_cost(rest)
     if command in COMMANDS:
-        if command != "doctor":
-            check_alone(command)
         return parse(COMMANDS[command], rest, f"dualrate {command}")
     asked = command in ("-h", "--help")
     usage = USAGE.read_text()

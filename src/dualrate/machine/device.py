@@ -8,9 +8,9 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +75,24 @@ def compile_calls(network: nn.Module, cache: Path | None = None) -> None:
 
     Once for all numbers of rows, and of everything else for each shape that comes.
     cache: as of `keep_compiled`, where nobody said it before
-    Calls along which a derivative is carried forward stay as they are: what is compiled cannot carry one.
+    Calls along which a derivative is carried forward stay as they are: what is compiled cannot carry one. So do those
+    within another network that is compiled. A copy of the network would call what is compiled of this one: copy before.
     """
     if cache is not None:
         keep_compiled(cache)
-    eager, compiled = network.forward, torch.compile(network.forward, dynamic=False)
+    torch._dynamo.config.recompile_limit = 128  # of a class of networks, of which a comparison has many; by default 8
+    network.forward = partial(_call, network.forward, torch.compile(network.forward, dynamic=False))
 
-    def forward(*inputs: Any) -> Any:
-        tensors = [part for part in tree_leaves(inputs) if isinstance(part, Tensor)]
-        if carries_derivative(tensors):
-            return eager(*inputs)
-        for tensor in tensors:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return compiled(*inputs)
 
-    network.forward = forward
+def _call(eager: Callable[..., Any], compiled: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return eager(*inputs, **named)
+    tensors = [part for part in tree_leaves((inputs, named)) if isinstance(part, Tensor)]
+    if carries_derivative(tensors):
+        return eager(*inputs, **named)
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return compiled(*inputs, **named)
 
 
 def carries_derivative(tensors: Iterable[Tensor]) -> bool:
@@ -100,7 +103,6 @@ def carries_derivative(tensors: Iterable[Tensor]) -> bool:
 def keep_compiled(cache: Path) -> Path:
     """Where this process keeps what it compiles: `cache`, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
     place = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))  # else the next line sets its own
-    torch._dynamo.config.recompile_limit = 64  # of a class of networks, of which a comparison has many; by default 8
     return Path(place)
 
 

@@ -56,7 +56,8 @@ class Block(nn.Module):
     """A part of a network that is repeated. forward: (h, emb) -> like h; h: (B, C, H, W), emb: (B, E).
 
     A derived class says no more by this than that training may treat its blocks one by one: hold the weights of each in
-    several processes (training/sharding.py), compute it again in the backward pass (training/recompute.py).
+    several processes (training/sharding.py), compute it again in the backward pass (training/recompute.py), compile it
+    (training/compiling.py).
     """
 
 

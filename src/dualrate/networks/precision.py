@@ -24,7 +24,9 @@ def no_autocast(h: Tensor) -> AbstractContextManager[object]:
     Nothing where autocast is off: what is compiled from that alone is found in the cache again.
     """
     device = h.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    if h.is_meta or not torch.is_autocast_enabled(device):  # torch cannot ask for `meta`
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 class InFloat32(nn.Module):

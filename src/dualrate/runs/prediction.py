@@ -30,7 +30,7 @@ from dualrate.diffusion.values import Batch
 from dualrate.experiments.experiment import Experiment, Model, Start
 from dualrate.machine.accelerators import Accelerator
 from dualrate.methods.method import Method
-from dualrate.training.budget import pass_cost, weightless
+from dualrate.training.budget import pass_cost, weightless, widen
 from dualrate.training.config import FitConfig
 from dualrate.training.recompute import recompute
 
@@ -137,7 +137,9 @@ def needs(experiment: Experiment, load: Callable[[str], Experiment]) -> Needs:
     with weightless() as modules:
         method = _method(experiment, load, bfloat16)
     if fit.recompute_from is not None:
-        recompute((*method.networks.values(), *method.auxiliaries.values()), fit.recompute_from)
+        networks = (*method.networks.values(), *method.auxiliaries.values())
+        widen(networks)
+        recompute(networks, fit.recompute_from)
     last = range(max(fit.iterations - 2, 0), fit.iterations)  # phases may alternate
     phases = {phase.name: (i, phase) for i in (0, *last) for phase in method.phases(i)}
     repeated = [phase.name for i in last for phase in method.phases(i)]

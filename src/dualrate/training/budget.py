@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,10 +35,10 @@ from torch.utils.flop_counter import flop_registry
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.methods.method import Method, Phase
-from dualrate.networks.blocks import as_on_gpu
+from dualrate.networks.blocks import as_on_gpu, blocks_of
 from dualrate.networks.freeze import frozen
 
-IN_FLOAT32 = {F.layer_norm, F.group_norm, F.interpolate}
+IN_FLOAT32 = {F.layer_norm, F.group_norm, F.rms_norm, F.interpolate}
 ROWS = (8, 16)  # of the two passes from which every number of rows follows
 
 
@@ -88,6 +89,18 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
+def widen(networks: Iterable[nn.Module]) -> None:
+    """Have the blocks of networks run in `Widened` of their own: computed again, they do after its block has ended."""
+    for network in networks:
+        for block in blocks_of(network):
+            block.forward = partial(_widened, block.forward)
+
+
+def _widened(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    with Widened():
+        return forward(*inputs)
+
+
 def pass_cost(
     method: Method,
     phase: Phase,
@@ -121,7 +134,7 @@ def _one_pass(phase: Phase, shape: Sequence[int], iteration: int, rows: int, bfl
 
 
 class Widened(TorchFunctionMode):
-    """Norms and resizing in float32 where autocast decides, as CUDA's does and a CPU's not: of others' networks."""
+    """Of networks that are not ours: norms and resizing in float32 where autocast decides, as CUDA's does."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

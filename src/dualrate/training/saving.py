@@ -4,8 +4,8 @@
     thread: write, hash, sync, publish (checkpoint.py) -> remove the oldest
 
 So between the copy and the end of the thread memory holds one state more; where the state is on a GPU the copy's pages
-are pinned, and torch keeps them for the next one. A process that dies meanwhile leaves what it
-would leave at any point of writing: the checkpoints of before, and an unfinished folder that the next start removes.
+are pinned, and torch keeps them for the next one. A process that dies meanwhile leaves what it would leave at any point
+of writing: the checkpoints of before, and an unfinished folder that the next start removes.
 """
 
 from __future__ import annotations
