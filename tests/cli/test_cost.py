@@ -107,7 +107,7 @@ def test_a_distillation_needs_the_networks_of_all_roles(options, networks, monke
 @pytest.fixture
 def no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which take half a minute of large networks."""
-    monkeypatch.setattr(prediction, "pass_cost", lambda *_, **__: PassCost(1.0, 1.0, 1.0))
+    monkeypatch.setattr(prediction, "pass_cost", lambda *_, **__: PassCost(1.0, 1.0, 1.0, 1))
 
 
 @pytest.mark.usefixtures("no_passes")
@@ -134,7 +134,7 @@ def test_every_recipe_of_a_distillation_but_auto_has_a_teacher_that_can_teach(tm
         teacher = tmp_path / distill.TEACHERS[name]
         write_experiment(teacher, train.RECIPES[teacher.name]())
         made = distill.Student(recipe()).of(teacher)
-        assert made.shape == read_experiment(teacher).shape
+        assert made.name.startswith(recipe().name or teacher.name)
 
 
 @pytest.mark.usefixtures("no_passes")

@@ -168,6 +168,14 @@ def test_what_is_one_process_is_refused_under_torchrun(monkeypatch, capsys, comm
     assert f"{command} is one process, here are 4 that would each do all of it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("command", "processes"), [("doctor", "4"), ("sample", "1")])
+def test_what_may_be_launched_is_not_refused(monkeypatch, capsys, command, processes):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    assert call(monkeypatch, command, "--help") == 0
+    assert "usage" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("options", [("--shard", "2"), ("--nproc", "4", "--shard", "3")])
 def test_processes_that_hold_the_weights_together_divide_all_of_them(monkeypatch, capsys, options):
     assert call(monkeypatch, "train", "fashion-mnist-small", *options) == 2

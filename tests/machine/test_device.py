@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_calls_are_compiled_once_for_every_size_of_a_batch(graphs, tmp_path):
 
 def test_equal_blocks_share_what_is_compiled_in_training_whatever_their_rows(graphs):
     """Of networks of two widths, whose blocks are called with more rows and with fewer, and computed again."""
-    levels = ((Level("conv", width, 3), Level("transformer", width, 3)) for width in (16, 32))
+    levels = ((Level("conv", width, 2), Level("conv", width, 2), Level("transformer", width, 2)) for width in (16, 32))
     networks = [UViT(UViTConfig(8, 1, of, 3, embedding=16, head_dim=16)) for of in levels]
     eager = copy.deepcopy(networks)
     compile_blocks(networks)
@@ -170,7 +171,30 @@ def test_equal_blocks_share_what_is_compiled_in_training_whatever_their_rows(gra
             plain(*of).sum().backward()
             for own, other in zip(network.parameters(), plain.parameters(), strict=True):
                 torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
-    assert len(graphs) == 4
+    assert len(graphs) == 6  # of two convolution levels and one of transformers, in two widths
+
+
+def test_a_network_without_blocks_is_compiled_as_a_whole(graphs):
+    network = nn.Linear(4, 4)
+    compile_blocks([network])
+    network(torch.ones(3, 4))
+    assert len(graphs) == 1
+
+
+def test_networks_of_many_widths_are_compiled(graphs):
+    for width in range(2, 12):
+        network = nn.Linear(width, 4)
+        compile_calls(network)
+        network(torch.ones(3, width))
+    assert len(graphs) == 10
+
+
+def test_compiled_calls_are_kept_where_it_is_said(graphs, monkeypatch, tmp_path):
+    kept: list[Path] = []
+    monkeypatch.setattr(device, "keep_compiled", kept.append)
+    compile_calls(nn.Linear(4, 4))
+    compile_calls(nn.Linear(4, 4), tmp_path)
+    assert kept == [tmp_path]
 
 
 def test_networks_within_networks_are_compiled_with_them_and_by_themselves(graphs):
@@ -233,6 +257,9 @@ def test_float32_is_whole_on_a_gpu_where_it_is_asked_for():
         assert settled() == (True, True, True)
         with whole_products():
             assert settled() == (False, False, False)
+        assert settled() == (True, True, True)
+        with pytest.raises(ArithmeticError), whole_products():
+            raise ArithmeticError
         assert settled() == (True, True, True)
         settle_products(torch.device("cuda"), bfloat16=True)
         assert settled() == (True, True, False)

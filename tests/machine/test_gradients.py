@@ -44,6 +44,7 @@ class Reached:
     bucket: int
 
     def __call__(self, world: World) -> None:
+        torch.use_deterministic_algorithms(True)  # fills memory that nothing was written to with what is no number
         parameters = [Parameter(torch.ones(size, dtype=torch.float64)) for size in SIZES]
         share = world.rank + 1
         (100 * share * parameters[0]).sum().backward()

@@ -37,6 +37,20 @@ def dual(dropout: float = 0.5, head: bool = True, **changes) -> Denoising:
     return Denoising(networks, model, PROCESS, Sigmoid(), TimeSampler((2, 4), dropout), null=3, **changes)
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_each_noise_of_a_pair_has_a_name_of_its_own(times):
+    """By which runs of before go on with the same noise."""
+    method, data = dual(), batch()
+    draws = Draws(0, data.sample)
+    t, tau = torch.full((8, times), 0.25).flatten(), torch.full((8,), 0.75)
+    z_t, z_tau = method.pair(data.x, t, tau, draws)
+    noise_tau, noise_t = draws.normal("z_tau", 1, 8, 8), draws.repeated(times).normal("z_t", 1, 8, 8)
+    rows = (data.x.repeat_interleave(times, 0), tau.repeat_interleave(times), noise_tau.repeat_interleave(times, 0))
+    expected_t, expected_tau = PROCESS.pair(rows[0], t, rows[1], rows[2], noise_t)
+    torch.testing.assert_close(z_t, expected_t)
+    torch.testing.assert_close(z_tau, expected_tau[::times])
+
+
 def gradients(method: Denoising, total: torch.Tensor) -> list[torch.Tensor]:
     return list(torch.autograd.grad(total, list(method.networks.parameters()), allow_unused=True))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.nn import functional
@@ -10,7 +12,9 @@ from torch.overrides import TorchFunctionMode
 import dualrate as dr
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.networks.blocks import ConvBlock, as_on_gpu
+from dualrate.networks import blocks
+from dualrate.networks.blocks import ConvBlock, as_on_gpu, doubled, layer_norm
+from dualrate.networks.precision import no_autocast
 
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
 NET = dr.UViTConfig(16, 1, LEVELS, 3, embedding=16, head_dim=8)
@@ -46,6 +50,26 @@ def test_nothing_that_a_gpu_would_widen_is_left_to_autocast(networks):
         denoiser.denoise(z, t, context, cond)
     assert watched.left_to_autocast == []
     assert watched.calls > 10
+
+
+def test_autocast_is_left_only_where_it_is_on_and_would_widen(monkeypatch):
+    h = torch.ones(1, 2, 4, 4)
+    assert isinstance(no_autocast(h), nullcontext)
+    entered = []
+    monkeypatch.setattr(blocks, "no_autocast", lambda h: entered.append(h) or nullcontext())
+    with torch.autocast("cpu", torch.bfloat16):
+        doubled(layer_norm(h))
+        assert entered == []
+        with as_on_gpu():
+            doubled(layer_norm(h))
+        assert len(entered) == 2
+    layer_norm(h)
+    assert len(entered) == 2
+
+
+def test_doubled_repeats_every_value():
+    h = torch.randn(2, 3, 4, 5)
+    assert torch.equal(doubled(h), h.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 def test_blocks_need_no_device():

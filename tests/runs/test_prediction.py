@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from dualrate.data.loader import Augment
@@ -30,7 +31,7 @@ from dualrate.recipes.students import DISTILLING, StudentRecipe, dual_student
 from dualrate.runs.prediction import Cluster, Needs, needs, predict
 from dualrate.runs.store import read_experiment, write_experiment
 from dualrate.sampling.cost import call_cost
-from dualrate.training.budget import Widened, pass_cost, weightless
+from dualrate.training.budget import Counted, Widened, pass_cost, weightless
 from dualrate.training.config import FitConfig
 from dualrate.training.loop import fit
 from dualrate.training.recompute import recompute
@@ -174,7 +175,16 @@ def test_a_method_that_computes_before_it_begins_is_refused(tmp_path: Path):
 
 
 NEEDS = Needs(
-    weights=8e9, trained=8e9, adam=16e9, ema=8e9, fixed=1e9, per_image=0.5e9, summed=8e9, flops=2e12, image=100
+    weights=8e9,
+    trained=8e9,
+    adam=16e9,
+    ema=8e9,
+    fixed=1e9,
+    per_image=0.5e9,
+    summed=8e9,
+    flops=2e12,
+    launches=1000,
+    image=100,
 )
 H100 = ACCELERATORS["h100"]
 
@@ -190,6 +200,40 @@ def test_time_is_that_of_the_stated_model():
     assert found.hours == pytest.approx(found.iteration)
     assert found.gpu_hours == pytest.approx(64 * found.hours)
     assert found.bytes_per_second == pytest.approx(100 * found.images_per_second)
+
+
+def test_where_nothing_is_compiled_a_host_has_to_launch_it_all():
+    config = FitConfig(3600, batch_size=512, micro_batch=128)
+    eager, compiled = (
+        predict(replace(NEEDS, launches=10**6), replace(config, compile=compiled), Cluster(H100, 64))
+        for compiled in (False, True)
+    )
+    assert eager.launching == compiled.launching == pytest.approx(4 * 10**6 * 5e-6)
+    assert eager.iteration == eager.launching > compiled.iteration
+
+
+def test_views_launch_nothing():
+    weight = torch.ones(3, 3)
+    with Counted([weight]) as counted:
+        (weight.T @ weight).view(9).add(1)
+    assert counted.launches == 2
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda h: F.layer_norm(h, h.shape[1:]),
+        lambda h: F.rms_norm(h, h.shape[1:]),
+        lambda h: F.group_norm(h, 1),
+        lambda h: F.interpolate(h, scale_factor=2.0),
+    ],
+)
+def test_what_autocast_of_a_gpu_widens_is_widened(work):
+    h = torch.ones(1, 2, 4, 4, dtype=torch.bfloat16)
+    with Widened():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert work(h).dtype == torch.float32
+        assert work(h).dtype == torch.bfloat16
 
 
 def test_an_exchange_behind_the_backward_pass_takes_no_time():

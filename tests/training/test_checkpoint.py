@@ -349,6 +349,7 @@ def test_a_checkpoint_that_another_process_found_is_awaited(tmp_path, monkeypatc
             write(tmp_path, 1)
 
     monkeypatch.setattr(checkpoint.time, "sleep", sleep)
-    assert checkpoint.awaited(checkpoint.path_of(tmp_path, 1), 60).is_dir()
+    checkpoint.await_folder(checkpoint.path_of(tmp_path, 1), 60)
+    assert checkpoint.path_of(tmp_path, 1).is_dir()
     assert len(slept) == 3
-    assert not checkpoint.awaited(checkpoint.path_of(tmp_path, 2), 0).exists()
+    checkpoint.await_folder(checkpoint.path_of(tmp_path, 2), 0)

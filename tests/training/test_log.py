@@ -63,6 +63,10 @@ def test_plain_lines_come_now_and_then_with_rate_and_time_to_go(monkeypatch):
     first, second = stream.getvalue().splitlines()
     assert first == "21/100  a/loss 0.5238  16 images/s  0:00:40 to go"
     assert second.startswith("41/100")
+    for iteration in (10, 20, 30):  # of something else, from its start
+        reporter.update(iteration, 30, {"images": float(iteration)})
+        clock[0] += 2.0
+    assert stream.getvalue().splitlines()[2:] == ["30/30    5 images/s  0:00:00 to go"]
 
 
 def test_durations_read_like_a_clock():

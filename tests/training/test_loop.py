@@ -17,6 +17,7 @@ import dualrate.training
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
 from dualrate.machine.device import compiles
+from dualrate.machine.world import World
 from dualrate.methods.method import Loss, Phase
 from dualrate.training import checkpoint, loop
 from dualrate.training.log import MetricsFile
@@ -269,6 +270,26 @@ def test_samples_are_drawn_with_averages_in_evaluation_mode(tmp_path):
     assert not method.networks["b"][1].training
 
 
+def test_what_is_measured_in_between_does_not_settle_how_iterations_compute(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(loop, "settle_products", lambda device, **how: done.append("settled"))
+    train(tmp_path, on_sample=lambda iteration: done.append("sampled"))
+    assert done == ["settled", "sampled", "settled"]
+
+
+def test_a_checkpoint_that_the_leader_found_is_waited_for(tmp_path, monkeypatch):
+    train(tmp_path, config=replace(CONFIG, iterations=8))
+    waited, await_folder = [], checkpoint.await_folder
+    monkeypatch.setenv("DUALRATE_TIMEOUT", "7")
+    monkeypatch.setattr(checkpoint, "recover", lambda *of: None)
+    monkeypatch.setattr(World, "of_leader", lambda self, value: 8 if value == -1 else value)
+    monkeypatch.setattr(checkpoint, "await_folder", lambda path, most: waited.append(most) or await_folder(path, most))
+    progress = Recorder()
+    train(tmp_path, progress=progress)
+    assert waited == [7]
+    assert progress.notes[-1] == "resuming at iteration 8"
+
+
 def test_samples_checkpoints_and_a_log_that_hang_are_named(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("DUALRATE_TIMEOUT", "0.1")  # seconds; and as long again
     write, log = checkpoint.write, MetricsFile.write
@@ -484,6 +505,15 @@ class Network(nn.Module):
         return self.inner.get_parameter(target)
 
 
+def test_networks_of_every_kind_are_compiled_where_it_is_asked_for(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(loop, "compiles", lambda device: None)
+    monkeypatch.setattr(loop, "compile_blocks", compiled.extend)
+    method = Toy(("b", "a"), auxiliary="b")
+    train(tmp_path, method, replace(CONFIG, compile=True))
+    assert compiled == [method.each["a"], method.each["b"]]
+
+
 @pytest.mark.slow
 def test_compiled_training_is_eager_training_up_to_rounding(tmp_path):
     if problem := compiles(torch.device("cpu")):
@@ -492,7 +522,7 @@ def test_compiled_training_is_eager_training_up_to_rounding(tmp_path):
     def run(name: str, *, compiled: bool):
         method = Toy(dropout=0.0)
         for key in "ab":
-            method.networks[key] = Network(method.networks[key])
+            method.each[key] = method.networks[key] = Network(method.networks[key])
         train(tmp_path / name, method, replace(CONFIG, compile=compiled))
         return final(tmp_path / name)
 

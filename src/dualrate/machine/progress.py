@@ -48,7 +48,7 @@ class PlainReporter:
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         now = time.monotonic()
-        if self._last is None:  # the first iteration pays for warming up: measure from its end
+        if self._last is None or iteration < self._last[1]:  # the first pays for warming up: measure from its end
             self._last = (now, iteration, logs["images"])
         for name, value in logs.items():
             if name.endswith(SHOWN):

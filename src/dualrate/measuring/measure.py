@@ -76,6 +76,8 @@ def measure(
     check(judges, len(seeds), details=details)
     cost = drawer.cost  # counted apart from the seconds; refuses what cannot be drawn
     nets = [judge.net for judge in judges]
+    for judge in judges:
+        judge.prepare(mapper, progress)
     if keep is None:
         found, largest = _features(drawer, seeds, nets, progress, mapper), len(seeds)
     else:

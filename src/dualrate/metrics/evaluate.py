@@ -16,9 +16,11 @@ from torch import Tensor
 from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
 from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
+from dualrate.machine.progress import ImageProgress
+from dualrate.machine.workers import Mapper, in_turn
 from dualrate.metrics.bootstrap import LEVEL, interval_of, resampled_distances
 from dualrate.metrics.details import Details
-from dualrate.metrics.extractor import FeatureExtractor
+from dualrate.metrics.extractor import FeatureExtractor, features_by
 from dualrate.metrics.fingerprint import Fingerprint
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.kernel import kernel_distance, kernel_metric
@@ -74,6 +76,9 @@ class Evaluator(Generic[Net]):
     )
     _floors: dict[tuple[int, str], float] = field(default_factory=dict, init=False, repr=False, compare=False)
     _manifolds: dict[int, Manifold] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _seen: dict[str, Tensor] = field(  # by the images' fingerprint
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def metric(self) -> str:
@@ -227,15 +232,29 @@ class Evaluator(Generic[Net]):
             return self.reference.stats
         return GaussianStats.of(self.reference_features)
 
-    @cached_property
+    @property
     def reference_features(self) -> Tensor:
         """(M, D) float32 of `reference_images`."""
-        return self.net.features(self.reference_images.images)
+        return self._features(self.reference_images)
 
-    @cached_property
+    @property
     def _held_out_features(self) -> Tensor:
         assert self.held_out is not None
-        return self.net.features(self.held_out.images)
+        return self._features(self.held_out)
+
+    def prepare(self, mapper: Mapper, progress: ImageProgress | None = None) -> None:
+        """Take the features of the real images, which the first score would take, by several processes.
+
+        progress: told of them. Nothing where the mapper is this process
+        """
+        for images in (self.reference, self.held_out):
+            if mapper is not in_turn and isinstance(images, ImageSet) and images.fingerprint not in self._seen:
+                self._seen[images.fingerprint] = features_by(mapper, self.net, images.images, progress)
+
+    def _features(self, images: ImageSet) -> Tensor:
+        if images.fingerprint not in self._seen:
+            self._seen[images.fingerprint] = self.net.features(images.images)
+        return self._seen[images.fingerprint]
 
     def _note(self, count: int, floor_count: int, *, stratified: bool, codec: Codec) -> str:
         notes = [f"against the statistics in {self.reference.name}"] if isinstance(self.reference, Reference) else []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +14,10 @@ from torch import Tensor
 
 from dualrate.data.shards import Shards
 from dualrate.machine.device import whole_products
+from dualrate.machine.progress import ImageProgress
+from dualrate.machine.workers import Mapper
+
+PART = 2000  # images that a process sees at once; a multiple of every net's batch, so that the bits are the same
 
 
 class Extractor(Protocol):
@@ -79,3 +85,37 @@ def features_of_photos(
             if progress is not None:
                 progress(min(start + batch_size, len(images)), len(images))
     return torch.cat(parts)
+
+
+def features_by(
+    mapper: Mapper,
+    net: FeatureExtractor,
+    images: NDArray[np.uint8] | Shards,
+    progress: ImageProgress | None = None,
+) -> Tensor:
+    """`net.features(images)`, made by a mapper PART images at a time. progress: told of them."""
+    found: dict[int, Tensor] = {}
+    for (first, _), features in mapper(partial(_part, net), _Parts(images)):
+        found[first] = features
+        if progress is not None:
+            progress(sum(map(len, found.values())), len(images))
+    return torch.cat([found[first] for first in sorted(found)])
+
+
+def _part(net: FeatureExtractor, part: tuple[int, NDArray[np.uint8]]) -> Tensor:
+    return net.features(part[1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts(Sequence[tuple[int, NDArray[np.uint8]]]):
+    """(row of the first, images), PART of them at a time, read where they are asked for."""
+
+    images: NDArray[np.uint8] | Shards
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // PART)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        return index * PART, self.images[index * PART : (index + 1) * PART]

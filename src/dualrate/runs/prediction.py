@@ -9,9 +9,11 @@
               added up once an iteration                                     2 (n - 1)/n P
               or, where S hold the weights together, in every pass           3 (S - 1)/S P + 2 (1 - S/n) P/S
               (gathered forward and backward and added up among the S, then added up between the groups)
+    launching a GPU's host takes LAUNCH for every operator of every pass; fewer are left where blocks are compiled, how
+              many is not known
     time      where all GPUs hold everything compute + what of exchange the backward pass of the last pass does not
               hide, 2/3 of that pass (machine/gradients.py); the longer of the two where weights are held together,
-              since torch gathers ahead
+              since torch gathers ahead; launching, if it takes longer and nothing is compiled
 
 Memory is an upper bound where an iteration is one pass: then gradients grow as activations go. A compiled network
 keeps fewer activations than counted here. Students whose rollouts gather weights more often exchange more.
@@ -36,6 +38,7 @@ from dualrate.training.recompute import recompute
 
 EFFICIENCY = 0.8  # of a link's bandwidth, assumed
 BACKWARD = 2 / 3  # of the time of a pass, by FLOPs
+LAUNCH = 5e-6  # seconds; assumed
 SPARE = 0.1  # of a GPU's memory: CUDA's own, workspaces, gaps; assumed
 ADAM = 2  # moments of a parameter
 
@@ -52,6 +55,7 @@ class Needs:
     fixed, per_image: activations of a pass, and what an image adds to them
     summed:    gradients of an iteration
     flops:     of an iteration, for an image
+    launches:  operators of an iteration of one pass
     image:     as it is read
     """
 
@@ -63,6 +67,7 @@ class Needs:
     per_image: float
     summed: float
     flops: float
+    launches: float
     image: int
 
 
@@ -97,6 +102,7 @@ class Prediction:
 
     most_images: how many fit; 0 if not even one does
     exchange:    seconds of an iteration in which GPUs send each other something
+    launching:   seconds of an iteration that a host takes to launch all, were nothing compiled
     """
 
     weights: float
@@ -111,6 +117,7 @@ class Prediction:
     flops: float
     compute: float
     exchange: float
+    launching: float
     iteration: float
     hours: float
     gpu_hours: float
@@ -162,6 +169,7 @@ def needs(experiment: Experiment, load: Callable[[str], Experiment]) -> Needs:
         per_image=most.per_image,
         summed=sum(trained[name] for name in repeated) / len(last),
         flops=sum(costs[name].flops_per_image for name in repeated) / len(last),
+        launches=sum(costs[name].launches for name in repeated) / len(last),
         image=torch.Size(shape).numel(),
     )
 
@@ -210,6 +218,9 @@ def predict(needs: Needs, fit: FitConfig, cluster: Cluster) -> Prediction:
         iteration = compute + max(0.0, exchange - BACKWARD * compute / passes)
     else:
         iteration = max(compute, exchange)
+    launching = passes * needs.launches * LAUNCH
+    if not fit.compile:
+        iteration = max(iteration, launching)
     hours = fit.iterations * iteration / 3600
     return Prediction(
         **parts,
@@ -221,6 +232,7 @@ def predict(needs: Needs, fit: FitConfig, cluster: Cluster) -> Prediction:
         flops=needs.flops,
         compute=compute,
         exchange=exchange,
+        launching=launching,
         iteration=iteration,
         hours=hours,
         gpu_hours=hours * cluster.gpus,

@@ -7,6 +7,7 @@ pass, and counts
     activations   the largest number of bytes that were held at once beyond weights and gradients: what the backward
                   pass needs, copies of weights in bfloat16, and what comes and goes
     flops         of matrix products and convolutions, forward and backward, two a multiply-add
+    launches      operators that are no views: where nothing is compiled a GPU's host launches each
 
 What a kernel needs inside (cuDNN's workspaces) is not seen. Attention is the fused kernel, and norms and resizing are
 in float32 where autocast decides, as on a GPU, and not as on a CPU.
@@ -49,6 +50,7 @@ class PassCost:
     fixed: float
     per_image: float
     flops_per_image: float
+    launches: int
 
     def activations(self, images: int) -> float:
         return self.fixed + self.per_image * images
@@ -116,13 +118,13 @@ def pass_cost(
     """
     few, many = rows
     with frozen(method.networks, method.auxiliaries, but=phase.parameters):
-        (low, _), (high, flops) = (_one_pass(phase, shape, iteration, count, bfloat16) for count in rows)
-    per_image = (high - low) / (many - few)
-    return PassCost(high - many * per_image, per_image, flops / many)
+        low, high = (_one_pass(phase, shape, iteration, count, bfloat16) for count in rows)
+    per_image = (high.most - low.most) / (many - few)
+    return PassCost(high.most - many * per_image, per_image, high.flops / many, high.launches)
 
 
-def _one_pass(phase: Phase, shape: Sequence[int], iteration: int, rows: int, bfloat16: bool) -> tuple[int, int]:
-    """(bytes held at most beyond weights and gradients, FLOPs)."""
+def _one_pass(phase: Phase, shape: Sequence[int], iteration: int, rows: int, bfloat16: bool) -> Counted:
+    """Of this many images; its bytes are those beyond weights and gradients."""
     batch = Batch(torch.zeros(rows, *shape), torch.zeros(rows, dtype=torch.int64), torch.arange(rows))
     for parameter in phase.parameters:
         parameter.grad = torch.zeros_like(parameter)  # those of the micro-batches before
@@ -130,7 +132,7 @@ def _one_pass(phase: Phase, shape: Sequence[int], iteration: int, rows: int, bfl
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             total = phase.loss(batch, iteration, Draws(0, batch.sample)).total
         total.backward()
-    return counted.most, counted.flops
+    return counted
 
 
 class Widened(TorchFunctionMode):
@@ -145,14 +147,14 @@ class Widened(TorchFunctionMode):
 
 
 class Counted(TorchDispatchMode):
-    """Counts what operations within the block do: FLOPs, and the bytes of what they made, while it lives.
+    """Counts what operations within the block do: FLOPs, launches, and the bytes of what they made, while it lives.
 
     most: bytes at any time. (torch's own counter of FLOPs keeps tensors alive where blocks are computed again.)
     """
 
     def __init__(self, before: Iterable[Tensor]) -> None:
         super().__init__()
-        self.now = self.most = self.flops = 0
+        self.now = self.most = self.flops = self.launches = 0
         self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         for tensor in before:
             self.seen.update(one.untyped_storage() for one in (tensor, tensor.grad) if one is not None)
@@ -162,6 +164,7 @@ class Counted(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
+        self.launches += not func.is_view
         if formula := FORMULAS.get(func.overloadpacket):
             self.flops += formula(*args, **kwargs, out_val=made)
         for tensor in tree_leaves(made):

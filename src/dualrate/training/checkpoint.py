@@ -101,15 +101,14 @@ def write(directory: Path, iteration: int, copy: Copy) -> Path:
     return target
 
 
-def awaited(path: Path, seconds: float) -> Path:
-    """The path of a checkpoint that another process found, once it is seen here too: on disks of a network later.
+def await_folder(path: Path, seconds: float) -> None:
+    """Until a checkpoint that another process found is seen here too: on disks of a network that is later.
 
     seconds: to wait at most
     """
     end = time.monotonic() + seconds
     while not path.is_dir() and time.monotonic() < end:
         time.sleep(0.05)
-    return path
 
 
 def load(path: Path, *, training: bool = True) -> Checkpoint:

@@ -180,7 +180,10 @@ class _Trainer:
         iteration = self.world.of_leader(-1 if saved is None else saved.state["iteration"])
         if iteration < 0:
             return -1
-        saved = saved or checkpoint.load(checkpoint.awaited(checkpoint.path_of(self.checkpoints, iteration), timeout()))
+        if saved is None:
+            path = checkpoint.path_of(self.checkpoints, iteration)
+            checkpoint.await_folder(path, timeout())
+            saved = checkpoint.load(path)
         if changes := differences(self.upgrade(saved.state["config"]), self.identity, self.config.free()):
             lines = "\n  ".join(changes)
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
