@@ -164,7 +164,7 @@ class Counted(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
-        self.launches += not func.is_view
+        self.launches += func.namespace == "aten" and not func.is_view
         if formula := FORMULAS.get(func.overloadpacket):
             self.flops += formula(*args, **kwargs, out_val=made)
         for tensor in tree_leaves(made):
