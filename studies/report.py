@@ -1,6 +1,7 @@
 """Reports of docs/results: compares models, then writes a page's tables and figures and docs/results/NAME.json.
 
     make reproduce-report                   settled: models trained alike, 50,000 images, about three hours
+    .venv/bin/python studies/report.py students-settled their students, 50,000 images, an hour of a core
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
     .venv/bin/python studies/report.py rivals-plans     more plans of the caches, 1,000 images, twenty minutes
     .venv/bin/python studies/report.py rivals-32        the same of 32 x 32, of `make reproduce-train MODEL=flat-...`
@@ -135,6 +136,15 @@ REPORTS = {
         Effort(minutes=480, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
+        "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
+    ),
+    "students-settled": Report(
+        [f"student-{n}-{h}=runs/settle-student-{n}-{h}:{n}/{h}" for n, h in ((8, 2), (16, 2))]
+        + ["student-8-4=weights/fashion-mnist-student-8-4:8/4"]
+        + ["student-medium-45=runs/settle-student-medium-45-8:8"],
+        Effort(minutes=480, screen=300, count=50_000),
+        ".venv/bin/python studies/report.py students-settled",
+        "students.md",
         "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
     ),
     "rivals": Report(
