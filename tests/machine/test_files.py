@@ -1,10 +1,14 @@
 """Files written whole or not at all, and errors that say which file it was."""
 
 import errno
+import fcntl
 import gzip
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +96,47 @@ def test_what_a_killed_writer_left_tells_its_file_and_nothing_else_does(tmp_path
         assert written_aside(aside.name) == "a.txt"
     for name in ("a.txt", "a.txt.partial", ".0123abcd.partial", "a.txt.0123abcg.partial", "a.txt.0123abcd.partial.x"):
         assert written_aside(name) is None
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path):
+    file = tmp_path / "a.txt"
+    script = (
+        "import os, sys; from pathlib import Path; from dualrate.machine.files import whole\n"
+        "with whole(Path(sys.argv[1])) as aside: aside.write_text('half, and longer'); os.kill(os.getpid(), 9)"
+    )
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", script, file]).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert written_aside(left.name) == "a.txt"
+    write_whole(file, "new")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+    assert file.read_text() == "new"
+
+
+def test_where_no_locks_are_to_be_had_nothing_is_left(tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    test_two_writers_do_not_meet(tmp_path)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_place_that_somebody_has_just_left_is_not_taken_for_one_s_own(tmp_path, monkeypatch):
+    """Its file has its name by now, and would be written over."""
+    flock, file = fcntl.flock, tmp_path / "a.txt"
+
+    def late(descriptor: int, how: int) -> None:
+        flock(descriptor, how)
+        (left,) = tmp_path.glob("*.partial")
+        left.replace(file)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with whole(tmp_path / "a.txt") as aside:
+        assert not aside.name.endswith(".00000000.partial")
+        aside.write_text("new")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+    assert file.read_text() == "new"
 
 
 def test_two_writers_do_not_meet(tmp_path):

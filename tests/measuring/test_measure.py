@@ -15,6 +15,7 @@ from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.experiments.serves import OnePlan
+from dualrate.machine.workers import in_turn
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.measure import call_seconds, cost_report, measure
 from dualrate.methods.times import TimeSampler
@@ -320,6 +321,32 @@ def test_a_judge_that_comes_later_has_its_images_drawn_and_the_first_one_s_featu
     monkeypatch.setattr(Drawer, "draw", None)
     assert measure(drawer, SEEDS, judge, other, keep=tmp_path, shard_size=16).row == row
     assert measured(drawer, judge, tmp_path) == first
+
+
+def test_real_images_are_seen_by_whoever_draws_before_anything_is_drawn(drawer, judge):
+    jobs = []
+
+    def mapper(job, blocks):
+        jobs.append([type(block).__name__ for block in blocks])
+        return in_turn(job, blocks)
+
+    assert measured(drawer, replace(judge), None, mapper=mapper).score == measured(drawer, judge, None).score
+    assert jobs == [["_Part"], ["range"] * 5]
+
+
+@pytest.mark.parametrize(("details", "alone"), [(False, [True, True]), (True, [False, True])])
+def test_reconstructions_need_no_other_real_images_than_their_own(drawer, judge, other, monkeypatch, details, alone):
+    asked = []
+
+    def drawn(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr("dualrate.measuring.measure._originals", lambda *of: torch.tensor(SEEDS))
+    monkeypatch.setattr("dualrate.measuring.measure._features", drawn)
+    monkeypatch.setattr(Evaluator, "prepare", lambda self, mapper, **how: asked.append(how["held_out_alone"]))
+    with pytest.raises(Killed):
+        measure(drawer, SEEDS, judge, other, details=details)
+    assert asked == alone
 
 
 def test_every_judge_needs_enough_images_before_any_is_drawn(drawer, judge, other):

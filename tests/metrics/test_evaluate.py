@@ -3,7 +3,6 @@
 import math
 import pickle
 from dataclasses import replace
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 
 from dualrate.data.images import ImageSet
 from dualrate.machine.workers import in_turn
-from dualrate.metrics import extractor
 from dualrate.metrics.evaluate import Evaluator, by_turns
 from dualrate.metrics.features import FeatureNet
 from dualrate.metrics.fingerprint import require_same
@@ -116,34 +114,27 @@ def test_reconstructions_are_scored_from_the_held_out_images_that_they_are_of(ev
 
 def test_real_images_are_seen_in_parts_by_other_processes(evaluator, monkeypatch):
     """In whatever order these are done, by processes that get what can be pickled."""
-    monkeypatch.setattr(extractor, "PART", 500)
     alone = score_of(evaluator, REAL, seeds="0-1199", labels="none")
     told, asked = [], []
 
     def backwards(job, blocks):
-        for at in reversed(range(len(blocks))):
-            asked.append(len(blocks[at][1]))
-            yield blocks[at], pickle.loads(pickle.dumps(job))(pickle.loads(pickle.dumps(blocks[at])))
+        for block in reversed(blocks):
+            sent = pickle.loads(pickle.dumps(block))
+            asked.append(len(sent.images))
+            yield block, pickle.loads(pickle.dumps(job))(sent)
 
+    monkeypatch.setattr(FeatureNet, "progress", staticmethod(lambda done, total: told.append((done, total))))
     fresh = replace(evaluator)
-    fresh.prepare(backwards, lambda done, total: told.append((done, total)))
-    assert asked == [500, 500, 500, 100, 500]
-    assert told == [(500, 1500), (1000, 1500), (1500, 1500), (100, 600), (600, 600)]
+    fresh.prepare(backwards, held_out_alone=True)
+    assert asked == [100, 500]
+    fresh.prepare(backwards)
+    assert asked == [100, 500, 500, 500, 500]
+    assert told == [(100, 600), (600, 600), (500, 1500), (1000, 1500), (1500, 1500)]
     monkeypatch.setattr(FeatureNet, "features", None)  # not asked again
     assert fresh.floor(1200) == (alone.floor, 600)
     assert torch.equal(fresh.reference_features, evaluator.reference_features)
     fresh.prepare(backwards)
     replace(evaluator).prepare(in_turn)
-
-
-def test_parts_are_all_of_the_images_once():
-    images = np.arange(7)[:, None]
-    with mock.patch.object(extractor, "PART", 3):
-        assert [(first, part.ravel().tolist()) for first, part in extractor._Parts(images)] == [
-            (0, [0, 1, 2]),
-            (3, [3, 4, 5]),
-            (6, [6]),
-        ]
 
 
 def test_details_are_of_the_reference_at_the_same_count(evaluator):

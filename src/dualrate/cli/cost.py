@@ -160,10 +160,10 @@ class DistillationCost(Student):
     on: Annotated[OnGPUs, arg(name="")] = OnGPUs()
 
     def run(self) -> None:
-        from dualrate.runs.store import write_experiment
+        from dualrate.runs.store import EXPERIMENT, write_experiment
 
         teacher = Path(self.teacher)
-        if teacher.is_dir() or (self.teacher not in RECIPES and ":" not in self.teacher):
+        if (teacher / EXPERIMENT).is_file() or (self.teacher not in RECIPES and ":" not in self.teacher):
             return self.on.report(self.of(teacher))
         recipe = recipe_named([self.teacher], RECIPES, Experiment, "cost distill RECIPE [options]")
         with TemporaryDirectory() as folder:  # of a run as it begins

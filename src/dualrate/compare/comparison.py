@@ -201,7 +201,7 @@ def _measured(
     """What was screened, what was measured on the front, and what there was no time for."""
     for judge in bench.judges:
         bench.progress.note(f"{judge.metric}: features of the {len(judge.reference_images)} images to compare with")
-        judge.prepare(bench.mapper, image_progress(bench.progress))
+        judge.prepare(bench.mapper)
         _ = judge.reference_features  # taken now, so that they are not in the time of what is drawn
     macs = {one.key: bench.drawer(one).expected_cost.macs for one in contenders}
     timed = bench.estimate(useful_first(contenders, macs), TIMING_CALLS * clock.left)

@@ -8,6 +8,7 @@ OSError, which says nothing about the content: nothing is thrown away, set aside
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -110,11 +111,10 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
     """A file written whole or not at all: yields the place beside it to write, which is synced and renamed at the end.
 
-    If the block fails, or the process is killed, the file is what it was.
+    If the block fails, or the process is killed, the file is what it was; what a kill leaves is written over next time.
     synced: False for files by the thousand, whose reader looks whether they are whole: a loss of power may cut them
     """
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    with naming(path):
+    with naming(path), _place_aside(path) as aside:
         try:
             yield aside
             if synced:
@@ -124,6 +124,36 @@ def whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
             with suppress(OSError):
                 aside.unlink()
             raise
+
+
+@contextmanager
+def _place_aside(path: Path) -> Iterator[Path]:
+    """Where a file is written: in the same place each time, but where another process is writing there now."""
+    usual, other = (path.with_name(f"{path.name}.{mark}.partial") for mark in ("0" * 8, secrets.token_hex(4)))
+    try:
+        lock = os.open(usual, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # whoever writes will say it
+        yield other
+        return
+    try:
+        yield usual if _locks(lock, usual) else other
+    finally:
+        os.close(lock)
+
+
+def _locks(descriptor: int, path: Path) -> bool:
+    """Whether this process has the lock on an open file now, and the path still leads there."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # none are to be had, as on some disks of a network
+        path.unlink(missing_ok=True)
+        return False
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:  # whoever had it is done
+        return False
 
 
 def write_whole(path: Path, content: bytes | str, *, synced: bool = True) -> None:

@@ -43,17 +43,17 @@ class PlainReporter:
     def __init__(self, seconds: float = 30.0, stream: TextIO | None = None) -> None:
         self.seconds = seconds
         self.stream = sys.stderr if stream is None else stream
-        self._last: tuple[float, int, float] | None = None  # clock, iteration, images at the last line
+        self._last: tuple[float, int, float, int] | None = None  # clock, iteration, images, total at the last line
         self._losses: dict[str, list[float]] = {}
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         now = time.monotonic()
-        if self._last is None or iteration < self._last[1]:  # the first pays for warming up: measure from its end
-            self._last = (now, iteration, logs["images"])
+        if self._last is None or total != self._last[3]:  # the first pays for warming up: measure from its end
+            self._last = (now, iteration, logs["images"], total)
         for name, value in logs.items():
             if name.endswith(SHOWN):
                 self._losses.setdefault(name, []).append(value)
-        clock, iteration_then, images_then = self._last
+        clock, iteration_then, images_then, _ = self._last
         if iteration == iteration_then or (now - clock < self.seconds and iteration < total):
             return
         rate = (iteration - iteration_then) / (now - clock)
@@ -61,7 +61,7 @@ class PlainReporter:
         images_per_second = (logs["images"] - images_then) / (now - clock)
         to_go = duration((total - iteration) / rate)
         self.note(f"{iteration}/{total}  {losses}  {images_per_second:.0f} images/s  {to_go} to go")
-        self._last, self._losses = (now, iteration, logs["images"]), {}
+        self._last, self._losses = (now, iteration, logs["images"], total), {}
 
     def note(self, text: str) -> None:
         with suppress(OSError):  # a full disk or a closed pipe behind the stream must not end the training

@@ -75,9 +75,11 @@ def measure(
     """
     check(judges, len(seeds), details=details)
     cost = drawer.cost  # counted apart from the seconds; refuses what cannot be drawn
-    nets = [judge.net for judge in judges]
+    nets, of = [judge.net for judge in judges], _originals(drawer.model, seeds, judges[0])
+    if keep is not None:
+        stores(drawer, nets, keep)  # refused before real images are seen, which may take long
     for judge in judges:
-        judge.prepare(mapper, progress)
+        judge.prepare(mapper, held_out_alone=of is not None and not (details and judge is judges[0]))
     if keep is None:
         found, largest = _features(drawer, seeds, nets, progress, mapper), len(seeds)
     else:
@@ -86,7 +88,7 @@ def measure(
         found = [store.read(seeds) for store in keep_features(drawer, seeds, nets, keep, **how)]
         largest = min(size, len(seeds))
     features = {judge.metric: own.features for judge, own in zip(judges, found, strict=True)}
-    of, strata = _originals(drawer.model, seeds, judges[0]), drawer.strata(seeds)
+    strata = drawer.strata(seeds)
     how = {
         "codec": drawer.model.codec,
         "labels": drawer.labels_rule,

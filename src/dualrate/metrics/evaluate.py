@@ -16,7 +16,6 @@ from torch import Tensor
 from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
 from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
-from dualrate.machine.progress import ImageProgress
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.metrics.bootstrap import LEVEL, interval_of, resampled_distances
 from dualrate.metrics.details import Details
@@ -242,14 +241,15 @@ class Evaluator(Generic[Net]):
         assert self.held_out is not None
         return self._features(self.held_out)
 
-    def prepare(self, mapper: Mapper, progress: ImageProgress | None = None) -> None:
+    def prepare(self, mapper: Mapper, *, held_out_alone: bool = False) -> None:
         """Take the features of the real images, which the first score would take, by several processes.
 
-        progress: told of them. Nothing where the mapper is this process
+        held_out_alone: no others are needed, as for the distance of reconstructions
+        Does nothing where the mapper is this process.
         """
-        for images in (self.reference, self.held_out):
+        for images in (self.held_out, None if held_out_alone else self.reference):
             if mapper is not in_turn and isinstance(images, ImageSet) and images.fingerprint not in self._seen:
-                self._seen[images.fingerprint] = features_by(mapper, self.net, images.images, progress)
+                self._seen[images.fingerprint] = features_by(mapper, self.net, images.images)
 
     def _features(self, images: ImageSet) -> Tensor:
         if images.fingerprint not in self._seen:

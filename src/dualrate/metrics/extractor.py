@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from dualrate.machine.device import whole_products
 from dualrate.machine.progress import ImageProgress
 from dualrate.machine.workers import Mapper
 
-PART = 2000  # images that a process sees at once; a multiple of every net's batch, so that the bits are the same
+PART = 500  # images that a process sees at once; a multiple of every net's usual batch, for the same bits as at once
 
 
 class Extractor(Protocol):
@@ -37,6 +37,11 @@ class FeatureExtractor(Extractor, Protocol):
     @property
     def metric(self) -> str:
         """What a distance in these features is called: "FD-<name>", and "FID" for Inception's alone."""
+        ...
+
+    @property
+    def progress(self) -> ImageProgress | None:
+        """Told of images whose features take long."""
         ...
 
     @property
@@ -87,35 +92,31 @@ def features_of_photos(
     return torch.cat(parts)
 
 
-def features_by(
-    mapper: Mapper,
-    net: FeatureExtractor,
-    images: NDArray[np.uint8] | Shards,
-    progress: ImageProgress | None = None,
-) -> Tensor:
-    """`net.features(images)`, made by a mapper PART images at a time. progress: told of them."""
+def features_by(mapper: Mapper, net: FeatureExtractor, images: NDArray[np.uint8] | Shards) -> Tensor:
+    """`net.features(images)`, PART images at a time by a mapper; the net's `progress` is told of them here."""
     found: dict[int, Tensor] = {}
-    for (first, _), features in mapper(partial(_part, net), _Parts(images)):
-        found[first] = features
-        if progress is not None:
-            progress(sum(map(len, found.values())), len(images))
-    return torch.cat([found[first] for first in sorted(found)])
-
-
-def _part(net: FeatureExtractor, part: tuple[int, NDArray[np.uint8]]) -> Tensor:
-    return net.features(part[1])
+    parts = [_Part(images, first) for first in range(0, len(images), PART)]
+    for part, features in mapper(partial(_features, net), parts):
+        found[part.first] = features
+        if net.progress is not None:
+            net.progress(sum(map(len, found.values())), len(images))
+    return torch.cat([found[part.first] for part in parts])
 
 
 @dataclass(frozen=True, eq=False)
-class _Parts(Sequence[tuple[int, NDArray[np.uint8]]]):
-    """(row of the first, images), PART of them at a time, read where they are asked for."""
+class _Part:
+    """PART images from the first on, of all of them; to another process goes no other."""
 
     images: NDArray[np.uint8] | Shards
+    first: int
 
-    def __len__(self) -> int:
-        return -(-len(self.images) // PART)
+    @property
+    def own(self) -> NDArray[np.uint8]:
+        return self.images[self.first : self.first + PART]
 
-    def __getitem__(self, index: Any) -> Any:
-        if index >= len(self):
-            raise IndexError(index)
-        return index * PART, self.images[index * PART : (index + 1) * PART]
+    def __reduce__(self) -> tuple[object, ...]:
+        return _Part, (self.own, 0)
+
+
+def _features(net: FeatureExtractor, part: _Part) -> Tensor:
+    return net.features(part.own)

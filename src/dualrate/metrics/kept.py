@@ -52,6 +52,7 @@ class KeptNetwork(Generic[CardType, Module]):
 
     file: ClassVar[str]
     card_type: ClassVar[type]
+    progress: ClassVar[None] = None  # it is quick
 
     @property
     def metric(self) -> str:

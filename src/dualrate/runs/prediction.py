@@ -55,7 +55,7 @@ class Needs:
     fixed, per_image: activations of a pass, and what an image adds to them
     summed:    gradients of an iteration
     flops:     of an iteration, for an image
-    launches:  operators of an iteration of one pass
+    launches:  operators of a pass of every phase of an iteration
     image:     as it is read
     """
 
