@@ -100,6 +100,7 @@ class OnGPUs(Ranged):
         fit, together = experiment.fit, f", weights held together by {self.shard}" if self.shard > 1 else ""
         side, one = fit.recompute_from, experiment.noun
         again = "" if side is None else f", blocks from {side} x {side} on computed again"
+        less = "; less since blocks are compiled" if fit.compile else ""
         kept = {
             "weights": found.weights,
             "gradients": found.gradients,
@@ -118,8 +119,8 @@ class OnGPUs(Ranged):
             f"{'  computing':24}{found.compute:9.3f} s, {found.flops / 1e12:.3g} TFLOP for each {one} at "
             f"{self.utilisation:.0%} of the peak (assumed)",
             f"{'  exchanging gradients':24}{found.exchange:9.3f} s, at the same time as far as it can be",
-            f"{'  launching':24}{found.launching:9.3f} s of a host, {1e6 * LAUNCH:.0f} microseconds an operator (assumed"
-            f"{'; less since blocks are compiled' if fit.compile else ''})",
+            f"{'  launching':24}{found.launching:9.3f} s of a host, {1e6 * LAUNCH:.0f} microseconds an operator "
+            f"(assumed{less})",
             f"{f'{one}s read':24}{found.images_per_second:9.0f} a second, {found.bytes_per_second / 1e6:.0f} MB",
             f"{'all of it':24}{found.hours:9.3g} h = {_round(found.gpu_hours)} GPU hours = {_round(dollars)} dollars "
             f"at {price:g} an hour ({'assumed' if self.price is None else 'given'})",
