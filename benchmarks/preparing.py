@@ -84,7 +84,14 @@ class Command:
             total += int(found[1]) / 1024 if found else 0
         return total
 
-    def kill(self) -> None:
+    def done(self) -> float:
+        """How much of its work is."""
+        raise NotImplementedError
+
+    def kill_after(self, done: float) -> None:
+        """Once so much is done, or it has ended by itself."""
+        while self.done() < done and self.process.poll() is None:
+            time.sleep(0.1)
         for number in self.family():
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
@@ -172,9 +179,7 @@ def main() -> None:
         print(f"{count} processes: {found}", flush=True)
     shutil.rmtree(options.folder / "packed", ignore_errors=True)
     killed = begun("packed", options.counts[-1])
-    while killed.done() < options.images / 2 and killed.process.poll() is None:
-        time.sleep(0.1)
-    killed.kill()
+    killed.kill_after(options.images / 2)
     done = killed.done()
     seconds = measured(begun("packed", options.counts[-1]), options.images).seconds
     made.append(fingerprints(options.folder / "packed"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -33,9 +32,9 @@ class Train(Command):
             "iterations": iterations,
             "log-every": LOGGED,
             "checkpoint-every": iterations // 8,
+            "sample-every": 10 * iterations,
             "precision": "float32",
         }
-        fit["sample-every"] = 10 * iterations
         options = [part for name, value in fit.items() for part in (f"--fit.{name}", str(value))]
         how = ("--size", "tiny", "--out", str(out), "--nproc", str(processes), "--retries", "0")
         super().__init__("train", "auto", "--data.source", str(packed), *how, *options)
@@ -53,13 +52,12 @@ class Train(Command):
     def watch(self) -> list[float]:
         """MiB at each quarter of the iterations. Raises RuntimeError where it fails."""
         memory: list[float] = []
-        while not (ended := os.wait4(self.process.pid, os.WNOHANG))[0]:
+        while (code := self.process.poll()) is None:
             if len(memory) < 3 and self.done() >= QUARTERS[len(memory)] * self.iterations:
                 memory.append(self.memory())
             time.sleep(0.2)
-        self.process.returncode = ended[1]
-        if ended[1]:
-            raise RuntimeError(f"training ended with {ended[1]}")
+        if code:
+            raise RuntimeError(f"training ended with {code}")
         return memory
 
     def bits(self) -> list[bytes]:
@@ -75,7 +73,6 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--iterations", type=int, default=400)
     options = parser.parse_args()
-
     run = options.out / "run"
 
     def begun(count: int) -> Train:
@@ -91,9 +88,7 @@ def main() -> None:
         expected = straight.bits()
     shutil.rmtree(run)
     killed = begun(options.counts[-1])
-    while killed.done() < options.iterations / 2 and killed.process.poll() is None:
-        time.sleep(0.1)
-    killed.kill()
+    killed.kill_after(options.iterations / 2)
     at, again = killed.done(), begun(options.counts[-1])
     again.watch()
     same = again.bits() == expected

@@ -210,7 +210,7 @@ def examples() -> Iterator[Any]:
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Serve(run), Request(), Limits(), cli.Export(run, run))
     yield from (cli.Retrofit(imagenet.heavy()), OnGPUs(), Cluster(ACCELERATORS["h100"]))
-    yield cli_distill.Student(imagenet.distilled())
+    yield from (cli_train.Run(), cli_distill.Student(imagenet.distilled()))
     yield cli.DistillationCost(imagenet.distilled(), teacher="imagenet64-heavy")
     yield from (Prepare("photos", run, 64), Encode("photos", run, run), Verify(run), CodecCheck(run, "photos"))
     yield from (EncodeImages("photos", run), DecodeLatents(run, run, run), CodecFolder("vae", "f" * 64, steps=4))

@@ -11,15 +11,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from dualrate.cli.options import Device, ProcessCount, RetryCount, ShardCount
 from dualrate.cli.recipe import checked, override, recipe_named
 from dualrate.cli.train import RECIPES as TRAINED
-from dualrate.cli.train import launch, run_training
+from dualrate.cli.train import Run
 from dualrate.config.ranges import (
     BelowOne,
     Factor,
     FirstIterations,
-    Iterations,
     LogSNR,
     Pairs,
     Ranged,
@@ -144,24 +142,14 @@ class Student(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(Student):
+class Distill(Student, Run):
     """Distil a teacher into a student of few steps, or go on: the same command resumes."""
 
     teacher: Path
     """A single-rate run, released weights, or a folder of diffusers."""
-    out: Path | None = None
-    """Run directory; runs/<name> if not given."""
-    fd_every: Iterations | None = None
-    """Iterations between scores of 1,000 images; a multiple of --fit.sample-every."""
-    device: Device = None
-    nproc: ProcessCount = 1
-    shard: ShardCount = 1
-    retries: RetryCount = 3
 
     def run(self) -> None:
-        student = self.of(self.teacher)
-        launch(self.nproc, self.retries, self.shard)
-        run_training(student, self.out, self.device, self.fd_every, self.shard)
+        self.train(self.of(self.teacher))
 
 
 def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str, Any]) -> Experiment:

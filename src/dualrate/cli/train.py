@@ -108,13 +108,10 @@ class Method:
     by: By = "denoising"
 
 
-@dataclass(frozen=True)
-class Train(Ranged):
-    """Train a recipe, or continue it: the same command resumes."""
+@dataclass(frozen=True, kw_only=True)
+class Run(Ranged):
+    """Where a training runs, and how."""
 
-    experiment: Annotated[Experiment, arg(name="")]
-    by: By = "denoising"
-    """The recipe's own loss; or consistency, training from data for few steps of DDIM (--method.steps)."""
     out: Path | None = None
     """Run directory; runs/<name> if not given."""
     fd_every: Iterations | None = None
@@ -124,9 +121,22 @@ class Train(Ranged):
     shard: ShardCount = 1
     retries: RetryCount = 3
 
-    def run(self) -> None:
+    def train(self, experiment: Experiment) -> None:
+        """Raises what `launch` and `run_training` raise."""
         launch(self.nproc, self.retries, self.shard)
-        run_training(self.experiment, self.out, self.device, self.fd_every, self.shard)
+        run_training(experiment, self.out, self.device, self.fd_every, self.shard)
+
+
+@dataclass(frozen=True)
+class Train(Run):
+    """Train a recipe, or continue it: the same command resumes."""
+
+    experiment: Annotated[Experiment, arg(name="")]
+    by: By = "denoising"
+    """The recipe's own loss; or consistency, training from data for few steps of DDIM (--method.steps)."""
+
+    def run(self) -> None:
+        self.train(self.experiment)
 
 
 @dataclass(frozen=True)
