@@ -21,17 +21,12 @@ from __future__ import annotations
 from typing import Any
 
 from common import RESULTS, markdown, place, within
-from lines import Found, Line, Study
+from lines import Found, Line, Study, fashion_judges
 
-from dualrate.experiments.experiment import DataConfig
-from dualrate.machine.progress import Reporter
 from dualrate.measuring.choosing import Choice
-from dualrate.measuring.evaluator import evaluators
-from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.figures import png
 
 LIGHT, HEAVY, PAIR = (f"weights/fashion-mnist-{name}" for name in ("light", "heavy-annealed", "retrofit"))
-JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
 PAGE, SUMMARY = RESULTS / "few-steps.md", RESULTS.parent / "results.md"
 ITERATIONS = {
     "consistency": 1900,
@@ -115,11 +110,7 @@ def lines() -> dict[str, Line]:
     return found
 
 
-def judges(data: DataConfig, progress: Reporter) -> tuple[Evaluator[Any], ...]:
-    return evaluators(data, JUDGES, progress=progress)
-
-
-STUDY = Study("few-steps", lines(), judges, precision="float32")
+STUDY = Study("few-steps", lines(), fashion_judges, precision="float32")
 
 
 def summary(found: Found) -> str:

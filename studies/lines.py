@@ -25,6 +25,7 @@ from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer
+from dualrate.measuring.evaluator import evaluators
 from dualrate.measuring.measure import measure
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.figures import INK, log_axis, mark
@@ -33,6 +34,11 @@ from dualrate.report.image_grid import save_grid
 Found = dict[str, dict[str, Any]]
 Scores = dict[str, tuple[float, float, float]]  # a value and the ends of its 95% interval, by what it is of
 Judges = Callable[[DataConfig, Reporter], Sequence[Evaluator[Any]]]
+
+
+def fashion_judges(data: DataConfig, progress: Reporter) -> tuple[Evaluator[Any], ...]:
+    """The three that ship for Fashion-MNIST."""
+    return evaluators(data, "fashion-mnist,fashion-mnist-b,fashion-mnist-c", progress=progress)
 
 
 @dataclass(frozen=True)

@@ -131,20 +131,32 @@ def steps_off(planner: Planner, t: Sequence[float]) -> float:
     return float(planner.weights(t).diagonal(1) @ planner.bending(t).diagonal(1))
 
 
+def weighted_errors(model: dr.Model, heavy: dr.Model, plan: dr.StepPlan, batches: Sequence[SubsetBatch]) -> Numbers:
+    """(batches, 2): of each batch the sum over the plan's steps of `errors`, each with half the integral of the weight
+    that heavy was trained with.
+    """
+    log_snr = heavy.gaussian.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
+    weights = 0.5 * heavy.experiment.method.weighting.integral(log_snr[:-1], log_snr[1:]).numpy()
+    found = []
+    for i, batch in enumerate(batches):
+        draws = Draws(SEED, torch.arange(ROWS * i, ROWS * i + len(batch)))
+        found.append(weights @ errors(model, heavy, plan, batch, draws))
+    return np.array(found)
+
+
+def held_out(heavy: dr.Model, count: int) -> list[SubsetBatch]:
+    """The first `count` test images, a few times ROWS."""
+    return list(subset_batches(heavy, heavy.experiment.data.images("test"), count, ROWS))
+
+
 def off(heavy: dr.Model, planner: Planner, rows: Sequence[Scored], count: int, progress: Reporter) -> list[Off]:
     """Of each row; `count` images are a few times ROWS."""
-    batches = list(subset_batches(heavy, heavy.experiment.data.images("test"), count, ROWS))
-    found: list[Off] = []
+    batches, found = held_out(heavy, count), []
     for row in rows:
-        weights, parts = planner.weights(row.plan.t).diagonal(1), []
-        for i, batch in enumerate(batches):
-            draws = Draws(SEED, torch.arange(ROWS * i, ROWS * i + len(batch)))
-            parts.append(weights @ errors(load(f"weights/{row.run}"), heavy, row.plan, batch, draws))
-            done = count * len(found) + ROWS * i + len(batch)
-            progress.update(done, count * len(rows), {"images": done})
-        own, heavys = np.array(parts).T
+        own, heavys = weighted_errors(load(f"weights/{row.run}"), heavy, row.plan, batches).T
         steps = steps_off(planner, row.plan.t)
         found.append(Off(Estimate.of(torch.from_numpy(own - heavys)), steps, float(heavys.mean())))
+        progress.update(len(found), len(rows), {"images": count})
     progress.close()
     return found
 

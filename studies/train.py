@@ -23,6 +23,11 @@ MEDIUM_25 = (  # a quarter of the heavy network's cost
     "fashion-mnist-medium --networks.model.levels.1.channels 96 --networks.model.levels.1.blocks 3 "
     "--networks.model.head-dim 48"
 )
+SMALLER = (  # medium-45, which is as right as heavy, for encoder
+    "--networks.encoder.levels.0.channels 56 --networks.encoder.levels.1.channels 128 "
+    "--networks.encoder.levels.1.blocks 5 --networks.encoder.head-dim 64"
+)
+FROM_MEDIUM = "--method.encoder-from weights/fashion-mnist-medium-45 --method.freeze-encoder"
 DECODERS = {"heavy": 3700, "medium": 6550, "small": 8500, "light": 12_700, "dual": 2140, "retrofit": 1800}  # iterations
 DECODER = "fashion-mnist-decoder --codec runs/latents/first --heavy runs/decoder-heavy --light runs/decoder-light"
 SHORT = f"{RETROFIT} --fit.iterations 1500"
@@ -50,6 +55,8 @@ RUNS = {
     "settle-light": f"fashion-mnist-light --fit.iterations 64000 {ANNEALED}",
     "settle-dual": f"fashion-mnist-dual --fit.iterations 23700 {ANNEALED} {LATE}",  # both networks from nothing
     "settle-retrofit": f"{SETTLED} --fit.iterations 19500 {ANNEALED} {LATE}",  # half as long again as heavy itself
+    "settle-dual-45": f"fashion-mnist-dual {SMALLER} --fit.iterations 31000 {ANNEALED} {LATE}",
+    "settle-retrofit-45": f"fashion-mnist-dual {SMALLER} {FROM_MEDIUM} --fit.iterations 19500 {ANNEALED} {LATE}",
     "flat-retrofit": f"cifar10-flat-dual --method.encoder-from runs/flat-heavy --method.freeze-encoder {LATE}",
     **{f"flat-{name}": f"cifar10-flat-{name}" for name in ("heavy", "medium", "light")},
     "latents": "fashion-mnist-latents --first.fit.iterations 4000 --base.fit.iterations 1500",  # both stages

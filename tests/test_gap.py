@@ -54,10 +54,14 @@ def model(factor: float, own: bool = False) -> dr.Model:
     return dr.Model("one", one, nn.ModuleDict({"model": nn.Linear(1, 1)}), Scaled(factor, own), 1, "")
 
 
-@pytest.fixture(scope="module")
-def images() -> ImageSet:
+def gaussian_images() -> ImageSet:
     x = VARIANCE**0.5 * np.random.default_rng(0).standard_normal((400, 1, 8, 8))
     return ImageSet(np.clip(np.round(127.5 * x + 127.5), 0, 255).astype(np.uint8), None, (), "gauss/test")
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return gaussian_images()
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -1,0 +1,40 @@
+"""The sums of errors behind a predicted saving, against Gaussian data whose best estimate is known."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dualrate as dr
+from dualrate.measuring.likelihood import Estimate
+from dualrate.measuring.subset import subset_batches
+from tests.test_gap import PROCESS, VARIANCE, gaussian_images, model
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
+
+import saving_model
+
+PLAN = dr.StepPlan.spread((1.0, 0.7, 0.4, 0.1, 0.0), 4)
+
+
+def error(factor: float) -> np.ndarray:
+    """E(x - f g z)^2 = V (1 - f g alpha)^2 + f^2 g^2 sigma^2 at every step's time."""
+    alpha2 = torch.sigmoid(PROCESS.schedule.log_snr(torch.tensor(PLAN.t[:-1], dtype=torch.float64))).numpy()
+    gain = factor * alpha2**0.5 * VARIANCE / (alpha2 * VARIANCE + 1 - alpha2)
+    return VARIANCE * (1 - gain * alpha2**0.5) ** 2 + gain**2 * (1 - alpha2)
+
+
+def test_a_plans_errors_are_weighted_by_what_its_steps_span() -> None:
+    heavy, other = model(1.0), model(0.5)
+    batches = list(subset_batches(heavy, gaussian_images(), 384, saving_model.ROWS))
+    own, heavys = saving_model.weighted_errors(other, heavy, PLAN, batches).T
+    log_snr = PROCESS.schedule.log_snr(torch.tensor(PLAN.t, dtype=torch.float64))
+    weights = 0.5 * heavy.experiment.method.weighting.integral(log_snr[:-1], log_snr[1:]).numpy()
+    for found, factor in ((own, 0.5), (heavys, 1.0)):
+        estimate = Estimate.of(torch.from_numpy(found))
+        assert estimate.value == pytest.approx(weights @ error(factor), abs=4 * estimate.error)
+        assert estimate.error < 0.05 * estimate.value
