@@ -1,0 +1,53 @@
+"""The trainings behind docs/results: every command is one that `dualrate train` takes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+import dualrate as dr
+from dualrate.cli.train import Train, parse_train
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
+
+import levers
+import train
+
+LINES = {name: line.command for name, line in levers.STUDY.lines.items() if line.command}
+OWN = [name for name in train.RUNS if not name.startswith("decoder")]  # the others read a codec
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_run_is_trained_by_a_command(name: str) -> None:
+    words = train.command(name)[1:]
+    found = parse_train(words)
+    assert found.out == Path("runs") / name
+    if isinstance(found, Train) and "--fit.iterations" in words:
+        assert found.experiment.fit.iterations == int(words[words.index("--fit.iterations") + 1])
+
+
+def experiment_of(lever: str) -> dr.Experiment:
+    found = parse_train(shlex.split(LINES[lever])[1:])
+    assert isinstance(found, Train)
+    return found.experiment
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_lever_is_a_training_of_equal_seconds(name: str) -> None:
+    experiment = experiment_of(name)
+    seconds = levers.LEVERS[name][2] * levers.STUDY.lines[name].iterations
+    assert seconds == pytest.approx(levers.SECONDS, rel=1e-3)
+    assert experiment.fit.batch_size == 64
+    assert experiment.fit.optim.decay == "cosine"
+
+
+def test_a_lever_changes_one_thing() -> None:
+    base = experiment_of("base")
+    for name in ("targets", "few", "slow", "residual"):
+        other = experiment_of(name)
+        assert other.fit == base.fit
+        assert (other.method == base.method) == (name == "residual")
+        assert (other.networks == base.networks) == (name != "residual")
