@@ -53,6 +53,7 @@ NOT_MEASURED = "Not measured yet.\n"
 RETIRED = {  # the last commit that has them
     **{f"fashion-mnist-{name}": "efc01f7" for name in ("heavy", "medium", "dual", "light-long", "student-full")},
     "fashion-mnist-retrofit-45": "4761dfd",
+    "fashion-mnist-dual-45": "1bbdf14",
 }
 
 
