@@ -144,7 +144,7 @@ REPORTS = {
     ),
     "smaller-encoder": Report(
         [f"retrofit-45=weights/fashion-mnist-retrofit-45:{PLANS}/{plan}.json{SETTLED}" for plan in SMALLER]
-        + [f"dual-45=weights/fashion-mnist-dual-45:{PLANS}/{plan}.json{SETTLED}" for plan in SMALLER]
+        + [f"dual-45=weights/fashion-mnist-dual-45:{PLANS}/blend-0.7-{plan}.json{SETTLED}" for plan in ("8-2", "12-4")]
         + [f"medium-45=weights/fashion-mnist-medium-45:{steps}@dpm++2m" for steps in (4, 5, 6, 7, 8)]
         + [f"medium-45=weights/fashion-mnist-medium-45:{PLANS}/karras-8.json@sde-dpm++2m:0.05"]
         + [f"medium-45=weights/fashion-mnist-medium-45:{steps}{SETTLED}" for steps in (8, 10)],
