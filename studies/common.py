@@ -49,6 +49,7 @@ COUNT = 5000  # images of a cell
 SHOWN = 20  # of them on a grid
 TIMED = 125  # images of a timing, one batch
 Net = tuple[type[Architecture], int, int]  # of a judge: architecture, seed, epochs
+JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"  # of Fashion-MNIST, those that ship
 NOT_MEASURED = "Not measured yet.\n"
 RETIRED = {  # the last commit that has them
     **{f"fashion-mnist-{name}": "efc01f7" for name in ("heavy", "medium", "dual", "light-long", "student-full")},

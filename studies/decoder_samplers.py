@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from common import RESULTS, ROOT, RUNS, command, keep, load, markdown, on_one_thread, place
+from common import JUDGES, RESULTS, ROOT, RUNS, command, keep, load, markdown, on_one_thread, place
 
 from dualrate.cli.console import reporter
 from dualrate.diffusion.plan import StepPlan
@@ -29,7 +29,6 @@ from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.sampling.grids import grid_times
 
 STEPS, COUNT, FIRST = 6, 1000, 1_000_000
-JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
 HOW = ("ancestral", "ddim", "dpm++2m", "sde-dpm++2m:0.1", "sde-dpm++2m:0.2")
 USUAL = "sde-dpm++2m:0.1", "log-snr"  # where nothing is measured yet
 GRIDS = ("t", "blend:0.5", "log-snr")

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import COUNT, ROOT, RUNS, command, keep, load, on_one_thread, save
+from common import COUNT, JUDGES, ROOT, RUNS, command, keep, load, on_one_thread, save
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -59,7 +59,6 @@ SHARED = ("8/4@dpm++2m", "16/8@dpm++2m")
 SDE = "sde-dpm++2m:0.1"
 BLENDED = ((8, 4), (16, 4), (16, 8))  # of the longest retrofit
 SHORT = BLENDED[:1]  # of the others
-JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
 BATCH, ROUNDS = 64, 4  # of timings
 SCREEN = 300  # images that the weaker contenders are left out by
 

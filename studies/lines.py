@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from common import COUNT, RESULTS, ROOT, RUNS, SHOWN, command, keep, markdown, on_one_thread, within
+from common import COUNT, JUDGES, RESULTS, ROOT, RUNS, SHOWN, command, keep, markdown, on_one_thread, within
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -38,7 +38,7 @@ Judges = Callable[[DataConfig, Reporter], Sequence[Evaluator[Any]]]
 
 def fashion_judges(data: DataConfig, progress: Reporter) -> tuple[Evaluator[Any], ...]:
     """The three that ship for Fashion-MNIST."""
-    return evaluators(data, "fashion-mnist,fashion-mnist-b,fashion-mnist-c", progress=progress)
+    return evaluators(data, JUDGES, progress=progress)
 
 
 @dataclass(frozen=True)

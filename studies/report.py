@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 import decoder_samplers
 import numpy as np
-from common import RESULTS, ROOT, RUNS, SHOWN, Net, command, load, nets_in, on_one_thread, page_of, place
+from common import JUDGES, RESULTS, ROOT, RUNS, SHOWN, Net, command, load, nets_in, on_one_thread, page_of, place
 
 from dualrate.cli.console import reporter
 from dualrate.compare.comparison import Effort, compare
@@ -127,10 +127,9 @@ DRAWN = {  # of decoders, those near the front
 
 def decoders(name: str, counts: Mapping[str, Sequence[int]], latents_by: str | None = None) -> Report:
     """Of `make reproduce-train MODEL=latents` and then `decoder-...`, then studies/decoder_samplers.py."""
-    judges = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
     made = f".venv/bin/python studies/report.py {name}"
     effort = Effort(minutes=480, screen=300, count=10_000 if latents_by is None else 5000)
-    return Report(decoder_samplers.entries(counts), effort, made, "decoders.md", judges, latents_by)
+    return Report(decoder_samplers.entries(counts), effort, made, "decoders.md", JUDGES, latents_by)
 
 
 REPORTS = {
@@ -140,7 +139,7 @@ REPORTS = {
         Effort(minutes=480, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
-        "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
+        JUDGES,
     ),
     "smaller-encoder": Report(
         [f"retrofit-45=weights/fashion-mnist-retrofit-45:{PLANS}/{plan}.json{SETTLED}" for plan in SMALLER]
@@ -151,7 +150,7 @@ REPORTS = {
         Effort(minutes=480, screen=300, count=20_000),
         ".venv/bin/python studies/report.py smaller-encoder",
         "smaller-encoder.md",
-        "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
+        JUDGES,
     ),
     "students-settled": Report(
         [f"student-{n}-{h}=runs/settle-student-{n}-{h}:{n}/{h}" for n, h in ((8, 2), (16, 2))]
@@ -160,7 +159,7 @@ REPORTS = {
         Effort(minutes=480, screen=300, count=20_000),
         ".venv/bin/python studies/report.py students-settled",
         "students.md",
-        "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
+        JUDGES,
         kinds=("front",),  # a student has one plan: nothing to save between two
     ),
     "rivals": Report(
@@ -171,14 +170,14 @@ REPORTS = {
         Effort(minutes=480, screen=300, count=5000),
         ".venv/bin/python studies/report.py rivals",
         "rivals.md",
-        "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
+        JUDGES,
     ),
     "rivals-plans": Report(
         [*MANY],
         Effort(minutes=480, screen=300, count=1000),
         ".venv/bin/python studies/report.py rivals-plans",
         "rivals.md",
-        "fashion-mnist,fashion-mnist-b,fashion-mnist-c",
+        JUDGES,
     ),
     "rivals-32": Report(
         FLAT,

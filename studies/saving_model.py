@@ -34,6 +34,7 @@ from dualrate.denoisers.denoiser import posterior_mean
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Context, Refresh
+from dualrate.diffusion.weighting import step_weights
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.likelihood import Estimate
 from dualrate.measuring.subset import SubsetBatch, subset_batches
@@ -136,7 +137,7 @@ def weighted_errors(model: dr.Model, heavy: dr.Model, plan: dr.StepPlan, batches
     that heavy was trained with.
     """
     log_snr = heavy.gaussian.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
-    weights = 0.5 * heavy.experiment.method.weighting.integral(log_snr[:-1], log_snr[1:]).numpy()
+    weights = step_weights(heavy.experiment.method.weighting, log_snr).numpy()
     found = []
     for i, batch in enumerate(batches):
         draws = Draws(SEED, torch.arange(ROWS * i, ROWS * i + len(batch)))

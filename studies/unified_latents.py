@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, RUNS, command, keep, markdown, on_one_thread, place, within
+from common import JUDGES, RESULTS, RUNS, command, keep, markdown, on_one_thread, place, within
 from matplotlib.figure import Figure
 
 import dualrate as dr
@@ -48,7 +48,6 @@ from dualrate.recipes import fashion_mnist_latents
 from dualrate.report.figures import INK, PALETTE, mark, png
 
 ITERATIONS, COUNT, BITS_OF, STEPS = 2000, 3000, 1000, 16
-JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"
 WHERE, PAGE = RESULTS / "unified-latents", RESULTS / "latents.md"
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Schedule
+from dualrate.diffusion.weighting import step_weights
 from dualrate.planning.planner import NO_CONTEXT, Planner
 from dualrate.sampling.grids import BLEND, blended
 
@@ -71,7 +72,7 @@ def interpolated_objective(planner: Planner, plan: StepPlan) -> float:
     errors, size = _to_zero(planner.own_errors), planner.errors.num_steps
     places = np.interp([-t for t in plan.t], [-t for t in planner.errors.t], np.arange(size + 1))
     log_snr = planner.process.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
-    weights = 0.5 * planner.weighting.integral(log_snr[:-1], log_snr[1:]).numpy()
+    weights = step_weights(planner.weighting, log_snr).numpy()
     total = 0.0
     bending = planner.bending(plan.t).diagonal(1)
     for place, weight, off, step in zip(places[:-1], weights, bending, plan.held, strict=True):
