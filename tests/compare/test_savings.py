@@ -78,6 +78,11 @@ def test_images_do_not_tell_what_trainings_leave_open(judge):
     assert told == ["0", "-"]  # without any noise the images at hand are more than enough
 
 
+def test_the_table_says_how_far_the_others_were_measured(judge):
+    made = savings_table(findings(judge, [finished("dual", 9, 4.0)], RIVALS))
+    assert "the others were measured up to 8.00 GFLOPs" in made.notes[-1]  # 2 FLOPs a MAC; 18 are dual-rate's own
+
+
 def test_a_curve_is_of_plans_of_one_rate():
     def curve(steps: int, heavy: int) -> str:
         return Contender(Path("dual"), "dual", "ancestral", StepPlan.uniform(steps, heavy)).curve

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from dualrate.codecs.characters import BETWEEN, texts
-from dualrate.compare.contenders import LADDER
 from dualrate.compare.judges import Verdict, roles, verdict_table, verdicts
 from dualrate.compare.rivals import rivals_table
 from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
@@ -148,11 +147,19 @@ def savings_table(results: ComparisonResults) -> Table:
         "noise tells",
         f"images to tell: as many of each would tell the ratio in {COSTS[0].name} from 1 with a chance of "
         f"{100 * POWER:.0f}%, if the scores are the true ones",
-        f"single networks were tried up to the cost of {LADDER[-1]} calls of the dearest; the intervals hold no noise "
-        "of timing, and the front was picked among the same images",
+        f"{_dearest(results)}the intervals hold no noise of timing, and the front was picked among the same images",
         *results.left,
     )
     return Table(header, tuple(cells), notes)
+
+
+def _dearest(results: ComparisonResults) -> str:
+    """Up to where a ratio could be found."""
+    if not results.rivals:
+        return ""
+    flops = max(one.row.flops for one in results.rivals)
+    prefix, unit = compute_unit([flops])
+    return f"the others were measured up to {significant(flops / unit)} {prefix}FLOPs; "
 
 
 def _noise(results: ComparisonResults) -> str:
