@@ -65,6 +65,19 @@ def test_axes_are_logarithmic_where_it_helps():
     assert (near.get_xscale(), near.get_yscale(), far.get_yscale()) == ("log", "linear", "log")
 
 
+def test_an_axis_of_few_numbers_still_has_some():
+    def written(*costs: int) -> list[str]:
+        figure = quality_figure([row(macs=int(5e8 * cost)) for cost in costs], "flops")
+        png(figure)
+        (axes,) = figure.axes
+        low, high = axes.get_xlim()
+        shown = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        return [label.get_text() for at, label in shown if low <= at <= high]
+
+    assert written(8, 15) == ["8", "10", "12", "15"]
+    assert written(2, 50) == ["2", "5", "10", "20", "50"]
+
+
 def test_svg_is_one_element_that_fetches_nothing():
     before = dict(mpl.rcParams)
     drawn = svg(quality_figure(ROWS, "flops"))
