@@ -64,6 +64,11 @@ RUNS = {
     "decoder-dual-medium": f"{DECODER} --kind dual --encoder medium --fit.iterations 2860",
     **{f"natural16-{name}": f"natural16-{name}" for name in ("heavy", "medium-45", "medium-25", "light", "dual")},
 }
+RUNS |= {  # of those on the front
+    f"{name}-seed{seed}": f"{RUNS[name]} --fit.seed {seed}"
+    for name in ("settle-medium-45", "settle-dual-45")
+    for seed in (1, 2)
+}
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
 OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
 BY_B = "--student dual --rollout full"  # moment matching's algorithm B
