@@ -215,7 +215,7 @@ def _cost_axis(rows: Sequence[Row], cost: Cost) -> tuple[float, str]:
 
 
 def log_axis(axes: Axes, axis: Literal["x", "y"]) -> None:
-    """A log axis with plain numbers at 1, 2, 5 of every decade; more of them if what is drawn so far spans under WIDE."""
+    """A log axis with plain numbers at 1, 2, 5 of every decade; more if what is drawn so far spans less than WIDE."""
     low, high = sorted(axes.dataLim.intervalx if axis == "x" else axes.dataLim.intervaly)
     numbers = (1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0) if 0 < high < WIDE * low else (1.0, 2.0, 5.0)
     (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
