@@ -1,19 +1,19 @@
-"""What makes the light network of a dual-rate model better in equal time: each lever alone.
+"""What makes a dual-rate model better in equal time: each lever of its training alone.
 
     OMP_NUM_THREADS=1 .venv/bin/python studies/levers.py base targets       # trains and measures, in turn
     OMP_NUM_THREADS=1 .venv/bin/python studies/levers.py    # the table of what there is
 
-`base` is a light network beside a frozen encoder, the annealed heavy network: it starts as weights/fashion-mnist-light
-and learns the images, for plans of 1 to 8 heavy calls, the first at t = 0.6 to 0.9, batches of 64, a rate that falls to
-nothing. Every other line changes one thing of it. `scratch` starts its light network from nothing; it is what those of
-other sizes, for which no trained light network is there, compare with. All train for SECONDS of one core, by seconds of
-processor time of an iteration: medians of 10 interleaved rounds (`benchmarks.workloads.training`, batch 64, bfloat16,
-one thread) of an AMD EPYC with AVX-512. Killed, a training goes on. Runs are kept in runs/levers, results in
-docs/results/levers, a file a name.
+`base` is a light network beside a frozen encoder, the annealed network of 0.45 of heavy's cost: it starts as
+weights/fashion-mnist-light and learns the images, for plans of 1 to 8 heavy calls, the first at t = 0.6 to 0.9, batches
+of 64, a rate that falls to nothing. Every other line changes one thing of it; those named after `joint` change one
+thing of that, in which the encoder trains too, those named after `scratch`, whose light network starts from nothing,
+one of that. All train for SECONDS of one core, by seconds of processor time of an iteration: medians of 8 interleaved
+rounds (`benchmarks.workloads.training`, batch 64, bfloat16, one thread) of an AMD EPYC with AVX-512. Killed, a training
+goes on. Runs are kept in runs/levers, results in docs/results/levers, a file a name.
 
 What a model lacks is what studies/saving_model.py calls so, under the plan that is scored, PLAN: the sum over steps of
-E|x - x_hat|^2 - E|x - x_hat of heavy|^2, each with half the loss weight's integral over it, on the same held-out images
-and noise for all, so that lines are compared in pairs.
+E|x - x_hat|^2 - E|x - x_hat of the encoder's network alone|^2, each with half the loss weight's integral over it, on
+the same held-out images and noise for all, so that lines are compared in pairs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from common import RESULTS, keep, load, markdown, place, within
 from lines import Found, Line, Study, fashion_judges
 from saving_model import held_out, weighted_errors
+from train import LATE, SMALLER
 
 import dualrate as dr
 from dualrate.cli.console import reporter
@@ -32,38 +33,42 @@ from dualrate.machine.progress import Reporter
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.likelihood import Estimate
 
-HEAVY = "weights/fashion-mnist-heavy-annealed"
+ALONE = "weights/fashion-mnist-medium-45"  # the encoder's network by itself
 PAGE = RESULTS / "levers.md"
-PLAN = dr.StepPlan.from_json((RESULTS / "plans" / "late-16-4.json").read_text())
+PLAN = dr.StepPlan.from_json((RESULTS / "plans" / "blend-0.7-8-2.json").read_text())
 SCORED = Choice(plan=PLAN, sampler="sde-dpm++2m", gamma=0.1)
 COUNT = 1024  # held-out images
 SECONDS = 600.0
-LATE = "--method.times.heavy 1 8 --method.times.first 0.6 0.9"
 FROM_LIGHT = "--method.light-from weights/fashion-mnist-light"
 FROZEN = "--method.freeze-encoder"
 BASE = f"{FROM_LIGHT} {FROZEN} {LATE}"
-TARGETS = f"--method.targets-from {HEAVY}"
+JOINT = f"{FROM_LIGHT} {LATE}"
+TARGETS = f"--method.targets-from {ALONE}"
 LIGHT = "--networks.light.levels"
+COMPARED = ("joint", "scratch")  # what lines named after them are compared with; the others with base
 Lacks = dict[str, list[float]]  # on every batch
 LEVERS = {  # name: what it is called, what trains it, seconds of an iteration
-    "base": ("as it is", BASE, 0.105),
-    "targets": ("targets: the heavy network's x_hat", f"{BASE} {TARGETS}", 0.192),
-    "targets-half": ("targets: half of it, half the image", f"{BASE} {TARGETS} --method.targets-share 0.5", 0.192),
-    "residual": ("a correction of x_hat(tau), moved to t", f"{BASE} --networks.context.residual", 0.106),
-    "few": ("plans of few heavy calls oftener, odds 1/H^2", f"{BASE} --method.times.few 2", 0.105),
-    "many": ("plans of 4 to 32 heavy calls from t = 1 on", f"{FROM_LIGHT} {FROZEN}", 0.117),
-    "slow": ("the encoder trains at a tenth of the rate", f"{FROM_LIGHT} {LATE} --method.encoder-rate 0.1", 0.174),
-    "joint": ("the encoder trains too", f"{FROM_LIGHT} {LATE}", 0.174),
-    "scratch": ("light network from nothing", f"{FROZEN} {LATE}", 0.105),
+    "base": ("as it is", BASE, 0.086),
+    "targets": ("targets: x_hat of the encoder's network", f"{BASE} {TARGETS}", 0.136),
+    "targets-half": ("targets: half of it, half the image", f"{BASE} {TARGETS} --method.targets-share 0.5", 0.136),
+    "residual": ("a correction of x_hat(tau), moved to t", f"{BASE} --networks.context.residual", 0.087),
+    "few": ("plans of few heavy calls oftener, odds 1/H^2", f"{BASE} --method.times.few 2", 0.086),
+    "many": ("plans of 4 to 32 heavy calls from t = 1 on", f"{FROM_LIGHT} {FROZEN}", 0.093),
+    "joint": ("the encoder trains too", JOINT, 0.125),
+    "joint-slow": ("the encoder trains at a tenth of the rate", f"{JOINT} --method.encoder-rate 0.1", 0.125),
+    "joint-late": ("the encoder trains in the second half", f"{JOINT} --method.release-encoder-at {{half}}", 0.107),
+    "joint-unheld": ("the encoder trains without a loss of its own", f"{JOINT} --method.encoder-weight 0", 0.125),
+    "joint-targets": ("the encoder trains too, with those targets", f"{JOINT} {TARGETS}", 0.175),
+    "scratch": ("light network from nothing", f"{FROZEN} {LATE}", 0.086),
     "scratch-10": (
         "light network of 0.1 of heavy's cost from nothing",
         f"{FROZEN} {LATE} {LIGHT}.0.channels 32 {LIGHT}.1.channels 80 --networks.light.head-dim 40",
-        0.088,
+        0.070,
     ),
     "scratch-30": (
         "light network of 0.3 of heavy's cost from nothing",
         f"{FROZEN} {LATE} {LIGHT}.0.channels 56 {LIGHT}.1.channels 120 {LIGHT}.1.blocks 3 --networks.light.head-dim 40",
-        0.153,
+        0.129,
     ),
 }
 
@@ -72,23 +77,29 @@ LINES = {
     name: Line(
         called,
         f"runs/levers/{name}",
-        f"train fashion-mnist-dual --method.encoder-from {HEAVY} {options} --fit.batch-size 64 "
-        "--fit.ema-halflife 25000 --fit.optim.decay cosine --fit.sample-every 5000",
+        f"train fashion-mnist-dual {SMALLER} --method.encoder-from {ALONE} "
+        f"{options.format(half=round(SECONDS / seconds / 2))} --fit.batch-size 64 --fit.ema-halflife 25000 "
+        "--fit.optim.decay cosine --fit.sample-every 5000",
         round(SECONDS / seconds),
         SCORED,
     )
     for name, (called, options, seconds) in LEVERS.items()
-} | {"retrofit": Line("the shipped retrofit, 2.5 hours", "weights/fashion-mnist-retrofit", choice=SCORED)}
+} | {"retrofit-45": Line("settle-retrofit-45, an hour", "weights/fashion-mnist-retrofit-45", choice=SCORED)}
 STUDY = Study("levers", LINES, fashion_judges)
+
+
+def compared_with(name: str) -> str:
+    """The lever that this one changes one thing of."""
+    return next((other for other in COMPARED if name.startswith(f"{other}-")), "base")
 
 
 def lacking(names: Sequence[str], count: int, progress: Reporter) -> Lacks:
     """By name, on every batch of `count` held-out images."""
-    heavy, found = load(HEAVY), {}
-    batches = held_out(heavy, count)
+    alone, found = load(ALONE), {}
+    batches = held_out(alone, count)
     for name in names:
-        own, heavys = weighted_errors(load(LINES[name].run), heavy, PLAN, batches).T
-        found[name] = (own - heavys).tolist()
+        own, alones = weighted_errors(load(LINES[name].run), alone, PLAN, batches).T
+        found[name] = (own - alones).tolist()
         progress.update(len(found), len(names), {"images": count})
     progress.close()
     return found
@@ -103,10 +114,10 @@ def estimated(values: Sequence[float]) -> str:
 def table(found: Found, lacks: Lacks) -> str:
     """Markdown; `more`: than what the line compares with, in pairs of batches."""
     metrics = list(next(iter(found.values()))["scores"])
-    header = ["lever", "iterations", "GFLOPs", "lacks", "more than as it is", *metrics]
+    header = ["lever", "iterations", "GFLOPs", "lacks", "more than what it changes", *metrics]
     made = []
     for name, one in found.items():
-        beside = "scratch" if name.startswith("scratch-") else "base"
+        beside = compared_with(name)
         more = "" if name == beside else estimated([a - b for a, b in zip(lacks[name], lacks[beside], strict=True)])
         made.append([LINES[name].called, f"{LINES[name].iterations:,}", f"{2 * one['macs'] / 1e9:.3g}"])
         made[-1] += [estimated(lacks[name]), more, *(within(one["scores"][metric]) for metric in metrics)]
