@@ -27,6 +27,11 @@ SMALLER = (  # medium-45, which is as right as heavy, for encoder
     "--networks.encoder.levels.0.channels 56 --networks.encoder.levels.1.channels 128 "
     "--networks.encoder.levels.1.blocks 5 --networks.encoder.head-dim 64"
 )
+SMALLEST = (  # medium-25 for encoder, with a light network of 0.1 of heavy's cost
+    "--networks.encoder.levels.0.channels 56 --networks.encoder.levels.1.channels 96 "
+    "--networks.encoder.levels.1.blocks 3 --networks.encoder.head-dim 48 --networks.light.levels.0.channels 32 "
+    "--networks.light.levels.1.channels 80 --networks.light.head-dim 40"
+)
 FROM_MEDIUM = "--method.encoder-from weights/fashion-mnist-medium-45 --method.freeze-encoder"
 DECODERS = {"heavy": 3700, "medium": 6550, "small": 8500, "light": 12_700, "dual": 2140, "retrofit": 1800}  # iterations
 DECODER = "fashion-mnist-decoder --codec runs/latents/first --heavy runs/decoder-heavy --light runs/decoder-light"
@@ -56,6 +61,7 @@ RUNS = {
     "settle-dual": f"fashion-mnist-dual --fit.iterations 23700 {ANNEALED} {LATE}",  # both networks from nothing
     "settle-retrofit": f"{SETTLED} --fit.iterations 19500 {ANNEALED} {LATE}",  # half as long again as heavy itself
     "settle-dual-45": f"fashion-mnist-dual {SMALLER} --fit.iterations 31000 {ANNEALED} {LATE}",
+    "settle-dual-25": f"fashion-mnist-dual {SMALLEST} --fit.iterations 54000 {ANNEALED} {LATE}",
     "settle-retrofit-45": f"fashion-mnist-dual {SMALLER} {FROM_MEDIUM} --fit.iterations 19500 {ANNEALED} {LATE}",
     "flat-retrofit": f"cifar10-flat-dual --method.encoder-from runs/flat-heavy --method.freeze-encoder {LATE}",
     **{f"flat-{name}": f"cifar10-flat-{name}" for name in ("heavy", "medium", "light")},
