@@ -1,7 +1,6 @@
 """Reports of docs/results: compares models, then writes a page's tables and figures and docs/results/NAME.json.
 
-    make reproduce-report                   settled: models trained alike, 50,000 images, about three hours
-    .venv/bin/python studies/report.py smaller-encoder  a retrofit of a network of 0.45 of heavy's cost, 20 minutes
+    make reproduce-report                   settled: models trained alike, 20,000 images, three quarters of an hour
     .venv/bin/python studies/report.py students-settled their students, 20,000 images, half an hour of a core
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
     .venv/bin/python studies/report.py rivals-plans     more plans of the caches, 1,000 images, twenty minutes
@@ -84,7 +83,12 @@ BETWEEN = (
 )
 SETTLED = "@sde-dpm++2m:0.1"
 PLANS = "docs/results/plans"  # `dualrate plan --search` by hand: blend 0.5, six steps alone (docs/results/spectra.md)
-SMALLER = (*(f"blend-0.7-{plan}" for plan in ("8-2", "8-3", "10-3", "10-4", "12-4")), "late-16-4")
+KARRAS = f"{PLANS}/karras-8.json@sde-dpm++2m:0.05"
+ALONE = {  # single networks that were trained alike, under the best of 20 pairs of grid and gamma, and near them
+    "heavy-annealed": ("6@dpm++2m", "8@dpm++2m", f"11{SETTLED}"),
+    "medium-45": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10))),
+    "medium-25": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12, 14))),
+}
 HEAVY = "weights/fashion-mnist-heavy-annealed"
 RIVALS = (  # itself, then what spends less of it without training, or with another network for the first steps
     *(f":{steps}{SETTLED}" for steps in (6, 8, 12)),
@@ -134,22 +138,11 @@ def decoders(name: str, counts: Mapping[str, Sequence[int]], latents_by: str | N
 
 REPORTS = {
     "settled": Report(
-        [f"retrofit=weights/fashion-mnist-retrofit:{PLANS}/late-{plan}.json{SETTLED}" for plan in ("16-4", "14-3")]
-        + [f"medium-45=weights/fashion-mnist-medium-45:{steps}{SETTLED}" for steps in (6, 8, 10)],
-        Effort(minutes=480, screen=300, count=50_000),
+        [f"dual-45=weights/fashion-mnist-dual-45:{PLANS}/blend-0.7-{plan}.json{SETTLED}" for plan in ("8-2", "12-4")]
+        + [f"{name}=weights/fashion-mnist-{name}:{how}" for name, ways in ALONE.items() for how in ways],
+        Effort(minutes=480, screen=300, count=20_000),
         "make reproduce-report",
         "settled.md",
-        JUDGES,
-    ),
-    "smaller-encoder": Report(
-        [f"retrofit-45=weights/fashion-mnist-retrofit-45:{PLANS}/{plan}.json{SETTLED}" for plan in SMALLER]
-        + [f"dual-45=weights/fashion-mnist-dual-45:{PLANS}/blend-0.7-{plan}.json{SETTLED}" for plan in ("8-2", "12-4")]
-        + [f"medium-45=weights/fashion-mnist-medium-45:{steps}@dpm++2m" for steps in (4, 5, 6, 7, 8)]
-        + [f"medium-45=weights/fashion-mnist-medium-45:{PLANS}/karras-8.json@sde-dpm++2m:0.05"]
-        + [f"medium-45=weights/fashion-mnist-medium-45:{steps}{SETTLED}" for steps in (8, 10)],
-        Effort(minutes=480, screen=300, count=20_000),
-        ".venv/bin/python studies/report.py smaller-encoder",
-        "smaller-encoder.md",
         JUDGES,
     ),
     "students-settled": Report(
