@@ -1,6 +1,6 @@
 """What `--workers` gains on this machine: images per second, drawn and scored, by the number of workers.
 
-    python -m benchmarks.workers [--counts 1 2 4] [--model weights/fashion-mnist-retrofit]
+    python -m benchmarks.workers [--counts 1 2 4] [--model weights/fashion-mnist-dual-45]
 
 Wall time has what else runs on the machine in it; CPU seconds of an image, which the workers themselves count, have
 not: where they rise with the number, the workers are in each other's way (memory, caches, shared cores).
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--blocks", type=int, default=10, help="of every worker")
     parser.add_argument("--batch", type=int, default=25)
-    parser.add_argument("--model", type=Path, default=ROOT / "weights/fashion-mnist-retrofit")
+    parser.add_argument("--model", type=Path, default=ROOT / "weights/fashion-mnist-dual-45")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     model = dr.load(options.model, device=options.device)

@@ -61,7 +61,7 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
     """On the released weights, as a reader would run it."""
     monkeypatch.chdir(tmp_path)
     (block,) = python_blocks(ROOT / "README.md")
-    assert "weights/fashion-mnist-retrofit" in block
+    assert "weights/fashion-mnist-dual-45" in block
     exec(compile(block.replace("weights/", f"{ROOT}/weights/"), "README.md", "exec"), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heavy-16.png", "heavy-4.png", "heavy-8.png"]
 
@@ -166,7 +166,8 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(train, "SHOWN_STEPS", 4)
     for name in ("check_compiler", "check_processes"):  # seconds each
         monkeypatch.setattr(examine, name, lambda device: iter(()))
-    released = {"heavy-annealed": OneNetwork(heavy), "light": OneNetwork(light), "retrofit": TwoNetworks(heavy, light)}
+    alone, pair = OneNetwork(heavy), TwoNetworks(heavy, light)
+    released = {"heavy-annealed": alone, "medium-45": alone, "light": OneNetwork(light), "dual-45": pair}
     for name, networks in released.items():
         experiment = Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=TimeSampler()), FitConfig(1))
         path = place / "weights" / experiment.name

@@ -48,7 +48,7 @@ def single(network: str, model: str, steps: int) -> DemoPlan:
 
 
 def dual(steps: int, heavy: int) -> DemoPlan:
-    return DemoPlan("dual-rate", "fashion-mnist-retrofit", Choice(steps, heavy))
+    return DemoPlan("dual-rate", "fashion-mnist-dual-45", Choice(steps, heavy))
 
 
 DEMO_PLANS = (  # the most useful first: a dual-rate plan and single networks of its cost; others of half and twice it
