@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python studies/saving_model.py
 
-Of every row of the settled report (docs/results/settled.json), single or dual-rate, under the plan that was scored
-there, the planner's terms of second order (planning/planner.py), the heavy network's errors taken away:
+Of every row of the settled report (docs/results/settled.json) that was drawn by the sampler of the dual-rate plans,
+single or dual-rate, under the plan that was scored there, the planner's terms of second order (planning/planner.py),
+the heavy network's errors taken away:
 
     off = sum over steps, each with half the loss weight's integral over it, of
           E|x - x_hat|^2 - E|x - x_hat of heavy|^2      what the network lacks: its size, the age of its context
@@ -11,15 +12,15 @@ there, the planner's terms of second order (planning/planner.py), the heavy netw
 
 Both x_hat see the same z_t, along a forward path of held-out images. Where a dual-rate plan and a single network's line
 have equal `off` they should have equal scores, so the ratio of their costs there is a prediction, beside which the
-ratio at equal scores is put; and the weight of what networks lack with which both agree. The single network is on steps
-even in log-SNR; its scores lie on a line that is straight in logarithms between its rows, as in reports, and goes on
-beyond them.
+ratio at equal scores is put; and the weight of what networks lack with which both agree. Single networks are on steps
+even in log-SNR; the scores of one lie on a line that is straight in logarithms between its rows, as in reports, and
+goes on beyond them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -43,10 +44,11 @@ from dualrate.planning.planner import Errors, Planner
 from dualrate.report.table import significant
 from dualrate.sampling.grids import grid_times
 
-HEAVY, SINGLE = "fashion-mnist-heavy-annealed", "fashion-mnist-medium-45"
-REPORT = RESULTS / "settled.json"  # 50,000 images a row
+HEAVY = "fashion-mnist-heavy-annealed"
+REPORT = RESULTS / "settled.json"
+SAMPLER = "SDE-DPM-Solver++ 2M, gamma 0.1"
 JUDGES = {"FD-fashion-mnist": "value", "-b": "FD-fashion-mnist-b value", "-c": "FD-fashion-mnist-c value"}
-SINGLE_STEPS = range(5, 25)  # of the single network, on its usual steps
+SINGLE_STEPS = range(5, 25)  # of a single network, on its usual steps
 GRID, PATHS = 64, 256  # of the bend: steps, and paths from noise
 ROWS, COUNT = 64, 512  # held-out images at a time, and in all
 SEED = 5 << 40  # of the noise; far from the seeds of images
@@ -63,13 +65,21 @@ class Scored:
     scores: tuple[float, ...]
 
     @property
+    def network(self) -> str:
+        return self.run.removeprefix("fashion-mnist-")
+
+    @property
+    def single(self) -> bool:
+        return self.plan.num_heavy == self.plan.num_steps
+
+    @property
     def name(self) -> str:
-        steps, heavy = self.plan.num_steps, self.plan.num_heavy
-        return f"{self.run.removeprefix('fashion-mnist-')} {steps if steps == heavy else f'{steps}/{heavy}'}"
+        steps = self.plan.num_steps
+        return f"{self.network} {steps if self.single else f'{steps}/{self.plan.num_heavy}'}"
 
 
 def report_rows() -> list[Scored]:
-    """The rows of the report, all by a sampler of second order."""
+    """The rows of the report by SAMPLER."""
     return [
         Scored(
             row["run"],
@@ -78,6 +88,7 @@ def report_rows() -> list[Scored]:
             tuple(row[judge] for judge in JUDGES.values()),
         )
         for row in json.loads(REPORT.read_text())["front"]
+        if row["sampler"].startswith(SAMPLER)
     ]
 
 
@@ -172,7 +183,7 @@ def straight(x: float, points: Sequence[tuple[float, float]]) -> float:
 
 @dataclass(frozen=True)
 class Saving:
-    """Of a dual-rate row against the single network, by one judge.
+    """Of a dual-rate row against a single network, by one judge.
 
     predicted, seen: cost of the single network at equal `off` and at an equal score, over the row's own
     beyond:          whether that score lies beyond those of the single network's rows
@@ -182,6 +193,7 @@ class Saving:
     """
 
     row: str
+    single: str
     judge: str
     predicted: float
     seen: float
@@ -190,23 +202,25 @@ class Saving:
     gap: float
 
 
-def savings(rows: Sequence[Scored], sums: Sequence[Off], steps: Sequence[tuple[float, float]]) -> list[Saving]:
-    """By every judge, of every dual-rate row. steps: (cost, what its steps are off by) of the single network."""
-    both = list(zip(rows, sums, strict=True))
-    single = [row for row in rows if row.run == SINGLE]
-    lacks = float(np.mean([one.lacks.value for row, one in both if row.run == SINGLE]))
-    line, found = [(its + lacks, cost) for cost, its in steps], []
-    for row, one in both:
-        if row.plan.num_heavy == row.plan.num_steps:
-            continue
-        predicted = straight(one.total, line)
-        for k, judge in enumerate(JUDGES):
-            seen = straight(row.scores[k], [(its.scores[k], float(its.macs)) for its in single])
-            beyond = row.scores[k] < min(its.scores[k] for its in single)
-            weight = (straight(seen, steps) - one.steps) / (one.lacks.value - lacks)
-            gap = one.lacks.value - (straight(row.macs, steps) - one.steps) / weight
-            ratios = predicted / row.macs, seen / row.macs
-            found.append(Saving(row.name, judge, *ratios, beyond, weight, gap / one.heavy))
+def savings(rows: Sequence[Scored], sums: Sequence[Off], single_steps: Mapping[int, float]) -> list[Saving]:
+    """By every judge, of every dual-rate row against every single network. single_steps: what N of one are off by."""
+    both, found = list(zip(rows, sums, strict=True)), []
+    for network in dict.fromkeys(row.network for row in rows if row.single):
+        alone = [row for row in rows if row.network == network]
+        lacks = float(np.mean([one.lacks.value for row, one in both if row.network == network]))
+        steps = [(alone[0].macs / alone[0].plan.num_steps * n, off) for n, off in single_steps.items()]
+        for row, one in both:
+            if row.single:
+                continue
+            predicted = straight(one.total, [(off + lacks, cost) for cost, off in steps])
+            for k, judge in enumerate(JUDGES):
+                scores = [its.scores[k] for its in alone]
+                seen = straight(row.scores[k], [(its.scores[k], float(its.macs)) for its in alone])
+                beyond = not min(scores) <= row.scores[k] <= max(scores)
+                weight = (straight(seen, steps) - one.steps) / (one.lacks.value - lacks)
+                gap = one.lacks.value - (straight(row.macs, steps) - one.steps) / weight
+                ratios = predicted / row.macs, seen / row.macs
+                found.append(Saving(row.name, network, judge, *ratios, beyond, weight, gap / one.heavy))
     return found
 
 
@@ -226,12 +240,12 @@ def _seen(one: Saving) -> str:
 
 
 def savings_table(found: Sequence[Saving]) -> str:
-    header = ["network and plan", "judge", "predicted", "seen", "weight of what it lacks", "gap wanted"]
+    header = ["network and plan", "against", "judge", "predicted", "seen", "weight of what it lacks", "gap wanted"]
     made = [
-        (one.row, one.judge, f"{one.predicted:.2f}", _seen(one), f"{one.weight:.1f}", f"{100 * one.gap:.1f}%")
+        [one.row, one.single, one.judge, f"{one.predicted:.2f}", _seen(one), f"{one.weight:.1f}", f"{one.gap:.1%}"]
         for one in found
     ]
-    return markdown(header, made, texts=2)
+    return markdown(header, made, texts=3)
 
 
 def main() -> None:
@@ -242,10 +256,8 @@ def main() -> None:
     rows, heavy = report_rows(), load(f"weights/{HEAVY}")
     planner = bending(heavy)
     sums = off(heavy, planner, rows, options.count, reporter())
-    call = next(row.macs / row.plan.num_steps for row in rows if row.run == SINGLE)
-    grids = {n: grid_times("log-snr", heavy.gaussian.schedule, n) for n in SINGLE_STEPS}
-    steps = [(n * call, steps_off(planner, t)) for n, t in grids.items()]
-    print(f"in units of 1e-4\n\n{table(rows, sums)}\n\n{savings_table(savings(rows, sums, steps))}")
+    single = {n: steps_off(planner, grid_times("log-snr", heavy.gaussian.schedule, n)) for n in SINGLE_STEPS}
+    print(f"in units of 1e-4\n\n{table(rows, sums)}\n\n{savings_table(savings(rows, sums, single))}")
     measured = [{"row": row.name, **asdict(one)} for row, one in zip(rows, sums, strict=True)]
     keep(RESULTS / "saving-model.json", 1, count=options.count, measured=measured)
 

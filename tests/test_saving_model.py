@@ -38,3 +38,21 @@ def test_a_plans_errors_are_weighted_by_what_its_steps_span() -> None:
         estimate = Estimate.of(torch.from_numpy(found))
         assert estimate.value == pytest.approx(weights @ error(factor), abs=4 * estimate.error)
         assert estimate.error < 0.05 * estimate.value
+
+
+def test_what_is_predicted_and_seen_of_scores_that_are_what_plans_are_off_by() -> None:
+    """A single network of 10 MACs a call that lacks 0.001 and is off by N^-3 in all, a pair as far off as 6 steps of it."""
+    steps = {n: n**-3.0 - 0.001 for n in range(2, 10)}
+    alone = [saving_model.Scored("fashion-mnist-one", dr.StepPlan.uniform(n), 10 * n, (n**-3.0,) * 3) for n in (4, 8)]
+    pair = saving_model.Scored("fashion-mnist-pair", dr.StepPlan.uniform(8, 2), 40, (6**-3.0,) * 3)
+    sums = [saving_model.Off(Estimate(0.001, 0.0), steps[n], 0.1) for n in (4, 8)]
+    sums.append(saving_model.Off(Estimate(0.003, 0.0), 6**-3.0 - 0.003, 0.1))
+    found = saving_model.savings([*alone, pair], sums, steps)
+    assert [(one.row, one.single, one.judge, one.beyond) for one in found] == [
+        ("pair 8/2", "one", judge, False) for judge in saving_model.JUDGES
+    ]
+    for one in found:
+        assert one.predicted == pytest.approx(60 / 40)
+        assert one.seen == pytest.approx(60 / 40)
+        assert one.weight == pytest.approx(1.0)
+        assert one.gap == pytest.approx((0.003 - (steps[4] - (6**-3.0 - 0.003))) / 0.1)
