@@ -41,7 +41,7 @@ def test_a_plans_errors_are_weighted_by_what_its_steps_span() -> None:
 
 
 def test_what_is_predicted_and_seen_of_scores_that_are_what_plans_are_off_by() -> None:
-    """A single network of 10 MACs a call that lacks 0.001 and is off by N^-3 in all, a pair as far off as 6 steps of it."""
+    """A single network of 10 MACs a call that lacks 0.001 and is off by N^-3 in all, a pair as 6 of its steps."""
     steps = {n: n**-3.0 - 0.001 for n in range(2, 10)}
     alone = [saving_model.Scored("fashion-mnist-one", dr.StepPlan.uniform(n), 10 * n, (n**-3.0,) * 3) for n in (4, 8)]
     pair = saving_model.Scored("fashion-mnist-pair", dr.StepPlan.uniform(8, 2), 40, (6**-3.0,) * 3)

@@ -53,13 +53,13 @@ def dual(steps: int, heavy: int) -> DemoPlan:
 
 DEMO_PLANS = (  # the most useful first: a dual-rate plan and single networks of its cost; others of half and twice it
     dual(16, 4),
-    single("medium", "medium-45", 14),
-    single("heavy", "heavy-annealed", 6),
+    single("small", "medium-25", 16),
+    single("medium", "medium-45", 9),
     DemoPlan("dual-rate student", "fashion-mnist-student-8-4", Choice()),
     dual(8, 2),
-    single("medium", "medium-45", 6),
+    single("small", "medium-25", 8),
     dual(32, 8),
-    single("heavy", "heavy-annealed", 12),
+    single("heavy", "heavy-annealed", 8),
     DemoPlan("light alone", "fashion-mnist-light", Choice(32, gamma=0.0)),
 )
 SMALL = "small dual-rate"
