@@ -33,9 +33,12 @@ from dualrate.machine.device import pick_device
 from dualrate.metrics.architectures import Architecture, Stacked
 from dualrate.report.figures import pareto_figure, plan_figure, png
 from dualrate.report.image_grid import save_grid
-from dualrate.report.table import Table, as_markdown, table
+from dualrate.report.pareto import unbeaten
+from dualrate.report.rows import Row, shared_metrics
+from dualrate.report.table import EACH, Table, as_markdown, compute_unit, interval, significant, table
 
 KINDS = ("savings", "front")  # of tables on a page
+SUMMARY = ROOT / "docs/results.md"  # where a table of the kind "summary" stands
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ REPORTS = {
         "make reproduce-report",
         "settled.md",
         JUDGES,
+        kinds=(*KINDS, "summary"),
     ),
     "students-settled": Report(
         [f"student-{n}-{h}=runs/settle-student-{n}-{h}:{n}/{h}" for n, h in ((8, 2), (16, 2))]
@@ -194,7 +198,28 @@ REPORTS = {
 
 def tables(findings: ComparisonResults) -> dict[str, Table]:
     """By the name between the page's markers."""
-    return dict(zip(KINDS, (savings_table(findings), front_table(findings.finished)), strict=True))
+    return {
+        "savings": savings_table(findings),
+        "front": front_table(findings.finished),
+        "summary": summary_table([one.row for one in findings.finished]),
+    }
+
+
+def summary_table(rows: Sequence[Row]) -> Table:
+    """All rows at two rates, and of the others those that no cheaper one beats by the first judge."""
+    single = unbeaten([row for row in rows if not _reuses(row)], lambda row: (row.macs, row.score.value))
+    prefix, unit = compute_unit([row.flops for row in rows])
+    metrics = shared_metrics(rows)
+    cells = []
+    for row in sorted([*single, *filter(_reuses, rows)], key=lambda row: row.macs):
+        scores = [f"{significant(seen.score.value)} {interval(seen)}" for seen in map(row.judged_by, metrics)]
+        heavy = str(row.num_heavy) if _reuses(row) else EACH
+        cells.append((row.network, str(row.num_steps), heavy, significant(row.flops / unit), *scores))
+    return Table(("network", "steps", "heavy calls", f"{prefix}FLOPs", *metrics), tuple(cells), ())
+
+
+def _reuses(row: Row) -> bool:
+    return row.num_heavy < row.num_steps
 
 
 def write_screening(name: str, findings: ComparisonResults) -> None:
@@ -220,7 +245,7 @@ def main() -> None:
     name, report, device = options.name, REPORTS[options.name], pick_device(None)
     page = RESULTS / report.page
     for kind in report.kinds:  # before the work
-        page_of(f"{name} {kind}", [page])
+        page_of(f"{name} {kind}", [page, SUMMARY])
     if device.type == "cpu":
         on_one_thread()
     entries = [re.sub("(?<=[=+:])(?=(weights|runs|docs)/)", f"{ROOT}/", entry) for entry in report.entries]
@@ -248,7 +273,7 @@ def main() -> None:
     write_screening(name, findings)
     made = tables(findings)
     for kind in report.kinds:
-        place(f"{name} {kind}", as_markdown(made[kind]) + "\n", page)
+        place(f"{name} {kind}", as_markdown(made[kind]) + "\n", page_of(f"{name} {kind}", [page, SUMMARY]))
     print(out, page)
 
 
