@@ -24,7 +24,7 @@ test: env-dev  ## set up, then run the tests (12 minutes at most, two processes 
 test-slow: env-dev  ## the long fault and training tests
 	@$(BIN)/python -m pytest -m slow
 
-reproduce-train: env  ## train a model of docs/results.md, e.g. MODEL=dual (two hours at most; resumes) [DATA=...]
+reproduce-train: env  ## train a model of docs/results.md, e.g. MODEL=settle-dual-45 (two to three hours of a core; resumes) [DATA=...]
 	@$(BIN)/python studies/train.py $(MODEL) $(if $(DATA),--data $(DATA))
 
 reproduce-table: env  ## measure the models in weights/, draw docs/results/ (resumes)

@@ -35,7 +35,7 @@ from dualrate.machine.malloc import keep_freed_memory
 Figures = dict[str, Any]
 
 FITTED = 20  # iterations
-RELEASED = {"heavy": "heavy-annealed", "dual": "retrofit", "light": "light"}
+RELEASED = {"heavy": "heavy-annealed", "dual": "retrofit-45", "light": "light"}
 JOINT = "fashion-mnist-dual"  # a recipe; what is released as dual trains its light network alone
 
 

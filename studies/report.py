@@ -140,7 +140,11 @@ def decoders(name: str, counts: Mapping[str, Sequence[int]], latents_by: str | N
 
 REPORTS = {
     "settled": Report(
-        [f"dual-45=weights/fashion-mnist-dual-45:{PLANS}/blend-0.7-{plan}.json{SETTLED}" for plan in ("8-2", "12-4")]
+        [
+            f"{name}=weights/fashion-mnist-{name}:{PLANS}/blend-0.7-{plan}.json{SETTLED}"
+            for name in ("dual-45", "retrofit-45")
+            for plan in ("8-2", "12-4")
+        ]
         + [f"{name}=weights/fashion-mnist-{name}:{how}" for name, ways in ALONE.items() for how in ways],
         Effort(minutes=480, screen=300, count=20_000),
         "make reproduce-report",

@@ -167,7 +167,8 @@ def small_networks(place, monkeypatch) -> None:
     for name in ("check_compiler", "check_processes"):  # seconds each
         monkeypatch.setattr(examine, name, lambda device: iter(()))
     alone, pair = OneNetwork(heavy), TwoNetworks(heavy, light)
-    released = {"heavy-annealed": alone, "medium-45": alone, "light": OneNetwork(light), "dual-45": pair}
+    single = {"heavy-annealed": alone, "medium-45": alone, "light": OneNetwork(light)}
+    released = single | {"dual-45": pair, "retrofit-45": pair}
     for name, networks in released.items():
         experiment = Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=TimeSampler()), FitConfig(1))
         path = place / "weights" / experiment.name

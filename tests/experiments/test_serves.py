@@ -11,6 +11,7 @@ from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Refresh
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.moment_matching import MomentMatchingConfig
@@ -158,3 +159,27 @@ def test_students_are_written_and_read():
     dual = replace(method, plans=OnePlan(8, 4), rollout="full")
     for student in (plain, replace(plain, networks=TwoNetworks(NET, NET), method=dual)):
         assert from_plain(Experiment, json.loads(json.dumps(to_plain(student)))) == student
+
+
+@given(st.integers(1, 24), st.data())
+def test_heavy_calls_are_where_the_encoder_was_trained(steps, data):
+    heavy = data.draw(st.integers(0, steps))
+    alone = data.draw(st.integers(0, steps - heavy))
+    times = uniform(steps)
+    assert AnyPlan((1, 8), drops=True).spread(times, heavy, alone) == StepPlan.late(times, heavy, alone)
+    plan = AnyPlan((1, 8), drops=True, times=(0.25, 0.75)).spread(times, heavy, alone)
+    where = [i for i, t in enumerate(times[:-1]) if 0.25 <= t <= 0.75 and i >= alone]
+    called = [i for i, refresh in enumerate(plan.refresh) if refresh is Refresh.FULL]
+    assert plan.t == times
+    assert set(called) <= set(where)
+    assert len(called) == min(heavy, len(where))
+    assert called[:1] == where[: len(called[:1])]  # the first that may be
+
+
+def test_an_encoder_that_trains_for_late_plans_is_called_where_it_was_trained():
+    late = TimeSampler(heavy=(1, 8), first=(0.6, 0.9))
+    assert DenoisingConfig(late).serves.times == (0.6 / 8, 0.9)
+    assert DenoisingConfig(late, freeze_encoder=True).serves.times == (0, 1)
+    assert DenoisingConfig(TimeSampler(heavy=(1, 8))).serves.times == (0, 1)
+    plan = DenoisingConfig(late).serves.default_plan(16)
+    assert (plan.num_heavy, plan.num_alone) == (4, 2)  # t = 1 and 0.9375

@@ -119,7 +119,7 @@ class Entry(Ranged):
         sampler = entry._sampler(model)
         ages = heavy < steps and model.denoiser.reuse is not Reuse.FREE
         grid = "t" if ages else sampler_named(sampler).grid
-        return entry.contender(StepPlan.spread(grid_times(grid, model.process.schedule, steps), heavy), sampler)
+        return entry.contender(model.serves.spread(grid_times(grid, model.process.schedule, steps), heavy), sampler)
 
     def _sampler(self, model: Model) -> str:
         """Of a plan that is named. model: as the entry calls it."""
@@ -260,7 +260,7 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
             for gamma in entry.gammas(sampler)
         ]
 
-    even = [StepPlan.uniform(steps, heavy) for steps, heavy in DUAL_PLANS]
+    even = [model.serves.spread(StepPlan.uniform(steps).t, heavy) for steps, heavy in DUAL_PLANS]
     planned = [planner.best(steps, heavy).plan for steps, heavy in PLANNED_PLANS] if planner else []
     late = [Choice(steps, heavy).step_plan(model) for steps, heavy in PLANNED_PLANS if model.serves.drops]
     return [

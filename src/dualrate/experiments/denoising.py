@@ -53,7 +53,8 @@ class DenoisingConfig(MethodConfig, Ranged):
 
     @property
     def serves(self) -> AnyPlan:
-        return AnyPlan(self.times.heavy, drops=self.times.alone)
+        encoder = (0.0, 1.0) if self.freeze_encoder else self.times.of_heavy_calls
+        return AnyPlan(self.times.heavy, drops=self.times.alone, times=encoder)
 
     def check(self, experiment: Experiment) -> None:
         self._check_latents(experiment)

@@ -9,11 +9,11 @@ model learned where its own few steps of DDIM end.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dualrate.config.ranges import Ranged, Steps
+from dualrate.config.ranges import Probability, Ranged, Steps
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.likelihood.variance import FittedVariance
 from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
@@ -50,7 +50,14 @@ class Serves(ABC):
     def default_plan(self, steps: int | None = None) -> StepPlan:
         """Steps equal in t, heavy calls spread evenly."""
         steps = self.default_steps if steps is None else steps
-        return StepPlan.uniform(steps, self.default_heavy(steps))
+        return self.spread(StepPlan.uniform(steps).t, self.default_heavy(steps))
+
+    def spread(self, times: Sequence[float], heavy: int, alone: int = 0) -> StepPlan:
+        """Heavy calls spread evenly over the steps after the first `alone`, which have no context.
+
+        Raises ValueError for more heavy calls than such steps.
+        """
+        return StepPlan.late(times, heavy, alone)
 
     def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
         """The plans to compare at costs of about so many calls of the network each."""
@@ -70,10 +77,12 @@ class AnyPlan(Serves, Ranged):
     heavy: the least and the largest number of heavy calls that the model was trained for; None: the network runs at
            every step
     drops: whether it was trained on steps without a context too
+    times: the least and the largest time at which its encoder was trained
     """
 
     heavy: tuple[Steps, Steps] | None = None
     drops: bool = False
+    times: tuple[Probability, Probability] = (0.0, 1.0)
 
     @property
     def any_plan(self) -> bool:
@@ -93,6 +102,13 @@ class AnyPlan(Serves, Ranged):
             return steps
         low, high = self.heavy
         return min(max(steps // 4, low), high, steps)
+
+    def spread(self, times: Sequence[float], heavy: int, alone: int = 0) -> StepPlan:
+        """As above, where the encoder was trained alone: fewer heavy calls where there are fewer such steps."""
+        plan, (least, most) = StepPlan.late(times, heavy, alone), self.times
+        where = [i for i, t in enumerate(plan.t[:-1]) if i >= alone and least - ROUNDING <= t <= most + ROUNDING]
+        heavy = min(heavy, len(where))
+        return StepPlan.at(plan.t, (where[j * len(where) // heavy] for j in range(heavy)))
 
 
 class _Distilled(Serves):

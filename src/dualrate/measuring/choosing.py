@@ -100,9 +100,8 @@ class Choice(Ranged):
                 "without it, or is called at every step: drop places"
             )
         late = heavy > 0 and reuse and model.serves.drops and self.places != "even"
-        if late:
-            return StepPlan.late(times, heavy, min(steps // 4, steps - heavy))
-        return StepPlan.spread(times, heavy).renewing(between(model.denoiser))
+        plan = model.serves.spread(times, heavy, min(steps // 4, steps - heavy) if late else 0)
+        return plan if late else plan.renewing(between(model.denoiser))
 
     def _usual_grid(self, model: Model, reuse: bool) -> str:
         if not model.serves.any_plan:

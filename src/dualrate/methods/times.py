@@ -73,6 +73,11 @@ class TimeSource(ABC):
         """Whether it trains steps without a context too."""
         return self.dropout > 0
 
+    @property
+    def of_heavy_calls(self) -> tuple[float, float]:
+        """The least and the largest."""
+        return 0.0, 1.0
+
     @abstractmethod
     def __call__(self, draws: Draws) -> BatchTimes: ...
 
@@ -112,6 +117,10 @@ class TimeSampler(TimeSource, Ranged):
     @property
     def alone(self) -> bool:
         return super().alone or self.first is not None
+
+    @property
+    def of_heavy_calls(self) -> tuple[float, float]:
+        return (0.0, 1.0) if self.first is None else (self.first[0] / self.heavy[1], self.first[1])
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)

@@ -209,7 +209,7 @@ class Offer:
     def _side(self, model: Model, choice: Choice, request: Request) -> Side:
         guidance = Guidance(request.guidance)
         drawer = choice.drawer(model, guidance=guidance, label=request.label, batch_size=self.limits.images)
-        every = drawer.plan.num_heavy == drawer.plan.num_steps and model.reuses_context
+        every = choice.heavy == choice.steps and model.reuses_context  # where its encoder was trained
         side = Side(f"{model.name}, all heavy" if every else model.name, drawer)
         _ = side.macs_by_step  # refuses a sampler that the model cannot be under
         return side
