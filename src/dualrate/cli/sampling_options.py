@@ -58,7 +58,7 @@ class SamplingOptions(Ranged):
     the first and the last."""
     heavy: HeavyCalls | None = None
     """H, heavy calls per image. If not given: a quarter of the steps, within what was trained; a distilled student's
-    own; of one network every step."""
+    own; of one network every step. Fewer where the encoder was trained at fewer of the steps."""
     places: Places | None = None
     """Of the heavy calls: spread evenly over the steps, or over those after the first quarter. late if not given, where
     the model was trained on steps without a context."""

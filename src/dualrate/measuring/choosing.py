@@ -4,8 +4,8 @@ sampler  SDE-DPM-Solver++ 2M at gamma 0.1; of a denoiser that needs a smooth pat
          one that it was made for, ancestral or DDIM
 grid     that of the sampler (sampling/catalogue.py), which is another one where a context is reused
 steps    32, or a distilled student's own
-heavy    a quarter of the steps, within what was trained; the first quarter of the steps goes without a context
-         where the model was trained on steps without one
+heavy    a quarter of the steps, within what was trained, at times that the encoder was trained at; the first quarter
+         of the steps goes without a context where the model was trained on steps without one
 """
 
 from __future__ import annotations
