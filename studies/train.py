@@ -72,7 +72,7 @@ RUNS = {
 }
 RUNS |= {  # of those on the front
     f"{name}-seed{seed}": f"{RUNS[name]} --fit.seed {seed}"
-    for name in ("settle-medium-45", "settle-dual-45")
+    for name in ("settle-medium-45", "settle-medium-25", "settle-dual-45", "settle-dual-25")
     for seed in (1, 2)
 }
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"

@@ -79,7 +79,7 @@ def test_weights_that_have_changed_since_are_refused_in_one_line(weights, tmp_pa
     assert sample(monkeypatch, medium, tmp_path / "out", "--num", 2) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("dualrate: ")
-    assert "holds other samples, they differ in weights (weights at iteration 7000, " in line
+    assert "holds other samples, they differ in weights (weights at iteration 64000, " in line
     assert "; now fashion-mnist-medium-45 at iteration 27000, " in line
     assert line.endswith("choose another --out, or delete this one")
 

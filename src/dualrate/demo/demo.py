@@ -60,7 +60,7 @@ DEMO_PLANS = (  # the most useful first: a dual-rate plan and single networks of
     single("small", "medium-25", 8),
     dual(32, 8),
     single("heavy", "heavy-annealed", 8),
-    DemoPlan("light alone", "fashion-mnist-light", Choice(32, gamma=0.0)),
+    single("light alone", "light", 11),
 )
 SMALL = "small dual-rate"
 SMALL_DEMO_PLANS = tuple(DemoPlan(SMALL, "run", Choice(32, heavy)) for heavy in (4, 8, 16))  # if there are no weights
