@@ -60,30 +60,54 @@ def test_a_saving_is_the_ratio_of_two_power_laws():
     found = saving(point(2.0, 8 * 5.0**-0.7), power_law([1, 4, 16]))
     assert found.ratio == CLOSE(2.5)
     assert (found.low, found.high) == (near(2.5), near(2.5))
+    assert found.low <= found.ratio <= found.high
     assert not found.at_most
 
 
-def test_the_interval_follows_the_noise_of_both_sides():
-    """log cost = -log score / 0.7 + const, and the two sides are independent: variances add."""
-    own, rivals = point(2.0, 8 * 5.0**-0.7), power_law([1, 5, 25])  # the rivals' measured point decides
-    found = saving(noisy([own], 0.05, seed=1)[0], noisy(rivals, 0.03, seed=2))
-    deviation = math.log(found.high / found.low) / (2 * NormalDist().inv_cdf(0.975))
-    # around the rivals' point the line between two has less noise than its ends: by up to the curve's spacing
-    assert 0.9 * 0.05 / 0.7 < deviation < 1.1 * math.hypot(0.05, 0.03) / 0.7
+def moved(points, noise) -> list[Point]:
+    """All points of a curve by the same noise of their log scores."""
+    return [replace(p, replicates=p.score * np.exp(noise)) for p in points]
+
+
+def ends(ratio: float, noise, level: float = 0.95) -> tuple[float, float]:
+    """log ratio = noise of the scores / 0.7 + const, whose mean moves the end that this widens, and not the other."""
+    wide, mean = NormalDist().inv_cdf((1 + level) / 2) * noise.std(ddof=1), noise.mean()
+    low, high = (ratio * math.exp(way * (wide + max(-way * mean, 0)) / 0.7) for way in (-1, 1))
+    return low, high
+
+
+def test_the_interval_holds_the_noise_of_both_sides():
+    of_own, of_rivals = np.random.default_rng(1).standard_normal((2, 4000)) * [[0.05], [0.03]]
+    (own,) = moved([point(2.0, 8 * 5.0**-0.7)], of_own)
+    found = saving(own, moved(power_law([1, 4, 16, 64]), of_rivals))
+    low, high = ends(2.5, of_rivals - of_own)
+    assert (found.low, found.high) == (near(low), near(high))
+
+
+def test_a_replicate_of_the_rivals_is_the_least_of_theirs():
+    """Of two rivals as good as each other, apart in their noise s: the least of two is s / sqrt(pi) lower in the mean,
+    and has the variance s^2 (1 - 1 / pi)."""
+    noise = 0.03 * np.random.default_rng(2).standard_normal((2, 40_000))
+    curves = [[replace(p, curve=name) for p in power_law([1, 4, 16, 64])] for name in ("one", "other")]
+    rivals = [p for curve, of_curve in zip(curves, noise, strict=True) for p in moved(curve, of_curve)]
+    score = 8 * 5.0**-0.7
+    found = saving(point(2.0, score, np.full(40_000, score)), rivals)
+    low, high = ends(2.5, noise.min(0))
+    assert (found.low, found.high) == (near(low), near(high))
+    deviation = 0.03 * math.sqrt(1 - 1 / math.pi)
+    expected = (1.96 * deviation, 1.96 * deviation + 0.03 / math.sqrt(math.pi))
+    assert (-0.7 * math.log(found.low / 2.5), 0.7 * math.log(found.high / 2.5)) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_interval_of_the_own_noise_alone(sign):
-    """Its replicates' mean moves the end that this widens, and not the other."""
-    own = noisy([point(2.0, 8 * 5.0**-0.7)], 0.05)[0]
-    own = replace(own, replicates=own.score * (own.replicates / own.score) ** sign)
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_the_interval_of_the_own_noise_alone(sign, level):
+    noise = sign * 0.05 * np.random.default_rng(0).standard_normal(4000)
+    (own,) = moved([point(2.0, 8 * 5.0**-0.7)], noise)
     rivals = [point(p.cost, p.score, np.full(4000, p.score)) for p in power_law([1, 2, 4, 8, 16, 32])]
-    for level in (0.95, 0.8):
-        found = saving(own, rivals, level=level)
-        noise = np.log(own.replicates / own.score)
-        wide, mean = NormalDist().inv_cdf((1 + level) / 2) * noise.std(ddof=1), noise.mean()
-        low, high = (2.5 * math.exp(way * (wide + max(way * mean, 0)) / 0.7) for way in (-1, 1))
-        assert (found.low, found.high) == (near(low), near(high))
+    found = saving(own, rivals, level=level)
+    low, high = ends(2.5, -noise, level)
+    assert (found.low, found.high) == (near(low), near(high))
 
 
 def test_replicates_of_all_points_are_paired():
@@ -168,11 +192,14 @@ def test_replicates_that_do_not_match_are_refused():
             saving(point(1, 1, replicates), [point(1, 1, replicates)])
 
 
-def test_the_side_of_a_ratio():
-    own = noisy([point(2.0, 8 * 5.0**-0.7)], 0.05)[0]
-    rivals = noisy(power_law([1, 4, 16]), 0.05, seed=1)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_side_of_a_ratio_is_that_of_the_interval(seed):
+    """Of several curves whose noise is apart."""
+    (own,) = noisy([point(2.0, 8 * 5.0**-0.7)], 0.05, seed=seed)
+    curves = [replace(p, curve=name) for name in "abc" for p in power_law([1, 4, 16])]
+    rivals = noisy(curves, 0.05, seed=10 + seed)
     found = saving(own, rivals)
-    ratios = (found.low / 1.03, found.low * 1.03, found.high / 1.03, found.high * 1.03)
+    ratios = (found.low / 1.01, found.low * 1.01, found.high / 1.01, found.high * 1.01)
     assert [side(own, rivals, ratio) for ratio in ratios] == [-1, 0, 0, 1]
 
 

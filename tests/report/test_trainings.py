@@ -29,10 +29,10 @@ def test_scores_are_geometric_means():
 def test_the_deviation_is_pooled_over_networks_by_their_degrees_of_freedom():
     networks = {
         "a": trained(np.exp([[0.1], [-0.1]])),  # squares 0.02, of 1
-        "b": trained(np.exp([[0.3, 0.0], [0.0, 0.3], [-0.3, -0.3]])),  # squares 0.18 each, of 2
+        "b": trained(np.exp([[0.3, 0.0], [0.0, 0.1], [-0.3, -0.1]])),  # squares 0.18 and 0.02, of 2
         "once": trained([[5.0]]),
     }
-    assert training_deviation(networks) == pytest.approx(math.sqrt((0.02 + 0.18) / 3))
+    assert training_deviation(networks) == pytest.approx(math.sqrt((0.02 + 0.1) / 3))
 
 
 def test_what_images_explain_is_no_noise_of_training():
@@ -46,6 +46,14 @@ def test_noise_of_images_that_trainings_share_explains_nothing():
     shared = np.exp(0.1 * np.random.default_rng(0).standard_normal(COUNT))
     networks = {"a": [[Point("p", 1.0, s, s * shared)] for s in np.exp([0.1, -0.1])]}
     assert training_deviation(networks) == pytest.approx(math.sqrt(0.02))
+
+
+def test_noise_of_images_is_averaged_over_trainings_in_logarithms():
+    """Equal scores: of trainings there is no noise."""
+    trainings = trained([[1.0, 2.0]] * 4, 0.5)
+    made = pooled({"a": trainings})["a"]
+    for point, of_plan in zip(made, zip(*trainings, strict=True), strict=True):
+        assert np.log(point.replicates) == pytest.approx(np.mean([np.log(one.replicates) for one in of_plan], axis=0))
 
 
 def test_replicates_hold_both_noises():
@@ -64,9 +72,14 @@ def test_all_plans_of_a_training_move_together_and_networks_apart():
     assert abs(np.corrcoef(logs["0"][0], logs["1"][0])[0, 1]) < 0.1
 
 
-def test_a_network_trained_once_gets_the_noise_of_the_others():
-    made = pooled({"a": trained(np.exp([[0.1], [-0.1], [0.1], [-0.1]])), "once": trained([[5.0]])})
-    assert np.log(made["once"][0].replicates).std() > 0.1
+def test_a_network_trained_once_has_the_noise_of_the_others_whole():
+    """Student's t of 3 degrees of freedom, whose quartiles are 0.7649 and tails of 5% 2.3534: of s, and of s / 2."""
+    made = pooled({"four": trained(np.exp([[0.1], [-0.1], [0.1], [-0.1]])), "once": trained([[5.0]])})
+    deviation = math.sqrt(4 * 0.1**2 / 3)
+    for name, score, of_one in (("once", 5.0, deviation), ("four", 1.0, deviation / 2)):
+        noise = np.log(made[name][0].replicates / score)
+        expected = of_one * np.array([-2.3534, -0.7649, 0.7649, 2.3534])
+        assert np.quantile(noise, [0.05, 0.25, 0.75, 0.95]) == pytest.approx(expected, rel=0.1)
 
 
 def test_what_cannot_be_pooled_is_refused():
