@@ -35,6 +35,24 @@ def test_a_line_is_the_geometric_mean_of_its_trainings():
     assert "3 trainings" in other.row.score.note
 
 
+def test_every_judge_pools_its_own_scores():
+    def seen_by_two(one: MeasuredContender, value: float) -> MeasuredContender:
+        other = replace(one.row.score, metric="FD-circles", value=value)
+        row = replace(one.row, beside=(other,))
+        return replace(one, row=row, beside={"FD-circles": np.full(9, value)})
+
+    scores = [1, 1, 1, 1], [5, 20, 5, 20]
+    (one,) = as_one([seen_by_two(*pair) for pair in zip(trained("a", 1, scores[0]), scores[1], strict=True)])
+    first, other = one.row.scores.values()
+    assert (first.value, other.value) == (pytest.approx(1), pytest.approx(10))
+    assert np.array_equal(one.replicates, np.ones(9))  # equal scores: no noise of training
+    noise = np.log(one.judged_by("FD-circles").replicates / 10)
+    assert np.ptp(noise) > 0.5
+    tails = tuple(np.quantile(noise, [0.025, 0.975]))
+    assert (math.log(other.low / 10), math.log(other.high / 10)) == pytest.approx(tails)
+    assert first.low == first.high == pytest.approx(1)
+
+
 def test_a_plan_that_a_training_lacks_is_left_out():
     lacking = trained("a", 2, [3, 3, 3, 3])[:2]
     made = as_one([*trained("a", 1, [1, 1.1, 1.2, 1.3]), *lacking])

@@ -1,0 +1,93 @@
+"""The study of coverage, on comparisons made up here: what noise it gives, and what it counts."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dualrate.report.pareto import Point
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "studies"))
+
+import coverage
+
+NETWORKS = {"plan": coverage.DUAL, "1": "single", "4": "single", "other": "else"}
+DEVIATIONS = {"plan": 0.1, "1": 0.2, "4": 0.2, "other": 0.3}
+
+
+def made() -> tuple[list[Point], list[Point]]:
+    """A plan of cost 1 and rivals with scores of 8 / cost, so that they pay twice as much for its 4."""
+    line = [Point(str(cost), cost, 8 / cost, np.empty(0), "single") for cost in (1, 4)]
+    return [Point("plan", 1, 4.0, np.empty(0), None)], [*line, Point("other", 9, 7.0, np.empty(0), None)]
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    own, rivals = made()
+    monkeypatch.setattr(coverage, "published", lambda: (own, rivals, NETWORKS, DEVIATIONS))
+    monkeypatch.setattr(coverage, "EXPERIMENTS", 30)
+
+
+def drawn(setting, seed: int) -> list[float]:
+    own, rivals = made()
+    draw = np.random.default_rng(seed).standard_normal
+    seen = coverage.seen([*own, *rivals], DEVIATIONS, setting, draw)
+    return [math.log(one.score / true.score) for one, true in zip(seen, [*own, *rivals], strict=True)]
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5])
+def test_noise_has_the_size_of_its_interval_and_is_shared_as_said(shared):
+    noise = np.array([drawn(coverage.Setting(shared, 4), seed) for seed in range(2000)])
+    assert noise.std(0) == pytest.approx(np.array([*DEVIATIONS.values()]) / 2, rel=0.06)
+    apart = np.corrcoef(noise.T)[np.triu_indices(4, 1)]
+    assert apart == pytest.approx(np.full(6, shared), abs=0.07)
+
+
+def test_replicates_have_the_law_of_the_noise_around_what_was_seen():
+    own, rivals = made()
+    draw = np.random.default_rng(0).standard_normal
+    for one in coverage.seen([*own, *rivals], DEVIATIONS, coverage.Setting(0.5, 1), draw):
+        logs = np.log(one.replicates / one.score)
+        assert logs.std() == pytest.approx(DEVIATIONS[one.name], rel=0.15)
+        assert abs(logs.mean()) < 4 * DEVIATIONS[one.name] / math.sqrt(coverage.REPLICATES)
+
+
+def test_a_training_moves_all_points_of_its_network_alike():
+    own, rivals = made()
+    moved = coverage.trained_again([*own, *rivals], NETWORKS, np.random.default_rng(0).standard_normal)
+    first, one, four, other = (one.score / true.score for one, true in zip(moved, [*own, *rivals], strict=True))
+    assert one == pytest.approx(four)
+    assert len({round(factor, 9) for factor in (first, one, other)}) == 3
+
+
+@pytest.mark.parametrize("again", [(), ("single", coverage.DUAL), ("single", "else", coverage.DUAL)])
+def test_the_truth_is_mostly_held(again):
+    ((name, (ratio, below, above)),) = coverage.missed(coverage.Setting(0.5, 1, again)).items()
+    assert (name, ratio) == ("plan", pytest.approx(2))
+    assert 0 <= below + above <= 0.2
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.5, (1, 0)), (1.9, (0, 1))])
+def test_what_is_seen_too_good_or_too_bad_is_counted_on_its_side(monkeypatch, factor, expected):
+    """A plan that seems better than it is seems to save more: the truth is below the interval."""
+    _, rivals = made()
+
+    def seen(*_) -> list[Point]:
+        best = Point("plan", 1, factor * 4.0, np.full(5, factor * 4.0), None)
+        return [best, *(Point(one.name, one.cost, one.score, np.full(5, one.score), one.curve) for one in rivals)]
+
+    monkeypatch.setattr(coverage, "seen", seen)
+    assert coverage.missed(coverage.Setting(0.0, 1))["plan"][1:] == expected
+
+
+def test_networks_that_are_trained_again_have_wider_intervals(monkeypatch):
+    """By Student's t of the noise of training, besides that of the images."""
+    monkeypatch.setattr(coverage, "OF_TRAINING", 1.0)
+    once = coverage.experiment(coverage.Setting(0.5, 100), 0)
+    again = coverage.experiment(coverage.Setting(0.5, 100, ("single", coverage.DUAL)), 0)
+    spread = [[np.log(one.replicates).std() for one in points] for points in (once, again)]
+    assert all(wide > 4 * narrow for narrow, wide in zip(*spread, strict=True))
