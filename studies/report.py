@@ -93,6 +93,7 @@ ALONE = {  # single networks that were trained alike, under the best of 20 pairs
     "medium-45": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10))),
     "heavy-annealed": (*(f"{steps}@dpm++2m" for steps in (6, 8)), f"8{SETTLED}"),
 }
+TOGETHER = {"dual-25": ("0.7-8-2", "0.5-10-3", "0.5-12-3"), "dual-45": ("0.7-8-2", "0.7-12-4")}  # at two rates
 HEAVY = "weights/fashion-mnist-heavy-annealed"
 RIVALS = (  # itself, then what spends less of it without training, or with another network for the first steps
     *(f":{steps}{SETTLED}" for steps in (6, 8, 12)),
@@ -143,9 +144,9 @@ def decoders(name: str, counts: Mapping[str, Sequence[int]], latents_by: str | N
 REPORTS = {
     "settled": Report(
         [
-            f"{name}=weights/fashion-mnist-{name}:{PLANS}/blend-0.7-{plan}.json{SETTLED}"
-            for name in ("dual-45", "retrofit-45")
-            for plan in ("8-2", "12-4")
+            f"{name}=weights/fashion-mnist-{name}:{PLANS}/blend-{plan}.json{SETTLED}"
+            for name, plans in TOGETHER.items()
+            for plan in plans
         ]
         + [f"{name}=weights/fashion-mnist-{name}:{how}" for name, ways in ALONE.items() for how in ways],
         Effort(minutes=480, screen=300, count=20_000),
