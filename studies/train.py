@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ALONE = ("heavy", "medium-45", "medium-25", "light", "light-10")  # single networks of the protocol
 LIGHT_BESIDE = "--method.freeze-encoder --fit.iterations 19500 --method.encoder-from"  # half as long again as its own
 OF_HEAVY_SIZE = (
     "--networks.encoder.levels.0.channels 64 --networks.encoder.levels.1.channels 192 "
@@ -42,7 +43,7 @@ def retrofit(iterations: int, more: str = "") -> str:
 DECODERS = {"heavy": 3700, "medium": 6550, "small": 8500, "light": 12_700, "dual": 2140, "retrofit": 1800}  # iterations
 DECODER = "fashion-mnist-decoder --codec runs/latents/first --heavy runs/decoder-heavy --light runs/decoder-light"
 RUNS = {
-    **{f"settle-{name}": f"fashion-mnist-{name}" for name in ("heavy", "medium-45", "medium-25", "light")},
+    **{f"settle-{name}": f"fashion-mnist-{name}" for name in ALONE},
     "settle-dual-45": "fashion-mnist-dual",
     "settle-dual-25": f"fashion-mnist-dual {OF_MEDIUM_25_SIZE} --fit.iterations 54000",
     "settle-retrofit": f"fashion-mnist-dual {OF_HEAVY_SIZE} {LIGHT_BESIDE} weights/fashion-mnist-heavy-annealed",
