@@ -32,9 +32,9 @@ def changed(**options: Any) -> Experiment:
 
 
 RECIPES = {  # the experiment, and images of a batch: always 128 rows of the light network
-    "heavy": (fashion_mnist.heavy(), 128),
+    "heavy": (fashion_mnist.single("heavy"), 128),
     "dual": (DUAL, 128),
-    "light": (fashion_mnist.light(), 128),
+    "light": (fashion_mnist.single("light"), 128),
     "retrofit": (changed(encoder_from="any", freeze_encoder=True), 128),
     "shared-2": (changed(times=TimeSampler((4, 32), draws=2)), 64),
     "shared-4": (changed(times=TimeSampler((4, 32), draws=4)), 32),

@@ -44,10 +44,11 @@ def main() -> None:
     parser.add_argument("--batches", default=100, type=int)
     options = parser.parse_args()
     keep_freed_memory()
-    recipe, images = fashion_mnist.dual(), load_images("fashion-mnist", split="train")
+    model, images = dr.load(options.model), load_images("fashion-mnist", split="train")
+    recipe = replace(fashion_mnist.dual(), networks=model.experiment.networks)
     denoising = recipe.method
     assert isinstance(denoising, dr.DenoisingConfig)
-    weights = dr.load(options.model).networks.state_dict()
+    weights = model.networks.state_dict()
     print("| contexts dropped | k | images x draws | CPU s | variance, light | encoder | x s, light | encoder |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for what, sampler in (("of images", TimeSampler), ("of draws", ByDraw)):

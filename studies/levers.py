@@ -25,7 +25,6 @@ import torch
 from common import RESULTS, keep, load, markdown, place, within
 from lines import Found, Line, Study, fashion_judges
 from saving_model import held_out, weighted_errors
-from train import LATE, SMALLER
 
 import dualrate as dr
 from dualrate.cli.console import reporter
@@ -41,8 +40,8 @@ COUNT = 1024  # held-out images
 SECONDS = 600.0
 FROM_LIGHT = "--method.light-from weights/fashion-mnist-light"
 FROZEN = "--method.freeze-encoder"
-BASE = f"{FROM_LIGHT} {FROZEN} {LATE}"
-JOINT = f"{FROM_LIGHT} {LATE}"
+BASE = f"{FROM_LIGHT} {FROZEN}"
+MANY = "--method.times.heavy 4 32 --method.times.first None"
 TARGETS = f"--method.targets-from {ALONE}"
 LIGHT = "--networks.light.levels"
 COMPARED = ("joint", "scratch")  # what lines named after them are compared with; the others with base
@@ -53,21 +52,29 @@ LEVERS = {  # name: what it is called, what trains it, seconds of an iteration
     "targets-half": ("targets: half of it, half the image", f"{BASE} {TARGETS} --method.targets-share 0.5", 0.136),
     "residual": ("a correction of x_hat(tau), moved to t", f"{BASE} --networks.context.residual", 0.087),
     "few": ("plans of few heavy calls oftener, odds 1/H^2", f"{BASE} --method.times.few 2", 0.086),
-    "many": ("plans of 4 to 32 heavy calls from t = 1 on", f"{FROM_LIGHT} {FROZEN}", 0.093),
-    "joint": ("the encoder trains too", JOINT, 0.125),
-    "joint-slow": ("the encoder trains at a tenth of the rate", f"{JOINT} --method.encoder-rate 0.1", 0.125),
-    "joint-late": ("the encoder trains in the second half", f"{JOINT} --method.release-encoder-at {{half}}", 0.107),
-    "joint-unheld": ("the encoder trains without a loss of its own", f"{JOINT} --method.encoder-weight 0", 0.125),
-    "joint-targets": ("the encoder trains too, with those targets", f"{JOINT} {TARGETS}", 0.175),
-    "scratch": ("light network from nothing", f"{FROZEN} {LATE}", 0.086),
+    "many": ("plans of 4 to 32 heavy calls from t = 1 on", f"{BASE} {MANY}", 0.093),
+    "joint": ("the encoder trains too", FROM_LIGHT, 0.125),
+    "joint-slow": ("the encoder trains at a tenth of the rate", f"{FROM_LIGHT} --method.encoder-rate 0.1", 0.125),
+    "joint-late": (
+        "the encoder trains in the second half",
+        f"{FROM_LIGHT} --method.release-encoder-at {{half}}",
+        0.107,
+    ),
+    "joint-unheld": (
+        "the encoder trains without a loss of its own",
+        f"{FROM_LIGHT} --method.encoder-weight 0",
+        0.125,
+    ),
+    "joint-targets": ("the encoder trains too, with those targets", f"{FROM_LIGHT} {TARGETS}", 0.175),
+    "scratch": ("light network from nothing", FROZEN, 0.086),
     "scratch-10": (
         "light network of 0.1 of heavy's cost from nothing",
-        f"{FROZEN} {LATE} {LIGHT}.0.channels 32 {LIGHT}.1.channels 80 --networks.light.head-dim 40",
+        f"{FROZEN} {LIGHT}.0.channels 32 {LIGHT}.1.channels 80 --networks.light.head-dim 40",
         0.070,
     ),
     "scratch-30": (
         "light network of 0.3 of heavy's cost from nothing",
-        f"{FROZEN} {LATE} {LIGHT}.0.channels 56 {LIGHT}.1.channels 120 {LIGHT}.1.blocks 3 --networks.light.head-dim 40",
+        f"{FROZEN} {LIGHT}.0.channels 56 {LIGHT}.1.channels 120 {LIGHT}.1.blocks 3 --networks.light.head-dim 40",
         0.129,
     ),
 }
@@ -77,9 +84,8 @@ LINES = {
     name: Line(
         called,
         f"runs/levers/{name}",
-        f"train fashion-mnist-dual {SMALLER} --method.encoder-from {ALONE} "
-        f"{options.format(half=round(SECONDS / seconds / 2))} --fit.batch-size 64 --fit.ema-halflife 25000 "
-        "--fit.optim.decay cosine --fit.sample-every 5000",
+        f"train fashion-mnist-dual --method.encoder-from {ALONE} "
+        f"{options.format(half=round(SECONDS / seconds / 2))} --fit.batch-size 64 --fit.ema-halflife 25000",
         round(SECONDS / seconds),
         SCORED,
     )

@@ -13,56 +13,58 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FROM_HEAVY = "fashion-mnist-dual --method.encoder-from weights/fashion-mnist-heavy"
-HALF_LIFE = "--fit.ema-halflife"
-RETROFIT = f"{FROM_HEAVY} --method.freeze-encoder"
-ANNEALED = "--fit.optim.decay cosine --fit.checkpoint-every 500 --fit.sample-every 5000"  # of equal CPU seconds each
+ALONE = ("heavy", "medium-45", "medium-25", "light", "light-10")  # single networks of the protocol
+LIGHT_BESIDE = "--method.freeze-encoder --fit.iterations 19500 --method.encoder-from"  # half as long again as its own
+OF_HEAVY_SIZE = (
+    "--networks.encoder.levels.0.channels 64 --networks.encoder.levels.1.channels 192 "
+    "--networks.encoder.levels.1.blocks 6 --networks.encoder.head-dim 64"
+)
+OF_MEDIUM_25_SIZE = (  # with a light network of 0.1 of heavy's cost
+    "--networks.encoder.levels.1.channels 96 --networks.encoder.levels.1.blocks 3 --networks.encoder.head-dim 48 "
+    "--networks.light.levels.0.channels 32 --networks.light.levels.1.channels 80 --networks.light.head-dim 40"
+)
 LATE = "--method.times.heavy 1 8 --method.times.first 0.6 0.9"  # the plans that pay: few heavy calls, the first late
-SETTLED = "fashion-mnist-dual --method.encoder-from weights/fashion-mnist-heavy-annealed --method.freeze-encoder"
-MEDIUM_25 = (  # a quarter of the heavy network's cost
-    "fashion-mnist-medium --networks.model.levels.1.channels 96 --networks.model.levels.1.blocks 3 "
-    "--networks.model.head-dim 48"
-)
-SMALLER = (  # medium-45, which is as right as heavy, for encoder
-    "--networks.encoder.levels.0.channels 56 --networks.encoder.levels.1.channels 128 "
-    "--networks.encoder.levels.1.blocks 5 --networks.encoder.head-dim 64"
-)
-SMALLEST = (  # medium-25 for encoder, with a light network of 0.1 of heavy's cost
-    "--networks.encoder.levels.0.channels 56 --networks.encoder.levels.1.channels 96 "
-    "--networks.encoder.levels.1.blocks 3 --networks.encoder.head-dim 48 --networks.light.levels.0.channels 32 "
-    "--networks.light.levels.1.channels 80 --networks.light.head-dim 40"
-)
-FROM_MEDIUM = "--method.encoder-from weights/fashion-mnist-medium-45 --method.freeze-encoder"
+
+
+def at_constant_rate(recipe: str, iterations: int = 7000, more: str = "") -> str:
+    """As the models of older pages were trained, dual-rate ones with the heavy network for encoder and for any plan."""
+    dual = f"{OF_HEAVY_SIZE} --method.times.heavy 4 32 --method.times.first None" if recipe == "dual" else ""
+    return f"fashion-mnist-{recipe} --fit.optim.decay none --fit.iterations {iterations} {dual} {more}"
+
+
+def from_heavy(iterations: int, more: str = "") -> str:
+    return at_constant_rate("dual", iterations, f"--method.encoder-from weights/fashion-mnist-heavy {more}")
+
+
+def retrofit(iterations: int, more: str = "") -> str:
+    return from_heavy(iterations, f"--method.freeze-encoder {more}")
+
+
 DECODERS = {"heavy": 3700, "medium": 6550, "small": 8500, "light": 12_700, "dual": 2140, "retrofit": 1800}  # iterations
 DECODER = "fashion-mnist-decoder --codec runs/latents/first --heavy runs/decoder-heavy --light runs/decoder-light"
-SHORT = f"{RETROFIT} --fit.iterations 1500"
 RUNS = {
-    "heavy": "fashion-mnist-heavy",
-    "heavy-long": "fashion-mnist-heavy --fit.iterations 10000",
-    "medium": "fashion-mnist-medium",
-    "light": "fashion-mnist-light",
-    "light-long": "fashion-mnist-light --fit.iterations 11094",
-    "dual": f"{FROM_HEAVY} --method.light-from weights/fashion-mnist-light --fit.iterations 3000",
-    "heavy-1500": "fashion-mnist-heavy --fit.iterations 1500",
-    "dual-early": "fashion-mnist-dual --method.encoder-from runs/heavy-1500 --fit.iterations 7029",
-    "joint": f"{FROM_HEAVY} --fit.iterations 2000",
-    "shared-2": f"{FROM_HEAVY} --method.times.draws 2 --fit.batch-size 64 --fit.iterations 2700 {HALF_LIFE} 25000",
-    "shared-4": f"{FROM_HEAVY} --method.times.draws 4 --fit.batch-size 32 --fit.iterations 3400 {HALF_LIFE} 12500",
-    **{f"retrofit-{n}": f"{RETROFIT} --fit.iterations {n}" for n in (500, 1500, 3500, 7000)},
-    "dropout-0": f"{SHORT} --method.times.dropout 0",
-    "last-level": f"{SHORT} --networks.context.levels 1",
-    "width-2": f"{SHORT} --networks.context.width 2",
-    "width-8": f"{SHORT} --networks.context.width 8",
-    "no-head": f"{SHORT} --networks.encoder.no-head",
-    "settle-heavy": f"fashion-mnist-heavy --fit.iterations 14500 {ANNEALED}",
-    "settle-medium-45": f"fashion-mnist-medium --networks.model.levels.1.blocks 5 --fit.iterations 27000 {ANNEALED}",
-    "settle-medium-25": f"{MEDIUM_25} --fit.iterations 44000 {ANNEALED}",
-    "settle-light": f"fashion-mnist-light --fit.iterations 64000 {ANNEALED}",
-    "settle-dual": f"fashion-mnist-dual --fit.iterations 23700 {ANNEALED} {LATE}",  # both networks from nothing
-    "settle-retrofit": f"{SETTLED} --fit.iterations 19500 {ANNEALED} {LATE}",  # half as long again as heavy itself
-    "settle-dual-45": f"fashion-mnist-dual {SMALLER} --fit.iterations 31000 {ANNEALED} {LATE}",
-    "settle-dual-25": f"fashion-mnist-dual {SMALLEST} --fit.iterations 54000 {ANNEALED} {LATE}",
-    "settle-retrofit-45": f"fashion-mnist-dual {SMALLER} {FROM_MEDIUM} --fit.iterations 19500 {ANNEALED} {LATE}",
+    **{f"settle-{name}": f"fashion-mnist-{name}" for name in ALONE},
+    "settle-dual-45": "fashion-mnist-dual",
+    "settle-dual-25": f"fashion-mnist-dual {OF_MEDIUM_25_SIZE} --fit.iterations 54000",
+    "settle-retrofit": f"fashion-mnist-dual {OF_HEAVY_SIZE} {LIGHT_BESIDE} weights/fashion-mnist-heavy-annealed",
+    "settle-retrofit-45": f"fashion-mnist-dual {LIGHT_BESIDE} weights/fashion-mnist-medium-45",
+    "heavy": at_constant_rate("heavy"),
+    "heavy-long": at_constant_rate("heavy", 10_000),
+    "medium": at_constant_rate("medium-45", 10_000, "--networks.model.levels.1.blocks 4"),
+    "light": at_constant_rate("light"),
+    "light-long": at_constant_rate("light", 11_094),
+    "dual": from_heavy(3000, "--method.light-from weights/fashion-mnist-light"),
+    "heavy-1500": at_constant_rate("heavy", 1500),
+    "dual-early": at_constant_rate("dual", 7029, "--method.encoder-from runs/heavy-1500"),
+    "joint": from_heavy(2000),
+    "shared-2": from_heavy(2700, "--method.times.draws 2 --fit.batch-size 64 --fit.ema-halflife 25000"),
+    "shared-4": from_heavy(3400, "--method.times.draws 4 --fit.batch-size 32 --fit.ema-halflife 12500"),
+    **{f"retrofit-{n}": retrofit(n) for n in (500, 1500, 3500, 7000)},
+    "dropout-0": retrofit(1500, "--method.times.dropout 0"),
+    "last-level": retrofit(1500, "--networks.context.levels 1"),
+    "width-2": retrofit(1500, "--networks.context.width 2"),
+    "width-8": retrofit(1500, "--networks.context.width 8"),
+    "no-head": retrofit(1500, "--networks.encoder.no-head"),
     "flat-retrofit": f"cifar10-flat-dual --method.encoder-from runs/flat-heavy --method.freeze-encoder {LATE}",
     **{f"flat-{name}": f"cifar10-flat-{name}" for name in ("heavy", "medium", "light")},
     "latents": "fashion-mnist-latents --first.fit.iterations 4000 --base.fit.iterations 1500",  # both stages

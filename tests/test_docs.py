@@ -138,6 +138,7 @@ def small_networks(place, monkeypatch) -> None:
     light = replace(heavy, levels=(Level("conv", 8, 1), Level("transformer", 16, 1)), head_dim=16)
     for name, network in {"HEAVY": heavy, "LIGHT": light}.items():
         monkeypatch.setattr(fashion_mnist, name, network)
+    monkeypatch.setattr(fashion_mnist, "NETWORKS", dict.fromkeys(fashion_mnist.NETWORKS, heavy) | {"light": light})
     monkeypatch.setattr(fashion_mnist, "network", lambda conv, transformer, depth: heavy if depth > 1 else light)
     latent = UViTConfig(7, 4, (Level("transformer", 16, 1),), 10, embedding=16, head_dim=16)
     decoder = UViTConfig(28, 1, (Level("conv", 8, 1),), patch=4, embedding=16)

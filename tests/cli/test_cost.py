@@ -141,16 +141,18 @@ def test_every_recipe_of_a_distillation_but_auto_has_a_teacher_that_can_teach(tm
 def test_a_teacher_is_a_run_that_is_there_or_a_recipe_of_ours_or_of_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "mine.py").write_text("from dualrate.recipes.fashion_mnist import medium as recipe\n")
+    (tmp_path / "mine.py").write_text(
+        "from dualrate.recipes.fashion_mnist import single\n\ndef recipe():\n    return single('medium-45')\n"
+    )
 
     def weights(teacher: str) -> float:
         options = ("--fit.precision", "float32", "--json")
         assert call(monkeypatch, "cost", "distill", "fashion-mnist", "--teacher", teacher, *options) == 0
         return json.loads(capsys.readouterr().out)["predicted"]["weights"]
 
-    medium, heavy = weights("fashion-mnist-medium"), weights("fashion-mnist-heavy")
+    medium, heavy = weights("fashion-mnist-medium-45"), weights("fashion-mnist-heavy")
     assert weights("mine:recipe") == medium < heavy
-    write_experiment(tmp_path / "fashion-mnist-heavy", train.RECIPES["fashion-mnist-medium"]())
+    write_experiment(tmp_path / "fashion-mnist-heavy", train.RECIPES["fashion-mnist-medium-45"]())
     assert weights("fashion-mnist-heavy") == medium
 
 

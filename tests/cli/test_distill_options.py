@@ -297,8 +297,8 @@ def test_options_of_another_way_to_distil_are_refused(before, capsys, options, m
 def test_training_from_data_is_a_word_of_any_recipe_of_images():
     made = parse_train(["fashion-mnist-light", "--by", "consistency", "--method.steps", "2", "--fit.iterations", "9"])
     assert made.experiment.method == ConsistencyConfig(2)
-    assert made.experiment.networks == fashion_mnist.light().networks
+    assert made.experiment.networks == fashion_mnist.single("light").networks
     assert (made.experiment.name, made.experiment.fit.iterations) == ("fashion-mnist-light-consistency", 9)
-    assert parse_train(["fashion-mnist-light"]).experiment == fashion_mnist.light()
+    assert parse_train(["fashion-mnist-light"]).experiment == fashion_mnist.single("light")
     dual = parse_train(["fashion-mnist-dual", "--by", "consistency"]).experiment
     assert (dual.networks, dual.method) == (fashion_mnist.dual().networks, ConsistencyConfig(4, heavy=2))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
@@ -11,7 +12,7 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment, MethodConfig
 from dualrate.recipes import fashion_mnist, imagenet
 
-RECIPES = [fashion_mnist.heavy, fashion_mnist.light, fashion_mnist.dual, fashion_mnist.small, imagenet.heavy]
+RECIPES = [partial(fashion_mnist.single, "heavy"), fashion_mnist.dual, fashion_mnist.small, imagenet.heavy]
 RECIPES += [imagenet.dual]
 
 

@@ -17,7 +17,7 @@ from dualrate.diffusion.weighting import Sigmoid
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.times import SHORTEST, SingleTime, TimeSampler
-from dualrate.recipes.fashion_mnist import dual, light
+from dualrate.recipes.fashion_mnist import dual, single
 
 PROCESS = dr.GaussianProcess(Cosine())
 ROWS = 4000
@@ -136,7 +136,7 @@ def test_without_a_context_to_forecast_it_is_refused() -> None:
     with pytest.raises(ValueError, match="forecast of a dual-rate model along Gaussian paths, got Plain"):
         Denoising(nn.ModuleDict(), Plain(nn.Identity(), PROCESS), PROCESS, Sigmoid(), SingleTime(), forecast=True)
     with pytest.raises(ValueError, match="has none: drop forecast"):
-        replace(light(), method=DenoisingConfig(forecast=True))
+        replace(single("light"), method=DenoisingConfig(forecast=True))
     one_call = replace(dual().method, forecast=True, times=TimeSampler((1, 1)))
     with pytest.raises(ValueError, match="from two heavy calls, fashion-mnist-dual makes one"):
         replace(dual(), method=one_call)

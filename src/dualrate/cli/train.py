@@ -44,10 +44,8 @@ from dualrate.training.config import FitResult
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "auto": auto.Auto(),
-    "fashion-mnist-heavy": fashion_mnist.heavy,
+    **{f"fashion-mnist-{name}": partial(fashion_mnist.single, name) for name in fashion_mnist.NETWORKS},
     "fashion-mnist-dual": fashion_mnist.dual,
-    "fashion-mnist-light": fashion_mnist.light,
-    "fashion-mnist-medium": fashion_mnist.medium,
     "fashion-mnist-early-exit": fashion_mnist.early_exit,
     "fashion-mnist-small": fashion_mnist.small,
     "fashion-mnist-latents-first": fashion_mnist_latents.first,

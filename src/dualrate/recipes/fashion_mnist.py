@@ -1,5 +1,6 @@
-"""Fashion-MNIST, 28 x 28: a heavy single-rate model, a dual-rate model, the light network alone, and one in between.
+"""Fashion-MNIST, 28 x 28: single networks of five sizes and a dual-rate model, for two hours of one CPU core each.
 
+Each has the same seconds of training, the rate annealed to zero: the models of docs/results/settled.md (ITERATIONS).
 Patches of 2 give levels of 14 x 14 (convolutions) and 7 x 7 (49 tokens, transformer blocks). The light network keeps a
 convolutional level of its own for fine detail and shrinks the transformer, as the paper's does. No augmentation:
 mirrored or shifted shoes are no longer Fashion-MNIST.
@@ -8,6 +9,7 @@ mirrored or shifted shoes are no longer Fashion-MNIST.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
@@ -19,6 +21,8 @@ from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
+Single = Literal["heavy", "medium-45", "medium-25", "light", "light-10"]
+
 
 def network(conv: int, transformer: int, depth: int) -> UViTConfig:
     """One convolution block down and up at 14 x 14, `depth` transformer blocks at 7 x 7."""
@@ -29,13 +33,27 @@ def network(conv: int, transformer: int, depth: int) -> UViTConfig:
         num_classes=10,
         patch=2,
         embedding=128,
-        head_dim=48 if transformer % 64 else 64,
+        head_dim=next(size for size in (64, 48, 40) if transformer % size == 0),
     )
 
 
 HEAVY = network(conv=64, transformer=192, depth=6)  # 167 million MACs
-LIGHT = network(conv=48, transformer=96, depth=2)  # 29 million MACs
-MEDIUM = network(conv=56, transformer=128, depth=4)  # 65 million MACs: an average step at a heavy call in 4
+LIGHT = network(conv=48, transformer=96, depth=2)  # 29 million, 0.17 of heavy
+NETWORKS: dict[Single, UViTConfig] = {
+    "heavy": HEAVY,
+    "medium-45": network(conv=56, transformer=128, depth=5),  # 75 million, 0.45
+    "medium-25": network(conv=56, transformer=96, depth=3),  # 41 million, 0.25
+    "light": LIGHT,
+    "light-10": network(conv=32, transformer=80, depth=2),  # 16 million, 0.1
+}
+ITERATIONS = {
+    "heavy": 14_500,
+    "medium-45": 27_000,
+    "medium-25": 44_000,
+    "light": 64_000,
+    "light-10": 89_000,
+    "dual": 31_000,
+}
 FIT = FitConfig(
     iterations=7000,
     batch_size=128,
@@ -46,19 +64,24 @@ FIT = FitConfig(
 )
 
 
-def heavy() -> Experiment:
-    """The single-rate baseline."""
-    return Experiment("fashion-mnist-heavy", OneNetwork(HEAVY), DenoisingConfig(), FIT)
+def annealed(name: str) -> FitConfig:
+    optim = replace(FIT.optim, decay="cosine")
+    return replace(FIT, iterations=ITERATIONS[name], optim=optim, checkpoint_every=500, sample_every=5000)
 
 
-def light() -> Experiment:
-    """The light network alone, at every step: what the dual-rate model has to beat to earn its encoder."""
-    return Experiment("fashion-mnist-light", OneNetwork(LIGHT), DenoisingConfig(), FIT)
+def single(name: Single) -> Experiment:
+    """One network of this size, called alike at every step. Raises KeyError for another name."""
+    return Experiment(f"fashion-mnist-{name}", OneNetwork(NETWORKS[name]), DenoisingConfig(), annealed(name))
 
 
-def medium() -> Experiment:
-    """One network that costs at every step what the dual-rate model costs on average."""
-    return Experiment("fashion-mnist-medium", OneNetwork(MEDIUM), DenoisingConfig(), replace(FIT, iterations=10_000))
+def dual() -> Experiment:
+    """Two networks, trained together for plans of 1 to 8 heavy calls, the first late.
+
+    The encoder is the smallest network that is as right as the heavy one (docs/results/ceiling.md).
+    """
+    times = TimeSampler(heavy=(1, 8), first=(0.6, 0.9))
+    networks = TwoNetworks(NETWORKS["medium-45"], LIGHT)
+    return Experiment("fashion-mnist-dual", networks, DenoisingConfig(times=times), annealed("dual"))
 
 
 def early_exit() -> Experiment:
@@ -66,13 +89,6 @@ def early_exit() -> Experiment:
     optim = OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup=20, decay="cosine")
     fit = replace(FIT, iterations=500, batch_size=32, optim=optim, ema_halflife=2000, sample_every=250)
     return Experiment("fashion-mnist-early-exit", EarlyExitNetwork(HEAVY), EarlyExitConfig(), fit)
-
-
-def dual() -> Experiment:
-    """Both networks, trained jointly for any number of heavy calls from 4 to 32."""
-    return Experiment(
-        "fashion-mnist-dual", TwoNetworks(HEAVY, LIGHT), DenoisingConfig(times=TimeSampler(heavy=(4, 32))), FIT
-    )
 
 
 def small(seconds: float = 120) -> Experiment:
