@@ -13,14 +13,18 @@ goes on. Runs are kept in runs/levers, results in docs/results/levers, a file a 
 
 What a model lacks is what studies/saving_model.py calls so, under the plan that is scored, PLAN: the sum over steps of
 E|x - x_hat|^2 - E|x - x_hat of the encoder's network alone|^2, each with half the loss weight's integral over it, on
-the same held-out images and noise for all, so that lines are compared in pairs.
+the same held-out images and noise for all, so that lines are compared in pairs. The second table has the squared
+distance of x_hat to that network's by noise level and age of the context, as in studies/errors.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
+import errors
 import torch
 from common import RESULTS, keep, load, markdown, place, within
 from lines import Found, Line, Study, fashion_judges
@@ -36,7 +40,10 @@ ALONE = "weights/fashion-mnist-medium-45"  # the encoder's network by itself
 PAGE = RESULTS / "levers.md"
 PLAN = dr.StepPlan.from_json((RESULTS / "plans" / "blend-0.7-8-2.json").read_text())
 SCORED = Choice(plan=PLAN, sampler="sde-dpm++2m", gamma=0.1)
-COUNT = 1024  # held-out images
+COUNT, AGED_COUNT = 1024, 500  # held-out images
+AGED = [  # log-SNR, age of the context: of what the second table shows
+    (level, age) for level in ("-2 to 0", "0 to 2", "2 to 4") for age in ("0.0625 to 0.125", "0.25 to 0.5", "none")
+]
 SECONDS = 600.0
 FROM_LIGHT = "--method.light-from weights/fashion-mnist-light"
 FROZEN = "--method.freeze-encoder"
@@ -46,6 +53,7 @@ TARGETS = f"--method.targets-from {ALONE}"
 LIGHT = "--networks.light.levels"
 COMPARED = ("joint", "scratch")  # what lines named after them are compared with; the others with base
 Lacks = dict[str, list[float]]  # on every batch
+Cells = dict[str, Any]  # of studies/errors.py
 LEVERS = {  # name: what it is called, what trains it, seconds of an iteration
     "base": ("as it is", BASE, 0.086),
     "targets": ("targets: x_hat of the encoder's network", f"{BASE} {TARGETS}", 0.136),
@@ -130,13 +138,33 @@ def table(found: Found, lacks: Lacks) -> str:
     return markdown(header, made, texts=1)
 
 
+def by_age(names: Sequence[str], count: int, progress: Reporter) -> dict[str, list[Cells]]:
+    """By name the cells of studies/errors.py: |x_hat - x_hat of the encoder's network alone|^2 by noise and age."""
+    alone = load(ALONE)
+    return {
+        name: [asdict(one) for one in errors.measure(load(LINES[name].run), alone, count, progress)] for name in names
+    }
+
+
+def age_table(found: Mapping[str, Sequence[Cells]]) -> str:
+    header = ["lever", *(f"{level}, {age}" for level, age in AGED)]
+    lines = []
+    for name, cells in found.items():
+        at = {(one["log_snr"], one["age"]): one["heavy"] for one in cells}
+        numbers = (f"{1e4 * at[key]['value']:.1f} ± {1e4 * at[key]['error']:.1f}" for key in AGED)
+        lines.append([LINES[name].called, *numbers])
+    return markdown(header, lines, texts=1)
+
+
 def pages() -> None:
     found, file = STUDY.results(LINES), RESULTS / "levers.json"
     if all(STUDY.is_here(name) for name in found):
-        keep(file, count=COUNT, lacks=lacking(list(found), COUNT, reporter()))
-    made = table(found, json.loads(file.read_text())["lacks"])
-    print(made)
-    place("levers", made, PAGE)
+        lacks, aged = lacking(list(found), COUNT, reporter()), by_age(list(found), AGED_COUNT, reporter())
+        keep(file, count=COUNT, lacks=lacks, aged_count=AGED_COUNT, by_age=aged)
+    kept = json.loads(file.read_text())
+    for name, made in {"levers": table(found, kept["lacks"]), "levers by age": age_table(kept["by_age"])}.items():
+        print(made)
+        place(name, made, PAGE)
 
 
 if __name__ == "__main__":
