@@ -24,8 +24,8 @@ from dualrate.experiments.networks import TwoNetworks
 from dualrate.recipes import fashion_mnist, imagenet
 from dualrate.sampling.cost import CallCost, call_cost
 
-RIVALS = (1.0, 0.45, 0.25, 0.17)  # costs of single networks, over the heavy one's
-FASHION = ((8, 2), (12, 4), (16, 4), (16, 2))
+RIVALS = (1.0, 0.45, 0.25, 0.17, 0.1)  # costs of single networks, over the heavy one's
+FASHION = ((8, 2), (10, 3), (12, 4))  # 12/3 and 16/4 are as 8/2
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class Pair:
     plans: Sequence[tuple[int, int]]
 
 
-def fashion(encoder: fashion_mnist.Single) -> Pair:
-    """A network of this size for encoder, beside the light one."""
-    networks = TwoNetworks(fashion_mnist.NETWORKS[encoder], fashion_mnist.LIGHT)
+def fashion(encoder: fashion_mnist.Single, light: fashion_mnist.Single = "light") -> Pair:
+    networks = TwoNetworks(fashion_mnist.NETWORKS[encoder], fashion_mnist.NETWORKS[light])
     experiment = replace(fashion_mnist.dual(), networks=networks)
-    return Pair(f"fashion-mnist, {encoder} and light", experiment, fashion_mnist.single("heavy"), FASHION)
+    return Pair(f"fashion-mnist, {encoder} and {light}", experiment, fashion_mnist.single("heavy"), FASHION)
 
 
 PAIRS = (
     fashion("heavy"),
     fashion("medium-45"),
+    fashion("medium-25", "light-10"),
     Pair("imagenet64, heavy and light", imagenet.dual(), imagenet.heavy(), ((256, 16), (128, 16), (8, 4))),
 )
 

@@ -84,6 +84,8 @@ OF_RETROFIT = (
     f"fashion-mnist --teacher weights/fashion-mnist-heavy-annealed {BY_B} --student-from weights/fashion-mnist-retrofit"
 )
 OF_MEDIUM = f"fashion-mnist --teacher weights/fashion-mnist-medium-45 {BY_B}"
+OF_MEDIUM_25 = f"fashion-mnist --teacher weights/fashion-mnist-medium-25 {BY_B}"
+OF_DUAL_25 = f"{OF_MEDIUM_25} --student-from weights/fashion-mnist-dual-25"
 OF_RETROFIT_45 = f"{OF_MEDIUM} --student-from weights/fashion-mnist-retrofit-45"
 STUDENTS = {
     "student-plain-4": f"{OF_HEAVY} --student plain --steps 4",
@@ -96,6 +98,8 @@ STUDENTS = {
     "student-full-4-4": f"{OF_DUAL} --steps 4 --heavy 4 --rollout full",
     **{f"settle-student-{n}-{h}": f"{OF_RETROFIT} --steps {n} --heavy {h}" for n, h in ((8, 4), (8, 2), (16, 2))},
     **{f"settle-student-45-{n}-{h}": f"{OF_RETROFIT_45} --steps {n} --heavy {h}" for n, h in ((8, 4), (8, 2))},
+    **{f"settle-student-25-{n}-{h}": f"{OF_DUAL_25} --steps {n} --heavy {h}" for n, h in ((8, 4), (8, 2))},
+    **{f"settle-student-medium-25-{n}": f"{OF_MEDIUM_25} --steps {n} --heavy {n}" for n in (4, 6, 8)},
     **{f"settle-student-medium-45-{n}": f"{OF_MEDIUM} --steps {n} --heavy {n}" for n in (4, 6, 8)},  # n calls of it
 }
 STUDENTS |= {f"{name}-seed1": f"{STUDENTS[name]} --fit.seed 1" for name in STUDENTS if name.startswith("settle")}
