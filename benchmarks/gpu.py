@@ -172,7 +172,7 @@ def measure(
 
 
 def main() -> None:
-    models = {"fashion-mnist-dual": fashion_mnist.dual(), **layouts()}
+    models = {"fashion-mnist-dual-45": fashion_mnist.dual(), **layouts()}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--models", nargs="+", choices=models, default=list(models), metavar="NAME")

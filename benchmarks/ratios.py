@@ -36,7 +36,7 @@ Figures = dict[str, Any]
 
 FITTED = 20  # iterations
 RELEASED = {"heavy": "heavy-annealed", "dual": "retrofit-45", "light": "light"}
-JOINT = "fashion-mnist-dual"  # a recipe; what is released as dual trains its light network alone
+JOINT = "fashion-mnist-dual-45"  # a recipe; what is released as dual trains its light network alone
 
 
 def sampler_over_networks(

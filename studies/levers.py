@@ -92,7 +92,7 @@ LINES = {
     name: Line(
         called,
         f"runs/levers/{name}",
-        f"train fashion-mnist-dual --method.encoder-from {ALONE} "
+        f"train fashion-mnist-dual-45 --method.encoder-from {ALONE} "
         f"{options.format(half=round(SECONDS / seconds / 2))} --fit.batch-size 64 --fit.ema-halflife 25000",
         round(SECONDS / seconds),
         SCORED,

@@ -13,27 +13,23 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE = ("heavy", "medium-45", "medium-25", "light", "light-10")  # single networks of the protocol
+ALIKE = ("heavy", "medium-45", "medium-25", "light", "light-10", "dual-45", "dual-25")  # in equal time
 LIGHT_BESIDE = "--method.freeze-encoder --fit.iterations 19500 --method.encoder-from"  # half as long again as its own
 OF_HEAVY_SIZE = (
     "--networks.encoder.levels.0.channels 64 --networks.encoder.levels.1.channels 192 "
     "--networks.encoder.levels.1.blocks 6 --networks.encoder.head-dim 64"
-)
-OF_MEDIUM_25_SIZE = (  # with a light network of 0.1 of heavy's cost
-    "--networks.encoder.levels.1.channels 96 --networks.encoder.levels.1.blocks 3 --networks.encoder.head-dim 48 "
-    "--networks.light.levels.0.channels 32 --networks.light.levels.1.channels 80 --networks.light.head-dim 40"
 )
 LATE = "--method.times.heavy 1 8 --method.times.first 0.6 0.9"  # the plans that pay: few heavy calls, the first late
 
 
 def at_constant_rate(recipe: str, iterations: int = 7000, more: str = "") -> str:
     """As the models of older pages were trained, dual-rate ones with the heavy network for encoder and for any plan."""
-    dual = f"{OF_HEAVY_SIZE} --method.times.heavy 4 32 --method.times.first None" if recipe == "dual" else ""
+    dual = f"{OF_HEAVY_SIZE} --method.times.heavy 4 32 --method.times.first None" if recipe == "dual-45" else ""
     return f"fashion-mnist-{recipe} --fit.optim.decay none --fit.iterations {iterations} {dual} {more}"
 
 
 def from_heavy(iterations: int, more: str = "") -> str:
-    return at_constant_rate("dual", iterations, f"--method.encoder-from weights/fashion-mnist-heavy {more}")
+    return at_constant_rate("dual-45", iterations, f"--method.encoder-from weights/fashion-mnist-heavy {more}")
 
 
 def retrofit(iterations: int, more: str = "") -> str:
@@ -43,11 +39,9 @@ def retrofit(iterations: int, more: str = "") -> str:
 DECODERS = {"heavy": 3700, "medium": 6550, "small": 8500, "light": 12_700, "dual": 2140, "retrofit": 1800}  # iterations
 DECODER = "fashion-mnist-decoder --codec runs/latents/first --heavy runs/decoder-heavy --light runs/decoder-light"
 RUNS = {
-    **{f"settle-{name}": f"fashion-mnist-{name}" for name in ALONE},
-    "settle-dual-45": "fashion-mnist-dual",
-    "settle-dual-25": f"fashion-mnist-dual {OF_MEDIUM_25_SIZE} --fit.iterations 54000",
-    "settle-retrofit": f"fashion-mnist-dual {OF_HEAVY_SIZE} {LIGHT_BESIDE} weights/fashion-mnist-heavy-annealed",
-    "settle-retrofit-45": f"fashion-mnist-dual {LIGHT_BESIDE} weights/fashion-mnist-medium-45",
+    **{f"settle-{name}": f"fashion-mnist-{name}" for name in ALIKE},
+    "settle-retrofit": f"fashion-mnist-dual-45 {OF_HEAVY_SIZE} {LIGHT_BESIDE} weights/fashion-mnist-heavy-annealed",
+    "settle-retrofit-45": f"fashion-mnist-dual-45 {LIGHT_BESIDE} weights/fashion-mnist-medium-45",
     "heavy": at_constant_rate("heavy"),
     "heavy-long": at_constant_rate("heavy", 10_000),
     "medium": at_constant_rate("medium-45", 10_000, "--networks.model.levels.1.blocks 4"),
@@ -55,7 +49,7 @@ RUNS = {
     "light-long": at_constant_rate("light", 11_094),
     "dual": from_heavy(3000, "--method.light-from weights/fashion-mnist-light"),
     "heavy-1500": at_constant_rate("heavy", 1500),
-    "dual-early": at_constant_rate("dual", 7029, "--method.encoder-from runs/heavy-1500"),
+    "dual-early": at_constant_rate("dual-45", 7029, "--method.encoder-from runs/heavy-1500"),
     "joint": from_heavy(2000),
     "shared-2": from_heavy(2700, "--method.times.draws 2 --fit.batch-size 64 --fit.ema-halflife 25000"),
     "shared-4": from_heavy(3400, "--method.times.draws 4 --fit.batch-size 32 --fit.ema-halflife 12500"),

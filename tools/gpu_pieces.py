@@ -136,7 +136,7 @@ def student(steps: int, heavy: int | None = None) -> Piece:
     )
 
 
-SPEED = "benchmarks.gpu --models fashion-mnist-dual"
+SPEED = "benchmarks.gpu --models fashion-mnist-dual-45"
 DEEP = "'light of 32 blocks of 48' 'light of 8 blocks of 96' 'light of 2 blocks of 192'"
 LAYOUTS = f"benchmarks.gpu --models {DEEP} --batches 1 64"
 QUEUE = (

@@ -164,8 +164,8 @@ def test_a_teacher_is_a_run_that_is_there_or_a_recipe_of_ours_or_of_others(tmp_p
         (("distill", "imagenet64", "--teacher", "nowhere"), "nowhere is no run"),
         (("distill", "fashion-mnist", "--version", "instant"), "pass --version alternating"),
         (
-            ("distill", "fashion-mnist", "--teacher", "fashion-mnist-dual"),
-            "dualrate: fashion-mnist-dual is a dual-rate model",
+            ("distill", "fashion-mnist", "--teacher", "fashion-mnist-dual-45"),
+            "dualrate: fashion-mnist-dual-45 is a dual-rate model",
         ),
         (("imagenet64", "--gpus", "64"), "imagenet64 is a recipe of distill: ask for cost distill imagenet64"),
     ],

@@ -300,5 +300,5 @@ def test_training_from_data_is_a_word_of_any_recipe_of_images():
     assert made.experiment.networks == fashion_mnist.single("light").networks
     assert (made.experiment.name, made.experiment.fit.iterations) == ("fashion-mnist-light-consistency", 9)
     assert parse_train(["fashion-mnist-light"]).experiment == fashion_mnist.single("light")
-    dual = parse_train(["fashion-mnist-dual", "--by", "consistency"]).experiment
+    dual = parse_train(["fashion-mnist-dual-45", "--by", "consistency"]).experiment
     assert (dual.networks, dual.method) == (fashion_mnist.dual().networks, ConsistencyConfig(4, heavy=2))

@@ -206,7 +206,7 @@ def examples() -> Iterator[Any]:
     yield from (recipe() for recipe in cli_train.RECIPES.values() if not is_dataclass(recipe))
     yield from (Distill(recipe(), teacher=run) for recipe in cli_distill.RECIPES.values())
     method = MomentMatchingConfig("teacher", OnePlan(4, 2), rollout="full")
-    yield replace(cli_train.RECIPES["fashion-mnist-dual"](), method=method)
+    yield replace(cli_train.RECIPES["fashion-mnist-dual-45"](), method=method)
     yield from (cli.Sample(run, run), cli.Evaluate(run), cli.Cost(run), cli.Demo(), LikelihoodBound(run))
     yield from (cli.Serve(run), Request(), Limits(), cli.Export(run, run))
     yield from (cli.Retrofit(imagenet.heavy()), OnGPUs(), Cluster(ACCELERATORS["h100"]))
@@ -214,12 +214,12 @@ def examples() -> Iterator[Any]:
     yield cli.DistillationCost(imagenet.distilled(), teacher="imagenet64-heavy")
     yield from (Prepare("photos", run, 64), Encode("photos", run, run), Verify(run), CodecCheck(run, "photos"))
     yield from (EncodeImages("photos", run), DecodeLatents(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
-    yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual"]()), AnyPlan((1, 2)))
+    yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))
     yield from (PlanSearch(run), Calibrate(run), Compare(("run",)), Effort(), dr.Guidance(), SamplingOptions())
     yield from (Entry(run, "run"), Contender(run, "run", "ancestral", plan), dr.Choice(4), Member(0.5))
     yield from (AtLeast(4), Segments(4), dr.Ancestral(of), dr.SDEDPMSolver2M(of), NoiseCovariance(of))
     yield from (TabulatedVariance((-1.0, 1.0), (0.1, 0.2)), *SAMPLERS.values())
-    two = cli_train.RECIPES["fashion-mnist-dual"]()
+    two = cli_train.RECIPES["fashion-mnist-dual-45"]()
     yield dr.Drawer(dr.Model("dual", two, nn.ModuleDict(), NeededContext(of, 1.0), 1, "0"), dr.Ancestral(of), plan)
     bands = Bands((1, 4, 4))
     yield TabulatedCovariance(of, bands, torch.tensor([1.0]), torch.ones(1, bands.count))
@@ -466,7 +466,7 @@ def test_a_value_that_is_no_field_is_checked_alike():
     ],
 )
 def test_a_number_in_a_file_is_refused_with_its_place(path, value, message):
-    plain = place = json.loads(json.dumps(to_plain(cli_train.RECIPES["fashion-mnist-dual"]())))
+    plain = place = json.loads(json.dumps(to_plain(cli_train.RECIPES["fashion-mnist-dual-45"]())))
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
@@ -488,7 +488,12 @@ COMMANDS |= {f"train {name}": cli.Train(experiment) for name, experiment in TRAI
 COMMANDS |= {f"distill {name}": Distill(recipe(), teacher=Path("run")) for name, recipe in cli_distill.RECIPES.items()}
 COMMANDS["cost imagenet64-heavy"] = cli.TrainingCost(imagenet.heavy())
 COMMANDS["cost distill imagenet64"] = cli.DistillationCost(imagenet.distilled(), teacher="imagenet64-heavy")
-TRIED = ("train fashion-mnist-dual", "train imagenet64-heavy", "distill cifar10", *cli.COMMANDS)  # others are like them
+TRIED = (
+    "train fashion-mnist-dual-45",
+    "train imagenet64-heavy",
+    "distill cifar10",
+    *cli.COMMANDS,
+)  # others are like them
 REQUIRED = {"sample": ["run", "--out", "out"], "demo": [], "distill": ["--teacher", "run"], "train": []}
 REQUIRED |= {"encode": ["photos", "--run", "run"], "decode": ["latents", "--run", "run", "--out", "out"]}
 

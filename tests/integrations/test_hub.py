@@ -30,7 +30,7 @@ SCORE = {
                         "reference_count": 60000, "count": 5000, "seeds": "0-4999", "labels": "seed mod classes"},
     },
 }  # fmt: skip
-COMMAND = "dualrate train fashion-mnist-dual --out runs/two"
+COMMAND = "dualrate train fashion-mnist-dual-45 --out runs/two"
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def test_without_a_context_to_forecast_it_is_refused() -> None:
     with pytest.raises(ValueError, match="has none: drop forecast"):
         replace(single("light"), method=DenoisingConfig(forecast=True))
     one_call = replace(dual().method, forecast=True, times=TimeSampler((1, 1)))
-    with pytest.raises(ValueError, match="from two heavy calls, fashion-mnist-dual makes one"):
+    with pytest.raises(ValueError, match="from two heavy calls, fashion-mnist-dual-45 makes one"):
         replace(dual(), method=one_call)
 
 

@@ -45,7 +45,7 @@ from dualrate.training.config import FitResult
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "auto": auto.Auto(),
     **{f"fashion-mnist-{name}": partial(fashion_mnist.single, name) for name in fashion_mnist.NETWORKS},
-    "fashion-mnist-dual": fashion_mnist.dual,
+    **{f"fashion-mnist-{name}": partial(fashion_mnist.dual, name) for name in fashion_mnist.PAIRS},
     "fashion-mnist-early-exit": fashion_mnist.early_exit,
     "fashion-mnist-small": fashion_mnist.small,
     "fashion-mnist-latents-first": fashion_mnist_latents.first,

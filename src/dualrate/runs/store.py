@@ -246,7 +246,7 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
                 f"{path} is no run, it holds {', '.join(run.name for run in within)}: name one, as {within[0]}"
             ) from error
         raise ValueError(
-            f"{path} is no run: it has no {EXPERIMENT}. Train one (dualrate train fashion-mnist-dual --out {path}), "
+            f"{path} is no run: it has no {EXPERIMENT}. Train one (dualrate train fashion-mnist-dual-45 --out {path}), "
             "or use released weights (weights/...)"
         ) from error
     return from_json(Experiment, content, str(path / EXPERIMENT), lambda plain: upgraded(plain, _distillation(path)))
