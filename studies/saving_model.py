@@ -12,9 +12,9 @@ the heavy network's errors taken away:
 
 Both x_hat see the same z_t, along a forward path of held-out images. Where a dual-rate plan and a single network's line
 have equal `off` they should have equal scores, so the ratio of their costs there is a prediction, beside which the
-ratio at equal scores is put; and the weight of what networks lack with which both agree. Single networks are on steps
-even in log-SNR; the scores of one lie on a line that is straight in logarithms between its rows, as in reports, and
-goes on beyond them.
+ratio at equal scores is put; and what a single network of the plan's cost would have to lack for the two to be level.
+Single networks are on steps even in log-SNR; the scores of one lie on a line that is straight in logarithms between its
+rows, as in reports, and goes on beyond them (*).
 """
 
 from __future__ import annotations
@@ -183,45 +183,52 @@ def straight(x: float, points: Sequence[tuple[float, float]]) -> float:
 
 @dataclass(frozen=True)
 class Saving:
-    """Of a dual-rate row against a single network, by one judge.
+    """Of a dual-rate row against a single network.
 
-    predicted, seen: cost of the single network at equal `off` and at an equal score, over the row's own
-    beyond:          whether that score lies beyond those of the single network's rows
-    weight:          of what networks lack against what steps are off by, with which the two ratios agree
-    gap:             what the single network would have to lack, of heavy's errors on the row's steps, for equal `off`
-                     so weighted at the row's cost
+    predicted: cost of the single network at equal `off`, over the row's own
+    seen:      its cost at an equal score over the row's own, by every judge, and whether that score lies beyond those
+               of the single network's rows
+    lacks:     of the single network, of heavy's errors on the row's steps
+    wanted:    what that would have to be for equal `off` at the row's cost
     """
 
     row: str
     single: str
-    judge: str
     predicted: float
-    seen: float
-    beyond: bool
-    weight: float
-    gap: float
+    seen: tuple[tuple[float, bool], ...]
+    lacks: float
+    wanted: float
 
 
 def savings(rows: Sequence[Scored], sums: Sequence[Off], single_steps: Mapping[int, float]) -> list[Saving]:
-    """By every judge, of every dual-rate row against every single network. single_steps: what N of one are off by."""
+    """Of every dual-rate row against every single network of two rows or more. single_steps: what its N are off by."""
     both, found = list(zip(rows, sums, strict=True)), []
     for network in dict.fromkeys(row.network for row in rows if row.single):
         alone = [row for row in rows if row.network == network]
+        if len(alone) == 1:
+            continue
         lacks = float(np.mean([one.lacks.value for row, one in both if row.network == network]))
         steps = [(alone[0].macs / alone[0].plan.num_steps * n, off) for n, off in single_steps.items()]
         for row, one in both:
             if row.single:
                 continue
             predicted = straight(one.total, [(off + lacks, cost) for cost, off in steps])
-            for k, judge in enumerate(JUDGES):
-                scores = [its.scores[k] for its in alone]
-                seen = straight(row.scores[k], [(its.scores[k], float(its.macs)) for its in alone])
-                beyond = not min(scores) <= row.scores[k] <= max(scores)
-                weight = (straight(seen, steps) - one.steps) / (one.lacks.value - lacks)
-                gap = one.lacks.value - (straight(row.macs, steps) - one.steps) / weight
-                ratios = predicted / row.macs, seen / row.macs
-                found.append(Saving(row.name, network, judge, *ratios, beyond, weight, gap / one.heavy))
+            wanted = one.total - straight(row.macs, steps)
+            seen = tuple(_seen(row, alone, k) for k in range(len(JUDGES)))
+            found.append(Saving(row.name, network, predicted / row.macs, seen, lacks / one.heavy, wanted / one.heavy))
     return found
+
+
+def _seen(row: Scored, alone: Sequence[Scored], judge: int) -> tuple[float, bool]:
+    scores = [its.scores[judge] for its in alone]
+    cost = straight(row.scores[judge], list(zip(scores, (float(its.macs) for its in alone), strict=True)))
+    return cost / row.macs, not min(scores) <= row.scores[judge] <= max(scores)
+
+
+def agreement(found: Sequence[Saving]) -> list[float]:
+    """By judge, the geometric mean of what is seen over what is predicted."""
+    ratios = np.log([[ratio / one.predicted for ratio, _ in one.seen] for one in found])
+    return np.exp(ratios.mean(0)).tolist()
 
 
 def table(rows: Sequence[Scored], sums: Sequence[Off]) -> str:
@@ -235,17 +242,14 @@ def table(rows: Sequence[Scored], sums: Sequence[Off]) -> str:
     return markdown(header, made, texts=1)
 
 
-def _seen(one: Saving) -> str:
-    return f"{one.seen:.2f}{', beyond' * one.beyond}"
-
-
 def savings_table(found: Sequence[Saving]) -> str:
-    header = ["network and plan", "against", "judge", "predicted", "seen", "weight of what it lacks", "gap wanted"]
+    header = ["network and plan", "against", "predicted", *JUDGES, "it lacks", "level at"]
     made = [
-        [one.row, one.single, one.judge, f"{one.predicted:.2f}", _seen(one), f"{one.weight:.1f}", f"{one.gap:.1%}"]
+        [one.row, one.single, f"{one.predicted:.2f}", *(f"{ratio:.2f}{'*' * beyond}" for ratio, beyond in one.seen)]
+        + [f"{one.lacks:.1%}", f"{max(one.wanted, 0):.1%}"]
         for one in found
     ]
-    return markdown(header, made, texts=3)
+    return markdown(header, made, texts=2)
 
 
 def main() -> None:
@@ -257,9 +261,12 @@ def main() -> None:
     planner = bending(heavy)
     sums = off(heavy, planner, rows, options.count, reporter())
     single = {n: steps_off(planner, grid_times("log-snr", heavy.gaussian.schedule, n)) for n in SINGLE_STEPS}
-    print(f"in units of 1e-4\n\n{table(rows, sums)}\n\n{savings_table(savings(rows, sums, single))}")
+    found = savings(rows, sums, single)
+    print(f"in units of 1e-4\n\n{table(rows, sums)}\n\n{savings_table(found)}\nseen over predicted, by judge:")
+    print(*(f"{factor:.2f}" for factor in agreement(found)))
     measured = [{"row": row.name, **asdict(one)} for row, one in zip(rows, sums, strict=True)]
-    keep(RESULTS / "saving-model.json", 1, count=options.count, measured=measured)
+    more = {"steps": single, "savings": [asdict(one) for one in found]}
+    keep(RESULTS / "saving-model.json", 1, count=options.count, measured=measured, **more)
 
 
 if __name__ == "__main__":

@@ -48,11 +48,25 @@ def test_what_is_predicted_and_seen_of_scores_that_are_what_plans_are_off_by() -
     sums = [saving_model.Off(Estimate(0.001, 0.0), steps[n], 0.1) for n in (4, 8)]
     sums.append(saving_model.Off(Estimate(0.003, 0.0), 6**-3.0 - 0.003, 0.1))
     found = saving_model.savings([*alone, pair], sums, steps)
-    assert [(one.row, one.single, one.judge, one.beyond) for one in found] == [
-        ("pair 8/2", "one", judge, False) for judge in saving_model.JUDGES
-    ]
-    for one in found:
-        assert one.predicted == pytest.approx(60 / 40)
-        assert one.seen == pytest.approx(60 / 40)
-        assert one.weight == pytest.approx(1.0)
-        assert one.gap == pytest.approx((0.003 - (steps[4] - (6**-3.0 - 0.003))) / 0.1)
+    (one,) = found
+    assert (one.row, one.single) == ("pair 8/2", "one")
+    assert one.predicted == pytest.approx(60 / 40)
+    assert one.seen == ((pytest.approx(60 / 40), False),) * 3
+    assert one.lacks == pytest.approx(0.001 / 0.1)
+    assert one.wanted == pytest.approx((6**-3.0 - steps[4]) / 0.1)
+    assert saving_model.agreement(found) == pytest.approx([1.0] * 3)
+
+
+def test_what_is_seen_beside_what_is_predicted() -> None:
+    one = saving_model.Saving("a", "b", 2.0, ((2.0, False), (4.0, True), (1.0, False)), 0.0, 0.0)
+    other = saving_model.Saving("c", "b", 1.0, ((4.0, False), (4.0, True), (0.5, False)), 0.0, 0.0)
+    assert saving_model.agreement([one, other]) == pytest.approx([2.0, 8**0.5, 0.5])
+    assert "4.00*" in saving_model.savings_table([one])
+
+
+def test_a_network_of_one_row_has_no_line() -> None:
+    steps = {n: n**-3.0 for n in range(2, 10)}
+    rows = [saving_model.Scored("fashion-mnist-one", dr.StepPlan.uniform(4), 40, (1.0,) * 3)]
+    rows.append(saving_model.Scored("fashion-mnist-pair", dr.StepPlan.uniform(8, 2), 40, (1.0,) * 3))
+    sums = [saving_model.Off(Estimate(0.0, 0.0), 4**-3.0, 0.1)] * 2
+    assert saving_model.savings(rows, sums, steps) == []
