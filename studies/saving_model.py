@@ -245,8 +245,11 @@ def table(rows: Sequence[Scored], sums: Sequence[Off]) -> str:
 def savings_table(found: Sequence[Saving]) -> str:
     header = ["network and plan", "against", "predicted", *JUDGES, "it lacks", "level at"]
     made = [
-        [one.row, one.single, f"{one.predicted:.2f}", *(f"{ratio:.2f}{'*' * beyond}" for ratio, beyond in one.seen)]
-        + [f"{one.lacks:.1%}", f"{max(one.wanted, 0):.1%}"]
+        [
+            *(one.row, one.single, f"{one.predicted:.2f}"),
+            *(f"{ratio:.2f}{'*' * beyond}" for ratio, beyond in one.seen),
+            *(f"{one.lacks:.1%}", f"{max(one.wanted, 0):.1%}"),
+        ]
         for one in found
     ]
     return markdown(header, made, texts=2)
