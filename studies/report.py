@@ -1,7 +1,8 @@
 """Reports of docs/results: compares models, then writes a page's tables and figures and docs/results/NAME.json.
 
     make reproduce-report                   settled: models trained alike, 20,000 images, three quarters of an hour
-    .venv/bin/python studies/report.py students-settled their students, 20,000 images, half an hour of a core
+    .venv/bin/python studies/report.py students-settled their students, 20,000 images, half an hour of a core, after
+                                                    `git checkout 9fcbb8c -- weights/fashion-mnist-student-8-4`
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
     .venv/bin/python studies/report.py rivals-plans     more plans of the caches, 1,000 images, twenty minutes
     .venv/bin/python studies/report.py rivals-32        the same of 32 x 32, of `make reproduce-train MODEL=flat-...`
@@ -157,8 +158,8 @@ REPORTS = {
     ),
     "students-settled": Report(
         [f"student-{n}-{h}=runs/settle-student-{n}-{h}:{n}/{h}" for n, h in ((8, 2), (16, 2))]
-        + ["student-8-4=weights/fashion-mnist-student-8-4:8/4"]
-        + ["student-medium-45=runs/settle-student-medium-45-8:8"],
+        + ["student-8-4=weights/fashion-mnist-student-8-4:8/4", "student-25-8-4=weights/fashion-mnist-student-25-8-4:8/4"]
+        + [f"student-medium-{size}=runs/settle-student-medium-{size}-8:8" for size in (45, 25)],
         Effort(minutes=480, screen=300, count=20_000),
         ".venv/bin/python studies/report.py students-settled",
         "students.md",
