@@ -158,7 +158,7 @@ REPORTS = {
     ),
     "students-settled": Report(
         [f"student-{n}-{h}=runs/settle-student-{n}-{h}:{n}/{h}" for n, h in ((8, 2), (16, 2))]
-        + ["student-8-4=weights/fashion-mnist-student-8-4:8/4", "student-25-8-4=weights/fashion-mnist-student-25-8-4:8/4"]
+        + [f"student{of}-8-4=weights/fashion-mnist-student{of}-8-4:8/4" for of in ("", "-25")]
         + [f"student-medium-{size}=runs/settle-student-medium-{size}-8:8" for size in (45, 25)],
         Effort(minutes=480, screen=300, count=20_000),
         ".venv/bin/python studies/report.py students-settled",
