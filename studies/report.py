@@ -159,7 +159,7 @@ REPORTS = {
     "students-settled": Report(
         [f"student-{n}-{h}=runs/settle-student-{n}-{h}:{n}/{h}" for n, h in ((8, 2), (16, 2))]
         + [f"student{of}-8-4=weights/fashion-mnist-student{of}-8-4:8/4" for of in ("", "-25")]
-        + [f"student-medium-{size}=runs/settle-student-medium-{size}-8:8" for size in (45, 25)],
+        + [f"student-{of}=runs/settle-student-{of}-8:8" for of in ("medium-45", "medium-25", "light")],
         Effort(minutes=480, screen=300, count=20_000),
         ".venv/bin/python studies/report.py students-settled",
         "students.md",

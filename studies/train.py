@@ -93,6 +93,7 @@ STUDENTS = {
     **{f"settle-student-{n}-{h}": f"{OF_RETROFIT} --steps {n} --heavy {h}" for n, h in ((8, 4), (8, 2), (16, 2))},
     **{f"settle-student-45-{n}-{h}": f"{OF_RETROFIT_45} --steps {n} --heavy {h}" for n, h in ((8, 4), (8, 2))},
     **{f"settle-student-25-{n}-{h}": f"{OF_DUAL_25} --steps {n} --heavy {h}" for n, h in ((8, 4), (8, 2))},
+    "settle-student-light-8": f"fashion-mnist --teacher weights/fashion-mnist-light {BY_B} --steps 8 --heavy 8",
     **{f"settle-student-medium-25-{n}": f"{OF_MEDIUM_25} --steps {n} --heavy {n}" for n in (4, 6, 8)},
     **{f"settle-student-medium-45-{n}": f"{OF_MEDIUM} --steps {n} --heavy {n}" for n in (4, 6, 8)},  # n calls of it
 }
