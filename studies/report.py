@@ -164,7 +164,6 @@ REPORTS = {
         ".venv/bin/python studies/report.py students-settled",
         "students.md",
         JUDGES,
-        kinds=("front",),  # a student has one plan: nothing to save between two
     ),
     "rivals": Report(
         [f"heavy={HEAVY}{how}" for how in RIVALS]
