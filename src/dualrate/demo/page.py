@@ -23,9 +23,9 @@ COLUMNS = 10
 SINGLE = ("heavy", "medium", "small", "light alone")
 ENCODER = "medium"  # the network that dual-rate calls now and then, at every step
 MODELS = (
-    "Dual-rate is a network of medium's size and a light one, trained together; its student is of a smaller pair; heavy, "
-    "medium, small and light alone are single networks of 1, 0.45, 0.25 and 0.17 of heavy's cost, trained as long. Each "
-    "is under the sampler that suits it best."
+    "Dual-rate is a network of medium's size and a light one, trained together; its student is of a smaller pair. "
+    "Heavy, medium, small and light alone are single networks of 1, 0.45, 0.25 and 0.17 of heavy's cost, trained as "
+    "long. Each is under the sampler that suits it best."
 )
 PLANS = "32/8: 32 steps, 8 of them with a heavy call; 32 alone: the whole model at every step."
 
