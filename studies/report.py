@@ -164,6 +164,7 @@ REPORTS = {
         ".venv/bin/python studies/report.py students-settled",
         "students.md",
         JUDGES,
+        kinds=("front",),  # of single points
     ),
     "rivals": Report(
         [f"heavy={HEAVY}{how}" for how in RIVALS]
