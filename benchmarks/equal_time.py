@@ -7,12 +7,9 @@ User and system time of one thread, in bfloat16, medians over rounds: what else 
 
 from __future__ import annotations
 
-import os
-import statistics
-import sys
-
 import torch
 
+from benchmarks.interleave import Spread, interleaved
 from benchmarks.workloads import training
 from dualrate.cli.train import RECIPES
 from dualrate.machine.malloc import keep_freed_memory
@@ -21,26 +18,15 @@ from dualrate.recipes import fashion_mnist
 ROUNDS = 24
 
 
-def spent() -> float:
-    return sum(os.times()[:2])
-
-
 def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
-    experiments = [RECIPES[f"fashion-mnist-{name}"]() for name in fashion_mnist.ITERATIONS]
-    work = {one.name: training(one, torch.device("cpu"), bfloat16=True) for one in experiments}
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for done in range(-1, ROUNDS):  # one to warm up
-        for name, iterate in work.items():
-            before = spent()
-            iterate()
-            if done >= 0:
-                seconds[name].append(spent() - before)
-        print(f"{done + 1}/{ROUNDS}", file=sys.stderr)
+    device, experiments = torch.device("cpu"), [RECIPES[f"fashion-mnist-{name}"]() for name in fashion_mnist.ITERATIONS]
+    work = {one.name: training(one, device, bfloat16=True) for one in experiments}
+    rounds = interleaved(work, device, seconds=0, least=ROUNDS)
     for one in experiments:
-        median = statistics.median(seconds[one.name])
-        print(f"{one.name:26} {median:.3f} s x {one.fit.iterations:,} = {one.fit.iterations * median:,.0f} s")
+        spread = Spread.of([seconds.cpu for seconds in rounds[one.name]])
+        print(f"{one.name:24} {spread} s x {one.fit.iterations:,} = {one.fit.iterations * spread.median:,.0f} s")
 
 
 if __name__ == "__main__":

@@ -74,13 +74,15 @@ RUNS |= {  # of those on the front
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
 OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
 BY_B = "--student dual --rollout full"  # moment matching's algorithm B
-OF_RETROFIT = (
-    f"fashion-mnist --teacher weights/fashion-mnist-heavy-annealed {BY_B} --student-from weights/fashion-mnist-retrofit"
-)
-OF_MEDIUM = f"fashion-mnist --teacher weights/fashion-mnist-medium-45 {BY_B}"
-OF_MEDIUM_25 = f"fashion-mnist --teacher weights/fashion-mnist-medium-25 {BY_B}"
-OF_DUAL_25 = f"{OF_MEDIUM_25} --student-from weights/fashion-mnist-dual-25"
-OF_RETROFIT_45 = f"{OF_MEDIUM} --student-from weights/fashion-mnist-retrofit-45"
+CALLS = {"light": (8,), "medium-25": (4, 6, 8), "medium-45": (4, 6, 8)}  # of students that are one network
+
+
+def taught_by(network: str, plan: tuple[int, int], student: str = "") -> str:
+    """plan: steps and heavy calls; student: what it begins as, if not as the network that teaches it."""
+    begin = f"--student-from weights/fashion-mnist-{student} " if student else ""
+    return f"fashion-mnist --teacher weights/fashion-mnist-{network} {BY_B} {begin}--steps {plan[0]} --heavy {plan[1]}"
+
+
 STUDENTS = {
     "student-plain-4": f"{OF_HEAVY} --student plain --steps 4",
     "student-plain-8": f"{OF_HEAVY} --student plain --steps 8",
@@ -90,12 +92,12 @@ STUDENTS = {
     "student-full-seed1": f"{OF_DUAL} --steps 8 --heavy 4 --rollout full --fit.seed 1",
     "student-teacher-4-4": f"{OF_HEAVY} --student dual --steps 4 --heavy 4 --rollout full",
     "student-full-4-4": f"{OF_DUAL} --steps 4 --heavy 4 --rollout full",
-    **{f"settle-student-{n}-{h}": f"{OF_RETROFIT} --steps {n} --heavy {h}" for n, h in ((8, 4), (8, 2), (16, 2))},
-    **{f"settle-student-45-{n}-{h}": f"{OF_RETROFIT_45} --steps {n} --heavy {h}" for n, h in ((8, 4), (8, 2))},
-    **{f"settle-student-25-{n}-{h}": f"{OF_DUAL_25} --steps {n} --heavy {h}" for n, h in ((8, 4), (8, 2))},
-    "settle-student-light-8": f"fashion-mnist --teacher weights/fashion-mnist-light {BY_B} --steps 8 --heavy 8",
-    **{f"settle-student-medium-25-{n}": f"{OF_MEDIUM_25} --steps {n} --heavy {n}" for n in (4, 6, 8)},
-    **{f"settle-student-medium-45-{n}": f"{OF_MEDIUM} --steps {n} --heavy {n}" for n in (4, 6, 8)},  # n calls of it
+    **{
+        f"settle-student-{n}-{h}": taught_by("heavy-annealed", (n, h), "retrofit") for n, h in ((8, 4), (8, 2), (16, 2))
+    },
+    **{f"settle-student-45-{n}-{h}": taught_by("medium-45", (n, h), "retrofit-45") for n, h in ((8, 4), (8, 2))},
+    **{f"settle-student-25-{n}-{h}": taught_by("medium-25", (n, h), "dual-25") for n, h in ((8, 4), (8, 2))},
+    **{f"settle-student-{name}-{n}": taught_by(name, (n, n)) for name, calls in CALLS.items() for n in calls},
 }
 STUDENTS |= {f"{name}-seed1": f"{STUDENTS[name]} --fit.seed 1" for name in STUDENTS if name.startswith("settle")}
 

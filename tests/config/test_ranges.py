@@ -488,12 +488,8 @@ COMMANDS |= {f"train {name}": cli.Train(experiment) for name, experiment in TRAI
 COMMANDS |= {f"distill {name}": Distill(recipe(), teacher=Path("run")) for name, recipe in cli_distill.RECIPES.items()}
 COMMANDS["cost imagenet64-heavy"] = cli.TrainingCost(imagenet.heavy())
 COMMANDS["cost distill imagenet64"] = cli.DistillationCost(imagenet.distilled(), teacher="imagenet64-heavy")
-TRIED = (
-    "train fashion-mnist-dual-45",
-    "train imagenet64-heavy",
-    "distill cifar10",
-    *cli.COMMANDS,
-)  # others are like them
+# others are like them
+TRIED = ("train fashion-mnist-dual-45", "train imagenet64-heavy", "distill cifar10", *cli.COMMANDS)
 REQUIRED = {"sample": ["run", "--out", "out"], "demo": [], "distill": ["--teacher", "run"], "train": []}
 REQUIRED |= {"encode": ["photos", "--run", "run"], "decode": ["latents", "--run", "run", "--out", "out"]}
 

@@ -12,8 +12,8 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment, MethodConfig
 from dualrate.recipes import fashion_mnist, imagenet
 
-RECIPES = [partial(fashion_mnist.single, "heavy"), fashion_mnist.dual, fashion_mnist.small, imagenet.heavy]
-RECIPES += [imagenet.dual]
+RECIPES = [partial(fashion_mnist.single, name) for name in ("heavy", "light")]
+RECIPES += [fashion_mnist.dual, fashion_mnist.small, imagenet.heavy, imagenet.dual]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
