@@ -1,6 +1,6 @@
 """How often the interval of a saving holds the truth: synthetic comparisons whose answer is known.
 
-    .venv/bin/python studies/coverage.py     # some minutes; writes the table of docs/results/coverage.md
+    .venv/bin/python studies/coverage.py     # ten seconds; writes the table of docs/results/coverage.md
 
 The truth is the published comparison (docs/results/fashion-mnist.json): its scores, costs and curves are taken for the
 true ones, and so is what each dual-rate plan saves. Each of EXPERIMENTS experiments gives every score noise of the size
@@ -42,7 +42,7 @@ class Setting:
     again: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        seeds = f", {TRAININGS} trainings of {' and '.join(self.again)}" if self.again else ""
+        seeds = f", {TRAININGS} trainings of {', '.join(self.again)}" if self.again else ""
         return f"{100 * self.shared:.0f}% shared, {5000 * self.images:,} images{seeds}"
 
 
