@@ -49,7 +49,7 @@ class Setting:
 SETTINGS = (
     *(Setting(shared, images) for images in (1, 10) for shared in (0.0, 0.5)),
     Setting(0.5, 10, ("heavy", "medium", "light", DUAL)),
-    Setting(0.5, 10, ("medium", DUAL)),
+    *(Setting(0.5, images, ("medium", DUAL)) for images in (10, 1)),
 )
 
 

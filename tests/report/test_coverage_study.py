@@ -85,7 +85,7 @@ def test_what_is_seen_too_good_or_too_bad_is_counted_on_its_side(monkeypatch, fa
 
 
 def test_networks_that_are_trained_again_have_wider_intervals(monkeypatch):
-    """By Student's t of the noise of training, besides that of the images."""
+    """The noise of training is there besides that of the images."""
     monkeypatch.setattr(coverage, "OF_TRAINING", 1.0)
     once = coverage.experiment(coverage.Setting(0.5, 100), 0)
     again = coverage.experiment(coverage.Setting(0.5, 100, ("single", coverage.DUAL)), 0)

@@ -1,9 +1,11 @@
 """Networks trained several times: their scores as one, with the noise of training beside that of the images.
 
 A network's score is the geometric mean over its trainings. What training adds to its logarithm is taken as normal, of
-one standard deviation s for all networks of a comparison, the same for every plan of a training: all that a few
-trainings can tell. s is pooled over networks and plans, so its degrees of freedom are the sum of (trainings - 1), and
-replicates are shifted by Student's t of as many, times s / sqrt(trainings).
+one variance for all networks of a comparison, the same for every plan of a training: all that a few trainings tell.
+Their mean square difference w, over networks and plans, has nu = sum of (trainings - 1) degrees of freedom and holds
+the noise of images too, of which the replicates explain v. So the replicates of a network are shifted by normal noise
+of variance (nu / (nu - 2) * w - v) / trainings, the factor being the variance of Student's t of nu degrees of
+freedom: their whole noise is then at least that t's. `studies/coverage.py` counts how often intervals hold.
 """
 
 from __future__ import annotations
@@ -31,35 +33,35 @@ def pooled(networks: Mapping[str, Trainings], *, seed: int = 0) -> dict[str, lis
         plans = {tuple(point.cost for point in training) for training in trainings}
         if len(plans) != 1:
             raise ValueError(f"the trainings of {name} were measured under different plans: measure the same ones")
+    deviation = training_deviation(networks)
+    generator = np.random.default_rng(seed)
+    made = {}
+    for name, trainings in networks.items():
+        count = len(trainings[0][0].replicates)
+        shift = deviation / math.sqrt(len(trainings)) * generator.standard_normal(count)
+        made[name] = [_merged(plan, shift) for plan in zip(*trainings, strict=True)]
+    return made
+
+
+def training_deviation(networks: Mapping[str, Trainings]) -> float:
+    """Of what training adds to a log score, as wide as what is known of it asks; 0 where images explain it all.
+
+    Raises ValueError for fewer than LEAST degrees of freedom.
+    """
     freedom = sum(len(trainings) - 1 for trainings in networks.values())
     if freedom < LEAST:
         raise ValueError(
             f"{freedom} trainings beyond the first of their network tell too little of the noise of training: train "
             f"networks again with other seeds, {LEAST - freedom} times or more"
         )
-    deviation = training_deviation(networks)
-    generator = np.random.default_rng(seed)
-    made = {}
-    for name, trainings in networks.items():
-        count = len(trainings[0][0].replicates)
-        shift = deviation / math.sqrt(len(trainings)) * generator.standard_t(freedom, count)
-        made[name] = [_merged(plan, shift) for plan in zip(*trainings, strict=True)]
-    return made
-
-
-def training_deviation(networks: Mapping[str, Trainings]) -> float:
-    """s: the standard deviation of a log score over trainings, pooled: each network counts its trainings less one.
-
-    What the noise of images explains of it, by the replicates, is taken off; 0 if that is all.
-    """
-    squares = freedom = 0.0
+    seen = explained = 0.0
     for trainings in networks.values():
         scores = np.log([[point.score for point in training] for training in trainings])  # (trainings, plans)
         replicates = np.array([[point.log_replicates for point in training] for training in trainings])
         of_images = _residuals(replicates - replicates.mean(2, keepdims=True))
-        squares += float((np.square(_residuals(scores)) - np.square(of_images).mean(2)).sum(0).mean())
-        freedom += len(trainings) - 1
-    return math.sqrt(max(squares / freedom, 0.0))
+        seen += float(np.square(_residuals(scores)).sum(0).mean())
+        explained += float(np.square(of_images).mean(2).sum(0).mean())
+    return math.sqrt(max(freedom / (freedom - 2) * seen - explained, 0.0) / freedom)
 
 
 def _residuals(of_trainings: NDArray[np.float64]) -> NDArray[np.float64]:
