@@ -142,6 +142,13 @@ def test_all_kinds_of_contenders_on_one_page(here):
     assert [line["network"] for line in lines] == [line["network"] for line in made["front"]]
 
 
+def test_a_pair_whose_heavy_network_is_called_at_every_step_is_one_network(here):
+    """As students of one network are: a rival of what goes without heavy calls."""
+    findings = run(here, "pair=dual:4/2", "student=dual:4/4")
+    assert [one.row.network for one in findings.own] == ["pair"]
+    assert [one.row.network for one in findings.rivals] == ["student"]
+
+
 def test_peak_memory_is_that_of_a_process_of_its_own(here):
     contender = Contender(Path("heavy"), "heavy", "ancestral", StepPlan.uniform(2))
     small, large = (speed.memory_of(contender, batch, device=torch.device("cpu")) for batch in (1, 16384))

@@ -114,7 +114,7 @@ def compare(
     bench = Bench(models, judges, directory, progress)
     unplanned, left = _unplanned(parsed, bench, clock)
     contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
-    duals = frozenset(one.network for one in contenders if models[one.run].call_cost.heavy)
+    duals = frozenset(one.network for one in contenders if models[one.run].call_cost.heavy and one.reuses)
     if base is not None:
         start = time.monotonic()
         with mapper(workers, device, progress.note) as over:

@@ -47,6 +47,11 @@ class Contender(Ranged):
         sampler_named(self.sampler)
 
     @property
+    def reuses(self) -> bool:
+        """Whether a step goes without a heavy call; a pair that never does is one network."""
+        return self.plan.num_heavy < self.plan.num_steps
+
+    @property
     def curve(self) -> str:
         """Names the contenders that differ from this one in the number of steps alone."""
         rate = f"{self.plan.num_steps / self.plan.num_heavy:g}" if self.plan.num_heavy else "no heavy calls"

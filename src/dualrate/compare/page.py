@@ -278,7 +278,7 @@ def _plans(results: ComparisonResults) -> list[Element]:
 def reusing_plans(finished: Sequence[TimedContender]) -> list[tuple[str, StepPlan]]:
     """Labels and plans that reuse something, each once, lowest cost first."""
     ordered = sorted(finished, key=lambda one: one.row.macs)
-    reusing = [one for one in ordered if one.row.num_heavy < one.row.num_steps]
+    reusing = [one for one in ordered if one.contender.reuses]
     labels = {(one.row.network, one.contender.plan): one.contender.note for one in reusing}
     return [
         (f"{network} {made.num_steps}/{made.num_heavy}{f', {note}' if note else ''}", made)

@@ -32,7 +32,7 @@ COSTS = (
 class ComparisonResults:
     """screened: every contender on few images; finished: some on many.
 
-    duals: names of the networks that are set against all others
+    duals: names of the networks at two rates, which are set against all others
     left:  what the minutes did not suffice for, a sentence each
     latents: that decoders were given, None: those of held-out images, or these are no decoders
     """
