@@ -28,6 +28,7 @@ from common import JUDGES, RESULTS, ROOT, RUNS, SHOWN, Net, command, load, nets_
 from dualrate.cli.console import reporter
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Entry
+from dualrate.compare.judges import verdict_table
 from dualrate.compare.page import front_table, reusing_plans, savings_table
 from dualrate.compare.savings import ComparisonResults
 from dualrate.machine.device import pick_device
@@ -89,6 +90,7 @@ SETTLED = "@sde-dpm++2m:0.1"
 PLANS = "docs/results/plans"  # `dualrate plan --search` by hand: blend 0.5, six steps alone (docs/results/spectra.md)
 KARRAS = f"{PLANS}/karras-8.json@sde-dpm++2m:0.05"
 ALONE = {  # single networks that were trained alike, under the best of 20 pairs of grid and gamma, and near them
+    "light-10": (*(f"{steps}@dpm++2m" for steps in (6, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12, 14, 16))),
     "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12))),
     "medium-25": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12, 14))),
     "medium-45": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10))),
@@ -154,17 +156,19 @@ REPORTS = {
         "make reproduce-report",
         "settled.md",
         JUDGES,
-        kinds=(*KINDS, "summary"),
+        kinds=("verdicts", *KINDS, "summary"),
     ),
     "students-settled": Report(
-        [f"student-{n}-{h}=runs/settle-student-{n}-{h}:{n}/{h}" for n, h in ((8, 2), (16, 2))]
+        [f"student-{plan}=runs/settle-student-{plan}:{plan[-3:].replace('-', '/')}" for plan in ("8-2", "25-8-2")]
+        + ["student-16-2=runs/settle-student-16-2:16/2"]
         + [f"student{of}-8-4=weights/fashion-mnist-student{of}-8-4:8/4" for of in ("", "-25")]
-        + [f"student-{of}=runs/settle-student-{of}-8:8" for of in ("medium-45", "medium-25", "light")],
+        + [f"student-{of}=runs/settle-student-{of}-{n}:{n}" for of, n in (("medium-45", 8), ("light", 8))]
+        + [f"student-medium-25-{n}=runs/settle-student-medium-25-{n}:{n}" for n in (4, 6, 8)],
         Effort(minutes=480, screen=300, count=20_000),
         ".venv/bin/python studies/report.py students-settled",
         "students.md",
         JUDGES,
-        kinds=("front",),  # of single points
+        kinds=("verdicts", *KINDS),
     ),
     "rivals": Report(
         [f"heavy={HEAVY}{how}" for how in RIVALS]
@@ -207,6 +211,7 @@ REPORTS = {
 def tables(findings: ComparisonResults) -> dict[str, Table]:
     """By the name between the page's markers."""
     return {
+        "verdicts": verdict_table(findings),
         "savings": savings_table(findings),
         "front": front_table(findings.finished),
         "summary": summary_table([one.row for one in findings.finished]),
