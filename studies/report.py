@@ -50,7 +50,7 @@ class Report:
     judges: nets that see the same images; None: the data set's own
     latents_by: a model that draws the latents that decoders are given; None: those of held-out images
     kinds: tables of its page
-    nets: judges that are none of the package's, trained in runs/NAME-judges where they are missing
+    nets: judges besides these that are none of the package's, trained in runs/NAME-judges where they are missing
     """
 
     entries: Sequence[str]
@@ -97,6 +97,10 @@ ALONE = {  # single networks that were trained alike, under the best of 20 pairs
     "heavy-annealed": (*(f"{steps}@dpm++2m" for steps in (6, 8)), f"8{SETTLED}"),
 }
 TOGETHER = {"dual-25": ("0.7-8-2", "0.5-10-3", "0.5-12-3"), "dual-45": ("0.7-8-2", "0.7-12-4")}  # at two rates
+NATURAL = {  # of natural images of 16 x 16
+    "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8, 10)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12))),
+    "heavy": (*(f"{steps}@dpm++2m" for steps in (6, 8)), f"8{SETTLED}"),
+}
 HEAVY = "weights/fashion-mnist-heavy-annealed"
 RIVALS = (  # itself, then what spends less of it without training, or with another network for the first steps
     *(f":{steps}{SETTLED}" for steps in (6, 8, 12)),
@@ -194,6 +198,16 @@ REPORTS = {
         "cifar10.md",
         nets={"cifar10-a": (Architecture, 0, 10), "cifar10-b": (Stacked, 1, 10)},
     ),
+    "natural16": Report(
+        [f"dual-25=runs/natural16-dual-25:{PLANS}/blend-{plan}.json{SETTLED}" for plan in TOGETHER["dual-25"]]
+        + [f"{name}=runs/natural16-{name}:{how}" for name, ways in NATURAL.items() for how in ways],
+        Effort(minutes=480, screen=300, count=20_000),
+        ".venv/bin/python studies/report.py natural16",
+        "natural16.md",
+        "natural16",
+        nets={"natural16-b": (Stacked, 1, 10), "natural16-c": (Architecture, 2, 10)},
+        kinds=("verdicts", *KINDS),
+    ),
     "decoders": decoders("decoders", decoder_samplers.DECODERS),
     "decoders-drawn": decoders("decoders-drawn", DRAWN, "runs/latents/base"),
     "fashion-mnist": Report(
@@ -265,7 +279,8 @@ def main() -> None:
     out, features = RUNS / f"{name}-report.html", report.judges
     if report.nets:
         data = load(Entry.parse(entries[0]).run).experiment.data
-        features = nets_in(RUNS / f"{name}-judges", report.nets, data, reporter())
+        trained = nets_in(RUNS / f"{name}-judges", report.nets, data, reporter())
+        features = trained if report.judges is None else f"{report.judges},{trained}"
     findings = compare(
         entries,
         out,

@@ -1,10 +1,10 @@
 """Do errors of x_hat, without an image that is scored, tell what a second rate saves?
 
-    OMP_NUM_THREADS=1 .venv/bin/python studies/saving_model.py
+    OMP_NUM_THREADS=1 .venv/bin/python studies/saving_model.py [settled|natural16]
 
-Of every row of the settled report (docs/results/settled.json) that was drawn by the sampler of the dual-rate plans,
-single or dual-rate, under the plan that was scored there, the planner's terms of second order (planning/planner.py),
-the heavy network's errors taken away:
+Of every row of a report (docs/results/settled.json, natural16.json) that was drawn by the sampler of the dual-rate
+plans, single or dual-rate, under the plan that was scored there, the planner's terms of second order
+(planning/planner.py), the heavy network's errors taken away:
 
     off = sum over steps, each with half the loss weight's integral over it, of
           E|x - x_hat|^2 - E|x - x_hat of heavy|^2      what the network lacks: its size, the age of its context
@@ -23,6 +23,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,10 +45,7 @@ from dualrate.planning.planner import Errors, Planner
 from dualrate.report.table import significant
 from dualrate.sampling.grids import grid_times
 
-HEAVY = "fashion-mnist-heavy-annealed"
-REPORT = RESULTS / "settled.json"
 SAMPLER = "SDE-DPM-Solver++ 2M, gamma 0.1"
-JUDGES = {"FD-fashion-mnist": "value", "-b": "FD-fashion-mnist-b value", "-c": "FD-fashion-mnist-c value"}
 SINGLE_STEPS = range(5, 25)  # of a single network, on its usual steps
 GRID, PATHS = 64, 256  # of the bend: steps, and paths from noise
 ROWS, COUNT = 64, 512  # held-out images at a time, and in all
@@ -56,17 +54,30 @@ Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Report:
+    """models: where they are, up to their names; heavy: the one whose errors are taken away."""
+
+    models: str
+    heavy: str
+
+    def model(self, network: str) -> dr.Model:
+        return load(f"{self.models}{network}")
+
+
+REPORTS = {
+    "settled": Report("weights/fashion-mnist-", "heavy-annealed"),
+    "natural16": Report("runs/natural16-", "heavy"),
+}
+
+
+@dataclass(frozen=True)
 class Scored:
     """A row of a report. macs: of an image; scores: by every judge."""
 
-    run: str
+    network: str
     plan: dr.StepPlan
     macs: int
     scores: tuple[float, ...]
-
-    @property
-    def network(self) -> str:
-        return self.run.removeprefix("fashion-mnist-")
 
     @property
     def single(self) -> bool:
@@ -78,18 +89,22 @@ class Scored:
         return f"{self.network} {steps if self.single else f'{steps}/{self.plan.num_heavy}'}"
 
 
-def report_rows() -> list[Scored]:
-    """The rows of the report by SAMPLER."""
-    return [
+def report_rows(file: Path) -> tuple[list[str], list[Scored]]:
+    """The judges of a report, and its rows by SAMPLER."""
+    front = json.loads(file.read_text())["front"]
+    judges = {front[0]["metric"]: "value"}
+    judges |= {key.removesuffix(" value"): key for key in front[0] if key.endswith(" value")}
+    rows = [
         Scored(
-            row["run"],
+            row["network"],
             dr.StepPlan.from_json(json.dumps(row["plan"])),
             row["macs"],
-            tuple(row[judge] for judge in JUDGES.values()),
+            tuple(row[key] for key in judges.values()),
         )
-        for row in json.loads(REPORT.read_text())["front"]
+        for row in front
         if row["sampler"].startswith(SAMPLER)
     ]
+    return list(judges), rows
 
 
 @dataclass(frozen=True)
@@ -161,11 +176,12 @@ def held_out(heavy: dr.Model, count: int) -> list[SubsetBatch]:
     return list(subset_batches(heavy, heavy.experiment.data.images("test"), count, ROWS))
 
 
-def off(heavy: dr.Model, planner: Planner, rows: Sequence[Scored], count: int, progress: Reporter) -> list[Off]:
+def off(report: Report, planner: Planner, rows: Sequence[Scored], count: int, progress: Reporter) -> list[Off]:
     """Of each row; `count` images are a few times ROWS."""
+    heavy = report.model(report.heavy)
     batches, found = held_out(heavy, count), []
     for row in rows:
-        own, heavys = weighted_errors(load(f"weights/{row.run}"), heavy, row.plan, batches).T
+        own, heavys = weighted_errors(report.model(row.network), heavy, row.plan, batches).T
         steps = steps_off(planner, row.plan.t)
         found.append(Off(Estimate.of(torch.from_numpy(own - heavys)), steps, float(heavys.mean())))
         progress.update(len(found), len(rows), {"images": count})
@@ -214,7 +230,7 @@ def savings(rows: Sequence[Scored], sums: Sequence[Off], single_steps: Mapping[i
                 continue
             predicted = straight(one.total, [(off + lacks, cost) for cost, off in steps])
             wanted = one.total - straight(row.macs, steps)
-            seen = tuple(_seen(row, alone, k) for k in range(len(JUDGES)))
+            seen = tuple(_seen(row, alone, k) for k in range(len(row.scores)))
             found.append(Saving(row.name, network, predicted / row.macs, seen, lacks / one.heavy, wanted / one.heavy))
     return found
 
@@ -231,8 +247,8 @@ def agreement(found: Sequence[Saving]) -> list[float]:
     return np.exp(ratios.mean(0)).tolist()
 
 
-def table(rows: Sequence[Scored], sums: Sequence[Off]) -> str:
-    header = ["network and plan", "GFLOPs", "it lacks", "of heavy's errors", "its steps", "off", *JUDGES]
+def table(rows: Sequence[Scored], sums: Sequence[Off], judges: Sequence[str]) -> str:
+    header = ["network and plan", "GFLOPs", "it lacks", "of heavy's errors", "its steps", "off", *judges]
     made = [
         [row.name, f"{2 * row.macs / 1e9:.3g}", f"{1e4 * one.lacks.value:.1f} ± {1e4 * one.lacks.error:.1f}"]
         + [f"{100 * one.lacks.value / one.heavy:.1f}%", f"{1e4 * one.steps:.1f}", f"{1e4 * one.total:.1f}"]
@@ -242,8 +258,8 @@ def table(rows: Sequence[Scored], sums: Sequence[Off]) -> str:
     return markdown(header, made, texts=1)
 
 
-def savings_table(found: Sequence[Saving]) -> str:
-    header = ["network and plan", "against", "predicted", *JUDGES, "it lacks", "level at"]
+def savings_table(found: Sequence[Saving], judges: Sequence[str]) -> str:
+    header = ["network and plan", "against", "predicted", *judges, "it lacks", "level at"]
     made = [
         [
             *(one.row, one.single, f"{one.predicted:.2f}"),
@@ -257,19 +273,22 @@ def savings_table(found: Sequence[Saving]) -> str:
 
 def main() -> None:
     parser = command(__doc__)
+    parser.add_argument("name", nargs="?", choices=REPORTS, default="settled", help="of the report")
     parser.add_argument("--count", type=int, default=COUNT, help="held-out images")
     options = parser.parse_args()
     on_one_thread()
-    rows, heavy = report_rows(), load(f"weights/{HEAVY}")
+    report = REPORTS[options.name]
+    judges, rows = report_rows(RESULTS / f"{options.name}.json")
+    heavy = report.model(report.heavy)
     planner = bending(heavy)
-    sums = off(heavy, planner, rows, options.count, reporter())
+    sums = off(report, planner, rows, options.count, reporter())
     single = {n: steps_off(planner, grid_times("log-snr", heavy.gaussian.schedule, n)) for n in SINGLE_STEPS}
     found = savings(rows, sums, single)
-    print(f"in units of 1e-4\n\n{table(rows, sums)}\n\n{savings_table(found)}\nseen over predicted, by judge:")
-    print(*(f"{factor:.2f}" for factor in agreement(found)))
+    print(f"in units of 1e-4\n\n{table(rows, sums, judges)}\n\n{savings_table(found, judges)}")
+    print("seen over predicted, by judge:", *(f"{factor:.2f}" for factor in agreement(found)))
     measured = [{"row": row.name, **asdict(one)} for row, one in zip(rows, sums, strict=True)]
     more = {"steps": single, "savings": [asdict(one) for one in found]}
-    keep(RESULTS / "saving-model.json", 1, count=options.count, measured=measured, **more)
+    keep(RESULTS / f"saving-model-{options.name}.json", 1, count=options.count, measured=measured, **more)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,10 @@ RUNS = {
     "latents": "fashion-mnist-latents --first.fit.iterations 4000 --base.fit.iterations 1500",  # both stages
     **{f"decoder-{kind}": f"{DECODER} --kind {kind} --fit.iterations {n}" for kind, n in DECODERS.items()},
     "decoder-dual-medium": f"{DECODER} --kind dual --encoder medium --fit.iterations 2860",
-    **{f"natural16-{name}": f"natural16-{name}" for name in ("heavy", "medium-45", "medium-25", "light", "dual")},
+    **{
+        f"natural16-{name}": f"natural16-{name}"
+        for name in ("heavy", "medium-45", "medium-25", "light", "light-10", "dual-25")
+    },
 }
 RUNS |= {  # of those on the front
     f"{name}-seed{seed}": f"{RUNS[name]} --fit.seed {seed}"

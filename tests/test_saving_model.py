@@ -43,8 +43,8 @@ def test_a_plans_errors_are_weighted_by_what_its_steps_span() -> None:
 def test_what_is_predicted_and_seen_of_scores_that_are_what_plans_are_off_by() -> None:
     """A single network of 10 MACs a call that lacks 0.001 and is off by N^-3 in all, a pair as 6 of its steps."""
     steps = {n: n**-3.0 - 0.001 for n in range(2, 10)}
-    alone = [saving_model.Scored("fashion-mnist-one", dr.StepPlan.uniform(n), 10 * n, (n**-3.0,) * 3) for n in (4, 8)]
-    pair = saving_model.Scored("fashion-mnist-pair", dr.StepPlan.uniform(8, 2), 40, (6**-3.0,) * 3)
+    alone = [saving_model.Scored("one", dr.StepPlan.uniform(n), 10 * n, (n**-3.0,) * 3) for n in (4, 8)]
+    pair = saving_model.Scored("pair", dr.StepPlan.uniform(8, 2), 40, (6**-3.0,) * 3)
     sums = [saving_model.Off(Estimate(0.001, 0.0), steps[n], 0.1) for n in (4, 8)]
     sums.append(saving_model.Off(Estimate(0.003, 0.0), 6**-3.0 - 0.003, 0.1))
     found = saving_model.savings([*alone, pair], sums, steps)
@@ -61,12 +61,12 @@ def test_what_is_seen_beside_what_is_predicted() -> None:
     one = saving_model.Saving("a", "b", 2.0, ((2.0, False), (4.0, True), (1.0, False)), 0.0, 0.0)
     other = saving_model.Saving("c", "b", 1.0, ((4.0, False), (4.0, True), (0.5, False)), 0.0, 0.0)
     assert saving_model.agreement([one, other]) == pytest.approx([2.0, 8**0.5, 0.5])
-    assert "4.00*" in saving_model.savings_table([one])
+    assert "4.00*" in saving_model.savings_table([one], ["first", "second", "third"])
 
 
 def test_a_network_of_one_row_has_no_line() -> None:
     steps = {n: n**-3.0 for n in range(2, 10)}
-    rows = [saving_model.Scored("fashion-mnist-one", dr.StepPlan.uniform(4), 40, (1.0,) * 3)]
-    rows.append(saving_model.Scored("fashion-mnist-pair", dr.StepPlan.uniform(8, 2), 40, (1.0,) * 3))
+    rows = [saving_model.Scored("one", dr.StepPlan.uniform(4), 40, (1.0,) * 3)]
+    rows.append(saving_model.Scored("pair", dr.StepPlan.uniform(8, 2), 40, (1.0,) * 3))
     sums = [saving_model.Off(Estimate(0.0, 0.0), 4**-3.0, 0.1)] * 2
     assert saving_model.savings(rows, sums, steps) == []

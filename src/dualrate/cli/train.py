@@ -72,7 +72,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "cifar10-flat-light": partial(cifar10.light, "flat"),
     "cifar10-flat-dual": partial(cifar10.dual, "flat"),
     **{f"natural16-{name}": partial(natural16.single, name) for name in natural16.NETWORKS},
-    "natural16-dual": natural16.dual,
+    "natural16-dual-25": natural16.dual,
     **{
         f"{imagenet.name_of(size, patch)}-{kind}": partial(recipe, size, patch=patch)
         for size, patch in imagenet.LAYOUTS
