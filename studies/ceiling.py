@@ -48,6 +48,7 @@ PAIRS = (
     fashion("heavy"),
     fashion("medium-45"),
     fashion("medium-25", "light-10"),
+    fashion("light", "light-05"),
     Pair("imagenet64, heavy and light", imagenet.dual(), imagenet.heavy(), ((256, 16), (128, 16), (8, 4))),
 )
 

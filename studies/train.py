@@ -13,7 +13,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ALIKE = ("heavy", "medium-45", "medium-25", "light", "light-10", "dual-45", "dual-25")  # in equal time
+ALIKE = (  # in equal time
+    *("heavy", "medium-45", "medium-25", "light", "light-10", "light-05"),
+    *("dual-45", "dual-25", "dual-17"),
+)
 LIGHT_BESIDE = "--method.freeze-encoder --fit.iterations 19500 --method.encoder-from"  # half as long again as its own
 OF_HEAVY_SIZE = (
     "--networks.encoder.levels.0.channels 64 --networks.encoder.levels.1.channels 192 "
@@ -71,13 +74,13 @@ RUNS = {
 }
 RUNS |= {  # of those on the front
     f"{name}-seed{seed}": f"{RUNS[name]} --fit.seed {seed}"
-    for name in ("settle-medium-45", "settle-medium-25", "settle-dual-45", "settle-dual-25")
+    for name in ("settle-medium-25", "settle-light", "settle-light-10", "settle-dual-25", "settle-dual-17")
     for seed in (1, 2)
 }
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
 OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
 BY_B = "--student dual --rollout full"  # moment matching's algorithm B
-CALLS = {"light": (8,), "medium-25": (4, 6, 8), "medium-45": (4, 6, 8)}  # of students that are one network
+CALLS = {"light-10": (8, 12), "light": (6, 8), "medium-25": (4, 6, 8), "medium-45": (4, 6, 8)}  # of students that are one network
 
 
 def taught_by(network: str, plan: tuple[int, int], student: str = "") -> str:

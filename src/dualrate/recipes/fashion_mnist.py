@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 28 x 28: single networks of five sizes and a dual-rate model, for two hours of one CPU core each.
+"""Fashion-MNIST, 28 x 28: single networks of six sizes and pairs of them, for two hours of one CPU core each.
 
 Each has the same seconds of training, the rate annealed to zero: the models of docs/results/settled.md (ITERATIONS).
 Patches of 2 give levels of 14 x 14 (convolutions) and 7 x 7 (49 tokens, transformer blocks). The light network keeps a
@@ -21,8 +21,8 @@ from dualrate.recipes.students import DISTILLING, StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
-Pair = Literal["dual-45", "dual-25"]  # of networks
-Single = Literal["heavy", "medium-45", "medium-25", "light", "light-10"]
+Pair = Literal["dual-45", "dual-25", "dual-17"]  # of networks
+Single = Literal["heavy", "medium-45", "medium-25", "light", "light-10", "light-05"]
 
 
 def network(conv: int, transformer: int, depth: int) -> UViTConfig:
@@ -46,16 +46,23 @@ NETWORKS: dict[Single, UViTConfig] = {
     "medium-25": network(conv=56, transformer=96, depth=3),  # 41 million, 0.25
     "light": LIGHT,
     "light-10": network(conv=32, transformer=80, depth=2),  # 16 million, 0.1
+    "light-05": network(conv=24, transformer=48, depth=2),  # 8 million, 0.05
 }
-PAIRS: dict[Pair, tuple[Single, Single]] = {"dual-45": ("medium-45", "light"), "dual-25": ("medium-25", "light-10")}
+PAIRS: dict[Pair, tuple[Single, Single]] = {
+    "dual-45": ("medium-45", "light"),
+    "dual-25": ("medium-25", "light-10"),
+    "dual-17": ("light", "light-05"),
+}
 ITERATIONS = {  # of equal processor time: benchmarks/equal_time.py
     "heavy": 14_500,
     "medium-45": 27_000,
     "medium-25": 44_000,
     "light": 64_000,
     "light-10": 89_000,
+    "light-05": 124_000,
     "dual-45": 31_000,
     "dual-25": 46_500,
+    "dual-17": 67_000,
 }
 FIT = FitConfig(
     iterations=7000,
