@@ -90,7 +90,6 @@ SETTLED = "@sde-dpm++2m:0.1"
 PLANS = "docs/results/plans"  # `dualrate plan --search` by hand: blend 0.5, six steps alone (docs/results/spectra.md)
 KARRAS = f"{PLANS}/karras-8.json@sde-dpm++2m:0.05"
 ALONE = {  # single networks that were trained alike, under the best of 20 pairs of grid and gamma, and near them
-    "light-10": (*(f"{steps}@dpm++2m" for steps in (6, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12, 14, 16))),
     "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12))),
     "medium-25": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12, 14))),
     "medium-45": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10))),

@@ -80,7 +80,12 @@ RUNS |= {  # of those on the front
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
 OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
 BY_B = "--student dual --rollout full"  # moment matching's algorithm B
-CALLS = {"light-10": (8, 12), "light": (6, 8), "medium-25": (4, 6, 8), "medium-45": (4, 6, 8)}  # of students that are one network
+CALLS = {  # of students that are one network
+    "light-10": (8, 12),
+    "light": (6, 8),
+    "medium-25": (4, 6, 8),
+    "medium-45": (4, 6, 8),
+}
 
 
 def taught_by(network: str, plan: tuple[int, int], student: str = "") -> str:

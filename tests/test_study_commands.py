@@ -1,4 +1,4 @@
-"""The trainings behind docs/results: every command is one that `dualrate train` takes."""
+"""The commands behind docs/results: trainings that `dualrate train` takes, models that are released, ways to draw."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import pytest
 
 import dualrate as dr
 from dualrate.cli.train import Train, parse_train
+from dualrate.compare.contenders import Entry
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
 
 import levers
+import report
+import screening
 import train
 
 LINES = {name: line.command for name, line in levers.STUDY.lines.items() if line.command}
@@ -55,3 +58,18 @@ def test_a_lever_changes_one_thing(name: str) -> None:
     assert differing(lever.fit, beside.fit) <= {"iterations"}
     changed = differing(lever.method, beside.method) | differing(lever.networks, beside.networks)
     assert len(changed - {"targets_share"}) == 1
+
+
+def test_the_headline_is_of_released_models() -> None:
+    for entry in report.REPORTS["settled"].entries:
+        assert (report.ROOT / Entry.parse(entry).run / "model.safetensors").exists(), entry
+
+
+def test_a_way_to_draw_is_what_it_says() -> None:
+    model = dr.load(report.ROOT / "weights" / "fashion-mnist-dual-25")
+    drawer = screening.drawer(model, "8/2,sde-dpm++2m,gamma=0.1,grid=blend:0.7,alone=3")
+    assert drawer.plan == dr.StepPlan.from_json((report.ROOT / report.PLANS / "blend-0.7-8-2.json").read_text())
+    assert "gamma 0.1" in drawer.sampler
+    assert screening.drawer(model, "8/2,sde-dpm++2m").plan == dr.Choice(steps=8, heavy=2).drawer(model).plan
+    with pytest.raises(ValueError, match="no setting eta"):
+        screening.drawer(model, "8/2,sde-dpm++2m,eta=1")
