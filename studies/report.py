@@ -1,6 +1,6 @@
 """Reports of docs/results: compares models, then writes a page's tables and figures and docs/results/NAME.json.
 
-    make reproduce-report                   settled: models trained alike, 20,000 images, three quarters of an hour
+    make reproduce-report                   settled: models trained alike, 20,000 images, an hour and a half
     .venv/bin/python studies/report.py students-settled their students, 20,000 images, half an hour of a core, after
                                                     `git checkout 9fcbb8c -- weights/fashion-mnist-student-8-4`
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
