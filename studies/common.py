@@ -1,9 +1,9 @@
 """What the studies share: where results are kept, the bench, Markdown tables, and cells that are measured once.
 
 A cell is a model under a plan, measured once and kept as a file in docs/results/cells with its cost, its surroundings,
-and the hash of the weights it was measured on. It is measured again only if those, or the images asked for, have
-changed; a model that is not here keeps its file. Seconds are measured apart from the images, all cells in one go, so
-that they compare (`time_cells`).
+and the hash of the weights it was measured on. Pages are made of the files alone, so a model that is retired keeps its
+line; nothing is measured over the file of other weights (`require_same`). Seconds are measured apart from the images,
+all cells in one go, so that they compare (`time_cells`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.train_features import BATCH_SIZE, feature_net_in
 from dualrate.report.rows import Row
-from dualrate.report.table import interval, significant
+from dualrate.report.table import significant
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, RUNS, WEIGHTS = ROOT / "docs" / "results", ROOT / "runs", ROOT / "weights"
@@ -47,13 +47,14 @@ CELLS, IMAGES, SECONDS = RESULTS / "cells", RESULTS / ".images", RESULTS / "seco
 DAY = 24 * 3600.0
 COUNT = 5000  # images of a cell
 SHOWN = 20  # of them on a grid
-TIMED = 125  # images of a timing, one batch
+TIMED, ROUNDS = 125, 3  # images of a timing, one batch; how often each is timed
 Net = tuple[type[Architecture], int, int]  # of a judge: architecture, seed, epochs
 JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"  # of Fashion-MNIST, those that ship
 NOT_MEASURED = "Not measured yet.\n"
 RETIRED = {  # the last commit that has them
+    **{f"fashion-mnist-{name}": "de2df92" for name in ("heavy-long", "dual-early")},
     **{f"fashion-mnist-{name}": "efc01f7" for name in ("heavy", "medium", "dual", "light-long", "student-full")},
-    "fashion-mnist-retrofit": "9fcbb8c",
+    **{f"fashion-mnist-{name}": "9fcbb8c" for name in ("retrofit", "student-8-4")},
 }
 
 
@@ -71,13 +72,27 @@ def on_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@cache
-def load(model: str | Path) -> dr.Model:
-    """model: a directory, below the repository. Raises ValueError for weights that are there no more."""
+def require_released(model: str | Path) -> None:
+    """Raises ValueError for weights that are there no more; model: a directory, below the repository."""
     path = ROOT / model
     if path.parent == WEIGHTS and path.name in RETIRED and not path.exists():
         raise ValueError(f"these weights are retired: git checkout {RETIRED[path.name]} -- weights/{path.name}")
-    return dr.load(path)
+
+
+@cache
+def load(model: str | Path) -> dr.Model:
+    """model: a directory, below the repository. Raises ValueError for weights that are there no more."""
+    require_released(model)
+    return dr.load(ROOT / model)
+
+
+def require_same(file: Path, model: dr.Model) -> None:
+    """Raises ValueError if the file holds what was measured on other weights than the model's."""
+    if json.loads(file.read_text())["weights"] != model.weights_hash:
+        raise ValueError(
+            f"{file} was measured on other weights than {model.name} has here: bring those back (git log --follow), or "
+            "delete the file to measure these"
+        )
 
 
 def nets_in(folder: Path, nets: Mapping[str, Net], data: DataConfig, progress: Reporter) -> str:
@@ -124,10 +139,6 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], texts: int) 
     """A table whose first columns are `texts`, the others numbers."""
     rule = ["---" if i < texts else "---:" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines)) + "\n"
-
-
-def scored(row: Row) -> str:
-    return f"{significant(row.score.value)} {interval(row)}"
 
 
 def within(numbers: Sequence[float]) -> str:
@@ -179,21 +190,32 @@ class Cell:
         return Drawer(model, (dr.DDIM if self.ddim else dr.Ancestral)(model.gaussian), plan, name=self.network)
 
     @property
+    def file(self) -> Path:
+        return CELLS / f"{self.key}.json"
+
+    @property
     def here(self) -> bool:
+        """Whether its model is."""
         return (ROOT / self.model / "experiment.json").exists()
 
 
 def row_of(cell: Cell) -> Row | None:
-    """The measured row; None if there is none, or it is of other weights than those here."""
-    file = CELLS / f"{cell.key}.json"
-    if not file.exists():
+    """The measured row; None if there is none, or it is of other seeds."""
+    if not cell.file.exists():
         return None
-    record = json.loads(file.read_text())
-    row = replace(from_plain(Row, record["row"]), network=cell.network)
-    asked = row.score.fingerprint.seeds == f"{cell.first}-{cell.first + COUNT - 1}"
-    if not asked or (cell.here and record["weights"] != load(cell.model).weights_hash):
+    row = replace(from_plain(Row, json.loads(cell.file.read_text())["row"]), network=cell.network)
+    if row.score.fingerprint.seeds != f"{cell.first}-{cell.first + COUNT - 1}":
         return None
     return replace(row, seconds_per_image=_seconds().get(cell.key, row.seconds_per_image))
+
+
+def to_measure(cells: Sequence[Cell]) -> list[Cell]:
+    """Those whose model is here and whose row is not. Raises ValueError where a row is of other weights than these."""
+    here = [cell for cell in cells if cell.here]
+    for cell in here:
+        if cell.file.exists():
+            require_same(cell.file, load(cell.model))
+    return [cell for cell in here if row_of(cell) is None]
 
 
 def measure_cell(cell: Cell, judge: Evaluator[Any], progress: Reporter) -> None:
@@ -205,17 +227,17 @@ def measure_cell(cell: Cell, judge: Evaluator[Any], progress: Reporter) -> None:
     progress.note(f"  {row.score.metric} {row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]")
     IMAGES.mkdir(exist_ok=True)
     np.save(IMAGES / f"{cell.key}.npy", drawer.draw(seeds[:SHOWN]).images)
-    keep(CELLS / f"{cell.key}.json", 1, weights=drawer.model.weights_hash, row=to_plain(row))
+    keep(cell.file, 1, weights=drawer.model.weights_hash, row=to_plain(row))
 
 
-def time_cells(cells: Sequence[Cell], progress: Reporter, *, repeats: int = 3) -> None:
+def time_cells(cells: Sequence[Cell], progress: Reporter) -> None:
     """Seconds per image of every cell: the median over rounds of a batch each, so that all see the same load."""
     drawers = {cell.key: replace(cell.drawer, batch_size=TIMED) for cell in cells if cell.here}
     durations: dict[str, list[float]] = {key: [] for key in drawers}
-    for round_ in range(repeats):
+    for round_ in range(ROUNDS):
         for i, (key, drawer) in enumerate(drawers.items()):
             durations[key].append(drawer.draw(range(TIMED)).seconds / TIMED)
-            progress.update(round_ * len(drawers) + i + 1, repeats * len(drawers), {"images": TIMED})
+            progress.update(round_ * len(drawers) + i + 1, ROUNDS * len(drawers), {"images": TIMED})
     progress.close()
     keep(SECONDS, 1, seconds_per_image={key: statistics.median(times) for key, times in durations.items()})
     _seconds.cache_clear()

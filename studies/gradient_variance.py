@@ -15,14 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import WEIGHTS, command
+from common import WEIGHTS, command, load, on_one_thread
 from torch import Tensor
 
 import dualrate as dr
 from dualrate.data.images import load_images
 from dualrate.data.loader import Batches
 from dualrate.diffusion.draws import Draws
-from dualrate.machine.malloc import keep_freed_memory
 from dualrate.methods.times import BatchTimes, TimeSampler
 from dualrate.recipes import fashion_mnist
 
@@ -43,8 +42,8 @@ def main() -> None:
     parser.add_argument("--model", default=WEIGHTS / "fashion-mnist-retrofit", type=Path)
     parser.add_argument("--batches", default=100, type=int)
     options = parser.parse_args()
-    keep_freed_memory()
-    model, images = dr.load(options.model), load_images("fashion-mnist", split="train")
+    on_one_thread()
+    model, images = load(options.model), load_images("fashion-mnist", split="train")
     recipe = replace(fashion_mnist.dual(), networks=model.experiment.networks)
     denoising = recipe.method
     assert isinstance(denoising, dr.DenoisingConfig)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import NOT_MEASURED, RESULTS, RUNS, command, keep, load, markdown, on_one_thread, save, scored
+from common import NOT_MEASURED, RESULTS, RUNS, command, keep, load, markdown, on_one_thread, save
 
 import dualrate as dr
 from dualrate.cli.console import reporter
@@ -31,6 +31,7 @@ from dualrate.measuring.measure import measure
 from dualrate.measuring.planning import candidates, measured_errors, spearman
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Planned, Planner
+from dualrate.report.headline import scored
 from dualrate.report.rows import Row
 from dualrate.sampling.cost import CallCost
 

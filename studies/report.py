@@ -23,7 +23,21 @@ from dataclasses import dataclass, field
 
 import decoder_samplers
 import numpy as np
-from common import JUDGES, RESULTS, ROOT, RUNS, SHOWN, Net, command, load, nets_in, on_one_thread, page_of, place
+from common import (
+    JUDGES,
+    RESULTS,
+    ROOT,
+    RUNS,
+    SHOWN,
+    Net,
+    command,
+    load,
+    nets_in,
+    on_one_thread,
+    page_of,
+    place,
+    require_released,
+)
 
 from dualrate.cli.console import reporter
 from dualrate.compare.comparison import Effort, compare
@@ -34,10 +48,11 @@ from dualrate.compare.savings import ComparisonResults
 from dualrate.machine.device import pick_device
 from dualrate.metrics.architectures import Architecture, Stacked
 from dualrate.report.figures import pareto_figure, plan_figure, png
+from dualrate.report.headline import scored
 from dualrate.report.image_grid import save_grid
 from dualrate.report.pareto import unbeaten
 from dualrate.report.rows import Row, shared_metrics
-from dualrate.report.table import EACH, Table, as_markdown, compute_unit, interval, significant, table
+from dualrate.report.table import EACH, Table, as_markdown, compute_unit, significant, table
 
 KINDS = ("savings", "front")  # of tables on a page
 SUMMARY = ROOT / "docs/results.md"  # where a table of the kind "summary" stands
@@ -238,7 +253,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
     metrics = shared_metrics(rows)
     cells = []
     for row in sorted([*single, *filter(_reuses, rows)], key=lambda row: row.macs):
-        scores = [f"{significant(seen.score.value)} {interval(seen)}" for seen in map(row.judged_by, metrics)]
+        scores = [scored(row.judged_by(metric)) for metric in metrics]
         heavy = str(row.num_heavy) if _reuses(row) else EACH
         cells.append((row.network, str(row.num_steps), heavy, significant(row.flops / unit), *scores))
     return Table(("network", "steps", "heavy calls", f"{prefix}FLOPs", *metrics), tuple(cells), ())
@@ -274,6 +289,8 @@ def main() -> None:
         page_of(f"{name} {kind}", [page, SUMMARY])
     if device.type == "cpu":
         on_one_thread()
+    for weights in re.findall(r"weights/[\w-]+", " ".join(report.entries)):
+        require_released(weights)
     entries = [re.sub("(?<=[=+:])(?=(weights|runs|docs)/)", f"{ROOT}/", entry) for entry in report.entries]
     out, features = RUNS / f"{name}-report.html", report.judges
     if report.nets:

@@ -29,6 +29,7 @@ from dualrate.cli.console import reporter
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.evaluator import evaluator
 from dualrate.report.figures import png, quality_figure
+from dualrate.report.headline import scored
 from dualrate.report.image_grid import save_grid
 from dualrate.report.table import as_markdown, table
 
@@ -101,7 +102,7 @@ CALLS: tuple[Line, ...] = ((("dual-rate, N = 32",), [dual(32, h) for h in (2, 4,
 
 def score_of(cell: Cell) -> str:
     row = row_of(cell)
-    return "not measured" if row is None else common.scored(row)
+    return "not measured" if row is None else scored(row)
 
 
 def fd_table(header: Sequence[str], lines: Sequence[Line]) -> str:
@@ -158,7 +159,7 @@ def draw_pages() -> None:
 
 
 def measure_missing(cells: Sequence[Cell], progress: Reporter) -> None:
-    missing = [cell for cell in cells if cell.here and row_of(cell) is None]
+    missing = common.to_measure(cells)
     if missing:
         judge = evaluator(common.load(missing[0].model).experiment.data, features=None, progress=progress)
         for cell in missing:
@@ -192,7 +193,7 @@ def main() -> None:
         part, parts = map(int, options.part.split("/"))
         measure_missing(cells[part - 1 :: parts], reporter())
         return
-    if any(cell.here and row_of(cell) is None for cell in cells):
+    if common.to_measure(cells):
         in_parts([options.cells], min(os.cpu_count() or 1, 4))
     if options.cells == "table":
         common.time_cells(MAIN, reporter())

@@ -26,6 +26,7 @@ from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan
 from dualrate.report.figures import png
+from dualrate.report.headline import scored
 from dualrate.report.rows import Row
 from dualrate.report.table import significant
 from dualrate.sampling.catalogue import sampler_named
@@ -151,7 +152,7 @@ def _measured_table(cells: Sequence[dict[str, Any]]) -> str:
     for cell in cells:
         row = from_plain(Row, cell["row"])
         calls = [str(row.num_steps), str(cell["heavy_calls"]), str(cell["light_calls"]), f"{row.macs / 1e9:.3g}"]
-        lines.append([cell["network"], *_name(cell), *calls, f"{cell['milliseconds']:.3g}", common.scored(row)])
+        lines.append([cell["network"], *_name(cell), *calls, f"{cell['milliseconds']:.3g}", scored(row)])
     return common.markdown(header, lines, texts=3)
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import command, load, on_one_thread, scored
+from common import command, load, on_one_thread
 
 import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.machine.progress import image_progress
 from dualrate.measuring.evaluator import evaluators
 from dualrate.measuring.measure import measure
+from dualrate.report.headline import scored
 from dualrate.sampling.grids import grid_times
 
 FIRST = 3_000_000  # seed; reports score from 0 on, and screen from 1,000,000

@@ -22,6 +22,7 @@ from common import COUNT, RESULTS, RUNS, WEIGHTS, load
 from dualrate.compare.contender import Contender
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan
+from dualrate.report.headline import scored
 from dualrate.report.image_grid import save_grid
 from dualrate.report.rows import Row
 from dualrate.sampling.grids import grid_times
@@ -89,7 +90,7 @@ def table(file: Path = OUT) -> str:
 def _line(record: dict[str, Any]) -> list[str]:
     row = from_plain(Row, record["row"])
     numbers = [str(row.num_steps), str(row.num_heavy), f"{row.macs / 1e9:.3g}", f"{1000 * row.seconds_per_image:.3g}"]
-    return [row.network, row.sampler, *numbers, common.scored(row)]
+    return [row.network, row.sampler, *numbers, scored(row)]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
 
 import levers
 import report
+import results
 import screening
 import train
 
@@ -63,6 +64,19 @@ def test_a_lever_changes_one_thing(name: str) -> None:
 def test_the_headline_is_of_released_models() -> None:
     for entry in report.REPORTS["settled"].entries:
         assert (report.ROOT / Entry.parse(entry).run / "model.safetensors").exists(), entry
+
+
+@pytest.mark.parametrize("name", results.TABLES)
+def test_a_table_on_a_page_is_made_of_kept_results_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dr, "load", None)
+    page = results.common.page_of(name, sorted(results.RESULTS.glob("*.md")))
+    assert results.TABLES[name]() in page.read_text()
+
+
+def test_nothing_is_measured_over_the_results_of_other_weights() -> None:
+    light = results.Cell("light alone", results.LIGHT, 32)  # the released network is another than was measured then
+    with pytest.raises(ValueError, match="other weights"):
+        results.common.to_measure([light])
 
 
 def test_a_way_to_draw_is_what_it_says() -> None:
