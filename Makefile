@@ -60,7 +60,7 @@ check: test lint types docs package  ## all that CI runs
 
 clean:  ## remove caches, build output and the demo's output; keep .venv and runs/
 	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
-	find src tests studies tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests studies tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 env:  ## make .venv, where the command dualrate is
 	@$(PYTHON) tools/set_up.py

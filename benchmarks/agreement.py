@@ -16,7 +16,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -34,6 +34,7 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.machine.environment import environment
 from dualrate.machine.graphs import Call, Recorded, graph_calls, record
+from dualrate.machine.progress import Silent
 from dualrate.recipes.students import StudentRecipe, dual_student
 from dualrate.runs.train import train
 from dualrate.sampling.bands import Bands
@@ -98,16 +99,6 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     """Relative, over all elements of all tensors."""
     apart = [one.double().cpu() - other.double().cpu() for one, other in zip(found, expected, strict=True)]
     return size(apart) / size(expected)
-
-
-class Silent:
-    """A reporter of trainings of which only the end counts."""
-
-    def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @contextmanager

@@ -123,13 +123,11 @@ def modes(part: Segment, device: torch.device) -> dict[str, Callable[[], object]
         fused, each = compiled(part), by_call(part)
         calls["heavy call, graph"] = each.heavy
         calls["light steps, a graph each"] = lambda: each.light(context)
-        replay, fused_replay = graphed(part, context), None
         calls["heavy call, compiled"] = fused.heavy
         calls["light steps, compiled"] = lambda: fused.light(context)
-        calls["light steps, graph"] = replay
+        calls["light steps, graph"] = graphed(part, context)
         fused.light(context)  # compiles outside of the capture
-        fused_replay = graphed(fused, context)
-        calls["light steps, compiled and graph"] = fused_replay
+        calls["light steps, compiled and graph"] = graphed(fused, context)
     return calls
 
 

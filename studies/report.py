@@ -308,6 +308,7 @@ def main() -> None:
         progress=reporter(),
         command=report.command,
     )
+    print(*findings.unplanned, sep="\n")
     if findings.left:
         print(*findings.left, f"the same command goes on; so far: {out}", sep="\n")
         raise SystemExit(75)

@@ -20,7 +20,7 @@ FILES = {
     "src/dualrate/top/use.py": "from dualrate.low.values import PI\nfrom ..low import values\nfrom . import other",
     "src/dualrate/top/other.py": "def late():\n    import dualrate.low.values\n",
     "src/dualrate/flat.py": "from dualrate.top import use\n",
-    "scripts/one.py": "x = 1\n" * 7,
+    "tools/one.py": "x = 1\n" * 7,
     "tests/low/test_values.py": "y = 1\n" * 3,
 }
 
@@ -42,9 +42,9 @@ def test_lines_files_packages_and_imports_are_counted(root: Path) -> None:
         "low": {"files": 2, "lines": 3},
         "top": {"files": 3, "lines": 5},
     }
-    assert found["beside"] == {"scripts": {"files": 1, "lines": 7}, "tests": {"files": 1, "lines": 3}}
+    assert found["beside"] == {"tools": {"files": 1, "lines": 7}, "tests": {"files": 1, "lines": 3}}
     assert found["tests"] == {"low": 3}
-    assert next(iter(found["largest"].items())) == ("scripts/one.py", 7)
+    assert next(iter(found["largest"].items())) == ("tools/one.py", 7)
     assert found["packages"] == 3
     assert found["imports"] == {"(root)": {"top": 1}, "__init__": {"top": 1}, "low": {}, "top": {"low": 2}}
     assert found["rings"] == []

@@ -18,7 +18,7 @@ SRC = ROOT / "src" / "dualrate"
 FILES = {str(path.relative_to(SRC)): path for path in sorted(SRC.rglob("*.py"))}
 BESIDE = {
     str(path.relative_to(ROOT)): path
-    for folder in ("src", "scripts", "studies", "tools", "benchmarks")
+    for folder in ("src", "studies", "tools", "benchmarks")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if SRC not in path.parents
 }

@@ -222,7 +222,7 @@ def test_what_needs_an_extra_is_imported_by_nothing_else_at_once() -> None:
 
 def test_code_needs_only_declared_dependencies() -> None:
     """The source, and what is run beside it."""
-    beside = {name: sorted((ROOT / name).rglob("*.py")) for name in ("scripts", "studies", "tools", "benchmarks")}
+    beside = {name: sorted((ROOT / name).rglob("*.py")) for name in ("studies", "tools", "benchmarks")}
     allowed = declared(*EXTRAS) | set(sys.stdlib_module_names) | {"dualrate", "dualrate_command", *beside}
     used = {target.split(".")[0]: module for module in MODULES for target in imports_of(module)}
     for name, paths in beside.items():

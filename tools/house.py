@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 PACKAGE = "dualrate"
-BESIDE = ("scripts", "studies", "tools", "benchmarks", "tests")
+BESIDE = ("studies", "tools", "benchmarks", "tests")
 LARGEST = 10
 
 

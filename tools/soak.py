@@ -35,6 +35,7 @@ from safetensors.torch import load_file
 from dualrate.training import checkpoint
 
 AIMED = 0.3  # of the kills: they wait for something half written
+JOBS = ("train", "train-shard", "prepare", "sample", "evaluate", "compare")
 MARK = "DUALRATE_SOAK"  # in the environment of all that a job starts
 RECIPE = """
 import dualrate as dr
@@ -299,7 +300,9 @@ class Soak:
             if time.monotonic() > end:
                 tally.wrong.append(f"{len(left)} processes left over")
                 for number in left:
-                    os.kill(number, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(number, signal.SIGKILL)
+                return
             time.sleep(0.1)
 
 
@@ -308,9 +311,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="in all")
     parser.add_argument("--storm", type=int, default=5, help="kills at most before a job may come to its end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--jobs", nargs="+", default=["train", "train-shard", "prepare", "sample", "evaluate", "compare"]
-    )
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
     parser.add_argument("--folder", type=Path, help="a new one, which stays; default: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -329,7 +329,7 @@ def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_a
         "2 were screened on 40 images, not on 60.",
         "2 were measured on 40 images, not on 80.",
     ):
-        assert any(sentence in told for told in findings.left), sentence
+        assert any(sentence in told for told in (*findings.left, *findings.unplanned)), sentence
         assert sentence in page
     (all_of_it,) = [note for note in notes.lines if "at the speed measured now" in note]
     assert "60 images of each take about 0:0" in all_of_it
@@ -338,6 +338,9 @@ def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_a
     complete = run(here, "heavy", "dual", effort=Effort(minutes=5, screen=60, count=80))
     assert {one.row.score.fingerprint.count for one in complete.finished} == {80}
     assert not complete.left
+    assert not complete.unplanned
+    assert "wants --minutes" in findings.unplanned[0]
+    assert f"{findings.unplanned[0]} The same command goes on" not in page
 
 
 def test_where_the_time_is_over_only_the_networks_that_are_measured_are_timed(here, monkeypatch):

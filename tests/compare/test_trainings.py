@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_savings import finished
 
 from dualrate.compare.comparison import compare
 from dualrate.compare.contenders import Entry
-from dualrate.compare.trainings import as_one
+from dualrate.compare.trainings import as_one, with_trainings
 from dualrate.compare.work import MeasuredContender
 from dualrate.runs.store import load
 from dualrate.training import checkpoint
@@ -64,6 +65,14 @@ def test_with_too_few_trainings_the_first_ones_stand_alone():
     assert as_one(measured) == measured[:1]
     single = trained("a", 1, [1])
     assert as_one(single) == single
+
+
+def test_trainings_may_be_named_by_several_entries_of_their_network():
+    contender = trained("a", 1, [1])[0].contender
+    run, first, second = contender.run, Path("first"), Path("second")
+    entries = [Entry(run, "a", again=(first,)), Entry(run, "a", again=(second, first))]
+    made = with_trainings([contender], entries)
+    assert [(one.run, one.training) for one in made] == [(run, 0), (first, 1), (second, 2)]
 
 
 def test_an_entry_of_several_runs(here):  # noqa: F811

@@ -23,6 +23,7 @@ from dualrate.measuring import search as searching
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.evaluator import evaluator
+from dualrate.measuring.measure import OutOfTime
 from dualrate.measuring.search import Findings, fresh, search, searched
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics import bootstrap, evaluate
@@ -212,7 +213,7 @@ def test_a_search_goes_on_where_it_was(model, judge, tmp_path, drawn, monkeypatc
         patch.setattr(Drawer, "draw", interrupted)
         with pytest.raises(KeyboardInterrupt, match=r"interrupted: \d+ of about \d+ images .* same command goes on"):
             search(model, DUAL, judge, tmp_path / "stopped", progress=Told(), **OPTIONS)
-    with pytest.raises(TimeoutError, match="out of time: 0 of about"):
+    with pytest.raises(OutOfTime, match="out of time: 0 of about"):
         search(model, DUAL, judge, tmp_path / "stopped", seconds=0, progress=Told(), **OPTIONS)
     progress = Told()
     went_on = search(model, DUAL, judge, tmp_path / "stopped", progress=progress, **OPTIONS)

@@ -22,9 +22,7 @@ ENTRY = "[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
 class Compare(Ranged):
     """Compare models, samplers and plans: quality against FLOPs, time and memory, on one page. Goes on if run again."""
 
-    entries: Annotated[
-        Positional[tuple[str, ...]], arg(metavar="[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]")
-    ]
+    entries: Annotated[Positional[tuple[str, ...]], arg(metavar=ENTRY)]
     """RUN alone: its usual plans and samplers. RUN:32/8: 32 steps, 8 heavy calls spread evenly, ancestral unless a
     sampler is named. RUN:plan.json; RUN:32@ddim; RUN:32/8@sde-dpm++2m:0.2; RUN+taylor:32/16; RUN+LIGHT:32/20, the first
     12 of 32 steps by the network of another run. RUN,RUN,RUN: one network trained from several seeds, whose scores are
@@ -79,6 +77,8 @@ class Compare(Ranged):
         )
         if findings.finished:
             print(as_text(front_table(findings.finished)), "\n")
+        for sentence in findings.unplanned:
+            print(sentence)
         for sentence in findings.left:
             print(f"{sentence} The same command goes on.")
         print(self.out)

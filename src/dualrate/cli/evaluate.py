@@ -78,7 +78,7 @@ class Evaluate(Ranged):
                 "weights": model.weights_hash,
                 "command": shlex.join(["dualrate", *sys.argv[1:]]),
             }
-            print(json.dumps(asdict(row) | {"flops": row.flops, **of, "environment": environment()}))
+            print(json.dumps(asdict(row) | {"flops": row.flops, **of, "environment": environment(model.device)}))
             return
         print(as_text(table([row])))
         if kept is not None:
@@ -103,7 +103,7 @@ class Evaluate(Ranged):
             found = score_texts(drawer, seeds, judge, progress=image_progress(progress), mapper=over)
         if self.json:
             of = {"weights": drawer.model.weights_hash, "steps": drawer.plan.num_steps, "macs": drawer.cost.macs}
-            print(json.dumps(asdict(found) | of | {"environment": environment()}))
+            print(json.dumps(asdict(found) | of | {"environment": environment(drawer.model.device)}))
             return
         print(
             f"{drawer.network}, {drawer.plan.num_steps} steps; {self.num} pieces drawn, {len(found.bound.images)} held "

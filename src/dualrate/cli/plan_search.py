@@ -57,6 +57,7 @@ def run_search(
     effort: num, grid, images, batch_size and mapper of a `search`
     """
     from dualrate.measuring.evaluator import evaluator
+    from dualrate.measuring.measure import OutOfTime
     from dualrate.measuring.search import search
     from dualrate.report.figures import plan_figure, png
 
@@ -64,7 +65,7 @@ def run_search(
     keep, seconds = out.with_suffix(".search"), 60 * options.minutes
     try:
         found = search(model, options.choice(steps), judge, keep, seconds=seconds, progress=progress, **effort)
-    except TimeoutError as stop:
+    except OutOfTime as stop:
         progress.note(f"{stop}")
         raise SystemExit(75) from None
     print(_text(found))

@@ -112,7 +112,7 @@ def compare(
     directory, latents = out.with_suffix(".cells"), None
     directory.mkdir(parents=True, exist_ok=True)
     bench = Bench(models, judges, directory, progress)
-    unplanned, left = _unplanned(parsed, bench, clock)
+    unplanned = _unplanned(parsed, bench, clock)
     contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
     duals = frozenset(one.network for one in contenders if models[one.run].call_cost.heavy and one.reuses)
     if base is not None:
@@ -125,9 +125,9 @@ def compare(
         clock = replace(clock, start=clock.start + time.monotonic() - start)  # they are kept: the minutes are for rows
     bench.share = _share(workers, device)
     with mapper(workers, device, progress.note) as bench.mapper:
-        screened, measured, unmeasured = _measured(contenders, parsed, bench, effort, clock, duals)
-    left += unmeasured
-    results = ComparisonResults(screened, [], duals, left, bench.judge, command, latents)
+        screened, measured, left = _measured(contenders, parsed, bench, effort, clock, duals)
+    says = list(unplanned.values())
+    results = ComparisonResults(screened, [], duals, left, bench.judge, command, latents, device, says)
     _write(out, replace(results, left=[*left, "Nothing was timed yet."]))
     results = replace(results, finished=bench.finish(measured, clock.left))
     _write(out, results)
@@ -163,8 +163,8 @@ def _share(workers: WorkerCount, device: torch.device) -> float:
     return 1 / min(count, torch.cuda.device_count()) if device.type == "cuda" else torch.get_num_threads() / count
 
 
-def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> tuple[frozenset[Path], list[str]]:
-    """The runs for whose planning there is no time; a sentence for each."""
+def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> dict[Path, str]:
+    """The runs for whose planning these minutes are too few, with a sentence each."""
     found: dict[Path, str] = {}
     seconds = PLANNING * clock.seconds
     for entry in entries:
@@ -182,7 +182,7 @@ def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> tuple[fr
                 continue
         found[entry.run] = f"No plans were planned for {entry.network}: that wants {wants}."
         bench.progress.note(found[entry.run])
-    return frozenset(found), list(found.values())
+    return found
 
 
 def _write(out: Path, results: ComparisonResults) -> None:
@@ -252,8 +252,8 @@ def _announce(
     more = f" of {len(contenders)} (no time to time the others' calls)" if len(timed) < len(contenders) else ""
     bench.progress.note(
         f"{len(timed)} contenders{more}: {effort.screen} images of each take about {duration(screening)} at the speed "
-        f"measured now, {effort.count} of those on the front, if that is a quarter, {duration(front)}; there are "
-        f"{duration(clock.left)}"
+        f"measured now, {effort.count} of those on the front, if that is {FRONT:.0%} of them, {duration(front)}; "
+        f"there are {duration(clock.left)}"
     )
     keys = {one.key for one in picked}
     out = [_name(one) for one in contenders if one.key not in keys]

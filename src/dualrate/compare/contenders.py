@@ -246,9 +246,8 @@ def usual_switched(entry: Entry, model: Model) -> list[Contender]:
 def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Contender]:
     """A dual-rate model with even, planned, and late heavy calls; the last two under the last sampler and gamma.
 
-    Late ones are those of `Choice`.
-
-    Without a planner none are planned; a model whose context was never dropped in training gets no late ones.
+    Without a planner none are planned. Late ones are those of `Choice`; a model whose context was never dropped in
+    training gets none.
     """
 
     samplers = {name: sampler for name, sampler in entry.samplers(model.process).items() if sampler.markovian}

@@ -148,6 +148,7 @@ def savings_table(results: ComparisonResults) -> Table:
         f"images to tell: as many of each would tell the ratio in {COSTS[0].name} from 1 with a chance of "
         f"{100 * POWER:.0f}%, if the scores are the true ones",
         f"{_dearest(results)}the intervals hold no noise of timing, and the front was picked among the same images",
+        *results.unplanned,
         *results.left,
     )
     return Table(header, tuple(cells), notes)
@@ -298,11 +299,12 @@ def _screening(results: ComparisonResults) -> list[Section]:
 
 
 def _unfinished(results: ComparisonResults) -> list[Element]:
-    return [Text(f"{sentence} The same command goes on.", "note") for sentence in results.left]
+    goes_on = [f"{sentence} The same command goes on." for sentence in results.left]
+    return [Text(sentence, "note") for sentence in (*results.unplanned, *goes_on)]
 
 
 def _method(results: ComparisonResults) -> Section:
-    facts = {**environment(), "command": results.command}
+    facts = {**environment(results.device), "command": results.command}
     if results.finished:
         facts["precision"] = results.finished[0].row.precision
         facts["fingerprint"] = results.finished[0].row.score.fingerprint.json()

@@ -78,8 +78,9 @@ def as_json(results: ComparisonResults) -> str:
     return json.dumps(
         {
             "command": results.command,
-            "environment": environment(),
+            "environment": environment(results.device),
             "unfinished": list(results.left),
+            "unplanned": list(results.unplanned),
             **({"latents": _latents(results.latents)} if results.latents else {}),
             "front": as_records(results),
             "savings": saved,

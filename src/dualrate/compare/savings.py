@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from dualrate.compare.work import MeasuredContender, TimedContender
 from dualrate.data.given_latents import DrawnLatents
 from dualrate.metrics.evaluate import Evaluator
@@ -33,8 +35,10 @@ class ComparisonResults:
     """screened: every contender on few images; finished: some on many.
 
     duals: names of the networks at two rates, which are set against all others
-    left:  what the minutes did not suffice for, a sentence each
+    left:  what the minutes did not suffice for, and the same command goes on with, a sentence each
     latents: that decoders were given, None: those of held-out images, or these are no decoders
+    device: all of it ran on
+    unplanned: what the minutes are too few for, however often the same command goes on, a sentence each
     """
 
     screened: Sequence[MeasuredContender]
@@ -44,6 +48,8 @@ class ComparisonResults:
     judge: Evaluator[Any]
     command: str
     latents: DrawnLatents | None = None
+    device: torch.device = torch.device("cpu")
+    unplanned: Sequence[str] = ()
 
     @property
     def own(self) -> list[TimedContender]:

@@ -47,7 +47,7 @@ def affordable(
 
 
 def useful_first(contenders: Sequence[Contender], macs: Mapping[str, int]) -> list[Contender]:
-    """What the user named; then the runs in turns, each under the best samplers first, at middles_first costs.
+    """What the user named; then the runs in turns, each under the best samplers first, at costs spread out.
 
     macs: of an image, by a contender's key
     """
@@ -65,7 +65,7 @@ def useful_first(contenders: Sequence[Contender], macs: Mapping[str, int]) -> li
 
 
 def middles_first(items: Sequence[Item]) -> list[Item]:
-    """The middle one, then the middles of both halves in turns: however few are taken, they are middles_first out."""
+    """The middle one, then the middles of both halves in turns: however few are taken, they are spread out."""
     if not items:
         return []
     middle = len(items) // 2

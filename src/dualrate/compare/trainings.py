@@ -47,11 +47,13 @@ def _kind(model: Model) -> tuple[object, ...]:
 
 def with_trainings(contenders: Sequence[Contender], entries: Sequence[Entry]) -> list[Contender]:
     """Each contender, followed by the same of the other trainings of its network."""
-    again = {entry.run: entry.again for entry in entries if entry.again}
+    again: dict[Path, dict[Path, None]] = {}  # of all entries of a run, each once
+    for entry in entries:
+        again.setdefault(entry.run, {}).update(dict.fromkeys(entry.again))
     return [
         replace(contender, run=run, training=i)
         for contender in contenders
-        for i, run in enumerate((contender.run, *again.get(contender.run, ())))
+        for i, run in enumerate((contender.run, *again[contender.run]))
     ]
 
 

@@ -30,7 +30,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import call_seconds, measure, stores
+from dualrate.measuring.measure import OutOfTime, call_seconds, measure, stores
 from dualrate.measuring.reconstruction import LOOKED_AT, Nearness, nearness
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
@@ -180,7 +180,7 @@ class Bench:
             before, start = self._done, time.monotonic()
             try:
                 measured = self._measure(contender, seeds, deadline if i >= LEAST else math.inf, details=details)
-            except TimeoutError:
+            except OutOfTime:
                 self.progress.note(f"{i + 1}/{len(contenders)} {contender.key}: out of time")
                 continue
             finally:
@@ -208,7 +208,7 @@ class Bench:
             logs = {"images": self._images, "seconds": time.monotonic() - self._start}
             self.progress.update(round(self._done), round(self._total), logs)
             if done < total and time.monotonic() > deadline:
-                raise TimeoutError
+                raise OutOfTime
 
         drawer, keep = self.drawer(contender), self._place(contender)
         how = {"keep": keep, "details": details, "progress": report, "mapper": self.mapper}

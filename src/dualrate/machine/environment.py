@@ -11,10 +11,13 @@ from pathlib import Path
 import torch
 
 
-def environment() -> dict[str, str]:
-    """Processor, threads, versions, date (UTC) and, in a checkout, the commit; what is unknown is left out."""
+def environment(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Processor, GPU if that is the device, threads, versions, date (UTC) and, in a checkout, the commit; what is
+    unknown is left out.
+    """
     facts = {
         "processor": _processor(),
+        "GPU": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "",
         "threads": str(torch.get_num_threads()),
         "dualrate": _version(),
         "torch": str(torch.__version__),

@@ -44,6 +44,10 @@ class Measurement:
     replicates: Mapping[str, NDArray[np.float64]]
 
 
+class OutOfTime(Exception):
+    """What was to be drawn took longer than it may; what was drawn is kept."""
+
+
 def check(judges: Iterable[Evaluator[Any]], count: int, *, details: bool) -> None:
     """Raises ValueError, before anything is drawn, for what could not be scored."""
     first, *others = judges

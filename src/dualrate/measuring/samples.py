@@ -80,6 +80,7 @@ def write_samples(
     kind = sample_files(model)
     if drawer.precision == "auto" and found is not None:
         drawer = replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")
+    ran_on = {"device": str(model.device), **environment(model.device)}
     record = Record(
         model=model.name,
         path=str(model.path.resolve()) if model.path else "",
@@ -93,7 +94,7 @@ def write_samples(
         origin=drawer.origin(PIXELS),
         cost={"heavy_calls": cost.heavy_calls, "light_calls": cost.light_calls, "macs": cost.macs, "flops": cost.flops},
         ending=kind.ending,
-        calls=({"command": command, "batch_size": drawer.batch_size, "device": str(model.device), **environment()},),
+        calls=({"command": command, "batch_size": drawer.batch_size, **ran_on},),
     )
     if found is not None:
         found.require_same(record, out)

@@ -29,7 +29,7 @@ from dualrate.machine.progress import ImageProgress, Reporter
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import Measurement, measure
+from dualrate.measuring.measure import Measurement, OutOfTime, measure
 from dualrate.measuring.planning import measured_errors
 from dualrate.metrics.bootstrap import LEVEL, Interval
 from dualrate.metrics.evaluate import Evaluator, Score
@@ -105,7 +105,7 @@ def search(
     num:          images of a plan in the last round, and of the fresh ones
     grid, images: of the planner's errors, where the family is too large to measure all of it
     mapper:       measures errors, and draws
-    seconds:      after which it stops with a TimeoutError that says how far it came, as a KeyboardInterrupt does
+    seconds:      after which it stops with an OutOfTime that says how far it came, as a KeyboardInterrupt does
     Raises ValueError, before anything is drawn, for what cannot be searched or scored; OSError for a directory that
     another process is filling, and for files.
     """
@@ -129,7 +129,7 @@ def search(
         bench = _Bench(drawer, judge, keep, progress, mapper, total, deadline)
         try:
             return _found(bench, names, usual, rounds)
-        except (KeyboardInterrupt, TimeoutError) as stop:
+        except (KeyboardInterrupt, OutOfTime) as stop:
             why = "interrupted" if isinstance(stop, KeyboardInterrupt) else "out of time"
             raise type(stop)(
                 f"{why}: {bench.drawn} of about {bench.total} images were drawn, whose features are in {keep}; the "
@@ -215,7 +215,7 @@ class _Bench:
     _seen: dict[tuple[StepPlan, int], int] = field(default_factory=dict)  # images of this search, by plan, first seed
 
     def measured(self, plan: StepPlan, seeds: range) -> Measurement:
-        """Raises TimeoutError after the deadline, once what was drawn is kept."""
+        """Raises OutOfTime after the deadline, once what was drawn is kept."""
         drawer = self.drawer(plan)
         place = self.keep / drawer.origin(self.judge.net.identity).digest
         report = self._reporting(self._seen.get((plan, seeds.start), 0))
@@ -235,6 +235,6 @@ class _Bench:
             logs = {"images": self.drawn, "seconds": time.monotonic() - self.start}
             self.progress.update(self.drawn, self.total, logs)
             if done < total and time.monotonic() > self.deadline:
-                raise TimeoutError
+                raise OutOfTime
 
         return report

@@ -48,7 +48,7 @@ def distinguishable(row: Row, other: Row) -> bool:
 
 
 def best_within(row: Row, others: Sequence[Row]) -> Row | None:
-    """The best score among `others` that take no more FLOPs than the row; None if all take more."""
+    """The best score among `others` of at most COMPARABLE times the row's FLOPs; None if all take more."""
     affordable = [other for other in others if other.flops <= COMPARABLE * row.flops]
     return min(affordable, key=lambda other: other.score.value) if affordable else None
 

@@ -143,7 +143,7 @@ def _record(row: Row) -> dict[str, object]:
     own = asdict(row)
     score = own.pop("score")
     left_out = ("precision", "details", "beside")
-    merged = own | {"flops": row.flops} | score | {"floor": _floor(row.score)}
+    merged = own | {"flops": row.flops, "arithmetic": row.precision} | score | {"floor": _floor(row.score)}
     flat = {k: v for k, v in merged.items() if k not in left_out}
     for other in row.beside:
         named = {"value": other.value, "low": other.low, "high": other.high, "floor": _floor(other)}
