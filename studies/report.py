@@ -1,4 +1,4 @@
-"""Reports of docs/results: compares models, then writes a page's tables and figures and docs/results/NAME.json.
+"""Reports of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and figures.
 
     make reproduce-report                   settled: models trained alike, 20,000 images, an hour and a half
     .venv/bin/python studies/report.py students-settled their students, 20,000 images, half an hour of a core, after
@@ -6,6 +6,7 @@
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
     .venv/bin/python studies/report.py rivals-plans     more plans of the caches, 1,000 images, twenty minutes
     .venv/bin/python studies/report.py rivals-32        the same of 32 x 32, of `make reproduce-train MODEL=flat-...`
+    .venv/bin/python studies/report.py natural16        natural images, of `make reproduce-train MODEL=natural16-...`
     .venv/bin/python studies/report.py decoders         decoders of a latent: `make reproduce-train MODEL=decoder-...`
     .venv/bin/python studies/report.py decoders-drawn   the same of latents that a base model drew
     .venv/bin/python studies/report.py fashion-mnist    all plans and samplers of older models, about an hour
@@ -18,8 +19,10 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import decoder_samplers
 import numpy as np
@@ -44,6 +47,7 @@ from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Entry
 from dualrate.compare.judges import verdict_table
 from dualrate.compare.page import front_table, reusing_plans, savings_table
+from dualrate.compare.records import as_csv
 from dualrate.compare.savings import ComparisonResults
 from dualrate.machine.device import pick_device
 from dualrate.metrics.architectures import Architecture, Stacked
@@ -54,6 +58,7 @@ from dualrate.report.pareto import unbeaten
 from dualrate.report.rows import Row, shared_metrics
 from dualrate.report.table import EACH, Table, as_markdown, compute_unit, significant, table
 
+Writer = Callable[[ComparisonResults, Path], object]
 KINDS = ("savings", "front")  # of tables on a page
 SUMMARY = ROOT / "docs/results.md"  # where a table of the kind "summary" stands
 
@@ -263,19 +268,39 @@ def _reuses(row: Row) -> bool:
     return row.num_heavy < row.num_steps
 
 
-def write_screening(name: str, findings: ComparisonResults) -> None:
-    made = table([one.row for one in findings.screened])
-    with (RESULTS / f"{name}-screening.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([made.header, *made.cells])
+def _figure(cost: Literal["flops", "seconds"]) -> Writer:
+    return lambda findings, file: file.write_bytes(png(pareto_figure([one.row for one in findings.finished], cost)))
 
 
-def pictures(name: str, findings: ComparisonResults) -> None:
+def _plans(findings: ComparisonResults, file: Path) -> None:
+    file.write_bytes(png(plan_figure(reusing_plans(findings.finished))))
+
+
+def _samples(findings: ComparisonResults, file: Path) -> None:
+    """A row of images each, in order of cost."""
     ordered = sorted(findings.finished, key=lambda one: one.row.macs)
-    for cost in ("flops", "seconds"):
-        (RESULTS / f"{name}-{cost}.png").write_bytes(png(pareto_figure([one.row for one in ordered], cost)))
-    (RESULTS / f"{name}-plans.png").write_bytes(png(plan_figure(reusing_plans(ordered))))
     grid = np.concatenate([one.images for one in ordered])
-    save_grid(grid, RESULTS / f"{name}-samples.png", columns=SHOWN, scale=2 if grid.shape[-1] < 30 else 1)
+    save_grid(grid, file, columns=SHOWN, scale=2 if grid.shape[-1] < 30 else 1)
+
+
+def _csv(findings: ComparisonResults, file: Path) -> None:
+    file.write_text(as_csv(findings))
+
+
+def _screening(findings: ComparisonResults, file: Path) -> None:
+    made = table([one.row for one in findings.screened])
+    with file.open("w", newline="") as target:
+        csv.writer(target, lineterminator="\n").writerows([made.header, *made.cells])
+
+
+FILES: Mapping[str, Writer] = {  # NAME and this, where the report's page or the summary names it
+    "-flops.png": _figure("flops"),
+    "-seconds.png": _figure("seconds"),
+    "-plans.png": _plans,
+    "-samples.png": _samples,
+    ".csv": _csv,
+    "-screening.csv": _screening,
+}
 
 
 def main() -> None:
@@ -312,10 +337,11 @@ def main() -> None:
     if findings.left:
         print(*findings.left, f"the same command goes on; so far: {out}", sep="\n")
         raise SystemExit(75)
-    for suffix in (".json", ".csv"):
-        (RESULTS / f"{name}{suffix}").write_text(out.with_suffix(suffix).read_text())
-    pictures(name, findings)
-    write_screening(name, findings)
+    (RESULTS / f"{name}.json").write_text(out.with_suffix(".json").read_text())
+    named = page.read_text() + SUMMARY.read_text()
+    for ending, write in FILES.items():
+        if f"{name}{ending}" in named:
+            write(findings, RESULTS / f"{name}{ending}")
     made = tables(findings)
     for kind in report.kinds:
         place(f"{name} {kind}", as_markdown(made[kind]) + "\n", page_of(f"{name} {kind}", [page, SUMMARY]))
