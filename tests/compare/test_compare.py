@@ -722,3 +722,21 @@ def test_bad_input_is_one_clear_line(here, capsys, monkeypatch, arguments, expec
     assert stopped.value.code == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert expected in told[-1]
+
+
+def test_planning_is_priced_for_the_denoiser_that_is_named(here):
+    """Similarities of a cache around any network, errors of a dual-rate one, and nothing where plans are even."""
+    models = {Path(name): load(name) for name in ("heavy", "dual")}
+    seconds = CallCost(heavy=1.0, light=1.0)
+
+    def priced(text: str) -> float:
+        return contenders.planning_seconds(Entry.parse(text), models, seconds)
+
+    similarity, errors = 2 * 4, 8 * (2 * 8 + 8 * 9 / 2)
+    assert priced("heavy") == similarity
+    models[Path("dearer")] = replace(models[Path("heavy")])
+    models[Path("dearer")].__dict__["call_cost"] = CallCost(heavy=0, light=10**12)
+    assert priced("heavy") == priced("heavy:4") == 0
+    assert priced("heavy+shared-encoder") == similarity
+    assert priced("heavy+taylor") == 0
+    assert priced("dual") == errors

@@ -343,7 +343,7 @@ def contenders_of(
             found += usual_dual(entry, model, planner)
         else:
             found += usual_single(entry, model, calls_of(cost.light, dearest, cost.heavy))
-            if can_share_encoder(entry.run, models, costs) and entry.denoiser is None and entry.run not in unplanned:
+            if can_share_encoder(entry.run, models) and entry.denoiser is None and entry.run not in unplanned:
                 progress.note(f"planning where the shared encoder of {entry.network} is refreshed")
                 shared = replace(entry, denoiser=SHARED_ENCODER)
                 found += [
@@ -362,10 +362,10 @@ def calls_of(network: float, dearest: float, once: float = 0) -> list[int]:
     return [min(MOST_STEPS, max(1, round((rung * dearest - once) / network))) for rung in LADDER]
 
 
-def can_share_encoder(run: Path, models: dict[Path, Model], costs: dict[Path, CallCost]) -> bool:
+def can_share_encoder(run: Path, models: dict[Path, Model]) -> bool:
     """Whether a run is the dearest single network, no decoder, and its middle has blocks to share, and one to spare."""
-    single = [cost.light for one, cost in costs.items() if not has_exits(models[one].denoiser)]
-    dearest = costs[run].light == max(single, default=0)
+    single = [model.call_cost.light for model in models.values() if not has_exits(model.denoiser)]
+    dearest = models[run].call_cost.light == max(single, default=0)
     networks = models[run].experiment.networks
     configs = networks.configs if networks.latent is None else {}
     return dearest and "model" in configs and configs["model"].levels[-1].blocks > 1
@@ -378,19 +378,17 @@ def is_planned(model: Model) -> bool:
 
 def planning_seconds(entry: Entry, models: dict[Path, Model], seconds: CallCost) -> float:
     """What finding an entry's usual plans takes. seconds: of calls of its model, per image."""
-    model = models[entry.run]
-    if entry.plan is not None or entry.is_switched or not model.serves.any_plan or refreshing(entry.denoiser).even:
+    if entry.plan is not None or entry.is_switched or refreshing(entry.denoiser).even:
         return 0.0
-    if model.reuses_context and not is_planned(model):
+    model = called_by(models[entry.run], entry.denoiser)
+    if not model.serves.any_plan:
         return 0.0
-    if model.reuses_context:
-        kept = are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES)
+    similarity = SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED_PLANS) * seconds.light
+    if model.denoiser.reuse is Reuse.SMOOTH:
+        return similarity
+    if model.denoiser.reuse is Reuse.MARKOV:
+        kept = is_planned(model) and are_errors_kept(model, grid=PLANNER_GRID, images=PLANNING_IMAGES)
         light = PLANNER_GRID * (PLANNER_GRID + 1) / 2
         calls = 2 * PLANNER_GRID * seconds.heavy + light * seconds.light  # errors, and the bend
-        return 0.0 if kept else PLANNING_IMAGES * calls
-    costs = {run: model.call_cost for run, model in models.items()}
-    return (
-        SIMILARITY_IMAGES * sum(steps for steps, _ in SHARED_PLANS) * seconds.light
-        if can_share_encoder(entry.run, models, costs)
-        else 0.0
-    )
+        return PLANNING_IMAGES * calls if is_planned(model) and not kept else 0.0
+    return similarity if entry.denoiser is None and can_share_encoder(entry.run, models) else 0.0
