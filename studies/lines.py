@@ -77,9 +77,14 @@ class Study:
         return ROOT / self.lines[name].run
 
     def run(self, name: str, count: int) -> None:
-        """Train a model to its end, and measure it, unless its results are there."""
+        """Train a model to its end, and measure it, unless its results are there.
+
+        Raises ValueError for results of another number of images.
+        """
         file, line = self.file_of(name), self.lines[name]
         if file.exists():
+            if (kept := json.loads(file.read_text())["count"]) != count:
+                raise ValueError(f"{file} is of {kept} images, not of {count}: delete it to measure anew")
             return
         if line.command:
             how = ["--fit.iterations", str(line.iterations), "--fit.precision", self.precision, "--out", line.run]
