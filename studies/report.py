@@ -117,8 +117,12 @@ ALONE = {  # single networks that were trained alike, under the best of 20 pairs
 }
 TOGETHER = {"dual-25": ("0.7-8-2", "0.5-10-3", "0.5-12-3"), "dual-45": ("0.7-8-2", "0.7-12-4")}  # at two rates
 NATURAL = {  # of natural images of 16 x 16
-    "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8, 10)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12))),
-    "heavy": (*(f"{steps}@dpm++2m" for steps in (6, 8)), f"8{SETTLED}"),
+    "dual-25": tuple(
+        f"{PLANS}/blend-0.5-{plan}.json@sde-dpm++2m:{gamma}"
+        for plan, gamma in (("8-2", 0.2), ("10-3", 0.15), ("12-3", 0.1))
+    ),
+    "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8, 10)), *(f"{n}{SETTLED}" for n in (8, 10, 12))),
+    "heavy": ("8@dpm++2m",),
 }
 HEAVY = "weights/fashion-mnist-heavy-annealed"
 RIVALS = (  # itself, then what spends less of it without training, or with another network for the first steps
@@ -218,8 +222,7 @@ REPORTS = {
         nets={"cifar10-a": (Architecture, 0, 10), "cifar10-b": (Stacked, 1, 10)},
     ),
     "natural16": Report(
-        [f"dual-25=runs/natural16-dual-25:{PLANS}/blend-{plan}.json{SETTLED}" for plan in TOGETHER["dual-25"]]
-        + [f"{name}=runs/natural16-{name}:{how}" for name, ways in NATURAL.items() for how in ways],
+        [f"{name}=runs/natural16-{name}:{how}" for name, ways in NATURAL.items() for how in ways],
         Effort(minutes=480, screen=300, count=20_000),
         ".venv/bin/python studies/report.py natural16",
         "natural16.md",
