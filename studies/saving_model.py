@@ -102,7 +102,7 @@ def report_rows(file: Path) -> tuple[list[str], list[Scored]]:
             tuple(row[key] for key in judges.values()),
         )
         for row in front
-        if row["sampler"].startswith(SAMPLER)
+        if f"{row['sampler']}, ".startswith(f"{SAMPLER}, ")
     ]
     return list(judges), rows
 
@@ -228,7 +228,7 @@ def savings(rows: Sequence[Scored], sums: Sequence[Off], single_steps: Mapping[i
         for row, one in both:
             if row.single:
                 continue
-            predicted = straight(one.total, [(off + lacks, cost) for cost, off in steps])
+            predicted = straight(one.total, [(off + lacks, cost) for cost, off in steps if off + lacks > 0])
             wanted = one.total - straight(row.macs, steps)
             seen = tuple(_seen(row, alone, k) for k in range(len(row.scores)))
             found.append(Saving(row.name, network, predicted / row.macs, seen, lacks / one.heavy, wanted / one.heavy))
