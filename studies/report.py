@@ -47,8 +47,8 @@ from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Entry
 from dualrate.compare.judges import verdict_table
 from dualrate.compare.page import front_table, reusing_plans, savings_table
-from dualrate.compare.records import as_csv
 from dualrate.compare.savings import ComparisonResults
+from dualrate.compare.work import TimedContender
 from dualrate.machine.device import pick_device
 from dualrate.metrics.architectures import Architecture, Stacked
 from dualrate.report.figures import pareto_figure, plan_figure, png
@@ -271,8 +271,12 @@ def _reuses(row: Row) -> bool:
     return row.num_heavy < row.num_steps
 
 
+def _by_cost(findings: ComparisonResults) -> list[TimedContender]:
+    return sorted(findings.finished, key=lambda one: one.row.macs)
+
+
 def _figure(cost: Literal["flops", "seconds"]) -> Writer:
-    return lambda findings, file: file.write_bytes(png(pareto_figure([one.row for one in findings.finished], cost)))
+    return lambda findings, file: file.write_bytes(png(pareto_figure([one.row for one in _by_cost(findings)], cost)))
 
 
 def _plans(findings: ComparisonResults, file: Path) -> None:
@@ -281,13 +285,8 @@ def _plans(findings: ComparisonResults, file: Path) -> None:
 
 def _samples(findings: ComparisonResults, file: Path) -> None:
     """A row of images each, in order of cost."""
-    ordered = sorted(findings.finished, key=lambda one: one.row.macs)
-    grid = np.concatenate([one.images for one in ordered])
+    grid = np.concatenate([one.images for one in _by_cost(findings)])
     save_grid(grid, file, columns=SHOWN, scale=2 if grid.shape[-1] < 30 else 1)
-
-
-def _csv(findings: ComparisonResults, file: Path) -> None:
-    file.write_text(as_csv(findings))
 
 
 def _screening(findings: ComparisonResults, file: Path) -> None:
@@ -301,7 +300,6 @@ FILES: Mapping[str, Writer] = {  # NAME and this, where the report's page or the
     "-seconds.png": _figure("seconds"),
     "-plans.png": _plans,
     "-samples.png": _samples,
-    ".csv": _csv,
     "-screening.csv": _screening,
 }
 
@@ -336,12 +334,14 @@ def main() -> None:
         progress=reporter(),
         command=report.command,
     )
-    print(*findings.unplanned, sep="\n")
+    for sentence in findings.unplanned:
+        print(sentence)
     if findings.left:
         print(*findings.left, f"the same command goes on; so far: {out}", sep="\n")
         raise SystemExit(75)
-    (RESULTS / f"{name}.json").write_text(out.with_suffix(".json").read_text())
     named = page.read_text() + SUMMARY.read_text()
+    for suffix in (".json", *([".csv"] if f"{name}.csv" in named else [])):
+        (RESULTS / f"{name}{suffix}").write_text(out.with_suffix(suffix).read_text())
     for ending, write in FILES.items():
         if f"{name}{ending}" in named:
             write(findings, RESULTS / f"{name}{ending}")

@@ -21,9 +21,8 @@ import results
 import screening
 import train
 
-SPEC = spec_from_file_location(
-    "studies_report", Path(results.__file__).with_name("report.py")
-)  # tests/report is another
+# by its path: tests have a folder of its name
+SPEC = spec_from_file_location("studies_report", Path(results.__file__).with_name("report.py"))
 assert SPEC is not None
 assert SPEC.loader is not None
 report = sys.modules[SPEC.name] = module_from_spec(SPEC)

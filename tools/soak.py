@@ -35,7 +35,6 @@ from safetensors.torch import load_file
 from dualrate.training import checkpoint
 
 AIMED = 0.3  # of the kills: they wait for something half written
-JOBS = ("train", "train-shard", "prepare", "sample", "evaluate", "compare")
 MARK = "DUALRATE_SOAK"  # in the environment of all that a job starts
 RECIPE = """
 import dualrate as dr
@@ -307,11 +306,12 @@ class Soak:
 
 
 def main() -> int:
+    names = [*jobs(Path())]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="in all")
     parser.add_argument("--storm", type=int, default=5, help="kills at most before a job may come to its end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
+    parser.add_argument("--jobs", nargs="+", choices=names, default=names)
     parser.add_argument("--folder", type=Path, help="a new one, which stays; default: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

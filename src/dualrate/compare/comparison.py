@@ -126,8 +126,8 @@ def compare(
     bench.share = _share(workers, device)
     with mapper(workers, device, progress.note) as bench.mapper:
         screened, measured, left = _measured(contenders, parsed, bench, effort, clock, duals)
-    says = list(unplanned.values())
-    results = ComparisonResults(screened, [], duals, left, bench.judge, command, latents, device, says)
+    how = {"device": device, "unplanned": list(unplanned.values())}
+    results = ComparisonResults(screened, [], duals, left, bench.judge, command, latents, **how)
     _write(out, replace(results, left=[*left, "Nothing was timed yet."]))
     results = replace(results, finished=bench.finish(measured, clock.left))
     _write(out, results)
