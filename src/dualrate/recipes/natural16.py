@@ -44,7 +44,7 @@ NETWORKS: dict[Single, UViTConfig] = {
     "light": network(conv=32, transformer=96, depth=2),  # 26 million, 0.17
     "light-10": network(conv=24, transformer=64, depth=2),  # 13 million, 0.09
 }
-# 6,800 CPU seconds each on one core of an AMD EPYC with AVX-512 bfloat16 (dev/queue.md)
+# 6,400 to 6,800 CPU seconds each on one core of an AMD EPYC with AVX-512 bfloat16: benchmarks/equal_time.py
 ITERATIONS = {
     "heavy": 7300,
     "medium-45": 16_250,
