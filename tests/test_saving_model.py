@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -70,3 +71,18 @@ def test_a_network_of_one_row_has_no_line() -> None:
     rows.append(saving_model.Scored("pair", dr.StepPlan.uniform(8, 2), 40, (1.0,) * 3))
     sums = [saving_model.Off(Estimate(0.0, 0.0), 4**-3.0, 0.1)] * 2
     assert saving_model.savings(rows, sums, steps) == []
+
+
+def test_rows_of_a_report_are_those_of_the_very_sampler(tmp_path: Path) -> None:
+    def row(sampler: str, scores: tuple[float, float]) -> dict[str, object]:
+        plan = json.loads(dr.StepPlan.uniform(4, 2).to_json())
+        judged = {"metric": "FD-one", "value": scores[0], "FD-other value": scores[1]}
+        return {"network": "pair", "sampler": sampler, "plan": plan, "macs": 7, **judged}
+
+    samplers = (saving_model.SAMPLER, f"{saving_model.SAMPLER}, blend-0.5-4-2", f"{saving_model.SAMPLER}5", "DDIM")
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps({"front": [row(name, (i, 2 * i)) for i, name in enumerate(samplers)]}))
+    judges, rows = saving_model.report_rows(file)
+    assert judges == ["FD-one", "FD-other"]
+    assert [one.scores for one in rows] == [(0, 0), (1, 2)]
+    assert {(one.name, one.macs) for one in rows} == {("pair 4/2", 7)}

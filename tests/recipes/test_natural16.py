@@ -11,7 +11,7 @@ import pytest
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.networks import OneNetwork
+from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.recipes import natural16
 from dualrate.sampling.cost import call_cost
 
@@ -48,6 +48,12 @@ def test_costs_are_the_stated_shares_of_heavy():
     assert 100e6 <= macs["heavy"] <= 170e6
     for name, share in {"medium-45": 0.45, "medium-25": 0.25, "light": 0.17, "light-10": 0.09}.items():
         assert macs[name] / macs["heavy"] == pytest.approx(share, rel=0.06)
+
+
+def test_the_pair_is_of_the_two_networks_that_it_says() -> None:
+    networks = natural16.dual().networks
+    assert isinstance(networks, TwoNetworks)
+    assert (networks.encoder, networks.light) == (natural16.NETWORKS["medium-25"], natural16.NETWORKS["light-10"])
 
 
 def test_all_are_trained_alike_but_for_the_number_of_iterations():
