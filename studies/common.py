@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shlex
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -64,6 +68,19 @@ RETIRED = {  # the last commit that has them
 def command(doc: str | None) -> argparse.ArgumentParser:
     """The parser of a study with this docstring."""
     return argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+
+
+def dualrate(arguments: Sequence[str]) -> None:
+    """Runs a `dualrate` command, printed first, in the repository, where classes of studies/ can be named.
+
+    Raises SystemExit with its status where it fails.
+    """
+    print("dualrate", shlex.join(arguments), flush=True)
+    paths = [str(ROOT / "studies"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    program = [sys.executable, "-m", "dualrate_command"]
+    if status := subprocess.run([*program, *arguments], cwd=ROOT, env=environment, check=False).returncode:
+        raise SystemExit(status)
 
 
 def on_one_thread() -> None:

@@ -13,10 +13,7 @@ busy cores too. Encoder sharing without training is studies/shared_blocks.py.
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import COUNT, JUDGES, ROOT, RUNS, command, keep, load, on_one_thread, save
+from common import COUNT, JUDGES, ROOT, RUNS, command, dualrate, keep, load, on_one_thread, save
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -162,14 +159,6 @@ def train(model: Any, folder: Path, x: Tensor, y: Tensor, minutes: float, batch:
     scheduler.save_pretrained(folder)
 
 
-def dualrate(*words: str) -> None:
-    """Runs a command, printed. Raises CalledProcessError where it fails."""
-    print("dualrate", *words, flush=True)
-    paths = [str(ROOT / "studies"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    subprocess.run([sys.executable, "-m", "dualrate_command", *words], cwd=ROOT, check=True, env=environment)
-
-
 def blended(run: Path, wanted: Sequence[tuple[int, int]]) -> list[str]:
     """Files of plans whose steps are between equal ones in t and in log-SNR, as commands choose them; names in plans
     are of steps equal in t."""
@@ -210,7 +199,7 @@ def cpu_milliseconds(entries: Sequence[str]) -> dict[str, float]:
     for text in entries:
         entry = Entry.parse(text)
         loaded = load(entry.run)
-        drawers[text] = replace(entry.asked(loaded).drawer(loaded), batch_size=BATCH)
+        drawers[text] = replace(entry.named_contender(loaded).drawer(loaded), batch_size=BATCH)
     found: dict[str, list[float]] = {text: [] for text in entries}
     for _ in range(ROUNDS):
         for text, drawer in drawers.items():
@@ -243,7 +232,7 @@ def main() -> None:
     elif options.piece == "retrofit":
         chosen = RETROFIT | (own or {}) | {"fit.iterations": options.iterations}
         flags = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
-        dualrate("retrofit", str(folder), "--out", str(run), *flags)
+        dualrate(["retrofit", str(folder), "--out", str(run), *flags])
     else:
         entries = entries_of(folder)
         if options.piece == "seconds":
@@ -252,9 +241,9 @@ def main() -> None:
             return
         counts = ("--screen", str(SCREEN), "--count", str(options.count))
         page = folder.relative_to(ROOT).with_suffix(".html")
-        dualrate("compare", *entries, "--mixed", "--features", JUDGES, *counts, "--out", str(page))
+        dualrate(["compare", *entries, "--mixed", "--features", JUDGES, *counts, "--out", str(page)])
         for run in runs_of(folder)[-1:]:
-            dualrate("export", str(run), "--to", "diffusers", f"{run}-pipeline", "--steps", "16", "--heavy", "4")
+            dualrate(["export", str(run), "--to", "diffusers", f"{run}-pipeline", "--steps", "16", "--heavy", "4"])
 
 
 if __name__ == "__main__":

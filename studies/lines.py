@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from common import COUNT, JUDGES, RESULTS, ROOT, RUNS, SHOWN, command, keep, markdown, on_one_thread, within
+from common import COUNT, JUDGES, RESULTS, ROOT, RUNS, SHOWN, command, dualrate, keep, markdown, on_one_thread, within
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -88,10 +86,7 @@ class Study:
             return
         if line.command:
             how = ["--fit.iterations", str(line.iterations), "--fit.precision", self.precision, "--out", line.run]
-            arguments = [*shlex.split(line.command), *how]
-            ended = subprocess.run([sys.executable, "-m", "dualrate", *arguments], cwd=ROOT, check=False).returncode
-            if ended:
-                raise SystemExit(ended)
+            dualrate([*shlex.split(line.command), *how])
         progress = reporter()
         model = dr.load(self.run_of(name), note=progress.note)
         drawer = replace(line.choice.drawer(model), precision=self.precision)

@@ -116,6 +116,10 @@ ALONE = {  # single networks that were trained alike, under the best of 20 pairs
     "heavy-annealed": (*(f"{steps}@dpm++2m" for steps in (6, 8)), f"8{SETTLED}"),
 }
 TOGETHER = {"dual-25": ("0.7-8-2", "0.5-10-3", "0.5-12-3"), "dual-45": ("0.7-8-2", "0.7-12-4")}  # at two rates
+NEAR = {  # single networks of about the cost of dual-25
+    "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8, 10, 12)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12))),
+    "medium-25": (*(f"{steps}@dpm++2m" for steps in (8, 10, 12)), KARRAS, *(f"{n}{SETTLED}" for n in (10, 12))),
+}
 NATURAL = {  # of natural images of 16 x 16
     "dual-25": tuple(
         f"{PLANS}/blend-0.5-{plan}.json@sde-dpm++2m:{gamma}"
@@ -153,6 +157,13 @@ MANY = (  # more plans of the caches, and what noise on the path does to them
 )
 
 
+def trained_alike(pairs: Sequence[str], alone: Mapping[str, Sequence[str]]) -> list[str]:
+    """Entries of these pairs, and of single networks under these ways to sample."""
+    entries = [(name, f"{PLANS}/blend-{plan}.json{SETTLED}") for name in pairs for plan in TOGETHER[name]]
+    entries += [(name, how) for name, ways in alone.items() for how in ways]
+    return [f"{name}=weights/fashion-mnist-{name}:{how}" for name, how in entries]
+
+
 DRAWN = {  # of decoders, those near the front
     "light": (8,),
     "small": (4, 6, 8, 12),
@@ -173,17 +184,20 @@ def decoders(name: str, counts: Mapping[str, Sequence[int]], latents_by: str | N
 
 REPORTS = {
     "settled": Report(
-        [
-            f"{name}=weights/fashion-mnist-{name}:{PLANS}/blend-{plan}.json{SETTLED}"
-            for name, plans in TOGETHER.items()
-            for plan in plans
-        ]
-        + [f"{name}=weights/fashion-mnist-{name}:{how}" for name, ways in ALONE.items() for how in ways],
+        trained_alike([*TOGETHER], ALONE),
         Effort(minutes=480, screen=300, count=20_000),
         "make reproduce-report",
         "settled.md",
         JUDGES,
         kinds=("verdicts", *KINDS, "summary"),
+    ),
+    "settled-25": Report(
+        trained_alike(["dual-25"], NEAR),
+        Effort(minutes=480, screen=300, count=20_000),
+        ".venv/bin/python studies/report.py settled-25",
+        "settled.md",
+        JUDGES,
+        kinds=("verdicts", *KINDS),
     ),
     "students-settled": Report(
         [f"student-{plan}=runs/settle-student-{plan}:{plan[-3:].replace('-', '/')}" for plan in ("8-2", "25-8-2")]
@@ -336,8 +350,8 @@ def main() -> None:
     )
     for sentence in findings.unplanned:
         print(sentence)
-    if findings.left:
-        print(*findings.left, f"the same command goes on; so far: {out}", sep="\n")
+    if findings.unfinished:
+        print(*findings.unfinished, f"the same command goes on; so far: {out}", sep="\n")
         raise SystemExit(75)
     named = page.read_text() + SUMMARY.read_text()
     for suffix in (".json", *([".csv"] if f"{name}.csv" in named else [])):

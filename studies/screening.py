@@ -1,10 +1,10 @@
 """Screens samplers, grids and plans of a model on few images, by every judge, from seeds that no report scores.
 
-    .venv/bin/python studies/screening.py runs/natural16-light 8,dpm++2m 10,sde-dpm++2m,gamma=0.1,grid=blend:0.7
-    .venv/bin/python studies/screening.py runs/natural16-dual-25 8/2,sde-dpm++2m,gamma=0.1,grid=blend:0.7,alone=3
+    .venv/bin/python studies/screening.py runs/natural16-light 8@dpm++2m 10@sde-dpm++2m:0.1,grid=blend:0.7
+    .venv/bin/python studies/screening.py runs/natural16-dual-25 8/2@sde-dpm++2m:0.1,grid=blend:0.7,alone=3
 
-A way is STEPS[/HEAVY],SAMPLER and what is not as recommended: gamma, grid, and of two rates how many steps the light
-network makes alone before the first heavy call. Reports name what was chosen so; the log has the scores.
+A way is STEPS[/HEAVY]@SAMPLER[:GAMMA] and what is not as recommended: the grid, and of two rates how many steps the
+light network makes alone before the first heavy call. Reports name what was chosen so; the log has the scores.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dualrate.machine.progress import image_progress
 from dualrate.measuring.evaluator import evaluators
 from dualrate.measuring.measure import measure
 from dualrate.report.headline import scored
+from dualrate.sampling.catalogue import at_gamma
 from dualrate.sampling.grids import grid_times
 
 FIRST = 3_000_000  # seed; reports score from 0 on, and screen from 1,000,000
@@ -26,23 +27,27 @@ FIRST = 3_000_000  # seed; reports score from 0 on, and screen from 1,000,000
 
 def drawer(model: dr.Model, way: str) -> dr.Drawer:
     """Raises ValueError for a way that is none."""
-    size, sampler, *settings = way.split(",")
+    entry, *settings = way.split(",")
+    size, _, sampled = entry.partition("@")
     steps, _, heavy = size.partition("/")
+    sampler, gamma = at_gamma(sampled)
     said: dict[str, str] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         said[name] = value
-    unknown = sorted(said.keys() - {"gamma", "grid", "alone"})
+    unknown = sorted(said.keys() - {"grid", "alone"})
     if unknown:
-        raise ValueError(f"{way}: there is no setting {unknown[0]}, but gamma, grid and alone")
-    gamma, grid = float(said["gamma"]) if "gamma" in said else None, said.get("grid")
+        raise ValueError(f"{way}: there is no setting {unknown[0]}, but grid and alone")
+    grid = said.get("grid")
+    if "alone" in said and not heavy:
+        raise ValueError(f"{way}: alone is of two rates, STEPS/HEAVY")
     if "alone" in said:
         times = grid_times(grid or "log-snr", model.gaussian.schedule, int(steps))
         plan = dr.StepPlan.late(times, int(heavy), int(said["alone"]))
-        choice = dr.Choice(sampler=sampler, gamma=gamma, plan=plan)
+        choice = dr.Choice(sampler=sampler or None, gamma=gamma, plan=plan)
     else:
         choice = dr.Choice(
-            steps=int(steps), heavy=int(heavy) if heavy else None, sampler=sampler, gamma=gamma, grid=grid
+            steps=int(steps), heavy=int(heavy) if heavy else None, sampler=sampler or None, gamma=gamma, grid=grid
         )
     return choice.drawer(model, name=way)
 

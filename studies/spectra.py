@@ -49,7 +49,7 @@ def differences(found: list[GaussianStats], real: list[GaussianStats]) -> Iterat
 def drawn(entry: Entry, count: int) -> Tensor:
     """(count, C, H, W) uint8: its images of seeds 0 to count - 1, drawn once."""
     model, progress = load(entry.run), reporter()
-    contender = entry.asked(model)
+    contender = entry.named_contender(model)
     file = RUNS / "spectra" / f"{contender.key}-{model.weights_hash[:12]}-{count}.npy"
     if not file.exists():
         progress.note(f"{contender.key}: {count} images")

@@ -11,13 +11,11 @@ an hour.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from common import COUNT, RESULTS, ROOT, RUNS, command, keep
+from common import COUNT, RESULTS, ROOT, RUNS, command, dualrate, keep
 
 import dualrate as dr
 from dualrate.cli.console import reporter
@@ -38,13 +36,11 @@ MODELS = {  # recipe: teacher, and the dual-rate model that the students start f
 
 
 def distil(recipe: str, steps: int, heavy: int, more: Sequence[str]) -> Path:
-    """The student's directory, once it is trained. Raises CalledProcessError where `dualrate distill` fails."""
+    """The student's directory, once it is trained. Raises SystemExit where `dualrate distill` fails."""
     teacher, dual = MODELS[recipe]
     out = f"runs/students-{recipe}-{steps}-{heavy}"
     arguments = f"distill {recipe} --teacher {teacher} --student-from {dual} --student dual --rollout full"
-    told = ["dualrate", *arguments.split(), "--steps", str(steps), "--heavy", str(heavy), "--out", out, *more]
-    print(*told, flush=True)
-    subprocess.run([sys.executable, "-m", "dualrate_command", *told[1:]], cwd=ROOT, check=True)
+    dualrate([*arguments.split(), "--steps", str(steps), "--heavy", str(heavy), "--out", out, *more])
     return ROOT / out
 
 

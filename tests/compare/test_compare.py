@@ -123,7 +123,7 @@ def test_all_kinds_of_contenders_on_one_page(here):
     assert networks == {"one network", "one network, shared encoder", "dual"}
     notes = {one.contender.note for one in findings.screened if one.row.network == "dual"}
     assert {"", "planned", "late"} <= notes
-    assert not findings.left
+    assert not findings.unfinished
     page = (here / "report.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "What dual-rate saves at equal quality" in page
@@ -310,7 +310,7 @@ def test_time_that_runs_out_is_said_and_the_rest_done_later(here, monkeypatch):
     with monkeypatch.context() as short:
         short.setattr("dualrate.compare.comparison.SCREENING", 1e-9)
         findings = run(here, "heavy:2", "heavy:3", "dual:4/2")
-    assert "not screened in time" in findings.left[0]
+    assert "not screened in time" in findings.unfinished[0]
     assert "The same command goes on" in (here / "report.html").read_text()
     assert len(run(here, "heavy:2", "dual:4/2").finished) == 2
 
@@ -329,7 +329,7 @@ def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_a
         "2 were screened on 40 images, not on 60.",
         "2 were measured on 40 images, not on 80.",
     ):
-        assert any(sentence in told for told in (*findings.left, *findings.unplanned)), sentence
+        assert any(sentence in told for told in (*findings.unfinished, *findings.unplanned)), sentence
         assert sentence in page
     (all_of_it,) = [note for note in notes.lines if "at the speed measured now" in note]
     assert "60 images of each take about 0:0" in all_of_it
@@ -337,7 +337,7 @@ def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_a
     assert "and" in this_time
     complete = run(here, "heavy", "dual", effort=Effort(minutes=5, screen=60, count=80))
     assert {one.row.score.fingerprint.count for one in complete.finished} == {80}
-    assert not complete.left
+    assert not complete.unfinished
     assert not complete.unplanned
     assert "wants --minutes" in findings.unplanned[0]
     assert f"{findings.unplanned[0]} The same command goes on" not in page
@@ -359,7 +359,7 @@ def test_where_the_time_is_over_only_the_networks_that_are_measured_are_timed(he
     assert timed == ["heavy", "dual"]
     assert any(note.startswith("2 contenders of 3 (no time to time the others' calls): 12") for note in notes.lines)
     assert any("that takes about 0:00:0" in note and "no fewer can be compared" in note for note in notes.lines)
-    assert findings.left[0] == "1 of 3 contenders were not screened in time."
+    assert findings.unfinished[0] == "1 of 3 contenders were not screened in time."
 
 
 def test_a_call_says_first_what_all_contenders_will_take(here, monkeypatch):
@@ -481,7 +481,7 @@ def test_a_plan_file(here):
     Path("mine.json").write_text(plan.to_json())
     entry = Entry.parse("dual:mine.json")
     (made,) = contenders_of([entry], {entry.run: load(entry.run)}, progress=Notes())
-    assert made == Contender(entry.run, "dual", "ancestral", plan, note="mine", asked=True)
+    assert made == Contender(entry.run, "dual", "ancestral", plan, note="mine", named=True)
 
 
 def made_of(text: str) -> list[Contender]:

@@ -128,8 +128,8 @@ def test_chosen_are_the_fronts_the_others_first():
     bench.estimates = {one.contender.key: float(one.row.macs) for one in every}
     made = chosen(every, bench, [rivals, own])
     assert [one.network for one in made] == ["single", "dual", "single", "dual", "third"]
-    asked = replace(own[1], contender=replace(own[1].contender, asked=True))
-    assert chosen([*every, asked], bench, [rivals, own])[0].asked
+    named = replace(own[1], contender=replace(own[1].contender, named=True))
+    assert chosen([*every, named], bench, [rivals, own])[0].named
 
 
 def called_by(denoiser: str, cost: float, score: float) -> TimedContender:

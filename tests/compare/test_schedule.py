@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dualrate.compare.contender import Contender
-from dualrate.compare.schedule import LEAST, affordable, levels, middles_first, useful_first
+from dualrate.compare.schedule import FEWEST, affordable, levels, middles_first, useful_first
 from dualrate.diffusion.plan import StepPlan
 
 
@@ -40,7 +40,7 @@ def test_levels_are_blocks_that_can_be_scored(most, fewest, expected):
 def test_fewer_images_then_fewer_contenders_and_never_none(seconds, wanted, expected):
     picked, images = affordable([contender(n) for n in (8, 4, 2, 16)], seconds_of, seconds, [1000, 500], wanted=wanted)
     assert ([one.plan.num_steps for one in picked], images) == expected
-    assert len(picked) >= LEAST
+    assert len(picked) >= FEWEST
 
 
 def test_one_that_is_too_dear_does_not_keep_others_out():
@@ -53,7 +53,7 @@ def test_the_useful_first():
     made = [contender(n, "a") for n in (4, 8)]
     made += [contender(n, "a", "sde-dpm++2m", gamma=gamma) for n in (4, 8, 16) for gamma in (0.0, 0.2)]
     made += [contender(n, "b", "ddim") for n in (4, 8)]
-    named = contender(99, "b", "heun", asked=True)
+    named = contender(99, "b", "heun", named=True)
     order = useful_first([*made, named], {one.key: one.plan.num_steps for one in [*made, named]})
     assert order[0] is named
     assert [(one.run.name, one.sampler, one.gamma, one.plan.num_steps) for one in order[1:6]] == [

@@ -199,7 +199,7 @@ def test_a_comparison_gives_every_decoder_the_times_that_drawing_gives_it(runs: 
     for run in runs.values():
         model = load(run)
         for sampler in ("sde-dpm++2m", "dpm++2m", "ddim"):
-            plan = Entry.parse(f"{run}:4@{sampler}").asked(model).plan
+            plan = Entry.parse(f"{run}:4@{sampler}").named_contender(model).plan
             assert plan == Choice(4, sampler=sampler).step_plan(model)
             assert plan.num_heavy == model.serves.default_heavy(4)
 
@@ -216,7 +216,7 @@ def test_decoders_are_compared_at_equal_cost(runs: dict[str, Path]) -> None:
     for run in runs.values():
         (last,) = [one for one in found if one.run == run and one.sampler == "ddim"][-1:]
         assert last.drawer(models[run]).macs_by_step[-1] == pytest.approx(16 * dearest, rel=0.05)
-    own = Entry.parse(f"{runs['dual']}:6@heun").asked(models[runs["dual"]])
+    own = Entry.parse(f"{runs['dual']}:6@heun").named_contender(models[runs["dual"]])
     assert (own.denoiser, own.plan.num_heavy, own.plan.num_steps) == (None, 1, 6)
     assert calls_of(10, 100, 50) == [35, 75, 155, 256]
 

@@ -125,7 +125,7 @@ def test_a_distilled_student_is_for_plain_ancestral_sampling(heavy):
 
 def test_a_shared_encoder_has_no_table():
     with pytest.raises(ValueError, match="not of shared-encoder"):
-        Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy-annealed'}:8/4@covariance-table").asked(
+        Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy-annealed'}:8/4@covariance-table").named_contender(
             load(WEIGHTS / "fashion-mnist-heavy-annealed")
         )
 
@@ -308,7 +308,7 @@ def test_the_command_line_knows_the_names(brief, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_comparison_takes_them_with_a_plan(name, heavy):
-    contender = Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy-annealed'}:8@{name}").asked(heavy)
+    contender = Entry.parse(f"{WEIGHTS / 'fashion-mnist-heavy-annealed'}:8@{name}").named_contender(heavy)
     step = contender.step(heavy)
     assert str(step) == str(step_for(heavy, contender.plan, name))
     assert name in TABLED or step == make_step(name, heavy.process)

@@ -125,10 +125,10 @@ def compare(
         clock = replace(clock, start=clock.start + time.monotonic() - start)  # they are kept: the minutes are for rows
     bench.share = _share(workers, device)
     with mapper(workers, device, progress.note) as bench.mapper:
-        screened, measured, left = _measured(contenders, parsed, bench, effort, clock, duals)
+        screened, measured, unfinished = _measured(contenders, parsed, bench, effort, clock, duals)
     how = {"device": device, "unplanned": list(unplanned.values())}
-    results = ComparisonResults(screened, [], duals, left, bench.judge, command, latents, **how)
-    _write(out, replace(results, left=[*left, "Nothing was timed yet."]))
+    results = ComparisonResults(screened, [], duals, unfinished, bench.judge, command, latents, **how)
+    _write(out, replace(results, unfinished=[*unfinished, "Nothing was timed yet."]))
     results = replace(results, finished=bench.finish(measured, clock.left))
     _write(out, results)
     return results
@@ -217,7 +217,7 @@ def _measured(
     )
     _announce(contenders, timed, picked, images, bench, effort, clock)
     screened = bench.measure(picked, seeds[images], SCREENING * clock.left, details=False)
-    left = _left(len(contenders), len(screened), "contenders were", "screened", images, effort.screen)
+    unfinished = _unfinished(len(contenders), len(screened), "contenders were", "screened", images, effort.screen)
 
     own = [one for one in screened if one.contender.network in duals]
     others = [one for one in screened if one.contender.network not in duals]
@@ -233,8 +233,10 @@ def _measured(
     )
     bench.progress.note(f"measuring {len(picked)} of the {len(front)} on the front, {images} images each")
     measured = bench.measure(picked, range(images), seconds, details=True)
-    left += _left(len(front), len(measured), "contenders on the front were", "measured", images, effort.count)
-    return screened, as_one(measured), left
+    unfinished += _unfinished(
+        len(front), len(measured), "contenders on the front were", "measured", images, effort.count
+    )
+    return screened, as_one(measured), unfinished
 
 
 def _announce(
@@ -271,7 +273,7 @@ def _name(contender: Contender) -> str:
     return f"{contender.network} {contender.sampler} {plan}{note}"
 
 
-def _left(of: int, done: int, what: str, verb: str, images: int, enough: int) -> list[str]:
+def _unfinished(of: int, done: int, what: str, verb: str, images: int, enough: int) -> list[str]:
     """What there was no time for, a sentence each."""
     found = [f"{of - done} of {of} {what} not {verb} in time."] if done < of else []
     return (

@@ -28,7 +28,7 @@ class Contender(Ranged):
     note:    what is special about the plan, empty if nothing
     denoiser: that calls the model's networks, of denoisers/catalogue.py; None: its own. Or the directory of a run,
              whose network makes the steps before the first heavy call
-    asked:   named by the user, plan and all, so measured on the front in any case
+    named:   by the user, plan and all, so measured on the front in any case
     training: which of its network's trainings the run is, 0 the first
     """
 
@@ -39,7 +39,7 @@ class Contender(Ranged):
     gamma: Probability = 0.0
     note: str = ""
     denoiser: str | None = None
-    asked: bool = False
+    named: bool = False
     training: Annotated[int, Range(0, 1000)] = 0
 
     def __post_init__(self) -> None:

@@ -100,7 +100,7 @@ class Entry(Ranged):
         path, *again = map(Path, (*others, run))
         return Entry(path, name or path.resolve().name, plan or None, sampler or None, gamma, denoiser, tuple(again))
 
-    def asked(self, loaded: Model) -> Contender:
+    def named_contender(self, loaded: Model) -> Contender:
         """The contender of an entry that names a plan. Raises ValueError for a plan that is none."""
         assert self.plan is not None
         if self.plan.endswith(".json"):
@@ -325,7 +325,7 @@ def contenders_of(
         if _has_table(entry):
             read_table(model)  # before any work, to refuse one that is not there
         if entry.plan is not None:
-            found.append(replace(entry.asked(loaded), asked=True))
+            found.append(replace(entry.named_contender(loaded), named=True))
             model.serves.check(found[-1].plan)
         elif entry.is_switched:
             found += usual_switched(entry, model)

@@ -71,7 +71,7 @@ def _best(results: ComparisonResults) -> str:
     """The best score of either side, and what it cost."""
     ranked = sorted(results.finished, key=lambda one: one.row.score.value)
     best = ranked[0].measured.row
-    so_far = "So far. " if results.left else ""
+    so_far = "So far. " if results.unfinished else ""
     says = f"{so_far}Best of all: {name(best)}, {best.score.metric} {scored(best)}."
     sides = [side for side in (results.own, results.rivals) if side]
     if len(sides) < 2:
@@ -149,7 +149,7 @@ def savings_table(results: ComparisonResults) -> Table:
         f"{100 * POWER:.0f}%, if the scores are the true ones",
         f"{_dearest(results)}the intervals hold no noise of timing, and the front was picked among the same images",
         *results.unplanned,
-        *results.left,
+        *results.unfinished,
     )
     return Table(header, tuple(cells), notes)
 
@@ -299,7 +299,7 @@ def _screening(results: ComparisonResults) -> list[Section]:
 
 
 def _unfinished(results: ComparisonResults) -> list[Element]:
-    goes_on = [f"{sentence} The same command goes on." for sentence in results.left]
+    goes_on = [f"{sentence} The same command goes on." for sentence in results.unfinished]
     return [Text(sentence, "note") for sentence in (*results.unplanned, *goes_on)]
 
 

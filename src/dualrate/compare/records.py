@@ -79,7 +79,7 @@ def as_json(results: ComparisonResults) -> str:
         {
             "command": results.command,
             "environment": environment(results.device),
-            "unfinished": list(results.left),
+            "unfinished": list(results.unfinished),
             "unplanned": list(results.unplanned),
             **({"latents": _latents(results.latents)} if results.latents else {}),
             "front": as_records(results),

@@ -35,7 +35,7 @@ class ComparisonResults:
     """screened: every contender on few images; finished: some on many.
 
     duals: names of the networks at two rates, which are set against all others
-    left:  what the minutes did not suffice for, and the same command goes on with, a sentence each
+    unfinished: what the minutes did not suffice for, and the same command goes on with, a sentence each
     latents: that decoders were given, None: those of held-out images, or these are no decoders
     device: all of it ran on
     unplanned: what the minutes are too few for, however often the same command goes on, a sentence each
@@ -44,7 +44,7 @@ class ComparisonResults:
     screened: Sequence[MeasuredContender]
     finished: Sequence[TimedContender]
     duals: frozenset[str]
-    left: Sequence[str]
+    unfinished: Sequence[str]
     judge: Evaluator[Any]
     command: str
     latents: DrawnLatents | None = None

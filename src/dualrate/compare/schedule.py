@@ -11,7 +11,7 @@ from dualrate.compare.contender import Contender
 from dualrate.sampling.catalogue import sampler_named
 
 INCREMENT = 250  # images by which a contender has more or fewer
-LEAST = 2  # contenders that are measured however short the time is
+FEWEST = 2  # contenders that are measured however short the time is
 Item = TypeVar("Item")
 
 
@@ -30,7 +30,7 @@ def affordable(
 ) -> tuple[list[Contender], int]:
     """Whom to measure, and on how many images: on the most that leave time for `wanted` contenders, else the fewest.
 
-    contenders: the most useful first; LEAST of them are among the result whatever it takes
+    contenders: the most useful first; FEWEST of them are among the result whatever it takes
     seconds_of: what so many images of a contender take
     images:     to choose from, in descending order
     """
@@ -39,7 +39,7 @@ def affordable(
         chosen, spent = [], 0.0
         for contender in contenders:
             takes = seconds_of(contender, count)
-            if spent + takes <= seconds or len(chosen) < LEAST:
+            if spent + takes <= seconds or len(chosen) < FEWEST:
                 chosen, spent = [*chosen, contender], spent + takes
         if len(chosen) >= wanted and spent <= seconds:
             return chosen, count
@@ -56,12 +56,12 @@ def useful_first(contenders: Sequence[Contender], macs: Mapping[str, int]) -> li
         return sampler_named(one.sampler).rank, one.sampler, -one.gamma
 
     def usual(run: Path) -> list[Contender]:
-        own = sorted((one for one in contenders if one.run == run and not one.asked), key=lambda one: macs[one.key])
+        own = sorted((one for one in contenders if one.run == run and not one.named), key=lambda one: macs[one.key])
         alike = ([one for one in own if kind(one) == found] for found in sorted(set(map(kind, own))))
         return [one for group in alike for one in middles_first(group)]
 
-    asked = [one for one in contenders if one.asked]
-    return [*asked, *in_turns([usual(run) for run in dict.fromkeys(one.run for one in contenders)])]
+    named = [one for one in contenders if one.named]
+    return [*named, *round_robin([usual(run) for run in dict.fromkeys(one.run for one in contenders)])]
 
 
 def middles_first(items: Sequence[Item]) -> list[Item]:
@@ -69,9 +69,9 @@ def middles_first(items: Sequence[Item]) -> list[Item]:
     if not items:
         return []
     middle = len(items) // 2
-    return [items[middle], *in_turns([middles_first(items[:middle]), middles_first(items[middle + 1 :])])]
+    return [items[middle], *round_robin([middles_first(items[:middle]), middles_first(items[middle + 1 :])])]
 
 
-def in_turns(lists: Sequence[Sequence[Item]]) -> list[Item]:
+def round_robin(lists: Sequence[Sequence[Item]]) -> list[Item]:
     """The first of every list, the second of every list, and so on."""
     return [item for item in chain.from_iterable(zip_longest(*lists)) if item is not None]

@@ -18,7 +18,7 @@ from dualrate.compare.work import MeasuredContender
 from dualrate.experiments.experiment import Model
 from dualrate.metrics.evaluate import Score
 from dualrate.report.pareto import Point
-from dualrate.report.trainings import LEAST, pooled
+from dualrate.report.trainings import LEAST_FREEDOM, pooled
 
 COST = 1.0  # of points whose scores are pooled, whatever they cost
 
@@ -33,10 +33,10 @@ def require_trainings(entries: Sequence[Entry], models: Mapping[Path, Model]) ->
             )
         if models[run].weights_hash == models[first].weights_hash:
             raise ValueError(f"{run} and {first} are the same training: name each of a network's seeds once")
-    if 0 < len(again) < LEAST:
+    if 0 < len(again) < LEAST_FREEDOM:
         raise ValueError(
             f"{len(again)} trainings beyond the first of their network tell too little of the noise of training: name "
-            f"{LEAST} or more, of all networks together, or one of each network"
+            f"{LEAST_FREEDOM} or more, of all networks together, or one of each network"
         )
 
 
@@ -72,7 +72,7 @@ def as_one(measured: Sequence[MeasuredContender]) -> list[MeasuredContender]:
         networks[one.contender.network] = max(networks.get(one.contender.network, 0), one.contender.training + 1)
     complete = [plan for plan in plans.values() if len(plan) == networks[plan[0].contender.network]]
     made = [plan[0] for plan in complete]
-    if sum(networks[network] - 1 for network in {one.contender.network for one in made}) < LEAST:
+    if sum(networks[network] - 1 for network in {one.contender.network for one in made}) < LEAST_FREEDOM:
         return firsts
     for metric in made[0].row.scores:
         scores = _pooled(complete, metric)

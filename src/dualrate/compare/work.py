@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.compare.contender import Contender
-from dualrate.compare.schedule import LEAST, in_turns
+from dualrate.compare.schedule import FEWEST, round_robin
 from dualrate.compare.speed import CALLING, Speed, memory_of, saturating_batch, speed
 from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
@@ -147,12 +147,12 @@ class Bench:
 
     def estimate(self, contenders: Sequence[Contender], seconds: float = math.inf) -> list[Contender]:
         """Counts contenders' calls, and times one call of each network; those that `seconds` suffice for, in this
-        order, and the first LEAST.
+        order, and the first FEWEST.
         """
         deadline, found = time.monotonic() + seconds, []
         for contender in contenders:
             timed = (contender.run, contender.denoiser) in self._calls
-            if not timed and len(found) >= LEAST and time.monotonic() > deadline:
+            if not timed and len(found) >= FEWEST and time.monotonic() > deadline:
                 continue
             drawer = self.drawer(contender)
             calls = self.call_seconds(drawer.model, contender.run, contender.denoiser)
@@ -171,7 +171,7 @@ class Bench:
     def measure(
         self, contenders: Sequence[Contender], seeds: range, seconds: float, *, details: bool
     ) -> list[MeasuredContender]:
-        """Those that `seconds` suffice for, in this order, and the first LEAST; what is here already costs none."""
+        """Those that `seconds` suffice for, in this order, and the first FEWEST; what is here already costs none."""
         deadline = time.monotonic() + seconds
         self._done, self._images, self._start = 0, 0, time.monotonic()
         self._total = sum(self.estimates[contender.key] for contender in contenders) * len(seeds)
@@ -179,7 +179,7 @@ class Bench:
         for i, contender in enumerate(contenders):
             before, start = self._done, time.monotonic()
             try:
-                measured = self._measure(contender, seeds, deadline if i >= LEAST else math.inf, details=details)
+                measured = self._measure(contender, seeds, deadline if i >= FEWEST else math.inf, details=details)
             except OutOfTime:
                 self.progress.note(f"{i + 1}/{len(contenders)} {contender.key}: out of time")
                 continue
@@ -261,9 +261,9 @@ def chosen(
     """
     networks = {one.contender.network for one in screened}
     lines = [[one for one in screened if one.contender.network == network] for network in sorted(networks)]
-    asked = [one.contender for one in screened if one.contender.asked]
+    named = [one.contender for one in screened if one.contender.named]
     of_sides, of_lines = ([_front(group, bench) for group in groups] for groups in (sides, lines))
-    picked = [*asked, *in_turns(of_sides), *chain.from_iterable(of_lines)]
+    picked = [*named, *round_robin(of_sides), *chain.from_iterable(of_lines)]
     return list({contender.key: contender for contender in picked}.values())
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dualrate.report.pareto import Point
 
-LEAST = 3  # degrees of freedom: with fewer the variance of Student's t is infinite
+LEAST_FREEDOM = 3  # degrees of freedom: with fewer the variance of Student's t is infinite
 Trainings = Sequence[Sequence[Point]]  # of one network: a row a training, a column a plan
 
 
@@ -27,7 +27,7 @@ def pooled(networks: Mapping[str, Trainings], *, seed: int = 0) -> dict[str, lis
     """Of every network one point per plan, whose replicates hold the noise of images and of training.
 
     Plans of a network are in the same order in each of its trainings; a point's name, cost and curve are those of the
-    first. Raises ValueError for trainings of different plans, and for fewer than LEAST degrees of freedom.
+    first. Raises ValueError for trainings of different plans, and for fewer than LEAST_FREEDOM degrees of freedom.
     """
     for name, trainings in networks.items():
         plans = {tuple(point.cost for point in training) for training in trainings}
@@ -46,13 +46,13 @@ def pooled(networks: Mapping[str, Trainings], *, seed: int = 0) -> dict[str, lis
 def training_deviation(networks: Mapping[str, Trainings]) -> float:
     """Of what training adds to a log score, as wide as what is known of it asks; 0 where images explain it all.
 
-    Raises ValueError for fewer than LEAST degrees of freedom.
+    Raises ValueError for fewer than LEAST_FREEDOM degrees of freedom.
     """
     freedom = sum(len(trainings) - 1 for trainings in networks.values())
-    if freedom < LEAST:
+    if freedom < LEAST_FREEDOM:
         raise ValueError(
             f"{freedom} trainings beyond the first of their network tell too little of the noise of training: train "
-            f"networks again with other seeds, {LEAST - freedom} times or more"
+            f"networks again with other seeds, {LEAST_FREEDOM - freedom} times or more"
         )
     seen = explained = 0.0
     for trainings in networks.values():
