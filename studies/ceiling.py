@@ -21,11 +21,11 @@ from common import command, markdown
 
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import TwoNetworks
-from dualrate.recipes import fashion_mnist, imagenet
+from dualrate.recipes import fashion_mnist, imagenet, natural16
 from dualrate.sampling.cost import CallCost, call_cost
 
 RIVALS = (1.0, 0.45, 0.25, 0.17, 0.1)  # costs of single networks, over the heavy one's
-FASHION = ((8, 2), (10, 3), (12, 4))  # 12/3 and 16/4 are as 8/2
+PLANS = ((8, 2), (10, 3), (12, 4))  # 12/3 and 16/4 are as 8/2
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,13 @@ class Pair:
 def fashion(encoder: fashion_mnist.Single, light: fashion_mnist.Single = "light") -> Pair:
     networks = TwoNetworks(fashion_mnist.NETWORKS[encoder], fashion_mnist.NETWORKS[light])
     experiment = replace(fashion_mnist.dual(), networks=networks)
-    return Pair(f"fashion-mnist, {encoder} and {light}", experiment, fashion_mnist.single("heavy"), FASHION)
+    return Pair(f"fashion-mnist, {encoder} and {light}", experiment, fashion_mnist.single("heavy"), PLANS)
+
+
+def natural(encoder: natural16.Single, light: natural16.Single) -> Pair:
+    networks = TwoNetworks(natural16.NETWORKS[encoder], natural16.NETWORKS[light])
+    experiment = replace(natural16.dual(), networks=networks)
+    return Pair(f"natural16, {encoder} and {light}", experiment, natural16.single("heavy"), PLANS)
 
 
 PAIRS = (
@@ -49,6 +55,8 @@ PAIRS = (
     fashion("medium-45"),
     fashion("medium-25", "light-10"),
     fashion("light", "light-05"),
+    natural("heavy", "light"),
+    natural("medium-25", "light-10"),
     Pair("imagenet64, heavy and light", imagenet.dual(), imagenet.heavy(), ((256, 16), (128, 16), (8, 4))),
 )
 

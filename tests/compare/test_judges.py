@@ -112,7 +112,7 @@ def test_who_chose_is_no_independent_witness(judge, monkeypatch):
     results = judged(judge, 4.0, 8.0)
     first, second = roles(results)
     assert first.startswith("FD-squares (squares:aa) chose which contenders")
-    assert second == "FD-other (other:bb) chose none of what is measured here: it is independent."
+    assert second == "FD-other (other:bb) chose nothing here: independent, unless it chose what you named."
     assert second in compare_page(results)
     monkeypatch.setattr("dualrate.compare.judges.CHOSEN_IN", "other:bb")
     assert "FD-other (other:bb) chose the usual samplers and plans" in roles(results)[1]

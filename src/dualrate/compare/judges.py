@@ -87,5 +87,5 @@ def _role(metric: str, identity: str, *, first: bool) -> str:
     if identity == CHOSEN_IN:
         chose.append("the usual samplers and plans (docs/choosing.md)")
     if not chose:
-        return f"{metric} ({identity}) chose none of what is measured here: it is independent."
+        return f"{metric} ({identity}) chose nothing here: independent, unless it chose what you named."
     return f"{metric} ({identity}) chose {' and '.join(chose)}: it is not independent of them."
