@@ -19,6 +19,7 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.sharpened import Sharpened
 from dualrate.denoisers.switched import Switched
+from dualrate.diffusion.categorical import CategoricalProcess, Masked
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
@@ -29,7 +30,7 @@ from dualrate.networks.uvit import UViT
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.bands import Bands
-from dualrate.sampling.catalogue import SAMPLERS, make_step
+from dualrate.sampling.catalogue import SAMPLERS, Sampler, make_step
 from dualrate.sampling.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance
 from dualrate.sampling.covariance_table import CovarianceTable
 from dualrate.sampling.trajectory import rollout, trajectory
@@ -126,6 +127,17 @@ def test_every_step_is_in_the_catalogue_and_tested_here():
     for name, sampler in SAMPLERS.items():
         assert type(STEPS[name](plan)) is sampler.step
         assert STEPS[name](plan).markovian == sampler.markovian
+
+
+def test_a_step_for_tokens_alone_says_whether_it_may_reuse_a_context():
+    """`markovian` is of Gaussian processes, for which there is no such step."""
+
+    class OfTokens(Reverse):
+        of = CategoricalProcess
+
+    assert Sampler(OfTokens).may_reuse(Masked())
+    with pytest.raises(ValueError, match="OfTokens is for a CategoricalProcess"):
+        _ = Sampler(OfTokens).markovian
 
 
 def test_every_exported_denoiser_and_every_named_one_is_tested_here():

@@ -311,6 +311,17 @@ def test_a_run_is_not_continued_by_another_method(root, tmp_path):
     assert train(trained, tmp_path / "run", progress=Recorder()).stopped == "done"
 
 
+def test_what_its_number_of_iterations_decides_is_kept_where_that_may_change(root, tmp_path):
+    """At a constant rate a run may be made longer, but not one whose teacher's steps were annealed over its end."""
+    student = consistency(root)
+    train(student, tmp_path / "run", progress=Recorder())
+    with pytest.raises(ValueError, match=r"method\.annealing: 4 iterations -> 8 iterations"):
+        train(replace(student, fit=replace(student.fit, iterations=16)), tmp_path / "run", progress=Recorder())
+    train(plain(root), tmp_path / "other", progress=Recorder())
+    longer = replace(plain(root), fit=replace(plain(root).fit, iterations=10))
+    assert train(longer, tmp_path / "other", progress=Recorder()).iteration == 10
+
+
 def test_a_run_of_another_method_that_has_no_checkpoint_yet_is_refused_too(root, tmp_path):
     write_experiment(tmp_path, replace(plain(root), method=DenoisingConfig()))
     with pytest.raises(ValueError, match="choose a new directory"):

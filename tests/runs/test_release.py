@@ -3,13 +3,18 @@
 import json
 import os
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from runs.made import ONE, TWO, saved
+from runs.made import NET, ONE, TWO, saved
+from torch import nn
 from trouble import flips, full_disk, killed, somebody, unreadable
 
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.process import Process
+from dualrate.experiments.networks import OneNetwork
 from dualrate.machine.files import append_record
 from dualrate.machine.folders import MANIFEST, Manifest
 from dualrate.machine.guards import run_lock
@@ -48,6 +53,23 @@ def test_export_keeps_the_function_to_bfloat16(run, released):
     for name, tensor in before.networks.state_dict().items():
         torch.testing.assert_close(after.networks.state_dict()[name], tensor, rtol=2**-8, atol=0)
     assert after.iteration == 7
+
+
+@dataclass(frozen=True)
+class Counting(OneNetwork):
+    """With a counter, which has no axes and more digits than bfloat16."""
+
+    def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
+        networks, denoiser = super().build(process)
+        networks.register_buffer("seen", torch.tensor(12345))
+        return networks, denoiser
+
+
+def test_a_counter_among_the_weights_is_kept_as_it_is(tmp_path):
+    run = saved(replace(ONE, networks=Counting(NET)), tmp_path / "run")
+    export(run, tmp_path / "released")
+    for path in (run, tmp_path / "released"):
+        assert load(path).networks.state_dict()["seen"] == 12345
 
 
 def test_a_release_is_a_manifest_an_experiment_weights_and_a_card(run, released):

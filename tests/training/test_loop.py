@@ -330,16 +330,19 @@ def test_one_bad_loss_skips_one_update_visibly(tmp_path, value):
 
 @pytest.mark.parametrize("at", [[7], [2, 3, 9, 15]])
 def test_what_is_read_late_is_the_same(tmp_path, monkeypatch, at):
-    """As on a GPU, whose losses are read where they are logged: weights, log and notes."""
+    """As on a GPU, whose losses are read where they are logged: weights, log, notes, and what watches of a training."""
     found = []
     for queues in (False, True):
         monkeypatch.setattr(loop, "_queues", lambda device, queues=queues: queues)
         run_dir, progress = tmp_path / str(queues), Recorder()
         train(run_dir, Poisoned(at, math.nan, ("ab",)), progress=progress)
-        found.append((metrics(run_dir), progress.notes, final(run_dir)))
-    assert found[0][:2] == found[1][:2]
+        logs = [{name: value for name, value in told.items() if "/" in name} for _, _, told in progress.updates]
+        done = sorted({iteration for iteration, _, _ in progress.updates})
+        found.append((metrics(run_dir), progress.notes, list(filter(None, logs)), done, final(run_dir)))
+    assert found[0][:-1] == found[1][:-1]
+    assert len(found[0][2]) == CONFIG.iterations
     assert len(found[0][1]) == len(at)
-    assert same_bits(found[0][2], found[1][2])
+    assert same_bits(found[0][-1], found[1][-1])
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
@@ -371,13 +374,15 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
     train(tmp_path, identity={"data": {"name": "points", "size": [2, 3]}})
     before = final(tmp_path)
     config = replace(CONFIG, optim=replace(CONFIG.optim, lr=0.5), keep=7, log_every=3)
+    identity = {"data": {"name": "circles", "size": (2, 3)}, "new": 1, "method": {"keep": 7}}  # not the one of `fit`
     with pytest.raises(ValueError) as error:
-        train(tmp_path, config=config, identity={"data": {"name": "circles", "size": (2, 3)}, "new": 1})
+        train(tmp_path, config=config, identity=identity)
     changes = str(error.value).splitlines()[1:]
     assert [line.strip() for line in changes] == [
         "data.name: points -> circles",
         "fit.optim.lr: 0.001 -> 0.5",
         "new: None -> 1",
+        "method.keep: None -> 7",
     ]
     assert same_bits(before, final(tmp_path))
 

@@ -79,6 +79,6 @@ class Compare(Ranged):
             print(as_text(front_table(findings.finished)), "\n")
         for sentence in findings.unplanned:
             print(sentence)
-        for sentence in findings.left:
+        for sentence in findings.unfinished:
             print(f"{sentence} The same command goes on.")
         print(self.out)

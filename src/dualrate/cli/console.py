@@ -29,6 +29,7 @@ class LiveReporter:
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._losses: dict[str, float] = {}  # the last that were told
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         if self._bar is None or self._task is None:
@@ -41,7 +42,8 @@ class LiveReporter:
             )
             self._task = self._bar.add_task("", total=total, completed=iteration)
             self._bar.start()
-        shown = [f"{name} {value:.4g}" for name, value in logs.items() if name.endswith(SHOWN)]
+        self._losses |= {name: value for name, value in logs.items() if name.endswith(SHOWN)}
+        shown = [f"{name} {value:.4g}" for name, value in self._losses.items()]
         if logs.get("seconds"):
             shown.append(f"{logs['images'] / logs['seconds']:.0f} images/s")
         self._bar.update(self._task, completed=iteration, total=total, description="  ".join(shown))
@@ -52,7 +54,7 @@ class LiveReporter:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._bar = self._task = None
+        self._bar, self._task, self._losses = None, None, {}
 
 
 def reporter() -> Reporter:

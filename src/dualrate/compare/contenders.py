@@ -249,8 +249,8 @@ def usual_dual(entry: Entry, model: Model, planner: Planner | None) -> list[Cont
     Without a planner none are planned. Late ones are those of `Choice`; a model whose context was never dropped in
     training gets none.
     """
-
-    samplers = {name: sampler for name, sampler in entry.samplers(model.process).items() if sampler.markovian}
+    process = model.process
+    samplers = {name: sampler for name, sampler in entry.samplers(process).items() if sampler.may_reuse(process)}
 
     def every(plan: StepPlan, note: str = "") -> list[Contender]:
         return [
@@ -297,8 +297,8 @@ def require_plans(entries: Sequence[Entry], models: dict[Path, Model]) -> None:
 
 def require_markovian(entry: Entry, process: Process) -> None:
     """Raises ValueError for a sampler that may not reuse a context."""
-    if not any(sampler.markovian for sampler in entry.samplers(process).values()):
-        others = [name for name, sampler in SAMPLERS.items() if sampler.markovian]
+    if not any(sampler.may_reuse(process) for sampler in entry.samplers(process).values()):
+        others = [name for name, one in SAMPLERS.items() if one.fits(process) and one.may_reuse(process)]
         raise ValueError(
             f"{entry.network} reuses contexts, which {entry.sampler} cannot: name {' or '.join(others)}, or none"
         )

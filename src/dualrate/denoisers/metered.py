@@ -13,7 +13,7 @@ from dualrate.diffusion.values import Cond, Context, Reuse
 
 @dataclass
 class Meter:
-    """Rows (image x guidance branch) seen by each network since the last `reset`.
+    """Rows (image x guidance branch) seen by each network.
 
     partial, alone: of the light calls, those that renew a part of a context, and those without one
     """
@@ -22,9 +22,6 @@ class Meter:
     light: int = 0
     partial: int = 0
     alone: int = 0
-
-    def reset(self) -> None:
-        self.heavy = self.light = self.partial = self.alone = 0
 
 
 @dataclass(frozen=True)

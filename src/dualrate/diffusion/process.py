@@ -164,8 +164,8 @@ def _transition(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tenso
 
 
 @once
-def _posterior(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """r / a, c alpha_s, c sigma_s^2."""
+def posterior_weights(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """r / a, c alpha_s, c sigma_s^2: of z_t and x in the mean of q(z_s | z_t, x), and its variance."""
     log_snr_s, log_snr_t = schedule.log_snr(s), schedule.log_snr(t)
     gap = log_snr_t - log_snr_s
     from_z = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
@@ -211,7 +211,7 @@ class GaussianProcess(Process):
         return Gaussian(expand(scale, z_s) * z_s, expand(variance, z_s))
 
     def posterior(self, z_t: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        from_z, from_x, variance = _posterior(self.schedule, t, s)
+        from_z, from_x, variance = posterior_weights(self.schedule, t, s)
         return Gaussian(expand(from_z, z_t) * z_t + expand(from_x, z_t) * x, expand(variance, z_t))
 
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:

@@ -104,13 +104,16 @@ class ConsistencyConfig(MethodConfig, Ranged):
         if start.fresh:
             weights |= self._fill(experiment, networks, teacher, start)
         first, last = self.teacher_steps
+        annealed = round(self.annealing * experiment.fit.iterations)
+        if "iterations" in experiment.fit.free():  # other ones would be annealed in another way
+            identity["annealing"] = f"{annealed} iterations"
         method = Consistency(
             networks,
             student,
             experiment.gaussian,
             self.steps,
             taught,
-            TeacherSteps(first, last, round(self.annealing * experiment.fit.iterations)),
+            TeacherSteps(first, last, annealed),
             guidance=self.guidance,
             null=experiment.num_classes,
             eta=self.eta,

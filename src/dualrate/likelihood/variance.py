@@ -26,6 +26,7 @@ from dualrate.diffusion.process import Gaussian, GaussianProcess
 from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Cond
 from dualrate.likelihood.bound import along_path
+from dualrate.sampling.covariance import place
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Stepped
 
 
@@ -69,10 +70,8 @@ class FittedVariance(MarkovStep):
         return self.kernel(denoise, z, t, s).sample(draw()), carry
 
     def _excess(self, t: Tensor) -> Tensor:
-        distance = (t[:, None] - torch.tensor(self.t, dtype=t.dtype, device=t.device)).abs()
-        if bool((distance.amin(1) > 1e-9).any()):
-            raise ValueError(f"no variance was fitted at t = {t.tolist()[0]:g}: fit it for the plan that is run")
-        return torch.tensor(self.excess, dtype=t.dtype, device=t.device)[distance.argmin(1)]
+        excess = torch.tensor(self.excess, dtype=t.dtype, device=t.device)
+        return excess[place(torch.tensor(self.t, dtype=torch.float64), t)]
 
 
 def mean_errors(denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor, cond: Cond, draws: Draws) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from torch import Tensor
 
 from dualrate.codecs.codec import decoded
 from dualrate.data.given_latents import HeldOut
-from dualrate.denoisers.denoiser import renewal_if_any
 from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.values import Cond, Context
+from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.progress import ImageProgress
@@ -28,7 +27,7 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.feature_store import FeatureStore, StoredFeatures, fill_together
 from dualrate.report.rows import Row
-from dualrate.sampling.cost import CallCost, alone_differs, seconds_per_call
+from dualrate.sampling.cost import CallCost, priced, seconds_per_call
 
 SHARD = 125  # images of a file of kept features, at least
 
@@ -205,17 +204,12 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0) -> Call
     bfloat16 = pays(device)
     denoiser = model.ready(bfloat16=bfloat16).denoiser
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        context = denoiser.encode(z, t, cond).aged()
 
         def taken(call: Callable[[], object]) -> float:
             return seconds_per_call(call, seconds=seconds, device=device) / batch_size
 
-        heavy, light = taken(lambda: denoiser.encode(z, t, cond)), taken(lambda: denoiser.denoise(z, t, context, cond))
-        renew = renewal_if_any(denoiser)
-        part = 0.0 if renew is None else taken(lambda: renew(z, t, context, cond))
-        alone = taken(lambda: denoiser.denoise(z, t, Context(), cond)) if alone_differs(denoiser) else None
-    decode = seconds_of_decoding(model, batch_size, seconds=seconds) / batch_size
-    return CallCost(heavy, light, model.call_cost.own, decode, part, alone)
+        calls = priced(denoiser, z, t, cond, taken)
+    return replace(calls, decode=seconds_of_decoding(model, batch_size, seconds=seconds) / batch_size)
 
 
 def seconds_of_decoding(model: Model, batch_size: int, *, seconds: float = 1.0) -> float:

@@ -43,6 +43,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated
 
 import torch
@@ -62,7 +63,7 @@ from dualrate.networks.freeze import at_rest, frozen
 from dualrate.sampling.adjusted_ddim import adjusted
 from dualrate.sampling.ancestral import DDIM
 from dualrate.sampling.step import move
-from dualrate.sampling.trajectory import first_state, reuses, trajectory
+from dualrate.sampling.trajectory import reuses, trajectory
 
 Eta = Annotated[float, Range(0, 1000)]
 Huber = Annotated[float, Range(0, 1000, above=True)]
@@ -176,9 +177,10 @@ class Consistency(Ranged):
         heavy = [max(j for j in range(i) if plan.refresh[j] is Refresh.FULL) for i in kept]
         (rows,) = moved(batch.x.device, torch.nonzero(draws.host.row % len(kept) == 0).flatten())
         some, times = batch[rows], torch.tensor(plan.t, dtype=torch.float64)
-        z = first_state(self.process, Draws(draws.seed, draws.row[rows]), batch.x.shape[1:]).to(batch.x.dtype)
+        z = Draws(draws.seed, draws.row[rows]).normal("rollout start", *batch.x.shape[1:]).to(batch.x.dtype)
+        z = self.process.prior(z, batch.x.shape[1:])
         path = trajectory(self.student, DDIM(self.process), plan, z, Cond(some.label), lambda step, draw: z)
-        states = [state.z for state in path]
+        states = [state.z for state in islice(path, kept[-1] + 1)]
         z_t, z_tau = (torch.cat([states[i] for i in steps]) for steps in (kept, heavy))
         t, tau = moved(batch.x.device, *(times[steps].repeat_interleave(len(rows)) for steps in (kept, heavy)))
         return z_t, t, z_tau, tau, Cond(None if some.label is None else some.label.repeat(len(kept)))

@@ -133,7 +133,7 @@ class Denoising(Ranged):
         with nullcontext() if self.backbone is None or iteration >= self.release_at else at_rest(self.backbone):
             context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
             kept = context.rows(of_kept)
-            if len(again):
+            if self.forecast:  # whatever the rows: processes that hold the weights together call alike
                 before = self._before(z_tau, times, again, cond, draws).scattered(again, len(batch))
                 kept = self._carried(kept, before.rows(image[times.kept]), times)
         shared = kept.scattered(times.kept, len(z_t))

@@ -22,8 +22,9 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
+from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import trajectory
+from dualrate.sampling.trajectory import first_state, trajectory
 
 
 def similarities(
@@ -44,14 +45,8 @@ def similarities(
     draws = Draws(0, torch.tensor(list(seeds), dtype=torch.int64, device=device))
     cond = Cond(None if label is None else torch.tensor(list(label), dtype=torch.int64, device=device))
     with torch.no_grad():
-        states = trajectory(
-            denoiser,
-            step,
-            plan,
-            draws.normal("start", *shape),
-            cond,
-            lambda i, j: draws.normal(f"step {i} draw {j}", *shape),
-        )
+        noise = StepNoise(step.process, draws, plan.num_steps, shape)
+        states = trajectory(denoiser, step, plan, first_state(step.process, draws, shape), cond, noise)
         next(states)  # before the first step: no features yet
         kept = torch.stack([F.normalize(state.context.features[0].double(), dim=1) for state in states])
     positions = kept[0].numel() // kept.shape[2]

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dualrate.machine.files import write_tensors
 from dualrate.machine.folders import MANIFEST, Manifest, check_link, new_folder, some_of
@@ -34,10 +35,15 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
     target = Path(os.path.realpath(out))  # a link stays one
     with new_folder(target, replace=True) as folder:
         write_experiment(folder, stored.experiment)
-        rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in stored.weights.items()}
+        rounded = {name: _rounded(tensor).contiguous() for name, tensor in stored.weights.items()}
         write_tensors(folder / WEIGHTS, rounded, {"iteration": str(stored.iteration)})
         write_card(stored, stored.state, target.name, folder)
         Manifest.write(folder, RELEASED)
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    """Counters and the like stay as they are."""
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
 
 def check_target(

@@ -329,5 +329,5 @@ def _hash(weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].detach().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(weights[name].detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -63,9 +63,16 @@ class Sampler(Ranged):
 
     @cached_property
     def markovian(self) -> bool:
-        """Whether a dual-rate context may be reused under it, with the settings that it has by default."""
+        """`may_reuse` of a Gaussian process."""
+        return self.may_reuse(GaussianProcess(Cosine()))
+
+    def may_reuse(self, process: Process) -> bool:
+        """Whether a dual-rate context may be reused under it, with the settings that it has by default.
+
+        Raises ValueError for a process that it is not for.
+        """
         table = CovarianceTable.of_white_noise(Bands((1, 1, 1)))
-        return self.made(GaussianProcess(Cosine()), {}, StepPlan.uniform(1), table).markovian
+        return self.made(process, {}, StepPlan.uniform(1), table).markovian
 
     def fits(self, process: Process) -> bool:
         """Whether there is such a step for this process."""

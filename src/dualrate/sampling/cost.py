@@ -138,13 +138,20 @@ def call_cost(
     t = torch.full((1,), 0.5, dtype=torch.float64, device=device)
     z_0 = None if latent is None else torch.zeros(1, *latent, device=device)
     cond = Cond(None if label is None else torch.tensor([label], device=device), z_0)
-    heavy = macs_of(lambda: denoiser.encode(z, t, cond))
+    return priced(denoiser, z, t, cond, macs_of)
+
+
+def priced(
+    denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond, price: Callable[[Callable[[], object]], float]
+) -> CallCost:
+    """What `price` says of one call of each kind, at (z, t)."""
+    heavy = price(lambda: denoiser.encode(z, t, cond))
     with torch.no_grad():
         context = denoiser.encode(z, t, cond)
-    light = macs_of(lambda: denoiser.denoise(z, t, context.aged(), cond))
+    light = price(lambda: denoiser.denoise(z, t, context.aged(), cond))
     renew = renewal_if_any(denoiser)
-    partial = 0 if renew is None else macs_of(lambda: renew(z, t, context.aged(), cond))
-    alone = macs_of(lambda: denoiser.denoise(z, t, Context(), cond)) if alone_differs(denoiser) else None
+    partial = 0 if renew is None else price(lambda: renew(z, t, context.aged(), cond))
+    alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if alone_differs(denoiser) else None
     return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone)
 
 

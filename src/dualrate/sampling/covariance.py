@@ -47,7 +47,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
 from dualrate.diffusion.times import expand, is_shared, once
 from dualrate.sampling.bands import Bands
@@ -186,11 +186,7 @@ def weights(process: GaussianProcess, kernel: Kernel, t: Tensor, s: Tensor) -> t
     if kernel == "ddim":
         a, b = move_weights(process, t, s)
         return a, b, torch.zeros_like(b)
-    log_snr_t, log_snr_s = process.schedule.log_snr(t), process.schedule.log_snr(s)
-    gap = log_snr_t - log_snr_s
-    c = -torch.expm1(gap)
-    a = torch.exp(gap) * alpha(log_snr_s) / alpha(log_snr_t)
-    return a, c * alpha(log_snr_s), c * torch.sigmoid(-log_snr_s)
+    return posterior_weights(process.schedule, t, s)
 
 
 def banded(

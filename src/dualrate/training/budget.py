@@ -103,22 +103,14 @@ def _widened(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         return forward(*inputs)
 
 
-def pass_cost(
-    method: Method,
-    phase: Phase,
-    shape: Sequence[int],
-    iteration: int,
-    *,
-    bfloat16: bool,
-    rows: tuple[int, int] = ROWS,
-) -> PassCost:
+def pass_cost(method: Method, phase: Phase, shape: Sequence[int], iteration: int, *, bfloat16: bool) -> PassCost:
     """Of a phase of a method whose networks are `weightless`. shape: (C, H, W) of an image.
 
-    Two passes, over `rows` images, say what grows with the images and what does not.
+    Two passes, over ROWS images, say what grows with the images and what does not.
     """
-    few, many = rows
+    few, many = ROWS
     with frozen(method.networks, method.auxiliaries, but=phase.parameters):
-        low, high = (_one_pass(phase, shape, iteration, count, bfloat16) for count in rows)
+        low, high = (_one_pass(phase, shape, iteration, count, bfloat16) for count in ROWS)
     per_image = (high.most - low.most) / (many - few)
     return PassCost(high.most - many * per_image, per_image, high.flops / many, high.launches)
 

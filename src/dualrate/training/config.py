@@ -49,7 +49,7 @@ class FitConfig(Ranged):
     """Seconds of training, summed over resumes, after which to save and stop."""
 
     def free(self) -> frozenset[str]:
-        """Names of the settings that may differ when a run is resumed."""
+        """Settings that may differ when a run is resumed."""
         return FREE | {"iterations"} if self.optim.decay == "none" else FREE
 
 

@@ -26,9 +26,6 @@ class RunningMeans:
     def means(self) -> dict[str, float]:
         return {name: total / count for name, (total, count) in self.sums.items()}
 
-    def state(self) -> dict[str, list[float]]:
-        return {name: list(pair) for name, pair in self.sums.items()}
-
 
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per line, appended; lines after `iteration` (of a lost continuation) go.

@@ -151,7 +151,7 @@ class _Trainer:
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
         self.generator = default_generator(device)
         self.unread: list[_Update] = []
-        self.logs: dict[str, float] = {}
+        self.untold: list[dict[str, float]] = []  # logs that were read, an iteration each
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
         world.copy_leader((*networks.state_dict().values(), *auxiliaries.state_dict().values()))
         trained = (*networks.values(), *auxiliaries.values())
@@ -184,7 +184,8 @@ class _Trainer:
             path = checkpoint.path_of(self.checkpoints, iteration)
             checkpoint.await_folder(path, timeout())
             saved = checkpoint.load(path)
-        if changes := differences(self.upgrade(saved.state["config"]), self.identity, self.config.free()):
+        free = {f"fit.{name}" for name in self.config.free()}
+        if changes := differences(self.upgrade(saved.state["config"]), self.identity, free):
             lines = "\n  ".join(changes)
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
         rows = {"micro_batch": saved.state["config"]["fit"]["micro_batch"]}
@@ -295,15 +296,16 @@ class _Trainer:
         unread, self.unread = self.unread, []
         numbers = iter(torch.cat([made.values for made in unread]).tolist())
         for _, updates in groupby(unread, key=attrgetter("iteration")):
-            self.logs = {}
+            logs: dict[str, float] = {}
             for made in updates:
                 values = dict(zip(made.names, numbers, strict=False))  # the next ones
                 if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
                     made.state.skipped_in_a_row = 0
                 else:
                     self.skip(made, values)
-                self.logs |= {"lr": made.lr} | {f"{made.phase}/{name}": value for name, value in values.items()}
-            self.state.running_means.add(finite(self.logs))
+                logs |= {"lr": made.lr} | {f"{made.phase}/{name}": value for name, value in values.items()}
+            self.state.running_means.add(finite(logs))
+            self.untold.append(logs)
 
     def skip(self, made: _Update, values: Mapping[str, float]) -> None:
         """Count and tell an update that is not made; give up after PATIENCE of the phase in a row."""
@@ -328,8 +330,10 @@ class _Trainer:
         return self.state.iteration % self.config.log_every == 0 or self.state.iteration == self.config.iterations
 
     def report(self, elapsed: float) -> None:
+        """Of every iteration its logs, once, when they have been read: those of earlier ones as of the one before."""
         state, config = self.state, self.config
         state.seconds += elapsed
+        untold, self.untold = self.untold, []
         if not self.world.leads:
             return
         counts = {"images": state.iteration * config.batch_size, "seconds": state.seconds, "skipped": state.skipped}
@@ -337,9 +341,11 @@ class _Trainer:
         if self.is_logged():
             means = state.running_means.means()
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
-            self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": self.logs["lr"]})
+            self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": untold[-1]["lr"]})
             state.running_means.sums.clear()
-        self.progress.update(state.iteration, config.iterations, counts | finite(self.logs))
+        for logs in untold[:-1]:
+            self.progress.update(state.iteration - 1, config.iterations, counts | finite(logs))
+        self.progress.update(state.iteration, config.iterations, counts | finite(untold[-1] if untold else {}))
 
     def finish_saving(self) -> None:
         with self.watchdog.over(f"{self.world.name}: the checkpoint before", LONG):

@@ -169,9 +169,9 @@ def note_changes(before: Mapping[str, Any], now: Mapping[str, Any], note: Callab
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Container[str]) -> list[str]:
-    """Lines `key: before -> now` for every leaf that differs, except leaves named in `free`."""
+    """Lines `key: before -> now` for every leaf that differs, except keys in `free`."""
     old, new = _leaves(before), _leaves(now)
-    keys = [key for key in old | new if key.rpartition(".")[2] not in free]
+    keys = [key for key in old | new if key not in free]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
