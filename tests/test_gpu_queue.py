@@ -55,8 +55,9 @@ def test_the_page_lists_the_same_queue() -> None:
 
 def test_equal_shares_of_time() -> None:
     """Dual-rate's own share and those of its two parts are the three of every network alone."""
-    seconds = [name for piece in QUEUE for name in piece.commands[0].line.split() if piece.name == "cifar10-dual"]
-    assert seconds[seconds.index("--fit.max-seconds") + 1] == "480"
+    for name in ("cifar10-dual", "cifar10-dual-45"):
+        words = PIECES[name].commands[0].line.split()
+        assert words[words.index("--fit.max-seconds") + 1] == "480"
     for model in ("heavy", "medium", "light"):
         assert f"--fit.max-seconds {3 * 480} " in PIECES[f"cifar10-{model}-3"].commands[0].line
 
@@ -148,15 +149,20 @@ def test_what_a_piece_leaves_fits_through_the_door() -> None:
     with torch.device("meta"):
         counts = {
             made.name: sum(p.numel() for p in made.build()[0].parameters())
-            for made in (cifar10.heavy("compact"), cifar10.medium(), cifar10.light("compact"), cifar10.dual("compact"))
+            for made in (
+                *(cifar10.heavy("compact"), cifar10.medium(), cifar10.light("compact")),
+                *(cifar10.dual("compact"), cifar10.dual_45()),
+            )
         }
     states = {name: 4 * count for name, count in counts.items()}
     states["student"] = states["cifar10-compact-dual"] + 2 * counts["cifar10-compact-heavy"]
     for size in states.values():
         assert size * 1.01 < DOOR - 4 * 2**20
         assert -(-size // travel.PART) + 4 <= 8
-    released = sum(2 * count for count in counts.values())
-    assert released < DOOR - 15 * 2**20  # what the report needs, beside a checkout
+    for piece in (PIECES["cifar10-report"], PIECES["cifar10-report-45"]):
+        needed = [need.removeprefix("cifar10-").removesuffix("-3") for need in piece.needs if need != "cifar10-judge"]
+        released = sum(2 * counts[f"cifar10-compact-{name}"] for name in needed)
+        assert released < DOOR - 15 * 2**20  # beside a checkout
 
 
 def test_a_command_is_stopped_in_time(places: Places) -> None:

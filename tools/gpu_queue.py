@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PIECES = {piece.name: piece for piece in QUEUE}
 State = Literal["done", "part", "never"]
 RESERVE = 45.0  # of a piece's seconds, for saving and packing
-RECIPES = {"train": "cifar10-compact-", "distill": "cifar10-compact"}
-TINY = {"train": "tools.tiny:", "distill": "tools.tiny:distilled"}
+RECIPES = {"train": "cifar10-compact-", "dual_45": "cifar10-compact-dual-45", "distill": "cifar10-compact"}
+TINY = {"train": "tools.tiny:", "dual_45": "tools.tiny:dual_45", "distill": "tools.tiny:distilled"}
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ def dual() -> Experiment:
     return tiny(replace(cifar10.dual("compact"), networks=TwoNetworks(network(32), network(16))))
 
 
+def dual_45() -> Experiment:
+    return tiny(replace(cifar10.dual_45(), networks=TwoNetworks(network(24), network(16))))
+
+
 def distilled() -> StudentRecipe:
     recipe = cifar10.distilled("compact")
     return replace(recipe, light=network(16), fit=quick(recipe.fit))

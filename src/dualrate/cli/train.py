@@ -64,6 +64,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "cifar10-compact-medium": cifar10.medium,
     "cifar10-compact-light": partial(cifar10.light, "compact"),
     "cifar10-compact-dual": partial(cifar10.dual, "compact"),
+    "cifar10-compact-dual-45": cifar10.dual_45,
     "cifar10-reduced-heavy": partial(cifar10.heavy, "reduced"),
     "cifar10-reduced-light": partial(cifar10.light, "reduced"),
     "cifar10-reduced-dual": partial(cifar10.dual, "reduced"),

@@ -135,6 +135,13 @@ def dual(size: Size = "full", source: str = "cifar10") -> Experiment:
     return Experiment(f"cifar10-{size}-dual", networks, method, fit(size, "dual"), data(source))
 
 
+def dual_45(source: str = "cifar10") -> Experiment:
+    """The medium network for encoder, for plans of 1 to 8 heavy calls, the first late, as pairs paid elsewhere."""
+    networks = TwoNetworks(MEDIUM["compact"], LIGHT["compact"])
+    method = DenoisingConfig(times=TimeSampler(heavy=(1, 8), first=(0.6, 0.9)))
+    return Experiment("cifar10-compact-dual-45", networks, method, fit("compact", "dual"), data(source))
+
+
 def distilled(size: Size = "full") -> StudentRecipe:
     """Students of the heavy model."""
     many = replace(FITS[size], optim=OptimConfig(lr=5e-5, betas=(0.0, 0.99), warmup=200), ema_halflife=10_000)
