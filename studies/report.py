@@ -1,6 +1,7 @@
 """Reports of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and figures.
 
-    make reproduce-report                   settled: models trained alike, 20,000 images, an hour and a half
+    make reproduce-report                   settled-25: a small pair and what was trained alike, 20,000 images, an hour
+    .venv/bin/python studies/report.py settled          larger ones too, an hour and a half
     .venv/bin/python studies/report.py students-settled their students, 20,000 images, half an hour of a core, after
                                                     `git checkout 9fcbb8c -- weights/fashion-mnist-student-8-4`
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
@@ -45,7 +46,7 @@ from common import (
 from dualrate.cli.console import reporter
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Entry
-from dualrate.compare.judges import verdict_table
+from dualrate.compare.judges import verdict_table, verdicts
 from dualrate.compare.page import front_table, reusing_plans, savings_table
 from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.work import TimedContender
@@ -60,7 +61,7 @@ from dualrate.report.table import EACH, Table, as_markdown, compute_unit, signif
 
 Writer = Callable[[ComparisonResults, Path], object]
 KINDS = ("savings", "front")  # of tables on a page
-SUMMARY = ROOT / "docs/results.md"  # where a table of the kind "summary" stands
+FIRST = (ROOT / "docs/results.md", ROOT / "README.md")  # where tables of the kinds "summary" and "headline" stand
 
 
 @dataclass(frozen=True)
@@ -186,18 +187,18 @@ REPORTS = {
     "settled": Report(
         trained_alike([*TOGETHER], ALONE),
         Effort(minutes=480, screen=300, count=20_000),
-        "make reproduce-report",
+        ".venv/bin/python studies/report.py settled",
         "settled.md",
         JUDGES,
-        kinds=("verdicts", *KINDS, "summary"),
+        kinds=("verdicts", *KINDS),
     ),
     "settled-25": Report(
         trained_alike(["dual-25"], NEAR),
         Effort(minutes=480, screen=300, count=20_000),
-        ".venv/bin/python studies/report.py settled-25",
+        "make reproduce-report",
         "settled.md",
         JUDGES,
-        kinds=("verdicts", *KINDS),
+        kinds=("verdicts", *KINDS, "summary", "headline"),
     ),
     "students-settled": Report(
         [f"student-{plan}=runs/settle-student-{plan}:{plan[-3:].replace('-', '/')}" for plan in ("8-2", "25-8-2")]
@@ -259,13 +260,27 @@ REPORTS = {
 
 
 def tables(findings: ComparisonResults) -> dict[str, Table]:
-    """By the name between the page's markers."""
+    """By the kind between a page's markers."""
     return {
         "verdicts": verdict_table(findings),
         "savings": savings_table(findings),
         "front": front_table(findings.finished),
         "summary": summary_table([one.row for one in findings.finished]),
+        "headline": headline_table(findings),
     }
+
+
+def headline_table(findings: ComparisonResults) -> Table:
+    """What each plan saves in FLOPs, a column a judge."""
+    found = verdicts(findings)
+    prefix, unit = compute_unit([one.first.finished.row.flops for one in found])
+    cells = []
+    for one in found:
+        row = one.first.finished.row
+        plan = (row.network, str(row.num_steps), str(row.num_heavy), significant(row.flops / unit))
+        cells.append((*plan, *(str(by.savings[0]) for by in one.by_judge.values())))
+    judges = next(iter(found)).by_judge if found else ()
+    return Table(("network", "steps", "heavy calls", f"{prefix}FLOPs", *judges), tuple(cells), ())
 
 
 def summary_table(rows: Sequence[Row]) -> Table:
@@ -326,7 +341,7 @@ def main() -> None:
     name, report, device = options.name, REPORTS[options.name], pick_device(None)
     page = RESULTS / report.page
     for kind in report.kinds:  # before the work
-        page_of(f"{name} {kind}", [page, SUMMARY])
+        page_of(f"{name} {kind}", [page, *FIRST])
     if device.type == "cpu":
         on_one_thread()
     for weights in re.findall(r"weights/[\w-]+", " ".join(report.entries)):
@@ -353,7 +368,7 @@ def main() -> None:
     if findings.unfinished:
         print(*findings.unfinished, f"the same command goes on; so far: {out}", sep="\n")
         raise SystemExit(75)
-    named = page.read_text() + SUMMARY.read_text()
+    named = "".join(file.read_text() for file in (page, *FIRST))
     for suffix in (".json", *([".csv"] if f"{name}.csv" in named else [])):
         (RESULTS / f"{name}{suffix}").write_text(out.with_suffix(suffix).read_text())
     for ending, write in FILES.items():
@@ -361,7 +376,7 @@ def main() -> None:
             write(findings, RESULTS / f"{name}{ending}")
     made = tables(findings)
     for kind in report.kinds:
-        place(f"{name} {kind}", as_markdown(made[kind]) + "\n", page_of(f"{name} {kind}", [page, SUMMARY]))
+        place(f"{name} {kind}", as_markdown(made[kind]) + "\n", page_of(f"{name} {kind}", [page, *FIRST]))
     print(out, page)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import fields
@@ -68,9 +69,18 @@ def test_a_lever_changes_one_thing(name: str) -> None:
     assert len(changed - {"targets_share"}) == 1
 
 
-def test_the_headline_is_of_released_models() -> None:
-    for entry in report.REPORTS["settled"].entries:
+def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
+    for entry in (*report.REPORTS["settled"].entries, *report.REPORTS["settled-25"].entries):
         assert (report.ROOT / Entry.parse(entry).run / "model.safetensors").exists(), entry
+
+
+    page = (report.RESULTS / "settled.md").read_text()
+    table = (report.ROOT / "README.md").read_text().partition("<!-- settled-25 headline -->\n")[2]
+    lines = [line.strip("| ").split(" | ") for line in table.partition("<!-- end of")[0].splitlines()[2:]]
+    assert lines
+    for network, steps, heavy, _, *savings in lines:
+        for saving in savings:
+            assert re.search(rf"\| {network} \|.*\| {steps}/{heavy} \|.*\| {re.escape(saving)} \|", page), saving
 
 
 @pytest.mark.parametrize("name", results.TABLES)
