@@ -118,6 +118,11 @@ ALONE = {  # single networks that were trained alike, under the best of 20 pairs
 }
 TOGETHER = {"dual-25": ("0.7-8-2", "0.5-10-3", "0.5-12-3"), "dual-45": ("0.7-8-2", "0.7-12-4")}  # at two rates
 NEAR = {  # single networks of about the cost of dual-25
+    "light-10": (
+        *(f"{steps}@dpm++2m" for steps in (6, 8, 10, 12)),
+        KARRAS,
+        *(f"{n}{SETTLED}" for n in (8, 10, 12, 16)),
+    ),
     "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8, 10, 12)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12))),
     "medium-25": (*(f"{steps}@dpm++2m" for steps in (8, 10, 12)), *(f"{n}{SETTLED}" for n in (10, 12))),
 }

@@ -1,8 +1,8 @@
 """Do errors of x_hat, without an image that is scored, tell what a second rate saves?
 
-    OMP_NUM_THREADS=1 .venv/bin/python studies/saving_model.py [settled|natural16]
+    OMP_NUM_THREADS=1 .venv/bin/python studies/saving_model.py [settled|settled-25|natural16]
 
-Of every row of a report (docs/results/settled.json, natural16.json) that was drawn by the sampler of the dual-rate
+Of every row of a report (docs/results/settled.json and so on) that was drawn by the sampler of the dual-rate
 plans, single or dual-rate, under the plan that was scored there, the planner's terms of second order
 (planning/planner.py), the heavy network's errors taken away:
 
@@ -66,6 +66,7 @@ class Report:
 
 REPORTS = {
     "settled": Report("weights/fashion-mnist-", "heavy-annealed"),
+    "settled-25": Report("weights/fashion-mnist-", "heavy-annealed"),
     "natural16": Report("runs/natural16-", "heavy"),
 }
 
