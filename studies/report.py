@@ -1,6 +1,7 @@
 """Reports of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and figures.
 
-    make reproduce-report                   settled-25: a small pair and what was trained alike, 20,000 images, an hour
+    make reproduce-report                   settled-25: a small pair and what was trained alike, 10,000 images, half
+                                            an hour of a core
     .venv/bin/python studies/report.py settled          larger ones too, an hour and a half
     .venv/bin/python studies/report.py students-settled their students, 20,000 images, half an hour of a core, after
                                                     `git checkout 9fcbb8c -- weights/fashion-mnist-student-8-4`
@@ -199,7 +200,7 @@ REPORTS = {
     ),
     "settled-25": Report(
         trained_alike(["dual-25"], NEAR),
-        Effort(minutes=480, screen=300, count=20_000),
+        Effort(minutes=480, screen=300, count=10_000),
         "make reproduce-report",
         "settled.md",
         JUDGES,
