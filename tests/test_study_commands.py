@@ -73,7 +73,6 @@ def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
     for entry in (*report.REPORTS["settled"].entries, *report.REPORTS["settled-25"].entries):
         assert (report.ROOT / Entry.parse(entry).run / "model.safetensors").exists(), entry
 
-
     page = (report.RESULTS / "settled.md").read_text()
     table = (report.ROOT / "README.md").read_text().partition("<!-- settled-25 headline -->\n")[2]
     lines = [line.strip("| ").split(" | ") for line in table.partition("<!-- end of")[0].splitlines()[2:]]
