@@ -75,7 +75,7 @@ def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
 
     page = (report.RESULTS / "settled.md").read_text()
     table = (report.ROOT / "README.md").read_text().partition("<!-- settled-25 headline -->\n")[2]
-    lines = [line.strip("| ").split(" | ") for line in table.partition("<!-- end of")[0].splitlines()[2:]]
+    lines = [line.strip("| ").split(" | ") for line in table.partition("<!-- end of")[0].strip().splitlines()[2:]]
     assert lines
     for network, steps, heavy, _, *savings in lines:
         for saving in savings:
