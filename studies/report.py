@@ -285,7 +285,7 @@ def headline_table(findings: ComparisonResults) -> Table:
         row = one.first.finished.row
         plan = (row.network, str(row.num_steps), str(row.num_heavy), significant(row.flops / unit))
         cells.append((*plan, *(str(by.savings[0]) for by in one.by_judge.values())))
-    judges = next(iter(found)).by_judge if found else ()
+    judges = found[0].by_judge if found else ()
     return Table(("network", "steps", "heavy calls", f"{prefix}FLOPs", *judges), tuple(cells), ())
 
 

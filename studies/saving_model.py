@@ -64,9 +64,10 @@ class Report:
         return load(f"{self.models}{network}")
 
 
+SETTLED = Report("weights/fashion-mnist-", "heavy-annealed")
 REPORTS = {
-    "settled": Report("weights/fashion-mnist-", "heavy-annealed"),
-    "settled-25": Report("weights/fashion-mnist-", "heavy-annealed"),
+    "settled": SETTLED,
+    "settled-25": SETTLED,
     "natural16": Report("runs/natural16-", "heavy"),
 }
 

@@ -39,9 +39,9 @@ def drawer(model: dr.Model, way: str) -> dr.Drawer:
     if unknown:
         raise ValueError(f"{way}: there is no setting {unknown[0]}, but grid and alone")
     grid = said.get("grid")
-    if "alone" in said and not heavy:
-        raise ValueError(f"{way}: alone is of two rates, STEPS/HEAVY")
     if "alone" in said:
+        if not heavy:
+            raise ValueError(f"{way}: alone is of two rates, STEPS/HEAVY")
         times = grid_times(grid or "log-snr", model.gaussian.schedule, int(steps))
         plan = dr.StepPlan.late(times, int(heavy), int(said["alone"]))
         choice = dr.Choice(sampler=sampler or None, gamma=gamma, plan=plan)

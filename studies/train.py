@@ -75,11 +75,8 @@ RUNS = {
 RUNS |= {  # of those on the front
     f"{name}-seed{seed}": f"{RUNS[name]} --fit.seed {seed}"
     for name in (
-        *(
-            f"settle-{name}"
-            for name in ("medium-45", "medium-25", "light", "light-10", "dual-45", "dual-25", "dual-17")
-        ),
-        *("natural16-light", "natural16-dual-25"),
+        *("settle-medium-45", "settle-medium-25", "settle-light", "settle-light-10"),
+        *("settle-dual-45", "settle-dual-25", "settle-dual-17", "natural16-light", "natural16-dual-25"),
     )
     for seed in (1, 2)
 }

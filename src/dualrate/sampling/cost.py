@@ -148,9 +148,10 @@ def priced(
     heavy = price(lambda: denoiser.encode(z, t, cond))
     with torch.no_grad():
         context = denoiser.encode(z, t, cond)
-    light = price(lambda: denoiser.denoise(z, t, context.aged(), cond))
+    kept = context.aged()
+    light = price(lambda: denoiser.denoise(z, t, kept, cond))
     renew = renewal_if_any(denoiser)
-    partial = 0 if renew is None else price(lambda: renew(z, t, context.aged(), cond))
+    partial = 0 if renew is None else price(lambda: renew(z, t, kept, cond))
     alone = price(lambda: denoiser.denoise(z, t, Context(), cond)) if alone_differs(denoiser) else None
     return CallCost(heavy, light, context.x_hat is not None, partial=partial, alone=alone)
 
