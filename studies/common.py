@@ -54,6 +54,7 @@ SHOWN = 20  # of them on a grid
 TIMED, ROUNDS = 125, 3  # images of a timing, one batch; how often each is timed
 Net = tuple[type[Architecture], int, int]  # of a judge: architecture, seed, epochs
 JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"  # of Fashion-MNIST, those that ship
+PRETRAINED = "efficientnet"  # and the judge that nobody here trained
 NOT_MEASURED = "Not measured yet.\n"
 RETIRED = {  # the last commit that has them
     **{f"fashion-mnist-{name}": "de2df92" for name in ("heavy-long", "dual-early")},

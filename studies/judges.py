@@ -1,6 +1,7 @@
 """The judges of Fashion-MNIST: classifiers of three architectures, trained apart, and what each of them sees.
 
     OMP_NUM_THREADS=1 .venv/bin/python studies/judges.py fashion-mnist-b    # prints a table for its README
+    OMP_NUM_THREADS=1 .venv/bin/python studies/judges.py efficientnet       # the one that nobody here trained
 
 Trains the net of that name into src/dualrate/metrics/nets, if it is not there: five minutes of one core, the same bits
 on one kind of machine. Then distances of 5,000 test images, intact and damaged, from all training images, with 95%
@@ -11,15 +12,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from common import command, markdown, on_one_thread
+from common import PRETRAINED, command, markdown, on_one_thread
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from dualrate.data.images import ImageSet, load_images
 from dualrate.measuring.evaluator import SHIPPED
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
+from dualrate.metrics.efficientnet import load_efficientnet
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import FeatureNet
 from dualrate.metrics.train_features import feature_net_in
@@ -73,7 +76,7 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
-def lines(judge: Evaluator[FeatureNet], test: ImageSet) -> list[tuple[str, str]]:
+def lines(judge: Evaluator[Any], test: ImageSet) -> list[tuple[str, str]]:
     """Names of damages, and the distances of images so damaged."""
     found = []
     for name, damage in DAMAGES.items():
@@ -85,10 +88,18 @@ def lines(judge: Evaluator[FeatureNet], test: ImageSet) -> list[tuple[str, str]]
 
 def main() -> None:
     parser = command(__doc__)
-    parser.add_argument("name", choices=NETS)
+    parser.add_argument("name", choices=(*NETS, PRETRAINED))
     name = parser.parse_args().name
     on_one_thread()
     train, test = (load_images("fashion-mnist", split=split) for split in ("train", "test"))
+    net = load_efficientnet() if name == PRETRAINED else trained(name, train, test)
+    judge = Evaluator(net, train, test)
+    print(f"floor at {COUNT} images: {significant(judge.floor(COUNT)[0])}\n")
+    print(markdown(("images", f"{judge.metric} of {COUNT:,}"), lines(judge, test), texts=1))
+
+
+def trained(name: str, train: ImageSet, test: ImageSet) -> FeatureNet:
+    """The net of that name, which is said what it is."""
     kind, seed, epochs = NETS[name]
     losses: list[float] = []
     start = time.process_time()
@@ -100,11 +111,9 @@ def main() -> None:
 
     how = {"seed": seed, "epochs": epochs, "kind": kind, "name": name}
     net = feature_net_in(SHIPPED / name, train, test, **how, progress=report)
-    judge = Evaluator(net, train, test)
     parameters = sum(parameter.numel() for parameter in net.module.parameters())
     print(f"{net.identity}: {net.dim} features, {parameters:,} parameters, accuracy {net.card.accuracy:.2%}")
-    print(f"floor at {COUNT} images: {significant(judge.floor(COUNT)[0])}\n")
-    print(markdown(("images", f"{judge.metric} of {COUNT:,}"), lines(judge, test), texts=1))
+    return net
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import decoder_samplers
 import numpy as np
 from common import (
     JUDGES,
+    PRETRAINED,
     RESULTS,
     ROOT,
     RUNS,
@@ -203,7 +204,7 @@ REPORTS = {
         Effort(minutes=480, screen=300, count=10_000),
         "make reproduce-report",
         "settled.md",
-        JUDGES,
+        f"{JUDGES},{PRETRAINED}",
         kinds=("verdicts", *KINDS, "summary", "headline"),
     ),
     "students-settled": Report(

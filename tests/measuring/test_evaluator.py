@@ -108,6 +108,7 @@ def test_judges_are_named_with_commas_between(tmp_path, monkeypatch):
         (tmp_path / "mine", (tmp_path / "mine",)),
         ("a,b", (Path("a,b"),)),
         ("mine, fashion-mnist-b,inception,dinov2", (Path("mine"), shipped, "inception", "dinov2")),
+        ("efficientnet", ("efficientnet",)),
     ):
         assert features_named(text) == expected
     for text in ("nobody", "mine,", "", "mine,,inception"):
@@ -131,6 +132,8 @@ def test_as_many_images_as_the_judge_of_most_features_needs():
     require_count(192, features_named("fashion-mnist,fashion-mnist-b"))
     with pytest.raises(ValueError, match="192"):
         require_count(191, features_named("fashion-mnist-b,fashion-mnist"))
+    with pytest.raises(ValueError, match="640"):
+        require_count(639, features_named("fashion-mnist,efficientnet"))
 
 
 def test_the_recommendation_was_made_in_the_net_that_judges_where_none_is_named():

