@@ -5,7 +5,8 @@
 
 Trains the net of that name into src/dualrate/metrics/nets, if it is not there: five minutes of one core, the same bits
 on one kind of machine. Then distances of 5,000 test images, intact and damaged, from all training images, with 95%
-bootstrap intervals; and the floor, which is that of other 5,000 test images. A net that misses a damage is no judge.
+bootstrap intervals; and the floor, which is that of 5,000 test images, every class by its share. A net that misses a
+damage is no judge.
 """
 
 from __future__ import annotations

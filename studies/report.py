@@ -248,7 +248,7 @@ REPORTS = {
         Effort(minutes=480, screen=300, count=20_000),
         ".venv/bin/python studies/report.py natural16",
         "natural16.md",
-        "natural16",
+        f"natural16,{PRETRAINED}",
         nets={"natural16-b": (Stacked, 1, 10), "natural16-c": (Architecture, 2, 10)},
         kinds=("verdicts", *KINDS),
     ),

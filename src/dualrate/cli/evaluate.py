@@ -23,7 +23,7 @@ from dualrate.measuring.drawer import Drawer
 
 @dataclass(frozen=True)
 class Evaluate(Ranged):
-    """Score a run: Frechet distance in the features of a net trained on the data set (FD-<net>), FID, FD-DINOv2.
+    """Score a run: Frechet distance in the features of the data set's net (FD-<net>), FID, FD-DINOv2, FD-EfficientNet.
 
     Of a model of texts: the bound of held-out text in bits a character; the entropy of what it draws; and its bits a
     character and gradient moment under a language model of the text, trained on first use.

