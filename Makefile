@@ -33,7 +33,7 @@ reproduce-table: env  ## measure the models in weights/, draw docs/results/ (res
 reproduce-ablations: env  ## the same for the models in runs/ that reproduce-train made
 	@$(BIN)/python studies/results.py ablations
 
-reproduce-report: env  ## the headline: dual-rate against single networks trained alike (half an hour of a core; resumes)
+reproduce-report: env-dev  ## the headline: dual-rate against single networks trained alike (an hour of a core; resumes)
 	@$(BIN)/python studies/report.py settled-25
 
 reproduce-cifar10: env  ## a piece of the CIFAR-10 experiment: PIECE=heavy|light|dual|dual-kept|report DATA=... [SIZE=reduced]
