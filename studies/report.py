@@ -118,7 +118,10 @@ ALONE = {  # single networks that were trained alike, under the best of 20 pairs
     "medium-45": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10))),
     "heavy-annealed": (*(f"{steps}@dpm++2m" for steps in (6, 8)), f"8{SETTLED}"),
 }
-TOGETHER = {"dual-25": ("0.7-8-2", "0.5-10-3", "0.5-12-3"), "dual-45": ("0.7-8-2", "0.7-12-4")}  # at two rates
+TOGETHER = {  # at two rates: plan and gamma; less noise is what a judge likes that was not there when plans were chosen
+    "dual-25": (*((plan, 0.1) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")), ("0.5-8-2", 0.05), ("0.5-10-3", 0.05)),
+    "dual-45": (("0.7-8-2", 0.1), ("0.7-12-4", 0.1)),
+}
 NEAR = {  # single networks of about the cost of dual-25
     "light-10": (
         *(f"{steps}@dpm++2m" for steps in (6, 8, 10, 12)),
@@ -167,7 +170,9 @@ MANY = (  # more plans of the caches, and what noise on the path does to them
 
 def trained_alike(pairs: Sequence[str], alone: Mapping[str, Sequence[str]]) -> list[str]:
     """Entries of these pairs, and of single networks under these ways to sample."""
-    entries = [(name, f"{PLANS}/blend-{plan}.json{SETTLED}") for name in pairs for plan in TOGETHER[name]]
+    entries = [
+        (name, f"{PLANS}/blend-{plan}.json@sde-dpm++2m:{gamma}") for name in pairs for plan, gamma in TOGETHER[name]
+    ]
     entries += [(name, how) for name, ways in alone.items() for how in ways]
     return [f"{name}=weights/fashion-mnist-{name}:{how}" for name, how in entries]
 
@@ -284,10 +289,10 @@ def headline_table(findings: ComparisonResults) -> Table:
     cells = []
     for one in found:
         row = one.first.finished.row
-        plan = (row.network, str(row.num_steps), str(row.num_heavy), significant(row.flops / unit))
+        plan = (row.network, row.sampler, str(row.num_steps), str(row.num_heavy), significant(row.flops / unit))
         cells.append((*plan, *(str(by.savings[0]) for by in one.by_judge.values())))
     judges = found[0].by_judge if found else ()
-    return Table(("network", "steps", "heavy calls", f"{prefix}FLOPs", *judges), tuple(cells), ())
+    return Table(("network", "sampler", "steps", "heavy calls", f"{prefix}FLOPs", *judges), tuple(cells), ())
 
 
 def summary_table(rows: Sequence[Row]) -> Table:
@@ -299,8 +304,8 @@ def summary_table(rows: Sequence[Row]) -> Table:
     for row in sorted([*single, *filter(_reuses, rows)], key=lambda row: row.macs):
         scores = [scored(row.judged_by(metric)) for metric in metrics]
         heavy = str(row.num_heavy) if _reuses(row) else EACH
-        cells.append((row.network, str(row.num_steps), heavy, significant(row.flops / unit), *scores))
-    return Table(("network", "steps", "heavy calls", f"{prefix}FLOPs", *metrics), tuple(cells), ())
+        cells.append((row.network, row.sampler, str(row.num_steps), heavy, significant(row.flops / unit), *scores))
+    return Table(("network", "sampler", "steps", "heavy calls", f"{prefix}FLOPs", *metrics), tuple(cells), ())
 
 
 def _reuses(row: Row) -> bool:
