@@ -214,9 +214,13 @@ METHODS = {path.stem for path in (SRC / "methods").iterdir()} - {"__init__", "__
 KINDS = kinds({name: path.read_text() for name, path in FILES.items()})
 
 
+# weights of one sha256, opened as tensors alone: tests/metrics/test_efficientnet.py holds it to both
+PINNED = {"metrics/efficientnet.py": ["torch.load"]}
+
+
 @pytest.mark.parametrize("name", FILES | BESIDE)
 def test_nothing_runs_code_from_data(name: str) -> None:
-    assert not unsafe((FILES | BESIDE)[name].read_text())
+    assert unsafe((FILES | BESIDE)[name].read_text()) == PINNED.get(name, [])
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("training/")])

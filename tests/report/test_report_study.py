@@ -26,9 +26,9 @@ def test_the_opening_table_has_all_at_two_rates_and_the_front_of_the_others() ->
         row("pair", steps=16, heavy=4, macs=3_000_000_000, value=7.0),  # beaten by all, and yet there
     ]
     made = study.summary_table(rows)
-    assert made.header == ("network", "steps", "heavy calls", "GFLOPs", "FD-squares")
+    assert made.header == ("network", "sampler", "steps", "heavy calls", "GFLOPs", "FD-squares")
     assert made.cells == (
-        ("one", "8", "-", "2.00", "5.00 [4.00, 6.00]"),
-        ("one", "16", "-", "4.00", "3.00 [2.00, 4.00]"),
-        ("pair", "16", "4", "6.00", "7.00 [6.00, 8.00]"),
+        ("one", "ancestral", "8", "-", "2.00", "5.00 [4.00, 6.00]"),
+        ("one", "ancestral", "16", "-", "4.00", "3.00 [2.00, 4.00]"),
+        ("pair", "ancestral", "16", "4", "6.00", "7.00 [6.00, 8.00]"),
     )
