@@ -118,9 +118,19 @@ ALONE = {  # single networks that were trained alike, under the best of 20 pairs
     "medium-45": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10))),
     "heavy-annealed": (*(f"{steps}@dpm++2m" for steps in (6, 8)), f"8{SETTLED}"),
 }
-TOGETHER = {  # at two rates: plan and gamma; less noise is what a judge likes that was not there when plans were chosen
-    "dual-25": (*((plan, 0.1) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")), ("0.5-8-2", 0.05), ("0.5-10-3", 0.05)),
-    "dual-45": (("0.7-8-2", 0.1), ("0.7-12-4", 0.1)),
+
+
+def blended(plan: str, gamma: float) -> str:
+    """A way to sample a pair; plan: blend, steps and heavy calls."""
+    return f"{PLANS}/blend-{plan}.json@sde-dpm++2m:{gamma}"
+
+
+TOGETHER = {  # at two rates; less noise is what a judge likes that was not there when plans were chosen
+    "dual-25": (
+        *(blended(plan, 0.1) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")),
+        *(blended(plan, 0.05) for plan in ("0.5-8-2", "0.5-10-3")),
+    ),
+    "dual-45": (blended("0.7-8-2", 0.1), blended("0.7-12-4", 0.1)),
 }
 NEAR = {  # single networks of about the cost of dual-25
     "light-10": (
@@ -132,10 +142,7 @@ NEAR = {  # single networks of about the cost of dual-25
     "medium-25": (*(f"{steps}@dpm++2m" for steps in (8, 10, 12)), *(f"{n}{SETTLED}" for n in (10, 12))),
 }
 NATURAL = {  # of natural images of 16 x 16
-    "dual-25": tuple(
-        f"{PLANS}/blend-0.5-{plan}.json@sde-dpm++2m:{gamma}"
-        for plan, gamma in (("8-2", 0.2), ("10-3", 0.15), ("12-3", 0.1))
-    ),
+    "dual-25": (blended("0.5-8-2", 0.2), blended("0.5-10-3", 0.15), blended("0.5-12-3", 0.1)),
     "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8, 10)), *(f"{n}{SETTLED}" for n in (8, 10, 12))),
     "heavy": ("8@dpm++2m",),
 }
@@ -168,13 +175,9 @@ MANY = (  # more plans of the caches, and what noise on the path does to them
 )
 
 
-def trained_alike(pairs: Sequence[str], alone: Mapping[str, Sequence[str]]) -> list[str]:
-    """Entries of these pairs, and of single networks under these ways to sample."""
-    entries = [
-        (name, f"{PLANS}/blend-{plan}.json@sde-dpm++2m:{gamma}") for name in pairs for plan, gamma in TOGETHER[name]
-    ]
-    entries += [(name, how) for name, ways in alone.items() for how in ways]
-    return [f"{name}=weights/fashion-mnist-{name}:{how}" for name, how in entries]
+def trained_alike(models: Mapping[str, Sequence[str]]) -> list[str]:
+    """Entries of released models of Fashion-MNIST, each under these ways to sample."""
+    return [f"{name}=weights/fashion-mnist-{name}:{how}" for name, ways in models.items() for how in ways]
 
 
 DRAWN = {  # of decoders, those near the front
@@ -197,7 +200,7 @@ def decoders(name: str, counts: Mapping[str, Sequence[int]], latents_by: str | N
 
 REPORTS = {
     "settled": Report(
-        trained_alike([*TOGETHER], ALONE),
+        trained_alike(TOGETHER | ALONE),
         Effort(minutes=480, screen=300, count=20_000),
         ".venv/bin/python studies/report.py settled",
         "settled.md",
@@ -205,7 +208,7 @@ REPORTS = {
         kinds=("verdicts", *KINDS),
     ),
     "settled-25": Report(
-        trained_alike(["dual-25"], NEAR),
+        trained_alike({"dual-25": TOGETHER["dual-25"]} | NEAR),
         Effort(minutes=480, screen=300, count=10_000),
         "make reproduce-report",
         "settled.md",

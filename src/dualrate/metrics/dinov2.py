@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.data.shards import Shards
 from dualrate.machine.files import read_bytes
-from dualrate.metrics.extractor import features_of_photos
+from dualrate.metrics.extractor import features_of_photos, resized
 
 MODEL, REVISION = "facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -75,7 +75,7 @@ def _loaded(device: str, batch_size: int) -> DinoV2:
 
 def prepared(images: Tensor) -> Tensor:
     """What the net takes, (N, 3, 224, 224) float32, of images (N, C, H, W) uint8, C = 1 or 3."""
-    x = F.interpolate(images.float().expand(-1, 3, -1, -1), size=(SIZE, SIZE), mode="bicubic", antialias=True) / 255
+    x = resized(images, SIZE) / 255
     mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
     return (x - mean) / std
 

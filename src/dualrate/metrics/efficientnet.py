@@ -25,14 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.data.shards import Shards
 from dualrate.machine.files import read_bytes
-from dualrate.metrics.extractor import features_of_photos
+from dualrate.metrics.extractor import features_of_photos, resized
 
 NAME, DIM, SIZE = "efficientnet-lite0", 320, 112
 MEAN, STD = 127, 128  # of a pixel in 0..255, as the weights were trained (MEAN_RGB, STDDEV_RGB of TensorFlow's)
@@ -85,8 +84,7 @@ def _loaded(device: str, batch_size: int) -> EfficientNet:
 
 def prepared(images: Tensor) -> Tensor:
     """What the net takes, (N, 3, 112, 112) float32, of images (N, C, H, W) uint8, C = 1 or 3."""
-    x = F.interpolate(images.float().expand(-1, 3, -1, -1), size=(SIZE, SIZE), mode="bicubic", antialias=True)
-    return ((x - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+    return ((resized(images, SIZE) - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
 def load_efficientnet(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -90,6 +91,11 @@ def features_of_photos(
             if progress is not None:
                 progress(min(start + batch_size, len(images)), len(images))
     return torch.cat(parts)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """(N, 3, size, size) float32 of images (N, C, H, W) uint8, C = 1 or 3: bicubic, antialiased, unrounded."""
+    return F.interpolate(images.float().expand(-1, 3, -1, -1), size=(size, size), mode="bicubic", antialias=True)
 
 
 def features_by(mapper: Mapper, net: FeatureExtractor, images: NDArray[np.uint8] | Shards) -> Tensor:
