@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from common import JUDGES, RESULTS, ROOT, RUNS, command, keep, load, markdown, on_one_thread, place
+from common import JUDGES, RESULTS, ROOT, RUNS, command, keep, load, markdown, on_one_thread, place, save
 
 from dualrate.cli.console import reporter
 from dualrate.diffusion.plan import StepPlan
@@ -88,13 +88,13 @@ def entry(name: str, steps: int) -> str:
 
 
 def plan_of(name: str, steps: int, grid: str) -> str:
-    """The file of a plan on times that are not usual, which is written."""
+    """The file of a plan on times that are not usual, which is written where it is not there."""
     times = grid_times(grid, Cosine(), steps)
     dual = name not in fashion_mnist_decoders.SIZES
     rate = f"{steps}-1" if dual else f"{steps}"
     file = RESULTS / "plans" / "decoders" / rate / f"{grid.replace(':', '-')}.json"  # a name for each of a curve
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text((StepPlan.at(times, [0]) if dual else StepPlan.spread(times)).to_json() + "\n")
+    if not file.exists():
+        save(file, (StepPlan.at(times, [0]) if dual else StepPlan.spread(times)).to_json() + "\n")
     return str(file.relative_to(ROOT))
 
 

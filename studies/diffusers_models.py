@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.compare.contenders import Entry
 from dualrate.data.images import load_images, to_float
-from dualrate.machine.files import write_tensors
+from dualrate.machine.files import whole, write_tensors
 from dualrate.sampling.grids import grid_times
 
 CLASSES, SIDE = 10, 28
@@ -152,7 +152,8 @@ def train(model: Any, folder: Path, x: Tensor, y: Tensor, minutes: float, batch:
             last, mean = spent, sum(losses) / len(losses)
             print(f"{iteration} iterations, {spent:.0f} s ({cpu:.0f} s of CPU), loss {mean:.4f}", flush=True)
             saved.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(saved, state_of(model, optimizer, ema, [iteration, spent, cpu]))
+            with whole(saved) as aside:
+                write_tensors(aside, state_of(model, optimizer, ema, [iteration, spent, cpu]))
             keep(folder / "training.json", batch=batch, loss=mean, iteration=iteration, seconds=spent, cpu=cpu)
     ema.copy_to(model.parameters())
     model.save_pretrained(folder)
@@ -242,7 +243,7 @@ def main() -> None:
         counts = ("--screen", str(SCREEN), "--count", str(options.count))
         page = folder.relative_to(ROOT).with_suffix(".html")
         dualrate(["compare", *entries, "--mixed", "--features", JUDGES, *counts, "--out", str(page)])
-        for run in runs_of(folder)[-1:]:
+        for run in [run for run in runs_of(folder) if "own" not in run.name][-1:]:
             dualrate(["export", str(run), "--to", "diffusers", f"{run}-pipeline", "--steps", "16", "--heavy", "4"])
 
 

@@ -48,6 +48,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import Truncated
 from dualrate.diffusion.values import Batch, Cond, Reuse
 from dualrate.machine.environment import environment
+from dualrate.machine.files import whole
 from dualrate.methods.consistency import Consistency, TeacherSteps
 from dualrate.methods.em_distillation import EMDistillation, Langevin
 from dualrate.methods.moment_matching.states import ForwardPairs
@@ -251,8 +252,9 @@ def main() -> None:
         kept["rows"][key], points[key] = row, shown.numpy()
         kept["environment"] = environment()
         print(f"{key:44} {_cell(row)} {row.get('seconds', 0):.0f} s {row.get('sampler', '')}", flush=True)
-        OUT.write_text(json.dumps(kept, indent=1) + "\n")
-        np.savez_compressed(POINTS, **points)
+        with whole(POINTS) as aside, aside.open("wb") as file:
+            np.savez_compressed(file, **points)
+        common.save(OUT, json.dumps(kept, indent=1) + "\n")
     OUT.with_suffix(".png").write_bytes(png(picture(points)))
 
 

@@ -137,6 +137,8 @@ def main() -> None:
     parser.add_argument("--errors", type=int, default=IMAGES, help="images that errors are measured on")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    if options.only and options.out == OUT:
+        parser.error("--only would leave one row of the page: name another file, --out")
     on_one_thread()
     model, progress = load(MODEL), reporter()
     errors = measured_errors(model, grid=GRID, images=options.errors, progress=progress)

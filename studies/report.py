@@ -59,7 +59,7 @@ from dualrate.report.headline import scored
 from dualrate.report.image_grid import save_grid
 from dualrate.report.pareto import unbeaten
 from dualrate.report.rows import Row, shared_metrics
-from dualrate.report.table import EACH, Table, as_markdown, compute_unit, significant, table
+from dualrate.report.table import Table, as_markdown, compute_unit, heavy_calls, significant, table
 
 Writer = Callable[[ComparisonResults, Path], object]
 KINDS = ("savings", "front")  # of tables on a page
@@ -274,17 +274,6 @@ REPORTS = {
 }
 
 
-def tables(findings: ComparisonResults) -> dict[str, Table]:
-    """By the kind between a page's markers."""
-    return {
-        "verdicts": verdict_table(findings),
-        "savings": savings_table(findings),
-        "front": front_table(findings.finished),
-        "summary": summary_table([one.row for one in findings.finished]),
-        "headline": headline_table(findings),
-    }
-
-
 def headline_table(findings: ComparisonResults) -> Table:
     """What each plan saves in FLOPs, a column a judge."""
     found = verdicts(findings)
@@ -306,9 +295,18 @@ def summary_table(rows: Sequence[Row]) -> Table:
     cells = []
     for row in sorted([*single, *filter(_reuses, rows)], key=lambda row: row.macs):
         scores = [scored(row.judged_by(metric)) for metric in metrics]
-        heavy = str(row.num_heavy) if _reuses(row) else EACH
-        cells.append((row.network, row.sampler, str(row.num_steps), heavy, significant(row.flops / unit), *scores))
+        plan = (row.network, row.sampler, str(row.num_steps), heavy_calls(row), significant(row.flops / unit))
+        cells.append((*plan, *scores))
     return Table(("network", "sampler", "steps", "heavy calls", f"{prefix}FLOPs", *metrics), tuple(cells), ())
+
+
+TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind between a page's markers
+    "verdicts": verdict_table,
+    "savings": savings_table,
+    "front": lambda findings: front_table(findings.finished),
+    "summary": lambda findings: summary_table([one.row for one in findings.finished]),
+    "headline": headline_table,
+}
 
 
 def _reuses(row: Row) -> bool:
@@ -389,9 +387,8 @@ def main() -> None:
     for ending, write in FILES.items():
         if f"{name}{ending}" in named:
             write(findings, RESULTS / f"{name}{ending}")
-    made = tables(findings)
     for kind in report.kinds:
-        place(f"{name} {kind}", as_markdown(made[kind]) + "\n", page_of(f"{name} {kind}", [page, *FIRST]))
+        place(f"{name} {kind}", as_markdown(TABLES[kind](findings)) + "\n", page_of(f"{name} {kind}", [page, *FIRST]))
     print(out, page)
 
 

@@ -195,7 +195,7 @@ def main() -> None:
         return
     if common.to_measure(cells):
         in_parts([options.cells], min(os.cpu_count() or 1, 4))
-    if options.cells == "table":
+    if options.cells == "table" and all(cell.here for cell in MAIN):  # else the retired ones would lose theirs
         common.time_cells(MAIN, reporter())
     draw_pages()
 

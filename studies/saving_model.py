@@ -174,7 +174,7 @@ def weighted_errors(model: dr.Model, heavy: dr.Model, plan: dr.StepPlan, batches
 
 
 def held_out(heavy: dr.Model, count: int) -> list[SubsetBatch]:
-    """The first `count` test images, a few times ROWS."""
+    """`count` test images, evenly spread over them; a few times ROWS."""
     return list(subset_batches(heavy, heavy.experiment.data.images("test"), count, ROWS))
 
 

@@ -82,7 +82,8 @@ def pages() -> None:
     print(STUDY.table(found))
     place("texts", STUDY.table(found), PAGE)
     (RESULTS / "texts.png").write_bytes(png(STUDY.figure(found)))
-    place("pieces", pieces([name for name in found if STUDY.is_here(name)]), PAGE)
+    if all(map(STUDY.is_here, found)):
+        place("pieces", pieces(list(found)), PAGE)
 
 
 if __name__ == "__main__":

@@ -134,9 +134,9 @@ def _by_metric(row: Any) -> dict[str, Any]:
 
 def reconstruction(judge: Evaluator[Any], before: Any, back: Any) -> list[float]:
     """rFD, and its interval over the choice of images and noise: of 95%."""
-    features, real = judge.net.features(back), GaussianStats.of(judge.net.features(before))
-    interval = bootstrap_interval(features, real, resamples=200, seed=0)
-    return [frechet_distance(GaussianStats.of(features), real), interval.low, interval.high]
+    features, real = judge.net.features(back), judge.net.features(before)
+    interval = bootstrap_interval(features, real, resamples=200, seed=0)  # of pairs
+    return [frechet_distance(GaussianStats.of(features), GaussianStats.of(real)), interval.low, interval.high]
 
 
 # Pages

@@ -99,7 +99,9 @@ def test_nothing_is_measured_over_the_results_of_other_weights() -> None:
 def test_a_way_to_draw_is_what_it_says() -> None:
     model = dr.load(report.ROOT / "weights" / "fashion-mnist-dual-25")
     drawer = screening.drawer(model, "8/2@sde-dpm++2m:0.1,grid=blend:0.7,alone=3")
-    assert drawer.plan == dr.StepPlan.from_json((report.ROOT / report.PLANS / "blend-0.7-8-2.json").read_text())
+    kept = dr.StepPlan.from_json((report.ROOT / report.PLANS / "blend-0.7-8-2.json").read_text())
+    assert drawer.plan.refresh == kept.refresh
+    assert drawer.plan.t == pytest.approx(kept.t, rel=1e-14)  # another processor's logarithm has another last digit
     assert "gamma 0.1" in drawer.sampler
     assert screening.drawer(model, "8/2@sde-dpm++2m").plan == dr.Choice(steps=8, heavy=2).drawer(model).plan
     with pytest.raises(ValueError, match="no setting eta"):

@@ -34,6 +34,7 @@ from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.experiments.experiment import DataConfig, Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.serves import Segments
+from dualrate.machine.guards import run_lock
 from dualrate.measuring.drawer import Drawer
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.architectures import Architecture, Mixed
@@ -343,6 +344,38 @@ def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_a
     assert f"{findings.unplanned[0]} The same command goes on" not in page
 
 
+def test_minutes_that_planning_wants_are_those_of_all_before_it_too(here, monkeypatch):
+    """Each wants 216 s: a tenth of 60 minutes suffices for the first, and for both a tenth of 72."""
+    entries = [Entry.parse(text) for text in ("heavy", "dual")]
+    models = {Path(name): load(name) for name in ("heavy", "dual")}
+    monkeypatch.setattr(comparison, "planning_seconds", lambda *of: 216.0)
+    bench = SimpleNamespace(models=models, pace=1.0, call_seconds=lambda *of: CallCost(1, 1), progress=Notes())
+    found = comparison._unplanned(entries, bench, comparison.Clock(3600))
+    assert list(found) == entries[1:]
+    assert "wants --minutes 73 or more" in found[entries[1]] or "wants --minutes 72 or more" in found[entries[1]]
+    assert not comparison._unplanned(entries, bench, comparison.Clock(73 * 60))
+
+
+def test_two_comparisons_do_not_fill_one_directory(here):
+    (here / "report.cells").mkdir()
+    with run_lock(here / "report.cells"), pytest.raises(OSError, match="is being filled by a comparison by process"):
+        run(here, "heavy:2", "dual:4/2")
+
+
+def test_the_levels_of_a_screening_are_those_of_the_judge_that_screens(here, monkeypatch):
+    """At least twice its features are wanted, and not those of a judge with many that sees only the front."""
+    asked, levels = [], comparison.levels
+
+    def noted(most, fewest):
+        asked.append(fewest)
+        return levels(most, fewest)
+
+    monkeypatch.setattr(comparison, "levels", noted)
+    judges = f"{here / 'net'},{here / 'mixer'}"
+    compare(["heavy:2", "dual:4/2"], here / "report.html", EFFORT, features=judges, progress=Notes())
+    assert asked == [2 * 4, 2 * 6]
+
+
 def test_where_the_time_is_over_only_the_networks_that_are_measured_are_timed(here, monkeypatch):
     """And it is said before it is done."""
     timed, notes = [], Notes()
@@ -383,6 +416,14 @@ def test_a_call_says_first_what_all_contenders_will_take(here, monkeypatch):
 def test_what_was_asked_for_is_always_measured(here):
     findings = run(here, "heavy:2", "heavy:3", "heavy:4@ddim", "heavy:4/2", "dual:8/2")
     assert len(findings.finished) == 5
+
+
+@pytest.mark.parametrize("entries", [("heavy:3", "heavy"), ("heavy", "heavy:3")])
+def test_what_was_asked_for_stays_so_where_the_usual_plans_have_it_too(here, entries):
+    models = {Path("heavy"): load("heavy")}
+    found = contenders_of([Entry.parse(text) for text in entries], models, progress=Notes())
+    assert [one.plan.num_steps for one in found if one.named] == [3]
+    assert len({one.key for one in found}) == len(found) > 1
 
 
 @pytest.mark.parametrize(

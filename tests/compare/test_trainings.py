@@ -16,7 +16,7 @@ from dualrate.compare.comparison import compare
 from dualrate.compare.contenders import Entry
 from dualrate.compare.trainings import as_one, with_trainings
 from dualrate.compare.work import MeasuredContender
-from dualrate.runs.store import load
+from dualrate.runs.store import load, write_experiment
 from dualrate.training import checkpoint
 
 
@@ -60,6 +60,23 @@ def test_a_plan_that_a_training_lacks_is_left_out():
     assert [one.contender.key for one in made] == [trained("a", 1, [1])[0].contender.key]
 
 
+def test_a_network_counts_once_whoever_calls_it():
+    """Two trainings under three denoisers tell of two trainings, not of six."""
+    run = trained("a", 1, [1])[0].contender.run
+    called = [trained(name, 1 + i, [1, 4]) for i, name in enumerate(("a", "a, taylor", "a, fora"))]
+    measured = [
+        replace(one, contender=replace(one.contender, run=run if one.contender.training == 0 else Path("second")))
+        for plan in called
+        for one in plan
+    ]
+    assert as_one(measured) == [one for one in measured if one.contender.training == 0]
+    more = trained("b", 1, [1, 2, 4])
+    made = as_one([*measured, *more])
+    shifts = [np.log(one.replicates / one.row.score.value) for one in made]
+    assert shifts[0] == pytest.approx(shifts[1])
+    assert abs(np.corrcoef(shifts[0], shifts[3])[0, 1]) < 0.1
+
+
 def test_with_too_few_trainings_the_first_ones_stand_alone():
     measured = trained("a", 1, [1, 4])
     assert as_one(measured) == measured[:1]
@@ -85,9 +102,12 @@ def test_an_entry_of_several_runs(here):  # noqa: F811
         Entry.parse("heavy,nowhere:8")
 
 
-def retrained(here, of: str, name: str, factor: float) -> None:  # noqa: F811
-    """A run with other weights."""
+def retrained(here, of: str, name: str, factor: float, seed: int = 1, **fit) -> None:  # noqa: F811
+    """A run with other weights, from a seed; fit: what else is trained otherwise."""
     shutil.copytree(here / of, here / name)
+    experiment = load(here / of).experiment
+    (here / name / "experiment.json").unlink()
+    write_experiment(here / name, replace(experiment, fit=replace(experiment.fit, seed=seed, **fit)))
     weights = {key: factor * value for key, value in load(here / of).networks.state_dict().items()}
     shutil.rmtree(here / name / "checkpoints")
     checkpoint.save(here / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
@@ -95,8 +115,8 @@ def retrained(here, of: str, name: str, factor: float) -> None:  # noqa: F811
 
 def test_trainings_are_one_line_of_a_comparison(here):  # noqa: F811
     for i, factor in enumerate((0.9, 1.1)):
-        retrained(here, "heavy", f"heavy-{i}", factor)
-        retrained(here, "dual", f"dual-{i}", factor)
+        retrained(here, "heavy", f"heavy-{i}", factor, seed=i + 1, log_every=7)
+        retrained(here, "dual", f"dual-{i}", factor, seed=i + 1)
     entries = ["heavy,heavy-0,heavy-1:3", "dual,dual-0,dual-1:4/2"]
     results = compare(entries, here / "report.html", EFFORT, features=here / "net", progress=Notes())
     assert [one.contender.network for one in results.finished] == ["heavy", "dual"]
@@ -105,6 +125,8 @@ def test_trainings_are_one_line_of_a_comparison(here):  # noqa: F811
         assert one.row.score.value == pytest.approx(math.exp(np.log(one.measured.trainings).mean()))
     front = json.loads((here / "report.json").read_text())["front"]
     assert [line["trainings"] for line in front] == [list(one.measured.trainings) for one in results.finished]
+    (saved,) = json.loads((here / "report.json").read_text())["savings"]
+    assert saved["FLOPs"]["times_as_many_images_tell"] is None
     assert len(list(csv.DictReader((here / "report.csv").open()))) == 2
     assert "3 trainings" in (here / "report.html").read_text()
 
@@ -115,9 +137,13 @@ def test_trainings_are_one_line_of_a_comparison(here):  # noqa: F811
         ("heavy,heavy:3", "the same training"),
         ("heavy,dual:3", "not another training"),
         ("heavy,heavy-0:3", "name 3 or more"),
+        ("heavy,longer:3", "how long and how they were trained differ"),
+        ("heavy,again:3", r"have the seeds \[0, 0\]: name those of different"),
     ],
 )
 def test_what_is_no_retraining_is_refused(here, entry, says):  # noqa: F811
     retrained(here, "heavy", "heavy-0", 0.9)
+    retrained(here, "heavy", "longer", 0.9, iterations=2)
+    retrained(here, "heavy", "again", 0.9, seed=0)
     with pytest.raises(ValueError, match=says):
         compare([entry], here / "report.html", EFFORT, features=here / "net", progress=Notes())

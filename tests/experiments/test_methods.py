@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dualrate as dr
+from dualrate.codecs.config import CodecFolder
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Elbo
@@ -228,6 +229,16 @@ def test_em_distillation_that_does_not_go_together_is_refused(networks, change, 
     student(ONE, EMDistillationConfig("one"))
     with pytest.raises(ValueError, match=message):
         student(networks, replace(EMDistillationConfig("one"), **change))
+
+
+def test_moment_matching_trains_no_decoder_and_none_teaches():
+    decoder = OneDecoder(replace(NET, num_classes=0), (4, 2, 2))
+    with pytest.raises(ValueError, match="is a decoder, which moment matching does not train"):
+        student(decoder, PLAIN)
+    denoising = dr.DenoisingConfig(latents=CodecFolder("first", "f" * 64))
+    of_decoder = replace(teacher(), experiment=dr.Experiment("one", decoder, denoising, FIT))
+    with pytest.raises(ValueError, match="one is a decoder, and what is distilled draws from noise alone"):
+        check_teacher(student(ONE, PLAIN), of_decoder, "one", 1)
 
 
 def test_consistency_trains_no_decoder():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,22 @@ def test_a_killed_decoding_goes_on_and_draws_no_image_twice(root: Path, tmp_path
     assert (out / "000000-a.png").stat().st_mtime_ns == before
     assert np.abs(pictures(out).astype(int) - PHOTOS).max() <= 1
     assert (calls, decode_latents(latents, codec, out).drawn) == ([0, 2, 4], 0)
+
+
+def test_decoding_that_was_killed_before_its_first_image_goes_on(root: Path, tmp_path: Path) -> None:
+    latents = encode_images(every_image(root / "photos"), Folding("f" * 64), tmp_path / "latents")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"{RECORD}.00000000.partial").write_text("{")
+    assert decode_latents(latents, Folding("f" * 64), tmp_path / "out").drawn == 5
+
+
+def test_pictures_of_two_shapes_are_refused_by_name(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(root / "photos", folder)
+    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(folder / "wide.png")
+    with pytest.raises(ValueError, match=r"wide.png is \(3, 8, 16\) .*, a.png is \(3, 16, 16\): a file holds latents"):
+        encode_images(every_image(folder), Folding("f" * 64), tmp_path / "latents", batch_size=1)
+    assert not (tmp_path / "latents").exists()
 
 
 def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:

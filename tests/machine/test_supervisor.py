@@ -56,6 +56,23 @@ def test_when_one_is_killed_all_start_again(tmp_path):
     assert notes == ["process 1 of 2 was ended by SIGKILL", "all 2 processes start again (1 of 3 times)"]
 
 
+def test_a_signal_that_comes_between_two_attempts_is_passed_on(tmp_path):
+    def note(text: str) -> None:
+        if "start again" in text:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    script = f"sys.exit(76) if not pathlib.Path({str(tmp_path)!r}, 'again').exists() else time.sleep(60)"
+    command = [sys.executable, "-c", f"import pathlib, sys, time\n{script}"]
+
+    def started(text: str) -> None:
+        (tmp_path / "again").touch()
+        note(text)
+
+    begin = time.monotonic()
+    assert Supervisor(command, 2, started).run(1) == 128 + signal.SIGUSR1
+    assert time.monotonic() - begin < 30
+
+
 def test_that_ends_after_so_many_times(tmp_path):
     code, notes = supervised(tmp_path, "if rank: os.kill(os.getpid(), signal.SIGKILL)", retries=2)
     assert code == LOST

@@ -174,6 +174,19 @@ def test_the_interval_is_of_paired_replicates(model, judge, tmp_path):
     assert (found.fresh.interval.low, found.fresh.interval.high) == pytest.approx((low, high))
 
 
+def test_plans_are_listed_by_the_order_of_the_sampler_that_draws(root, judge, tmp_path, monkeypatch):
+    model, orders = load(root / "one"), []
+
+    def noted(model, usual, order, **_):
+        orders.append(order)
+        return {usual: "usual"}
+
+    monkeypatch.setattr(searching, "candidates", noted)
+    for choice in (Choice(4), Choice(4, eta=0.5), Choice(4, sampler="ancestral")):
+        search(model, choice, judge, tmp_path, progress=Told(), **OPTIONS)
+    assert orders == [2, 1, 1]
+
+
 def test_a_single_network_is_searched_over_the_grid_alone(root, judge, tmp_path, monkeypatch):
     model = load(root / "one")
     monkeypatch.setattr(searching, "measured_errors", None)  # so few plans need no short list

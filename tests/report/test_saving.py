@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dualrate.report.pareto import Point
-from dualrate.report.saving import POWER, PRECISION, cost_at, saving, side
+from dualrate.report.saving import PRECISION, cost_at, saving, side
 
 CLOSE = pytest.approx
 
@@ -175,7 +175,7 @@ def test_images_that_tell_a_ratio_from_one():
     """Log scores at equal cost differ by d, with deviation s: n times the images tell d = (z + z_power) s / sqrt(n)."""
     own = noisy([point(4.0, 0.9)], 0.02)[0]
     rivals = [point(p.cost, p.score, [p.score] * 4000) for p in (point(1, 2.0), point(4, 1.0), point(9, 0.5))]
-    z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(POWER)
+    z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
     deviation = np.log(own.replicates).std(ddof=1)
     found = saving(own, rivals)
     assert found.images == CLOSE((z * deviation / math.log(1 / 0.9)) ** 2)
@@ -201,6 +201,7 @@ def test_the_side_of_a_ratio_is_that_of_the_interval(seed):
     found = saving(own, rivals)
     ratios = (found.low / 1.01, found.low * 1.01, found.high / 1.01, found.high * 1.01)
     assert [side(own, rivals, ratio) for ratio in ratios] == [-1, 0, 0, 1]
+    assert side(own, rivals, min(p.cost for p in rivals) / own.cost) == -1
 
 
 def test_where_the_front_falls_at_once_the_fall_is_the_interval():

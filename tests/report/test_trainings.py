@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dualrate.report.pareto import Point
-from dualrate.report.trainings import pooled, training_deviation
+from dualrate.report.trainings import pooled, standard_normals, training_deviation
 
 COUNT = 4000
 
@@ -60,9 +60,9 @@ def test_noise_of_images_is_averaged_over_trainings_in_logarithms():
 
 def test_replicates_hold_both_noises():
     """Student's t of nu degrees of freedom has the variance nu / (nu - 2); images are averaged over trainings."""
-    networks = {str(i): trained(np.exp(0.1 * np.array([[1.0], [0.0], [-1.0]])), 0.02, seed=i) for i in range(4)}
+    networks = {str(i): trained(np.exp(0.1 * np.array([[1.0], [0.0], [-1.0]])), 0.08, seed=i) for i in range(4)}
     made = pooled(networks, seed=9)["0"][0]
-    expected = math.sqrt(0.02**2 / 3 + (8 / 6 * 0.1**2 - 0.02**2) / 3)
+    expected = math.sqrt(0.08**2 / 3 + (8 / 6 * 0.1**2 - 0.08**2) / 3)
     assert np.log(made.replicates).std() == pytest.approx(expected, rel=0.05)
 
 
@@ -83,6 +83,14 @@ def test_a_network_trained_once_has_the_noise_of_the_others_whole():
         assert np.quantile(noise, [0.05, 0.25, 0.75, 0.95]) == pytest.approx(expected, rel=0.1)
 
 
+def test_normals_are_of_mean_0_and_variance_1_and_uncorrelated():
+    drawn = standard_normals(6, 200, 0)
+    assert drawn.shape == (6, 200)
+    assert drawn.mean(1) == pytest.approx(np.zeros(6), abs=1e-12)
+    assert np.cov(drawn) == pytest.approx(np.eye(6), abs=1e-12)
+    assert 0.6 < (np.abs(drawn) < 1).mean() < 0.76  # 0.683 of a normal law
+
+
 def test_what_cannot_be_pooled_is_refused():
     with pytest.raises(ValueError, match="other seeds, 2 times or more"):
         pooled({"a": trained([[1.0], [2.0]])})
@@ -90,15 +98,17 @@ def test_what_cannot_be_pooled_is_refused():
         pooled({"a": [*trained([[1.0, 2.0]]), *trained([[1.0]])]})
 
 
-@pytest.mark.parametrize(("of_training", "of_images"), [(0.1, 0.03), (0.1, 0.1)])
-def test_intervals_of_a_difference_cover_what_they_say(of_training, of_images):
-    """Two networks of equal true scores, three trainings each: 95% intervals of log a - log b hold zero."""
+@pytest.mark.parametrize(
+    ("trainings", "of_training", "of_images"), [((3, 3), 0.1, 0.03), ((3, 3), 0.1, 0.1), ((3, 2), 0.1, 0.01)]
+)
+def test_intervals_of_a_difference_cover_what_they_say(trainings, of_training, of_images):
+    """Two networks of equal true scores, so many trainings each: 95% intervals of log a - log b hold zero."""
     rng = np.random.default_rng(1)
     held, trials = 0, 1000
     for trial in range(trials):
         networks = {}
-        for name in "ab":
-            truth = np.exp(of_training * rng.standard_normal((3, 1)) + of_images * rng.standard_normal((3, 1)))
+        for name, count in zip("ab", trainings, strict=True):
+            truth = np.exp(of_training * rng.standard_normal((count, 1)) + of_images * rng.standard_normal((count, 1)))
             networks[name] = [
                 [Point("p", 1.0, float(s[0]), float(s[0]) * np.exp(of_images * rng.standard_normal(200)))]
                 for s in truth

@@ -22,6 +22,7 @@ from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender, chosen
 from dualrate.config.ranges import Images, Minutes, Ranged, WorkerCount
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
+from dualrate.machine.guards import run_lock
 from dualrate.machine.progress import Reporter, duration, image_progress
 from dualrate.machine.workers import mapper, number_of_workers
 from dualrate.measuring.choosing import Choice
@@ -85,7 +86,8 @@ def compare(
     rivals:   add every denoiser of the catalogue around the dearest single network
     latents_by: directory of a model of latents: decoders are given those that it draws, as many as `count`, in place of
               those of held-out images
-    Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file.
+    Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file;
+    OSError where another process compares into the same directory.
     """
     if out.suffix != ".html":
         raise ValueError(f"--out is an .html file, beside which .json and .csv are written, got {out}")
@@ -111,27 +113,30 @@ def compare(
     check(judges, effort.count, details=True)
     directory, latents = out.with_suffix(".cells"), None
     directory.mkdir(parents=True, exist_ok=True)
-    bench = Bench(models, judges, directory, progress)
-    unplanned = _unplanned(parsed, bench, clock)
-    contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
-    duals = frozenset(one.network for one in contenders if models[one.run].call_cost.heavy and one.reuses)
-    if base is not None:
-        start = time.monotonic()
-        with mapper(workers, device, progress.note) as over:
-            progress.note(f"{effort.count} latents by {drawn_by(base)}")
-            latents = draw_latents(base, effort.count, directory, progress=image_progress(progress), mapper=over)
-        progress.close()
-        bench.models = {run: model.with_latents(latents) for run, model in models.items()}
-        clock = replace(clock, start=clock.start + time.monotonic() - start)  # they are kept: the minutes are for rows
-    bench.share = _share(workers, device)
-    with mapper(workers, device, progress.note) as bench.mapper:
-        screened, measured, unfinished = _measured(contenders, parsed, bench, effort, clock, duals)
-    how = {"device": device, "unplanned": list(unplanned.values())}
-    results = ComparisonResults(screened, [], duals, unfinished, bench.judge, command, latents, **how)
-    _write(out, replace(results, unfinished=[*unfinished, "Nothing was timed yet."]))
-    results = replace(results, finished=bench.finish(measured, clock.left))
-    _write(out, results)
-    return results
+    with run_lock(directory, "filled by a comparison"):
+        bench = Bench(models, judges, directory, progress)
+        unplanned = _unplanned(parsed, bench, clock)
+        contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
+        duals = frozenset(one.network for one in contenders if models[one.run].call_cost.heavy and one.reuses)
+        if base is not None:
+            start = time.monotonic()
+            with mapper(workers, device, progress.note) as over:
+                progress.note(f"{effort.count} latents by {drawn_by(base)}")
+                latents = draw_latents(base, effort.count, directory, progress=image_progress(progress), mapper=over)
+            progress.close()
+            bench.models = {run: model.with_latents(latents) for run, model in models.items()}
+            clock = replace(
+                clock, start=clock.start + time.monotonic() - start
+            )  # they are kept: the minutes are for rows
+        bench.share = _share(workers, device)
+        with mapper(workers, device, progress.note) as bench.mapper:
+            screened, measured, unfinished = _measured(contenders, parsed, bench, effort, clock, duals)
+        how = {"device": device, "unplanned": list(unplanned.values())}
+        results = ComparisonResults(screened, [], duals, unfinished, bench.judge, command, latents, **how)
+        _write(out, replace(results, unfinished=[*unfinished, "Nothing was timed yet."]))
+        results = replace(results, finished=bench.finish(measured, clock.left))
+        _write(out, results)
+        return results
 
 
 @dataclass(frozen=True)
@@ -163,10 +168,10 @@ def _share(workers: WorkerCount, device: torch.device) -> float:
     return 1 / min(count, torch.cuda.device_count()) if device.type == "cuda" else torch.get_num_threads() / count
 
 
-def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> dict[Path, str]:
-    """The runs for whose planning these minutes are too few, with a sentence each."""
-    found: dict[Path, str] = {}
-    seconds = PLANNING * clock.seconds
+def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> dict[Entry, str]:
+    """The entries for whose planning these minutes are too few, with a sentence each."""
+    found: dict[Entry, str] = {}
+    seconds, wanted = PLANNING * clock.seconds, 0.0
     for entry in entries:
         if not planning_seconds(entry, bench.models, CallCost(1, 1)):
             continue
@@ -175,13 +180,14 @@ def _unplanned(entries: Sequence[Entry], bench: Bench, clock: Clock) -> dict[Pat
             start = time.monotonic()
             calls = bench.call_seconds(bench.models[entry.run], entry.run)
             takes = bench.pace * planning_seconds(entry, bench.models, calls)
-            wants = f"--minutes {math.ceil(takes / PLANNING / 60)} or more"
-            seconds -= time.monotonic() - start
+            timing = time.monotonic() - start
+            seconds, wanted = seconds - timing, wanted + timing + takes
             if takes <= seconds:
                 seconds -= takes
                 continue
-        found[entry.run] = f"No plans were planned for {entry.network}: that wants {wants}."
-        bench.progress.note(found[entry.run])
+            wants = f"--minutes {math.ceil(wanted / PLANNING / 60)} or more"
+        found[entry] = f"No plans were planned for {entry.network}: that wants {wants}."
+        bench.progress.note(found[entry])
     return found
 
 
@@ -206,8 +212,8 @@ def _measured(
     macs = {one.key: bench.drawer(one).expected_cost.macs for one in contenders}
     timed = bench.estimate(useful_first(contenders, macs), TIMING_CALLS * clock.left)
     timing = TIMING * clock.seconds + TIMING_A_NETWORK * len({(one.run, one.denoiser) for one in contenders})
-    fewest = 2 * max(judge.net.dim for judge in bench.judges)
-    seeds = {images: range(SCREEN_SEED, SCREEN_SEED + images) for images in levels(effort.screen, fewest)}
+    screens = levels(effort.screen, 2 * bench.judge.net.dim)
+    seeds = {images: range(SCREEN_SEED, SCREEN_SEED + images) for images in screens}
     picked, images = affordable(
         timed,
         lambda contender, images: bench.seconds(contender, seeds[images]),
@@ -223,6 +229,7 @@ def _measured(
     others = [one for one in screened if one.contender.network not in duals]
     front = with_trainings(chosen(screened, bench, [side for side in (others, own) if side]), entries)
     bench.estimate(front)
+    fewest = 2 * max(judge.net.dim for judge in bench.judges)
     seconds = clock.left - min(timing, clock.left / 2)
     picked, images = affordable(
         front,

@@ -309,11 +309,11 @@ def contenders_of(
     models: dict[Path, Model],
     *,
     progress: Reporter,
-    unplanned: Container[Path] = (),
+    unplanned: Container[Entry] = (),
 ) -> list[Contender]:
     """What the entries stand for, none twice. models: by directory.
 
-    unplanned: runs without those of their usual plans that have to be planned first, by calling the network
+    unplanned: entries without those of their usual plans that have to be planned first, by calling the network
     Raises ValueError for plans that are none, or not for that kind of model.
     """
     costs = {run: model.call_cost for run, model in models.items()}
@@ -332,18 +332,18 @@ def contenders_of(
         elif not model.serves.any_plan:
             found += usual_student(entry, model.serves, calls_of(cost.light, dearest))
         elif model.denoiser.reuse is Reuse.SMOOTH:
-            even = entry.run in unplanned
+            even = entry in unplanned
             found += [cached(entry, model, steps, heavy, even=even) for steps, heavy in SHARED_PLANS]
         elif model.denoiser.reuse is Reuse.MARKOV:
             require_markovian(entry, model.process)
             planner = None
-            if is_planned(model) and entry.run not in unplanned and not refreshing(entry.denoiser).even:
+            if is_planned(model) and entry not in unplanned and not refreshing(entry.denoiser).even:
                 errors = measured_errors(model, grid=PLANNER_GRID, images=PLANNING_IMAGES, progress=progress)
                 planner = Planner(errors, model.gaussian, model.experiment.method.weighting, order=2)
             found += usual_dual(entry, model, planner)
         else:
             found += usual_single(entry, model, calls_of(cost.light, dearest, cost.heavy))
-            if can_share_encoder(entry.run, models) and entry.denoiser is None and entry.run not in unplanned:
+            if can_share_encoder(entry.run, models) and entry.denoiser is None and entry not in unplanned:
                 progress.note(f"planning where the shared encoder of {entry.network} is refreshed")
                 shared = replace(entry, denoiser=SHARED_ENCODER)
                 found += [
@@ -351,7 +351,11 @@ def contenders_of(
                 ]
     if not found:
         raise ValueError("no plan is left to compare: the samplers named are not tried at these costs; name plans too")
-    return list({one.key: one for one in found}.values())
+    kept: dict[str, Contender] = {}
+    for one in found:
+        if one.named or one.key not in kept:
+            kept[one.key] = one
+    return list(kept.values())
 
 
 def calls_of(network: float, dearest: float, once: float = 0) -> list[int]:

@@ -19,7 +19,17 @@ from dualrate.report.html import Drawing, Element, Facts, Gallery, Passage, Pict
 from dualrate.report.image_grid import image_grid
 from dualrate.report.rows import shared_metrics
 from dualrate.report.saving import POWER
-from dualrate.report.table import EACH, Table, compute_unit, judge_cells, judge_header, judge_notes, significant, table
+from dualrate.report.table import (
+    EACH,
+    Table,
+    compute_unit,
+    heavy_calls,
+    judge_cells,
+    judge_header,
+    judge_notes,
+    significant,
+    table,
+)
 
 COLUMNS = 10
 MANY = 1_000_000  # images: nobody draws more to tell two plans apart
@@ -236,6 +246,7 @@ def front_table(finished: Sequence[TimedContender]) -> Table:
         "MB: peak memory of a network's first plan at that batch size: on a GPU what torch held, else of the process; "
         "neither compiled nor recorded",
         *judge_notes(rows),
+        *(("beside the scores: of the first training alone",) * bool(details and ordered[0].measured.trainings)),
         *((f"PSNR: of {LOOKED_AT:,} images at most, from those whose latents were given; standard error",) * decoders),
     )
     metrics = shared_metrics(rows)
@@ -249,7 +260,7 @@ def _cells(one: TimedContender, unit: float, metrics: Sequence[str], *, decoders
         row.network,
         row.sampler,
         str(row.num_steps),
-        EACH if row.num_heavy == row.num_steps else str(row.num_heavy),
+        heavy_calls(row),
         significant(row.macs / unit),
         significant(row.flops / unit),
         significant(1000 * one.speed.alone),

@@ -6,8 +6,9 @@ worth many images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry
 from dualrate.compare.work import MeasuredContender
 from dualrate.experiments.experiment import Model
+from dualrate.metrics.bootstrap import interval_of
 from dualrate.metrics.evaluate import Score
 from dualrate.report.pareto import Point
 from dualrate.report.trainings import LEAST_FREEDOM, pooled
+from dualrate.training.config import FREE
 
 COST = 1.0  # of points whose scores are pooled, whatever they cost
 
@@ -29,10 +32,16 @@ def require_trainings(entries: Sequence[Entry], models: Mapping[Path, Model]) ->
     for first, run in sorted(again):
         if _kind(models[run]) != _kind(models[first]):
             raise ValueError(
-                f"{run} is not another training of {first}: their networks or methods differ; make it an entry"
+                f"{run} is not another training of {first}: their networks, methods or how long and how they were "
+                "trained differ; make it an entry"
             )
         if models[run].weights_hash == models[first].weights_hash:
             raise ValueError(f"{run} and {first} are the same training: name each of a network's seeds once")
+    for first in {first for first, _ in again}:
+        runs = [first, *(run for of, run in sorted(again) if of == first)]
+        seeds = [models[run].experiment.fit.seed for run in runs]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"trainings of {first} have the seeds {seeds}: name those of different seeds (--fit.seed)")
     if 0 < len(again) < LEAST_FREEDOM:
         raise ValueError(
             f"{len(again)} trainings beyond the first of their network tell too little of the noise of training: name "
@@ -41,8 +50,11 @@ def require_trainings(entries: Sequence[Entry], models: Mapping[Path, Model]) ->
 
 
 def _kind(model: Model) -> tuple[object, ...]:
-    experiment = model.experiment
-    return experiment.networks, experiment.process, type(experiment.method)
+    """What trainings of one network have in common; where they start from may differ."""
+    experiment, fit = model.experiment, asdict(model.experiment.fit)
+    for name in ("seed", *FREE):
+        del fit[name]
+    return experiment.networks, experiment.process, type(experiment.method), fit
 
 
 def with_trainings(contenders: Sequence[Contender], entries: Sequence[Entry]) -> list[Contender]:
@@ -61,18 +73,20 @@ def as_one(measured: Sequence[MeasuredContender]) -> list[MeasuredContender]:
     """A line a plan: scores are those of `pooled`, by every judge, and the rest is the first training's.
 
     A plan that some training of its network lacks is left out. Where too few are there to tell the noise of training,
-    the first trainings stand alone.
+    the first trainings stand alone. A network is one whoever calls it; that of another run which makes some of its
+    steps adds no noise of its own.
     """
     firsts = [one for one in measured if one.contender.training == 0]
-    plans: dict[str, list[MeasuredContender]] = {}
+    by_key: dict[str, list[MeasuredContender]] = {}
     for one in measured:
-        plans.setdefault(replace(one.contender, training=0).key, []).append(one)
-    networks: dict[str, int] = {}
-    for one in measured:
-        networks[one.contender.network] = max(networks.get(one.contender.network, 0), one.contender.training + 1)
-    complete = [plan for plan in plans.values() if len(plan) == networks[plan[0].contender.network]]
+        by_key.setdefault(replace(one.contender, training=0).key, []).append(one)
+    plans = [plan for plan in by_key.values() if plan[0].contender.training == 0]
+    trainings: dict[Path, int] = {}
+    for plan in plans:
+        trainings[_network(plan)] = max(trainings.get(_network(plan), 0), plan[-1].contender.training + 1)
+    complete = [plan for plan in plans if len(plan) == trainings[_network(plan)]]
     made = [plan[0] for plan in complete]
-    if sum(networks[network] - 1 for network in {one.contender.network for one in made}) < LEAST_FREEDOM:
+    if sum(trainings[network] - 1 for network in set(map(_network, complete))) < LEAST_FREEDOM:
         return firsts
     for metric in made[0].row.scores:
         scores = _pooled(complete, metric)
@@ -81,11 +95,16 @@ def as_one(measured: Sequence[MeasuredContender]) -> list[MeasuredContender]:
     return [replace(one, trainings=scores) for one, scores in zip(made, values, strict=True)]
 
 
+def _network(plan: Sequence[MeasuredContender]) -> Path:
+    """Of a plan's trainings: the first run."""
+    return plan[0].contender.run
+
+
 def _pooled(plans: Sequence[Sequence[MeasuredContender]], metric: str) -> list[Point]:
     """A point a plan, by one judge. plans: the trainings of each."""
     by_network: dict[str, list[int]] = {}
     for i, plan in enumerate(plans):
-        by_network.setdefault(plan[0].contender.network, []).append(i)
+        by_network.setdefault(str(_network(plan)), []).append(i)
     points = [[one.judged_by(metric).point(COST) for one in plan] for plan in plans]
     trainings = {
         network: list(zip(*(points[i] for i in indices), strict=True)) for network, indices in by_network.items()
@@ -109,8 +128,7 @@ def _scored(one: MeasuredContender, metric: str, point: Point, trainings: int) -
 
 
 def _pooled_score(score: Score, point: Point, trainings: int) -> Score:
-    tail = (1 - score.level) / 2
-    low, high = np.exp(np.quantile(np.log(point.replicates), [tail, 1 - tail])).tolist()
+    low, high = map(math.exp, interval_of(np.log(point.replicates), score.level))
     many = f"geometric mean of {trainings} trainings" if trainings > 1 else "one training"
     note = f"{many}; interval: images and trainings"
     return replace(score, value=point.score, low=low, high=high, note=f"{score.note}; {note}" if score.note else note)

@@ -30,7 +30,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import OutOfTime, call_seconds, measure, stores
+from dualrate.measuring.measure import OutOfTime, call_seconds, measure, stores, until
 from dualrate.measuring.reconstruction import LOOKED_AT, Nearness, nearness
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
@@ -197,21 +197,16 @@ class Bench:
         return found
 
     def _measure(self, contender: Contender, seeds: range, deadline: float, *, details: bool) -> MeasuredContender:
-        before, images, here = self._done, self._images, -1
+        done, images, total, each = self._done, self._images, self._total, self.estimates[contender.key]
 
-        def report(done: int, total: int) -> None:
-            nonlocal here
-            if here < 0:  # what was drawn before is no progress of this call
-                here = done
-                self._total -= self.estimates[contender.key] * done
-            self._done, self._images = before + self.estimates[contender.key] * (done - here), images + done - here
+        def tell(before: int, now: int) -> None:
+            self._total = total - each * before  # what was drawn before is no progress of this call
+            self._done, self._images = done + each * now, images + now
             logs = {"images": self._images, "seconds": time.monotonic() - self._start}
             self.progress.update(round(self._done), round(self._total), logs)
-            if done < total and time.monotonic() > deadline:
-                raise OutOfTime
 
         drawer, keep = self.drawer(contender), self._place(contender)
-        how = {"keep": keep, "details": details, "progress": report, "mapper": self.mapper}
+        how = {"keep": keep, "details": details, "progress": until(deadline, tell), "mapper": self.mapper}
         found = measure(drawer, seeds, *self.judges_of(seeds), **how)
         others = dict(found.replicates)
         own = others.pop(self.judge.metric)

@@ -87,6 +87,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         return (self.temperature, self.top_p) != (1, 1)
 
     def check(self, experiment: Experiment) -> None:
+        if experiment.networks.latent is not None:
+            raise ValueError(f"{experiment.name} is a decoder, which moment matching does not train: take denoising")
         fit, dual = experiment.fit, not experiment.networks.single_rate
         if not isinstance(self.plans, OnePlan if dual else AtLeast):
             raise ValueError(

@@ -49,7 +49,9 @@ def _codec(experiment: Experiment) -> object:
 
 
 def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
-    """The network of a run that can teach. Raises ValueError for one of several networks and for a student."""
+    """The network of a run that can teach. Raises ValueError for one of several, for a decoder and for a student."""
+    if experiment.networks.latent is not None:
+        raise ValueError(f"{name} is a decoder, and what is distilled draws from noise alone: name a model without one")
     if not experiment.networks.single_rate:
         raise ValueError(
             f"{name} is {experiment.networks.kind}; a teacher is a single-rate one, called at any noise level: of a "

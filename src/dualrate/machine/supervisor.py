@@ -51,7 +51,7 @@ class Supervisor:
     def _attempt(self) -> list[int]:
         """The exit codes of all processes, in one attempt; negative: the signal it died of."""
         started: list[subprocess.Popen[bytes]] = []
-        passed = len(self.signals)
+        passed = 0
         try:
             for environment in self._environments():
                 # a session of its own: Ctrl-C in a terminal reaches the supervisor alone, which passes it on once

@@ -29,7 +29,7 @@ from dualrate.data.archive import read_arrays
 from dualrate.data.every import Everything
 from dualrate.data.images import to_float, to_uint8
 from dualrate.diffusion.draws import Draws
-from dualrate.machine.files import read_json, whole, write_whole
+from dualrate.machine.files import read_json, whole, write_whole, written_aside
 from dualrate.machine.guards import run_lock
 from dualrate.machine.progress import ImageProgress
 from dualrate.report.files import is_whole_png, png_bytes, read_png, write_npz
@@ -103,9 +103,16 @@ def encode_images(
 
 
 def _batches(images: Everything, codec: Codec, size: int) -> Iterator[list[tuple[str, NDArray[np.uint8]]]]:
-    """Raises ValueError, naming the image, for one of a shape that the codec does not take."""
+    """Raises ValueError, naming the image, for one of a shape that the codec or this file does not take."""
     batch: list[tuple[str, NDArray[np.uint8]]] = []
+    first: tuple[str, tuple[int, ...]] | None = None
     for name, image in images:
+        first = first or (name, image.shape)
+        if image.shape != first[1]:
+            raise ValueError(
+                f"{name} is {image.shape} (C, H, W), {first[0]} is {first[1]}: a file holds latents of one shape: "
+                "bring the images to one size (--size), or encode those of each size apart"
+            )
         channels, height, width = image.shape
         try:
             codec.latent_shape((channels, height, width))
@@ -210,8 +217,13 @@ def _check_folder(out: Path, record: dict[str, object]) -> None:
             raise ValueError(
                 f"{out} holds other images, they differ in {listed}: name another --out, or ask for the same again"
             )
-    elif out.exists() and (not out.is_dir() or any(file.name != ".lock" for file in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(not _is_left(file) for file in out.iterdir())):
         raise ValueError(f"{out} is there already and holds no images that dualrate decode wrote: name another --out")
+
+
+def _is_left(file: Path) -> bool:
+    """Whether a kill before the first image leaves such a file."""
+    return file.name == ".lock" or written_aside(file.name) == RECORD
 
 
 def _plain(name: str) -> str:

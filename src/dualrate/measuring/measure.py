@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,6 +46,23 @@ class Measurement:
 
 class OutOfTime(Exception):
     """What was to be drawn took longer than it may; what was drawn is kept."""
+
+
+def until(deadline: float, tell: Callable[[int, int], None]) -> ImageProgress:
+    """Raises OutOfTime at the first report after the deadline, of `time.monotonic`, unless all is done.
+
+    tell: called with the images that were there before, and those drawn since
+    """
+    before = -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal before
+        before = done if before < 0 else before
+        tell(before, done - before)
+        if done < total and time.monotonic() > deadline:
+            raise OutOfTime
+
+    return report
 
 
 def check(judges: Iterable[Evaluator[Any]], count: int, *, details: bool) -> None:

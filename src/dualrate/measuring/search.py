@@ -29,9 +29,9 @@ from dualrate.machine.progress import ImageProgress, Reporter
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import Measurement, OutOfTime, measure
+from dualrate.measuring.measure import Measurement, OutOfTime, measure, until
 from dualrate.measuring.planning import measured_errors
-from dualrate.metrics.bootstrap import LEVEL, Interval
+from dualrate.metrics.bootstrap import Interval, interval_of
 from dualrate.metrics.evaluate import Evaluator, Score
 from dualrate.planning.family import Member, interpolated_objective, members, shortlist
 from dualrate.planning.halving import Round, counts, halving, images_of
@@ -65,8 +65,7 @@ class Compared:
     @property
     def interval(self) -> Interval:
         """Of the difference."""
-        tail = (1 - LEVEL) / 2
-        return Interval(*np.quantile(self.differences, [tail, 1 - tail]).tolist())
+        return Interval(*interval_of(self.differences))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +119,7 @@ def search(
         return of_plan.drawer(model, batch_size=batch_size)
 
     _ = drawer(usual).cost  # refuses what cannot be drawn
-    order = 1 if choice.sampler == ANCESTRAL else 2
+    order = 1 if choice.settled(model).sampler == ANCESTRAL else 2
     names = candidates(model, usual, order, grid=grid, images=images, progress=progress, mapper=mapper)
     rounds = counts(num, 2 * judge.net.dim)
     keep.mkdir(parents=True, exist_ok=True)
@@ -224,17 +223,12 @@ class _Bench:
         return measure(drawer, seeds, self.judge, keep=place, **how)
 
     def _reporting(self, seen: int) -> ImageProgress:
-        before, here = self.drawn, -1
+        drawn, total = self.drawn, self.total
 
-        def report(done: int, total: int) -> None:
-            nonlocal here
-            if here < 0:
-                here = done
-                self.total -= done - seen  # what an earlier search has drawn
-            self.drawn = before + done - here
+        def tell(before: int, now: int) -> None:
+            self.total = total - (before - seen)  # what an earlier search has drawn
+            self.drawn = drawn + now
             logs = {"images": self.drawn, "seconds": time.monotonic() - self.start}
             self.progress.update(self.drawn, self.total, logs)
-            if done < total and time.monotonic() > self.deadline:
-                raise OutOfTime
 
-        return report
+        return until(self.deadline, tell)

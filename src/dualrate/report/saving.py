@@ -109,7 +109,8 @@ def side(point: Point, rivals: Sequence[Point], ratio: float, *, level: float = 
     cost = ratio * point.cost
     if contest.gap(cost).low(z) > 0:
         return -1
-    return int(contest.gap(cost * math.exp(-PRECISION)).high(z) < 0)  # the front may fall at a cost, all at once
+    before = max(cost * math.exp(-PRECISION), min(rival.cost for rival in rivals))
+    return int(contest.gap(before).high(z) < 0)  # the front may fall at a cost, all at once
 
 
 def cost_at(rivals: Sequence[Point], score: float) -> float:

@@ -67,12 +67,17 @@ def judge_cells(row: Row, metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(text for own in seen for text in (significant(own.score.value), interval(own)))
 
 
+def heavy_calls(row: Row) -> str:
+    """H, or EACH where all of the model runs at every step."""
+    return EACH if row.num_heavy == row.num_steps else str(row.num_heavy)
+
+
 def _cells(row: Row, unit: float, metrics: Sequence[str]) -> tuple[str, ...]:
     return (
         row.network,
         row.sampler,
         str(row.num_steps),
-        EACH if row.num_heavy == row.num_steps else str(row.num_heavy),
+        heavy_calls(row),
         significant(row.macs / unit),
         significant(row.flops / unit),
         significant(1000 * row.seconds_per_image),
