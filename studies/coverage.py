@@ -1,13 +1,14 @@
 """How often the interval of a saving holds the truth: synthetic comparisons whose answer is known.
 
-    .venv/bin/python studies/coverage.py     # ten seconds; writes the table of docs/results/coverage.md
+    .venv/bin/python studies/coverage.py     # half a minute; writes the table of docs/results/coverage.md
 
 The truth is the published comparison (docs/results/fashion-mnist.json): its scores, costs and curves are taken for the
 true ones, and so is what each dual-rate plan saves. Each of EXPERIMENTS experiments gives every score noise of the size
 that its own interval tells, with bootstrap replicates that have the same law around the noisy score, and asks whether
 the interval leaves out the truth, below or above. Noise is independent between plans, or half of it is shared, as seeds
-share it; at the images measured, and at ten times as many. The last lines train networks three times, all of them, or
-two, as reports do that have no time for more. The counts are in docs/results/coverage.json.
+share it, between trainings too; at the images measured, and at ten times as many. The last lines train networks several
+times, all of them alike or some more often, as reports do that have no time for more; in the last two a training moves
+the dual-rate network twice as much as others. The counts are in docs/results/coverage.json.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dualrate.report.saving import cost_at, side
 from dualrate.report.trainings import pooled
 
 EXPERIMENTS, REPLICATES = 1000, 200
-TRAININGS, OF_TRAINING = 3, 0.05  # seeds of a network, and what they change a log score by
+OF_TRAINING = 0.05  # what a seed changes a log score by
 DUAL = "dual-rate"
 PAGE = RESULTS / "coverage.md"
 Normal = NDArray[np.float64]
@@ -35,21 +36,32 @@ Normal = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Setting:
-    """shared: part of the variance that all scores share; images: times as many; again: networks of TRAININGS"""
+    """shared: part of the variance that all scores share; images: times as many
+
+    trainings: numbers of them, of networks that have several; none: trainings are no part of it
+    noisier:   what a training moves the dual-rate network by, over others
+    """
 
     shared: float
     images: int
-    again: tuple[str, ...] = ()
+    trainings: tuple[tuple[str, int], ...] = ()
+    noisier: float = 1.0
 
     def __str__(self) -> str:
-        seeds = f", {TRAININGS} trainings of {', '.join(self.again)}" if self.again else ""
-        return f"{100 * self.shared:.0f}% shared, {5000 * self.images:,} images{seeds}"
+        seeds = ", ".join(f"{count} {name}" for name, count in self.trainings)
+        noisier = f", {DUAL} {self.noisier:g} times as noisy" if self.noisier != 1 else ""
+        trainings = f"; trainings: {seeds}{noisier}" if seeds else ""
+        return f"{100 * self.shared:.0f}% shared, {5000 * self.images:,} images{trainings}"
 
 
 SETTINGS = (
     *(Setting(shared, images) for images in (1, 10) for shared in (0.0, 0.5)),
-    Setting(0.5, 10, ("heavy", "medium", "light", DUAL)),
-    *(Setting(0.5, images, ("medium", DUAL)) for images in (10, 1)),
+    Setting(0.5, 10, (("heavy", 3), ("medium", 3), ("light", 3), (DUAL, 3))),
+    *(Setting(0.5, images, (("medium", 3), (DUAL, 3))) for images in (10, 1)),
+    *(Setting(0.5, images, (("medium", 2), ("light", 2), (DUAL, 2))) for images in (10, 1)),
+    *(Setting(0.5, images, (("heavy", 2), ("medium", 2), ("light", 2), (DUAL, 3))) for images in (10, 1)),
+    Setting(0.5, 10, (("medium", 2), ("light", 2), (DUAL, 3)), 2.0),
+    Setting(0.5, 10, (("heavy", 2), ("medium", 2), ("light", 2)), 2.0),
 )
 
 
@@ -69,38 +81,49 @@ def published() -> tuple[list[Point], list[Point], dict[str, str], dict[str, flo
     return own, [point for point in points if networks[point.name] != DUAL], networks, deviations
 
 
-def seen(points: Sequence[Point], deviations: Mapping[str, float], setting: Setting, draw: Callable[..., Normal]):
-    """The points as an experiment sees them."""
+def seen(
+    points: Sequence[Point],
+    deviations: Mapping[str, float],
+    setting: Setting,
+    draw: Callable[..., Normal],
+    common: Normal | None = None,
+) -> list[Point]:
+    """The points as an experiment sees them. common: (1 + REPLICATES, 1), what all share; drawn, if not given."""
     deviation = np.array([deviations[point.name] for point in points]) / math.sqrt(setting.images)
-
-    def noise(count: int) -> Normal:
-        apart, common = draw((count, len(points))), draw((count, 1))
-        return deviation * (math.sqrt(1 - setting.shared) * apart + math.sqrt(setting.shared) * common)
-
-    score = np.log([point.score for point in points]) + noise(1)[0]
-    replicates = np.exp(score + noise(REPLICATES))
+    common = draw((1 + REPLICATES, 1)) if common is None else common
+    apart = draw((1 + REPLICATES, len(points)))
+    noise = deviation * (math.sqrt(1 - setting.shared) * apart + math.sqrt(setting.shared) * common)
+    score = np.log([point.score for point in points]) + noise[0]
+    replicates = np.exp(score + noise[1:])
     return [
         replace(point, score=math.exp(one), replicates=column)
         for point, one, column in zip(points, score, replicates.T, strict=True)
     ]
 
 
-def trained_again(points: Sequence[Point], networks: Mapping[str, str], draw: Callable[..., Normal]) -> list[Point]:
+def trained_again(
+    points: Sequence[Point], networks: Mapping[str, str], draw: Callable[..., Normal], noisier: float = 1.0
+) -> list[Point]:
     """Points of one training: all of a network are shifted by what the training is worth."""
-    shift = {name: math.exp(OF_TRAINING * float(draw(()))) for name in sorted(set(networks.values()))}
+    sizes = {name: OF_TRAINING * (noisier if name == DUAL else 1.0) for name in sorted(set(networks.values()))}
+    shift = {name: math.exp(size * float(draw(()))) for name, size in sizes.items()}
     return [replace(point, score=point.score * shift[networks[point.name]]) for point in points]
 
 
 def experiment(setting: Setting, seed: int) -> list[Point]:
     own, rivals, networks, deviations = published()
     draw = np.random.default_rng(seed).standard_normal
-    if not setting.again:
+    if not setting.trainings:
         return seen([*own, *rivals], deviations, setting, draw)
-    rounds = [seen(trained_again([*own, *rivals], networks, draw), deviations, setting, draw) for _ in range(TRAININGS)]
+    counts, common = dict(setting.trainings), draw((1 + REPLICATES, 1))
+    rounds = [
+        seen(trained_again([*own, *rivals], networks, draw, setting.noisier), deviations, setting, draw, common)
+        for _ in range(max(counts.values()))
+    ]
     by_network = {
         network: [
             [point for point in points if networks[point.name] == network]
-            for points in (rounds if network in setting.again else rounds[:1])
+            for points in rounds[: counts.get(network, 1)]
         ]
         for network in dict.fromkeys(networks.values())
     }

@@ -58,13 +58,16 @@ def main() -> None:
     parser.add_argument("ways", nargs="+")
     parser.add_argument("--features", help="judges, as of `dualrate compare`; the data set's own if not given")
     parser.add_argument("--num", type=int, default=2000, help="images of each")
+    parser.add_argument("--seed", type=int, default=FIRST, help="of the first image; those of reports begin at 0")
     options = parser.parse_args()
     on_one_thread()
     model, progress = load(options.run), reporter()
     judges = evaluators(model.experiment.data, options.features, progress=progress)
     drawers = [drawer(model, way) for way in options.ways]  # all, before any is drawn
     for one in drawers:
-        row = measure(one, range(FIRST, FIRST + options.num), *judges, progress=image_progress(progress)).row
+        row = measure(
+            one, range(options.seed, options.seed + options.num), *judges, progress=image_progress(progress)
+        ).row
         progress.close()
         scores = "   ".join(scored(row.judged_by(metric)) for metric in row.scores)
         print(f"{row.network:44} {row.flops / 1e9:.3g} GFLOPs   {scores}", flush=True)

@@ -62,11 +62,31 @@ def test_a_training_moves_all_points_of_its_network_alike():
     first, one, four, other = (one.score / true.score for one, true in zip(moved, [*own, *rivals], strict=True))
     assert one == pytest.approx(four)
     assert len({round(factor, 9) for factor in (first, one, other)}) == 3
+    draw = np.random.default_rng(0).standard_normal
+    noisier = coverage.trained_again([*own, *rivals], NETWORKS, draw, 2.0)
+    assert [again.score / true.score for again, true in zip(noisier, [*own, *rivals], strict=True)] == pytest.approx(
+        [first**2, one, four, other]
+    )
 
 
-@pytest.mark.parametrize("again", [(), ("single", coverage.DUAL), ("single", "else", coverage.DUAL)])
-def test_the_truth_is_mostly_held(again):
-    ((name, (ratio, below, above)),) = coverage.missed(coverage.Setting(0.5, 1, again)).items()
+def test_trainings_share_the_noise_of_images_that_plans_share(monkeypatch):
+    """All of it shared, and no noise of training: every training is seen alike."""
+    monkeypatch.setattr(coverage, "OF_TRAINING", 0.0)
+    seen = []
+    monkeypatch.setattr(coverage, "pooled", lambda networks, seed: seen.append(networks) or {})
+    with pytest.raises(KeyError):
+        coverage.experiment(coverage.Setting(1.0, 1, (("single", 2), (coverage.DUAL, 3))), 0)
+    (networks,) = seen
+    assert [len(trainings) for trainings in networks.values()] == [3, 2, 1]
+    for first, *others in networks.values():
+        assert all(point.score == one.score for again in others for point, one in zip(again, first, strict=True))
+
+
+@pytest.mark.parametrize(
+    "trainings", [(), (("single", 3), (coverage.DUAL, 3)), (("single", 2), ("else", 2), (coverage.DUAL, 3))]
+)
+def test_the_truth_is_mostly_held(trainings):
+    ((name, (ratio, below, above)),) = coverage.missed(coverage.Setting(0.5, 1, trainings)).items()
     assert (name, ratio) == ("plan", pytest.approx(2))
     assert 0 <= below + above <= 0.2
 
@@ -88,6 +108,6 @@ def test_networks_that_are_trained_again_have_wider_intervals(monkeypatch):
     """The noise of training is there besides that of the images."""
     monkeypatch.setattr(coverage, "OF_TRAINING", 1.0)
     once = coverage.experiment(coverage.Setting(0.5, 100), 0)
-    again = coverage.experiment(coverage.Setting(0.5, 100, ("single", coverage.DUAL)), 0)
+    again = coverage.experiment(coverage.Setting(0.5, 100, (("single", 3), (coverage.DUAL, 3))), 0)
     spread = [[np.log(one.replicates).std() for one in points] for points in (once, again)]
     assert all(wide > 4 * narrow for narrow, wide in zip(*spread, strict=True))
