@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training.toy import Recorder
 from trouble import somebody, unreadable
 
@@ -134,6 +135,19 @@ def test_a_place_that_is_no_place_for_a_run_is_refused_before_any_work(make, mes
     assert content(tmp_path) == before
 
 
+def test_a_place_among_the_images_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    for name in "abc":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.fromarray(IMAGES[0]).save(tmp_path / "photos" / name / "one.png")
+    before = content(tmp_path)
+    assert call(monkeypatch, "train", "tiny", "--data.source", "photos", "--out", "photos/run") == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error == "dualrate: photos/run is in photos, whose images are read: give a folder elsewhere"
+    assert content(tmp_path) == before
+    assert not (tmp_path / "photos" / "run").exists()
+
+
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
     """As root everything is writable: let the system say no."""
 
@@ -207,6 +221,13 @@ def test_options_that_do_not_go_together_are_one_line_before_any_work(options, m
     assert len(told) == 1
     assert re.fullmatch(f"dualrate: .*{message}.*", told[0])
     assert content(tmp_path) == before
+
+
+def test_scores_between_the_samples_are_refused_before_a_judge_is_trained(monkeypatch, capsys):
+    monkeypatch.setattr("dualrate.measuring.score.scorer", lambda *given: pytest.fail("a judge is trained"))
+    assert call(monkeypatch, "train", "tiny", "--fit.sample-every", 2, "--fd-every", 3) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error == "dualrate: --fd-every is a multiple of --fit.sample-every (2), got 3"
 
 
 def test_more_classes_than_the_data_has_train_and_fewer_do_not(tmp_path, monkeypatch, capsys):

@@ -1,14 +1,18 @@
 """`dualrate sample` goes on where it was, says what it did, and stops in one line."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from cli.command import call
+from rich.console import Console
+from training.toy import Recorder
 
 from dualrate.cli import console
-from dualrate.cli.console import drawing
+from dualrate.cli import main as cli
+from dualrate.cli.console import LiveReporter, decoding, drawing
 from dualrate.measuring.drawer import Drawer
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights" / "fashion-mnist-light"
@@ -104,6 +108,29 @@ def test_the_rate_is_that_of_what_is_drawn_now():
     for done in (250, 375, 500):
         show(done, 500)
     assert recorder.told == [(250, 500, 0), (375, 500, 125), (500, 500, 250)]
+
+
+def test_what_decoding_left_out_is_said_once():
+    recorder, left_out = Recorder(), "skipped 1 (0.png: the file is empty) of 4 images"
+    show = decoding(recorder)
+    for done in (2, 3, 4):
+        show(done, 4, "decoding photos/train" if done == 2 else left_out)
+    assert recorder.notes == [left_out]
+
+
+def test_a_bar_leaves_the_terminal_as_it_was_however_the_command_ends(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream, hidden, shown = io.StringIO(), "\x1b[?25l", "\x1b[?25h"  # the cursor
+
+    def fail(self):
+        progress = LiveReporter()
+        progress.console = Console(file=stream, force_terminal=True)
+        progress.update(1, 3, {})
+        raise ValueError("it fails")
+
+    monkeypatch.setattr(cli.Cost, "run", fail)
+    assert call(monkeypatch, "cost", "x") == 2
+    assert 0 <= stream.getvalue().find(hidden) < stream.getvalue().rfind(shown)
 
 
 def test_without_a_compiler_the_networks_run_as_they_are(weights, tmp_path, monkeypatch, capsys):

@@ -1,9 +1,12 @@
 """Recipes by name, and help that leaves groups within groups out."""
 
+from dataclasses import fields
+
 import pytest
 
 from dualrate.cli.options import _outer
 from dualrate.cli.recipe import checked, recipe_named
+from dualrate.cli.retrofit import Retrofit, parse_retrofit
 
 RECIPES = {"one": lambda: 1}
 
@@ -14,6 +17,18 @@ def test_without_a_recipe_they_are_listed(arguments, code, capsys):
         recipe_named(arguments, RECIPES, int, "train RECIPE")
     assert stopped.value.code == code
     assert "recipes: one, or package.module:function" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--data.source", "x"], 2), (["--help"], 0)])
+def test_without_a_model_to_retrofit_the_usage_is_told(arguments, code, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_retrofit(arguments)
+    assert stopped.value.code == code
+    assert "usage: dualrate retrofit FOLDER" in capsys.readouterr().out
+
+
+def test_a_retrofit_has_one_way_to_train():
+    assert "by" not in {field.name for field in fields(Retrofit)}
 
 
 def test_a_recipe_is_ours_or_of_another_package():

@@ -18,6 +18,7 @@ from PIL import Image
 from dualrate.data import cache as cache_module
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.source import hold_out
+from dualrate.experiments.experiment import DataConfig
 
 Load = Callable[..., ImageSet]
 
@@ -126,6 +127,11 @@ def test_unknown_sources(tmp_path: Path, load: Load) -> None:
     put(tmp_path / "data.zip", b"PK")
     with pytest.raises(ValueError, match=r"expected \.tar \(not compressed\), \.parquet, \.npz, or a folder"):
         load(tmp_path / "data.zip")
+
+
+def test_images_that_nobody_knows_are_not_looked_for() -> None:
+    with pytest.raises(ValueError, match="does not say which images it was trained on"):
+        DataConfig("").images("train")
 
 
 @pytest.mark.parametrize("options", [{"split": "val"}, {"on_bad": "ignore"}, {"size": 0}, {"channels": 2}])
@@ -298,6 +304,14 @@ def test_missing_bytes_are_a_bad_image(tmp_path: Path, load: Load) -> None:
     with pytest.raises(ValueError, match=r"1 \(train\.parquet\[0\]: the file is empty\) of 3"):
         load(tmp_path / "data")
     assert values(load(tmp_path / "data", on_bad="skip")) == [1, 2]
+
+
+def test_a_row_is_named_by_its_number_within_its_own_file(tmp_path: Path, load: Load) -> None:
+    write(tmp_path / "data" / "train-0.parquet", table([1, 2, 3], None, plain=True))
+    write(tmp_path / "data" / "train-1.parquet", pa.table({"img": [b"no image", png(4)]}))
+    write(tmp_path / "data" / "test.parquet", table([5], None, plain=True))
+    with pytest.raises(ValueError, match=r"1 \(train-1\.parquet\[0\]: .*\) of 5"):
+        load(tmp_path / "data")
 
 
 # NumPy archives

@@ -274,6 +274,23 @@ def test_a_folder_of_something_else_is_refused(photos: Path, tmp_path: Path) -> 
         prepare(photos, out, size=8)
 
 
+def test_a_folder_among_the_images_is_refused_however_they_are_named(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="out is in ~/photos, whose images are read: give a folder elsewhere"):
+        prepare("~/photos", photos / "out", size=8)
+    assert not (photos / "out").exists()
+
+
+def test_a_folder_that_was_never_prepared_is_not_verified(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert call(monkeypatch, "data", "verify", photos) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error == f"dualrate: {photos} is no folder that dualrate data prepare or encode wrote"
+
+
 def test_what_reads_a_source_reads_shards(photos: Path, tmp_path: Path) -> None:
     prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
     direct = load_images(photos, split="train", size=8, cache=tmp_path / "cache")

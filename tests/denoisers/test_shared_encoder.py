@@ -10,12 +10,15 @@ import torch
 from torch import nn
 
 import dualrate as dr
+from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.denoisers.denoiser import Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.shared_encoder import SharedEncoder
+from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Context, Reuse
 from dualrate.networks.uvit import UViT
 from dualrate.planning.similarity import best_refreshes, similarities
 from dualrate.sampling.cost import call_cost, macs_of, plan_cost
@@ -204,6 +207,29 @@ def test_similarity_is_the_cosine_of_the_features_of_a_plain_trajectory():
     cosine = [[torch.cosine_similarity(a, b, dim=1).mean().item() for b in kept] for a in kept]
     np.testing.assert_allclose(found, cosine, rtol=0, atol=1e-6)
     assert found[0, 3] < 1 - 1e-3  # else every refresh would do
+
+
+def test_features_that_are_tokens_have_their_channels_last():
+    """Equal directions of every token, of another length: alike, whatever the tokens' number."""
+
+    class Tokens:
+        reuse = Reuse.SMOOTH
+
+        def encode(self, z, t, cond):
+            feature = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) * (1 + torch.arange(3.0)[:, None] * t[0])
+            return Context((feature.expand(len(z), 3, 2),), tau=t, x_hat=0 * z)
+
+        def denoise(self, z, t, context, cond):
+            return context.x_hat
+
+    found = similarities(Tokens(), DDIM, [1.0, 0.5, 0.0], SHAPE, [1, 2], [0, 0])
+    np.testing.assert_allclose(found, np.ones((2, 2)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["shared-encoder", "fora", "toca"])
+def test_what_makes_x_of_v_is_around_no_model_of_tokens(name):
+    with pytest.raises(ValueError, match="has no Gaussian noise"):
+        DENOISERS[name](Plain(NET, Masked()), Masked())
 
 
 def total(similarity: np.ndarray, refreshes: list[int]) -> float:

@@ -46,6 +46,13 @@ def test_tokens_outside_the_likeliest_lose_a_finite_margin():
     assert found[4] == 0
 
 
+def test_all_of_the_likeliest_are_all_of_them_in_single_precision_too():
+    """One token nearly certain: what is likelier sums to 1, rounded, before the others."""
+    p = torch.tensor([1 - 3e-8, 2e-8, 1e-8]).view(1, 3, 1, 1)
+    made = Sharpened(Constant(), Masked(), 1.0, 1.0)
+    torch.testing.assert_close(made.sharpened(p), p / p.sum(), rtol=1e-5, atol=0)
+
+
 def test_a_revealed_token_stays():
     made = Sharpened(Constant(), Masked(), 0.7, 0.9)
     shown = f64(0, 1, 0, 0, 0).view(1, 5, 1, 1)

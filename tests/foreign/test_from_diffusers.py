@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import sys
 import warnings
 
 import pytest
@@ -12,10 +13,11 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
+from dualrate.experiments.foreign import experiment_of
 from dualrate.foreign.config import adopted
 from dualrate.foreign.conventions import SIT, Flow
 from dualrate.foreign.direction import check_direction
-from dualrate.foreign.folder import check_name
+from dualrate.foreign.folder import check_name, network_class
 from dualrate.foreign.kinds import Kind, by_place
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import DISCRETE, FLOW, read_scheduler
@@ -208,6 +210,19 @@ def test_a_saved_pipeline_is_read_whatever_its_parts(tmp_path):
         dr.from_diffusers(cached)
     with pytest.raises(ValueError, match="neither model_index"):
         dr.from_diffusers(tmp_path)
+
+
+def test_a_folder_says_no_images(tmp_path):
+    unet().save_pretrained(tmp_path / "mine" / "unet")
+    diffusers.DDPMScheduler().save_pretrained(tmp_path / "mine" / "scheduler")
+    (tmp_path / "mine" / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    assert experiment_of(tmp_path / "mine").data == dr.DataConfig("", size=8, channels=3)
+
+
+def test_without_diffusers_its_networks_are_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match=r"UNet2DModel is of diffusers, .*: pip install 'dualrate\[diffusers\]'"):
+        network_class("UNet2DModel")
 
 
 @pytest.mark.parametrize(

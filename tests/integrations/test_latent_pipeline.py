@@ -14,6 +14,7 @@ pytest.importorskip("diffusers")
 
 import torch
 from latents.autoencoders import autoencoder, photos, saved
+from latents.folding import NoisyFolder
 from runs import made
 from trouble import flip_each
 
@@ -21,6 +22,7 @@ import dualrate as dr
 from dualrate.codecs.config import CodecFolder
 from dualrate.data.images import to_uint8
 from dualrate.diffusion.draws import Draws
+from dualrate.experiments.decoding import OneDecoder
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.integrations.hub import export_pipeline
 
@@ -109,3 +111,11 @@ def test_a_pipeline_of_pixels_has_none(tmp_path: Path) -> None:
     pixels = DualRatePipeline.of(dr.load(made.saved(made.ONE, tmp_path / "run"), note=lambda text: None))
     with pytest.raises(ValueError, match="draws pixels: a pipeline of it has no vae"):
         DualRatePipeline(**{**pixels.components, "vae": autoencoder("kl")})
+
+
+def test_a_decoder_has_no_pipeline(tmp_path: Path) -> None:
+    networks = OneDecoder(replace(NET, image_channels=3, num_classes=0), (12, 4, 4))
+    method = dr.DenoisingConfig(latents=NoisyFolder("a folder", "f" * 64))
+    decoder = dr.load(made.saved(replace(made.ONE, networks=networks, method=method), tmp_path), note=lambda text: None)
+    with pytest.raises(ValueError, match="is a decoder, which is given latents: export the model that draws them"):
+        DualRatePipeline.of(decoder)

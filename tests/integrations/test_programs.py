@@ -11,11 +11,13 @@ import pytest
 import torch
 from cli.command import call
 from integrations import alone
+from latents.folding import NoisyFolder
 from runs.made import NET, ONE, TWO, saved
 
 import dualrate as dr
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Refresh
+from dualrate.experiments.decoding import OneDecoder
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.integrations.programs import export_programs, programs_of
 from dualrate.integrations.sealed import check_sealed
@@ -103,6 +105,15 @@ def test_a_model_of_one_network_is_one_program_for_any_batch():
         z, log_snr, label = torch.randn(rows, 1, 8, 8), torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
         with torch.no_grad():
             torch.testing.assert_close(program.module()(z, log_snr, label), networks["model"](z, log_snr, label))
+
+
+def test_a_decoder_has_no_programs(tmp_path):
+    networks = OneDecoder(dataclasses.replace(NET, image_channels=3, num_classes=0), (12, 4, 4))
+    method = dr.DenoisingConfig(latents=NoisyFolder("a folder", "f" * 64))
+    decoder = saved(dataclasses.replace(ONE, networks=networks, method=method), tmp_path / "run")
+    with pytest.raises(ValueError, match="one is a decoder, which is given latents: export the model that draws them"):
+        export_programs(decoder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_writes_programs_and_replaces_nothing_else(run, tmp_path, monkeypatch, capsys):

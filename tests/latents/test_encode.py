@@ -170,6 +170,20 @@ def test_splits_of_two_shapes_are_refused(tmp_path: Path) -> None:
     made(tmp_path / "images", tmp_path / "out", size=8)
 
 
+def test_a_folder_among_the_images_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "one.png")
+    with pytest.raises(ValueError, match=f"c is in {tmp_path}, whose images are read: give a folder elsewhere"):
+        made(tmp_path, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_home_of_nobody_holds_no_latents() -> None:
+    with pytest.raises(ValueError, match="the data source '~nobody-here/x' is no path"):
+        is_encoded("~nobody-here/x")
+
+
 def test_damage_is_found(source: Path, tmp_path: Path) -> None:
     made(source, tmp_path / "out")
     assert verify(tmp_path / "out", in_turn, lambda *_: None) == 30

@@ -249,6 +249,17 @@ def test_the_student_s_rate_slows_the_student_only():
     assert rates == {"pretraining": 1, "auxiliary": 1, "student": 0.25}
 
 
+def test_pre_training_stills_the_encoder_s_dropout():
+    method = dual_method(SOURCES[0], pretraining=3, pretraining_states=ForwardPairs(PLAN, PROCESS))
+    batch, seen = images(8), []
+    method.backbone.embedding.register_forward_pre_hook(lambda part, _: seen.append(part.training))
+    method.networks.train()
+    method.pretraining_loss(batch, 0, Draws(0, batch.sample))
+    assert seen
+    assert not any(seen)
+    assert method.backbone.training
+
+
 def test_pre_training_is_the_denoising_loss_with_the_encoder_as_it_is():
     method = dual_method(SOURCES[0], pretraining=3, pretraining_states=ForwardPairs(PLAN, PROCESS))
     batch = images(8)

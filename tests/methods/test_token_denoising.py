@@ -12,8 +12,9 @@ from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.categorical import Masked, Uniform
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.values import Batch
+from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.tokens import TwoTransformers
 from dualrate.methods.denoising import Denoising
 from dualrate.methods.method import Phase
 from dualrate.methods.times import SingleTime, TimeSampler
@@ -55,6 +56,30 @@ def dual(process, net=NET) -> Denoising:
     encoder, light = TokenEncoder(net, net), LightTokens(net)
     networks = nn.ModuleDict({"encoder": encoder, "light": light})
     return Denoising(networks, DualRate(encoder, light, process), process, Sigmoid(), TimeSampler((1, 4), draws=2))
+
+
+def test_a_light_network_that_begins_alone_learns_when_its_context_is_from():
+    """After one step off zero every weight of the embedding of tau has a gradient."""
+    networks, denoiser = TwoTransformers(NET, NET).build(Masked())
+    for parameter in networks.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    TwoTransformers(NET, NET).disconnect(networks)
+    z, cond = torch.eye(3)[torch.tensor([[0, 1], [2, 1]])].mT[:, :, None], Cond()
+    for step in range(2):
+        context = denoiser.encode(z, torch.tensor([0.9, 0.9]), cond).aged()
+        denoiser.denoise(z, torch.tensor([0.5, 0.5]), context, cond)[:, 0].square().sum().backward()
+        tau = networks["light"].tau.mlp
+        if step == 0:
+            torch.optim.SGD(networks.parameters(), 0.1).step()
+            networks.zero_grad()
+    assert all(parameter.grad.abs().max() > 0 for parameter in tau.parameters())
+
+
+def test_a_transformer_of_patches_takes_no_rows_in_training():
+    net = TokenTransformer(TokensConfig(3, 4, 4, channels=16, blocks=1, embedding=16, head_dim=16, patch=2))
+    out = net(torch.zeros(0, 3, 4, 4), torch.zeros(0), None)
+    assert out.shape == (0, 3, 4, 4)
+    out.sum().backward()
 
 
 def train(method: Denoising, batch_from: Callable[[int], Batch], iterations: int) -> Phase:

@@ -41,6 +41,13 @@ def test_a_rival_of_the_same_cost_has_the_most_steps_that_its_macs_allow(dual, g
     assert own.macs_by_step[-1] - each < rival.macs_by_step[-1] <= own.macs_by_step[-1]
 
 
+def test_a_rival_of_the_same_cost_decodes_once_an_image_and_not_at_every_step(dual):
+    request, made = Request(steps=12, heavy=3, beside="cost"), model()
+    made.__dict__["call_cost"] = replace(made.call_cost, decode=10**9)
+    steps = [offer.sides(request)[1].plan.num_steps for offer in (dual, Offer(made, limits=LIMITS))]
+    assert steps[0] == steps[1] > 1
+
+
 def test_one_network_has_no_heavy_calls_to_choose_and_no_rival():
     offer = Offer(model(ONE), limits=LIMITS)
     told = offer.described()

@@ -5,17 +5,21 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from cli.command import call
-from runs.made import ONE, TWO, saved
-from serving.made import ask, finished
+from latents.folding import FoldingFolder
+from runs.made import NET, ONE, TWO, saved
+from serving.made import ask, finished, model
 
+from dualrate.experiments.networks import OneNetwork
 from dualrate.runs.release import export
 from dualrate.runs.store import RELEASED
 from dualrate.serving import space
+from dualrate.serving.offer import Offer
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,14 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch, caps
     assert call(monkeypatch, "serve", run, "--space", out) == 2
     assert f"{out} holds mine: choose a new or empty folder as --space" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_a_model_whose_codec_is_elsewhere_is_refused_before_anything_is_written(tmp_path):
+    networks = OneNetwork(replace(NET, image_channels=12))
+    offer = Offer(model(replace(ONE, networks=networks, codec=FoldingFolder("a folder", "f" * 64))))
+    with pytest.raises(ValueError, match="one draws by a codec in a folder of its own, which a Space does not hold"):
+        space.write_space(offer, tmp_path / "out", print)
+    assert not list(tmp_path.iterdir())
 
 
 def test_versions_that_are_not_known_are_an_error(monkeypatch):

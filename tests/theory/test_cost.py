@@ -6,6 +6,8 @@ import torch
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.categorical import Masked
+from dualrate.diffusion.noise_planes import NoisePlanes
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Context, Reuse
 from dualrate.networks.dual import ContextEncoder, LightUViT
@@ -73,6 +75,12 @@ def test_expected_costs_of_one_network_and_of_a_plan_are_the_sums_so_far():
     assert [one.macs for one in two] == [10, 110, 120, 130, 230, 240]
     alone = expected_costs(CallCost(0, 10, decode=5), Reuse.FREE, Heun(PROCESS), dr.StepPlan.uniform(4), (1, 8, 8))
     assert [one.macs for one in alone] == [10, 30, 50, 65]
+
+
+def test_expected_costs_of_what_reads_noise_beside_its_states():
+    step = dr.Ancestral(NoisePlanes(Masked(), 2))
+    of = (CallCost(100, 10, own=True), Reuse.MARKOV, step, dr.StepPlan.uniform(4, 2), (3, 1, 4))
+    assert [one.macs for one in expected_costs(*of)] == [100, 110, 210, 220]
 
 
 def test_guidance_doubles_the_calls_and_its_interval_spares_light_ones():

@@ -55,6 +55,11 @@ def test_weight_one_is_the_conditional_and_zero_the_unconditional(held):
     torch.testing.assert_close(x_hat(guided(0.0, held)), x_hat(ByClass(held), Cond(torch.full((3,), NULL))))
 
 
+def test_a_weight_has_the_precision_of_what_it_weighs():
+    label, null = x_hat(ByClass()), x_hat(ByClass(), Cond(torch.full((3,), NULL)))
+    torch.testing.assert_close(x_hat(guided(1.3)), null + 1.3 * (label - null), rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_guidance_is_linear_in_its_weight(held):
     low, middle, high = (x_hat(guided(weight, held)) for weight in (0.5, 1.5, 2.5))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dualrate.cli.console import can_compile, can_record, reporter
+from dualrate.cli.console import can_compile, can_record, command_line, reporter
 from dualrate.cli.options import Compile, Device, Graphs, Workers
 from dualrate.config.ranges import Images, Minutes, Ranged
 from dualrate.machine.device import pick_device
@@ -73,7 +71,7 @@ class Compare(Ranged):
             graphs=self.graphs and can_record(device, progress),
             latents_by=self.latents_by,
             progress=progress,
-            command=shlex.join(["dualrate", *sys.argv[1:]]),
+            command=command_line(),
         )
         if findings.finished:
             print(as_text(front_table(findings.finished)), "\n")

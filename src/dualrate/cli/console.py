@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dualrate.data.cache import cache_dir
+from dualrate.data.cache import SKIPPED, cache_dir
 from dualrate.doctor.finding import Finding
 from dualrate.experiments.experiment import COMPILED, Model
 from dualrate.machine.device import compiles, keep_compiled, pick_device
@@ -42,6 +43,7 @@ class LiveReporter:
             )
             self._task = self._bar.add_task("", total=total, completed=iteration)
             self._bar.start()
+            _LIVE.add(self)
         self._losses |= {name: value for name, value in logs.items() if name.endswith(SHOWN)}
         shown = [f"{name} {value:.4g}" for name, value in self._losses.items()]
         if logs.get("seconds"):
@@ -55,6 +57,21 @@ class LiveReporter:
         if self._bar is not None:
             self._bar.stop()
         self._bar, self._task, self._losses = None, None, {}
+        _LIVE.discard(self)
+
+
+_LIVE: set[LiveReporter] = set()  # whose bars are on the terminal
+
+
+def close_bars() -> None:
+    """Leave the terminal as it was, however a command ended: a bar hides the cursor."""
+    for one in tuple(_LIVE):
+        one.close()
+
+
+def command_line() -> str:
+    """What was typed, as a shell takes it."""
+    return shlex.join(["dualrate", *sys.argv[1:]])
 
 
 def reporter() -> Reporter:
@@ -91,9 +108,13 @@ def can_record(device: torch.device, progress: Reporter) -> bool:
 
 
 def decoding(progress: Reporter) -> Callable[[int, int, str], None]:
-    """Decoding of a data set on the same display as training."""
+    """Decoding of a data set on the same display as training; what was left out is said once."""
+    said: set[str] = set()
 
     def update(done: int, total: int, what: str) -> None:
+        if what.startswith(SKIPPED) and what not in said:
+            said.add(what)
+            progress.note(what)
         progress.update(done, total, {"images": done})
         if done == total:
             progress.close()

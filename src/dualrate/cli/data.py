@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from dualrate.cli.console import drawing, print_report, reporter
 from dualrate.cli.options import AsJson, AtATime, Device, parse_one_of
 from dualrate.config.ranges import Range, Ranged, Side, WorkerCount
+from dualrate.data.cache import SKIPPED
 from dualrate.data.source import DataProgress
 from dualrate.machine.device import pick_device
 from dualrate.machine.progress import Reporter
@@ -130,7 +131,7 @@ def telling(progress: Reporter, work: str) -> DataProgress:
         if what == work:
             shown(done, total)
         elif what not in said:
-            progress.note(f"{what}: {total}")
+            progress.note(what if what.startswith(SKIPPED) else f"{what}: {total}")
             said.add(what)
 
     return tell

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from dualrate.cli.console import loaded
+from dualrate.cli.console import command_line, loaded
 from dualrate.cli.options import AsJson, AtATime, Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Images, Ranged, Seed
@@ -76,7 +74,7 @@ class Evaluate(Ranged):
             of = {
                 "latents": kept and asdict(kept),
                 "weights": model.weights_hash,
-                "command": shlex.join(["dualrate", *sys.argv[1:]]),
+                "command": command_line(),
             }
             print(json.dumps(asdict(row) | {"flops": row.flops, **of, "environment": environment(model.device)}))
             return

@@ -16,6 +16,7 @@ from dualrate.cli.bound import LikelihoodBound
 from dualrate.cli.calibrate import Calibrate
 from dualrate.cli.codec import CodecCheck, parse_codec
 from dualrate.cli.compare import Compare
+from dualrate.cli.console import close_bars
 from dualrate.cli.cost import Cost, DistillationCost, TrainingCost, parse_cost
 from dualrate.cli.data import Encode, Prepare, Verify, parse_data
 from dualrate.cli.demo import Demo
@@ -72,7 +73,7 @@ LESS_MEMORY = {  # where it is short
     **dict.fromkeys(
         ("train", "distill", "retrofit"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"
     ),
-    **dict.fromkeys(("sample", "evaluate", "cost", "bound", "encode", "decode"), "lower --batch-size"),
+    **dict.fromkeys(("sample", "evaluate", "cost", "bound", "encode", "decode", "data"), "lower --batch-size"),
     "plan": "lower --grid or --batch-size",
 }
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch
@@ -128,7 +129,10 @@ def main() -> None:
     """What the `dualrate` command runs once its threads are settled (dualrate_command.py)."""
     keep_freed_memory()
     try:
-        parsed(sys.argv[1:]).run()
+        try:
+            parsed(sys.argv[1:]).run()
+        finally:
+            close_bars()
         _flush()  # a reader that has left, or a full disk, is noticed here, not at exit
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
@@ -145,7 +149,10 @@ def main() -> None:
         shortage = memory_shortage(error)
         if shortage is None:  # a fault of the program
             raise
-        way_out = LESS_MEMORY.get(sys.argv[1], "use a device, or a machine, with more")
+        words = sys.argv[1:]
+        while words[:1] == ["--import"]:
+            words = words[2:]
+        way_out = LESS_MEMORY.get(words[0], "use a device, or a machine, with more")
         print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from dualrate.cli.console import drawing, loaded, print_report
+from dualrate.cli.console import command_line, drawing, loaded, print_report
 from dualrate.cli.options import AsJson, AtATime, Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Classes, Images, Ranged, Seed
@@ -64,7 +62,7 @@ class Sample(Ranged):
                 npz=self.npz,
                 progress=drawing(progress),
                 mapper=over,
-                command=shlex.join(["dualrate", *sys.argv[1:]]),
+                command=command_line(),
             )
         one, pieces = model.experiment.noun, [file.read_bytes().decode() for file in written.files if of_text]
         if pieces and not self.json:

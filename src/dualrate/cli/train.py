@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +12,15 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
-from dualrate.cli.console import decoding, report_end, reporter
+from dualrate.cli.console import command_line, decoding, report_end, reporter
 from dualrate.cli.data import telling
 from dualrate.cli.options import HELP, Device, ProcessCount, RetryCount, ShardCount, parse_known
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.data.encode import ENCODING
+from dualrate.data.images import prepared_folder
+from dualrate.data.latents import is_encoded
+from dualrate.data.untrusted import check_outside
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.latents import on_codec_of_data
 from dualrate.experiments.stages import Stages
@@ -182,10 +184,18 @@ def run_training(
 ) -> FitResult:
     """Train the experiment in `out`, or in runs/ under its name, and say how it ended."""
     from dualrate.measuring.score import scorer
+    from dualrate.runs.checks import check_out
     from dualrate.runs.train import resume_threads, train
 
     experiment = on_codec_of_data(experiment)
     out, where = out or Path("runs") / experiment.name, own_device(pick_device(device))
+    check_out(experiment.name, out)  # before a judge is trained
+    if not (is_encoded(experiment.data.source) or prepared_folder(experiment.data.source)):
+        check_outside(out, experiment.data.source)
+    if fd_every is not None and fd_every % experiment.fit.sample_every:
+        raise ValueError(
+            f"--fd-every is a multiple of --fit.sample-every ({experiment.fit.sample_every}), got {fd_every}"
+        )
     resume_threads(out)
     with joined(where, shard) as world:
         progress = reporter() if world.leads else Silent()
@@ -197,7 +207,7 @@ def run_training(
             progress=progress,
             decoding=decoding(progress),
             device=where,
-            command=shlex.join(["dualrate", *sys.argv[1:]]),
+            command=command_line(),
             world=world,
         )
     report_end(result, out, progress)

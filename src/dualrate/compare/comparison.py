@@ -100,7 +100,8 @@ def compare(
     how = {"compiled": compiled, "graphs": graphs}
     models = {run: replace(load(run, device=device, note=progress.note), **how) for run in runs}
     _require_comparable(models, mixed=mixed)
-    data = next(iter(models.values())).experiment.data
+    of_models = [model.experiment.data for model in models.values()]
+    data = next((one for one in of_models if one.source), of_models[0])  # a folder of diffusers says none
     _require_counts(effort, named, data.source)
     base = None if latents_by is None else _base(latents_by, models.values(), progress)
     require_samplers(parsed, models)

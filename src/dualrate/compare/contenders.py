@@ -367,9 +367,11 @@ def calls_of(network: float, dearest: float, once: float = 0) -> list[int]:
 
 
 def can_share_encoder(run: Path, models: dict[Path, Model]) -> bool:
-    """Whether a run is the dearest single network, no decoder, and its middle has blocks to share, and one to spare."""
+    """Whether a run is the dearest single network, of Gaussian noise, no decoder, and its middle has blocks to share,
+    and one to spare.
+    """
     single = [model.call_cost.light for model in models.values() if not has_exits(model.denoiser)]
-    dearest = models[run].call_cost.light == max(single, default=0)
+    dearest = models[run].call_cost.light == max(single, default=0) and is_planned(models[run])
     networks = models[run].experiment.networks
     configs = networks.configs if networks.latent is None else {}
     return dearest and "model" in configs and configs["model"].levels[-1].blocks > 1

@@ -24,6 +24,7 @@ from dualrate.data.untrusted import one_line, read_limited
 from dualrate.machine.files import ABSENT, naming, read_json
 from dualrate.machine.folders import new_folder
 
+SKIPPED = "skipped"  # begins what says which images were left out
 VERSION = 2  # of the entry's format and of the decoding rules: part of every key
 _LOOK_ON = 1000  # images still looked at, to describe the shapes that occur, after two were found to differ
 
@@ -117,7 +118,7 @@ def _write(raw: Raw, options: Options, folder: Path, name: str, progress: DataPr
     if raw.labels is not None:
         with naming(folder / "labels.npy"):
             np.save(folder / "labels.npy", raw.labels[kept], allow_pickle=False)
-    skipped = f"skipped {summary(bad)} of {raw.count} images" if bad else ""
+    skipped = f"{SKIPPED} {summary(bad)} of {raw.count} images" if bad else ""
     info = {"name": name, "labelled": raw.labels is not None, "class_names": raw.class_names, "skipped": skipped}
     with naming(folder / "info.json"):
         (folder / "info.json").write_text(json.dumps(info, indent=1))

@@ -32,6 +32,7 @@ from dualrate.data.prepare_folder import (
 )
 from dualrate.data.shards import DATASET, ENCODED, FORMAT, SHARD_BYTES, is_finished, labels_file
 from dualrate.data.source import SPLITS, DataProgress, Split
+from dualrate.data.untrusted import check_outside
 from dualrate.machine.files import read_json, whole, write_whole
 from dualrate.machine.folders import Manifest
 from dualrate.machine.guards import run_lock
@@ -95,6 +96,7 @@ def encode(
     """
     if is_encoded(source):
         raise ValueError(f"{source} holds latents already: encode the images that they were made of")
+    check_outside(folder, source)
     if shard_bytes < 1 or batch_size < 1:
         raise ValueError(f"shard_bytes {shard_bytes}, batch_size {batch_size}; expected at least 1 each")
     pixels = Pixels(str(source), size, channels, on_bad)
@@ -112,7 +114,8 @@ def encode(
             remove_leftovers(folder)
             write_whole(folder / ENCODED, json.dumps(plan, indent=1))
             row = moments_of(made_by, images["train"].images[:1], device, mirrored)
-            job = partial(encode_shard, folder, pixels, codec, str(device), mirrored, batch_size)
+            where = str(device) if mapper is in_turn else torch.device(device).type  # a worker has a GPU of its own
+            job = partial(encode_shard, folder, pixels, codec, where, mirrored, batch_size)
             _encode(images, folder, job, row, shard_bytes, mapper, progress)
             _describe(images, folder, pixels, codec, row, shard_bytes)
     return read_json(folder / DATASET)

@@ -20,7 +20,7 @@ from dualrate.data.decode import SUFFIXES
 from dualrate.data.folder import images_below, named
 from dualrate.data.images import find_source
 from dualrate.data.source import SPLITS, Each, Item, Items, Source, Split
-from dualrate.data.untrusted import printable
+from dualrate.data.untrusted import printable, resolved
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def every_image(
     size, channels: as there, but images may have several shapes; without: pictures of a folder that are left out
     Raises ValueError for a source without images, FileNotFoundError for none, and what `find_source` raises.
     """
-    options, path = Options(size, channels, "fail"), Path(source).expanduser()
+    options, path = Options(size, channels, "fail"), resolved(source)
     if path.is_file() and path.name.lower().endswith(SUFFIXES):
         return Everything([(printable(path.name), path)], 1, options)
     files = [file for file in images_below(path) if file not in without] if path.is_dir() else []

@@ -25,7 +25,7 @@ from dualrate.data.npz import npz_source
 from dualrate.data.shards import ENCODED, Shards, is_prepared, read_prepared, shards_source
 from dualrate.data.source import DataProgress, Source, Split
 from dualrate.data.tars import tar_files, tar_source
-from dualrate.data.untrusted import check_regular
+from dualrate.data.untrusted import check_regular, resolved
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Shape
 
@@ -164,15 +164,8 @@ def load_images(
 
 def prepared_folder(source: str | Path) -> Path | None:
     """The folder that a source is, if `prepare` wrote it. Raises ValueError for a source that is no path."""
-    path = None if source == fashion_mnist.NAME else _path(source)
+    path = None if source == fashion_mnist.NAME else resolved(source)
     return path if path and is_prepared(path) else None
-
-
-def _path(source: str | Path) -> Path:
-    try:
-        return Path(source).expanduser().resolve()
-    except (RuntimeError, ValueError) as error:  # a loop of links, no such home directory, a null character
-        raise ValueError(f"the data source {str(source)!r} is no path ({error})") from error
 
 
 def _prepared(folder: Path, split: Split, size: int | None, channels: int | None) -> ImageSet:
@@ -190,7 +183,7 @@ def find_source(source: str | Path, split: Split, cache: Path, progress: DataPro
     """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it."""
     if source == fashion_mnist.NAME:
         return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
-    path = _path(source)
+    path = resolved(source)
     if not path.exists():
         raise FileNotFoundError(
             f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, a .tar, .parquet or .npz file"

@@ -30,6 +30,7 @@ from dualrate.data.images import ImageSet, load_images
 from dualrate.data.loader import Augment
 from dualrate.data.shards import ENCODED, Packed, read_packed
 from dualrate.data.source import DataProgress, Split
+from dualrate.data.untrusted import resolved
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Shape
 
@@ -100,17 +101,17 @@ class LatentSet:
 
 def is_encoded(source: str | Path) -> bool:
     """Whether a data source is a folder of latents, finished or not."""
-    return (Path(source).expanduser() / ENCODED).is_file()
+    return source != "" and (resolved(source) / ENCODED).is_file()
 
 
 def read_latents(source: str | Path, split: Split) -> LatentSet:
     """Raises ValueError for a folder that is not finished, Damaged (an OSError) for what is not as it was written."""
-    return LatentSet(read_packed(Path(source).expanduser().resolve(), split))
+    return LatentSet(read_packed(resolved(source), split))
 
 
 def encoded_images(source: str | Path, split: Split, progress: DataProgress | None = None) -> ImageSet:
     """The images that latents were made of. Raises ValueError where others are there now, and as `load_images`."""
-    packed = read_packed(Path(source).expanduser().resolve(), split)
+    packed = read_packed(resolved(source), split)
     how: dict[str, Any] = packed.dataset["images"]
     images = load_images(**how, split=split, progress=progress)
     if images.fingerprint != packed.part["fingerprint"]:

@@ -90,7 +90,7 @@ class _Rows:
             for first, batch in self._batches(file, offset):
                 for i, value in enumerate(batch.column(0), first):
                     if i in wanted:
-                        yield f"{printable(file.name)}[{i}]", _encoded(value.as_py())
+                        yield f"{printable(file.name)}[{i - offset}]", _encoded(value.as_py())
             offset += _rows(file)
 
     def __getitem__(self, part: slice, /) -> _Rows:

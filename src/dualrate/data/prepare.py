@@ -30,7 +30,7 @@ from dualrate.data.prepare_folder import (
 )
 from dualrate.data.shards import DATASET, FORMAT, PLAN, SHARD_BYTES, Shards, is_finished, labels_file
 from dualrate.data.source import SPLITS, DataProgress, Items, Raw, Source, Split
-from dualrate.data.untrusted import one_line
+from dualrate.data.untrusted import check_outside, one_line
 from dualrate.machine.files import read_json, whole, write_whole
 from dualrate.machine.folders import Manifest
 from dualrate.machine.guards import run_lock
@@ -77,8 +77,7 @@ def prepare(
         raise ValueError(f"size {size}, shard_bytes {shard_bytes}; expected at least 1 each")
     if prepared_folder(source):
         raise ValueError(f"{source} is prepared already: prepare other sizes from the images that it was made of")
-    if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
-        raise ValueError(f"{folder} is in {source}, whose images are prepared: give a folder elsewhere")
+    check_outside(folder, source)
     options = Options(size, channels, on_bad)
     sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress) for split in SPLITS}
 

@@ -194,6 +194,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def _dataset(folder: Path) -> tuple[Manifest, dict[str, Any]]:
+    if not any((folder / name).is_file() for name in (PLAN, ENCODED)):
+        raise ValueError(f"{folder} is no folder that dualrate data prepare or encode wrote")
     try:
         manifest = Manifest.read(folder, [DATASET])
     except Damaged as error:

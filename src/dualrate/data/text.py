@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from dualrate.codecs.characters import MOST
 from dualrate.data.images import ImageSet
 from dualrate.data.source import Split
-from dualrate.data.untrusted import check_regular
+from dualrate.data.untrusted import check_regular, resolved
 
 PYTHON_DOCS, ENDING = "python-docs", ".txt"
 PIECE = 64  # characters, where nothing else is said
@@ -34,7 +34,7 @@ def read_text(source: str | Path, split: Split, length: int = PIECE) -> ImageSet
     Raises ValueError for a text that is too short, is not in UTF-8 or has more than 255 different characters,
     FileNotFoundError where there is none, OSError for one that cannot be read.
     """
-    name, text = (PYTHON_DOCS, _python_docs()) if source == PYTHON_DOCS else _of_file(Path(source).expanduser())
+    name, text = (PYTHON_DOCS, _python_docs()) if source == PYTHON_DOCS else _of_file(resolved(source))
     if len(text) < LEAST * length:
         raise ValueError(
             f"{name} has {len(text)} characters; pieces of {length} want {LEAST * length} or more: name a longer text, "

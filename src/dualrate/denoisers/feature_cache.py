@@ -40,7 +40,7 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, of_network
 from dualrate.denoisers.forecast import Form, forecast
 from dualrate.diffusion.prediction import x_from_v
-from dualrate.diffusion.process import GaussianProcess, per_row
+from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.values import Cond, Context, Reuse
 
 ORDER = 2  # of TaylorSeer, where nothing else is said
@@ -76,21 +76,20 @@ class FeatureCache(Ranged):
     alone_differs = True  # no annotation: its cost
 
     @staticmethod
-    def around(
-        *, outer: int = 0, order: int = 0, form: Form = "newton"
-    ) -> Callable[[Denoiser, GaussianProcess], FeatureCache]:
+    def around(*, outer: int = 0, order: int = 0, form: Form = "newton") -> Callable[[Denoiser, Process], FeatureCache]:
         """Makes the cache of a denoiser, all of whose levels from `outer` on are inside.
 
         That raises ValueError for a denoiser that is no single network, or whose network cannot be cut there.
         """
 
-        def cache(denoiser: Denoiser, process: GaussianProcess) -> FeatureCache:
+        def cache(denoiser: Denoiser, process: Process) -> FeatureCache:
+            gaussian = require_gaussian(process, "the model")
             if (cut := of_network(denoiser, "cut")) is None:
                 raise ValueError(
                     "features are cached of a single-rate network that can be cut, a U-ViT or a transformer of "
                     f"diffusers, got {type(denoiser).__name__}"
                 )
-            return FeatureCache(cut(outer), process, order, form)
+            return FeatureCache(cut(outer), gaussian, order, form)
 
         return cache
 

@@ -54,7 +54,8 @@ class Guided(Ranged):
         if is_shared(t) and not bool(active.any()):  # of times on a device one would wait to know
             return self.inner.denoise(z, t, context.rows(slice(0, z.shape[0])), cond)
         x_label, x_null = self.inner.denoise(torch.cat((z, z)), _twice(t), context, self._both(cond)).chunk(2)
-        weight = torch.where(active, self.weight, 1.0)
+        none = active.new_ones((), dtype=z.dtype)  # in whose precision the weight is, and not in float32
+        weight = torch.where(active, self.weight * none, none)
         return self.process.extrapolate(x_null, x_label, weight)
 
     def _both(self, cond: Cond) -> Cond:

@@ -24,7 +24,7 @@ from torch import Tensor
 from dualrate.config.ranges import Ranged, SharedBlocks
 from dualrate.denoisers.denoiser import Denoiser, Plain
 from dualrate.denoisers.feature_cache import FeatureCache
-from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.networks.uvit import Skips, UViT, require_shape
 
@@ -55,13 +55,13 @@ class SharedEncoder(Ranged):
             )
 
     @staticmethod
-    def around(denoiser: Denoiser, process: GaussianProcess) -> SharedEncoder:
+    def around(denoiser: Denoiser, process: Process) -> SharedEncoder:
         """Of a single-rate U-ViT's denoiser; five in six of its middle blocks are shared (dev/LOG.md has why).
 
-        Raises ValueError for another denoiser.
+        Raises ValueError for another denoiser, and for another process than of Gaussian noise.
         """
-        network = _shareable(denoiser)
-        return SharedEncoder(network, process, max(1, network.config.levels[-1].blocks * 5 // 6))
+        network, gaussian = _shareable(denoiser), require_gaussian(process, "the model")
+        return SharedEncoder(network, gaussian, max(1, network.config.levels[-1].blocks * 5 // 6))
 
     @staticmethod
     def at(split: int) -> Callable[[Denoiser, GaussianProcess], SharedEncoder]:

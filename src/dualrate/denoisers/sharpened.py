@@ -57,6 +57,8 @@ class Sharpened(Ranged):
     def sharpened(self, x_hat: Tensor) -> Tensor:
         """Of probabilities (..., V, H, W)."""
         logits = x_hat.log() / self.temperature  # -inf where it excludes
+        if self.top_p == 1:  # rounded sums reach 1 before the last
+            return torch.softmax(logits, AXIS)
         order = logits.argsort(AXIS, descending=True)
         probability = torch.softmax(logits, AXIS).gather(AXIS, order)
         outside = probability.cumsum(AXIS) - probability >= self.top_p  # what is likelier holds enough by itself

@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, Plain, of_network
 from dualrate.diffusion.prediction import x_from_v
-from dualrate.diffusion.process import GaussianProcess, per_row
+from dualrate.diffusion.process import GaussianProcess, Process, per_row, require_gaussian
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 
 SHARES = {"toca": 0.07 * 2.5, "duca": 0.05 * 2.5}  # of the tokens
@@ -85,21 +85,20 @@ class TokenCache(Ranged):
     alone_differs = True  # no annotation: its cost
 
     @staticmethod
-    def around(
-        *, share: float, by: By, between: tuple[Refresh, ...]
-    ) -> Callable[[Denoiser, GaussianProcess], TokenCache]:
+    def around(*, share: float, by: By, between: tuple[Refresh, ...]) -> Callable[[Denoiser, Process], TokenCache]:
         """Makes the cache of a denoiser.
 
         That raises ValueError for one that is no single network, or whose attention cannot be kept.
         """
 
-        def make(denoiser: Denoiser, process: GaussianProcess) -> TokenCache:
+        def make(denoiser: Denoiser, process: Process) -> TokenCache:
+            gaussian = require_gaussian(process, "the model")
             if (cut := of_network(denoiser, "token_cut")) is None:
                 raise ValueError(
                     "tokens are kept of a single U-ViT, or a transformer of diffusers, got "
                     f"{type(denoiser.network if isinstance(denoiser, Plain) else denoiser).__name__}"
                 )
-            return TokenCache(cut(by == "attention"), process, share, by, between)
+            return TokenCache(cut(by == "attention"), gaussian, share, by, between)
 
         return make
 

@@ -74,7 +74,13 @@ class Categorical:
 @once
 def _kept(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """a_t and 1 - a_t."""
-    most, share, least = (torch.sigmoid(schedule.log_snr(u)) for u in (torch.zeros_like(t), t, torch.ones_like(t)))
+    return _kept_at(schedule, schedule.log_snr(t))
+
+
+def _kept_at(schedule: Schedule, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, of a time by its log-SNR."""
+    ends = (schedule.log_snr(torch.full_like(log_snr, t)) for t in (0.0, 1.0))
+    most, least, share = map(torch.sigmoid, (*ends, log_snr))
     return (share - least) / (most - least), (most - share) / (most - least)
 
 
@@ -136,7 +142,7 @@ class CategoricalProcess(Process):
 
     def x_hat(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
         """Bayes' rule of a token: the softmax of log q(z_t | x) and logits, which say what the others say of it."""
-        kept, lost = (expand(torch.sigmoid(sign * log_snr), z) for sign in (1, -1))
+        kept, lost = (expand(share, z) for share in _kept_at(self.schedule, log_snr))
         evidence = torch.log(kept * z + lost * self._blurred(z))
         return torch.softmax((output + evidence).masked_fill(self.pi(z) == 1, -math.inf), AXIS)
 

@@ -29,11 +29,6 @@ def v_from_x(z: Tensor, x: Tensor, log_snr: Tensor) -> Tensor:
     return (expand(alpha(log_snr), z) * z - x) / expand(sigma(log_snr), z)
 
 
-def x_from_eps(z: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
-    """x = (z - sigma eps) / alpha."""
-    return (z - expand(sigma(log_snr), z) * eps) / expand(alpha(log_snr), z)
-
-
 def eps_from_x(z: Tensor, x: Tensor, log_snr: Tensor) -> Tensor:
     """eps = (z - alpha x) / sigma."""
     return (z - expand(alpha(log_snr), z) * x) / expand(sigma(log_snr), z)

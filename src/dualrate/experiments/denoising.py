@@ -71,6 +71,8 @@ class DenoisingConfig(MethodConfig, Ranged):
                 "an encoder that is frozen throughout learns at no rate and is never released: drop freeze_encoder, or "
                 "release_encoder_at and encoder_rate"
             )
+        if self.encoder_weight != 1 and experiment.networks.single_rate:
+            raise ValueError(f"encoder_weight is of an encoder's own loss, and {experiment.name} has none: drop it")
         of_two = self.encoder_from or self.light_from or self.encoder_rate != 1
         if of_two and not {"encoder", "light"} <= set(experiment.networks.roles):
             raise ValueError(

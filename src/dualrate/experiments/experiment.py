@@ -53,7 +53,7 @@ class DataConfig(Ranged):
 
     source: str = "fashion-mnist"
     """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file;
-    a text: a .txt file, or python-docs, the language reference that comes with Python."""
+    a text: a .txt file, or python-docs, the language reference that comes with Python. Empty: nobody knows."""
     size: Side | None = None
     """Side that images are brought to, their own if not given; of a text, characters of a piece, 64 if not given."""
     channels: Literal[1, 3] | None = None
@@ -77,6 +77,11 @@ class DataConfig(Ranged):
 
     def images(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
         """One split of the images: of latents those that they were made of. Raises as `load` and `load_images`."""
+        if not self.source:
+            raise ValueError(
+                "this model does not say which images it was trained on: score it beside a run of theirs (dualrate "
+                "compare RUN MODEL --mixed), or against statistics (evaluate --features inception --reference FILE)"
+            )
         if is_encoded(self.source):
             return encoded_images(self.source, split, progress)
         if is_text(self.source):

@@ -195,7 +195,7 @@ def experiment_of(path: Path) -> Experiment:
         OneForeign(found.network),
         DenoisingConfig(),
         FitConfig(iterations=1),
-        DataConfig(size=side, channels=channels if channels in COLOURS else None),
+        DataConfig("", size=side, channels=channels if channels in COLOURS else None),
         GaussianProcess(found.schedule),
         codec,
     )

@@ -107,7 +107,7 @@ class TwoTransformers(NetworksConfig):
     def disconnect(self, networks: nn.ModuleDict) -> None:
         """At the start of training: the light network alone."""
         ways = (*networks.get_submodule("encoder.projections").parameters(),
-                *networks.get_submodule("light.tau.mlp").parameters(),
+                *networks.get_submodule("light.tau.mlp.2").parameters(),
                 *networks.get_submodule("light.changed").parameters())  # fmt: skip
         for way in ways:
             nn.init.zeros_(way)

@@ -41,7 +41,7 @@ class ForeignConfig(Ranged):
     """sha256 of configuration and weights in that folder."""
 
     def build(self) -> ForeignNetwork:
-        """With random weights. Raises ImportError without diffusers, ValueError for a configuration of no network."""
+        """With random weights. Raises ValueError for a configuration of no network, and without diffusers."""
         kind = network_class(self.kind)
         try:
             return self.around(kind.from_config(self._config))

@@ -40,15 +40,17 @@ class Folder:
     def network(self) -> nn.Module:
         """With its weights.
 
-        Raises ImportError without diffusers, OSError where there are none in safetensors, ValueError where some lack.
+        Raises OSError where there are none in safetensors; ValueError where some lack, for a configuration that the
+        class does not take, and without diffusers.
         """
         kind = network_class(self.name)
         from diffusers.utils.import_utils import is_accelerate_available
 
-        low = is_accelerate_available()  # without it diffusers asks for it at length
-        net, info = kind.from_pretrained(
-            self.place, use_safetensors=True, low_cpu_mem_usage=low, output_loading_info=True
-        )
+        how = {"low_cpu_mem_usage": is_accelerate_available()}  # without it diffusers asks for it at length
+        try:
+            net, info = kind.from_pretrained(self.place, use_safetensors=True, output_loading_info=True, **how)
+        except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+            raise ValueError(f"{self.place / NETWORK} is no {self.name} that diffusers can build: {error}") from error
         if missing := info["missing_keys"]:
             raise ValueError(
                 f"{self.place} lacks weights of its {self.name}, {min(missing)} the first of {len(missing)}: fetch it "
@@ -123,11 +125,11 @@ def _name(place: Path) -> str:
 
 
 def network_class(name: str) -> Any:
-    """The class of this name, of those that are known. Raises ImportError without diffusers."""
+    """The class of this name. Raises ValueError for one that is not known, and without diffusers."""
     try:
         import diffusers
     except ImportError as error:
-        raise ImportError(f"{name} is a class of diffusers: pip install 'dualrate[diffusers]'") from error
+        raise ValueError(f"{name} is of diffusers, which is not here: pip install 'dualrate[diffusers]'") from error
     if name not in KINDS:
         raise ValueError(f"no {name} is known; known are {', '.join(KINDS)}")
     return getattr(diffusers, name)

@@ -44,7 +44,7 @@ def from_diffusers(
     shape:       (C, H, W) of an image, or of latents, where its configuration does not say
     The network is put in evaluation mode; nothing else of it changes. `denoiser.process` has its schedule.
     Raises ValueError for classes and schedulers that are not known, for distilled models, and where the network's time
-    runs another way than the convention says; ImportError if diffusers is missing. Warns of an untrained network.
+    runs another way than the convention says; or if diffusers is missing. Warns of an untrained network.
     """
     if isinstance(source, nn.Module):
         net = source

@@ -39,7 +39,15 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.upgrade import upgraded
-from dualrate.integrations.calls import OUTPUTS, calling, count_of, labels_of, next_seed, sampled
+from dualrate.integrations.calls import (
+    OUTPUTS,
+    calling,
+    count_of,
+    labels_of,
+    next_seed,
+    require_no_decoder,
+    sampled,
+)
 from dualrate.integrations.codecs import Autoencoder, but_in_float32
 from dualrate.integrations.sealed import Checked, check_sealed, seal, seal_weights
 from dualrate.measuring.choosing import Choice
@@ -222,6 +230,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         """
         if model.called_by is not None:
             raise ValueError(f"a pipeline calls networks by their own denoiser, not by {model.called_by}: drop it")
+        require_no_decoder(model)
         codec, experiment, parts = model.codec, model.experiment, {}
         if isinstance(codec, Autoencoder):
             experiment = dataclasses.replace(experiment, codec=CodecFolder(VAE, codec.fingerprint))

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Model
+from dualrate.integrations.calls import require_no_decoder
 from dualrate.integrations.sealed import seal
 from dualrate.machine.folders import MANIFEST, new_folder
 from dualrate.measuring.choosing import Choice
@@ -96,6 +97,7 @@ def export_programs(
     Raises what `load` and `Choice.step_plan` raise, and ValueError for any other `out`.
     """
     out, model = Path(out), load(run, note=note)
+    require_no_decoder(model)
     files = {role: f"{role}.pt2" for role in model.networks}
     check_target(out, {INDEX}, {INDEX, MANIFEST, *files.values()}, "programs")
     plan, calls, programs = choice.step_plan(model), calls_of(model), programs_of(model)

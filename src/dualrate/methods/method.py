@@ -31,7 +31,7 @@ class Loss:
 class Phase(Ranged):
     """One optimiser update: all that the trainer ever sees of a method.
 
-    name:       "model" | "student" | "auxiliary": key of optimiser, EMA and log prefix
+    name:       "model", "student", "auxiliary" or "pretraining": key of optimiser, EMA and log prefix
     parameters: updated in this phase; everything else is frozen while it runs
     loss:       (batch, iteration, draws) -> Loss; `draws` is keyed by the batch's sample numbers
     rate:       factor of the learning rate

@@ -157,6 +157,14 @@ def layer_norm(h: Tensor, scale: Tensor | None = None) -> Tensor:
         return F.layer_norm(h.to(scale.dtype), h.shape[-1:], scale).to(h.dtype)
 
 
+def unpatchified(h: Tensor, patch: int) -> Tensor:
+    """(B, C patch^2, H, W) -> (B, C, patch H, patch W)."""
+    batch, channels, height, width = h.shape
+    if batch == 0:  # torch cannot go back through a shuffle of no rows
+        return h.reshape(0, channels // patch**2, patch * height, patch * width)
+    return F.pixel_shuffle(h, patch)
+
+
 def doubled(h: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 2H, 2W), every value four times."""
     with _not_widened(h):
@@ -170,7 +178,9 @@ def _not_widened(h: Tensor) -> AbstractContextManager[object]:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v. (B, heads, n, d) each."""
-    if q.device.type in AS_CPU:  # for tens of tokens torch's fused kernel is slower: 8 times in a bfloat16 backward
+    # for tens of tokens torch's fused kernel is slower on a CPU, 8 times in a bfloat16 backward; of no rows a GPU's may
+    # refuse to be
+    if q.device.type in AS_CPU or not len(q):
         return attention_weights(q, k).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)
 

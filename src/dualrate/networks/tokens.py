@@ -21,10 +21,9 @@ from typing import Annotated
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dualrate.config.ranges import BelowOne, Channels, Classes, Range, Ranged, Side
-from dualrate.networks.blocks import ChannelNorm, NoiseEmbedding, TransformerBlock, zero_init
+from dualrate.networks.blocks import ChannelNorm, NoiseEmbedding, TransformerBlock, unpatchified, zero_init
 from dualrate.networks.dual import projection
 from dualrate.networks.uvit import Embedding, Head
 
@@ -130,7 +129,7 @@ class TokenTransformer(nn.Module):
         """Logits of the last activation, in float32 whatever the trunk ran in."""
         if self.head is None:
             raise ValueError("this transformer was built without a head (TokensConfig.head): it has no logits")
-        return F.pixel_shuffle(self.head(h), self.config.patch)
+        return unpatchified(self.head(h), self.config.patch)
 
 
 def reading(planes: int, config: TokensConfig) -> nn.Conv2d:

@@ -33,6 +33,7 @@ from dualrate.networks.blocks import (
     attend,
     attention_weights,
     doubled,
+    unpatchified,
     zero_init,
 )
 from dualrate.networks.precision import InFloat32
@@ -235,10 +236,7 @@ class UViT(nn.Module):
         """v from the finest level's last activation, in float32 whatever the trunk ran in."""
         if self.head is None:
             raise ValueError("this U-ViT was built without a head (UViTConfig.head): it has features, but no v")
-        out = self.head(h)
-        if out.shape[0] == 0:  # torch cannot go back through a shuffle of no rows
-            return out.reshape(0, self.config.image_channels, *(self.config.patch * side for side in out.shape[2:]))
-        return F.pixel_shuffle(out, self.config.patch)
+        return unpatchified(self.head(h), self.config.patch)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,10 @@ def similarities(
         noise = StepNoise(step.process, draws, plan.num_steps, shape)
         states = trajectory(denoiser, step, plan, first_state(step.process, draws, shape), cond, noise)
         next(states)  # before the first step: no features yet
-        kept = torch.stack([F.normalize(state.context.features[0].double(), dim=1) for state in states])
-    positions = kept[0].numel() // kept.shape[2]
+        features = [state.context.features[0].double() for state in states]
+    axis = 1 if features[0].ndim == 4 else -1  # of channels: (B, C, H, W), or tokens (B, n, C)
+    kept = torch.stack([F.normalize(feature, dim=axis) for feature in features])
+    positions = features[0].numel() // features[0].shape[axis]
     flat = kept.flatten(1)
     return (flat @ flat.T / positions).cpu().numpy()
 

@@ -28,12 +28,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median_low
 from typing import Literal
 
 from dualrate.data.latents import LatentSet, is_encoded, read_latents
 from dualrate.data.look import Look, look_at
+from dualrate.data.untrusted import resolved
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.experiments.denoising import DenoisingConfig
@@ -238,7 +238,7 @@ def checked_side(side: int) -> int:
 
 def name_of(source: str) -> str:
     """A run's name for a source: its own, of the characters that such a name may have."""
-    path = Path(source).expanduser().resolve()
+    path = resolved(source)
     name = path.stem if path.suffix in (".npz", ".parquet", ".tar") else path.name
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "images"
 

@@ -54,7 +54,7 @@ def facts(stored: StoredModel, model: Model) -> dict[str, object]:
         "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in model.parameters.items()),
         "cost": ", ".join(f"{macs / 1e6:.1f} million MACs a {name}" for name, macs in calls.items()),
         "images": f"{height} x {width}, {channels} channel(s), {model.num_classes} classes",
-        "data": stored.experiment.data.source,
+        "data": stored.experiment.data.source or "not known",
     }
 
 

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from dualrate.denoisers.denoiser import Denoiser, renewal_if_any
 from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Cond, Context, Reuse, Shape
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample
@@ -224,7 +225,7 @@ def expected_costs(
     steps that keep none are light calls here, and calls alone, of the same price, when they are counted.
     calls, reuse: of the denoiser that is stood in for. Raises ValueError as `sample`.
     """
-    metered, undecoded = Metered(_WithoutNetworks(calls, reuse)), replace(calls, decode=0)
+    metered, undecoded = Metered(_WithoutNetworks(calls, reuse, step.process)), replace(calls, decode=0)
     found: list[PlanCost] = []
 
     def count(state: State) -> None:
@@ -241,17 +242,22 @@ class _WithoutNetworks:
 
     calls: CallCost
     reuse: Reuse
+    process: Process
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         if not self.calls.heavy:
             return Context()
-        return Context((z,), tau=t, x_hat=0 * z if self.calls.own else None)
+        return Context((z,), tau=t, x_hat=self._nothing(z) if self.calls.own else None)
 
     def renew(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Context:
-        return replace(context, x_hat=0 * z)
+        return replace(context, x_hat=self._nothing(z))
 
     def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
-        return 0 * z if context.x_hat is None else context.x_hat
+        return self._nothing(z) if context.x_hat is None else context.x_hat
+
+    def _nothing(self, z: Tensor) -> Tensor:
+        """In place of x_hat, which has no planes of noise."""
+        return 0 * self.process.data(z)
 
 
 def seconds_per_call(call: Callable[[], object], *, seconds: float = 1.0, device: torch.device | str = "cpu") -> float:

@@ -195,8 +195,9 @@ class Offer:
             return [own]
         steps = own.plan.num_steps
         if beside == "cost":
-            branches = 1 if request.guidance == 1 else 2
-            steps = own.macs_by_step[-1] // int(branches * self.rival.call_cost.of(1, 1))
+            branches, call = 1 if request.guidance == 1 else 2, self.rival.call_cost
+            network = branches * (call.of(1, 1) - call.decode)  # decoding is once an image
+            steps = max(0, int((own.macs_by_step[-1] - call.decode) // network))
         return [own, self._rival(steps, request)]
 
     def _rival(self, steps: int, request: Request) -> Side:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from dualrate.codecs.config import CodecFolder
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import naming, write_whole
 from dualrate.machine.folders import MANIFEST, check_link, new_folder, some_of
@@ -75,6 +76,11 @@ def write_space(offer: Offer, out: Path, note: Callable[[str], None]) -> None:
         what = f"holds {some_of(sorted(path.name for path in target.iterdir()))}" if target.is_dir() else "is a file"
         raise ValueError(f"{out} {what}: choose a new or empty folder as --space")
     model, other = offer.model, None if offer.rival is offer.model else offer.rival
+    for one in filter(None, (model, other)):
+        if isinstance(one.experiment.codec, CodecFolder) or isinstance(one.experiment.method.latents, CodecFolder):
+            raise ValueError(
+                f"{one.name} draws by a codec in a folder of its own, which a Space does not hold: serve it here"
+            )
     command = ["python", "-m", "dualrate", "serve", "model", "--host", "0.0.0.0", "--port", str(PORT)]
     command += [] if other is None else ["--beside", "beside"]
     limits = {"steps": offer.limits.steps, "images": offer.limits.images, "waiting": offer.limits.waiting}

@@ -32,7 +32,7 @@ from dualrate.diffusion.values import Batch, Cond
 from dualrate.diffusion.weighting import Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase, quarters
 from dualrate.methods.moment_matching.states import StateSource, StudentStates
-from dualrate.networks.freeze import frozen
+from dualrate.networks.freeze import at_rest, frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class StudentMethod(Ranged):
         assert self.backbone is not None
         cond = Cond(batch.label)
         states = self.pretraining_states(self.student, batch, cond, draws)
-        with frozen(self.backbone):
+        with at_rest(self.backbone):
             x_hat = states.x_hat(self.student, cond)
         error = self.process.deviance(batch.x[states.row], x_hat)
         return Loss((x_loss_weight(self.weighting, self.process.schedule, states.t).to(error.dtype) * error).mean())
