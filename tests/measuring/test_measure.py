@@ -123,11 +123,13 @@ def test_batches_are_the_images_as_they_are_drawn(drawer):
 def test_what_cannot_be_drawn_is_refused_when_the_drawer_is_made(model, drawer):
     method = MomentMatchingConfig("x", OnePlan(4, 2), rollout="full")
     student = replace(model, experiment=replace(EXPERIMENT, method=method))
+    labelled = replace(model, experiment=replace(EXPERIMENT, method=replace(EXPERIMENT.method, label_dropout=0)))
     for change, message in (
         ({"model": student}, "was distilled for 4 steps"),
         ({"label": 3}, "knows the classes 0 to 2, got label 3"),
         ({"model": unconditional(model), "label": 0}, "has no classes: drop the label"),
         ({"model": unconditional(model), "guidance": Guidance(2.0)}, "nothing to guide"),
+        ({"model": labelled, "guidance": Guidance(2.0)}, "its null class is none that it could be guided against"),
         ({"batch_size": 0}, "batch_size is a whole number from 1"),
     ):
         with pytest.raises(ValueError, match=message):

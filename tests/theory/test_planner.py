@@ -10,9 +10,11 @@ import torch
 from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.values import Cond, Refresh
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.planning.bend import Bend
+from dualrate.planning.family import interpolated_objective
 from dualrate.planning.planner import Errors, Planner, measure_errors
 from tests.theory.common import PROCESS, gaussian, normals
 from theory.held_context import Echo
@@ -119,6 +121,17 @@ def test_of_second_order_a_plan_pays_for_what_contexts_lack_and_for_bends():
     assert planner.objective(plan) == pytest.approx(sum(w * x for w, x in zip(weight, terms, strict=True)), rel=1e-12)
     with pytest.raises(ValueError, match="raise --grid, or plan for ancestral sampling"):
         Planner(random_errors(2, 0), PROCESS, order=2)
+
+
+def test_where_the_end_has_noise_its_step_is_as_all_others():
+    errors, process = random_errors(4, 0), NoisyEnd(PROCESS.schedule)
+    planner = Planner(errors, process, order=2)
+    ends = PROCESS.schedule.log_snr(torch.tensor(errors.t, dtype=torch.float64)).numpy()
+    found = planner.bending(errors.t).diagonal(1)
+    expected = [errors.bend.error(ends[i], ends[i + 1], first=i == 0) for i in range(4)]
+    assert found == pytest.approx(expected)
+    plan = StepPlan(errors.t, (FULL, KEEP, NONE, FULL))
+    assert interpolated_objective(planner, plan) == pytest.approx(planner.objective(plan))
 
 
 def test_measured_errors_are_the_posterior_variances():

@@ -64,6 +64,10 @@ class ConsistencyConfig(MethodConfig, Ranged):
         """A dual-rate student reuses contexts along its own path of DDIM."""
         return denoiser if self.heavy is None else replace(denoiser, reuse=Reuse.OWN)
 
+    @property
+    def drops_labels(self) -> bool:
+        return self.teacher is not None
+
     def check(self, experiment: Experiment) -> None:
         require_gaussian(experiment.process, experiment.name)
         first, last = self.teacher_steps

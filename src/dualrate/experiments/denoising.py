@@ -56,6 +56,10 @@ class DenoisingConfig(MethodConfig, Ranged):
         encoder = (0.0, 1.0) if self.freeze_encoder else self.times.of_heavy_calls
         return AnyPlan(self.times.heavy, drops=self.times.alone, times=encoder)
 
+    @property
+    def drops_labels(self) -> bool:
+        return self.label_dropout > 0
+
     def check(self, experiment: Experiment) -> None:
         self._check_latents(experiment)
         if self.forecast and not {"encoder", "light"} <= set(experiment.networks.roles):

@@ -62,6 +62,10 @@ class EarlyExitConfig(MethodConfig, Ranged):
     def serves(self) -> AnyPlan:
         return AnyPlan()
 
+    @property
+    def drops_labels(self) -> bool:
+        return self.label_dropout > 0
+
     def called(self, denoiser: Any) -> Denoiser:
         return replace(denoiser, threshold=self.threshold)
 

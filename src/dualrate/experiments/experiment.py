@@ -137,6 +137,11 @@ class MethodConfig(ABC):
     def serves(self) -> Serves:
         """The plans and steps that the trained model takes."""
 
+    @property
+    def drops_labels(self) -> bool:
+        """Whether the null class, which guidance goes away from, is trained."""
+        return True
+
     def called(self, denoiser: Denoiser) -> Denoiser:
         """The networks' denoiser as this method trains it: it may change when a context may be reused."""
         return denoiser

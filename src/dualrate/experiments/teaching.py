@@ -38,8 +38,8 @@ def check_teacher(student: Experiment, teacher: Model, name: str, guidance: floa
         raise ValueError(f"{name} and {student.name} see images by different codecs: train on its latents")
     if guidance != 1 and not teacher.num_classes:
         raise ValueError(f"{name} has no classes, so there is nothing to guide: drop the guidance weight")
-    if guidance != 1 and not network.null_class:
-        raise ValueError(f"{name} has no null class to be guided against: drop the guidance weight")
+    if guidance != 1 and not (network.null_class and teacher.experiment.method.drops_labels):
+        raise ValueError(f"{name} has no null class that was trained, to be guided against: drop the guidance weight")
     return network
 
 

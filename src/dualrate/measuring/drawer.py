@@ -102,6 +102,11 @@ class Drawer(Ranged):
                 f"{model.name} has no null class, against which it would be guided: drop the guidance weight, or say "
                 "where its last label is one (dualrate retrofit --num-classes)"
             )
+        if self.guidance.weight != 1 and not model.experiment.method.drops_labels:
+            raise ValueError(
+                f"{model.name} was trained with every label there, so its null class is none that it could be guided "
+                "against: drop the guidance weight, or train with --method.label-dropout 0.1"
+            )
         if self.label is not None and not model.num_classes:
             raise ValueError(f"{model.name} has no classes: drop the label")
         if self.label is not None and self.label >= model.num_classes:

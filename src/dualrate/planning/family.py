@@ -69,7 +69,7 @@ def shortlist(
 
 def interpolated_objective(planner: Planner, plan: StepPlan) -> float:
     """The sum of the plan's terms as `Planner.objective`, at any times within the planner's grid."""
-    errors, size = _to_zero(planner.own_errors), planner.errors.num_steps
+    errors, size = _to_zero(planner.own_errors, known=planner.process.end is None), planner.errors.num_steps
     places = np.interp([-t for t in plan.t], [-t for t in planner.errors.t], np.arange(size + 1))
     log_snr = planner.process.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
     weights = step_weights(planner.weighting, log_snr).numpy()
@@ -81,11 +81,14 @@ def interpolated_objective(planner: Planner, plan: StepPlan) -> float:
     return float(total)
 
 
-def _to_zero(errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(M + 1, M + 2): with a last time, 0, at which there is no error; the last column stays that without context."""
+def _to_zero(errors: NDArray[np.float64], *, known: bool) -> NDArray[np.float64]:
+    """(M + 1, M + 2): with a last time, 0, at which there is no error, or that of the time before where x is not known
+    there; the last column stays that without context.
+    """
     without = errors[:, NO_CONTEXT:]
     held = np.pad(errors[:, :NO_CONTEXT], ((0, 0), (0, 1)), constant_values=np.inf)
-    return np.pad(np.hstack((held, without)), ((0, 1), (0, 0)))
+    before = np.insert(errors[-1], -1, errors[-1, -2])  # a context made at 0 is as good as one of the time before
+    return np.vstack((np.hstack((held, without)), 0 * before if known else before))
 
 
 def _error(errors: NDArray[np.float64], place: float, held: float) -> float:

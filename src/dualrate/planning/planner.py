@@ -279,6 +279,8 @@ class Planner:
         log_snr = self._log_snr(t)
         error = self._bend.error(log_snr[:, None], log_snr[None], first=False)
         error[0] = self._bend.error(log_snr[:1], log_snr, first=True)
+        if self.process.end is not None:  # the last step is then as all others
+            return error
         return np.where(np.array(t) > 0, error, self._bend.at_the_end(log_snr)[:, None])
 
     @cached_property

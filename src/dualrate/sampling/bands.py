@@ -58,8 +58,7 @@ class Bands(Ranged):
     def mean(self, coefficients: Tensor) -> Tensor:
         """(B, K): the mean over each band. coefficients: (B, C, H, W)."""
         flat = coefficients.flatten(1)
-        total = flat.new_zeros(len(flat), self.count).index_add_(1, _index(self, flat.device), flat)
-        return total / self._sizes.to(flat, non_blocking=True)
+        return flat @ _members(self, flat.dtype, flat.device) / self._sizes.to(flat, non_blocking=True)
 
     def spread(self, values: Tensor) -> Tensor:
         """(B, C, H, W): each band's value at all of its coefficients. values: (B, K), or (1, K) for all rows."""
@@ -70,6 +69,12 @@ class Bands(Ranged):
 def _index(bands: Bands, device: torch.device) -> Tensor:
     """(C H W,) the band of each coefficient; made once for a device."""
     return bands.index.flatten().to(device)
+
+
+@cache
+def _members(bands: Bands, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(C H W, K): 1 in the band of each coefficient. A sum by it has one order, also on a GPU."""
+    return torch.nn.functional.one_hot(_index(bands, device), bands.count).to(dtype)
 
 
 @cache
