@@ -88,7 +88,7 @@ def _to_zero(errors: NDArray[np.float64], *, known: bool) -> NDArray[np.float64]
     without = errors[:, NO_CONTEXT:]
     held = np.pad(errors[:, :NO_CONTEXT], ((0, 0), (0, 1)), constant_values=np.inf)
     before = np.insert(errors[-1], -1, errors[-1, -2])  # a context made at 0 is as good as one of the time before
-    return np.vstack((np.hstack((held, without)), 0 * before if known else before))
+    return np.vstack((np.hstack((held, without)), np.zeros_like(before) if known else before))
 
 
 def _error(errors: NDArray[np.float64], place: float, held: float) -> float:
