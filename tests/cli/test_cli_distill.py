@@ -157,7 +157,7 @@ def test_compare_takes_students_with_their_own_plans(root):
         (["--student-from", "TEACHER"], "student_from takes a dual-rate one"),
         (["--version", "instant", "--guidance", "2"], "use MomentMatching, or a teacher without guidance"),
         (["--source", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--fd-every", "3"], "multiple of sample_every"),
+        (["--fd-every", "3"], "multiple of --fit.sample-every"),
         (["--out", "TEACHER"], "choose a new directory as --out"),
         (["--out", "PLAIN"], "trained with another configuration"),
     ],

@@ -111,7 +111,7 @@ def test_a_decoder_has_no_programs(tmp_path):
     networks = OneDecoder(dataclasses.replace(NET, image_channels=3, num_classes=0), (12, 4, 4))
     method = dr.DenoisingConfig(latents=NoisyFolder("a folder", "f" * 64))
     decoder = saved(dataclasses.replace(ONE, networks=networks, method=method), tmp_path / "run")
-    with pytest.raises(ValueError, match="one is a decoder, which is given latents: export the model that draws them"):
+    with pytest.raises(ValueError, match="is a decoder, which is given latents: export the model that draws them"):
         export_programs(decoder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

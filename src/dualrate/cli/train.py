@@ -18,9 +18,7 @@ from dualrate.cli.options import HELP, Device, ProcessCount, RetryCount, ShardCo
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.data.encode import ENCODING
-from dualrate.data.images import prepared_folder
-from dualrate.data.latents import is_encoded
-from dualrate.data.untrusted import check_outside
+from dualrate.data.images import check_outside
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.latents import on_codec_of_data
 from dualrate.experiments.stages import Stages
@@ -190,8 +188,7 @@ def run_training(
     experiment = on_codec_of_data(experiment)
     out, where = out or Path("runs") / experiment.name, own_device(pick_device(device))
     check_out(experiment.name, out)  # before a judge is trained
-    if not (is_encoded(experiment.data.source) or prepared_folder(experiment.data.source)):
-        check_outside(out, experiment.data.source)
+    check_outside(out, experiment.data.source)
     if fd_every is not None and fd_every % experiment.fit.sample_every:
         raise ValueError(
             f"--fd-every is a multiple of --fit.sample-every ({experiment.fit.sample_every}), got {fd_every}"

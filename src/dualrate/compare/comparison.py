@@ -320,7 +320,10 @@ def _require_comparable(models: dict[Path, Model], *, mixed: bool) -> None:
                 f"{other.name} decodes latents of the codec {unlike}, {first.name} of {latents}: their images are not "
                 "of the same latents, and do not compare"
             )
-        data, unlike = (f"{d.source} (size {d.size}, channels {d.channels})" for d in (first.data, other.data))
+        data, unlike = (
+            f"{d.source or 'images that nobody knows'} (size {d.size}, channels {d.channels})"
+            for d in (first.data, other.data)
+        )
         if data != unlike and not mixed:
             raise ValueError(
                 f"{other.name} was trained on {unlike}, {first.name} on {data}: scores against different images do not "

@@ -20,7 +20,7 @@ from torch import Tensor
 from dualrate.codecs.codec import Codec
 from dualrate.codecs.config import CodecFolder
 from dualrate.data.cache import OnBad
-from dualrate.data.images import ImageSet, load_images, to_float
+from dualrate.data.images import ImageSet, check_outside, load_images, to_float
 from dualrate.data.latents import is_encoded
 from dualrate.data.prepare_folder import (
     check_folder,
@@ -32,7 +32,6 @@ from dualrate.data.prepare_folder import (
 )
 from dualrate.data.shards import DATASET, ENCODED, FORMAT, SHARD_BYTES, is_finished, labels_file
 from dualrate.data.source import SPLITS, DataProgress, Split
-from dualrate.data.untrusted import check_outside
 from dualrate.machine.files import read_json, whole, write_whole
 from dualrate.machine.folders import Manifest
 from dualrate.machine.guards import run_lock

@@ -168,6 +168,16 @@ def prepared_folder(source: str | Path) -> Path | None:
     return path if path and is_prepared(path) else None
 
 
+def check_outside(folder: Path, source: str | Path) -> None:
+    """Raises ValueError for a folder to write in a folder of images, of which it would become a class."""
+    if source in ("", fashion_mnist.NAME):
+        return
+    place = resolved(source)
+    written_here = is_prepared(place) or (place / ENCODED).is_file()  # of which no class is read by its folder
+    if place.is_dir() and not written_here and folder.resolve().is_relative_to(place):
+        raise ValueError(f"{folder} is in {source}, whose images are read: give a folder elsewhere")
+
+
 def _prepared(folder: Path, split: Split, size: int | None, channels: int | None) -> ImageSet:
     found = read_prepared(folder, split)
     there, _, side = found.images.shape[1:]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dualrate.data.cache import OnBad, Options, cache_dir, identity, image_of, image_or_fault, summary
-from dualrate.data.images import ImageSet, find_source, prepared_folder
+from dualrate.data.images import ImageSet, check_outside, find_source, prepared_folder
 from dualrate.data.prepare_folder import (
     begun_strictly,
     check_folder,
@@ -30,7 +30,7 @@ from dualrate.data.prepare_folder import (
 )
 from dualrate.data.shards import DATASET, FORMAT, PLAN, SHARD_BYTES, Shards, is_finished, labels_file
 from dualrate.data.source import SPLITS, DataProgress, Items, Raw, Source, Split
-from dualrate.data.untrusted import check_outside, one_line
+from dualrate.data.untrusted import one_line
 from dualrate.machine.files import read_json, whole, write_whole
 from dualrate.machine.folders import Manifest
 from dualrate.machine.guards import run_lock

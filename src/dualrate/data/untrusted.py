@@ -27,13 +27,6 @@ def resolved(source: str | Path) -> Path:
         raise ValueError(f"the data source {str(source)!r} is no path ({error})") from error
 
 
-def check_outside(folder: Path, source: str | Path) -> None:
-    """Raises ValueError for a folder to write in a folder of images, of which it would become a class."""
-    place = resolved(source)
-    if place.is_dir() and folder.resolve().is_relative_to(place):
-        raise ValueError(f"{folder} is in {source}, whose images are read: give a folder elsewhere")
-
-
 def check_regular(path: Path, limit: int | None = None) -> None:
     """Raise OSError if there is no such file; ValueError for a directory, pipe, socket or device, all of which may
     block or never end, and for a file of more than `limit` bytes."""
