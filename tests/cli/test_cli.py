@@ -268,7 +268,7 @@ def test_too_little_memory_is_one_line_with_what_to_lower(arguments, way_out, fa
 
 def test_every_command_with_a_batch_size_says_to_lower_it():
     batched = {name for name, kind in cli.COMMANDS.items() if "batch_size" in kind.__dataclass_fields__}
-    assert batched | {"train", "distill", "retrofit"} == set(cli.LESS_MEMORY)
+    assert batched | {"train", "distill", "retrofit", "data"} == set(cli.LESS_MEMORY)
 
 
 def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
