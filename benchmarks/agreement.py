@@ -30,8 +30,9 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.diffusion.schedule import Cosine
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.machine.environment import environment
 from dualrate.machine.graphs import Call, Recorded, graph_calls, record
 from dualrate.machine.progress import Silent

@@ -31,7 +31,7 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.speed import saturating_batch, speed
 from dualrate.compare.work import Bench, MeasuredContender
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.machine.environment import environment
 from dualrate.machine.files import write_whole
 from dualrate.machine.malloc import keep_freed_memory

@@ -19,7 +19,7 @@ from matplotlib.ticker import NullLocator
 
 import dualrate as dr
 from dualrate.cli.console import reporter
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.machine.progress import Reporter, image_progress
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer

@@ -22,7 +22,7 @@ from typing import Any
 from common import RESULTS, RUNS, nets_in, place
 from lines import Line, Study
 
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.evaluator import evaluators

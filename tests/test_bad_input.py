@@ -19,8 +19,9 @@ from dualrate.cli import train as cli_train
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments import experiment as experiment_module
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.files import read_records
 from dualrate.machine.folders import MANIFEST, Manifest

@@ -20,7 +20,7 @@ from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.trajectory import rollout
 from dualrate.training import checkpoint

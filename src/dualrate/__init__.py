@@ -9,8 +9,9 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Cond, Context, Reuse
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment, Model
+from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.foreign.from_diffusers import from_diffusers
 from dualrate.measuring.choosing import Choice

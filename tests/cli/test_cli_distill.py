@@ -11,8 +11,9 @@ from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
 from dualrate.compare.contenders import Entry, contenders_of
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import StudentRecipe

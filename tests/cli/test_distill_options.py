@@ -15,9 +15,10 @@ from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Truncated
 from dualrate.experiments.consistency import ConsistencyConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.em_distillation import EMDistillationConfig
-from dualrate.experiments.experiment import DataConfig, Experiment, Start
+from dualrate.experiments.experiment import Experiment, Start
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.serves import AtLeast, OnePlan, OneStep, Segments
 from dualrate.methods.consistency import Consistency, TeacherSteps

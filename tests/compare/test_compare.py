@@ -29,9 +29,10 @@ from dualrate.compare.rivals import rivals_of
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.serves import Segments
 from dualrate.machine.guards import run_lock

@@ -18,7 +18,7 @@ from PIL import Image
 from dualrate.data import cache as cache_module
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.source import hold_out
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 
 Load = Callable[..., ImageSet]
 

@@ -15,8 +15,9 @@ from metrics.squares import two_classes
 
 from dualrate.demo import demo as module
 from dualrate.demo.demo import SHOWN, DemoPlan, demo
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.environment import environment
 from dualrate.measuring.choosing import Choice

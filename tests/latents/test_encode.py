@@ -20,7 +20,7 @@ from dualrate.data.latents import LatentSet, encoded_images, is_encoded, read_la
 from dualrate.data.loader import Augment, Batches
 from dualrate.data.shards import DATASET, verify
 from dualrate.diffusion.draws import Draws
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.machine.folders import Damaged
 from dualrate.machine.workers import Workers, in_turn
 

@@ -26,8 +26,9 @@ from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
 from dualrate.doctor.stored import check_stored
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.latents import on_codec_of_data
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.measuring.drawer import Drawer

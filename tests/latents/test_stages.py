@@ -19,7 +19,8 @@ from dualrate.data.latents import read_latents
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.doctor.stored import check_stored, is_stored
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.data import DataConfig
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.stages import Stages
 from dualrate.runs import stages as runs_stages
 from dualrate.runs import train as runs_train

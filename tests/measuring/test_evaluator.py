@@ -7,7 +7,7 @@ import pytest
 from metrics.squares import two_classes
 
 from dualrate.data.images import ImageSet, load_images
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.measuring import evaluator as module
 from dualrate.measuring.choosing import CHOSEN_IN
 from dualrate.measuring.evaluator import SHIPPED, evaluator, evaluators, features_named, messages, require_count

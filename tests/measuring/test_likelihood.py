@@ -15,8 +15,9 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.consistency import ConsistencyConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.likelihood.bound import variational_bound
 from dualrate.likelihood.variance import mean_errors

@@ -19,8 +19,9 @@ from trouble import children, wait_until
 from dualrate.cli.main import main
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment, Model
+from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.workers import Workers, _packed, _unpacked, in_turn
 from dualrate.measuring.calibration import _measured as table_of

@@ -21,8 +21,9 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Refresh
 from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.device import pays
 from dualrate.measuring.planning import candidates, check_plans, measured_errors, spearman

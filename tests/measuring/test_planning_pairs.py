@@ -14,7 +14,7 @@ import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Refresh
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.networks import OneNetwork
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.planning import check_plans, measured_errors

@@ -14,8 +14,9 @@ from cli.command import call
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.guards import run_lock
 from dualrate.measuring import planning

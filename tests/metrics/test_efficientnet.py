@@ -8,7 +8,7 @@ import torch
 from matplotlib import cbook
 from PIL import Image
 
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.machine.progress import PlainReporter
 from dualrate.measuring import evaluator
 from dualrate.metrics import efficientnet

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dualrate.cli import main as cli
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.machine.progress import PlainReporter
 from dualrate.measuring import evaluator as runs_evaluator
 from dualrate.metrics import inception

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dualrate.data.text import read_text
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.machine.progress import Silent
 from dualrate.measuring.evaluator import evaluator
 from dualrate.metrics import language_model

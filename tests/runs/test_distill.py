@@ -17,8 +17,9 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.diffusion.values import Cond, Context
 from dualrate.experiments.consistency import ConsistencyConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment, Start
+from dualrate.experiments.experiment import Experiment, Start
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.teaching import frozen_teacher
 from dualrate.measuring.choosing import Choice

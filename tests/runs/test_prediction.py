@@ -18,8 +18,9 @@ from torch.profiler import ProfilerActivity, profile
 from dualrate.data.loader import Augment
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.machine.accelerators import ACCELERATORS, Accelerator
 from dualrate.machine.progress import Silent

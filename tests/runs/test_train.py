@@ -12,8 +12,9 @@ import torch
 
 from dualrate.data.loader import Augment
 from dualrate.data.prefetch import AHEAD, Prefetched
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.upgrade import OF_THE_METHOD
 from dualrate.methods.times import TimeSampler

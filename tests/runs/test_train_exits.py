@@ -10,9 +10,10 @@ from training.toy import Recorder, final, same_bits
 
 from dualrate.codecs.grey_levels import GreyLevels
 from dualrate.diffusion.categorical import Masked
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.tokens import OneTransformer
 from dualrate.measuring.choosing import Choice

@@ -40,12 +40,13 @@ class EncodeImages(Ranged):
     def run(self) -> None:
         from dualrate.codecs.config import read_codec
         from dualrate.data.every import every_image
+        from dualrate.data.untrusted import resolved
         from dualrate.measuring.latent_files import encode_images
         from dualrate.measuring.sample_files import GRID_PNG
         from dualrate.measuring.sample_record import grids_below
 
         progress, codec = reporter(), read_codec(self.run_dir, pick_device(self.device))
-        beside = grids_below(Path(self.images).expanduser())
+        beside = grids_below(resolved(self.images))
         if beside:
             progress.note(f"{len(beside)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
         images = every_image(self.images, self.size, self.channels, without=beside)

@@ -20,8 +20,9 @@ from dualrate.config.ranges import Range, Ranged
 from dualrate.denoisers.denoiser import Denoiser, DualRate, Plain
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Shape
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.foreign.config import ForeignConfig, adopted
 from dualrate.foreign.own_blocks import COUNT, OwnEncoder, OwnLight, of_shorter, shorter

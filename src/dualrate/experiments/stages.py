@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dualrate.data.loader import Augment
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.data import DataConfig
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.latents import on_codec_of_data
 
 

@@ -19,19 +19,12 @@ from dualrate.data.images import to_uint8
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Refresh
-from dualrate.experiments.experiment import Model
 from dualrate.measuring.drawer import Drawer
 from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.trajectory import first_state, trajectory
 
 Value = TypeVar("Value")
 WORD = 2**64
-
-
-def require_no_decoder(model: Model) -> None:
-    """Raises ValueError for a decoder, which draws nothing of noise alone."""
-    if model.experiment.networks.latent is not None:
-        raise ValueError(f"{model.name} is a decoder, which is given latents: export the model that draws them")
 
 
 def next_seed(generator: torch.Generator) -> int:

@@ -39,15 +39,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.upgrade import upgraded
-from dualrate.integrations.calls import (
-    OUTPUTS,
-    calling,
-    count_of,
-    labels_of,
-    next_seed,
-    require_no_decoder,
-    sampled,
-)
+from dualrate.integrations.calls import OUTPUTS, calling, count_of, labels_of, next_seed, sampled
 from dualrate.integrations.codecs import Autoencoder, but_in_float32
 from dualrate.integrations.sealed import Checked, check_sealed, seal, seal_weights
 from dualrate.measuring.choosing import Choice
@@ -55,6 +47,7 @@ from dualrate.measuring.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.networks.blocks import blocks_of
 from dualrate.networks.precision import cast_layers
 from dualrate.runs import store  # noqa: F401  # the methods that a file may name
+from dualrate.runs.checks import require_no_decoder
 from dualrate.sampling.catalogue import sampler_named
 
 STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)`."""
@@ -244,9 +237,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             raise ValueError(f"a pipeline has networks called {', '.join(ROLES)}, {model.name} has {strange[0]}")
         choice = choice.settled(model)
         if sampler_named(str(choice.sampler)).of_table is not None:
-            raise ValueError(
-                f"a pipeline has no covariance table, which {choice.sampler} needs: choose another sampler"
-            )
+            raise ValueError(f"a pipeline has no covariance table, which {choice.sampler} needs: name another sampler")
         plain = json.loads(json.dumps(to_plain(experiment)))
         parts |= {role: DualRateNetwork.of(network, role, plain) for role, network in model.networks.items()}
         pipeline = DualRatePipeline(DualRateScheduler.of(choice, guidance), **parts)

@@ -26,10 +26,10 @@ from torch.utils._pytree import tree_map
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Model
-from dualrate.integrations.calls import require_no_decoder
 from dualrate.integrations.sealed import seal
 from dualrate.machine.folders import MANIFEST, new_folder
 from dualrate.measuring.choosing import Choice
+from dualrate.runs.checks import require_no_decoder
 from dualrate.runs.release import check_target
 from dualrate.runs.store import Note, load
 

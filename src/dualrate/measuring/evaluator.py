@@ -18,7 +18,7 @@ from dualrate import metrics
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet
 from dualrate.data.text import PIECE, is_text
-from dualrate.experiments.experiment import DataConfig
+from dualrate.experiments.data import DataConfig
 from dualrate.machine.progress import Reporter, image_progress
 from dualrate.metrics import efficientnet, inception, language_model
 from dualrate.metrics.architectures import Architecture

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dualrate.experiments.experiment import DataConfig, Model
+from dualrate.experiments.data import DataConfig
+from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.evaluator import evaluator

@@ -36,8 +36,9 @@ from dualrate.data.look import Look, look_at
 from dualrate.data.untrusted import resolved
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.progress import PlainReporter, Reporter
 from dualrate.methods.times import SingleTime, TimeSampler

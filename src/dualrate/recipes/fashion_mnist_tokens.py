@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from dualrate.codecs.grey_levels import GreyLevels
 from dualrate.diffusion.categorical import CategoricalProcess, Masked, Uniform
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import NetworksConfig, OneNetwork
 from dualrate.experiments.tokens import OneTransformer, TwoTransformers
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource

@@ -27,8 +27,9 @@ from dualrate.data.loader import Augment
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated
 from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource
 from dualrate.networks.uvit import Level, UViTConfig

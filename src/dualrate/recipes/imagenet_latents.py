@@ -24,8 +24,9 @@ from dualrate.data.loader import Augment
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork
 from dualrate.experiments.stages import Stages
 from dualrate.experiments.unified_latents import LatentNetworks, UnifiedLatentsConfig

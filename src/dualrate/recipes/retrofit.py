@@ -24,8 +24,9 @@ from dualrate.config.ranges import Classes, Factor, FirstIterations, Range, Rang
 from dualrate.data.latents import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Shape
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.foreign import COLOURS, OwnBlocks, Retrofitted, TwoForeign
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.foreign.config import Adopted, adopted

@@ -8,8 +8,9 @@ from typing import Literal
 from dualrate.codecs.characters import Characters
 from dualrate.data.text import PIECE, PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.categorical import Masked, Uniform
+from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import DataConfig, Experiment
+from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.tokens import OneTransformer, TwoTransformers
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.tokens import TokensConfig

@@ -10,7 +10,7 @@ import numpy as np
 
 from dualrate.codecs.codec import Codec
 from dualrate.data.loader import TrainingSet
-from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.experiment import Experiment, Model
 from dualrate.machine.folders import check_link, some_of
 
 SAMPLES = "sample.json"  # is in a folder of samples, which no run can be in
@@ -82,6 +82,12 @@ def check_end(experiment: Experiment, codec: Codec) -> None:
             f"the codec decodes latents {said[0]}, the process of {experiment.name} ends in latents {said[1]}: give a "
             "NoisyEnd with a schedule of that log_snr_max, as in recipes/fashion_mnist_latents.py, or a GaussianProcess"
         )
+
+
+def require_no_decoder(model: Model) -> None:
+    """Raises ValueError for a decoder, which draws nothing of noise alone."""
+    if model.experiment.networks.latent is not None:
+        raise ValueError(f"{model.name} is a decoder, which is given latents: export the model that draws them")
 
 
 def data_notes(images: TrainingSet, num_classes: int, batch_size: int) -> list[str]:
