@@ -18,7 +18,7 @@ from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments import experiment as experiment_module
+from dualrate.experiments import data as data_module
 from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
@@ -121,7 +121,7 @@ def read_only(out: Path) -> None:
     ],
 )
 def test_a_place_that_is_no_place_for_a_run_is_refused_before_any_work(make, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiment_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    monkeypatch.setattr(data_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
     out = tmp_path / "place" / "out"
     out.parent.parent.mkdir(exist_ok=True)
     if make in (a_file, photos, released_weights):
@@ -137,7 +137,7 @@ def test_a_place_that_is_no_place_for_a_run_is_refused_before_any_work(make, mes
 
 
 def test_a_place_among_the_images_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiment_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    monkeypatch.setattr(data_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
     for name in "abc":
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.fromarray(IMAGES[0]).save(tmp_path / "photos" / name / "one.png")
@@ -163,7 +163,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc/x", ".hidden", "a b", "x\n", "x" * 81])
 def test_a_name_that_is_a_path_is_refused(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiment_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    monkeypatch.setattr(data_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
     before = content(tmp_path)
     assert call(monkeypatch, "train", "tiny", "--name", name) == 2
     assert "a run's name is 1 to 80 letters" in capsys.readouterr().err
@@ -215,7 +215,7 @@ def test_a_run_is_one_run_however_it_is_reached(tmp_path, monkeypatch, capsys):
 def test_options_that_do_not_go_together_are_one_line_before_any_work(options, message, tmp_path, monkeypatch, capsys):
     two = replace(TINY, networks=TwoNetworks(NET, NET), method=DenoisingConfig(TimeSampler()))
     monkeypatch.setitem(cli_train.RECIPES, "two", lambda: two)
-    monkeypatch.setattr(experiment_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
+    monkeypatch.setattr(data_module, "load_images", lambda *args, **options: pytest.fail("work has started"))
     before = content(tmp_path)
     assert call(monkeypatch, "train", "two", *options) == 2
     told = capsys.readouterr().err.splitlines()
