@@ -63,11 +63,10 @@ def main() -> None:
     on_one_thread()
     model, progress = load(options.run), reporter()
     judges = evaluators(model.experiment.data, options.features, progress=progress)
+    seeds = range(options.seed, options.seed + options.num)
     drawers = [drawer(model, way) for way in options.ways]  # all, before any is drawn
     for one in drawers:
-        row = measure(
-            one, range(options.seed, options.seed + options.num), *judges, progress=image_progress(progress)
-        ).row
+        row = measure(one, seeds, *judges, progress=image_progress(progress)).row
         progress.close()
         scores = "   ".join(scored(row.judged_by(metric)) for metric in row.scores)
         print(f"{row.network:44} {row.flops / 1e9:.3g} GFLOPs   {scores}", flush=True)

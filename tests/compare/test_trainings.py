@@ -118,7 +118,8 @@ def test_trainings_are_one_line_of_a_comparison(here):  # noqa: F811
         retrained(here, "heavy", f"heavy-{i}", factor, seed=i + 1, log_every=7)
         retrained(here, "dual", f"dual-{i}", factor, seed=i + 1)
     entries = ["heavy,heavy-0,heavy-1:3", "dual,dual-0,dual-1:4/2"]
-    results = compare(entries, here / "report.html", EFFORT, features=here / "net", progress=Notes())
+    judges = f"{here / 'net'},{here / 'mixer'}"
+    results = compare(entries, here / "report.html", EFFORT, features=judges, progress=Notes())
     assert [one.contender.network for one in results.finished] == ["heavy", "dual"]
     for one in results.finished:
         assert len(set(one.measured.trainings)) == 3
@@ -127,6 +128,7 @@ def test_trainings_are_one_line_of_a_comparison(here):  # noqa: F811
     assert [line["trainings"] for line in front] == [list(one.measured.trainings) for one in results.finished]
     (saved,) = json.loads((here / "report.json").read_text())["savings"]
     assert saved["FLOPs"]["times_as_many_images_tell"] is None
+    assert all(found["FLOPs"]["times_as_many_images_tell"] is None for found in saved["judges"].values())
     assert len(list(csv.DictReader((here / "report.csv").open()))) == 2
     assert "3 trainings" in (here / "report.html").read_text()
 

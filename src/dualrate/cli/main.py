@@ -85,7 +85,10 @@ def parsed(
     """The command's options. `train` and `distill` take a recipe's name first, whose fields options then override,
     `retrofit` the folder of a model.
     """
-    command, *rest = _imported(arguments) or ["--help"]
+    modules, words = _imports(arguments)
+    for module in modules:
+        import_module(module)
+    command, *rest = words or ["--help"]
     if command == "--version":
         python, device = ".".join(map(str, sys.version_info[:3])), pick_device(None)
         print(f"dualrate {dualrate.__version__}, torch {torch.__version__}, Python {python}, {device}")
@@ -115,14 +118,15 @@ def parsed(
     raise SystemExit(0 if asked else 2)
 
 
-def _imported(arguments: list[str]) -> list[str]:
-    """Imports what `--import MODULE` names before the command, for methods that runs' files name; the rest."""
+def _imports(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What `--import MODULE` names before the command, for methods that runs' files name; and the rest."""
+    modules = []
     while arguments[:1] == ["--import"]:
         if len(arguments) < 2:
             raise ValueError("--import is followed by a module, e.g. dualrate --import mypackage.method sample RUN ...")
-        import_module(arguments[1])
+        modules.append(arguments[1])
         arguments = arguments[2:]
-    return arguments
+    return modules, arguments
 
 
 def main() -> None:
@@ -149,9 +153,7 @@ def main() -> None:
         shortage = memory_shortage(error)
         if shortage is None:  # a fault of the program
             raise
-        words = sys.argv[1:]
-        while words[:1] == ["--import"]:
-            words = words[2:]
+        _, words = _imports(sys.argv[1:])
         way_out = LESS_MEMORY.get(words[0], "use a device, or a machine, with more")
         print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -126,9 +126,8 @@ def compare(
                 latents = draw_latents(base, effort.count, directory, progress=image_progress(progress), mapper=over)
             progress.close()
             bench.models = {run: model.with_latents(latents) for run, model in models.items()}
-            clock = replace(
-                clock, start=clock.start + time.monotonic() - start
-            )  # they are kept: the minutes are for rows
+            drawing = time.monotonic() - start
+            clock = replace(clock, start=clock.start + drawing)  # they are kept: the minutes are for rows
         bench.share = _share(workers, device)
         with mapper(workers, device, progress.note) as bench.mapper:
             screened, measured, unfinished = _measured(contenders, parsed, bench, effort, clock, duals)

@@ -183,8 +183,7 @@ def _images_to_tell(one: Savings) -> str:
     which more images leave as it is.
     """
     times, count = one.savings[0].images, one.finished.row.score.fingerprint.count
-    several = one.finished.measured.trainings
-    return _rounded_count(times * count) if math.isfinite(times) and not several else "-"
+    return _rounded_count(times * count) if math.isfinite(times) else "-"
 
 
 def _rounded_count(number: float) -> str:

@@ -59,8 +59,7 @@ def _judged(verdict: Verdict) -> dict[str, object]:
 
 
 def _by_costs(one: Savings) -> dict[str, object]:
-    several = bool(one.finished.measured.trainings)
-    return {costs.name: _ratios(found, several=several) for costs, found in zip(COSTS, one.savings, strict=True)}
+    return {costs.name: _ratios(found) for costs, found in zip(COSTS, one.savings, strict=True)}
 
 
 def as_json(results: ComparisonResults) -> str:
@@ -97,11 +96,10 @@ def _latents(drawn: DrawnLatents) -> dict[str, object]:
     return {**of, "count": len(drawn.z_0), "macs": drawn.macs}
 
 
-def _ratios(found: Saving, *, several: bool) -> dict[str, object]:
-    """several: of trainings, whose noise more images leave as it is."""
+def _ratios(found: Saving) -> dict[str, object]:
     ratios = {"ratio": found.ratio, "low": found.low, "high": found.high}
     finite = {name: value if math.isfinite(value) else "never" for name, value in ratios.items()}
-    images = found.images if math.isfinite(found.images) and not several else None
+    images = found.images if math.isfinite(found.images) else None
     return {**finite, "at_most": found.at_most, "times_as_many_images_tell": images}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,4 +89,5 @@ def _point(one: TimedContender, costs: Costs) -> Point:
 
 
 def _saving(one: TimedContender, rivals: Sequence[TimedContender], costs: Costs) -> Saving:
-    return saving(_point(one, costs), [_point(rival, costs) for rival in rivals])
+    found = saving(_point(one, costs), [_point(rival, costs) for rival in rivals])
+    return replace(found, images=math.nan) if one.measured.trainings else found  # more leave the noise of training

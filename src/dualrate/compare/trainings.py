@@ -28,25 +28,33 @@ COST = 1.0  # of points whose scores are pooled, whatever they cost
 
 def require_trainings(entries: Sequence[Entry], models: Mapping[Path, Model]) -> None:
     """Raises ValueError unless an entry's runs are trainings of one network from different seeds, and enough in all."""
-    again = {(entry.run, run) for entry in entries for run in entry.again}
-    for first, run in sorted(again):
-        if _kind(models[run]) != _kind(models[first]):
-            raise ValueError(
-                f"{run} is not another training of {first}: their networks, methods or how long and how they were "
-                "trained differ; make it an entry"
-            )
-        if models[run].weights_hash == models[first].weights_hash:
-            raise ValueError(f"{run} and {first} are the same training: name each of a network's seeds once")
-    for first in {first for first, _ in again}:
-        runs = [first, *(run for of, run in sorted(again) if of == first)]
-        seeds = [models[run].experiment.fit.seed for run in runs]
+    trainings = _again(entries)
+    for first, again in trainings.items():
+        for run in again:
+            if _kind(models[run]) != _kind(models[first]):
+                raise ValueError(
+                    f"{run} is not another training of {first}: their networks, methods or how long and how they were "
+                    "trained differ; make it an entry"
+                )
+            if models[run].weights_hash == models[first].weights_hash:
+                raise ValueError(f"{run} and {first} are the same training: name each of a network's seeds once")
+        seeds = [models[run].experiment.fit.seed for run in (first, *again)]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"trainings of {first} have the seeds {seeds}: name those of different seeds (--fit.seed)")
-    if 0 < len(again) < LEAST_FREEDOM:
+    freedom = sum(map(len, trainings.values()))
+    if 0 < freedom < LEAST_FREEDOM:
         raise ValueError(
-            f"{len(again)} trainings beyond the first of their network tell too little of the noise of training: name "
+            f"{freedom} trainings beyond the first of their network tell too little of the noise of training: name "
             f"{LEAST_FREEDOM} or more, of all networks together, or one of each network"
         )
+
+
+def _again(entries: Sequence[Entry]) -> dict[Path, list[Path]]:
+    """Of every run its further trainings that any entry names, each once."""
+    again: dict[Path, dict[Path, None]] = {}
+    for entry in entries:
+        again.setdefault(entry.run, {}).update(dict.fromkeys(entry.again))
+    return {run: list(others) for run, others in again.items()}
 
 
 def _kind(model: Model) -> tuple[object, ...]:
@@ -59,9 +67,7 @@ def _kind(model: Model) -> tuple[object, ...]:
 
 def with_trainings(contenders: Sequence[Contender], entries: Sequence[Entry]) -> list[Contender]:
     """Each contender, followed by the same of the other trainings of its network."""
-    again: dict[Path, dict[Path, None]] = {}  # of all entries of a run, each once
-    for entry in entries:
-        again.setdefault(entry.run, {}).update(dict.fromkeys(entry.again))
+    again = _again(entries)
     return [
         replace(contender, run=run, training=i)
         for contender in contenders

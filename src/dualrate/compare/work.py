@@ -63,7 +63,7 @@ class MeasuredContender:
     def judged_by(self, metric: str) -> MeasuredContender:
         """As this judge alone sees it. Raises KeyError for one that did not judge it."""
         replicates = {self.row.score.metric: self.replicates, **self.beside}[metric]
-        return MeasuredContender(self.contender, self.row.judged_by(metric), replicates)
+        return replace(self, row=self.row.judged_by(metric), replicates=replicates, beside={})
 
 
 @dataclass(frozen=True, eq=False)

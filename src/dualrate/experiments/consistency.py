@@ -19,7 +19,7 @@ from dualrate.experiments.denoising import fill, start_from
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Segments
-from dualrate.experiments.teaching import at_rest, check_teacher
+from dualrate.experiments.teaching import at_rest, check_teacher, require_no_decoder
 from dualrate.methods.consistency import Consistency, ConsistencyWatch, Eta, Huber, TeacherSteps
 
 
@@ -76,8 +76,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
                 f"a teacher makes as many steps as the student or more, and no fewer in the end than at first; got "
                 f"{first} and {last} for a student of {self.steps}"
             )
-        if experiment.networks.latent is not None:
-            raise ValueError(f"{experiment.name} is a decoder, which consistency does not train: take denoising")
+        require_no_decoder(experiment, "consistency")
         if experiment.networks.single_rate and (self.heavy is not None or self.light_from is not None):
             raise ValueError(f"{experiment.name} has one network, which runs at every step: drop heavy and light_from")
         roles = experiment.networks.roles

@@ -19,7 +19,7 @@ from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.denoising import fill
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiments.serves import OneStep
-from dualrate.experiments.teaching import at_rest, built, check_teacher
+from dualrate.experiments.teaching import at_rest, built, check_teacher, require_no_decoder
 from dualrate.methods.em_distillation import TIMES, EMDistillation, EMWatch, Langevin, Times, check_times
 
 
@@ -55,8 +55,7 @@ class EMDistillationConfig(MethodConfig, Ranged):
                 f"{experiment.name} is dual-rate: one step is one heavy call, so a light network would never run. Take "
                 "a single network, or moment matching for more steps"
             )
-        if experiment.networks.latent is not None:
-            raise ValueError(f"{experiment.name} is a decoder, which EM distillation does not train: take denoising")
+        require_no_decoder(experiment, "EM distillation")
 
     def prepare(self, experiment: Experiment, start: Start) -> Prepared:
         teacher = start.load(self.teacher)

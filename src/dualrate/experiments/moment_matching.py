@@ -30,7 +30,7 @@ from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.denoising import fill, start_from
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiments.serves import AtLeast, OnePlan
-from dualrate.experiments.teaching import built, check_teacher, frozen_teacher
+from dualrate.experiments.teaching import built, check_teacher, frozen_teacher, require_no_decoder
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource
@@ -87,8 +87,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
         return (self.temperature, self.top_p) != (1, 1)
 
     def check(self, experiment: Experiment) -> None:
-        if experiment.networks.latent is not None:
-            raise ValueError(f"{experiment.name} is a decoder, which moment matching does not train: take denoising")
+        require_no_decoder(experiment, "moment matching")
         fit, dual = experiment.fit, not experiment.networks.single_rate
         if not isinstance(self.plans, OnePlan if dual else AtLeast):
             raise ValueError(

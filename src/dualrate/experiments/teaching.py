@@ -48,6 +48,12 @@ def _codec(experiment: Experiment) -> object:
     return experiment.codec.fingerprint or experiment.codec.identity
 
 
+def require_no_decoder(experiment: Experiment, method: str) -> None:
+    """Raises ValueError for a decoder, which the method of this name does not train."""
+    if experiment.networks.latent is not None:
+        raise ValueError(f"{experiment.name} is a decoder, which {method} does not train: take denoising")
+
+
 def teachers_network(experiment: Experiment, name: str) -> NetworksConfig:
     """The network of a run that can teach. Raises ValueError for one of several, for a decoder and for a student."""
     if experiment.networks.latent is not None:

@@ -106,9 +106,11 @@ class TwoTransformers(NetworksConfig):
 
     def disconnect(self, networks: nn.ModuleDict) -> None:
         """At the start of training: the light network alone."""
+        light = networks["light"]
+        assert isinstance(light, LightTokens)
         ways = (*networks.get_submodule("encoder.projections").parameters(),
-                *networks.get_submodule("light.tau.mlp.2").parameters(),
-                *networks.get_submodule("light.changed").parameters())  # fmt: skip
+                *light.tau.mlp[-1].parameters(),
+                *light.changed.parameters())  # fmt: skip
         for way in ways:
             nn.init.zeros_(way)
 

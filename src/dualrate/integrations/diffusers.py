@@ -47,7 +47,7 @@ from dualrate.measuring.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.networks.blocks import blocks_of
 from dualrate.networks.precision import cast_layers
 from dualrate.runs import store  # noqa: F401  # the methods that a file may name
-from dualrate.runs.checks import require_no_decoder
+from dualrate.runs.checks import check_export
 from dualrate.sampling.catalogue import sampler_named
 
 STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)`."""
@@ -223,7 +223,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         """
         if model.called_by is not None:
             raise ValueError(f"a pipeline calls networks by their own denoiser, not by {model.called_by}: drop it")
-        require_no_decoder(model)
+        check_export(model)
         codec, experiment, parts = model.codec, model.experiment, {}
         if isinstance(codec, Autoencoder):
             experiment = dataclasses.replace(experiment, codec=CodecFolder(VAE, codec.fingerprint))

@@ -29,7 +29,7 @@ from dualrate.experiments.experiment import Model
 from dualrate.integrations.sealed import seal
 from dualrate.machine.folders import MANIFEST, new_folder
 from dualrate.measuring.choosing import Choice
-from dualrate.runs.checks import require_no_decoder
+from dualrate.runs.checks import check_export
 from dualrate.runs.release import check_target
 from dualrate.runs.store import Note, load
 
@@ -97,7 +97,7 @@ def export_programs(
     Raises what `load` and `Choice.step_plan` raise, and ValueError for any other `out`.
     """
     out, model = Path(out), load(run, note=note)
-    require_no_decoder(model)
+    check_export(model)
     files = {role: f"{role}.pt2" for role in model.networks}
     check_target(out, {INDEX}, {INDEX, MANIFEST, *files.values()}, "programs")
     plan, calls, programs = choice.step_plan(model), calls_of(model), programs_of(model)

@@ -39,7 +39,7 @@ class Saving:
                their cheapest point is better, so that a cheaper one, had it been measured, could do
     at_most:   whether even the rivals' cheapest point is better, so that the ratio is an upper bound
     images:    times as many images as were measured tell it from 1, with probability POWER, if the scores are the true
-               ones; NaN where the rivals have no point as cheap
+               ones; NaN where the rivals have no point as cheap, and where not all noise is that of images
     """
 
     ratio: float

@@ -84,7 +84,7 @@ def check_end(experiment: Experiment, codec: Codec) -> None:
         )
 
 
-def require_no_decoder(model: Model) -> None:
+def check_export(model: Model) -> None:
     """Raises ValueError for a decoder, which draws nothing of noise alone."""
     if model.experiment.networks.latent is not None:
         raise ValueError(f"{model.name} is a decoder, which is given latents: export the model that draws them")
