@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: help demo docs package test test-slow reproduce-train reproduce-table reproduce-ablations reproduce-report reproduce-cifar10 benchmark lint types check clean env env-dev env-docs
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo:  ## set up, train a small model, measure the shipped ones, write demo/report.html (10 minutes at most)
 	@echo "demo: about 7 minutes, and the first time some more before them, to set up .venv"

@@ -31,9 +31,10 @@ from dualrate.diffusion.times import shared_time
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
+from dualrate.machine.files import write_whole
 from dualrate.machine.graphs import graph_calls, record
 from dualrate.recipes import fashion_mnist
-from dualrate.sampling.cost import call_cost
+from dualrate.sampling.cost import CallCost, call_cost
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Segment:
     noise: Tensor
     cond: dr.Cond
     bfloat16: bool
+    cost: CallCost
 
     def precision(self) -> torch.autocast:
         """Autocast without its cache, whose entries must not outlive a captured graph."""
@@ -78,16 +80,20 @@ def segment(
     networks, denoiser = experiment.build()
     if not isinstance(denoiser, DualRate):
         raise ValueError(f"a segment has a heavy and a light network, {experiment.name} has one: take a dual recipe")
-    networks.to(device).eval()
+    networks.to(device).eval().requires_grad_(False)
+    bfloat16 = pays(device) if bfloat16 is None else bfloat16
+    model = dr.Model(experiment.name, experiment, networks, denoiser, 0, "").ready(bfloat16=bfloat16)  # as samples are
+    assert isinstance(model.denoiser, DualRate)
     shape, null = (batch, *experiment.shape), experiment.num_classes
     return Segment(
-        denoiser,
+        model.denoiser,
         dr.Ancestral(experiment.gaussian),
         torch.randn(shape, device=device),
         [shared_time(0.5 - i / (8 * steps), batch) for i in range(steps + 1)],
         torch.randn(steps, *shape, device=device),
         dr.Cond(torch.arange(batch, device=device) % null if null else None),
-        pays(device) if bfloat16 is None else bfloat16,
+        bfloat16,
+        call_cost(denoiser, experiment.shape, 0 if null else None, device),
     )
 
 
@@ -154,19 +160,17 @@ def measure(
     for name, experiment in experiments.items():
         for batch in batches:
             part = segment(experiment, steps, batch, device, bfloat16)
-            label = 0 if experiment.num_classes else None
-            cost = call_cost(part.denoiser, experiment.shape, label, device)
             for mode, durations in interleaved(modes(part, device), device, seconds=seconds).items():
                 walls = sorted(duration.wall for duration in durations)
                 each = steps if mode.startswith("light") else 1
                 row = {"model": name, "batch": batch, "mode": mode, "ms": 1e3 * walls[len(walls) // 2] / each}
                 peak = known_peak(device, bfloat16=part.bfloat16)
                 if peak is not None:
-                    macs = cost.light if mode.startswith("light") else cost.heavy
+                    macs = part.cost.light if mode.startswith("light") else part.cost.heavy
                     row["mfu"] = 2 * macs * batch / (peak * row["ms"] / 1e3)
                 share = f", MFU {row['mfu']:.3f}" if "mfu" in row else ""
                 print(f"{name:36} batch {batch:4} {mode:34} {row['ms']:9.3f} ms{share}", flush=True)
-                yield row | {"bfloat16": part.bfloat16} | asdict(cost)
+                yield row | {"bfloat16": part.bfloat16} | asdict(part.cost)
 
 
 def main() -> None:
@@ -186,7 +190,7 @@ def main() -> None:
     for row in measure(experiments, options.steps, options.batches, device, options.seconds, bfloat16):
         rows.append(row)
         if options.out:  # a row at a time, since the time may be over before the last
-            options.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+            write_whole(options.out, json.dumps({"environment": environment(device), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from benchmarks.interleave import Spread, interleaved
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
+from dualrate.machine.files import write_whole
 from dualrate.recipes import imagenet
 
 Row = dict[str, Any]
@@ -56,11 +57,9 @@ def sampling(
     found: dict[str, Experiment], steps: int, heavy: int, batches: list[int], device: torch.device, seconds: float
 ) -> Iterator[Row]:
     """The dual-rate plan against as many calls of heavy."""
-    models = {name: model(experiment, device) for name, experiment in found.items()}
+    eager = {name: model(experiment, device) for name, experiment in found.items()}
     for mode in modes(device):
-        if mode == "compiled":
-            for network in (network for one in models.values() for network in one.networks.values()):
-                network.compile()
+        models = {name: replace(one, compiled=mode == "compiled") for name, one in eager.items()}
         for batch in batches:
             cell = ratios.efficiency(
                 models["heavy"], models["dual"], steps, heavy, batch, device, pays(device), seconds
@@ -107,7 +106,7 @@ def main() -> None:
         rows.append(ratios.plain(cell))
         print(json.dumps(rows[-1]), flush=True)
         if options.out:  # a row at a time, since the time may be over before the last
-            options.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+            write_whole(options.out, json.dumps({"environment": environment(device), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from dualrate.cli.train import RECIPES
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
+from dualrate.machine.files import write_whole
 from dualrate.machine.malloc import keep_freed_memory
 
 Figures = dict[str, Any]
@@ -130,7 +131,7 @@ def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
     device, seconds = torch.device(options.device), options.seconds
     bfloat16 = pays(device)
     heavy, dual = (dr.load(weights[name], device=device) for name in ("heavy", "dual"))
-    found: Figures = {"environment": environment(), "device": str(device), "bfloat16": bfloat16, "efficiency": []}
+    found: Figures = {"environment": environment(device), "device": str(device), "bfloat16": bfloat16, "efficiency": []}
     steps, calls = options.plans[0]
     plan = dr.StepPlan.uniform(steps, calls)
     found["sampler"] = {
@@ -187,7 +188,7 @@ def main() -> None:
     keep_freed_memory()
     weights = {name: options.weights / f"fashion-mnist-{released}" for name, released in RELEASED.items()}
     found = measure(weights, options)
-    options.out.write_text(json.dumps(plain(found), indent=1) + "\n")
+    write_whole(options.out, json.dumps(plain(found), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import dualrate as dr
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Batch
 from dualrate.experiments.experiment import Model
+from dualrate.machine.device import settle_products
+from dualrate.training.compiling import compile_blocks
 
 Work = Callable[[], None]
 
@@ -77,13 +79,13 @@ def noise_batch(experiment: dr.Experiment, device: torch.device) -> Batch:
 
 
 def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool, *, compiled: bool = False) -> Work:
-    """One iteration of an experiment on a batch of its size, on noise for images."""
+    """One iteration of an experiment on a batch of its size, on noise for images. compiled: block by block, as `fit`"""
     assert isinstance(experiment.method, dr.DenoisingConfig)
+    settle_products(device, bfloat16=bfloat16, trains=True)
     method = experiment.method.build(experiment)
     method.networks.to(device)
     if compiled:
-        for network in method.networks.values():
-            network.compile()
+        compile_blocks(method.networks.values())
     batch = noise_batch(experiment, device)
     optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4, fused=True)
 

@@ -14,17 +14,20 @@
     .venv/bin/python studies/report.py fashion-mnist    all plans and samplers of older models, about an hour
     make reproduce-cifar10 PIECE=report     cifar10-full, or with SIZE=reduced cifar10-reduced: the models in runs/
 
-The same call goes on where it was. The page with everything is runs/NAME-report.html.
+The same call goes on where it was. The page with everything is runs/NAME-report.html. With `--kept` rows are read from
+docs/results/rows/NAME, where other machines have measured them, and new ones are kept there; all in one precision, as
+in `--kept --precision float32 --compile`.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import decoder_samplers
 import numpy as np
@@ -52,6 +55,7 @@ from dualrate.compare.judges import verdict_table, verdicts
 from dualrate.compare.page import front_table, reusing_plans, savings_table
 from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.work import TimedContender
+from dualrate.config.ranges import Precision
 from dualrate.machine.device import pick_device
 from dualrate.metrics.architectures import Architecture, Stacked
 from dualrate.report.figures import pareto_figure, plan_figure, png
@@ -132,15 +136,20 @@ TOGETHER = {  # at two rates; less noise is what a judge likes that was not ther
     ),
     "dual-45": (blended("0.7-8-2", 0.1), blended("0.7-12-4", 0.1)),
 }
-NEAR = {  # single networks of about the cost of dual-25
-    "light-10": (
-        *(f"{steps}@dpm++2m" for steps in (6, 8, 10, 12)),
-        KARRAS,
-        *(f"{n}{SETTLED}" for n in (8, 10, 12, 16)),
-    ),
-    "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8, 10, 12)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12))),
-    "medium-25": (*(f"{steps}@dpm++2m" for steps in (8, 10, 12)), *(f"{n}{SETTLED}" for n in (10, 12))),
-}
+NEAR = (  # dual-25 and what is near it, of 27 rows of 10,000 images those that decide by some judge; the telling first
+    *(("dual-25", blended(plan, 0.1)) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")),
+    *(("light-10", f"{steps}{SETTLED}") for steps in (10, 12)),
+    ("light", "8@dpm++2m"),
+    ("light", "6@dpm++2m"),
+    ("light", f"10{SETTLED}"),
+    ("light-10", "6@dpm++2m"),
+    ("medium-25", "6@dpm++2m"),
+    ("medium-25", "8@dpm++2m"),
+    ("light-10", "8@dpm++2m"),
+    ("medium-25", f"10{SETTLED}"),
+    ("light", f"8{SETTLED}"),
+    ("dual-25", blended("0.5-8-2", 0.05)),
+)
 NATURAL = {  # of natural images of 16 x 16
     "dual-25": (blended("0.5-8-2", 0.2), blended("0.5-10-3", 0.15), blended("0.5-12-3", 0.1)),
     "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8, 10)), *(f"{n}{SETTLED}" for n in (8, 10, 12))),
@@ -175,9 +184,14 @@ MANY = (  # more plans of the caches, and what noise on the path does to them
 )
 
 
-def trained_alike(models: Mapping[str, Sequence[str]]) -> list[str]:
-    """Entries of released models of Fashion-MNIST, each under these ways to sample."""
-    return [f"{name}=weights/fashion-mnist-{name}:{how}" for name, ways in models.items() for how in ways]
+def each(models: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Every model with every of its ways to sample."""
+    return [(name, how) for name, ways in models.items() for how in ways]
+
+
+def trained_alike(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Entries of released models of Fashion-MNIST, each under a way to sample."""
+    return [f"{name}=weights/fashion-mnist-{name}:{how}" for name, how in rows]
 
 
 DRAWN = {  # of decoders, those near the front
@@ -200,7 +214,7 @@ def decoders(name: str, counts: Mapping[str, Sequence[int]], latents_by: str | N
 
 REPORTS = {
     "settled": Report(
-        trained_alike(TOGETHER | ALONE),
+        trained_alike(each(TOGETHER | ALONE)),
         Effort(minutes=480, screen=300, count=20_000),
         ".venv/bin/python studies/report.py settled",
         "settled.md",
@@ -208,8 +222,8 @@ REPORTS = {
         kinds=("verdicts", *KINDS),
     ),
     "settled-25": Report(
-        trained_alike({"dual-25": TOGETHER["dual-25"]} | NEAR),
-        Effort(minutes=480, screen=300, count=10_000),
+        trained_alike(NEAR),
+        Effort(minutes=480, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
         f"{JUDGES},{PRETRAINED}",
@@ -346,10 +360,20 @@ FILES: Mapping[str, Writer] = {  # NAME and this, where the report's page or the
 }
 
 
+def copy_rows(source: Path, target: Path) -> None:
+    """Of measured rows (compare/row_store.py) those that are here, from one directory to another."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*.json"):
+        shutil.copyfile(file, target / file.name)
+
+
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("name", choices=REPORTS)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw at once")
+    parser.add_argument("--compile", action="store_true", help="the networks: a third faster in float32")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
+    parser.add_argument("--kept", action="store_true", help="take rows of docs/results/rows, and keep new ones there")
     options = parser.parse_args()
     name, report, device = options.name, REPORTS[options.name], pick_device(None)
     page = RESULTS / report.page
@@ -365,17 +389,26 @@ def main() -> None:
         data = load(Entry.parse(entries[0]).run).experiment.data
         trained = nets_in(RUNS / f"{name}-judges", report.nets, data, reporter())
         features = trained if report.judges is None else f"{report.judges},{trained}"
-    findings = compare(
-        entries,
-        out,
-        report.effort,
-        features=features,
-        device=device,
-        workers=options.workers,
-        latents_by=None if report.latents_by is None else ROOT / report.latents_by,
-        progress=reporter(),
-        command=report.command,
-    )
+    kept, here = RESULTS / "rows" / name, out.with_suffix(".cells")
+    if options.kept:
+        copy_rows(kept, here)
+    try:
+        findings = compare(
+            entries,
+            out,
+            report.effort,
+            features=features,
+            device=device,
+            workers=options.workers,
+            compiled=options.compile,
+            precision=options.precision,
+            latents_by=None if report.latents_by is None else ROOT / report.latents_by,
+            progress=reporter(),
+            command=report.command,
+        )
+    finally:
+        if options.kept:
+            copy_rows(here, kept)
     for sentence in findings.unplanned:
         print(sentence)
     if findings.unfinished:

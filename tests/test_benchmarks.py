@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.denoisers.denoiser import DualRate
 from dualrate.diffusion.times import is_shared
 from dualrate.recipes.fashion_mnist import FIT
 
@@ -136,36 +135,36 @@ def test_light_networks_of_a_comparison_cost_the_same() -> None:
     costs = []
     for experiment in gpu.layouts().values():
         part = gpu.segment(experiment, 1, 1, CPU)
-        costs.append(gpu.call_cost(part.denoiser, experiment.shape, 0).light)
+        costs.append(part.cost.light)
     assert max(costs) < 1.15 * min(costs)
 
 
 def test_agreement_finds_a_device_that_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU agrees with itself; one whose light network is off by a thousandth does not."""
     assert all(found.fine for found in agreement.calls(CPU))
-    assert all(found.error < 1e-6 for found in agreement.calls(CPU) if found.precision == "exact")
+    assert all(found.error < 1e-6 for found in agreement.calls(CPU) if found.precision == "float32")
     honest = agreement.on
 
     copies = []
 
-    def off(device: torch.device, denoiser: DualRate) -> DualRate:
-        copies.append(honest(device, denoiser))
+    def off(device: torch.device, model: dr.Model) -> dr.Model:
+        copies.append(honest(device, model))
         with torch.no_grad():
-            for parameter in copies[-1].light.parameters():
+            for parameter in copies[-1].networks["light"].parameters():
                 parameter.mul_(1.0 if len(copies) == 1 else 1.001)  # the first is what is expected
         return copies[-1]
 
     monkeypatch.setattr(agreement, "on", off)
     findings = {(found.what, found.precision): found.fine for found in agreement.calls(CPU)}
-    assert not findings["light", "exact"]
-    assert findings["heavy", "exact"]
+    assert not findings["light", "float32"]
+    assert findings["heavy", "float32"]
 
 
 def test_differences_are_relative_and_nan_is_never_fine() -> None:
     ones = [torch.ones(3), torch.ones(1)]
     assert agreement.difference([torch.ones(3), torch.zeros(1)], ones) == pytest.approx(0.5)
-    assert agreement.finding("call", "x", "exact", 1e-5).fine
-    assert not agreement.finding("call", "x", "exact", float("nan")).fine
+    assert agreement.finding("call", "x", "float32", 1e-5).fine
+    assert not agreement.finding("call", "x", "float32", float("nan")).fine
 
 
 def test_networks_of_imagenet_are_timed_on_a_cpu() -> None:
@@ -249,7 +248,7 @@ def test_a_product_of_matrices_uses_all_that_it_is_measured_by() -> None:
 
     found = utilisation.utilisation({"one": once, "two": twice}, CPU, bfloat16=False, seconds=0.2)
     assert utilisation.flops_of(once) == 2 * utilisation.SIDE**3
-    assert all(0.7 < share["cpu"].median < 1.4 for share in found.values())
+    assert all(0.4 < share["cpu"].median < 2 for share in found.values())
 
 
 def test_fit_and_a_loop_by_hand_take_turns_and_are_timed() -> None:

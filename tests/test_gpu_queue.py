@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import agreement
 from dualrate.cli.main import main
 from dualrate.machine.progress import PlainReporter
 from dualrate.recipes import cifar10
@@ -56,19 +57,26 @@ def test_the_page_lists_the_same_queue() -> None:
 def test_equal_shares_of_time() -> None:
     """Dual-rate's own share and those of its two parts are the three of every network alone."""
     for name in ("cifar10-dual", "cifar10-dual-45"):
-        words = PIECES[name].commands[0].line.split()
-        assert words[words.index("--fit.max-seconds") + 1] == "480"
+        assert seconds_of(name) == (480, 480)
     for model in ("heavy", "medium", "light"):
-        assert f"--fit.max-seconds {3 * 480} " in PIECES[f"cifar10-{model}-3"].commands[0].line
+        assert [seconds_of(f"cifar10-{model}-{part}") for part in (1, 2, 3)] == [(480 * i, 1440) for i in (1, 2, 3)]
+
+
+def seconds_of(name: str) -> tuple[int, int]:
+    """When a training ends, and when its rate is zero: none is left with a rate that stays."""
+    words = PIECES[name].commands[0].line.split()
+    assert words[words.index("--fit.optim.decay") + 1] == "cosine"
+    end, zero = (int(words[words.index(f"--fit.{option}") + 1]) for option in ("max-seconds", "optim.decay-seconds"))
+    return end, zero
 
 
 def test_state_is_what_the_files_say(places: Places) -> None:
     assert state("agreement", places) == "never"
     left(places, "agreement", done=False)
     assert state("agreement", places) == "part"
-    left(places, "agreement", files=("agreement.txt",))
+    left(places, "agreement", files=("agreement.txt", "agreement.figures.json"))
     assert state("agreement", places) == "part"  # a file did not come along
-    (places.out / "agreement.txt").touch()
+    (places.out / "agreement.figures.json").touch()
     assert state("agreement", places) == "done"
     assert state("agreement", replace(places, smoke=False)) == "never"
     assert "agreement               done " in gpu_queue.listing(places)
@@ -102,18 +110,19 @@ def test_folders_travel_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     content = bytes(range(256)) * 10
     (source / "deep" / "file").write_bytes(content)
     parts = travel.pack(source, "folder", out, "name")
-    assert sorted(parts) == ["name.00", "name.01", "name.02"]
+    assert [part.rpartition(".")[2] for part in sorted(parts)] == ["00", "01", "02"]
     assert sorted(path.name for path in out.iterdir()) == sorted(parts)
     assert max(path.stat().st_size for path in out.iterdir()) == 1000
     travel.unpack(parts, out, tmp_path / "copy")
     assert (tmp_path / "copy" / "deep" / "file").read_bytes() == content
-    damaged = bytearray((out / "name.01").read_bytes())
+    second = out / sorted(parts)[1]
+    damaged = bytearray(second.read_bytes())
     damaged[500] ^= 1
-    (out / "name.01").write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"name\.01 is missing or damaged"):
+    second.write_bytes(damaged)
+    with pytest.raises(ValueError, match=rf"{second.name} is missing or damaged"):
         travel.unpack(parts, out, tmp_path / "other")
-    (out / "name.01").unlink()
-    with pytest.raises(ValueError, match=r"name\.01 is missing or damaged"):
+    second.unlink()
+    with pytest.raises(ValueError, match=rf"{second.name} is missing or damaged"):
         travel.unpack(parts, out, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -140,8 +149,7 @@ def test_a_run_goes_on_from_what_travelled(places: Places, monkeypatch: pytest.M
     assert load("copy", note=quiet.note).iteration == 3
     more = replace(short, fit=replace(short.fit, iterations=5))
     assert train(more, Path("copy"), progress=quiet).iteration == 5
-    assert gpu_queue.leave(piece, replace(places, work=Path()), done=True).keys() == {"run.00"}
-    assert not Path("run").exists()  # what follows reads what travels
+    assert len(gpu_queue.leave(piece, replace(places, work=Path()), done=True)) == 1
 
 
 def test_what_a_piece_leaves_fits_through_the_door() -> None:
@@ -182,6 +190,53 @@ def test_a_piece_whose_command_fails_is_not_done(places: Places) -> None:
     assert not gpu_queue.run(failing, places)
     assert places.record("failing")["codes"] == [2]
     assert state("failing", places) == "part"
+
+
+def test_a_piece_that_is_done_is_not_done_again(places: Places) -> None:
+    left(places, "agreement", files=("agreement.txt", "agreement.00"))
+    with pytest.raises(ValueError, match=r"is done, but agreement.00 did not come along: .*take agreement.json away"):
+        gpu_queue.run(PIECES["agreement"], places)
+
+
+def test_parts_stay_until_the_record_names_the_new_ones(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a kill while they are packed, or a full disk, costs no more than this call."""
+    piece = Piece("going", "nothing", (Command("dualrate --version"),), leaves="folder")
+    before, folder = places.out / "going.0000.00", places.work / "going"
+    before.write_text("before")
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("now")
+    monkeypatch.setattr(gpu_queue, "call", lambda *of: 0)
+    with monkeypatch.context() as full:
+        full.setattr("dualrate.machine.files.write_whole", lambda path, content: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            gpu_queue.run(piece, places)
+    assert before.read_text() == "before"
+    assert (folder / "file").exists()
+    assert gpu_queue.run(piece, places)
+    assert not before.exists()
+    assert not folder.exists()  # what follows reads what travels
+    travel.unpack(places.record("going")["parts"], places.out, folder)
+    assert (folder / "file").read_text() == "now"
+
+
+def test_packages_are_found_where_the_caller_has_them(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rented machine lacks some, and its users install them in a folder."""
+    elsewhere = places.out / "with space"
+    (elsewhere / "carried").mkdir(parents=True)
+    (elsewhere / "carried" / "__init__.py").touch()
+    places.work.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(elsewhere))
+    assert gpu_queue.call([sys.executable, "-c", "import carried, dualrate"], places, 60, places.out / "printed") == 0
+    line = gpu_queue.program(Command("benchmarks.gpu --out {out}/name.json"), replace(places, out=elsewhere))
+    assert line[-1] == str(elsewhere / "name.json")
+
+
+def test_a_no_is_an_answer(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whether a device computes as it should: what follows does not wait for a yes."""
+    for code, done in ((0, True), (1, False), (agreement.TOO_LARGE, True)):
+        monkeypatch.setattr(gpu_queue, "call", lambda *of, code=code: code)
+        (places.out / "agreement.json").unlink(missing_ok=True)
+        assert gpu_queue.run(PIECES["agreement"], places) is done
 
 
 def test_a_smoke_test_leaves_what_was_done_in_earnest(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
 """The pieces of GPU work, the most valuable first; tools/gpu_queue.py lists and runs them.
 
 CIFAR-10's networks have equal GPU time, three shares of eight minutes each: heavy, medium and light alone three, and
-dual-rate one of its encoder, heavy or medium, one of light and one of both together. Their rate is constant and their
-averages are sampled. On a CPU pairs paid where they start from smaller networks (docs/results/ceiling.md), so the one
-with the medium encoder is there too.
+dual-rate one of its encoder, heavy or medium, one of light and one of both together. Rates fall to zero with the time
+that is given, half a cosine; what a pair starts from is a third of the way down. On a CPU pairs paid where they start
+from smaller networks (docs/results/ceiling.md), so the one with the medium encoder is there too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ class Command:
     {dual_45}: the recipe of that pair
 
     smoke: options that make it a matter of seconds
+    answers: the exit codes with which it has done what it is for
     """
 
     line: str
     smoke: str = ""
+    answers: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,19 @@ class Piece:
         return ((self.begins,) if self.begins else ()) + self.needs
 
 
-def benchmark(name: str, answers: str, line: str, smoke: str) -> Piece:
+def benchmark(name: str, answers: str, line: str, smoke: str, codes: tuple[int, ...] = (0,)) -> Piece:
     """One that leaves a file of figures."""
-    return Piece(name, answers, (Command(f"{line} --out {{out}}/{name}.figures.json", smoke),))
+    return Piece(name, answers, (Command(f"{line} --out {{out}}/{name}.figures.json", smoke, codes),))
+
+
+def annealed(seconds: int, until: int | None = None) -> str:
+    """Options of a training whose rate falls to zero in so many seconds, and which ends then, or before."""
+    return f"--fit.optim.decay cosine --fit.optim.decay-seconds {seconds} --fit.max-seconds {until or seconds}"
 
 
 def training(model: str, part: int, of: int = 3) -> Piece:
     """A share of a network's training, from where the share before ended."""
-    name, end = f"cifar10-{model}-{part}", f"--fit.max-seconds {part * SHARE}"
+    name, end = f"cifar10-{model}-{part}", annealed(of * SHARE, part * SHARE)
     line = f"dualrate train {{train}}{model} --data.source data {end} --out {name}"
     return Piece(
         name,
@@ -81,7 +88,7 @@ def training(model: str, part: int, of: int = 3) -> Piece:
 def dual(name: str, recipe: str, encoder: str) -> Piece:
     parts = {"encoder": f"cifar10-{encoder}-1", "light": "cifar10-light-1"}
     starts = " ".join(f"--method.{role}-from {run}" for role, run in parts.items())
-    line = f"dualrate train {recipe} --data.source data {starts} --fit.max-seconds {SHARE} --out {name}"
+    line = f"dualrate train {recipe} --data.source data {starts} {annealed(SHARE)} --out {name}"
     return Piece(
         name,
         f"dual-rate, from one share of {encoder} and one of light",
@@ -113,14 +120,15 @@ def report(name: str, pair: str, encoder: str) -> Piece:
     """Of one pair: more would not travel."""
     runs = {model: f"cifar10-{model}-3" for model in ("heavy", "medium", "light")} | {"dual": pair}
     entries = " ".join(f"{model}={run}" for model, run in runs.items())
-    line = f"dualrate compare {entries} --count 20000 --minutes 8 --out {name}.html"
+    page = f"{name}-page"  # the record of a piece is NAME.json
+    line = f"dualrate compare {entries} --count 20000 --minutes 8 --out {page}.html"
     return Piece(
         name,
         f"what dual-rate with a {encoder} encoder saves at equal quality in FLOPs and seconds, on natural images",
         (Command(line, "--screen 256 --count 256 --minutes 0.02"),),
         data=True,
         needs=(*runs.values(), "cifar10-judge"),
-        files=tuple(f"{name}.{ending}" for ending in ("html", "json", "csv")),
+        files=tuple(f"{page}.{ending}" for ending in ("html", "json", "csv")),
     )
 
 
@@ -129,7 +137,7 @@ def student(steps: int, heavy: int | None = None) -> Piece:
     name = f"cifar10-student-{steps}" + (f"-{heavy}" if heavy else "")
     kind = f"--heavy {heavy} --student-from cifar10-dual" if heavy else "--student plain"
     line = f"dualrate distill {{distill}} --teacher cifar10-heavy-3 {kind} --steps {steps} --out {name}"
-    fit = "--fit.batch-size 128 --fit.no-compile --fit.max-seconds 360"
+    fit = f"--fit.batch-size 128 --fit.no-compile {annealed(360)}"
     return Piece(
         name,
         f"{steps} steps, {heavy} heavy calls, distilled" if heavy else f"{steps} calls of one network, distilled",
@@ -144,7 +152,10 @@ SPEED = "benchmarks.gpu --models fashion-mnist-dual-45"
 DEEP = "'light of 32 blocks of 48' 'light of 8 blocks of 96' 'light of 2 blocks of 192'"
 LAYOUTS = f"benchmarks.gpu --models {DEEP} --batches 1 64"
 QUEUE = (
-    benchmark("agreement", "is all of it right on CUDA and in bfloat16", "benchmarks.agreement", "--device cpu"),
+    benchmark(
+        "agreement", "is all of it right on CUDA and in bfloat16", "benchmarks.agreement", "--device cpu",
+        codes=(0, 3),  # no is an answer, and what follows does not wait for yes
+    ),
     *(
         benchmark(
             f"speed-{precision}",

@@ -11,7 +11,9 @@
     --smoke      networks of a few channels on made-up images, for seconds of a CPU (out/queue-smoke, runs/queue-smoke)
 
 So a rented machine without a network wants a checkout, the data, and the files of the pieces that a piece needs, and
-gives its own back. A piece whose time is over is told to stop, saves, and goes on when it is run again.
+gives its own back; packages that it lacks are found where PYTHONPATH says. A training whose time is over is told to
+stop, saves, and goes on when its piece is run again; a comparison says in its figures what it left out. What is done is
+not done again: to have it anew, take NAME.json away.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from tools.gpu_pieces import QUEUE, Command, Piece
 ROOT = Path(__file__).resolve().parent.parent
 PIECES = {piece.name: piece for piece in QUEUE}
 State = Literal["done", "part", "never"]
-RESERVE = 45.0  # of a piece's seconds, for saving and packing
+RESERVE = 75.0  # of a piece's seconds: for what was imported before its clock runs, for saving and packing
 RECIPES = {"train": "cifar10-compact-", "dual_45": "cifar10-compact-dual-45", "distill": "cifar10-compact"}
 TINY = {"train": "tools.tiny:", "dual_45": "tools.tiny:dual_45", "distill": "tools.tiny:distilled"}
 
@@ -58,12 +60,17 @@ class Places:
 
 
 def state(name: str, places: Places) -> State:
-    """done: it is finished and all its files are there; part: begun; read from its files."""
+    """done: it is finished and all that others read is there; part: begun; read from its files."""
     record = places.record(name)
     if not record:
         return "never"
-    there = all((places.out / file).is_file() for file in record["files"])
-    return "done" if record["done"] and there else "part"
+    return "done" if record["done"] and not lost(name, places) else "part"
+
+
+def lost(name: str, places: Places) -> list[str]:
+    """The files of a piece that did not come along, but for what it printed."""
+    files = places.record(name).get("files", [])
+    return [file for file in files if file != f"{name}.txt" and not (places.out / file).is_file()]
 
 
 def fetch(name: str, target: Path, places: Places) -> None:
@@ -107,14 +114,14 @@ def link(places: Places) -> None:
 
 def program(command: Command, places: Places) -> list[str]:
     """What runs a command."""
-    names = {"out": str(places.out.resolve()), **(TINY if places.smoke else RECIPES)}
+    names = {"out": shlex.quote(str(places.out.resolve())), **(TINY if places.smoke else RECIPES)}
     module, *options = shlex.split(command.line.format(**names) + (f" {command.smoke}" if places.smoke else ""))
     return [sys.executable, "-P", "-m", {"dualrate": "dualrate_command"}.get(module, module), *options]
 
 
 def call(command: list[str], places: Places, seconds: float, printed: Path) -> int:
     """The exit code of a command, told to stop after `seconds` or when this process is. printed: for its output"""
-    paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths, "DUALRATE_CACHE": str(places.work.resolve() / "cache")}
     with printed.open("a") as file:
         child = subprocess.Popen(command, cwd=places.work, env=environment, stdout=file)
@@ -136,31 +143,39 @@ def call(command: list[str], places: Places, seconds: float, printed: Path) -> i
 def run(piece: Piece, places: Places) -> bool:
     """Run a piece and leave what it did. Returns whether it is done.
 
-    Raises ValueError for what is missing before the start, and for a folder that cannot travel.
+    Raises ValueError for what is missing before the start, for a piece that is done, and for a folder that cannot
+    travel.
     """
+    from dualrate.machine.device import pick_device
     from dualrate.machine.environment import environment
     from dualrate.machine.files import write_whole
 
     start, printed = time.monotonic(), places.out / f"{piece.name}.txt"
+    if places.record(piece.name).get("done"):
+        missing = ", ".join(lost(piece.name, places))
+        bring = f", but {missing} did not come along: bring that to {places.out}" if missing else ""
+        raise ValueError(f"{piece.name} is done{bring}; to have it anew, take {piece.name}.json away")
     if places.smoke and replace(places, smoke=False).record(piece.name):
         raise ValueError(f"{places.out} holds what {piece.name} did in earnest: give a smoke test another --out")
     places.out.mkdir(parents=True, exist_ok=True)
     prepare(piece, places)
     printed.write_text("")
     codes: list[int] = []
+    done = True
     for command in piece.commands:
         line = program(command, places)
         print(shlex.join(line[3:]), flush=True)
         left = 60 * piece.minutes - RESERVE - (time.monotonic() - start)
         codes.append(call(line, places, left, printed))
-        if codes[-1]:
+        done = codes[-1] in command.answers
+        if not done:
             break
-    done = len(codes) == len(piece.commands) and not any(codes)
     parts = leave(piece, places, done=done)
     files = [printed.name, *parts, *copied(piece, places)]
     record = {"done": done, "smoke": places.smoke, "codes": codes, "seconds": round(time.monotonic() - start)}
-    record |= {"files": files, "parts": parts, "environment": environment()}
+    record |= {"files": files, "parts": parts, "environment": environment(pick_device(None))}
     write_whole(places.out / f"{piece.name}.json", json.dumps(record, indent=1) + "\n")
+    settle(piece, places, done=done)
     print(printed.read_text(), end="")
     return done
 
@@ -168,17 +183,23 @@ def run(piece: Piece, places: Places) -> bool:
 def leave(piece: Piece, places: Places, *, done: bool) -> dict[str, str]:
     """Pack the piece's folder, if it has one that can travel; returns its parts and their sha256.
 
-    A finished one is kept in this form alone, so that what follows is the same here and on another machine.
+    Those that it left before are there until its record names the new ones: a kill in between costs this call alone.
     """
-    for stale in places.out.glob(f"{piece.name}.[0-9][0-9]"):
-        stale.unlink()
     folder, way = places.work / piece.place, piece.leaves if done else "state"
     if not piece.leaves or not (done or (folder / "checkpoints").is_dir()):
         return {}
-    parts = travel.pack(folder, way, places.out, piece.name)
-    if done:
-        shutil.rmtree(folder)
-    return parts
+    return travel.pack(folder, way, places.out, piece.name)
+
+
+def settle(piece: Piece, places: Places, *, done: bool) -> None:
+    """Delete parts that the record no longer names. A folder that is finished is kept in parts alone, so that what
+    follows is the same here and on another machine.
+    """
+    for part in places.out.glob(f"{piece.name}.*.[0-9][0-9]"):
+        if part.name not in places.record(piece.name)["parts"]:
+            part.unlink()
+    if done and piece.leaves:
+        shutil.rmtree(places.work / piece.place)
 
 
 def copied(piece: Piece, places: Places) -> list[str]:
@@ -223,6 +244,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="your copy of CIFAR-10")
     parser.add_argument("--smoke", action="store_true", help="seconds of a CPU, on made-up images")
     options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "src"))  # where the package is not installed
     name = "queue-smoke" if options.smoke else "queue"
     out, work = options.out or ROOT / "out" / name, options.work or ROOT / "runs" / name
     places = Places(out, work, options.data, options.smoke)

@@ -60,13 +60,19 @@ WAYS: Mapping[str, Way] = {"state": state, "weights": weights, "folder": folder}
 
 
 def pack(source: Path, way: str, out: Path, name: str) -> dict[str, str]:
-    """Write `source`, in one of WAYS, to files `out/name.00`, `out/name.01`, ...; returns the sha256 of each."""
+    """Write `source`, in one of WAYS, to files `out/name.DIGEST.00`, ...01, ...; returns the sha256 of each.
+
+    The digest is that of all of it, so nothing that was left before is written over.
+    """
+    from dualrate.machine.files import write_whole
+
     with tempfile.TemporaryDirectory(dir=out) as room:
         WAYS[way](source, Path(room) / "made")
         content = _archive(Path(room) / "made")
-    parts = {f"{name}.{start // PART:02}": content[start : start + PART] for start in range(0, len(content), PART)}
+    stem = f"{name}.{hashlib.sha256(content).hexdigest()[:8]}"
+    parts = {f"{stem}.{start // PART:02}": content[start : start + PART] for start in range(0, len(content), PART)}
     for part, piece in parts.items():
-        (out / part).write_bytes(piece)
+        write_whole(out / part, piece)
     return {part: hashlib.sha256(piece).hexdigest() for part, piece in parts.items()}
 
 

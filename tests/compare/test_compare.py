@@ -223,6 +223,29 @@ def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
 
 
+def test_rows_of_another_machine_stand_for_images_and_features(here, monkeypatch):
+    first = run(here, "heavy:2", "dual:4/2")
+    shutil.move(here / "report.cells", here / "elsewhere")
+    (here / "report.cells").mkdir()
+    for file in (here / "elsewhere").glob("*.json"):
+        shutil.copy(file, here / "report.cells")
+    monkeypatch.setattr(work, "measure", None)
+    second = run(here, "heavy:2", "dual:4/2")
+    for one, other in zip((*first.screened, *first.finished), (*second.screened, *second.finished), strict=True):
+        assert one.row.score == other.row.score
+    for one, other in zip(first.finished, second.finished, strict=True):
+        assert np.array_equal(one.measured.replicates, other.measured.replicates)
+    assert json.loads((here / "report.json").read_text())["front"][0]["ran_on"]
+
+
+def test_rows_in_another_precision_are_measured_anew(here):
+    run(here, "heavy:2", "dual:4/2", precision="float32")
+    kept = set((here / "report.cells").glob("*.json"))
+    findings = run(here, "heavy:2", "dual:4/2", precision="bfloat16")
+    assert {one.row.precision for one in findings.finished} == {"bfloat16"}
+    assert len(set((here / "report.cells").glob("*.json")) - kept) == len(kept)
+
+
 def blocks(kept: Path) -> dict[str, int]:
     """Files of features, and when they were written."""
     return {str(file.relative_to(kept)): file.stat().st_mtime_ns for file in kept.rglob("*.safetensors")}

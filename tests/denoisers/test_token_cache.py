@@ -12,7 +12,7 @@ from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Metered
-from dualrate.denoisers.token_cache import FIRST, TokenCache, choose
+from dualrate.denoisers.token_cache import TokenCache, choose
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.cost import CallCost, expected_costs, macs_of, mean_macs, plan_cost
@@ -123,8 +123,21 @@ def test_by_attention_the_greatest_of_four_neighbours_goes_first():
     score = torch.full((4, 4), 0.01)
     score[0, 0], score[0, 1], score[3, 3] = 0.7, 0.6, 0.5
     found = choose(score.view(1, 16), torch.zeros(1, 16), at(0.5), 3, "attention")
-    assert FIRST * 0.5 > 0.6
     assert found.tolist() == [[0, 15, 1]]
+
+
+@pytest.mark.parametrize(("other", "first"), [(0.89, 15), (0.91, 1)])
+def test_going_first_is_eight_tenths_more_than_the_score(other, first):
+    """Of 0.5 that is 0.9."""
+    score = torch.full((4, 4), 0.01)
+    score[0, 0], score[0, 1], score[3, 3] = 1.0, other, 0.5
+    assert choose(score.view(1, 16), torch.zeros(1, 16), at(0.5), 2, "attention").tolist() == [[0, first]]
+
+
+def test_the_shares_of_tokens_are_as_published():
+    """7 and 5 percent, times the 2.5 that some layers have more."""
+    assert named("toca").share == pytest.approx(0.175)
+    assert named("duca").share == pytest.approx(0.125)
 
 
 def test_received_is_the_mean_share_of_all_attention():

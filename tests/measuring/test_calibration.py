@@ -137,8 +137,8 @@ def made() -> CovarianceTable:
     i, j, k = (torch.arange(n).float() for n in (7, 8, BANDS.count))
     variance = torch.exp(i[:, None, None] + j[:, None] / 10 + k / 100)
     ratio = torch.ones_like(variance)
-    ratio[..., 1] = 0.69
-    ratio[..., 2] = 1.41
+    ratio[..., 0], ratio[..., 3] = 1.39, 0.71
+    ratio[..., 1], ratio[..., 2] = 0.69, 1.41
     ratio[0, :, 3] = -2.0
     return CovarianceTable(BANDS, log_snr, variance, ratio, 0.1, 0.2)
 

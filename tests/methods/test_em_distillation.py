@@ -18,7 +18,7 @@ from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.values import Batch, Cond, Context
 from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.em_distillation import EMDistillation, EMWatch, Langevin, State
 
@@ -29,9 +29,17 @@ V_Q, V_P = ALPHA**2 * C0**2 + SIGMA**2, ALPHA**2 * THETA**2 + SIGMA**2  # of x_t
 M = ALPHA * THETA / V_P  # E[z | x_t] = M x_t
 
 
+class Generator(Scale):
+    """g(z) = theta z, of noise alone."""
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        assert bool((t == 1).all())
+        return super().denoise(z, t, context, cond)
+
+
 def distillation(langevin: Langevin, theta: float = THETA, teacher: float = C0, **changes) -> EMDistillation:
     """Of one Gaussian, with an auxiliary that knows the student's; teacher: the standard deviation of its samples."""
-    student = Scale(theta)
+    student = Generator(theta)
     roles = {
         "networks": nn.ModuleDict({"model": student}),
         "student": student,
@@ -180,6 +188,19 @@ def test_the_auxiliary_learns_the_student_s_own_denoiser():
     assert found[0] < found[1] / 10
 
 
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_the_auxiliary_s_loss_is_the_weighted_mean_of_its_errors(dimensions):
+    """w = sigmoid(-b) of x's, at bias 0 alpha^2, and a mean over rows and numbers."""
+    auxiliary, rows = Scale(0.4), batch(16, dimensions)
+    method = distillation(Langevin(1), auxiliary=auxiliary, auxiliaries=nn.ModuleDict({"a": auxiliary}))
+    draws = Draws(0, rows.sample)
+    state, t = started(draws, dimensions), method.drawn_times(rows, draws)
+    x_t = PROCESS.add_noise(THETA * state.z, t, state.eps)
+    weight = torch.sigmoid(PROCESS.log_snr(t))[:, None]
+    expected = (weight * (THETA * state.z - 0.4 * x_t).square()).mean()
+    torch.testing.assert_close(method.auxiliary_loss(rows, 0, draws).total, expected)
+
+
 @pytest.mark.parametrize("ratio", [0.7, 1.0, 1.5])
 def test_logs_say_whether_the_auxiliary_keeps_up(ratio):
     """Of an auxiliary a x_t and a teacher b x_t: E (a - b) x_t (theta z - a x_t) = (a - b) (alpha theta^2 - a v_p)."""
@@ -193,6 +214,12 @@ def test_logs_say_whether_the_auxiliary_keeps_up(ratio):
     assert logs["gap_ahead"].item() == pytest.approx(expected, abs=0.004)
     assert (expected == 0) == (ratio == 1) or abs(expected) > 0.008
     assert logs["moment_gap"].item() == pytest.approx((a - b) ** 2 * V_P, rel=0.03)
+    assert logs["power"].item() == pytest.approx(THETA**2, rel=0.03)
+    assert logs["latent_power"].item() == pytest.approx(1, rel=0.03)  # z stays
+    step, noise = linear_step(method)
+    eps = (step @ torch.diag(f64(1, 1, 0)) @ step.T + noise @ noise.T)[1, 1].item()
+    assert logs["noise_power"].item() == pytest.approx(eps, rel=0.03)
+    assert eps > 1.05
 
 
 def test_in_turns_student_and_auxiliary_come_to_the_teacher_s_samples():

@@ -197,9 +197,11 @@ def test_exact_posterior_samples_match_every_moment():
     assert abs(mean) > 10 * error
 
 
-def test_the_instant_version_by_hand():
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_the_instant_version_by_hand(dimensions):
     """g_theta = theta z: nu = -2 w mean((x~ - theta z_s) z_s) of one half, the JVP nu z_s for the other."""
     method, batch = instant(0.4), data(7)
+    batch = replace(batch, x=torch.cat([batch.x, 0.5 * batch.x], 1)[:, :dimensions])
     method = replace(method, preconditioner={"a": torch.tensor(0.3, dtype=torch.float64)})
     _, x, _, z_s = method.sampled(batch, Draws(0, batch.sample))
     k, w = constants()[4], WEIGHT
@@ -207,7 +209,7 @@ def test_the_instant_version_by_hand():
     total = torch.zeros((), dtype=torch.float64)
     for mine, other in ((A, B), (B, A)):
         nu = -2 * w * ((x[other] - k * z_s[other]) * z_s[other]).mean().detach()
-        total = total + (w * x[mine] * -(0.3 * nu) * z_s[mine]).sum() / 7
+        total = total + (w * x[mine] * -(0.3 * nu) * z_s[mine]).sum() / x.numel()
     got = method.student_loss(batch, 0, Draws(0, batch.sample)).total
     torch.testing.assert_close(got, total)
     torch.testing.assert_close(*(torch.autograd.grad(loss, method.student.a)[0] for loss in (got, total)))

@@ -1,7 +1,9 @@
 """The language model of characters: its law by enumeration, its training, and how it is kept."""
 
+import copy
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +58,16 @@ def test_it_learns_a_sentence_by_heart_but_for_where_a_piece_begins(model, text)
     assert model.bits(noise).min() > 2 * model.card.bits
     features = model.features(test.images)
     assert features.shape == (len(test), 32)
+
+
+def test_where_nothing_is_told_a_character_costs_the_logarithm_of_how_many_there_are(model, text):
+    """In bits."""
+    module = copy.deepcopy(model.module)
+    with torch.no_grad():
+        module.head.weight.zero_()
+        module.head.bias.zero_()
+    told = replace(model, module=module).bits(read_text(text, "test", 12).images)
+    torch.testing.assert_close(told, torch.full_like(told, math.log2(9)))
 
 
 def test_the_seed_determines_it_and_the_global_random_state_does_not(text, monkeypatch):

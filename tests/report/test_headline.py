@@ -46,6 +46,8 @@ def test_sentences_hold_the_numbers():
 def test_neighbours_are_chosen_by_cost_whatever_the_scores():
     near = row("near", macs=2_000_000_000, value=90)
     assert nearest(DUAL, [LIGHT, near, HEAVY]) is near
+    cheaper, dearer = row("a", macs=1_400_000_000, value=1), row("b", macs=2_900_000_000, value=1)
+    assert nearest(DUAL, [cheaper, dearer]) is dearer  # by their ratio: of 2.1
 
 
 def test_the_rival_is_the_best_of_those_that_cost_no_more():

@@ -1,6 +1,9 @@
 """The front is what no other point beats, and points are positive."""
 
+import math
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,3 +25,15 @@ def test_front_is_what_nothing_beats(pairs):
             for other in points
         )
         assert ((one.cost, one.score) in [(other.cost, other.score) for other in kept]) == (not beaten)
+
+
+def test_replicates_end_at_a_thousandth_of_the_score():
+    """Those of a score near zero may lie below it."""
+    found = Point("p", 1, 2.0, np.array([-1.0, 0.0, 1e-3, 2.0])).log_replicates
+    np.testing.assert_allclose(found, np.log([2e-3, 2e-3, 2e-3, 2.0]))
+
+
+@pytest.mark.parametrize(("cost", "score"), [(0, 1), (1, 0), (1, -1), (1, math.inf), (math.nan, 1)])
+def test_a_point_that_has_no_logarithm_is_refused(cost, score):
+    with pytest.raises(ValueError, match="both must be positive numbers"):
+        Point("p", cost, score, np.ones(2))

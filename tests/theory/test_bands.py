@@ -1,5 +1,6 @@
 """Frequency bands against scipy's DCT, and what an orthonormal transform promises."""
 
+import numpy as np
 import pytest
 import scipy.fft
 import torch
@@ -35,6 +36,13 @@ def test_bands_are_rings_from_the_mean_outward_channel_by_channel():
     assert bool((first.diff(dim=1) >= 0).all())
     assert torch.equal(first, first.mT)
     assert torch.equal(last - first, torch.full_like(first, 2 * bands.count // 3))
+
+
+def test_rings_are_of_equal_width_in_the_root_of_the_radius():
+    radius = np.hypot(*np.mgrid[:8, :8] / 8)
+    ring = np.minimum((5 * np.sqrt(radius / radius.max())).astype(int), 4)
+    expected = np.unique(ring, return_inverse=True)[1].reshape(8, 8)  # empty ones are dropped
+    assert Bands((1, 8, 8), rings=5).index[0].tolist() == expected.tolist()
 
 
 def test_a_band_of_colour_is_an_opponent_colour():

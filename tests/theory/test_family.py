@@ -79,7 +79,6 @@ def test_errors_that_are_linear_in_both_times_are_met_between_them():
     errors[:, :-1][np.triu_indices(5, 1)] = np.inf
     planner = Planner(Errors(t, errors), PROCESS)
     refresh = (NONE, FULL, KEEP, FULL, KEEP, KEEP, KEEP)
-    refresh = (NONE, FULL, KEEP, FULL, KEEP, KEEP, KEEP)
     plan = StepPlan((1.0, 0.9, 0.82, 0.7, 0.41, 0.4, 0.15, 0.12), refresh)
     log_snr = PROCESS.schedule.log_snr(torch.tensor(plan.t, dtype=torch.float64))
     weights = 0.5 * planner.weighting.integral(log_snr[:-1], log_snr[1:])

@@ -17,7 +17,11 @@ OTHERS = {  # those of other libraries, and parts
     "linear": (Linear(), (-15.0, 15.0)),
     "rectified flow, shifted": (RectifiedFlow(3.0), (-30.0 - 2 * math.log(3), 30.0 - 2 * math.log(3))),
 }
-TABLES = {"betas": Betas(), "betas, cosine": Betas("squaredcos_cap_v2", steps=100)}
+TABLES = {
+    "betas": Betas(),
+    "betas, cosine": Betas("squaredcos_cap_v2", steps=100),
+    "betas, sigmoid": Betas("sigmoid"),
+}
 ALL = SCHEDULES | {name: schedule for name, (schedule, _) in OTHERS.items()} | TABLES
 ENDS |= {name: ends for name, (_, ends) in OTHERS.items()}
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
@@ -131,6 +135,29 @@ def test_a_table_of_betas_is_the_product_of_their_complements():
     assert betas.log_snr(t)[[0, -1]].tolist() == pytest.approx([7.07, -5.36], abs=0.01)
     torch.testing.assert_close(betas.index(betas.log_snr(t)), torch.arange(1000.0, dtype=torch.float64))
     assert betas.index(betas.log_snr(f64(0.0))).item() == 0  # no network knows what lies below its table
+
+
+def test_the_betas_of_a_sigmoid_go_from_first_to_last():
+    share = torch.linspace(-6, 6, 100, dtype=torch.float64)
+    left = 1 - (torch.sigmoid(share) * (0.02 - 1e-4) + 1e-4)
+    betas = Betas("sigmoid", 1e-4, 0.02, steps=100)
+    t = f64(*map(betas.time_of, range(100)))
+    torch.testing.assert_close(torch.sigmoid(betas.log_snr(t)), left.cumprod(0), rtol=1e-11, atol=0)
+
+
+def test_below_its_first_step_a_table_goes_on_in_a_straight_line():
+    betas = Betas()
+    first, second = betas.log_snr(f64(0, 1 / betas.steps, 2 / betas.steps)).diff()
+    assert first.item() == pytest.approx(second.item(), rel=1e-12)
+
+
+def test_a_table_whose_signal_ends_has_its_alphas_moved_and_scaled():
+    """Lin et al., "Common diffusion noise schedules", algorithm 1: of alpha, not of its square."""
+    betas = Betas(zero_terminal=True)
+    alphas = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).sqrt()
+    moved = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+    t = f64(*map(betas.time_of, range(999)))
+    torch.testing.assert_close(torch.sigmoid(betas.log_snr(t)), moved[:-1] ** 2, rtol=1e-8, atol=0)
 
 
 def test_a_table_without_signal_at_its_end_is_cut_where_float32_does_not_see_it():

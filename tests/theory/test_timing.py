@@ -12,7 +12,8 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
 from dualrate.methods.context_dropout import radical_inverse
-from dualrate.methods.times import SingleTime, TimeSampler, segment
+from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler, segment
+from theory.common import f64
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE
 sizes = st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
@@ -352,3 +353,16 @@ def test_a_single_rate_model_has_one_time():
     times = SingleTime()(draws(100))
     assert torch.equal(times.t, times.tau)
     assert torch.equal(times.kept, torch.arange(100))
+
+
+def test_the_times_of_a_decoder_are_spread_over_the_whole_way_for_every_image():
+    """Three of an image lie a third apart, the end joined to the beginning; each is uniform; one heavy call at 1."""
+    found = GivenTimes(3)(Draws(0, torch.arange(6000)))
+    t = found.t.view(-1, 3)
+    apart = ((t - t[:, :1] + 1e-9) % 1).sort(1).values
+    torch.testing.assert_close(apart, f64(0, 1 / 3, 2 / 3).expand_as(apart), rtol=0, atol=1e-6)
+    for column in t.T:
+        assert kstest(column.numpy(), "uniform").statistic < 1e-3
+    assert torch.equal(found.kept, torch.arange(18_000))
+    assert bool((found.tau == 1).all())
+    assert bool((found.before == 1).all())

@@ -81,14 +81,14 @@ def test_a_gaussian_channel_costs_its_capacity_whatever_the_schedule(schedule, s
 
 
 class Scaled(nn.Module):
-    """z = gain x of the first pixel of two."""
+    """z = gain x of the first of two numbers. axis: along which they lie"""
 
-    def __init__(self, gain: float) -> None:
+    def __init__(self, gain: float, axis: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.tensor(gain, dtype=torch.float64))
+        self.gain, self.axis = nn.Parameter(torch.tensor(gain, dtype=torch.float64)), axis
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gain * x[..., :1]
+        return self.gain * x.narrow(self.axis, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,15 @@ class Given(Draws):
 GAIN, LOW, HIGH, NOISIEST = 0.7, -6.0, 4.0, -1.0
 
 
-def loss_of(gain: float = GAIN, **changes: object) -> tuple[UnifiedLatents, Tensor, dict[str, float]]:
-    """The method, its loss of x = (x_1, x_2) ~ N(0, I) with z = gain x_1 under exact networks, and its logs."""
+def loss_of(gain: float = GAIN, *, axis: int = 3, **changes: object) -> tuple[UnifiedLatents, Tensor, dict[str, float]]:
+    """The method, its loss of x = (x_1, x_2) ~ N(0, I) with z = gain x_1 under exact networks, and its logs.
+
+    axis: 3, two pixels; 1, two channels of one
+    """
     process, images = NoisyEnd(Cosine(NOISIEST, LOG_SNR)), dr.GaussianProcess(Cosine(LOW, HIGH, shift=1.0))
-    encoder, seen = Scaled(gain), torch.tensor([gain * math.sqrt(1 - SPREAD), 0], dtype=torch.float64)
+    shape = [2 if i == axis else 1 for i in (1, 2, 3)]
+    encoder, seen = Scaled(gain, axis), torch.tensor([gain * math.sqrt(1 - SPREAD), 0], dtype=torch.float64)
+    seen = seen.view(shape)
     prior, decoder = Linear(process, max(gain**2, 1e-12)), Linear(images, 1.0, seen)
     networks = nn.ModuleDict({"encoder": encoder})
     method = UnifiedLatents(networks, encoder, prior, decoder, process, images, Elbo(), 1.0)
@@ -116,7 +121,7 @@ def loss_of(gain: float = GAIN, **changes: object) -> tuple[UnifiedLatents, Tens
     *x, eps, eps_x, eps_0 = signs(5, count)
     row = torch.arange(count).repeat_interleave(32)  # all signs at every time
     draws = Given(0, row, numbers={"z_t": eps, "x_t": eps_x.expand(-1, 2).reshape(-1, 2), "z_0": eps_0})
-    loss = method.loss(Batch(torch.cat(x, 1)[:, None, None], None, row), 0, draws)
+    loss = method.loss(Batch(torch.cat(x, 1).view(-1, *shape), None, row), 0, draws)
     return method, loss.total, {name: value.item() for name, value in loss.logs.items()}
 
 
@@ -137,6 +142,13 @@ def test_the_whole_loss_is_the_bound_of_a_linear_gaussian_model():
     assert logs["bits"] == pytest.approx(CAPACITY / math.log(2) / 2, rel=1e-3)
     assert logs["decoder_loss"] == pytest.approx((told(HIGH) - told(LOW)) / 2, rel=1e-3)
     assert logs["latent_square"] == pytest.approx(GAIN**2)
+
+
+def test_bits_are_of_a_pixel_and_the_decoder_s_loss_of_a_number():
+    """Two channels of one pixel in place of two pixels."""
+    _, _, logs = loss_of(axis=1)
+    assert logs["bits"] == pytest.approx(CAPACITY / math.log(2), rel=1e-3)
+    assert logs["decoder_loss"] == pytest.approx((told(HIGH) - told(LOW)) / 2, rel=1e-3)
 
 
 def test_an_encoder_that_says_nothing_pays_nothing_and_the_decoder_is_one_of_images_alone():

@@ -10,16 +10,29 @@ from dualrate.training.optim import OptimConfig, build, load_state_tensors, lr_a
 
 def test_warmup_is_linear_and_ends_at_the_peak():
     config = OptimConfig(lr=2.0, warmup=4)
-    assert [lr_at(config, i, 100) for i in range(6)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+    assert [lr_at(config, i, 100, 0.0) for i in range(6)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
 
 
 def test_cosine_goes_from_the_peak_through_half_to_zero():
     config = OptimConfig(lr=2.0, warmup=10, decay="cosine")
-    assert lr_at(config, 10, 110) == pytest.approx(2.0)
-    assert lr_at(config, 60, 110) == pytest.approx(1.0)
-    assert lr_at(config, 110, 110) == pytest.approx(0.0)
-    curve = [lr_at(config, i, 110) for i in range(10, 111)]
+    assert lr_at(config, 10, 110, 0.0) == pytest.approx(2.0)
+    assert lr_at(config, 60, 110, 0.0) == pytest.approx(1.0)
+    assert lr_at(config, 110, 110, 0.0) == pytest.approx(0.0)
+    curve = [lr_at(config, i, 110, 0.0) for i in range(10, 111)]
     assert curve == sorted(curve, reverse=True)
+
+
+def test_a_cosine_over_seconds_falls_with_them_whatever_the_iteration():
+    config = OptimConfig(lr=2.0, warmup=10, decay="cosine", decay_seconds=60)
+    assert lr_at(config, 9, 110, 30.0) == pytest.approx(2.0)  # still warming up
+    for iteration in (10, 5000):
+        found = [lr_at(config, iteration, 110, seconds) for seconds in (0.0, 30.0, 60.0, 90.0)]
+        assert found == pytest.approx([2.0, 1.0, 0.0, 0.0])
+
+
+def test_seconds_of_a_rate_that_stays_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"add --fit\.optim\.decay cosine"):
+        OptimConfig(decay_seconds=60)
 
 
 @pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"clip": -1.0}, {"warmup": -1}, {"decay": "linear"}])

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from dualrate.cli.console import can_compile, can_record, command_line, reporter
 from dualrate.cli.options import Compile, Device, Graphs, Workers
-from dualrate.config.ranges import Images, Minutes, Ranged
+from dualrate.config.ranges import Images, Minutes, Precision, Ranged
 from dualrate.machine.device import pick_device
 
 ENTRY = "[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
@@ -45,6 +45,8 @@ class Compare(Ranged):
     held-out images' latents. Distances are then gFDs. Drawing the latents is in no minutes."""
     mixed: bool = False
     """Allow runs trained on other data than the first, whose images then judge all."""
+    precision: Precision = "auto"
+    """Of the networks; auto: bfloat16 where it pays. Rows of several machines compare only in the same."""
     workers: Workers = 1
     compile: Compile = False
     graphs: Graphs = False
@@ -67,6 +69,7 @@ class Compare(Ranged):
             rivals=self.rivals,
             device=device,
             workers=self.workers,
+            precision=self.precision,
             compiled=self.compile and can_compile(device, progress),
             graphs=self.graphs and can_record(device, progress),
             latents_by=self.latents_by,

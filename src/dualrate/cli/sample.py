@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, drawing, loaded, print_report
 from dualrate.cli.options import AsJson, AtATime, Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
-from dualrate.config.ranges import Classes, Images, Ranged, Seed
+from dualrate.config.ranges import Classes, Images, Precision, Ranged, Seed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sample(Ranged):
     seed: Seed = 0
     """Of the first image; image i has seed + i, whatever the batch size."""
     batch_size: AtATime = 125
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """auto: bfloat16 where it pays, or as the images that are there. The same picture for any batch size needs
     float32."""
     npz: bool = False

@@ -19,7 +19,7 @@ from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.schedule import affordable, levels, useful_first
 from dualrate.compare.trainings import as_one, require_trainings, with_trainings
 from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender, chosen
-from dualrate.config.ranges import Images, Minutes, Ranged, WorkerCount
+from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.guards import run_lock
@@ -67,6 +67,7 @@ def compare(
     mixed: bool = False,
     rivals: bool = False,
     device: torch.device | str = "cpu",
+    precision: Precision = "auto",
     workers: WorkerCount = 1,
     compiled: bool = False,
     graphs: bool = False,
@@ -79,6 +80,7 @@ def compare(
     entries:  see `contenders`
     features: judges, for every run, as `features_named` reads them: all see the same images, and the first one screens
               and orders; the data set's own if not given
+    precision: of the networks' matrix products; auto: bfloat16 where it pays
     workers:  processes that draw at once; what is timed is timed in this one, alone
     compiled: the networks, when they are first called; memory is that without
     graphs:   their calls are recorded as CUDA graphs, on a GPU (machine/graphs.py); memory is that without
@@ -115,7 +117,7 @@ def compare(
     directory, latents = out.with_suffix(".cells"), None
     directory.mkdir(parents=True, exist_ok=True)
     with run_lock(directory, "filled by a comparison"):
-        bench = Bench(models, judges, directory, progress)
+        bench = Bench(models, judges, directory, progress, precision)
         unplanned = _unplanned(parsed, bench, clock)
         contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
         duals = frozenset(one.network for one in contenders if models[one.run].call_cost.heavy and one.reuses)

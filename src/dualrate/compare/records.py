@@ -30,6 +30,7 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
             "plan": json.loads(contender.plan.to_json()),
             "seconds_alone": one.speed.alone,
             "peak_bytes": one.memory,
+            "ran_on": one.measured.ran_on,
             **({"trainings": list(one.measured.trainings)} if one.measured.trainings else {}),
             **words.get(contender.key, {}),
         }

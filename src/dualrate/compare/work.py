@@ -6,8 +6,8 @@
     3. costs:  seconds of an image of each of them, alone and in batches, and the memory of each network
 
 With little time it is fewer contenders, on fewer images (compare/schedule.py). Features are kept as images are drawn
-(metrics/feature_store.py), so a call that ran out of its minutes, or was killed, goes on where it was; only the seconds
-are measured anew.
+(metrics/feature_store.py), rows as they are scored (compare/row_store.py), so a call that ran out of its minutes, or
+was killed, goes on where it was; only the seconds are measured anew.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.compare.contender import Contender
+from dualrate.compare.row_store import keep_row, read_row, row_name
 from dualrate.compare.schedule import FEWEST, round_robin
 from dualrate.compare.speed import CALLING, Speed, memory_of, saturating_batch, speed
+from dualrate.config.ranges import Precision
 from dualrate.experiments.experiment import Model
 from dualrate.machine.progress import Reporter
 from dualrate.machine.workers import Mapper, in_turn
@@ -49,6 +51,7 @@ class MeasuredContender:
     """A contender's row, and its score's bootstrap replicates; beside: those of the other judges, by metric.
 
     trainings: the first judge's score of each, where the row's is that of several
+    ran_on:    the hardware, versions and commit that its images were scored with
     """
 
     contender: Contender
@@ -56,6 +59,7 @@ class MeasuredContender:
     replicates: NDArray[np.float64]
     beside: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     trainings: tuple[float, ...] = ()
+    ran_on: str = ""
 
     def point(self, cost: float) -> Point:
         return Point(self.contender.key, cost, self.row.score.value, self.replicates, self.contender.curve)
@@ -113,6 +117,7 @@ class Bench:
     judges: Sequence[Evaluator[Any]]
     directory: Path
     progress: Reporter
+    precision: Precision = "auto"
     estimates: dict[str, float] = field(default_factory=dict)  # seconds per image, from those of calls
     pace: float = SLOWER  # what drawing took, over its estimate
     mapper: Mapper = in_turn
@@ -135,7 +140,8 @@ class Bench:
 
     def drawer(self, contender: Contender) -> Drawer:
         if contender.key not in self._drawers:
-            self._drawers[contender.key] = contender.drawer(self.models[contender.run])
+            drawer = contender.drawer(self.models[contender.run])
+            self._drawers[contender.key] = replace(drawer, precision=self.precision)
         return self._drawers[contender.key]
 
     def call_seconds(self, model: Model, run: Path, denoiser: str | None = None) -> CallCost:
@@ -162,6 +168,8 @@ class Bench:
 
     def seconds(self, contender: Contender, seeds: range) -> float:
         """What drawing the images that are not here yet will take."""
+        if self._row_file(contender, seeds).exists():
+            return 0.0
         directory, missing = self._place(contender), set(seeds)
         if directory.exists():
             nets = [judge.net for judge in self.judges_of(seeds)]
@@ -205,17 +213,27 @@ class Bench:
             logs = {"images": self._images, "seconds": time.monotonic() - self._start}
             self.progress.update(round(self._done), round(self._total), logs)
 
-        drawer, keep = self.drawer(contender), self._place(contender)
-        how = {"keep": keep, "details": details, "progress": until(deadline, tell), "mapper": self.mapper}
-        found = measure(drawer, seeds, *self.judges_of(seeds), **how)
-        others = dict(found.replicates)
+        file = self._row_file(contender, seeds)
+        if file.exists():
+            tell(len(seeds), 0)
+        else:
+            drawer, keep = self.drawer(contender), self._place(contender)
+            how = {"keep": keep, "details": details, "progress": until(deadline, tell), "mapper": self.mapper}
+            found = measure(drawer, seeds, *self.judges_of(seeds), **how)
+            keep_row(file, found.row, found.replicates, drawer.model.device)
+        kept = read_row(file)
+        others = kept.by_metric
         own = others.pop(self.judge.metric)
-        return MeasuredContender(contender, _named(found.row, contender), own, others)
+        return MeasuredContender(contender, _named(kept.row, contender), own, others, ran_on=kept.ran_on)
 
     def _place(self, contender: Contender) -> Path:
         """Where its features are kept."""
         origin = self.drawer(contender).origin(self.judge.net.identity)
         return self.directory / f"{contender.key}-{origin.digest}"
+
+    def _row_file(self, contender: Contender, seeds: range) -> Path:
+        """Where its row is kept."""
+        return self.directory / row_name(contender.key, self.drawer(contender), self.judges_of(seeds), seeds)
 
     def finish(self, measured: Sequence[MeasuredContender], seconds: float = math.inf) -> list[TimedContender]:
         """Times every contender, once only if the seconds are over, and takes its first images; of a decoder, PSNR."""

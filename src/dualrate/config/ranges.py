@@ -58,6 +58,7 @@ FirstIterations = Annotated[int, Range(0, 1_000_000_000)]
 BatchSize = Annotated[int, Range(1, 100_000)]
 Images = Annotated[int, Range(1, 10_000_000)]
 WorkerCount = Annotated[int, Range(1, 1024)] | Literal["auto"]
+Precision = Literal["auto", "float32", "bfloat16"]  # of matrix products; auto: bfloat16 where it pays
 Seed = Annotated[int, Range(0, 2**62)]
 Classes = Annotated[int, Range(0, 100_000)]
 Side = Annotated[int, Range(1, 4096)]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.codec import decoded
-from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, NoiseLevel, Ranged
+from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, NoiseLevel, Precision, Ranged
 from dualrate.config.serial import to_plain, type_name
 from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import Denoiser, renewal
@@ -85,7 +85,7 @@ class Drawer(Ranged):
     guidance: Guidance = UNGUIDED
     label: Classes | None = None
     batch_size: BatchSize = 125
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -236,11 +236,12 @@ class Drawer(Ranged):
 
     def origin(self, features: str) -> Origin:
         """What its images are of, for keeping them. features: the extractor's identity, or PIXELS."""
-        experiment, codec = self.model.experiment, self.model.codec
+        codec, identity = self.model.codec, self.model.experiment.identity
+        del identity["fit"]  # its weights tell, and a new setting of trainings changes no image
         other = [codec.fingerprint] if codec.latents != codec.fingerprint else []  # another decoder of its latents
         return Origin(
             weights=self.model.weights_hash,
-            experiment=_digest([experiment.identity, *other] if other else experiment.identity),
+            experiment=_digest([identity, *other] if other else identity),
             sampler=json.dumps([plain_step(self.step), to_plain(self.guidance)]),
             plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {_digest(self.plan.to_json())[:12]}",
             labels=self.labels_rule,

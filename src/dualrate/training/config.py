@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dualrate.config.ranges import BatchSize, Iterations, Range, Ranged, Seed, Side
+from dualrate.config.ranges import BatchSize, Iterations, Precision, Range, Ranged, Seed, Side
 from dualrate.training.optim import OptimConfig
 
 # what may differ when a run is resumed: none of it changes the weights; micro_batch does by rounding and dropout masks,
@@ -33,7 +33,7 @@ class FitConfig(Ranged):
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_halflife: Annotated[int, Range(1, 10**12)] = 50_000
     """Half-life of the averaged weights, in images."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of the networks' matrix products; auto: bfloat16 where it pays, decided once per run."""
     compile: bool = False
     """Compile the networks' blocks, which takes a while and makes them faster."""
@@ -50,7 +50,8 @@ class FitConfig(Ranged):
 
     def free(self) -> frozenset[str]:
         """Settings that may differ when a run is resumed."""
-        return FREE | {"iterations"} if self.optim.decay == "none" else FREE
+        fixed = self.optim.decay == "cosine" and self.optim.decay_seconds is None
+        return FREE if fixed else FREE | {"iterations"}
 
 
 @dataclass(frozen=True)

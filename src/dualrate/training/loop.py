@@ -255,7 +255,7 @@ class _Trainer:
 
     def iterate(self, batch: Batch) -> None:
         """One batch: an update of every phase."""
-        state, lr = self.state, lr_at(self.config.optim, self.state.iteration, self.config.iterations)
+        state, lr = self.state, self.rate()
         odd = (~torch.isfinite(batch.x)).flatten(1).any(1)
         for index, phase in enumerate(self.method.phases(state.iteration)):
             updated = state.enter(phase)
@@ -267,6 +267,13 @@ class _Trainer:
             named, values = (*names, "grad_norm"), torch.cat([values, norm[None]])
             self.unread.append(_Update(state.iteration, phase.name, updated, lr, named, values, batch.sample, odd))
         state.iteration += 1
+
+    def rate(self) -> float:
+        """The learning rate of the next iteration: by the leader's clock, where it falls with time."""
+        optim, seconds = self.config.optim, 0.0
+        if optim.decay_seconds is not None:
+            seconds = self.world.of_leader(round(1000 * self.state.seconds)) / 1000
+        return lr_at(optim, self.state.iteration, self.config.iterations, seconds)
 
     def accumulate(
         self, phase: Phase, index: int, batch: Batch, parameters: Iterable[nn.Parameter]

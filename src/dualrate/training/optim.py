@@ -34,17 +34,30 @@ class OptimConfig(Ranged):
     """Iterations of linear warm-up."""
     decay: Literal["none", "cosine"] = "none"
     """After the warm-up: none stays at the peak, cosine falls to 0 at the last iteration."""
+    decay_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
+    """Seconds of training, summed over resumes, at which cosine has fallen to 0 instead: where time is given and not
+    iterations, as on a machine that is rented. Two such runs differ; --fit.max-seconds ends one."""
     clip: Annotated[float, Range(0, math.inf, above=True)] = 1.0
     """Largest global norm of the gradient; inf for no clipping."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decay_seconds is not None and self.decay == "none":
+            raise ValueError(
+                f"got {self.decay_seconds:g} seconds of decay, and a rate that stays: add --fit.optim.decay cosine"
+            )
 
-def lr_at(config: OptimConfig, iteration: int, total: int) -> float:
-    """The learning rate of iteration `iteration` (from 0) of `total`."""
+
+def lr_at(config: OptimConfig, iteration: int, total: int, seconds: float) -> float:
+    """The learning rate of iteration `iteration` (from 0) of `total`, after so many seconds of training."""
     if iteration < config.warmup:
         return config.lr * (iteration + 1) / config.warmup
     if config.decay == "none":
         return config.lr
-    progress = (iteration - config.warmup) / max(total - config.warmup, 1)
+    if config.decay_seconds is not None:
+        progress = seconds / config.decay_seconds
+    else:
+        progress = (iteration - config.warmup) / max(total - config.warmup, 1)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 

@@ -1,0 +1,89 @@
+"""Rows that are kept: they come back whole, stand for images and features, and are of nothing else."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dualrate.compare.row_store import keep_row, read_row, row_name
+from dualrate.metrics.details import Details
+from dualrate.metrics.evaluate import Score
+from dualrate.metrics.fingerprint import Fingerprint
+from dualrate.metrics.kernel import KernelDistance
+from dualrate.metrics.origin import Origin
+from dualrate.metrics.precision_recall import PrecisionRecall
+from dualrate.report.rows import Row
+
+DETAILS = Details("KD-net", KernelDistance(1 / 3, 0.1, 100, 50), PrecisionRecall(0.7, 0.6, 3), 40)
+SCORE = Score("FD-net", 1 / 7, 0.1, 0.2, 0.95, 0.01, 40, Fingerprint("net:1", "real:1", None, 40, "0-39", "none"))
+ROW = Row(
+    "dual", "DDIM", 4, 2, 10, 0.1, 2, "float32", replace(SCORE, details=DETAILS), (replace(SCORE, metric="FD-b"),)
+)
+REPLICATES = {"FD-b": np.array([0.3, 1 / 11]), "FD-net": np.array([0.1, 1 / 9])}
+
+
+def test_a_row_comes_back_to_the_last_bit(tmp_path):
+    keep_row(tmp_path / "row.json", ROW, REPLICATES, torch.device("cpu"))
+    kept = read_row(tmp_path / "row.json")
+    assert kept.row == ROW
+    assert {metric: own.tolist() for metric, own in kept.by_metric.items()} == {
+        metric: own.tolist() for metric, own in REPLICATES.items()
+    }
+    assert list(kept.by_metric) == ["FD-net", "FD-b"]
+    assert "torch" in kept.ran_on
+
+
+def test_a_floor_that_is_not_there_comes_back_too(tmp_path):
+    row = replace(ROW, score=replace(SCORE, floor=math.nan), beside=())
+    keep_row(tmp_path / "row.json", row, REPLICATES, torch.device("cpu"))
+    assert math.isnan(read_row(tmp_path / "row.json").row.score.floor)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"row": 1, "replicates": [], "ran_on": ""}'])
+def test_a_damaged_file_is_named_with_the_way_out(tmp_path, content):
+    (tmp_path / "row.json").write_text(content)
+    with pytest.raises(ValueError, match=r"row\.json.*delete it"):
+        read_row(tmp_path / "row.json")
+
+
+def test_replicates_of_a_judge_that_is_missing_are_a_damaged_file(tmp_path):
+    keep_row(tmp_path / "row.json", ROW, REPLICATES, torch.device("cpu"))
+    content = (tmp_path / "row.json").read_text()
+    (tmp_path / "row.json").write_text(content.replace(f", {[0.3, 1 / 11]}", ""))
+    with pytest.raises(ValueError, match="1 of 2 judges"):
+        read_row(tmp_path / "row.json")
+
+
+def judge(net: str = "net:1", reference: str = "train", held_out: str | None = "test") -> SimpleNamespace:
+    real = None if held_out is None else SimpleNamespace(fingerprint=held_out)
+    return SimpleNamespace(
+        net=SimpleNamespace(identity=net), reference=SimpleNamespace(fingerprint=reference), held_out=real
+    )
+
+
+def drawer(weights: str = "1", precision: str = "float32") -> SimpleNamespace:
+    return SimpleNamespace(
+        origin=lambda features: Origin(weights, "experiment", "DDIM", "4 steps", "none", features, precision)
+    )
+
+
+def test_whatever_gives_another_row_has_another_name():
+    usual = (drawer(), [judge()], range(40))
+    others = [
+        (drawer("2"), [judge()], range(40)),
+        (drawer(precision="bfloat16"), [judge()], range(40)),
+        (drawer(), [judge("net:2")], range(40)),
+        (drawer(), [judge(reference="other")], range(40)),
+        (drawer(), [judge(held_out="other")], range(40)),
+        (drawer(), [judge(held_out=None)], range(40)),
+        (drawer(), [judge(), judge("net:2")], range(40)),
+        (drawer(), [judge()], range(1, 40)),
+        (drawer(), [judge()], range(41)),
+    ]
+    names = [row_name("key", *of) for of in (usual, *others)]
+    assert len(set(names)) == len(names)
+    assert row_name("key", *usual) == names[0]
+    assert all(name.startswith("key-") for name in names)
