@@ -56,6 +56,7 @@ def a_call_each(model: Model, batch: int, bfloat16: bool) -> dict[str, Work]:
     cond = dr.Cond(torch.zeros(batch, dtype=torch.int64, device=device) if model.num_classes else None)
 
     def called(call: Callable[[], Any]) -> Any:
+        settle_products(device, bfloat16=bfloat16)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             return call()
 
@@ -81,7 +82,6 @@ def noise_batch(experiment: dr.Experiment, device: torch.device) -> Batch:
 def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool, *, compiled: bool = False) -> Work:
     """One iteration of an experiment on a batch of its size, on noise for images. compiled: block by block, as `fit`"""
     assert isinstance(experiment.method, dr.DenoisingConfig)
-    settle_products(device, bfloat16=bfloat16, trains=True)
     method = experiment.method.build(experiment)
     method.networks.to(device)
     if compiled:
@@ -90,6 +90,9 @@ def training(experiment: dr.Experiment, device: torch.device, bfloat16: bool, *,
     optimizer = torch.optim.AdamW(method.networks.parameters(), lr=1e-4, fused=True)
 
     def work() -> None:
+        settle_products(
+            device, bfloat16=bfloat16, trains=True
+        )  # at every turn: samplings between them settle otherwise
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             loss = method.loss(batch, 0, batch.draws(0)).total
         loss.backward()

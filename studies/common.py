@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from released import ROOT, require_released
 
 import dualrate as dr
 from dualrate.cli.console import reporter
@@ -45,8 +46,7 @@ from dualrate.metrics.train_features import BATCH_SIZE, feature_net_in
 from dualrate.report.rows import Row
 from dualrate.report.table import significant
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, RUNS, WEIGHTS = ROOT / "docs" / "results", ROOT / "runs", ROOT / "weights"
+RESULTS, RUNS = ROOT / "docs" / "results", ROOT / "runs"
 CELLS, IMAGES, SECONDS = RESULTS / "cells", RESULTS / ".images", RESULTS / "seconds.json"
 DAY = 24 * 3600.0
 COUNT = 5000  # images of a cell
@@ -56,11 +56,6 @@ Net = tuple[type[Architecture], int, int]  # of a judge: architecture, seed, epo
 JUDGES = "fashion-mnist,fashion-mnist-b,fashion-mnist-c"  # of Fashion-MNIST, those that ship
 PRETRAINED = "efficientnet"  # and the judge that nobody here trained
 NOT_MEASURED = "Not measured yet.\n"
-RETIRED = {  # the last commit that has them
-    **{f"fashion-mnist-{name}": "de2df92" for name in ("heavy-long", "dual-early")},
-    **{f"fashion-mnist-{name}": "efc01f7" for name in ("heavy", "medium", "dual", "light-long", "student-full")},
-    **{f"fashion-mnist-{name}": "9fcbb8c" for name in ("retrofit", "student-8-4")},
-}
 
 
 # Starting, reading, keeping
@@ -74,8 +69,9 @@ def command(doc: str | None) -> argparse.ArgumentParser:
 def dualrate(arguments: Sequence[str]) -> None:
     """Runs a `dualrate` command, printed first, in the repository, where classes of studies/ can be named.
 
-    Raises SystemExit with its status where it fails.
+    Raises SystemExit with its status where it fails, and what `require_released` raises.
     """
+    require_released(*arguments)
     print("dualrate", shlex.join(arguments), flush=True)
     paths = [str(ROOT / "studies"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -88,13 +84,6 @@ def on_one_thread() -> None:
     """As all that is timed here was."""
     keep_freed_memory()
     torch.set_num_threads(1)
-
-
-def require_released(model: str | Path) -> None:
-    """Raises ValueError for weights that are there no more; model: a directory, below the repository."""
-    path = ROOT / model
-    if path.parent == WEIGHTS and path.name in RETIRED and not path.exists():
-        raise ValueError(f"these weights are retired: git checkout {RETIRED[path.name]} -- weights/{path.name}")
 
 
 @cache

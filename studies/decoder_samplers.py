@@ -15,7 +15,20 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from common import JUDGES, RESULTS, ROOT, RUNS, command, keep, load, markdown, on_one_thread, place, save
+from common import (
+    JUDGES,
+    RESULTS,
+    ROOT,
+    RUNS,
+    command,
+    keep,
+    load,
+    markdown,
+    on_one_thread,
+    place,
+    require_same,
+    save,
+)
 
 from dualrate.cli.console import reporter
 from dualrate.diffusion.plan import StepPlan
@@ -52,7 +65,13 @@ def study(name: str) -> None:
     """rFD of one decoder under all of them, kept as they come."""
     progress, model = reporter(), load(RUNS / f"decoder-{name}")
     file, found = file_of(name), {}
-    if file.exists() and (kept := json.loads(file.read_text()))["weights"] == model.weights_hash:
+    if file.exists():
+        require_same(file, model)
+        kept = json.loads(file.read_text())
+        if (kept["steps"], kept["count"]) != (STEPS, COUNT):
+            raise ValueError(
+                f"{file} is of {kept['steps']} steps and {kept['count']} images: delete it to measure anew"
+            )
         found = kept["found"]
     judges = evaluators(model.experiment.data, JUDGES, progress=progress)
     for how, grid in product(HOW, GRIDS):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import RESULTS, command, keep, load, markdown, on_one_thread
+from common import command, keep, load, markdown, on_one_thread
 from numpy.typing import NDArray
 
 import dualrate as dr
@@ -116,17 +116,18 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="runs or released weights, the one to compare with first")
     parser.add_argument("--data", help="their data, where it lies elsewhere now; else the first run's")
     parser.add_argument("--count", type=int, default=COUNT, help="test images")
-    parser.add_argument("--out", type=Path, help="JSON; docs/results/gap-<data>.json if not given")
+    parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
     options = parser.parse_args()
     on_one_thread()
     models = [load(run) for run in options.runs]
     data = models[0].experiment.data
     images = replace(data, source=options.data or data.source).images("test")
     rows = measure(models, images, options.count, reporter())
-    out = options.out or RESULTS / f"gap-{images.name.partition('/')[0]}.json"
     plain = {level: [asdict(one) for one in row] for level, row in rows.items()}
     facts = [_facts(model) for model in models]
-    keep(out, 1, images=images.name, data=images.fingerprint, count=options.count, models=facts, measured=plain)
+    if options.out:
+        of = {"images": images.name, "data": images.fingerprint, "count": options.count}
+        keep(options.out, 1, **of, models=facts, measured=plain)
     print(table([model.name for model in models], rows))
 
 

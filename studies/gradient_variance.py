@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import WEIGHTS, command, load, on_one_thread
+from common import command, load, on_one_thread
+from released import WEIGHTS
 from torch import Tensor
 
 import dualrate as dr

@@ -158,10 +158,13 @@ def age_table(found: Mapping[str, Sequence[Cells]]) -> str:
 
 def pages() -> None:
     found, file = STUDY.results(LINES), RESULTS / "levers.json"
-    if all(STUDY.is_here(name) for name in found):
-        lacks, aged = lacking(list(found), COUNT, reporter()), by_age(list(found), AGED_COUNT, reporter())
+    kept = json.loads(file.read_text()) if file.exists() else {"lacks": {}, "by_age": {}}
+    if here := [name for name in found if STUDY.is_here(name)]:  # the others keep what was measured of them
+        lacks = kept["lacks"] | lacking(here, COUNT, reporter())
+        aged = kept["by_age"] | by_age(here, AGED_COUNT, reporter())
         keep(file, count=COUNT, lacks=lacks, aged_count=AGED_COUNT, by_age=aged)
-    kept = json.loads(file.read_text())
+        kept = {"lacks": lacks, "by_age": aged}
+    found = {name: one for name, one in found.items() if {name, compared_with(name)} <= kept["lacks"].keys()}
     for name, made in {"levers": table(found, kept["lacks"]), "levers by age": age_table(kept["by_age"])}.items():
         print(made)
         place(name, made, PAGE)

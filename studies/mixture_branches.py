@@ -239,6 +239,8 @@ def main() -> None:
     common.command(__doc__).parse_args()
     POINTS.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(OUT.read_text()) if OUT.exists() else {"updates": UPDATES, "rows": {}}
+    if kept["updates"] != UPDATES:
+        raise ValueError(f"{OUT} is of {kept['updates']} updates, not of {UPDATES}: delete it to measure anew")
     points = dict(np.load(POINTS)) if POINTS.exists() else {}
     wanted = {"exact, 0": exact_row} | {
         f"{branch.name}, {n}": partial(measured, branch.make, n)
@@ -249,8 +251,7 @@ def main() -> None:
         if key in kept["rows"] and key in points:
             continue
         row, shown = make()
-        kept["rows"][key], points[key] = row, shown.numpy()
-        kept["environment"] = environment()
+        kept["rows"][key], points[key] = row | {"environment": environment()}, shown.numpy()
         print(f"{key:44} {_cell(row)} {row.get('seconds', 0):.0f} s {row.get('sampler', '')}", flush=True)
         with whole(POINTS) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **points)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, command, markdown
+from common import RESULTS, command, keep, markdown
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -253,6 +253,9 @@ def main() -> None:
     parser.add_argument("--teacher-iterations", default=8000, type=int)
     parser.add_argument("--out", default=OUT, type=Path)
     options = parser.parse_args()
+    default = parser.get_default("iterations"), parser.get_default("teacher_iterations")
+    if options.out == OUT and (options.iterations, options.teacher_iterations) != default:
+        parser.error("the page is of the usual numbers of iterations: name another file, --out")
     torch.manual_seed(0)
     references = [exact(-(i + 1) * SIZE, SIZE) for i in range(2 * SETS)]
     print("| samples | steps | heavy calls | sliced W2 | 95% interval | s |\n|---|---:|---:|---:|---|---:|", flush=True)
@@ -265,7 +268,7 @@ def main() -> None:
         plan = sampler.plan
         records.append(row(sampler.name, plan.num_steps, plan.num_heavy, sets, references[:SETS], seconds))
         pictures[f"{sampler.name}\nN = {plan.num_steps}: {records[-1]['distance']:.3f}"] = sets[0]
-    options.out.write_text(json.dumps({"iterations": options.iterations, "rows": records}, indent=1) + "\n")
+    keep(options.out, 1, iterations=options.iterations, rows=records)
     options.out.with_suffix(".png").write_bytes(png(draw(pictures)))
 
 

@@ -151,7 +151,7 @@ def main() -> None:
     for contender in contenders(planner, model.call_cost):
         if options.only in (None, contender.key):
             records.append(measured(contender, judge, options.count, progress))
-            keep(options.out, weights=model.weights_hash, measured=records)
+    keep(options.out, weights=model.weights_hash, measured=records)  # all of them: what was drawn is kept in runs/
     print(table(options.out))
 
 

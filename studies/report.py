@@ -1,7 +1,7 @@
 """Reports of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and figures.
 
-    make reproduce-report                   settled-25: a small pair and what was trained alike, 10,000 images, an
-                                            hour of a core
+    make reproduce-report                   settled-25: a small pair and what was trained alike, 50,000 images, float32,
+                                            ten hours of a core; KEPT=1: of rows that are kept, minutes
     .venv/bin/python studies/report.py settled          larger ones too, an hour and a half
     .venv/bin/python studies/report.py students-settled their students, 20,000 images, half an hour of a core, after
                                                     `git checkout 9fcbb8c -- weights/fashion-mnist-student-8-4`
@@ -15,15 +15,15 @@
     make reproduce-cifar10 PIECE=report     cifar10-full, or with SIZE=reduced cifar10-reduced: the models in runs/
 
 The same call goes on where it was. The page with everything is runs/NAME-report.html. With `--kept` rows are read from
-docs/results/rows/NAME, where other machines have measured them, and new ones are kept there; all in one precision, as
-in `--kept --precision float32 --compile`.
+docs/results/rows/NAME, where other machines have measured them, and new ones are kept there as they are measured; all
+in one precision, as in `--kept --precision float32 --compile`.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +48,7 @@ from common import (
     require_released,
 )
 
-from dualrate.cli.console import reporter
+from dualrate.cli.console import can_compile, reporter
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Entry
 from dualrate.compare.judges import verdict_table, verdicts
@@ -136,7 +136,7 @@ TOGETHER = {  # at two rates; less noise is what a judge likes that was not ther
     ),
     "dual-45": (blended("0.7-8-2", 0.1), blended("0.7-12-4", 0.1)),
 }
-NEAR = (  # dual-25 and what is near it, of 27 rows of 10,000 images those that decide by some judge; the telling first
+NEAR = (  # dual-25 and single networks of about its cost, those first that decided by some judge at 10,000 images
     *(("dual-25", blended(plan, 0.1)) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")),
     *(("light-10", f"{steps}{SETTLED}") for steps in (10, 12)),
     ("light", "8@dpm++2m"),
@@ -149,6 +149,16 @@ NEAR = (  # dual-25 and what is near it, of 27 rows of 10,000 images those that 
     ("medium-25", f"10{SETTLED}"),
     ("light", f"8{SETTLED}"),
     ("dual-25", blended("0.5-8-2", 0.05)),
+    ("light", KARRAS),
+    ("medium-25", f"12{SETTLED}"),
+    ("light", f"12{SETTLED}"),
+    ("dual-25", blended("0.5-10-3", 0.05)),
+    ("light-10", f"8{SETTLED}"),
+    ("medium-25", "5@dpm++2m"),
+    ("light", "5@dpm++2m"),
+    ("light-10", KARRAS),
+    ("light-10", f"16{SETTLED}"),
+    *((name, f"{steps}@dpm++2m") for steps in (10, 12) for name in ("light", "light-10", "medium-25")),
 )
 NATURAL = {  # of natural images of 16 x 16
     "dual-25": (blended("0.5-8-2", 0.2), blended("0.5-10-3", 0.15), blended("0.5-12-3", 0.1)),
@@ -360,13 +370,6 @@ FILES: Mapping[str, Writer] = {  # NAME and this, where the report's page or the
 }
 
 
-def copy_rows(source: Path, target: Path) -> None:
-    """Of measured rows (compare/row_store.py) those that are here, from one directory to another."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.glob("*.json"):
-        shutil.copyfile(file, target / file.name)
-
-
 def main() -> None:
     parser = command(__doc__)
     parser.add_argument("name", choices=REPORTS)
@@ -383,32 +386,29 @@ def main() -> None:
         on_one_thread()
     for weights in re.findall(r"weights/[\w-]+", " ".join(report.entries)):
         require_released(weights)
-    entries = [re.sub("(?<=[=+:])(?=(weights|runs|docs)/)", f"{ROOT}/", entry) for entry in report.entries]
+    os.chdir(ROOT)  # what is kept of a row has its entry's name, wherever the checkout stands
     out, features = RUNS / f"{name}-report.html", report.judges
     if report.nets:
-        data = load(Entry.parse(entries[0]).run).experiment.data
+        data = load(Entry.parse(report.entries[0]).run).experiment.data
         trained = nets_in(RUNS / f"{name}-judges", report.nets, data, reporter())
         features = trained if report.judges is None else f"{report.judges},{trained}"
-    kept, here = RESULTS / "rows" / name, out.with_suffix(".cells")
-    if options.kept:
-        copy_rows(kept, here)
-    try:
-        findings = compare(
-            entries,
-            out,
-            report.effort,
-            features=features,
-            device=device,
-            workers=options.workers,
-            compiled=options.compile,
-            precision=options.precision,
-            latents_by=None if report.latents_by is None else ROOT / report.latents_by,
-            progress=reporter(),
-            command=report.command,
-        )
-    finally:
-        if options.kept:
-            copy_rows(here, kept)
+    compiled = options.compile and can_compile(device, reporter())
+    if options.kept and options.compile and not compiled:
+        raise SystemExit("the rows that are kept are of compiled networks, for which there is no compiler here")
+    findings = compare(
+        report.entries,
+        out,
+        report.effort,
+        features=features,
+        device=device,
+        workers=options.workers,
+        compiled=compiled,
+        precision=options.precision,
+        latents_by=None if report.latents_by is None else ROOT / report.latents_by,
+        rows=RESULTS / "rows" / name if options.kept else None,
+        progress=reporter(),
+        command=report.command,
+    )
     for sentence in findings.unplanned:
         print(sentence)
     if findings.unfinished:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import COUNT, RESULTS, RUNS, WEIGHTS, load
+from common import COUNT, RESULTS, RUNS, load
 from matplotlib.figure import Figure
+from released import WEIGHTS
 
 import dualrate as dr
 from dualrate.compare.contender import Contender
@@ -116,7 +117,6 @@ def measure(screen: int, count: int, out: Path) -> None:
     bench = common.bench_of(cells, FEATURES)
     screened = bench.measure(cells, range(SCREEN_SEED, SCREEN_SEED + screen), common.DAY, details=False)
     records, finals = [record(one, bench) for one in screened], []
-    common.keep(out, screened=records, measured=finals)
     for one in bench.measure(best(screened), range(count), common.DAY, details=False):
         finals.append(record(one, bench, 1000 * common.timed(one, bench).seconds_per_image))
     common.keep(out, screened=records, measured=finals)

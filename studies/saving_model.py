@@ -174,7 +174,11 @@ def weighted_errors(model: dr.Model, heavy: dr.Model, plan: dr.StepPlan, batches
 
 
 def held_out(heavy: dr.Model, count: int) -> list[SubsetBatch]:
-    """`count` test images, evenly spread over them; a few times ROWS."""
+    """`count` test images, evenly spread over them. Raises ValueError unless it is ROWS twice or more, for its batches
+    count alike.
+    """
+    if count % ROWS or count < 2 * ROWS:
+        raise ValueError(f"got {count} images: give a multiple of {ROWS}, twice that at least")
     return list(subset_batches(heavy, heavy.experiment.data.images("test"), count, ROWS))
 
 

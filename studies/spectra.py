@@ -69,14 +69,18 @@ def main() -> None:
     options = parser.parse_args()
     on_one_thread()
     entries = [Entry.parse(text) for text in options.entries]
+    named = {entry: f"{entry.network} {Path((entry.plan or '').replace('/', '-')).stem}" for entry in entries}
+    if len(set(named.values())) < len(entries):
+        parser.error(
+            f"two columns would have one name, of {', '.join(named.values())}: name the entries, NAME=RUN:PLAN"
+        )
     first = load(entries[0].run)
     train, test = (torch.tensor(first.experiment.data.images(split).images) for split in ("train", "test"))
     bands = Bands(first.shape, RINGS)
     real = banded(train, bands)
     columns = {"test": list(differences(banded(test[: options.count], bands), real))}
     for entry in entries:
-        found = banded(drawn(entry, options.count), bands)
-        columns[f"{entry.network} {Path(entry.plan or '').stem}"] = list(differences(found, real))
+        columns[named[entry]] = list(differences(banded(drawn(entry, options.count), bands), real))
     sizes = torch.bincount(bands.index.flatten()).tolist()
     lines = (
         [str(band), str(size), *(f"{power:.1f} / {shape:.2f}" for power, shape in (c[band] for c in columns.values()))]

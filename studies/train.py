@@ -12,7 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from released import ROOT, require_released
+
 ALIKE = (  # in equal time
     *("heavy", "medium-45", "medium-25", "light", "light-10", "light-05"),
     *("dual-45", "dual-25", "dual-17"),
@@ -125,6 +126,7 @@ def command(name: str, data: str = "") -> list[str]:
 
 def become(arguments: list[str]) -> None:
     """This process becomes a `dualrate` command, printed first, in the repository."""
+    require_released(*arguments)
     print("dualrate", shlex.join(arguments), flush=True)
     os.chdir(ROOT)
     program = Path(sys.executable).with_name("dualrate")

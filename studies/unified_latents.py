@@ -86,9 +86,14 @@ def file_of(name: str, iterations: int) -> Path:
 
 
 def run(name: str, iterations: int, count: int) -> None:
-    """Train a first stage to its end, and measure it, unless its results are there."""
+    """Train a first stage to its end, and measure it, unless its results are there.
+
+    Raises ValueError for results of another number of images.
+    """
     file, folder = file_of(name, iterations), RUNS / "unified-latents" / f"{name}-{iterations}"
     if file.exists():
+        if (kept := json.loads(file.read_text())["count"]) != count:
+            raise ValueError(f"{file} is of {kept} images, not of {count}: delete it to measure anew")
         return
     if run_training(LINES[name].experiment(name, iterations), folder, "cpu", None, 1).stopped != "done":
         raise SystemExit(75)

@@ -13,7 +13,7 @@
 So a rented machine without a network wants a checkout, the data, and the files of the pieces that a piece needs, and
 gives its own back; packages that it lacks are found where PYTHONPATH says. A training whose time is over is told to
 stop, saves, and goes on when its piece is run again; a comparison says in its figures what it left out. What is done is
-not done again: to have it anew, take NAME.json away.
+not done again: to have it anew, take NAME.json away, and its folder in --work.
 """
 
 from __future__ import annotations
@@ -192,14 +192,15 @@ def leave(piece: Piece, places: Places, *, done: bool) -> dict[str, str]:
 
 
 def settle(piece: Piece, places: Places, *, done: bool) -> None:
-    """Delete parts that the record no longer names. A folder that is finished is kept in parts alone, so that what
-    follows is the same here and on another machine.
+    """Delete parts that the record no longer names. A folder that is finished, here or by a piece before, is kept in
+    parts alone, so that what follows is the same here and on another machine.
     """
     for part in places.out.glob(f"{piece.name}.*.[0-9][0-9]"):
         if part.name not in places.record(piece.name)["parts"]:
             part.unlink()
-    if done and piece.leaves:
-        shutil.rmtree(places.work / piece.place)
+    folders = [PIECES[need].place for need in piece.needs] + ([piece.place] if done and piece.leaves else [])
+    for folder in folders:
+        shutil.rmtree(places.work / folder, ignore_errors=True)
 
 
 def copied(piece: Piece, places: Places) -> list[str]:
@@ -213,7 +214,8 @@ def copied(piece: Piece, places: Places) -> list[str]:
 def ready(places: Places) -> Piece:
     """The first piece that is not done and has what it needs. Raises ValueError if there is none."""
     for piece in QUEUE:
-        if state(piece.name, places) != "done" and all(state(name, places) == "done" for name in piece.after):
+        done = places.record(piece.name).get("done")  # be it that a file did not come along
+        if not done and all(state(name, places) == "done" for name in piece.after):
             return piece
     raise ValueError(f"the queue is done: {places.out}")
 

@@ -219,18 +219,23 @@ def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
 def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     first = run(here, "heavy:2", "dual:4/2")
     monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore._write", None)
+    forget_rows(here)
     second = run(here, "heavy:2", "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
+
+
+def forget_rows(here: Path) -> None:
+    """So that what is kept of a call before are features alone."""
+    for file in (here / "report.cells").glob("*.json"):
+        file.unlink()
 
 
 def test_rows_of_another_machine_stand_for_images_and_features(here, monkeypatch):
     first = run(here, "heavy:2", "dual:4/2")
     shutil.move(here / "report.cells", here / "elsewhere")
-    (here / "report.cells").mkdir()
-    for file in (here / "elsewhere").glob("*.json"):
-        shutil.copy(file, here / "report.cells")
     monkeypatch.setattr(work, "measure", None)
-    second = run(here, "heavy:2", "dual:4/2")
+    monkeypatch.setattr(FeatureNet, "features", None)  # of real images neither
+    second = run(here, "heavy:2", "dual:4/2", rows=here / "elsewhere")
     for one, other in zip((*first.screened, *first.finished), (*second.screened, *second.finished), strict=True):
         assert one.row.score == other.row.score
     for one, other in zip(first.finished, second.finished, strict=True):
@@ -306,6 +311,7 @@ def test_two_judges_see_the_same_images_which_are_drawn_once_and_screen_with_the
     for line, one in zip(lines, findings.finished, strict=True):
         assert float(line["FD-noise mixer value"]) == one.row.scores["FD-noise mixer"].value
     drawn.clear()
+    forget_rows(here)
     compare(["heavy:2", "dual:4/2"], here / "report.html", EFFORT, **how)
     assert EFFORT.count not in drawn
 
@@ -428,6 +434,7 @@ def test_a_call_says_first_what_all_contenders_will_take(here, monkeypatch):
     monkeypatch.setattr("dualrate.compare.schedule.INCREMENT", 40)
     effort, first, second = Effort(minutes=10, screen=12, count=80), Notes(), Notes()
     for notes in (first, second):
+        forget_rows(here)  # features alone are here, which cost nothing to draw
         findings = compare(["heavy:2", "dual:4/2"], here / "report.html", effort, features=here / "net", progress=notes)
         assert {one.row.score.fingerprint.count for one in findings.finished} == {80}
     told = next(i for i, note in enumerate(first.lines) if note.startswith("2 contenders: "))

@@ -219,7 +219,7 @@ def test_logs_say_whether_the_auxiliary_keeps_up(ratio):
     step, noise = linear_step(method)
     eps = (step @ torch.diag(f64(1, 1, 0)) @ step.T + noise @ noise.T)[1, 1].item()
     assert logs["noise_power"].item() == pytest.approx(eps, rel=0.03)
-    assert eps > 1.05
+    assert ratio < 1.5 or eps < 0.95  # which tells it from the one before
 
 
 def test_in_turns_student_and_auxiliary_come_to_the_teacher_s_samples():

@@ -24,7 +24,8 @@ def test_cosine_goes_from_the_peak_through_half_to_zero():
 
 def test_a_cosine_over_seconds_falls_with_them_whatever_the_iteration():
     config = OptimConfig(lr=2.0, warmup=10, decay="cosine", decay_seconds=60)
-    assert lr_at(config, 9, 110, 30.0) == pytest.approx(2.0)  # still warming up
+    assert lr_at(config, 4, 110, 0.0) == pytest.approx(1.0)  # warming up
+    assert lr_at(config, 4, 110, 30.0) == pytest.approx(0.5)
     for iteration in (10, 5000):
         found = [lr_at(config, iteration, 110, seconds) for seconds in (0.0, 30.0, 60.0, 90.0)]
         assert found == pytest.approx([2.0, 1.0, 0.0, 0.0])

@@ -72,6 +72,7 @@ def compare(
     compiled: bool = False,
     graphs: bool = False,
     latents_by: Path | None = None,
+    rows: Path | None = None,
     progress: Reporter,
     command: str = "",
 ) -> ComparisonResults:
@@ -88,6 +89,7 @@ def compare(
     rivals:   add every denoiser of the catalogue around the dearest single network
     latents_by: directory of a model of latents: decoders are given those that it draws, as many as `count`, in place of
               those of held-out images
+    rows:     directory of measured rows, as of several machines (compare/row_store.py); beside `out` if not given
     Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file;
     OSError where another process compares into the same directory.
     """
@@ -105,7 +107,7 @@ def compare(
     of_models = [model.experiment.data for model in models.values()]
     data = next((one for one in of_models if one.source), of_models[0])  # a folder of diffusers says none
     _require_counts(effort, named, data.source)
-    base = None if latents_by is None else _base(latents_by, models.values(), progress)
+    base = None if latents_by is None else _base(latents_by, models.values(), precision, progress)
     require_samplers(parsed, models)
     require_plans(parsed, models)
     require_trainings(parsed, models)
@@ -115,9 +117,10 @@ def compare(
     check(judges[:1], effort.screen, details=False)
     check(judges, effort.count, details=True)
     directory, latents = out.with_suffix(".cells"), None
-    directory.mkdir(parents=True, exist_ok=True)
+    for folder in (directory, rows or directory):
+        folder.mkdir(parents=True, exist_ok=True)
     with run_lock(directory, "filled by a comparison"):
-        bench = Bench(models, judges, directory, progress, precision)
+        bench = Bench(models, judges, directory, progress, precision, rows)
         unplanned = _unplanned(parsed, bench, clock)
         contenders = contenders_of(parsed, models, progress=progress, unplanned=unplanned)
         duals = frozenset(one.network for one in contenders if models[one.run].call_cost.heavy and one.reuses)
@@ -154,12 +157,12 @@ class Clock:
         return max(self.start + self.seconds - time.monotonic(), 0.0)
 
 
-def _base(run: Path, decoders: Collection[Model], progress: Reporter) -> Drawer:
+def _base(run: Path, decoders: Collection[Model], precision: Precision, progress: Reporter) -> Drawer:
     """What draws the latents, as is recommended for it. Raises what loading and `check_latents` raise."""
     model = load(run, device=next(iter(decoders)).device, note=progress.note)
     for decoder in decoders:
         decoder.check_latents(model.codec.latents, model.shape)
-    return Choice().drawer(model)
+    return Choice().drawer(model, precision=precision)
 
 
 def _share(workers: WorkerCount, device: torch.device) -> float:
@@ -207,10 +210,9 @@ def _measured(
     duals: frozenset[str],
 ) -> tuple[list[MeasuredContender], list[MeasuredContender], list[str]]:
     """What was screened, what was measured on the front, and what there was no time for."""
-    for judge in bench.judges:
-        bench.progress.note(f"{judge.metric}: features of the {len(judge.reference_images)} images to compare with")
-        judge.prepare(bench.mapper)
-        _ = judge.reference_features  # taken now, so that they are not in the time of what is drawn
+    wanted = (range(SCREEN_SEED, SCREEN_SEED + effort.screen), range(effort.count))
+    if not all(bench.keeps(one, seeds) for one in with_trainings(contenders, entries) for seeds in wanted):
+        bench.see_real_images()  # now, so that they are not in the time of what is drawn
     macs = {one.key: bench.drawer(one).expected_cost.macs for one in contenders}
     timed = bench.estimate(useful_first(contenders, macs), TIMING_CALLS * clock.left)
     timing = TIMING * clock.seconds + TIMING_A_NETWORK * len({(one.run, one.denoiser) for one in contenders})
@@ -238,7 +240,7 @@ def _measured(
         lambda contender, images: bench.seconds(contender, range(images)),
         seconds,
         levels(effort.count, fewest),
-        wanted=len(front),
+        wanted=sum(bench.keeps(one, range(effort.count)) for one in front) or len(front),  # kept rows are not given up
     )
     bench.progress.note(f"measuring {len(picked)} of the {len(front)} on the front, {images} images each")
     measured = bench.measure(picked, range(images), seconds, details=True)

@@ -60,7 +60,7 @@ class Contender(Ranged):
     @property
     def key(self) -> str:
         """A file name, different for every contender; networks have different names."""
-        says = f"{self.network} {self.denoiser} {self.gamma} {self.plan.to_json()}"
+        says = f"{self.network} {self.denoiser} {self.gamma} {self.plan.digest}"
         digest = hashlib.sha256(says.encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "-", self.network)
         again = f"-{self.training}" if self.training else ""

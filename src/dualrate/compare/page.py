@@ -303,7 +303,7 @@ def _screening(results: ComparisonResults) -> list[Section]:
     rows = [one.row for one in results.screened]
     text = (
         "All contenders on fewer images, of other seeds than the front's, only to choose which deserve many; seconds "
-        "are those of drawing these images and may have been disturbed."
+        "are those of drawing these images, on whatever machine it was, and may have been disturbed."
     )
     return [Section("Screening", [Text(text, "note"), table(rows)])]
 
@@ -317,6 +317,7 @@ def _method(results: ComparisonResults) -> Section:
     facts = {**environment(results.device), "command": results.command}
     if results.finished:
         facts["precision"] = results.finished[0].row.precision
+        facts["images scored on"] = "; ".join(dict.fromkeys(one.measured.ran_on for one in results.finished))
         facts["fingerprint"] = results.finished[0].row.score.fingerprint.json()
     models = {one.contender.network: one.contender.run for one in results.screened}
     facts |= {network: str(run) for network, run in models.items()}

@@ -2,7 +2,7 @@
 
     DIRECTORY/KEY-FIRST-LAST-DIGEST.json      of the images of these seeds
 
-The digest is of all that decides a row: its images by every judge, what these are compared with, their seeds. So files
+The digest is of all that decides a row: its images by every judge, what these are compared with, their cost. So files
 of several machines may be put into one directory; rows of the same seeds are paired, wherever they were drawn.
 """
 
@@ -23,8 +23,10 @@ from dualrate.config.serial import from_json, to_plain
 from dualrate.machine.environment import environment
 from dualrate.machine.files import read_bytes, write_whole
 from dualrate.measuring.drawer import Drawer
-from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
 from dualrate.report.rows import Row
+
+SCORING = 1  # raised where a score, its interval or its replicates are made otherwise
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class KeptRow:
 
 def row_name(key: str, drawer: Drawer, judges: Sequence[Evaluator[Any]], seeds: range) -> str:
     """Of its file; another for whatever gives another row. key: of the contender."""
-    says = []
+    says: list[object] = [SCORING, RESAMPLING_SEED, drawer.expected_cost.macs]
     for judge in judges:
         real = (judge.reference, judge.held_out)
         says += [drawer.origin(judge.net.identity).json(), *(images.fingerprint if images else "" for images in real)]

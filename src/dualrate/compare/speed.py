@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dualrate.compare.contender import Contender
+from dualrate.config.ranges import Precision
 from dualrate.data.given_latents import DrawnLatents
 from dualrate.machine.device import memory_shortage, peak_memory
 from dualrate.machine.malloc import keep_freed_memory
@@ -44,7 +45,7 @@ def saturating_batch(drawer: Drawer) -> int:
     """
 
     def seconds_per_image(batch: int) -> float:
-        return drawer.cost.where(call_seconds(drawer.model, batch, seconds=CALLING))
+        return drawer.cost.where(call_seconds(drawer.model, batch, seconds=CALLING, bfloat16=drawer.bfloat16))
 
     best, best_seconds, batch = 1, seconds_per_image(1), 1
     while batch < min(4 * best, LARGEST_BATCH):
@@ -72,16 +73,24 @@ def speed(drawer: Drawer, batch: int, *, repeats: int = 3) -> Speed:
     return Speed(seconds_per_image(1), seconds_per_image(batch), batch)
 
 
-def memory_of(contender: Contender, batch: int, latents: DrawnLatents | None = None, *, device: torch.device) -> int:
+def memory_of(
+    contender: Contender,
+    batch: int,
+    latents: DrawnLatents | None = None,
+    *,
+    device: torch.device,
+    precision: Precision = "auto",
+) -> int:
     """Bytes held at most while a batch is drawn, in a process of its own: torch's on a GPU, all of it on a CPU.
 
-    latents: see `Model`
+    latents: see `Model`; precision: see `Drawer`
     """
     few = latents and replace(latents, z_0=latents.z_0[:batch].clone())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=leave_with_parent) as pool:
         try:
-            return pool.submit(_peak, contender, batch, str(device), torch.get_num_threads(), few).result()
+            how = (str(device), torch.get_num_threads(), few, precision)
+            return pool.submit(_peak, contender, batch, *how).result()
         except BrokenProcessPool as error:
             raise MemoryError(
                 f"measuring the memory of {contender.network} in batches of {batch} was killed, perhaps for lack of "
@@ -89,10 +98,12 @@ def memory_of(contender: Contender, batch: int, latents: DrawnLatents | None = N
             ) from error
 
 
-def _peak(contender: Contender, batch: int, device: str, threads: int, latents: DrawnLatents | None) -> int:
+def _peak(
+    contender: Contender, batch: int, device: str, threads: int, latents: DrawnLatents | None, precision: Precision
+) -> int:
     torch.set_num_threads(threads)
     keep_freed_memory()
     loaded = load(contender.run, device=device, note=lambda text: None)
     drawer = contender.drawer(loaded if latents is None else loaded.with_latents(latents))
-    replace(drawer, batch_size=batch).draw(range(batch))
+    replace(drawer, batch_size=batch, precision=precision).draw(range(batch))
     return peak_memory(drawer.model.device)

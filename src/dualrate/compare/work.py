@@ -110,6 +110,7 @@ class Bench:
 
     models: by directory
     judges: of one image each sees the features; the first screens and orders
+    directory: where features are kept; rows: where rows are, there too if not given
     mapper: draws; share: of the time of one process that it takes
     """
 
@@ -118,6 +119,7 @@ class Bench:
     directory: Path
     progress: Reporter
     precision: Precision = "auto"
+    rows: Path | None = None
     estimates: dict[str, float] = field(default_factory=dict)  # seconds per image, from those of calls
     pace: float = SLOWER  # what drawing took, over its estimate
     mapper: Mapper = in_turn
@@ -148,7 +150,8 @@ class Bench:
         """Per image, measured once."""
         if (run, denoiser) not in self._calls:
             self.progress.note(f"timing calls of {run.name}{f' under {denoiser}' if denoiser else ''}")
-            self._calls[run, denoiser] = call_seconds(model, BATCH, seconds=CALLING)
+            bfloat16 = None if self.precision == "auto" else self.precision == "bfloat16"
+            self._calls[run, denoiser] = call_seconds(model, BATCH, seconds=CALLING, bfloat16=bfloat16)
         return self._calls[run, denoiser]
 
     def estimate(self, contenders: Sequence[Contender], seconds: float = math.inf) -> list[Contender]:
@@ -166,9 +169,20 @@ class Bench:
             found.append(contender)
         return found
 
+    def see_real_images(self) -> None:
+        """Have all judges take their features, once."""
+        for judge in self.judges:
+            self.progress.note(f"{judge.metric}: features of the {len(judge.reference_images)} images to compare with")
+            judge.prepare(self.mapper)
+            _ = judge.reference_features
+
+    def keeps(self, contender: Contender, seeds: range) -> bool:
+        """Whether its row of these images is here."""
+        return self._row_file(contender, seeds).exists()
+
     def seconds(self, contender: Contender, seeds: range) -> float:
         """What drawing the images that are not here yet will take."""
-        if self._row_file(contender, seeds).exists():
+        if self.keeps(contender, seeds):
             return 0.0
         directory, missing = self._place(contender), set(seeds)
         if directory.exists():
@@ -233,7 +247,8 @@ class Bench:
 
     def _row_file(self, contender: Contender, seeds: range) -> Path:
         """Where its row is kept."""
-        return self.directory / row_name(contender.key, self.drawer(contender), self.judges_of(seeds), seeds)
+        name = row_name(replace(contender, training=0).key, self.drawer(contender), self.judges_of(seeds), seeds)
+        return (self.rows or self.directory) / name
 
     def finish(self, measured: Sequence[MeasuredContender], seconds: float = math.inf) -> list[TimedContender]:
         """Times every contender, once only if the seconds are over, and takes its first images; of a decoder, PSNR."""
@@ -247,7 +262,8 @@ class Bench:
             kind = (contender.run, contender.denoiser)
             if kind not in batches:
                 batches[kind] = saturating_batch(drawer)
-                memory[kind] = memory_of(contender, batches[kind], drawer.model.latents, device=drawer.model.device)
+                how = {"device": drawer.model.device, "precision": self.precision}
+                memory[kind] = memory_of(contender, batches[kind], drawer.model.latents, **how)
             timed = speed(drawer, batches[kind], repeats=3 if time.monotonic() < deadline else 1)
             row = replace(one.row, seconds_per_image=timed.batched, batch_size=timed.batch)
             images = drawer.draw(range(SHOWN)).images

@@ -6,6 +6,7 @@ tau is the time of the latest refresh. By default step floor(j N / H) refreshes,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 from collections.abc import Iterable, Sequence
@@ -141,6 +142,13 @@ class StepPlan:
         for i, refresh in enumerate(self.refresh):
             found.append({Refresh.FULL: i, Refresh.KEEP: found[-1] if found else None, Refresh.NONE: None}[refresh])
         return tuple(found)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of it; the same where another processor's logarithm has another last digit."""
+        times = [round(t, 12) + 0.0 for t in self.t]
+        says = json.dumps({"t": times, "refresh": [refresh.value for refresh in self.refresh]})
+        return hashlib.sha256(says.encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
         return json.dumps({"t": list(self.t), "refresh": [refresh.value for refresh in self.refresh]})

@@ -164,6 +164,13 @@ class Experiment(Ranged):
         return {name: value for name, value in to_plain(self).items() if name != "codec"} | self.codec.identity
 
     @property
+    def drawing(self) -> dict[str, Any]:
+        """Its identity but for how it was fitted, which its weights tell: what is kept of images outlives new settings
+        of training.
+        """
+        return {name: value for name, value in self.identity.items() if name != "fit"}
+
+    @property
     def num_classes(self) -> int:
         """0 for an unconditional model."""
         return self.networks.num_classes

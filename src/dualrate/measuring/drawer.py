@@ -236,14 +236,13 @@ class Drawer(Ranged):
 
     def origin(self, features: str) -> Origin:
         """What its images are of, for keeping them. features: the extractor's identity, or PIXELS."""
-        codec, identity = self.model.codec, self.model.experiment.identity
-        del identity["fit"]  # its weights tell, and a new setting of trainings changes no image
+        codec, identity = self.model.codec, self.model.experiment.drawing
         other = [codec.fingerprint] if codec.latents != codec.fingerprint else []  # another decoder of its latents
         return Origin(
             weights=self.model.weights_hash,
             experiment=_digest([identity, *other] if other else identity),
             sampler=json.dumps([plain_step(self.step), to_plain(self.guidance)]),
-            plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {_digest(self.plan.to_json())[:12]}",
+            plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {self.plan.digest}",
             labels=self.labels_rule,
             features=features,
             precision=self.arithmetic,

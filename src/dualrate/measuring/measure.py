@@ -209,8 +209,11 @@ def _images(drawer: Drawer, seeds: Sequence[int]) -> NDArray[np.uint8]:
     return drawer.draw(seeds).images
 
 
-def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0) -> CallCost:
-    """Seconds of a row in calls of `batch_size` rows, and of its decoding, measured now, for about `seconds` each."""
+def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, bfloat16: bool | None = None) -> CallCost:
+    """Seconds of a row in calls of `batch_size` rows, and of its decoding, measured now, for about `seconds` each.
+
+    bfloat16: of the networks' matrix products; None: where it pays
+    """
     device = model.device
     z = torch.zeros(batch_size, *model.process.state_shape(model.shape), device=device)
     t = torch.full((batch_size,), 0.5, dtype=torch.float64, device=device)
@@ -219,7 +222,7 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0) -> Call
         torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None,
         None if latent is None else torch.zeros(batch_size, *latent, device=device),
     )
-    bfloat16 = pays(device)
+    bfloat16 = pays(device) if bfloat16 is None else bfloat16
     denoiser = model.ready(bfloat16=bfloat16).denoiser
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
 
@@ -247,7 +250,7 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
     cost, count = drawer.cost, drawer.batch_size
     drawer.draw(range(count))  # the first compiles, records, chooses kernels
     seconds = drawer.draw(range(count)).seconds
-    taken = call_seconds(drawer.model, count)
+    taken = call_seconds(drawer.model, count, bfloat16=drawer.bfloat16)
     return {
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
         "macs_heavy_call": cost.calls.heavy,

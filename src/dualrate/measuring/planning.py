@@ -148,7 +148,7 @@ def are_errors_kept(model: Model, *, grid: int, images: int) -> bool:
 
 
 def _file(model: Model, source: TrainingSet, grid: int, images: int, spacing: str) -> Path:
-    of = [model.weights_hash, model.experiment.identity, source.fingerprint, grid, images, pays(model.device)]
+    of = [model.weights_hash, model.experiment.drawing, source.fingerprint, grid, images, pays(model.device)]
     of += ["bend"] + ["compiled"] * model.compiled + ["graphs"] * model.graphs + [spacing] * (spacing != "t")
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     return cache_dir() / "plans" / f"{key}.json"

@@ -251,7 +251,8 @@ class _Trainer:
                 self.settle()
 
     def out_of_time(self) -> bool:
-        return self.config.max_seconds is not None and self.state.seconds >= self.config.max_seconds
+        ends = (self.config.max_seconds, self.config.optim.decay_seconds)
+        return any(end is not None and self.state.seconds >= end for end in ends)
 
     def iterate(self, batch: Batch) -> None:
         """One batch: an update of every phase."""

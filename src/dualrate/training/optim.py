@@ -35,8 +35,8 @@ class OptimConfig(Ranged):
     decay: Literal["none", "cosine"] = "none"
     """After the warm-up: none stays at the peak, cosine falls to 0 at the last iteration."""
     decay_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
-    """Seconds of training, summed over resumes, at which cosine has fallen to 0 instead: where time is given and not
-    iterations, as on a machine that is rented. Two such runs differ; --fit.max-seconds ends one."""
+    """Seconds of training, summed over resumes, in which cosine falls to 0 instead, and which end it: where time is
+    given and not iterations, as on a machine that is rented. Two such runs differ."""
     clip: Annotated[float, Range(0, math.inf, above=True)] = 1.0
     """Largest global norm of the gradient; inf for no clipping."""
 
@@ -50,15 +50,14 @@ class OptimConfig(Ranged):
 
 def lr_at(config: OptimConfig, iteration: int, total: int, seconds: float) -> float:
     """The learning rate of iteration `iteration` (from 0) of `total`, after so many seconds of training."""
-    if iteration < config.warmup:
-        return config.lr * (iteration + 1) / config.warmup
+    warm = min((iteration + 1) / config.warmup, 1.0) if config.warmup else 1.0
     if config.decay == "none":
-        return config.lr
-    if config.decay_seconds is not None:
+        return config.lr * warm
+    if config.decay_seconds is not None:  # in which the warm-up is
         progress = seconds / config.decay_seconds
     else:
-        progress = (iteration - config.warmup) / max(total - config.warmup, 1)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        progress = max(iteration - config.warmup, 0) / max(total - config.warmup, 1)
+    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def build(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
