@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -407,6 +408,17 @@ def test_a_rate_that_falls_with_time_goes_on_falling_over_resumes(tmp_path):
     for before, line in itertools.pairwise(lines):
         share = before["seconds"] / 0.4
         assert line["lr"] == pytest.approx(optim.lr * (1 + math.cos(math.pi * share)) / 2, abs=0.01 * optim.lr)
+
+
+def test_a_rate_falls_by_the_leader_s_clock():
+    """Processes count their own seconds, and must not drift apart."""
+    optim = replace(CONFIG.optim, warmup=0, decay="cosine", decay_seconds=60)
+    one = SimpleNamespace(
+        config=replace(CONFIG, optim=optim),
+        state=SimpleNamespace(seconds=12.0, iteration=5),
+        world=SimpleNamespace(of_leader=lambda milliseconds: 30_000 if milliseconds == 12_000 else None),
+    )
+    assert loop._Trainer.rate(one) == pytest.approx(optim.lr / 2)  # type: ignore[arg-type]
 
 
 def test_another_number_of_threads_is_told(tmp_path):
