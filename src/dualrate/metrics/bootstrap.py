@@ -141,7 +141,9 @@ def _weighted_distances(features: Tensor, reference: GaussianStats, weights: Ite
     for weight in weights:
         mean, rooted_mean = weight @ centred / count, weight @ rooted / count
         trace = (weight @ squares - count * mean.square().sum()) / (count - 1)
-        second = rooted.T @ (rooted * weight[:, None])
+        counted = weight.nonzero().squeeze(1)  # a resample leaves a third of the vectors out
+        chosen = rooted[counted]
+        second = chosen.T @ (chosen * weight[counted, None])
         product = (second - count * torch.outer(rooted_mean, rooted_mean)) / (count - 1)
         cross = clamped_eigenvalues(torch.linalg.eigvalsh(product)).sqrt().sum()
         distances.append(mean.square().sum() + trace + reference.cov.trace() - 2 * cross)
