@@ -41,6 +41,11 @@ def test_a_rival_of_the_same_cost_has_the_most_steps_that_its_macs_allow(dual, g
     assert own.macs_by_step[-1] - each < rival.macs_by_step[-1] <= own.macs_by_step[-1]
 
 
+def test_a_rival_of_the_same_cost_under_a_sampler_of_two_calls_a_step_has_no_more_of_them(dual):
+    own, rival = dual.sides(Request(steps=6, heavy=6, sampler="heun", beside="cost"))
+    assert rival.plan.num_steps == own.plan.num_steps == 6
+
+
 def test_a_rival_of_the_same_cost_decodes_once_an_image_and_not_at_every_step(dual):
     request, made = Request(steps=12, heavy=3, beside="cost"), model()
     made.__dict__["call_cost"] = replace(made.call_cost, decode=10**9)

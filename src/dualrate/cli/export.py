@@ -47,8 +47,13 @@ class Export(Ranged):
             raise ValueError(
                 "--license, --score and --push-to-hub are of a pipeline: export --to diffusers, or drop them"
             )
-        if form == "torch-export" and (self.sampling.guidance, self.sampling.sampler) != (1.0, None):
-            raise ValueError("programs have a plan, but no sampler and no guidance: drop --sampler and --guidance")
+        own = self.sampling
+        given = (own.sampler, own.gamma, own.eta, own.interval)
+        if form == "torch-export" and (own.guidance != 1 or any(one is not None for one in given)):
+            raise ValueError(
+                "programs have a plan, but no sampler and no guidance: drop --sampler, --gamma, --eta, --guidance and "
+                "--interval"
+            )
         if self.sampling.denoiser is not None:
             raise ValueError("an exported model has its networks' own denoiser: drop --denoiser")
         if self.push_to_hub is not None and self.license == "unknown":

@@ -73,7 +73,9 @@ LESS_MEMORY = {  # where it is short
     **dict.fromkeys(
         ("train", "distill", "retrofit"), "lower --fit.micro-batch or --fit.batch-size, or the networks' channels"
     ),
-    **dict.fromkeys(("sample", "evaluate", "cost", "bound", "encode", "decode", "data"), "lower --batch-size"),
+    **dict.fromkeys(("sample", "evaluate", "bound", "encode", "decode"), "lower --batch-size"),
+    "data": "lower --workers; data encode: --batch-size; data prepare: --shard-mib",
+    "cost": "lower --batch-size; of a recipe --fit.micro-batch",
     "plan": "lower --grid or --batch-size",
 }
 USAGE = Path(__file__).with_name("usage.txt")  # a file, so that `dualrate --help` need not load torch

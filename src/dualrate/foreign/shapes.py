@@ -26,5 +26,8 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     channels, side = config.get("in_channels"), config.get("sample_size")
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     if not (channels and height and width):
-        raise ValueError(f"in_channels {channels} and sample_size {side} say no shape: pass shape=(C, H, W)")
+        raise ValueError(
+            f"in_channels {channels} and sample_size {side} say no shape: write them into its config.json, or pass "
+            "shape=(C, H, W)"
+        )
     return int(channels), int(height), int(width)

@@ -132,7 +132,7 @@ def _quality(scored: Mapping[str, Any]) -> str:
         score["metric"]: f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}] at {100 * score['level']:g}%",
         "of": f"{fingerprint.count} images, {scored['num_steps']} steps, {scored['num_heavy']} heavy calls, "
         f"{scored['sampler']}",
-        "floor": f"{score['floor']:.4g} for {score['floor_count']} held-out images",
+        "floor": f"{score['floor']:.4g} for {score['floor_count']} held-out images" if score["floor_count"] else "none",
         "fingerprint": f"{fingerprint.short()}: {fingerprint.json()}",
         "seconds an image": f"{scored['seconds_per_image']:.4g}, {scored['batch_size']} at a time",
         "precision": scored["precision"],

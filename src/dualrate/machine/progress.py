@@ -52,7 +52,8 @@ class PlainReporter:
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         now = time.monotonic()
-        if self._last is None or total != self._last[3]:  # the first pays for warming up: measure from its end
+        other = self._last is not None and total != self._last[3] and iteration <= self._last[1]  # a guess may change
+        if self._last is None or other:  # the first pays for warming up: measure from its end
             self._last = (now, iteration, logs["images"], total)
         for name, value in logs.items():
             if name.endswith(SHOWN):

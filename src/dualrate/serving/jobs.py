@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,13 +42,15 @@ class _Stopped(Exception):
 
 @dataclass(eq=False)
 class Progress:
-    """How far a side is. steps: done, None before its turn; seconds: of networks and sampler."""
+    """How far a side is. steps: done, None before its turn; seconds: of networks and sampler; images: as
+    addresses, once it is finished.
+    """
 
     side: Side
     steps: int | None = None
     seconds: float = 0.0
     state: Tensor | None = None
-    images: NDArray[np.uint8] | None = None
+    images: Sequence[str] | None = None
 
     @property
     def macs(self) -> int:
@@ -58,15 +61,20 @@ class Progress:
         state, images = self.state, self.images  # in this order: the thread that draws goes on meanwhile
         finished = images is not None
         if images is None:
-            images = to_uint8(state).cpu().numpy() if state is not None and _is_picture(state) else ()
+            images = addresses(to_uint8(state).cpu().numpy()) if state is not None and _is_picture(state) else ()
         return {
             **self.side.described(),
             "done": self.steps,
             "macs_so_far": self.macs,
             "seconds": self.seconds,
             "finished": finished,
-            "images": [f"data:image/png;base64,{base64.b64encode(png_bytes(image)).decode()}" for image in images],
+            "images": images,
         }
+
+
+def addresses(images: NDArray[np.uint8]) -> list[str]:
+    """Images as PNGs that are their own addresses."""
+    return [f"data:image/png;base64,{base64.b64encode(png_bytes(image)).decode()}" for image in images]
 
 
 def _is_picture(z: Tensor) -> bool:
@@ -103,7 +111,7 @@ class Job:
 
             (images,) = side.side.drawer.batches(self.seeds, watch=watch)
             side.seconds = time.perf_counter() - start
-            side.images, side.state = images, None
+            side.images, side.state = addresses(images), None  # once: the other side is timed while they are asked for
 
 
 class Jobs:

@@ -197,7 +197,8 @@ class Offer:
         if beside == "cost":
             branches, call = 1 if request.guidance == 1 else 2, self.rival.call_cost
             network = branches * (call.of(1, 1) - call.decode)  # decoding is once an image
-            steps = max(0, int((own.macs_by_step[-1] - call.decode) // network))
+            calls = max(1, int((own.macs_by_step[-1] - call.decode) // network))
+            steps = self._rival(calls, request).drawer.step.most_steps(calls)
         return [own, self._rival(steps, request)]
 
     def _rival(self, steps: int, request: Request) -> Side:

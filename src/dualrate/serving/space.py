@@ -25,7 +25,7 @@ from dualrate.machine.files import naming, write_whole
 from dualrate.machine.folders import MANIFEST, check_link, new_folder, some_of
 from dualrate.runs.card import CARD, CURVE
 from dualrate.runs.release import export
-from dualrate.runs.store import COVARIANCE, RELEASED, WEIGHTS
+from dualrate.runs.store import COVARIANCE, RELEASED, WEIGHTS, load
 from dualrate.serving.offer import Offer
 
 PORT = 7860
@@ -81,22 +81,25 @@ def write_space(offer: Offer, out: Path, note: Callable[[str], None]) -> None:
             raise ValueError(
                 f"{one.name} draws by a codec in a folder of its own, which a Space does not hold: serve it here"
             )
+        if elsewhere := re.search(r'"type": "([\w.]+):', json.dumps(one.experiment.identity)):
+            raise ValueError(f"{one.name} needs the package {elsewhere[1]}, which a Space does not hold: serve it here")
     command = ["python", "-m", "dualrate", "serve", "model", "--host", "0.0.0.0", "--port", str(PORT)]
     command += [] if other is None else ["--beside", "beside"]
     limits = {"steps": offer.limits.steps, "images": offer.limits.images, "waiting": offer.limits.waiting}
     command += [word for name, most in limits.items() for word in (f"--max-{name}", str(most))]
     said = {"title": json.dumps(model.name), "name": model.name, "emoji": EMOJI, "port": PORT}
-    said |= {"iteration": model.iteration, "weights": model.weights_hash[:12]}
     beside = "a heavy call at every step" if other is None else f"`{other.name}`"
     said["beside"] = "" if offer.rivals == ("nothing",) else f"; beside {beside} from the same seeds"
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     with new_folder(target) as folder:
+        _put(model, folder / "model", note)
+        held = load(folder / "model", note=lambda text: None)  # of a run its averages in bfloat16
+        said |= {"iteration": held.iteration, "weights": held.weights_hash[:12]}
         write_whole(folder / "README.md", README.format(**said))
         write_whole(folder / "Dockerfile", DOCKERFILE.format(python=python, port=PORT, command=json.dumps(command)))
         write_whole(folder / "requirements.txt", "".join(f"{line}\n" for line in needed))
         shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns(*LEFT_OUT))
         shutil.copy(PACKAGE.parent / "dualrate_command.py", folder)
-        _put(model, folder / "model", note)
         if other is not None:
             _put(other, folder / "beside", note)
     note(f"to upload it: hf upload USER/NAME {out} . --repo-type space")

@@ -126,7 +126,7 @@ function remember() {
 function recall() {
   const kept = new URLSearchParams(location.hash.slice(1)), named = FIELDS.filter((id) => kept.has(id));
   heavyChosen = kept.has("heavy");
-  for (const id of named) at(id).value = kept.get(id);
+  for (const id of FIELDS) if (kept.has(id) || id in DEFAULTS) at(id).value = kept.get(id) ?? DEFAULTS[id];
   follow();
   return named.length > 0;
 }
@@ -306,7 +306,7 @@ at("ask").addEventListener("input", (event) => {
   timer = setTimeout(() => { if (!job) preview(); }, 150);
 });
 at("next").addEventListener("click", () => {
-  at("seed").value = Number(at("seed").value) + Number(at("images").value);
+  at("seed").value = Number(at("seed").value) + (Number(at("images").value) || model.default.images);
   draw();
 });
 at("stop").addEventListener("click", () => { if (job) call("DELETE", `api/samples/${job.id}`).catch(tell); });
