@@ -49,6 +49,8 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         own_device(torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert own_device(torch.device("cuda")) == torch.device("cuda:1")
+    with pytest.raises(ValueError, match=r"got cuda:4 for all of them: choose them by CUDA_VISIBLE_DEVICES"):
+        own_device(torch.device("cuda:4"))
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "soon"])

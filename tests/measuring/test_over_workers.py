@@ -17,6 +17,7 @@ from torch import nn
 from trouble import children, wait_until
 
 from dualrate.cli.main import main
+from dualrate.codecs.config import CodecFolder
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.data import DataConfig
@@ -36,6 +37,7 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture, Card, FeatureNet
 from dualrate.metrics.kept import weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.runs import store
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.bands import Bands
@@ -274,3 +276,15 @@ def test_a_command_that_is_stopped_leaves_no_process_and_goes_on_with_any_number
     assert subprocess.run(command).returncode == 0
     images = {file.name: file.read_bytes() for file in (tmp_path / "one").glob("0*.png")}
     assert images.items() <= {file.name: file.read_bytes() for file in (tmp_path / "out").glob("0*.png")}.items()
+
+
+def test_a_worker_tells_models_apart_that_decode_otherwise(model):
+    """One that has loaded a model keeps it: another codec of the same weights is another model."""
+    other = replace(model, experiment=replace(model.experiment, codec=CodecFolder("elsewhere", "0")))
+    (load_it, (one,)), (_, (two,)) = store._placed(model), store._placed(other)
+    assert one != two
+    assert [load_it(place).experiment.codec for place in (one, two, one)] == [
+        model.experiment.codec,
+        other.experiment.codec,
+        model.experiment.codec,
+    ]

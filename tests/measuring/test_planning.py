@@ -185,10 +185,12 @@ def test_costs_of_calls_add_up_to_the_counted_plan(run):
     assert model.call_cost.of(8, 3) == counted.macs
 
 
-def test_check_plans_are_a_dozen_different_ones_on_the_grid():
-    planner = Planner(grid_errors(16), PROCESS)
+@pytest.mark.parametrize(("size", "least"), [(16, 12), (25, 3)])
+def test_check_plans_are_different_ones_on_the_grid(size, least):
+    planner = Planner(grid_errors(size), PROCESS)
     plans = check_plans(planner, CallCost(10, 1, own=True))
-    assert len(plans) >= 12
+    assert len(plans) >= least
+    assert all((plan.t[0], plan.t[-1]) == (1, 0) for _, plan in plans)  # an odd grid has no half
     assert len({name for name, _ in plans}) == len({plan for _, plan in plans}) == len(plans)
     for _, plan in plans:
         assert planner.objective(plan) > 0

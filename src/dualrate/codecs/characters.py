@@ -43,5 +43,4 @@ class Characters(TokenCodec):
 
 def texts(alphabet: str, places: NDArray[np.uint8]) -> Iterable[str]:
     """The pieces of text that 8-bit values say. places: (N, 1, 1, L)."""
-    characters = np.array(list(alphabet))
-    return ("".join(characters[piece.ravel()]) for piece in places)
+    return ("".join(alphabet[place] for place in piece.ravel()) for piece in places)

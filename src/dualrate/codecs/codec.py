@@ -23,6 +23,7 @@ from torch import Tensor
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import Shape
+from dualrate.machine.device import whole_products
 from dualrate.sampling.cost import macs_of
 
 AT_ONCE = 2**21  # pixels of images that go through a codec together: 8 of 512 x 512, 32 of 256 x 256
@@ -166,7 +167,8 @@ def decoded(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
     _, height, width = codec.image_shape((x.shape[1], x.shape[2], x.shape[3]))
     size = max(1, AT_ONCE // (height * width))
     parts = [slice(first, first + size) for first in range(0, len(x), size)]
-    return torch.cat([codec.decode(x[part], Draws(draws.seed, draws.row[part])) for part in parts])
+    with whole_products():
+        return torch.cat([codec.decode(x[part], Draws(draws.seed, draws.row[part])) for part in parts])
 
 
 def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
@@ -178,14 +180,24 @@ def with_noise(codec: Codec, x: Tensor, draws: Draws) -> Tensor:
 
 
 def noisy_latents(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
-    """z_0 of images (B, C, H, W) in [-1, 1], drawn anew for every row of `draws`: what a decoder is given of them."""
-    moments = codec.encode(images)
-    return with_noise(codec, moments.sample(draws.normal("latent", *moments.mean.shape[1:])), draws)
+    """z_0 of images (B, C, H, W) in [-1, 1], drawn anew for every row of `draws`: what a decoder is given of them.
+
+    Some rows at a time, which bounds the memory: `AT_ONCE` pixels.
+    """
+    size, made = max(1, AT_ONCE // (images.shape[2] * images.shape[3])), []
+    for part, row in zip(images.split(size), draws.row.split(size), strict=True):
+        own = Draws(draws.seed, row)
+        with whole_products():
+            moments = codec.encode(part)
+        made.append(with_noise(codec, moments.sample(own.normal("latent", *moments.mean.shape[1:])), own))
+    return torch.cat(made)
 
 
 def round_trip(codec: Codec, images: Tensor, draws: Draws) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] encoded, by the mean of each, and decoded."""
-    return decoded(codec, with_noise(codec, codec.encode(images).mean, draws), draws)
+    with whole_products():
+        encoded = codec.encode(images).mean
+    return decoded(codec, with_noise(codec, encoded, draws), draws)
 
 
 def decode_macs(codec: Codec, latent: Shape, device: torch.device | str = "cpu") -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dualrate.codecs.codec import Codec
 from dualrate.codecs.config import CodecFolder
+from dualrate.data import fashion_mnist
 from dualrate.data.cache import OnBad
 from dualrate.data.images import ImageSet, check_outside, load_images, to_float
 from dualrate.data.latents import is_encoded
@@ -32,6 +33,8 @@ from dualrate.data.prepare_folder import (
 )
 from dualrate.data.shards import DATASET, ENCODED, FORMAT, SHARD_BYTES, is_finished, labels_file
 from dualrate.data.source import SPLITS, DataProgress, Split
+from dualrate.data.untrusted import resolved
+from dualrate.machine.device import whole_products
 from dualrate.machine.files import read_json, whole, write_whole
 from dualrate.machine.folders import Manifest
 from dualrate.machine.guards import run_lock
@@ -98,7 +101,8 @@ def encode(
     check_outside(folder, source)
     if shard_bytes < 1 or batch_size < 1:
         raise ValueError(f"shard_bytes {shard_bytes}, batch_size {batch_size}; expected at least 1 each")
-    pixels = Pixels(str(source), size, channels, on_bad)
+    named = str(source) if source == fashion_mnist.NAME else str(resolved(source))  # read again, from wherever
+    pixels = Pixels(named, size, channels, on_bad)
     images: dict[Split, ImageSet] = {split: pixels.load(split, progress) for split in SPLITS}
     if images["test"].shape != images["train"].shape:
         shapes = " and ".join(f"{images[split].shape} ({split})" for split in SPLITS)
@@ -123,7 +127,8 @@ def encode(
 def moments_of(codec: Codec, images: np.ndarray, device: torch.device | str, mirrored: bool) -> Tensor:
     """(B, V, M, C, H, W) float16. images: (B, C, H, W) uint8. Raises ValueError for numbers that float16 has not."""
     x = to_float(torch.tensor(images).to(device))
-    views = [codec.encode(view).stacked() for view in ((x, x.flip(-1)) if mirrored else (x,))]
+    with whole_products():
+        views = [codec.encode(view).stacked() for view in ((x, x.flip(-1)) if mirrored else (x,))]
     stacked = torch.stack(views, 1).cpu()
     if not (stacked.isfinite().all() and stacked.abs().max() <= HIGHEST):
         raise ValueError(

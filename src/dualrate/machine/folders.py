@@ -184,7 +184,15 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """What processes left that were killed while they wrote `target`; those at work hold a lock."""
+    """What processes left that were killed while they wrote `target`; those at work hold a lock.
+
+    Where folders cannot be swapped, a kill between two renames leaves what was there under another name: it is put
+    back.
+    """
+    if not target.exists():
+        for old in target.parent.glob(f".tmp-{glob.escape(target.name)}-*-old"):
+            old.rename(target)
+            break
     for leftover in target.parent.glob(f".tmp-{glob.escape(target.name)}-*"):
         with suppress(OSError), _locked(leftover):
             shutil.rmtree(leftover)

@@ -140,8 +140,8 @@ class Workers:
         what = f"a worker died ({_ending(worker.process.exitcode)}) at block {worker.at + 1} of {total}"
         if deaths[worker.at] >= DEATHS:
             raise ChildProcessError(
-                f"{what}, as {DEATHS - 1} before it: mostly for lack of memory. Each of the {self.count} workers holds "
-                "a copy of the model of its own: use fewer (--workers), or a smaller --batch-size"
+                f"{what}, as {DEATHS - 1} before it: mostly for lack of memory, of which each of the {self.count} "
+                "workers takes its own: use fewer (--workers), or a smaller --batch-size where the command has one"
             )
         self.note(f"{what}, which is done again")
 

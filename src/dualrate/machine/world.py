@@ -188,6 +188,10 @@ def own_device(device: torch.device) -> torch.device:
     """
     if not is_launched() or os.environ["WORLD_SIZE"] == "1" or device.type == "cpu":
         return device
+    if device.index:  # 0 is what is picked where nothing is said
+        raise ValueError(
+            f"every process has a GPU of its own, got {device} for all of them: choose them by CUDA_VISIBLE_DEVICES"
+        )
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= gpus:
         raise ValueError(f"every process needs a GPU of its own, here are {gpus} for process {local}: start fewer")

@@ -224,7 +224,7 @@ def check_plans(planner: Planner, costs: CallCost) -> list[tuple[str, StepPlan]]
         plans += [(f"{n}/{h} light first", StepPlan.late(_even(planner, n, h).t, h, n - h)) for n, h in sizes]
     planned = {(n, h): planner.best(n, costs.affordable(n, costs.of(n, h))).plan for n, h in sizes if h > 2}
     plans += [(f"as {n}/{h}, planned", plan) for (n, h), plan in planned.items()]
-    n, h = size // 2, min(4, size // 4)
+    n, h = size if size % 2 else size // 2, min(4, size // 4)  # of the grid's times, the first and the last too
     times = _even(planner, n, h).t
     plans.append((f"{n}/{h} all early", StepPlan.at(times, range(h))))
     plans.append((f"{n}/{h} late", StepPlan.at(times, [0, *range(n - h + 1, n)])))

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dualrate.codecs import characters, grey_levels  # noqa: F401  # a file may name them
 from dualrate.codecs.codec import Codec
+from dualrate.codecs.config import CodecConfig
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.given_latents import DrawnLatents
 from dualrate.denoisers.catalogue import denoiser_named, is_denoiser
@@ -140,6 +141,8 @@ class Place:
     """Where another process loads a model from, on its own device of the same kind.
 
     weights: the hash that they then have; denoiser: what calls them, if not their own
+    codec, given: of its images, and of the latents that a decoder is given, which may have been moved, and decode
+                  otherwise than its own
     compiled, graphs, latents: see `Model`
     """
 
@@ -149,6 +152,8 @@ class Place:
     compiled: bool
     graphs: bool
     device: str
+    codec: CodecConfig
+    given: CodecConfig
     experiment: Experiment = field(compare=False)  # which brings the modules of its parts with it
     latents: DrawnLatents | None = field(compare=False)  # which `weights` tell
 
@@ -162,8 +167,9 @@ class Place:
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
                 "export it first, and use what was exported"
             )
-        codec = self.experiment.codec  # which may have been moved
-        experiment = replace(found.experiment, codec=codec)
+        experiment = replace(found.experiment, codec=self.codec)
+        if experiment.method.latents != self.given:
+            experiment = replace(experiment, method=replace(experiment.method, latents=self.given))
         return replace(found, compiled=self.compiled, graphs=self.graphs, experiment=experiment)
 
 
@@ -171,7 +177,8 @@ def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
     if model.path is None:
         raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
     where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled, model.graphs)
-    return Place.model, (Place(*where, model.device.type, model.experiment, model.latents),)
+    codecs = (model.experiment.codec, model.experiment.method.latents)
+    return Place.model, (Place(*where, model.device.type, *codecs, model.experiment, model.latents),)
 
 
 copyreg.pickle(Model, _placed)
