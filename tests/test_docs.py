@@ -162,7 +162,7 @@ def small_networks(place, monkeypatch) -> None:
     monkeypatch.setattr(family, "BLENDS", (0.0, 1.0))
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
-    monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)
+    monkeypatch.setattr(work, "memory_of", lambda *of, **how: 1)
     monkeypatch.setattr(train, "SHOWN", 4)
     monkeypatch.setattr(train, "SHOWN_STEPS", 4)
     for name in ("check_compiler", "check_processes"):  # seconds each

@@ -85,7 +85,7 @@ def beside(place, monkeypatch) -> Path:
     monkeypatch.setenv("DUALRATE_CACHE", str(place / "cache"))
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
-    monkeypatch.setattr("dualrate.compare.work.memory_of", lambda *of, device: 1)
+    monkeypatch.setattr("dualrate.compare.work.memory_of", lambda *of, **how: 1)
     return place
 
 

@@ -110,7 +110,7 @@ def test_texts_are_compared(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(language_model, "HIDDEN", 16)
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
-    monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)
+    monkeypatch.setattr(work, "memory_of", lambda *of, **how: 1)
     entries, page = (f"{root / 'run'}:2", f"{root / 'dual'}:2/1"), tmp_path / "report.html"
     compare = ("compare", *entries, "--screen", 192, "--count", 200, "--out", page, "--device", "cpu")
     assert call(monkeypatch, *compare) == 0, capsys.readouterr().err

@@ -103,6 +103,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.training.loop._Update",
     "dualrate.denoisers.metered.Meter",
     "dualrate.compare.comparison.Clock",
+    "dualrate.compare.row_store.KeptRow",
     "dualrate.compare.speed.Speed",
     "dualrate.compare.work.Bench",
     "dualrate.compare.work.MeasuredContender",

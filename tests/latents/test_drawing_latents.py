@@ -59,7 +59,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
-    monkeypatch.setattr(work, "memory_of", lambda *of, device: 1)
+    monkeypatch.setattr(work, "memory_of", lambda *of, **how: 1)
     np.savez(tmp_path / "images.npz", images=photos(40).transpose(0, 2, 3, 1))
     data = dr.DataConfig(str(tmp_path / "images.npz"))
 

@@ -370,7 +370,7 @@ def other(what, model):
         case "weights":
             return {"model": replace(model, weights_hash="f" * 64, iteration=2)}
         case "experiment":
-            return {"model": replace(model, experiment=replace(EXPERIMENT, fit=FitConfig(iterations=9)))}
+            return {"model": replace(model, experiment=replace(EXPERIMENT, name="other"))}
         case "plan":
             return {"plan": StepPlan.uniform(3, 1)}
         case "sampler":
