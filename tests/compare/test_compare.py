@@ -187,7 +187,7 @@ def test_a_batch_saturates_where_doubling_gains_less_than_5_percent(here, monkey
     # seconds of one call; per image 1, 1.1 (disturbed), 0.375, 0.37, 0.36
     calls = {1: 1.0, 2: 2.2, 4: 1.5, 8: 2.96, 16: 5.76}
     monkeypatch.setattr(speed, "LARGEST_BATCH", 64)
-    monkeypatch.setattr(speed, "call_seconds", lambda model, batch, seconds: CallCost(0, calls[batch] / batch))
+    monkeypatch.setattr(speed, "call_seconds", lambda model, batch, **how: CallCost(0, calls[batch] / batch))
     drawer = SimpleNamespace(model=None, bfloat16=False, cost=PlanCost(CallCost(1, 1), 0, 7))
     assert speed.saturating_batch(drawer) == 4  # type: ignore[arg-type]
 
@@ -195,7 +195,7 @@ def test_a_batch_saturates_where_doubling_gains_less_than_5_percent(here, monkey
 def test_no_batch_is_tried_that_memory_does_not_suffice_for(here, monkeypatch):
     said = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 
-    def seconds(model, batch, seconds):
+    def seconds(model, batch, **how):
         if batch > 4:
             raise RuntimeError(said)
         return CallCost(0, 1 / batch)
