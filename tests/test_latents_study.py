@@ -32,6 +32,7 @@ def kept(tmp_path, monkeypatch):
     """Results of two lines, one of them of another number of iterations."""
     monkeypatch.setattr(study, "WHERE", tmp_path)
     one = {
+        "count": 10,
         "bits": {"value": 0.1, "error": 0.01},
         "psnr": {"psnr": 20.0, "error": 0.1},
         "rfd": {"FD-one": [1.0, 0.9, 1.1], "FD-two": [4.0, 3.0, 5.0]},
@@ -57,3 +58,5 @@ def test_table_and_figure_are_of_what_was_measured(kept):
 def test_what_was_measured_is_not_trained_again(kept, monkeypatch):
     monkeypatch.setattr(study, "run_training", lambda *of: pytest.fail("trained"))
     study.run("c3", study.ITERATIONS, 10)
+    with pytest.raises(ValueError, match="is of 10 images, not of 700: delete it"):
+        study.run("c3", study.ITERATIONS, 700)

@@ -64,9 +64,10 @@ def judge(net: str = "net:1", reference: str = "train", held_out: str | None = "
     )
 
 
-def drawer(weights: str = "1", precision: str = "float32") -> SimpleNamespace:
+def drawer(weights: str = "1", precision: str = "float32", macs: int = 7) -> SimpleNamespace:
     return SimpleNamespace(
-        origin=lambda features: Origin(weights, "experiment", "DDIM", "4 steps", "none", features, precision)
+        expected_cost=SimpleNamespace(macs=macs),
+        origin=lambda features: Origin(weights, "experiment", "DDIM", "4 steps", "none", features, precision),
     )
 
 
@@ -74,6 +75,7 @@ def test_whatever_gives_another_row_has_another_name():
     usual = (drawer(), [judge()], range(40))
     others = [
         (drawer("2"), [judge()], range(40)),
+        (drawer(macs=8), [judge()], range(40)),  # which are counted otherwise by now
         (drawer(precision="bfloat16"), [judge()], range(40)),
         (drawer(), [judge("net:2")], range(40)),
         (drawer(), [judge(reference="other")], range(40)),
