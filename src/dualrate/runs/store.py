@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import safetensors.torch
 import torch
@@ -167,9 +167,9 @@ class Place:
                 f"{self.path} has other weights by now, of iteration {found.iteration}: where it is being trained, "
                 "export it first, and use what was exported"
             )
-        experiment = replace(found.experiment, codec=self.codec)
-        if experiment.method.latents != self.given:
-            experiment = replace(experiment, method=replace(experiment.method, latents=self.given))
+        experiment, method = replace(found.experiment, codec=self.codec), cast(Any, found.experiment.method)
+        if method.latents != self.given:
+            experiment = replace(experiment, method=replace(method, latents=self.given))
         return replace(found, compiled=self.compiled, graphs=self.graphs, experiment=experiment)
 
 
