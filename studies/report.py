@@ -134,7 +134,7 @@ REPORTS = {
     ),
     "settled-25": Report(
         trained_alike(NEAR),
-        Effort(minutes=480, screen=300, count=50_000),
+        Effort(minutes=1440, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
         f"{JUDGES},{PRETRAINED}",
