@@ -19,6 +19,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,14 @@ from torch import Tensor, nn
 import dualrate as dr
 from benchmarks.interleave import interleaved
 from benchmarks.utilisation import known_peak
+from dualrate.config.ranges import Precision
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.diffusion.times import shared_time
 from dualrate.experiments.networks import TwoNetworks
-from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
 from dualrate.machine.files import write_whole
 from dualrate.machine.graphs import graph_calls, record
+from dualrate.networks.precision import in_bfloat16
 from dualrate.recipes import fashion_mnist
 from dualrate.sampling.cost import CallCost, call_cost
 
@@ -71,17 +73,17 @@ class Segment:
 
 
 def segment(
-    experiment: dr.Experiment, steps: int, batch: int, device: torch.device, bfloat16: bool | None = None
+    experiment: dr.Experiment, steps: int, batch: int, device: torch.device, precision: Precision = "auto"
 ) -> Segment:
     """The segment of `steps` light steps in the middle of a sampler of 8 times as many.
 
-    bfloat16: of matrix products; None: where it pays
+    precision: of matrix products
     """
     networks, denoiser = experiment.build()
     if not isinstance(denoiser, DualRate):
         raise ValueError(f"a segment has a heavy and a light network, {experiment.name} has one: take a dual recipe")
     networks.to(device).eval().requires_grad_(False)
-    bfloat16 = pays(device) if bfloat16 is None else bfloat16
+    bfloat16 = in_bfloat16(precision, device)
     model = dr.Model(experiment.name, experiment, networks, denoiser, 0, "").ready(bfloat16=bfloat16)  # as samples are
     assert isinstance(model.denoiser, DualRate)
     shape, null = (batch, *experiment.shape), experiment.num_classes
@@ -154,12 +156,12 @@ def measure(
     batches: list[int],
     device: torch.device,
     seconds: float,
-    bfloat16: bool | None = None,
+    precision: Precision = "auto",
 ) -> Iterator[dict[str, object]]:
     """Median milliseconds of each mode, per experiment and batch; light ones per step."""
     for name, experiment in experiments.items():
         for batch in batches:
-            part = segment(experiment, steps, batch, device, bfloat16)
+            part = segment(experiment, steps, batch, device, precision)
             for mode, durations in interleaved(modes(part, device), device, seconds=seconds).items():
                 walls = sorted(duration.wall for duration in durations)
                 each = steps if mode.startswith("light") else 1
@@ -178,16 +180,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--models", nargs="+", choices=models, default=list(models), metavar="NAME")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--steps", type=int, default=7, help="light steps of a segment")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    bfloat16 = None if options.precision == "auto" else options.precision == "bfloat16"
     experiments, device = {name: models[name] for name in options.models}, torch.device(options.device)
     rows: list[dict[str, object]] = []
-    for row in measure(experiments, options.steps, options.batches, device, options.seconds, bfloat16):
+    for row in measure(experiments, options.steps, options.batches, device, options.seconds, options.precision):
         rows.append(row)
         if options.out:  # a row at a time, since the time may be over before the last
             write_whole(options.out, json.dumps({"environment": environment(device), "rows": rows}, indent=1) + "\n")

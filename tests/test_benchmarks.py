@@ -124,7 +124,7 @@ def test_segments_of_a_gpu_run_eagerly_on_a_cpu() -> None:
     small = model(DUAL).experiment
     part = gpu.segment(small, 2, 3, CPU)
     assert part.light(part.heavy()).shape == (3, 1, 8, 8)
-    rows = list(gpu.measure({"small": small}, 2, [1], CPU, seconds=0, bfloat16=False))
+    rows = list(gpu.measure({"small": small}, 2, [1], CPU, seconds=0, precision="float32"))
     assert {row["mode"] for row in rows} == {"heavy call, eager", "light steps, eager"}
     assert not any(row["bfloat16"] for row in rows)
     with pytest.raises(ValueError, match="take a dual recipe"):

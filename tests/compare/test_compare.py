@@ -188,7 +188,7 @@ def test_a_batch_saturates_where_doubling_gains_less_than_5_percent(here, monkey
     calls = {1: 1.0, 2: 2.2, 4: 1.5, 8: 2.96, 16: 5.76}
     monkeypatch.setattr(speed, "LARGEST_BATCH", 64)
     monkeypatch.setattr(speed, "call_seconds", lambda model, batch, **how: CallCost(0, calls[batch] / batch))
-    drawer = SimpleNamespace(model=None, bfloat16=False, cost=PlanCost(CallCost(1, 1), 0, 7))
+    drawer = SimpleNamespace(model=None, precision="float32", cost=PlanCost(CallCost(1, 1), 0, 7))
     assert speed.saturating_batch(drawer) == 4  # type: ignore[arg-type]
 
 
@@ -202,7 +202,7 @@ def test_no_batch_is_tried_that_memory_does_not_suffice_for(here, monkeypatch):
 
     monkeypatch.setattr(speed, "LARGEST_BATCH", 64)
     monkeypatch.setattr(speed, "call_seconds", seconds)
-    drawer = SimpleNamespace(model=None, bfloat16=False, cost=PlanCost(CallCost(1, 1), 0, 7))
+    drawer = SimpleNamespace(model=None, precision="float32", cost=PlanCost(CallCost(1, 1), 0, 7))
     assert speed.saturating_batch(drawer) == 4  # type: ignore[arg-type]
     said = "mat1 and mat2 shapes cannot be multiplied"
     with pytest.raises(RuntimeError, match="mat1"):
@@ -410,7 +410,7 @@ def test_where_the_time_is_over_only_the_networks_that_are_measured_are_timed(he
     """And it is said before it is done."""
     timed, notes = [], Notes()
 
-    def timing(model, batch, *, seconds, bfloat16):
+    def timing(model, batch, *, seconds, precision):
         timed.append(model.called_by or model.name)
         assert notes.lines[-1].startswith("timing calls of ")
         return CallCost(1 / work.BATCH, 1 / work.BATCH)

@@ -45,7 +45,7 @@ def saturating_batch(drawer: Drawer) -> int:
     """
 
     def seconds_per_image(batch: int) -> float:
-        return drawer.cost.where(call_seconds(drawer.model, batch, seconds=CALLING, bfloat16=drawer.bfloat16))
+        return drawer.cost.where(call_seconds(drawer.model, batch, seconds=CALLING, precision=drawer.precision))
 
     best, best_seconds, batch = 1, seconds_per_image(1), 1
     while batch < min(4 * best, LARGEST_BATCH):

@@ -150,8 +150,8 @@ class Bench:
         """Per image, measured once."""
         if (run, denoiser) not in self._calls:
             self.progress.note(f"timing calls of {run.name}{f' under {denoiser}' if denoiser else ''}")
-            bfloat16 = None if self.precision == "auto" else self.precision == "bfloat16"
-            self._calls[run, denoiser] = call_seconds(model, BATCH, seconds=CALLING, bfloat16=bfloat16)
+            how = {"seconds": CALLING, "precision": self.precision}
+            self._calls[run, denoiser] = call_seconds(model, BATCH, **how)
         return self._calls[run, denoiser]
 
     def estimate(self, contenders: Sequence[Contender], seconds: float = math.inf) -> list[Contender]:

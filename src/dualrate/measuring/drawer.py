@@ -30,9 +30,9 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
 from dualrate.experiments.experiment import Model
-from dualrate.machine.device import pays
 from dualrate.machine.progress import ImageProgress
 from dualrate.metrics.origin import Origin
+from dualrate.networks.precision import in_bfloat16
 from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs, plan_cost, varies
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import State, sample
@@ -130,7 +130,7 @@ class Drawer(Ranged):
     @property
     def bfloat16(self) -> bool:
         """Whether matrix products are in bfloat16."""
-        return pays(self.model.device) if self.precision == "auto" else self.precision == "bfloat16"
+        return in_bfloat16(self.precision, self.model.device)
 
     @property
     def arithmetic(self) -> str:

@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.codec import decoded
+from dualrate.config.ranges import Precision
 from dualrate.data.given_latents import HeldOut
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Model
-from dualrate.machine.device import pays
 from dualrate.machine.progress import ImageProgress
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.feature_store import FeatureStore, StoredFeatures, fill_together
+from dualrate.networks.precision import in_bfloat16
 from dualrate.report.rows import Row
 from dualrate.sampling.cost import CallCost, priced, seconds_per_call
 
@@ -209,10 +210,10 @@ def _images(drawer: Drawer, seeds: Sequence[int]) -> NDArray[np.uint8]:
     return drawer.draw(seeds).images
 
 
-def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, bfloat16: bool | None = None) -> CallCost:
+def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, precision: Precision = "auto") -> CallCost:
     """Seconds of a row in calls of `batch_size` rows, and of its decoding, measured now, for about `seconds` each.
 
-    bfloat16: of the networks' matrix products; None: where it pays
+    precision: of the networks' matrix products
     """
     device = model.device
     z = torch.zeros(batch_size, *model.process.state_shape(model.shape), device=device)
@@ -222,7 +223,7 @@ def call_seconds(model: Model, batch_size: int, *, seconds: float = 1.0, bfloat1
         torch.zeros(batch_size, dtype=torch.int64, device=device) if model.num_classes else None,
         None if latent is None else torch.zeros(batch_size, *latent, device=device),
     )
-    bfloat16 = pays(device) if bfloat16 is None else bfloat16
+    bfloat16 = in_bfloat16(precision, device)
     denoiser = model.ready(bfloat16=bfloat16).denoiser
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
 
@@ -250,7 +251,7 @@ def cost_report(drawer: Drawer) -> dict[str, object]:
     cost, count = drawer.cost, drawer.batch_size
     drawer.draw(range(count))  # the first compiles, records, chooses kernels
     seconds = drawer.draw(range(count)).seconds
-    taken = call_seconds(drawer.model, count, bfloat16=drawer.bfloat16)
+    taken = call_seconds(drawer.model, count, precision=drawer.precision)
     return {
         **{f"parameters_{name}": parameters for name, parameters in drawer.model.parameters.items()},
         "macs_heavy_call": cost.calls.heavy,

@@ -1,4 +1,4 @@
-"""Weights in bfloat16 for networks that run under autocast, and the parts that run in float32 nevertheless.
+"""Which precision networks run in; under autocast weights held in bfloat16, and the parts in float32 nevertheless.
 
 Autocast casts the weights of linear layers and convolutions wherever they are used; it keeps the result only of weights
 that require gradients, and only until its block ends. A network that samples has none of those: 72 of the 170 operators
@@ -15,7 +15,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from dualrate.config.ranges import Precision
+from dualrate.machine.device import pays
+
 Value = TypeVar("Value")
+
+
+def in_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether matrix products are in bfloat16 there."""
+    return pays(device) if precision == "auto" else precision == "bfloat16"
 
 
 def no_autocast(h: Tensor) -> AbstractContextManager[object]:

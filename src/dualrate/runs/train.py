@@ -21,11 +21,12 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.experiments.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
-from dualrate.machine.device import keep_compiled, pays, peak_memory
+from dualrate.machine.device import keep_compiled, peak_memory
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
 from dualrate.machine.world import World
 from dualrate.methods.method import Method
+from dualrate.networks.precision import in_bfloat16
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.checks import check_codec, check_end, check_out, data_notes
@@ -82,7 +83,7 @@ def train(
     whole, own = (
         Batches(images, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
     )
-    bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and world.of_leader(pays(device)) == 1)
+    bfloat16 = bool(world.of_leader(in_bfloat16(config.precision, device)))
     prepared = experiment.method.prepare(
         experiment,
         Start(
