@@ -18,7 +18,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "encode": {},
     "decode": {},
     "bound": {"--num": 2},
-    "plan": {"--grid": 16, "--images": 4, "--num": 192},
+    "plan": {"--grid": 32, "--images": 4, "--num": 192},
     "calibrate": {"--images": 4, "--rings": 3},
     "compare": {"--minutes": 2, "--screen": 192, "--count": 192},
     "demo": {"--minutes": 0.01, "--count": 192},
@@ -56,7 +56,7 @@ def follow_page(page: Path, monkeypatch) -> None:
 
 def tiny(words: list[str]) -> list[str]:
     """The words of a `dualrate` command with its numbers replaced; a plea for help needs none."""
-    if "--help" in words:
+    if words[-1] in ("--help", "--help-all"):
         return words
     stages = {f"--{stage}.{name[2:]}": value for stage in ("first", "base") for name, value in TINY["train"].items()}
     for option, value in (stages if words[:2] in TWO_STAGES else TINY[words[0]]).items():

@@ -249,3 +249,16 @@ def test_what_the_answer_quotes_stands_in_a_table(page: str, first: str, last: s
     quoted = re.findall(r"(?:[\d.]+|never) \[[\d.]+, (?:[\d.]+|never)\]", prose)
     assert quoted
     assert [value for value in quoted if f" {value}" not in tables] == []
+
+
+def test_no_two_pages_write_different_things_into_one_place():
+    """For whoever follows one after the other: a place that is taken is refused, or written over."""
+    writers: dict[str, dict[str, str]] = {}
+    for page in ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]:
+        for words in commands(ROOT / page):
+            if "--out" in words and page != "docs/scaling.md":  # where one run is trained in several ways
+                place = words.pop(words.index("--out") + 1)
+                writers.setdefault(place, {})[" ".join(words)] = page
+    assert len(writers) > 60
+    for place, lines in writers.items():
+        assert len(lines) == 1, (place, lines)

@@ -34,8 +34,8 @@ class Compare(Ranged):
     count: Images = 5000
     """Images per contender on the front."""
     features: str | None = None
-    """Judges, with commas between: names of shipped feature nets, or directories; the first screens and orders. The
-    data set's own if not given."""
+    """Judges, with commas between: names of shipped feature nets, inception, dinov2, efficientnet, or directories; the
+    first screens and orders. The data set's own if not given."""
     rivals: bool = False
     """Add the dearest single network under every denoiser that there is: features cached, forecast, ... (RUN+taylor);
     and after the lighter ones that are named (RUN+LIGHT). Of exits some thresholds, of dual-rate models contexts
