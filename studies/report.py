@@ -70,7 +70,7 @@ from entries import (
 from dualrate.cli.console import can_compile, reporter
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Entry
-from dualrate.compare.judges import verdict_table, verdicts
+from dualrate.compare.judges import Verdict, verdict_table, verdicts
 from dualrate.compare.page import front_table, reusing_plans, savings_table
 from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.work import TimedContender
@@ -200,8 +200,8 @@ REPORTS = {
 
 
 def headline_table(findings: ComparisonResults) -> Table:
-    """What each plan saves in FLOPs, a column a judge."""
-    found = verdicts(findings)
+    """What each plan saves in FLOPs, a column a judge: of those that none of at most its FLOPs beats by the first."""
+    found = unbeaten(verdicts(findings), _place)
     prefix, unit = compute_unit([one.first.finished.row.flops for one in found])
     cells = []
     for one in found:
@@ -232,6 +232,11 @@ TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind be
     "summary": lambda findings: summary_table([one.row for one in findings.finished]),
     "headline": headline_table,
 }
+
+
+def _place(verdict: Verdict) -> tuple[float, float]:
+    row = verdict.first.finished.row
+    return row.macs, row.score.value
 
 
 def _reuses(row: Row) -> bool:

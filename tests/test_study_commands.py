@@ -73,14 +73,20 @@ def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
     for entry in (*report.REPORTS["settled"].entries, *report.REPORTS["settled-25"].entries):
         assert (report.ROOT / Entry.parse(entry).run / "model.safetensors").exists(), entry
 
-    page = (report.RESULTS / "settled.md").read_text()
-    table = (report.ROOT / "README.md").read_text().partition("<!-- settled-25 headline -->\n")[2]
-    lines = [line.strip("| ").split(" | ") for line in table.partition("<!-- end of")[0].strip().splitlines()[2:]]
+    page = block((report.RESULTS / "settled.md").read_text(), "settled-25 verdicts")
+    head, _, *lines = block((report.ROOT / "README.md").read_text(), "settled-25 headline").splitlines()
+    metrics = head.strip("| ").split(" | ")[5:]
+    assert len(metrics) == 4
     assert lines
-    for network, sampler, steps, heavy, _, *savings in lines:
-        for saving in savings:
-            start = re.escape(f"| {network} | {sampler} | {steps}/{heavy} |")
-            assert re.search(rf"{start}.*\| {re.escape(saving)} \|", page), saving
+    for network, sampler, steps, heavy, _, *savings in (line.strip("| ").split(" | ") for line in lines):
+        for metric, saving in zip(metrics, savings, strict=True):
+            start = re.escape(f"| {network} | {sampler} | {steps}/{heavy} | {metric} |")
+            assert re.search(rf"^{start} [\d.]+ \| {re.escape(saving)} \|", page, re.MULTILINE), (metric, saving)
+
+
+def block(page: str, kind: str) -> str:
+    """A table between the markers of a page."""
+    return page.partition(f"<!-- {kind} -->\n")[2].partition("<!-- end of")[0].strip()
 
 
 @pytest.mark.parametrize("name", results.TABLES)

@@ -61,6 +61,11 @@ def test_judges_agree_where_every_interval_leaves_out_1_on_one_side(judge, first
     assert f"On FLOPs the 2 judges {word}." in compare_page(results)
 
 
+def test_of_measured_time_a_saving_within_the_noise_of_timing_is_none(judge):
+    (found,) = verdicts(judged(judge, 7.6, 7.6))  # 1.05, without any noise of images
+    assert found.words == (CHEAPER, OPEN, OPEN)
+
+
 def test_the_first_judge_s_ratios_are_those_of_the_savings(judge):
     results = judged(judge, 4.0, 5.0)
     (found,), (own,) = verdicts(results), savings(results)
@@ -75,6 +80,14 @@ def test_the_first_judge_s_ratios_are_those_of_the_savings(judge):
 def test_the_side_of_1_that_an_interval_is_on(judge, low, high, expected):
     (found,) = verdicts(judged(judge, 4.0, 5.0))
     assert beyond(replace(found.first.savings[0], low=low, high=high)) == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(1.15, 2, 1), (1.05, 2, 0), (0.5, 0.9, -1), (0.5, 0.95, 0), (0.9, 1.1, 0)]
+)
+def test_what_was_timed_is_beyond_1_by_more_than_its_noise(judge, low, high, expected):
+    (found,) = verdicts(judged(judge, 4.0, 5.0))
+    assert beyond(replace(found.first.savings[0], low=low, high=high), 1.1) == expected
 
 
 def test_a_line_a_judge_and_what_they_come_to(judge):

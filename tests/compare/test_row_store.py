@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from dualrate.compare.row_store import keep_row, read_row, row_name
 from dualrate.metrics.details import Details
@@ -26,19 +25,19 @@ REPLICATES = {"FD-b": np.array([0.3, 1 / 11]), "FD-net": np.array([0.1, 1 / 9])}
 
 
 def test_a_row_comes_back_to_the_last_bit(tmp_path):
-    keep_row(tmp_path / "row.json", ROW, REPLICATES, torch.device("cpu"))
+    keep_row(tmp_path / "row.json", ROW, REPLICATES, "here, commit 1234567")
     kept = read_row(tmp_path / "row.json")
     assert kept.row == ROW
     assert {metric: own.tolist() for metric, own in kept.by_metric.items()} == {
         metric: own.tolist() for metric, own in REPLICATES.items()
     }
     assert list(kept.by_metric) == ["FD-net", "FD-b"]
-    assert "torch" in kept.ran_on
+    assert kept.ran_on == "here, commit 1234567"
 
 
 def test_a_floor_that_is_not_there_comes_back_too(tmp_path):
     row = replace(ROW, score=replace(SCORE, floor=math.nan), beside=())
-    keep_row(tmp_path / "row.json", row, REPLICATES, torch.device("cpu"))
+    keep_row(tmp_path / "row.json", row, REPLICATES, "here, commit 1234567")
     assert math.isnan(read_row(tmp_path / "row.json").row.score.floor)
 
 
@@ -50,7 +49,7 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path, content):
 
 
 def test_replicates_of_a_judge_that_is_missing_are_a_damaged_file(tmp_path):
-    keep_row(tmp_path / "row.json", ROW, REPLICATES, torch.device("cpu"))
+    keep_row(tmp_path / "row.json", ROW, REPLICATES, "here, commit 1234567")
     content = (tmp_path / "row.json").read_text()
     (tmp_path / "row.json").write_text(content.replace(f", {[0.3, 1 / 11]}", ""))
     with pytest.raises(ValueError, match="1 of 2 judges"):

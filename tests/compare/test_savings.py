@@ -52,6 +52,13 @@ def test_dual_rate_is_set_against_all_others(judge):
     assert (flops.ratio, batched.ratio, alone.ratio) == pytest.approx((2.0, 0.5, 2.0))
 
 
+def test_a_timing_that_is_out_of_order_moves_no_curve(judge):
+    """The plans of a curve take the time of its calls, by their median: 1 s, 2 s and 4 s here."""
+    noisy = [finished("single", cost, 8 / cost, seconds=s, heavy=4) for cost, s in ((1, 1.0), (2, 0.9), (4, 4.0))]
+    (found,) = savings(findings(judge, [finished("dual", 1, 3.0)], noisy))
+    assert [one.ratio for one in found.savings] == pytest.approx([8 / 3] * 3)
+
+
 def test_without_another_side_nothing_is_saved(judge):
     assert savings(findings(judge, [finished("dual", 1, 4.0)], [])) == []
     assert savings(findings(judge, [], RIVALS)) == []

@@ -171,15 +171,36 @@ def test_of_equal_costs_on_a_curve_the_best_goes_on_in_any_order():
         assert cost_at(rivals, 1.5) == 1
 
 
-def test_images_that_tell_a_ratio_from_one():
-    """Log scores at equal cost differ by d, with deviation s: n times the images tell d = (z + z_power) s / sqrt(n)."""
-    own = noisy([point(4.0, 0.9)], 0.02)[0]
+@pytest.mark.parametrize("score", [0.9, 1.1])
+@pytest.mark.parametrize("mean", [0.01, -0.01])
+def test_images_that_tell_a_ratio_from_one(score, mean):
+    """Log scores at equal cost differ by d, with deviation s: n times the images tell |d| = (z + z_power) s / sqrt(n);
+    a bias of the least, which falls with s, comes on top where it is against what is to be told."""
+    own = noisy([point(4.0, score)], 0.02)[0]
+    noise = np.log(own.replicates / score)
+    own = replace(own, replicates=score * np.exp(noise - noise.mean() - mean))
     rivals = [point(p.cost, p.score, [p.score] * 4000) for p in (point(1, 2.0), point(4, 1.0), point(9, 0.5))]
     z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
-    deviation = np.log(own.replicates).std(ddof=1)
+    against = max(mean if score < 1 else -mean, 0)
     found = saving(own, rivals)
-    assert found.images == CLOSE((z * deviation / math.log(1 / 0.9)) ** 2)
+    assert found.images == CLOSE(((z * noise.std(ddof=1) + against) / math.log(score)) ** 2)
     assert math.isnan(saving(point(0.5, 3.0), power_law([1, 4])).images)
+
+
+def test_a_curve_whose_first_plan_is_better_bounds_the_ratio_and_tells_no_lower_end():
+    """A cheaper plan of it was not measured; of rivals that stand alone there is none."""
+    cheap, dear = [point(1, 4.0, curve="a"), point(2, 3.0, curve="a")], [point(8, 0.5), point(16, 0.4)]
+    own, *rivals = noisy([point(2, 1.0), *cheap, *dear], 0.01)
+    found = saving(own, rivals)
+    assert (found.ratio, found.low, found.high, found.at_most) == (4, 0, 4, True)
+    assert [side(own, rivals, ratio) for ratio in (0.5, 3.9, 4.0, 4.1)] == [0, 0, 0, 1]
+    alone = saving(own, [replace(one, curve=None) for one in rivals])
+    assert (alone.ratio, alone.low, alone.high, alone.at_most) == (4, 4, 4, False)
+    exact = saving(replace(own, score=0.5), rivals)  # the plan that is as good is there
+    assert (exact.ratio, exact.at_most) == (4, False)
+    sooner = saving(own, [*rivals, *noisy([point(4, 1.5), point(7.9, 1.01)], 0.01, seed=1)])  # the line comes to it
+    assert not sooner.at_most
+    assert 3.8 < sooner.low < sooner.high < 4.1
 
 
 def test_replicates_that_do_not_match_are_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings, savings_of
+from dualrate.compare.savings import COSTS, TIMING, ComparisonResults, Savings, savings, savings_of
 from dualrate.measuring.choosing import CHOSEN_IN
 from dualrate.report.headline import plan_of
 from dualrate.report.rows import shared_metrics
@@ -28,11 +28,12 @@ class Verdict:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """For each of COSTS: CHEAPER or DEARER where every judge's interval leaves out 1 on that side, OPEN where all
-        of them hold it, else SPLIT.
+        """For each of COSTS: CHEAPER or DEARER where every judge's interval leaves out 1 on that side, of measured
+        costs by TIMING, OPEN where all of them hold it, else SPLIT.
         """
-        seen = zip(*(one.savings for one in self.by_judge.values()), strict=True)
-        return tuple(_word({beyond(found) for found in alike}) for alike in seen)
+        seen = zip(COSTS, *(one.savings for one in self.by_judge.values()), strict=True)
+        slack = {True: TIMING, False: 1.0}
+        return tuple(_word({beyond(found, slack[costs.measured]) for found in alike}) for costs, *alike in seen)
 
 
 def verdicts(results: ComparisonResults) -> list[Verdict]:
@@ -47,9 +48,9 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
     ]
 
 
-def beyond(found: Saving) -> int:
-    """Of 1, on which the interval is: 1 above, -1 below, 0 if it holds 1."""
-    return int(found.low > 1) - int(found.high < 1)
+def beyond(found: Saving, slack: float = 1.0) -> int:
+    """Of 1, on which the interval is: 1 above by this factor, -1 below by it, else 0."""
+    return int(found.low > slack) - int(found.high < 1 / slack)
 
 
 def _word(sides: set[int]) -> str:
@@ -67,7 +68,8 @@ def verdict_table(results: ComparisonResults) -> Table:
         cells.append((*named, "the judges", "", *verdict.words))
     notes = (
         "every judge sees the same images; the plans are those that none of their kind beats by the first one",
-        f"the judges {CHEAPER} (or dearer): the interval of every one leaves out 1 on that side, so the claim holds; "
+        f"the judges {CHEAPER} (or dearer): the interval of every one leaves out 1 on that side, "
+        f"by a factor of {TIMING} where time is measured, so the claim holds; "
         f"they {OPEN}: every interval holds 1; they {SPLIT}: anything else, and nothing is claimed",
     )
     return Table(

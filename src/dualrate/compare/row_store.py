@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dualrate.config.serial import from_json, to_plain
-from dualrate.machine.environment import environment
 from dualrate.machine.files import read_bytes, write_whole
 from dualrate.measuring.drawer import Drawer
 from dualrate.metrics.evaluate import RESAMPLING_SEED, Evaluator
@@ -52,10 +50,9 @@ def row_name(key: str, drawer: Drawer, judges: Sequence[Evaluator[Any]], seeds: 
     return f"{key}-{seeds.start}-{seeds.stop - 1}-{digest}.json"
 
 
-def keep_row(file: Path, row: Row, replicates: Mapping[str, NDArray[np.float64]], device: torch.device) -> None:
+def keep_row(file: Path, row: Row, replicates: Mapping[str, NDArray[np.float64]], ran_on: str) -> None:
     """replicates: by the metrics of all the row's judges. Raises OSError where it cannot be written."""
     by_judge = tuple(tuple(replicates[metric].tolist()) for metric in row.scores)
-    ran_on = ", ".join(f"{name} {value}" for name, value in environment(device).items())
     write_whole(file, json.dumps(to_plain(KeptRow(row, by_judge, ran_on))) + "\n")
 
 

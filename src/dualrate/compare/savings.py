@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,19 +16,22 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
 from dualrate.report.saving import Saving, saving
 
+TIMING = 1.1  # what two timings of one contender may differ by
+
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """One way to count the cost of an image."""
+    """One way to count the cost of an image. measured: with the noise of timing, TIMING"""
 
     name: str
     of: Callable[[TimedContender], float]
+    measured: bool = False
 
 
 COSTS = (
     Costs("FLOPs", lambda one: float(one.row.flops)),
-    Costs("time in batches", lambda one: one.speed.batched),
-    Costs("time alone", lambda one: one.speed.alone),
+    Costs("time in batches", lambda one: one.speed.batched, measured=True),
+    Costs("time alone", lambda one: one.speed.alone, measured=True),
 )
 
 
@@ -88,6 +92,21 @@ def _point(one: TimedContender, costs: Costs) -> Point:
     return one.measured.point(costs.of(one))
 
 
+def _points(rivals: Sequence[TimedContender], costs: Costs) -> list[Point]:
+    """Those of one curve cost by their FLOPs where costs are measured: the curve's median of a FLOP's cost. By noise a
+    plan of fewer calls may else have taken longer than one of more.
+    """
+    rates: dict[str | None, list[float]] = {}
+    for rival in rivals:
+        rates.setdefault(rival.contender.curve, []).append(costs.of(rival) / rival.row.flops)
+    return [
+        replace(point, cost=rival.row.flops * statistics.median(rates[point.curve]))
+        if costs.measured and point.curve is not None
+        else point
+        for rival, point in ((rival, _point(rival, costs)) for rival in rivals)
+    ]
+
+
 def _saving(one: TimedContender, rivals: Sequence[TimedContender], costs: Costs) -> Saving:
-    found = saving(_point(one, costs), [_point(rival, costs) for rival in rivals])
+    found = saving(_point(one, costs), _points(rivals, costs))
     return replace(found, images=math.nan) if one.measured.trainings else found  # more leave the noise of training

@@ -29,6 +29,7 @@ from dualrate.compare.schedule import FEWEST, round_robin
 from dualrate.compare.speed import CALLING, Speed, memory_of, saturating_batch, speed
 from dualrate.config.ranges import Precision
 from dualrate.experiments.experiment import Model
+from dualrate.machine.environment import environment
 from dualrate.machine.progress import Reporter
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
@@ -130,6 +131,12 @@ class Bench:
     _total: float = 0
     _images: int = 0
     _start: float = field(default_factory=time.monotonic)
+    _ran_on: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = next(iter(self.models.values())).device
+        found = environment(device)  # of the start: a checkout may change while its program runs
+        self._ran_on = ", ".join(f"{name} {value}" for name, value in found.items())
 
     @property
     def judge(self) -> Evaluator[Any]:
@@ -234,7 +241,7 @@ class Bench:
             drawer, keep = self.drawer(contender), self._place(contender)
             how = {"keep": keep, "details": details, "progress": until(deadline, tell), "mapper": self.mapper}
             found = measure(drawer, seeds, *self.judges_of(seeds), **how)
-            keep_row(file, found.row, found.replicates, drawer.model.device)
+            keep_row(file, found.row, found.replicates, self._ran_on)
         kept = read_row(file)
         others = kept.by_metric
         own = others.pop(self.judge.metric)

@@ -2,9 +2,10 @@
 
 The rivals' front at a cost is the least score that they have for at most this cost. Between two plans of one curve the
 score is a straight line in (log cost, log score); between curves, before the first point and beyond the last one
-nothing is assumed. So at a fixed cost the log of the front is the least of several linear functions of the rivals' log
-scores: continuous in all of them, which the cost at a fixed score is not (a flat stretch of a curve is a jump of it).
-The interval is therefore made where the noise is tame: the ratio a belongs to it unless
+nothing is assumed: where the front falls to the first plan of a curve, a cheaper one, had it been measured, could do,
+so the ratio is an upper bound and has no lower end. At a fixed cost the log of the front is the least of several linear
+functions of the rivals' log scores: continuous in all of them, which the cost at a fixed score is not (a flat stretch
+of a curve is a jump of it). The interval is therefore made where the noise is tame: the ratio a belongs to it unless
 
     D(a) = log front(a * cost) - log score
 
@@ -36,8 +37,9 @@ class Saving:
     """The rivals' cost for a point's score over the point's own: 2 means that they pay twice as much.
 
     low, high: its interval; infinite where the rivals never reach the score, low 0 where noise leaves open that even
-               their cheapest point is better, so that a cheaper one, had it been measured, could do
-    at_most:   whether even the rivals' cheapest point is better, so that the ratio is an upper bound
+               the first plan of a curve is better, so that a cheaper one, had it been measured, could do
+    at_most:   whether what reaches the score is the first plan of a curve, or the cheapest rival, and is better: the
+               ratio is then an upper bound
     images:    times as many images as were measured tell it from 1, with probability POWER, if the scores are the true
                ones; NaN where the rivals have no point as cheap, and where not all noise is that of images
     """
@@ -67,7 +69,7 @@ def saving(point: Point, rivals: Sequence[Point], *, level: float = 0.95) -> Sav
         ratio=paid / point.cost,
         low=min(low, paid) / point.cost,
         high=max(high, paid) / point.cost,
-        at_most=point.score > min(rivals, key=lambda rival: (rival.cost, rival.score)).score,
+        at_most=any(first.cost == paid and first.score < point.score for first in _firsts(rivals)),
         images=contest.gap(point.cost).images(z) if point.cost >= costs[0] else math.nan,
     )
 
@@ -83,6 +85,8 @@ def _ends(contest: _Contest, costs: Sequence[float], z: float) -> tuple[float, f
     elif not_worse:
         first = not_worse[0]
         low = _border(lambda cost: contest.gap(cost).low(z) <= 0, costs[first], costs[max(first - 1, 0)])
+        if contest.falls(low):
+            low = 0.0
     if not_better:
         last = not_better[-1]
         beyond = [*costs, math.inf][last + 1]
@@ -108,7 +112,8 @@ def side(point: Point, rivals: Sequence[Point], ratio: float, *, level: float = 
     contest, z = _Contest.of(point, rivals), _quantile(level)
     cost = ratio * point.cost
     if contest.gap(cost).low(z) > 0:
-        return -1
+        low, _ = _ends(contest, _costs(rivals), z)
+        return -int(cost < low)
     before = max(cost * math.exp(-PRECISION), min(rival.cost for rival in rivals))
     return int(contest.gap(before).high(z) < 0)  # the front may fall at a cost, all at once
 
@@ -139,6 +144,15 @@ def _curves(points: Sequence[Point]) -> list[list[Point]]:
     return together + [[point] for point in ordered if point.curve is None]
 
 
+def _firsts(rivals: Sequence[Point]) -> list[Point]:
+    """Where a cheaper rival could have been measured: of every curve its first plan, and the cheapest of all."""
+    return [curve[0] for curve in _curves(rivals) if curve[0].curve is not None] + [min(rivals, key=_place)]
+
+
+def _place(point: Point) -> tuple[float, float]:
+    return point.cost, point.score
+
+
 def _costs(rivals: Sequence[Point]) -> list[float]:
     """Every cost of a rival, and more between them, cheapest first."""
     costs = sorted({rival.cost for rival in rivals})
@@ -167,7 +181,8 @@ class _Gap:
         return max(self.value, self.value - self.bias) + z * self.deviation
 
     def images(self, z: float) -> float:
-        needed = (z + NormalDist().inv_cdf(POWER)) * self.deviation
+        against = max(-self.bias if self.value < 0 else self.bias, 0)  # on the side that has to leave 0 out
+        needed = (z + NormalDist().inv_cdf(POWER)) * self.deviation + against
         return (needed / self.value) ** 2 if self.value else math.inf
 
 
@@ -200,6 +215,11 @@ class _Contest:
         scores = np.log([rival.score for rival in rivals])
         replicates = np.stack([rival.log_replicates for rival in rivals])
         return _Contest(rivals, lines, math.log(point.score), point.log_replicates, scores, replicates)
+
+    def falls(self, cost: float) -> bool:
+        """Whether the rivals' front falls there to the first plan of a curve, as far as PRECISION tells."""
+        before = cost * math.exp(-2 * PRECISION)
+        return any(before < first.cost <= cost * math.exp(PRECISION) for first in _firsts(self.rivals))
 
     def gap(self, cost: float) -> _Gap:
         choices = self._choices(cost)
