@@ -86,12 +86,15 @@ def main() -> None:
         print(USAGE.read_text(), end="")
         return
     try:
-        os.environ.update(settings(os.environ, idle_processors()))
-    except ValueError as error:
-        print(f"dualrate: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    from dualrate.cli.main import main as run
-
+        try:
+            os.environ.update(settings(os.environ, idle_processors()))
+        except ValueError as error:
+            print(f"dualrate: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        from dualrate.cli.main import main as run
+    except KeyboardInterrupt:  # loading torch takes seconds
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     run()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections import namedtuple
 from importlib.metadata import PackageNotFoundError
 
@@ -12,6 +13,7 @@ from cli.command import call
 from doctor.findings import levels, only
 from runs.made import ONE, saved
 
+from dualrate.cli.doctor import Doctor
 from dualrate.doctor import disk, examine, hardware, installation, pair, processes
 from dualrate.doctor.finding import Finding, ok, problem, warning
 
@@ -179,6 +181,30 @@ def test_little_shared_memory_is_a_warning(tmp_path, monkeypatch):
 def test_processes_that_fail_are_a_problem(monkeypatch):
     monkeypatch.setattr(processes, "PAIR", "no_such_module_at_all")
     assert "exit code 1" in only(processes.check_processes(CPU), "problem").what
+
+
+def test_ctrl_c_ends_the_doctor_and_is_no_problem_of_the_processes(monkeypatch):
+    def stopped(pair, retries):
+        pair.signals.append(signal.SIGINT)
+        return 130
+
+    monkeypatch.setattr(processes.Supervisor, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        list(processes.check_processes(CPU))
+
+
+def test_a_gpu_that_cannot_be_used_is_a_problem_and_the_rest_is_looked_at(monkeypatch, capsys):
+    def unusable(asked):
+        raise ValueError("the GPU is in use")
+
+    monkeypatch.setattr("dualrate.cli.doctor.pick_device", unusable)
+    monkeypatch.setattr("dualrate.doctor.examine.checks", lambda target, device: {"one": lambda: [ok(f"on {device}")]})
+    with pytest.raises(SystemExit):
+        Doctor().run()
+    assert "the GPU is in use" in (said := capsys.readouterr().out)
+    assert "on cpu" in said
+    with pytest.raises(ValueError, match="in use"):
+        Doctor(device="cuda").run()
 
 
 def test_processes_that_are_slow_are_a_warning(monkeypatch):

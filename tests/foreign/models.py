@@ -1,8 +1,14 @@
 """Tiny networks of diffusers' own classes, with random weights that no part of them ignores."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+
+import dualrate as dr
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -56,3 +62,13 @@ def texts(*names: str) -> dict[str, torch.Tensor]:
     if "encoder_attention_mask" in made:
         made["encoder_attention_mask"] = torch.arange(6).expand(TEXTS + 1, 6).lt(torch.tensor([[6], [4], [5], [1]])) * 1
     return made
+
+
+def check_pipeline(folder: Path, run: dr.Model) -> None:
+    """The pipeline in a folder, of 4 steps with 2 heavy calls, draws the run's images."""
+    from dualrate.integrations.diffusers import DualRatePipeline
+
+    seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    images = DualRatePipeline.from_pretrained(folder)(class_labels=1, generator=seeds, output_type="np").images
+    drawer = replace(dr.Choice(steps=4, heavy=2).drawer(run), label=1, precision="float32")
+    np.testing.assert_allclose(images.transpose(0, 3, 1, 2), drawer.draw([0, 1]).images / 255, atol=1 / 255)

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from cli.command import call
-from foreign.models import diffusers, dit, pixart, randomised, sana, sd3, texts, unet
+from foreign.models import check_pipeline, diffusers, dit, pixart, randomised, sana, sd3, texts, unet
 from torch import nn
 from torch.nn import functional as F
 
@@ -38,6 +38,8 @@ from dualrate.networks.dual import LightUViT, kept
 from dualrate.recipes import retrofit
 from dualrate.runs import train
 from dualrate.sampling.cost import macs_of
+from dualrate.serving.offer import Offer
+from dualrate.serving.space import write_space
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 
@@ -189,8 +191,9 @@ def test_training_leaves_the_model_as_it_is_and_goes_on_bit_for_bit(place, tmp_p
     dr.export(tmp_path / "run", tmp_path / "weights")
     assert dr.load(tmp_path / "weights").call_cost.own
     DualRatePipeline.of(run, dr.Choice(steps=4, heavy=2)).save_pretrained(tmp_path / "pipeline")
-    drawn = DualRatePipeline.from_pretrained(tmp_path / "pipeline")(class_labels=[0, 1], output_type="latent")
-    assert drawn.images.shape == (2, 1, 8, 8)
+    check_pipeline(tmp_path / "pipeline", run)
+    write_space(Offer(run), tmp_path / "space", print)
+    assert "diffusers==" in (tmp_path / "space" / "requirements.txt").read_text()  # without which it does not load
 
 
 def test_a_light_network_may_start_as_a_run_of_its_layout(place, tmp_path):

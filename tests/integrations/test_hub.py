@@ -144,6 +144,15 @@ def test_a_pipeline_is_replaced_and_nothing_else_is(run, exported, tmp_path):
 # The command
 
 
+def test_without_a_network_a_push_says_what_is_there(tmp_path):
+    class Unreachable:
+        def create_repo(self, *of, **how):
+            raise RuntimeError("no route")  # as an HTTP library's own, which is no OSError
+
+    with pytest.raises(OSError, match=r"cannot be reached.*is written"):
+        hub.push(tmp_path, "somebody/two", license="mit", api=Unreachable())
+
+
 def test_the_command_writes_and_pushes_to_a_stand_in(run, scored, tmp_path, monkeypatch, capsys):
     api = create_autospec(HfApi, instance=True)
     api.upload_folder.return_value = "https://hub/commit"
@@ -171,6 +180,7 @@ def test_the_command_writes_and_pushes_to_a_stand_in(run, scored, tmp_path, monk
         (["--to", "torch-export", "a", "--push-to-hub", "me/it"], "are of a pipeline"),
         (["--to", "torch-export", "a", "--guidance", "2"], "no sampler and no guidance"),
         (["--to", "diffusers", "a", "--denoiser", "shared-encoder"], "drop --denoiser"),
+        (["--to", "diffusers", "a", "--codec-steps", "4"], "drop --codec, "),
         (["--to", "diffusers", "a", "--push-to-hub", "me/it"], "has a licence: say which"),
         (["--to", "diffusers", "a", "--sampler", "covariance-table"], "has no covariance table"),
     ],

@@ -12,7 +12,7 @@ from torch import nn
 from trouble import is_alive
 
 from dualrate.machine import workers as module
-from dualrate.machine.workers import Workers, in_turn, number_of_workers
+from dualrate.machine.workers import Workers, in_turn, mapper, number_of_workers
 
 BLOCKS = [range(i, i + 3) for i in range(0, 15, 3)]
 
@@ -50,6 +50,13 @@ def dies(marks: Path, times: int, block: range) -> int:
 def slow(block: range) -> int:
     time.sleep(1000 if block.start else 0)
     return os.getpid()
+
+
+def test_a_gpu_that_was_chosen_by_its_number_is_not_taken_for_another():
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES"):
+        mapper(2, torch.device("cuda:3"), lambda text: None)
+    for count, device in ((1, "cuda:3"), (2, "cuda")):
+        assert mapper(count, torch.device(device), lambda text: None)
 
 
 def test_workers_compute_what_one_process_does_each_on_one_thread(two):

@@ -40,7 +40,7 @@ PLAN = ending(StepPlan.uniform(4, 2), PROCESS.schedule, GREY_LEVEL)
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
     """Networks in float32, so that batches of other sizes agree."""
-    monkeypatch.setattr("dualrate.measuring.drawer.pays", lambda device: False)
+    monkeypatch.setattr("dualrate.networks.precision.pays", lambda device: False)
 
 
 @pytest.fixture(scope="module")

@@ -313,9 +313,9 @@ def test_what_a_killed_process_left_is_removed(model, artist, tmp_path):
 
 def test_precision_auto_is_that_of_the_images_that_are_there(model, tmp_path, monkeypatch):
     """What pays is measured in milliseconds, and may come out otherwise the next time."""
-    monkeypatch.setattr("dualrate.measuring.drawer.pays", lambda device: True)
+    monkeypatch.setattr("dualrate.networks.precision.pays", lambda device: True)
     assert written(model, tmp_path, range(5, 9), precision="auto").precision == "bfloat16"
-    monkeypatch.setattr("dualrate.measuring.drawer.pays", lambda device: False)
+    monkeypatch.setattr("dualrate.networks.precision.pays", lambda device: False)
     assert written(model, tmp_path, precision="auto").precision == "bfloat16"
     with pytest.raises(ValueError, match=r"differ in precision \(bfloat16; now float32\)"):
         written(model, tmp_path, precision="float32")

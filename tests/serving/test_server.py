@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -60,7 +61,7 @@ class Slow:
 @pytest.fixture
 def in_float32(monkeypatch):
     """Where bfloat16 pays sampling has a copy of the denoiser, which is not the one that is held here."""
-    monkeypatch.setattr("dualrate.measuring.drawer.pays", lambda device: False)
+    monkeypatch.setattr("dualrate.networks.precision.pays", lambda device: False)
 
 
 @pytest.fixture
@@ -183,6 +184,44 @@ def test_requests_wait_in_turn_and_too_many_are_refused(slow):
     slow.held.gate.set()
     assert [finished(slow.url, one.json["id"])["status"] for one in (first, second)] == ["done", "done"]
     assert slow.submit().status == 202
+
+
+def test_what_is_refused_for_want_of_a_place_is_not_counted_first(slow, monkeypatch):
+    """Nor is the model described anew for whoever asks."""
+    names = [slow.submit().json["id"] for _ in range(2)]
+    counted = []
+    sides = Offer.sides
+    monkeypatch.setattr(Offer, "sides", lambda *of: counted.append(of) or sides(*of))
+    assert slow.submit().status == 429
+    assert ask(slow.url, "GET", "/api/model").status == 200
+    assert not counted
+    assert [slow.status(name) for name in names] == ["running", "waiting"]
+
+
+def test_costs_are_counted_for_a_few_requests_at_once(url, monkeypatch):
+    monkeypatch.setattr(server, "WAITING", 0.0)
+    gate, begun, sides = threading.Event(), threading.Semaphore(0), Offer.sides
+
+    def held(*of):
+        begun.release()
+        gate.wait(20)
+        return sides(*of)
+
+    monkeypatch.setattr(Offer, "sides", held)
+    with ThreadPoolExecutor(server.COUNTING) as pool:
+        asked = [pool.submit(ask, url, "POST", "/api/plan", {"steps": 4}) for _ in range(server.COUNTING)]
+        for _ in asked:
+            assert begun.acquire(timeout=20)
+        refused = ask(url, "POST", "/api/plan", {"steps": 4})
+        gate.set()
+        assert (refused.status, refused.json["error"]) == (503, "busy")
+        assert [one.result().status for one in asked] == [200] * server.COUNTING
+
+
+def test_a_name_of_this_machine_is_loopback_however_it_is_spelt(offer):
+    with listening(offer, "127.1") as place:
+        assert ask(place, "GET", "/", Host="elsewhere.example").status == 421
+        assert ask(place, "GET", "/", Host="127.1").headers["X-Frame-Options"] == "DENY"
 
 
 def test_a_request_is_stopped_at_its_next_step_or_before_its_turn(slow):

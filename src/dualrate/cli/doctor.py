@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated
 
+import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.options import AsJson, Device
@@ -24,5 +26,13 @@ class Doctor:
     def run(self) -> None:
         from dualrate.cli.console import print_findings
         from dualrate.doctor.examine import checks, examine
+        from dualrate.doctor.finding import Finding, problem
 
-        print_findings(self.json, examine(checks(self.target, pick_device(self.device))))
+        unusable: list[Finding] = []
+        try:
+            device = pick_device(self.device)
+        except ValueError as error:
+            if self.device is not None:
+                raise
+            unusable, device = [problem(str(error), "see what nvidia-smi says of it")], torch.device("cpu")
+        print_findings(self.json, chain(unusable, examine(checks(self.target, device))))

@@ -56,6 +56,10 @@ class Export(Ranged):
             )
         if self.sampling.denoiser is not None:
             raise ValueError("an exported model has its networks' own denoiser: drop --denoiser")
+        if any(one is not None for one in (own.codec, own.codec_sampler, own.codec_steps)):
+            raise ValueError(
+                "an exported model has the codec of its run: drop --codec, --codec-sampler and --codec-steps"
+            )
         if self.push_to_hub is not None and self.license == "unknown":
             raise ValueError("what others shall use has a licence: say which, such as --license apache-2.0")
 

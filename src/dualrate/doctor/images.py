@@ -11,6 +11,7 @@ import numpy as np
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import Options, cache_dir, image_of
 from dualrate.data.images import find_source
+from dualrate.data.latents import is_encoded, read_latents
 from dualrate.data.source import Raw, Split
 from dualrate.data.text import PYTHON_DOCS, is_text, read_text
 from dualrate.data.untrusted import one_line
@@ -30,6 +31,9 @@ def check_images(source: str) -> Iterator[Finding]:
     if is_text(source):
         yield from check_text(source)
         return
+    if is_encoded(source):
+        yield from _check_latents(source)
+        return
     for split in ("train", "test"):
         try:
             found = find_source(source, split, cache_dir(), lambda done, total, message: None)
@@ -38,6 +42,15 @@ def check_images(source: str) -> Iterator[Finding]:
         except (ValueError, OSError) as error:
             yield problem(f"{source}: {error}", f"give {KINDS}, as docs/own-images.md says")
             return
+
+
+def _check_latents(source: str) -> Iterator[Finding]:
+    try:
+        found = [read_latents(source, split) for split in ("train", "test")]
+    except (ValueError, OSError) as error:
+        yield problem(f"{source}: {error}", "encode the images again (dualrate data encode)")
+        return
+    yield from (ok(f"latents: {one.name}") for one in found)
 
 
 def check_text(source: str) -> Iterator[Finding]:

@@ -23,7 +23,10 @@ def check_processes(device: torch.device) -> Iterator[Finding]:
         return
     kind = "cuda" if device.type == "cuda" and torch.cuda.device_count() > 1 else "cpu"
     group, notes, start = {"cuda": "NCCL", "cpu": "gloo"}[kind], [], time.monotonic()
-    code = Supervisor([sys.executable, "-m", PAIR, kind], 2, notes.append).run(0)
+    pair = Supervisor([sys.executable, "-m", PAIR, kind], 2, notes.append)
+    code = pair.run(0)
+    if pair.signals:
+        raise KeyboardInterrupt
     seconds = time.monotonic() - start
     if code:
         yield problem(

@@ -47,6 +47,8 @@ def _checkpoints(folder: Path) -> Iterator[Finding]:
         try:
             checkpoint.load(path)
         except Damaged as error:
+            if not path.is_dir():  # a training that goes on has removed it meanwhile
+                continue
             yield warning(
                 f"{path.name} is damaged: {error}",
                 "an intact one is used in its place, and training on sets this one aside; see to the disk",

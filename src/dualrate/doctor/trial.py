@@ -62,7 +62,9 @@ def trained(folder: Path, iterations: int, device: torch.device) -> dict[str, Te
         note=lambda text: None,
     )
     method = experiment.method.prepare(experiment, start).method
-    fit(method, batches, config, folder, identity={"trial": 1}, progress=Silent(), device=device)
+    how = {"identity": {"trial": 1}, "progress": Silent(), "device": device}
+    if fit(method, batches, config, folder, **how).stopped == "signal":
+        raise KeyboardInterrupt
     saved = checkpoint.latest(folder / "checkpoints")
     if saved is None or saved.state["iteration"] != iterations:
         raise OSError(f"the checkpoint of iteration {iterations} is not in {folder}")

@@ -151,6 +151,11 @@ def push(folder: str | Path, repository: str, *, license: str, api: HfApi | None
     if license == UNKNOWN:
         raise ValueError("what others shall use has a licence: say which, such as --license apache-2.0")
     api = HfApi() if api is None else api
-    api.create_repo(repository, private=True, exist_ok=True)
     message = f"{Path(folder).name}, by dualrate export"
-    return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # what an HTTP library raises without a network is no OSError in all of its versions
+        raise OSError(f"the Hub cannot be reached ({error}); {folder} is written: push it again") from error

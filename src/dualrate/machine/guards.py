@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,14 +39,20 @@ def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm warns of its time limit by any that it is told to
 
 
+ECHO = 1.0  # seconds in which a signal to a whole group and its supervisor's copy of it are one
+
+
 class Interrupts:
     """Turns the first of STOPS into `received`; a second one acts as if nobody listened, at once.
 
+    echoes: whether a supervisor passes signals on, so that one which all were sent comes twice, within ECHO
     Python delivers signals to the main thread only; in any other thread this does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, echoes: bool = False) -> None:
         self.received: signal.Signals | None = None
+        self.echoes = echoes
+        self._at = 0.0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Interrupts:
@@ -58,8 +65,14 @@ class Interrupts:
         self._restore()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._at = signal.Signals(number), now
+            if not self.echoes:
+                self._restore()
+        elif now - self._at > ECHO:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -63,8 +63,13 @@ def number_of_workers(asked: int | Literal["auto"], device: torch.device) -> int
 def mapper(
     asked: int | Literal["auto"], device: torch.device, note: Callable[[str], None]
 ) -> AbstractContextManager[Mapper]:
-    """So many workers, for a `with`; one is this process. note: told of workers that died."""
+    """So many workers, for a `with`; one is this process. note: told of workers that died.
+
+    ValueError for several on one GPU that was chosen by its number.
+    """
     count = number_of_workers(asked, device)
+    if count > 1 and device.type == "cuda" and device.index is not None:
+        raise ValueError(f"workers take the GPUs in turns, got {device} for all: choose them by CUDA_VISIBLE_DEVICES")
     return nullcontext(in_turn) if count == 1 else Workers(count, device, note)
 
 

@@ -172,6 +172,11 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     return "RANK" in environment and "WORLD_SIZE" in environment
 
 
+def is_supervised(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the supervisor started this process, and passes signals on to it."""
+    return SUPERVISOR in environment
+
+
 def check_alone(command: str) -> None:
     """Raises ValueError where torchrun, or the supervisor, started several processes of a command that is one."""
     if is_launched() and os.environ["WORLD_SIZE"] != "1":

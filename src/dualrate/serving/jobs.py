@@ -138,16 +138,21 @@ class Jobs:
 
     def submit(self, request: Request) -> Job:
         """Raises ValueError for what cannot be drawn, Full where too many wait."""
+        with self._changed:
+            self._require_place()  # before the work of counting a cost
         sides = self.offer.sides(request)
         with self._changed:
-            self._forget()
-            ahead, most = len(self._waiting()) + (self._running() is not None), self.offer.limits.waiting
-            if self._closed or ahead > most:
-                raise Full(f"the queue is full, {most} wait: try again in a few seconds")
+            self._require_place()
             job = Job(range(request.seed, request.seed + self.offer.images(request)), [*map(Progress, sides)])
             self._jobs[job.name] = job
             self._changed.notify()
         return job
+
+    def _require_place(self) -> None:
+        self._forget()
+        ahead, most = len(self._waiting()) + (self._running() is not None), self.offer.limits.waiting
+        if self._closed or ahead > most:
+            raise Full(f"the queue is full, {most} wait: try again in a few seconds")
 
     def job(self, name: str) -> Job | None:
         """None for one that never was, or has been forgotten."""

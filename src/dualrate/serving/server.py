@@ -33,6 +33,8 @@ from dualrate.serving.offer import Offer, Request
 from dualrate.serving.page import play_page
 
 MOST_BYTES = 16_384  # of a request's body
+COUNTING = 2  # requests whose cost is counted at once
+WAITING = 5.0  # seconds that another one waits for that
 JSON = "application/json"
 FIELDS = "|".join(field.name for field in fields(Request))
 HEADERS = {
@@ -59,7 +61,9 @@ class _Server(BoundedServer):
         if not host:
             raise ValueError("--host is an address, got an empty one, which would be all: say 0.0.0.0 for that")
         self.offer, self.jobs, self.host = offer, jobs, host
-        self.page = play_page(offer.described()).encode()
+        self.described = offer.described()
+        self.page = play_page(self.described).encode()
+        self.counting = threading.BoundedSemaphore(COUNTING)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
@@ -75,7 +79,7 @@ class _Server(BoundedServer):
 
     @property
     def loopback(self) -> bool:
-        return _is_loopback(self.host)
+        return _is_loopback(str(self.server_address[0]))  # of names too, whatever they stand for here
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that has left is no error of the server; what else goes wrong is answered by `_Handler`."""
@@ -149,15 +153,17 @@ class _Handler(PunctualHandler):
         self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page)
 
     def _model(self) -> None:
-        self._send_json(HTTPStatus.OK, self.server.offer.described())
+        self._send_json(HTTPStatus.OK, self.server.described)
 
     def _plan(self, body: bytes) -> None:
-        sides = self.server.offer.sides(self._request(body))
+        with self._counting():
+            sides = self.server.offer.sides(self._request(body))
         self._send_json(HTTPStatus.OK, {"sides": [side.described() for side in sides]})
 
     def _submit(self, body: bytes) -> None:
         try:
-            job = self.server.jobs.submit(self._request(body))
+            with self._counting():
+                job = self.server.jobs.submit(self._request(body))
         except Full as error:
             retry = {"Retry-After": str(RETRY)}
             raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too-many-waiting", str(error), **retry) from error
@@ -175,6 +181,17 @@ class _Handler(PunctualHandler):
         if (job := self.server.jobs.job(name)) is not None:
             self.server.jobs.stop(job)
         self._report(name)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """For what runs through a sampling without its networks, to tell its cost: a few at once."""
+        if not self.server.counting.acquire(timeout=WAITING):
+            message = "too many requests are looked at: try again in a few seconds"
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "busy", message, **{"Retry-After": str(RETRY)})
+        try:
+            yield
+        finally:
+            self.server.counting.release()
 
     def _request(self, body: bytes) -> Request:
         kind = self.headers.get_content_type()
@@ -199,7 +216,7 @@ class _Handler(PunctualHandler):
     def _check_host(self) -> None:
         """Against another site's name that has been made to lead here."""
         host = re.sub(r":\d+$", "", self.headers.get("Host", "")).strip("[]")
-        if self.server.loopback and not _is_loopback(host):
+        if self.server.loopback and not _is_loopback(host) and host.lower() != self.server.host.lower():
             message = (
                 f"this server is for its own machine alone, at {self.server.url}; serve others with --host 0.0.0.0"
             )

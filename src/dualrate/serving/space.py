@@ -83,6 +83,8 @@ def write_space(offer: Offer, out: Path, note: Callable[[str], None]) -> None:
             )
         if elsewhere := re.search(r'"type": "([\w.]+):', json.dumps(one.experiment.identity)):
             raise ValueError(f"{one.name} needs the package {elsewhere[1]}, which a Space does not hold: serve it here")
+        if '"ForeignConfig"' in json.dumps(one.experiment.identity):  # networks of diffusers, an extra
+            needed = [*dict.fromkeys([*needed, _pinned("diffusers")])]
     command = ["python", "-m", "dualrate", "serve", "model", "--host", "0.0.0.0", "--port", str(PORT)]
     command += [] if other is None else ["--beside", "beside"]
     limits = {"steps": offer.limits.steps, "images": offer.limits.images, "waiting": offer.limits.waiting}
@@ -115,7 +117,11 @@ def requirements() -> list[str]:
     except PackageNotFoundError as error:
         raise ValueError("dualrate is not installed here, which would tell its dependencies: pip install it") from error
     names = [re.split(r"[^\w.-]", text)[0] for text in listed]
-    return [f"{name}=={version(name).split('+')[0]}" for name in names]
+    return [*map(_pinned, names)]
+
+
+def _pinned(name: str) -> str:
+    return f"{name}=={version(name).split('+')[0]}"
 
 
 def _put(model: Model, place: Path, note: Callable[[str], None]) -> None:

@@ -40,7 +40,7 @@ from dualrate.machine.gradients import summed_gradients
 from dualrate.machine.guards import Interrupts, run_lock
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
 from dualrate.machine.watchdog import Watchdog
-from dualrate.machine.world import World, is_launched, timeout
+from dualrate.machine.world import World, is_launched, is_supervised, timeout
 from dualrate.methods.method import Method, Phase
 from dualrate.networks.freeze import frozen
 from dualrate.training import checkpoint
@@ -118,7 +118,7 @@ def fit(
         stack.callback(progress.close)
         if world.leads:
             stack.enter_context(run_lock(run_dir))
-        interrupts = stack.enter_context(Interrupts())
+        interrupts = stack.enter_context(Interrupts(echoes=is_supervised()))
         patience = timeout() + min(timeout(), 5)  # the others may be first to say that they wait
         watchdog = stack.enter_context(Watchdog(patience, ends=is_launched()))
         stack.enter_context(torch.random.fork_rng(cuda))
