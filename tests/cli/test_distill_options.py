@@ -14,6 +14,7 @@ from dualrate.cli.train import parse_train
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Truncated
+from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
@@ -171,6 +172,13 @@ def test_pairs_and_rates_reach_the_method(student, root, rollout, source):
     assert isinstance(built, MomentMatching)
     assert built.states == source(found.method.plan, found.process, 3)
     assert (built.student_rate, built.pretraining) == (0.5, 7)
+
+
+def test_guidance_and_weighting_reach_the_method(student, root):
+    found = student("--guidance", 2)
+    found = replace(found, method=replace(found.method, weighting=Elbo()))
+    built = found.method.build(found, load(root / "teacher"), bfloat16=False)
+    assert (built.teacher.weight, built.teacher.null, built.weighting) == (2.0, 4, Elbo())
 
 
 def test_the_instant_version_s_teacher_stays_in_float32(student, root):

@@ -54,6 +54,14 @@ def decode(denoiser: dr.Denoiser, step: dr.Step, plan: dr.StepPlan, of: Cond) ->
         return rollout(denoiser, step, plan, normals(0, rows, 1, 8, 8), of, lambda i, j: normals(2 + i, rows, 1, 8, 8))
 
 
+def test_the_heavy_network_is_told_that_all_is_noise():
+    one, told = dual(), []
+    one.encoder.register_forward_pre_hook(lambda _, given: told.append(given[0]))
+    with torch.no_grad():
+        one.encode(normals(0, 2, 1, 8, 8), torch.full((2,), 0.4, dtype=torch.float64), cond())
+    torch.testing.assert_close(told[0].double(), PROCESS.log_snr(torch.ones(2, dtype=torch.float64)))
+
+
 @pytest.mark.parametrize("name", PLAIN_SAMPLERS)
 def test_one_heavy_call_serves_every_sampler_and_what_it_sees_is_z_0_alone(name):
     plan, every = dr.StepPlan.uniform(4, 1), dr.StepPlan.uniform(4)

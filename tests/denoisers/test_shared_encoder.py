@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import dualrate as dr
-from dualrate.denoisers.catalogue import DENOISERS
+from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.denoisers.metered import Metered
@@ -226,10 +226,10 @@ def test_features_that_are_tokens_have_their_channels_last():
     np.testing.assert_allclose(found, np.ones((2, 2)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["shared-encoder", "fora", "toca"])
+@pytest.mark.parametrize("name", ["shared-encoder", "shared-encoder-1", "fora", "toca"])
 def test_what_makes_x_of_v_is_around_no_model_of_tokens(name):
     with pytest.raises(ValueError, match="has no Gaussian noise"):
-        DENOISERS[name](Plain(NET, Masked()), Masked())
+        denoiser_named(name)(Plain(NET, Masked()), Masked())
 
 
 def total(similarity: np.ndarray, refreshes: list[int]) -> float:

@@ -46,6 +46,11 @@ def test_tokens_outside_the_likeliest_lose_a_finite_margin():
     assert found[4] == 0
 
 
+def test_outside_a_token_is_150_times_less_likely_unless_told_otherwise():
+    found = Sharpened(Constant(), Masked(), top_p=0.45).sharpened(P.view(1, 5, 1, 1)).flatten()
+    assert found[1] / found[2] == pytest.approx(2 * math.exp(5))
+
+
 def test_all_of_the_likeliest_are_all_of_them_in_single_precision_too():
     """One token nearly certain: what is likelier sums to 1, rounded, before the others."""
     p = torch.tensor([1 - 3e-8, 2e-8, 1e-8]).view(1, 3, 1, 1)

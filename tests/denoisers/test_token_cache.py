@@ -52,6 +52,7 @@ def test_partial_steps_are_each_block_s_attention_and_the_others_mlps_as_they_we
             attention.append(block.attention(block.modulated(tokens, block.film1(emb))))
             mlp.append(block.mlp(tokens + attention[-1], emb))
             tokens = tokens + attention[-1] + mlp[-1]
+        ages = torch.zeros(2, 4, dtype=torch.float64)
         for t in (0.6, 0.5):
             *_, received, age = context.features
             chosen = torch.zeros(2, 4, dtype=torch.bool).scatter(1, choose(received, age, at(t), count, one.by), True)
@@ -68,7 +69,8 @@ def test_partial_steps_are_each_block_s_attention_and_the_others_mlps_as_they_we
             context = one.renew(z, at(t), context.aged(), cond)
             assert chosen.sum() == 2 * count
             torch.testing.assert_close(context.x_hat, expected, rtol=1e-10, atol=1e-10)
-            assert torch.equal(context.features[3] == 0, chosen)
+            ages = torch.where(chosen, 0, ages + 1)
+            torch.testing.assert_close(context.features[3].double(), ages)
         kept = one.denoise(z, at(t), context.aged(), cond)
     torch.testing.assert_close(kept, expected, rtol=1e-10, atol=1e-10)  # a kept step here: what was added, as it is
 

@@ -12,7 +12,7 @@ from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.decoding import OneDecoder
-from dualrate.experiments.denoising import check_targets
+from dualrate.experiments.denoising import check_drops_labels, check_targets
 from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import MethodConfig, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
@@ -239,6 +239,22 @@ def test_moment_matching_trains_no_decoder_and_none_teaches():
     of_decoder = replace(teacher(), experiment=dr.Experiment("one", decoder, denoising, FIT))
     with pytest.raises(ValueError, match="one is a decoder, and what is distilled draws from noise alone"):
         check_teacher(student(ONE, PLAIN), of_decoder, "one", 1)
+
+
+def test_no_distillation_trains_a_null_class():
+    """So none of their students is guided: the label is always there."""
+    students = (MomentMatchingConfig("x", OnePlan(4, 2)), ConsistencyConfig(4, "x"), EMDistillationConfig("x"))
+    assert [one.drops_labels for one in (*students, dr.DenoisingConfig())] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_frozen_encoder_whose_null_class_is_untrained_stays_without(dropout):
+    source = replace(teacher(), experiment=replace(teacher().experiment, method=dr.DenoisingConfig(label_dropout=0.0)))
+    if not dropout:
+        check_drops_labels(source.experiment, teacher())
+        return
+    with pytest.raises(ValueError, match="set label_dropout to 0"):
+        check_drops_labels(teacher().experiment, source)
 
 
 def test_consistency_trains_no_decoder():

@@ -215,6 +215,21 @@ def test_the_instant_version_by_hand(dimensions):
     torch.testing.assert_close(*(torch.autograd.grad(loss, method.student.a)[0] for loss in (got, total)))
 
 
+def test_the_instant_version_of_several_pairs_a_row_by_hand():
+    """All pairs of a row are in one half; every pair has the weight of its own s."""
+    method, batch = instant(0.4, FullRollout(dr.StepPlan.uniform(4, 2), PROCESS, pairs=2)), data(7)
+    states, x, _, z_s = method.sampled(batch, Draws(0, batch.sample))
+    teacher, w = method.teacher.a.item(), PROCESS.alpha(states.s)[:, None] ** 2
+    first = states.row < 3
+    assert len(states.row) == 14
+    total = torch.zeros((), dtype=torch.float64)
+    for mine, other in ((first, ~first), (~first, first)):
+        nu = (-2 * w * (x - teacher * z_s) * z_s)[other].mean().detach()
+        total = total + (w * x * -nu * z_s)[mine].sum() / x.numel()
+    got = method.student_loss(batch, 0, Draws(0, batch.sample)).total
+    torch.testing.assert_close(got, total)
+
+
 def test_the_preconditioner_is_adam_s():
     """x_hat = (a + 10 b) z: the gradients of a, b and c are as 1, 10 and 0, their mean 11 / 3."""
 

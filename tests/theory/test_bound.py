@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from scipy.integrate import quad
 from scipy.stats import norm
 
 from dualrate.denoisers.exact import OracleDenoiser
@@ -165,6 +166,16 @@ def test_discrete_data_of_one_value_cost_nothing_and_bits_count_all_elements():
     wrong = variational_bound(Knows(x[:1] + 0.01), Ancestral(PROCESS), plan, x, Cond(), draws)
     assert wrong.bits_per_dimension.min() > 1
     torch.testing.assert_close(wrong.bits_per_dimension, wrong.total / 4 / math.log(2))
+
+
+def test_rounding_costs_what_noise_of_a_grey_level_leaves_open():
+    """At an end where a bin is as wide as the noise: E -log(Phi(n + 1/2) - Phi(n - 1/2)), n normal."""
+    x = (torch.arange(ROWS) % 200 + 20).double().view(-1, 1) / 127.5 - 1  # away from the outer bins
+    end = PROCESS.schedule.time(torch.tensor(2 * math.log(255 / 2), dtype=torch.float64)).item()
+    plan, draws = StepPlan.at([1.0, 0.5, end], range(2)), Draws(1, torch.arange(ROWS))
+    bound = variational_bound(OracleDenoiser(gaussian(0.3), PROCESS), Ancestral(PROCESS), plan, x, Cond(), draws)
+    cost, _ = quad(lambda n: -norm.pdf(n) * math.log(norm.cdf(n + 0.5) - norm.cdf(n - 0.5)), -8, 8)
+    close(bound.reconstruction, cost)
 
 
 def test_divergence_is_that_of_torch():

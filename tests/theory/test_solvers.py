@@ -148,6 +148,19 @@ def test_a_noise_level_above_zero_is_first_order():
     assert step.order == 1
 
 
+@pytest.mark.parametrize("gamma", [0.1, 0.7])
+def test_the_noise_level_of_sde_2m_is_that_of_ancestral(gamma):
+    """And no part of the mean."""
+    z, noise, now, before = (normals(i, 8, 1) for i in range(4))
+    p, t, s = (f64(time).expand(8) for time in (0.8, 0.7, 0.4))
+
+    def drawn(level):
+        return SDEDPMSolver2M(PROCESS, level)(lambda *_: now, z, t, s, lambda: noise, (before, p))[0]
+
+    wide, narrow = (Ancestral(PROCESS, g).kernel(lambda *_: now, z, t, s).variance.sqrt() for g in (gamma, 0.0))
+    torch.testing.assert_close(drawn(gamma) - drawn(0.0), (wide - narrow) * noise)
+
+
 def test_2m_keeps_its_order_on_steps_of_unequal_length():
     ends, start, counts = (-6.0, 6.0), normals(0, 64, 1), [32, 64, 128, 256]
     truth, errors = exact(start, *ends), []

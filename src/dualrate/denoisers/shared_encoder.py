@@ -64,9 +64,13 @@ class SharedEncoder(Ranged):
         return SharedEncoder(network, gaussian, max(1, network.config.levels[-1].blocks * 5 // 6))
 
     @staticmethod
-    def at(split: int) -> Callable[[Denoiser, GaussianProcess], SharedEncoder]:
+    def at(split: int) -> Callable[[Denoiser, Process], SharedEncoder]:
         """Shares so many middle blocks. Raises as `around`, and ValueError for more blocks than there are."""
-        return lambda denoiser, process: SharedEncoder(_shareable(denoiser), process, split)
+
+        def around(denoiser: Denoiser, process: Process) -> SharedEncoder:
+            return SharedEncoder(_shareable(denoiser), require_gaussian(process, "the model"), split)
+
+        return around
 
     def encode(self, z: Tensor, t: Tensor, cond: Cond) -> Context:
         """Runs the whole network; the context has one feature, (B, C, h, w) of the middle level, and x_hat."""

@@ -30,7 +30,8 @@ a_t is alpha_t^2 = sigmoid(log_snr(t)), moved and stretched by 3e-7 so that it r
     -a_t' / (1 - a_t) = -dlog_snr/dt sigmoid(log_snr)
 
 is twice that of `Sigmoid()` in `x_loss_weight`, and the deviance twice the cross-entropy: the denoising loss is the
-bound. Tokens that are revealed cost nothing, for x_hat is they.
+bound, for ends at +-15 to 3e-7; where a schedule ends sooner, and is stretched by more, it weighs late times less.
+Tokens that are revealed cost nothing, for x_hat is they.
 
 Drawing takes one uniform number a token, whatever V, by inversion of the distribution in float64: the largest of V
 Gumbel numbers in float32 would cut its tails, and so draw as if at a lower temperature (Zheng et al. 2024).

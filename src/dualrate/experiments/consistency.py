@@ -66,7 +66,7 @@ class ConsistencyConfig(MethodConfig, Ranged):
 
     @property
     def drops_labels(self) -> bool:
-        return self.teacher is not None
+        return False
 
     def check(self, experiment: Experiment) -> None:
         require_gaussian(experiment.process, experiment.name)

@@ -96,8 +96,10 @@ class DenoisingConfig(MethodConfig, Ranged):
         method = self.build(experiment)
         parts = {"encoder": self.encoder_from, "light": self.light_from} if start.fresh else {}
         sources = {role: start.load(run) for role, run in parts.items() if run is not None}
-        for source in sources.values():
+        for role, source in sources.items():
             check_latents(experiment, source)
+            if role == "encoder" and self.freeze_encoder and self.label_dropout:
+                check_drops_labels(experiment, source)
         weights = start_from(experiment.networks, method.networks, sources)
         identity: dict[str, Any] = {}
         if experiment.networks.latent is not None:
@@ -171,6 +173,15 @@ def check_latents(experiment: Experiment, source: Model) -> None:
     own, its = (one.method.latents.fingerprint[:12] or "none" for one in (experiment, source.experiment))
     if own != its:
         raise ValueError(f"{source.path} is given latents of the codec {its}, not {own}: name a decoder of the same")
+
+
+def check_drops_labels(experiment: Experiment, source: Model) -> None:
+    """Raises ValueError for a model whose null class nothing has trained, where its network is kept as it is."""
+    if experiment.num_classes and not source.experiment.method.drops_labels:
+        raise ValueError(
+            f"{source.path} was trained with every label there, and its network is frozen, so its null class would "
+            "never be trained: set label_dropout to 0, and leave guidance"
+        )
 
 
 def check_latent_shape(experiment: Experiment, codec: Codec) -> None:

@@ -13,7 +13,7 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.diffusion.process import Process, require_gaussian
 from dualrate.diffusion.weighting import Sigmoid, Weighting
-from dualrate.experiments.denoising import check_targets, fill
+from dualrate.experiments.denoising import check_drops_labels, check_targets, fill
 from dualrate.experiments.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AnyPlan
@@ -105,6 +105,8 @@ class EarlyExitConfig(MethodConfig, Ranged):
                 f"{self.backbone_from} is a {type(single).__name__}, and exits are those of a U-ViT: name a run of one"
             )
         check_targets(experiment, source, "backbone_from")
+        if self.label_dropout:
+            check_drops_labels(experiment, source)
         problem = f"{self.backbone_from}: its network is not that of {experiment.name}"
         fill(networks.get_submodule("exits.net"), source.networks["model"].state_dict(), problem)
         return {"backbone": str(source)}

@@ -45,6 +45,11 @@ class EMDistillationConfig(MethodConfig, Ranged):
         check_times(self.times)
 
     @property
+    def drops_labels(self) -> bool:
+        """A student has its labels always: it is guided by its teacher, which it learns."""
+        return False
+
+    @property
     def serves(self) -> OneStep:
         return OneStep()
 

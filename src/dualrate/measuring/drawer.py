@@ -105,7 +105,8 @@ class Drawer(Ranged):
         if self.guidance.weight != 1 and not model.experiment.method.drops_labels:
             raise ValueError(
                 f"{model.name} was trained with every label there, so its null class is none that it could be guided "
-                "against: drop the guidance weight, or train with --method.label-dropout 0.1"
+                "against: drop the guidance weight, or train with --method.label-dropout 0.1 (of a student: distil it "
+                "with --guidance)"
             )
         if self.label is not None and not model.num_classes:
             raise ValueError(f"{model.name} has no classes: drop the label")

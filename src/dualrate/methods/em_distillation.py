@@ -20,7 +20,7 @@ say nothing of x, are taken out again (noise cancellation). What is left is the 
 
 so (eps^L - noise in it) sigma_t = alpha_t c^L, and no difference of large numbers is formed. L = 1 with k = 0 has the
 gradient of variational score distillation (Diff-Instruct), in proportion. Cancelling is unbiased to the extent that
-z^L does not know the noise: exactly for L = 1.
+z^L does not know the noise: exactly where z stays, k = 0, whatever L.
 
 The student is the teacher's network at the noise level where its schedule ends, which is to be high and not pure noise.
 No data are needed, labels only. Ours: w(t), which is moment matching's; the times, the middle of (0, 1), for u^2 grows

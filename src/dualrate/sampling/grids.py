@@ -14,8 +14,9 @@ Its ends are those two grids, and it decreases for every b: t_i - t_(i+1) is the
 
 Two rules make them fit for few steps:
 
-- The last step goes from a finite level to t = 0 and returns x_hat: `high` and S_min say how much noise the last call
-  sees. Equal steps up to the schedule's own end (log-SNR 15) would spend calls on noise far below an 8-bit grey level.
+- The last step goes from a finite level to t = 0 and, of a process that ends in x_hat, returns it: `high` and S_min say
+  how much noise the last call sees. Equal steps up to the schedule's own end (log-SNR 15) would spend calls on noise
+  far below an 8-bit grey level.
 - The first call is made at t = 1, where samples start. `low` and S_max only say where the other calls lie: above that
   level z is noise and x_hat the mean of the data, so that there is nothing to resolve.
 """

@@ -66,7 +66,8 @@ class Heun(Step):
 
 @dataclass(frozen=True)
 class DPMSolver2M(Step):
-    """Second order by one evaluation a step and the last one's; the first step and that into t = 0 are of first order.
+    """Second order by one evaluation a step and the last one's; the first step is of first order, as is that
+    into t = 0 of a process that ends in x_hat.
 
     Its carry is the x_hat of the step before and its time.
     """
@@ -87,7 +88,7 @@ class DPMSolver2M(Step):
 
 @dataclass(frozen=True)
 class DPMSolver3M(Step):
-    """Third order by one evaluation a step and the last two's; the step into t = 0 is of first order.
+    """Third order by one evaluation a step and the last two's; first order into t = 0 of a process that ends in x_hat.
 
     So is the first step, and the second is of second: they leave a path at second order, with an error that is small
     where x_hat hardly changes yet, in noise. Its carry is the x_hat of up to two steps before with their times, the
