@@ -33,6 +33,23 @@ def test_one_process_changes_nothing():
         assert world == alone
 
 
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (torch.cuda.AcceleratorError("CUDA error: unspecified launch failure"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be"), True),
+        (torch.cuda.AcceleratorError("CUDA error: device-side assert triggered"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), False),
+        (RuntimeError("shapes do not match"), False),
+    ],
+)
+def test_a_gpu_that_failed_is_lost_and_a_fault_of_the_program_is_none(error, lost):
+    with pytest.raises(Lost if lost else type(error), match="lost its GPU" if lost else None), World().in_reach():
+        raise error
+
+
 def test_buckets_are_of_one_type_and_bounded():
     sizes = [(3, torch.float32), (1, torch.float64), (1, torch.float32), (1, torch.float32), (9, torch.float32)]
     made = buckets((torch.zeros(size, dtype=dtype) for size, dtype in sizes), 4)

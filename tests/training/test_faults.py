@@ -1,5 +1,6 @@
 """What a run survives: death at any moment, a full disk, signals, a second process. Real processes, really killed."""
 
+import errno
 import os
 import random
 import signal
@@ -188,6 +189,16 @@ def test_two_processes_cannot_train_one_run(tmp_path, straight):
     assert (run_dir / ".lock").read_text().startswith(f"process {first.pid}")
     assert faults.run(run_dir) == 0  # the dead process's lock is no obstacle
     assert_same(straight, run_dir)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_where_a_file_system_has_no_locks_a_run_goes_on_without(tmp_path, monkeypatch, number):
+    def flock(*of):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("dualrate.machine.guards.fcntl.flock", flock)
+    with run_lock(tmp_path):
+        assert (tmp_path / ".lock").read_text()
 
 
 def test_a_lock_that_cannot_be_written_is_an_error_that_names_it(tmp_path):

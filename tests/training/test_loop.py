@@ -546,6 +546,22 @@ def test_networks_of_every_kind_are_compiled_where_it_is_asked_for(tmp_path, mon
     assert compiled == [method.each["a"], method.each["b"]]
 
 
+def test_compiling_is_no_time_of_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "compiles", lambda device: None)
+    monkeypatch.setattr(loop, "compile_blocks", lambda networks: None)
+    first = replace(CONFIG, iterations=1, compile=True)
+    assert train(tmp_path, config=first).seconds == 0
+    assert train(tmp_path, config=replace(first, iterations=3)).seconds > 0
+
+
+def test_a_run_goes_on_without_compiling_where_a_compiler_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "compiles", lambda device: "no compiler")
+    train(tmp_path, config=replace(CONFIG, iterations=1, compile=True))
+    progress = Recorder()
+    train(tmp_path, config=replace(CONFIG, iterations=2), progress=progress)
+    assert any("compile was True, is False" in note for note in progress.notes)
+
+
 @pytest.mark.slow
 def test_compiled_training_is_eager_training_up_to_rounding(tmp_path):
     if problem := compiles(torch.device("cpu")):

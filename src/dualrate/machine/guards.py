@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -20,6 +21,7 @@ from dualrate.machine.files import naming
 def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
     """Hold `run_dir/.lock`; OSError if another process does. The kernel drops the lock of a process that dies.
 
+    On a file system without locks (Lustre and NFS may be mounted so) nothing is held: let there be one such process.
     doing: what the holder of the lock is doing to the directory, for that error
     """
     path = run_dir / ".lock"
@@ -30,12 +32,16 @@ def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise OSError(f"{run_dir} is being {doing} by {file.read().strip()}; wait for it or stop it") from None
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
         with naming(path):  # without a buffer, which closing would write a second time
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm warns of its time limit by any that it is told to
 
 

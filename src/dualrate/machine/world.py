@@ -33,6 +33,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from dualrate.machine.device import memory_shortage
+
 SUPERVISOR = "DUALRATE_SUPERVISOR"  # its process number, in the environment of those that it started
 LOST = 76  # exit code of a process that lost the others
 GLOO = re.compile(r"\[\S*gloo\S*\] ")  # how what gloo says begins: torch has no class of its own for it
@@ -129,10 +131,15 @@ class World:
 
     @contextmanager
     def in_reach(self) -> Iterator[None]:
-        """Raises Lost where the block fails because the others cannot be reached, also in torch's own operations."""
+        """Raises Lost where the block fails because the others cannot be reached, also in torch's own operations, or
+        because the GPU of this process has failed.
+        """
         try:
             yield
         except RuntimeError as error:
+            if lost_device(error):
+                said = str(error).splitlines()[0]
+                raise Lost(f"{self.name} lost its GPU ({said}). What was saved is intact") from error
             if not isinstance(error, dist.DistError) and not GLOO.match(str(error)):
                 raise
             with self._together():
@@ -149,6 +156,14 @@ class World:
                 f"{self.name} lost another one, which ended or did not answer in time ({what}). "
                 "What was saved is intact: the same command goes on from there"
             ) from error
+
+
+def lost_device(error: RuntimeError) -> bool:
+    """Whether a GPU has failed, rather than the program on it, or for lack of memory."""
+    said = str(error)
+    of_gpu = isinstance(error, torch.cuda.AcceleratorError) or said.startswith(("CUDA error", "cuDNN error"))
+    of_program = "device-side assert" in said or "illegal memory access" in said or memory_shortage(error) is not None
+    return of_gpu and not of_program
 
 
 def buckets(tensors: Iterable[TensorT], most: int) -> Iterator[list[TensorT]]:

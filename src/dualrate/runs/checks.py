@@ -15,6 +15,7 @@ from dualrate.machine.folders import check_link, some_of
 
 SAMPLES = "sample.json"  # is in a folder of samples, which no run can be in
 OF_A_RUN = ("experiment.json", "checkpoints", ".lock")  # one of them is there as soon as a run has started
+TRIAL = ".trial-"  # of files that are made to see whether any can be
 LOGS = (".log", ".out", ".err")  # what a shell or a scheduler may have put there first
 
 
@@ -30,7 +31,7 @@ def check_out(name: str, out: Path) -> None:
     if not existing.is_dir():
         raise ValueError(f"{existing} is a file, so no run can be in {out}: choose another --out")
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with tempfile.TemporaryFile(dir=existing, prefix=TRIAL):  # which NFS shows while it is open, to all processes
             pass
     except OSError as error:
         raise OSError(f"nothing can be written to {existing} ({error.strerror}): choose another --out") from error
@@ -46,7 +47,7 @@ def _check_content(out: Path) -> None:
         )
     if SAMPLES in names:
         raise ValueError(f"{out} holds samples ({SAMPLES}): choose another --out")
-    foreign = [name for name in names if not name.endswith(LOGS)]
+    foreign = [name for name in names if not name.endswith(LOGS) and not name.startswith((TRIAL, ".nfs"))]
     if foreign and not set(OF_A_RUN) & set(names):
         raise ValueError(f"{out} holds {some_of(foreign)} but no run: choose a new or empty directory as --out")
 

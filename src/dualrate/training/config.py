@@ -8,11 +8,9 @@ from typing import Annotated, Literal
 from dualrate.config.ranges import BatchSize, Iterations, Precision, Range, Ranged, Seed, Side
 from dualrate.training.optim import OptimConfig
 
-# what may differ when a run is resumed: none of it changes the weights; micro_batch does by rounding and dropout masks,
-# which is noted
-FREE = frozenset(
-    {"log_every", "checkpoint_every", "keep", "sample_every", "max_seconds", "micro_batch", "recompute_from"}
-)
+ROUNDING = ("micro_batch", "compile")  # change the weights by rounding and dropout masks alone, which is noted
+# what may differ when a run is resumed: none of the rest changes the weights
+FREE = frozenset({*ROUNDING, "log_every", "checkpoint_every", "keep", "sample_every", "max_seconds", "recompute_from"})
 
 
 @dataclass(frozen=True)

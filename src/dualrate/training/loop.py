@@ -45,7 +45,7 @@ from dualrate.methods.method import Method, Phase
 from dualrate.networks.freeze import frozen
 from dualrate.training import checkpoint
 from dualrate.training.compiling import compile_blocks
-from dualrate.training.config import FitConfig, FitResult
+from dualrate.training.config import ROUNDING, FitConfig, FitResult
 from dualrate.training.log import MetricsFile
 from dualrate.training.optim import lr_at
 from dualrate.training.recompute import recompute
@@ -150,6 +150,7 @@ class _Trainer:
         self.checkpoints = run_dir / "checkpoints"
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
         self.generator = default_generator(device)
+        self.compiling = False  # in the first iteration of a start
         self.unread: list[_Update] = []
         self.untold: list[dict[str, float]] = []  # logs that were read, an iteration each
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
@@ -159,6 +160,7 @@ class _Trainer:
             progress.note(f"not compiling the networks, which changes only the speed: {problem}")
         elif config.compile:
             compile_blocks(trained)
+            self.compiling = True
         if config.recompute_from is not None:
             recompute(trained, config.recompute_from)
         shard(trained, world)
@@ -188,8 +190,8 @@ class _Trainer:
         if changes := differences(self.upgrade(saved.state["config"]), self.identity, free):
             lines = "\n  ".join(changes)
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
-        rows = {"micro_batch": saved.state["config"]["fit"]["micro_batch"]}
-        now = surroundings(self.device, self.world) | {"micro_batch": self.config.micro_batch}
+        rows = {name: saved.state["config"]["fit"].get(name) for name in ROUNDING}
+        now = surroundings(self.device, self.world) | {name: getattr(self.config, name) for name in ROUNDING}
         note_changes({"processes": 1, "shard": 1} | saved.state["surroundings"] | rows, now, self.progress.note)
         self.state.restore(saved)
         self.progress.note(f"resuming at iteration {self.state.iteration}")
@@ -340,7 +342,8 @@ class _Trainer:
     def report(self, elapsed: float) -> None:
         """Of every iteration its logs, once, when they have been read: those of earlier ones as of the one before."""
         state, config = self.state, self.config
-        state.seconds += elapsed
+        state.seconds += 0 if self.compiling else elapsed  # which is no training: schedules by seconds would end sooner
+        self.compiling = False
         untold, self.untold = self.untold, []
         if not self.world.leads:
             return

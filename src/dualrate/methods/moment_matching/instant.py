@@ -24,6 +24,7 @@ from dualrate.denoisers.denoiser import posterior_mean
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch, Cond
+from dualrate.machine.device import whole_products
 from dualrate.methods.method import Loss
 from dualrate.methods.moment_matching.student import StudentMethod
 from dualrate.methods.times import moved, stratified_uniform
@@ -38,7 +39,8 @@ class InstantMomentMatching(StudentMethod):
     The halves of a batch are samples A for each other, so every row trains the student. They should see the same steps
     of a plan: make a batch (or micro-batch) a multiple of 2 N rows.
 
-    teacher_network: the module whose parameters are the teacher's; it runs in float32, as nu is a small difference
+    teacher_network: the module whose parameters are the teacher's; it runs in float32, which TF32 is not, as nu is a
+                     small difference
     preconditioner:  the diagonal of Lambda by parameter name, as `preconditioned` finds it. None: the identity
     """
 
@@ -98,7 +100,7 @@ class InstantMomentMatching(StudentMethod):
     def teacher_gradient(self, x: Tensor, z_s: Tensor, s: Tensor, cond: Cond, states: int) -> dict[str, Tensor]:
         """Lambda nu, by parameter name; of the mean over `states`, what those that are here contribute."""
         parameters = {name: p.detach().requires_grad_() for name, p in self.teacher_network.named_parameters()}
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False), whole_products():
             error = (x - self.teach(parameters, z_s, s, cond)).square()
             loss = (self.weight(s, error) * error).sum() / (states * error.shape[1:].numel())
             nu = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -113,7 +115,8 @@ class InstantMomentMatching(StudentMethod):
         """J_theta(z_s) times a direction in parameter space, by forward differentiation; no gradient."""
         parameters = {name: p.detach() for name, p in self.teacher_network.named_parameters()}
         # fused attention kernels have no forward rule
-        with torch.no_grad(), torch.autocast(z_s.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        plainly = sdpa_kernel(SDPBackend.MATH)
+        with torch.no_grad(), torch.autocast(z_s.device.type, enabled=False), whole_products(), plainly:
             return torch.func.jvp(lambda p: self.teach(p, z_s, s, cond), (parameters,), (direction,))[1]
 
     def teach(self, parameters: dict[str, Tensor], z: Tensor, t: Tensor, cond: Cond) -> Tensor:
