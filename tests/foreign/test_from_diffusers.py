@@ -18,9 +18,10 @@ from dualrate.foreign.config import adopted
 from dualrate.foreign.conventions import SIT, Flow
 from dualrate.foreign.direction import check_direction
 from dualrate.foreign.folder import check_name, network_class
-from dualrate.foreign.kinds import Kind, by_place
+from dualrate.foreign.kinds import Kind, by_place, kind_of
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import DISCRETE, FLOW, read_scheduler
+from dualrate.foreign.shapes import labels_of
 from dualrate.sampling.trajectory import trajectory
 
 pytestmark = pytest.mark.filterwarnings("ignore:at the noise end x_hat follows z")
@@ -267,6 +268,42 @@ def test_what_a_scheduler_does_not_say_is_as_its_class_has_it(name):
     made = inspect.signature(getattr(diffusers.schedulers, name).__init__).parameters.values()
     defaults = {one.name: one.default for one in made if one.default is not one.empty}
     assert read_scheduler({"_class_name": name}) == read_scheduler({"_class_name": name, **defaults})
+
+
+@pytest.mark.parametrize("name", sorted(DISCRETE))
+def test_those_clip_whose_class_has_the_setting(name):
+    """A word that another class has left behind, as `from_config` keeps it, does nothing there, nor here."""
+    clips = "clip_sample" in inspect.signature(getattr(diffusers.schedulers, name).__init__).parameters
+    _, convention = read_scheduler({"_class_name": name, "clip_sample": True, "clip_sample_range": 2.0})
+    assert convention.clip == (2.0 if clips else None)
+
+
+def test_a_shift_that_another_class_has_left_behind_is_none():
+    left = {"shift": 3.0, "flow_shift": 5.0, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    shifts = [read_scheduler({"_class_name": name, **left})[0].shift for name in ("UniPCMultistepScheduler", *FLOW)]
+    assert shifts == [5.0] + [3.0] * len(FLOW)
+
+
+def test_a_folder_says_whose_last_label_is_the_null_class(tmp_path):
+    net = unet(in_channels=1, out_channels=1, num_class_embeds=4)
+    net.save_pretrained(tmp_path / "unet")
+    (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    diffusers.DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    assert (adopted(tmp_path).network.num_classes, adopted(tmp_path).network.null) == (4, False)
+    file = tmp_path / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dualrate_num_classes": 3}))
+    found = adopted(tmp_path)
+    assert (found.network.num_classes, found.network.null) == (3, True)
+    assert "dualrate" not in found.network.config
+    assert found.weights().state_dict().keys() == net.state_dict().keys()
+    for wrong in (0, 2, 5):
+        with pytest.raises(ValueError, match="so 4 classes, or 3 if the last label is the null class"):
+            adopted(tmp_path, wrong)
+
+
+def test_a_network_with_a_null_class_of_its_own_has_no_other():
+    with pytest.raises(ValueError, match="5 classes and its null class after them"):
+        labels_of(kind_of("DiTTransformer2DModel", dit().config), dit().config, 4)
 
 
 def test_a_network_that_says_it_is_distilled_is_refused(tmp_path):

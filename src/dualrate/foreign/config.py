@@ -20,6 +20,8 @@ from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import read_scheduler
 from dualrate.foreign.shapes import labels_of, shape_of
 
+OWN_CLASSES = "dualrate_num_classes"  # in a network's config.json, where its last label is the null class
+
 
 @dataclass(frozen=True)
 class ForeignConfig(Ranged):
@@ -79,8 +81,9 @@ class Adopted:
 
 
 def adopted(path: Path, num_classes: int | None = None) -> Adopted:
-    """What a run needs to know of a folder of diffusers. num_classes: as of `from_diffusers`.
+    """What a run needs to know of a folder of diffusers.
 
+    num_classes: as of `from_diffusers`; None: as the network's config.json says by OWN_CLASSES, if it does
     Raises ValueError for a folder that `from_diffusers` refuses, one without scheduler, and a model of texts.
     """
     folder = read_folder(path)
@@ -92,7 +95,9 @@ def adopted(path: Path, num_classes: int | None = None) -> Adopted:
             f"{path} holds a model of texts ({folder.name}); a run has labels alone: wrap it by from_diffusers"
         )
     schedule, convention = read_scheduler(folder.scheduler)
-    config = {name: value for name, value in folder.config.items() if not name.startswith("_")}
+    own = {name: value for name, value in folder.config.items() if not name.startswith("_")}
+    config = {name: value for name, value in own.items() if name != OWN_CLASSES}
+    num_classes = own.get(OWN_CLASSES) if num_classes is None else num_classes
     network = ForeignConfig(
         folder.name,
         json.dumps(config, sort_keys=True),

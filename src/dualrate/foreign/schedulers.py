@@ -20,6 +20,9 @@ DISCRETE = {
     "UniPCMultistepScheduler", "SASolverScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler",
 }  # fmt: skip
+CLIPS = {  # that clip x_hat: another may have the word in its configuration, left of the class it was made from
+    "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "HeunDiscreteScheduler",
+}  # fmt: skip
 FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
 DISTILLED = {
     "LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler",
@@ -68,7 +71,7 @@ def _flow(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
             f"this {name} has use_flow_sigmas and prediction_type {config.get('prediction_type', 'epsilon')!r}: on a "
             "flow flow_prediction is known"
         )
-    shift = _number(config, "shift" if "shift" in config else "flow_shift", 1.0)
+    shift = _number(config, "shift" if name in FLOW else "flow_shift", 1.0)  # the other may be left of another class
     if config.get("use_dynamic_shifting"):  # of the least mu: it grows with the image, which is not known here
         mu = _number(config, "base_shift", 0.5)
         shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
@@ -98,7 +101,8 @@ def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Conventio
         config.get("num_train_timesteps", 1000),
         bool(config.get("rescale_betas_zero_snr", False)),
     )
-    clip = _number(config, "clip_sample_range", 1.0) if config.get("clip_sample") else None
+    clips = config.get("clip_sample") and name in CLIPS
+    clip = _number(config, "clip_sample_range", 1.0) if clips else None
     return betas, Discrete(betas, predicts, clip)
 
 

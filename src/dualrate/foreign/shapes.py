@@ -16,8 +16,15 @@ def labels_of(kind: Kind, config: Mapping[str, Any], num_classes: int | None) ->
     own = replace(kind, null=True) if kind.call is by_place else kind
     if num_classes is None or num_classes == labels:
         return {"num_classes": labels, "null": own.null and labels > 0}
-    if not 0 < num_classes < labels:
-        raise ValueError(f"this network has {labels} labels, so 1 to {labels} classes, got {num_classes}")
+    if own.null:
+        raise ValueError(
+            f"this network has {labels} classes and its null class after them, got num_classes {num_classes}: drop it"
+        )
+    if num_classes != labels - 1 or not num_classes:
+        raise ValueError(
+            f"this network has {labels} labels, so {labels} classes, or {labels - 1} if the last label is the null "
+            f"class, got {num_classes}"
+        )
     return {"num_classes": num_classes, "null": True}
 
 

@@ -64,8 +64,8 @@ DOWNLOADING = ("revision", "cache_dir", "token", "local_files_only", "force_down
 class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
     """One network of a model. role: in its experiment's networks; experiment: as `to_plain` writes it.
 
-    In another dtype than float32 the weights of linear layers and convolutions alone are cast, as in all sampling in
-    bfloat16, and the network runs under autocast.
+    In another dtype than float32 the network runs under autocast; the weights of linear layers and convolutions alone
+    are cast, as in all sampling in bfloat16, of networks of diffusers none.
     """
 
     config_name = "config.json"
@@ -73,6 +73,7 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, role: str, experiment: dict[str, Any]) -> None:
         super().__init__()
+        self.computes_in = torch.float32
         self.network = _experiment(experiment).build()[0][role]
 
     @staticmethod
@@ -99,9 +100,16 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         others = [value for value in args if not isinstance(value, torch.dtype)]
         super().to(*others, **{key: value for key, value in kwargs.items() if key != "dtype"})
         for dtype in dtypes:
-            for part in [self] if dtype == torch.float32 else cast_layers(self.network):
+            self.computes_in = dtype
+            held = _experiment(self.config["experiment"]).networks.bfloat16_weights
+            for part in [self] if dtype == torch.float32 else cast_layers(self.network) if held else ():
                 nn.Module.to(part, dtype)
         return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes, whatever its weights are held in."""
+        return self.computes_in
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:

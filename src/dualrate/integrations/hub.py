@@ -33,8 +33,9 @@ from dualrate.integrations.diffusers import DualRatePipeline  # pip install "dua
 images = DualRatePipeline.from_pretrained("{name}")({labels}).images
 ```
 
-By diffusers' own loader, which then runs `pipeline.py` of this folder:
-`DiffusionPipeline.from_pretrained("{name}", custom_pipeline="pipeline", trust_remote_code=True)`."""
+By diffusers' own loader, of a folder on this machine, which then runs the folder's `pipeline.py`; from the Hub that is
+`huggingface_hub.snapshot_download("{name}")`:
+`DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)`."""
 
 
 def export_pipeline(

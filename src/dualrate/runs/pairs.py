@@ -21,6 +21,7 @@ def switched(heavy: Model, light: Model) -> Model:
     for what, (mine, other) in {
         "images": (heavy.shape, light.shape),
         "classes": (heavy.num_classes, light.num_classes),
+        "null class": (heavy.experiment.networks.null_class, light.experiment.networks.null_class),
         "process": (heavy.process, light.process),
         "codec": tuple(model.experiment.codec.fingerprint or "none" for model in (heavy, light)),
         "latents": tuple(model.experiment.method.latents.fingerprint or "none" for model in (heavy, light)),
