@@ -56,6 +56,7 @@ NEAR = (  # dual-25 and single networks of about its cost, those first that deci
     ("medium-25", f"10{SETTLED}"),
     ("light", f"8{SETTLED}"),
     ("dual-25", blended("0.5-8-2", 0.05)),
+    *((name, "7@dpm++2m") for name in ("light", "medium-25")),  # between whose 6 and 8 savings lie: lines are too high
     ("light", KARRAS),
     ("medium-25", f"12{SETTLED}"),
     ("light", f"12{SETTLED}"),
