@@ -36,11 +36,12 @@ from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import sample
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
-from dualrate.training.log import MetricsFile
+from dualrate.training.log import MetricsFile, logged_iterations
 from dualrate.training.loop import fit
 from dualrate.training.sharding import shard_frozen
 from dualrate.training.share import Share
 
+SCORES = "scores.jsonl"
 SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
 Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
 
@@ -114,10 +115,14 @@ def train(
             metric, value = score(
                 Model(experiment.name, experiment, method.networks, method.denoiser(), iteration, weights_hash="")
             )
-            MetricsFile(out / "scores.jsonl", iteration - 1, progress.note).write(
-                {"iteration": iteration, metric: value}
-            )
+            MetricsFile(out / SCORES, iteration - 1, progress.note).write({"iteration": iteration, metric: value})
             progress.note(f"iteration {iteration}: {metric} {value:.3f}")
+
+    def sampled(iteration: int) -> bool:
+        scored = score is None or score_every is None or iteration % score_every != 0
+        return any(samples_file(out, iteration).parent.glob(f"{iteration:07d}.*")) and (
+            scored or iteration in logged_iterations(out / SCORES)
+        )
 
     if config.compile:
         keep_compiled(cache_dir() / COMPILED)
@@ -136,6 +141,7 @@ def train(
             progress=prepared.watch(progress),
             on_start=on_start,
             on_sample=on_sample,
+            sampled=sampled,
             device=device,
             world=world,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ class RunningMeans:
 
     def means(self) -> dict[str, float]:
         return {name: total / count for name, (total, count) in self.sums.items()}
+
+
+def logged_iterations(path: Path) -> set[int]:
+    """Of the lines of a log, without those that are none; none where there is no log."""
+    found = set()
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            found.add(int(parse_record(line, "")["iteration"]))
+    return found
 
 
 class MetricsFile:

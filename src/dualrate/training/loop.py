@@ -97,6 +97,7 @@ def fit(
     progress: Reporter | None = None,
     on_start: Callable[[], None] | None = None,
     on_sample: Callable[[int], None] | None = None,
+    sampled: Callable[[int], bool] = lambda iteration: True,
     device: torch.device | str = "cpu",
     world: World = World(),
 ) -> FitResult:
@@ -106,6 +107,7 @@ def fit(
     upgrade:   of an identity as earlier versions wrote it
     on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
     on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in place
+    sampled:   whether `on_sample` was done at an iteration: at the one that is gone on from it is called if it was not
     world:     the processes that train together, each in this call; the callbacks are the leader's. Processes that hold
                weights together pass `on_sample` in all, which may call the networks then but not read their weights
     Raises ValueError (another configuration), OSError (run in use, no intact checkpoint, nothing could be saved at
@@ -127,6 +129,8 @@ def fit(
         trainer = _Trainer(method, config, device, progress, run_dir, plain, upgrade, world, watchdog)
         if on_start and world.leads:
             on_start()
+        if trainer.is_sampled() and not world.of_leader(sampled(trainer.state.iteration)):
+            trainer.sample(on_sample)  # for a kill between the checkpoint and these
         stopped = trainer.run(batches, on_sample, interrupts)
         return FitResult(trainer.state.iteration, stopped, trainer.state.seconds)
 
@@ -251,6 +255,11 @@ class _Trainer:
                 self.progress.note(f"could not write samples, training goes on: {error}")
             finally:
                 self.settle()
+
+    def is_sampled(self) -> bool:
+        """Whether samples of this iteration are due, at the end too."""
+        done = self.state.iteration
+        return done > 0 and (done % self.config.sample_every == 0 or done >= self.config.iterations)
 
     def out_of_time(self) -> bool:
         ends = (self.config.max_seconds, self.config.optim.decay_seconds)
