@@ -194,6 +194,8 @@ def test_a_curve_whose_first_plan_is_better_bounds_the_ratio_and_tells_no_lower_
     found = saving(own, rivals)
     assert (found.ratio, found.low, found.high, found.at_most) == (4, 0, 4, True)
     assert [side(own, rivals, ratio) for ratio in (0.5, 3.9, 4.0, 4.1)] == [0, 0, 0, 1]
+    reached = saving(own, [*rivals, *noisy([point(1, 2.0, curve="b"), point(7.8, 1.005, curve="b")], 0.01, seed=1)])
+    assert (reached.low, reached.at_most) == (0, True)  # though by noise a line may reach it sooner
     alone = saving(own, [replace(one, curve=None) for one in rivals])
     assert (alone.ratio, alone.low, alone.high, alone.at_most) == (4, 4, 4, False)
     exact = saving(replace(own, score=0.5), rivals)  # the plan that is as good is there

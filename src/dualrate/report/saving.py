@@ -65,11 +65,12 @@ def saving(point: Point, rivals: Sequence[Point], *, level: float = 0.95) -> Sav
     contest, z = _Contest.of(point, rivals), _quantile(level)
     costs, paid = _costs(rivals), cost_at(rivals, point.score)
     low, high = _ends(contest, costs, z)
+    at_most = any(first.cost == paid and first.score < point.score for first in _firsts(rivals))
     return Saving(
         ratio=paid / point.cost,
-        low=min(low, paid) / point.cost,
+        low=0.0 if at_most else min(low, paid) / point.cost,
         high=max(high, paid) / point.cost,
-        at_most=any(first.cost == paid and first.score < point.score for first in _firsts(rivals)),
+        at_most=at_most,
         images=contest.gap(point.cost).images(z) if point.cost >= costs[0] else math.nan,
     )
 
@@ -112,8 +113,7 @@ def side(point: Point, rivals: Sequence[Point], ratio: float, *, level: float = 
     contest, z = _Contest.of(point, rivals), _quantile(level)
     cost = ratio * point.cost
     if contest.gap(cost).low(z) > 0:
-        low, _ = _ends(contest, _costs(rivals), z)
-        return -int(cost < low)
+        return -int(ratio < saving(point, rivals, level=level).low)
     before = max(cost * math.exp(-PRECISION), min(rival.cost for rival in rivals))
     return int(contest.gap(before).high(z) < 0)  # the front may fall at a cost, all at once
 
