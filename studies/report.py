@@ -1,7 +1,7 @@
 """Reports of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and figures.
 
     make reproduce-report                   settled-25: a small pair and what was trained alike, 50,000 images, float32,
-                                            ten hours of a core; KEPT=1: of rows that are kept, minutes
+                                            eleven hours of a core; KEPT=1: of rows that are kept, minutes
     .venv/bin/python studies/report.py settled          larger ones too, an hour and a half
     .venv/bin/python studies/report.py students-settled their students, 20,000 images, half an hour of a core, after
                                                     `git checkout 9fcbb8c -- weights/fashion-mnist-student-8-4`

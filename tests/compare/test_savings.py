@@ -1,6 +1,7 @@
 """What the page says of made-up measurements: sides, ratios, and words for every kind of saving."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.page import compare_page, front_table, reusing_plans, savings_table
 from dualrate.compare.records import as_json
 from dualrate.compare.rivals import rivals_table
-from dualrate.compare.savings import ComparisonResults, savings
+from dualrate.compare.savings import ComparisonResults, rising, savings
 from dualrate.compare.speed import Speed
 from dualrate.compare.work import Bench, MeasuredContender, TimedContender, chosen
 from dualrate.diffusion.plan import StepPlan
@@ -53,10 +54,19 @@ def test_dual_rate_is_set_against_all_others(judge):
 
 
 def test_a_timing_that_is_out_of_order_moves_no_curve(judge):
-    """The plans of a curve take the time of its calls, by their median: 1 s, 2 s and 4 s here."""
+    """Two plans that took 1 s and 0.9 s for once and twice the FLOPs are taken to cost as much."""
     noisy = [finished("single", cost, 8 / cost, seconds=s, heavy=4) for cost, s in ((1, 1.0), (2, 0.9), (4, 4.0))]
     (found,) = savings(findings(judge, [finished("dual", 1, 3.0)], noisy))
-    assert [one.ratio for one in found.savings] == pytest.approx([8 / 3] * 3)
+    both = math.sqrt(0.9)
+    between = both * (4 / both) ** (math.log(4 / 3) / math.log(2))
+    assert [one.ratio for one in found.savings] == pytest.approx([8 / 3, between, 8 / 3])
+
+
+def test_what_rises_stays_and_what_falls_is_pooled():
+    assert rising([1, 2, 2, 5]) == pytest.approx([1, 2, 2, 5])
+    assert rising([4, 1]) == pytest.approx([2, 2])
+    assert rising([1, 8, 1, 8, 64]) == pytest.approx([1, math.sqrt(8), math.sqrt(8), 8, 64])
+    assert rising([27, 3, 1]) == pytest.approx([81 ** (1 / 3)] * 3)
 
 
 def test_without_another_side_nothing_is_saved(judge):

@@ -12,7 +12,8 @@ from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.decoding import OneDecoder
-from dualrate.experiments.denoising import check_drops_labels, check_targets
+from dualrate.experiments.denoising import check_targets
+from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import MethodConfig, Start
 from dualrate.experiments.moment_matching import MomentMatchingConfig
@@ -247,14 +248,29 @@ def test_no_distillation_trains_a_null_class():
     assert [one.drops_labels for one in (*students, dr.DenoisingConfig())] == [False, False, False, True]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_frozen_encoder_whose_null_class_is_untrained_stays_without(dropout):
-    source = replace(teacher(), experiment=replace(teacher().experiment, method=dr.DenoisingConfig(label_dropout=0.0)))
-    if not dropout:
-        check_drops_labels(source.experiment, teacher())
+@pytest.mark.parametrize(("dropout", "freeze", "refused"), [(0.1, True, True), (0.0, True, False), (0.1, False, False)])
+def test_a_frozen_encoder_whose_null_class_is_untrained_stays_without(dropout, freeze, refused):
+    labelled = replace(teacher(), experiment=student(ONE, dr.DenoisingConfig(label_dropout=0.0)))
+    config = dr.DenoisingConfig(dr.TimeSampler(), label_dropout=dropout, encoder_from="one", freeze_encoder=freeze)
+    asked = replace(start([]), load=lambda run: labelled)
+    if not refused:
+        assert config.prepare(student(TWO, config), asked).weights
         return
     with pytest.raises(ValueError, match="set label_dropout to 0"):
-        check_drops_labels(teacher().experiment, source)
+        config.prepare(student(TWO, config), asked)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_exits_beside_a_network_whose_null_class_is_untrained_stay_without(dropout):
+    deep = replace(NET, levels=(NET.levels[0], dr.Level("transformer", 16, 2)))
+    labelled = teacher(levels=deep.levels)
+    labelled = replace(labelled, experiment=student(dr.OneNetwork(deep), dr.DenoisingConfig(label_dropout=0.0)))
+    config, asked = EarlyExitConfig("one", label_dropout=dropout), replace(start([]), load=lambda run: labelled)
+    if not dropout:
+        assert config.prepare(student(EarlyExitNetwork(deep), config), asked).weights
+        return
+    with pytest.raises(ValueError, match="set label_dropout to 0"):
+        config.prepare(student(EarlyExitNetwork(deep), config), asked)
 
 
 def test_consistency_trains_no_decoder():

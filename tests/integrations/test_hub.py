@@ -147,9 +147,13 @@ def test_a_pipeline_is_replaced_and_nothing_else_is(run, exported, tmp_path):
 def test_without_a_network_a_push_says_what_is_there(tmp_path):
     class Unreachable:
         def create_repo(self, *of, **how):
-            raise RuntimeError("no route")  # as an HTTP library's own, which is no OSError
+            raise error("no route")
 
+    error: type[Exception] = type("ConnectError", (Exception,), {"__module__": "httpx2"})  # which is no OSError
     with pytest.raises(OSError, match=r"cannot be reached.*is written"):
+        hub.push(tmp_path, "somebody/two", license="mit", api=Unreachable())
+    error = TypeError  # a fault of a program
+    with pytest.raises(TypeError):
         hub.push(tmp_path, "somebody/two", license="mit", api=Unreachable())
 
 

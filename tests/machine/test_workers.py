@@ -55,7 +55,7 @@ def slow(block: range) -> int:
 def test_a_gpu_that_was_chosen_by_its_number_is_not_taken_for_another():
     with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES"):
         mapper(2, torch.device("cuda:3"), lambda text: None)
-    for count, device in ((1, "cuda:3"), (2, "cuda")):
+    for count, device in ((1, "cuda:3"), (2, "cuda"), (2, "cuda:0")):
         assert mapper(count, torch.device(device), lambda text: None)
 
 

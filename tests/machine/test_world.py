@@ -42,6 +42,9 @@ def test_one_process_changes_nothing():
         (torch.cuda.AcceleratorError("CUDA error: device-side assert triggered"), False),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), False),
+        (torch.cuda.AcceleratorError("CUDA error: no kernel image is available for execution on the device"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling cublasGemmEx"), False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"), False),
         (RuntimeError("shapes do not match"), False),
     ],
 )

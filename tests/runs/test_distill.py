@@ -270,7 +270,7 @@ def test_a_score_or_a_picture_that_a_kill_left_out_is_made_by_the_same_command(r
     if missing == "score":
         file.write_text("".join(lines[:-1]))
     else:
-        picture.unlink()
+        picture.rename(picture.with_name(f"{picture.name}.0123.partial"))
     train(experiment, tmp_path / "run", **how)
     assert picture.exists()
     assert file.read_text().splitlines(keepends=True) == lines

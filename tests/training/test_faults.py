@@ -197,8 +197,9 @@ def test_where_a_file_system_has_no_locks_a_run_goes_on_without(tmp_path, monkey
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("dualrate.machine.guards.fcntl.flock", flock)
-    with run_lock(tmp_path):
+    with run_lock(tmp_path) as held:
         assert (tmp_path / ".lock").read_text()
+        assert not held
 
 
 def test_a_lock_that_cannot_be_written_is_an_error_that_names_it(tmp_path):

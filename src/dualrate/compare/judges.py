@@ -70,7 +70,8 @@ def verdict_table(results: ComparisonResults) -> Table:
         "every judge sees the same images; the plans are those that none of their kind beats by the first one",
         f"the judges {CHEAPER} (or dearer): the interval of every one leaves out 1 on that side, "
         f"by a factor of {TIMING} where time is measured, so the claim holds; "
-        f"they {OPEN}: every interval holds 1; they {SPLIT}: anything else, and nothing is claimed",
+        f"they {OPEN}: every interval holds 1, of time within that factor; they {SPLIT}: anything else, and nothing is "
+        "claimed",
     )
     return Table(
         ("network", "sampler", "plan", "judge", "score", *(costs.name for costs in COSTS)), tuple(cells), notes

@@ -153,8 +153,9 @@ def savings_table(results: ComparisonResults) -> Table:
         "cost of the best of all other networks and samplers for the same score, over the plan's own: above 1, this is "
         "cheaper. Between two plans of one network and sampler the score is a straight line in logarithms",
         f"in brackets 95% intervals over {_noise(results)}, of both sides; never: no other reaches the score",
-        "at most: the others' cheapest measured plan is better already; an interval from 0: it may be, as far as the "
-        "noise tells",
+        "at most: what reaches the score is the cheapest plan of its curve that was measured, and is better, so that a "
+        "cheaper one could do; the interval then begins at 0, as where it may be so as far as the noise tells",
+        "times of a network's plans are taken to rise with their FLOPs: what noise has turned round is pooled",
         f"images to tell: as many of each would tell the ratio in {COSTS[0].name} from 1 with a chance of "
         f"{100 * POWER:.0f}%, if the scores are the true ones",
         f"{_dearest(results)}the intervals hold no noise of timing, and the front was picked among the same images",

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -93,18 +94,28 @@ def _point(one: TimedContender, costs: Costs) -> Point:
 
 
 def _points(rivals: Sequence[TimedContender], costs: Costs) -> list[Point]:
-    """Those of one curve cost by their FLOPs where costs are measured: the curve's median of a FLOP's cost. By noise a
-    plan of fewer calls may else have taken longer than one of more.
+    """Measured costs along a curve rise with its FLOPs: by noise a plan of fewer calls may have taken longer than one
+    of more, and the line between its neighbours would leave it out.
     """
-    rates: dict[str | None, list[float]] = {}
-    for rival in rivals:
-        rates.setdefault(rival.contender.curve, []).append(costs.of(rival) / rival.row.flops)
-    return [
-        replace(point, cost=rival.row.flops * statistics.median(rates[point.curve]))
-        if costs.measured and point.curve is not None
-        else point
-        for rival, point in ((rival, _point(rival, costs)) for rival in rivals)
-    ]
+    points = [_point(rival, costs) for rival in rivals]
+    if not costs.measured:
+        return points
+    placed = sorted(range(len(points)), key=lambda i: (points[i].curve or "", rivals[i].row.flops))
+    for _, curve in groupby(placed, lambda i: points[i].curve):
+        places = list(curve)
+        for i, cost in zip(places, rising([points[i].cost for i in places]), strict=True):
+            points[i] = replace(points[i], cost=cost)
+    return points
+
+
+def rising(values: Sequence[float]) -> list[float]:
+    """The sequence that never falls and is nearest, in squares of logarithms, to positive numbers."""
+    logs, places = [math.log(value) for value in values], range(len(values))
+
+    def least(first: int, last: int) -> float:
+        return min(statistics.fmean(logs[first : end + 1]) for end in places[last:])
+
+    return [math.exp(max(least(first, place) for first in range(place + 1))) for place in places]
 
 
 def _saving(one: TimedContender, rivals: Sequence[TimedContender], costs: Costs) -> Saving:

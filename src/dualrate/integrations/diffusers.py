@@ -73,7 +73,7 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, role: str, experiment: dict[str, Any]) -> None:
         super().__init__()
-        self.computes_in = torch.float32
+        self.computes_in: torch.dtype | None = None
         self.network = _experiment(experiment).build()[0][role]
 
     @staticmethod
@@ -100,16 +100,16 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         others = [value for value in args if not isinstance(value, torch.dtype)]
         super().to(*others, **{key: value for key, value in kwargs.items() if key != "dtype"})
         for dtype in dtypes:
-            self.computes_in = dtype
             held = _experiment(self.config["experiment"]).networks.bfloat16_weights
+            self.computes_in = None if held or dtype == torch.float32 else dtype
             for part in [self] if dtype == torch.float32 else cast_layers(self.network) if held else ():
                 nn.Module.to(part, dtype)
         return self
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes, whatever its weights are held in."""
-        return self.computes_in
+        """In which it computes: that of its weights, unless these are held in float32 all the same."""
+        return self.computes_in or super().dtype
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ from dualrate.runs.release import check_target
 from dualrate.runs.store import Note, StoredModel, read_stored
 
 UNKNOWN = "unknown"  # the Hub's word for weights without a licence that is known
+HTTP = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # libraries that the Hub is reached by
 MEASURED_ON = ("processor", "threads", "torch", "date", "commit")
 UNSCORED = "Not measured: `dualrate evaluate RUN --json > score.json`, then export with `--score score.json`."
 LOADING = """```python
@@ -156,7 +157,7 @@ def push(folder: str | Path, repository: str, *, license: str, api: HfApi | None
     try:
         api.create_repo(repository, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
-    except (OSError, ValueError):
-        raise
     except Exception as error:  # what an HTTP library raises without a network is no OSError in all of its versions
+        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] not in HTTP:
+            raise
         raise OSError(f"the Hub cannot be reached ({error}); {folder} is written: push it again") from error

@@ -18,14 +18,15 @@ from dualrate.machine.files import naming
 
 
 @contextmanager
-def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
+def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[bool]:
     """Hold `run_dir/.lock`; OSError if another process does. The kernel drops the lock of a process that dies.
 
-    On a file system without locks (Lustre and NFS may be mounted so) nothing is held: let there be one such process.
+    Yields whether it is held: a file system may have no locks (Lustre and NFS, as they may be mounted).
     doing: what the holder of the lock is doing to the directory, for that error
     """
     path = run_dir / ".lock"
     with path.open("a+") as file:
+        held = True
         try:
             with naming(path):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,10 +36,11 @@ def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
+            held = False
         with naming(path):  # without a buffer, which closing would write a second time
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
+        yield held
 
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)

@@ -68,7 +68,7 @@ def mapper(
     ValueError for several on one GPU that was chosen by its number.
     """
     count = number_of_workers(asked, device)
-    if count > 1 and device.type == "cuda" and device.index is not None:
+    if count > 1 and device.type == "cuda" and device.index:  # 0 is what is taken where none is named
         raise ValueError(f"workers take the GPUs in turns, got {device} for all: choose them by CUDA_VISIBLE_DEVICES")
     return nullcontext(in_turn) if count == 1 else Workers(count, device, note)
 

@@ -38,6 +38,9 @@ from dualrate.machine.device import memory_shortage
 SUPERVISOR = "DUALRATE_SUPERVISOR"  # its process number, in the environment of those that it started
 LOST = 76  # exit code of a process that lost the others
 GLOO = re.compile(r"\[\S*gloo\S*\] ")  # how what gloo says begins: torch has no class of its own for it
+HARDWARE = re.compile(  # what CUDA and cuDNN say of a GPU that has failed; other errors are the program's
+    "ECC|unspecified launch failure|hardware|unknown error|EXECUTION_FAILED|busy or unavailable|fallen off|NVLink"
+)
 BUCKET = 2**24  # elements that are added up at once: they are copied
 
 TensorT = TypeVar("TensorT", bound=Tensor)
@@ -162,8 +165,7 @@ def lost_device(error: RuntimeError) -> bool:
     """Whether a GPU has failed, rather than the program on it, or for lack of memory."""
     said = str(error)
     of_gpu = isinstance(error, torch.cuda.AcceleratorError) or said.startswith(("CUDA error", "cuDNN error"))
-    of_program = "device-side assert" in said or "illegal memory access" in said or memory_shortage(error) is not None
-    return of_gpu and not of_program
+    return of_gpu and HARDWARE.search(said) is not None and memory_shortage(error) is None
 
 
 def buckets(tensors: Iterable[TensorT], most: int) -> Iterator[list[TensorT]]:

@@ -42,6 +42,7 @@ from dualrate.training.sharding import shard_frozen
 from dualrate.training.share import Share
 
 SCORES = "scores.jsonl"
+TEXTS = ".txt"  # of samples of texts
 SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
 Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
 
@@ -120,9 +121,9 @@ def train(
 
     def sampled(iteration: int) -> bool:
         scored = score is None or score_every is None or iteration % score_every != 0
-        return any(samples_file(out, iteration).parent.glob(f"{iteration:07d}.*")) and (
-            scored or iteration in logged_iterations(out / SCORES)
-        )
+        file = samples_file(out, iteration)
+        shown = file.exists() or file.with_suffix(TEXTS).exists()
+        return shown and (scored or iteration in logged_iterations(out / SCORES))
 
     if config.compile:
         keep_compiled(cache_dir() / COMPILED)
@@ -248,7 +249,7 @@ def save_samples(
     pictures = to_uint8(decoded(codec, torch.cat(list(drawn)), draws)).cpu().numpy()
     file.parent.mkdir(exist_ok=True)
     if experiment.codec.alphabet:
-        write_whole(file.with_suffix(".txt"), BETWEEN.join(texts(experiment.codec.alphabet, pictures)) + "\n")
+        write_whole(file.with_suffix(TEXTS), BETWEEN.join(texts(experiment.codec.alphabet, pictures)) + "\n")
         return
     save_grid(pictures, file, columns=10, scale=2)
 

@@ -118,8 +118,8 @@ def fit(
     cuda = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
         stack.callback(progress.close)
-        if world.leads:
-            stack.enter_context(run_lock(run_dir))
+        if world.leads and not stack.enter_context(run_lock(run_dir)):
+            progress.note(f"{run_dir} is on a file system without locks: let no other process train this run")
         interrupts = stack.enter_context(Interrupts(echoes=is_supervised()))
         patience = timeout() + min(timeout(), 5)  # the others may be first to say that they wait
         watchdog = stack.enter_context(Watchdog(patience, ends=is_launched()))
@@ -259,7 +259,8 @@ class _Trainer:
     def is_sampled(self) -> bool:
         """Whether samples of this iteration are due, at the end too."""
         done = self.state.iteration
-        return done > 0 and (done % self.config.sample_every == 0 or done >= self.config.iterations)
+        at_end = done >= self.config.iterations or self.out_of_time()
+        return done > 0 and (done % self.config.sample_every == 0 or at_end)
 
     def out_of_time(self) -> bool:
         ends = (self.config.max_seconds, self.config.optim.decay_seconds)
