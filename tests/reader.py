@@ -18,7 +18,7 @@ TINY = {  # of a command: options that take the place of those on the page, or a
     "encode": {},
     "decode": {},
     "bound": {"--num": 2},
-    "plan": {"--grid": 32, "--images": 4, "--num": 192},
+    "plan": {"--grid": 48, "--images": 4, "--num": 192},
     "calibrate": {"--images": 4, "--rings": 3},
     "compare": {"--minutes": 2, "--screen": 192, "--count": 192},
     "demo": {"--minutes": 0.01, "--count": 192},

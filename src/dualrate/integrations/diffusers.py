@@ -7,8 +7,7 @@
     FOLDER/pipeline.py         for diffusers' own loader
     FOLDER/**/MANIFEST.json    sha256 of all these files; a damaged one is an OSError that names it
 
-Images are those of `dualrate.sample`: an image is a function of its seed, its class, plan and step, here too. The path
-of this module stands in every saved folder, so it stays.
+Images are those of `dualrate.sample`, of seed, class, plan and step. The path of this module stands in every folder.
 """
 
 from __future__ import annotations
@@ -64,8 +63,7 @@ DOWNLOADING = ("revision", "cache_dir", "token", "local_files_only", "force_down
 class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
     """One network of a model. role: in its experiment's networks; experiment: as `to_plain` writes it.
 
-    In another dtype than float32 the network runs under autocast; the weights of linear layers and convolutions alone
-    are cast, as in all sampling in bfloat16, of networks of diffusers none.
+    In another dtype than float32 it runs under autocast; weights are cast as in all sampling in bfloat16.
     """
 
     config_name = "config.json"
@@ -97,7 +95,7 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
     def to(self, *args: Any, **kwargs: Any) -> DualRateNetwork:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As of any module, but for what a dtype casts."""
         dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
-        others = [value for value in args if not isinstance(value, torch.dtype)]
+        others = (value for value in args if not isinstance(value, torch.dtype))
         super().to(*others, **{key: value for key, value in kwargs.items() if key != "dtype"})
         for dtype in dtypes:
             held = _experiment(self.config["experiment"]).networks.bfloat16_weights
@@ -108,15 +106,14 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes: that of its weights, unless these are held in float32 all the same."""
+        """In which it computes, where its weights are held in float32 all the same."""
         return self.computes_in or super().dtype
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
         """As of any model; cast as `to` does. Raises OSError for a damaged folder, naming the file.
 
-        Weights are copied to where and as `dualrate.load` has them: from places in a file that are not aligned, or in
-        another memory format, products differ in their last bits.
+        Weights are copied to where and as `dualrate.load` has them: else products differ in their last bits.
         """
         dtype = [found for name in ("torch_dtype", "dtype") if (found := kwargs.pop(name, None)) is not None]
         kwargs.pop("use_safetensors", None)  # no pickle, whatever is asked for
@@ -127,9 +124,7 @@ class DualRateNetwork(Checked, ModelMixin, ConfigMixin):
         return network.to(dtype[0]) if dtype else network
 
     @wraps(ModelMixin.save_pretrained)  # whose parameters a pipeline looks at
-    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, save_directory: str | os.PathLike[str], **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().save_pretrained(save_directory, **{**kwargs, "safe_serialization": True})  # never a pickle
         seal_weights(Path(save_directory), self.config_name)
 
@@ -150,9 +145,8 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
     ) -> None:
-        self.choice = Choice(
-            sampler=sampler, gamma=gamma, eta=eta, plan=None if plan is None else StepPlan.from_json(json.dumps(plan))
-        )
+        given = None if plan is None else StepPlan.from_json(json.dumps(plan))
+        self.choice = Choice(sampler=sampler, gamma=gamma, eta=eta, plan=given)
         self.guided(guidance_scale)
 
     @staticmethod
@@ -161,8 +155,8 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         if choice.plan is None:
             raise ValueError("a scheduler's file holds a plan: pass choice.settled(model)")
         asked = {name: getattr(choice, name) for name in ("sampler", "gamma", "eta")}
-        plan = json.loads(choice.plan.to_json())
-        return DualRateScheduler(plan, **asked, guidance_scale=guidance.weight, guidance_interval=guidance.interval)
+        how = {"guidance_scale": guidance.weight, "guidance_interval": guidance.interval}
+        return DualRateScheduler(json.loads(choice.plan.to_json()), **asked, **how)
 
     def asked(self, steps: int | None, heavy: int | None, plan: StepPlan | None) -> Choice:
         """Its choice, but for what a call says. Raises ValueError for a plan beside steps or heavy calls."""
@@ -178,9 +172,7 @@ class DualRateScheduler(Checked, SchedulerMixin, ConfigMixin):
         interval = self.config["guidance_interval"]
         return Guidance(weight, None if interval is None or weight == 1 else tuple(interval))
 
-    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, save_directory: str | os.PathLike[str], **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().save_pretrained(save_directory, **kwargs)
         seal(Path(save_directory))
 
