@@ -19,6 +19,7 @@ from dualrate.compare.contenders import Entry, contenders_of
 from dualrate.compare.work import Bench, MeasuredContender
 from dualrate.measuring.evaluator import evaluators
 from dualrate.report.headline import plan_of
+from dualrate.report.pareto import Point
 from dualrate.report.saving import saving
 
 NAME, PAIR = "settled-25", "dual-25"
@@ -40,26 +41,23 @@ def kept() -> tuple[list[MeasuredContender], int]:
     return sorted(measured, key=lambda one: one.row.macs), len(contenders)
 
 
+def point(one: MeasuredContender, metric: str) -> Point:
+    return one.judged_by(metric).point(float(one.row.flops))
+
+
 def main() -> None:
     command(__doc__).parse_args()
     rows, total = kept()
     metrics = list(rows[0].row.scores)
     header = ("network", "sampler", "steps", "MFLOPs", *metrics)
-    scores, savings = [], []
+    scores, savings, rivals = [], [], [one for one in rows if one.row.network != PAIR]
     for one in rows:
         row = one.row
         named = [row.network, row.sampler, plan_of(row), f"{row.flops / 1e6:.0f}"]
         scores.append([*named, *(within((s.value, s.low, s.high)) for s in row.scores.values())])
-        if row.network != PAIR:
-            continue
-        ratios = []
-        for metric in metrics:
-            point, *rivals = (
-                each.judged_by(metric).point(float(each.row.flops))
-                for each in (one, *(each for each in rows if each.row.network != PAIR))
-            )
-            ratios.append(str(saving(point, rivals)))
-        savings.append([*named, *ratios])
+        if row.network == PAIR:
+            ratios = (saving(point(one, metric), [point(rival, metric) for rival in rivals]) for metric in metrics)
+            savings.append([*named, *map(str, ratios)])
     tables = f"{len(rows)} of {total} rows.\n\n{markdown(header, scores, 3)}\n{markdown(header, savings, 3)}\n"
     place(f"{NAME} so far", tables, RESULTS / "settled.md")
     print(tables)

@@ -70,7 +70,7 @@ from entries import (
 from dualrate.cli.console import can_compile, reporter
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Entry
-from dualrate.compare.judges import Verdict, verdict_table, verdicts
+from dualrate.compare.judges import verdict_table, verdicts
 from dualrate.compare.page import front_table, reusing_plans, savings_table
 from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.work import TimedContender
@@ -201,7 +201,7 @@ REPORTS = {
 
 def headline_table(findings: ComparisonResults) -> Table:
     """What each plan saves in FLOPs, a column a judge: of those that none of at most its FLOPs beats by the first."""
-    found = unbeaten(verdicts(findings), _place)
+    found = unbeaten(verdicts(findings), lambda one: _place(one.first.finished.row))
     prefix, unit = compute_unit([one.first.finished.row.flops for one in found])
     cells = []
     for one in found:
@@ -214,7 +214,7 @@ def headline_table(findings: ComparisonResults) -> Table:
 
 def summary_table(rows: Sequence[Row]) -> Table:
     """All rows at two rates, and of the others those that no cheaper one beats by the first judge."""
-    single = unbeaten([row for row in rows if not _reuses(row)], lambda row: (row.macs, row.score.value))
+    single = unbeaten([row for row in rows if not _reuses(row)], _place)
     prefix, unit = compute_unit([row.flops for row in rows])
     metrics = shared_metrics(rows)
     cells = []
@@ -234,8 +234,7 @@ TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind be
 }
 
 
-def _place(verdict: Verdict) -> tuple[float, float]:
-    row = verdict.first.finished.row
+def _place(row: Row) -> tuple[float, float]:
     return row.macs, row.score.value
 
 

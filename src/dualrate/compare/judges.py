@@ -32,8 +32,9 @@ class Verdict:
         costs by TIMING, OPEN where all of them hold it, else SPLIT.
         """
         seen = zip(COSTS, *(one.savings for one in self.by_judge.values()), strict=True)
-        slack = {True: TIMING, False: 1.0}
-        return tuple(_word({beyond(found, slack[costs.measured]) for found in alike}) for costs, *alike in seen)
+        return tuple(
+            _word({beyond(found, TIMING if costs.measured else 1.0) for found in alike}) for costs, *alike in seen
+        )
 
 
 def verdicts(results: ComparisonResults) -> list[Verdict]:

@@ -97,14 +97,14 @@ def _points(rivals: Sequence[TimedContender], costs: Costs) -> list[Point]:
     """Measured costs along a curve rise with its FLOPs: by noise a plan of fewer calls may have taken longer than one
     of more, and the line between its neighbours would leave it out.
     """
-    points = [_point(rival, costs) for rival in rivals]
     if not costs.measured:
-        return points
-    placed = sorted(range(len(points)), key=lambda i: (points[i].curve or "", rivals[i].row.flops))
-    for _, curve in groupby(placed, lambda i: points[i].curve):
-        places = list(curve)
-        for i, cost in zip(places, rising([points[i].cost for i in places]), strict=True):
-            points[i] = replace(points[i], cost=cost)
+        return [_point(rival, costs) for rival in rivals]
+    points = []
+    ordered = sorted(rivals, key=lambda rival: (rival.contender.curve, rival.row.flops))
+    for _, group in groupby(ordered, lambda rival: rival.contender.curve):
+        curve = list(group)
+        risen = rising([costs.of(rival) for rival in curve])
+        points += [replace(_point(rival, costs), cost=cost) for rival, cost in zip(curve, risen, strict=True)]
     return points
 
 

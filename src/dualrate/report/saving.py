@@ -25,7 +25,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.report.pareto import Point
+from dualrate.report.pareto import Point, front
 
 RESOLUTION = 0.01  # of the costs at which an interval is looked for, in log cost
 PRECISION = 1e-4  # of its ends
@@ -146,11 +146,7 @@ def _curves(points: Sequence[Point]) -> list[list[Point]]:
 
 def _firsts(rivals: Sequence[Point]) -> list[Point]:
     """Where a cheaper rival could have been measured: of every curve its first plan, and the cheapest of all."""
-    return [curve[0] for curve in _curves(rivals) if curve[0].curve is not None] + [min(rivals, key=_place)]
-
-
-def _place(point: Point) -> tuple[float, float]:
-    return point.cost, point.score
+    return [curve[0] for curve in _curves(rivals) if curve[0].curve is not None] + [front(rivals)[0]]
 
 
 def _costs(rivals: Sequence[Point]) -> list[float]:

@@ -7,10 +7,9 @@
     GET    /api/samples/ID    how far the job is, and its images as PNGs in data URIs
     DELETE /api/samples/ID    stops it
 
-A refusal is a 4xx, or a 503 where too many connections are open
-or too many costs are counted, with {"error": name, "message": ..., "field": of the
-request, if it is one's}. Bound to loopback, only requests to a loopback name are answered, and a request's body must
-call itself JSON: so no other page that the browser shows can use this server.
+A refusal is a 4xx, or a 503 where too many connections are open or too many costs are counted, with {"error": name,
+"message": ..., "field": of the request, if it is one's}. Bound to loopback, only requests to a loopback name are
+answered, and a request's body must call itself JSON: so no other page that the browser shows can use this server.
 """
 
 from __future__ import annotations
