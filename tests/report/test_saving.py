@@ -205,6 +205,16 @@ def test_a_curve_whose_first_plan_is_better_bounds_the_ratio_and_tells_no_lower_
     assert 3.8 < sooner.low < sooner.high < 4.1
 
 
+def test_a_first_plan_that_may_be_as_good_tells_no_lower_end():
+    """The score is reached a little later on its curve; by noise its first plan reaches it, and a cheaper one may."""
+    cheap, dear = [point(1, 4.0, curve="a"), point(2, 3.0, curve="a")], [point(8, 1.005), point(16, 0.4)]
+    own, *rivals = noisy([point(2, 1.0), *cheap, *dear], 0.01)
+    found = saving(own, rivals)
+    assert 4 < found.ratio < found.high < 4.3
+    assert (found.low, found.at_most) == (0, False)
+    assert [side(own, rivals, ratio) for ratio in (0.5, 3.9, 4.3)] == [0, 0, 1]
+
+
 def test_replicates_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="5 replicates"):
         saving(point(1, 1), [point(1, 1, [1.0, 2.0])])
