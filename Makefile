@@ -18,7 +18,7 @@ demo:  ## set up, train a small model, measure the shipped ones, write demo/repo
 
 test test-slow: export OMP_NUM_THREADS ?= 1
 
-test: env-dev  ## set up, then run the tests (15 minutes at most, two processes of one thread) [PROCESSES=4]
+test: env-dev  ## set up, then run the tests (ten minutes, two processes of one thread) [PROCESSES=4]
 	@$(BIN)/python -m pytest --numprocesses=$(or $(PROCESSES),2) --dist=loadfile --session-timeout=900
 
 test-slow: env-dev  ## the long fault and training tests

@@ -3,6 +3,7 @@
 Threads that wait awake for one another can take most of the processor time where other programs run beside them.
 """
 
+import functools
 import os
 import signal
 
@@ -10,9 +11,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # OpenMP reads it when torch is l
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from hypothesis import settings
+from tyro import _docstrings
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("repeatable")
+
+# tyro reads a class of options anew at every command line, which takes longer than the rest of it
+if hasattr(_docstrings, "_ClassTokenization"):
+    _docstrings._ClassTokenization.make = staticmethod(functools.cache(_docstrings._ClassTokenization.make))
 
 # a job that a script started in the background ignores Ctrl-C, and so would every process that the tests start
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

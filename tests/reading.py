@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 def names_used(tree: ast.AST) -> set[str]:
@@ -16,7 +16,8 @@ def names_used(tree: ast.AST) -> set[str]:
     """
     bound: dict[str, str] = {}
     found: set[str] = set()
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
             bound |= {alias.asname or alias.name.split(".")[0]: _first(alias) for alias in node.names}
@@ -24,10 +25,10 @@ def names_used(tree: ast.AST) -> set[str]:
             found.add(node.module)
             bound |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     found |= set(bound.values())
-    for name, value in _assigned(tree):
+    for name, value in _assigned(nodes):
         if full := full_name(value, bound):
             bound[name] = full
-    return found | {full for node in ast.walk(tree) if (full := full_name(node, bound))}
+    return found | {full for node in nodes if (full := full_name(node, bound))}
 
 
 def full_name(node: ast.AST, bound: dict[str, str]) -> str | None:
@@ -51,8 +52,8 @@ def _first(alias: ast.alias) -> str:
     return alias.name if alias.asname else alias.name.split(".")[0]
 
 
-def _assigned(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    for node in ast.walk(tree):
+def _assigned(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.expr]]:
+    for node in nodes:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             yield node.targets[0].id, node.value
         elif isinstance(node, ast.NamedExpr):

@@ -416,7 +416,7 @@ def test_a_line_of_the_log_that_a_kill_cut_off_is_nothing_to_any_command(started
     assert "line" not in capsys.readouterr().err.replace(".jsonl", "")
 
 
-@pytest.mark.parametrize("line", [b"garbage", b"\x80\x81\0", b"[]", b"{}", b"[" * 100_000])
+@pytest.mark.parametrize("line", [b"garbage", b"{}"])  # others are told from objects: tests/machine/test_files.py
 @pytest.mark.parametrize("name", ["metrics.jsonl", "history.jsonl"])
 def test_any_other_line_that_is_none_is_named_and_training_goes_on(started, monkeypatch, capsys, name, line):
     file = started / name
@@ -437,9 +437,9 @@ def test_any_other_line_that_is_none_is_named_and_training_goes_on(started, monk
 @pytest.mark.parametrize(
     "text", [b"", b"{", b"\x80", b"[" * 100_000, b'{"t": [1, 0]}', b'{"t": [1, 1e400], "refresh": []}']
 )
-def test_a_plan_that_is_none_is_named(started, monkeypatch, capsys, text):
+def test_a_plan_that_is_none_is_named(run, monkeypatch, capsys, text):
     Path("plan.json").write_bytes(text)
-    assert call(monkeypatch, "sample", started, "--out", "images", "--plan", "plan.json") == 2
+    assert call(monkeypatch, "sample", run, "--out", "images", "--plan", "plan.json") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("dualrate: plan.json cannot be read as ")
 
 

@@ -115,8 +115,11 @@ def test_a_child_process_tells_its_memory_and_time() -> None:
     assert found["user"] > 0
 
 
-def test_a_failed_child_says_why() -> None:
-    with pytest.raises(RuntimeError, match="no-such-run"):
+def test_a_failed_child_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: it finds this torch before the one that takes seconds."""
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"exited with 1:[\s\S]*no torch here"):
         child.run("no-such-run", "sample")
 
 

@@ -6,6 +6,7 @@ import importlib
 import re
 import struct
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,12 @@ from dualrate.doctor import examine
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.measuring import search
+from dualrate.measuring import calibration, search
 from dualrate.methods.times import TimeSampler
+from dualrate.metrics import bootstrap, evaluate
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import family
-from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents
+from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, imagenet
 from dualrate.runs import train
 from dualrate.runs.store import write_experiment
 from dualrate.sampling.catalogue import SAMPLERS
@@ -138,6 +140,9 @@ def small_networks(place, monkeypatch) -> None:
     light = replace(heavy, levels=(Level("conv", 8, 1), Level("transformer", 16, 1)), head_dim=16)
     for name, network in {"HEAVY": heavy, "LIGHT": light}.items():
         monkeypatch.setattr(fashion_mnist, name, network)
+    large = replace(heavy, image_size=64, image_channels=3, num_classes=1000, patch=16)
+    for name in ("heavy_network", "light_network"):  # a pass of the real ones takes ten seconds to count
+        monkeypatch.setattr(imagenet, name, lambda size, patch=None: large)
     monkeypatch.setattr(fashion_mnist, "NETWORKS", dict.fromkeys(fashion_mnist.NETWORKS, heavy) | {"light": light})
     monkeypatch.setattr(fashion_mnist, "network", lambda conv, transformer, depth: heavy if depth > 1 else light)
     latent = UViTConfig(7, 4, (Level("transformer", 16, 1),), 10, embedding=16, head_dim=16)
@@ -154,10 +159,15 @@ def small_networks(place, monkeypatch) -> None:
         "DUAL_PLANS": ((4, 2),),
         "PLANNED_PLANS": ((4, 2),),
         "SHARED_PLANS": ((4, 2),),
+        "SWITCHED_PLANS": ((4, 2),),
     }.items():
         monkeypatch.setattr(contenders, name, few)
     for name, few in {"PLANNER_GRID": 8, "PLANNING_IMAGES": 8, "SIMILARITY_IMAGES": 2}.items():
         monkeypatch.setattr(contenders, name, few)
+    for name, least in {"LOWEST": -2, "HIGHEST": 2}.items():
+        monkeypatch.setattr(calibration, name, least)
+    few_replicates = partial(bootstrap.resampled_distances, resamples=20)
+    monkeypatch.setattr(evaluate, "resampled_distances", lambda *of, resamples, **how: few_replicates(*of, **how))
     monkeypatch.setattr(search, "SHORT", 2)
     monkeypatch.setattr(family, "BLENDS", (0.0, 1.0))
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,15 @@ ROWS = [line for line in PAGE.splitlines() if line.startswith("| ")]
 NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", "\n".join(ROWS))))
 
 
+@cache
+def functions(file: str) -> set[str]:
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize(("file", "name"), NAMED, ids=map("::".join, NAMED))
 def test_every_named_test_exists(file, name):
-    tree = ast.parse((ROOT / "tests" / file).read_text())
-    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert name in functions(file)
 
 
 def test_every_row_names_a_test_and_an_exit_code():

@@ -185,7 +185,8 @@ def test_a_command_is_stopped_in_time(places: Places) -> None:
     assert printed.read_text() == "started\nsaved\n"
 
 
-def test_a_piece_whose_command_fails_is_not_done(places: Places) -> None:
+def test_a_piece_whose_command_fails_is_not_done(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUALRATE_THREADS", "none")  # refused before anything is loaded
     failing = Piece("failing", "nothing", (Command("dualrate no-such-command"), Command("dualrate --version")))
     assert not gpu_queue.run(failing, places)
     assert places.record("failing")["codes"] == [2]
@@ -226,7 +227,10 @@ def test_packages_are_found_where_the_caller_has_them(places: Places, monkeypatc
     (elsewhere / "carried" / "__init__.py").touch()
     places.work.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(elsewhere))
-    assert gpu_queue.call([sys.executable, "-c", "import carried, dualrate"], places, 60, places.out / "printed") == 0
+    assert (
+        gpu_queue.call([sys.executable, "-c", "import carried, dualrate_command"], places, 60, places.out / "printed")
+        == 0
+    )
     line = gpu_queue.program(Command("benchmarks.gpu --out {out}/name.json"), replace(places, out=elsewhere))
     assert line[-1] == str(elsewhere / "name.json")
 

@@ -53,7 +53,6 @@ IMPORT_NAMES = {"pillow": "PIL", "torch-fidelity": "torch_fidelity", "huggingfac
 
 
 MODULES = modules(SRC)
-TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
 
 # What finds modules by names that are made at run time, so that no reader of the source sees them; and who may use it
 FINDERS = {"importlib", "runpy", "pkgutil", "imp", "zipimport", "builtins.__import__", "sys.modules", "sys.path"}
@@ -80,6 +79,17 @@ def rank(module: str) -> int:
 @cache
 def imports_of(module: str) -> set[str]:
     return imports(MODULES[module].read_text(), module, MODULES)
+
+
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """Of all modules; gone after these tests, for millions of nodes are a burden to what collects garbage."""
+    return {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+
+
+@pytest.fixture(scope="module")
+def bound(trees: dict[str, ast.Module]) -> dict[str, dict[str, str]]:
+    return {module: bound_by_import(tree) for module, tree in trees.items()}
 
 
 def own(targets: set[str]) -> set[str]:
@@ -134,13 +144,16 @@ def bound_by_import(tree: ast.Module) -> dict[str, str]:
     return found
 
 
-def borrowed(tree: ast.AST, trees: Mapping[str, ast.Module]) -> list[str]:
-    """Names imported from a module of ours that has them from another one itself, and whole modules by a star."""
+def borrowed(tree: ast.AST, bound: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Names imported from a module of ours that has them from another one itself, and whole modules by a star.
+
+    bound: `bound_by_import` of every module
+    """
     found = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.ImportFrom) or not own({node.module or ""}):
             continue
-        there = bound_by_import(trees[node.module]) if node.module in trees else {}
+        there = bound.get(node.module or "", {})
         found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name in there or alias.name == "*"]
     return sorted(found)
 
@@ -164,6 +177,7 @@ def at_once(tree: ast.AST) -> set[str]:
     return {name.split(".")[0] for name in imported_at_once(tree)}
 
 
+@cache
 def declared(*extras: str) -> set[str]:
     """The import names of the packages that pyproject.toml declares."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -184,14 +198,16 @@ def test_imports_point_to_earlier_rooms(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_can_be_read_off(module: str) -> None:
-    wrong = hidden(TREES[module])
+def test_imports_can_be_read_off(module: str, trees: dict[str, ast.Module]) -> None:
+    wrong = hidden(trees[module])
     assert not wrong or module in MAY_FIND, f"{module} uses {wrong}: no test sees what that imports"
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_names_are_imported_from_where_they_are_defined(module: str) -> None:
-    assert not borrowed(TREES[module], TREES)
+def test_names_are_imported_from_where_they_are_defined(
+    module: str, trees: dict[str, ast.Module], bound: dict[str, dict[str, str]]
+) -> None:
+    assert not borrowed(trees[module], bound)
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.endswith(".__init__")])
@@ -212,13 +228,13 @@ def test_third_party_packages_stay_where_they_belong(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_without_the_extras_every_module_can_be_imported(module: str) -> None:
-    needed = at_once(TREES[module]) & (declared(*EXTRAS) - declared())
+def test_without_the_extras_every_module_can_be_imported(module: str, trees: dict[str, ast.Module]) -> None:
+    needed = at_once(trees[module]) & (declared(*EXTRAS) - declared())
     assert bool(needed) == (module in OF_AN_EXTRA)
 
 
-def test_what_needs_an_extra_is_imported_by_nothing_else_at_once() -> None:
-    for module, tree in TREES.items():
+def test_what_needs_an_extra_is_imported_by_nothing_else_at_once(trees: dict[str, ast.Module]) -> None:
+    for module, tree in trees.items():
         assert module in OF_AN_EXTRA or not imported_at_once(tree) & OF_AN_EXTRA, module
 
 
@@ -321,9 +337,13 @@ def test_what_finds_modules_at_run_time_is_found(bad: str) -> None:
 
 
 def test_borrowed_names_are_found() -> None:
-    trees = {"dualrate.a": ast.parse("import torch as t\nfrom dualrate.b import one as two\ndef three(): ...")}
+    there = ast.parse("import torch as t\nfrom dualrate.b import one as two\ndef three(): ...")
     bad = "from dualrate.a import t\nfrom dualrate.a import two, three\nfrom dualrate.a import *"
-    assert borrowed(ast.parse(bad), trees) == ["dualrate.a.*", "dualrate.a.t", "dualrate.a.two"]
+    assert borrowed(ast.parse(bad), {"dualrate.a": bound_by_import(there)}) == [
+        "dualrate.a.*",
+        "dualrate.a.t",
+        "dualrate.a.two",
+    ]
 
 
 def test_imports_at_once_are_told_from_late_ones() -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from dataclasses import fields
+from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def test_a_run_is_trained_by_a_command(name: str) -> None:
         assert found.experiment.fit.iterations == int(words[words.index("--fit.iterations") + 1])
 
 
+@cache
 def experiment_of(lever: str) -> dr.Experiment:
     found = parse_train(shlex.split(LINES[lever])[1:])
     assert isinstance(found, Train)

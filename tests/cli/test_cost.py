@@ -86,6 +86,23 @@ def size(networks: NetworksConfig) -> int:
 ONE, TWO = OneNetwork(NET), TwoNetworks(NET, NET)
 
 
+@pytest.fixture
+def no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which take half a minute of large networks, and seconds of small ones in many steps."""
+    monkeypatch.setattr(prediction, "pass_cost", lambda *_, **__: PassCost(1.0, 1.0, 1.0, 1))
+
+
+@pytest.mark.parametrize("by", ["moments", "consistency", "em"])
+def test_the_passes_of_every_distillation_can_be_counted(by, monkeypatch, capsys):
+    """Of the networks of all roles."""
+    monkeypatch.setitem(distill.RECIPES, "tiny", lambda: StudentRecipe("tiny", NET, SMALL.fit))
+    monkeypatch.setitem(distill.TEACHERS, "tiny", "small")
+    options = ("--steps", "2", "--heavy", "1") if by == "moments" else ("--by", by)
+    assert call(monkeypatch, "cost", "distill", "tiny", *options, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["predicted"]["flops"] > 0
+
+
+@pytest.mark.usefixtures("no_passes")
 @pytest.mark.parametrize(
     ("options", "networks"),
     [
@@ -102,12 +119,6 @@ def test_a_distillation_needs_the_networks_of_all_roles(options, networks, monke
     monkeypatch.setitem(distill.TEACHERS, "tiny", "small")
     assert call(monkeypatch, "cost", "distill", "tiny", *options, "--gpus", "2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["predicted"]["weights"] == sum(map(size, networks))
-
-
-@pytest.fixture
-def no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which take half a minute of large networks."""
-    monkeypatch.setattr(prediction, "pass_cost", lambda *_, **__: PassCost(1.0, 1.0, 1.0, 1))
 
 
 @pytest.mark.usefixtures("no_passes")

@@ -3,11 +3,10 @@
 import csv
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
+from measuring.stand import Stand
 from trouble import children, forked, is_alive, wait_until
 
 from dualrate.cli.main import main
@@ -25,6 +25,7 @@ from dualrate.compare import rivals as rivals_module
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry, contenders_of, usual_student
+from dualrate.compare.page import compare_page
 from dualrate.compare.rivals import rivals_of
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
@@ -38,11 +39,13 @@ from dualrate.experiments.serves import Segments
 from dualrate.machine.guards import run_lock
 from dualrate.measuring.drawer import Drawer
 from dualrate.methods.times import SingleTime, TimeSampler
+from dualrate.metrics import evaluate
 from dualrate.metrics.architectures import Architecture, Mixed
 from dualrate.metrics.feature_store import FeatureStore
 from dualrate.metrics.features import Card, FeatureNet
 from dualrate.metrics.kept import weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.report import html
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import CallCost, PlanCost
@@ -69,9 +72,33 @@ class Notes:
     def close(self): ...
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
     """A directory with runs `heavy` and `dual` of random weights, their images, and feature nets `net` and `mixer`."""
+    made = tmp_path_factory.mktemp("prepared")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+    np.savez(made / "images.npz", images=images, labels=np.arange(64) % 2)
+    data = DataConfig("images.npz")
+    for name, networks in {"heavy": OneNetwork(NET), "dual": TwoNetworks(NET, SMALL)}.items():
+        times = TimeSampler() if name == "dual" else SingleTime()
+        experiment = Experiment(name, networks, DenoisingConfig(times), FitConfig(iterations=1), data)
+        modules, _ = experiment.build()
+        generator = torch.Generator().manual_seed(0)
+        weights = {key: 0.2 * torch.randn(p.shape, generator=generator) for key, p in modules.state_dict().items()}
+        write_experiment(made / name, experiment)
+        checkpoint.save(made / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
+    for name, architecture in {"net": Architecture(1, 8, 2, features=4), "mixer": Mixed(1, 8, 2, features=6)}.items():
+        net = architecture.build().eval().requires_grad_(False)
+        identity = hashlib.sha256(weight_bytes(net)).hexdigest()
+        FeatureNet(Card(f"noise {name}", identity, architecture, "", None, 0, 1), net).save(made / name)
+    return made
+
+
+@pytest.fixture
+def here(prepared, tmp_path, monkeypatch) -> Path:
+    """The working directory, a copy of `prepared`: little is timed and resampled, and no page is made (see `pages`)."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(contenders, "LADDER", (3, 5))
@@ -83,24 +110,21 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(contenders, "SIMILARITY_IMAGES", 2)
     monkeypatch.setattr(speed, "LARGEST_BATCH", 2)
     monkeypatch.setattr(speed, "CALLING", 0.001)
+    monkeypatch.setattr(work, "BATCH", 2)
+    monkeypatch.setattr(work, "SHOWN", 2)
     monkeypatch.setattr(work, "memory_of", lambda *of, **how: 1)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
-    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(64) % 2)
-    data = DataConfig(str(tmp_path / "images.npz"))
-    for name, networks in {"heavy": OneNetwork(NET), "dual": TwoNetworks(NET, SMALL)}.items():
-        times = TimeSampler() if name == "dual" else SingleTime()
-        experiment = Experiment(name, networks, DenoisingConfig(times), FitConfig(iterations=1), data)
-        modules, _ = experiment.build()
-        generator = torch.Generator().manual_seed(0)
-        weights = {key: 0.2 * torch.randn(p.shape, generator=generator) for key, p in modules.state_dict().items()}
-        write_experiment(tmp_path / name, experiment)
-        checkpoint.save(tmp_path / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
-    for name, architecture in {"net": Architecture(1, 8, 2, features=4), "mixer": Mixed(1, 8, 2, features=6)}.items():
-        net = architecture.build().eval().requires_grad_(False)
-        identity = hashlib.sha256(weight_bytes(net)).hexdigest()
-        FeatureNet(Card(f"noise {name}", identity, architecture, "", None, 0, 1), net).save(tmp_path / name)
+    monkeypatch.setattr(comparison, "compare_page", lambda results: "no page")
+    resampled = evaluate.resampled_distances
+    few = {"resamples": 40}
+    monkeypatch.setattr(evaluate, "resampled_distances", lambda *of, **how: resampled(*of, **how | few))
     return tmp_path
+
+
+@pytest.fixture
+def pages(here, monkeypatch) -> None:
+    """Pages are made, without their figures."""
+    monkeypatch.setattr(comparison, "compare_page", compare_page)
+    monkeypatch.setattr(html, "svg", lambda figure: "<svg></svg>")
 
 
 @pytest.fixture
@@ -115,7 +139,10 @@ def run(here: Path, *entries: str, effort: Effort = EFFORT, **options):
     return compare(entries, here / "report.html", effort, features=here / "net", progress=Notes(), **options)
 
 
-def test_all_kinds_of_contenders_on_one_page(here):
+def test_all_kinds_of_contenders_on_one_page(here, monkeypatch):
+    monkeypatch.setattr(comparison, "compare_page", compare_page)
+    monkeypatch.setattr(contenders, "LADDER", (5,))
+    monkeypatch.setattr(contenders, "PLANNED_PLANS", ((4, 2),))
     findings = run(here, "one network=heavy", "dual")
     samplers = {one.row.sampler for one in findings.screened if one.row.network == "one network"}
     second = "SDE-DPM-Solver++ 2M"
@@ -153,34 +180,28 @@ def test_a_pair_whose_heavy_network_is_called_at_every_step_is_one_network(here)
 
 def test_peak_memory_is_that_of_a_process_of_its_own(here):
     contender = Contender(Path("heavy"), "heavy", "ancestral", StepPlan.uniform(2))
-    small, large = (speed.memory_of(contender, batch, device=torch.device("cpu")) for batch in (1, 16384))
+    small, large = (speed.memory_of(contender, batch, device=torch.device("cpu")) for batch in (1, 4096))
     assert 1e7 < small < large
 
 
-MEASURES_FOR_LONG = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-from dualrate import StepPlan
-from dualrate.compare.contender import Contender
-from dualrate.compare.speed import memory_of
-
-if __name__ == "__main__":
-    contender = Contender(Path(sys.argv[1]), "heavy", "ancestral", StepPlan.uniform(50_000))
-    memory_of(contender, 1, device=torch.device("cpu"))
-"""
-
-
-def test_nothing_that_measures_memory_outlives_a_kill(here, tmp_path):
-    script = tmp_path / "measures.py"
-    script.write_text(MEASURES_FOR_LONG)
-    with subprocess.Popen([sys.executable, script, Path("heavy").absolute()]) as measuring:
-        wait_until(lambda: len(children(measuring.pid)) == 2)  # the tracker of resources, and the one that draws
-        process = children(measuring.pid)[1]
+def test_nothing_that_measures_memory_outlives_a_kill(here):
+    contender = Contender(Path("heavy"), "heavy", "ancestral", StepPlan.uniform(50_000))
+    how = {"device": torch.device("cpu")}
+    measuring = multiprocessing.get_context("fork").Process(target=speed.memory_of, args=(contender, 1), kwargs=how)
+    measuring.start()
+    try:
+        wait_until(lambda: len(drawing(measuring.pid)) == 1)
+        (process,) = drawing(measuring.pid)
         wait_until(lambda: "torch" in Path(f"/proc/{process}/maps").read_text())
+    finally:
         measuring.kill()
+        measuring.join()
     wait_until(lambda: not is_alive(process))
+
+
+def drawing(measuring: int) -> list[int]:
+    """What a process has started to draw: not the tracker of resources, which it may have started too."""
+    return [one for one in children(measuring) if "spawn_main" in Path(f"/proc/{one}/cmdline").read_text()]
 
 
 def test_a_batch_saturates_where_doubling_gains_less_than_5_percent(here, monkeypatch):
@@ -210,17 +231,17 @@ def test_no_batch_is_tried_that_memory_does_not_suffice_for(here, monkeypatch):
 
 
 def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
-    findings = run(here, "heavy:2", "dual:4/2")
-    (screened, _), (finished, _) = findings.screened, findings.finished
+    findings = run(here, "dual:4/2")
+    (screened,), (finished,) = findings.screened, findings.finished
     assert screened.row.score.fingerprint.seeds.startswith("1000000-")
     assert finished.row.score.fingerprint.seeds == "0-39"
 
 
 def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
-    first = run(here, "heavy:2", "dual:4/2")
+    first = run(here, "dual:4/2")
     monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore._write", None)
     forget_rows(here)
-    second = run(here, "heavy:2", "dual:4/2")
+    second = run(here, "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
 
 
@@ -231,11 +252,11 @@ def forget_rows(here: Path) -> None:
 
 
 def test_rows_of_another_machine_stand_for_images_and_features(here, monkeypatch):
-    first = run(here, "heavy:2", "dual:4/2")
+    first = run(here, "dual:4/2")
     shutil.move(here / "report.cells", here / "elsewhere")
     monkeypatch.setattr(work, "measure", None)
     monkeypatch.setattr(FeatureNet, "features", None)  # of real images neither
-    second = run(here, "heavy:2", "dual:4/2", rows=here / "elsewhere")
+    second = run(here, "dual:4/2", rows=here / "elsewhere")
     for one, other in zip((*first.screened, *first.finished), (*second.screened, *second.finished), strict=True):
         assert one.row.score == other.row.score
     for one, other in zip(first.finished, second.finished, strict=True):
@@ -244,9 +265,9 @@ def test_rows_of_another_machine_stand_for_images_and_features(here, monkeypatch
 
 
 def test_rows_in_another_precision_are_measured_anew(here):
-    run(here, "heavy:2", "dual:4/2", precision="float32")
+    run(here, "dual:4/2", precision="float32")
     kept = set((here / "report.cells").glob("*.json"))
-    findings = run(here, "heavy:2", "dual:4/2", precision="bfloat16")
+    findings = run(here, "dual:4/2", precision="bfloat16")
     assert {one.row.precision for one in findings.finished} == {"bfloat16"}
     assert len(set((here / "report.cells").glob("*.json")) - kept) == len(kept)
 
@@ -293,7 +314,7 @@ def test_a_killed_command_goes_on_to_the_same_figures(here, monkeypatch, moment)
     assert blocks(kept).keys() == whole.keys()
 
 
-def test_two_judges_see_the_same_images_which_are_drawn_once_and_screen_with_the_first(here, monkeypatch):
+def test_two_judges_see_the_same_images_which_are_drawn_once_and_screen_with_the_first(here, pages, monkeypatch):
     drawn: list[int] = []
     draw = Drawer.draw
     monkeypatch.setattr(Drawer, "draw", lambda one, seeds, *of: drawn.append(len(seeds)) or draw(one, seeds, *of))
@@ -329,15 +350,21 @@ def test_evaluate_has_a_column_a_judge(here, capsys, monkeypatch):
     assert "FD-noise net" not in header
 
 
-def test_workers_draw_what_one_process_does(here):
+def test_workers_draw_what_one_process_does(here, monkeypatch):
+    """Blocks are sent as to workers, and done here; what processes do with them: see measuring/test_over_workers.py."""
+    monkeypatch.setattr("dualrate.machine.workers.Workers", Stand)
+    monkeypatch.setattr(Stand, "asked", [])
+    monkeypatch.setattr(Stand, "blocks", 0)
     one = run(here, "heavy:2", "dual:4/2")
+    assert not Stand.asked
     shutil.rmtree(here / "report.cells")
     two = run(here, "heavy:2", "dual:4/2", workers=2)
+    assert (Stand.asked, Stand.blocks) == ([2], 2 + 2 + 2)  # real images; of two contenders, screened and on the front
     for first, second in ((one.screened, two.screened), (one.finished, two.finished)):
         assert [each.row.score for each in first] == [each.row.score for each in second]
 
 
-def test_time_that_runs_out_is_said_and_the_rest_done_later(here, monkeypatch):
+def test_time_that_runs_out_is_said_and_the_rest_done_later(here, pages, monkeypatch):
     with monkeypatch.context() as short:
         short.setattr("dualrate.compare.comparison.SCREENING", 1e-9)
         findings = run(here, "heavy:2", "heavy:3", "dual:4/2")
@@ -346,11 +373,12 @@ def test_time_that_runs_out_is_said_and_the_rest_done_later(here, monkeypatch):
     assert len(run(here, "heavy:2", "dual:4/2").finished) == 2
 
 
-def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are(here, monkeypatch):
+def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are(here, pages, monkeypatch):
     monkeypatch.setattr("dualrate.compare.schedule.INCREMENT", 40)
+    monkeypatch.setattr(comparison, "NAMED", 2)
     notes = Notes()
     effort = Effort(minutes=1e-9, screen=60, count=80)
-    findings = compare(["heavy", "dual"], here / "report.html", effort, features=here / "net", progress=notes)
+    findings = compare(["heavy@ddim", "dual"], here / "report.html", effort, features=here / "net", progress=notes)
     assert {one.row.network for one in findings.finished} == {"heavy", "dual"}
     assert {one.row.score.fingerprint.count for one in findings.finished} == {40}
     page = (here / "report.html").read_text()
@@ -365,8 +393,8 @@ def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_a
     (all_of_it,) = [note for note in notes.lines if "at the speed measured now" in note]
     assert "60 images of each take about 0:0" in all_of_it
     (this_time,) = [note for note in notes.lines if note.startswith("screening 2 of them on 40 images each; left out")]
-    assert "and" in this_time
-    complete = run(here, "heavy", "dual", effort=Effort(minutes=5, screen=60, count=80))
+    assert this_time.endswith(" more")
+    complete = run(here, "heavy@ddim", "dual", effort=Effort(minutes=5, screen=60, count=80))
     assert {one.row.score.fingerprint.count for one in complete.finished} == {80}
     assert not complete.unfinished
     assert not complete.unplanned
@@ -402,7 +430,7 @@ def test_the_levels_of_a_screening_are_those_of_the_judge_that_screens(here, mon
 
     monkeypatch.setattr(comparison, "levels", noted)
     judges = f"{here / 'net'},{here / 'mixer'}"
-    compare(["heavy:2", "dual:4/2"], here / "report.html", EFFORT, features=judges, progress=Notes())
+    compare(["dual:4/2"], here / "report.html", EFFORT, features=judges, progress=Notes())
     assert asked == [2 * 4, 2 * 6]
 
 
@@ -410,12 +438,12 @@ def test_where_the_time_is_over_only_the_networks_that_are_measured_are_timed(he
     """And it is said before it is done."""
     timed, notes = [], Notes()
 
-    def timing(model, batch, *, seconds, precision):
+    def timing(model, batch, precision):
         timed.append(model.called_by or model.name)
         assert notes.lines[-1].startswith("timing calls of ")
-        return CallCost(1 / work.BATCH, 1 / work.BATCH)
+        return CallCost(1 / 125, 1 / 125)
 
-    monkeypatch.setattr(work, "call_seconds", timing)
+    monkeypatch.setattr(work, "time_calls", timing)
     effort = Effort(minutes=1e-9, screen=12, count=40)
     entries = ["heavy:3", "dual:4/2", "heavy:4/2"]  # the last one's encoder shared
     findings = compare(entries, here / "report.html", effort, features=here / "net", progress=notes)
@@ -430,7 +458,7 @@ def test_a_call_says_first_what_all_contenders_will_take(here, monkeypatch):
 
     When drawing then turns out to be faster, all images fit.
     """
-    monkeypatch.setattr(work, "call_seconds", lambda *of, **how: CallCost(8, 8))
+    monkeypatch.setattr(work, "time_calls", lambda *of: CallCost(8, 8))
     monkeypatch.setattr("dualrate.compare.schedule.INCREMENT", 40)
     effort, first, second = Effort(minutes=10, screen=12, count=80), Notes(), Notes()
     for notes in (first, second):
@@ -445,8 +473,8 @@ def test_a_call_says_first_what_all_contenders_will_take(here, monkeypatch):
 
 
 def test_what_was_asked_for_is_always_measured(here):
-    findings = run(here, "heavy:2", "heavy:3", "heavy:4@ddim", "heavy:4/2", "dual:8/2")
-    assert len(findings.finished) == 5
+    findings = run(here, "heavy:2", "heavy:3", "heavy:4@ddim")
+    assert len(findings.finished) == 3
 
 
 @pytest.mark.parametrize("entries", [("heavy:3", "heavy"), ("heavy", "heavy:3")])
@@ -484,7 +512,8 @@ def test_a_student_is_compared_under_the_sampler_that_it_was_made_for():
         usual_student(replace(entry, sampler="heun"), Segments(4), [8])
 
 
-def test_a_step_of_another_package_is_compared_with_ours(here, strange):
+def test_a_step_of_another_package_is_compared_with_ours(here, strange, monkeypatch):
+    monkeypatch.setattr(contenders, "LADDER", (3,))
     findings = run(here, "theirs=heavy:3@strange.steps:Mine", "heavy:3@ddim", "all=heavy@strange.steps:Mine")
     scores = {one.row.network: one.row.score.value for one in findings.screened if one.row.num_steps == 3}
     assert scores["theirs"] == scores["heavy"] == scores["all"]

@@ -17,6 +17,7 @@ from dualrate.compare.savings import ComparisonResults, savings
 from dualrate.compare.work import TimedContender
 from dualrate.measuring.choosing import CHOSEN_IN
 from dualrate.metrics.evaluate import Evaluator
+from dualrate.report import html
 
 SPREAD = np.linspace(-1, 1, 9)
 
@@ -53,7 +54,10 @@ def judged(judge, first: float, second: float, spread: float = 0.0, cost: float 
         (9.0, 9.0, 0.0, 0.5, OPEN),  # the rivals' cheapest costs twice as much, and is better: a cheaper one may be too
     ],
 )
-def test_judges_agree_where_every_interval_leaves_out_1_on_one_side(judge, first, second, spread, cost, word):
+def test_judges_agree_where_every_interval_leaves_out_1_on_one_side(
+    judge, first, second, spread, cost, word, monkeypatch
+):
+    monkeypatch.setattr(html, "svg", lambda figure: "<svg></svg>")
     results = judged(judge, first, second, spread, cost)
     (found,) = verdicts(results)
     assert list(found.by_judge) == ["FD-squares", "FD-other"]

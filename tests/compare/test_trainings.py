@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_compare import EFFORT, Notes, here  # noqa: F401
+from test_compare import EFFORT, Notes, here, pages, prepared  # noqa: F401
 from test_savings import finished
 
 from dualrate.compare.comparison import compare
@@ -113,7 +113,7 @@ def retrained(here, of: str, name: str, factor: float, seed: int = 1, **fit) -> 
     checkpoint.save(here / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
 
 
-def test_trainings_are_one_line_of_a_comparison(here):  # noqa: F811
+def test_trainings_are_one_line_of_a_comparison(here, pages):  # noqa: F811
     for i, factor in enumerate((0.9, 1.1)):
         retrained(here, "heavy", f"heavy-{i}", factor, seed=i + 1, log_every=7)
         retrained(here, "dual", f"dual-{i}", factor, seed=i + 1)

@@ -307,23 +307,25 @@ def hints(kind: type) -> dict[str, Any]:
     return {field.name: found[field.name] for field in fields(kind)}
 
 
-PACKAGE = {f"{kind.__module__}.{kind.__name__}": kind for kind in dataclasses_of_the_package()}
+@pytest.fixture(scope="module")
+def package() -> dict[str, type]:
+    return {f"{kind.__module__}.{kind.__name__}": kind for kind in dataclasses_of_the_package()}
 
 
-def test_every_number_that_a_user_sets_has_a_range():
+def test_every_number_that_a_user_sets_has_a_range(package):
     bare = {
         f"{name}.{field}"
-        for name, kind in PACKAGE.items()
+        for name, kind in package.items()
         for field, hint in hints(kind).items()
         for _, allowed in numbers(hint)
         if name not in MADE and not (allowed and issubclass(kind, Ranged))
     }
     assert not bare, f"declare a range: {sorted(bare)}"
-    assert set(PACKAGE) >= MADE
+    assert set(package) >= MADE
 
 
-def test_every_class_with_ranges_is_walked():
-    ranged = {kind for kind in PACKAGE.values() if issubclass(kind, Ranged)}
+def test_every_class_with_ranges_is_walked(package):
+    ranged = {kind for kind in package.values() if issubclass(kind, Ranged)}
     abstract = {StudentMethod}
     assert ranged - abstract == set(EXAMPLES)
 
@@ -510,7 +512,19 @@ def helps(page: str) -> dict[str, str]:
     return {name: re.sub(values, "", said).strip("│ ,") for name, said in found.items()}
 
 
-@pytest.mark.parametrize("command", [*cli.COMMANDS, *(name for name in COMMANDS if " " in name)])
+def with_options_of_their_own() -> Iterator[str]:
+    """All commands, and of the recipes of one those that have a class of options which no recipe before has."""
+    yield from cli.COMMANDS
+    seen: set[tuple[str, type]] = set()
+    for name, value in COMMANDS.items():
+        if " " in name:
+            kinds = {(name.split()[0], type(part)) for part in within(value)}
+            if not kinds <= seen:
+                yield name
+            seen |= kinds
+
+
+@pytest.mark.parametrize("command", list(with_options_of_their_own()))
 def test_every_option_has_a_help_of_its_own(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "110")
     assert call(monkeypatch, *command.split(), "--help") == 0
@@ -536,8 +550,8 @@ def test_an_option_without_help_is_found():
     assert {name for name, said in helps(page).items() if len(said.split()) < 2} == {"RUN", "--num", "--fit.kind"}
 
 
-def numeric_options(value: Any, prefix: str = "--") -> Iterator[tuple[str, str, int]]:
-    """(option, field, numbers that it takes) of all numeric options of a command."""
+def numeric_options(value: Any, prefix: str = "--") -> Iterator[tuple[type, str, str, int]]:
+    """(class, option, field, numbers that it takes) of all numeric options of a command."""
     for field, hint in hints(type(value)).items():
         unnamed = any(getattr(note, "name", None) == "" for note in getattr(hint, "__metadata__", ()))
         name, held = prefix if unnamed else f"{prefix}{field.replace('_', '-')}", getattr(value, field)
@@ -547,15 +561,21 @@ def numeric_options(value: Any, prefix: str = "--") -> Iterator[tuple[str, str, 
         if is_dataclass(held):
             yield from numeric_options(held, prefix if unnamed else f"{name}.")
         elif not parts and (count := len(list(numbers(hint)))):
-            yield name, field, count
+            yield type(value), name, field, count
 
 
-OPTIONS = [
-    (command, *option) for command in TRIED if command in COMMANDS for option in numeric_options(COMMANDS[command])
-]
+def options() -> Iterator[tuple[str, str, str, int]]:
+    """Of every command its first numeric option, and all fields of classes that no command before it takes."""
+    seen: set[tuple[type, str]] = set()
+    for command in TRIED:
+        taken = numeric_options(COMMANDS[command]) if command in COMMANDS else ()
+        for i, (kind, name, field, count) in enumerate(taken):
+            if i == 0 or (kind, field) not in seen:
+                yield command, name, field, count
+            seen.add((kind, field))
 
 
-@pytest.mark.parametrize(("command", "option", "field", "count"), OPTIONS)
+@pytest.mark.parametrize(("command", "option", "field", "count"), list(options()))
 def test_an_option_out_of_range_is_one_line_and_exit_code_2(
     command, option, field, count, tmp_path, monkeypatch, capsys
 ):

@@ -112,6 +112,25 @@ MADE: dict[str, Callable[[], dr.Denoiser]] = {
 every_denoiser = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 
 
+TRIED_WITH_EVERY_STEP = "plain", "dual"
+TRIED_WITH_EVERY_DENOISER = (
+    "ancestral",  # draws noise, and may reuse a context
+    "heun",  # calls twice
+    "dpm++2m",  # has a memory, on a smooth path
+    "covariance-jvp",  # takes a derivative of the denoiser
+)
+
+
+def pairs() -> list:
+    """Every step and every denoiser, and of what steps do with denoisers each kind with each of these."""
+    return [
+        pytest.param(make, step_for, id=f"{step}-{denoiser}")
+        for denoiser, make in MADE.items()
+        for step, step_for in STEPS.items()
+        if denoiser in TRIED_WITH_EVERY_STEP or step in TRIED_WITH_EVERY_DENOISER
+    ]
+
+
 def may_reuse(denoiser: dr.Denoiser, step: dr.Step) -> bool:
     """Contexts that need a smooth path go with deterministic steps of one time, dual-rate ones with Markovian steps."""
     if denoiser.reuse is dr.Reuse.FREE:
@@ -169,8 +188,7 @@ def run(denoiser, step, plan, rows: slice) -> torch.Tensor:
         )  # fmt: skip
 
 
-@every_denoiser
-@every_step
+@pytest.mark.parametrize(("make", "step_for"), pairs())
 def test_a_batch_is_its_rows(make, step_for):
     """A batch of four is four batches of one, whatever the plan; and a second call starts clean."""
     denoiser, plan = make(), dr.StepPlan.uniform(4)

@@ -7,6 +7,7 @@ on it if it was put there, or was computed of one that is.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -167,6 +168,7 @@ def test_a_trajectory(networks, guided):
     assert device.waits == []
 
 
+@cache
 def losses() -> dict[str, tuple[object, Sequence[int]]]:
     """Methods and the iterations whose phases are looked at."""
     single, plain = built(OneNetwork(NET))
@@ -243,10 +245,10 @@ def on(device: Played, batch: Batch) -> Batch:
 
 @pytest.mark.parametrize("name", ["dual-rate", "alternating, SegmentRollout"])
 def test_iterations_wait_where_they_log_alone(name, tmp_path, monkeypatch):
-    """As often in twelve iterations as in six, where one line of the log and one checkpoint are written at the end."""
+    """As often in four iterations as in two, where one line of the log and one checkpoint are written at the end."""
     monkeypatch.setattr(loop, "_queues", lambda device: True)
     waits, method = [], losses()[name][0]
-    for iterations in (6, 12):
+    for iterations in (2, 4):
         device = Played()
         monkeypatch.setattr(Batch, "to", lambda batch, _, device=device: on(device, batch))
         for module in (denoising, times, states):

@@ -7,6 +7,7 @@ import json
 import resource
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from cli.command import call
+from data.pickled import by_pickle
 from PIL import Image
 
 from dualrate.data import prepare as prepare_module
@@ -91,8 +93,13 @@ def test_flat_folders_have_no_labels(tmp_path: Path) -> None:
     assert_same(tmp_path / "flat", tmp_path / "out", tmp_path)
 
 
-def test_two_processes_make_the_same_files(photos: Path, table: Path, tmp_path: Path) -> None:
-    with Workers(2) as workers:
+@pytest.mark.parametrize(
+    "by",
+    [nullcontext(by_pickle), pytest.param(Workers(2), marks=pytest.mark.slow)],
+    ids=["by pickle", "by processes"],
+)
+def test_two_processes_make_the_same_files(photos: Path, table: Path, tmp_path: Path, by) -> None:
+    with by as workers:
         for source in (photos, table):
             one, two = tmp_path / f"one-{source.name}", tmp_path / f"two-{source.name}"
             prepare(source, one, size=8, shard_bytes=SMALL)

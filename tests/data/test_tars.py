@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.pickled import by_pickle
 from PIL import Image
 
 from dualrate.data import tar_members
@@ -17,7 +18,6 @@ from dualrate.data.images import find_source, load_images
 from dualrate.data.look import look_at
 from dualrate.data.prepare import prepare
 from dualrate.data.source import Member, Raw, Split
-from dualrate.machine.workers import Workers
 
 Content = bytes | tarfile.TarInfo
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -339,9 +339,8 @@ def test_names_that_are_no_utf8_are_shown(tmp_path: Path) -> None:
 
 def test_two_processes_prepare_the_same_and_a_look_reads_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = made(tmp_path / "tars", "a tar of tars")
-    with Workers(2) as workers:
-        made_by = [prepare(source, tmp_path / "one", size=8, shard_bytes=600)]
-        made_by.append(prepare(source, tmp_path / "two", size=8, shard_bytes=600, mapper=workers))
+    made_by = [prepare(source, tmp_path / "one", size=8, shard_bytes=600)]
+    made_by.append(prepare(source, tmp_path / "two", size=8, shard_bytes=600, mapper=by_pickle))
     assert made_by[0] == made_by[1]
     prints = [load_images(folder, split="train").fingerprint for folder in (tmp_path / "one", tmp_path / "two")]
     assert prints == [load_images(source, split="train", cache=tmp_path / "cache").fingerprint] * 2

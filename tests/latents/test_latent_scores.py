@@ -135,7 +135,7 @@ def test_a_model_of_latents_has_the_scores_of_its_codec_and_a_decoder_those_of_w
 
 
 def test_a_comparison_of_decoders_has_their_psnr(root: Path, judge, tmp_path: Path, monkeypatch) -> None:
-    untimed = {"call_seconds": CallCost(0.1, 0.1, decode=0.1), "saturating_batch": 4, "memory_of": 1}
+    untimed = {"time_calls": CallCost(0.1, 0.1, decode=0.1), "saturating_batch": 4, "memory_of": 1}
     for name, value in {**untimed, "speed": Speed(0.1, 0.1, 4)}.items():
         monkeypatch.setattr(work, name, lambda *of, value=value, **how: value)
     monkeypatch.setattr(work, "SHOWN", 4)

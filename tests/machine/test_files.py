@@ -5,15 +5,12 @@ import fcntl
 import gzip
 import json
 import os
-import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from trouble import failing, full_disk, unreadable
+from trouble import failing, forked, full_disk, unreadable
 
 from dualrate.machine.files import (
     append_record,
@@ -100,12 +97,14 @@ def test_what_a_killed_writer_left_tells_its_file_and_nothing_else_does(tmp_path
 
 def test_what_a_killed_writer_left_is_written_over(tmp_path):
     file = tmp_path / "a.txt"
-    script = (
-        "import os, sys; from pathlib import Path; from dualrate.machine.files import whole\n"
-        "with whole(Path(sys.argv[1])) as aside: aside.write_text('half, and longer'); os.kill(os.getpid(), 9)"
-    )
+
+    def dies() -> None:
+        with whole(file) as aside:
+            aside.write_text("half, and longer")
+            os._exit(9)
+
     for _ in range(2):
-        assert subprocess.run([sys.executable, "-c", script, file]).returncode == -signal.SIGKILL
+        assert forked(dies) == 9
     (left,) = tmp_path.iterdir()
     assert written_aside(left.name) == "a.txt"
     write_whole(file, "new")

@@ -1,8 +1,7 @@
-"""A sampling process that dies on cue, for test_samples.py. Children fork from a server that has imported torch."""
+"""A sampling process that dies on cue, for test_samples.py."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -15,8 +14,6 @@ from dualrate.measuring.samples import write_samples
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["dualrate.measuring.samples", "torch._dynamo"])
 PLAN = StepPlan.uniform(2, 1)
 
 
@@ -43,12 +40,3 @@ def write(run: Path, out: Path, num: int, *, kill_at: int = 0) -> None:
         write_samples(drawer, range(5, 5 + num), out, npz=True)
     finally:
         os.replace = replace
-
-
-def run(*arguments: object, **options: object) -> int:
-    """Exit code of a child that writes; negative: the signal it died of."""
-    child = context.Process(target=write, args=arguments, kwargs=options, daemon=True)
-    child.start()
-    child.join(60)
-    assert child.exitcode is not None
-    return child.exitcode

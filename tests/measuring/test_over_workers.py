@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from measuring.stand import Stand
 from torch import nn
 from trouble import children, wait_until
 
@@ -204,24 +205,6 @@ def test_a_large_feature_net_is_loaded_by_the_worker_once(module, net, monkeypat
     assert first is again
     assert first == net
     assert len(loaded) == 1
-
-
-class Stand:
-    """In place of workers: notes how many were asked for, and the blocks, which it does here."""
-
-    asked, blocks = [], 0
-
-    def __init__(self, count, device, note):
-        Stand.asked.append(count)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_): ...
-
-    def __call__(self, job, blocks):
-        Stand.blocks += len(blocks)
-        yield from in_turn(_unpacked(_packed(job)), blocks)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_a_plan_within_the_budget_is_drawn_at_the_cost_that_it_was_told(
         ("plan {large} --denoiser toca --gmacs 1", "spread its heavy calls evenly"),
         ("plan {large} --denoiser fora --gmacs 1 --ancestral", "fora wants a smooth path"),
         ("plan {large} --denoiser {small} --search", "a search is of a model as it was trained: drop --denoiser"),
-        ("plan {large} --denoiser {small} --gmacs 1e-9", "raise the budget"),
+        ("plan {large} --denoiser {small} --gmacs 1e-9 --grid 8 --images 8", "raise the budget"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned_or_drawn_is_said(runs, command, message, tmp_path, monkeypatch, capsys):

@@ -6,11 +6,13 @@ import signal
 import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import dying
 import numpy as np
 import pytest
 import torch
+from trouble import forked
 
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
@@ -184,7 +186,7 @@ def test_names_sort_as_seeds_do_but_for_those_below_zero(model, artist, tmp_path
 
 
 def test_no_more_than_a_batch_is_held(model, tmp_path, monkeypatch):
-    """The peak of what Python and numpy hold, of 600 images of 3 KiB in batches of 50, with their npz."""
+    """The peak of what Python and numpy hold, of 350 images of 3 KiB in batches of 50, with their npz."""
     net = replace(NET, image_size=32)
     large = replace(model, experiment=replace(EXPERIMENT, networks=TwoNetworks(net, net)))
     cost = Drawer(model, Ancestral(model.process), PLAN).cost
@@ -195,12 +197,12 @@ def test_no_more_than_a_batch_is_held(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Drawer, "cost", cost)
     monkeypatch.setattr(Drawer, "batches", noise)
     monkeypatch.setattr(Pictures, "shown", 4)
-    written(large, tmp_path / "first", range(100), batch_size=50, npz=True)  # what is loaded once
+    written(large, tmp_path / "first", range(50), batch_size=50, npz=True)  # what is loaded once
     peaks, batch = [], 50 * 3 * 32 * 32
     for name in ("out", "again"):  # a table of Python's own may double during one: 8 MB late in a run of all tests
         gc.collect()
         tracemalloc.start()
-        written(large, tmp_path / name, range(600), batch_size=50, npz=True)
+        written(large, tmp_path / name, range(350), batch_size=50, npz=True)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert batch < min(peaks) < 5 * batch
@@ -211,13 +213,13 @@ def test_no_more_than_a_batch_is_held(model, tmp_path, monkeypatch):
 
 def test_killed_at_every_write_the_same_call_ends_with_the_same_bits(model, tmp_path):
     """Real processes, really killed, right before and right after each file appears."""
-    assert dying.run(model.path, tmp_path / "whole", 5) == 0
+    assert forked(partial(dying.write, model.path, tmp_path / "whole", 5)) == 0
     whole = content(tmp_path / "whole")
     assert len(whole) == 7
     writes = len(whole) + 1
     for moment in range(1, 2 * writes + 1):
         out = tmp_path / f"{moment}"
-        assert dying.run(model.path, out, 5, kill_at=moment) == -signal.SIGKILL
+        assert forked(partial(dying.write, model.path, out, 5, kill_at=moment)) == -signal.SIGKILL
         assert {name for name in whole if (out / name).exists() and (out / name).read_bytes() != whole[name]} == set()
         dying.write(model.path, out, 5)
         assert content(out) == whole

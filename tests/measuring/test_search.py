@@ -41,7 +41,7 @@ from dualrate.training.config import FitConfig
 NET = UViTConfig(8, 1, (Level("conv", 4, 1), Level("transformer", 16, 1)), 2, patch=2, embedding=16, head_dim=16)
 NUM = 16
 OPTIONS = {"num": NUM, "grid": 4, "images": 4}
-DUAL = Choice(steps=8, heavy=2)
+DUAL = Choice(steps=4, heavy=2)
 
 
 class Told:
@@ -131,7 +131,7 @@ def test_a_known_optimum_is_found(model, judge, tmp_path, monkeypatch):
     optimum_at(monkeypatch, best)
     monkeypatch.setattr(family, "BLENDS", tuple(i / 10 for i in range(11)))
     monkeypatch.setattr(searching, "SHORT", 100)
-    found = search(model, DUAL, judge, tmp_path, progress=Told(), **OPTIONS)
+    found = search(model, Choice(steps=8, heavy=2), judge, tmp_path, progress=Told(), **OPTIONS)
     assert found.plan == best
     assert found.names[found.plan] == "blend:0.6, 3 alone"
     assert (found.search.found.value, found.search.found.fingerprint.seeds) == (1, searched(NUM))

@@ -17,7 +17,7 @@ from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.train_features import feature_net_in, train_feature_net
 from metrics.squares import two_classes
 
-EPOCHS = 20
+EPOCHS = 10
 
 
 @pytest.fixture(scope="module")

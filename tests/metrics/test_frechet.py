@@ -109,7 +109,7 @@ def expected_distance(count: int, means_apart: Tensor) -> float:
 @pytest.mark.parametrize("apart", [0.0, 0.3])
 def test_bootstrap_interval_covers_the_expected_distance_at_this_count(apart):
     """Against N(0, I): a shift of `apart` per axis and a known bias of about (D + D (D + 1) / 4) / N."""
-    count, size, trials = 150, 4, 120
+    count, size, trials = 150, 4, 80
     apart_by = torch.full((size,), apart, dtype=torch.float64)
     truth, true_distance = expected_distance(count, apart_by), size * apart**2
     assert truth - true_distance == pytest.approx((size + size * (size + 1) / 4) / count, rel=0.1)
@@ -118,11 +118,11 @@ def test_bootstrap_interval_covers_the_expected_distance_at_this_count(apart):
     hits, low_sum, value_sum, high_sum = 0, 0.0, 0.0, 0.0
     for trial in range(trials):
         features = torch.randn(count, size, generator=generator, dtype=torch.float64) + apart_by
-        interval = bootstrap_interval(features, standard, resamples=60, level=0.9, seed=trial)
+        interval = bootstrap_interval(features, standard, resamples=40, level=0.9, seed=trial)
         hits += interval.low <= truth <= interval.high
         low_sum, high_sum = low_sum + interval.low, high_sum + interval.high
         value_sum += frechet_distance(GaussianStats.of(features), standard)
-    assert hits / trials >= 0.82
+    assert hits / trials >= 0.8
     assert low_sum < value_sum < high_sum
     if apart:  # away from the floor the interval is not only safe but sharp
         assert hits / trials <= 0.97
@@ -142,12 +142,12 @@ def test_stratified_interval_covers_what_other_noise_in_the_same_classes_gives(p
     generator = torch.Generator().manual_seed(0)
     drawn = [in_classes(per_class, generator)[0] for _ in range(800)]
     truth = float(np.mean([frechet_distance(GaussianStats.of(features), reference) for features in drawn]))
-    trials, hits = 120, 0
+    trials, hits = 80, 0
     for trial in range(trials):
         features, strata = in_classes(per_class, generator)
-        within = bootstrap_interval(features, reference, resamples=60, level=0.9, seed=trial, strata=strata)
+        within = bootstrap_interval(features, reference, resamples=40, level=0.9, seed=trial, strata=strata)
         hits += within.low <= truth <= within.high
-    assert 0.82 <= hits / trials <= 0.95
+    assert 0.8 <= hits / trials <= 0.95
     of_all = bootstrap_interval(features, reference, level=0.9, seed=0)
     assert within.high - within.low < 0.75 * (of_all.high - of_all.low)
 
@@ -219,7 +219,7 @@ def test_partners_replicates_are_those_of_the_resampled_pairs_about_the_value():
 
 
 def test_the_interval_of_pairs_covers_the_expected_distance_at_this_count():
-    count, trials, hits, width = 150, 120, 0, {"pairs": 0.0, "alone": 0.0}
+    count, trials, hits, width = 150, 80, 0, {"pairs": 0.0, "alone": 0.0}
     generator = torch.Generator().manual_seed(5)
 
     def pair() -> tuple[Tensor, Tensor]:
@@ -229,14 +229,16 @@ def test_the_interval_of_pairs_covers_the_expected_distance_at_this_count():
     def distance(before: Tensor, after: Tensor) -> float:
         return frechet_distance(GaussianStats.of(after), GaussianStats.of(before))
 
-    truth = float(np.mean([distance(*pair()) for _ in range(1000)]))
+    truth = float(np.mean([distance(*pair()) for _ in range(500)]))
     for trial in range(trials):
         before, after = pair()
-        for name, reference in {"alone": GaussianStats.of(before), "pairs": before}.items():
-            interval = bootstrap_interval(after, reference, resamples=60, level=0.9, seed=trial)
-            width[name] += interval.high - interval.low
+        interval = bootstrap_interval(after, before, resamples=40, level=0.9, seed=trial)
         hits += interval.low <= truth <= interval.high
-    assert 0.82 <= hits / trials <= 0.97
+        if trial < 10:
+            alone = bootstrap_interval(after, GaussianStats.of(before), resamples=40, level=0.9, seed=trial)
+            width["alone"] += alone.high - alone.low
+            width["pairs"] += interval.high - interval.low
+    assert 0.8 <= hits / trials <= 0.97
     assert width["pairs"] < 0.6 * width["alone"]
 
 

@@ -104,17 +104,17 @@ def test_what_cannot_be_pooled_is_refused():
 def test_intervals_of_a_difference_cover_what_they_say(trainings, of_training, of_images):
     """Two networks of equal true scores, so many trainings each: 95% intervals of log a - log b hold zero."""
     rng = np.random.default_rng(1)
-    held, trials = 0, 1000
+    held, trials = 0, 500
     for trial in range(trials):
         networks = {}
         for name, count in zip("ab", trainings, strict=True):
             truth = np.exp(of_training * rng.standard_normal((count, 1)) + of_images * rng.standard_normal((count, 1)))
             networks[name] = [
-                [Point("p", 1.0, float(s[0]), float(s[0]) * np.exp(of_images * rng.standard_normal(200)))]
+                [Point("p", 1.0, float(s[0]), float(s[0]) * np.exp(of_images * rng.standard_normal(100)))]
                 for s in truth
             ]
         made = pooled(networks, seed=trial)
         a, b = made["a"][0], made["b"][0]
         difference = np.log(a.replicates) - np.log(b.replicates)
         held += abs(math.log(a.score / b.score)) <= 1.96 * difference.std(ddof=1)
-    assert 0.935 < held / trials < 0.975
+    assert 0.925 < held / trials < 0.98  # within 2.6 and 3 standard deviations of 500 trials

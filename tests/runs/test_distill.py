@@ -16,6 +16,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
 from dualrate.diffusion.values import Cond, Context
+from dualrate.experiments import moment_matching
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
@@ -114,10 +115,9 @@ class Ending(Recorder):
 
 KINDS = {
     "plain": lambda root: plain(root, dropout=0.2),
-    "plain, guided": lambda root: plain(root, guidance=1.5),
     "plain, instant": lambda root: plain(root, version="instant"),
-    "segment": lambda root: dual(root, rollout="segment", pretraining=2, dropout=0.2),
-    "full": lambda root: dual(root, pretraining=4, pairs=2),
+    "segment": lambda root: dual(root, rollout="segment", pretraining=4, dropout=0.2),
+    "full": lambda root: dual(root, pretraining=2, pairs=2, guidance=1.5),
     "consistency": lambda root: consistency(root, dropout=0.2, guidance=1.5),
     "em": lambda root: em(root, dropout=0.2, langevin=Langevin(2, latent_step=0.01)),
     "consistency, dual": lambda root: consistency(root, heavy=2, student_from=str(root / "two")),
@@ -128,13 +128,15 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(root, tmp_path, kind):
+def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(root, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(moment_matching, "PRECONDITIONING", 4)  # batches
     student = KINDS[kind](root)
+    student = replace(student, fit=replace(student.fit, iterations=6, sample_every=100))
     train(student, tmp_path / "straight", progress=Recorder())
     with pytest.raises(InterruptedError):
-        train(student, tmp_path / "resumed", progress=Ending(5, politely=False))
-    stopped = train(student, tmp_path / "resumed", progress=Ending(7, politely=True))
-    assert (stopped.iteration, stopped.stopped) == (7, "signal")
+        train(student, tmp_path / "resumed", progress=Ending(4, politely=False))
+    stopped = train(student, tmp_path / "resumed", progress=Ending(5, politely=True))
+    assert (stopped.iteration, stopped.stopped) == (5, "signal")
     assert train(student, tmp_path / "resumed", progress=Recorder()).stopped == "done"
     straight = final(tmp_path / "straight")
     assert same_bits(straight, final(tmp_path / "resumed"))
@@ -148,6 +150,7 @@ def test_a_killed_and_a_stopped_distillation_end_with_the_same_bits(root, tmp_pa
 def test_a_student_is_an_ordinary_model_without_its_teacher(root, tmp_path, kind):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
     student = taught_by(KINDS[kind](root), tmp_path / "teacher")
+    student = replace(student, fit=replace(student.fit, iterations=4, sample_every=100))
     train(student, tmp_path / "run", progress=Recorder())
     shutil.rmtree(tmp_path / "teacher")
     export(tmp_path / "run", tmp_path / "weights")

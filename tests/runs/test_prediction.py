@@ -38,9 +38,12 @@ from dualrate.training.config import FitConfig
 from dualrate.training.loop import fit
 from dualrate.training.recompute import recompute
 
-LEVELS = (Level("conv", 16, 1), Level("conv", 32, 1), Level("transformer", 64, 2, dropout=0.1))
+LEVELS = (Level("conv", 16, 1), Level("transformer", 64, 1, dropout=0.1))
 HEAVY = UViTConfig(32, 3, LEVELS, num_classes=10, embedding=64, head_dim=16)
-LIGHT = replace(HEAVY, levels=(Level("conv", 16, 1), Level("conv", 16, 1), Level("transformer", 32, 1)))
+LIGHT = replace(HEAVY, levels=(Level("conv", 16, 1), Level("transformer", 32, 1)))
+FEW_TOKENS = (Level("conv", 32, 1), Level("transformer", 64, 2, dropout=0.1))
+DEEPER = replace(HEAVY, patch=2, levels=FEW_TOKENS)
+TINY = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
 FIT = FitConfig(2, batch_size=4, micro_batch=2, precision="float32", checkpoint_every=100, sample_every=100)
 ONE = Cluster(Accelerator.of(1, 1, within=1, between=1, price=1))
 
@@ -121,7 +124,7 @@ def test_activations_of_a_pass_are_what_the_allocator_gave_out(again):
 
 
 def test_blocks_computed_again_keep_less_and_compute_more():
-    small = experiment(OneNetwork(HEAVY))
+    small = experiment(OneNetwork(DEEPER))
     again = needs(replace(small, fit=replace(small.fit, recompute_from=1)), refused)
     kept = needed(small.networks)
     assert again.per_image < 0.6 * kept.per_image
@@ -131,14 +134,14 @@ def test_blocks_computed_again_keep_less_and_compute_more():
 def test_blocks_that_leave_norms_to_autocast_are_computed_again_in_its_precision(monkeypatch):
     """As blocks of others do; torch compares what it keeps of both times."""
     config = replace(FIT, precision="bfloat16", recompute_from=1)
-    own = needs(experiment(OneNetwork(HEAVY), config), refused)
+    own = needs(experiment(OneNetwork(TINY), config), refused)
     monkeypatch.setattr(blocks, "_not_widened", lambda h: nullcontext())
-    assert needs(experiment(OneNetwork(HEAVY), config), refused).flops == own.flops
+    assert needs(experiment(OneNetwork(TINY), config), refused).flops == own.flops
 
 
 def test_flops_are_three_times_the_forward_pass():
     """And of attention a little more, whose fused kernel computes its weights again."""
-    small = experiment(OneNetwork(HEAVY))
+    small = experiment(OneNetwork(DEEPER))
     forward = 2 * call_cost(small.build()[1], small.shape, 0).light
     assert 3 * forward < needed(small.networks).flops < 3.1 * forward
 
@@ -147,9 +150,6 @@ def test_half_of_the_images_reach_the_encoder():
     small = experiment(TwoNetworks(HEAVY, LIGHT))
     cost = call_cost(small.build()[1], small.shape, 0)
     assert needed(small.networks).flops == pytest.approx(6 * (cost.heavy / 2 + cost.light), rel=0.04)
-
-
-TINY = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
 
 
 def student_of(teacher: Path, **options: Any) -> Experiment:

@@ -57,11 +57,42 @@ def test_the_hub_reads_its_header(written):
     assert (card.data.to_dict()["sdk"], card.data.to_dict()["title"]) == ("docker", "run")
 
 
-def test_its_command_serves_from_the_folder_alone_and_ends_on_a_signal(written):
-    """In a process of its own, which takes six seconds to import torch: only so is a file missed that is not there."""
+def command(written) -> list[str]:
+    """What its Dockerfile starts, after "python"."""
     (line,) = re.findall(r"^CMD (.*)$", (written / "Dockerfile").read_text(), re.MULTILINE)
     python, *words = json.loads(line)
     assert python == "python"
+    return words
+
+
+def test_its_command_serves_what_is_in_the_folder(written, monkeypatch):
+    """As long as the package in the folder is this one whole; in a process of its own: the slow test below."""
+    package, own = Path(space.__file__).parents[1], written / "dualrate"
+
+    def files(root: Path) -> set[Path]:
+        kept = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+        return {path for path in kept if not {"__pycache__", "nets"} & set(path.parts)}
+
+    assert Path("__main__.py") in files(own)
+    assert files(own) == files(package)
+    assert all((own / name).read_bytes() == (package / name).read_bytes() for name in files(own))
+    assert (written / "dualrate_command.py").read_bytes() == (package.parent / "dualrate_command.py").read_bytes()
+    served = []
+    monkeypatch.chdir(written)
+    monkeypatch.setattr("dualrate.serving.server.serve", lambda *given: served.append(given))
+    words = command(written)
+    assert words[:2] == ["-m", "dualrate"]
+    assert call(monkeypatch, *words[2:]) == 0
+    ((offer, host, port, _),) = served
+    assert (offer.model.name, offer.rival.name, offer.limits.steps) == ("model", "beside", 8)
+    assert (host, port) == ("0.0.0.0", 7860)
+    assert (offer.model.path, offer.rival.path) == (Path("model"), Path("beside"))
+
+
+@pytest.mark.slow
+def test_its_command_serves_from_the_folder_alone_and_ends_on_a_signal(written):
+    """In a process of its own, which takes six seconds to import torch: only so is a file missed that is not there."""
+    words = command(written)
     port = words.index("--port") + 1
     words = [*words[:port], "0", *words[port + 1 :]]
     environment = {"PATH": "", "OMP_NUM_THREADS": "1", "DUALRATE_THREADS": "1"}

@@ -97,9 +97,9 @@ def test_gamma_enters_as_a_ratio_of_variances():
 
 
 def test_above_the_entropy_of_a_mixture_and_converging_to_it():
-    mixture = line_mixture()
-    x = mixture.sample(uniforms(1, ROWS), normals(2, ROWS, 1))
-    denoiser, draws = OracleDenoiser(mixture, PROCESS), Draws(0, torch.arange(ROWS))
+    mixture, rows = line_mixture(), 5000
+    x = mixture.sample(uniforms(1, rows), normals(2, rows, 1))
+    denoiser, draws = OracleDenoiser(mixture, PROCESS), Draws(0, torch.arange(rows))
     log_p = mixture.log_density(x, torch.tensor(math.inf))  # its mean is minus the entropy
     gaps = []
     for steps in (64, 256):

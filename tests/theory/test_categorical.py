@@ -33,7 +33,7 @@ def rows(categorical: Categorical) -> torch.Tensor:
 
 
 @every_kind
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(times)
 def test_marginal_and_transition_are_the_matrices(kind, times):
     s, _, t = times
@@ -43,7 +43,7 @@ def test_marginal_and_transition_are_the_matrices(kind, times):
 
 
 @every_kind
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(times)
 def test_posterior_is_bayes_rule(kind, times):
     """P(z_s | z_t, x) = P(z_s | x) P(z_t | z_s) / P(z_t | x), for every x and z_t that x can become."""
@@ -59,7 +59,7 @@ def test_posterior_is_bayes_rule(kind, times):
 
 
 @every_kind
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(times)
 def test_posterior_of_an_estimate_is_its_mean_over_x(kind, times):
     s, _, t = times
@@ -74,7 +74,7 @@ def test_posterior_of_an_estimate_is_its_mean_over_x(kind, times):
 
 
 @every_kind
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(times)
 def test_what_a_later_state_tells_of_an_estimate_is_bayes_rule(kind, times):
     """E[x | z_t, z_s] by the probabilities of z_s by way of every x; of a token whose states can follow one another."""

@@ -1,5 +1,7 @@
 """Costs: counted on the networks' own device, and by the calls that a plan really makes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,10 +30,8 @@ NET = dr.UViTConfig(
 )
 
 
-def dual(head: bool) -> DualRate:
-    from dataclasses import replace
-
-    return DualRate(ContextEncoder(replace(NET, head=head), NET), LightUViT(NET), PROCESS)
+def dual(head: bool, net: dr.UViTConfig = NET) -> DualRate:
+    return DualRate(ContextEncoder(replace(net, head=head), net), LightUViT(net), PROCESS)
 
 
 @pytest.mark.parametrize(("head", "light_calls"), [(True, 6), (False, 8)])
@@ -46,6 +46,8 @@ def test_a_plan_costs_the_calls_it_makes(head, light_calls):
     assert counted.flops == 2 * counted.macs
 
 
+SMALL = dr.UViTConfig(8, 1, (dr.Level("conv", 8, 1),), 3, patch=4, embedding=8)
+PAIRS = {head: dual(head, SMALL) for head in (True, False)}
 NO_TABLE = [name for name, sampler in SAMPLERS.items() if sampler.of_table is None]
 
 
@@ -56,7 +58,7 @@ def test_expected_costs_are_those_of_the_calls_without_making_them(name, heavy):
     plan, step = dr.StepPlan.late(5, heavy), SAMPLERS[name].made(PROCESS, {}, None, None)
     if heavy < 5 and not step.markovian:
         pytest.skip("reuses no context")
-    for model in (dual(True), dual(False)):
+    for model in PAIRS.values():
         for wrap in (lambda inner: inner, lambda inner: Guided(inner, PROCESS, 2.0, 3, (0.5, 2.0))):
             counted = plan_cost(model, step, plan, (1, 8, 8), label=0, wrap=wrap)
             of = (counted.calls, model.reuse, step, plan, (1, 8, 8))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualrate.diffusion.plan import StepPlan
@@ -28,6 +28,7 @@ def test_the_family_holds_the_usual_plans():
 
 
 @given(steps=st.integers(1, 64), data=st.data())
+@settings(max_examples=25)
 def test_every_member_is_a_plan_of_its_counts(steps, data):
     heavy = data.draw(st.integers(0, steps))
     for late in (False, True):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dualrate.diffusion.betas import Betas
@@ -23,6 +23,9 @@ def log_snr(times, schedule=COSINE):
 @pytest.mark.parametrize("name", WIDE)
 @pytest.mark.parametrize("grid", [grids.uniform_log_snr, grids.karras])
 @given(steps=st.integers(1, 300))
+@example(steps=1)
+@example(steps=300)
+@settings(max_examples=10)
 def test_a_grid_goes_from_noise_to_data(name, grid, steps):
     times = grid(WIDE[name], steps)
     plan = StepPlan.at(times, ())  # refuses times that do not decrease
@@ -83,6 +86,8 @@ def test_a_grid_has_a_step(grid):
 
 @pytest.mark.parametrize("name", WIDE)
 @given(steps=st.integers(1, 300), share=st.floats(0, 1))
+@example(steps=300, share=0.5)
+@settings(max_examples=15)
 def test_every_blend_decreases_from_noise_to_data(name, steps, share):
     times = grids.blended(WIDE[name], steps, share)
     plan = StepPlan.at(times, ())  # refuses times that do not decrease

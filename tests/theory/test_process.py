@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualrate.diffusion.process import GaussianProcess
@@ -21,6 +21,7 @@ def posterior_coefficients(process, t, s):
 
 @every_process
 @given(times)
+@settings(max_examples=20)
 def test_posterior_is_the_conditional_of_the_joint_gaussian(process, times):
     s, _, t = (f64(time) for time in times)
     covariance = process.alpha(t) / process.alpha(s) * process.sigma(s) ** 2  # of z_s, z_t given x
@@ -33,6 +34,7 @@ def test_posterior_is_the_conditional_of_the_joint_gaussian(process, times):
 
 @every_process
 @given(times)
+@settings(max_examples=20)
 def test_posterior_after_marginal_is_the_marginal(process, times):
     s, _, t = (f64(time) for time in times)
     a, b, variance = posterior_coefficients(process, t, s)
@@ -42,6 +44,7 @@ def test_posterior_after_marginal_is_the_marginal(process, times):
 
 @every_process
 @given(times)
+@settings(max_examples=20)
 def test_transitions_compose(process, times):
     r, s, t = (f64(time) for time in times)
     first, second, both = process.transition(ONE, r, s), process.transition(ONE, s, t), process.transition(ONE, r, t)
@@ -51,6 +54,7 @@ def test_transitions_compose(process, times):
 
 @every_process
 @given(times)
+@settings(max_examples=20)
 def test_transition_after_marginal_is_the_marginal(process, times):
     s, _, t = (f64(time) for time in times)
     step = process.transition(ONE, s, t)

@@ -55,7 +55,7 @@ def exact(start, low, high):
 
 @pytest.mark.parametrize("step", [DDIM_STEP, HEUN, TWO_M], ids=str)
 def test_errors_fall_with_the_order_of_the_method(step):
-    ends, start, counts = (-6.0, 6.0), normals(0, 64, 1), [32, 64, 128, 256]
+    ends, start, counts = (-6.0, 6.0), normals(0, 64, 1), [32, 64, 128]
     truth = exact(start, *ends)
     errors = [np.abs(solve(step, uniform_log_snr(n, *ends), start)[:, 0].numpy() - truth).mean() for n in counts]
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(step.order, abs=0.15)
@@ -91,7 +91,7 @@ def log_snrs(steps, low, high, lengths):
 @pytest.mark.parametrize("lengths", [(1.0,), (1.0, 2.0)], ids=["equal", "unequal"])
 def test_3m_is_of_third_order_from_an_exact_history(exact_history, order, lengths):
     """From log-SNR -1, where x_hat changes quickly: from noise its start would be exact to third order in effect."""
-    ends, start, counts, errors = (-1.0, 6.0), normals(0, 64, 1), [32, 64, 128, 256], []
+    ends, start, counts, errors = (-1.0, 6.0), normals(0, 64, 1), [32, 64, 128], []
     truth = exact(start, *ends)
     for n in counts:
         levels = log_snrs(n, *ends, lengths)
@@ -135,13 +135,13 @@ def pair_law_error(step, steps: int, c: float) -> float:
 @pytest.mark.parametrize("step", [Ancestral(PROCESS), SDEDPMSolver2M(PROCESS)], ids=str)
 @pytest.mark.parametrize("c", [0.09, 3.0])
 def test_sde_solvers_keep_the_law_of_pairs_to_their_order(step, c):
-    counts = [64, 128, 256, 512]
+    counts = [64, 128, 256]
     errors = [pair_law_error(step, n, c) for n in counts]
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(step.order, abs=0.2)
 
 
 def test_a_noise_level_above_zero_is_first_order():
-    counts = [64, 128, 256, 512]
+    counts = [64, 128, 256]
     step = SDEDPMSolver2M(PROCESS, 0.5)
     errors = [pair_law_error(step, n, 0.09) for n in counts]
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(step.order, abs=0.2)
@@ -162,7 +162,7 @@ def test_the_noise_level_of_sde_2m_is_that_of_ancestral(gamma):
 
 
 def test_2m_keeps_its_order_on_steps_of_unequal_length():
-    ends, start, counts = (-6.0, 6.0), normals(0, 64, 1), [32, 64, 128, 256]
+    ends, start, counts = (-6.0, 6.0), normals(0, 64, 1), [32, 64, 128]
     truth, errors = exact(start, *ends), []
     for n in counts:
         times = PROCESS.schedule.time(log_snrs(n, *ends, (1.0, 2.0)))
@@ -170,11 +170,17 @@ def test_2m_keeps_its_order_on_steps_of_unequal_length():
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(2, abs=0.15)
 
 
+@pytest.fixture(scope="module")
+def from_noise():
+    """Starts, and where they go by many steps."""
+    start = normals(0, 256, 1)
+    return start, solve(TWO_M, uniform_log_snr(500), start)
+
+
 @pytest.mark.parametrize(("step", "steps"), [(TWO_M, 8), (TWO_M, 16), (THREE_M, 8), (THREE_M, 16), (HEUN, 17)], ids=str)
-def test_few_steps_do_better_than_ddim_at_equal_evaluations(step, steps):
+def test_few_steps_do_better_than_ddim_at_equal_evaluations(step, steps, from_noise):
     """From noise to data, on a grid uniform in log-SNR."""
-    start, evaluations = normals(0, 256, 1), 2 * steps - 2 if step is HEUN else steps
-    truth = solve(TWO_M, uniform_log_snr(500), start)
+    (start, truth), evaluations = from_noise, 2 * steps - 2 if step is HEUN else steps
     ours, ddim = (
         (solve(solver, StepPlan.at(grids.uniform_log_snr(PROCESS.schedule, n), ()), start) - truth).square().mean()
         for solver, n in ((step, steps), (DDIM_STEP, evaluations))

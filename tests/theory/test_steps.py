@@ -74,17 +74,17 @@ def test_gamma_interpolates_the_log_variance_between_posterior_and_transition():
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 def test_many_ancestral_steps_give_the_exact_variance(gamma):
-    coarse, fine = (float(variances(Ancestral(PROCESS, gamma), uniform_log_snr(n), 0.09)[-1]) for n in (100, 400))
-    assert fine == pytest.approx(0.09, rel=0.04)
-    assert (4 * fine - coarse) / 3 == pytest.approx(0.09, rel=0.005)  # the limit of a first-order error
+    coarse, fine = (float(variances(Ancestral(PROCESS, gamma), uniform_log_snr(n), 0.09)[-1]) for n in (100, 200))
+    assert fine == pytest.approx(0.09, rel=0.08)
+    assert 2 * fine - coarse == pytest.approx(0.09, rel=0.01)  # the limit of a first-order error
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 0.8])
 def test_many_steps_with_less_noise_give_the_exact_variance(eta):
     step = Ancestral(PROCESS, eta=eta)
-    coarse, fine = (float(variances(step, uniform_log_snr(n), 0.09)[-1]) for n in (200, 400))
-    assert fine == pytest.approx(0.09, rel=0.04)
-    assert 2 * fine - coarse == pytest.approx(0.09, rel=0.005)  # the limit of a first-order error
+    coarse, fine = (float(variances(step, uniform_log_snr(n), 0.09)[-1]) for n in (100, 200))
+    assert fine == pytest.approx(0.09, rel=0.07)
+    assert 2 * fine - coarse == pytest.approx(0.09, rel=0.01)  # the limit of a first-order error
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 0.9, 1.0])
@@ -162,11 +162,13 @@ def test_one_deterministic_step_is_exact_for_a_point_mass(kind):
 
 
 def test_many_ddim_steps_transport_a_gaussian_by_its_closed_form():
-    """z_s = alpha_s m + sqrt(v_s / v_t) (z_t - alpha_t m)."""
-    m, c, plan, z = 0.4, 0.09, uniform_log_snr(2000, -8, 8), normals(0, 5, 1)
-    end = rollout(OracleDenoiser(gaussian(c, mean=m), PROCESS), DDIM(PROCESS), plan, z, Cond(), no_noise)
+    """z_s = alpha_s m + sqrt(v_s / v_t) (z_t - alpha_t m), the limit of a first-order error."""
+    m, c, z = 0.4, 0.09, normals(0, 5, 1)
+    denoiser, plans = OracleDenoiser(gaussian(c, mean=m), PROCESS), (uniform_log_snr(n, -8, 8) for n in (150, 300))
+    coarse, fine = (rollout(denoiser, DDIM(PROCESS), plan, z, Cond(), no_noise) for plan in plans)
     (a_t, v_t), (a_s, v_s) = ((alpha(u), alpha(u) ** 2 * c + sigma(u) ** 2) for u in f64(-8, 8))
-    torch.testing.assert_close(end, a_s * m + (v_s / v_t).sqrt() * (z - a_t * m), rtol=0, atol=1e-3)
+    expected = a_s * m + (v_s / v_t).sqrt() * (z - a_t * m)
+    torch.testing.assert_close(2 * fine - coarse, expected, rtol=0, atol=2e-4)
 
 
 @every_step

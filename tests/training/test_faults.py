@@ -20,7 +20,6 @@ from training.toy import final, same_bits
 
 POINTS = [
     "wrote model",
-    "wrote optim-a",
     "wrote ema-b",
     "before manifest",
     "before rename",
@@ -53,7 +52,7 @@ def test_killed_at_a_point_of_writing_the_run_ends_the_same(tmp_path, straight, 
     assert_same(straight, run_dir)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_again_and_again_at_random_events_the_run_ends_the_same(tmp_path, straight, seed):
     rng, run_dir, deaths = random.Random(seed), tmp_path / "run", 0
     while (code := faults.run(run_dir, Plan(rng.randint(1, 30), faults.kill))) != 0:

@@ -17,12 +17,14 @@ import torch
 from dualrate.compare.contender import Contender
 from dualrate.config.ranges import Precision
 from dualrate.data.given_latents import DrawnLatents
+from dualrate.experiments.experiment import Model
 from dualrate.machine.device import memory_shortage, peak_memory
 from dualrate.machine.malloc import keep_freed_memory
 from dualrate.machine.workers import leave_with_parent
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import call_seconds
 from dualrate.runs.store import load
+from dualrate.sampling.cost import CallCost
 
 GAIN = 1.05  # a batch twice as large that makes fewer than this many times the images per second is not worth it
 LARGEST_BATCH = 1024
@@ -38,6 +40,11 @@ class Speed:
     batch: int
 
 
+def time_calls(model: Model, batch: int, precision: Precision) -> CallCost:
+    """Seconds of a row in calls of `batch` rows, each timed for CALLING."""
+    return call_seconds(model, batch, seconds=CALLING, precision=precision)
+
+
 def saturating_batch(drawer: Drawer) -> int:
     """The batch size, a power of two, from which on doubling it makes less than 5% more images per second.
 
@@ -45,7 +52,7 @@ def saturating_batch(drawer: Drawer) -> int:
     """
 
     def seconds_per_image(batch: int) -> float:
-        return drawer.cost.where(call_seconds(drawer.model, batch, seconds=CALLING, precision=drawer.precision))
+        return drawer.cost.where(time_calls(drawer.model, batch, drawer.precision))
 
     best, best_seconds, batch = 1, seconds_per_image(1), 1
     while batch < min(4 * best, LARGEST_BATCH):

@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from dualrate.compare.contender import Contender
 from dualrate.compare.row_store import keep_row, read_row, row_name
 from dualrate.compare.schedule import FEWEST, round_robin
-from dualrate.compare.speed import CALLING, Speed, memory_of, saturating_batch, speed
+from dualrate.compare.speed import Speed, memory_of, saturating_batch, speed, time_calls
 from dualrate.config.ranges import Precision
 from dualrate.experiments.experiment import Model
 from dualrate.machine.environment import environment
 from dualrate.machine.progress import Reporter
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import OutOfTime, call_seconds, measure, stores, until
+from dualrate.measuring.measure import OutOfTime, measure, stores, until
 from dualrate.measuring.reconstruction import LOOKED_AT, Nearness, nearness
 from dualrate.metrics.details import Details
 from dualrate.metrics.evaluate import Evaluator
@@ -157,8 +157,7 @@ class Bench:
         """Per image, measured once."""
         if (run, denoiser) not in self._calls:
             self.progress.note(f"timing calls of {run.name}{f' under {denoiser}' if denoiser else ''}")
-            how = {"seconds": CALLING, "precision": self.precision}
-            self._calls[run, denoiser] = call_seconds(model, BATCH, **how)
+            self._calls[run, denoiser] = time_calls(model, BATCH, self.precision)
         return self._calls[run, denoiser]
 
     def estimate(self, contenders: Sequence[Contender], seconds: float = math.inf) -> list[Contender]:

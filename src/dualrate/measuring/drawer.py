@@ -170,11 +170,10 @@ class Drawer(Ranged):
 
         Raises ValueError for a step that the denoiser cannot be under.
         """
-        label = 0 if self.model.num_classes else None
+        label, calls = 0 if self.model.num_classes else None, self.model.call_cost
         latent = self.model.experiment.networks.latent
-        how = {"label": label, "device": self.model.device, "wrap": self._guided, "latent": latent}
+        how = {"label": label, "device": self.model.device, "wrap": self._guided, "latent": latent, "calls": calls}
         cost = plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
-        cost = replace(cost, calls=replace(cost.calls, decode=self.model.call_cost.decode))
         if not varies(self.model.denoiser):
             return cost
         seeds, denoiser = range(COUNTED), self._guided(self.model.denoiser)

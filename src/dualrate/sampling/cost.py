@@ -146,9 +146,14 @@ def priced(
     denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond, price: Callable[[Callable[[], object]], float]
 ) -> CallCost:
     """What `price` says of one call of each kind, at (z, t)."""
-    heavy = price(lambda: denoiser.encode(z, t, cond))
-    with torch.no_grad():
-        context = denoiser.encode(z, t, cond)
+    held: list[Context] = []
+
+    def encode() -> None:
+        held.clear()  # no two at once
+        held.append(denoiser.encode(z, t, cond))
+
+    heavy = price(encode)
+    (context,) = held  # of the last of its calls
     kept = context.aged()
     light = price(lambda: denoiser.denoise(z, t, kept, cond))
     renew = renewal_if_any(denoiser)
@@ -167,14 +172,18 @@ def plan_cost(
     wrap: Callable[[Denoiser], Denoiser] = lambda inner: inner,
     device: torch.device | str = "cpu",
     latent: Shape | None = None,
+    calls: CallCost | None = None,
 ) -> PlanCost:
-    """Counts the calls that one image makes, by making it. wrap: guidance, around the meter; latent: of z_0."""
+    """Counts the calls that one image makes, by making it.
+
+    wrap: guidance, around the meter; latent: of z_0; calls: `call_cost` of this denoiser, where it is known
+    """
     metered = Metered(denoiser)
     labels = None if label is None else [label]
     given = None if latent is None else lambda seeds: torch.zeros(len(seeds), *latent, device=device)
     for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device, given=given):
         pass
-    calls = call_cost(denoiser, step.process.state_shape(shape), label, device, latent=latent)
+    calls = calls or call_cost(denoiser, step.process.state_shape(shape), label, device, latent=latent)
     return _plan_cost(calls, metered)
 
 
