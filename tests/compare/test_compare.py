@@ -89,6 +89,7 @@ def prepared(tmp_path_factory) -> Path:
         write_experiment(made / name, experiment)
         checkpoint.save(made / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
     for name, architecture in {"net": Architecture(1, 8, 2, features=4), "mixer": Mixed(1, 8, 2, features=6)}.items():
+        torch.manual_seed(0)
         net = architecture.build().eval().requires_grad_(False)
         identity = hashlib.sha256(weight_bytes(net)).hexdigest()
         FeatureNet(Card(f"noise {name}", identity, architecture, "", None, 0, 1), net).save(made / name)

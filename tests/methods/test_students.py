@@ -83,7 +83,9 @@ class Recorded:
         return self.answers[-1]
 
 
-@pytest.mark.parametrize(("source", "head"), [*((source, True) for source in SOURCES), (SOURCES[1], False)])
+@pytest.mark.parametrize(
+    ("source", "head"), [*((source, True) for source in SOURCES), (SOURCES[1], False), (SOURCES[3], False)]
+)
 def test_states_are_those_of_the_sampler(source, head):
     """z_t, z_tau and x~ are what one trajectory over the plan, with the same noise, has and does at these steps."""
     student, batch, plan = dual(head), images(8, 5), source.plan
