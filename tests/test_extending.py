@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 import subprocess
@@ -65,14 +64,11 @@ def place(tmp_path_factory) -> Path:
 
 
 def made_net(folder: Path) -> None:
-    from dualrate.metrics.architectures import Architecture
-    from dualrate.metrics.features import Card, FeatureNet
-    from dualrate.metrics.kept import weight_bytes
+    from metrics.untrained import untrained
 
-    arch = Architecture(1, 8, 2, features=4)
-    net = arch.build().eval().requires_grad_(False)
-    identity = hashlib.sha256(weight_bytes(net)).hexdigest()
-    FeatureNet(Card("noise", identity, arch, "", None, 0, 1), net).save(folder)
+    from dualrate.metrics.architectures import Architecture
+
+    untrained(Architecture(1, 8, 2, features=4)).save(folder)
 
 
 @pytest.fixture

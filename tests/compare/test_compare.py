@@ -1,7 +1,6 @@
 """A comparison from end to end on tiny runs: entries, resuming, time that runs out, and what the page says."""
 
 import csv
-import hashlib
 import json
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ import pytest
 import torch
 from cli.command import call
 from measuring.stand import Stand
+from metrics.untrained import untrained
 from trouble import children, forked, is_alive, wait_until
 
 from dualrate.cli.main import main
@@ -42,8 +42,7 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics import evaluate
 from dualrate.metrics.architectures import Architecture, Mixed
 from dualrate.metrics.feature_store import FeatureStore
-from dualrate.metrics.features import Card, FeatureNet
-from dualrate.metrics.kept import weight_bytes
+from dualrate.metrics.features import FeatureNet
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report import html
 from dualrate.runs.store import load, write_experiment
@@ -89,10 +88,7 @@ def prepared(tmp_path_factory) -> Path:
         write_experiment(made / name, experiment)
         checkpoint.save(made / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
     for name, architecture in {"net": Architecture(1, 8, 2, features=4), "mixer": Mixed(1, 8, 2, features=6)}.items():
-        torch.manual_seed(0)
-        net = architecture.build().eval().requires_grad_(False)
-        identity = hashlib.sha256(weight_bytes(net)).hexdigest()
-        FeatureNet(Card(f"noise {name}", identity, architecture, "", None, 0, 1), net).save(made / name)
+        untrained(architecture, f"noise {name}").save(made / name)
     return made
 
 

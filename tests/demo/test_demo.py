@@ -1,6 +1,5 @@
 """The demo at a tiny scale: everything it shows comes from what it has just done."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from metrics.squares import two_classes
+from metrics.untrained import untrained
 
 from dualrate.demo import demo as module
 from dualrate.demo.demo import SHOWN, DemoPlan, demo
@@ -23,8 +23,6 @@ from dualrate.machine.environment import environment
 from dualrate.measuring.choosing import Choice
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.architectures import Architecture
-from dualrate.metrics.features import Card, FeatureNet
-from dualrate.metrics.kept import weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist
 from dualrate.runs.store import load, write_experiment
@@ -48,10 +46,7 @@ def place(tmp_path_factory) -> Path:
     squares = two_classes(400)
     assert squares.labels is not None
     np.savez(place / "squares.npz", images=squares.images, labels=squares.labels)
-    classifier = Architecture(1, 12, 2, features=8).build().eval().requires_grad_(False)
-    identity = hashlib.sha256(weight_bytes(classifier)).hexdigest()
-    card = Card("squares", identity, Architecture(1, 12, 2, features=8), "", 0.75, 0, 1)
-    FeatureNet(card, classifier).save(place / "net")
+    untrained(Architecture(1, 12, 2, features=8), "squares", 0.75).save(place / "net")
     return place
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import sys
@@ -17,6 +16,7 @@ import pytest
 import torch
 from latents.autoencoders import photos
 from latents.folding import LOG_SNR, NoisyFolder
+from metrics.untrained import untrained
 
 import dualrate as dr
 from dualrate.cli.main import main
@@ -34,8 +34,6 @@ from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.drawing_latents import FIRST, draw_latents
 from dualrate.measuring.reconstruction import nearness
 from dualrate.metrics.architectures import Architecture
-from dualrate.metrics.features import Card, FeatureNet
-from dualrate.metrics.kept import weight_bytes
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.trajectory import rollout
@@ -78,10 +76,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write("base", dr.OneNetwork(BASE), DenoisingConfig(), codec=CODEC, process=PROCESS)
     small = replace(BASE, image_size=4)
     write("small", dr.OneNetwork(small), DenoisingConfig(), codec=CODEC, process=PROCESS)
-    architecture = Architecture(3, 16, 2, features=4)
-    net = architecture.build().eval().requires_grad_(False)
-    identity = hashlib.sha256(weight_bytes(net)).hexdigest()
-    FeatureNet(Card("noise net", identity, architecture, "", None, 0, 1), net).save(tmp_path / "net")
+    untrained(Architecture(3, 16, 2, features=4), "noise net").save(tmp_path / "net")
     return tmp_path
 
 

@@ -1,6 +1,5 @@
 """What workers draw and measure is bit for bit what one process does, whoever dies meanwhile."""
 
-import hashlib
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from measuring.stand import Stand
+from metrics.untrained import untrained
 from torch import nn
 from trouble import children, wait_until
 
@@ -35,8 +35,7 @@ from dualrate.measuring.samples import write_samples
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics import dinov2, efficientnet, inception
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.features import Architecture, Card, FeatureNet
-from dualrate.metrics.kept import weight_bytes
+from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs import store
 from dualrate.runs.store import load, write_experiment
@@ -89,12 +88,7 @@ def images(model) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def judge(images) -> Evaluator:
-    architecture = Architecture(1, 8, 2, features=4)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        module = architecture.build().eval().requires_grad_(False)
-    identity = hashlib.sha256(weight_bytes(module)).hexdigest()
-    return Evaluator(FeatureNet(Card("noise", identity, architecture, "", None, 0, 1), module), images, None)
+    return Evaluator(untrained(Architecture(1, 8, 2, features=4)), images, None)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """A search by measuring, on tiny runs: what it draws, from which seeds, how it goes on, what it writes and refuses."""
 
-import hashlib
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
+from metrics.untrained import untrained
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
@@ -28,8 +28,7 @@ from dualrate.measuring.measure import OutOfTime
 from dualrate.measuring.search import Findings, fresh, search, searched
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics import bootstrap, evaluate
-from dualrate.metrics.features import Architecture, Card, FeatureNet
-from dualrate.metrics.kept import weight_bytes
+from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import family
 from dualrate.planning.family import Member
@@ -73,11 +72,7 @@ def root(tmp_path_factory) -> Path:
         weights = {key: 0.2 * torch.randn(p.shape, generator=generator) for key, p in modules.state_dict().items()}
         write_experiment(root / name, experiment)
         checkpoint.save(root / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
-    architecture = Architecture(1, 8, 2, features=2)
-    torch.manual_seed(0)  # under which another plan than the usual one is found
-    net = architecture.build().eval().requires_grad_(False)
-    identity = hashlib.sha256(weight_bytes(net)).hexdigest()
-    FeatureNet(Card("noise", identity, architecture, "", None, 0, 1), net).save(root / "net")
+    untrained(Architecture(1, 8, 2, features=2)).save(root / "net")  # which finds another plan than the usual one
     return root
 
 
