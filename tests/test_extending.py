@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
+from metrics.untrained import untrained
 from torch import nn
 
 import dualrate as dr
@@ -20,6 +21,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.experiments.data import DataConfig
+from dualrate.metrics.architectures import Architecture
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.trajectory import rollout
 from dualrate.training import checkpoint
@@ -64,10 +66,6 @@ def place(tmp_path_factory) -> Path:
 
 
 def made_net(folder: Path) -> None:
-    from metrics.untrained import untrained
-
-    from dualrate.metrics.architectures import Architecture
-
     untrained(Architecture(1, 8, 2, features=4)).save(folder)
 
 
