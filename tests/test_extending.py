@@ -61,12 +61,8 @@ def place(tmp_path_factory) -> Path:
     weights = {name: 0.2 * torch.randn(tensor.shape) for name, tensor in networks.state_dict().items()}
     write_experiment(place / "run", experiment)
     checkpoint.save(place / "run" / "checkpoints", 1, {"model": weights}, {"iteration": 1})
-    made_net(place / "net")
+    untrained(Architecture(1, 8, 2, features=4)).save(place / "net")
     return place
-
-
-def made_net(folder: Path) -> None:
-    untrained(Architecture(1, 8, 2, features=4)).save(folder)
 
 
 @pytest.fixture
