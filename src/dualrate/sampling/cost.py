@@ -146,14 +146,9 @@ def priced(
     denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond, price: Callable[[Callable[[], object]], float]
 ) -> CallCost:
     """What `price` says of one call of each kind, at (z, t)."""
-    held: list[Context] = []
-
-    def encode() -> None:
-        held.clear()  # no two at once
-        held.append(denoiser.encode(z, t, cond))
-
-    heavy = price(encode)
-    (context,) = held  # of the last of its calls
+    heavy = price(lambda: denoiser.encode(z, t, cond))
+    with torch.no_grad():
+        context = denoiser.encode(z, t, cond)
     kept = context.aged()
     light = price(lambda: denoiser.denoise(z, t, kept, cond))
     renew = renewal_if_any(denoiser)
