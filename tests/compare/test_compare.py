@@ -17,6 +17,7 @@ import torch
 from cli.command import call
 from measuring.stand import Stand
 from metrics.untrained import untrained
+from runs.made import saved_random
 from trouble import children, forked, is_alive, wait_until
 
 from dualrate.cli.main import main
@@ -82,11 +83,7 @@ def prepared(tmp_path_factory) -> Path:
     for name, networks in {"heavy": OneNetwork(NET), "dual": TwoNetworks(NET, SMALL)}.items():
         times = TimeSampler() if name == "dual" else SingleTime()
         experiment = Experiment(name, networks, DenoisingConfig(times), FitConfig(iterations=1), data)
-        modules, _ = experiment.build()
-        generator = torch.Generator().manual_seed(0)
-        weights = {key: 0.2 * torch.randn(p.shape, generator=generator) for key, p in modules.state_dict().items()}
-        write_experiment(made / name, experiment)
-        checkpoint.save(made / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
+        saved_random(experiment, made / name)
     for name, architecture in {"net": Architecture(1, 8, 2, features=4), "mixer": Mixed(1, 8, 2, features=6)}.items():
         untrained(architecture, f"noise {name}").save(made / name)
     return made

@@ -17,6 +17,7 @@ import torch
 from latents.autoencoders import photos
 from latents.folding import LOG_SNR, NoisyFolder
 from metrics.untrained import untrained
+from runs.made import saved_random
 
 import dualrate as dr
 from dualrate.cli.main import main
@@ -35,9 +36,8 @@ from dualrate.measuring.drawing_latents import FIRST, draw_latents
 from dualrate.measuring.reconstruction import nearness
 from dualrate.metrics.architectures import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.runs.store import load, write_experiment
+from dualrate.runs.store import load
 from dualrate.sampling.trajectory import rollout
-from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 LATENT = (12, 8, 8)
@@ -63,11 +63,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def write(name: str, networks: object, method: DenoisingConfig, **more: object) -> None:
         one = Experiment(name, networks, method, FitConfig(iterations=1), data, **more)
-        modules, _ = one.build()
-        generator = torch.Generator().manual_seed(len(name))
-        weights = {key: 0.2 * torch.randn(p.shape, generator=generator) for key, p in modules.state_dict().items()}
-        write_experiment(tmp_path / name, one)
-        checkpoint.save(tmp_path / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
+        saved_random(one, tmp_path / name, seed=len(name))
 
     given = DenoisingConfig(latents=CODEC)
     write("heavy", OneDecoder(NET, LATENT), given)

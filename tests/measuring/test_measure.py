@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from runs.made import saved_random
 
 from dualrate.data.images import ImageSet
 from dualrate.denoisers.denoiser import DualRate, Plain
@@ -26,13 +27,12 @@ from dualrate.metrics.frechet import GaussianStats
 from dualrate.metrics.origin import PIXELS
 from dualrate.metrics.reference import Reference
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.runs.store import Model, load, write_experiment
+from dualrate.runs.store import Model, load
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.covariance import ProbedCovariance, TabulatedCovariance
-from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
@@ -48,12 +48,7 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Model:
     path = tmp_path_factory.mktemp("run")
-    networks, _ = EXPERIMENT.build()
-    generator = torch.Generator().manual_seed(0)
-    weights = {name: 0.2 * torch.randn(p.shape, generator=generator) for name, p in networks.state_dict().items()}
-    write_experiment(path, EXPERIMENT)
-    checkpoint.save(path / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
-    return load(path)
+    return load(saved_random(EXPERIMENT, path))
 
 
 @pytest.fixture(scope="module")

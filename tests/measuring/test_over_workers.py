@@ -14,6 +14,7 @@ import pytest
 import torch
 from measuring.stand import Stand
 from metrics.untrained import untrained
+from runs.made import saved_random
 from torch import nn
 from trouble import children, wait_until
 
@@ -38,11 +39,10 @@ from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs import store
-from dualrate.runs.store import load, write_experiment
+from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS
-from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
@@ -67,12 +67,7 @@ def model(tmp_path_factory) -> Model:
     np.savez(source, images=noise, labels=np.arange(70) % 3)
     method, data = DenoisingConfig(times=TimeSampler()), DataConfig(str(source))
     experiment = Experiment("two", TwoNetworks(NET, NET), method, FitConfig(iterations=1), data)
-    networks, _ = experiment.build()
-    generator = torch.Generator().manual_seed(0)
-    weights = {name: 0.2 * torch.randn(p.shape, generator=generator) for name, p in networks.state_dict().items()}
-    write_experiment(path, experiment)
-    checkpoint.save(path / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
-    return load(path)
+    return load(saved_random(experiment, path))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import dying
 import numpy as np
 import pytest
 import torch
+from runs.made import saved_random
 from trouble import forked
 
 from dualrate.diffusion.draws import Draws
@@ -28,9 +29,8 @@ from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report.files import read_png
 from dualrate.runs.checks import check_out
-from dualrate.runs.store import load, write_experiment
+from dualrate.runs.store import load
 from dualrate.sampling.ancestral import DDIM, Ancestral
-from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 3, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
@@ -46,12 +46,7 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Model:
     path = tmp_path_factory.mktemp("runs") / "two"
-    networks, _ = EXPERIMENT.build()
-    generator = torch.Generator().manual_seed(0)
-    weights = {name: 0.2 * torch.randn(p.shape, generator=generator) for name, p in networks.state_dict().items()}
-    write_experiment(path, EXPERIMENT)
-    checkpoint.save(path / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
-    return load(path)
+    return load(saved_random(EXPERIMENT, path))
 
 
 OF_WRITING = ("npz", "progress", "command")

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from cli.command import call
 from metrics.untrained import untrained
+from runs.made import saved_random
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
@@ -32,9 +32,8 @@ from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import family
 from dualrate.planning.family import Member
-from dualrate.runs.store import load, write_experiment
+from dualrate.runs.store import load
 from dualrate.sampling import grids
-from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 1, (Level("conv", 4, 1), Level("transformer", 16, 1)), 2, patch=2, embedding=16, head_dim=16)
@@ -67,11 +66,7 @@ def root(tmp_path_factory) -> Path:
     for name, networks in {"one": OneNetwork(NET), "dual": TwoNetworks(NET, NET)}.items():
         times = TimeSampler() if name == "dual" else SingleTime()
         experiment = Experiment(name, networks, DenoisingConfig(times), FitConfig(iterations=1), data)
-        modules, _ = experiment.build()
-        generator = torch.Generator().manual_seed(0)
-        weights = {key: 0.2 * torch.randn(p.shape, generator=generator) for key, p in modules.state_dict().items()}
-        write_experiment(root / name, experiment)
-        checkpoint.save(root / name / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
+        saved_random(experiment, root / name)
     untrained(Architecture(1, 8, 2, features=2)).save(root / "net")  # which finds another plan than the usual one
     return root
 

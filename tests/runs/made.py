@@ -1,5 +1,7 @@
 """Runs with random weights, as the tests of runs and of released weights use them."""
 
+from pathlib import Path
+
 import torch
 
 from dualrate.experiments.denoising import DenoisingConfig
@@ -28,4 +30,14 @@ def saved(experiment: Experiment, path, *iterations: int, ema: float | None = No
             tensors["ema-model"] = {name: torch.full_like(p, ema) for name, p in networks.named_parameters()}
         counts = {"iteration": iteration, "seconds": 1.0, "skipped": 0, "precision": "float32"}
         checkpoint.save(path / "checkpoints", iteration, tensors, {**counts, "phases": {"model": {}}})
+    return path
+
+
+def saved_random(experiment: Experiment, path: Path, seed: int = 0) -> Path:
+    """A run at iteration 1 whose weights, averages too, are normal numbers of a seed, of deviation 0.2."""
+    networks, _ = experiment.build()
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: 0.2 * torch.randn(p.shape, generator=generator) for name, p in networks.state_dict().items()}
+    write_experiment(path, experiment)
+    checkpoint.save(path / "checkpoints", 1, {"ema-model": weights, "model": weights}, {"iteration": 1})
     return path
