@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=64, help="images sampled; a training batch is the model's own")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--return-freed", action="store_true", help="leave the allocator as it is")
+    parser.add_argument("--freeze-encoder", action="store_true", help="train the light network alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     return parser
@@ -53,6 +54,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     if options.work == "train":
         recipe = RECIPES.get(options.model)
         experiment = recipe() if recipe else read_experiment(Path(options.model))
+        if options.freeze_encoder:
+            experiment = workloads.beside_frozen_encoder(experiment)
         work = workloads.training(experiment, device, bfloat16)
     else:
         model, plan = dr.load(options.model, device=device), dr.StepPlan.uniform(options.steps, options.heavy)

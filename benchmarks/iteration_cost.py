@@ -10,11 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from benchmarks.workloads import training
+from benchmarks.workloads import beside_frozen_encoder, training
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.machine.malloc import keep_freed_memory
@@ -25,19 +24,19 @@ REPEATS = 10
 DUAL = fashion_mnist.dual()
 
 
-def changed(**options: Any) -> Experiment:
-    """The dual-rate recipe with other options of its method."""
+def shared(draws: int) -> Experiment:
+    """The dual-rate recipe, each context used at so many times."""
     assert isinstance(DUAL.method, DenoisingConfig)
-    return replace(DUAL, method=replace(DUAL.method, **options))
+    return replace(DUAL, method=replace(DUAL.method, times=TimeSampler((4, 32), draws=draws)))
 
 
 RECIPES = {  # the experiment, and images of a batch: always 128 rows of the light network
     "heavy": (fashion_mnist.single("heavy"), 128),
     "dual": (DUAL, 128),
     "light": (fashion_mnist.single("light"), 128),
-    "retrofit": (changed(encoder_from="any", freeze_encoder=True), 128),
-    "shared-2": (changed(times=TimeSampler((4, 32), draws=2)), 64),
-    "shared-4": (changed(times=TimeSampler((4, 32), draws=4)), 32),
+    "retrofit": (beside_frozen_encoder(DUAL), 128),
+    "shared-2": (shared(2), 64),
+    "shared-4": (shared(4), 32),
     **{f"natural16-{name}": (natural16.single(name), 128) for name in natural16.NETWORKS},
     "natural16-dual": (natural16.dual(), 128),
 }

@@ -26,7 +26,6 @@ from benchmarks import child, loops, workloads
 from benchmarks.fitting import fit_over_loop
 from benchmarks.interleave import Spread, interleaved, quotient
 from benchmarks.utilisation import utilisation
-from dualrate.cli.train import RECIPES
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.environment import environment
@@ -36,8 +35,7 @@ from dualrate.machine.malloc import keep_freed_memory
 Figures = dict[str, Any]
 
 FITTED = 20  # iterations
-RELEASED = {"heavy": "heavy-annealed", "dual": "retrofit-45", "light": "light"}
-JOINT = "fashion-mnist-dual-45"  # a recipe; what is released as dual trains its light network alone
+RELEASED = {"heavy": "heavy-annealed", "dual": "dual-45", "light": "light"}
 
 
 def sampler_over_networks(
@@ -101,10 +99,11 @@ def processes(weights: dict[str, Path], device: str, threads: int) -> Figures:
     for name in ("heavy", "dual"):
         plan = ("--heavy", "8") if name == "dual" else ()
         found[f"sample {name}"] = child.run(str(weights[name]), "sample", "--repeats", "1", *plan, *common)
-    trained = {"heavy": weights["heavy"], "joint": JOINT, "retrofit": weights["dual"], "light": weights["light"]}
-    for name, model in trained.items():
-        found[f"train {name}"] = child.run(str(model), "train", *common)
-        found[f"train {name}, freed memory returned"] = child.run(str(model), "train", "--return-freed", *common)
+    trained = (("heavy", "heavy"), ("joint", "dual"), ("retrofit", "dual", "--freeze-encoder"), ("light", "light"))
+    for name, of, *how in trained:
+        work = (str(weights[of]), "train", *how, *common)
+        found[f"train {name}"] = child.run(*work)
+        found[f"train {name}, freed memory returned"] = child.run(*work, "--return-freed")
     for work, name in (("sample", "dual"), ("train", "joint"), ("train", "retrofit")):
         own, heavy = found[f"{work} {name}"], found[f"{work} heavy"]
         found[f"{work}, {name} over heavy"] = own["peak"] / heavy["peak"]
@@ -155,7 +154,8 @@ def measure(weights: dict[str, Path], options: argparse.Namespace) -> Figures:
     }
     for name, ratio in found["fit"].items():
         show(f"an iteration of fit over one by hand, {name}", ratio)
-    trained = {"heavy": heavy.experiment, "joint": RECIPES[JOINT](), "retrofit": dual.experiment}
+    beside = workloads.beside_frozen_encoder(dual.experiment)
+    trained = {"heavy": heavy.experiment, "joint": dual.experiment, "retrofit": beside}
     found["training"] = {
         name: training(trained["heavy"], trained[name], device, bfloat16, seconds) for name in ("joint", "retrofit")
     }

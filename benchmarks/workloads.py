@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 import dualrate as dr
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Batch
-from dualrate.experiments.experiment import Model
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment, Model
 from dualrate.machine.device import settle_products
 from dualrate.training.compiling import compile_blocks
 
@@ -47,6 +49,12 @@ def network_calls(model: Model, work: Work, device: torch.device, bfloat16: bool
                 network(*inputs)
 
     return replay
+
+
+def beside_frozen_encoder(experiment: Experiment) -> Experiment:
+    """The training of its light network alone, whatever its encoder learns from. Of a model of two networks."""
+    assert isinstance(experiment.method, DenoisingConfig)
+    return replace(experiment, method=replace(experiment.method, encoder_from="any", freeze_encoder=True))
 
 
 def a_call_each(model: Model, batch: int, bfloat16: bool) -> dict[str, Work]:

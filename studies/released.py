@@ -10,6 +10,7 @@ RETIRED = {  # the last commit that has them
     **{f"fashion-mnist-{name}": "de2df92" for name in ("heavy-long", "dual-early")},
     **{f"fashion-mnist-{name}": "efc01f7" for name in ("heavy", "medium", "dual", "light-long", "student-full")},
     **{f"fashion-mnist-{name}": "9fcbb8c" for name in ("retrofit", "student-8-4")},
+    "fashion-mnist-retrofit-45": "509b5b4",
 }
 
 

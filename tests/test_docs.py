@@ -179,7 +179,7 @@ def small_networks(place, monkeypatch) -> None:
         monkeypatch.setattr(examine, name, lambda device: iter(()))
     alone, pair = OneNetwork(heavy), TwoNetworks(heavy, light)
     single = {"heavy-annealed": alone, "medium-45": alone, "light": OneNetwork(light)}
-    released = single | {"dual-45": pair, "retrofit-45": pair}
+    released = single | {"dual-45": pair}
     for name, networks in released.items():
         experiment = Experiment(f"fashion-mnist-{name}", networks, DenoisingConfig(times=TimeSampler()), FitConfig(1))
         path = place / "weights" / experiment.name

@@ -26,7 +26,7 @@ from dualrate.sampling.covariance_table import CovarianceTable
 from tests.theory.common import PROCESS, f64
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY, DUAL, LIGHT = (ROOT / "weights" / f"fashion-mnist-{name}" for name in ("heavy-annealed", "retrofit-45", "light"))
+HEAVY, DUAL, LIGHT = (ROOT / "weights" / f"fashion-mnist-{name}" for name in ("heavy-annealed", "dual-45", "light"))
 BANDS = Bands((1, 8, 8), rings=4)
 POWER = torch.tensor([0.5, 0.1, 0.05, 0.02, 0.01, 0.005]).double()[: BANDS.count] / 16  # so that images lie in [-1, 1]
 

@@ -52,7 +52,7 @@ def heavy() -> Model:
 
 @pytest.fixture(scope="module")
 def dual() -> Model:
-    return load(WEIGHTS / "fashion-mnist-retrofit-45")
+    return load(WEIGHTS / "fashion-mnist-dual-45")
 
 
 @pytest.fixture(scope="module")
