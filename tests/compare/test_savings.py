@@ -90,7 +90,7 @@ def test_every_kind_of_saving_has_its_words(judge, cost, score, said):
 
 def test_images_do_not_tell_what_trainings_leave_open(judge):
     dual = finished("dual", 1, 4.0)
-    again = replace(dual, measured=replace(dual.measured, trainings=(4.0, 4.0)))
+    again = replace(dual, measured=replace(dual.measured, trainings={"FD-test": (4.0, 4.0)}))
     told = [savings_table(findings(judge, [one], RIVALS)).cells[0][-1] for one in (dual, again)]
     assert told == ["0", "-"]  # without any noise the images at hand are more than enough
 

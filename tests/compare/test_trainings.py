@@ -14,6 +14,7 @@ from test_savings import finished
 
 from dualrate.compare.comparison import compare
 from dualrate.compare.contenders import Entry
+from dualrate.compare.page import trainings_table
 from dualrate.compare.trainings import as_one, with_trainings
 from dualrate.compare.work import MeasuredContender
 from dualrate.runs.store import load, write_experiment
@@ -29,11 +30,22 @@ def trained(network: str, cost: float, scores) -> list[MeasuredContender]:
 def test_a_line_is_the_geometric_mean_of_its_trainings():
     one, other = as_one([*trained("a", 1, [1, 4]), *trained("b", 1, [2, 2, 16])])
     assert (one.row.score.value, other.row.score.value) == (pytest.approx(2), pytest.approx(4))
-    assert (one.trainings, other.trainings) == ((1, 4), (2, 2, 16))
+    (metric,) = one.row.scores
+    assert (one.trainings, other.trainings) == ({metric: (1, 4)}, {metric: (2, 2, 16)})
     assert one.row.score.low < 1.5 < 2.5 < one.row.score.high
     tails = np.quantile(np.log(other.replicates), [0.025, 0.975])
     assert (math.log(other.row.score.low), math.log(other.row.score.high)) == pytest.approx(tuple(tails))
     assert "3 trainings" in other.row.score.note
+
+
+def test_the_table_of_trainings_has_those_that_are_several():
+    dear, cheap, once = trained("dear", 8, [1, 4]), trained("cheap", 2, [2, 3, 16]), trained("once", 1, [5])
+    made = trainings_table(as_one([*dear, *once, *cheap]))
+    assert [(cells[0], cells[2:]) for cells in made.cells] == [
+        ("cheap", ("4/2", "2.00; 3.00; 16.0")),
+        ("dear", ("4/2", "1.00; 4.00")),
+    ]
+    assert not trainings_table(as_one(once)).cells
 
 
 def test_every_judge_pools_its_own_scores():
@@ -122,15 +134,22 @@ def test_trainings_are_one_line_of_a_comparison(here, pages):  # noqa: F811
     results = compare(entries, here / "report.html", EFFORT, features=judges, progress=Notes())
     assert [one.contender.network for one in results.finished] == ["heavy", "dual"]
     for one in results.finished:
-        assert len(set(one.measured.trainings)) == 3
-        assert one.row.score.value == pytest.approx(math.exp(np.log(one.measured.trainings).mean()))
+        assert list(one.measured.trainings) == list(one.row.scores)
+        for metric, scores in one.measured.trainings.items():
+            assert len(set(scores)) == 3
+            assert one.row.scores[metric].value == pytest.approx(math.exp(np.log(scores).mean()))
     front = json.loads((here / "report.json").read_text())["front"]
-    assert [line["trainings"] for line in front] == [list(one.measured.trainings) for one in results.finished]
+    for line, one in zip(front, results.finished, strict=True):
+        assert {metric: line[f"{metric} trainings"] for metric in one.row.scores} == {
+            metric: list(scores) for metric, scores in one.measured.trainings.items()
+        }
     (saved,) = json.loads((here / "report.json").read_text())["savings"]
     assert saved["FLOPs"]["times_as_many_images_tell"] is None
     assert all(found["FLOPs"]["times_as_many_images_tell"] is None for found in saved["judges"].values())
     assert len(list(csv.DictReader((here / "report.csv").open()))) == 2
-    assert "3 trainings" in (here / "report.html").read_text()
+    page = (here / "report.html").read_text()
+    assert "3 trainings" in page
+    assert "Every training" in page
 
 
 @pytest.mark.parametrize(

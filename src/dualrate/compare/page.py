@@ -9,7 +9,7 @@ from dualrate.codecs.characters import BETWEEN, texts
 from dualrate.compare.judges import Verdict, roles, verdict_table, verdicts
 from dualrate.compare.rivals import rivals_table
 from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
-from dualrate.compare.work import TimedContender
+from dualrate.compare.work import MeasuredContender, TimedContender
 from dualrate.diffusion.plan import StepPlan
 from dualrate.machine.environment import environment
 from dualrate.measuring.reconstruction import LOOKED_AT
@@ -49,6 +49,7 @@ def compare_page(results: ComparisonResults) -> str:
             *_rivals(results),
             Section("Samples from the same seeds", [_samples(results)]),
             Section("Every plan on the front", [front_table(results.finished)]),
+            *_trainings(results),
             Section("Where the heavy calls go", _plans(results)),
             *_screening(results),
             _method(results),
@@ -117,6 +118,11 @@ def _judged(results: ComparisonResults) -> list[Section]:
     return [Section("Whether the judges agree", [made])] if made.cells else []
 
 
+def _trainings(results: ComparisonResults) -> list[Section]:
+    made = trainings_table([one.measured for one in results.finished])
+    return [Section("Every training", [made])] if made.cells else []
+
+
 def _rivals(results: ComparisonResults) -> list[Section]:
     made = rivals_table(results.screened)
     return [Section("What else calls a network", [made])] if made.cells else []
@@ -125,6 +131,18 @@ def _rivals(results: ComparisonResults) -> list[Section]:
 def _saved(results: ComparisonResults) -> list[Section]:
     made = savings_table(results)
     return [Section("What dual-rate saves at equal quality", [made])] if made.cells else []
+
+
+def trainings_table(measured: Sequence[MeasuredContender]) -> Table:
+    """A line per contender whose network was trained several times, lowest cost first."""
+    several = [one for one in measured if any(len(scores) > 1 for scores in one.trainings.values())]
+    metrics = several[0].trainings if several else ()
+    cells = []
+    for one in sorted(several, key=lambda one: one.row.macs):
+        scores = ("; ".join(map(significant, one.trainings[metric])) for metric in metrics)
+        cells.append((one.row.network, one.row.sampler, plan_of(one.row), *scores))
+    note = "one score a training, in the order in which they were named; elsewhere stands their geometric mean"
+    return Table(("network", "sampler", "plan", *metrics), tuple(cells), (note,))
 
 
 def savings_table(results: ComparisonResults) -> Table:

@@ -31,7 +31,7 @@ def as_records(results: ComparisonResults) -> list[dict[str, object]]:
             "seconds_alone": one.speed.alone,
             "peak_bytes": one.memory,
             "ran_on": one.measured.ran_on,
-            **({"trainings": list(one.measured.trainings)} if one.measured.trainings else {}),
+            **{f"{metric} trainings": list(each) for metric, each in one.measured.trainings.items()},
             **words.get(contender.key, {}),
         }
         if results.latents:

@@ -97,8 +97,12 @@ def as_one(measured: Sequence[MeasuredContender]) -> list[MeasuredContender]:
     for metric in made[0].row.scores:
         scores = _pooled(complete, metric)
         made = [_scored(one, metric, point, len(plan)) for one, point, plan in zip(made, scores, complete, strict=True)]
-    values = [tuple(one.row.score.value for one in plan) for plan in complete]
-    return [replace(one, trainings=scores) for one, scores in zip(made, values, strict=True)]
+    return [replace(one, trainings=_values(plan)) for one, plan in zip(made, complete, strict=True)]
+
+
+def _values(plan: Sequence[MeasuredContender]) -> dict[str, tuple[float, ...]]:
+    """By metric the score of each training."""
+    return {metric: tuple(one.row.scores[metric].value for one in plan) for metric in plan[0].row.scores}
 
 
 def _network(plan: Sequence[MeasuredContender]) -> Path:

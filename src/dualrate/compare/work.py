@@ -51,7 +51,7 @@ BATCH = 125  # rows of the calls that are timed
 class MeasuredContender:
     """A contender's row, and its score's bootstrap replicates; beside: those of the other judges, by metric.
 
-    trainings: the first judge's score of each, where the row's is that of several
+    trainings: the scores of each by metric, where the row's are those of several
     ran_on:    the hardware, versions and commit that its images were scored with
     """
 
@@ -59,7 +59,7 @@ class MeasuredContender:
     row: Row
     replicates: NDArray[np.float64]
     beside: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    trainings: tuple[float, ...] = ()
+    trainings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     ran_on: str = ""
 
     def point(self, cost: float) -> Point:
