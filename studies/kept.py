@@ -1,44 +1,83 @@
 """Rows of `studies/report.py settled-25 --kept` that are there so far, and what the pair saves beside them.
 
-    .venv/bin/python studies/kept.py        # a minute; draws nothing: tables "settled-25 so far" of settled.md
+    .venv/bin/python studies/kept.py            # a minute; draws nothing: tables "settled-25 so far" of settled.md
+    .venv/bin/python studies/kept.py --draw 2   # first the rows that are missing, one at a time on each of two cores
 
-Once all rows are there the report itself says so, and this goes.
+The report draws a row on all cores and scores it on one; here none waits. Stopped, it goes on where it was. Once all
+rows are there the report itself says so, and this goes.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing.sharedctypes import Synchronized
 
 import torch
-from common import RESULTS, command, load, markdown, place, within
+from common import RESULTS, RUNS, command, load, markdown, on_one_thread, place, within
 from report import REPORTS
 
 from dualrate.cli.console import reporter
+from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry, contenders_of
+from dualrate.compare.page import trainings_table
+from dualrate.compare.trainings import as_one, with_trainings
 from dualrate.compare.work import Bench, MeasuredContender
+from dualrate.machine.workers import in_turn, mapper
 from dualrate.measuring.evaluator import evaluators
 from dualrate.report.headline import plan_of
 from dualrate.report.pareto import Point
 from dualrate.report.saving import saving
+from dualrate.report.table import as_markdown
 
 NAME, PAIR = "settled-25", "dual-25"
+SEEDS = range(REPORTS[NAME].effort.count)
 
 
-def kept() -> tuple[list[MeasuredContender], int]:
-    """In order of cost; and of how many."""
-    report, progress = REPORTS[NAME], reporter()
-    entries = [Entry.parse(text) for text in report.entries]
-    models = {run: replace(load(run), compiled=True) for run in dict.fromkeys(entry.run for entry in entries)}
+def bench_of() -> tuple[Bench, list[Contender]]:
+    """What measures, and every training of every contender, those first that decided."""
+    entries, progress = [Entry.parse(text) for text in REPORTS[NAME].entries], reporter()
+    runs = dict.fromkeys(run for entry in entries for run in (entry.run, *entry.again))
+    models = {run: replace(load(run), compiled=True) for run in runs}
     data = next(iter(models.values())).experiment.data
-    judges = evaluators(data, report.judges, device=torch.device("cpu"), progress=progress)
-    rows = RESULTS / "rows" / NAME
-    bench = Bench(models, judges, rows, progress, "float32", rows)
-    contenders, seeds = contenders_of(entries, models, progress=progress, unplanned={}), range(report.effort.count)
-    found = [contender for contender in contenders if bench.keeps(contender, seeds)]
-    bench.estimates = {contender.key: 0.0 for contender in found}
-    measured = bench.measure(found, seeds, math.inf, details=True)
-    return sorted(measured, key=lambda one: one.row.macs), len(contenders)
+    judges = evaluators(data, REPORTS[NAME].judges, device=torch.device("cpu"), progress=progress)
+    bench = Bench(models, judges, RUNS / f"{NAME}-report.cells", progress, "float32", RESULTS / "rows" / NAME)
+    contenders = with_trainings(contenders_of(entries, models, progress=progress, unplanned={}), entries)
+    bench.estimates = {one.key: float(bench.drawer(one).expected_cost.macs) for one in contenders}
+    return bench, contenders
+
+
+def measure(bench: Bench, contender: Contender) -> MeasuredContender:
+    return bench.measure([contender], SEEDS, math.inf, details=True)[0]
+
+
+def draw(bench: Bench, missing: Sequence[Contender], count: int) -> None:
+    """In `count` processes that begin with the features of real images which this one has."""
+    on_one_thread()
+    with mapper(count, torch.device("cpu"), bench.progress.note) as bench.mapper:
+        bench.see_real_images()
+    bench.mapper = in_turn
+    context = multiprocessing.get_context("fork")
+    started = context.Value("i", 0)
+    children = [context.Process(target=_draw_in_turn, args=(bench, missing, started)) for _ in range(count)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    if any(child.exitcode for child in children):
+        raise SystemExit("a process stopped early; the same command goes on")
+
+
+def _draw_in_turn(bench: Bench, missing: Sequence[Contender], started: Synchronized[int]) -> None:
+    """started: how many are taken, by whichever process."""
+    while True:
+        with started.get_lock():
+            i, started.value = started.value, started.value + 1
+        if i >= len(missing):
+            return
+        measure(bench, missing[i])
 
 
 def point(one: MeasuredContender, metric: str) -> Point:
@@ -46,8 +85,15 @@ def point(one: MeasuredContender, metric: str) -> Point:
 
 
 def main() -> None:
-    command(__doc__).parse_args()
-    rows, total = kept()
+    parser = command(__doc__)
+    parser.add_argument("--draw", type=int, default=0, help="processes that draw what is missing")
+    options = parser.parse_args()
+    bench, contenders = bench_of()
+    if options.draw:
+        draw(bench, [one for one in contenders if not bench.keeps(one, SEEDS)], options.draw)
+    measured = [measure(bench, one) for one in contenders if bench.keeps(one, SEEDS)]
+    rows = sorted(as_one(measured), key=lambda one: one.row.macs)
+    over = "images and trainings" if rows[0].trainings else "images, of the first training of each network"
     metrics = list(rows[0].row.scores)
     header = ("network", "sampler", "steps", "MFLOPs", *metrics)
     scores, savings, rivals = [], [], [one for one in rows if one.row.network != PAIR]
@@ -58,9 +104,12 @@ def main() -> None:
         if row.network == PAIR:
             ratios = (saving(point(one, metric), [point(rival, metric) for rival in rivals]) for metric in metrics)
             savings.append([*named, *map(str, ratios)])
-    tables = f"{len(rows)} of {total} rows.\n\n{markdown(header, scores, 3)}\n{markdown(header, savings, 3)}\n"
-    place(f"{NAME} so far", tables, RESULTS / "settled.md")
-    print(tables)
+    tables = [markdown(header, scores, 3), markdown(header, savings, 3)]
+    if rows[0].trainings:
+        tables.append(as_markdown(trainings_table(rows)) + "\n")
+    text = f"{len(measured)} of {len(contenders)} rows; intervals over {over}.\n\n" + "\n".join(tables) + "\n"
+    place(f"{NAME} so far", text, RESULTS / "settled.md")
+    print(text)
 
 
 if __name__ == "__main__":

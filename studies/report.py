@@ -48,6 +48,7 @@ from common import (
     require_released,
 )
 from entries import (
+    AGAIN,
     ALONE,
     BETWEEN,
     DRAWN,
@@ -71,7 +72,7 @@ from dualrate.cli.console import can_compile, reporter
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Entry
 from dualrate.compare.judges import verdict_table, verdicts
-from dualrate.compare.page import front_table, reusing_plans, savings_table
+from dualrate.compare.page import front_table, reusing_plans, savings_table, trainings_table
 from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.work import TimedContender
 from dualrate.config.ranges import Precision
@@ -133,12 +134,12 @@ REPORTS = {
         kinds=("verdicts", *KINDS),
     ),
     "settled-25": Report(
-        trained_alike(NEAR),
+        trained_alike(NEAR, AGAIN),
         Effort(minutes=1440, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
         f"{JUDGES},{PRETRAINED}",
-        kinds=("verdicts", *KINDS, "summary", "headline"),
+        kinds=("verdicts", *KINDS, "trainings", "summary", "headline"),
     ),
     "students-settled": Report(
         [f"student-{plan}=runs/settle-student-{plan}:{plan[-3:].replace('-', '/')}" for plan in ("8-2", "25-8-2")]
@@ -229,6 +230,7 @@ TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind be
     "verdicts": verdict_table,
     "savings": savings_table,
     "front": lambda findings: front_table(findings.finished),
+    "trainings": lambda findings: trainings_table([one.measured for one in findings.finished]),
     "summary": lambda findings: summary_table([one.row for one in findings.finished]),
     "headline": headline_table,
 }
