@@ -12,7 +12,7 @@ from dualrate.experiments.data import DataConfig
 from dualrate.machine.progress import PlainReporter
 from dualrate.measuring import evaluator
 from dualrate.metrics import efficientnet
-from dualrate.metrics.efficientnet import DIM, MEAN, SHA256, SIZE, STD, load_efficientnet, prepared
+from dualrate.metrics.efficientnet import DIM, MEAN, SHA256, SIZE, STD, EfficientNet, load_efficientnet, prepared
 from metrics.scored import score_of
 from metrics.squares import two_classes
 
@@ -64,23 +64,28 @@ def test_images_are_resized_as_pillow_does_it(size):
 
 
 def test_batches_and_grey_images_change_nothing():
-    done = []
-    net = load_efficientnet(progress=lambda *progress: done.append(progress))
+    net = load_efficientnet()
     grey = pixels(13, channels=1)
     found = net.features(grey)
-    assert done == [(10, 13), (13, 13)]
     torch.testing.assert_close(found[10:], net.features(grey.repeat(3, 1)[10:]), rtol=1e-4, atol=1e-4)
     assert net.metric == "FD-EfficientNet"
     assert net.identity == f"efficientnet-lite0/{prepared(torch.from_numpy(grey)).shape[-1]}:{SHA256[:12]}"
 
 
-def test_the_evaluator_knows_it_by_name(monkeypatch):
+def test_the_evaluator_knows_it_by_name_and_keeps_what_it_sees_of_real_images(monkeypatch, tmp_path):
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path))
     splits = (two_classes(640, size=28), two_classes(60, seed=1, size=28, split="test"))
     monkeypatch.setattr(evaluator, "_splits", lambda data, progress: splits)
     monkeypatch.setattr(efficientnet, "SIZE", 32)  # of what the net sees: 12 times as fast
-    found = evaluator.evaluator(DataConfig("squares"), features="efficientnet", progress=PlainReporter())
+    found, again = (
+        evaluator.evaluator(DataConfig("squares"), features="efficientnet", progress=PlainReporter()) for _ in range(2)
+    )
     assert found.metric == "FD-EfficientNet"
     assert score_of(found, splits[0].images, seeds="0-639", labels="own", resamples=2).value < 1e-6 < found.floor(60)[0]
+    assert len(list((tmp_path / "real-features").iterdir())) == 2
+    monkeypatch.setattr(EfficientNet, "features", None)  # not asked again
+    assert torch.equal(again.reference_features, found.reference_features)
+    assert again.floor(60) == found.floor(60)
 
 
 def test_other_weights_are_refused_unopened(monkeypatch):

@@ -123,8 +123,7 @@ def test_real_images_are_seen_in_parts_by_other_processes(evaluator, monkeypatch
             asked.append(len(sent.images))
             yield block, pickle.loads(pickle.dumps(job))(sent)
 
-    monkeypatch.setattr(FeatureNet, "progress", staticmethod(lambda done, total: told.append((done, total))))
-    fresh = replace(evaluator)
+    fresh = replace(evaluator, progress=lambda done, total: told.append((done, total)))
     fresh.prepare(backwards, held_out_alone=True)
     assert asked == [100, 500]
     fresh.prepare(backwards)

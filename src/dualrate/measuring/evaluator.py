@@ -100,7 +100,7 @@ def evaluator(
                first use (minutes on a CPU)
     reference: statistics (see `load_reference`) that take the place of the training images'; then there is no floor,
                since nobody knows which images those statistics hold, and for pretrained nets `data` need not be here
-    device:    of pretrained nets
+    device:    of pretrained nets, whose features of these images are kept in the user's cache
     Raises ValueError for features or a reference with a text, for data that cannot train a feature net, a net that is
     damaged or takes other images, or a reference that is not of its features; OSError for a missing one; what
     `load_inception`, `load_dinov2` and `load_efficientnet` raise.
@@ -111,20 +111,22 @@ def evaluator(
                 f"{data.source} is a text, whose judge is a language model trained on it: drop features and reference"
             )
         return _of_text(data, progress)
-    shown, splits = image_progress(progress), None
+    splits, shown = None, image_progress(progress)
     if features == "inception":
-        net = load_inception(device, progress=shown, note=progress.note)
+        net = load_inception(device, note=progress.note)
     elif features == "dinov2":
-        net = load_dinov2(device, progress=shown)
+        net = load_dinov2(device)
     elif features == "efficientnet":
-        net = load_efficientnet(device, progress=shown)
+        net = load_efficientnet(device)
     else:
         splits = _splits(data, progress)
         net = _feature_net(*splits, progress) if features is None else FeatureNet.load(features)
         _check_size(net, splits[0])
     if reference is not None:
-        return Evaluator(net, load_reference(reference, net), None)
-    return Evaluator(net, *(splits or _splits(data, progress)))
+        return Evaluator(net, load_reference(reference, net, progress=shown), None)
+    if splits is not None:  # a small net: sooner taken than read
+        return Evaluator(net, *splits)
+    return Evaluator(net, *_splits(data, progress), keep=cache_dir() / "real-features", progress=shown)
 
 
 def _check_size(net: FeatureNet, train: ImageSet) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -44,21 +43,19 @@ class DinoV2(Ranged):
 
     module:   transformers' Dinov2Model: (B, 3, 224, 224) -> last_hidden_state (B, 1 + patches, D), class token first
     identity: "dinov2-large:<first 12 hex digits of the sha256 of the weights it was made of>"
-    progress: called with (images done, of how many)
     """
 
     module: nn.Module
     identity: str
     dim: Channels
     device: torch.device
-    progress: Callable[[int, int], None] | None = None
     batch_size: BatchSize = 50
     metric: str = "FD-DINOv2"
     usual_count: Images = 50_000
 
     def features(self, images: Tensor | NDArray[np.uint8] | Shards) -> Tensor:
         """(N, D); see `features_of_photos`."""
-        how = (self.device, self.batch_size, self.progress)
+        how = (self.device, self.batch_size)
         return features_of_photos(
             lambda batch: self.module(prepared(batch)).last_hidden_state[:, 0], images, "DINOv2", *how
         )
@@ -80,7 +77,7 @@ def prepared(images: Tensor) -> Tensor:
     return (x - mean) / std
 
 
-def load_dinov2(device: torch.device | str = "cpu", *, progress: Callable[[int, int], None] | None = None) -> DinoV2:
+def load_dinov2(device: torch.device | str = "cpu") -> DinoV2:
     """DINOv2 ViT-L/14 from the Hugging Face cache, fetched there once (1.2 GB) if it is not in it.
 
     Raises ValueError if transformers is missing or does not import, or if the weights are not all there; OSError if
@@ -90,7 +87,7 @@ def load_dinov2(device: torch.device | str = "cpu", *, progress: Callable[[int, 
     config, weights = (_file(hub, name) for name in (CONFIG, WEIGHTS))
     module, identity = build(transformers, config, weights)
     name, dim = MODEL.split("/")[1], module.config.hidden_size
-    return DinoV2(module.to(device), f"{name}:{identity[:12]}", dim, torch.device(device), progress)
+    return DinoV2(module.to(device), f"{name}:{identity[:12]}", dim, torch.device(device))
 
 
 def build(transformers: Any, config: Path, weights: Path) -> tuple[Any, str]:

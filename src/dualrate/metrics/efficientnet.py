@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -43,12 +42,10 @@ class EfficientNet(Ranged):
     """EfficientNet-Lite0 in eval mode on a device, as a `FeatureExtractor`.
 
     module:   (B, 3, 112, 112) float32 -> (B, 320), channels last in memory: a CPU is faster so
-    progress: called with (images done, of how many)
     """
 
     module: nn.Module
     device: torch.device
-    progress: Callable[[int, int], None] | None = None
     batch_size: BatchSize = 10
     metric: str = "FD-EfficientNet"
     identity: str = f"{NAME}/{SIZE}:{SHA256[:12]}"
@@ -57,7 +54,7 @@ class EfficientNet(Ranged):
 
     def features(self, images: Tensor | NDArray[np.uint8] | Shards) -> Tensor:
         """(N, 320); see `features_of_photos`."""
-        how = (self.device, self.batch_size, self.progress)
+        how = (self.device, self.batch_size)
         return features_of_photos(lambda batch: self.module(prepared(batch)), images, "EfficientNet", *how)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -87,9 +84,7 @@ def prepared(images: Tensor) -> Tensor:
     return ((resized(images, SIZE) - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
-def load_efficientnet(
-    device: torch.device | str = "cpu", *, progress: Callable[[int, int], None] | None = None
-) -> EfficientNet:
+def load_efficientnet(device: torch.device | str = "cpu") -> EfficientNet:
     """EfficientNet-Lite0 with the weights of the package that holds them.
 
     Raises ValueError if the two packages are missing or do not import, or if the weights are missing or others, which
@@ -98,7 +93,7 @@ def load_efficientnet(
     net, weights = _packages()
     module = net.from_name(NAME).eval().requires_grad_(False)
     module.load_state_dict(torch.load(io.BytesIO(_checked(weights)), weights_only=True))
-    return EfficientNet(Blocks(module).to(device), torch.device(device), progress)
+    return EfficientNet(Blocks(module).to(device), torch.device(device))
 
 
 def _packages() -> tuple[Any, Path]:

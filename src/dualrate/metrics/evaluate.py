@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -16,14 +17,16 @@ from torch import Tensor
 from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
 from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
+from dualrate.machine.progress import ImageProgress
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.metrics.bootstrap import LEVEL, interval_of, resampled_distances
 from dualrate.metrics.details import Details
-from dualrate.metrics.extractor import FeatureExtractor, features_by
+from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.fingerprint import Fingerprint
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.kernel import kernel_distance, kernel_metric
 from dualrate.metrics.precision_recall import Manifold
+from dualrate.metrics.real_features import real_features, store_in
 from dualrate.metrics.reference import Reference
 
 Net = TypeVar("Net", bound=FeatureExtractor)
@@ -65,11 +68,15 @@ class Evaluator(Generic[Net]):
     net:       for small images one trained on the reference's labels, or on images of the same size and colours
     reference: training images, all of them, whose features are computed once; or statistics from a file
     held_out:  real images that nothing was trained on: the floor. None: no floor
+    keep:      a directory for the features of real images, which then are taken once by all calls; None: memory alone
+    progress:  told of these images, where their features take long
     """
 
     net: Net
     reference: ImageSet | Reference
     held_out: ImageSet | None
+    keep: Path | None = field(default=None, repr=False, compare=False)
+    progress: ImageProgress | None = field(default=None, repr=False, compare=False)
     _round_trips: dict[tuple[int, str], GaussianStats] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -248,12 +255,14 @@ class Evaluator(Generic[Net]):
         Does nothing where the mapper is this process.
         """
         for images in (self.held_out, None if held_out_alone else self.reference):
-            if mapper is not in_turn and isinstance(images, ImageSet) and images.fingerprint not in self._seen:
-                self._seen[images.fingerprint] = features_by(mapper, self.net, images.images)
+            if mapper is not in_turn and isinstance(images, ImageSet):
+                self._features(images, mapper)
 
-    def _features(self, images: ImageSet) -> Tensor:
+    def _features(self, images: ImageSet, mapper: Mapper = in_turn) -> Tensor:
         if images.fingerprint not in self._seen:
-            self._seen[images.fingerprint] = self.net.features(images.images)
+            store = None if self.keep is None else store_in(self.keep, self.net, images)
+            how = {"store": store, "mapper": mapper, "progress": self.progress}
+            self._seen[images.fingerprint] = real_features(self.net, images.images, **how)
         return self._seen[images.fingerprint]
 
     def _note(self, count: int, floor_count: int, *, stratified: bool, codec: Codec) -> str:

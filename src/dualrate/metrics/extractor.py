@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +13,6 @@ from torch import Tensor
 
 from dualrate.data.shards import Shards
 from dualrate.machine.device import whole_products
-from dualrate.machine.progress import ImageProgress
-from dualrate.machine.workers import Mapper
-
-PART = 500  # images that a process sees at once; a multiple of every net's usual batch, for the same bits as at once
 
 
 class Extractor(Protocol):
@@ -38,11 +32,6 @@ class FeatureExtractor(Extractor, Protocol):
     @property
     def metric(self) -> str:
         """What a distance in these features is called: "FD-<name>", and "FID" for Inception's alone."""
-        ...
-
-    @property
-    def progress(self) -> ImageProgress | None:
-        """Told of images whose features take long."""
         ...
 
     @property
@@ -71,7 +60,6 @@ def features_of_photos(
     name: str,
     device: torch.device,
     batch_size: int,
-    progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     """What a net of colour photographs gives, (N, D) float32 on the CPU, of (N, C, H, W) uint8, C = 1 or 3.
 
@@ -88,41 +76,9 @@ def features_of_photos(
         for start in range(0, len(images), batch_size):
             batch = torch.tensor(np.asarray(images[start : start + batch_size])).to(device)
             parts.append(net(batch).float().cpu())
-            if progress is not None:
-                progress(min(start + batch_size, len(images)), len(images))
     return torch.cat(parts)
 
 
 def resized(images: Tensor, size: int) -> Tensor:
     """(N, 3, size, size) float32 of images (N, C, H, W) uint8, C = 1 or 3: bicubic, antialiased, unrounded."""
     return F.interpolate(images.float().expand(-1, 3, -1, -1), size=(size, size), mode="bicubic", antialias=True)
-
-
-def features_by(mapper: Mapper, net: FeatureExtractor, images: NDArray[np.uint8] | Shards) -> Tensor:
-    """`net.features(images)`, PART images at a time by a mapper; the net's `progress` is told of them here."""
-    found: dict[int, Tensor] = {}
-    parts = [_Part(images, first) for first in range(0, len(images), PART)]
-    for part, features in mapper(partial(_features, net), parts):
-        found[part.first] = features
-        if net.progress is not None:
-            net.progress(sum(map(len, found.values())), len(images))
-    return torch.cat([found[part.first] for part in parts])
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """PART images from the first on, of all of them; to another process goes no other."""
-
-    images: NDArray[np.uint8] | Shards
-    first: int
-
-    @property
-    def own(self) -> NDArray[np.uint8]:
-        return self.images[self.first : self.first + PART]
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _Part, (self.own, 0)
-
-
-def _features(net: FeatureExtractor, part: _Part) -> Tensor:
-    return net.features(part.own)

@@ -112,13 +112,16 @@ class FeatureStore:
             seconds += spent * len(inside) / len(shard_ids)
         return StoredFeatures(torch.cat(parts)[torch.tensor(placed).argsort()], seconds)
 
-    def _write(self, ids: list[int], features: Tensor, seconds: float) -> None:
+    def write(self, ids: Sequence[int], features: Tensor, seconds: float = 0.0) -> None:
+        """A shard of these ids, in order, and what drawing them took. Raises ValueError for other features than (n, D)
+        finite float32, OSError where it cannot be written.
+        """
         if len(features) != len(ids) or features.dtype != torch.float32 or not features.isfinite().all():
             raise ValueError(
                 f"images {ids[0]} to {ids[-1]} gave features {tuple(features.shape)} {features.dtype}, of which "
                 f"{int((~features.isfinite()).sum())} are not finite; expected {len(ids)} finite float32 vectors"
             )
-        tensors = {"ids": torch.tensor(ids), "features": features.contiguous()}
+        tensors = {"ids": torch.tensor(list(ids)), "features": features.contiguous()}
         about = {"origin": _digest(self.origin.json().encode()), "content": _content(tensors), "seconds": f"{seconds}"}
         write_whole(self.directory / f"{ids[0]:08d}-{ids[-1]:08d}{SUFFIX}", bytes_of_tensors(tensors, about))
 
@@ -175,7 +178,7 @@ def fill_together(
         for (store, _), own, seen in zip(stores, lacking, features, strict=True):
             rows = [row for row, id_ in enumerate(shard) if id_ in own]
             if rows:
-                store._write([shard[row] for row in rows], seen[rows], seconds * len(rows) / len(shard))
+                store.write([shard[row] for row in rows], seen[rows], seconds * len(rows) / len(shard))
         done += len(shard)
         report(done, len(ids))
 

@@ -40,12 +40,10 @@ class Inception(Ranged):
     """Inception-v3 in eval mode on a device, as a `FeatureExtractor`.
 
     module:   torch-fidelity's extractor: uint8 (B, 3, H, W) -> a tuple that holds (B, 2048) float32
-    progress: called with (images done, of how many)
     """
 
     module: nn.Module
     device: torch.device
-    progress: Callable[[int, int], None] | None = None
     batch_size: BatchSize = 100
     metric: str = "FID"
     identity: str = f"torch-fidelity/inception-2015-12-05:{SHA256[:12]}"
@@ -54,7 +52,7 @@ class Inception(Ranged):
 
     def features(self, images: Tensor | NDArray[np.uint8] | Shards) -> Tensor:
         """(N, 2048); see `features_of_photos`."""
-        how = (self.device, self.batch_size, self.progress)
+        how = (self.device, self.batch_size)
         return features_of_photos(lambda batch: self.module(batch.expand(-1, 3, -1, -1))[0], images, "Inception", *how)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -67,12 +65,7 @@ def _loaded(device: str, batch_size: int) -> Inception:
     return replace(load_inception(device), batch_size=batch_size)
 
 
-def load_inception(
-    device: torch.device | str = "cpu",
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    note: Callable[[str], None] = lambda text: None,
-) -> Inception:
+def load_inception(device: torch.device | str = "cpu", *, note: Callable[[str], None] = lambda text: None) -> Inception:
     """Inception-v3 with the weights in `weights_path()`, fetched there once (96 MB) if they are nowhere.
 
     Raises ValueError if torch-fidelity or torchvision is missing or does not import, or if the weights are not those
@@ -81,7 +74,7 @@ def load_inception(
     extractor = _extractor_class()
     weights = _weights(weights_path(), note)
     module = extractor("inception", [LAYER], feature_extractor_weights_path=io.BytesIO(weights))
-    return Inception(module.to(device).eval(), torch.device(device), progress)
+    return Inception(module.to(device).eval(), torch.device(device))
 
 
 def weights_path() -> Path:

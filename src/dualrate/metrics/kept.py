@@ -58,10 +58,6 @@ class KeptNetwork(Generic[CardType, Module]):
         return f"FD-{self.card.name}"
 
     @property
-    def progress(self) -> None:
-        """Nobody is told: it is quick."""
-
-    @property
     def identity(self) -> str:
         return f"{self.card.name}:{self.card.identity[:12]}"
 

@@ -22,8 +22,10 @@ import torch
 from dualrate.data.archive import read_arrays
 from dualrate.data.untrusted import check_regular, printable
 from dualrate.machine.files import naming
+from dualrate.machine.progress import ImageProgress
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.frechet import GaussianStats, root
+from dualrate.metrics.real_features import real_features
 
 ASYMMETRY = 1e-6  # of sigma's largest entry; published ones were summed in another order, or kept in float32
 _EDM2_KEYS = {"FID": "fid", "FD-DINOv2": "fd_dinov2"}
@@ -43,9 +45,12 @@ class Reference:
     fingerprint: str
 
 
-def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
+def load_reference(
+    path: Path | str, extractor: FeatureExtractor, *, progress: ImageProgress | None = None
+) -> Reference:
     """Read a .npz file of one of the layouts above, for distances in the features of `extractor`.
 
+    progress: told of the file's images, if it holds those
     Raises OSError for a file that is missing or cannot be read; ValueError, naming the extractor, for a pickle or
     anything else that is no such file, for numbers that are not finite, shapes other than (D,) and (D, D), a sigma
     that is no covariance, and statistics that say they were made in other features.
@@ -68,7 +73,7 @@ def load_reference(path: Path | str, extractor: FeatureExtractor) -> Reference:
             f"code. {way}"
         )
     arrays = read_arrays(path, _wanted, f"reference of {_of(extractor)}")
-    return Reference(_stats(arrays, path, extractor), printable(path.name), fingerprint)
+    return Reference(_stats(arrays, path, extractor, progress), printable(path.name), fingerprint)
 
 
 def _wanted(found: list[str]) -> list[str]:
@@ -78,12 +83,14 @@ def _wanted(found: list[str]) -> list[str]:
     return [*names, *({"extractor"} & set(found))]
 
 
-def _stats(arrays: dict[str, np.ndarray], path: Path, extractor: FeatureExtractor) -> GaussianStats:
+def _stats(
+    arrays: dict[str, np.ndarray], path: Path, extractor: FeatureExtractor, progress: ImageProgress | None
+) -> GaussianStats:
     made_in = str(arrays.pop("extractor", extractor.identity))
     if made_in != extractor.identity:
         raise ValueError(f"{path} says its statistics are of {made_in}; expected {_of(extractor)}")
     if "arr_0" in arrays:
-        return _of_images(arrays["arr_0"], path, extractor)
+        return _of_images(arrays["arr_0"], path, extractor, progress)
     mu, sigma = (_numbers(arrays[name], name, path, extractor) for name in ("mu", "sigma"))
     dim = extractor.dim
     if mu.shape != (dim,) or sigma.shape != (dim, dim):
@@ -109,14 +116,16 @@ def _numbers(array: np.ndarray, name: str, path: Path, extractor: FeatureExtract
     return torch.from_numpy(array).double()
 
 
-def _of_images(images: np.ndarray, path: Path, extractor: FeatureExtractor) -> GaussianStats:
+def _of_images(
+    images: np.ndarray, path: Path, extractor: FeatureExtractor, progress: ImageProgress | None
+) -> GaussianStats:
     shape = images.shape
     if images.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or shape[0] < 2:
         raise ValueError(
             f"arr_0 in {path} is {images.dtype} {shape}; expected at least two images (N, H, W, C) uint8, C = 1 or 3, "
             f"for {_of(extractor)}"
         )
-    return GaussianStats.of(extractor.features(images.transpose(0, 3, 1, 2)))
+    return GaussianStats.of(real_features(extractor, images.transpose(0, 3, 1, 2), progress=progress))
 
 
 def _of(extractor: FeatureExtractor) -> str:
