@@ -182,9 +182,9 @@ def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model
 @pytest.mark.parametrize(
     ("module", "net"),
     [
-        (inception, inception.Inception(nn.Identity(), torch.device("cpu"), lambda done, total: None, batch_size=7)),
-        (dinov2, dinov2.DinoV2(nn.Identity(), "x", 8, torch.device("cpu"), lambda done, total: None, batch_size=7)),
-        (efficientnet, efficientnet.EfficientNet(nn.Identity(), torch.device("cpu"), lambda *done: None, batch_size=5)),
+        (inception, inception.Inception(nn.Identity(), torch.device("cpu"), batch_size=7)),
+        (dinov2, dinov2.DinoV2(nn.Identity(), "x", 8, torch.device("cpu"), batch_size=7)),
+        (efficientnet, efficientnet.EfficientNet(nn.Identity(), torch.device("cpu"), batch_size=5)),
     ],
 )
 def test_a_large_feature_net_is_loaded_by_the_worker_once(module, net, monkeypatch):
