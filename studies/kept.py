@@ -1,10 +1,11 @@
 """Rows of `studies/report.py settled-25 --kept` that are there so far, and what the pair saves beside them.
 
-    .venv/bin/python studies/kept.py            # a minute; draws nothing: tables "settled-25 so far" of settled.md
+    .venv/bin/python studies/kept.py            # a minute; draws nothing
     .venv/bin/python studies/kept.py --draw 2   # first the rows that are missing, one at a time on each of two cores
 
-The report draws a row on all cores and scores it on one; here none waits. Stopped, it goes on where it was. Once all
-rows are there the report itself says so, and this goes.
+Makes the tables "settled-25 so far" of settled.md, those of README and results.md, and their figure. The report draws a
+row on all cores and scores it on one; here none waits. Stopped, it goes on where it was. Once all rows are there the
+report itself makes all this, and this goes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import replace
 from multiprocessing.sharedctypes import Synchronized
 
 import torch
-from common import RESULTS, RUNS, command, load, markdown, on_one_thread, place, within
+from common import RESULTS, ROOT, RUNS, command, load, markdown, on_one_thread, place, within
 from report import REPORTS
 
 from dualrate.cli.console import reporter
@@ -27,6 +28,7 @@ from dualrate.compare.trainings import as_one, with_trainings
 from dualrate.compare.work import Bench, MeasuredContender
 from dualrate.machine.workers import in_turn, mapper
 from dualrate.measuring.evaluator import evaluators
+from dualrate.report.figures import pareto_figure, png
 from dualrate.report.headline import plan_of
 from dualrate.report.pareto import Point
 from dualrate.report.saving import saving
@@ -105,10 +107,13 @@ def main() -> None:
             ratios = (saving(point(one, metric), [point(rival, metric) for rival in rivals]) for metric in metrics)
             savings.append([*named, *map(str, ratios)])
     tables = [markdown(header, scores, 3), markdown(header, savings, 3)]
+    place(f"{NAME} summary", tables[0] + "\n", ROOT / "docs/results.md")
+    place(f"{NAME} headline", tables[1] + "\n", ROOT / "README.md")
     if rows[0].trainings:
         tables.append(as_markdown(trainings_table(rows)) + "\n")
     text = f"{len(measured)} of {len(contenders)} rows; intervals over {over}.\n\n" + "\n".join(tables) + "\n"
     place(f"{NAME} so far", text, RESULTS / "settled.md")
+    (RESULTS / f"{NAME}-flops.png").write_bytes(png(pareto_figure([one.row for one in rows], "flops")))
     print(text)
 
 

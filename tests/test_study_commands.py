@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from dataclasses import fields
@@ -77,15 +76,9 @@ def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
         for run in (found.run, *found.again):
             assert (report.ROOT / run / "model.safetensors").exists(), entry
 
-    page = block((report.RESULTS / "settled.md").read_text(), "settled-25 verdicts")
-    head, _, *lines = block((report.ROOT / "README.md").read_text(), "settled-25 headline").splitlines()
-    metrics = head.strip("| ").split(" | ")[5:]
-    assert len(metrics) == 4
-    assert lines
-    for network, sampler, steps, heavy, _, *savings in (line.strip("| ").split(" | ") for line in lines):
-        for metric, saving in zip(metrics, savings, strict=True):
-            start = re.escape(f"| {network} | {sampler} | {steps}/{heavy} | {metric} |")
-            assert re.search(rf"^{start} [\d.]+ \| {re.escape(saving)} \|", page, re.MULTILINE), (metric, saving)
+    headline = block((report.ROOT / "README.md").read_text(), "settled-25 headline")
+    assert headline.count("FD-") == 4
+    assert headline in block((report.RESULTS / "settled.md").read_text(), "settled-25 so far")
 
 
 def block(page: str, kind: str) -> str:
