@@ -233,7 +233,7 @@ def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
 
 def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     first = run(here, "dual:4/2")
-    monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore._write", None)
+    monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore.write", None)
     forget_rows(here)
     second = run(here, "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
@@ -283,7 +283,7 @@ def test_a_killed_command_goes_on_to_the_same_figures(here, monkeypatch, moment)
         return [[line[name] for name in names] for kind in ("screening", "front") for line in made[kind]]
 
     def dies() -> None:
-        moments, write = count(1), FeatureStore._write
+        moments, write = count(1), FeatureStore.write
 
         def reached() -> None:
             if next(moments) == moment:
@@ -294,7 +294,7 @@ def test_a_killed_command_goes_on_to_the_same_figures(here, monkeypatch, moment)
             write(*of)
             reached()
 
-        monkeypatch.setattr(FeatureStore, "_write", written)
+        monkeypatch.setattr(FeatureStore, "write", written)
         figures()
 
     expected, kept = figures(), here / "report.cells"

@@ -181,7 +181,7 @@ def test_without_weights_the_small_model_is_measured_and_a_second_run_only_draws
     assert [(row["network"], row["num_heavy"]) for row in rows] == [(module.SMALL, heavy) for heavy in (4, 8, 16)]
     logged = (scene / "out" / "run" / "metrics.jsonl").read_text()
     assert len(logged.splitlines()) == 3
-    monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore._write", None)
+    monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore.write", None)
     run(scene)
     assert (scene / "out" / "run" / "metrics.jsonl").read_text() == logged
     assert json.loads((scene / "out" / "rows.json").read_text()) == rows
