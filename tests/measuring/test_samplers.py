@@ -14,6 +14,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.consistency import ConsistencyConfig
+from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Model
 from dualrate.experiments.moment_matching import MomentMatchingConfig
 from dualrate.experiments.networks import OneNetwork
@@ -52,7 +53,11 @@ def heavy() -> Model:
 
 @pytest.fixture(scope="module")
 def dual() -> Model:
-    return load(WEIGHTS / "fashion-mnist-dual-45")
+    """Its encoder as if it were another network, frozen: that knows every time, not those of late plans alone."""
+    model = load(WEIGHTS / "fashion-mnist-dual-45")
+    assert isinstance(model.experiment.method, DenoisingConfig)
+    method = replace(model.experiment.method, encoder_from="any", freeze_encoder=True)
+    return replace(model, experiment=replace(model.experiment, method=method))
 
 
 @pytest.fixture(scope="module")
