@@ -11,10 +11,9 @@ report itself makes all this, and this goes.
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing.sharedctypes import Synchronized
+from functools import cache
 
 import torch
 from common import RESULTS, ROOT, RUNS, command, load, markdown, on_one_thread, place, within
@@ -38,6 +37,7 @@ NAME, PAIR = "settled-25", "dual-25"
 SEEDS = range(REPORTS[NAME].effort.count)
 
 
+@cache
 def bench_of() -> tuple[Bench, list[Contender]]:
     """What measures, and every training of every contender, those first that decided."""
     entries, progress = [Entry.parse(text) for text in REPORTS[NAME].entries], reporter()
@@ -55,31 +55,22 @@ def measure(bench: Bench, contender: Contender) -> MeasuredContender:
     return bench.measure([contender], SEEDS, math.inf, details=True)[0]
 
 
-def draw(bench: Bench, missing: Sequence[Contender], count: int) -> None:
-    """In `count` processes that begin with the features of real images which this one has."""
+def draw(missing: Sequence[int], count: int) -> None:
+    """These contenders, in so many processes."""
     on_one_thread()
-    with mapper(count, torch.device("cpu"), bench.progress.note) as bench.mapper:
+    bench, _ = bench_of()
+    with mapper(count, torch.device("cpu"), bench.progress.note) as over:
+        bench.mapper = over
         bench.see_real_images()
-    bench.mapper = in_turn
-    context = multiprocessing.get_context("fork")
-    started = context.Value("i", 0)
-    children = [context.Process(target=_draw_in_turn, args=(bench, missing, started)) for _ in range(count)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    if any(child.exitcode for child in children):
-        raise SystemExit("a process stopped early; the same command goes on")
+        bench.mapper = in_turn
+        for _ in over(_measure, missing):
+            pass
 
 
-def _draw_in_turn(bench: Bench, missing: Sequence[Contender], started: Synchronized[int]) -> None:
-    """started: how many are taken, by whichever process."""
-    while True:
-        with started.get_lock():
-            i, started.value = started.value, started.value + 1
-        if i >= len(missing):
-            return
-        measure(bench, missing[i])
+def _measure(i: int) -> None:
+    """In its process, whose bench is its own."""
+    bench, contenders = bench_of()
+    measure(bench, contenders[i])
 
 
 def point(one: MeasuredContender, metric: str) -> Point:
@@ -91,8 +82,9 @@ def main() -> None:
     parser.add_argument("--draw", type=int, default=0, help="processes that draw what is missing")
     options = parser.parse_args()
     bench, contenders = bench_of()
-    if options.draw:
-        draw(bench, [one for one in contenders if not bench.keeps(one, SEEDS)], options.draw)
+    missing = [i for i, one in enumerate(contenders) if not bench.keeps(one, SEEDS)]
+    if options.draw and missing:
+        draw(missing, options.draw)
     measured = [measure(bench, one) for one in contenders if bench.keeps(one, SEEDS)]
     rows = sorted(as_one(measured), key=lambda one: one.row.macs)
     over = "images and trainings" if rows[0].trainings else "images, of the first training of each network"
@@ -111,7 +103,8 @@ def main() -> None:
     place(f"{NAME} headline", tables[1] + "\n", ROOT / "README.md")
     if rows[0].trainings:
         tables.append(as_markdown(trainings_table(rows)) + "\n")
-    text = f"{len(measured)} of {len(contenders)} rows; intervals over {over}.\n\n" + "\n".join(tables) + "\n"
+    kept = f"{len(measured)} of {len(contenders)} rows are kept; here are plans with all their trainings"
+    text = f"{kept}; intervals over {over}.\n\n" + "\n".join(tables) + "\n"
     place(f"{NAME} so far", text, RESULTS / "settled.md")
     (RESULTS / f"{NAME}-flops.png").write_bytes(png(pareto_figure([one.row for one in rows], "flops")))
     print(text)

@@ -291,6 +291,14 @@ def test_a_gpu_s_peak_is_that_of_its_name(monkeypatch: pytest.MonkeyPatch) -> No
     assert utilisation.known_peak(CPU, bfloat16=True) is None
 
 
+def test_beside_a_frozen_encoder_the_light_network_trains_alone() -> None:
+    small = model(DUAL).experiment
+    method = workloads.beside_frozen_encoder(small).method
+    assert isinstance(method, dr.DenoisingConfig)
+    assert method.freeze_encoder
+    assert replace(method, freeze_encoder=False, encoder_from=None) == small.method
+
+
 def test_a_heavy_and_a_light_call_are_what_is_timed() -> None:
     small = model(DUAL)
     cost = small.call_cost

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dualrate.machine.workers import in_turn
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.real_features import PART, real_features, store_in
 from metrics.squares import two_classes
@@ -58,7 +59,7 @@ def test_a_kill_loses_a_part(tmp_path):
     assert told == [(PART + 100, PART + 100)]
 
 
-def test_other_images_and_other_nets_have_a_place_of_their_own(tmp_path):
+def test_other_images_nets_and_versions_have_a_place_of_their_own(tmp_path, monkeypatch):
     def place(net, images):
         return store_in(tmp_path, net, images).directory
 
@@ -66,6 +67,8 @@ def test_other_images_and_other_nets_have_a_place_of_their_own(tmp_path):
     other.identity = "rows:1"
     places = {place(Rows(), IMAGES), place(other, IMAGES), place(Rows(), dark)}
     assert (len(places), place(Rows(), IMAGES) in places) == (3, True)
+    monkeypatch.setattr("dualrate.metrics.real_features.VERSION", 2)
+    assert place(Rows(), IMAGES) not in places
 
 
 def test_an_evaluator_takes_them_once_for_all_calls(tmp_path):
@@ -77,6 +80,14 @@ def test_an_evaluator_takes_them_once_for_all_calls(tmp_path):
     assert torch.equal(second.reference_features, EXPECTED)
     assert second.floor(60) == floor
     assert second.net.asked == []
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(tmp_path):
+    (tmp_path / "file").touch()
+    judge = Evaluator(Rows(), IMAGES, None, keep=tmp_path / "file")
+    with pytest.raises(OSError, match="file"):
+        judge.prepare(in_turn)
+    assert judge.net.asked == []
 
 
 def test_damaged_ones_are_told(tmp_path):

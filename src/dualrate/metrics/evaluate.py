@@ -252,10 +252,13 @@ class Evaluator(Generic[Net]):
         """Take the features of the real images, which the first score would take, by several processes.
 
         held_out_alone: no others are needed, as for the distance of reconstructions
-        Does nothing where the mapper is this process.
+        Where the mapper is this process only those that are kept: a place that cannot be written is told now. Raises
+        what `store_in` and `real_features` raise.
         """
+        if mapper is in_turn and self.keep is None:
+            return
         for images in (self.held_out, None if held_out_alone else self.reference):
-            if mapper is not in_turn and isinstance(images, ImageSet):
+            if isinstance(images, ImageSet):
                 self._features(images, mapper)
 
     def _features(self, images: ImageSet, mapper: Mapper = in_turn) -> Tensor:

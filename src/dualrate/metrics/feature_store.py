@@ -1,4 +1,4 @@
-"""Features of generated images, kept in a directory shard by shard as the images are drawn.
+"""Features of images, kept in a directory shard by shard as the images are drawn, or real ones seen.
 
     DIRECTORY/origin.json                   what the features are of; nothing else may continue the directory
     DIRECTORY/<first>-<last>.safetensors    ids (n,) int64 and features (n, D) float32 of one shard
@@ -58,10 +58,10 @@ class FeatureStore:
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"{directory} is a file; features are kept in a directory: give another place")
         directory.mkdir(parents=True, exist_ok=True)
-        file = directory / ORIGIN
+        file, names = directory / ORIGIN, [path.name for path in directory.iterdir()]  # first: another may begin it now
         if file.exists():
             _require_same(_read_origin(file), origin, directory)
-        elif any(not path.name.endswith(".partial") for path in directory.iterdir()):
+        elif any(not name.endswith(".partial") for name in names):
             raise ValueError(f"{directory} is not empty and has no {ORIGIN}: give a new directory for these features")
         else:
             write_whole(file, origin.json())
@@ -201,7 +201,7 @@ def _tensors(file: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def _damaged(file: Path, error: Exception) -> OSError:
-    return OSError(f"{file} is damaged ({error}): delete it, and its images are drawn again")
+    return OSError(f"{file} is damaged ({error}): delete it, and its features are taken again")
 
 
 def _content(tensors: dict[str, Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""What generated images, or features of them, are of: kept beside them, so that nothing else is mixed in."""
+"""What images, or features of images, are of: kept beside them, so that nothing else is mixed in."""
 
 from __future__ import annotations
 

@@ -24,14 +24,15 @@ from dualrate.metrics.extractor import Extractor
 from dualrate.metrics.feature_store import FeatureStore
 from dualrate.metrics.origin import Origin
 
+VERSION = 1  # raised where a net of the same weights, its identity, sees other features: resized otherwise, say
 PART = 500  # images that a process sees at once; a multiple of every net's usual batch, for the same bits as at once
 
-Images = NDArray[np.uint8] | Shards
+Pixels = NDArray[np.uint8] | Shards
 
 
 def real_features(
     net: Extractor,
-    images: Images,
+    images: Pixels,
     *,
     store: FeatureStore | None = None,
     mapper: Mapper = in_turn,
@@ -66,7 +67,7 @@ def store_in(directory: Path, net: Extractor, images: ImageSet) -> FeatureStore:
 
     Raises what `FeatureStore.open` raises.
     """
-    origin = Origin.of_real(f"{images.name}:{images.fingerprint}, {PART} at a time", net.identity)
+    origin = Origin.of_real(f"{images.name}:{images.fingerprint}, {PART} at a time, version {VERSION}", net.identity)
     name = re.sub(r"[^\w.-]+", "-", f"{images.name}-{net.identity}-{origin.digest}")
     return FeatureStore.open(directory / name, origin)
 
@@ -75,7 +76,7 @@ def store_in(directory: Path, net: Extractor, images: ImageSet) -> FeatureStore:
 class _Part:
     """PART images from the first on, of all of them; to another process goes no other."""
 
-    images: Images
+    images: Pixels
     first: int
 
     @property
