@@ -129,7 +129,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.diffusion.values.Elsewhere",
     "dualrate.machine.accelerators.Accelerator",
     "dualrate.machine.world.World",
-    "dualrate.metrics.extractor._Part",
+    "dualrate.metrics.real_features._Part",
     "dualrate.metrics.feature_store.StoredFeatures",
     "dualrate.metrics.details.Details",
     "dualrate.metrics.evaluate.Score",
