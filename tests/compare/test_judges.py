@@ -117,6 +117,15 @@ def test_columns_a_judge_on_the_page_in_csv_and_in_json(judge):
     assert saved["judges on FLOPs"] == SPLIT
 
 
+@pytest.mark.parametrize(("by_other", "listed"), [(4.0, 2), (6.0, 1)])
+def test_a_plan_that_any_judge_has_on_the_front_is_judged(judge, by_other, listed):
+    """Beside one that costs as much and has 4 and 5; by the first judge it has 6."""
+    rivals = [seen(rival, rival.row.score.value) for rival in RIVALS]
+    own = [seen(finished("dual", 1, 4.0), 5.0), seen(finished("dual", 1, 6.0, heavy=1), by_other)]
+    results = findings(judge, own, rivals)
+    assert len(verdicts(results)) == len(savings(results)) == listed
+
+
 def test_of_one_judge_nothing_more_is_said(judge):
     results = findings(judge, [finished("dual", 1, 4.0)], RIVALS)
     assert verdicts(results) == []

@@ -38,7 +38,7 @@ class Verdict:
 
 
 def verdicts(results: ComparisonResults) -> list[Verdict]:
-    """Of what `savings` holds, so of the contenders that the first judge prefers; empty unless there are several."""
+    """Of what `savings` holds; empty unless there are several judges."""
     metrics = shared_metrics([one.row for one in results.finished]) if results.finished else []
     if len(metrics) < 2:
         return []
@@ -68,7 +68,7 @@ def verdict_table(results: ComparisonResults) -> Table:
             cells.append((*named, metric, significant(one.finished.row.score.value), *map(str, one.savings)))
         cells.append((*named, "the judges", "", *verdict.words))
     notes = (
-        "every judge sees the same images; the plans are those that none of their kind beats by the first one",
+        "every judge sees the same images; the plans are those that one of them has on the front of their kind",
         f"the judges {CHEAPER} (or dearer): the interval of every one leaves out 1 on that side, "
         f"by a factor of {TIMING} where time is measured, so the claim holds; "
         f"they {OPEN}: every interval holds 1, of time within that factor; they {SPLIT}: anything else, and nothing is "

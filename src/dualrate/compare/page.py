@@ -146,7 +146,7 @@ def trainings_table(measured: Sequence[MeasuredContender]) -> Table:
 
 
 def savings_table(results: ComparisonResults) -> Table:
-    """A line per dual-rate contender that none of its kind beats; none without both sides."""
+    """A line per dual-rate contender that `savings` holds; none without both sides."""
     found = savings(results)
     header = (
         "network",

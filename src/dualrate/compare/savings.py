@@ -15,6 +15,7 @@ from dualrate.compare.work import MeasuredContender, TimedContender
 from dualrate.data.given_latents import DrawnLatents
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
+from dualrate.report.rows import shared_metrics
 from dualrate.report.saving import Saving, saving
 
 TIMING = 1.1  # what two timings of one contender may differ by
@@ -75,13 +76,15 @@ class Savings:
 
 
 def savings(results: ComparisonResults) -> list[Savings]:
-    """Of every dual-rate contender that none of the others of its kind beats, in order of cost."""
+    """Of every dual-rate contender that some judge has on the front of its kind, by one of COSTS, in order of FLOPs."""
     if not (results.own and results.rivals):
         return []
-    by_name = {one.contender.key: one for one in results.own}
-    kept = {point.name for costs in COSTS for point in front([_point(one, costs) for one in results.own])}
-    ordered = sorted((by_name[key] for key in kept), key=lambda one: one.row.macs)
-    return [savings_of(one, results.rivals) for one in ordered]
+    kept = set()
+    for metric in shared_metrics([one.row for one in results.finished]):
+        own = [one.judged_by(metric) for one in results.own]
+        kept |= {point.name for costs in COSTS for point in front([_point(one, costs) for one in own])}
+    ordered = sorted(results.own, key=lambda one: one.row.macs)
+    return [savings_of(one, results.rivals) for one in ordered if one.contender.key in kept]
 
 
 def savings_of(one: TimedContender, rivals: Sequence[TimedContender]) -> Savings:

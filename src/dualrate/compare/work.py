@@ -181,6 +181,7 @@ class Bench:
             self.progress.note(f"{judge.metric}: features of the {len(judge.reference_images)} images to compare with")
             judge.prepare(self.mapper)
             _ = judge.reference_features
+            self.progress.close()  # the next one has its own rate
 
     def keeps(self, contender: Contender, seeds: range) -> bool:
         """Whether its row of these images is here."""
