@@ -43,7 +43,7 @@ TOGETHER = {  # at two rates; less noise is what a judge likes that was not ther
     ),
     "dual-45": (blended("0.7-8-2", 0.1), blended("0.7-12-4", 0.1)),
 }
-NEAR = (  # dual-25 and what decided its ratios by some judge at 10,000 images, of 28 rows, or lies between two of these
+NEAR = (  # dual-25 and what decided its ratios by some judge, at 10,000 images or more, or lies between two of these
     *(("dual-25", blended(plan, 0.1)) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")),
     *(("light-10", f"{steps}{SETTLED}") for steps in (10, 12)),
     *(("light", f"{steps}@dpm++2m") for steps in (8, 7, 6)),
@@ -55,8 +55,16 @@ NEAR = (  # dual-25 and what decided its ratios by some judge at 10,000 images, 
     ("medium-25", f"12{SETTLED}"),
     ("medium-25", "7@dpm++2m"),
     ("light-10", "10@dpm++2m"),
+    ("light-10", f"16{SETTLED}"),
+    ("light", "10@dpm++2m"),
 )
 AGAIN = ("dual-25", "light-10", "medium-25")  # trained from seed 1, too
+STUDENTS = {  # by algorithm B: the steps and heavy calls of each, at which it is sampled too
+    "25-8-4": "8/4",
+    "25-8-2": "8/2",
+    **{f"light{of}-8": "8" for of in ("-10", "")},
+    **{f"medium-25-{steps}": str(steps) for steps in (4, 6, 8)},
+}
 NATURAL = {  # of natural images of 16 x 16
     "dual-25": (blended("0.5-8-2", 0.2), blended("0.5-10-3", 0.15), blended("0.5-12-3", 0.1)),
     "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8, 10)), *(f"{n}{SETTLED}" for n in (8, 10, 12))),
@@ -98,9 +106,17 @@ def each(models: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
 
 def trained_alike(rows: Iterable[tuple[str, str]], again: Container[str] = ()) -> list[str]:
     """Entries of released models of Fashion-MNIST, each under a way to sample. again: those with another training."""
-    runs = "weights/fashion-mnist-{0}"
-    both = f"{runs},{runs}-seed1"
-    return [f"{name}={(both if name in again else runs).format(name)}:{how}" for name, how in rows]
+    return [f"{name}={_trainings(f'weights/fashion-mnist-{name}', 1 + (name in again))}:{how}" for name, how in rows]
+
+
+def taught_alike(trainings: int) -> list[str]:
+    """Entries of `STUDENTS`."""
+    runs = {name: _trainings(f"runs/settle-student-{name}", trainings) for name in STUDENTS}
+    return [f"student-{name}={runs[name]}:{how}" for name, how in STUDENTS.items()]
+
+
+def _trainings(run: str, count: int) -> str:
+    return ",".join([run, *(f"{run}-seed{seed}" for seed in range(1, count))])
 
 
 DRAWN = {  # of decoders, those near the front

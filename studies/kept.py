@@ -1,113 +1,73 @@
-"""Rows of `studies/report.py settled-25 --kept` that are there so far, and what the pair saves beside them.
+"""Draws what is missing of the rows that `studies/report.py NAME --kept` takes, one at a time on each of two cores.
 
-    .venv/bin/python studies/kept.py            # a minute; draws nothing
-    .venv/bin/python studies/kept.py --draw 2   # first the rows that are missing, one at a time on each of two cores
+    OMP_NUM_THREADS=1 .venv/bin/python studies/kept.py settled-25 --processes 2
 
-Makes the tables "settled-25 so far" of settled.md, those of README and results.md, and their figure. The report draws a
-row on all cores and scores it on one; here none waits. Stopped, it goes on where it was. Once all rows are there the
-report itself makes all this, and this goes.
+The report draws a row on all cores and scores it on one; here none waits. Rows are kept in docs/results/rows/NAME as
+they are measured, float32 and compiled; stopped, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
 import torch
-from common import RESULTS, ROOT, RUNS, command, load, markdown, on_one_thread, place, within
+from common import JUDGES, PRETRAINED, RESULTS, RUNS, command, load, on_one_thread
 from report import REPORTS
 
 from dualrate.cli.console import reporter
 from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry, contenders_of
-from dualrate.compare.page import trainings_table
-from dualrate.compare.trainings import as_one, with_trainings
-from dualrate.compare.work import Bench, MeasuredContender
+from dualrate.compare.trainings import with_trainings
+from dualrate.compare.work import Bench
 from dualrate.machine.workers import in_turn, mapper
 from dualrate.measuring.evaluator import evaluators
-from dualrate.report.figures import pareto_figure, png
-from dualrate.report.headline import plan_of
-from dualrate.report.pareto import Point
-from dualrate.report.saving import saving
-from dualrate.report.table import as_markdown
 
-NAME, PAIR = "settled-25", "dual-25"
-SEEDS = range(REPORTS[NAME].effort.count)
+KEPT = [name for name, one in REPORTS.items() if one.judges == f"{JUDGES},{PRETRAINED}"]
 
 
 @cache
-def bench_of() -> tuple[Bench, list[Contender]]:
-    """What measures, and every training of every contender, those first that decided."""
-    entries, progress = [Entry.parse(text) for text in REPORTS[NAME].entries], reporter()
+def bench_of(name: str) -> tuple[Bench, list[Contender]]:
+    """What measures, and every training of every contender, those first that the report names first."""
+    entries, progress = [Entry.parse(text) for text in REPORTS[name].entries], reporter()
     runs = dict.fromkeys(run for entry in entries for run in (entry.run, *entry.again))
     models = {run: replace(load(run), compiled=True) for run in runs}
     data = next(iter(models.values())).experiment.data
-    judges = evaluators(data, REPORTS[NAME].judges, device=torch.device("cpu"), progress=progress)
-    bench = Bench(models, judges, RUNS / f"{NAME}-report.cells", progress, "float32", RESULTS / "rows" / NAME)
+    judges = evaluators(data, REPORTS[name].judges, device=torch.device("cpu"), progress=progress)
+    bench = Bench(models, judges, RUNS / f"{name}-report.cells", progress, "float32", RESULTS / "rows" / name)
     contenders = with_trainings(contenders_of(entries, models, progress=progress, unplanned={}), entries)
-    bench.estimates = {one.key: float(bench.drawer(one).expected_cost.macs) for one in contenders}
+    bench.estimates = {one.key: 1.0 for one in contenders}  # of an image: what is told counts images
     return bench, contenders
 
 
-def measure(bench: Bench, contender: Contender) -> MeasuredContender:
-    return bench.measure([contender], SEEDS, math.inf, details=True)[0]
+def seeds_of(name: str) -> range:
+    return range(REPORTS[name].effort.count)
 
 
-def draw(missing: Sequence[int], count: int) -> None:
-    """These contenders, in so many processes."""
-    on_one_thread()
-    bench, _ = bench_of()
-    with mapper(count, torch.device("cpu"), bench.progress.note) as over:
-        bench.mapper = over
-        bench.see_real_images()
-        bench.mapper = in_turn
-        for _ in over(_measure, missing):
-            pass
-
-
-def _measure(i: int) -> None:
-    """In its process, whose bench is its own."""
-    bench, contenders = bench_of()
-    measure(bench, contenders[i])
-
-
-def point(one: MeasuredContender, metric: str) -> Point:
-    return one.judged_by(metric).point(float(one.row.flops))
+def measure(block: tuple[str, int]) -> None:
+    """One row, by its place; in its process, whose bench is its own."""
+    name, i = block
+    bench, contenders = bench_of(name)
+    bench.measure([contenders[i]], seeds_of(name), math.inf, details=True)
 
 
 def main() -> None:
     parser = command(__doc__)
-    parser.add_argument("--draw", type=int, default=0, help="processes that draw what is missing")
+    parser.add_argument("name", choices=KEPT)
+    parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    bench, contenders = bench_of()
-    missing = [i for i, one in enumerate(contenders) if not bench.keeps(one, SEEDS)]
-    if options.draw and missing:
-        draw(missing, options.draw)
-    measured = [measure(bench, one) for one in contenders if bench.keeps(one, SEEDS)]
-    rows = sorted(as_one(measured), key=lambda one: one.row.macs)
-    over = "images and trainings" if rows[0].trainings else "images, of the first training of each network"
-    metrics = list(rows[0].row.scores)
-    header = ("network", "sampler", "steps", "MFLOPs", *metrics)
-    scores, savings, rivals = [], [], [one for one in rows if one.row.network != PAIR]
-    for one in rows:
-        row = one.row
-        named = [row.network, row.sampler, plan_of(row), f"{row.flops / 1e6:.0f}"]
-        scores.append([*named, *(within((s.value, s.low, s.high)) for s in row.scores.values())])
-        if row.network == PAIR:
-            ratios = (saving(point(one, metric), [point(rival, metric) for rival in rivals]) for metric in metrics)
-            savings.append([*named, *map(str, ratios)])
-    tables = [markdown(header, scores, 3), markdown(header, savings, 3)]
-    place(f"{NAME} summary", tables[0] + "\n", ROOT / "docs/results.md")
-    place(f"{NAME} headline", tables[1] + "\n", ROOT / "README.md")
-    if rows[0].trainings:
-        tables.append(as_markdown(trainings_table(rows)) + "\n")
-    kept = f"{len(measured)} of {len(contenders)} rows are kept; here are plans with all their trainings"
-    text = f"{kept}; intervals over {over}.\n\n" + "\n".join(tables) + "\n"
-    place(f"{NAME} so far", text, RESULTS / "settled.md")
-    (RESULTS / f"{NAME}-flops.png").write_bytes(png(pareto_figure([one.row for one in rows], "flops")))
-    print(text)
+    on_one_thread()
+    bench, contenders = bench_of(options.name)
+    missing = [i for i, one in enumerate(contenders) if not bench.keeps(one, seeds_of(options.name))]
+    print(f"{len(missing)} of {len(contenders)} rows are missing", flush=True)
+    if not missing:
+        return
+    with mapper(options.processes, torch.device("cpu"), bench.progress.note) as bench.mapper:
+        bench.see_real_images()
+        over, bench.mapper = bench.mapper, in_turn
+        for _ in over(measure, [(options.name, i) for i in missing]):
+            pass
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     make reproduce-report                   settled-25: a small pair and what was trained alike, 50,000 images, float32,
                                             eleven hours of a core; KEPT=1: of rows that are kept, minutes
     .venv/bin/python studies/report.py settled          larger ones too, an hour and a half
-    .venv/bin/python studies/report.py students-settled their students, 20,000 images, half an hour of a core, after
-                                                    `git checkout 9fcbb8c -- weights/fashion-mnist-student-8-4`
+    .venv/bin/python studies/report.py students-settled their students, of `make reproduce-train MODEL=settle-student-`,
+                                            50,000 images, two hours of a core
     .venv/bin/python studies/report.py rivals           what else spends less per step, 5,000 images, about two hours
     .venv/bin/python studies/report.py rivals-plans     more plans of the caches, 1,000 images, twenty minutes
     .venv/bin/python studies/report.py rivals-32        the same of 32 x 32, of `make reproduce-train MODEL=flat-...`
@@ -25,7 +25,7 @@ import csv
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -65,6 +65,7 @@ from entries import (
     SETTLED,
     TOGETHER,
     each,
+    taught_alike,
     trained_alike,
 )
 
@@ -79,15 +80,13 @@ from dualrate.config.ranges import Precision
 from dualrate.machine.device import pick_device
 from dualrate.metrics.architectures import Architecture, Stacked
 from dualrate.report.figures import pareto_figure, plan_figure, png
-from dualrate.report.headline import scored
+from dualrate.report.headline import plan_of
 from dualrate.report.image_grid import save_grid
-from dualrate.report.pareto import unbeaten
-from dualrate.report.rows import Row, shared_metrics
-from dualrate.report.table import Table, as_markdown, compute_unit, heavy_calls, significant, table
+from dualrate.report.table import Table, as_markdown, compute_unit, significant, table
 
 Writer = Callable[[ComparisonResults, Path], object]
 KINDS = ("savings", "front")  # of tables on a page
-FIRST = (ROOT / "docs/results.md", ROOT / "README.md")  # where tables of the kinds "summary" and "headline" stand
+FIRST = (ROOT / "docs/results.md", ROOT / "README.md")  # where tables of the kind "headline" stand, too
 
 
 @dataclass(frozen=True)
@@ -139,19 +138,15 @@ REPORTS = {
         "make reproduce-report",
         "settled.md",
         f"{JUDGES},{PRETRAINED}",
-        kinds=("verdicts", *KINDS, "trainings", "summary", "headline"),
+        kinds=("verdicts", *KINDS, "trainings", "headline", "encoder"),
     ),
     "students-settled": Report(
-        [f"student-{plan}=runs/settle-student-{plan}:{plan[-3:].replace('-', '/')}" for plan in ("8-2", "25-8-2")]
-        + ["student-16-2=runs/settle-student-16-2:16/2"]
-        + [f"student{of}-8-4=weights/fashion-mnist-student{of}-8-4:8/4" for of in ("", "-25")]
-        + [f"student-{of}=runs/settle-student-{of}-{n}:{n}" for of, n in (("medium-45", 8), ("light", 8))]
-        + [f"student-medium-25-{n}=runs/settle-student-medium-25-{n}:{n}" for n in (4, 6, 8)],
-        Effort(minutes=480, screen=300, count=20_000),
-        ".venv/bin/python studies/report.py students-settled",
+        taught_alike(2),
+        Effort(minutes=1440, screen=300, count=50_000),
+        ".venv/bin/python studies/report.py students-settled --kept --compile --precision float32",
         "students.md",
-        JUDGES,
-        kinds=("verdicts", *KINDS),
+        f"{JUDGES},{PRETRAINED}",
+        kinds=("verdicts", *KINDS, "trainings"),
     ),
     "rivals": Report(
         [f"heavy={HEAVY}{how}" for how in RIVALS]
@@ -207,23 +202,16 @@ def headline_table(findings: ComparisonResults) -> Table:
     cells = []
     for one in found:
         row = one.first.finished.row
-        plan = (row.network, row.sampler, str(row.num_steps), str(row.num_heavy), significant(row.flops / unit))
-        cells.append((*plan, *(str(by.savings[0]) for by in one.by_judge.values())))
+        named = (row.network, row.sampler, plan_of(row), significant(row.flops / unit))
+        cells.append((*named, *(str(by.savings[0]) for by in one.by_judge.values())))
     judges = found[0].by_judge if found else ()
-    return Table(("network", "sampler", "steps", "heavy calls", f"{prefix}FLOPs", *judges), tuple(cells), ())
+    return Table(("network", "sampler", "plan", f"{prefix}FLOPs", *judges), tuple(cells), ())
 
 
-def summary_table(rows: Sequence[Row]) -> Table:
-    """All rows at two rates, and of the others those that no cheaper one beats by the first judge."""
-    single = unbeaten([row for row in rows if not _reuses(row)], _place)
-    prefix, unit = compute_unit([row.flops for row in rows])
-    metrics = shared_metrics(rows)
-    cells = []
-    for row in sorted([*single, *filter(_reuses, rows)], key=lambda row: row.macs):
-        scores = [scored(row.judged_by(metric)) for metric in metrics]
-        plan = (row.network, row.sampler, str(row.num_steps), heavy_calls(row), significant(row.flops / unit))
-        cells.append((*plan, *scores))
-    return Table(("network", "sampler", "steps", "heavy calls", f"{prefix}FLOPs", *metrics), tuple(cells), ())
+def against(findings: ComparisonResults, network: str) -> ComparisonResults:
+    """With this network for the only rival."""
+    rivals = [one for one in findings.rivals if one.contender.network == network]
+    return replace(findings, finished=[*findings.own, *rivals])
 
 
 TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind between a page's markers
@@ -231,17 +219,9 @@ TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind be
     "savings": savings_table,
     "front": lambda findings: front_table(findings.finished),
     "trainings": lambda findings: trainings_table([one.measured for one in findings.finished]),
-    "summary": lambda findings: summary_table([one.row for one in findings.finished]),
     "headline": headline_table,
+    "encoder": lambda findings: headline_table(against(findings, "medium-25")),  # the small pair's, alone
 }
-
-
-def _place(row: Row) -> tuple[float, float]:
-    return row.macs, row.score.value
-
-
-def _reuses(row: Row) -> bool:
-    return row.num_heavy < row.num_steps
 
 
 def _by_cost(findings: ComparisonResults) -> list[TimedContender]:
@@ -328,7 +308,9 @@ def main() -> None:
         if f"{name}{ending}" in named:
             write(findings, RESULTS / f"{name}{ending}")
     for kind in report.kinds:
-        place(f"{name} {kind}", as_markdown(TABLES[kind](findings)) + "\n", page_of(f"{name} {kind}", [page, *FIRST]))
+        made = as_markdown(TABLES[kind](findings)) + "\n"
+        for where in (page, *FIRST):
+            place(f"{name} {kind}", made, where)
     print(out, page)
 
 

@@ -84,12 +84,8 @@ RUNS |= {  # of those on the front
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
 OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
 BY_B = "--student dual --rollout full"  # moment matching's algorithm B
-CALLS = {  # of students that are one network
-    "light-10": (8, 12),
-    "light": (6, 8),
-    "medium-25": (4, 6, 8),
-    "medium-45": (4, 6, 8),
-}
+CALLS = {"light-10": (8, 12), "light": (6, 8), "medium-25": (4, 6, 8)}  # of students that are one network
+AGAIN = {"": "", "-seed1": " --fit.seed 1"}  # of networks that were trained twice: each training has its student
 
 
 def taught_by(network: str, plan: tuple[int, int], student: str = "") -> str:
@@ -111,10 +107,20 @@ STUDENTS = {
         f"settle-student-{n}-{h}": taught_by("heavy-annealed", (n, h), "retrofit") for n, h in ((8, 4), (8, 2), (16, 2))
     },
     **{f"settle-student-45-{n}-{h}": taught_by("medium-45", (n, h), "retrofit-45") for n, h in ((8, 4), (8, 2))},
-    **{f"settle-student-25-{n}-{h}": taught_by("medium-25", (n, h), "dual-25") for n, h in ((8, 4), (8, 2))},
-    **{f"settle-student-{name}-{n}": taught_by(name, (n, n)) for name, calls in CALLS.items() for n in calls},
+    **{f"settle-student-medium-45-{n}": taught_by("medium-45", (n, n)) for n in (4, 6, 8)},
 }
 STUDENTS |= {f"{name}-seed1": f"{STUDENTS[name]} --fit.seed 1" for name in STUDENTS if name.startswith("settle")}
+for which, seed in AGAIN.items():
+    pairs = {
+        f"settle-student-25-{n}-{h}{which}": taught_by(f"medium-25{which}", (n, h), f"dual-25{which}") + seed
+        for n, h in ((8, 4), (8, 2))
+    }
+    single = {
+        f"settle-student-{name}-{n}{which}": taught_by(f"{name}{which}", (n, n)) + seed
+        for name, calls in CALLS.items()
+        for n in calls
+    }
+    STUDENTS |= pairs | single
 
 
 def command(name: str, data: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import fields
@@ -76,9 +77,17 @@ def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
         for run in (found.run, *found.again):
             assert (report.ROOT / run / "model.safetensors").exists(), entry
 
-    headline = block((report.ROOT / "README.md").read_text(), "settled-25 headline")
-    assert headline.count("FD-") == 4
-    assert headline in block((report.RESULTS / "settled.md").read_text(), "settled-25 so far")
+    verdicts = block((report.RESULTS / "settled.md").read_text(), "settled-25 verdicts")
+    for page in report.FIRST:
+        head, _, *lines = block(page.read_text(), "settled-25 headline").splitlines()
+        metrics = head.strip("| ").split(" | ")[4:]
+        assert len(metrics) == 4
+        assert lines
+        for network, sampler, plan, _, *savings in (line.strip("| ").split(" | ") for line in lines):
+            for metric, saving in zip(metrics, savings, strict=True):
+                start = re.escape(f"| {network} | {sampler} | {plan} | {metric} |")
+                found = re.search(rf"^{start} [\d.]+ \| {re.escape(saving)} \|", verdicts, re.MULTILINE)
+                assert found, (page.name, metric, saving)
 
 
 def block(page: str, kind: str) -> str:
