@@ -55,8 +55,8 @@ NEAR = (  # dual-25 and what decided its ratios by some judge, at 10,000 images 
     ("medium-25", f"12{SETTLED}"),
     ("medium-25", "7@dpm++2m"),
     ("light-10", "10@dpm++2m"),
-    *(("light", f"{PLANS}/blend-0.5-{steps}.json@dpm++2m") for steps in (6, 7, 5)),
-    ("light-10", f"{PLANS}/blend-0.5-8.json@dpm++2m"),
+    *(("light", f"{PLANS}/single/{steps}/blend-0.5.json@dpm++2m") for steps in (6, 7, 5)),
+    ("light-10", f"{PLANS}/single/8/blend-0.5.json@dpm++2m"),
     ("light-10", f"16{SETTLED}"),
     ("light", "10@dpm++2m"),
 )
