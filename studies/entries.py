@@ -36,6 +36,11 @@ def blended(plan: str, gamma: float) -> str:
     return f"{PLANS}/blend-{plan}.json@sde-dpm++2m:{gamma}"
 
 
+def alone(steps: int) -> str:
+    """A way to sample a single network, as a pair is."""
+    return f"{PLANS}/single/{steps}/blend-0.5.json{SETTLED}"
+
+
 TOGETHER = {  # at two rates; less noise is what a judge likes that was not there when plans were chosen
     "dual-25": (
         *(blended(plan, 0.1) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")),
@@ -55,8 +60,10 @@ NEAR = (  # dual-25 and what decided its ratios by some judge, at 10,000 images 
     ("medium-25", f"12{SETTLED}"),
     ("medium-25", "7@dpm++2m"),
     ("light-10", "10@dpm++2m"),
-    *(("light", f"{PLANS}/single/{steps}/blend-0.5.json@dpm++2m") for steps in (6, 7, 5)),
-    ("light-10", f"{PLANS}/single/8/blend-0.5.json@dpm++2m"),
+    *(("light-10", alone(steps)) for steps in (10, 8)),
+    ("light", alone(10)),
+    ("light-10", alone(12)),
+    ("light", alone(8)),
     ("light-10", f"16{SETTLED}"),
     ("light", "10@dpm++2m"),
 )
