@@ -36,7 +36,7 @@ def blended(plan: str, gamma: float) -> str:
     return f"{PLANS}/blend-{plan}.json@sde-dpm++2m:{gamma}"
 
 
-def alone(steps: int) -> str:
+def single(steps: int) -> str:
     """A way to sample a single network, as a pair is."""
     return f"{PLANS}/single/{steps}/blend-0.5.json{SETTLED}"
 
@@ -60,10 +60,10 @@ NEAR = (  # dual-25 and what decided its ratios by some judge, at 10,000 images 
     ("medium-25", f"12{SETTLED}"),
     ("medium-25", "7@dpm++2m"),
     ("light-10", "10@dpm++2m"),
-    *(("light-10", alone(steps)) for steps in (10, 8)),
-    ("light", alone(10)),
-    ("light-10", alone(12)),
-    ("light", alone(8)),
+    *(("light-10", single(steps)) for steps in (10, 8)),
+    ("light", single(10)),
+    ("light-10", single(12)),
+    ("light", single(8)),
     ("light-10", f"16{SETTLED}"),
     ("light", "10@dpm++2m"),
 )
