@@ -64,8 +64,6 @@ NEAR = (  # dual-25 and what decided its ratios by some judge, at 10,000 images 
     ("light", single(10)),
     ("light-10", single(12)),
     ("light", single(8)),
-    ("light-10", f"16{SETTLED}"),
-    ("light", "10@dpm++2m"),
 )
 AGAIN = ("dual-25", "light-10", "medium-25")  # trained from seed 1, too
 STUDENTS = {  # by algorithm B: the steps and heavy calls of each, at which it is sampled too

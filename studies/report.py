@@ -1,7 +1,7 @@
 """Reports of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and figures.
 
     make reproduce-report                   settled-25: a small pair and what was trained alike, 50,000 images, float32,
-                                            eleven hours of a core; KEPT=1: of rows that are kept, minutes
+                                            six to fourteen hours of a core; KEPT=1: of rows that are kept, minutes
     .venv/bin/python studies/report.py settled          larger ones too, an hour and a half
     .venv/bin/python studies/report.py students-settled their students, of `make reproduce-train MODEL=settle-student-`,
                                             50,000 images, two hours of a core
@@ -25,7 +25,7 @@ import csv
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -138,7 +138,7 @@ REPORTS = {
         "make reproduce-report",
         "settled.md",
         f"{JUDGES},{PRETRAINED}",
-        kinds=("verdicts", *KINDS, "trainings", "headline", "encoder"),
+        kinds=("verdicts", *KINDS, "trainings", "headline"),
     ),
     "students-settled": Report(
         taught_alike(2),
@@ -208,19 +208,12 @@ def headline_table(findings: ComparisonResults) -> Table:
     return Table(("network", "sampler", "plan", f"{prefix}FLOPs", *judges), tuple(cells), ())
 
 
-def against(findings: ComparisonResults, network: str) -> ComparisonResults:
-    """With this network for the only rival."""
-    rivals = [one for one in findings.rivals if one.contender.network == network]
-    return replace(findings, finished=[*findings.own, *rivals])
-
-
 TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind between a page's markers
     "verdicts": verdict_table,
     "savings": savings_table,
     "front": lambda findings: front_table(findings.finished),
     "trainings": lambda findings: trainings_table([one.measured for one in findings.finished]),
     "headline": headline_table,
-    "encoder": lambda findings: headline_table(against(findings, "medium-25")),  # the small pair's, alone
 }
 
 
