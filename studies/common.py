@@ -156,10 +156,15 @@ def within(numbers: Sequence[float]) -> str:
 
 def page_of(name: str, pages: Iterable[Path]) -> Path:
     """The page with a place for the table of this name. Raises ValueError if none has."""
-    for page in pages:
-        if f"<!-- {name} -->\n" in page.read_text():
-            return page
-    raise ValueError(f"no page has a place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->")
+    return pages_with(name, pages)[0]
+
+
+def pages_with(name: str, pages: Iterable[Path]) -> list[Path]:
+    """Those with a place for the table of this name. Raises ValueError if none has."""
+    found = [page for page in pages if f"<!-- {name} -->\n" in page.read_text()]
+    if not found:
+        raise ValueError(f"no page has a place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->")
+    return found
 
 
 def place(name: str, table: str, page: Path) -> None:

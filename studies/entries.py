@@ -48,29 +48,32 @@ TOGETHER = {  # at two rates; less noise is what a judge likes that was not ther
     ),
     "dual-45": (blended("0.7-8-2", 0.1), blended("0.7-12-4", 0.1)),
 }
-NEAR = (  # dual-25 and what decided its ratios by some judge, at 10,000 images or more, or lies between two of these
-    *(("dual-25", blended(plan, 0.1)) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")),
-    *(("light-10", f"{steps}{SETTLED}") for steps in (10, 12)),
-    *(("light", f"{steps}@dpm++2m") for steps in (8, 7, 6)),
-    *(("light", f"{steps}{SETTLED}") for steps in (10, 8)),
-    *(("light-10", f"{steps}@dpm++2m") for steps in (6, 8)),
-    *(("medium-25", f"{steps}@dpm++2m") for steps in (6, 8)),
-    ("medium-25", f"10{SETTLED}"),
-    ("dual-25", blended("0.5-8-2", 0.05)),
-    ("medium-25", f"12{SETTLED}"),
-    ("medium-25", "7@dpm++2m"),
-    ("light-10", "10@dpm++2m"),
-    *(("light-10", single(steps)) for steps in (10, 8)),
-    ("light", single(10)),
-    ("light-10", single(12)),
-    ("light", single(8)),
-)
+NEAR = {  # dual-25 and what decided its ratios by some judge, at 10,000 images or more, or lies between two of these
+    "dual-25": (
+        *(blended(plan, 0.1) for plan in ("0.7-8-2", "0.5-10-3", "0.5-12-3")),
+        blended("0.5-8-2", 0.05),
+    ),
+    "light-10": (
+        *(f"{steps}@dpm++2m" for steps in (6, 8, 10)),
+        *(f"{steps}{SETTLED}" for steps in (10, 12)),
+        *(single(steps) for steps in (8, 10, 12)),
+    ),
+    "light": (
+        *(f"{steps}@dpm++2m" for steps in (6, 7, 8)),
+        *(f"{steps}{SETTLED}" for steps in (8, 10)),
+        *(single(steps) for steps in (8, 10)),
+    ),
+    "medium-25": (*(f"{steps}@dpm++2m" for steps in (6, 7, 8)), *(f"{steps}{SETTLED}" for steps in (10, 12))),
+}
 AGAIN = ("dual-25", "light-10", "medium-25")  # trained from seed 1, too
-STUDENTS = {  # by algorithm B: the steps and heavy calls of each, at which it is sampled too
+SMALL_STUDENTS = {  # by algorithm B: the steps and heavy calls of each, at which it is sampled too
     "25-8-4": "8/4",
     "25-8-2": "8/2",
-    **{f"light{of}-8": "8" for of in ("-10", "")},
-    **{f"medium-25-{steps}": str(steps) for steps in (4, 6, 8)},
+    "light-10-8": "8",
+    "light-8": "8",
+    "medium-25-4": "4",
+    "medium-25-6": "6",
+    "medium-25-8": "8",
 }
 NATURAL = {  # of natural images of 16 x 16
     "dual-25": (blended("0.5-8-2", 0.2), blended("0.5-10-3", 0.15), blended("0.5-12-3", 0.1)),
@@ -113,17 +116,18 @@ def each(models: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
 
 def trained_alike(rows: Iterable[tuple[str, str]], again: Container[str] = ()) -> list[str]:
     """Entries of released models of Fashion-MNIST, each under a way to sample. again: those with another training."""
-    return [f"{name}={_trainings(f'weights/fashion-mnist-{name}', 1 + (name in again))}:{how}" for name, how in rows]
+    runs = "weights/fashion-mnist-{0}"
+    return [f"{name}={(_twice(runs) if name in again else runs).format(name)}:{how}" for name, how in rows]
 
 
-def taught_alike(trainings: int) -> list[str]:
-    """Entries of `STUDENTS`."""
-    runs = {name: _trainings(f"runs/settle-student-{name}", trainings) for name in STUDENTS}
-    return [f"student-{name}={runs[name]}:{how}" for name, how in STUDENTS.items()]
+def taught_alike() -> list[str]:
+    """Entries of `SMALL_STUDENTS`, two trainings each."""
+    return [f"student-{name}={_twice(f'runs/settle-student-{name}')}:{how}" for name, how in SMALL_STUDENTS.items()]
 
 
-def _trainings(run: str, count: int) -> str:
-    return ",".join([run, *(f"{run}-seed{seed}" for seed in range(1, count))])
+def _twice(run: str) -> str:
+    """A run, and the same from another seed."""
+    return f"{run},{run}-seed1"
 
 
 DRAWN = {  # of decoders, those near the front

@@ -43,7 +43,7 @@ from common import (
     load,
     nets_in,
     on_one_thread,
-    page_of,
+    pages_with,
     place,
     require_released,
 )
@@ -133,7 +133,7 @@ REPORTS = {
         kinds=("verdicts", *KINDS),
     ),
     "settled-25": Report(
-        trained_alike(NEAR, AGAIN),
+        trained_alike(each(NEAR), AGAIN),
         Effort(minutes=1440, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",
@@ -141,7 +141,7 @@ REPORTS = {
         kinds=("verdicts", *KINDS, "trainings", "headline"),
     ),
     "students-settled": Report(
-        taught_alike(2),
+        taught_alike(),
         Effort(minutes=1440, screen=300, count=50_000),
         ".venv/bin/python studies/report.py students-settled --kept --compile --precision float32",
         "students.md",
@@ -261,7 +261,7 @@ def main() -> None:
     name, report, device = options.name, REPORTS[options.name], pick_device(None)
     page = RESULTS / report.page
     for kind in report.kinds:  # before the work
-        page_of(f"{name} {kind}", [page, *FIRST])
+        pages_with(f"{name} {kind}", [page, *FIRST])
     if device.type == "cpu":
         on_one_thread()
     for weights in re.findall(r"weights/[\w-]+", " ".join(report.entries)):
@@ -302,7 +302,7 @@ def main() -> None:
             write(findings, RESULTS / f"{name}{ending}")
     for kind in report.kinds:
         made = as_markdown(TABLES[kind](findings)) + "\n"
-        for where in (page, *FIRST):
+        for where in pages_with(f"{name} {kind}", [page, *FIRST]):
             place(f"{name} {kind}", made, where)
     print(out, page)
 

@@ -85,13 +85,26 @@ OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
 OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
 BY_B = "--student dual --rollout full"  # moment matching's algorithm B
 CALLS = {"light-10": (8, 12), "light": (6, 8), "medium-25": (4, 6, 8)}  # of students that are one network
-AGAIN = {"": "", "-seed1": " --fit.seed 1"}  # of networks that were trained twice: each training has its student
 
 
 def taught_by(network: str, plan: tuple[int, int], student: str = "") -> str:
     """plan: steps and heavy calls; student: what it begins as, if not as the network that teaches it."""
     begin = f"--student-from weights/fashion-mnist-{student} " if student else ""
     return f"fashion-mnist --teacher weights/fashion-mnist-{network} {BY_B} {begin}--steps {plan[0]} --heavy {plan[1]}"
+
+
+def small_students(again: str = "", seed: str = "") -> dict[str, str]:
+    """Of networks that were trained twice. again: names their other training, whose students these are."""
+    pairs = {
+        f"settle-student-25-{n}-{h}{again}": taught_by(f"medium-25{again}", (n, h), f"dual-25{again}") + seed
+        for n, h in ((8, 4), (8, 2))
+    }
+    single = {
+        f"settle-student-{name}-{n}{again}": taught_by(f"{name}{again}", (n, n)) + seed
+        for name, calls in CALLS.items()
+        for n in calls
+    }
+    return pairs | single
 
 
 STUDENTS = {
@@ -110,17 +123,7 @@ STUDENTS = {
     **{f"settle-student-medium-45-{n}": taught_by("medium-45", (n, n)) for n in (4, 6, 8)},
 }
 STUDENTS |= {f"{name}-seed1": f"{STUDENTS[name]} --fit.seed 1" for name in STUDENTS if name.startswith("settle")}
-for which, seed in AGAIN.items():
-    pairs = {
-        f"settle-student-25-{n}-{h}{which}": taught_by(f"medium-25{which}", (n, h), f"dual-25{which}") + seed
-        for n, h in ((8, 4), (8, 2))
-    }
-    single = {
-        f"settle-student-{name}-{n}{which}": taught_by(f"{name}{which}", (n, n)) + seed
-        for name, calls in CALLS.items()
-        for n in calls
-    }
-    STUDENTS |= pairs | single
+STUDENTS |= small_students() | small_students("-seed1", " --fit.seed 1")
 
 
 def command(name: str, data: str = "") -> list[str]:

@@ -15,6 +15,8 @@ import pytest
 import dualrate as dr
 from dualrate.cli.train import Train, parse_train
 from dualrate.compare.contenders import Entry
+from dualrate.diffusion.schedule import Cosine
+from dualrate.sampling.grids import grid_times
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
 
@@ -106,6 +108,14 @@ def test_nothing_is_measured_over_the_results_of_other_weights() -> None:
     light = results.Cell("light alone", results.LIGHT, 32)  # the released network is another than was measured then
     with pytest.raises(ValueError, match="other weights"):
         results.common.to_measure([light])
+
+
+@pytest.mark.parametrize("steps", [8, 10, 12])
+def test_a_single_network_as_a_pair_is_sampled_has_the_pair_s_times(steps: int) -> None:
+    file = report.ROOT / report.PLANS / "single" / str(steps) / "blend-0.5.json"
+    plan = dr.StepPlan.from_json(file.read_text())
+    assert plan.t == pytest.approx(grid_times("blend:0.5", Cosine(), steps), rel=1e-14)
+    assert plan.num_heavy == steps
 
 
 def test_a_way_to_draw_is_what_it_says() -> None:

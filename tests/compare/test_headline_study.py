@@ -6,7 +6,6 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-import pytest
 from test_judges import seen
 from test_savings import RIVALS, findings, finished
 
@@ -20,12 +19,6 @@ assert SPEC.loader
 study = module_from_spec(SPEC)
 sys.modules[SPEC.name] = study  # where its dataclasses look their types up
 SPEC.loader.exec_module(study)
-
-
-@pytest.fixture
-def judge(monkeypatch: pytest.MonkeyPatch) -> Evaluator:
-    monkeypatch.setattr(Evaluator, "metric", "FD-squares")
-    return Evaluator.__new__(Evaluator)
 
 
 def test_a_plan_has_its_ratio_by_every_judge(judge: Evaluator) -> None:

@@ -16,16 +16,9 @@ from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import ComparisonResults, savings
 from dualrate.compare.work import TimedContender
 from dualrate.measuring.choosing import CHOSEN_IN
-from dualrate.metrics.evaluate import Evaluator
 from dualrate.report import html
 
 SPREAD = np.linspace(-1, 1, 9)
-
-
-@pytest.fixture
-def judge(monkeypatch) -> Evaluator:
-    monkeypatch.setattr(Evaluator, "metric", "FD-squares")
-    return Evaluator.__new__(Evaluator)
 
 
 def seen(one: TimedContender, score: float, spread: float = 0.0) -> TimedContender:

@@ -17,7 +17,6 @@ from dualrate.compare.savings import ComparisonResults, rising, savings
 from dualrate.compare.speed import Speed
 from dualrate.compare.work import Bench, MeasuredContender, TimedContender, chosen
 from dualrate.diffusion.plan import StepPlan
-from dualrate.metrics.evaluate import Evaluator
 
 
 def finished(
@@ -28,12 +27,6 @@ def finished(
     contender = Contender(Path(network), network, "ancestral", plan)
     measured = MeasuredContender(contender, made, np.full(9, score))
     return TimedContender(measured, Speed(cost, seconds or cost, 8), 10**6, np.zeros((2, 1, 4, 4), np.uint8))
-
-
-@pytest.fixture
-def judge(monkeypatch) -> Evaluator:
-    monkeypatch.setattr(Evaluator, "metric", "FD-squares")
-    return Evaluator.__new__(Evaluator)
 
 
 def findings(
