@@ -22,6 +22,7 @@ BETWEEN = (
 )
 SETTLED = "@sde-dpm++2m:0.1"
 PLANS = "docs/results/plans"  # `dualrate plan --search` by hand: blend 0.5, six steps alone (docs/results/spectra.md)
+EVEN = "log-snr"  # the usual grid of a single network until 2026-11-26
 KARRAS = f"{PLANS}/karras-8.json@sde-dpm++2m:0.05"
 ALONE = {  # single networks that were trained alike, under the best of 20 pairs of grid and gamma, and near them
     "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 8)), KARRAS, *(f"{n}{SETTLED}" for n in (8, 10, 12))),
@@ -36,9 +37,9 @@ def blended(plan: str, gamma: float) -> str:
     return f"{PLANS}/blend-{plan}.json@sde-dpm++2m:{gamma}"
 
 
-def single(steps: int) -> str:
-    """A way to sample a single network, as a pair is."""
-    return f"{PLANS}/single/{steps}/blend-0.5.json{SETTLED}"
+def single(steps: int, grid: str = "blend-0.5") -> str:
+    """A way to sample a single network, on the pair's own family of times if not another."""
+    return f"{PLANS}/single/{steps}/{grid}.json{SETTLED}"
 
 
 TOGETHER = {  # at two rates; less noise is what a judge likes that was not there when plans were chosen
@@ -55,17 +56,20 @@ NEAR = {  # dual-25 and what decided its ratios by some judge, at 10,000 images 
     ),
     "light-10": (
         *(f"{steps}@dpm++2m" for steps in (6, 8, 10)),
-        *(f"{steps}{SETTLED}" for steps in (10, 12)),
+        *(single(steps, EVEN) for steps in (10, 12)),
         *(single(steps) for steps in (8, 10, 12)),
     ),
     "light": (
         *(f"{steps}@dpm++2m" for steps in (6, 7, 8)),
-        *(f"{steps}{SETTLED}" for steps in (8, 10)),
+        *(single(steps, EVEN) for steps in (8, 10)),
         *(single(steps) for steps in (8, 10)),
     ),
-    "medium-25": (*(f"{steps}@dpm++2m" for steps in (6, 7, 8)), *(f"{steps}{SETTLED}" for steps in (10, 12))),
+    "medium-25": (
+        *(f"{steps}@dpm++2m" for steps in (6, 7, 8)),
+        *(single(steps, EVEN) for steps in (10, 12)),
+        *(single(steps) for steps in (8, 10)),
+    ),
 }
-AGAIN = ("dual-25", "light-10", "medium-25")  # trained from seed 1, too
 SMALL_STUDENTS = {  # by algorithm B: the steps and heavy calls of each, at which it is sampled too
     "25-8-4": "8/4",
     "25-8-2": "8/2",

@@ -48,7 +48,6 @@ from common import (
     require_released,
 )
 from entries import (
-    AGAIN,
     ALONE,
     BETWEEN,
     DRAWN,
@@ -133,7 +132,7 @@ REPORTS = {
         kinds=("verdicts", *KINDS),
     ),
     "settled-25": Report(
-        trained_alike(each(NEAR), AGAIN),
+        trained_alike(each(NEAR), again=NEAR),
         Effort(minutes=1440, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",

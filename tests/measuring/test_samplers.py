@@ -179,15 +179,15 @@ def test_every_name_makes_its_grid():
 
 
 def test_nothing_asked_for_is_what_is_recommended(heavy, dual):
-    """docs/choosing.md: second order, gamma 0.1, steps equal in log-SNR; with contexts blend:0.3, a quarter alone."""
+    """docs/choosing.md: second order, gamma 0.1, blend:0.5; with contexts blend:0.3, a quarter alone."""
     step = SDEDPMSolver2M(heavy.process, 0.1)
-    even = grids.uniform_log_snr(heavy.process.schedule, 32)
-    assert sampler_of(heavy, SamplingOptions()) == (step, StepPlan.at(even, range(32)))
+    alone = grids.blended(heavy.process.schedule, 32, 0.5)
+    assert sampler_of(heavy, SamplingOptions()) == (step, StepPlan.at(alone, range(32)))
     blended = grids.blended(dual.process.schedule, 32, 0.3)
     late = StepPlan.at(blended, range(8, 32, 3))
     assert sampler_of(dual, SamplingOptions()) == (step, late)
     assert sampler_of(dual, SamplingOptions(places="even")) == (step, StepPlan.spread(blended, 8))
-    assert sampler_of(dual, SamplingOptions(steps=8, heavy=8))[1].t == grids.uniform_log_snr(dual.process.schedule, 8)
+    assert sampler_of(dual, SamplingOptions(steps=8, heavy=8))[1].t == grids.blended(dual.process.schedule, 8, 0.5)
     assert sampler_of(dual, SamplingOptions(plan=None, gamma=0.0))[0] == SDEDPMSolver2M(dual.process)
 
 

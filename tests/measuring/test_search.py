@@ -184,7 +184,7 @@ def test_plans_are_listed_by_the_order_of_the_sampler_that_draws(root, judge, tm
 def test_a_single_network_is_searched_over_the_grid_alone(root, judge, tmp_path, monkeypatch):
     model = load(root / "one")
     monkeypatch.setattr(searching, "measured_errors", None)  # so few plans need no short list
-    found = search(model, Choice(steps=4), judge, tmp_path, progress=Told(), **OPTIONS)
+    found = search(model, Choice(steps=4, grid="log-snr"), judge, tmp_path, progress=Told(), **OPTIONS)
     schedule = model.process.schedule
     blends = {StepPlan.spread(grids.blended(schedule, 4, i / 10)) for i in (0, 6, 10)}
     assert set(found.names) == blends

@@ -23,7 +23,6 @@ from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.covariance import Kernel, NoiseCovariance, ProbedCovariance, TabulatedCovariance
 from dualrate.sampling.covariance_table import CovarianceTable
-from dualrate.sampling.grids import GridName
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.step import Step
 
@@ -51,7 +50,7 @@ class Sampler(Ranged):
 
     step: type[Step]
     other: type[Step] | None = field(default=None, kw_only=True)
-    grid: GridName = "t"
+    grid: str = "t"
     reusing: str = "t"
     takes: tuple[Setting, ...] = ()
     kernel: Kernel = "markov"
@@ -104,7 +103,7 @@ class Sampler(Ranged):
 SAMPLERS: dict[str, Sampler] = {
     ANCESTRAL: Sampler(Ancestral, other=Reverse, takes=("gamma", "eta"), usual=True, rank=3),
     "sde-dpm++2m": Sampler(
-        SDEDPMSolver2M, "log-snr", "blend:0.3", takes=("gamma",), usual=True, gammas=(0.0, 0.1, 0.2), rank=1
+        SDEDPMSolver2M, "blend:0.5", "blend:0.3", takes=("gamma",), usual=True, gammas=(0.0, 0.1, 0.2), rank=1
     ),
     "ddim": Sampler(DDIM, usual=True, longest=16),
     "heun": Sampler(Heun, "log-snr", usual=True, longest=16),
