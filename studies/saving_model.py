@@ -56,7 +56,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Report:
-    """models: where they are, up to their names; heavy: the one whose errors are taken away; grid: of single networks"""
+    """models: where they are, up to their names; heavy: whose errors are taken away; grid: of single networks"""
 
     models: str
     heavy: str
