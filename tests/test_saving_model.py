@@ -13,6 +13,7 @@ import torch
 import dualrate as dr
 from dualrate.measuring.likelihood import Estimate
 from dualrate.measuring.subset import subset_batches
+from dualrate.sampling.grids import grid_times
 from tests.test_gap import PROCESS, VARIANCE, gaussian_images, model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
@@ -73,16 +74,22 @@ def test_a_network_of_one_row_has_no_line() -> None:
     assert saving_model.savings(rows, sums, steps) == []
 
 
-def test_rows_of_a_report_are_those_of_the_very_sampler(tmp_path: Path) -> None:
-    def row(sampler: str, scores: tuple[float, float]) -> dict[str, object]:
-        plan = json.loads(dr.StepPlan.uniform(4, 2).to_json())
-        judged = {"metric": "FD-one", "value": scores[0], "FD-other value": scores[1]}
-        return {"network": "pair", "sampler": sampler, "plan": plan, "macs": 7, **judged}
+def test_rows_of_a_report_are_those_of_the_very_sampler_and_single_ones_of_one_grid(tmp_path: Path) -> None:
+    schedule = PROCESS.schedule
+    pair = dr.StepPlan.uniform(4, 2)
+    alone = [dr.StepPlan.spread(grid_times(grid, schedule, 4)) for grid in ("log-snr", "blend:0.5")]
+
+    def row(sampler: str, score: float, plan: dr.StepPlan = pair) -> dict[str, object]:
+        judged = {"metric": "FD-one", "value": score, "FD-other value": 2 * score}
+        name = "one" if plan in alone else "pair"
+        return {"network": name, "sampler": sampler, "plan": json.loads(plan.to_json()), "macs": 7, **judged}
 
     samplers = (saving_model.SAMPLER, f"{saving_model.SAMPLER}, blend-0.5-4-2", f"{saving_model.SAMPLER}5", "DDIM")
+    front = [row(name, i) for i, name in enumerate(samplers)]
+    front += [row(saving_model.SAMPLER, 10 + i, plan) for i, plan in enumerate(alone)]
     file = tmp_path / "report.json"
-    file.write_text(json.dumps({"front": [row(name, (i, 2 * i)) for i, name in enumerate(samplers)]}))
-    judges, rows = saving_model.report_rows(file)
+    file.write_text(json.dumps({"front": front}))
+    judges, rows = saving_model.report_rows(file, schedule, "blend:0.5")
     assert judges == ["FD-one", "FD-other"]
-    assert [one.scores for one in rows] == [(0, 0), (1, 2)]
-    assert {(one.name, one.macs) for one in rows} == {("pair 4/2", 7)}
+    assert [(one.name, one.scores) for one in rows] == [("pair 4/2", (0, 0)), ("pair 4/2", (1, 2)), ("one 4", (11, 22))]
+    assert {one.macs for one in rows} == {7}
