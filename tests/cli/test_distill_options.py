@@ -60,6 +60,9 @@ def root(tmp_path_factory):
     two = TwoNetworks(network, net(8, 16, classes=4))
     (root / "two").mkdir()
     write_experiment(root / "two", Experiment("two", two, DenoisingConfig(times=TimeSampler()), FIT, data))
+    (root / "smaller").mkdir()
+    smaller = OneNetwork(net(8, 16, classes=4))
+    write_experiment(root / "smaller", Experiment("smaller", smaller, DenoisingConfig(), FIT, data))
     return root
 
 
@@ -151,6 +154,13 @@ def test_steps_and_heavy_calls_are_those_that_the_student_serves(student):
     assert student("--steps", 5).serves == OnePlan(5, 3)
     assert student("--steps", 5, "--heavy", 2).serves == OnePlan(5, 2)
     assert student(*PLAIN, "--steps", 5).serves == AtLeast(5)
+
+
+def test_an_encoder_of_another_run_has_that_one_s_network(student):
+    found = student("--encoder-from", "smaller", "--steps", 4, "--heavy", 4)
+    assert found.networks.encoder == net(8, 16, classes=4)
+    assert (found.method.teacher, found.method.encoder_from) == ("teacher", "smaller")
+    assert found.method.pretraining == 0  # no light network runs
 
 
 def test_light_from_and_source_are_the_student_s(student):

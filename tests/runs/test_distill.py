@@ -193,6 +193,18 @@ def test_a_student_may_start_from_a_dual_rate_run(root):
     assert same_bits({"": dict(networks.state_dict())}, {"": dict(load(run).networks.state_dict())})
 
 
+def test_an_encoder_may_start_from_another_run_than_the_teacher(root):
+    teacher, run = str(root / "teacher"), str(root / "other")
+    student = dual_student(RECIPE, teacher, 4, 4, encoder_from=run)
+    networks = student.build()[0]
+    start = Start(True, torch.device("cpu"), False, load, lambda iteration: pytest.fail("no data"), print)
+    told = student.method.fill(student, networks, load(teacher), start)
+    source = load(run)
+    assert told == {"encoder": str(source)}
+    begun, its = networks["encoder"].net.state_dict(), source.networks["model"].state_dict()
+    assert same_bits({"": dict(begun)}, {"": dict(its)})
+
+
 def test_a_teacher_held_in_bfloat16_says_the_same(root):
     weights = load(root / "teacher").networks["model"].state_dict()
     one, process = OneNetwork(NET), GaussianProcess(Cosine())

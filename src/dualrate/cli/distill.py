@@ -98,6 +98,9 @@ class Student(Ranged):
     """By moments: of a teacher of tokens; 1 if not given."""
     top_p: Share | None = None
     """By moments: share of a teacher's probabilities of tokens that the likeliest keep; 1 if not given."""
+    encoder_from: str | None = None
+    """By moments: a single-rate run, such as one smaller than the teacher, whose network the encoder of a dual-rate
+    student is and starts from; the teacher's if not given. With a heavy call at every step it is the whole student."""
     light_from: str | None = None
     """A single-rate run that the light network of a dual-rate student starts from."""
     student_from: str | None = None
@@ -164,9 +167,9 @@ def by_moments(recipe: StudentRecipe, teacher: str, steps: int, given: dict[str,
     }
     if student != "plain":
         return dual_student(recipe, teacher, steps, calls, **given)
-    if heavy is not None or "light_from" in given or started:
+    if heavy is not None or started or not given.keys().isdisjoint({"encoder_from", "light_from"}):
         raise ValueError(
-            "a plain student is one network, started from its teacher: drop --heavy, --light-from and "
+            "a plain student is one network, started from its teacher: drop --heavy, --encoder-from, --light-from and "
             "--student-from, or pass --student dual"
         )
     return plain_student(recipe, teacher, steps, **given)
@@ -211,7 +214,7 @@ class Branch(Ranged):
 
 
 OF_TWO_RATES = ("student", "heavy", "light_from", "student_from")
-OF_MOMENTS = ("rollout", "version", "pretraining", "pairs", "student_rate", "temperature", "top_p")
+OF_MOMENTS = ("encoder_from", "rollout", "version", "pretraining", "pairs", "student_rate", "temperature", "top_p")
 OF_LANGEVIN = {"langevin_steps": "steps", "noise_step": "noise_step", "latent_step": "latent_step"}  # its fields
 BRANCHES: dict[str, Branch] = {
     "moments": Branch(by_moments, (*OF_TWO_RATES, *OF_MOMENTS)),

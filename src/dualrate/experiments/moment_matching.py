@@ -69,6 +69,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
     """The student's learning rate over the auxiliary's, which is fit.optim.lr."""
     student_from: str | None = None
     """A dual-rate run that the whole student starts from; from the teacher if not given."""
+    encoder_from: str | None = None
+    """A single-rate run that the encoder starts from, whose network it has; the teacher if not given."""
     light_from: str | None = None
     """A single-rate run that the light network starts from."""
     weighting: Weighting = Sigmoid()
@@ -104,8 +106,10 @@ class MomentMatchingConfig(MethodConfig, Ranged):
                 f"got rollout {self.rollout!r}: a dual-rate student learns from its own steps (segment or full), "
                 "a plain one from noised data (data)"
             )
-        if (self.pretraining or self.student_from or self.light_from) and not dual:
-            raise ValueError("a plain student starts from its teacher: drop pretraining, student_from and light_from")
+        if (self.pretraining or self.student_from or self.encoder_from or self.light_from) and not dual:
+            raise ValueError(
+                "a plain student starts from its teacher: drop pretraining, student_from, encoder_from and light_from"
+            )
         if self.pairs > 1 and not dual:
             raise ValueError(f"a rollout serves one pair (t, s) or more, noised data one; got pairs {self.pairs}")
         if self.pretraining >= fit.iterations:
@@ -113,8 +117,8 @@ class MomentMatchingConfig(MethodConfig, Ranged):
                 f"{self.pretraining} of {fit.iterations} iterations are pre-training: make it fewer "
                 "(--pretraining), or the iterations more (--fit.iterations)"
             )
-        if self.student_from is not None and self.light_from is not None:
-            raise ValueError("student_from brings the light network's weights too: drop light_from, or student_from")
+        if self.student_from is not None and (self.encoder_from or self.light_from):
+            raise ValueError("student_from brings both networks' weights: drop encoder_from and light_from, or it")
         if self._sharpened and not isinstance(experiment.process, CategoricalProcess):
             raise ValueError(f"temperature and top-p are of tokens, and {experiment.name} has none: drop them")
         if self.version == "instant":
@@ -198,7 +202,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
             weights = experiment.networks.starting("model", teacher.networks["model"].state_dict())
             fill(networks["model"], weights, f"{self.teacher}: its networks are not the student's")
             return {}
-        sources = {"encoder": teacher}
+        sources = {"encoder": teacher if self.encoder_from is None else start.load(self.encoder_from)}
         if self.light_from is not None:
             sources["light"] = start.load(self.light_from)
         return start_from(experiment.networks, networks, sources)

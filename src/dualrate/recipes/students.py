@@ -75,18 +75,26 @@ def dual_student(
     *,
     shift: float = 0.0,
     student_from: str | None = None,
+    encoder_from: str | None = None,
     rollout: Rollout = "full",
     **options: Any,
 ) -> Experiment:
     """A dual-rate student: an encoder of the teacher's shape and the recipe's light network.
 
     student_from: a dual-rate run whose two networks the student has and starts from, instead, on the images of that
+    encoder_from: a single-rate run, maybe smaller than the teacher, whose network the encoder is and starts from
     Raises ValueError for a teacher that cannot teach, and for one beside which no light network is laid out here,
     without `student_from`.
     """
     source = read_experiment(Path(teacher))
-    networks, source = _dual(recipe, source, teachers_network(source, teacher), teacher, student_from)
-    plans, own = OnePlan(steps, heavy), {"student_from": student_from, "rollout": rollout, **options}
+    single = teachers_network(source, teacher)
+    if encoder_from is not None:
+        single = read_experiment(Path(encoder_from)).networks
+        if not single.single_rate:
+            raise ValueError(f"{encoder_from} is {single.kind}; encoder_from takes a single-rate one")
+    networks, source = _dual(recipe, source, single, encoder_from or teacher, student_from)
+    own = {"student_from": student_from, "encoder_from": encoder_from, "rollout": rollout, **options}
+    plans = OnePlan(steps, heavy)
     method = MomentMatchingConfig(teacher, plans, weighting=source.method.weighting, **own)
     return _student(recipe, source, f"dual-{steps}-{heavy}", networks, method, shift)
 
