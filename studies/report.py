@@ -48,6 +48,7 @@ from common import (
     require_released,
 )
 from entries import (
+    AGAIN,
     ALONE,
     BETWEEN,
     DRAWN,
@@ -132,7 +133,7 @@ REPORTS = {
         kinds=("verdicts", *KINDS),
     ),
     "settled-25": Report(
-        trained_alike(each(NEAR), again=NEAR),
+        trained_alike(each(NEAR), AGAIN),
         Effort(minutes=1440, screen=300, count=50_000),
         "make reproduce-report",
         "settled.md",

@@ -84,23 +84,28 @@ RUNS |= {  # of those on the front
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
 OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
 BY_B = "--student dual --rollout full"  # moment matching's algorithm B
-CALLS = {"light-10": (8, 12), "light": (6, 8), "medium-25": (4, 6, 8)}  # of students that are one network
+CALLS = {"light-10": (8, 12), "light": (6, 8), "medium-25": (4, 6, 8)}  # of small students that are one network
 
 
 def taught_by(network: str, plan: tuple[int, int], student: str = "") -> str:
-    """plan: steps and heavy calls; student: what it begins as, if not as the network that teaches it."""
-    begin = f"--student-from weights/fashion-mnist-{student} " if student else ""
+    """plan: steps and heavy calls; student: the pair that it begins as, or, called at every step, the single network;
+    the one that teaches if not given
+    """
+    role = "encoder" if plan[0] == plan[1] else "student"
+    begin = f"--{role}-from weights/fashion-mnist-{student} " if student else ""
     return f"fashion-mnist --teacher weights/fashion-mnist-{network} {BY_B} {begin}--steps {plan[0]} --heavy {plan[1]}"
 
 
 def small_students(again: str = "", seed: str = "") -> dict[str, str]:
-    """Of networks that were trained twice. again: names their other training, whose students these are."""
+    """Taught by medium-25, all of them. again: names the other training of the networks, whose students these are."""
+    teacher = f"medium-25{again}"
     pairs = {
-        f"settle-student-25-{n}-{h}{again}": taught_by(f"medium-25{again}", (n, h), f"dual-25{again}") + seed
+        f"settle-student-25-{n}-{h}{again}": taught_by(teacher, (n, h), f"dual-25{again}") + seed
         for n, h in ((8, 4), (8, 2))
     }
     single = {
-        f"settle-student-{name}-{n}{again}": taught_by(f"{name}{again}", (n, n)) + seed
+        f"settle-student-{name}-{n}{again}": taught_by(teacher, (n, n), "" if name == "medium-25" else f"{name}{again}")
+        + seed
         for name, calls in CALLS.items()
         for n in calls
     }
