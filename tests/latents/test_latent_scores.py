@@ -140,7 +140,7 @@ def test_a_comparison_of_decoders_has_their_psnr(root: Path, judge, tmp_path: Pa
         monkeypatch.setattr(work, name, lambda *of, value=value, **how: value)
     monkeypatch.setattr(work, "SHOWN", 4)
     models = {root / name: load(root / name, note=str) for name in ("base", "decoder")}
-    bench = work.Bench(models, [judge], tmp_path, Silent())
+    bench = work.Bench(models, [judge], tmp_path / "cells", Silent(), rows=tmp_path / "kept" / "rows")  # both new
     contenders = [Contender(run, run.name, "ddim", dr.StepPlan.uniform(2)) for run in models]
     bench.estimate(contenders)
     base, decoder = bench.finish(bench.measure(contenders, range(10), 60, details=False))

@@ -117,8 +117,7 @@ def compare(
     check(judges[:1], effort.screen, details=False)
     check(judges, effort.count, details=True)
     directory, latents = out.with_suffix(".cells"), None
-    for folder in (directory, rows or directory):
-        folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     with run_lock(directory, "filled by a comparison"):
         bench = Bench(models, judges, directory, progress, precision, rows)
         unplanned = _unplanned(parsed, bench, clock)

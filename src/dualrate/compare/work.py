@@ -111,7 +111,7 @@ class Bench:
 
     models: by directory
     judges: of one image each sees the features; the first screens and orders
-    directory: where features are kept; rows: where rows are, there too if not given
+    directory: where features are kept; rows: where rows are, there too if not given. Both are made, before the work
     mapper: draws; share: of the time of one process that it takes
     """
 
@@ -134,6 +134,8 @@ class Bench:
     _ran_on: str = field(init=False)
 
     def __post_init__(self) -> None:
+        for folder in (self.directory, self.rows or self.directory):
+            folder.mkdir(parents=True, exist_ok=True)
         device = next(iter(self.models.values())).device
         found = environment(device)  # of the start: a checkout may change while its program runs
         self._ran_on = ", ".join(f"{name} {value}" for name, value in found.items())
