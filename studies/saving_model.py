@@ -13,13 +13,14 @@ plans, single or dual-rate, under the plan that was scored there, the planner's 
 Both x_hat see the same z_t, along a forward path of held-out images. Where a dual-rate plan and a single network's line
 have equal `off` they should have equal scores, so the ratio of their costs there is a prediction, beside which the
 ratio at equal scores is put; and what a single network of the plan's cost would have to lack for the two to be level.
-Single networks are on one grid (`Report`); the scores of one lie on a line that is
-straight in logarithms between its rows, as in reports, and goes on beyond them (*).
+Single networks are on one grid (`Report`). The scores of one lie on a line that is straight in logarithms between those
+of its rows that none beats for less, as in reports; beyond them only a bound is known (<, >).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -94,7 +95,10 @@ class Scored:
 
 
 def report_rows(file: Path, schedule: Schedule, grid: str) -> tuple[list[str], list[Scored]]:
-    """The judges of a report, and its rows by SAMPLER, single networks on this grid alone."""
+    """The judges of a report, and its rows by SAMPLER, single networks on this grid alone.
+
+    Raises ValueError where none is on it.
+    """
     front = json.loads(file.read_text())["front"]
     judges = {front[0]["metric"]: "value"}
     judges |= {key.removesuffix(" value"): key for key in front[0] if key.endswith(" value")}
@@ -108,12 +112,15 @@ def report_rows(file: Path, schedule: Schedule, grid: str) -> tuple[list[str], l
         for row in front
         if f"{row['sampler']}, ".startswith(f"{SAMPLER}, ")
     ]
-    return list(judges), [row for row in rows if not row.single or on_grid(row.plan, schedule, grid)]
+    kept = [row for row in rows if not row.single or on_grid(row.plan, schedule, grid)]
+    if not any(row.single for row in kept):
+        raise ValueError(f"{file} has no single network on {grid}: say in REPORTS which grid they are on")
+    return list(judges), kept
 
 
 def on_grid(plan: dr.StepPlan, schedule: Schedule, grid: str) -> bool:
     """Up to the last digits, which processors do not agree on."""
-    return bool(np.allclose(plan.t, grid_times(grid, schedule, plan.num_steps), rtol=1e-12))
+    return bool(np.allclose(plan.t, grid_times(grid, schedule, plan.num_steps), rtol=1e-12, atol=0))
 
 
 @dataclass(frozen=True)
@@ -215,8 +222,8 @@ class Saving:
     """Of a dual-rate row against a single network.
 
     predicted: cost of the single network at equal `off`, over the row's own
-    seen:      its cost at an equal score over the row's own, by every judge, and whether that score lies beyond those
-               of the single network's rows
+    seen:      its cost at an equal score over the row's own, by every judge, and a sign: "" between rows of the single
+               network, "<" where its cheapest is better already, ">" where none is as good
     lacks:     of the single network, of heavy's errors on the row's steps
     wanted:    what that would have to be for equal `off` at the row's cost
     """
@@ -224,7 +231,7 @@ class Saving:
     row: str
     single: str
     predicted: float
-    seen: tuple[tuple[float, bool], ...]
+    seen: tuple[tuple[float, str], ...]
     lacks: float
     wanted: float
 
@@ -248,16 +255,25 @@ def savings(rows: Sequence[Scored], sums: Sequence[Off], single_steps: Mapping[i
     return found
 
 
-def _seen(row: Scored, alone: Sequence[Scored], judge: int) -> tuple[float, bool]:
-    scores = [its.scores[judge] for its in alone]
-    cost = straight(row.scores[judge], list(zip(scores, (float(its.macs) for its in alone), strict=True)))
-    return cost / row.macs, not min(scores) <= row.scores[judge] <= max(scores)
+def _seen(row: Scored, alone: Sequence[Scored], judge: int) -> tuple[float, str]:
+    score, line = row.scores[judge], []
+    for macs, its in sorted((float(one.macs), one.scores[judge]) for one in alone):
+        if not line or its < line[-1][0]:
+            line.append((its, macs))
+    if score >= line[0][0]:
+        return line[0][1] / row.macs, "<"
+    if score < line[-1][0]:
+        return line[-1][1] / row.macs, ">"
+    return straight(score, line) / row.macs, ""
 
 
-def agreement(found: Sequence[Saving]) -> list[float]:
-    """By judge, the geometric mean of what is seen over what is predicted."""
-    ratios = np.log([[ratio / one.predicted for ratio, _ in one.seen] for one in found])
-    return np.exp(ratios.mean(0)).tolist()
+def agreement(found: Sequence[Saving]) -> list[tuple[float, int]]:
+    """By judge, the geometric mean of what is seen over what is predicted where it is no bound, and of how many."""
+    ratios: list[list[float]] = [[] for _ in found[0].seen]
+    for one in found:
+        for own, (ratio, sign) in zip(ratios, one.seen, strict=True):
+            own += [np.log(ratio / one.predicted)] * (not sign)
+    return [(float(np.exp(np.mean(own))) if own else math.nan, len(own)) for own in ratios]
 
 
 def table(rows: Sequence[Scored], sums: Sequence[Off], judges: Sequence[str]) -> str:
@@ -276,7 +292,7 @@ def savings_table(found: Sequence[Saving], judges: Sequence[str]) -> str:
     made = [
         [
             *(one.row, one.single, f"{one.predicted:.2f}"),
-            *(f"{ratio:.2f}{'*' * beyond}" for ratio, beyond in one.seen),
+            *(f"{sign} {ratio:.2f}".strip() for ratio, sign in one.seen),
             *(f"{one.lacks:.1%}", f"{max(one.wanted, 0):.1%}"),
         ]
         for one in found
@@ -299,7 +315,7 @@ def main() -> None:
     single = {n: steps_off(planner, grid_times(report.grid, schedule, n)) for n in SINGLE_STEPS}
     found = savings(rows, sums, single)
     print(f"in units of 1e-4\n\n{table(rows, sums, judges)}\n\n{savings_table(found, judges)}")
-    print("seen over predicted, by judge:", *(f"{factor:.2f}" for factor in agreement(found)))
+    print("seen over predicted, by judge:", *(f"{factor:.2f} of {count}" for factor, count in agreement(found)))
     measured = [{"row": row.name, **asdict(one)} for row, one in zip(rows, sums, strict=True)]
     more = {"steps": single, "savings": [asdict(one) for one in found]}
     keep(RESULTS / f"saving-model-{options.name}.json", 1, count=options.count, measured=measured, **more)

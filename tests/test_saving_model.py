@@ -53,17 +53,34 @@ def test_what_is_predicted_and_seen_of_scores_that_are_what_plans_are_off_by() -
     (one,) = found
     assert (one.row, one.single) == ("pair 8/2", "one")
     assert one.predicted == pytest.approx(60 / 40)
-    assert one.seen == ((pytest.approx(60 / 40), False),) * 3
+    assert one.seen == ((pytest.approx(60 / 40), ""),) * 3
     assert one.lacks == pytest.approx(0.001 / 0.1)
     assert one.wanted == pytest.approx((6**-3.0 - steps[4]) / 0.1)
-    assert saving_model.agreement(found) == pytest.approx([1.0] * 3)
+    assert saving_model.agreement(found) == [(pytest.approx(1.0), 1)] * 3
 
 
 def test_what_is_seen_beside_what_is_predicted() -> None:
-    one = saving_model.Saving("a", "b", 2.0, ((2.0, False), (4.0, True), (1.0, False)), 0.0, 0.0)
-    other = saving_model.Saving("c", "b", 1.0, ((4.0, False), (4.0, True), (0.5, False)), 0.0, 0.0)
-    assert saving_model.agreement([one, other]) == pytest.approx([2.0, 8**0.5, 0.5])
-    assert "4.00*" in saving_model.savings_table([one], ["first", "second", "third"])
+    one = saving_model.Saving("a", "b", 2.0, ((2.0, ""), (4.0, ">"), (1.0, "")), 0.0, 0.0)
+    other = saving_model.Saving("c", "b", 1.0, ((4.0, ""), (4.0, "<"), (0.5, "<")), 0.0, 0.0)
+    (first, both), (_, none), (third, single) = saving_model.agreement([one, other])
+    assert (first, third) == pytest.approx((2.0, 0.5))
+    assert (both, none, single) == (2, 0, 1)
+    assert "> 4.00" in saving_model.savings_table([one], ["first", "second", "third"])
+
+
+def test_where_a_single_network_s_rows_end_only_a_bound_is_seen() -> None:
+    """By the first judge its second row is worse than its first, by the others each is better than that before."""
+    alone = [
+        saving_model.Scored("one", dr.StepPlan.uniform(n), 10 * n, scores)
+        for n, scores in ((4, (1.0, 4.0, 4.0)), (8, (2.0, 2.0, 2.0)), (16, (0.5, 1.0, 1.0)))
+    ]
+    pair = saving_model.Scored("pair", dr.StepPlan.uniform(8, 2), 40, (0.75, 5.0, 0.5))
+    sums = [saving_model.Off(Estimate(0.0, 0.0), n**-3.0, 0.1) for n in (4, 8, 16, 6)]
+    steps = {n: n**-3.0 for n in range(2, 20)}
+    (one,) = saving_model.savings([*alone, pair], sums, steps)
+    assert 1 < one.seen[0][0] < 4
+    assert one.seen[0][1] == ""
+    assert one.seen[1:] == ((1.0, "<"), (4.0, ">"))
 
 
 def test_a_network_of_one_row_has_no_line() -> None:

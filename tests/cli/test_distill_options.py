@@ -30,7 +30,7 @@ from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist
-from dualrate.recipes.students import EM_RATE, StudentRecipe
+from dualrate.recipes.students import EM_RATE, StudentRecipe, dual_student
 from dualrate.runs.store import load, write_experiment
 from dualrate.runs.train import train
 from dualrate.training.config import FitConfig
@@ -60,9 +60,10 @@ def root(tmp_path_factory):
     two = TwoNetworks(network, net(8, 16, classes=4))
     (root / "two").mkdir()
     write_experiment(root / "two", Experiment("two", two, DenoisingConfig(times=TimeSampler()), FIT, data))
-    (root / "smaller").mkdir()
-    smaller = OneNetwork(net(8, 16, classes=4))
-    write_experiment(root / "smaller", Experiment("smaller", smaller, DenoisingConfig(), FIT, data))
+    for name, classes in (("smaller", 4), ("strange", 3)):
+        (root / name).mkdir()
+        smaller = OneNetwork(net(8, 16, classes=classes))
+        write_experiment(root / name, Experiment(name, smaller, DenoisingConfig(), FIT, data))
     return root
 
 
@@ -161,6 +162,12 @@ def test_an_encoder_of_another_run_has_that_one_s_network(student):
     assert found.networks.encoder == net(8, 16, classes=4)
     assert (found.method.teacher, found.method.encoder_from) == ("teacher", "smaller")
     assert found.method.pretraining == 0  # no light network runs
+
+
+def test_an_encoder_of_other_images_than_the_teacher_s_is_refused(root, monkeypatch):
+    monkeypatch.chdir(root)
+    with pytest.raises(ValueError, match=r"strange makes images of .* in 3 classes, its teacher of .* in 4: take"):
+        dual_student(RECIPE, "teacher", 4, 4, encoder_from="strange")
 
 
 def test_light_from_and_source_are_the_student_s(student):

@@ -190,6 +190,8 @@ def test_a_single_network_is_searched_over_the_grid_alone(root, judge, tmp_path,
     assert set(found.names) == blends
     assert found.usual == StepPlan.spread(grids.uniform_log_snr(schedule, 4))
     assert found.names[found.usual] == "usual, blend:1"
+    usual = search(model, Choice(steps=4), judge, tmp_path, progress=Told(), **OPTIONS).usual
+    assert usual == StepPlan.spread(grids.blended(schedule, 4, 0.5))
     karras = search(model, Choice(steps=4, sampler="dpm++2m"), judge, tmp_path, progress=Told(), **OPTIONS)
     assert karras.names[karras.usual] == "usual"
     assert set(karras.names) == blends | {karras.usual}

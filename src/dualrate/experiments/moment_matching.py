@@ -118,7 +118,7 @@ class MomentMatchingConfig(MethodConfig, Ranged):
                 "(--pretraining), or the iterations more (--fit.iterations)"
             )
         if self.student_from is not None and (self.encoder_from or self.light_from):
-            raise ValueError("student_from brings both networks' weights: drop encoder_from and light_from, or it")
+            raise ValueError("student_from brings both networks: drop encoder_from and light_from, or student_from")
         if self._sharpened and not isinstance(experiment.process, CategoricalProcess):
             raise ValueError(f"temperature and top-p are of tokens, and {experiment.name} has none: drop them")
         if self.version == "instant":

@@ -48,6 +48,24 @@ def _codec(experiment: Experiment) -> object:
     return experiment.codec.fingerprint or experiment.codec.identity
 
 
+def encoders_network(experiment: Experiment, name: str, teacher: Experiment) -> NetworksConfig:
+    """The network of a run that a student's encoder is to be. teacher: the student's
+
+    Raises ValueError for one of several, for a decoder, and for one of other images than the teacher's.
+    """
+    if experiment.networks.latent is not None or not experiment.networks.single_rate:
+        raise ValueError(
+            f"{name} is {experiment.networks.kind}; encoder_from takes a single-rate one that is no decoder"
+        )
+    own, its = ((one.shape, one.num_classes, _codec(one)) for one in (experiment, teacher))
+    if own != its:
+        raise ValueError(
+            f"{name} makes images of {own[0]} (C, H, W) in {own[1]} classes, its teacher of {its[0]} in {its[1]}: take "
+            "as encoder_from one of the same, by the same codec"
+        )
+    return experiment.networks
+
+
 def require_no_decoder(experiment: Experiment, method: str) -> None:
     """Raises ValueError for a decoder, which the method of this name does not train."""
     if experiment.networks.latent is not None:

@@ -19,7 +19,7 @@ from dualrate.experiments.experiment import Experiment, MethodConfig
 from dualrate.experiments.moment_matching import MomentMatchingConfig, Rollout
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AtLeast, OnePlan
-from dualrate.experiments.teaching import teachers_network
+from dualrate.experiments.teaching import encoders_network, teachers_network
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.runs.store import read_experiment
@@ -44,7 +44,7 @@ DISTILLING = FitConfig(  # half of the iterations are the auxiliary's; at a cons
 @dataclass(frozen=True)
 class StudentRecipe(Ranged):
     """name:  of the runs, before the plan; None: the teacher's
-    light: the light network of a dual-rate student; None: in proportion to the teacher's
+    light: the light network of a dual-rate student; None: in proportion to its encoder
     """
 
     name: str | None
@@ -79,19 +79,17 @@ def dual_student(
     rollout: Rollout = "full",
     **options: Any,
 ) -> Experiment:
-    """A dual-rate student: an encoder of the teacher's shape and the recipe's light network.
+    """A dual-rate student: an encoder, of the teacher's network if not of another, and the recipe's light network.
 
     student_from: a dual-rate run whose two networks the student has and starts from, instead, on the images of that
     encoder_from: a single-rate run, maybe smaller than the teacher, whose network the encoder is and starts from
-    Raises ValueError for a teacher that cannot teach, and for one beside which no light network is laid out here,
-    without `student_from`.
+    Raises ValueError for a teacher that cannot teach, an `encoder_from` that is no such run, and an encoder beside
+    which no light network is laid out here, without `student_from`.
     """
     source = read_experiment(Path(teacher))
     single = teachers_network(source, teacher)
     if encoder_from is not None:
-        single = read_experiment(Path(encoder_from)).networks
-        if not single.single_rate:
-            raise ValueError(f"{encoder_from} is {single.kind}; encoder_from takes a single-rate one")
+        single = encoders_network(read_experiment(Path(encoder_from)), encoder_from, source)
     networks, source = _dual(recipe, source, single, encoder_from or teacher, student_from)
     own = {"student_from": student_from, "encoder_from": encoder_from, "rollout": rollout, **options}
     plans = OnePlan(steps, heavy)
@@ -100,11 +98,14 @@ def dual_student(
 
 
 def _dual(
-    recipe: StudentRecipe, source: Experiment, single: NetworksConfig, teacher: str, student_from: str | None
+    recipe: StudentRecipe, source: Experiment, single: NetworksConfig, name: str, student_from: str | None
 ) -> tuple[NetworksConfig, Experiment]:
-    """A dual-rate student's networks, and its teacher's experiment on the images that it is trained on."""
+    """A dual-rate student's networks, and its teacher's experiment on the images that it is trained on.
+
+    single: of its encoder; name: what the user calls that
+    """
     if student_from is None:
-        return single.beside(recipe.light, teacher).with_noise(recipe.noise), source
+        return single.beside(recipe.light, name).with_noise(recipe.noise), source
     started = read_experiment(Path(student_from))
     if started.networks.single_rate:
         raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")

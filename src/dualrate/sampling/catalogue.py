@@ -23,6 +23,7 @@ from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.covariance import Kernel, NoiseCovariance, ProbedCovariance, TabulatedCovariance
 from dualrate.sampling.covariance_table import CovarianceTable
+from dualrate.sampling.grids import check_grid
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.step import Step
 
@@ -59,6 +60,11 @@ class Sampler(Ranged):
     longest: Annotated[int, Range(1, 100_000)] = 100_000
     gammas: tuple[Probability, ...] = (0.0,)
     rank: Annotated[int, Range(1, 100)] = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_grid(self.grid)
+        check_grid(self.reusing)
 
     @cached_property
     def markovian(self) -> bool:
