@@ -43,7 +43,7 @@ from dualrate.sampling.grids import grid_times
 
 STEPS, COUNT, FIRST = 6, 1000, 1_000_000
 HOW = ("ancestral", "ddim", "dpm++2m", "sde-dpm++2m:0.1", "sde-dpm++2m:0.2")
-USUAL = "sde-dpm++2m:0.1", "log-snr"  # where nothing is measured yet
+USUAL = "sde-dpm++2m:0.1", "blend:0.5"  # where nothing is measured yet
 GRIDS = ("t", "blend:0.5", "log-snr")
 WHERE, PAGE = RESULTS / "decoder-samplers", RESULTS / "decoders.md"
 DECODERS = {  # and the numbers of steps that they are compared at

@@ -103,7 +103,7 @@ def lines() -> dict[str, Line]:
     for n in (*STEPS, 3, 5, 16, 32):  # heavy calls of 3 and 5 cost about what dual-rate students of 4/2 and 8/4 do
         for ahead, teacher in (("", LIGHT), ("heavy-", HEAVY)):
             found[f"{ahead}ddim-{n}"] = Line("the teacher, DDIM", teacher, choice=Choice(n, sampler="ddim"))
-            usual = Choice(n, sampler="sde-dpm++2m", gamma=0.1)
+            usual = Choice(n, sampler="sde-dpm++2m", gamma=0.1, grid="log-snr")
             found[f"{ahead}teacher-{n}"] = Line("the teacher, SDE-DPM-Solver++ 2M", teacher, choice=usual)
             if n in BEST:
                 found[f"{ahead}best-{n}"] = Line("the teacher, its best sampler", teacher, choice=BEST[n])

@@ -36,10 +36,8 @@ from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond, Context
 from dualrate.machine.progress import Reporter
-from dualrate.measuring.choosing import RECOMMENDED
 from dualrate.measuring.subset import SubsetBatch, subset_batches
 from dualrate.networks.dual import ContextEncoder
-from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.cost import macs_of
 from dualrate.sampling.grids import grid_times
 
@@ -190,7 +188,7 @@ def main() -> None:
     asked = parser.parse_args()
     on_one_thread()
     model = load(asked.run)
-    times = grid_times(sampler_named(RECOMMENDED).grid, model.gaussian.schedule, asked.steps)
+    times = grid_times("log-snr", model.gaussian.schedule, asked.steps)
     errors = measured(model, times, asked.images, reporter())
     steps, places = asked.steps, np.arange(asked.steps)
     lines = []

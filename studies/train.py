@@ -84,32 +84,27 @@ RUNS |= {  # of those on the front
 OF_HEAVY = "fashion-mnist --teacher weights/fashion-mnist-heavy"
 OF_DUAL = f"{OF_HEAVY} --student dual --student-from weights/fashion-mnist-dual"
 BY_B = "--student dual --rollout full"  # moment matching's algorithm B
-CALLS = {"light-10": (8, 12), "light": (6, 8), "medium-25": (4, 6, 8)}  # of small students that are one network
 
 
-def taught_by(network: str, plan: tuple[int, int], student: str = "") -> str:
-    """plan: steps and heavy calls; student: the pair that it begins as, or, called at every step, the single network;
-    the one that teaches if not given
-    """
-    role = "encoder" if plan[0] == plan[1] else "student"
-    begin = f"--{role}-from weights/fashion-mnist-{student} " if student else ""
-    return f"fashion-mnist --teacher weights/fashion-mnist-{network} {BY_B} {begin}--steps {plan[0]} --heavy {plan[1]}"
+def taught_by(teacher: str, plan: tuple[int, int], pair: str = "", single: str = "") -> str:
+    """plan: steps and heavy calls; pair, single: what it begins as, if not as its teacher"""
+    begin = f"--student-from weights/fashion-mnist-{pair} " if pair else ""
+    begin += f"--encoder-from weights/fashion-mnist-{single} " if single else ""
+    return f"fashion-mnist --teacher weights/fashion-mnist-{teacher} {BY_B} {begin}--steps {plan[0]} --heavy {plan[1]}"
 
 
 def small_students(again: str = "", seed: str = "") -> dict[str, str]:
     """Taught by medium-25, all of them. again: names the other training of the networks, whose students these are."""
     teacher = f"medium-25{again}"
-    pairs = {
-        f"settle-student-25-{n}-{h}{again}": taught_by(teacher, (n, h), f"dual-25{again}") + seed
-        for n, h in ((8, 4), (8, 2))
+    made = {
+        "25-8-4": taught_by(teacher, (8, 4), pair=f"dual-25{again}"),
+        "25-8-2": taught_by(teacher, (8, 2), pair=f"dual-25{again}"),
+        "light-10-8": taught_by(teacher, (8, 8), single=f"light-10{again}"),
+        "light-8": taught_by(teacher, (8, 8), single=f"light{again}"),
+        "medium-25-4": taught_by(teacher, (4, 4)),
+        "medium-25-6": taught_by(teacher, (6, 6)),
     }
-    single = {
-        f"settle-student-{name}-{n}{again}": taught_by(teacher, (n, n), "" if name == "medium-25" else f"{name}{again}")
-        + seed
-        for name, calls in CALLS.items()
-        for n in calls
-    }
-    return pairs | single
+    return {f"settle-student-{name}{again}": command + seed for name, command in made.items()}
 
 
 STUDENTS = {
