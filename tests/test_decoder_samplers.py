@@ -34,9 +34,9 @@ def test_the_best_has_the_least_product_and_unusual_times_are_a_plan(here):
     assert study.entry("dual", 4) == "dual=runs/decoder-dual:plans/decoders/4-1/log-snr.json@ddim"
     plan = dr.StepPlan.from_json((here / "plans/decoders/4-1/log-snr.json").read_text())
     assert (plan.num_steps, plan.num_heavy, plan.refresh[0]) == (4, 1, Refresh.FULL)
-    measured(here, "small", {"sde-dpm++2m:0.1 blend:0.5": [1.0, 1.0, 1.0]})
-    assert study.entry("small", 6) == "small=runs/decoder-small:plans/decoders/6/blend-0.5.json@sde-dpm++2m:0.1"
-    plan = dr.StepPlan.from_json((here / "plans/decoders/6/blend-0.5.json").read_text())
+    measured(here, "small", {"sde-dpm++2m:0.1 log-snr": [1.0, 1.0, 1.0]})
+    assert study.entry("small", 6) == "small=runs/decoder-small:plans/decoders/6/log-snr.json@sde-dpm++2m:0.1"
+    plan = dr.StepPlan.from_json((here / "plans/decoders/6/log-snr.json").read_text())
     assert (plan.num_steps, plan.num_heavy) == (6, 6)
     assert study.entry("heavy", 4) == "heavy=runs/decoder-heavy:4@sde-dpm++2m:0.1"  # not measured yet
 
