@@ -44,6 +44,7 @@ from dualrate.measuring.likelihood import Estimate
 from dualrate.measuring.subset import SubsetBatch, subset_batches
 from dualrate.planning.bend import measure_bend
 from dualrate.planning.planner import Errors, Planner
+from dualrate.report.pareto import unbeaten
 from dualrate.report.table import significant
 from dualrate.sampling.grids import grid_times
 
@@ -256,15 +257,12 @@ def savings(rows: Sequence[Scored], sums: Sequence[Off], single_steps: Mapping[i
 
 
 def _seen(row: Scored, alone: Sequence[Scored], judge: int) -> tuple[float, str]:
-    score, line = row.scores[judge], []
-    for macs, its in sorted((float(one.macs), one.scores[judge]) for one in alone):
-        if not line or its < line[-1][0]:
-            line.append((its, macs))
-    if score >= line[0][0]:
-        return line[0][1] / row.macs, "<"
-    if score < line[-1][0]:
-        return line[-1][1] / row.macs, ">"
-    return straight(score, line) / row.macs, ""
+    score, line = row.scores[judge], unbeaten(alone, lambda one: (one.macs, one.scores[judge]))
+    if score >= line[0].scores[judge]:
+        return line[0].macs / row.macs, "<"
+    if score < line[-1].scores[judge]:
+        return line[-1].macs / row.macs, ">"
+    return straight(score, [(one.scores[judge], one.macs) for one in line]) / row.macs, ""
 
 
 def agreement(found: Sequence[Saving]) -> list[tuple[float, int]]:
@@ -272,7 +270,8 @@ def agreement(found: Sequence[Saving]) -> list[tuple[float, int]]:
     ratios: list[list[float]] = [[] for _ in found[0].seen]
     for one in found:
         for own, (ratio, sign) in zip(ratios, one.seen, strict=True):
-            own += [np.log(ratio / one.predicted)] * (not sign)
+            if not sign:
+                own.append(np.log(ratio / one.predicted))
     return [(float(np.exp(np.mean(own))) if own else math.nan, len(own)) for own in ratios]
 
 

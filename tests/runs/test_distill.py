@@ -183,22 +183,25 @@ def test_pretraining_leaves_the_encoder_what_the_teacher_is(root, tmp_path):
     assert any(name.startswith("light.") and not torch.equal(w, before[name]) for name, w in after.state_dict().items())
 
 
-def test_a_student_may_start_from_a_dual_rate_run(root):
-    teacher, run = str(root / "teacher"), str(root / "two")
-    student = dual_student(RECIPE, teacher, 4, 2, student_from=run)
+def filled(root: Path, heavy: int, **begins: str):
+    """Networks of a student of 4 steps as its training begins with them, and what it says those are."""
+    teacher = str(root / "teacher")
+    student = dual_student(RECIPE, teacher, 4, heavy, **begins)
     networks = student.build()[0]
     start = Start(True, torch.device("cpu"), False, load, lambda iteration: pytest.fail("no data"), print)
-    told = student.method.fill(student, networks, load(teacher), start)
+    return networks, student.method.fill(student, networks, load(teacher), start)
+
+
+def test_a_student_may_start_from_a_dual_rate_run(root):
+    run = str(root / "two")
+    networks, told = filled(root, 2, student_from=run)
     assert "weights" in told["student"]
     assert same_bits({"": dict(networks.state_dict())}, {"": dict(load(run).networks.state_dict())})
 
 
 def test_an_encoder_may_start_from_another_run_than_the_teacher(root):
-    teacher, run = str(root / "teacher"), str(root / "other")
-    student = dual_student(RECIPE, teacher, 4, 4, encoder_from=run)
-    networks = student.build()[0]
-    start = Start(True, torch.device("cpu"), False, load, lambda iteration: pytest.fail("no data"), print)
-    told = student.method.fill(student, networks, load(teacher), start)
+    run = str(root / "other")
+    networks, told = filled(root, 4, encoder_from=run)
     source = load(run)
     assert told == {"encoder": str(source)}
     begun, its = networks["encoder"].net.state_dict(), source.networks["model"].state_dict()
