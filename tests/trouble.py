@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import resource
 import signal
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,24 +40,36 @@ def unreadable(path: Path, tree: Path) -> Iterator[None]:
 
 @contextmanager
 def somebody(tree: Path) -> Iterator[None]:
-    """An ordinary user, who owns `tree`."""
+    """An ordinary user, who owns `tree`; one process at a time, for trees lie below folders that tests share."""
     if os.geteuid():
         yield
         return
-    for place in (tree, *tree.rglob("*")):
-        os.chown(place, NOBODY, NOBODY, follow_symlinks=False)
-    modes = {place: stat.S_IMODE(place.stat().st_mode) for place in tree.parents}
+    with locked(Path(tempfile.gettempdir())):
+        for place in (tree, *tree.rglob("*")):
+            os.chown(place, NOBODY, NOBODY, follow_symlinks=False)
+        modes = {place: stat.S_IMODE(place.stat().st_mode) for place in tree.parents}
+        try:
+            for place, mode in modes.items():
+                place.chmod(mode | 0o011)
+            os.setegid(NOBODY)
+            os.seteuid(NOBODY)
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            for place, mode in modes.items():
+                place.chmod(mode)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Every other process that asks for the same folder waits."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        for place, mode in modes.items():
-            place.chmod(mode | 0o011)
-        os.setegid(NOBODY)
-        os.seteuid(NOBODY)
+        fcntl.flock(opened, fcntl.LOCK_EX)
         yield
     finally:
-        os.seteuid(0)
-        os.setegid(0)
-        for place, mode in modes.items():
-            place.chmod(mode)
+        os.close(opened)
 
 
 @contextmanager
