@@ -64,16 +64,23 @@ NEAR = {  # dual-25 and what decided its ratios by some judge, at 10,000 images 
         *(single(steps, EVEN) for steps in (8, 10)),
         *(single(steps) for steps in (8, 10)),
     ),
-    "medium-25": (*(f"{steps}@dpm++2m" for steps in (6, 7, 8)), *(single(steps, EVEN) for steps in (10, 12))),
+    "medium-25": (
+        *(f"{steps}@dpm++2m" for steps in (6, 7, 8)),
+        *(single(steps, EVEN) for steps in (10, 12)),
+        *(single(steps) for steps in (8, 10)),
+    ),
 }
-AGAIN = ("dual-25", "light-10", "medium-25")  # trained from seed 1, too
+AGAIN = ("dual-25", "light-10", "light", "medium-25")  # trained from seed 1, too
 SMALL_STUDENTS = {  # of medium-25, by algorithm B: the steps and heavy calls of each, at which it is sampled too
     "25-8-4": "8/4",
     "25-8-2": "8/2",
+    "25-16-2": "16/2",
     "light-10-8": "8",
+    "light-10-12": "12",
     "light-8": "8",
     "medium-25-4": "4",
     "medium-25-6": "6",
+    "medium-25-8": "8",
 }
 NATURAL = {  # of natural images of 16 x 16
     "dual-25": (blended("0.5-8-2", 0.2), blended("0.5-10-3", 0.15), blended("0.5-12-3", 0.1)),
