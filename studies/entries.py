@@ -76,11 +76,10 @@ SMALL_STUDENTS = {  # of medium-25, by algorithm B: the steps and heavy calls of
     "25-8-2": "8/2",
     "25-16-2": "16/2",
     "light-10-8": "8",
-    "light-10-12": "12",
+    "light-10-10": "10",
     "light-8": "8",
     "medium-25-4": "4",
     "medium-25-6": "6",
-    "medium-25-8": "8",
 }
 NATURAL = {  # of natural images of 16 x 16
     "dual-25": (blended("0.5-8-2", 0.2), blended("0.5-10-3", 0.15), blended("0.5-12-3", 0.1)),

@@ -101,11 +101,10 @@ def small_students(again: str = "", seed: str = "") -> dict[str, str]:
         "25-8-2": taught_by(teacher, (8, 2), pair=f"dual-25{again}"),
         "25-16-2": taught_by(teacher, (16, 2), pair=f"dual-25{again}"),
         "light-10-8": taught_by(teacher, (8, 8), single=f"light-10{again}"),
-        "light-10-12": taught_by(teacher, (12, 12), single=f"light-10{again}"),
+        "light-10-10": taught_by(teacher, (10, 10), single=f"light-10{again}"),
         "light-8": taught_by(teacher, (8, 8), single=f"light{again}"),
         "medium-25-4": taught_by(teacher, (4, 4)),
         "medium-25-6": taught_by(teacher, (6, 6)),
-        "medium-25-8": taught_by(teacher, (8, 8)),
     }
     return {f"settle-student-{name}{again}": command + seed for name, command in made.items()}
 
