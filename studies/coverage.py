@@ -7,8 +7,8 @@ true ones, and so is what each dual-rate plan saves. Each of EXPERIMENTS experim
 that its own interval tells, with bootstrap replicates that have the same law around the noisy score, and asks whether
 the interval leaves out the truth, below or above. Noise is independent between plans, or half of it is shared, as seeds
 share it, between trainings too; at the images measured, and at ten times as many. The last lines train networks several
-times, all of them alike or some more often, as reports do that have no time for more; in the last two a training moves
-the dual-rate network twice as much as others. The counts are in docs/results/coverage.json.
+times, all of them alike or some more often, as reports do that have no time for more; in some a training moves the
+dual-rate network two or three times as much as others. The counts are in docs/results/coverage.json.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ SETTINGS = (
     *(Setting(0.5, images, (("heavy", 2), ("medium", 2), ("light", 2), (DUAL, 3))) for images in (10, 1)),
     Setting(0.5, 10, (("medium", 2), ("light", 2), (DUAL, 3)), 2.0),
     Setting(0.5, 10, (("heavy", 2), ("medium", 2), ("light", 2)), 2.0),
+    *(
+        Setting(0.5, 10, tuple((name, 2) for name in ("heavy", "medium", "light", DUAL)), noisier)
+        for noisier in (1, 2, 3)
+    ),
 )
 
 
