@@ -72,8 +72,9 @@ def test_the_first_judge_s_ratios_are_those_of_the_savings(judge):
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(1.1, 2, 1), (math.inf, math.inf, 1), (0.5, 0.9, -1), (0, 0.9, -1), (0.9, 1.1, 0), (1, 2, 0), (0, math.inf, 0)],
-)
+    [(1.1, 2, 1), (math.inf, math.inf, 1), (0.5, 0.9, -1), (0, 0.9, -1), (0.9, 1.1, 0), (1, 2, 0), (0, math.inf, 0),
+     (0, 0.996, 0), (1.004, 2, 0), (0, 0.994, -1)],
+)  # fmt: skip
 def test_the_side_of_1_that_an_interval_is_on(judge, low, high, expected):
     (found,) = verdicts(judged(judge, 4.0, 5.0))
     assert beyond(replace(found.first.savings[0], low=low, high=high)) == expected
@@ -94,6 +95,10 @@ def test_a_line_a_judge_and_what_they_come_to(judge):
     assert made.cells[0][5].startswith("2.00 [")
     assert made.cells[1][5].startswith("1.00 [")
     assert made.cells[2][5:] == (SPLIT,) * 3
+    assert made.notes[-1].startswith(
+        "on FLOPs 1 of 2 ratios leave out 1 above, 0 below, each by an interval of its own"
+    )
+    assert "were all of them 1, 0.05 a side would by chance" in made.notes[-1]
 
 
 def test_columns_a_judge_on_the_page_in_csv_and_in_json(judge):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dualrate.compare.savings import COSTS, TIMING, ComparisonResults, Savings, savings, savings_of
 from dualrate.measuring.choosing import CHOSEN_IN
+from dualrate.metrics.bootstrap import LEVEL
 from dualrate.report.headline import plan_of
 from dualrate.report.rows import shared_metrics
 from dualrate.report.saving import Saving
@@ -50,8 +51,8 @@ def verdicts(results: ComparisonResults) -> list[Verdict]:
 
 
 def beyond(found: Saving, slack: float = 1.0) -> int:
-    """Of 1, on which the interval is: 1 above by this factor, -1 below by it, else 0."""
-    return int(found.low > slack) - int(found.high < 1 / slack)
+    """Of 1, on which the interval, as it is printed, is: 1 above by this factor, -1 below by it, else 0."""
+    return int(round(found.low, 2) > slack) - int(round(found.high, 2) < 1 / slack)
 
 
 def _word(sides: set[int]) -> str:
@@ -61,7 +62,8 @@ def _word(sides: set[int]) -> str:
 def verdict_table(results: ComparisonResults) -> Table:
     """A line a judge for every saving, and below these what they come to; none with a single judge."""
     cells: list[tuple[str, ...]] = []
-    for verdict in verdicts(results):
+    found = verdicts(results)
+    for verdict in found:
         row = verdict.first.finished.row
         named = (row.network, row.sampler, plan_of(row))
         for metric, one in verdict.by_judge.items():
@@ -73,9 +75,20 @@ def verdict_table(results: ComparisonResults) -> Table:
         f"by a factor of {TIMING} where time is measured, so the claim holds; "
         f"they {OPEN}: every interval holds 1, of time within that factor; they {SPLIT}: anything else, and nothing is "
         "claimed",
+        _counts([beyond(one.savings[0]) for verdict in found for one in verdict.by_judge.values()]),
     )
     return Table(
         ("network", "sampler", "plan", "judge", "score", *(costs.name for costs in COSTS)), tuple(cells), notes
+    )
+
+
+def _counts(sides: Sequence[int]) -> str:
+    """sides: of 1, on which every ratio's interval is"""
+    by_chance = len(sides) * (1 - LEVEL) / 2
+    return (
+        f"on {COSTS[0].name} {sides.count(1)} of {len(sides)} ratios leave out 1 above, {sides.count(-1)} below, each "
+        f"by an interval of its own: were all of them 1, {by_chance:.2g} a side would by chance, some of them "
+        "together, since plans and judges share images and trainings"
     )
 
 
