@@ -58,7 +58,7 @@ def test_every_judge_pools_its_own_scores():
     (one,) = as_one([seen_by_two(*pair) for pair in zip(trained("a", 1, scores[0]), scores[1], strict=True)])
     first, other = one.row.scores.values()
     assert (first.value, other.value) == (pytest.approx(1), pytest.approx(10))
-    assert np.array_equal(one.replicates, np.ones(9))  # equal scores: no noise of training
+    assert np.array_equal(one.replicates, np.ones(18))  # equal scores: no noise of training
     noise = np.log(one.judged_by("FD-circles").replicates / 10)
     assert np.ptp(noise) > 0.5
     tails = tuple(np.quantile(noise, [0.025, 0.975]))
