@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 SDE = "@sde-dpm++2m:0.2"
 REDUCED = {  # few plans, for a CPU
@@ -70,7 +70,7 @@ NEAR = {  # dual-25 and what decided its ratios by some judge, at 10,000 images 
         *(single(steps) for steps in (8, 10)),
     ),
 }
-AGAIN = ("dual-25", "light-10", "light", "medium-25")  # trained from seed 1, too
+AGAIN = {"dual-25": (1,), "light-10": (1,), "light": (1,), "medium-25": (1,)}  # trained from these seeds, too
 SMALL_STUDENTS = {  # of medium-25, by algorithm B: the steps and heavy calls of each, at which it is sampled too
     "25-8-4": "8/4",
     "25-8-2": "8/2",
@@ -120,20 +120,20 @@ def each(models: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
     return [(name, how) for name, ways in models.items() for how in ways]
 
 
-def trained_alike(rows: Iterable[tuple[str, str]], again: Container[str] = ()) -> list[str]:
-    """Entries of released models of Fashion-MNIST, each under a way to sample. again: those with another training."""
-    runs = "weights/fashion-mnist-{0}"
-    return [f"{name}={(_twice(runs) if name in again else runs).format(name)}:{how}" for name, how in rows]
+def trained_alike(rows: Iterable[tuple[str, str]], again: Mapping[str, Sequence[int]] = {}) -> list[str]:
+    """Entries of released models of Fashion-MNIST, each under a way to sample. again: further seeds of a model."""
+    return [f"{name}={_trained(f'weights/fashion-mnist-{name}', again.get(name, ()))}:{how}" for name, how in rows]
 
 
 def taught_alike() -> list[str]:
     """Entries of `SMALL_STUDENTS`, two trainings each."""
-    return [f"student-{name}={_twice(f'runs/settle-student-{name}')}:{how}" for name, how in SMALL_STUDENTS.items()]
+    runs = {name: _trained(f"runs/settle-student-{name}", (1,)) for name in SMALL_STUDENTS}
+    return [f"student-{name}={runs[name]}:{how}" for name, how in SMALL_STUDENTS.items()]
 
 
-def _twice(run: str) -> str:
-    """A run, and the same from another seed."""
-    return f"{run},{run}-seed1"
+def _trained(run: str, again: Sequence[int]) -> str:
+    """A run, and the same from other seeds."""
+    return ",".join((run, *(f"{run}-seed{seed}" for seed in again)))
 
 
 DRAWN = {  # of decoders, those near the front
