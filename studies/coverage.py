@@ -1,6 +1,6 @@
 """How often the interval of a saving holds the truth: synthetic comparisons whose answer is known.
 
-    .venv/bin/python studies/coverage.py     # half a minute; writes the table of docs/results/coverage.md
+    .venv/bin/python studies/coverage.py     # two minutes; writes the table of docs/results/coverage.md
 
 The truth is the published comparison (docs/results/fashion-mnist.json): its scores, costs and curves are taken for the
 true ones, and so is what each dual-rate plan saves. Each of EXPERIMENTS experiments gives every score noise of the size

@@ -127,8 +127,8 @@ def trained_alike(rows: Iterable[tuple[str, str]], again: Mapping[str, Sequence[
 
 def taught_alike() -> list[str]:
     """Entries of `SMALL_STUDENTS`, two trainings each."""
-    runs = {name: _trained(f"runs/settle-student-{name}", (1,)) for name in SMALL_STUDENTS}
-    return [f"student-{name}={runs[name]}:{how}" for name, how in SMALL_STUDENTS.items()]
+    rows = SMALL_STUDENTS.items()
+    return [f"student-{name}={_trained(f'runs/settle-student-{name}', (1,))}:{how}" for name, how in rows]
 
 
 def _trained(run: str, again: Sequence[int]) -> str:

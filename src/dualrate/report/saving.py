@@ -25,6 +25,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from dualrate.metrics.bootstrap import LEVEL
 from dualrate.report.pareto import Point, front
 
 RESOLUTION = 0.01  # of the costs at which an interval is looked for, in log cost
@@ -56,7 +57,7 @@ class Saving:
         return f"{'at most ' if self.at_most else ''}{ratio} [{low}, {high}]"
 
 
-def saving(point: Point, rivals: Sequence[Point], *, level: float = 0.95) -> Saving:
+def saving(point: Point, rivals: Sequence[Point], *, level: float = LEVEL) -> Saving:
     """At the point's score, against all rivals; the interval is one of both sides' images.
 
     Raises ValueError for no rivals, for other numbers of replicates than the point's, and for less than two or any that
@@ -105,7 +106,7 @@ def _border(holds: Callable[[float], bool], inside: float, outside: float) -> fl
     return inside
 
 
-def side(point: Point, rivals: Sequence[Point], ratio: float, *, level: float = 0.95) -> int:
+def side(point: Point, rivals: Sequence[Point], ratio: float, *, level: float = LEVEL) -> int:
     """Where a ratio between the rivals' cheapest and dearest cost is: -1 below, 0 in, 1 above the saving's interval.
 
     Raises ValueError as `saving`.
