@@ -74,7 +74,7 @@ from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contenders import Entry
 from dualrate.compare.judges import verdict_table, verdicts
 from dualrate.compare.page import front_table, reusing_plans, savings_table, trainings_table
-from dualrate.compare.savings import ComparisonResults
+from dualrate.compare.savings import ComparisonResults, Savings
 from dualrate.compare.work import TimedContender
 from dualrate.config.ranges import Precision
 from dualrate.machine.device import pick_device
@@ -138,7 +138,7 @@ REPORTS = {
         "make reproduce-report",
         "settled.md",
         f"{JUDGES},{PRETRAINED}",
-        kinds=("verdicts", *KINDS, "trainings", "headline"),
+        kinds=("verdicts", *KINDS, "trainings", "headline", "scores"),
     ),
     "students-settled": Report(
         taught_alike(),
@@ -197,13 +197,22 @@ REPORTS = {
 
 def headline_table(findings: ComparisonResults) -> Table:
     """What each plan saves in FLOPs, a column a judge."""
+    return _by_judge(findings, lambda one: str(one.savings[0]))
+
+
+def scores_table(findings: ComparisonResults) -> Table:
+    """How much the best of the others lack at each plan's FLOPs, a column a judge."""
+    return _by_judge(findings, lambda one: str(one.score))
+
+
+def _by_judge(findings: ComparisonResults, cell: Callable[[Savings], str]) -> Table:
     found = verdicts(findings)
     prefix, unit = compute_unit([one.first.finished.row.flops for one in found])
     cells = []
     for one in found:
         row = one.first.finished.row
         named = (row.network, row.sampler, plan_of(row), significant(row.flops / unit))
-        cells.append((*named, *(str(by.savings[0]) for by in one.by_judge.values())))
+        cells.append((*named, *map(cell, one.by_judge.values())))
     judges = found[0].by_judge if found else ()
     return Table(("network", "sampler", "plan", f"{prefix}FLOPs", *judges), tuple(cells), ())
 
@@ -214,6 +223,7 @@ TABLES: Mapping[str, Callable[[ComparisonResults], Table]] = {  # by the kind be
     "front": lambda findings: front_table(findings.finished),
     "trainings": lambda findings: trainings_table([one.measured for one in findings.finished]),
     "headline": headline_table,
+    "scores": scores_table,
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_savings import RIVALS, findings, finished
 
-from dualrate.compare.judges import CHEAPER, DEARER, OPEN, SPLIT, beyond, roles, verdict_table, verdicts
+from dualrate.compare.judges import CHEAPER, DEARER, OPEN, SPLIT, beyond, roles, told_together, verdict_table, verdicts
 from dualrate.compare.page import compare_page, front_table
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import ComparisonResults, savings
@@ -92,13 +92,49 @@ def test_a_line_a_judge_and_what_they_come_to(judge):
     made = verdict_table(judged(judge, 4.0, 8.0))
     assert [line[3] for line in made.cells] == ["FD-squares", "FD-other", "the judges"]
     assert [line[4] for line in made.cells] == ["4.00", "8.00", ""]
-    assert made.cells[0][5].startswith("2.00 [")
-    assert made.cells[1][5].startswith("1.00 [")
-    assert made.cells[2][5:] == (SPLIT,) * 3
+    assert [line[5] for line in made.cells] == ["2.00 [2.00, 2.00]", "1.00 [1.00, 1.00]", ""]
+    assert made.cells[0][6].startswith("2.00 [")
+    assert made.cells[1][6].startswith("1.00 [")
+    assert made.cells[2][6:] == (SPLIT,) * 3
     assert made.notes[-1].startswith(
         "on FLOPs 1 of 2 ratios leave out 1 above, 0 below, each by an interval of its own"
     )
     assert "were all of them 1, 0.05 a side would by chance" in made.notes[-1]
+    assert "1 leave it out by Holm's procedure" in made.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [(3.0, 2.1, 2), (2.1, 3.0, 2), (-3.0, 2.1, 2), (2.1, 2.1, 0), (2.3, 1.9, 1), (1.9, 1.9, 0), (0.0, 0.0, 0)],
+)
+def test_what_is_told_together_is_told_at_stricter_levels_one_by_one(judge, first, second, expected):
+    """Of two ratios, this many standard deviations from 1: one has to be 2.24 away, the other then 1.96."""
+
+    scores = [8 * math.exp(-0.1 * away) for away in (first, second)]  # the rivals have 8 there
+    noise = np.exp(0.1 * SPREAD / SPREAD.std(ddof=1))
+    one = seen(finished("dual", 1, scores[0]), scores[1])
+    measured = replace(one.measured, replicates=scores[0] * noise, beside={"FD-other": scores[1] * noise})
+    rivals = [seen(rival, rival.row.score.value) for rival in RIVALS]
+    results = findings(judge, [replace(one, measured=measured)], rivals)
+    found = verdicts(results)
+    assert told_together(results, found) == expected
+
+
+def test_what_is_told_together_has_the_noise_of_training_of_its_level(judge, monkeypatch):
+    """Of several trainings replicates are made anew: here noisier at stricter levels than at the usual one."""
+    results = judged(judge, 4.0, 4.0)
+    assert told_together(results, verdicts(results)) == 2
+    levels = []
+
+    def noisier(measured, level):
+        levels.append(level)
+        factor = np.exp(10 * SPREAD)
+        return [replace(one, replicates=factor * one.replicates, beside={"FD-other": factor * 4}) for one in measured]
+
+    monkeypatch.setattr("dualrate.compare.judges.as_one", noisier)
+    several = replace(results, measured=[one.measured for one in results.own])
+    assert told_together(several, verdicts(several)) == 0
+    assert levels == [1 - 0.05 / 2]
 
 
 def test_columns_a_judge_on_the_page_in_csv_and_in_json(judge):
@@ -112,6 +148,8 @@ def test_columns_a_judge_on_the_page_in_csv_and_in_json(judge):
     (saved,) = json.loads(as_json(results))["savings"]
     ratios = [saved["judges"][metric]["FLOPs"]["ratio"] for metric in ("FD-squares", "FD-other")]
     assert ratios == pytest.approx([2.0, 1.0])
+    scores = [saved["judges"][metric]["score at equal FLOPs"]["ratio"] for metric in ("FD-squares", "FD-other")]
+    assert scores == pytest.approx([2.0, 1.0])
     assert saved["judges on FLOPs"] == SPLIT
 
 

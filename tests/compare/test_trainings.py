@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from test_savings import finished
 
 from dualrate.compare.comparison import compare
 from dualrate.compare.contenders import Entry
+from dualrate.compare.judges import verdicts
 from dualrate.compare.page import trainings_table
 from dualrate.compare.trainings import as_one, with_trainings
 from dualrate.compare.work import MeasuredContender
+from dualrate.report.trainings import student_quantile
 from dualrate.runs.store import load, write_experiment
 from dualrate.training import checkpoint
 
@@ -36,6 +39,14 @@ def test_a_line_is_the_geometric_mean_of_its_trainings():
     tails = np.quantile(np.log(other.replicates), [0.025, 0.975])
     assert (math.log(other.row.score.low), math.log(other.row.score.high)) == pytest.approx(tuple(tails))
     assert "3 trainings" in other.row.score.note
+
+
+def test_stricter_levels_make_the_noise_of_training_wider():
+    """By Student's t over the normal law, whose tails differ the more the further out."""
+    measured, freedom = [*trained("a", 1, [1, 4]), *trained("b", 1, [2, 3, 16])], 3
+    spread = [np.log(as_one(measured, level)[0].replicates).std() for level in (0.95, 0.99)]
+    wider = [student_quantile(p, freedom) / NormalDist().inv_cdf(p) for p in (0.975, 0.995)]
+    assert spread[1] / spread[0] == pytest.approx(wider[1] / wider[0])
 
 
 def test_the_table_of_trainings_has_those_that_are_several():
@@ -144,8 +155,9 @@ def test_trainings_are_one_line_of_a_comparison(here, pages):  # noqa: F811
             metric: list(scores) for metric, scores in one.measured.trainings.items()
         }
     (saved,) = json.loads((here / "report.json").read_text())["savings"]
-    assert saved["FLOPs"]["times_as_many_images_tell"] is None
-    assert all(found["FLOPs"]["times_as_many_images_tell"] is None for found in saved["judges"].values())
+    (verdict,) = verdicts(results)
+    assert saved["FLOPs"]["times_as_much_tells"] == verdict.first.savings[0].to_tell > 0
+    assert len(results.measured) == 6
     assert len(list(csv.DictReader((here / "report.csv").open()))) == 2
     page = (here / "report.html").read_text()
     assert "3 trainings" in page

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dualrate.report.pareto import Point
-from dualrate.report.saving import PRECISION, cost_at, saving, side
+from dualrate.report.saving import PRECISION, cost_at, saving, score_ratio, side
 
 CLOSE = pytest.approx
 
@@ -24,6 +24,9 @@ def point(cost: float, score: float, replicates=None, curve: str | None = "curve
 
 def power_law(costs, scale: float = 8.0, power: float = 0.7) -> list[Point]:
     return [point(cost, scale * cost**-power) for cost in costs]
+
+
+LAW = power_law([1, 4, 16])
 
 
 def noisy(points, deviation: float, seed: int = 0, count: int = 4000) -> list[Point]:
@@ -183,8 +186,8 @@ def test_images_that_tell_a_ratio_from_one(score, mean):
     z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
     against = max(mean if score < 1 else -mean, 0)
     found = saving(own, rivals)
-    assert found.images == CLOSE(((z * noise.std(ddof=1) + against) / math.log(score)) ** 2)
-    assert math.isnan(saving(point(0.5, 3.0), power_law([1, 4])).images)
+    assert found.to_tell == CLOSE(((z * noise.std(ddof=1) + against) / math.log(score)) ** 2)
+    assert math.isnan(saving(point(0.5, 3.0), power_law([1, 4])).to_tell)
 
 
 def test_a_curve_whose_first_plan_is_better_bounds_the_ratio_and_tells_no_lower_end():
@@ -234,7 +237,31 @@ def test_the_side_of_a_ratio_is_that_of_the_interval(seed):
     found = saving(own, rivals)
     ratios = (found.low / 1.01, found.low * 1.01, found.high / 1.01, found.high * 1.01)
     assert [side(own, rivals, ratio) for ratio in ratios] == [-1, 0, 0, 1]
-    assert side(own, rivals, min(p.cost for p in rivals) / own.cost) == -1
+    cheapest = min(p.cost for p in rivals) / own.cost
+    assert [side(own, rivals, ratio) for ratio in (cheapest, cheapest / 2)] == [-1, -1]
+    good = [replace(p, score=p.score / 10, replicates=p.replicates / 10) for p in rivals]
+    assert side(own, good, cheapest / 2) == 0  # a cheaper one could do
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.3])
+def test_at_equal_cost_the_score_is_that_of_the_power_law(factor):
+    """Above 1 by what the rivals lack, and the interval is its normal law's."""
+    (own,) = noisy([point(2.0, factor * 8 * 2.0**-0.7)], 0.05)
+    noise = np.log(own.replicates / own.score)
+    rivals = [replace(p, replicates=np.full(4000, p.score)) for p in LAW]
+    found = score_ratio(own, rivals)
+    wide = NormalDist().inv_cdf(0.975) * noise.std(ddof=1)
+    assert found.ratio == CLOSE(1 / factor)
+    assert found.low == CLOSE(math.exp(min(0, noise.mean()) - wide) / factor, rel=1e-3)
+    assert found.high == CLOSE(math.exp(max(0, noise.mean()) + wide) / factor, rel=1e-3)
+    assert side(own, rivals, 1.0) == int(found.high < 1) - int(found.low > 1)
+
+
+def test_where_no_rival_is_as_cheap_no_score_is_compared():
+    found = score_ratio(point(0.5, 3.0), LAW)
+    assert math.isnan(found.ratio)
+    assert str(found) == "none as cheap"
+    assert str(score_ratio(point(1.0, 4.0), LAW)) == "2.00 [2.00, 2.00]"
 
 
 def test_where_the_front_falls_at_once_the_fall_is_the_interval():

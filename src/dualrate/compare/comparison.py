@@ -135,10 +135,10 @@ def compare(
         bench.share = _share(workers, device)
         with mapper(workers, device, progress.note) as bench.mapper:
             screened, measured, unfinished = _measured(contenders, parsed, bench, effort, clock, duals)
-        how = {"device": device, "unplanned": list(unplanned.values())}
+        how = {"measured": measured, "device": device, "unplanned": list(unplanned.values())}
         results = ComparisonResults(screened, [], duals, unfinished, bench.judge, command, latents, **how)
         _write(out, replace(results, unfinished=[*unfinished, "Nothing was timed yet."]))
-        results = replace(results, finished=bench.finish(measured, clock.left))
+        results = replace(results, finished=bench.finish(as_one(measured), clock.left))
         _write(out, results)
         return results
 
@@ -208,7 +208,7 @@ def _measured(
     clock: Clock,
     duals: frozenset[str],
 ) -> tuple[list[MeasuredContender], list[MeasuredContender], list[str]]:
-    """What was screened, what was measured on the front, and what there was no time for."""
+    """What was screened, what was measured on the front, every training, and what there was no time for."""
     wanted = (range(SCREEN_SEED, SCREEN_SEED + effort.screen), range(effort.count))
     if not all(bench.keeps(one, seeds) for one in with_trainings(contenders, entries) for seeds in wanted):
         bench.see_real_images()  # now, so that they are not in the time of what is drawn
@@ -246,7 +246,7 @@ def _measured(
     unfinished += _unfinished(
         len(front), len(measured), "contenders on the front were", "measured", images, effort.count
     )
-    return screened, as_one(measured), unfinished
+    return screened, measured, unfinished
 
 
 def _announce(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dualrate.codecs.characters import BETWEEN, texts
 from dualrate.compare.judges import Verdict, roles, verdict_table, verdicts
 from dualrate.compare.rivals import rivals_table
-from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
+from dualrate.compare.savings import AT_EQUAL_COST, COSTS, ComparisonResults, Savings, savings
 from dualrate.compare.work import MeasuredContender, TimedContender
 from dualrate.diffusion.plan import StepPlan
 from dualrate.machine.environment import environment
@@ -153,8 +153,9 @@ def savings_table(results: ComparisonResults) -> Table:
         "sampler",
         "plan",
         results.judge.metric,
+        AT_EQUAL_COST,
         *(counted.name for counted in COSTS),
-        "images to tell",
+        "to tell",
     )
     cells = [
         (
@@ -162,20 +163,23 @@ def savings_table(results: ComparisonResults) -> Table:
             one.finished.row.sampler,
             plan_of(one.finished.row),
             significant(one.finished.row.score.value),
+            str(one.score),
             *map(str, one.savings),
-            _images_to_tell(one),
+            _to_tell(one),
         )
         for one in found
     ]
     notes = (
-        "cost of the best of all other networks and samplers for the same score, over the plan's own: above 1, this is "
-        "cheaper. Between two plans of one network and sampler the score is a straight line in logarithms",
+        f"{AT_EQUAL_COST}: the least of all other networks and samplers for at most as many, over the plan's own: "
+        "above 1, it is better",
+        "elsewhere: cost of the best of these for the plan's score, over its own: above 1, it is cheaper. "
+        "Between two plans of one network and sampler the score is a straight line in logarithms",
         f"in brackets 95% intervals over {_noise(results)}, of both sides; never: no other reaches the score",
         "at most: what reaches the score is the cheapest plan of its curve that was measured, and is better, so that a "
         "cheaper one could do; the interval then begins at 0, as where it may be so as far as the noise tells",
         "times of a network's plans are taken to rise with their FLOPs: what noise has turned round is pooled",
-        f"images to tell: as many of each would tell the ratio in {COSTS[0].name} from 1 with a chance of "
-        f"{100 * POWER:.0f}%, if the scores are the true ones",
+        f"to tell: as many images of each row, or times as many trainings of each network, would tell the ratio in "
+        f"{COSTS[0].name} from 1 with a chance of {100 * POWER:.0f}%, if the scores are the true ones",
         f"{_dearest(results)}the intervals hold no noise of timing, and the front was picked among the same images",
         *results.unplanned,
         *results.unfinished,
@@ -197,12 +201,12 @@ def _noise(results: ComparisonResults) -> str:
     return "images and trainings" if several else "the images of one training of each network"
 
 
-def _images_to_tell(one: Savings) -> str:
-    """Of each row, for its ratio of FLOPs: a dash where no other is as cheap, and where trainings add noise,
-    which more images leave as it is.
-    """
-    times, count = one.savings[0].images, one.finished.row.score.fingerprint.count
-    return _rounded_count(times * count) if math.isfinite(times) else "-"
+def _to_tell(one: Savings) -> str:
+    """Its ratio of FLOPs from 1; a dash where no other is as cheap. Images do not lessen the noise of training."""
+    times, count = one.savings[0].to_tell, one.finished.row.score.fingerprint.count
+    if not math.isfinite(times):
+        return "-"
+    return f"{times:.1f} times the trainings" if one.finished.measured.trainings else f"{_rounded_count(times * count)}"
 
 
 def _rounded_count(number: float) -> str:

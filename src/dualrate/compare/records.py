@@ -6,10 +6,11 @@ import csv
 import io
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 from dualrate.compare.judges import Verdict, verdicts
-from dualrate.compare.savings import COSTS, ComparisonResults, Savings, savings
+from dualrate.compare.savings import AT_EQUAL_COST, COSTS, ComparisonResults, Savings, savings
 from dualrate.data.given_latents import DrawnLatents
 from dualrate.machine.environment import environment
 from dualrate.report.headline import plan_of
@@ -60,7 +61,8 @@ def _judged(verdict: Verdict) -> dict[str, object]:
 
 
 def _by_costs(one: Savings) -> dict[str, object]:
-    return {costs.name: _ratios(found) for costs, found in zip(COSTS, one.savings, strict=True)}
+    by_costs = {costs.name: _ratios(found) for costs, found in zip(COSTS, one.savings, strict=True)}
+    return {AT_EQUAL_COST: asdict(one.score) if math.isfinite(one.score.ratio) else None, **by_costs}
 
 
 def as_json(results: ComparisonResults) -> str:
@@ -100,8 +102,8 @@ def _latents(drawn: DrawnLatents) -> dict[str, object]:
 def _ratios(found: Saving) -> dict[str, object]:
     ratios = {"ratio": found.ratio, "low": found.low, "high": found.high}
     finite = {name: value if math.isfinite(value) else "never" for name, value in ratios.items()}
-    images = found.images if math.isfinite(found.images) else None
-    return {**finite, "at_most": found.at_most, "times_as_many_images_tell": images}
+    to_tell = found.to_tell if math.isfinite(found.to_tell) else None
+    return {**finite, "at_most": found.at_most, "times_as_much_tells": to_tell}
 
 
 def as_csv(results: ComparisonResults) -> str:

@@ -16,7 +16,7 @@ from dualrate.data.given_latents import DrawnLatents
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.pareto import Point, front
 from dualrate.report.rows import shared_metrics
-from dualrate.report.saving import Saving, saving
+from dualrate.report.saving import Saving, ScoreRatio, saving, score_ratio
 
 TIMING = 1.1  # what two timings of one contender may differ by
 
@@ -35,6 +35,7 @@ COSTS = (
     Costs("time in batches", lambda one: one.speed.batched, measured=True),
     Costs("time alone", lambda one: one.speed.alone, measured=True),
 )
+AT_EQUAL_COST = f"score at equal {COSTS[0].name}"  # a ratio of the others' to its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class ComparisonResults:
     duals: names of the networks at two rates, which are set against all others
     unfinished: what the minutes did not suffice for, and the same command goes on with, a sentence each
     latents: that decoders were given, None: those of held-out images, or these are no decoders
+    measured: what finished is of, a line for every training of a network
     device: all of it ran on
     unplanned: what the minutes are too few for, however often the same command goes on, a sentence each
     """
@@ -55,6 +57,7 @@ class ComparisonResults:
     judge: Evaluator[Any]
     command: str
     latents: DrawnLatents | None = None
+    measured: Sequence[MeasuredContender] = ()
     device: torch.device = torch.device("cpu")
     unplanned: Sequence[str] = ()
 
@@ -69,10 +72,11 @@ class ComparisonResults:
 
 @dataclass(frozen=True, eq=False)
 class Savings:
-    """What a dual-rate contender saves at its score, one for each of COSTS."""
+    """What a dual-rate contender saves at its score, one for each of COSTS; score: of the others at its FLOPs."""
 
     finished: TimedContender
     savings: tuple[Saving, ...]
+    score: ScoreRatio
 
 
 def savings(results: ComparisonResults) -> list[Savings]:
@@ -82,17 +86,18 @@ def savings(results: ComparisonResults) -> list[Savings]:
     kept = set()
     for metric in shared_metrics([one.row for one in results.finished]):
         own = [one.judged_by(metric) for one in results.own]
-        kept |= {point.name for costs in COSTS for point in front([_point(one, costs) for one in own])}
+        kept |= {point.name for costs in COSTS for point in front([point_of(one, costs) for one in own])}
     ordered = sorted(results.own, key=lambda one: one.row.macs)
     return [savings_of(one, results.rivals) for one in ordered if one.contender.key in kept]
 
 
 def savings_of(one: TimedContender, rivals: Sequence[TimedContender]) -> Savings:
-    """Against these rivals, for each of COSTS."""
-    return Savings(one, tuple(_saving(one, rivals, costs) for costs in COSTS))
+    """Against these rivals."""
+    score = score_ratio(*_contest(one, rivals, COSTS[0]))
+    return Savings(one, tuple(saving(*_contest(one, rivals, costs)) for costs in COSTS), score)
 
 
-def _point(one: TimedContender, costs: Costs) -> Point:
+def point_of(one: TimedContender, costs: Costs) -> Point:
     return one.measured.point(costs.of(one))
 
 
@@ -101,13 +106,13 @@ def _points(rivals: Sequence[TimedContender], costs: Costs) -> list[Point]:
     of more, and the line between its neighbours would leave it out.
     """
     if not costs.measured:
-        return [_point(rival, costs) for rival in rivals]
+        return [point_of(rival, costs) for rival in rivals]
     points = []
     ordered = sorted(rivals, key=lambda rival: (rival.contender.curve, rival.row.flops))
     for _, group in groupby(ordered, lambda rival: rival.contender.curve):
         curve = list(group)
         risen = rising([costs.of(rival) for rival in curve])
-        points += [replace(_point(rival, costs), cost=cost) for rival, cost in zip(curve, risen, strict=True)]
+        points += [replace(point_of(rival, costs), cost=cost) for rival, cost in zip(curve, risen, strict=True)]
     return points
 
 
@@ -121,6 +126,5 @@ def rising(values: Sequence[float]) -> list[float]:
     return [math.exp(max(least(first, place) for first in range(place + 1))) for place in places]
 
 
-def _saving(one: TimedContender, rivals: Sequence[TimedContender], costs: Costs) -> Saving:
-    found = saving(_point(one, costs), _points(rivals, costs))
-    return replace(found, images=math.nan) if one.measured.trainings else found  # more leave the noise of training
+def _contest(one: TimedContender, rivals: Sequence[TimedContender], costs: Costs) -> tuple[Point, list[Point]]:
+    return point_of(one, costs), _points(rivals, costs)

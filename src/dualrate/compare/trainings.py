@@ -17,7 +17,7 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry
 from dualrate.compare.work import MeasuredContender
 from dualrate.experiments.experiment import Model
-from dualrate.metrics.bootstrap import interval_of
+from dualrate.metrics.bootstrap import LEVEL, interval_of
 from dualrate.metrics.evaluate import Score
 from dualrate.report.pareto import Point
 from dualrate.report.trainings import LEAST_FREEDOM, pooled
@@ -75,8 +75,10 @@ def with_trainings(contenders: Sequence[Contender], entries: Sequence[Entry]) ->
     ]
 
 
-def as_one(measured: Sequence[MeasuredContender]) -> list[MeasuredContender]:
+def as_one(measured: Sequence[MeasuredContender], level: float = LEVEL) -> list[MeasuredContender]:
     """A line a plan: scores are those of `pooled`, by every judge, and the rest is the first training's.
+
+    level: of the intervals that are made of them
 
     A plan that some training of its network lacks is left out. Where too few are there to tell the noise of training,
     the first trainings stand alone. A network is one whoever calls it; that of another run which makes some of its
@@ -95,7 +97,7 @@ def as_one(measured: Sequence[MeasuredContender]) -> list[MeasuredContender]:
     if sum(trainings[network] - 1 for network in set(map(_network, complete))) < LEAST_FREEDOM:
         return firsts
     for metric in made[0].row.scores:
-        scores = _pooled(complete, metric)
+        scores = _pooled(complete, metric, level)
         made = [_scored(one, metric, point, len(plan)) for one, point, plan in zip(made, scores, complete, strict=True)]
     return [replace(one, trainings=_values(plan)) for one, plan in zip(made, complete, strict=True)]
 
@@ -110,7 +112,7 @@ def _network(plan: Sequence[MeasuredContender]) -> Path:
     return plan[0].contender.run
 
 
-def _pooled(plans: Sequence[Sequence[MeasuredContender]], metric: str) -> list[Point]:
+def _pooled(plans: Sequence[Sequence[MeasuredContender]], metric: str, level: float) -> list[Point]:
     """A point a plan, by one judge. plans: the trainings of each."""
     by_network: dict[str, list[int]] = {}
     for i, plan in enumerate(plans):
@@ -119,7 +121,7 @@ def _pooled(plans: Sequence[Sequence[MeasuredContender]], metric: str) -> list[P
     trainings = {
         network: list(zip(*(points[i] for i in indices), strict=True)) for network, indices in by_network.items()
     }
-    found = pooled(trainings)
+    found = pooled(trainings, level=level)
     place = {
         i: point for network, indices in by_network.items() for i, point in zip(indices, found[network], strict=True)
     }

@@ -41,15 +41,16 @@ class Saving:
                the first plan of a curve is better, so that a cheaper one, had it been measured, could do
     at_most:   whether what reaches the score is the first plan of a curve, or the cheapest rival, and is better: the
                ratio is then an upper bound
-    images:    times as many images as were measured tell it from 1, with probability POWER, if the scores are the true
-               ones; NaN where the rivals have no point as cheap, and where not all noise is that of images
+    to_tell:   times as much as was measured tells it from 1, with probability POWER, if the scores are the true ones:
+               images, or trainings of as many images where the noise is of both; NaN where the rivals have no point as
+               cheap
     """
 
     ratio: float
     low: float
     high: float
     at_most: bool
-    images: float
+    to_tell: float
 
     def __str__(self) -> str:
         low, high = (f"{value:.2f}" if math.isfinite(value) else "never" for value in (self.low, self.high))
@@ -72,8 +73,32 @@ def saving(point: Point, rivals: Sequence[Point], *, level: float = LEVEL) -> Sa
         low=0.0 if at_most else min(low, paid) / point.cost,
         high=max(high, paid) / point.cost,
         at_most=at_most,
-        images=contest.gap(point.cost).images(z) if point.cost >= costs[0] else math.nan,
+        to_tell=contest.gap(point.cost).to_tell(z) if point.cost >= costs[0] else math.nan,
     )
+
+
+@dataclass(frozen=True)
+class ScoreRatio:
+    """The rivals' least score at a point's cost over the point's own, and its interval: above 1 the point is better."""
+
+    ratio: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}]" if math.isfinite(self.ratio) else "none as cheap"
+
+
+def score_ratio(point: Point, rivals: Sequence[Point], *, level: float = LEVEL) -> ScoreRatio:
+    """exp D(1), with the interval that decides whether the `saving` leaves out 1; NaN where no rival is as cheap.
+
+    Raises ValueError as `saving`.
+    """
+    contest, z = _Contest.of(point, rivals), _quantile(level)
+    if point.cost < min(rival.cost for rival in rivals):
+        return ScoreRatio(math.nan, math.nan, math.nan)
+    gap = contest.gap(point.cost)
+    return ScoreRatio(math.exp(gap.value), math.exp(gap.low(z)), math.exp(gap.high(z)))
 
 
 def _ends(contest: _Contest, costs: Sequence[float], z: float) -> tuple[float, float]:
@@ -107,15 +132,17 @@ def _border(holds: Callable[[float], bool], inside: float, outside: float) -> fl
 
 
 def side(point: Point, rivals: Sequence[Point], ratio: float, *, level: float = LEVEL) -> int:
-    """Where a ratio between the rivals' cheapest and dearest cost is: -1 below, 0 in, 1 above the saving's interval.
+    """Where a ratio is: -1 below, 0 in, 1 above the saving's interval.
 
     Raises ValueError as `saving`.
     """
     contest, z = _Contest.of(point, rivals), _quantile(level)
-    cost = ratio * point.cost
+    cost, cheapest = ratio * point.cost, min(rival.cost for rival in rivals)
+    if cost < cheapest:
+        return -int(contest.gap(cheapest).low(z) >= 0)
     if contest.gap(cost).low(z) > 0:
         return -int(ratio < saving(point, rivals, level=level).low)
-    before = max(cost * math.exp(-PRECISION), min(rival.cost for rival in rivals))
+    before = max(cost * math.exp(-PRECISION), cheapest)
     return int(contest.gap(before).high(z) < 0)  # the front may fall at a cost, all at once
 
 
@@ -177,7 +204,7 @@ class _Gap:
     def high(self, z: float) -> float:
         return max(self.value, self.value - self.bias) + z * self.deviation
 
-    def images(self, z: float) -> float:
+    def to_tell(self, z: float) -> float:
         against = max(-self.bias if self.value < 0 else self.bias, 0)  # on the side that has to leave 0 out
         needed = (z + NormalDist().inv_cdf(POWER)) * self.deviation + against
         return (needed / self.value) ** 2 if self.value else math.inf
