@@ -1,6 +1,6 @@
 """How often the interval of a saving holds the truth: synthetic comparisons whose answer is known.
 
-    .venv/bin/python studies/coverage.py     # two minutes; writes the table of docs/results/coverage.md
+    .venv/bin/python studies/coverage.py     # five minutes; writes the tables of docs/results/coverage.md
 
 The truth is the published comparison (docs/results/fashion-mnist.json): its scores, costs and curves are taken for the
 true ones, and so is what each dual-rate plan saves. Each of EXPERIMENTS experiments gives every score noise of the size
@@ -8,7 +8,9 @@ that its own interval tells, with bootstrap replicates that have the same law ar
 the interval leaves out the truth, below or above. Noise is independent between plans, or half of it is shared, as seeds
 share it, between trainings too; at the images measured, and at ten times as many. The last lines train networks several
 times, all of them alike or some more often, as reports do that have no time for more; in some a training moves the
-dual-rate network two or three times as much as others. The counts are in docs/results/coverage.json.
+dual-rate network two or three times as much as others. The second table asks what the verdict hangs on: of the report
+of the small pair (settled-25.json), each plan given the score that the best single network has at its cost, how often
+would a loss or a saving be told? The counts are in docs/results/coverage.json.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 from common import RESULTS, command, keep, markdown, place
 from numpy.typing import NDArray
 
+from dualrate.compare.row_store import read_row
 from dualrate.report.pareto import Point
-from dualrate.report.saving import cost_at, side
+from dualrate.report.saving import cost_at, score_ratio, side
 from dualrate.report.trainings import pooled
 
 EXPERIMENTS, REPLICATES = 1000, 200
@@ -39,17 +43,18 @@ class Setting:
     """shared: part of the variance that all scores share; images: times as many
 
     trainings: numbers of them, of networks that have several; none: trainings are no part of it
-    noisier:   what a training moves the dual-rate network by, over others
+    noisier:   what a training moves the network `noisy` by, over others
     """
 
     shared: float
     images: int
     trainings: tuple[tuple[str, int], ...] = ()
     noisier: float = 1.0
+    noisy: str = DUAL
 
     def __str__(self) -> str:
         seeds = ", ".join(f"{count} {name}" for name, count in self.trainings)
-        noisier = f", {DUAL} {self.noisier:g} times as noisy" if self.noisier != 1 else ""
+        noisier = f", {self.noisy} {self.noisier:g} times as noisy" if self.noisier != 1 else ""
         trainings = f"; trainings: {seeds}{noisier}" if seeds else ""
         return f"{100 * self.shared:.0f}% shared, {5000 * self.images:,} images{trainings}"
 
@@ -69,20 +74,65 @@ SETTINGS = (
 )
 
 
+OF_THE_PAIR = tuple(
+    Setting(0.5, 10, tuple((name, count) for name in ("dual-25", "light-10", "light", "medium-25")), noisier, noisy)
+    for count in (2, 3)
+    for noisy, noisier in (("dual-25", 1), ("dual-25", 2), ("light-10", 2), ("light-10", 3))
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Own and rival points; by name the network of each, the deviation of its log score at 5,000 images, and of own
+    ones the ratio that their interval has to hold.
+    """
+
+    own: Sequence[Point]
+    rivals: Sequence[Point]
+    networks: Mapping[str, str]
+    deviations: Mapping[str, float]
+    ratios: Mapping[str, float]
+
+
 @cache
-def published() -> tuple[list[Point], list[Point], dict[str, str], dict[str, float]]:
-    """Own and rival points, and by their names the network of each and the deviation of its log score."""
-    points, networks, deviations = [], {}, {}
+def published() -> Truth:
+    """As published, by the only judge."""
+    own, rivals, networks, deviations = [], [], {}, {}
     for row in json.loads((RESULTS / "fashion-mnist.json").read_text())["front"]:
-        rate = row["num_steps"] / row["num_heavy"]
-        note = f", {row['note_on_plan']}" if row["note_on_plan"] else ""
-        curve = f"{row['network']}, {row['sampler']}, {rate:g}"
-        name = f"{row['num_steps']}/{row['num_heavy']}{note}, {curve}"
-        points.append(Point(name, row["flops"], row["value"], np.empty(0), curve))
-        networks[name] = row["network"]
-        deviations[name] = math.log(row["high"] / row["low"]) / (2 * 1.96)
-    own = [point for point in points if networks[point.name] == DUAL]
-    return own, [point for point in points if networks[point.name] != DUAL], networks, deviations
+        point = _point(row, row["value"])
+        (own if row["network"] == DUAL else rivals).append(point)
+        networks[point.name] = row["network"]
+        deviations[point.name] = math.log(row["high"] / row["low"]) / (2 * 1.96)
+    ratios = {point.name: cost_at(rivals, point.score) / point.cost for point in own}
+    return Truth(own, rivals, networks, deviations, {name: one for name, one in ratios.items() if math.isfinite(one)})
+
+
+@cache
+def level(metric: str) -> Truth:
+    """The report of the small pair by one judge, its plans exactly as good as the best single network at their cost."""
+    rows = json.loads((RESULTS / "settled-25.json").read_text())["front"]
+    kept = [read_row(file) for file in sorted((RESULTS / "rows/settled-25").glob("*-0-49999-*.json"))]
+    seen = {(one.row.network, one.row.flops): float(np.log(one.by_metric[metric]).std()) for one in kept}
+    own, rivals, networks, deviations = [], [], {}, {}
+    for row in rows:
+        point = _point(row, row["value"] if metric == row["metric"] else row[f"{metric} value"])
+        (own if row["network"] == "dual-25" else rivals).append(point)
+        networks[point.name] = row["network"]
+        deviations[point.name] = math.sqrt(10) * seen[row["network"], row["flops"]]
+    certain = [_without_noise(point) for point in rivals]
+    as_good = [replace(one, score=one.score * score_ratio(_without_noise(one), certain).ratio) for one in own]
+    return Truth(as_good, rivals, networks, deviations, {point.name: 1.0 for point in own})
+
+
+def _point(row: Mapping[str, Any], score: float) -> Point:
+    rate = row["num_steps"] / row["num_heavy"]
+    note = f", {row['note_on_plan']}" if row["note_on_plan"] else ""
+    curve = f"{row['network']}, {row['sampler']}, {rate:g}"
+    return Point(f"{row['num_steps']}/{row['num_heavy']}{note}, {curve}", row["flops"], score, np.empty(0), curve)
+
+
+def _without_noise(point: Point) -> Point:
+    return replace(point, replicates=np.full(2, point.score))
 
 
 def seen(
@@ -106,63 +156,90 @@ def seen(
 
 
 def trained_again(
-    points: Sequence[Point], networks: Mapping[str, str], draw: Callable[..., Normal], noisier: float = 1.0
+    points: Sequence[Point], networks: Mapping[str, str], draw: Callable[..., Normal], setting: Setting
 ) -> list[Point]:
     """Points of one training: all of a network are shifted by what the training is worth."""
-    sizes = {name: OF_TRAINING * (noisier if name == DUAL else 1.0) for name in sorted(set(networks.values()))}
+    sizes = dict.fromkeys(sorted(set(networks.values())), OF_TRAINING)
+    if setting.noisy in sizes:
+        sizes[setting.noisy] *= setting.noisier
     shift = {name: math.exp(size * float(draw(()))) for name, size in sizes.items()}
     return [replace(point, score=point.score * shift[networks[point.name]]) for point in points]
 
 
-def experiment(setting: Setting, seed: int) -> list[Point]:
-    own, rivals, networks, deviations = published()
+def experiment(truth: Truth, setting: Setting, seed: int) -> list[Point]:
+    points, networks = [*truth.own, *truth.rivals], truth.networks
     draw = np.random.default_rng(seed).standard_normal
     if not setting.trainings:
-        return seen([*own, *rivals], deviations, setting, draw)
+        return seen(points, truth.deviations, setting, draw)
     counts, common = dict(setting.trainings), draw((1 + REPLICATES, 1))
     rounds = [
-        seen(trained_again([*own, *rivals], networks, draw, setting.noisier), deviations, setting, draw, common)
+        seen(trained_again(points, networks, draw, setting), truth.deviations, setting, draw, common)
         for _ in range(max(counts.values()))
     ]
     by_network = {
         network: [
-            [point for point in points if networks[point.name] == network]
-            for points in rounds[: counts.get(network, 1)]
+            [point for point in training if networks[point.name] == network]
+            for training in rounds[: counts.get(network, 1)]
         ]
         for network in dict.fromkeys(networks.values())
     }
-    made = {point.name: point for points in pooled(by_network, seed=seed).values() for point in points}
-    return [made[point.name] for point in (*own, *rivals)]
+    made = {point.name: point for training in pooled(by_network, seed=seed).values() for point in training}
+    return [made[point.name] for point in points]
 
 
-def missed(setting: Setting) -> dict[str, tuple[float, float, float]]:
-    """By plan: the true ratio, and the shares of experiments that put it below and above their interval."""
-    own, rivals, _, _ = published()
-    truth = {point.name: cost_at(rivals, point.score) / point.cost for point in own}
-    counts = {point.name: [0, 0] for point in own if math.isfinite(truth[point.name])}
+def missed(truth: Truth, setting: Setting) -> dict[str, tuple[float, float]]:
+    """By plan: the shares of experiments that put the true ratio below and above their interval."""
+    counts = {name: [0, 0] for name in truth.ratios}
     for seed in range(EXPERIMENTS):
-        points = experiment(setting, seed)
-        for point in points[: len(own)]:
+        points = experiment(truth, setting, seed)
+        for point in points[: len(truth.own)]:
             if point.name in counts:
-                where = side(point, points[len(own) :], truth[point.name])
+                where = side(point, points[len(truth.own) :], truth.ratios[point.name])
                 counts[point.name][0] += where < 0
                 counts[point.name][1] += where > 0
-    return {name: (truth[name], below / EXPERIMENTS, above / EXPERIMENTS) for name, (below, above) in counts.items()}
+    return {name: (below / EXPERIMENTS, above / EXPERIMENTS) for name, (below, above) in counts.items()}
 
 
-def main() -> None:
-    command(__doc__).parse_args()
-    records, lines = [], []
+def of_published() -> tuple[list[list[str]], list[dict[str, object]]]:
+    """Lines of the first table, and what they are made of."""
+    lines, records, truth = [], [], published()
     for setting in SETTINGS:
-        for name, (ratio, below, above) in missed(setting).items():
-            plan = name.partition(f", {DUAL}")[0]
+        for name, (below, above) in missed(truth, setting).items():
+            plan, ratio = name.partition(f", {DUAL}")[0], truth.ratios[name]
             records.append({"noise": str(setting), "plan": plan, "ratio": ratio, "below": below, "above": above})
             shares = (f"{100 * share:.1f}" for share in (1 - below - above, below, above))
             lines.append([str(setting), plan, f"{ratio:.2f}", *shares])
             print(*lines[-1], sep=" | ", flush=True)
-    keep(PAGE.with_suffix(".json"), 1, experiments=EXPERIMENTS, replicates=REPLICATES, plans=records)
+    return lines, records
+
+
+def of_level_pairs() -> tuple[list[list[str]], list[dict[str, object]]]:
+    """Lines of the second table, the least and the most of the plans in each, and what they are made of."""
+    lines, records = [], []
+    front = json.loads((RESULTS / "settled-25.json").read_text())["front"]
+    metrics = [name.removesuffix(" trainings") for name in front[0] if name.endswith(" trainings")]
+    for setting in OF_THE_PAIR:
+        for metric in metrics:
+            found = missed(level(metric), setting)
+            records += [
+                {"noise": str(setting), "judge": metric, "plan": name, "cheaper": below, "dearer": above}
+                for name, (below, above) in found.items()
+            ]
+            shares = (f"{100 * min(each):.1f} to {100 * max(each):.1f}" for each in zip(*found.values(), strict=True))
+            lines.append([str(setting), metric, *shares])
+            print(*lines[-1], sep=" | ", flush=True)
+    return lines, records
+
+
+def main() -> None:
+    command(__doc__).parse_args()
+    lines, plans = of_published()
+    level_lines, of_level = of_level_pairs()
+    keep(PAGE.with_suffix(".json"), 1, experiments=EXPERIMENTS, replicates=REPLICATES, plans=plans, level=of_level)
     header = ("noise", "plan", "true ratio", "held, %", "truth below, %", "truth above, %")
     place("coverage", markdown(header, lines, 2), PAGE)
+    header = ("noise", "judge", "told to be cheaper, %", "told to be dearer, %")
+    place("coverage of level pairs", markdown(header, level_lines, 2), PAGE)
 
 
 if __name__ == "__main__":
