@@ -81,7 +81,7 @@ def rows() -> Iterator[list[str]]:
 
 def main() -> None:
     command(__doc__).parse_args()
-    print(markdown(["networks", "plan", "share", *(f"saved, c = {c:g}" for c in RIVALS)], rows(), texts=2))
+    print(markdown(["networks", "plan", "share", *(f"ratio, c = {c:g}" for c in RIVALS)], rows(), texts=2))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ PLAN = dr.StepPlan.from_json((RESULTS / "plans" / "blend-0.7-8-2.json").read_tex
 SCORED = Choice(plan=PLAN, sampler="sde-dpm++2m", gamma=0.1)
 COUNT, AGED_COUNT = 1024, 500  # held-out images
 AGED = [  # log-SNR, age of the context: of what the second table shows
-    (level, age) for level in ("-2 to 0", "0 to 2", "2 to 4") for age in ("0.0625 to 0.125", "0.25 to 0.5", "none")
+    (level, age) for level in ("-2 to 0", "0 to 2", "2 to 4") for age in ("0.125 to 0.25", "0.25 to 0.5", "none")
 ]
 SECONDS = 600.0
 FROM_LIGHT = "--method.light-from weights/fashion-mnist-light"
