@@ -55,7 +55,6 @@ DEMO_PLANS = (  # the most useful first: a dual-rate plan and single networks of
     dual(16, 4),
     single("small", "medium-25", 16),
     single("medium", "medium-45", 9),
-    DemoPlan("dual-rate student", "fashion-mnist-student-25-8-4", Choice()),
     dual(8, 2),
     single("small", "medium-25", 8),
     dual(32, 8),

@@ -23,9 +23,9 @@ COLUMNS = 10
 SINGLE = ("heavy", "medium", "small", "light alone")
 ENCODER = "medium"  # the network that dual-rate calls now and then, at every step
 MODELS = (
-    "Dual-rate is a network of medium's size and a light one, trained together; its student is of a smaller pair. "
-    "Heavy, medium, small and light alone are single networks of 1, 0.45, 0.25 and 0.17 of heavy's cost, trained as "
-    "long. Each is under the sampler that suits it best."
+    "Dual-rate is a network of medium's size and a light one, trained together. Heavy, medium, small and light alone "
+    "are single networks of 1, 0.45, 0.25 and 0.17 of heavy's cost, trained as long. Each is under the sampler that "
+    "suits it best."
 )
 PLANS = "32/8: 32 steps, 8 of them with a heavy call; 32 alone: the whole model at every step."
 
@@ -75,18 +75,15 @@ def demo_page(results: DemoResults) -> str:
 
 
 def _headline(results: DemoResults) -> list[Element]:
-    """Dual-rate and its student against the best of all single networks; dual-rate against its encoder alone."""
+    """Dual-rate against the best of all single networks, and against its encoder alone."""
     rows = results.rows
-    dual, student, encoder, singles = (
-        [row for row in rows if row.network in networks]
-        for networks in (["dual-rate"], ["dual-rate student"], [ENCODER], SINGLE)
+    dual, encoder, singles = (
+        [row for row in rows if row.network in networks] for networks in (["dual-rate"], [ENCODER], SINGLE)
     )
-    pairs, of_student = (
-        [(row, rival) for row in own if (rival := headline.best_within(row, singles))] for own in (dual, student)
-    )
+    pairs = [(row, rival) for row in dual if (rival := headline.best_within(row, singles))]
     if pairs:
         of_encoder = [(row, headline.nearest(row, encoder)) for row in dual if encoder]
-        points = list(dict.fromkeys(headline.compare(*pair).sentence for pair in [*pairs, *of_student, *of_encoder]))
+        points = list(dict.fromkeys(headline.compare(*pair).sentence for pair in [*pairs, *of_encoder]))
         elements = [Text(_lead(pairs), "lead"), Text(MODELS, "note"), Points(points)]
     else:
         elements = [Text(PLANS), Points([headline.describe(row) for row in rows])]
