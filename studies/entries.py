@@ -70,7 +70,7 @@ NEAR = {  # dual-25 and what decided its ratios by some judge, at 10,000 images 
         *(single(steps) for steps in (8, 10)),
     ),
 }
-AGAIN = {"dual-25": (1, 2), "light-10": (1, 2), "light": (1,), "medium-25": (1,)}  # trained from these seeds, too
+AGAIN = {"dual-25": (1, 2), "light-10": (1, 2), "light": (1, 2), "medium-25": (1,)}  # trained from these seeds, too
 SMALL_STUDENTS = {  # of medium-25, by algorithm B: the steps and heavy calls of each, at which it is sampled too
     "25-8-4": "8/4",
     "25-8-2": "8/2",
