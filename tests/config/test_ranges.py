@@ -150,6 +150,7 @@ MADE = {  # dataclasses whose numbers the program makes and no user sets; a Step
     "dualrate.runs.prediction.Prediction",
     "dualrate.training.budget.PassCost",
     "dualrate.report.saving.Saving",
+    "dualrate.report.saving.ScoreRatio",
     "dualrate.report.saving._Contest",
     "dualrate.report.saving._Gap",
     "dualrate.measuring.sample_files.Pictures",
