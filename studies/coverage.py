@@ -97,31 +97,55 @@ class Truth:
 @cache
 def published() -> Truth:
     """As published, by the only judge."""
-    own, rivals, networks, deviations = [], [], {}, {}
-    for row in json.loads((RESULTS / "fashion-mnist.json").read_text())["front"]:
-        point = _point(row, row["value"])
-        (own if row["network"] == DUAL else rivals).append(point)
-        networks[point.name] = row["network"]
-        deviations[point.name] = math.log(row["high"] / row["low"]) / (2 * 1.96)
-    ratios = {point.name: cost_at(rivals, point.score) / point.cost for point in own}
-    return Truth(own, rivals, networks, deviations, {name: one for name, one in ratios.items() if math.isfinite(one)})
+    rows = _front("fashion-mnist")
+    deviations = [math.log(row["high"] / row["low"]) / (2 * 1.96) for row in rows]
+    return truth_of(rows, DUAL, [row["value"] for row in rows], deviations)
 
 
 @cache
 def level(metric: str) -> Truth:
     """The report of the small pair by one judge, its plans exactly as good as the best single network at their cost."""
-    rows = json.loads((RESULTS / "settled-25.json").read_text())["front"]
-    kept = [read_row(file) for file in sorted((RESULTS / "rows/settled-25").glob("*-0-49999-*.json"))]
-    seen = {(one.row.network, one.row.flops): float(np.log(one.by_metric[metric]).std()) for one in kept}
-    own, rivals, networks, deviations = [], [], {}, {}
-    for row in rows:
-        point = _point(row, row["value"] if metric == row["metric"] else row[f"{metric} value"])
-        (own if row["network"] == "dual-25" else rivals).append(point)
-        networks[point.name] = row["network"]
-        deviations[point.name] = math.sqrt(10) * seen[row["network"], row["flops"]]
-    certain = [_without_noise(point) for point in rivals]
-    as_good = [replace(one, score=one.score * score_ratio(_without_noise(one), certain).ratio) for one in own]
-    return Truth(as_good, rivals, networks, deviations, {point.name: 1.0 for point in own})
+    rows, of_images = _front("settled-25"), kept_deviations()[metric]
+    scores = [row["value"] if metric == row["metric"] else row[f"{metric} value"] for row in rows]
+    deviations = [math.sqrt(10) * of_images[row["network"], row["flops"]] for row in rows]
+    truth = truth_of(rows, "dual-25", scores, deviations)
+    certain = [_without_noise(point) for point in truth.rivals]
+    own = [replace(one, score=one.score * score_ratio(_without_noise(one), certain).ratio) for one in truth.own]
+    return replace(truth, own=own, ratios=dict.fromkeys((point.name for point in own), 1.0))
+
+
+@cache
+def kept_deviations() -> dict[str, dict[tuple[str, int], float]]:
+    """By judge, network and FLOPs: of the log score of 50,000 images of a training."""
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for file in sorted((RESULTS / "rows/settled-25").glob("*-0-49999-*.json")):
+        kept = read_row(file)
+        for metric, replicates in kept.by_metric.items():
+            deviation = float(np.log(replicates).std())
+            found.setdefault(metric, {})[kept.row.network, kept.row.flops] = deviation
+    return found
+
+
+def truth_of(
+    rows: Sequence[Mapping[str, Any]], dual: str, scores: Sequence[float], deviations: Sequence[float]
+) -> Truth:
+    """Of rows of a report; its ratios are what the rivals pay. dual: the network that is set against all others"""
+    points = [_point(row, score) for row, score in zip(rows, scores, strict=True)]
+    own = [point for point, row in zip(points, rows, strict=True) if row["network"] == dual]
+    rivals = [point for point, row in zip(points, rows, strict=True) if row["network"] != dual]
+    networks = {point.name: row["network"] for point, row in zip(points, rows, strict=True)}
+    named = {point.name: deviation for point, deviation in zip(points, deviations, strict=True)}
+    return Truth(own, rivals, networks, named, paid(own, rivals))
+
+
+def paid(own: Sequence[Point], rivals: Sequence[Point]) -> dict[str, float]:
+    """What the rivals pay for each point's score, over its own cost, where any reaches it."""
+    ratios = {point.name: cost_at(rivals, point.score) / point.cost for point in own}
+    return {name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)}
+
+
+def _front(name: str) -> list[dict[str, Any]]:
+    return json.loads((RESULTS / f"{name}.json").read_text())["front"]
 
 
 def _point(row: Mapping[str, Any], score: float) -> Point:
@@ -216,10 +240,8 @@ def of_published() -> tuple[list[list[str]], list[dict[str, object]]]:
 def of_level_pairs() -> tuple[list[list[str]], list[dict[str, object]]]:
     """Lines of the second table, the least and the most of the plans in each, and what they are made of."""
     lines, records = [], []
-    front = json.loads((RESULTS / "settled-25.json").read_text())["front"]
-    metrics = [name.removesuffix(" trainings") for name in front[0] if name.endswith(" trainings")]
     for setting in OF_THE_PAIR:
-        for metric in metrics:
+        for metric in kept_deviations():
             found = missed(level(metric), setting)
             records += [
                 {"noise": str(setting), "judge": metric, "plan": name, "cheaper": below, "dearer": above}

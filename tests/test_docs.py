@@ -240,24 +240,23 @@ def test_every_command_runs_on_networks_of_full_size(page, place, monkeypatch):
         follow(words, monkeypatch)
 
 
-ANSWERS = {  # where the answer begins and ends
-    "README.md": ("**Verdict", "## Try it"),
-    "docs/results.md": ("# Results", "## How to read"),
-    "docs/results/settled.md": ("## What it says", "## Larger pairs"),
-}
-
-
-def test_what_the_answers_quote_stands_in_a_table() -> None:
+@pytest.mark.parametrize(
+    ("page", "first", "last"),
+    [
+        ("README.md", "**Verdict", "## Try it"),
+        ("docs/results.md", "# Results", "## How to read"),
+        ("docs/results/settled.md", "## What it says", "## Larger pairs"),
+    ],
+)
+def test_what_the_answer_quotes_stands_in_a_table(page: str, first: str, last: str) -> None:
     """Values with intervals: a table that is measured anew leaves none of them behind in a sentence."""
     pages = [ROOT / "README.md", ROOT / "docs/results.md", *(ROOT / "docs/results").glob("*.md")]
     lines = [line for each in pages for line in each.read_text().splitlines() if line.startswith("|")]
     tables = "\n".join(lines).replace(" | [", " [")
-    quoted = []
-    for page, (first, last) in ANSWERS.items():
-        text = (ROOT / page).read_text()
-        answer = text[text.index(first) : text.index(last)].splitlines()
-        prose = " ".join(line.strip() for line in answer if not line.startswith("|"))
-        quoted += re.findall(r"(?:[\d.]+|never) \[[\d.]+, (?:[\d.]+|never)\]", prose)
+    text = (ROOT / page).read_text()
+    answer = text[text.index(first) : text.index(last)].splitlines()
+    prose = " ".join(line.strip() for line in answer if not line.startswith("|"))
+    quoted = re.findall(r"(?:[\d.]+|never) \[[\d.]+, (?:[\d.]+|never)\]", prose)
     assert quoted
     assert [value for value in quoted if f" {value}" not in tables] == []
 

@@ -206,7 +206,7 @@ def _to_tell(one: Savings) -> str:
     times, count = one.savings[0].to_tell, one.finished.row.score.fingerprint.count
     if not math.isfinite(times):
         return "-"
-    return f"{times:.1f} times the trainings" if one.finished.measured.trainings else f"{_rounded_count(times * count)}"
+    return f"{times:.1f} times the trainings" if one.finished.measured.trainings else _rounded_count(times * count)
 
 
 def _rounded_count(number: float) -> str:
