@@ -84,6 +84,7 @@ SMALL_STUDENTS = {  # of medium-25, by algorithm B: the steps and heavy calls of
 NATURAL = {  # of natural images of 16 x 16
     "dual-25": (blended("0.5-8-2", 0.2), blended("0.5-10-3", 0.15), blended("0.5-12-3", 0.1)),
     "light": (*(f"{steps}@dpm++2m" for steps in (5, 6, 7, 8, 10)), *(f"{n}{SETTLED}" for n in (8, 10, 12))),
+    "light-10": (*(f"{steps}@dpm++2m" for steps in (6, 7, 8, 10, 12)), *(f"{n}{SETTLED}" for n in (10, 12, 16))),
     "heavy": ("8@dpm++2m",),
 }
 HEAVY = "weights/fashion-mnist-heavy-annealed"
