@@ -72,7 +72,7 @@ SETTLED = Report("weights/fashion-mnist-", "heavy-annealed", "log-snr")
 REPORTS = {
     "settled": SETTLED,
     "settled-25": replace(SETTLED, grid="blend:0.5"),
-    "natural16": Report("runs/natural16-", "heavy", "log-snr"),
+    "natural16": Report("runs/natural16-", "heavy", "blend:0.5"),
 }
 
 
