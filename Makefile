@@ -33,7 +33,7 @@ reproduce-table: env  ## measure the models in weights/, draw docs/results/ (res
 reproduce-ablations: env  ## the same for the models in runs/ that reproduce-train made
 	@$(BIN)/python studies/results.py ablations
 
-reproduce-report: env-dev  ## the headline: dual-rate against single networks trained alike (seven to fourteen hours of a core; resumes; KEPT=1: of rows as they were measured, minutes)
+reproduce-report: env-dev  ## the headline: dual-rate against single networks trained alike (nine to twenty hours of a core; resumes; KEPT=1: of rows as they were measured, minutes)
 	@$(BIN)/python studies/report.py settled-25 --compile --precision float32 $(if $(KEPT),--kept)
 
 reproduce-cifar10: env  ## a piece of the CIFAR-10 experiment: PIECE=heavy|light|dual|dual-kept|report DATA=... [SIZE=reduced]

@@ -1,7 +1,7 @@
 """Reports of docs/results: compares models, then writes docs/results/NAME.json, and a page's tables and figures.
 
     make reproduce-report                   settled-25: a small pair and what was trained alike, 50,000 images, float32,
-                                            six to fourteen hours of a core; KEPT=1: of rows that are kept, minutes
+                                            nine to twenty hours of a core; KEPT=1: of rows that are kept, minutes
     .venv/bin/python studies/report.py settled          larger ones too, an hour and a half
     .venv/bin/python studies/report.py students-settled their students, of `make reproduce-train MODEL=settle-student-`,
                                             50,000 images, two hours of a core
