@@ -107,7 +107,11 @@ def level(metric: str) -> Truth:
     """The report of the small pair by one judge, its plans exactly as good as the best single network at their cost."""
     rows, of_images = _front("settled-25"), kept_deviations()[metric]
     scores = [row["value"] if metric == row["metric"] else row[f"{metric} value"] for row in rows]
-    deviations = [math.sqrt(10) * of_images[row["network"], row["flops"]] for row in rows]
+    samplers = [row["sampler"].removesuffix(f", {row['note_on_plan']}") for row in rows]
+    deviations = [
+        math.sqrt(10) * of_images[row["network"], sampler, row["flops"]]
+        for row, sampler in zip(rows, samplers, strict=True)
+    ]
     truth = truth_of(rows, "dual-25", scores, deviations)
     certain = [_without_noise(point) for point in truth.rivals]
     own = [replace(one, score=one.score * score_ratio(_without_noise(one), certain).ratio) for one in truth.own]
@@ -115,14 +119,14 @@ def level(metric: str) -> Truth:
 
 
 @cache
-def kept_deviations() -> dict[str, dict[tuple[str, int], float]]:
-    """By judge, network and FLOPs: of the log score of 50,000 images of a training."""
-    found: dict[str, dict[tuple[str, int], float]] = {}
+def kept_deviations() -> dict[str, dict[tuple[str, str, int], float]]:
+    """By judge, network, sampler and FLOPs: of the log score of 50,000 images of a training."""
+    found: dict[str, dict[tuple[str, str, int], float]] = {}
     for file in sorted((RESULTS / "rows/settled-25").glob("*-0-49999-*.json")):
         kept = read_row(file)
         for metric, replicates in kept.by_metric.items():
             deviation = float(np.log(replicates).std())
-            found.setdefault(metric, {})[kept.row.network, kept.row.flops] = deviation
+            found.setdefault(metric, {})[kept.row.network, kept.row.sampler, kept.row.flops] = deviation
     return found
 
 

@@ -137,3 +137,14 @@ def test_level_pairs_are_as_good_as_the_best_single_network_at_their_cost(metric
             assert side(moved, rivals, 1.0) == expected
     assert set(truth.ratios.values()) == {1.0}
     assert all(0.005 < truth.deviations[point.name] < 0.2 for point in (*truth.own, *truth.rivals))
+
+
+def test_every_sampler_has_the_noise_of_its_own_rows():
+    deviations = coverage.level("FD-fashion-mnist").deviations
+    kept = coverage.kept_deviations()["FD-fashion-mnist"]
+    (alike,) = (
+        cost for network, name, cost in kept if (network, name) == ("light-10", "DPM-Solver++ 2M") and cost > 3e8
+    )
+    for sampler, name in (("DPM-Solver++ 2M", "10/10, "), ("SDE-DPM-Solver++ 2M, gamma 0.1", "10/10, blend-0.5, ")):
+        (own,) = (one for key, one in deviations.items() if key.startswith(f"{name}light-10, {sampler}"))
+        assert own == pytest.approx(math.sqrt(10) * kept["light-10", sampler, alike], rel=1e-12)
