@@ -1,0 +1,132 @@
+"""The method in one file of plain torch, held against the package: the same loss, the same samples."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dualrate.denoisers.denoiser import DualRate
+from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Batch, Cond
+from dualrate.diffusion.weighting import Sigmoid
+from dualrate.methods.denoising import Denoising
+from dualrate.methods.times import TimeSampler
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.trajectory import rollout
+
+FILE = Path(__file__).resolve().parents[2] / "examples" / "dual_rate_in_one_file.py"
+
+
+@pytest.fixture(scope="module")
+def one_file() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("dual_rate_in_one_file", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pair(one_file: ModuleType) -> tuple[nn.Module, nn.Module]:
+    """Its two networks in float64, with no weight at zero, so that every path counts."""
+    torch.manual_seed(0)
+    networks = nn.ModuleList((one_file.Encoder(16, 2, 8), one_file.Light(8, 1))).double()
+    with torch.no_grad():
+        for weight in networks.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    return networks[0], networks[1]
+
+
+class AsEncoder(nn.Module):
+    """The file's encoder with the package's signature."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor | None) -> tuple[tuple[Tensor, ...], None]:
+        return (self.encoder(z, log_snr),), None
+
+
+class AsLight(nn.Module):
+    """The file's light network with the package's signature."""
+
+    def __init__(self, light: nn.Module) -> None:
+        super().__init__()
+        self.light = light
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: None, features: Any, tau: Tensor, present: Any) -> Tensor:
+        present = torch.ones(len(z), dtype=z.dtype) if present is None else present.to(z.dtype)
+        return self.light(z, log_snr, *features, tau, present)
+
+
+def packaged(encoder: nn.Module, light: nn.Module) -> tuple[nn.ModuleDict, DualRate, GaussianProcess]:
+    process = GaussianProcess(Cosine())
+    networks = nn.ModuleDict({"encoder": AsEncoder(encoder), "light": AsLight(light)})
+    return networks, DualRate(networks["encoder"], networks["light"], process), process
+
+
+def test_it_has_the_package_s_loss_and_gradient(one_file: ModuleType) -> None:
+    encoder, light = pair(one_file)
+    networks, model, process = packaged(encoder, light)
+    x = torch.rand(6, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    draws = Draws(3, torch.arange(40, 46))
+    times = TimeSampler(heavy=(2, 8))
+    method = Denoising(networks, model, process, Sigmoid(), times, label_dropout=0.0)
+    theirs = method.loss(Batch(x, None, torch.arange(40, 46)), 0, draws).total
+    drawn = times(draws)
+    eps = process.noise(draws, ["z_tau", "z_t"], 3, 8, 8).double()
+    ours = one_file.dual_rate_loss(encoder, light, x, drawn.t, drawn.tau, drawn.kept, (eps[0], eps[1]))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    for one, other in zip(
+        torch.autograd.grad(ours, list(networks.parameters())),
+        torch.autograd.grad(theirs, list(networks.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("steps", "heavy"), [(8, 8), (8, 2), (7, 3)])
+def test_it_draws_the_package_s_samples(one_file: ModuleType, steps: int, heavy: int) -> None:
+    encoder, light = pair(one_file)
+    _, model, process = packaged(encoder, light)
+    noise = list(torch.randn(steps, 2, 3, 8, 8, dtype=torch.float64))
+    ours = one_file.sample(encoder, light, noise, heavy)
+    with torch.no_grad():
+        theirs = rollout(
+            model, Ancestral(process), StepPlan.uniform(steps, heavy), noise[0], Cond(None), lambda i, _: noise[i + 1]
+        )
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_its_times_are_those_of_a_plan(one_file: ModuleType) -> None:
+    torch.manual_seed(0)
+    t, tau = one_file.draw_times(100_000, least=4, most=4)
+    assert (t <= tau).all()
+    inside = t < 0.75  # further up tau ends at 1
+    age = (tau - t)[inside]
+    assert age.max() <= 0.25 + 1e-6
+    assert age.mean().item() == pytest.approx(0.125, abs=1e-3)
+
+
+def test_it_is_short_and_draws_a_picture(tmp_path: Path) -> None:
+    assert len(FILE.read_text().splitlines()) <= 250
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    command = [sys.executable, str(FILE), str(tmp_path), "--minutes", "0.001", "--out", str(tmp_path / "out.png")]
+    subprocess.run(command, check=True, timeout=120)
+    assert Image.open(tmp_path / "out.png").size == (8 * 32 * 4, 3 * 32 * 4)
