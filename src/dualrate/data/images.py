@@ -203,8 +203,8 @@ def find_source(
     found = _found(source, split, cache, progress, label)
     if found.label != label:
         raise ValueError(
-            f"--data.label {label} names a column of Parquet files, and there are none in {source}: drop it; its labels "
-            "are its folders, or stand beside its images (docs/own-images.md)"
+            f"--data.label {label} names a column of Parquet files, and there are none in {source}: drop it; its "
+            "labels are its folders, or stand beside its images (docs/own-images.md)"
         )
     return found
 
