@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dualrate.data.decode import _webp_size, decode, resize
+from dualrate.data.decode import _webp_size, decode, resize, shape_of
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -36,6 +36,16 @@ def two_frames() -> bytes:
     return encoded(plain("RGB", (0, 0, 255)), "GIF", save_all=True, append_images=[plain("RGB", (255, 0, 0))])
 
 
+def deep_grey_with_alpha(value: int, alpha: int) -> bytes:
+    """A PNG of 1 x 1 pixel of 16-bit grey with alpha, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header, row = struct.pack(">IIBBBBB", 1, 1, 16, 4, 0, 0, 0), b"\0" + struct.pack(">HH", value, alpha)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+
+
 @pytest.mark.parametrize(
     ("data", "first_pixel"),
     [
@@ -44,6 +54,8 @@ def two_frames() -> bytes:
         (encoded(plain("RGB", (1, 2, 3))), [1, 2, 3]),
         (encoded(plain("LA", (100, 51))), [round((100 * 51 + 255 * 204) / 255)]),
         (encoded(plain("LA", (100, 0))), [255]),
+        (deep_grey_with_alpha(100 * 257, 65535), [100]),
+        (deep_grey_with_alpha(100 * 257, 51 * 257), [round((100 * 51 + 255 * 204) / 255)]),
         (encoded(plain("RGBA", (255, 0, 0, 102))), [255, 153, 153]),
         (encoded(plain("RGBA", (9, 9, 9, 0))), [255, 255, 255]),
         (encoded(plain("L", 7), transparency=7), [255]),
@@ -65,6 +77,7 @@ def test_modes(data: bytes, first_pixel: list[int]) -> None:
     array = decode(data, "x")
     assert array.dtype == np.uint8
     assert array.shape[0] == len(first_pixel)
+    assert shape_of(data, "x") == array.shape
     assert np.abs(array[:, 0, 0].astype(int) - first_pixel).max() <= (1 if data[:2] == b"\xff\xd8" else 0)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dualrate.data import cache as cache_module
 from dualrate.data.images import ImageSet, load_images
-from dualrate.data.source import hold_out
+from dualrate.data.source import NOTED, hold_out
 from dualrate.experiments.data import DataConfig
 
 Load = Callable[..., ImageSet]
@@ -92,6 +92,100 @@ def test_train_is_a_class_unless_all_folders_are_splits(tmp_path: Path, load: Lo
     for i, at in enumerate(["train/0", "train/1", "ship/0"]):
         put(tmp_path / "data" / f"{at}.png", png(i))
     assert load(tmp_path / "data").class_names == ("ship", "train")
+
+
+def notes(load: Load, source: Path, **options: Any) -> list[str]:
+    """What is said of a source that is not used, each once."""
+    said: dict[str, None] = {}
+    for split in ("train", "test"):
+        load(source, split, progress=lambda done, total, message: said.setdefault(message), **options)
+    return [message for message in said if message.startswith(NOTED)]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "aside"),
+    [
+        ("Train", "Test", ""),
+        ("training", "testing", ""),
+        ("TRAIN", "dev", ""),
+        ("train", "eval", ""),
+        ("train", "Validation", "unlabeled"),
+        ("train", "test", "val"),
+    ],
+)
+@pytest.mark.parametrize("classes", [("cat", "dog"), ("",)])
+def test_usual_names_of_splits_are_no_classes(
+    train: str, test: str, aside: str, classes: tuple[str, ...], tmp_path: Path, load: Load
+) -> None:
+    for value, split in enumerate(filter(None, (train, test, aside))):
+        for kind in classes:
+            for i in range(3):
+                put(tmp_path / "data" / split / kind / f"{i}.png", png(value))
+    for value, split in enumerate(("train", "test")):
+        images = load(tmp_path / "data", split)
+        assert values(images) == [value] * 3 * len(classes)
+        assert images.class_names == (classes if classes[0] else ())
+    expected = [f"skipped 1 folder(s) of other splits ({aside}) in data"] if aside else []
+    assert notes(load, tmp_path / "data") == expected
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (("test", "val"), r"none to train on: expected one that is named train; .*name it: .*data/test"),
+        (("train", "Train", "test"), "Train, train, which are the same split: keep one"),
+        (("train", "test", "extra"), r"splits \(test, train\) with the same classes, and others \(extra\): move"),
+    ],
+)
+def test_splits_that_cannot_be_told_are_refused(
+    splits: tuple[str, ...], message: str, tmp_path: Path, load: Load
+) -> None:
+    for split in splits:
+        for kind in ("cat", "dog"):
+            put(tmp_path / "data" / split / kind / "0.png", png(0))
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "data")
+
+
+@pytest.mark.parametrize("hidden", ["cat/.ipynb_checkpoints", "cat/deep/@eaDir", "__MACOSX", ".cache"])
+def test_hidden_folders_are_not_read_and_counted(hidden: str, tmp_path: Path, load: Load) -> None:
+    for i in range(10):
+        put(tmp_path / "data" / ("dog" if i % 2 else "cat") / f"{i}.png", png(i))
+        put(tmp_path / "data" / hidden / f"{i}.png", png(99))
+    put(tmp_path / "data" / "cat" / "._0.png", b"of a Macintosh")
+    images = [load(tmp_path / "data", split) for split in ("train", "test")]
+    assert sorted(value for split in images for value in values(split)) == list(range(10))
+    assert images[0].class_names == ("cat", "dog")
+    assert notes(load, tmp_path / "data") == [
+        f"skipped 2 hidden file(s) or folder(s) ({', '.join(sorted([hidden, 'cat/._0.png']))}) in data"
+    ]
+    (tmp_path / "data" / "cat" / "._0.png").unlink()
+    (tmp_path / "data" / hidden).rename(tmp_path / "elsewhere")
+    assert notes(load, tmp_path / "data") == []  # also where the decoded images are in the cache
+
+
+def test_links_are_followed_at_every_depth_and_those_to_nowhere_counted(tmp_path: Path, load: Load) -> None:
+    for i in range(5):
+        for at in ("data/cat", "beside", "class"):
+            put(tmp_path / at / f"{i}.png", png(i))
+    (tmp_path / "data" / "cat" / "more").symlink_to(tmp_path / "beside")
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "class")
+    (tmp_path / "data" / "eel").symlink_to(tmp_path / "gone")
+    (tmp_path / "data" / "self").symlink_to("self")
+    images = [load(tmp_path / "data", split) for split in ("train", "test")]
+    assert sorted(value for split in images for value in values(split)) == sorted([*range(5)] * 3)
+    assert images[0].class_names == ("cat", "dog")
+    assert notes(load, tmp_path / "data") == ["skipped 2 link(s) that lead nowhere (eel, self) in data"]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../dog/back"])
+def test_a_link_to_a_folder_above_is_refused_at_every_depth(target: str, tmp_path: Path, load: Load) -> None:
+    for kind in ("cat", "dog"):
+        put(tmp_path / "data" / kind / "deep" / "0.png", png(0))
+    (tmp_path / "data" / "dog" / "back").symlink_to("../cat")
+    (tmp_path / "data" / "cat" / "deep" / "loop").symlink_to(target)
+    with pytest.raises(ValueError, match=r"(loop|back) is a link to a folder above it"):
+        load(tmp_path / "data")
 
 
 def test_flat_folder_has_no_labels(tmp_path: Path, load: Load) -> None:
@@ -265,6 +359,92 @@ def test_files_without_split_names_are_one_pool(tmp_path: Path, load: Load) -> N
     for images in (train, test):
         assert images.labels is not None
         assert images.labels.tolist() == values(images)
+
+
+@pytest.mark.parametrize("column", ["labels", "Label", "fine_label", "class", "TARGET"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_usual_columns_of_labels_are_taken(column: str, packed: bool, tmp_path: Path, load: Load) -> None:
+    words = pa.array([f"w{i % 3}" for i in range(20)])
+    content = table(list(range(20)), None).append_column(column, words.dictionary_encode() if packed else words)
+    write(tmp_path / "all.parquet", content)
+    train = load(tmp_path / "all.parquet")
+    assert train.class_names == ("w0", "w1", "w2")
+    assert train.labels is not None
+    assert train.labels.tolist() == [value % 3 for value in values(train)]
+    assert notes(load, tmp_path / "all.parquet") == []
+
+
+def test_columns_that_may_be_labels_are_listed_and_one_is_named(tmp_path: Path, load: Load) -> None:
+    file = tmp_path / "all.parquet"
+    other = {"kind": [i % 4 for i in range(20)], "target": [[i] for i in range(20)], "size": [0.5] * 20}
+    features = {"image": {"_type": "Image"}, "kind": {"names": ["a", "b", "c", "d"], "_type": "ClassLabel"}}
+    content = table(list(range(20)), None)
+    for name, column in other.items():
+        content = content.append_column(name, pa.array(column))
+    write(file, content.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}))
+    assert load(file).labels is None
+    (said,) = notes(load, file)
+    assert said.startswith("without labels: all.parquet has the column(s) target (list<")
+    assert "kind, none of which is taken for labels; --data.label COLUMN names one" in said
+    train = load(file, label="kind")  # after it was read without
+    assert train.class_names == ("a", "b", "c", "d")
+    assert train.labels is not None
+    assert train.labels.tolist() == [value % 4 for value in values(train)]
+    assert load_images(file, split="train", cache=tmp_path / "cache", label="kind").fingerprint == train.fingerprint
+    with pytest.raises(ValueError, match=r"columns image, kind, target, size; --data\.label sort is none of them"):
+        load(file, label="sort")
+    write(
+        tmp_path / "two.parquet", table([0, 1], None).append_column("class", [[1, 2]]).append_column("labels", [[0, 1]])
+    )
+    (said,) = notes(load, tmp_path / "two.parquet")
+    assert said.startswith("skipped the column(s) class: the labels are those of labels; --data.label COLUMN")
+
+
+def test_a_column_of_labels_is_of_parquet_files(tmp_path: Path, load: Load) -> None:
+    for i in range(2):
+        put(tmp_path / "data" / f"{i}.png", png(i))
+    with pytest.raises(ValueError, match=r"--data\.label kind names a column of Parquet files.* none in .*data:"):
+        load(tmp_path / "data", label="kind")
+    (tmp_path / "x.txt").write_text("a text")
+    with pytest.raises(ValueError, match=r"a text, which has no labels: drop --data\.label kind"):
+        DataConfig(str(tmp_path / "x.txt"), label="kind").load("train")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_missing_shards_are_refused_by_name(first: int, tmp_path: Path, load: Load) -> None:
+    for i in range(4):
+        write(tmp_path / "data" / f"train-{i + first:05}-of-00004.parquet", table([i, i], [0, 1]))
+    assert len(load(tmp_path)) + len(load(tmp_path, "test")) == 8
+    for i in (1, 2):
+        (tmp_path / "data" / f"train-{i + first:05}-of-00004.parquet").unlink()
+    with pytest.raises(
+        ValueError, match=rf"lacks 2 .*: train-0000{1 + first}-of-00004\.parquet, train-0000{2 + first}-"
+    ):
+        load(tmp_path)
+    assert len(load(tmp_path / "data" / f"train-{first:05}-of-00004.parquet")) == 1  # one that is named, alone
+
+
+@pytest.mark.parametrize("none", [[-1, -1], [None, None], None])
+def test_a_test_split_without_labels_is_passed_over(none: list[Any] | None, tmp_path: Path, load: Load) -> None:
+    names = ["ant", "bee"]
+    write(tmp_path / "data" / "train-0.parquet", table(list(range(10)), [0, 1] * 5, names=names))
+    unlabelled = table([20, 21], pa.array(none, pa.int64()) if none else None)  # pyright: ignore[reportArgumentType]
+    write(tmp_path / "data" / "test-0.parquet", unlabelled)
+    said = "skipped 1 file(s) without labels (test-0.parquet)"
+    assert len(load(tmp_path)) == 9  # a tenth is held out
+    assert notes(load, tmp_path) == [said]
+    write(tmp_path / "data" / "validation-0.parquet", table([30, 31], [1, 0], names=names))
+    train, test = load(tmp_path), load(tmp_path, "test")
+    assert (values(train), values(test)) == (list(range(10)), [30, 31])
+    assert test.labels is not None
+    assert test.labels.tolist() == [1, 0]
+    assert notes(load, tmp_path) == [said]
+
+
+def test_names_of_files_are_splits_in_any_case(tmp_path: Path, load: Load) -> None:
+    write(tmp_path / "Train-0.parquet", table([0, 1, 2], None))
+    write(tmp_path / "Dev-0.parquet", table([3], None))
+    assert (values(load(tmp_path)), values(load(tmp_path, "test"))) == ([0, 1, 2], [3])
 
 
 def test_unusable_parquet(tmp_path: Path, load: Load) -> None:

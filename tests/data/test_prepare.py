@@ -85,6 +85,31 @@ def test_prepared_images_are_those_of_the_source(kind: str, tmp_path: Path, requ
     assert verify(tmp_path / "out", in_turn, silent) == {"photos": 13, "table": 16}[kind]
 
 
+def test_labels_of_a_column_and_a_test_split_without_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Laid out as ImageNet on the Hub: labels of -1 in the test split."""
+    rng = np.random.default_rng(2)
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split, count in (("train", 6), ("validation", 3), ("test", 4)):
+        images = [{"bytes": jpeg(rng), "path": "x"} for _ in range(count)]
+        kinds = [-1 if split == "test" else i % 3 for i in range(count)]
+        rows = pa.table({"image": images, "kind": kinds})
+        pq.write_table(rows, tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+    out, options = tmp_path / "out", ("--size", 8, "--json")
+    assert call(monkeypatch, "data", "prepare", tmp_path / "hub", out, *options, "--label", "kind") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["classes"] == 3
+    assert json.loads(said.out)["test images"] == 3
+    assert said.err.count("skipped 1 file(s) without labels (test-00000-of-00001.parquet)") == 1
+    assert_same(tmp_path / "hub", out, tmp_path, label="kind")
+    assert look_at(tmp_path / "hub", "kind").num_classes == 3
+    assert call(monkeypatch, "data", "prepare", tmp_path / "hub", out, *options) == 2
+    assert "label kind, now None" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"was prepared with its labels: leave out --data\.label kind"):
+        load_images(out, split="train", label="kind")
+
+
 def test_flat_folders_have_no_labels(tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     for i in range(5):

@@ -157,6 +157,57 @@ def test_numbers_of_classes_are_kept_and_those_of_json_come_second(tmp_path: Pat
     assert classes(put(tmp_path / "b.tar", files)) == {f"b.tar/{i}.png": str(i % 3 + 1) for i in range(6)}
 
 
+def said_of(source: Path) -> set[str]:
+    return {raw_of(source, split).note for split in SPLITS}
+
+
+def test_a_label_is_that_of_the_name_up_to_the_first_dot(tmp_path: Path) -> None:
+    files: list[tuple[str, Content]] = []
+    for i in range(6):
+        files += [(f"a/{i}.image.png", png(i)), (f"a/{i}.cls", b"%d" % (i % 3))]
+        files += [
+            (f"b/v1.{i}.png", png(i + 6)),
+            (f"b/v1.{i}.cls", b"%d" % (i % 3)),
+        ]  # or to the last, where there is one
+    source = put(tmp_path / "x.tar", files)
+    expected = {f"x.tar/a/{i}.image.png": str(i % 3) for i in range(6)}
+    assert classes(source) == expected | {f"x.tar/b/v1.{i}.png": str(i % 3) for i in range(6)}
+    assert said_of(source) == {""}
+
+
+def test_labels_of_no_image_are_counted(tmp_path: Path) -> None:
+    files = [file for i in range(4) for file in ((f"{i}.png", png(i)), (f"label-{i}.cls", b"%d" % i))]
+    source = put(tmp_path / "x.tar", files)
+    assert set(classes(source).values()) == {""}
+    (said,) = said_of(source)
+    assert said.startswith("skipped 4 label(s) (.cls or .json) that belong to no image (x.tar/label-0, ")
+
+
+def test_what_is_hidden_in_an_archive_is_not_read_and_counted(tmp_path: Path) -> None:
+    places = ("cat/.ipynb_checkpoints/", "__MACOSX/cat/._", "@eaDir/")
+    files = [
+        *PETS,
+        *((f"{place}{i}.png", png(i)) for place in places for i in range(3)),
+        ("__MACOSX/._x.tar", b"no tar"),
+    ]
+    assert classes(put(tmp_path / "x.tar", files)) == {f"x.tar/{name}": name[:3] for name, _ in PETS}
+    (said,) = said_of(tmp_path / "x.tar")
+    assert said.startswith("skipped 9 hidden image(s) (x.tar/cat/.ipynb_checkpoints/0.png, ")
+    (tmp_path / "._x.tar").write_bytes(b"no tar")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "self").symlink_to("self")
+    assert len(classes(tmp_path)) == len(PETS)
+
+
+def test_splits_of_archives_in_any_case(tmp_path: Path) -> None:
+    files = [(f"{split}/{name}", data) for split in ("Train", "DEV", "unlabeled") for name, data in PETS[:6]]
+    source = put(tmp_path / "x.tar", files)
+    for split, name in zip(SPLITS, ("Train", "DEV"), strict=True):
+        assert [item[0] for item in raw_of(source, split).items] == [f"x.tar/{name}/{file}" for file, _ in PETS[:6]]
+        assert raw_of(source, split).class_names == ("cat", "dog", "eel")
+    assert said_of(source) == {"skipped 6 image(s) of other splits in x.tar"}
+
+
 def test_without_folders_and_labels_there_are_no_classes(tmp_path: Path) -> None:
     captions = [file for i in range(3) for file in ((f"{i}.png", png(i)), (f"{i}.json", b'{"caption": "a cat"}'))]
     for number in range(2):

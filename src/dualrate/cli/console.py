@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dualrate.data.cache import SKIPPED, cache_dir
+from dualrate.data.cache import cache_dir
+from dualrate.data.source import NOTED
 from dualrate.doctor.finding import Finding
 from dualrate.experiments.experiment import COMPILED, Model
 from dualrate.machine.device import compiles, keep_compiled, pick_device
@@ -112,7 +113,7 @@ def decoding(progress: Reporter) -> Callable[[int, int, str], None]:
     said: set[str] = set()
 
     def update(done: int, total: int, what: str) -> None:
-        if what.startswith(SKIPPED) and what not in said:
+        if what.startswith(NOTED) and what not in said:
             said.add(what)
             progress.note(what)
         progress.update(done, total, {"images": done})

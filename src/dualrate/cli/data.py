@@ -12,12 +12,15 @@ from tyro.conf import Positional, arg
 from dualrate.cli.console import drawing, print_report, reporter
 from dualrate.cli.options import AsJson, AtATime, Device, parse_one_of
 from dualrate.config.ranges import Range, Ranged, Side, WorkerCount
-from dualrate.data.cache import SKIPPED
-from dualrate.data.source import DataProgress
+from dualrate.data.source import NOTED, DataProgress
 from dualrate.machine.device import pick_device
 from dualrate.machine.progress import Reporter
 
 MIB = 2**20
+Label = Annotated[
+    str | None,
+    arg(metavar="COLUMN", help="Column of the labels, of Parquet files; one of the usual names if not given."),
+]
 Processes = Annotated[WorkerCount, arg(help="Processes that work at once; auto: one for each idle processor.")]
 
 
@@ -38,6 +41,7 @@ class Prepare(Ranged):
     """1 grey, 3 colours; the images' own if not given."""
     on_bad: Literal["fail", "skip"] = "fail"
     """What an image that cannot be read does: end the program, or be left out and listed in dataset.json."""
+    label: Label = None
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
     """Size of a shard in MiB, the work that a process takes at a time."""
     workers: Processes = 1
@@ -55,6 +59,7 @@ class Prepare(Ranged):
                 size=self.size,
                 channels=self.channels,
                 on_bad=self.on_bad,
+                label=self.label,
                 shard_bytes=self.shard_mib * MIB,
                 mapper=over,
                 progress=telling(progress, PREPARING),
@@ -86,6 +91,7 @@ class Encode(Ranged):
     """1 grey, 3 colours; the images' own if not given."""
     on_bad: Literal["fail", "skip"] = "fail"
     """What an image that cannot be read does: end the program, or be left out."""
+    label: Label = None
     mirrored: bool = True
     """Also latents of mirrored images, for --data.augment.flip; twice the size and time."""
     shard_mib: Annotated[int, Range(1, 65_536)] = 256
@@ -109,6 +115,7 @@ class Encode(Ranged):
                 size=self.size,
                 channels=self.channels,
                 on_bad=self.on_bad,
+                label=self.label,
                 mirrored=self.mirrored,
                 shard_bytes=self.shard_mib * MIB,
                 batch_size=self.batch_size,
@@ -131,7 +138,7 @@ def telling(progress: Reporter, work: str) -> DataProgress:
         if what == work:
             shown(done, total)
         elif what not in said:
-            progress.note(what if what.startswith(SKIPPED) else f"{what}: {total}")
+            progress.note(what if what.startswith(NOTED) else f"{what}: {total}")
             said.add(what)
 
     return tell

@@ -24,8 +24,7 @@ from dualrate.data.untrusted import one_line, read_limited
 from dualrate.machine.files import ABSENT, naming, read_json
 from dualrate.machine.folders import new_folder
 
-SKIPPED = "skipped"  # begins what says which images were left out
-VERSION = 2  # of the entry's format and of the decoding rules: part of every key
+VERSION = 3  # of the entry's format and of the decoding rules: part of every key
 _LOOK_ON = 1000  # images still looked at, to describe the shapes that occur, after two were found to differ
 
 OnBad = Literal["fail", "skip"]
@@ -42,12 +41,12 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A cache entry: images are memory-mapped; `skipped` says which images were left out, empty if none."""
+    """A cache entry: images are memory-mapped; `notes` say what was left out of the source, if anything was."""
 
     images: np.ndarray
     labels: np.ndarray | None
     class_names: tuple[str, ...]
-    skipped: str
+    notes: tuple[str, ...]
 
 
 def cache_dir() -> Path:
@@ -77,7 +76,7 @@ def decoded(source: Source, options: Options, cache: Path, progress: DataProgres
 
 def identity(source: Source, options: Options) -> str:
     """sha256 (hex) of what decoded images depend on: files by path, size and time of change, and options."""
-    digest = hashlib.sha256(repr((VERSION, source.name, options)).encode())
+    digest = hashlib.sha256(repr((VERSION, source.name, source.label, options)).encode())
     for file in source.files:
         try:
             stat = file.stat()
@@ -94,7 +93,7 @@ def _open(folder: Path) -> Entry:
             images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         with naming(folder / "labels.npy"):
             labels = np.load(folder / "labels.npy", allow_pickle=False) if info["labelled"] else None
-        return Entry(images, labels, tuple(info["class_names"]), info["skipped"])
+        return Entry(images, labels, tuple(info["class_names"]), tuple(info["notes"]))
     except OSError as error:
         if error.errno not in ABSENT:
             raise
@@ -118,8 +117,9 @@ def _write(raw: Raw, options: Options, folder: Path, name: str, progress: DataPr
     if raw.labels is not None:
         with naming(folder / "labels.npy"):
             np.save(folder / "labels.npy", raw.labels[kept], allow_pickle=False)
-    skipped = f"{SKIPPED} {summary(bad)} of {raw.count} images" if bad else ""
-    info = {"name": name, "labelled": raw.labels is not None, "class_names": raw.class_names, "skipped": skipped}
+    notes = [f"skipped {summary(bad)} of {raw.count} images"] if bad else []
+    notes += [raw.note] if raw.note else []
+    info = {"name": name, "labelled": raw.labels is not None, "class_names": raw.class_names, "notes": notes}
     with naming(folder / "info.json"):
         (folder / "info.json").write_text(json.dumps(info, indent=1))
 

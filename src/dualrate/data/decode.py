@@ -4,7 +4,8 @@ Only JPEG, PNG, WEBP, BMP and GIF (first frame) are opened, and the pixel count 
 pixel is decoded. Rules for the odd modes
     EXIF            the orientation is applied
     transparency    alpha, a transparent palette entry or a colour key is composited on white
-    16-bit grey     v -> round(v / 257), so that 65535 is 255 (Pillow's own conversion clips at 255)
+    16-bit grey     v -> round(v / 257), so that 65535 is 255 (Pillow's own conversion clips at 255); with alpha the
+                    upper 8 bits of v and of alpha, as Pillow reads them
     CMYK, palette   Pillow's conversion to RGB
     grey <-> colour ITU-R 601 luma; a grey value repeated three times
 Resizing, as that of the ADM ImageNet references (arXiv 2105.05233, released code): halving by box averages while the
@@ -59,10 +60,11 @@ def shape_of(item: Path | bytes, name: str) -> tuple[int, int, int]:
     try:
         with item.open("rb") if isinstance(item, Path) else io.BytesIO(item) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _unread(file) as image:
+            image, deep = _unread(file)
+            with image:
                 width, height = image.size
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-                return 1 if _grey(image) else 3, *((width, height) if turned else (height, width))
+                return 1 if deep or _grey(image) else 3, *((width, height) if turned else (height, width))
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a {', '.join(FORMATS)} image") from None
     except Exception as error:  # as in `decode`
@@ -78,18 +80,23 @@ def resize(image: np.ndarray, *, size: int | None = None, channels: int | None =
 
 def _opened(data: bytes) -> Image.Image:
     """L or RGB, upright."""
-    with _unread(io.BytesIO(data)) as image:
+    image, deep = _unread(io.BytesIO(data))
+    with image:
         image.load()
-        return _eight_bit(ImageOps.exif_transpose(image))
+        return _eight_bit(ImageOps.exif_transpose(image), deep or _grey(image))
 
 
-def _unread(file: BinaryIO) -> Image.Image:
-    """An image of which only the header was read. Raises ValueError for one of too many pixels."""
-    _check_size(_webp_size(file.read(30)))
+def _unread(file: BinaryIO) -> tuple[Image.Image, bool]:
+    """An image of which only the header was read, and whether it is 16-bit grey with alpha, which Pillow makes RGBA.
+
+    Raises ValueError for one of too many pixels.
+    """
+    header = file.read(30)
+    _check_size(_webp_size(header))
     file.seek(0)
     image = Image.open(file, formats=FORMATS)
     _check_size(image.size)
-    return image
+    return image, image.format == "PNG" and header[24:26] == b"\x10\x04"  # depth and colour type of the first chunk
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -122,10 +129,10 @@ def _grey(image: Image.Image) -> bool:
     return _sixteen_bit(image) or image.mode in ("1", "L", "LA")
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _eight_bit(image: Image.Image, grey: bool) -> Image.Image:
     if _sixteen_bit(image):
         return _from_sixteen_bit(image)
-    mode = "L" if _grey(image) else "RGB"
+    mode = "L" if grey else "RGB"
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert(mode)

@@ -52,6 +52,7 @@ class Pixels:
     size: int | None
     channels: Literal[1, 3] | None
     on_bad: OnBad
+    label: str | None
 
     def load(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
         return load_images(**asdict(self), split=split, progress=progress)
@@ -80,6 +81,7 @@ def encode(
     size: int | None = None,
     channels: Literal[1, 3] | None = None,
     on_bad: OnBad = "fail",
+    label: str | None = None,
     mirrored: bool = True,
     shard_bytes: int = SHARD_BYTES,
     batch_size: int = 16,
@@ -89,6 +91,7 @@ def encode(
 ) -> dict[str, Any]:
     """Both splits of a source (see `load_images`) as latents in `folder`, made if it is missing; or what is left to do.
 
+    size, channels, on_bad, label: as in `load_images`
     mirrored: also the latents of mirrored images
     shard_bytes: of a file at most, but for an image at least
     device:   of the codec, in every process
@@ -102,7 +105,7 @@ def encode(
     if shard_bytes < 1 or batch_size < 1:
         raise ValueError(f"shard_bytes {shard_bytes}, batch_size {batch_size}; expected at least 1 each")
     named = str(source) if source == fashion_mnist.NAME else str(resolved(source))  # read again, from wherever
-    pixels = Pixels(named, size, channels, on_bad)
+    pixels = Pixels(named, size, channels, on_bad, label)
     images: dict[Split, ImageSet] = {split: pixels.load(split, progress) for split in SPLITS}
     if images["test"].shape != images["train"].shape:
         shapes = " and ".join(f"{images[split].shape} ({split})" for split in SPLITS)

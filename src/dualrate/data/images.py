@@ -131,6 +131,7 @@ def load_images(
     size: int | None = None,
     channels: Literal[1, 3] | None = None,
     on_bad: OnBad = "fail",
+    label: str | None = None,
     cache: Path | None = None,
     progress: DataProgress | None = None,
 ) -> ImageSet:
@@ -142,8 +143,9 @@ def load_images(
     size:     pixels; centre crop and resize to size x size. None: all images must have one shape
     channels: 1 or 3; None: as stored, one number for all images
     on_bad:   a file that is no image: "fail", or "skip" and report it through `progress`
+    label:    the column of labels, of Parquet files; None: one of the usual names (see `parquet`)
     cache:    folder of decoded images; None: `cache_dir()`
-    progress: called with (done, total, message)
+    progress: called with (done, total, message); also with what is not used of the source (`source.NOTED`)
     Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source, OSError for what
     cannot be opened or read.
     """
@@ -153,12 +155,14 @@ def load_images(
         raise ValueError(f"size {size}, channels {channels}; expected a positive size or None, and 1, 3 or None")
     report = progress or (lambda done, total, message: None)
     if folder := prepared_folder(source):
+        if label is not None:
+            raise ValueError(f"{folder} was prepared with its labels: leave out --data.label {label}")
         return _prepared(folder, split, size, channels)
     cache = cache or cache_dir()
-    found = find_source(source, split, cache, report)
+    found = find_source(source, split, cache, report, label)
     entry = decoded(found, Options(size, channels, on_bad), cache, report)
-    if entry.skipped:
-        report(len(entry.images), len(entry.images), entry.skipped)
+    for note in filter(None, (found.note, *entry.notes)):
+        report(len(entry.images), len(entry.images), note)
     return ImageSet(entry.images, entry.labels, entry.class_names, found.name)
 
 
@@ -189,8 +193,23 @@ def _prepared(folder: Path, split: Split, size: int | None, channels: int | None
     return ImageSet(found.images, found.labels, found.class_names, found.name, found.fingerprint)
 
 
-def find_source(source: str | Path, split: Split, cache: Path, progress: DataProgress) -> Source:
-    """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it."""
+def find_source(
+    source: str | Path, split: Split, cache: Path, progress: DataProgress, label: str | None = None
+) -> Source:
+    """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it.
+
+    Raises what `load_images` raises, and ValueError for a `label` of a source that is not of Parquet files.
+    """
+    found = _found(source, split, cache, progress, label)
+    if found.label != label:
+        raise ValueError(
+            f"--data.label {label} names a column of Parquet files, and there are none in {source}: drop it; its "
+            "labels are its folders, or stand beside its images (docs/own-images.md)"
+        )
+    return found
+
+
+def _found(source: str | Path, split: Split, cache: Path, progress: DataProgress, label: str | None) -> Source:
     if source == fashion_mnist.NAME:
         return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
     path = resolved(source)
@@ -214,6 +233,6 @@ def find_source(source: str | Path, split: Split, cache: Path, progress: DataPro
 
     train, test = parquet_files(path) if path.is_dir() else ([path], [])
     if train:
-        return parquet_source(train, test, path.stem, split)
+        return parquet_source(train, test, path.stem, split, label)
     tars = tar_files(path)
     return tar_source(tars, path, split, progress) if tars else folder_source(path, split)

@@ -55,10 +55,10 @@ class Look:
         return tuple(found)
 
 
-def look_at(source: str | Path) -> Look:
-    """Look at the training split of a source (see `load_images`).
+def look_at(source: str | Path, label: str | None = None) -> Look:
+    """Look at the training split of a source (see `load_images`), with the labels of a column.
 
     Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source.
     """
-    found = find_source(source, "train", cache_dir(), lambda done, total, message: None)
+    found = find_source(source, "train", cache_dir(), lambda done, total, message: None, label)
     return Look(found.name, found.read())

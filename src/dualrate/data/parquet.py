@@ -1,13 +1,16 @@
 """Images in Parquet files, in the layout of Hugging Face `datasets`.
 
-Column `image` or `img`: a struct with `bytes`, or the encoded bytes themselves. Column `label`, optional: integers or
-strings. Class names come from the schema's `huggingface` metadata (ClassLabel), else from the values.
+Column `image` or `img`: a struct with `bytes`, or the encoded bytes themselves. The column of labels, optional, holds
+integers or strings: the one that is asked for, else the first of `LABEL_COLUMNS`. Class names come from the schema's
+`huggingface` metadata (ClassLabel), else from the values.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,43 +20,130 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualrate.data.source import Raw, Source, Split, class_numbers, hold_out
+from dualrate.data.source import Raw, Source, Split, class_numbers, hidden, hold_out, some, split_named
 from dualrate.data.untrusted import check_regular, printable, reading
 
-TEST_NAMES = ("test", "val")  # prefixes; validation files count as test files where there are none
+PREFIXES = ("train", "test", "val")  # of files' names, in any case
+HELD_OUT = ("test", "val", "dev", "eval")  # the first with labels is the test split
 IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")  # all but the first in any case
 
 
-def parquet_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Training and test files of a folder, or of its data/ sub-folder; both empty if there are no .parquet files.
+def parquet_files(folder: Path) -> tuple[list[Path], list[list[Path]]]:
+    """Training files of a folder, or of its data/ sub-folder, and the groups of files that may be the test split, the
+    first choice first; both empty if there are no .parquet files.
 
-    Files named train* are the training split, test* (else val*) the test split, others are left aside; if no name
-    says what it is, all are training files. Raises ValueError for test files without training files.
+    Files named train* are the training split; test*, val*, dev and eval are groups; others are left aside. If no name
+    says what it is, all are training files. Raises ValueError for test files without training files, and for training
+    files of which some are missing (`check_complete`).
     """
-    files = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
-    train = [file for file in files if file.name.startswith("train")]
-    tests = ([file for file in files if file.name.startswith(prefix)] for prefix in TEST_NAMES)
-    test = next((found for found in tests if found), [])
-    if test and not train:
-        raise ValueError(f"{test[0].parent} has test files ({test[0].name}) but no train*.parquet")
-    return train or files, test
+    found = (sorted(place.glob("*.parquet")) for place in (folder, folder / "data"))
+    files = next(filter(None, ([file for file in files if not hidden(file.name)] for files in found)), [])
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        name = file.name.lower()
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+        groups[prefix or split_named(re.split("[^a-z]", name)[0])].append(file)
+    train, tests = groups["train"], [groups[name] for name in HELD_OUT if name in groups]
+    if tests and not train:
+        raise ValueError(f"{tests[0][0].parent} has test files ({tests[0][0].name}) but no train*.parquet")
+    check_complete(train or files)
+    return train or files, tests
 
 
-def parquet_source(train: Sequence[Path], test: Sequence[Path], name: str, split: Split) -> Source:
-    """The images of Parquet files; without test files, a tenth of the training rows is held out (`hold_out`).
+def check_complete(files: Sequence[Path]) -> None:
+    """Raises ValueError, which names them, for files that are missing among those named NAME-00000-of-00003.parquet."""
+    numbers: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for file in files:
+        if parts := re.match(r"(.*)-(\d{1,6})-of-(\d{1,6})\b", file.name):
+            numbers[parts[1], parts[3]].add(int(parts[2]))
+    missing = [
+        f"{name}-{i:0{len(total)}}-of-{total}.parquet"
+        for (name, total), there in numbers.items()
+        for first in [int(int(total) in there)]  # numbered from 0, or from 1
+        for i in range(first, int(total) + first)
+        if i not in there
+    ]
+    if missing:
+        raise ValueError(
+            f"{files[0].parent} lacks {len(missing)} Parquet file(s) of a split: {some(missing)}; fetch them, or name "
+            "one file alone as the source"
+        )
 
+
+def parquet_source(
+    train: Sequence[Path], tests: Sequence[Sequence[Path]], name: str, split: Split, asked: str | None = None
+) -> Source:
+    """The images of Parquet files. asked: the column of labels; None: the usual one.
+
+    The test split is the first of `tests` that has labels, if the training files have; without one, a tenth of the
+    training rows is held out (`hold_out`).
     Raises, when read, OSError for files that cannot be opened or read; ValueError for damaged files, unexpected
-    columns, labels that `class_numbers` refuses, and labels that only the test files have.
+    columns, missing files, labels that `class_numbers` refuses, and labels that only the test files have.
     """
-    chosen = test if test and split == "test" else train
 
     def read() -> Raw:
+        column, note = _label_column(train[0], asked)
+        test, passed = _test_files(tests, column)
+        chosen = test if test and split == "test" else train
         count = sum(map(_rows, chosen))
-        labels, class_names = _labels(chosen, train, count)
+        labels, class_names = _labels(chosen, train, count, column)
         rows = np.arange(count) if test else hold_out([str(i) for i in range(count)], split, str(chosen[0]))
-        return Raw(_Rows(chosen, rows), len(rows), None if labels is None else labels[rows], class_names)
+        return Raw(
+            _Rows(chosen, rows), len(rows), None if labels is None else labels[rows], class_names, note or passed
+        )
 
-    return Source(f"{printable(name)}/{split}", tuple(dict.fromkeys([*train, *chosen])), read)
+    files = dict.fromkeys([*train, *(file for test in tests for file in test)])
+    return Source(f"{printable(name)}/{split}", tuple(files), read, label=asked)
+
+
+def _test_files(tests: Sequence[Sequence[Path]], column: str | None) -> tuple[Sequence[Path], str]:
+    """The test split, empty if there is none, and what was passed over for want of labels, as in `Raw`."""
+    passed: list[str] = []
+    for files in tests:
+        if column is None or not all(_unlabelled(file, column) for file in files):
+            check_complete(files)
+            break
+        passed += [printable(file.name) for file in files]
+    else:
+        files = []
+    return files, f"skipped {len(passed)} file(s) without labels ({some(passed)})" if passed else ""
+
+
+def _unlabelled(file: Path, column: str) -> bool:
+    """Whether no image has a label: -1 stands for none on the Hugging Face Hub."""
+    with _opened(file) as parquet:
+        if column not in parquet.schema_arrow.names:
+            return True
+        values = parquet.read(columns=[column]).column(column).drop_null()
+        return len(values) == 0 or (pa.types.is_signed_integer(values.type) and bool((values.to_numpy() == -1).all()))
+
+
+def _label_column(file: Path, asked: str | None) -> tuple[str | None, str]:
+    """The column of labels, None if there is none; and what is to be said of other columns, as in `Raw`."""
+    with _opened(file) as parquet:
+        schema = parquet.schema_arrow
+    if asked is not None:
+        if asked not in schema.names:
+            raise ValueError(f"{file} has the columns {', '.join(schema.names)}; --data.label {asked} is none of them")
+        return asked, ""
+    if LABEL_COLUMNS[0] in schema.names:
+        return LABEL_COLUMNS[0], ""
+    usable = [column.name for column in schema if _is_label(column.type)]
+    known = [name for wanted in LABEL_COLUMNS for name in usable if name.lower() == wanted]
+    if known:
+        others = f"skipped the column(s) {some(known[1:])}: the labels are those of {known[0]}; --data.label COLUMN"
+        return known[0], f"{others} takes another" if known[1:] else ""
+    odd = [f"{one.name} ({one.type})" for one in schema if one.name.lower() in LABEL_COLUMNS and one.name not in usable]
+    said = (
+        f"without labels: {printable(file.name)} has the column(s) {some([*odd, *usable], 10)}, none of which is taken"
+    )
+    return None, f"{said} for labels; --data.label COLUMN names one of integers or strings" if odd or usable else ""
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 @contextmanager
@@ -127,15 +217,17 @@ def _image_column(schema: pa.Schema, file: Path) -> str:
     raise ValueError(f"{file} has the columns {', '.join(schema.names)}; expected {' or '.join(IMAGE_COLUMNS)}")
 
 
-def _labels(files: Sequence[Path], train: Sequence[Path], count: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def _labels(
+    files: Sequence[Path], train: Sequence[Path], count: int, column: str | None
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """(count,) labels of `files`; the classes are those of the training files."""
+    if column is None:
+        return None, ()
     with _opened(train[0]) as parquet:
         schema = parquet.schema_arrow
-    if "label" not in schema.names:
-        return None, ()
-    values, reference = _column(files), _column(train)
+    values, reference = _column(files, column), _column(train, column)
     if pa.types.is_integer(reference.type) and pa.types.is_integer(values.type):
-        declared = _declared_names(schema, train[0])
+        declared = _declared_names(schema, train[0], column)
         known = reference.to_numpy()
         return class_numbers(values.to_numpy(), str(files[0]), count, reference=known, class_names=declared)
     with reading(files[0], "Parquet"):
@@ -148,28 +240,31 @@ def _labels(files: Sequence[Path], train: Sequence[Path], count: int) -> tuple[n
     return class_numbers(labels, str(files[0]), count, class_names=tuple(numbers))
 
 
-def _column(files: Sequence[Path]) -> pa.ChunkedArray:
+def _column(files: Sequence[Path], name: str) -> pa.ChunkedArray:
     """The labels of all files: integers or strings, none missing."""
     columns = []
     for file in files:
         with _opened(file) as parquet:
-            column = parquet.read(columns=["label"]).column("label")
-            text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            if column.null_count or not (text or pa.types.is_integer(column.type)):
+            if name not in parquet.schema_arrow.names:
+                raise ValueError(f"it has no column {name}, which other files have")
+            column = parquet.read(columns=[name]).column(name)
+            if column.null_count or not _is_label(column.type):
                 raise ValueError(
-                    f"column label of {file} is {column.type} with {column.null_count} nulls; expected integers or "
-                    "strings"
+                    f"column {name} of {file} is {column.type} with {column.null_count} nulls; expected integers or "
+                    "strings (--data.label names another column)"
                 )
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
             columns.append(column)
     with reading(files[0], "Parquet (with its sister files)"):
         return pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
 
 
-def _declared_names(schema: pa.Schema, file: Path) -> tuple[str, ...]:
+def _declared_names(schema: pa.Schema, file: Path, column: str) -> tuple[str, ...]:
     """Class names of a ClassLabel column; empty if the schema declares none."""
     text = (schema.metadata or {}).get(b"huggingface", b"{}")
     with reading(file, "Parquet: the huggingface metadata of its schema are not as expected"):
-        names = json.loads(text).get("info", {}).get("features", {}).get("label", {}).get("names") or []
+        names = json.loads(text).get("info", {}).get("features", {}).get(column, {}).get("names") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"names of label are {str(names)[:80]}, no list of strings")
+            raise ValueError(f"names of {column} are {str(names)[:80]}, no list of strings")
         return tuple(names)

@@ -63,12 +63,14 @@ def prepare(
     size: int,
     channels: Literal[1, 3] | None = None,
     on_bad: OnBad = "fail",
+    label: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     mapper: Mapper = in_turn,
     progress: DataProgress = lambda done, total, message: None,
 ) -> dict[str, Any]:
     """Both splits of a source (see `load_images`) as shards in `folder`, made if it is missing; or what is left to do.
 
+    label:       as in `load_images`
     shard_bytes: of a file at most, but for an image at least
     Returns what dataset.json holds. Raises ValueError for content that cannot be used, for a folder that holds
     anything else or was prepared from other images or in another way; OSError for what cannot be read or written.
@@ -79,11 +81,11 @@ def prepare(
         raise ValueError(f"{source} is prepared already: prepare other sizes from the images that it was made of")
     check_outside(folder, source)
     options = Options(size, channels, on_bad)
-    sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress) for split in SPLITS}
+    sources: dict[Split, Source] = {split: find_source(source, split, cache_dir(), progress, label) for split in SPLITS}
 
     def plan_of(options: Options) -> dict[str, Any]:
         content = [identity(found, options) for found in sources.values()]
-        made = {"format": FORMAT, "source": str(source), **asdict(options), "shard_bytes": shard_bytes}
+        made = {"format": FORMAT, "source": str(source), **asdict(options), "label": label, "shard_bytes": shard_bytes}
         return {**made, "content": content}
 
     as_begun = replace(options, on_bad="fail") if begun_strictly(folder) else options
@@ -106,6 +108,9 @@ def _prepare(
     progress: DataProgress,
 ) -> None:
     raws: dict[Split, Raw] = {split: source.read() for split, source in sources.items()}
+    for split, raw in raws.items():
+        for note in filter(None, (sources[split].note, raw.note)):
+            progress(raw.count, raw.count, note)
     shape = _shape(raws["train"], options, sources["train"].name)
     per_shard = max(1, shard_bytes // int(np.prod(shape)))
     blocks: dict[Split, list[Block]] = {split: _blocks(split, raw, shape, per_shard) for split, raw in raws.items()}

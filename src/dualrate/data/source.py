@@ -16,6 +16,11 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 DataProgress = Callable[[int, int, str], None]  # done, total, message
 MAX_CLASSES = 100_000
+NOTED = ("skipped", "without labels")  # begin a message that says what is not used of a source
+HELD_OUT = ("test", "val", "valid", "validation", "dev", "eval")  # the first of them that exists is the test split
+_SPLITS = ("train", *HELD_OUT, "unlabeled", "unlabelled", "unsupervised")
+_SAME = {"training": "train", "testing": "test", "evaluation": "eval"}
+_HIDDEN = ("__MACOSX", "@eaDir")  # of an archive made on macOS; previews of a Synology disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +78,14 @@ class Raw:
     items:       `count` of them
     labels:      (count,) int64 in [0, len(class_names)), or None
     class_names: empty without labels
+    note:        what is not used of the source, beginning with one of `NOTED`; empty if all is
     """
 
     items: Items
     count: int
     labels: np.ndarray | None
     class_names: tuple[str, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,32 @@ class Source:
     name:  for reports
     files: whose absolute paths, sizes and times of change identify the content
     read:  called only when the decoded images are not in the cache yet
+    note:  as in `Raw`, where it is known before anything is read
+    label: the column of labels that was asked for, part of what identifies the content
     """
 
     name: str
     files: tuple[Path, ...]
     read: Callable[[], Raw]
+    note: str = ""
+    label: str | None = None
+
+
+def split_named(name: str) -> str:
+    """The split that a folder or file of this name, in any case, holds: "train", one of `HELD_OUT`, one that is never
+    used ("unlabeled"); empty if no split is called so."""
+    name = _SAME.get(name.lower(), name.lower())
+    return name if name in _SPLITS else ""
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name was put there by a program, and holds no image of the set."""
+    return name in _HIDDEN or (name.startswith(".") and name not in (".", ".."))
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def hold_out(keys: Sequence[str], split: Split, name: str = "this source") -> np.ndarray:

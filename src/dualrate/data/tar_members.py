@@ -16,11 +16,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from dualrate.data.decode import MAX_BYTES, SUFFIXES
-from dualrate.data.folder import TEST_NAMES
-from dualrate.data.source import Member
+from dualrate.data.source import Member, hidden, split_named
 from dualrate.data.untrusted import check_regular, printable, reading
 
-SPLIT_NAMES = ("train", *TEST_NAMES)
 Label = int | str
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER = 2**20  # bytes of an extended header, of a label
@@ -37,7 +35,8 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image of an archive. folder: what holds it there, a folder or an inner tar; empty: nothing does."""
+    """An image of an archive. folder: what holds it there, a folder or an inner tar; empty: nothing does. splits: those
+    that its path names, as `split_named` calls them."""
 
     image: Member
     tar: Path
@@ -46,10 +45,24 @@ class Found:
     label: Label | None
 
 
-def images_of(file: Path, shown: str) -> list[Found]:
-    """The images of one tar with their labels. shown: its name in messages."""
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The images of an archive; hidden: the names of images that are not read; alone: of labels without an image."""
+
+    images: list[Found]
+    hidden: list[str]
+    alone: list[str]
+
+
+def images_of(file: Path, shown: str) -> Listed:
+    """The images of one tar with their labels. shown: its name in messages.
+
+    A label is that of the image of the same name up to the last dot; else, as in webdataset, up to the first one.
+    """
     check_regular(file)
     labels: dict[str, Label] = {}
+    used: set[str] = set()
+    passed: list[str] = []
     images: list[tuple[str, Member]] = []
     names: set[str] = set()
     with reading(file, "tar"), _Headers(file) as headers:
@@ -59,21 +72,28 @@ def images_of(file: Path, shown: str) -> list[Found]:
             name = inside + entry.name.removeprefix("./")
             stem, dot, suffix = name.rpartition(".")
             kind = dot + suffix.lower()
-            if kind in (".cls", ".json") and entry.type in _REGULAR and entry.size <= _MAX_HEADER:
+            if _hidden(name):
+                passed += [printable(f"{shown}/{name}")] if kind in SUFFIXES else []
+            elif kind in (".cls", ".json") and entry.type in _REGULAR and entry.size <= _MAX_HEADER:
                 headers.seek(offset)
                 label = _label(headers.read(entry.size), kind == ".json")
                 if label is not None and (kind == ".cls" or stem not in labels):
                     labels[stem] = label
-            elif kind in (*SUFFIXES, ".tar") and not name.rpartition("/")[2].startswith("."):
+            elif kind in (*SUFFIXES, ".tar"):
                 said = printable(f"{shown}/{name}")
                 images.append((name, Member(said, file, offset, entry.size, _fault(entry, name in names))))
                 names.add(name)
 
     def found(name: str, image: Member) -> Found:
         folder, splits = _place(f"{shown}/{name.rpartition('/')[0]}", shown)
-        return Found(image, file, folder, splits, labels.get(name.rpartition(".")[0]))
+        inside, slash, base = name.rpartition("/")
+        keys = (name.rpartition(".")[0], inside + slash + base.partition(".")[0])
+        key = next((key for key in keys if key in labels), "")
+        used.add(key)
+        return Found(image, file, folder, splits, labels.get(key))
 
-    return [found(name, image) for name, image in images]
+    every = [found(name, image) for name, image in images]
+    return Listed(every, passed, [printable(f"{shown}/{key}") for key in labels if key not in used])
 
 
 def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[tuple[str, tarfile.TarInfo, int]]:
@@ -94,7 +114,8 @@ def _entries(headers: _Headers, start: int, stop: int, inside: str) -> Iterator[
                 )
             if entry.isdir():
                 continue
-            if entry.name.lower().endswith(".tar") and entry.type in _REGULAR and not inside:
+            nested = entry.name.lower().endswith(".tar") and not _hidden(entry.name)
+            if nested and entry.type in _REGULAR and not inside:
                 yield from _entries(headers, entry.offset_data, end, f"{entry.name}/")
             else:
                 yield inside, entry, entry.offset_data
@@ -137,14 +158,18 @@ def _place(path: str, shown: str) -> tuple[str, frozenset[str]]:
     path: that of their folder, with those of the tars, of which the outer one's is `shown`
     """
     parts = PurePosixPath(path).parts
-    splits = {part for part in parts if part in SPLIT_NAMES}
-    splits.update(word for part in parts if part.endswith(".tar") for word in words(part) if word in SPLIT_NAMES)
+    named = [*parts, *(word for part in parts if part.endswith(".tar") for word in words(part))]
+    splits = frozenset(filter(None, map(split_named, named)))
     folder = parts[-1].removesuffix(".tar") if len(parts) > len(PurePosixPath(shown).parts) else ""
-    return printable(folder), frozenset(splits)
+    return printable(folder), splits
 
 
 def words(name: str) -> list[str]:
     return re.findall("[a-z]+", name.lower())
+
+
+def _hidden(name: str) -> bool:
+    return any(map(hidden, name.split("/")))
 
 
 class _Headers(io.FileIO):

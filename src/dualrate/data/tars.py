@@ -2,10 +2,12 @@
 
 A .tar file or a folder of them, perhaps in train/ and test/ (or val/). An image is a regular file with an image's
 ending. Its class is, by what there is
-    key.cls or key.json beside key.jpg, as in webdataset's shards: a number or a name; in JSON that of "label"
+    key.cls or key.json beside key.jpg or key.image.jpg, as in webdataset's shards: a number or a name; in JSON that of
+    "label"
     the folder in the archive that it is in
     the tar that it is in, of a tar of tars (ImageNet's) or of several; unless these are numbered on: a-0.tar, a-1.tar
-The splits are those that folders or tars are named after, if that holds for every image; else a tenth is held out.
+The splits are those that folders or tars are named after (`source.split_named`), if that holds for every image; else a
+tenth is held out. Hidden files and folders (`source.hidden`) are not read; labels that belong to no image are counted.
 
 What has an image's name and is none (a link, a device, a sparse file), or should not have it (the second of a name, one
 that leads out of the archive), is an image that cannot be used, like one that cannot be decoded.
@@ -24,23 +26,40 @@ from pathlib import Path
 import numpy as np
 
 from dualrate.data.decode import SUFFIXES
-from dualrate.data.folder import TEST_NAMES
-from dualrate.data.source import DataProgress, Each, Member, Raw, Source, Split, class_numbers, hold_out
-from dualrate.data.tar_members import SPLIT_NAMES, Found, images_of, words
+from dualrate.data.folder import is_folder
+from dualrate.data.source import (
+    HELD_OUT,
+    DataProgress,
+    Each,
+    Member,
+    Raw,
+    Source,
+    Split,
+    class_numbers,
+    hidden,
+    hold_out,
+    some,
+    split_named,
+)
+from dualrate.data.tar_members import Found, Listed, images_of, words
 from dualrate.data.untrusted import printable
 
 
 def tar_files(folder: Path) -> list[Path]:
     """The .tar files of a folder that holds no other images, or of its sub-folders named like splits; or none."""
-    entries = list(os.scandir(folder))
+    entries = [entry for entry in os.scandir(folder) if not hidden(entry.name)]
     if any(entry.name.lower().endswith(SUFFIXES) for entry in entries):
         return []
-    folders = [folder / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    folders = [folder / entry.name for entry in entries if is_folder(entry)]
     if not folders:
-        return sorted(folder.glob("*.tar"))
-    inner = [sorted(one.glob("*.tar")) for one in folders]
-    named = all(one.name in SPLIT_NAMES for one in folders) and all(inner)
+        return _tars_in(folder)
+    inner = [_tars_in(one) for one in folders]
+    named = all(split_named(one.name) for one in folders) and all(inner)
     return sorted(file for files in inner for file in files) if named else []
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.tar") if not hidden(file.name))
 
 
 def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataProgress) -> Source:
@@ -57,13 +76,16 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
     return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)
 
 
-def _raw(found: Sequence[Found], root: Path, split: Split) -> Raw:
+def _raw(listed: Listed, root: Path, split: Split) -> Raw:
+    found = listed.images
     good = [one for one in found if not one.image.fault]
     if not good:
         said = f"; {found[0].image.name}: {found[0].image.fault}" if found else ""
+        said += f"; {len(listed.hidden)} are hidden ({some(listed.hidden)})" if listed.hidden else ""
         raise ValueError(f"no images in the tar archives of {root}: looked for {', '.join(SUFFIXES)}{said}")
     named = all(one.splits for one in good) and any("train" in one.splits for one in good)
     train, test = (_named(found, name) for name in ("train", "test")) if named else (found, ())
+    note = _note(listed, len(found) - len(train) - len(test), root)
     if any(one.label is not None for one in good):
         train, test = ([_with_label(one) for one in part] for part in (train, test))
     else:
@@ -75,14 +97,28 @@ def _raw(found: Sequence[Found], root: Path, split: Split) -> Raw:
         positions = hold_out([one.image.name for one in train], split, str(root))
         chosen = [train[i] for i in positions]
     labels, names = _numbers(chosen, train, str(root))
-    return Raw(Each(_item, [one.image for one in chosen]), len(chosen), labels, names)
+    return Raw(Each(_item, [one.image for one in chosen]), len(chosen), labels, names, note)
+
+
+def _note(listed: Listed, elsewhere: int, root: Path) -> str:
+    """What is not used of the archives, as in `Raw`. elsewhere: images of other splits than are used."""
+    said = [
+        f"{len(names)} {what} ({some(names)})"
+        for what, names in (
+            ("hidden image(s)", listed.hidden),
+            ("label(s) (.cls or .json) that belong to no image", listed.alone),
+        )
+        if names
+    ]
+    said += [f"{elsewhere} image(s) of other splits"] if elsewhere else []
+    return f"skipped {', '.join(said)} in {printable(root.name)}" if said else ""
 
 
 def _named(found: Sequence[Found], split: Split) -> list[Found]:
     """Those of a split; what cannot be used is among the training images, unless it is elsewhere."""
     if split == "train":
         return [one for one in found if not one.splits or "train" in one.splits]
-    test = next((name for name in TEST_NAMES if any(name in one.splits - {"train"} for one in found)), "")
+    test = next((name for name in HELD_OUT if any(name in one.splits - {"train"} for one in found)), "")
     return [one for one in found if "train" not in one.splits and test in one.splits]
 
 
@@ -94,8 +130,9 @@ def _with_label(one: Found) -> Found:
 
 def _with_class(one: Found, shards: bool, named: bool) -> Found:
     """The folder for a label, or the tar."""
-    folder = "" if named and one.folder in SPLIT_NAMES else one.folder
-    tar = "" if shards or (named and set(words(one.tar.stem)) & set(SPLIT_NAMES)) else printable(one.tar.stem)
+    folder = "" if named and split_named(one.folder) else one.folder
+    of_split = named and any(map(split_named, words(one.tar.stem)))
+    tar = "" if shards or of_split else printable(one.tar.stem)
     return replace(one, label=folder or tar or None)
 
 
@@ -147,11 +184,14 @@ def _item(image: Member) -> tuple[str, Member]:
 @lru_cache(maxsize=1)  # for both splits
 def _listing(
     files: tuple[Path, ...], root: Path, stamps: tuple[tuple[int, int], ...], progress: DataProgress
-) -> tuple[Found, ...]:
+) -> Listed:
     """All images of some tars, in order. stamps: of the files, since what was listed before may have changed."""
-    found = []
+    every = Listed([], [], [])
     for i, file in enumerate(files):
         progress(i, len(files), "listing tars")
-        found += images_of(file, file.name if file == root else file.relative_to(root).as_posix())
+        one = images_of(file, file.name if file == root else file.relative_to(root).as_posix())
+        every.images.extend(one.images)
+        every.hidden.extend(one.hidden)
+        every.alone.extend(one.alone)
     progress(len(files), len(files), "listing tars")
-    return tuple(found)
+    return every

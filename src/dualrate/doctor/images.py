@@ -39,6 +39,8 @@ def check_images(source: str) -> Iterator[Finding]:
             found = find_source(source, split, cache_dir(), lambda done, total, message: None)
             raw = found.read()
             yield from _split(found.name, raw, split)
+            for note in filter(None, (found.note, raw.note)) if split == "train" else ():
+                yield warning(f"{source}: {note}", "nothing, if that is meant; docs/own-images.md says what is read")
         except (ValueError, OSError) as error:
             yield problem(f"{source}: {error}", f"give {KINDS}, as docs/own-images.md says")
             return

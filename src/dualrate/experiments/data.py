@@ -26,6 +26,8 @@ class DataConfig(Ranged):
     """1 grey, 3 colours; the images' own if not given."""
     on_bad: Literal["fail", "skip"] = "fail"
     """What an image that cannot be read does: end the program, or be left out."""
+    label: str | None = None
+    """Column of the labels, of Parquet files; label, labels, fine_label, class or target if not given."""
     augment: Augment = Augment()
 
     def load(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
@@ -35,9 +37,10 @@ class DataConfig(Ranged):
         """
         if not is_encoded(self.source):
             return self.images(split, progress)
-        if (self.size, self.channels) != (None, None):
+        if (self.size, self.channels, self.label) != (None, None, None):
             raise ValueError(
-                f"{self.source} holds latents, which have their size: drop --data.size and --data.channels"
+                f"{self.source} holds latents, which have their size and labels: drop --data.size, --data.channels "
+                "and --data.label"
             )
         return read_latents(self.source, split)
 
@@ -50,7 +53,9 @@ class DataConfig(Ranged):
             )
         if is_encoded(self.source):
             return encoded_images(self.source, split, progress)
+        if is_text(self.source) and self.label is not None:
+            raise ValueError(f"{self.source} is a text, which has no labels: drop --data.label {self.label}")
         if is_text(self.source):
             return read_text(self.source, split, self.size or PIECE)
-        how = {"size": self.size, "channels": self.channels, "on_bad": self.on_bad}
+        how = {"size": self.size, "channels": self.channels, "on_bad": self.on_bad, "label": self.label}
         return load_images(self.source, split=split, progress=progress, **how)

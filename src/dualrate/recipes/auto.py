@@ -155,7 +155,7 @@ class Auto:
             latents = read_latents(self.data.source, "train")
             progress.note(f"{latents.name}: {len(latents)} images as latents of {latents.shape} (C, H, W)")
             return on_latents(latents, self.data, self.size, self.rate)
-        look = look_at(self.data.source)
+        look = look_at(self.data.source, self.data.label)
         made = experiment(look, self.data, self.size, self.rate)
         progress.note(account(look, self.data, made))
         return made

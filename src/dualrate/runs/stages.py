@@ -47,6 +47,7 @@ def in_turn(
         size=data.size,
         channels=data.channels,
         on_bad=data.on_bad,
+        label=data.label,
         mirrored=stages.base.data.augment.flip,
         shard_bytes=SHARD_BYTES,
         device=device,
