@@ -17,6 +17,7 @@ their own slow training down, 20 times where four shared two busy processors.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -80,8 +81,26 @@ def _quota() -> int:
     return sys.maxsize if limit == "max" else math.ceil(int(limit) / int(period))
 
 
+def settle_streams() -> None:
+    """Have standard output and error take whatever is written, so that a result is not lost for what is said of it.
+
+    One that was closed (`>&-`) is the null device: else the next file that is opened has its number. A letter that
+    the encoding of standard output lacks is escaped, as standard error does by itself.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free: this
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Entry point of the `dualrate` command. What it can do is told at once: nothing is loaded for that."""
+    settle_streams()
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         print(USAGE.read_text(), end="")
         return
