@@ -144,3 +144,24 @@ def test_a_wrong_number_is_one_line_and_exit_code_2():
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("dualrate: DUALRATE_THREADS is")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_take_what_is_said(closed, tmp_path):
+    """A file that is opened then has another number than a stream, here and in a process that is started."""
+    code = (
+        "import os, sys, dualrate_command; dualrate_command.settle_streams(); print('said', flush=True); "
+        "print('said', file=sys.stderr, flush=True); sys.stderr.isatty(); "
+        "number = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY); assert number > 2; "
+        "raise SystemExit(os.waitstatus_to_exitcode(os.system('echo said && echo said >&2')))"
+    )
+    done = subprocess.run(["sh", "-c", f'"$0" -c "$1" "$2" {closed}', sys.executable, code, str(tmp_path / "file")])
+    assert (done.returncode, (tmp_path / "file").read_text()) == (0, "")
+
+
+def test_a_letter_that_the_encoding_lacks_is_escaped():
+    code = "import dualrate_command; dualrate_command.settle_streams(); print('\\u65e5 \\udce6')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\u65e5 \\udce6\n", "")

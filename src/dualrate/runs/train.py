@@ -47,7 +47,7 @@ SCORES = "scores.jsonl"
 TEXTS = ".txt"  # of samples of texts
 SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
 OF_DATA = {"data.source": "images", "name": "images"}  # of what the images tell apart; recipes name a run after them
-STARTED_FROM = {"encoder_from": "encoder", "light_from": "light", "student_from": "student", "backbone_from": "backbone"}
+STARTED_FROM = {f"{role}_from": role for role in ("encoder", "light", "student", "backbone")}  # as a history says
 Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
 
 
@@ -89,13 +89,19 @@ def train(
         Batches(images, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
     )
     bfloat16 = bool(world.of_leader(in_bfloat16(config.precision, device)))
+
+    def source(run: str) -> Model:
+        return load(run, device=device, note=progress.note)
+
+    fresh = world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0
+    experiment = experiment if fresh else _as_begun(experiment, out, source)
     prepared = experiment.method.prepare(
         experiment,
         Start(
-            fresh=world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0,
+            fresh=fresh,
             device=device,
             bfloat16=bfloat16,
-            load=lambda run: load(run, device=device, note=progress.note),
+            load=source,
             batch=lambda iteration: whole.batch(iteration).to(device),
             note=progress.note,
             shard=lambda network: shard_frozen(network, world),

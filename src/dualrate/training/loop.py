@@ -106,8 +106,8 @@ def fit(
     """Train `method` on `batches`, or continue the run that `run_dir` holds.
 
     identity:  JSON-able resolved configuration; resuming with another one is refused
-    places:    of keys of it ("data.source") that say where something is, the key of what it is ("images"): the first may
-               differ where the second does not
+    places:    of keys of it ("data.source") that say where something is, the key of what it is ("images"): the first
+               may differ where the second does not
     upgrade:   of an identity as earlier versions wrote it
     on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
     on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in place
