@@ -146,10 +146,12 @@ def test_a_terminal_that_goes_away_ends_no_training():
     for at in range(4):
         progress, stream = LiveReporter(), Gone()
         progress.console = Console(file=stream, force_terminal=True)
-        says = (lambda: progress.update(1, 3, {}), lambda: progress.note("a note"), lambda: progress.update(2, 3, {}))
-        for number, say in enumerate((*says, progress.close)):
+        for number in range(3):
             stream.gone = number >= at
-            say()
+            progress.update(number, 3, {})
+            progress.note("a note")
+        stream.gone = True
+        progress.close()
 
 
 def test_without_a_compiler_the_networks_run_as_they_are(weights, tmp_path, monkeypatch, capsys):
