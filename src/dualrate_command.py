@@ -1,4 +1,7 @@
-"""The `dualrate` command: decides how it computes beside other programs, then runs `dualrate.cli.main`.
+"""The `dualrate` command: refuses wrong names, decides how it computes beside others, then runs `dualrate.cli.main`.
+
+A wrong command, recipe or option is told of by a list of them (cli/options.json), in a tenth of a second. All values
+are the parser's, which comes with torch.
 
 Torch computes in the threads of OpenMP (GCC's libgomp in the wheels), which reads its settings once, when torch is
 loaded. So they are made here, in a module of its own: importing anything of `dualrate` loads torch, which takes two
