@@ -1,4 +1,7 @@
-"""The `dualrate` command: decides how it computes beside other programs, then runs `dualrate.cli.main`.
+"""The `dualrate` command: refuses wrong names, decides how it computes beside others, then runs `dualrate.cli.main`.
+
+A wrong command, recipe or option is told of by a list of them (cli/options.json), in a tenth of a second. All values
+are the parser's, which comes with torch.
 
 Torch computes in the threads of OpenMP (GCC's libgomp in the wheels), which reads its settings once, when torch is
 loaded. So they are made here, in a module of its own: importing anything of `dualrate` loads torch, which takes two
@@ -17,15 +20,23 @@ their own slow training down, 20 times where four shared two busy processors.
 
 from __future__ import annotations
 
+import difflib
+import io
+import json
 import math
 import os
+import re
 import sys
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 STAT = Path("/proc/stat")
-USAGE = Path(__file__).parent / "dualrate" / "cli" / "usage.txt"
+CLI = Path(__file__).parent / "dualrate" / "cli"
+USAGE = CLI / "usage.txt"
+OPTIONS = CLI / "options.json"  # of every command: `python tests/test_dualrate_command.py` writes it
+HELP = ("-h", "--help", "--help-all")
+RECIPE = "RECIPE"  # stands for a name that is no recipe's
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "<microseconds> <of>", or "max <of>"
 
 
@@ -80,10 +91,96 @@ def _quota() -> int:
     return sys.maxsize if limit == "max" else math.ceil(int(limit) / int(period))
 
 
+def settle_streams() -> None:
+    """Have standard output and error take whatever is written, so that a result is not lost for what is said of it.
+
+    One that was closed (`>&-`) is the null device: else the next file that is opened has its number. A letter that
+    the encoding of standard output lacks is escaped, as standard error does by itself.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free: this
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def answer(arguments: Sequence[str]) -> tuple[int, str] | None:
+    """Exit code and text for a command line that asks what there is, or whose names are wrong whatever the values.
+
+    None: it is for the parser, which knows the values too.
+    """
+    if not arguments or arguments[0] in HELP[:2]:
+        return 0, USAGE.read_text()
+    if arguments[0].startswith("-"):  # --version, --import
+        return None
+    commands, (name, *rest) = json.loads(OPTIONS.read_text()), arguments
+    if name not in commands:
+        return 2, f"dualrate: there is no command {name!r}\n\n{USAGE.read_text()}"
+    if rest and f"{name} {rest[0]}" in commands:
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    command = commands[name]
+    if "told" in command and (not rest or rest[0] in HELP):
+        return (0 if rest else command["bare"]), command["told"]
+    if "kinds" in command:
+        return 2, f"dualrate {name}: there is no {rest[0]!r}\n{command['told']}"
+    if "recipes" in command:
+        recipe, *rest = rest
+        if ":" not in recipe and recipe not in command["recipes"]:
+            return 2, f"dualrate: {command['unknown'].replace(repr(RECIPE), repr(recipe))}\n"
+        if ":" in recipe or recipe in command["unlisted"]:
+            return None
+        name = f"{name} {recipe}"
+    if name == "cost" and rest and (":" in rest[0] or rest[0] in commands["train"]["recipes"] or "--gpus" in str(rest)):
+        return None  # of a recipe, or of a run's training: with the options of its experiment
+    wrong = _wrong(rest, command["options"], command["required"]) if "options" in command else []
+    told = "".join(f"dualrate {name}: {line}\n" for line in wrong)
+    return (2, f"{told}dualrate {name} --help tells all options\n") if wrong else None
+
+
+def _wrong(arguments: Sequence[str], options: Mapping[str, str], required: Mapping[str, str]) -> list[str]:
+    """Which options there are none of, or else what is missing, in words.
+
+    options, required: by name, the fewest values, what they are called, and what it says, with two spaces in between;
+                       what is required may have its place in place of a name
+    """
+    if "--" in arguments or not set(HELP).isdisjoint(arguments):
+        return []
+    given = [argument.partition("=")[:2] for argument in arguments if re.match("--[A-Za-z]", argument)]
+    names = [re.sub(r"\.\d+\.", ".N.", name.replace("_", "-")) for name, _ in given]
+    if unknown := [i for i, name in enumerate(names) if name not in options]:
+        return [f"there is no option {given[i][0]}{_near(names[i], options)}" for i in unknown]
+    values = sum(options[name][0] != "0" for name, (_, equals) in zip(names, given, strict=True) if not equals)
+    alone = [name for name in required if not name.startswith("--")]
+    short = len(arguments) - len(given) - values < len(alone)  # an option may take more words than one
+    missing = [_listed(required, name) for name in required if (short if name in alone else name not in names)]
+    return [f"missing:{''.join(missing)}"] if missing else []
+
+
+def _near(name: str, options: Mapping[str, str]) -> str:
+    """The options that may be meant, with what they say."""
+    last = name.replace("--", ".").rpartition(".")[2]
+    near = [one for one in options if one.replace("--", ".").endswith(f".{last}")]
+    near = near[:3] or difflib.get_close_matches(name, options, 3, 0.7)
+    return "; perhaps you meant:" + "".join(_listed(options, one) for one in near) if near else ""
+
+
+def _listed(options: Mapping[str, str], name: str) -> str:
+    _, values, says = options[name].split("  ", 2)
+    return f"\n  {' '.join(filter(None, (name, values)))}  {says}"
+
+
 def main() -> None:
-    """Entry point of the `dualrate` command. What it can do is told at once: nothing is loaded for that."""
-    if sys.argv[1:] in ([], ["-h"], ["--help"]):
-        print(USAGE.read_text(), end="")
+    """Entry point of the `dualrate` command. What needs nothing loaded is told at once."""
+    settle_streams()
+    if (found := answer(sys.argv[1:])) is not None:
+        code, text = found
+        print(text, end="", file=sys.stderr if code else sys.stdout)
+        if code:
+            raise SystemExit(code)
         return
     try:
         try:

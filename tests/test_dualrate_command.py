@@ -1,16 +1,32 @@
 """Threads of the `dualrate` command: as many as asked for, or as processors are idle; settled before torch loads."""
 
+import contextlib
+import io
+import json
 import os
+import re
+import resource
 import subprocess
 import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import tyro
 
 import dualrate_command
 from dualrate.cli import codec as cli_codec
 from dualrate.cli import data as cli_data
+from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli_main
-from dualrate_command import idle_processors, settings, ticks
+from dualrate.cli import options as cli_options
+from dualrate.cli import train as cli_train
+from dualrate.codecs.config import CodecFolder
+from dualrate_command import answer, idle_processors, settings, ticks
 
 STAT = """cpu  100 0 0 100 0 0 0 0 0 0
 cpu0 {} 0 {} {} 10 0 0 0 7 7
@@ -144,3 +160,208 @@ def test_a_wrong_number_is_one_line_and_exit_code_2():
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("dualrate: DUALRATE_THREADS is")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_take_what_is_said(closed, tmp_path):
+    """A file that is opened then has another number than a stream, here and in a process that is started."""
+    code = (
+        "import os, sys, dualrate_command; dualrate_command.settle_streams(); print('said', flush=True); "
+        "print('said', file=sys.stderr, flush=True); sys.stderr.isatty(); "
+        "number = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY); assert number > 2; "
+        "raise SystemExit(os.waitstatus_to_exitcode(os.system('echo said && echo said >&2')))"
+    )
+    done = subprocess.run(["sh", "-c", f'"$0" -c "$1" "$2" {closed}', sys.executable, code, str(tmp_path / "file")])
+    assert (done.returncode, (tmp_path / "file").read_text()) == (0, "")
+
+
+def test_a_letter_that_the_encoding_lacks_is_escaped():
+    code = "import dualrate_command; dualrate_command.settle_streams(); print('\\u65e5 \\udce6')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\u65e5 \\udce6\n", "")
+
+
+UNLISTED = ("fashion-mnist-decoder", "imagenet-decoder", *cli_train.STAGES)  # options of a codec's; of two stages
+FEWEST = {"*": 0, "?": 0, "+": 1}
+
+
+def listed(folder: Path) -> dict[str, dict]:
+    """What options.json holds, of the parser itself. folder: an empty one."""
+    images = folder / "images.npz"
+    np.savez(images, images=np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8))
+    auto = ("auto", "--data.source", str(images))
+    (folder / "text.txt").write_text(Path(__file__).read_text())
+    text = ("text-tokens", "--data.source", str(folder / "text.txt"))
+    of_auto = [(*auto, "--rate", rate) for rate in ("dual", "single")]
+    of_text = [
+        (*text, "--rate", rate, "--noise", noise) for rate in ("dual", "single") for noise in ("mask", "uniform")
+    ]
+    own = [name for name in cli_train.RECIPES if name not in (*UNLISTED, "auto", "text-tokens")]
+    alike = {repr(shape_of(cli_train.RECIPES[name]())): name for name in own}  # these have the same options
+    trained = [*((name,) for name in alike.values()), *of_auto, *of_text]
+    other = [(recipe, "--by", by) for recipe in ("cifar10-heavy", "cifar10-dual") for by in cli_train.LEARNED]
+    found: dict[str, dict] = {}
+    for name in cli_main.COMMANDS:
+        found[name] = options([(name,)])
+    for group, kinds in {"data": cli_data.DATA, "codec": ("check",)}.items():
+        found[group] = {"kinds": list(kinds), **told(group)}
+        found |= {f"{group} {kind}": options([(group, kind)]) for kind in kinds}
+    found["train"] = recipes("train", [*own, "auto", "text-tokens"], [("train", *one) for one in (*trained, *other)])
+    for name in ("distill", "cost distill"):
+        of = [(*name.split(), recipe) for recipe in cli_distill.RECIPES]
+        found[name] = recipes(name, list(cli_distill.RECIPES), of)
+    found["retrofit"] = told("retrofit")
+    return found
+
+
+def recipes(name: str, names: list[str], forms: list[tuple[str, ...]]) -> dict:
+    with pytest.raises(ValueError) as refused:
+        cli_main.parsed([*name.split(), dualrate_command.RECIPE])
+    unlisted = UNLISTED if name == "train" else ()
+    known = {"recipes": [*names, *unlisted], "unlisted": list(unlisted), "unknown": str(refused.value)}
+    return known | told(name) | options(forms)
+
+
+def told(name: str) -> dict:
+    """What a command that wants another word says without it, and its exit code."""
+    with contextlib.redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit) as stop:
+        cli_main.parsed(name.split())
+    return {"told": text.getvalue(), "bare": stop.value.code}
+
+
+def options(forms: list[tuple[str, ...]]) -> dict[str, dict[str, str]]:
+    """All options of a command with these words, and what all of these require."""
+    known: dict[str, str] = {}
+    required: list[dict[str, str]] = []
+    seen = set()
+    for arguments in forms:
+        needed: dict[str, str] = {}
+        for kind, default in parsers(arguments):
+            shape = repr((kind, shape_of(default)))
+            if shape in seen:
+                continue
+            seen.add(shape)
+            for action in actions(kind, default):
+                names = [re.sub(r"\.\d+\.", ".N.", name) for name in action.option_strings]
+                if "--help" in names:
+                    continue
+                says = re.sub(r"\s*\((default: .*|required)\)$", "", str(action.help), flags=re.DOTALL)
+                called = "" if not names and action.required else action.metavar or ""
+                line = f"{FEWEST.get(action.nargs, action.nargs)}  {called}  {' '.join(says.split())}"
+                known |= {name: line for name in names if name not in known}
+                needed |= {names[0] if names else str(action.metavar): line} if action.required else {}
+            required.append(needed)
+    common = set.intersection(*map(set, required))
+    return {"options": known, "required": {name: line for name, line in required[0].items() if name in common}}
+
+
+def parsers(arguments: tuple[str, ...]) -> Iterator[tuple[object, object]]:
+    """The class and the defaults of every parser that these words of a command line lead to."""
+    real, seen = tyro.cli, []
+
+    def cli(kind, *, default, return_unknown_args=False, **how):
+        seen.append((kind, default))
+        if isinstance(default, cli_train.Train) and arguments[1] == "auto":  # of latents
+            seen.append((kind, replace(default, experiment=replace(default.experiment, codec=CodecFolder("", "")))))
+        if return_unknown_args:
+            return real(kind, default=default, return_unknown_args=True, **how)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
+        patch.setattr(tyro, "cli", cli)
+        with contextlib.suppress(KeyboardInterrupt, ValueError):  # ValueError: not by this method
+            cli_main.parsed(list(arguments))
+    return iter(seen)
+
+
+def actions(kind, default) -> list:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        how = {"registry": cli_options.NUMBERS, "config": (tyro.conf.AvoidSubcommands,)}
+        return tyro.extras.get_parser(kind, default=default, **how)._actions
+
+
+def shape_of(value: object) -> object:
+    """What options depend on: the classes of a configuration, not its numbers."""
+    if is_dataclass(value):
+        return type(value), [(field.name, shape_of(getattr(value, field.name))) for field in fields(value)]
+    return [shape_of(one) for one in value] if isinstance(value, (tuple, list)) else None
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("nope", 2, "there is no command 'nope'"),
+        ("sample x --out y --numb 3", 2, "there is no option --numb; perhaps you meant:\n  --num INT  Images in all."),
+        ("sample --num=3 x", 2, "dualrate sample: missing:\n  --out PATH  Directory for the images"),
+        ("sample --num 3 --npz --out y", 2, "dualrate sample: missing:\n  RUN  Directory of a run"),
+        ("train", 2, "recipes: auto, "),
+        ("train --help", 0, "recipes: auto, "),
+        ("train fashion-mnist-smal", 2, "there is no recipe 'fashion-mnist-smal'; choose one of auto, "),
+        (
+            "train cifar10-dual --lr 1",
+            2,
+            "train cifar10-dual: there is no option --lr; perhaps you meant:\n  --fit.optim.lr",
+        ),
+        ("train auto --data.sources x", 2, "--data.source STR  fashion-mnist, a folder"),
+        ("distill cifar10", 2, "dualrate distill cifar10: missing:\n  --teacher PATH"),
+        ("cost distill nope", 2, "there is no recipe 'nope' of a distillation"),
+        ("cost weights/x --jason", 2, "--json"),
+        ("data", 0, "dualrate data verify: "),
+        ("data nope", 2, "dualrate data: there is no 'nope'\ndualrate data prepare: "),
+        ("retrofit", 2, "usage: dualrate retrofit FOLDER"),
+    ],
+)
+def test_a_wrong_name_is_told_without_loading_anything(line, code, says, monkeypatch, capsys):
+    """As the parser tells it: with the same exit code, and its words where there are no options."""
+    found = answer(line.split())
+    assert found is not None
+    assert (found[0], says in found[1]) == (code, True)
+    monkeypatch.setattr(sys, "argv", ["dualrate", *line.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli_main.main()
+    assert stop.value.code == code
+    if "--" not in found[1] or "recipes" in found[1]:
+        told = capsys.readouterr()
+        assert (told.out or told.err) == found[1]
+
+
+def test_a_refusal_takes_a_fraction_of_a_second():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    command = [sys.executable, "-m", "dualrate_command", "train", "cifar10-dual", "--fit.optim.rate", "1"]
+    assert subprocess.run(command, capture_output=True).returncode == 2
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--version",
+        "--import nope sample x --numb 3",
+        "sample x --help --numb",
+        "sample x --out y --num -- --numb",
+        "train package.module:recipe --mine 3",
+        "train fashion-mnist-decoder --mine 3",
+        "train cifar10-dual --networks.encoder.levels.0.blocks 3 --fit.batch_size=3 --by consistency --method.eta 0.5",
+        "train auto --data.source x --rate single --codec.folder y",
+        "cost RUN --gpus 3 --data.source x",
+        "cost RUN --steps 3",
+        "cost cifar10-dual --data.source x",
+        "retrofit FOLDER --mine 3",
+        "compare a b c --out x",
+    ],
+)
+def test_what_may_be_right_is_left_to_the_parser(line):
+    assert answer(line.split()) is None
+
+
+def test_the_list_of_options_is_the_parser_s(tmp_path):
+    """Where it is not, `python tests/test_dualrate_command.py` writes it anew."""
+    assert json.loads(dualrate_command.OPTIONS.read_text()) == listed(tmp_path)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        dualrate_command.OPTIONS.write_text(json.dumps(listed(Path(name)), indent=1) + "\n")

@@ -1,5 +1,6 @@
 """`dualrate sample` goes on where it was, says what it did, and stops in one line."""
 
+import errno
 import io
 import json
 import shutil
@@ -131,6 +132,26 @@ def test_a_bar_leaves_the_terminal_as_it_was_however_the_command_ends(monkeypatc
     monkeypatch.setattr(cli.Cost, "run", fail)
     assert call(monkeypatch, "cost", "x") == 2
     assert 0 <= stream.getvalue().find(hidden) < stream.getvalue().rfind(shown)
+
+
+def test_a_terminal_that_goes_away_ends_no_training():
+    class Gone(io.StringIO):
+        gone = False
+
+        def write(self, text):
+            if self.gone:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(text)
+
+    for at in range(4):
+        progress, stream = LiveReporter(), Gone()
+        progress.console = Console(file=stream, force_terminal=True)
+        for number in range(3):
+            stream.gone = number >= at
+            progress.update(number, 3, {})
+            progress.note("a note")
+        stream.gone = True
+        progress.close()
 
 
 def test_without_a_compiler_the_networks_run_as_they_are(weights, tmp_path, monkeypatch, capsys):

@@ -197,6 +197,20 @@ def test_training_leaves_the_model_as_it_is_and_goes_on_bit_for_bit(place, tmp_p
     assert "diffusers==" in (tmp_path / "space" / "requirements.txt").read_text()  # without which it does not load
 
 
+def test_training_goes_on_where_the_model_s_folder_moved(place, tmp_path):
+    """Under the new folder's name; another model's folder is refused."""
+    first = made(place, "dit")
+    dr.train(replace(first, fit=replace(FIT, iterations=1)), tmp_path / "run", progress=Silent())
+    shutil.copytree(place / "dit", tmp_path / "moved")
+    moved = made(place, tmp_path / "moved")
+    assert dr.train(moved, tmp_path / "run", progress=Silent()).iteration == 4
+    other = randomised(dit(in_channels=1, out_channels=2, num_embeds_ada_norm=3))
+    other.proj_out_2.bias.data += 1
+    saved(tmp_path / "other", other, "transformer")
+    with pytest.raises(ValueError, match=r"(?s)encoder.source: .*moved -> .*other.*encoder_from: .*dit -> .*other"):
+        dr.train(made(place, tmp_path / "other"), tmp_path / "run", progress=Silent())
+
+
 def test_a_light_network_may_start_as_a_run_of_its_layout(place, tmp_path):
     experiment, run = made(place, "dit"), str(tmp_path / "light")
     alone = replace(experiment, networks=dr.OneNetwork(experiment.networks.light), method=dr.DenoisingConfig())

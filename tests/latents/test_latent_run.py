@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dualrate as dr
 from dualrate.cli import main
+from dualrate.cli.train import run_training
 from dualrate.codecs.codec import round_trip
 from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.data.images import load_images, to_float, to_uint8
@@ -31,6 +32,7 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.latents import on_codec_of_data
 from dualrate.experiments.networks import TwoNetworks
+from dualrate.machine.folders import Manifest
 from dualrate.measuring.drawer import Drawer
 from dualrate.measuring.measure import cost_report, measure
 from dualrate.methods.times import TimeSampler
@@ -193,6 +195,24 @@ def test_a_codec_that_was_moved_is_the_same_run(run: Path, root: Path, experimen
     with pytest.raises(ValueError, match="drop the codec"):
         pixels.with_codec(root / "vae")
     assert pixels.with_codec(None) is pixels
+
+
+def test_training_goes_on_where_its_latents_and_their_codec_were_moved(
+    root: Path, run: Path, experiment: Experiment, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(root / "latents", tmp_path / "latents")
+    made = tmp_path / "latents" / "dataset.json"
+    made.write_text(made.read_text().replace(str(root / "vae"), str(root / "gone")))
+    Manifest.write(tmp_path / "latents", list(Manifest.read(tmp_path / "latents", ()).entries))
+    shutil.copytree(root / "vae", tmp_path / "vae")
+    here = replace(
+        experiment, data=DataConfig(str(tmp_path / "latents")), fit=replace(FIT, iterations=3), codec=NoCodec()
+    )
+    with pytest.raises(ValueError, match=r"gone holds no codec.*name its new place \(--codec\)"):
+        run_training(here, tmp_path / "run", "cpu", None, 1)
+    assert run_training(here, tmp_path / "run", "cpu", None, 1, tmp_path / "vae").iteration == 3
+    assert load(tmp_path / "run").experiment.codec.folder == str(tmp_path / "vae")
 
 
 def test_the_commands_of_the_page_are_commands(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,18 @@ def test_one_command_goes_on_from_wherever_it_was_killed(stages: Stages, monkeyp
     assert "codec" in capsys.readouterr().err  # the latents are of the first stage as it was
 
 
+def test_stages_go_on_at_another_place(stages: Stages) -> None:
+    """The latents say where the codec was; it is beside them."""
+    more = replace(stages, base=replace(stages.base, fit=replace(stages.base.fit, iterations=3)))
+    for made, out in ((stages, "here"), (more, "there")):
+        if Path("here").exists():
+            Path("here").rename("there")
+        for experiment, folder in in_turn(made, Path(out)):
+            cli_train.run_training(experiment, folder, "cpu", None, 1)
+    model = load("there/base", note=str)
+    assert (model.iteration, model.experiment.codec.folder) == (3, str(Path("there/first").resolve()))
+
+
 def test_stages_that_do_not_fit_are_refused(stages: Stages, monkeypatch, capsys) -> None:
     base = stages.base
     for other, said in (

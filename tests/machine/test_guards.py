@@ -28,6 +28,15 @@ def test_the_first_signal_is_kept_and_the_second_acts(seen, number):
         assert seen == [number]
 
 
+def test_under_nohup_a_hangup_is_ignored(seen):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGHUP)
+        assert (interrupts.received, seen) == (None, [])
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.received == signal.SIGTERM
+
+
 def test_what_a_whole_group_is_sent_and_the_supervisor_s_copy_are_one(seen, monkeypatch):
     with Interrupts(echoes=True) as interrupts:
         signal.raise_signal(signal.SIGTERM)

@@ -169,6 +169,42 @@ def test_other_images_are_another_run(runs):
         (root / "images.npz").write_bytes(content)
 
 
+def longer(experiment: Experiment) -> Experiment:
+    return replace(experiment, fit=replace(experiment.fit, iterations=experiment.fit.iterations + 1))
+
+
+def test_the_same_images_at_another_place_are_the_same_run(runs, tmp_path):
+    """Under another name too, which recipes make of the place."""
+    root, _ = runs
+    experiment, out = longer(load(root / "heavy").experiment), tmp_path / "run"
+    shutil.copytree(root / "heavy", out)
+    shutil.copy(root / "images.npz", tmp_path / "scratch.npz")
+    moved = replace(experiment, name="scratch", data=DataConfig(str(tmp_path / "scratch.npz")))
+    assert train(moved, out).iteration == 4
+    assert load(out).experiment.data.source == str(tmp_path / "scratch.npz")
+    np.savez(tmp_path / "others.npz", images=np.zeros((64, 8, 8, 1), np.uint8))
+    others = replace(experiment, data=DataConfig(str(tmp_path / "others.npz")))
+    with pytest.raises(ValueError, match=r"(?s)data.source: .*scratch.npz -> .*others.npz.*images: "):
+        train(others, out)
+
+
+def test_a_model_that_a_run_started_from_may_have_moved(runs, tmp_path):
+    """Its weights tell: others are refused. It need not be there any more."""
+    root, retrofit = runs
+    out = tmp_path / "run"
+    train(retrofit, out)
+    shutil.copytree(root / "heavy", tmp_path / "heavy")
+    at = partial(replace, retrofit.method)
+    moved = replace(longer(retrofit), method=at(encoder_from=str(tmp_path / "heavy")))
+    assert train(moved, out).iteration == 4
+    assert train(longer(moved), out).iteration == 5
+    train(replace(moved, name="other", networks=OneNetwork(NET), method=DenoisingConfig()), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"method.encoder_from: .*heavy -> .*other"):
+        train(replace(moved, method=at(encoder_from=str(tmp_path / "other"))), out)
+    shutil.rmtree(tmp_path / "heavy")
+    assert train(longer(longer(retrofit)), out).iteration == 5
+
+
 def test_freezing_nothing_trained_is_refused():
     with pytest.raises(ValueError, match="single network"):
         Experiment(

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from dualrate.training.config import FitResult
 
 
 class LiveReporter:
-    """A bar with rate, losses and time to go; notes appear above it."""
+    """A bar with rate, losses and time to go; notes appear above it. A terminal that goes away ends nothing."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -43,20 +44,24 @@ class LiveReporter:
                 console=self.console,
             )
             self._task = self._bar.add_task("", total=total, completed=iteration)
-            self._bar.start()
+            with suppress(OSError):
+                self._bar.start()
             _LIVE.add(self)
         self._losses |= {name: value for name, value in logs.items() if name.endswith(SHOWN)}
         shown = [f"{name} {value:.4g}" for name, value in self._losses.items()]
         if logs.get("seconds"):
             shown.append(f"{logs['images'] / logs['seconds']:.0f} images/s")
-        self._bar.update(self._task, completed=iteration, total=total, description="  ".join(shown))
+        with suppress(OSError):
+            self._bar.update(self._task, completed=iteration, total=total, description="  ".join(shown))
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        with suppress(OSError):
+            self.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
         self._bar, self._task, self._losses = None, None, {}
         _LIVE.discard(self)
 

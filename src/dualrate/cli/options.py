@@ -117,7 +117,8 @@ def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Comma
 
 def _like(stream: TextIO) -> io.TextIOWrapper:
     """An empty text in the encoding of a stream, which decides what can be drawn in it."""
-    return io.TextIOWrapper(io.BytesIO(), encoding=getattr(stream, "encoding", None) or "ascii", write_through=True)
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", write_through=True)
 
 
 def _outer(text: str) -> str:

@@ -119,11 +119,13 @@ class Run(Ranged):
     nproc: ProcessCount = 1
     shard: ShardCount = 1
     retries: RetryCount = 3
+    codec: Path | None = None
+    """Folder of the codec of latents, where that is not where they say."""
 
     def train(self, experiment: Experiment) -> None:
         """Raises what `launch` and `run_training` raise."""
         launch(self.nproc, self.retries, self.shard)
-        run_training(experiment, self.out, self.device, self.fd_every, self.shard)
+        run_training(experiment, self.out, self.device, self.fd_every, self.shard, self.codec)
 
 
 @dataclass(frozen=True)
@@ -178,14 +180,20 @@ def launch(processes: int, retries: int, shard: int) -> None:
 
 
 def run_training(
-    experiment: Experiment, out: Path | None, device: str | None, fd_every: int | None, shard: int
+    experiment: Experiment,
+    out: Path | None,
+    device: str | None,
+    fd_every: int | None,
+    shard: int,
+    codec: Path | None = None,
 ) -> FitResult:
-    """Train the experiment in `out`, or in runs/ under its name, and say how it ended."""
+    """Train the experiment in `out`, or in runs/ under its name, and say how it ended. codec: where its folder is."""
     from dualrate.measuring.score import scorer
     from dualrate.runs.checks import check_out
     from dualrate.runs.train import resume_threads, train
 
     experiment = on_codec_of_data(experiment)
+    experiment = experiment if codec is None else experiment.with_codec(codec)
     out, where = out or Path("runs") / experiment.name, own_device(pick_device(device))
     check_out(experiment.name, out)  # before a judge is trained
     check_outside(out, experiment.data.source)

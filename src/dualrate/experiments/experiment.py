@@ -185,6 +185,19 @@ class Experiment(Ranged):
         """The plans and steps that the trained model takes."""
         return self.method.serves
 
+    def with_codec(self, folder: str | Path | None, sampler: str | None = None, steps: int | None = None) -> Experiment:
+        """Its codec read from another folder; of a decoder, the codec of its latents. As `Model.with_codec`."""
+        method: Any = self.method
+        if method.latents.fingerprint:
+            if sampler is not None or steps is not None:
+                raise ValueError(f"{self.name} is a decoder, which draws by --sampler and --steps: drop the codec's")
+            return replace(self, method=replace(method, latents=CodecFolder(str(folder), method.latents.fingerprint)))
+        codec = self.codec
+        if folder is not None and not codec.fingerprint:
+            raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
+        codec = (codec if folder is None else CodecFolder(str(folder), codec.fingerprint)).under(sampler, steps)
+        return replace(self, codec=codec)
+
     def given(self, device: torch.device | str) -> HeldOut | None:
         """What a decoder draws images of: z_0 of held-out images, by number. None: it is no decoder.
 
@@ -293,17 +306,7 @@ class Model:
         """
         if folder is None and sampler is None and steps is None:
             return self
-        method: Any = self.experiment.method
-        codec = self.experiment.codec
-        if method.latents.fingerprint:
-            if sampler is not None or steps is not None:
-                raise ValueError(f"{self.name} is a decoder, which draws by --sampler and --steps: drop the codec's")
-            method = replace(method, latents=CodecFolder(str(folder), method.latents.fingerprint))
-        else:
-            if folder is not None and not codec.fingerprint:
-                raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
-            codec = (codec if folder is None else CodecFolder(str(folder), codec.fingerprint)).under(sampler, steps)
-        return replace(self, experiment=replace(self.experiment, method=method, codec=codec))
+        return replace(self, experiment=self.experiment.with_codec(folder, sampler, steps))
 
     def with_latents(self, latents: DrawnLatents) -> Model:
         """The same decoder, given these. Raises as `check_latents`."""

@@ -9,6 +9,11 @@ from dualrate.experiments.experiment import Experiment
 
 
 def on_codec_of_data(experiment: Experiment) -> Experiment:
-    """The experiment with the codec whose latents its data are; one on images as it is. Raises as `read_latents`."""
+    """The experiment with the codec whose latents its data are, where they say it is, unless the experiment has it
+    already, wherever that is; one on images as it is. Raises as `read_latents`.
+    """
     source = experiment.data.source
-    return replace(experiment, codec=read_latents(source, "train").codec) if is_encoded(source) else experiment
+    if not is_encoded(source):
+        return experiment
+    codec = read_latents(source, "train").codec
+    return experiment if experiment.codec.fingerprint == codec.fingerprint else replace(experiment, codec=codec)

@@ -44,14 +44,21 @@ def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[bool]:
 
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm warns of its time limit by any that it is told to
+# Slurm warns of its time limit by any that it is told to; a terminal that goes away, by SIGHUP
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+def stops() -> list[signal.Signals]:
+    """Those of STOPS to listen to. Under nohup a process ignores SIGHUP, and goes on doing so."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOPS if number != signal.SIGHUP or not ignored]
 
 
 ECHO = 1.0  # seconds in which a signal to a whole group and its supervisor's copy of it are one
 
 
 class Interrupts:
-    """Turns the first of STOPS into `received`; a second one acts as if nobody listened, at once.
+    """Turns the first of `stops` into `received`; a second one acts as if nobody listened, at once.
 
     echoes: whether a supervisor passes signals on, so that one which all were sent comes twice, within ECHO
     Python delivers signals to the main thread only; in any other thread this does nothing.
@@ -65,7 +72,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for number in STOPS:
+            for number in stops():
                 self._before[number] = signal.signal(number, self._receive)
         return self
 

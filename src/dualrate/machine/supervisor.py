@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from dualrate.machine.guards import STOPS
+from dualrate.machine.guards import stops
 from dualrate.machine.world import LOST, SUPERVISOR
 
 GRACE = 15.0
@@ -130,7 +130,7 @@ class Supervisor:
         def receive(number: int, frame: FrameType | None) -> None:
             self.signals.append(number)
 
-        before = {number: signal.signal(number, receive) for number in STOPS}
+        before = {number: signal.signal(number, receive) for number in stops()}
         try:
             yield
         finally:

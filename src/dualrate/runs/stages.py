@@ -8,6 +8,7 @@ OUT/base     the run that trains a model of these: what is sampled from
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,11 +40,12 @@ def in_turn(
     if (out / EXPERIMENT).exists():
         raise ValueError(f"{out} is a run of one stage: name another --out for the two")
     yield stages.first, out / FIRST
+    codec = CodecFolder.at(out / FIRST, device)  # where it is now: the latents say where it was
     data = stages.first.data
     encode(
         data.source,
         out / LATENTS,
-        CodecFolder.at(out / FIRST, device),
+        codec,
         size=data.size,
         channels=data.channels,
         on_bad=data.on_bad,
@@ -54,4 +56,4 @@ def in_turn(
         batch_size=64,
         progress=progress,
     )
-    yield stages.on_latents(out / LATENTS), out / BASE
+    yield replace(stages.on_latents(out / LATENTS), codec=codec), out / BASE

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +24,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.experiments.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
 from dualrate.machine.device import keep_compiled, peak_memory
-from dualrate.machine.files import write_whole
+from dualrate.machine.files import read_records, write_whole
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
 from dualrate.machine.world import World
 from dualrate.methods.method import Method
@@ -44,6 +46,8 @@ from dualrate.training.share import Share
 SCORES = "scores.jsonl"
 TEXTS = ".txt"  # of samples of texts
 SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
+OF_DATA = {"data.source": "images", "name": "images"}  # of what the images tell apart; recipes name a run after them
+STARTED_FROM = {f"{role}_from": role for role in ("encoder", "light", "student", "backbone")}  # as a history says
 Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
 
 
@@ -69,8 +73,7 @@ def train(
     another experiment or no run; OSError if it cannot be written to.
     """
     check_out(experiment.name, out)
-    plain = to_plain(experiment)
-    if from_plain(Experiment, plain) != experiment:
+    if from_plain(Experiment, to_plain(experiment)) != experiment:
         raise ValueError(f"{experiment.name} would not be read again as it is: its parts must be frozen dataclasses")
     _check_method(experiment, out)
     if score_every is not None and score_every % experiment.fit.sample_every:
@@ -86,13 +89,19 @@ def train(
         Batches(images, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
     )
     bfloat16 = bool(world.of_leader(in_bfloat16(config.precision, device)))
+
+    def source(run: str) -> Model:
+        return load(run, device=device, note=progress.note)
+
+    fresh = world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0
+    experiment = experiment if fresh else _as_begun(experiment, out, source)
     prepared = experiment.method.prepare(
         experiment,
         Start(
-            fresh=world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0,
+            fresh=fresh,
             device=device,
             bfloat16=bfloat16,
-            load=lambda run: load(run, device=device, note=progress.note),
+            load=source,
             batch=lambda iteration: whole.batch(iteration).to(device),
             note=progress.note,
             shard=lambda network: shard_frozen(network, world),
@@ -136,8 +145,9 @@ def train(
             identity={
                 **experiment.identity,
                 "images": images.fingerprint,
-                "method": plain["method"] | dict(prepared.identity),
+                "method": to_plain(experiment.method) | dict(prepared.identity),
             },
+            places=OF_DATA | {f"networks.{role}.source": f"networks.{role}.fingerprint" for role in method.networks},
             upgrade=upgraded_identity,
             progress=prepared.watch(progress),
             on_start=on_start,
@@ -159,6 +169,24 @@ def _check_method(experiment: Experiment, out: Path) -> None:
         raise ValueError(
             f"{out} holds a run trained by {found}, this one is by {asked}: choose a new directory as --out"
         )
+
+
+def _as_begun(experiment: Experiment, out: Path, source: Callable[[str], Model]) -> Experiment:
+    """The experiment of a run that goes on, with the places of the models that it started from as they were then, where
+    those of now have the same weights: its checkpoints hold these.
+    """
+    if not (out / EXPERIMENT).exists():
+        return experiment
+    written, now = (vars(one.method) for one in (read_experiment(out), experiment))
+    history, moved = read_records(out / HISTORY), {}
+    for name, role in STARTED_FROM.items():
+        before, place = written.get(name), now.get(name)
+        if before and place and before != place:
+            begun = next((record[role] for _, record in history if role in record), "")
+            if begun.endswith(f"weights {source(place).weights_hash[:12]}"):
+                moved[name] = before
+    method: Any = experiment.method
+    return replace(experiment, method=replace(method, **moved)) if moved else experiment
 
 
 def training_images(experiment: Experiment, decoding: Callable[[int, int, str], None] | None) -> TrainingSet:

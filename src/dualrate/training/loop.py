@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
@@ -93,6 +94,7 @@ def fit(
     run_dir: Path,
     *,
     identity: Mapping[str, Any],
+    places: Mapping[str, str] = MappingProxyType({}),
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda written: written,
     progress: Reporter | None = None,
     on_start: Callable[[], None] | None = None,
@@ -104,6 +106,8 @@ def fit(
     """Train `method` on `batches`, or continue the run that `run_dir` holds.
 
     identity:  JSON-able resolved configuration; resuming with another one is refused
+    places:    of keys of it ("data.source") that say where something is, the key of what it is ("images"): the first
+               may differ where the second does not
     upgrade:   of an identity as earlier versions wrote it
     on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
     on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in place
@@ -126,7 +130,7 @@ def fit(
         stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(world.in_reach())
         plain = json.loads(json.dumps(dict(identity)))
-        trainer = _Trainer(method, config, device, progress, run_dir, plain, upgrade, world, watchdog)
+        trainer = _Trainer(method, config, device, progress, run_dir, plain, places, upgrade, world, watchdog)
         if on_start and world.leads:
             on_start()
         if trainer.is_sampled() and not world.of_leader(sampled(trainer.state.iteration)):
@@ -144,12 +148,13 @@ class _Trainer:
         progress: Reporter,
         run_dir: Path,
         identity: dict[str, Any],
+        places: Mapping[str, str],
         upgrade: Callable[[dict[str, Any]], dict[str, Any]],
         world: World,
         watchdog: Watchdog,
     ) -> None:
         self.method, self.config, self.device, self.progress, self.upgrade = method, config, device, progress, upgrade
-        self.watchdog = watchdog
+        self.places, self.watchdog = places, watchdog
         self.world, self.share = world, Share(config.batch_size, config.micro_batch, world)
         self.checkpoints = run_dir / "checkpoints"
         self.identity = identity | {"fit": json.loads(json.dumps(asdict(config)))}
@@ -191,7 +196,7 @@ class _Trainer:
             checkpoint.await_folder(path, timeout())
             saved = checkpoint.load(path)
         free = {f"fit.{name}" for name in self.config.free()}
-        if changes := differences(self.upgrade(saved.state["config"]), self.identity, free):
+        if changes := differences(self.upgrade(saved.state["config"]), self.identity, free, self.places):
             lines = "\n  ".join(changes)
             raise ValueError(f"{saved.path} was trained with another configuration; use a new run, or undo:\n  {lines}")
         rows = {name: saved.state["config"]["fit"].get(name) for name in ROUNDING}

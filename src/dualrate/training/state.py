@@ -168,10 +168,16 @@ def note_changes(before: Mapping[str, Any], now: Mapping[str, Any], note: Callab
         note(f"resuming, but not bit for bit: {'; '.join(changes)}")
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Container[str]) -> list[str]:
-    """Lines `key: before -> now` for every leaf that differs, except keys in `free`."""
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Container[str], places: Mapping[str, str]
+) -> list[str]:
+    """Lines `key: before -> now` for every leaf that differs, except keys in `free`.
+
+    places: of a key that says where something is, the key that says what it is: where that is the same, it may differ
+    """
     old, new = _leaves(before), _leaves(now)
-    keys = [key for key in old | new if key not in free]
+    moved = {place for place, what in places.items() if old.get(what) and old.get(what) == new.get(what)}
+    keys = [key for key in old | new if key not in free and key not in moved]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
