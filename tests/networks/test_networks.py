@@ -152,10 +152,11 @@ def dual(head: bool = True) -> tuple[ContextEncoder, LightUViT]:
     return randomised(ContextEncoder(config(head=head), LIGHT)), randomised(LightUViT(LIGHT))
 
 
-@pytest.mark.parametrize("head", [True, False])
-def test_an_absent_context_is_no_context(head):
+@pytest.mark.parametrize(("head", "concat"), [(True, 0), (False, 0), (True, 3)])
+def test_an_absent_context_is_no_context(head, concat):
     """A row marked absent, its features zeroed, gives exactly what the light network alone gives, whatever tau is."""
     encoder, light = dual(head)
+    light = light if not concat else randomised(LightUViT(LIGHT, concat=concat))
     z, log_snr, label = torch.randn(2, 3, 16, 16), torch.zeros(2), torch.tensor([1, 2])
     features, _ = encoder(torch.randn(2, 3, 16, 16), log_snr - 1, label)
     present = torch.tensor([True, False])
@@ -218,6 +219,41 @@ def test_a_squeezed_context_has_the_rank_of_its_width():
     for feature, level in zip(features, LIGHT.levels, strict=True):
         assert feature.shape[1] == level.channels
         assert torch.linalg.matrix_rank(feature.transpose(0, 1).flatten(1), rtol=1e-4) == 2
+
+
+@pytest.mark.parametrize("levels", [None, 1])
+def test_a_concatenated_context_is_one_projection_of_both(levels):
+    """Where a level begins there is W [h; e], the encoder's part of which is computed once; W_h costs C^2 a position."""
+    made = TwoNetworks(config(head=False), LIGHT, ContextConfig(levels=levels, join="concat"))
+    networks, _ = made.build(GaussianProcess(Cosine()))
+    encoder, light = (randomised(networks[role]).double() for role in ("encoder", "light"))
+    z, log_snr = torch.randn(2, 3, 16, 16).double(), torch.tensor([0.3, -1.0]).double()
+    last, _ = encoder.net.features(z, log_snr, None)
+    before, after = [], []
+    for own, level in zip(light.own, (*light.net.down, light.net.middle), strict=False):
+        own.register_forward_pre_hook(lambda _, given: before.append(given[0]))
+        level.register_forward_pre_hook(lambda _, given: after.append(given[0]))
+    light(z, log_snr, None, encoder(z, log_snr, None)[0], log_snr)
+    assert len(before) == len(after) == (levels or 3)
+    for own, project, h, e, joined in zip(light.own, encoder.projections, before, last, after, strict=False):
+        w = torch.cat((own.weight, project.weight), 1)
+        torch.testing.assert_close(joined, nn.functional.conv2d(torch.cat((h, e), 1), w))
+    more = sum(level.channels**2 * side**2 for level, side in list(zip(LIGHT.levels, (8, 4, 2), strict=True))[:levels])
+    added = TwoNetworks(made.encoder, LIGHT, ContextConfig(levels=levels)).build(GaussianProcess(Cosine()))[0]["light"]
+    costs = [macs_of(lambda net=net: net(z[:1].float(), log_snr[:1].float(), None)) for net in (light.float(), added)]
+    assert costs[0] - costs[1] == more
+
+
+def test_a_network_of_concatenated_contexts_begins_as_that_of_added_ones():
+    def light(join):
+        torch.manual_seed(0)
+        made = TwoNetworks(config(), LIGHT, ContextConfig(join=join))
+        return made.build(GaussianProcess(Cosine()))[0]["light"]
+
+    added, concatenated = light("add").state_dict(), light("concat").state_dict()
+    for name, tensor in concatenated.items():
+        own = name.startswith("own.")
+        torch.testing.assert_close(tensor.squeeze() if own else tensor, torch.eye(len(tensor)) if own else added[name])
 
 
 def test_more_levels_than_there_are_cannot_hand_over():

@@ -39,7 +39,7 @@ LATER: dict[
     },
     "MomentMatchingConfig": {"temperature": 1.0, "top_p": 1.0},
     "TimeSampler": {"few": 1.0},
-    "ContextConfig": {"residual": False},
+    "ContextConfig": {"residual": False, "join": "add"},
 }
 PLANS = {"Continuous": "AtLeast", "Grid": "OnePlan"}
 UNKNOWN = "unknown"  # teacher of a student whose distillation was not kept

@@ -189,12 +189,15 @@ class UViT(nn.Module):
         levels = self.trunk(z, self.embedding(log_snr, label))
         return levels, None if self.head is None else self.predict(levels[0])
 
-    def trunk(self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+    def trunk(
+        self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = (), own: Sequence[nn.Module] = ()
+    ) -> tuple[Tensor, ...]:
         """The last activation of every level, finest first.
 
         added: one tensor for each of the first levels; it joins the activations where the level begins.
+        own:   of each of the first levels, what its own activations go through there before something joins them
         """
-        h, skips = self.descend(self.patches(z), emb, added)
+        h, skips = self.descend(self.patches(z), emb, added, own=own)
         return self.ascend(self.middle(h, emb), skips, emb)
 
     def patches(self, z: Tensor) -> Tensor:
@@ -202,17 +205,28 @@ class UViT(nn.Module):
         return self.stem(z.contiguous(memory_format=torch.channels_last))
 
     def descend(
-        self, h: Tensor, emb: Tensor, added: Sequence[Tensor] = (), begin: int = 0, end: int | None = None
+        self,
+        h: Tensor,
+        emb: Tensor,
+        added: Sequence[Tensor] = (),
+        begin: int = 0,
+        end: int | None = None,
+        own: Sequence[nn.Module] = (),
     ) -> tuple[Tensor, Skips]:
         """The way down from the input h of level `begin` to that of level `end` (None: the middle), and (before, after)
-        of every level on it.
+        of every level on it. added, own: see `trunk`.
         """
+
+        def joined(h: Tensor, i: int) -> Tensor:
+            h = own[i](h) if i < len(own) else h
+            return h + added[i] if i < len(added) else h
+
         skips: Skips = []
         for i in range(begin, len(self.down) if end is None else end):
-            before = self.down[i](h + added[i] if i < len(added) else h, emb)
+            before = self.down[i](joined(h, i), emb)
             h = self.shrink[i](F.avg_pool2d(before, 2))
             skips.append((before, h))
-        return h + added[-1] if len(added) == len(self.config.levels) else h, skips
+        return joined(h, len(self.down)), skips
 
     def ascend(self, h: Tensor, skips: Skips, emb: Tensor, begin: int = 0) -> tuple[Tensor, ...]:
         """The way up over the levels of the skips, the finest of which is level `begin`, from the output h of the level
