@@ -110,7 +110,7 @@ def test_interpolated_is_shifted_at_the_noisy_end_only():
 
 
 def test_an_interpolated_schedule_is_shifted_as_a_whole_between_its_end_points():
-    """Between distant ends it is -2 log tan(pi t / 2) + t low + (1 - t) high + shift, with 2 log ratios low and high."""
+    """Between distant ends it is -2 log tan(pi t / 2) + t low + (1 - t) high + shift; low, high: 2 log ratios."""
     t, low, high, shift = GRID[50:-50], 2 * math.log(32 / 128), 2 * math.log(64 / 128), -1.25
     distant = Interpolated(Cosine(-60, 60, low), Cosine(-60, 60, high)).shifted_by(shift)
     expected = -2 * torch.log(torch.tan(math.pi / 2 * t)) + t * low + (1 - t) * high + shift
