@@ -240,7 +240,7 @@ def test_the_multiscale_error_of_a_constant_is_its_square_at_every_scale_and_of_
 
 def test_copies_that_the_images_do_not_have_are_refused():
     method = DenoisingConfig(multiscale=4)
-    with pytest.raises(ValueError, match="4 copies need sides that are multiples of 16, .* has 8 x 8"):
+    with pytest.raises(ValueError, match=r"4 copies need sides that are multiples of 16, .* has 8 x 8"):
         Experiment("run", OneNetwork(NET), method, FitConfig(1))
     tokens = OneTransformer(TokensConfig(5, 8, 8, channels=16, blocks=1, num_classes=3, embedding=16, head_dim=16))
     with pytest.raises(ValueError, match="has no Gaussian noise"):

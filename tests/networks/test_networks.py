@@ -155,16 +155,11 @@ def test_group_norm_is_of_groups_of_channels_over_all_positions(channels):
 
 def test_a_block_of_group_norms_does_not_see_the_scale_of_its_groups():
     """What it adds is the same for its input times 7 and more 2, which a group norm takes out."""
-    block, h, emb = (
-        randomised(ConvBlock(64, 4, 0.0, "group")).double(),
-        torch.randn(2, 64, 5, 5).double(),
-        torch.zeros(2, 4),
-    )
-    added = block(h, emb.double()) - h
-    moved = 7 * h + 2
-    torch.testing.assert_close(block(moved, emb.double()) - moved, added, rtol=1e-4, atol=1e-4)
-    by_layer = randomised(ConvBlock(64, 4, 0.0)).double()
-    assert not torch.allclose(by_layer(h, emb.double()) - h, added)
+    h, emb = torch.randn(2, 64, 5, 5).double(), torch.zeros(2, 4).double()
+    block, by_layer = (randomised(ConvBlock(64, 4, 0.0, norm)).double() for norm in ("group", "layer"))
+    more = 7 * h + 2
+    torch.testing.assert_close(block(more, emb) - more, block(h, emb) - h, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(block(h, emb), by_layer(h, emb))
 
 
 def test_features_of_every_level_have_its_shape():
