@@ -54,6 +54,10 @@ class StudentRecipe(Ranged):
     noise: Annotated[int, Range(0, 1024)] = 0
     """By moments: planes of noise that a student of tokens reads; one of masks has nothing else that is random."""
 
+    def defaults(self, by: str) -> dict[str, Any]:
+        """Options of `dualrate distill --by BY` as its students have them where the command does not say."""
+        return {}
+
 
 def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: float = 0.0, **options: Any) -> Experiment:
     """A student of the teacher's shape for `steps` steps and more.

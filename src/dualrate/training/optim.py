@@ -1,7 +1,7 @@
 """AdamW, its learning-rate curve, and its state as named tensors.
 
-The optimiser is torch's; what is ours is the curve (linear warm-up, then constant, or half a cosine or a line down to zero) and
-the flat naming `<parameter>.<slot>` that lets the state live in a safetensors file.
+The optimiser is torch's; what is ours is the curve (linear warm-up, then constant, or down to zero as half a cosine or
+a line) and the flat naming `<parameter>.<slot>` that lets the state live in a safetensors file.
 """
 
 from __future__ import annotations
