@@ -208,7 +208,7 @@ class UViT(nn.Module):
         return levels, None if self.head is None else self.predict(levels[0])
 
     def trunk(
-        self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = (), own: Sequence[nn.Module] = ()
+        self, z: Tensor, emb: Tensor, added: Sequence[Tensor] = (), own: Sequence[nn.Module] | nn.ModuleList = ()
     ) -> tuple[Tensor, ...]:
         """The last activation of every level, finest first.
 
@@ -231,7 +231,7 @@ class UViT(nn.Module):
         added: Sequence[Tensor] = (),
         begin: int = 0,
         end: int | None = None,
-        own: Sequence[nn.Module] = (),
+        own: Sequence[nn.Module] | nn.ModuleList = (),
     ) -> tuple[Tensor, Skips]:
         """The way down from the input h of level `begin` to that of level `end` (None: the middle), and (before, after)
         of every level on it. added, own: see `trunk`.
