@@ -174,6 +174,27 @@ def test_with_as_many_steps_as_the_teacher_the_loss_is_that_of_v(huber):
         torch.testing.assert_close(loss, expected.mean())
 
 
+def test_the_pseudo_huber_loss_is_a_norm_of_small_c_and_a_square_of_large_ones():
+    """sqrt(e + c^2) - c: sqrt(e) for c -> 0, e / (2 c) for c -> infinity. The gradient: at most 1 / (sigma sqrt d)."""
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    target = x + torch.tensor([0.1, 1.0, 1000.0], dtype=torch.float64)[:, None]
+    sigma, error = PROCESS.sigma(t), consistency(curved, 8, 8).distance(target, x, t)
+    torch.testing.assert_close(error, ((target - x) / sigma[:, None]).square().mean(1))
+
+    def huber(c):
+        return consistency(curved, 8, 8, huber=c).distance(target, x.requires_grad_(), t)
+
+    torch.testing.assert_close(huber(1e-9), error.sqrt(), rtol=0, atol=1e-8)
+    torch.testing.assert_close(2 * 1000 * huber(1000.0)[:2], error[:2], rtol=1e-4, atol=0)
+    most = 1 / (sigma * 2)
+    for c in (1e-9, 0.5, 1.0):
+        (gradient,) = torch.autograd.grad(huber(c).sum(), x)
+        found = gradient.norm(dim=1)
+        torch.testing.assert_close(found, most * (error / (error + c**2)).sqrt())
+        assert found[2] == pytest.approx(most[2].item(), rel=1e-6)  # however large the error
+
+
 def test_from_data_and_from_a_teacher_the_expected_target_is_the_same():
     """Of a student linear in z, given z_t: over x of the posterior, here its mean plus and minus one deviation."""
     teacher = OracleDenoiser(gaussian(C, 4), PROCESS)

@@ -6,17 +6,25 @@ import pytest
 import torch
 from torch import nn
 
+from dualrate.codecs.grey_levels import GreyLevels
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
+from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context
 from dualrate.diffusion.weighting import Sigmoid, x_loss_weight
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.experiment import Experiment
+from dualrate.experiments.networks import OneNetwork
+from dualrate.experiments.tokens import OneTransformer
 from dualrate.methods.denoising import Denoising, Targets
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
+from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import Level, UViT, UViTConfig
+from dualrate.training.config import FitConfig
 
 PROCESS = GaussianProcess(Cosine())
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
@@ -209,6 +217,34 @@ class Biased(nn.Module):
 
     def denoise(self, z, t, context, cond):
         return (1 + self.bias) * self.oracle.denoise(z, t, context, cond)
+
+
+@pytest.mark.parametrize("copies", [0, 1, 3])
+def test_the_multiscale_error_of_a_constant_is_its_square_at_every_scale_and_of_fine_detail_at_the_finest(copies):
+    """Constant c: (K + 1) c^2. A chessboard of +-c, whose means of 2 x 2 are 0: c^2. The sum of both: the sum."""
+    network = UViT(NET)
+    networks = nn.ModuleDict({"model": network})
+    method = Denoising(networks, Plain(network, PROCESS), PROCESS, Sigmoid(), SingleTime(), multiscale=copies)
+    t = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    x = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    constant = torch.tensor([0.5, -1.5], dtype=torch.float64)[:, None, None, None].expand_as(x)
+    sign = torch.arange(8)[:, None] + torch.arange(8)
+    board = 0.25 * (1 - 2 * (sign % 2)).double().expand_as(x)
+    weight = x_loss_weight(method.weighting, PROCESS.schedule, t)
+    squares = torch.tensor([0.25, 2.25], dtype=torch.float64)
+    torch.testing.assert_close(method.weighted_error(x + constant, x, t), weight * (copies + 1) * squares)
+    torch.testing.assert_close(method.weighted_error(x + board, x, t), weight * 0.0625)
+    both = method.weighted_error(x, x + constant + board, t)
+    torch.testing.assert_close(both, weight * ((copies + 1) * squares + 0.0625))
+
+
+def test_copies_that_the_images_do_not_have_are_refused():
+    method = DenoisingConfig(multiscale=4)
+    with pytest.raises(ValueError, match=r"4 copies need sides that are multiples of 16, .* has 8 x 8"):
+        Experiment("run", OneNetwork(NET), method, FitConfig(1))
+    tokens = OneTransformer(TokensConfig(5, 8, 8, channels=16, blocks=1, num_classes=3, embedding=16, head_dim=16))
+    with pytest.raises(ValueError, match="has no Gaussian noise"):
+        Experiment("run", tokens, method, FitConfig(1), process=Masked(), codec=GreyLevels(4))
 
 
 def test_expected_gradient_is_zero_at_the_optimum():

@@ -9,7 +9,16 @@ from dualrate.diffusion.prediction import v_from_x, x_from_v
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.experiments.networks import TwoNetworks
-from dualrate.networks.blocks import FiLM, TransformerBlock, attend
+from dualrate.networks.blocks import (
+    ConvBlock,
+    FiLM,
+    GroupNorm,
+    TransformerBlock,
+    attend,
+    haar,
+    patchified,
+    unpatchified,
+)
 from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, disconnect, moved
 from dualrate.networks.uvit import Blocks, Level, UViT, UViTConfig
 from dualrate.recipes import imagenet
@@ -98,6 +107,61 @@ def test_skip_passes_through_while_blocks_are_the_identity():
     torch.testing.assert_close(levels[0], net.stem(z))
 
 
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_the_haar_transform_of_patches_is_orthonormal_and_its_own_inverse(patch):
+    z = torch.randn(3, 2, 16, 16, dtype=torch.float64)
+    h = haar(patchified(z, patch), patch)
+    assert h.shape == (3, 2 * patch**2, 16 // patch, 16 // patch)
+    torch.testing.assert_close(unpatchified(haar(h, patch), patch), z)
+    basis = haar(torch.eye(patch**2, dtype=torch.float64)[..., None, None], patch).flatten(1)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(patch**2, dtype=torch.float64))
+    means = nn.functional.avg_pool2d(z, patch)  # the first of each channel's numbers, times the side
+    torch.testing.assert_close(h[:, :: patch**2], patch * means)
+    signs = torch.tensor([[1, 1], [1, -1]], dtype=torch.float64) / 2**0.5
+    two = z.unfold(2, 2, 2).unfold(3, 2, 2)
+    expected = torch.einsum("ai,bj,nchwij->ncabhw", signs, signs, two).flatten(1, 3)
+    torch.testing.assert_close(haar(patchified(z, 2), 2), expected)
+    assert haar(patchified(z[:0], patch), patch).shape == (0, *h.shape[1:])
+
+
+def test_a_network_that_is_the_identity_between_transforms_returns_its_input():
+    """With a stem and a head that pass the centre of their kernels through, z is there again to rounding."""
+    net = UViT(config(levels=(Level("conv", 12, 0),), downsampling="haar")).double()
+    nn.init.zeros_(net.stem.bias)
+    for conv in (net.stem, net.head[2]):
+        nn.init.dirac_(conv.weight)
+    net.head[0], net.head[1] = nn.Identity(), nn.Identity()
+    z = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(net(z, torch.zeros(2, dtype=torch.float64), None), z)
+
+
+@pytest.mark.parametrize("patch", [1, 3, 12])
+def test_a_haar_transform_of_other_patches_is_refused(patch):
+    with pytest.raises(ValueError, match=f"of patches of 2, 4, 8, ... pixels a side, got a patch of {patch}"):
+        config(image_size=48, patch=patch, downsampling="haar")
+
+
+@pytest.mark.parametrize("channels", [64, 24])
+def test_group_norm_is_of_groups_of_channels_over_all_positions(channels):
+    """32 groups, or 8 of 24 channels."""
+    h = (3 + 2 * torch.randn(2, channels, 5, 5)).double()
+    norm, groups = randomised(GroupNorm(channels)).double(), {64: 32, 24: 8}[channels]
+    of_group = h.unflatten(1, (groups, -1))
+    m, v = of_group.mean((2, 3, 4), keepdim=True), of_group.var((2, 3, 4), keepdim=True, correction=0)
+    expected = ((of_group - m) / torch.sqrt(v + 1e-5)).flatten(1, 2)
+    expected = expected * norm.scale[:, None, None] + norm.shift[:, None, None]
+    torch.testing.assert_close(norm(h), expected)
+
+
+def test_a_block_of_group_norms_does_not_see_the_scale_of_its_groups():
+    """What it adds is the same for its input times 7 and more 2, which a group norm takes out."""
+    h, emb = torch.randn(2, 64, 5, 5).double(), torch.zeros(2, 4).double()
+    block, by_layer = (randomised(ConvBlock(64, 4, 0.0, norm)).double() for norm in ("group", "layer"))
+    more = 7 * h + 2
+    torch.testing.assert_close(block(more, emb) - more, block(h, emb) - h, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(block(h, emb), by_layer(h, emb))
+
+
 def test_features_of_every_level_have_its_shape():
     net = UViT(config())
     levels, v = net.features(torch.randn(2, 3, 16, 16), torch.zeros(2), None)
@@ -152,10 +216,11 @@ def dual(head: bool = True) -> tuple[ContextEncoder, LightUViT]:
     return randomised(ContextEncoder(config(head=head), LIGHT)), randomised(LightUViT(LIGHT))
 
 
-@pytest.mark.parametrize("head", [True, False])
-def test_an_absent_context_is_no_context(head):
+@pytest.mark.parametrize(("head", "concat"), [(True, 0), (False, 0), (True, 3)])
+def test_an_absent_context_is_no_context(head, concat):
     """A row marked absent, its features zeroed, gives exactly what the light network alone gives, whatever tau is."""
     encoder, light = dual(head)
+    light = light if not concat else randomised(LightUViT(LIGHT, concat=concat))
     z, log_snr, label = torch.randn(2, 3, 16, 16), torch.zeros(2), torch.tensor([1, 2])
     features, _ = encoder(torch.randn(2, 3, 16, 16), log_snr - 1, label)
     present = torch.tensor([True, False])
@@ -218,6 +283,41 @@ def test_a_squeezed_context_has_the_rank_of_its_width():
     for feature, level in zip(features, LIGHT.levels, strict=True):
         assert feature.shape[1] == level.channels
         assert torch.linalg.matrix_rank(feature.transpose(0, 1).flatten(1), rtol=1e-4) == 2
+
+
+@pytest.mark.parametrize("levels", [None, 1])
+def test_a_concatenated_context_is_one_projection_of_both(levels):
+    """Where a level begins there is W [h; e], the encoder's part of which comes from it; W_h costs C^2 a position."""
+    made = TwoNetworks(config(head=False), LIGHT, ContextConfig(levels=levels, join="concat"))
+    networks, _ = made.build(GaussianProcess(Cosine()))
+    encoder, light = (randomised(networks[role]).double() for role in ("encoder", "light"))
+    z, log_snr = torch.randn(2, 3, 16, 16).double(), torch.tensor([0.3, -1.0]).double()
+    last, _ = encoder.net.features(z, log_snr, None)
+    before, after = [], []
+    for own, level in zip(light.own, (*light.net.down, light.net.middle), strict=False):
+        own.register_forward_pre_hook(lambda _, given: before.append(given[0]))
+        level.register_forward_pre_hook(lambda _, given: after.append(given[0]))
+    light(z, log_snr, None, encoder(z, log_snr, None)[0], log_snr)
+    assert len(before) == len(after) == (levels or 3)
+    for own, project, h, e, joined in zip(light.own, encoder.projections, before, last, after, strict=False):
+        w = torch.cat((own.weight, project.weight), 1)
+        torch.testing.assert_close(joined, nn.functional.conv2d(torch.cat((h, e), 1), w))
+    more = sum(level.channels**2 * side**2 for level, side in list(zip(LIGHT.levels, (8, 4, 2), strict=True))[:levels])
+    added = TwoNetworks(made.encoder, LIGHT, ContextConfig(levels=levels)).build(GaussianProcess(Cosine()))[0]["light"]
+    costs = [macs_of(lambda net=net: net(z[:1].float(), log_snr[:1].float(), None)) for net in (light.float(), added)]
+    assert costs[0] - costs[1] == more
+
+
+def test_a_network_of_concatenated_contexts_begins_as_that_of_added_ones():
+    def light(join):
+        torch.manual_seed(0)
+        made = TwoNetworks(config(), LIGHT, ContextConfig(join=join))
+        return made.build(GaussianProcess(Cosine()))[0]["light"]
+
+    added, concatenated = light("add").state_dict(), light("concat").state_dict()
+    for name, tensor in concatenated.items():
+        own = name.startswith("own.")
+        torch.testing.assert_close(tensor.squeeze() if own else tensor, torch.eye(len(tensor)) if own else added[name])
 
 
 def test_more_levels_than_there_are_cannot_hand_over():

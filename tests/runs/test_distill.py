@@ -1,5 +1,6 @@
 """Distilling a run: three networks and two optimisers resume bit for bit, and the student needs no teacher."""
 
+import math
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from training.toy import Recorder, final, same_bits
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.schedule import Cosine, Interpolated
+from dualrate.diffusion.schedule import Cosine, Interpolated, RectifiedFlow
 from dualrate.diffusion.values import Cond, Context
 from dualrate.experiments import moment_matching
 from dualrate.experiments.consistency import ConsistencyConfig
@@ -377,11 +378,23 @@ def test_what_is_shown_of_a_distillation_leaves_out_what_means_nothing(root, tmp
     assert "student/loss" not in shown
 
 
-def test_only_a_cosine_schedule_is_shifted_further(root, tmp_path):
+def test_cosine_and_interpolated_schedules_are_shifted_further_and_no_other(root, tmp_path):
     shutil.copytree(root / "teacher", tmp_path / "teacher")
-    process = GaussianProcess(Interpolated.between(4, 8, 8))
-    other = replace(read_experiment(tmp_path / "teacher"), process=process)
-    write_experiment(tmp_path / "teacher", other)
-    plain_student(RECIPE, str(tmp_path / "teacher"), 4)
-    with pytest.raises(ValueError, match="only a cosine schedule"):
-        plain_student(RECIPE, str(tmp_path / "teacher"), 4, shift=-1)
+    teacher, own = str(tmp_path / "teacher"), read_experiment(tmp_path / "teacher")
+    write_experiment(tmp_path / "teacher", replace(own, process=GaussianProcess(Interpolated.between(4, 8, 8))))
+    halved = 2 * math.log(1 / 2)
+    made = [
+        plain_student(RECIPE, teacher, 4, shift=halved),
+        dual_student(RECIPE, teacher, 4, 2, shift=halved),
+        consistency_student(RECIPE, teacher, 4, shift=halved),
+        em_student(RECIPE, teacher, shift=halved),
+    ]
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    schedules = [one.process.schedule for one in made]
+    schedules[-1] = schedules[-1].whole  # a student of one step has the part of it up to its noise level
+    for schedule in schedules:
+        torch.testing.assert_close(schedule.log_snr(t), Interpolated.between(2, 4, 8).log_snr(t))
+    write_experiment(tmp_path / "teacher", replace(own, process=GaussianProcess(RectifiedFlow())))
+    plain_student(RECIPE, teacher, 4)
+    with pytest.raises(ValueError, match="cosine and interpolated schedules can be shifted further, this teacher's is"):
+        plain_student(RECIPE, teacher, 4, shift=-1)

@@ -109,6 +109,18 @@ def test_interpolated_is_shifted_at_the_noisy_end_only():
     torch.testing.assert_close(same.log_snr(GRID), plain.log_snr(GRID))
 
 
+def test_an_interpolated_schedule_is_shifted_as_a_whole_between_its_end_points():
+    """Between distant ends it is -2 log tan(pi t / 2) + t low + (1 - t) high + shift; low, high: 2 log ratios."""
+    t, low, high, shift = GRID[50:-50], 2 * math.log(32 / 128), 2 * math.log(64 / 128), -1.25
+    distant = Interpolated(Cosine(-60, 60, low), Cosine(-60, 60, high)).shifted_by(shift)
+    expected = -2 * torch.log(torch.tan(math.pi / 2 * t)) + t * low + (1 - t) * high + shift
+    torch.testing.assert_close(distant.log_snr(t), expected, rtol=0, atol=1e-9)
+    halved = Interpolated.between(32, 64, 64).shifted_by(-2 * math.log(2))
+    torch.testing.assert_close(halved.log_snr(GRID), Interpolated.between(16, 32, 64).log_snr(GRID))
+    assert halved.log_snr(f64(0, 1)).tolist() == pytest.approx([15, -15])
+    assert (halved.log_snr_derivative(GRID) < 0).all()
+
+
 def test_impossible_schedules_are_refused():
     with pytest.raises(ValueError, match="log_snr_min"):
         Cosine(3.0, -3.0)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dualrate.methods.method import Loss, Phase
+from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig, build, load_state_tensors, lr_at, set_rates, state_tensors
 
 
@@ -22,6 +23,15 @@ def test_cosine_goes_from_the_peak_through_half_to_zero():
     assert curve == sorted(curve, reverse=True)
 
 
+def test_a_linear_decay_is_a_line_from_the_peak_to_zero_at_the_last_iteration():
+    config = OptimConfig(lr=2.0, warmup=10, decay="linear")
+    found = [lr_at(config, i, 110, 0.0) for i in (4, 10, 35, 60, 85, 110)]
+    assert found == pytest.approx([1.0, 2.0, 1.5, 1.0, 0.5, 0.0])
+    in_time = OptimConfig(lr=2.0, warmup=10, decay="linear", decay_seconds=60)
+    assert lr_at(in_time, 5000, 110, 45.0) == pytest.approx(0.5)
+    assert "iterations" not in FitConfig(110, optim=config).free()  # the rate depends on their number
+
+
 def test_a_cosine_over_seconds_falls_with_them_whatever_the_iteration():
     config = OptimConfig(lr=2.0, warmup=10, decay="cosine", decay_seconds=60)
     assert lr_at(config, 4, 110, 0.0) == pytest.approx(1.0)  # warming up
@@ -36,7 +46,7 @@ def test_seconds_of_a_rate_that_stays_are_refused_with_the_way_out():
         OptimConfig(decay_seconds=60)
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"clip": -1.0}, {"warmup": -1}, {"decay": "linear"}])
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"clip": -1.0}, {"warmup": -1}, {"decay": "line"}])
 def test_a_senseless_configuration_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         OptimConfig(**wrong)

@@ -92,8 +92,8 @@ class Student(Ranged):
     pairs: Pairs | None = None
     """By moments: times trained on from one rollout; 1 if not given."""
     student_rate: Factor | None = None
-    """By moments and em: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, by em and
-    for the instant version 1."""
+    """By moments and em: the student's learning rate over the auxiliary's, --fit.optim.lr; 0.2 if not given, by em,
+    for the instant version and of the ImageNet recipes, whose batch is 2048, 1."""
     temperature: Factor | None = None
     """By moments: of a teacher of tokens; 1 if not given."""
     top_p: Share | None = None
@@ -113,15 +113,18 @@ class Student(Ranged):
     eta: Eta | None = None
     """By consistency: share of the teacher's error that its steps put back as variance; 0.75 if not given."""
     huber: Huber | None = None
-    """By consistency: c of the pseudo-Huber loss; squares if not given."""
+    """By consistency: c of the pseudo-Huber loss, in the root mean square of the error of v; squares if not given, of
+    the ImageNet recipes 1e-4 over the root of an image's numbers."""
     log_snr: LogSNR | None = None
     """By em: log-SNR at which the student's network is called, high noise but not all; -6 if not given."""
     langevin_steps: Steps | None = None
-    """By em: L, steps that correct a sample of the student's; 1 if not given, the paper's 16 are dear."""
+    """By em: L, steps that correct a sample of the student's; 1 if not given, of the ImageNet recipes the paper's 16,
+    which are dear."""
     noise_step: NoiseStep | None = None
     """By em: size of these steps in the noise; 0.16 if not given."""
     latent_step: LatentStep | None = None
-    """By em: size of these steps in what the student makes its image of; 0 if not given, which leaves it."""
+    """By em: size of these steps in what the student makes its image of; 0 if not given, which leaves it, of the
+    ImageNet recipes 0.01."""
     source: str | None = None
     """Images, where they are not where the teacher's training found them."""
 
@@ -139,6 +142,7 @@ class Student(Ranged):
             raise ValueError(f"--by {self.by} does not take {listed}: drop what it does not{instead if others else ''}")
         if is_diffusers(teacher) and self.source is None and self.student_from is None:
             raise ValueError(f"{teacher} does not say which images it was trained on: name them, --source IMAGES")
+        given = self.recipe.defaults(self.by) | given
         given |= {"guidance": self.guidance, "dropout": self.dropout, "shift": self.shift}
         student = branch.student(self.recipe, str(teacher), branch.steps if self.steps is None else self.steps, given)
         return student if self.source is None else replace(student, data=replace(student.data, source=self.source))

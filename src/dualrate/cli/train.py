@@ -42,6 +42,11 @@ from dualrate.recipes.students import by_consistency
 from dualrate.runs.stages import in_turn
 from dualrate.training.config import FitResult
 
+OF_IMAGENET: dict[str, Callable[[], Experiment]] = {
+    f"{imagenet.name_of(size, patch)}-{kind}": partial(recipe, size, patch=patch)
+    for size, patch in imagenet.LAYOUTS
+    for kind, recipe in {"heavy": imagenet.heavy, "light": imagenet.light, "dual": imagenet.dual}.items()
+}
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "auto": auto.Auto(),
     **{f"fashion-mnist-{name}": partial(fashion_mnist.single, name) for name in fashion_mnist.NETWORKS},
@@ -74,11 +79,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "cifar10-flat-dual": partial(cifar10.dual, "flat"),
     **{f"natural16-{name}": partial(natural16.single, name) for name in natural16.NETWORKS},
     "natural16-dual-25": natural16.dual,
-    **{
-        f"{imagenet.name_of(size, patch)}-{kind}": partial(recipe, size, patch=patch)
-        for size, patch in imagenet.LAYOUTS
-        for kind, recipe in {"heavy": imagenet.heavy, "light": imagenet.light, "dual": imagenet.dual}.items()
-    },
+    **OF_IMAGENET,
     "imagenet256-latents-first": partial(imagenet_latents.first, 256),
     "imagenet256-latents-base": partial(imagenet_latents.base, 256),
     "imagenet512-latents-first": imagenet_latents.first,
@@ -226,4 +227,5 @@ def parse_train(arguments: list[str]) -> Train | TrainStages:
     recipe = recipe_named(arguments, {**RECIPES, **STAGES}, Experiment, usage)
     recipe, rest = with_own_options(recipe, arguments, "train")
     by = parse_known(Method, [option for option in rest[1:] if option not in HELP], "dualrate train", Method())[0].by
-    return override(Train(LEARNED[by](checked(recipe(), Experiment, rest[0])), by), rest, "train")
+    learned = imagenet.by_consistency if by == "consistency" and rest[0] in OF_IMAGENET else LEARNED[by]
+    return override(Train(learned(checked(recipe(), Experiment, rest[0])), by), rest, "train")

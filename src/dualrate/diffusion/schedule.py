@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -108,6 +108,10 @@ class Cosine(Schedule, Ranged):
     def time(self, log_snr: Tensor) -> Tensor:
         start, rate = self._angles
         return (torch.atan(torch.exp((self.shift - log_snr) / 2)) - start) / rate
+
+    def shifted_by(self, shift: float) -> Cosine:
+        """With so much more log-SNR between the same end points; below 0: more noise."""
+        return replace(self, shift=self.shift + shift)
 
 
 def shifted(noise_resolution: float, image_resolution: float) -> Cosine:
@@ -199,6 +203,15 @@ class Interpolated(Schedule):
     def between(low: float, high: float, image_resolution: float) -> Interpolated:
         """Noise resolution `low` (usually 32) at t = 1 and `high` (usually the image's side) at t = 0."""
         return Interpolated(shifted(low, image_resolution), shifted(high, image_resolution))
+
+    def shifted_by(self, shift: float) -> Interpolated:
+        """With so much more log-SNR between the same end points; a shift of 2 log r scales both resolutions by r.
+
+            t (shifted[D_low](t) + shift) + (1 - t) (shifted[D_high](t) + shift) = log_snr(t) + shift
+
+        up to what the end points take, which stay: each cosine is shifted between its own.
+        """
+        return Interpolated(self.high_noise.shifted_by(shift), self.low_noise.shifted_by(shift))
 
     def log_snr(self, t: Tensor) -> Tensor:
         return t * self.high_noise.log_snr(t) + (1 - t) * self.low_noise.log_snr(t)

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, noisy_latents
 from dualrate.codecs.config import CodecConfig, NoCodec
-from dualrate.config.ranges import Factor, FirstIterations, LossWeight, Probability, Ranged, Share
+from dualrate.config.ranges import Factor, FirstIterations, LossWeight, Probability, Range, Ranged, Share
+from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiments.networks import NetworksConfig
@@ -48,6 +49,8 @@ class DenoisingConfig(MethodConfig, Ranged):
     forecast: bool = False
     """The light network learns from contexts forecast from two heavy calls, a heavy call more, for
     --denoiser forecast-context."""
+    multiscale: Annotated[int, Range(0, 16)] = 0
+    """Coarser copies of image and x_hat, of half the side, a quarter, ..., whose errors are added to the loss."""
     latents: CodecConfig = NoCodec()
     """Of a decoder: the codec, which does not train, of the latents that it is given."""
 
@@ -62,6 +65,15 @@ class DenoisingConfig(MethodConfig, Ranged):
 
     def check(self, experiment: Experiment) -> None:
         self._check_latents(experiment)
+        if self.multiscale:
+            require_gaussian(experiment.process, experiment.name)
+            sides = experiment.networks.shape[1:]
+            if any(side % 2**self.multiscale for side in sides):
+                raise ValueError(
+                    f"each copy of the loss halves the sides of the one before: {self.multiscale} copies need sides "
+                    f"that are multiples of {2**self.multiscale}, {experiment.name} has {sides[0]} x {sides[1]}: lower "
+                    "multiscale"
+                )
         if self.forecast and not {"encoder", "light"} <= set(experiment.networks.roles):
             raise ValueError(f"contexts are forecast for a light network, {experiment.name} has none: drop forecast")
         if self.forecast and (experiment.networks.latent is not None or self.times.heavy == (1, 1)):
@@ -137,6 +149,7 @@ class DenoisingConfig(MethodConfig, Ranged):
             null=experiment.num_classes,
             label_dropout=self.label_dropout,
             encoder_weight=self.encoder_weight,
+            multiscale=self.multiscale,
             backbone=backbone,
             backbone_rate=self.encoder_rate,
             release_at=self.release_encoder_at,

@@ -166,7 +166,9 @@ class TwoNetworks(NetworksConfig):
 
     def build(self, process: Process) -> tuple[nn.ModuleDict, Denoiser]:
         encoder = ContextEncoder(self.encoder, self.light, self.context)
-        light = LightUViT(self.light, residual=self.context.residual)
+        levels = len(self.light.levels) if self.context.levels is None else self.context.levels
+        concat = levels if self.context.join == "concat" else 0
+        light = LightUViT(self.light, residual=self.context.residual, concat=concat)
         return nn.ModuleDict({"encoder": encoder, "light": light}), DualRate(encoder, light, process)
 
     @property

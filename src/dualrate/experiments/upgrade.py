@@ -36,10 +36,12 @@ LATER: dict[
         "encoder_rate": 1.0,
         "latents": {"type": "NoCodec"},
         "forecast": False,
+        "multiscale": 0,
     },
     "MomentMatchingConfig": {"temperature": 1.0, "top_p": 1.0},
     "TimeSampler": {"few": 1.0},
-    "ContextConfig": {"residual": False},
+    "ContextConfig": {"residual": False, "join": "add"},
+    "UViTConfig": {"norm": "layer", "downsampling": "patch"},
 }
 PLANS = {"Continuous": "AtLeast", "Grid": "OnePlan"}
 UNKNOWN = "unknown"  # teacher of a student whose distillation was not kept

@@ -6,6 +6,13 @@
 
 where a categorical process has twice the cross-entropy in place of the squared error (`Process.deviance`).
 
+With `multiscale` K, for large images, the error is that of K coarser copies too (simple diffusion, Hoogeboom, Heek,
+Salimans 2023, arXiv 2301.11093; at 128 pixels in multistep consistency models), each a mean over its own numbers:
+
+    |x - x_hat|^2 / d   becomes   sum_k |P^k (x - x_hat)|^2 / (d / 4^k),  k = 0, ..., K      P: the means of 2 x 2
+
+All have one weight: the sources that were seen say only that a copy is added. The optimum E[x | z_t] stays.
+
 Context dropout by encoding only the kept rows is the same law as dropping after encoding: a dropped row gives the
 encoder neither effect nor gradient. At p = 0.5 an iteration costs F_heavy / 2 + F_light.
 
@@ -32,11 +39,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
-from dualrate.config.ranges import Classes, Factor, FirstIterations, LossWeight, Probability, Ranged, Share
+from dualrate.config.ranges import Classes, Factor, FirstIterations, LossWeight, Probability, Range, Ranged, Share
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
 from dualrate.denoisers.forecast_context import carried
 from dualrate.diffusion.draws import Draws
@@ -70,6 +79,7 @@ class Denoising(Ranged):
     encoder_weight: weight of the encoder's own loss at tau, where it has a head; its target is x
     targets:        of x_hat(z_t); None: x
     latents:        images, and draws of their rows -> z_0, which a decoder is given; None: it is none
+    multiscale:     K, copies of half the side, a quarter, ... whose errors are added
     forecast:       whether contexts are carried on to t, where there is a heavy call before tau
     backbone:       the encoder's U-ViT, for the next two
     backbone_rate:  its learning rate, over that of the rest
@@ -90,6 +100,7 @@ class Denoising(Ranged):
     release_at: FirstIterations = 0
     latents: Callable[[Tensor, Draws], Tensor] | None = None
     forecast: bool = False
+    multiscale: Annotated[int, Range(0, 16)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,4 +205,15 @@ class Denoising(Ranged):
     def weighted_error(self, x: Tensor, x_hat: Tensor, t: Tensor) -> Tensor:
         """(B,): the weighted error of each row, a mean over what it holds."""
         error = self.process.deviance(x, x_hat)
+        if self.multiscale:
+            error = error + coarser_errors(x - x_hat, self.multiscale)
         return x_loss_weight(self.weighting, self.process.schedule, t).to(error.dtype) * error
+
+
+def coarser_errors(difference: Tensor, copies: int) -> Tensor:
+    """(B,): the mean squares of a difference (B, C, H, W) at half its side, a quarter, ..., added up."""
+    total = difference.new_zeros(len(difference))
+    for _ in range(copies):
+        difference = avg_pool2d(difference, 2)
+        total = total + difference.square().flatten(1).mean(1)
+    return total

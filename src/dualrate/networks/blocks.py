@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from dualrate.networks.precision import no_autocast
 
+Norm = Literal["layer", "group"]
 AS_CPU = {"cpu"}  # kinds of device on which attention is not one kernel, and whose autocast leaves norms as they are
 
 
@@ -69,13 +71,14 @@ def blocks_of(network: nn.Module) -> list[Block]:
 class ConvBlock(Block):
     """norm - SiLU - conv - FiLM norm - SiLU - conv, added to its input.
 
-    Deviates from SiD2's GroupNorm: a layer norm over the channels of each position, as in the transformer blocks. On a
-    CPU in bfloat16 GroupNorm took 40% of a light network's time, and several times a layer norm.
+    By default it deviates from SiD2's GroupNorm: a layer norm over the channels of each position, as in the transformer
+    blocks. On a CPU in bfloat16 GroupNorm took 40% of a light network's time, and several times a layer norm.
     """
 
-    def __init__(self, channels: int, embedding: int, dropout: float) -> None:
+    def __init__(self, channels: int, embedding: int, dropout: float, norm: Norm = "layer") -> None:
         super().__init__()
-        self.norm = ChannelNorm(channels)
+        self.groups = groups_of(channels) if norm == "group" else None
+        self.norm = norm_of(norm, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
         self.film = FiLM(embedding, channels)
@@ -84,8 +87,9 @@ class ConvBlock(Block):
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         """h: (B, C, H, W); emb: (B, E)."""
         scale, shift = self.film(emb)
-        u = self.conv1(F.silu(self.norm(h))).permute(0, 2, 3, 1)
-        u = F.silu(layer_norm(u) * scale[:, None, None] + shift[:, None, None])
+        u = self.conv1(F.silu(self.norm(h)))
+        u = layer_norm(u.permute(0, 2, 3, 1)) if self.groups is None else group_norm(u, self.groups).permute(0, 2, 3, 1)
+        u = F.silu(u * scale[:, None, None] + shift[:, None, None])
         return h + self.conv2(self.dropout(u.permute(0, 3, 1, 2)))
 
 
@@ -146,6 +150,37 @@ class ChannelNorm(nn.Module):
         return layer_norm(h.permute(0, 2, 3, 1), self.scale).permute(0, 3, 1, 2)
 
 
+class GroupNorm(nn.Module):
+    """`group_norm` with a learned scale and shift of each channel. (B, C, H, W) -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.groups = groups_of(channels)
+        self.scale, self.shift = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return group_norm(h, self.groups, self.scale, self.shift)
+
+
+def norm_of(norm: Norm, channels: int) -> nn.Module:
+    """(B, C, H, W) -> the same, with the norm's learned scale."""
+    return GroupNorm(channels) if norm == "group" else ChannelNorm(channels)
+
+
+def groups_of(channels: int) -> int:
+    """32, or the largest power of two below it that divides the channels."""
+    return math.gcd(32, channels)
+
+
+def group_norm(h: Tensor, groups: int, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    """(h - m) / sqrt(v + 1e-5), m and v of a group of channels over all positions of an image (Wu and He 2018).
+
+    h: (B, C, H, W); scale, shift: (C,), of the result, in whose precision it is computed. Like h, as `layer_norm`.
+    """
+    with _not_widened(h):
+        return F.group_norm(h if scale is None else h.to(scale.dtype), groups, scale, shift).to(h.dtype)
+
+
 def layer_norm(h: Tensor, scale: Tensor | None = None) -> Tensor:
     """Over the last axis, without bias; with a scale, in the scale's precision, which is also faster on a CPU.
 
@@ -163,6 +198,27 @@ def unpatchified(h: Tensor, patch: int) -> Tensor:
     if batch == 0:  # torch cannot go back through a shuffle of no rows
         return h.reshape(0, channels // patch**2, patch * height, patch * width)
     return F.pixel_shuffle(h, patch)
+
+
+def patchified(z: Tensor, patch: int) -> Tensor:
+    """(B, C, patch H, patch W) -> (B, C patch^2, H, W), the inverse of `unpatchified`."""
+    batch, channels, height, width = z.shape
+    if batch == 0:
+        return z.reshape(0, channels * patch**2, height // patch, width // patch)
+    return F.pixel_unshuffle(z, patch)
+
+
+def haar(h: Tensor, patch: int) -> Tensor:
+    """The orthonormal Haar transform of every patch, (B, C patch^2, H, W) as `patchified` has it: its own inverse.
+
+    Of two neighbours (a, b) -> (a + b, a - b) / sqrt(2), along both sides; of patches of 4, 8, ... again of each of the
+    four results. patch: a power of two
+    """
+    h = h.unflatten(1, (-1, *(2,) * (2 * (patch.bit_length() - 1))))  # the axes after the channels: bits of a place
+    for axis in range(2, h.ndim - 2):
+        a, b = h.unbind(axis)
+        h = torch.stack((a + b, a - b), axis) * math.sqrt(0.5)
+    return h.flatten(1, -3)
 
 
 def doubled(h: Tensor) -> Tensor:

@@ -77,6 +77,11 @@ class LatentEncoder(nn.Module):
         check_pair(config, light, context)
         if context.residual:
             raise ValueError("a decoder's encoder has no estimate at a time for the light network to correct")
+        if context.join != "add":
+            raise ValueError(
+                f"features of a decoder's encoder are added to what the light network makes of z_0, got join "
+                f"{context.join!r}: leave it at add"
+            )
         self.net, self.light = DecoderUViT(replace(config, head=False), latent), LatentMaps(latent, light)
         pairs = list(zip(config.levels, light.levels, strict=True))
         self.projections = nn.ModuleList(

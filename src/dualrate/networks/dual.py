@@ -5,6 +5,15 @@ once per heavy call. The light network is a U-ViT of the same levels, narrower a
 added where its level begins. Its embedding has both noise levels: emb = noise(log_snr_t) + noise(log_snr_tau) + label.
 `ContextConfig` hands over less, for ablations.
 
+`ContextConfig.join` says how a feature e meets the light network's own activations h at a level of C channels:
+
+    add      h + P e                         P: the projection
+    concat   W [h; e] = W_h h + W_e e        W: (C, C + C_e), a 1x1 convolution of the two, concatenated
+
+Since W_e e is P e, concatenation is W_h more: C^2 multiply-adds at each of the level's positions, and that at every
+step, while W_e e is still computed once per heavy call. The paper's public description concatenates; its reported costs
+have room for P alone. W_h is the identity at first (ours), so that both begin as the same network.
+
 An absent context is one state: its row of the features and of the tau embedding is zero. Nothing of a missing context
 reaches the light network, since the projections have no bias.
 
@@ -33,7 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
@@ -55,6 +64,9 @@ class ContextConfig(Ranged):
     """How many levels hand over a feature, finest first; 1: the encoder's last activation alone. All if not given."""
     width: Channels | None = None
     """Channels that a feature is squeezed through on its way; not squeezed if not given."""
+    join: Literal["add", "concat"] = "add"
+    """How a feature meets the light network's own: its projection is added, or the two are concatenated and then
+    projected."""
     residual: bool = False
     """Whether the light network predicts a correction to the encoder's own estimate, moved to t."""
 
@@ -111,6 +123,13 @@ def projection(channels: int, to: int, width: int | None) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.Conv2d(width, to, 1, bias=False))
 
 
+def unchanged(channels: int) -> nn.Conv2d:
+    """A 1x1 convolution without bias, the identity at first: W_h of the module docstring."""
+    conv = nn.Conv2d(channels, channels, 1, bias=False)
+    nn.init.dirac_(conv.weight)
+    return conv
+
+
 class Gate(InFloat32, nn.Linear):
     """Of the encoder's own v in the light network's."""
 
@@ -120,9 +139,12 @@ class LightUViT(nn.Module):
 
     residual: the last feature is the encoder's own estimate at tau, which it corrects
     estimate: what that is worth at t: `moved` of v_tau, or `kept` of x_hat(tau)
+    concat:   the first levels at which a feature is concatenated with its own activations, not added to them; 0: none
     """
 
-    def __init__(self, config: UViTConfig, *, residual: bool = False, estimate: Estimate | None = None) -> None:
+    def __init__(
+        self, config: UViTConfig, *, residual: bool = False, estimate: Estimate | None = None, concat: int = 0
+    ) -> None:
         super().__init__()
         self.estimate = estimate or moved
         self.net = UViT(replace(config, head=True))
@@ -132,6 +154,7 @@ class LightUViT(nn.Module):
             self.gate = Gate(config.embedding, 1)
             nn.init.zeros_(self.gate.weight)
             nn.init.ones_(self.gate.bias)
+        self.own = nn.ModuleList(unchanged(level.channels) for level in config.levels[:concat])
 
     def forward(
         self,
@@ -147,9 +170,9 @@ class LightUViT(nn.Module):
         if log_snr_tau is not None:
             emb = emb + of_present(self.tau(log_snr_tau), present)
         if self.gate is None or log_snr_tau is None:
-            return self.net.predict(self.net.trunk(z, emb, features)[0])
+            return self.net.predict(self.net.trunk(z, emb, features, self.own)[0])
         *added, own = features  # zero in absent rows
-        v = self.net.predict(self.net.trunk(z, emb, added)[0])
+        v = self.net.predict(self.net.trunk(z, emb, added, self.own)[0])
         gate = of_present(self.gate(emb), present)
         return v + gate[..., None, None] * self.estimate(z, own.to(v.dtype), log_snr_tau, log_snr)
 

@@ -13,26 +13,33 @@ paper says nothing, the same rule.
 Noise: interpolated between what suits 32 pixels, at t = 1, and the images' side, at t = 0; so the multistep consistency
 paper has it at 64, 128 and 512. The bias of the loss falls with the side, as code of others says that SiD2's does.
 Batch 1024, Adam at 1e-4, EMA, about a million iterations, the dual-rate paper's: `dualrate cost` says what they take.
+So is random translation, which all three have, so that they differ in their networks alone.
 
 Students: the settings of a public reproduction of moment matching (arXiv 2406.04103) and, for the learning rate and
-the batch, of one of its successors on SiD2; half of the iterations are the auxiliary's.
+the batch, of one of its successors on SiD2; half of the iterations are the auxiliary's. The rate falls linearly, and is
+one for student and auxiliary, as there. By consistency (arXiv 2403.06807): its pseudo-Huber loss, c = 1e-4 in the norm
+of an image's error. By EM (arXiv 2405.16852): L = 16 Langevin steps, of the image's noise and of z; their number, and
+the ranges of which these sizes are the lower ends, are remembered of the paper, not seen (docs/results/paper.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal, cast
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 from dualrate.data.loader import Augment
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated
 from dualrate.diffusion.weighting import Sigmoid
+from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.data import DataConfig
 from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource
 from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.recipes import students
 from dualrate.recipes.students import StudentRecipe
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -84,7 +91,7 @@ DISTILLING = replace(
     FIT,
     iterations=100_000,
     batch_size=2048,
-    optim=OptimConfig(lr=1e-5, betas=(0.0, 0.99), eps=1e-12, warmup=1000, decay="cosine"),
+    optim=OptimConfig(lr=1e-5, betas=(0.0, 0.99), eps=1e-12, warmup=1000, decay="linear"),
     ema_halflife=200_000,
     checkpoint_every=1000,
     sample_every=5000,
@@ -102,15 +109,41 @@ def light(size: Size = 64, source: str = "imagenet", patch: Patch | None = None)
 
 
 def dual(size: Size = 64, source: str = "imagenet", patch: Patch | None = None) -> Experiment:
-    """The dual-rate model; random translation is the paper's augmentation."""
+    """The dual-rate model."""
     networks = TwoNetworks(heavy_network(size, patch), light_network(size, patch))
-    return _experiment("dual", networks, source, TimeSampler(), translate=4)
+    return _experiment("dual", networks, source, TimeSampler())
 
 
-def distilled(size: Size = 64, patch: Patch | None = None) -> StudentRecipe:
+@dataclass(frozen=True)
+class Students(StudentRecipe):
+    """With the settings of papers where these have them for ImageNet."""
+
+    def defaults(self, by: str) -> dict[str, Any]:
+        assert isinstance(self.light, UViTConfig)
+        return {
+            "moments": {"student_rate": 1.0},
+            "consistency": {"huber": _huber(self.light)},
+            "em": {"langevin_steps": 16, "noise_step": 0.16, "latent_step": 0.01},
+        }[by]
+
+
+def distilled(size: Size = 64, patch: Patch | None = None) -> Students:
     """Students of the heavy model."""
     network = light_network(size, patch)
-    return StudentRecipe(name_of(size, patch), network, _within_memory(DISTILLING, network))
+    return Students(name_of(size, patch), network, _within_memory(DISTILLING, network))
+
+
+def by_consistency(experiment: Experiment) -> Experiment:
+    """One of these experiments as one of consistency training, from data."""
+    made = students.by_consistency(experiment)
+    assert isinstance(made.method, ConsistencyConfig)
+    method = replace(made.method, huber=_huber(next(iter(made.networks.configs.values()))))
+    return replace(made, method=method, fit=replace(made.fit, optim=replace(made.fit.optim, decay="linear")))
+
+
+def _huber(network: UViTConfig) -> float:
+    """c of the paper, which is of a norm, in the root mean square."""
+    return 1e-4 / math.sqrt(math.prod(network.shape))
 
 
 def name_of(size: Size, patch: Patch | None = None) -> str:
@@ -123,12 +156,10 @@ def _within_memory(fit: FitConfig, network: UViTConfig) -> FitConfig:
     return replace(fit, micro_batch=64) if network.side(0) == 256 else fit
 
 
-def _experiment(
-    kind: str, networks: NetworksConfig, source: str, times: TimeSource = SingleTime(), translate: int = 0
-) -> Experiment:
+def _experiment(kind: str, networks: NetworksConfig, source: str, times: TimeSource = SingleTime()) -> Experiment:
     network = next(iter(networks.configs.values()))
     size, patch = cast("tuple[Size, Patch]", (network.image_size, network.patch))
     method = DenoisingConfig(times=times, weighting=Sigmoid(BIASES[size]))
-    data = DataConfig(source, size, 3, augment=Augment(flip=True, translate=translate))
+    data = DataConfig(source, size, 3, augment=Augment(flip=True, translate=4))
     process = GaussianProcess(Interpolated.between(32, size, size))
     return Experiment(f"{name_of(size, patch)}-{kind}", networks, method, _within_memory(FIT, network), data, process)

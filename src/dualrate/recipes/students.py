@@ -12,7 +12,7 @@ import torch
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.categorical import CategoricalProcess
 from dualrate.diffusion.noise_planes import NoisePlanes
-from dualrate.diffusion.schedule import Cosine, Truncated
+from dualrate.diffusion.schedule import Cosine, Interpolated, Truncated
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import Experiment, MethodConfig
@@ -53,6 +53,10 @@ class StudentRecipe(Ranged):
     fit: FitConfig
     noise: Annotated[int, Range(0, 1024)] = 0
     """By moments: planes of noise that a student of tokens reads; one of masks has nothing else that is random."""
+
+    def defaults(self, by: str) -> dict[str, Any]:
+        """Options of `dualrate distill --by BY` as its students have them where the command does not say."""
+        return {}
 
 
 def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: float = 0.0, **options: Any) -> Experiment:
@@ -185,9 +189,11 @@ def _student(
         raise ValueError(f"the shift of a schedule is a number of log-SNR, got {shift}")
     if shift:
         schedule = process.schedule
-        if not isinstance(schedule, Cosine):
-            raise ValueError(f"only a cosine schedule can be shifted further, this teacher's is {schedule}: drop shift")
-        process = replace(source.gaussian, schedule=replace(schedule, shift=schedule.shift + shift))
+        if not isinstance(schedule, (Cosine, Interpolated)):
+            raise ValueError(
+                f"cosine and interpolated schedules can be shifted further, this teacher's is {schedule}: drop shift"
+            )
+        process = replace(source.gaussian, schedule=schedule.shifted_by(shift))
     if networks.noise:
         assert isinstance(process, CategoricalProcess)  # networks of others read none
         process = NoisePlanes(process, networks.noise)

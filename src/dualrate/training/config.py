@@ -48,7 +48,7 @@ class FitConfig(Ranged):
 
     def free(self) -> frozenset[str]:
         """Settings that may differ when a run is resumed."""
-        fixed = self.optim.decay == "cosine" and self.optim.decay_seconds is None
+        fixed = self.optim.decay != "none" and self.optim.decay_seconds is None
         return FREE if fixed else FREE | {"iterations"}
 
 

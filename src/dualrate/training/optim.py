@@ -1,7 +1,7 @@
 """AdamW, its learning-rate curve, and its state as named tensors.
 
-The optimiser is torch's; what is ours is the curve (linear warm-up, then constant or half a cosine down to zero) and
-the flat naming `<parameter>.<slot>` that lets the state live in a safetensors file.
+The optimiser is torch's; what is ours is the curve (linear warm-up, then constant, or down to zero as half a cosine or
+a line) and the flat naming `<parameter>.<slot>` that lets the state live in a safetensors file.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ class OptimConfig(Ranged):
     """Times the learning rate: the share of every weight that an iteration takes away."""
     warmup: FirstIterations = 500
     """Iterations of linear warm-up."""
-    decay: Literal["none", "cosine"] = "none"
-    """After the warm-up: none stays at the peak, cosine falls to 0 at the last iteration."""
+    decay: Literal["none", "cosine", "linear"] = "none"
+    """After the warm-up: none stays at the peak; cosine, half a wave, and linear, a line, fall to 0 at the last
+    iteration."""
     decay_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
-    """Seconds of training, summed over resumes, in which cosine falls to 0 instead, and which end it: where time is
+    """Seconds of training, summed over resumes, in which the rate falls to 0 instead, and which end it: where time is
     given and not iterations, as on a machine that is rented. Two such runs differ."""
     clip: Annotated[float, Range(0, math.inf, above=True)] = 1.0
     """Largest global norm of the gradient; inf for no clipping."""
@@ -57,7 +58,10 @@ def lr_at(config: OptimConfig, iteration: int, total: int, seconds: float) -> fl
         progress = seconds / config.decay_seconds
     else:
         progress = max(iteration - config.warmup, 0) / max(total - config.warmup, 1)
-    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    progress = min(progress, 1.0)
+    if config.decay == "linear":
+        return config.lr * warm * (1 - progress)
+    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def build(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
