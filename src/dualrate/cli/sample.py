@@ -28,8 +28,8 @@ class Sample(Ranged):
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images = 64
     """Images in all. Those that are in the directory already are not drawn again."""
-    label: Classes | None = None
-    """One class for all images; class `seed mod classes` for each if not given."""
+    label: Classes | str | None = None
+    """One class for all images, its number or its name; class `seed mod classes` for each if not given."""
     seed: Seed = 0
     """Of the first image; image i has seed + i, whatever the batch size."""
     batch_size: AtATime = 125
@@ -50,7 +50,8 @@ class Sample(Ranged):
         from dualrate.measuring.samples import write_samples
 
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
-        how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
+        label = None if self.label is None else model.class_number(self.label)
+        how = {"label": label, "batch_size": self.batch_size, "precision": self.precision}
         drawer, of_text = self.sampling.drawer(model, **how), bool(model.experiment.codec.alphabet)
         if self.npz and of_text:
             raise ValueError("images.npz is of images, and this is a model of texts: drop --npz")

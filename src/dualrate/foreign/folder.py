@@ -34,6 +34,7 @@ class Folder:
 
     name, config: the network's class and configuration; scheduler: the scheduler's, None if there is none
     codec:        of the pipeline's VAE, None if it has none: then an image is of latents
+    class_names:  as of `names_of`
     """
 
     place: Path
@@ -41,6 +42,7 @@ class Folder:
     config: Mapping[str, Any]
     scheduler: Mapping[str, Any] | None
     codec: Path | None
+    class_names: tuple[str, ...] = ()
 
     def network(self) -> nn.Module:
         """With its weights.
@@ -118,7 +120,15 @@ def read_folder(path: Path) -> Folder:
         config,
         _object(beside) if beside.is_file() else None,
         path / codec if codec else None,
+        names_of(index.get("id2label")),
     )
+
+
+def names_of(labels: object) -> tuple[str, ...]:
+    """The classes' names, by number, of a pipeline's `id2label`: {"0": name, "1": name, ...}; none if it is no such."""
+    by_number: Mapping[str, object] = labels if isinstance(labels, dict) else {}
+    found = [name for number in range(len(by_number)) if isinstance(name := by_number.get(str(number)), str)]
+    return tuple(found) if len(found) == len(by_number) else ()
 
 
 def _object(path: Path) -> dict[str, Any]:

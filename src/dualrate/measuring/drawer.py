@@ -108,10 +108,8 @@ class Drawer(Ranged):
                 "against: drop the guidance weight, or train with --method.label-dropout 0.1 (of a student: distil it "
                 "with --guidance)"
             )
-        if self.label is not None and not model.num_classes:
-            raise ValueError(f"{model.name} has no classes: drop the label")
-        if self.label is not None and self.label >= model.num_classes:
-            raise ValueError(f"{model.name} knows the classes 0 to {model.num_classes - 1}, got label {self.label}")
+        if self.label is not None:
+            model.class_number(self.label)
 
     @property
     def network(self) -> str:
