@@ -284,8 +284,10 @@ class Model:
             return self._class_called(label)
         try:
             number = index(label)
-        except TypeError as error:
-            raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}") from error
+        except TypeError:
+            number = None
+        if number is None or isinstance(label, bool):
+            raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}")
         if not 0 <= number < self.num_classes:
             raise ValueError(f"{self.name} knows the classes 0 to {self.num_classes - 1}, got label {number}")
         return number

@@ -263,8 +263,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         """Its scheduler. Raises ValueError for one of diffusers: those step a network, and know no plan."""
         if not isinstance(self.scheduler, DualRateScheduler):
             raise ValueError(
-                f"a pipeline's scheduler is a DualRateScheduler, got {type(self.scheduler).__name__}: for another sampler "
-                "pass DualRateScheduler.from_pretrained(FOLDER, subfolder='scheduler', sampler='ancestral')"
+                f"a pipeline's scheduler is a DualRateScheduler, got {type(self.scheduler).__name__}: for another "
+                "sampler pass DualRateScheduler.from_pretrained(FOLDER, subfolder='scheduler', sampler='ancestral')"
             )
         return self.scheduler
 
