@@ -17,7 +17,7 @@ from dualrate.experiments.foreign import experiment_of
 from dualrate.foreign.config import adopted
 from dualrate.foreign.conventions import SIT, Flow
 from dualrate.foreign.direction import check_direction
-from dualrate.foreign.folder import check_name, network_class
+from dualrate.foreign.folder import check_name, network_class, read_folder
 from dualrate.foreign.kinds import Kind, by_place, kind_of
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import DISCRETE, FLOW, read_scheduler
@@ -211,6 +211,16 @@ def test_a_saved_pipeline_is_read_whatever_its_parts(tmp_path):
         dr.from_diffusers(cached)
     with pytest.raises(ValueError, match="neither model_index"):
         dr.from_diffusers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("id2label", "names"),
+    [({"1": "b", "0": "a, A"}, ("a, A", "b")), ({"0": "a", "2": "b"}, ()), (["a"], ()), ({"0": 1, "1": 2}, ())],
+)
+def test_names_of_classes_are_those_of_the_pipeline(tmp_path, id2label, names):
+    unet(num_class_embeds=2).save_config(tmp_path / "unet")
+    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "U"], "id2label": id2label}))
+    assert read_folder(tmp_path).class_names == names
 
 
 @pytest.mark.parametrize("shards", ["10GB", "20KB"])

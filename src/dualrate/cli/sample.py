@@ -50,8 +50,7 @@ class Sample(Ranged):
         from dualrate.measuring.samples import write_samples
 
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
-        label = None if self.label is None else model.class_number(self.label)
-        how = {"label": label, "batch_size": self.batch_size, "precision": self.precision}
+        how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
         drawer, of_text = self.sampling.drawer(model, **how), bool(model.experiment.codec.alphabet)
         if self.npz and of_text:
             raise ValueError("images.npz is of images, and this is a model of texts: drop --npz")
