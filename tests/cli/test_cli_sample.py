@@ -14,6 +14,7 @@ from training.toy import Recorder
 from dualrate.cli import console
 from dualrate.cli import main as cli
 from dualrate.cli.console import LiveReporter, decoding, drawing
+from dualrate.machine.folders import MANIFEST
 from dualrate.measuring.drawer import Drawer
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights" / "fashion-mnist-light"
@@ -54,6 +55,21 @@ def test_the_report_as_text_says_that_nothing_was_drawn(weights, tmp_path, monke
     assert sample(monkeypatch, weights, tmp_path / "out", "--num", 2) == 0
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert (lines["drawn"], lines["seconds_per_image"]) == ("0", "-")
+
+
+def test_a_class_is_given_by_its_name(weights, tmp_path, monkeypatch, capsys):
+    (weights / MANIFEST).unlink()  # a change on purpose
+    (weights / "classes.json").write_text(json.dumps([f"class-{number}" for number in range(9)] + ["ankle boot"]))
+    drawn = []
+    for label in (9, "ankle boot"):
+        assert sample(monkeypatch, weights, tmp_path / str(label), "--num", 1, "--label", label) == 0
+        drawn.append((tmp_path / str(label) / "000000.png").read_bytes())
+    assert drawn[0] == drawn[1]
+    for label, message in {"boot": "has no class 'boot'", -1: "knows the classes 0 to 9", 10: "got label 10"}.items():
+        capsys.readouterr()
+        assert sample(monkeypatch, weights, tmp_path / "none", "--label", label) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_control_c_says_how_many_images_are_there_and_the_same_command_goes_on(weights, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from dualrate.experiments.foreign import experiment_of
 from dualrate.foreign.config import adopted
 from dualrate.foreign.conventions import SIT, Flow
 from dualrate.foreign.direction import check_direction
-from dualrate.foreign.folder import check_name, network_class
+from dualrate.foreign.folder import check_name, network_class, read_folder
 from dualrate.foreign.kinds import Kind, by_place, kind_of
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import DISCRETE, FLOW, read_scheduler
@@ -211,6 +211,40 @@ def test_a_saved_pipeline_is_read_whatever_its_parts(tmp_path):
         dr.from_diffusers(cached)
     with pytest.raises(ValueError, match="neither model_index"):
         dr.from_diffusers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("id2label", "names"),
+    [({"1": "b", "0": "a, A"}, ("a, A", "b")), ({"0": "a", "2": "b"}, ()), (["a"], ()), ({"0": 1, "1": 2}, ())],
+)
+def test_names_of_classes_are_those_of_the_pipeline(tmp_path, id2label, names):
+    unet(num_class_embeds=2).save_config(tmp_path / "unet")
+    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "U"], "id2label": id2label}))
+    assert read_folder(tmp_path).class_names == names
+
+
+@pytest.mark.parametrize("shards", ["10GB", "20KB"])
+def test_weights_of_a_precision_are_read_where_there_are_no_others(tmp_path, shards):
+    randomised(unet()).half().save_pretrained(tmp_path, variant="fp16", max_shard_size=shards)
+    denoiser = dr.from_diffusers(tmp_path, diffusers.DDPMScheduler())
+    told = diffusers.UNet2DModel.from_pretrained(tmp_path, variant="fp16")
+    for weight, expected in zip(denoiser.network.net.parameters(), told.parameters(), strict=True):
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, expected)
+
+
+@pytest.mark.parametrize(
+    ("how", "there", "way"),
+    [
+        ({"safe_serialization": False}, "diffusion_pytorch_model.bin", r"never read: if you trust .*use_safetensors=F"),
+        ({"variant": "non_ema"}, "diffusion_pytorch_model.non_ema.safetensors", r"UNet2DModel.*, variant='non_ema'\)"),
+        (None, "no weights", "fetch it"),
+    ],
+)
+def test_a_folder_without_weights_that_can_be_read_says_what_there_is_and_what_to_do(tmp_path, how, there, way):
+    unet().save_config(tmp_path) if how is None else unet().save_pretrained(tmp_path, **how)
+    with pytest.raises(OSError, match=rf"has no diffusion_pytorch_model.safetensors, it has {there}: .*{way}"):
+        dr.from_diffusers(tmp_path, diffusers.DDPMScheduler())
 
 
 def test_a_folder_says_no_images(tmp_path):

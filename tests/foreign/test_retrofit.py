@@ -84,6 +84,17 @@ def made(place: Path, model: str, **options) -> dr.Experiment:
     return recipe(place / model, Silent())
 
 
+@pytest.mark.parametrize(("option", "other", "own"), [("size", 16, 8), ("channels", 3, 1)])
+def test_images_of_another_size_than_the_models_are_refused_and_not_resized(place, option, other, own):
+    data = dr.DataConfig(str(place / "images.npz"), **{option: other})
+    with pytest.raises(
+        ValueError, match=f"--data.{option} is {own}, that of the model .* got {other}: drop the option"
+    ):
+        retrofit.Retrofit(data, share=1.0)(place / "dit", Silent())
+    same = retrofit.Retrofit(replace(data, **{option: own}), share=1.0)(place / "dit", Silent())
+    assert same == made(place, "dit")
+
+
 @dataclass(frozen=True)
 class Stale:
     """x_hat of the latest heavy call, whatever came after."""

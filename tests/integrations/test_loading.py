@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow  # a process each, which imports torch and diffuse
 GENERIC = "from diffusers import DiffusionPipeline as P; "
 OWN = "from dualrate.integrations.diffusers import DualRatePipeline as P; "
 DRAW = "; p(class_labels=[1]); print(type(p).__module__, type(p).__name__)"
-TRUST = "custom_pipeline='pipeline', trust_remote_code=True"
+TRUST = "trust_remote_code=True"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,12 @@ def ran(code, cache):
     [
         (f"{OWN}p = P.from_pretrained(F){DRAW}", "dualrate.integrations.diffusers DualRatePipeline", ""),
         (f"{GENERIC}p = P.from_pretrained(F, {TRUST}){DRAW}", "dualrate.integrations.diffusers DualRatePipeline", ""),
-        (f"{GENERIC}p = P.from_pretrained(F)", "", "DualRatePipeline"),
+        (
+            f"{GENERIC}p = P.from_pretrained(F, custom_pipeline='pipeline', {TRUST}){DRAW}",
+            "dualrate.integrations.diffusers DualRatePipeline",
+            "",
+        ),
+        (f"{GENERIC}p = P.from_pretrained(F)", "", "Pass `trust_remote_code=True`"),
         (f"{GENERIC}p = P.from_pretrained(F, custom_pipeline='pipeline')", "", "trust_remote_code"),
         (
             f"import sys; sys.modules['dualrate'] = None; {GENERIC}p = P.from_pretrained(F, {TRUST})",
@@ -49,7 +54,7 @@ def ran(code, cache):
             "dualrate",
         ),
     ],
-    ids=["own", "generic-trusted", "generic", "generic-not-trusted", "without-dualrate"],
+    ids=["own", "generic-trusted", "generic-as-of-before", "generic", "generic-not-trusted", "without-dualrate"],
 )
 def test_ways_of_loading(folder, tmp_path, code, printed, error):
     exit_code, output, errors = ran(f"F = {str(folder)!r}; {code}", tmp_path)

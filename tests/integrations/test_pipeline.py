@@ -11,6 +11,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
 pytest.importorskip("diffusers")
 
+import diffusers
 import torch
 from runs.made import ONE, TWO, saved
 from trouble import flip_each
@@ -20,9 +21,11 @@ from dualrate.data.images import to_uint8
 from dualrate.diffusion.draws import Draws
 from dualrate.integrations.diffusers import DualRateNetwork, DualRatePipeline, DualRateScheduler
 from dualrate.machine.folders import MANIFEST
+from dualrate.runs.store import write_class_names
 from dualrate.sampling.trajectory import rollout
 
 SEEDS, STEPS, HEAVY = [3, 2**40], 4, 2
+NAMES = ("circle", "square", "Dreieck, gleichseitig")
 
 
 def generators(seeds=SEEDS):
@@ -43,7 +46,8 @@ def sampled(model, choice, seeds=SEEDS, guidance=1.0, labels=None):
 def made(request, tmp_path_factory):
     """(model, the folder of its pipeline, the pipeline read from there). Not to be changed."""
     place = tmp_path_factory.mktemp("made")
-    model = dr.load(saved(request.param, place / "run"), note=lambda text: None)
+    write_class_names(saved(request.param, place / "run"), NAMES)
+    model = dr.load(place / "run", note=lambda text: None)
     choice = dr.Choice(steps=STEPS, heavy=HEAVY if model.reuses_context else None)
     DualRatePipeline.of(model, choice).save_pretrained(place / "pipe")
     pipe = DualRatePipeline.from_pretrained(place / "pipe")
@@ -84,6 +88,27 @@ def test_guidance_and_classes_too(model, choice, pipe):
     assert torch.equal(images, sampled(model, choice, guidance=2.0, labels=[2, 0]))
     assert pipe.guidance_scale == 2
     assert torch.equal(drawn(pipe, class_labels=1), sampled(model, choice, labels=[1, 1]))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["Dreieck, gleichseitig", "circle"],
+        (np.int64(2), np.int32(0)),
+        torch.tensor([2, 0]),
+        np.array([2, 0]),
+        [torch.tensor(2), 0],
+        range(2, -1, -2),
+    ],
+    ids=lambda labels: type(labels).__name__,
+)
+def test_classes_are_given_by_number_of_any_kind_or_by_name(model, choice, pipe, labels):
+    assert torch.equal(drawn(pipe, class_labels=labels), sampled(model, choice, labels=[2, 0]))
+
+
+@pytest.mark.parametrize("label", ["square", np.int64(1), torch.tensor(1), np.array(1)], ids=repr)
+def test_one_class_is_for_all_images(model, choice, pipe, label):
+    assert torch.equal(drawn(pipe, class_labels=label), sampled(model, choice, labels=[1, 1]))
 
 
 def test_steps_heavy_calls_and_plans_are_of_the_call_where_it_says_them(model, choice, pipe):
@@ -139,6 +164,14 @@ def test_outputs_agree(pipe):
     ("how", "message"),
     [
         ({"class_labels": [3]}, "knows the classes 0 to 2"),
+        ({"class_labels": torch.tensor([0, 3])}, "knows the classes 0 to 2, got label 3"),
+        ({"class_labels": ["squares"]}, "has no class 'squares'; did you mean 'square'"),
+        ({"class_labels": "?"}, r"has no class '\?'; it has 'circle', 'square', 'Dreieck, gleichseitig'"),
+        ({"class_labels": 1.5}, r"a class is given by its number, a whole one, or its name, got 1\.5"),
+        ({"class_labels": torch.tensor([0.0])}, r"or its name, got 0\.0"),
+        ({"class_labels": torch.tensor([[0]])}, r"or its name, got \[0\]"),
+        ({"class_labels": True}, "or its name, got True"),
+        ({"class_labels": {"square"}}, "or its name, got {'square'}"),
         ({"class_labels": [0], "batch_size": 2}, "must agree: got batch_size 2, class_labels 1"),
         ({"generator": []}, "1 or more"),
         ({"output_type": "jpeg"}, "output_type is one of pil, np, pt, latent"),
@@ -222,6 +255,30 @@ def test_the_plan_is_in_the_schedulers_file_and_swapped_with_it(model, pipe, fol
     other = DualRatePipeline(**{**pipe.components, "scheduler": scheduler})
     other.set_progress_bar_config(disable=True)
     assert torch.equal(drawn(other), sampled(model, dr.Choice(sampler="ddim", plan=dr.StepPlan.uniform(2))))
+
+
+def test_a_scheduler_of_diffusers_is_refused_with_what_to_pass(pipe, folder):
+    theirs = diffusers.DDIMScheduler()
+    for scheduler in (theirs, diffusers.DDIMScheduler.from_config(pipe.scheduler.config)):
+        with pytest.raises(ValueError, match=r"scheduler is a DualRateScheduler, got DDIMScheduler: .*ancestral"):
+            DualRatePipeline.from_pretrained(folder, scheduler=scheduler)
+    later = DualRatePipeline.from_pretrained(folder)
+    later.scheduler = theirs
+    with pytest.raises(ValueError, match="got DDIMScheduler"):
+        later()
+    later.scheduler = DualRateScheduler.from_pretrained(folder, subfolder="scheduler", sampler="ancestral", gamma=None)
+    later.set_progress_bar_config(disable=True)
+    choice = dr.Choice(plan=pipe.scheduler.choice.plan, sampler="ancestral")
+    assert torch.equal(drawn(later), sampled(pipe.as_model(), choice))
+
+
+def test_names_of_classes_are_in_the_index_and_kept_by_saving_again(pipe, folder, tmp_path):
+    assert pipe.as_model().class_names == NAMES
+    pipe.save_pretrained(tmp_path)
+    for place in (folder, tmp_path):
+        index = json.loads((place / "model_index.json").read_text())
+        assert index["id2label"] == {"0": NAMES[0], "1": NAMES[1], "2": NAMES[2]}
+        assert index["_class_name"] == ["pipeline", "DualRatePipeline"]
 
 
 def test_a_flipped_bit_in_any_file_is_an_error_that_names_the_folder(folder, tmp_path):

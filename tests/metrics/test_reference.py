@@ -8,8 +8,10 @@ import pytest
 import scipy.linalg
 import torch
 
+from dualrate.data.images import ImageSet
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.fingerprint import require_same
+from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.reference import load_reference
 from metrics.armed import Armed, armed_pickle
 from metrics.scored import score_of
@@ -52,6 +54,30 @@ def test_edm_layout(path, kind):
     assert reference.stats.count is None
     assert reference.name == "reference.npz"
     assert reference.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("images", [3, 30, 60])
+def test_statistics_in_float32_of_fewer_images_than_features_are_those_in_float64(path, monkeypatch, images):
+    monkeypatch.setattr(Quadrants, "dim", 64)
+    generator = np.random.default_rng(2)
+    features = np.maximum(generator.normal(size=(images, 64)) * np.exp(-np.arange(64) / 8) + 0.4, 0)
+    mean, cov = features.mean(0), np.cov(features, rowvar=False)
+    np.savez(path, mu=mean.astype(np.float32), sigma=cov.astype(np.float32))
+    rounded, exact = load(path).stats, GaussianStats(torch.from_numpy(mean), torch.from_numpy(cov), None)
+    np.testing.assert_allclose(rounded.cov, cov, atol=1e-6 * cov.max())
+    assert frechet_distance(rounded, exact) == pytest.approx(0, abs=1e-5 * np.trace(cov))
+
+
+def test_a_reference_of_few_images_is_refused_as_few_generated_ones_are(path):
+    np.savez(path, arr_0=pixels(7).transpose(0, 2, 3, 1))
+    judge = Evaluator(Quadrants(), load(path), None)
+    with pytest.raises(ValueError, match=r"the reference reference.npz is of 7 images; FD-quadrants needs at least 8"):
+        judge.check_count(100)
+    few = ImageSet(pixels(7), None, (), "few/train")
+    with pytest.raises(ValueError, match=r"the reference few/train is of 7 images"):
+        Evaluator(Quadrants(), few, None).check_count(100)
+    np.savez(path, arr_0=pixels(8).transpose(0, 2, 3, 1))
+    Evaluator(Quadrants(), load(path), None).check_count(8)
 
 
 def test_adm_layout_has_statistics_of_more_images_than_it_holds(path):

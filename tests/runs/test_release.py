@@ -19,7 +19,7 @@ from dualrate.machine.files import append_record
 from dualrate.machine.folders import MANIFEST, Manifest
 from dualrate.machine.guards import run_lock
 from dualrate.runs.release import export
-from dualrate.runs.store import RELEASED, load, read_experiment
+from dualrate.runs.store import CLASSES, RELEASED, load, read_experiment, write_class_names
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.name for path in (ROOT / "weights").iterdir())
@@ -79,6 +79,19 @@ def test_a_release_is_a_manifest_an_experiment_weights_and_a_card(run, released)
     assert sorted(manifest.entries) == ["experiment.json", "model.safetensors"]
     assert (released / "README.md").read_text().startswith("# released\n")
     assert [path.name for path in released.parent.iterdir()] == ["released"]
+
+
+def test_names_of_classes_are_released_and_checked(run, tmp_path):
+    named = shutil.copytree(run, tmp_path / "run")
+    write_class_names(named, ["a", "b", "c"])
+    export(named, tmp_path / "released")
+    assert load(tmp_path / "released").class_names == ("a", "b", "c")
+    (tmp_path / "released" / CLASSES).write_text('["a", "c", "b"]')
+    with pytest.raises(OSError, match=rf"is damaged \(.*{CLASSES}"):
+        load(tmp_path / "released")
+    (named / CLASSES).write_text('{"0": "a"}')
+    with pytest.raises(ValueError, match=rf"{CLASSES}: expected a list"):
+        load(named)
 
 
 # Where it may be written

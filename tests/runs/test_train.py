@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dualrate.data.loader import Augment
 from dualrate.data.prefetch import AHEAD, Prefetched
@@ -19,7 +20,8 @@ from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.experiments.upgrade import OF_THE_METHOD
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.runs.store import load
+from dualrate.runs.release import export
+from dualrate.runs.store import CLASSES, load
 from dualrate.runs.train import train
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
@@ -223,6 +225,43 @@ def test_freezing_nothing_trained_is_refused():
         )
     with pytest.raises(ValueError, match="single network"):
         Experiment("one", OneNetwork(NET), DenoisingConfig(encoder_rate=0.1), FitConfig(iterations=1))
+
+
+def folders_of(root, names):
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.full((8, 8), 40 * number + i, np.uint8)).save(root / name / f"{i}.png")
+    return str(root)
+
+
+def test_a_run_keeps_the_names_of_its_classes_also_one_that_was_begun_without(tmp_path):
+    net, names = replace(NET, num_classes=3), ("circle", "square", "über | alles")
+    data, fit = DataConfig(folders_of(tmp_path / "shapes", names)), FitConfig(1, 4, precision="float32")
+    experiment = Experiment("named", OneNetwork(net), DenoisingConfig(), fit, data)
+    train(experiment, tmp_path / "run")
+    model = load(tmp_path / "run")
+    assert model.class_names == names
+    assert [model.class_number(name) for name in names] == [0, 1, 2]
+    (tmp_path / "run" / CLASSES).unlink()
+    old = load(tmp_path / "run")
+    assert (old.class_names, old.class_number(2)) == ((), 2)
+    with pytest.raises(ValueError, match=r"does not say what its classes are called, got label 'square': .* 0 to 2"):
+        old.class_number("square")
+    train(experiment, tmp_path / "run")
+    assert load(tmp_path / "run").class_names == names
+    export(tmp_path / "run", tmp_path / "released")
+    assert load(tmp_path / "released").class_names == names
+    card = (tmp_path / "released" / "README.md").read_text()
+    assert "| classes | 0 circle, 1 square, 2 über \\| alles |" in card
+
+
+def test_classes_that_are_called_by_their_numbers_have_no_names(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(8) % 2)
+    data, fit = DataConfig(str(tmp_path / "images.npz")), FitConfig(1, 4, precision="float32")
+    train(Experiment("n", OneNetwork(replace(NET, num_classes=2)), DenoisingConfig(), fit, data), tmp_path / "run")
+    assert load(tmp_path / "run").class_names == ()
 
 
 def test_prefetching_changes_no_bit_also_of_a_resumed_run(runs, monkeypatch):

@@ -62,6 +62,10 @@ def test_one_network_has_no_heavy_calls_to_choose_and_no_rival():
         offer.sides(Request(beside="steps"))
 
 
+def test_the_page_is_told_the_names_of_classes():
+    assert Offer(replace(model(), class_names=("a", "b", "c"))).described()["class_names"] == ("a", "b", "c")
+
+
 def test_a_student_of_one_plan_leaves_none_to_choose():
     offer = Offer(student(OnePlan(4, 2)), limits=LIMITS)
     told = offer.described()

@@ -28,8 +28,8 @@ class Sample(Ranged):
     sampling: Annotated[SamplingOptions, arg(name="")] = SamplingOptions()
     num: Images = 64
     """Images in all. Those that are in the directory already are not drawn again."""
-    label: Classes | None = None
-    """One class for all images; class `seed mod classes` for each if not given."""
+    label: Classes | str | None = None
+    """One class for all images, its number or its name; class `seed mod classes` for each if not given."""
     seed: Seed = 0
     """Of the first image; image i has seed + i, whatever the batch size."""
     batch_size: AtATime = 125

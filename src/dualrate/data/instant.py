@@ -47,6 +47,10 @@ class Encoded:
         return self.images.num_classes
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.images.class_names
+
+    @property
     def shape(self) -> Shape:
         return self.made.latent_shape(self.images.shape)
 

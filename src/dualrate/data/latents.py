@@ -67,7 +67,11 @@ class LatentSet:
     @property
     def num_classes(self) -> int:
         """0 without labels."""
-        return len(self.packed.part["class_names"])
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.packed.part["class_names"])
 
     @property
     def shape(self) -> Shape:

@@ -93,6 +93,9 @@ class TrainingSet(Protocol):
     def num_classes(self) -> int: ...
 
     @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
     def shape(self) -> Shape:
         """(C, H, W) of what networks are trained on."""
         ...

@@ -9,9 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -34,6 +36,7 @@ from dualrate.experiments.data import DataConfig
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Serves
 from dualrate.machine.device import compile_calls, settle_products
+from dualrate.machine.folders import some_of
 from dualrate.machine.graphs import graph_calls
 from dualrate.machine.progress import Reporter
 from dualrate.methods.method import Method
@@ -229,6 +232,7 @@ class Model:
     path:      the directory that it was loaded from
     called_by: name of its denoiser, where that is not the networks' own
     latents:   that a decoder is given, in place of those of held-out images
+    class_names: of its training images' classes, by number; empty where nothing says them
     """
 
     name: str
@@ -242,6 +246,7 @@ class Model:
     compiled: bool = False
     graphs: bool = False
     latents: DrawnLatents | None = None
+    class_names: tuple[str, ...] = ()
     _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)  # by held bfloat16
 
     def __str__(self) -> str:
@@ -280,6 +285,40 @@ class Model:
     @property
     def num_classes(self) -> int:
         return self.experiment.num_classes
+
+    def class_number(self, label: SupportsIndex | str) -> int:
+        """The number of a class, which is given by that or by its name.
+
+        Raises ValueError for a class that the model does not know.
+        """
+        if not self.num_classes:
+            raise ValueError(f"{self.name} has no classes: drop the label")
+        if isinstance(label, str):
+            return self._class_called(label)
+        try:
+            number = index(label)
+        except TypeError:
+            number = None
+        if number is None or isinstance(label, bool):
+            raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}")
+        if not 0 <= number < self.num_classes:
+            raise ValueError(f"{self.name} knows the classes 0 to {self.num_classes - 1}, got label {number}")
+        return number
+
+    def _class_called(self, name: str) -> int:
+        found = [number for number, known in enumerate(self.class_names) if known == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"{self.name} has several classes called {name!r}: give a number, {some_of(found)}")
+        if not self.class_names:
+            raise ValueError(
+                f"{self.name} does not say what its classes are called, got label {name!r}: give a number from 0 to "
+                f"{self.num_classes - 1}"
+            )
+        near = get_close_matches(name, self.class_names)
+        known = f"did you mean {near[0]!r}?" if near else f"it has {some_of([*map(repr, self.class_names)], 10)}"
+        raise ValueError(f"{self.name} has no class {name!r}; {known}")
 
     def with_denoiser(self, name: str | None) -> Model:
         """The same networks called by a denoiser of `denoisers/catalogue.py`; None: by their own.

@@ -17,9 +17,14 @@ from torch import nn
 from dualrate.foreign.kinds import KINDS
 from dualrate.foreign.schedulers import NO_MEAN
 from dualrate.machine.files import read_json
+from dualrate.machine.folders import some_of
 
 INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 COMPONENTS, CODECS = ("transformer", "unet"), ("vae", "vqvae")
+WEIGHTS = "diffusion_pytorch_model"
+VARIANT = re.compile(rf"{WEIGHTS}\.(\w+)(?:-\d+-of-\d+)?\.safetensors")
+PICKLES = (".bin", ".ckpt", ".pt")
+PRECISIONS = ("fp16", "bf16", "fp32")  # of variants that are read, in float32, where they are the only weights
 DISTILLED = {"schnell", "turbo", "lcm", "lightning", "sprint", "dmd", "distill", "distilled", "hyper", "tcd"}
 
 
@@ -29,6 +34,7 @@ class Folder:
 
     name, config: the network's class and configuration; scheduler: the scheduler's, None if there is none
     codec:        of the pipeline's VAE, None if it has none: then an image is of latents
+    class_names:  as of `names_of`
     """
 
     place: Path
@@ -36,17 +42,19 @@ class Folder:
     config: Mapping[str, Any]
     scheduler: Mapping[str, Any] | None
     codec: Path | None
+    class_names: tuple[str, ...] = ()
 
     def network(self) -> nn.Module:
         """With its weights.
 
-        Raises OSError where there are none in safetensors; ValueError where some lack, for a configuration that the
-        class does not take, and without diffusers.
+        Raises OSError where there are none in safetensors, as `variant_of`; ValueError where some lack, for a
+        configuration that the class does not take, and without diffusers.
         """
         kind = network_class(self.name)
         from diffusers.utils.import_utils import is_accelerate_available
 
-        how = {"low_cpu_mem_usage": is_accelerate_available()}  # without it diffusers asks for it at length
+        how: dict[str, Any] = {"variant": variant_of(self.place, self.name)}
+        how["low_cpu_mem_usage"] = is_accelerate_available()  # without it diffusers asks for it at length
         try:
             net, info = kind.from_pretrained(self.place, use_safetensors=True, output_loading_info=True, **how)
         except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
@@ -66,6 +74,26 @@ class Folder:
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+
+def variant_of(place: Path, name: str) -> str | None:
+    """Which weights of a network's folder are read: None for the plain ones; else the only variant, if it says a
+    precision. name: the network's class.
+
+    Raises OSError, which lists what is there and says what to do, where there are neither.
+    """
+    names = sorted(file.name for file in place.glob("*") if file.suffix in (".safetensors", *PICKLES))
+    if any(re.fullmatch(rf"{WEIGHTS}(-\d+-of-\d+)?\.safetensors", found) for found in names):
+        return None
+    variants = sorted({match[1] for found in names if (match := VARIANT.fullmatch(found))})
+    if len(variants) == 1 and variants[0] in PRECISIONS:
+        return variants[0]
+    way = "fetch it"
+    if variants or any(found.endswith(PICKLES) for found in names):
+        how = f"variant={variants[0]!r}" if variants else "use_safetensors=False"
+        trust = "" if variants else "a pickle, which can run any code, is never read: if you trust its origin, "
+        way = f"{trust}write it by diffusers.{name}.from_pretrained({str(place)!r}, {how}).save_pretrained(FOLDER)"
+    raise OSError(f"{place} has no {WEIGHTS}.safetensors, it has {some_of(names) or 'no weights'}: {way}")
 
 
 def is_diffusers(path: Path) -> bool:
@@ -92,7 +120,15 @@ def read_folder(path: Path) -> Folder:
         config,
         _object(beside) if beside.is_file() else None,
         path / codec if codec else None,
+        names_of(index.get("id2label")),
     )
+
+
+def names_of(labels: object) -> tuple[str, ...]:
+    """The classes' names, by number, of a pipeline's `id2label`: {"0": name, "1": name, ...}; none if it is no such."""
+    by_number: Mapping[str, object] = labels if isinstance(labels, dict) else {}
+    found = [name for number in range(len(by_number)) if isinstance(name := by_number.get(str(number)), str)]
+    return tuple(found) if len(found) == len(by_number) else ()
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from dualrate.data.images import to_uint8
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Refresh
+from dualrate.experiments.experiment import Model
 from dualrate.measuring.drawer import Drawer
 from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.trajectory import first_state, trajectory
@@ -60,13 +62,16 @@ def calling(value: Value, networks: nn.ModuleDict, held: Mapping[str, nn.Module]
     return copy.deepcopy(value, memo)
 
 
-def labels_of(drawer: Drawer, seeds: Sequence[int], labels: Sequence[int] | None) -> list[int] | None:
-    """The images' classes; None: the drawer's. Raises ValueError for those that the model does not know."""
-    if labels is None:
-        return drawer.labels(seeds)
-    for label in {*labels}:
-        dataclasses.replace(drawer, label=label)
-    return list(labels)
+def class_numbers(model: Model, labels: object) -> int | list[int]:
+    """Classes by their numbers: a list of them for a list, tuple, array or tensor, else one.
+
+    labels: numbers, as Python, numpy or torch have them, or names
+    Raises ValueError for what is neither, and for classes that the model does not know.
+    """
+    plain: Any = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else labels
+    if isinstance(plain, Sequence) and not isinstance(plain, str):
+        return [model.class_number(label) for label in plain]
+    return model.class_number(plain)
 
 
 def sampled(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Shape
+from dualrate.foreign.folder import variant_of
 from dualrate.machine.files import read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
@@ -205,7 +206,8 @@ class Autoencoder:
 def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
     """The autoencoder that `save_pretrained` wrote to a folder.
 
-    Raises ValueError where diffusers is missing, for a class without a rule, and for weights that are not the class's.
+    Raises ValueError where diffusers is missing, for a class without a rule, and for weights that are not the class's;
+    OSError as `variant_of`.
     """
     name = read_json(folder / "config.json")["_class_name"]
     if name not in RULES:
@@ -217,7 +219,8 @@ def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
             f"a codec of diffusers needs that library ({error}): pip install 'dualrate[diffusers]'"
         ) from error
     kind = getattr(diffusers, name)
-    how = {"local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    how: dict[str, Any] = {"local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    how["variant"] = variant_of(folder, name)
     try:
         module, info = kind.from_pretrained(folder, use_safetensors=True, **how)
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:

@@ -1,6 +1,6 @@
 """A model of ours as a pipeline of diffusers: `DualRatePipeline.from_pretrained(FOLDER)`.
 
-    FOLDER/model_index.json    which class reads which folder below
+    FOLDER/model_index.json    which class reads which folder below; names of the classes, `id2label`
     FOLDER/encoder, light      a network each (`DualRateNetwork`); of a model of one network, model
     FOLDER/vae                 of a model of latents the autoencoder that decodes them, a class of diffusers
     FOLDER/scheduler           when they run and how a step is made (`DualRateScheduler`), to be swapped like any other
@@ -22,12 +22,14 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import snapshot_download
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, decoded
@@ -38,9 +40,11 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.upgrade import upgraded
-from dualrate.integrations.calls import OUTPUTS, calling, count_of, labels_of, next_seed, sampled
+from dualrate.foreign.folder import names_of
+from dualrate.integrations.calls import OUTPUTS, calling, class_numbers, count_of, next_seed, sampled
 from dualrate.integrations.codecs import Autoencoder, but_in_float32
 from dualrate.integrations.sealed import Checked, check_sealed, seal, seal_weights
+from dualrate.machine.files import read_json
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.networks.blocks import blocks_of
@@ -49,7 +53,7 @@ from dualrate.runs import store  # noqa: F401  # the methods that a file may nam
 from dualrate.runs.checks import check_export
 from dualrate.sampling.catalogue import sampler_named
 
-STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)`."""
+STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`."""
 
 from dualrate.integrations.diffusers import DualRatePipeline  # noqa: F401
 '''
@@ -183,8 +187,9 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     scheduler: plan, sampler and guidance, where a call does not say them
     encoder, light, model: the networks that the model's experiment has
     vae: of a model of latents; it computes in its own dtype, float32 unless it was cast
-    Raises ValueError for networks of several models, or too few, and where a vae is missing or does not fit; warns of
-    one that did not make the latents.
+    id2label: names of the classes, {"0": name, "1": name, ...}, as in a file
+    Raises ValueError for networks of several models, or too few, another scheduler, and where a vae is missing or does
+    not fit; warns of one that did not make the latents.
 
     Offloading moves the heavy network, and the vae; the light one runs at every step.
     """
@@ -201,11 +206,15 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         light: DualRateNetwork | None = None,
         model: DualRateNetwork | None = None,
         vae: ModelMixin | None = None,
+        id2label: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        if id2label:
+            self.register_to_config(id2label=dict(id2label))
         self.register_modules(scheduler=scheduler, encoder=encoder, light=light, model=model, vae=vae)
         self._optional_components = [name for name in (*ROLES, VAE) if getattr(self, name) is None]  # of this very one
         self._num_timesteps, self._guidance_scale = 0, 1.0
+        _ = self._how
         made_by, own = self._experiment.codec.fingerprint, self.as_model().codec
         if vae is not None and vae.dtype == torch.float32 and own.fingerprint != made_by:
             warnings.warn(
@@ -240,13 +249,24 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             raise ValueError(f"a pipeline has no covariance table, which {choice.sampler} needs: name another sampler")
         plain = json.loads(json.dumps(to_plain(experiment)))
         parts |= {role: DualRateNetwork.of(network, role, plain) for role, network in model.networks.items()}
-        pipeline = DualRatePipeline(DualRateScheduler.of(choice, guidance), **parts)
+        names = {str(number): name for number, name in enumerate(model.class_names)}
+        pipeline = DualRatePipeline(DualRateScheduler.of(choice, guidance), **parts, id2label=names)
         pipeline._drawer(pipeline.scheduler.choice, guidance)
         return pipeline
 
     @property
     def _networks(self) -> dict[str, DualRateNetwork]:
         return {role: part for role in ROLES if (part := getattr(self, role)) is not None}
+
+    @property
+    def _how(self) -> DualRateScheduler:
+        """Its scheduler. Raises ValueError for one of diffusers: those step a network, and know no plan."""
+        if not isinstance(self.scheduler, DualRateScheduler):
+            raise ValueError(
+                f"a pipeline's scheduler is a DualRateScheduler, got {type(self.scheduler).__name__}: for another "
+                "sampler pass DualRateScheduler.from_pretrained(FOLDER, subfolder='scheduler', sampler='ancestral')"
+            )
+        return self.scheduler
 
     @property
     def _codec(self) -> Codec:
@@ -278,9 +298,8 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             networks, denoiser = experiment.parts()
         if networks.keys() != held.keys():
             raise ValueError(f"{experiment.name} has networks {', '.join(networks)}; got {', '.join(held)}")
-        return Model(
-            experiment.name, experiment, nn.ModuleDict(held), calling(denoiser, networks, held, "network"), 0, ""
-        )
+        called, names = calling(denoiser, networks, held, "network"), names_of(self.config.get("id2label"))
+        return Model(experiment.name, experiment, nn.ModuleDict(held), called, 0, "", class_names=names)
 
     @property
     def transformer(self) -> DualRateNetwork:
@@ -316,6 +335,12 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             }
         return super().from_pretrained(path, use_safetensors=True, **kwargs)
 
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As of `Checked`; the class is this one, so the folder's pipeline.py, which names it, is not run."""
+        config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        return config | {"_class_name": cls.__name__} if isinstance(config, dict) else config
+
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
     ) -> None:
@@ -327,12 +352,14 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         if self.vae is not None:
             seal_weights(folder / VAE, "config.json")
         (folder / "pipeline.py").write_text(STUB)
+        index = read_json(folder / self.config_name) | {"_class_name": ["pipeline", type(self).__name__]}
+        (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
         seal(folder, TOP)
 
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Sequence[int] | None = None,
+        class_labels: int | str | Sequence[int | str] | Tensor | NDArray[np.int64] | None = None,
         batch_size: int | None = None,
         num_inference_steps: int | None = None,
         num_heavy: int | None = None,
@@ -347,7 +374,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images, one for each label, generator or row of latents, or `batch_size` of them.
 
-        class_labels: one for each image or for all; None: class `seed mod classes`
+        class_labels: one for each image or for all, by number or by name; None: class `seed mod classes`
         num_inference_steps, num_heavy, plan: instead of the scheduler's plan
         guidance_scale: weight of classifier-free guidance, 1 is none; None: the scheduler's
         generator: one for all images, or one for each. A fresh one stands for the seed it was made with: the image is
@@ -362,17 +389,17 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             raise ValueError(f"a callback can have {', '.join(self._callback_tensor_inputs)}, got {sorted(strange)}")
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type is one of {', '.join(OUTPUTS)}, got {output_type!r}")
-        drawer = self._drawer(
-            self.scheduler.asked(num_inference_steps, num_heavy, plan), self.scheduler.guided(guidance_scale)
-        )
-        labels = None if isinstance(class_labels, int) else class_labels
+        how = self._how
+        drawer = self._drawer(how.asked(num_inference_steps, num_heavy, plan), how.guided(guidance_scale))
+        numbers = None if class_labels is None else class_numbers(drawer.model, class_labels)
+        labels = numbers if isinstance(numbers, list) else None
         one = torch.default_generator if generator is None else generator
         each = None if isinstance(one, torch.Generator) else one
         count = count_of(batch_size=batch_size, class_labels=labels, generator=each, latents=latents)
         seeds = [next_seed(source) for source in ([one] * count if isinstance(one, torch.Generator) else one)]
         device = self._execution_device
         draws = Draws(0, torch.tensor(seeds, device=device))
-        known = labels_of(drawer, seeds, [class_labels] * count if isinstance(class_labels, int) else labels)
+        known = labels or (drawer.labels(seeds) if numbers is None else [numbers] * count)
         cond = Cond(None if known is None else torch.tensor(known, device=device))
 
         def changed(step: int, t: float, z: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ images = DualRatePipeline.from_pretrained("{name}")({labels}).images
 
 By diffusers' own loader, of a folder on this machine, which then runs the folder's `pipeline.py`; from the Hub that is
 `huggingface_hub.snapshot_download("{name}")`:
-`DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)`."""
+`DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`."""
 
 
 def export_pipeline(

@@ -72,7 +72,7 @@ class Samples:
 class Drawer(Ranged):
     """A model, and how its images are drawn.
 
-    label:      one class for all images; None: class `seed mod classes` for each
+    label:      one class for all images, its number or its name; None: class `seed mod classes` for each
     batch_size: images at a time
     precision:  of matrix products; auto: bfloat16 where it pays, as in training
     name:       what a table calls it; the model's own name if empty
@@ -83,7 +83,7 @@ class Drawer(Ranged):
     step: Step
     plan: StepPlan
     guidance: Guidance = UNGUIDED
-    label: Classes | None = None
+    label: Classes | str | None = None
     batch_size: BatchSize = 125
     precision: Precision = "auto"
     name: str = ""
@@ -108,10 +108,8 @@ class Drawer(Ranged):
                 "against: drop the guidance weight, or train with --method.label-dropout 0.1 (of a student: distil it "
                 "with --guidance)"
             )
-        if self.label is not None and not model.num_classes:
-            raise ValueError(f"{model.name} has no classes: drop the label")
-        if self.label is not None and self.label >= model.num_classes:
-            raise ValueError(f"{model.name} knows the classes 0 to {model.num_classes - 1}, got label {self.label}")
+        if self.label is not None:
+            object.__setattr__(self, "label", model.class_number(self.label))
 
     @property
     def network(self) -> str:
@@ -153,7 +151,8 @@ class Drawer(Ranged):
     def labels(self, seeds: Sequence[int]) -> list[int] | None:
         """The classes of the images of these seeds; None for an unconditional model."""
         classes = self.model.num_classes
-        return [seed % classes if self.label is None else self.label for seed in seeds] if classes else None
+        one = None if self.label is None else self.model.class_number(self.label)
+        return [seed % classes if one is None else one for seed in seeds] if classes else None
 
     def strata(self, seeds: Sequence[int]) -> Tensor | None:
         """`labels` for a score's interval, (N,) int64; None where a class has one image, or there are no classes.

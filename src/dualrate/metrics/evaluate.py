@@ -23,7 +23,7 @@ from dualrate.metrics.bootstrap import LEVEL, interval_of, resampled_distances
 from dualrate.metrics.details import Details
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.fingerprint import Fingerprint
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.metrics.frechet import PER_FEATURE, GaussianStats, frechet_distance
 from dualrate.metrics.kernel import kernel_distance, kernel_metric
 from dualrate.metrics.precision_recall import Manifold
 from dualrate.metrics.real_features import real_features, store_in
@@ -189,11 +189,21 @@ class Evaluator(Generic[Net]):
         )
 
     def check_count(self, count: int) -> None:
-        """Raises ValueError for fewer images than twice the features: their covariance means nothing."""
-        minimum = 2 * self.net.dim
+        """Raises ValueError for fewer images than twice the features, in the reference too, where it tells its images.
+
+        Their covariance means nothing.
+        """
+        minimum = PER_FEATURE * self.net.dim
         if count < minimum:
             raise ValueError(
                 f"got {count} images; {self.metric} needs at least {minimum}, better {self.net.usual_count}: draw more"
+            )
+        images = self.reference
+        known = images.stats.count if isinstance(images, Reference) else len(images)
+        if known is not None and known < minimum:
+            raise ValueError(
+                f"the reference {images.name} is of {known} images; {self.metric} needs at least {minimum}, better all "
+                "training images: score against more (--reference FILE)"
             )
 
     def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-9  # of the largest eigenvalue: how far one of a covariance in float64 falls below zero
+PER_FEATURE = 2  # images for each feature, at least: the covariance of fewer means nothing
+
 
 @dataclass(frozen=True)
 class GaussianStats:
@@ -55,9 +58,12 @@ def root(cov: Tensor) -> Tensor:
     return (vectors * clamped_eigenvalues(values).sqrt()) @ vectors.T
 
 
-def clamped_eigenvalues(values: Tensor) -> Tensor:
-    """Eigenvalues of a covariance, rounding below zero removed; ValueError if what is below zero is no rounding."""
-    if values.min() < -1e-9 * values.abs().max():
+def clamped_eigenvalues(values: Tensor, rounding: float = ROUNDING) -> Tensor:
+    """Eigenvalues of a covariance, rounding below zero removed; ValueError if what is below zero is no rounding.
+
+    rounding: how far below zero it reaches, as a share of the largest
+    """
+    if values.min() < -rounding * values.abs().max():
         raise ValueError(f"a covariance has the eigenvalue {values.min():.3g} < 0; make it with GaussianStats.of")
     return values.clamp_min(0)
 

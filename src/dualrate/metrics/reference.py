@@ -6,7 +6,8 @@ only where mu and sigma are missing; then it may come from `dualrate sample --np
 EDM (Karras et al., arXiv 2206.00364): mu and sigma alone.
 
 A file may also hold `extractor`, the `identity` of the features it was made in. What it holds otherwise does not say;
-only the number of dimensions can be checked. Nothing is ever unpickled.
+only the number of dimensions can be checked. Statistics in float32 are rounded: eigenvalues that this moves below zero
+are set to zero. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from dualrate.data.untrusted import check_regular, printable
 from dualrate.machine.files import naming
 from dualrate.machine.progress import ImageProgress
 from dualrate.metrics.extractor import FeatureExtractor
-from dualrate.metrics.frechet import GaussianStats, root
+from dualrate.metrics.frechet import ROUNDING, GaussianStats, clamped_eigenvalues
 from dualrate.metrics.real_features import real_features
 
-ASYMMETRY = 1e-6  # of sigma's largest entry; published ones were summed in another order, or kept in float32
+ASYMMETRY = 1e-6  # of sigma's largest entry, at least; published ones were summed in another order
 _EDM2_KEYS = {"FID": "fid", "FD-DINOv2": "fd_dinov2"}
 
 
@@ -93,19 +94,23 @@ def _stats(
         return _of_images(arrays["arr_0"], path, extractor, progress)
     mu, sigma = (_numbers(arrays[name], name, path, extractor) for name in ("mu", "sigma"))
     dim = extractor.dim
+    rounding = dim * torch.finfo(torch.float32).eps if arrays["sigma"].dtype == np.float32 else 0.0
     if mu.shape != (dim,) or sigma.shape != (dim, dim):
         raise ValueError(
             f"{path} has mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)}; expected ({dim},) and ({dim}, {dim}) for "
             f"{_of(extractor)}: it is the file of another extractor"
         )
-    if (sigma - sigma.T).abs().max() > ASYMMETRY * sigma.abs().max():
+    if (sigma - sigma.T).abs().max() > max(ASYMMETRY, rounding) * sigma.abs().max():
         raise ValueError(f"sigma in {path} is not symmetric, so it is no covariance of {_of(extractor)}: fetch it anew")
-    stats = GaussianStats(mu, (sigma + sigma.T) / 2, count=None)
+    cov = (sigma + sigma.T) / 2
+    values, vectors = torch.linalg.eigh(cov)
     try:
-        root(stats.cov)
+        kept = clamped_eigenvalues(values, max(ROUNDING, rounding))
     except ValueError as error:
         raise ValueError(f"sigma in {path} is no covariance of {_of(extractor)} ({error}): fetch it anew") from error
-    return stats
+    if values.min() < -ROUNDING * values.abs().max():  # of float32: the nearest covariance
+        cov = (vectors * kept) @ vectors.T
+    return GaussianStats(mu, cov, count=None)
 
 
 def _numbers(array: np.ndarray, name: str, path: Path, extractor: FeatureExtractor) -> torch.Tensor:

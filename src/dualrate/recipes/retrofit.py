@@ -70,9 +70,10 @@ class Retrofit(Ranged):
     def __call__(self, folder: str | Path, progress: Reporter | None = None) -> Experiment:
         """The experiment. progress: called with what was chosen.
 
-        Raises ValueError for a folder that is not known, or lacks weights, for images where it takes latents, latents
-        by another codec than its own, a share that no light network fits, and a smaller model of other images, classes
-        or latents, of more noise than it knows, or that is as dear.
+        Raises ValueError for a folder that is not known, or lacks weights, for images of another size or other channels
+        than its own, images where it takes latents, latents by another codec than its own, a share that no light
+        network fits, and a smaller model of other images, classes or latents, of more noise than it knows, or that is
+        as dear.
         """
         if not self.data.source:
             raise ValueError("retrofit trains on images, so it needs them: --data.source FOLDER (or a file)")
@@ -151,6 +152,11 @@ class Retrofit(Ranged):
         (channels, side, _), own = found.network.shape, found.folder.codec
         if not is_encoded(self.data.source):
             if own is None and channels in COLOURS:
+                for name, its in {"size": side, "channels": channels}.items():
+                    if (asked := getattr(self.data, name)) not in (None, its):
+                        raise ValueError(
+                            f"--data.{name} is {its}, that of the model in {folder}, got {asked}: drop the option"
+                        )
                 return replace(self.data, size=side, channels=channels), NoCodec()
             raise ValueError(
                 f"{folder} is a model of latents ({'it has a VAE' if own else f'of {channels} channels'}), and "

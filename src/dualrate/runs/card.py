@@ -10,9 +10,11 @@ from typing import Any
 from dualrate.data.untrusted import printable
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import naming, read_records
+from dualrate.machine.folders import some_of
 from dualrate.runs.store import HISTORY, StoredModel, read_losses, read_moment_gaps
 
 CARD, CURVE = "README.md", "loss.svg"
+SHOWN = 100  # names of classes
 
 
 def write_card(stored: StoredModel, state: Mapping[str, Any], name: str, out: Path) -> None:
@@ -50,10 +52,12 @@ def facts(stored: StoredModel, model: Model) -> dict[str, object]:
     """What networks, images and data are, and what a call costs, by name; model: the stored one."""
     cost, (channels, height, width) = model.call_cost, model.image_shape
     calls = {"heavy call": cost.heavy, "light call": cost.light} if cost.heavy else {"call": cost.light}
+    names = [f"{i} {' '.join(name.split())}".replace("|", r"\|") for i, name in enumerate(model.class_names)]
     return {
         "networks": ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in model.parameters.items()),
         "cost": ", ".join(f"{macs / 1e6:.1f} million MACs a {name}" for name, macs in calls.items()),
         "images": f"{height} x {width}, {channels} channel(s), {model.num_classes} classes",
+        **({"classes": some_of(names, SHOWN)} if names else {}),
         "data": stored.experiment.data.source or "not known",
     }
 

@@ -12,9 +12,19 @@ from torch import Tensor
 from dualrate.machine.files import write_tensors
 from dualrate.machine.folders import MANIFEST, Manifest, check_link, new_folder, some_of
 from dualrate.runs.card import CARD, CURVE, write_card
-from dualrate.runs.store import COVARIANCE, EXPERIMENT, RELEASED, WEIGHTS, Note, read_stored, write_experiment
+from dualrate.runs.store import (
+    CLASSES,
+    COVARIANCE,
+    EXPERIMENT,
+    RELEASED,
+    WEIGHTS,
+    Note,
+    read_stored,
+    write_class_names,
+    write_experiment,
+)
 
-FILES = {*RELEASED, MANIFEST, CARD, CURVE, COVARIANCE}  # all that a directory of released weights may hold
+FILES = {*RELEASED, MANIFEST, CLASSES, CARD, CURVE, COVARIANCE}  # all that a directory of released weights may hold
 
 
 def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
@@ -37,8 +47,9 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
         write_experiment(folder, stored.experiment)
         rounded = {name: _rounded(tensor).contiguous() for name, tensor in stored.weights.items()}
         write_tensors(folder / WEIGHTS, rounded, {"iteration": str(stored.iteration)})
+        write_class_names(folder, stored.class_names)
         write_card(stored, stored.state, target.name, folder)
-        Manifest.write(folder, RELEASED)
+        Manifest.write(folder, [*RELEASED, *(name for name in (CLASSES,) if (folder / name).exists())])
 
 
 def _rounded(tensor: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Runs and released weights: directories that hold an experiment and its weights. Loading executes no code.
 
-RUN/experiment.json, history.jsonl, checkpoints/step-*/    a training run; metrics.jsonl, samples/ (image grids) and
-                                                           scores.jsonl, if asked to score
+RUN/experiment.json, history.jsonl, checkpoints/step-*/    a training run; metrics.jsonl, samples/ (image grids),
+                                                           scores.jsonl, if asked to score, and classes.json, if the
+                                                           classes of its images have names: a list of them
 FOLDER/model_index.json, ...                               a pipeline of diffusers, which is read as a model too
 WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the averaged ones, in bfloat16; sha256 of
-                                                           both files, checked by whatever reads them
+                                                           both files, and of classes.json as above, checked by
+                                                           whatever reads them
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -46,7 +48,7 @@ from dualrate.experiments.denoising import fill
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.foreign import experiment_of, weights_of
 from dualrate.experiments.upgrade import upgraded
-from dualrate.foreign.folder import is_diffusers
+from dualrate.foreign.folder import is_diffusers, read_folder
 from dualrate.machine.environment import environment
 from dualrate.machine.files import ABSENT, append_record, holders, read_bytes, read_json, read_records, write_whole
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
@@ -54,6 +56,7 @@ from dualrate.runs.pairs import switched
 from dualrate.training import checkpoint
 
 EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
+CLASSES = "classes.json"
 COVARIANCE = "covariance.safetensors"  # a table of the weights, measured: calibration adds it
 RELEASED = (EXPERIMENT, WEIGHTS)  # what the manifest of released weights lists
 
@@ -62,21 +65,23 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StoredModel:
-    """What a directory holds. weights: averaged, in float32; state: of their checkpoint, None for released weights."""
+    """What a directory holds. weights: averaged, in float32; state: of their checkpoint, None for released weights;
+    class_names: as of a `Model`."""
 
     path: Path
     experiment: Experiment
     weights: dict[str, Tensor]
     iteration: int
     state: Mapping[str, Any] | None
+    class_names: tuple[str, ...] = ()
 
     def model(self, device: torch.device | str = "cpu") -> Model:
         """Raises ValueError if the weights are of other networks than the experiment's."""
         networks, denoiser = self.experiment.build()
         fill(networks, self.weights, f"{self.path}: the weights do not fit its experiment.json")
         networks.to(device).eval().requires_grad_(False)
-        name, weights_hash = self.path.name, _hash(self.weights)
-        return Model(name, self.experiment, networks, denoiser, self.iteration, weights_hash, self.path)
+        of = (self.path.name, self.experiment, networks, denoiser, self.iteration, _hash(self.weights), self.path)
+        return Model(*of, class_names=self.class_names)
 
 
 def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | None = None) -> Model:
@@ -188,7 +193,7 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
     """What `load` makes a model of. Raises what that raises, but for weights of other networks."""
     path = Path(path)
     if _is_foreign(path):
-        return StoredModel(path, experiment_of(path), weights_of(path), 0, None)
+        return StoredModel(path, experiment_of(path), weights_of(path), 0, None, read_folder(path).class_names)
     manifest = _manifest(path)
     experiment = _experiment(path, manifest)
     if manifest is not None or (path / WEIGHTS).is_file():
@@ -207,7 +212,7 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
         weights, iteration, state = dict(saved.weights()), int(saved.state["iteration"]), saved.state
         troubles = [f"{one}; iteration {iteration} is read, the newest that is intact" for one in damaged]
     _note_troubles(path, iteration, troubles, note)
-    return StoredModel(path, experiment, weights, iteration, state)
+    return StoredModel(path, experiment, weights, iteration, state, _class_names(path, manifest))
 
 
 def _note_troubles(path: Path, iteration: int, troubles: list[str], note: Note | None) -> None:
@@ -259,6 +264,13 @@ def _experiment(path: Path, manifest: Manifest | None) -> Experiment:
     return from_json(Experiment, content, str(path / EXPERIMENT), lambda plain: upgraded(plain, _distillation(path)))
 
 
+def _class_names(path: Path, manifest: Manifest | None) -> tuple[str, ...]:
+    """None where there is no file of them, as in runs of before."""
+    if CLASSES not in manifest.entries if manifest is not None else not (path / CLASSES).is_file():
+        return ()
+    return from_json(tuple[str, ...], _content(path, CLASSES, manifest), str(path / CLASSES))
+
+
 def _distillation(path: Path) -> dict[str, Any] | None:
     """What versions of before wrote beside a student's experiment."""
     file = path / "distillation.json"
@@ -291,6 +303,12 @@ def write_experiment(path: Path, experiment: Experiment) -> None:
     """Write experiment.json whole or not at all."""
     path.mkdir(parents=True, exist_ok=True)
     write_whole(path / EXPERIMENT, json.dumps(to_plain(experiment), indent=1) + "\n")
+
+
+def write_class_names(path: Path, names: Sequence[str]) -> None:
+    """Write classes.json whole or not at all, where classes are called otherwise than by their numbers."""
+    if any(name != str(number) for number, name in enumerate(names)):
+        write_whole(path / CLASSES, json.dumps(names) + "\n")
 
 
 def note_start(run: Path, command: str, parts: Mapping[str, str] = MappingProxyType({})) -> None:

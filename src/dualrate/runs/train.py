@@ -32,7 +32,15 @@ from dualrate.networks.precision import in_bfloat16
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.checks import check_codec, check_end, check_out, data_notes
-from dualrate.runs.store import EXPERIMENT, HISTORY, load, note_start, read_experiment, write_experiment
+from dualrate.runs.store import (
+    EXPERIMENT,
+    HISTORY,
+    load,
+    note_start,
+    read_experiment,
+    write_class_names,
+    write_experiment,
+)
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import sample
@@ -117,6 +125,8 @@ def train(
             held = f"; {world.shard} hold the weights together" if world.shard > 1 else ""
             progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first{held}")
         write_experiment(out, experiment)
+        if experiment.num_classes:
+            write_class_names(out, images.class_names)
         note_start(out, command, prepared.weights)
 
     def on_sample(iteration: int) -> None:

@@ -227,6 +227,7 @@ class Offer:
             "device": model.device.type,
             "shape": model.image_shape,
             "classes": model.num_classes,
+            "class_names": model.class_names,
             "parameters": model.parameters,
             "macs": {"heavy": cost.heavy, "light": cost.light},
             "rival": None if self.rival is model else self.rival.name,

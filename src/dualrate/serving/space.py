@@ -25,7 +25,7 @@ from dualrate.machine.files import naming, write_whole
 from dualrate.machine.folders import MANIFEST, check_link, new_folder, some_of
 from dualrate.runs.card import CARD, CURVE
 from dualrate.runs.release import export
-from dualrate.runs.store import COVARIANCE, RELEASED, WEIGHTS, load
+from dualrate.runs.store import CLASSES, COVARIANCE, RELEASED, WEIGHTS, load
 from dualrate.serving.offer import Offer
 
 PORT = 7860
@@ -131,7 +131,7 @@ def _put(model: Model, place: Path, note: Callable[[str], None]) -> None:
         export(model.path, place, note)
         return
     place.mkdir()
-    for name in (*RELEASED, MANIFEST, CARD, CURVE, COVARIANCE):
+    for name in (*RELEASED, MANIFEST, CLASSES, CARD, CURVE, COVARIANCE):
         if (model.path / name).is_file():
             with naming(place / name):
                 shutil.copyfile(model.path / name, place / name)

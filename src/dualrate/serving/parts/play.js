@@ -38,6 +38,8 @@ function time(seconds) {
 const times = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const percent = (part, whole) => `${Math.round(100 * part / whole)}%`;
 
+const named = (label) => model.class_names[label] ?? `class ${label}`;
+
 // Controls, as far as the model leaves a choice
 
 function offer() {
@@ -59,7 +61,7 @@ function offer() {
     const names = Object.keys(model.samplers).filter((name) => model.samplers[name] === reuses);
     if (names.length) at("sampler").append(made("optgroup", { label }, ...names.map((name) => option(name, name))));
   }
-  options("label", [["", "all in turn"], ...Array.from({ length: classes }, (_, i) => [String(i), `class ${i}`])]);
+  options("label", [["", "all in turn"], ...Array.from({ length: classes }, (_, i) => [String(i), named(i)])]);
   const rival = model.rival ?? "all heavy";
   const names = { steps: `as many steps: ${rival}`, cost: `as many MACs: ${rival}`, nothing: "nothing" };
   options("beside", model.beside.map((name) => [name, names[name]]));
@@ -218,7 +220,7 @@ function show(report) {
     write(".each", time(side.seconds / report.seeds.length));
     write(".all", time(side.seconds));
     side.images.forEach((source, k) => {
-      const item = lists[i].children[k], label = report.labels ? `, class ${report.labels[k]}` : "";
+      const item = lists[i].children[k], label = report.labels ? `, ${named(report.labels[k])}` : "";
       if (!item.firstChild) item.append(made("img", { width: model.shape[2], height: model.shape[1] }));
       const title = `seed ${report.seeds[k]}${label}`, alt = side.finished ? title : `${title}, being drawn`;
       Object.assign(item.firstChild, { src: source, title, alt });
