@@ -26,7 +26,8 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment
 from dualrate.experiments.networks import TwoNetworks
 from dualrate.machine.device import pays
-from dualrate.measuring.planning import candidates, check_plans, measured_errors, spearman
+from dualrate.machine.progress import PlainReporter
+from dualrate.measuring.planning import candidates, check_plans, fitting_grid, measured_errors, spearman
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.planning.bend import Bend
@@ -350,3 +351,70 @@ def test_a_full_disk_names_the_plan(run, ageing, monkeypatch, capsys):
     assert "too large: 'plan.json'" in capsys.readouterr().err
     assert Path("plan.json").read_text() == before
     assert not list(Path().glob("*.partial"))
+
+
+@pytest.mark.parametrize("calls", [1, 4, 13, 19, 26, 35])
+def test_what_was_measured_before_an_interruption_is_not_measured_again(run, monkeypatch, calls):
+    """The same bits, wherever a measurement of two parts stopped; only an unfinished row is measured again."""
+    monkeypatch.setattr("dualrate.measuring.planning.ROWS", 4)
+    model, how = load(run), {"grid": 4, "images": 8, "progress": Quiet()}
+    whole = measured_errors(model, **how)
+    monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "stopped"))
+    left, denoise = [calls], type(model.denoiser).denoise
+
+    def counted(*of):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return denoise(*of)
+
+    monkeypatch.setattr(type(model.denoiser), "denoise", counted)
+    with pytest.raises(KeyboardInterrupt):
+        measured_errors(model, **how)
+    each = 10 + 4 + 4  # calls of a part: of its rows 2, 3, 4 and 5, and 4 for the bend
+    left[0] = 2 * each - calls + 5
+    again = measured_errors(model, **how)
+    np.testing.assert_array_equal(again.errors, whole.errors)
+    np.testing.assert_array_equal(vars(again.bend)["second"], vars(whole.bend)["second"])
+    assert [file.suffix for file in (run.parent / "stopped" / "plans").iterdir()] == [".json"]
+
+
+def test_calls_are_counted_as_calls(run, capsys):
+    """10 images at 4 times: 4 heavy calls, 6 with a context of before, 4 with none, 4 heavy ones for the bend."""
+    told: list[tuple[int, int, dict]] = []
+    progress = Quiet()
+    progress.update = lambda *of: told.append(of)  # pyright: ignore[reportAttributeAccessIssue]
+    measured_errors(load(run), grid=4, images=10, progress=progress)
+    assert {total for _, total, _ in told} == {10 * 18}
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert (told[0][0], told[-1][0]) == (0, 180)
+    assert told[-1][2] == {"calls": 180}
+    plain = PlainReporter(seconds=0)
+    plain.update(0, 180, {"calls": 0})
+    plain.update(90, 180, {"calls": 90})
+    assert "calls/s" in capsys.readouterr().err
+
+
+def test_a_grid_that_is_not_given_is_as_fine_as_the_minutes_allow(run, monkeypatch):
+    """At 60 ms a call of 8 images: 0.4 minutes for 8 steps, 1.3 for 16, 4.7 for 32; what is known is taken up."""
+    monkeypatch.setattr("dualrate.measuring.planning.call_seconds", lambda *_, **__: CallCost(0.06, 0.06, own=True))
+    model, notes, progress = load(run), [], Quiet()
+    progress.note = notes.append  # pyright: ignore[reportAttributeAccessIssue]
+    how = {"images": 8, "spacing": "t", "progress": progress}
+    for minutes, grid in ((None, 16), (9, 32), (2, 16), (0.5, 8), (0.01, 8)):
+        assert fitting_grid(model, (32, 16, 8), minutes=minutes, **how) == grid
+    assert "a grid of 16 steps, whose errors take about" in notes[2]
+    assert "a finer one is measured by --grid 32, in about" in notes[2]
+    measured_errors(model, grid=16, **how)
+    for minutes, grid in ((None, 16), (9, 32), (0.01, 16)):
+        assert fitting_grid(model, (32, 16, 8), minutes=minutes, **how) == grid
+
+
+def test_a_share_is_of_the_same_budget_whatever_grid_fits(run, monkeypatch, capsys):
+    monkeypatch.setattr("dualrate.measuring.planning.call_seconds", lambda *_, **__: CallCost(1.0, 1.0, own=True))
+    out = run.parent / "best.json"
+    assert call(monkeypatch, "plan", run, "--budget", "0.125x", "--steps", "8", "--images", "2", "--out", out) == 0
+    told = capsys.readouterr()
+    assert "0.125x of 64 heavy calls" in told.out
+    assert "a grid of 8 steps" in told.err
+    assert StepPlan.from_json(out.read_text()).num_steps == 8

@@ -200,6 +200,24 @@ def test_a_smooth_path_is_recommended_what_keeps_it(heavy):
         SamplingOptions(steps=8, heavy=4, denoiser="shared-encoder", gamma=0.2).drawer(heavy)
 
 
+def test_fewer_heavy_calls_than_asked_for_are_said_with_the_reason(dual):
+    method = replace(dual.experiment.method, freeze_encoder=False, times=TimeSampler(first=(0.5, 0.75)))
+    late = replace(dual, experiment=replace(dual.experiment, method=method))
+    notes: list[str] = []
+    plan = SamplingOptions(steps=16, heavy=16).drawer(late, notes.append).plan
+    assert 0 < plan.num_heavy < 16
+    assert notes == [
+        f"{plan.num_heavy} heavy calls, not 16: the other steps are at noise levels at which the encoder of "
+        f"{dual.name} was not trained"
+    ]
+    for made in (SamplingOptions(steps=16, heavy=plan.num_heavy), SamplingOptions(steps=16)):
+        made.drawer(late, notes.append)
+    assert SamplingOptions(steps=16, heavy=16).drawer(dual, notes.append).plan.num_heavy == 16
+    assert len(notes) == 1
+    with pytest.warns(UserWarning, match="heavy calls, not 16"):
+        Choice(16, 16).settled(late)
+
+
 def test_no_heavy_call_at_all_may_be_asked_for(dual):
     none = StepPlan.spread(grids.blended(dual.process.schedule, 8, 0.3), 0)
     assert sampler_of(dual, SamplingOptions(steps=8, heavy=0))[1] == none

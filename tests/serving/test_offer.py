@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from runs.made import NET, ONE
+from runs.made import NET, ONE, TWO
 from serving.made import model, student
 
+from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.networks import OneNetwork
 from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.methods.times import TimeSampler
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.serving.offer import Limits, Offer, Request
 
@@ -32,6 +34,20 @@ def test_its_rival_is_itself_with_a_heavy_call_at_every_step(dual):
     own, rival = dual.sides(Request(steps=8, heavy=2))
     assert (own.plan.num_steps, own.plan.num_heavy) == (8, 2)
     assert (rival.plan.num_steps, rival.plan.num_heavy, rival.name) == (8, 8, "two, all heavy")
+
+
+def test_a_model_that_makes_fewer_heavy_calls_than_asked_for_says_how_many_and_why():
+    late = model(replace(TWO, method=DenoisingConfig(times=TimeSampler(first=(0.5, 0.75)))))
+    for side in (one.described() for one in Offer(late, limits=LIMITS).sides(Request(steps=8, heavy=8))):
+        assert (side["heavy"], side["refresh"].count("full"), side["name"]) == (5, 5, "two, 5 of 8 heavy")
+        assert "5 heavy calls, not 8" in side["note"]
+    own = Offer(late, limits=LIMITS).sides(Request(steps=8, heavy=2))[0]
+    assert (own.plan.num_heavy, own.note, own.name) == (2, "", "two")
+
+
+def test_no_call_of_a_single_network_is_called_heavy():
+    (side,) = Offer(model(ONE), limits=LIMITS).sides(Request(steps=8))
+    assert (side.described()["heavy"], side.name) == (None, "one")
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

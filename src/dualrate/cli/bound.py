@@ -53,7 +53,7 @@ class LikelihoodBound(Ranged):
             raise ValueError("--gamma sets the variance that the measured one replaces: add --variance own")
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         check_bounded(model)
-        drawer = self.sampling.drawer(model, batch_size=self.batch_size)
+        drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size)
         if model.experiment.codec.instant:
             self._of_tokens(drawer, progress)
             return

@@ -52,8 +52,8 @@ class Cost(Ranged):
     def run(self) -> None:
         from dualrate.measuring.measure import cost_report
 
-        model, _ = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
-        found = cost_report(self.sampling.drawer(model, batch_size=self.batch_size))
+        model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
+        found = cost_report(self.sampling.drawer(model, progress.note, batch_size=self.batch_size))
         if not self.json and not found["macs_heavy_call"]:  # one kind of call: no lines of zeros, and none said twice
             found = {k: v for k, v in found.items() if not ("_heavy_call" in k or "_alone" in k)}
         print_report(self.json, found)

@@ -57,7 +57,7 @@ class Evaluate(Ranged):
         from dualrate.report.table import as_text, table
 
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
-        drawer = self.sampling.drawer(model, batch_size=self.batch_size)
+        drawer = self.sampling.drawer(model, progress.note, batch_size=self.batch_size)
         if model.experiment.codec.alphabet:
             self._texts(drawer, progress)
             return

@@ -21,6 +21,7 @@ from dualrate.runs.store import called_by, check_denoiser
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import check_grid
 
+GRID = 64  # the finest, where none is given
 PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
 
 
@@ -40,7 +41,8 @@ class PlanSearch(Ranged):
     run_dir: RunDir
     denoiser: Annotated[str | None, arg(help=DENOISER)] = None
     budget: str | None = None
-    """Share of what a heavy call at every step of --grid costs: 0.25x of 64 steps is the cost of 16 heavy calls."""
+    """Share of what a heavy call at every step of --grid costs, of 64 steps if that is not given: 0.25x of 64 steps is
+    the cost of 16 heavy calls."""
     gmacs: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
     """Budget in giga multiply-adds per image."""
     seconds: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
@@ -49,8 +51,9 @@ class PlanSearch(Ranged):
     """Numbers of steps to choose from, parts of the grid; 8, 16, 32 and 64 if not given."""
     free_times: bool = False
     """Choose the times of the steps too, among those of the grid."""
-    grid: Annotated[int, Range(1, 512)] = 64
-    """Steps of the grid on which errors are measured."""
+    grid: Annotated[int, Range(1, 512)] | None = None
+    """Steps of the grid on which errors are measured. If not given: 64, or 32, 16 or 8 where it would take longer than
+    --minutes; one whose errors are known, or begun, is taken up."""
     spacing: str | None = None
     """Of the grid: equal steps in t if not given; log-snr, blend:0.5, karras as --grid of sample. If --grid is --steps,
     the plan has a sampler's own times."""
@@ -77,14 +80,14 @@ class PlanSearch(Ranged):
     def run(self) -> None:
         from dualrate.machine.workers import mapper
         from dualrate.measuring.evaluator import evaluator
-        from dualrate.measuring.planning import candidates, measured_errors, rank, require_plannable
+        from dualrate.measuring.planning import candidates, fitting_grid, measured_errors, rank, require_plannable
         from dualrate.planning.planner import Planner
         from dualrate.report.figures import plan_figure, png
 
         if self.by_search.search:
             self._search()
             return
-        steps = self._checked()
+        grids = self._checked()
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         if not model.serves.any_plan:
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
@@ -94,13 +97,15 @@ class PlanSearch(Ranged):
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
             raise ValueError(f"{self.denoiser} wants a smooth path, and ancestral sampling is none: drop --ancestral")
         costs, budget, unit = self._budget(model)
+        how = {"images": self.images, "spacing": self.spacing or "t", "progress": progress}
+        grid = fitting_grid(model, grids, minutes=self.by_search.minutes, **how)
         with mapper(self.workers, model.device, progress.note) as over:
-            how = {"grid": self.grid, "images": self.images, "spacing": self.spacing or "t", "mapper": over}
-            errors = measured_errors(model, progress=progress, **how)
+            errors = measured_errors(model, grid=grid, mapper=over, **how)
         planner = Planner(errors, process, model.experiment.method.weighting, order=1 if self.ancestral else 2)
-        found = candidates(planner, costs, budget, steps, free_times=self.free_times)
+        found = candidates(planner, costs, budget, self._steps(grid), free_times=self.free_times)
         if self.budget is not None:
-            print(f"{self.budget} of {self.grid} heavy calls, {budget / self._share:.4g} {unit}: {budget:.4g} {unit}\n")
+            whole = f"{self.grid or GRID} heavy calls, {budget / self._share:.4g} {unit}"
+            print(f"{self.budget} of {whole}: {budget:.4g} {unit}\n")
         print(_table(found, unit))
         best = found[0].planned.plan
         write_whole(self.out, best.to_json() + "\n")
@@ -134,7 +139,7 @@ class PlanSearch(Ranged):
         self._check_out()
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         _ = model.gaussian  # before a feature net is trained
-        counts = {"num": self.num, "grid": self.grid, "images": self.images, "batch_size": self.batch_size}
+        counts = {"num": self.num, "grid": self.grid or GRID, "images": self.images, "batch_size": self.batch_size}
         steps = self.steps[0] if self.steps else None
         with mapper(self.workers, model.device, progress.note) as over:
             how = {"features": self.features, "progress": progress, "mapper": over, **counts}
@@ -145,8 +150,11 @@ class PlanSearch(Ranged):
             raise ValueError(f"--out is a .json file, whose picture is written beside it as .png, got {self.out}")
         self.out.parent.mkdir(parents=True, exist_ok=True)
 
-    def _checked(self) -> tuple[int, ...]:
-        """The numbers of steps. Raises ValueError for options that could only fail later, after the measuring."""
+    def _checked(self) -> list[int]:
+        """The grids to choose from, the finest first.
+
+        Raises ValueError for options that could only fail later, after the measuring.
+        """
         if self.by_search.given:
             given = " and ".join(self.by_search.given)
             raise ValueError(f"{given} without --search means nothing: add --search, or drop it")
@@ -156,13 +164,22 @@ class PlanSearch(Ranged):
             _ = self._share
         if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:
             raise ValueError("say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05")
-        if self.check and self.grid < 8:
+        if self.check and self.grid is not None and self.grid < 8:
             raise ValueError(f"--check needs a --grid of at least 8 for a dozen plans, got {self.grid}")
         self._check_out()
-        fits = [n for n in self.steps or (8, 16, 32, 64) if n <= self.grid and (self.free_times or not self.grid % n)]
-        if not fits or (self.steps and len(fits) < len(self.steps)):
-            raise ValueError(f"--steps are divisors of --grid {self.grid}, or any number below it with --free-times")
-        return tuple(fits)
+        usual = (GRID, GRID // 2, GRID // 4, GRID // 8) if self.grid is None else (self.grid,)
+        fits = [grid for grid in usual if len(self._steps(grid)) >= len(self.steps or (1,))]
+        if not fits:
+            raise ValueError(
+                f"--steps are divisors of --grid {self.grid or GRID}, or any number below it with --free-times, got "
+                f"{' '.join(map(str, self.steps or ())) or 'none'}"
+            )
+        return fits
+
+    def _steps(self, grid: int) -> tuple[int, ...]:
+        """The numbers of steps that a grid has plans of, of those that are asked for."""
+        asked = self.steps or (8, 16, 32, 64)
+        return tuple(n for n in asked if n <= grid and (self.free_times or not grid % n))
 
     def _budget(self, model: Model) -> tuple[CallCost, float, str]:
         """Costs of calls and the budget in one unit, and the unit's name."""
@@ -175,7 +192,7 @@ class PlanSearch(Ranged):
         costs = CallCost(macs.heavy / 1e9, macs.light / 1e9, macs.own, macs.decode / 1e9, alone=alone)
         if self.gmacs is not None:
             return costs, self.gmacs, "GMACs"
-        return costs, self._share * (self.grid * costs.heavy + costs.decode), "GMACs"
+        return costs, self._share * ((self.grid or GRID) * costs.heavy + costs.decode), "GMACs"
 
     @property
     def _share(self) -> float:

@@ -30,8 +30,9 @@ class SearchOptions(Ranged):
     """Of --search; as `dualrate sample` has it if not given."""
     gamma: Probability | None = None
     """Noise level of the sampler."""
-    minutes: Minutes = 60
-    """Of --search; what they do not suffice for, the same command does next time."""
+    minutes: Minutes | None = None
+    """Of --search, 60 if not given; what they do not suffice for, the same command does next time. Without --search of
+    measuring errors, 2 if not given: the grid is as fine as they allow."""
 
     @property
     def given(self) -> list[str]:
@@ -62,7 +63,7 @@ def run_search(
     from dualrate.report.figures import plan_figure, png
 
     judge = evaluator(model.experiment.data, features=features, progress=progress)
-    keep, seconds = out.with_suffix(".search"), 60 * options.minutes
+    keep, seconds = out.with_suffix(".search"), 60 * (60 if options.minutes is None else options.minutes)
     try:
         found = search(model, options.choice(steps), judge, keep, seconds=seconds, progress=progress, **effort)
     except OutOfTime as stop:

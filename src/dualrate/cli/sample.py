@@ -51,7 +51,7 @@ class Sample(Ranged):
 
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}
-        drawer, of_text = self.sampling.drawer(model, **how), bool(model.experiment.codec.alphabet)
+        drawer, of_text = self.sampling.drawer(model, progress.note, **how), bool(model.experiment.codec.alphabet)
         if self.npz and of_text:
             raise ValueError("images.npz is of images, and this is a model of texts: drop --npz")
         with closing(progress), mapper(self.workers, model.device, progress.note) as over:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT, SHARED
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments.experiment import Model
 from dualrate.measuring.choosing import GAMMA as RECOMMENDED_GAMMA
-from dualrate.measuring.choosing import RECOMMENDED, SMOOTH, Choice, Places
+from dualrate.measuring.choosing import RECOMMENDED, SMOOTH, Choice, Note, Places
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.measuring.planning import read_plan
 from dualrate.runs.store import called_by, check_denoiser, is_run
@@ -58,7 +59,7 @@ class SamplingOptions(Ranged):
     the first and the last."""
     heavy: HeavyCalls | None = None
     """H, heavy calls per image. If not given: a quarter of the steps, within what was trained; a distilled student's
-    own; of one network every step. Fewer where the encoder was trained at fewer of the steps."""
+    own; of one network every step. Fewer, which is said, where the encoder was trained at fewer of the steps."""
     places: Places | None = None
     """Of the heavy calls: spread evenly over the steps, or over those after the first quarter. late if not given, where
     the model was trained on steps without a context."""
@@ -97,10 +98,13 @@ class SamplingOptions(Ranged):
         if self.codec_sampler is not None:
             sampler_named(at_gamma(self.codec_sampler)[0])
 
-    def drawer(self, model: Model, **more: Any) -> Drawer:
-        """What the options ask for. more: fields of a `Drawer`. Raises what `Choice`, its `drawer` and `Drawer` do."""
+    def drawer(self, model: Model, note: Note = warnings.warn, **more: Any) -> Drawer:
+        """What the options ask for. note: told where it has fewer heavy calls; more: fields of a `Drawer`.
+
+        Raises what `Choice`, its `drawer` and `Drawer` do.
+        """
         model = called_by(model, self.denoiser).with_codec(self.codec, self.codec_sampler, self.codec_steps)
-        return self.choice().drawer(model, guidance=self.guided, **more)
+        return self.choice().drawer(model, note=note, guidance=self.guided, **more)
 
     @property
     def guided(self) -> Guidance:

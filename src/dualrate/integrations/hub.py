@@ -6,6 +6,7 @@ Nothing is sent anywhere but by `push`.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def export_pipeline(
     license: as the Hub names it, such as apache-2.0
     score:   what `dualrate evaluate RUN --json` printed, for the card
     name:    where it is loaded from, such as a repository of the Hub; None: that of the folder
-    note:    as of `load`
+    note:    as of `load` and of `Choice.step_plan`
     Raises what `load` and `DualRatePipeline.of` raise; ValueError for a score of other weights, and any other `out`.
     """
     out = Path(out)
@@ -65,8 +66,9 @@ def export_pipeline(
     stored = read_stored(run, note)
     model = stored.model()
     scored = None if score is None else read_score(Path(score), model)
+    choice = choice.settled(model, note or warnings.warn)
     pipeline = DualRatePipeline.of(model, choice, guidance)
-    drawer = choice.settled(model).drawer(model, guidance=guidance)
+    drawer = choice.drawer(model, guidance=guidance)
     target = Path(os.path.realpath(out))  # a link stays one
     with new_folder(target, replace=True) as folder:
         pipeline.save_pretrained(folder)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -93,14 +94,14 @@ def export_programs(
     """Write the networks of a run, or of released weights, as programs, in float32, for the CPU.
 
     out:    new, empty, or such programs, which are then replaced as a whole
-    choice: of the plan that is written beside them
+    choice: of the plan that is written beside them; note: as of `load` and of `Choice.step_plan`
     Raises what `load` and `Choice.step_plan` raise, and ValueError for any other `out`.
     """
     out, model = Path(out), load(run, note=note)
     check_export(model)
     files = {role: f"{role}.pt2" for role in model.networks}
     check_target(out, {INDEX}, {INDEX, MANIFEST, *files.values()}, "programs")
-    plan, calls, programs = choice.step_plan(model), calls_of(model), programs_of(model)
+    plan, calls, programs = choice.step_plan(model, note or warnings.warn), calls_of(model), programs_of(model)
     index = {
         "shape": model.shape,
         "num_classes": model.num_classes,

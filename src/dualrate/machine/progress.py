@@ -22,6 +22,7 @@ class Reporter(Protocol):
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
         """After every iteration: how many are done; `logs` has "images", "seconds", "lr", "<phase>/loss", ...
 
+        Where calls of networks are counted, "calls" is in place of "images".
         A device that queues is read now and then: then come the logs of the iterations since, an update each, and
         updates between have none.
         """
@@ -47,26 +48,28 @@ class PlainReporter:
     def __init__(self, seconds: float = 30.0, stream: TextIO | None = None) -> None:
         self.seconds = seconds
         self.stream = sys.stderr if stream is None else stream
-        self._last: tuple[float, int, float, int] | None = None  # clock, iteration, images, total at the last line
+        self._last: tuple[float, int, float, int] | None = (
+            None  # clock, iteration, images or calls, total at the last line
+        )
         self._losses: dict[str, list[float]] = {}
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        now = time.monotonic()
+        now, unit = time.monotonic(), "calls" if "calls" in logs else "images"
         other = self._last is not None and total != self._last[3] and iteration <= self._last[1]  # a guess may change
         if self._last is None or other:  # the first pays for warming up: measure from its end
-            self._last = (now, iteration, logs["images"], total)
+            self._last = (now, iteration, logs[unit], total)
         for name, value in logs.items():
             if name.endswith(SHOWN):
                 self._losses.setdefault(name, []).append(value)
-        clock, iteration_then, images_then, _ = self._last
+        clock, iteration_then, count_then, _ = self._last
         if iteration == iteration_then or (now - clock < self.seconds and iteration < total):
             return
         rate = (iteration - iteration_then) / (now - clock)
         losses = "  ".join(f"{name} {sum(values) / len(values):.4g}" for name, values in self._losses.items())
-        images_per_second = (logs["images"] - images_then) / (now - clock)
+        per_second = (logs[unit] - count_then) / (now - clock)
         to_go = duration((total - iteration) / rate)
-        self.note(f"{iteration}/{total}  {losses}  {images_per_second:.0f} images/s  {to_go} to go")
-        self._last, self._losses = (now, iteration, logs["images"], total), {}
+        self.note(f"{iteration}/{total}  {losses}  {per_second:.0f} {unit}/s  {to_go} to go")
+        self._last, self._losses = (now, iteration, logs[unit], total), {}
 
     def note(self, text: str) -> None:
         with suppress(OSError):  # a full disk or a closed pipe behind the stream must not end the training

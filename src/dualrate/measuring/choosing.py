@@ -10,6 +10,8 @@ heavy    a quarter of the steps, within what was trained, at times that the enco
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ RECOMMENDED, GAMMA = "sde-dpm++2m", 0.1
 CHOSEN_IN = "fashion-mnist:35f6356d56c1"  # the features whose distances the recommendation was made from
 SMOOTH = "dpm++2m"  # where a path must be smooth
 Places = Literal["late", "even"]
+Note = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -67,24 +70,32 @@ class Choice(Ranged):
             listed = " ".join(map(str, self.times)) or "none"
             raise ValueError(f"the times of a sampler go from 1 (noise) to 0 (data), got {listed}")
 
-    def drawer(self, model: Model, **more: Any) -> Drawer:
-        """more: fields of a `Drawer`. Raises what `step_for` and `Drawer` raise."""
+    def drawer(self, model: Model, *, note: Note = warnings.warn, **more: Any) -> Drawer:
+        """note: as of `step_plan`; more: fields of a `Drawer`. Raises what `step_for` and `Drawer` raise."""
         name, gamma = self._sampler(model)
-        plan = self.step_plan(model)
+        plan = self.step_plan(model, note)
         return Drawer(model, step_for(model, plan, name, gamma, self.eta), plan, **more)
 
-    def settled(self, model: Model) -> Choice:
+    def settled(self, model: Model, note: Note = warnings.warn) -> Choice:
         """With sampler, noise level and plan said, so that what later versions recommend changes nothing.
 
         Raises what `step_plan` raises.
         """
         sampler, gamma = self._sampler(model)
-        return Choice(sampler=sampler, gamma=gamma, eta=self.eta, plan=self.step_plan(model))
+        return Choice(sampler=sampler, gamma=gamma, eta=self.eta, plan=self.step_plan(model, note))
 
-    def step_plan(self, model: Model) -> StepPlan:
-        """Raises ValueError for a plan that the model does not serve."""
+    def step_plan(self, model: Model, note: Note = warnings.warn) -> StepPlan:
+        """note: told where the plan has fewer heavy calls than were asked for, and why.
+
+        Raises ValueError for a plan that the model does not serve.
+        """
         plan = self._plan(model) if self.plan is None else self.plan
         model.serves.check(plan)
+        if self.heavy is not None and plan.num_heavy < self.heavy:
+            note(
+                f"{plan.num_heavy} heavy calls, not {self.heavy}: the other steps are at noise levels at which the "
+                f"encoder of {model.name} was not trained"
+            )
         return plan
 
     def _plan(self, model: Model) -> StepPlan:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dualrate.data.cache import cache_dir
 from dualrate.data.loader import TrainingSet
@@ -20,13 +23,15 @@ from dualrate.data.untrusted import read_text, reading
 from dualrate.denoisers.catalogue import refreshing
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.times import shared_time
+from dualrate.diffusion.values import Cond, Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import pays
 from dualrate.machine.files import read_json, write_whole
-from dualrate.machine.progress import ImageProgress, Reporter, image_progress
+from dualrate.machine.progress import Reporter, duration, image_progress
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.choosing import Choice
-from dualrate.measuring.measure import measure
+from dualrate.measuring.measure import call_seconds, measure
 from dualrate.measuring.subset import SubsetPart, subset_parts
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.bend import FEWEST, Bend, measure_bend
@@ -35,8 +40,13 @@ from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import grid_times
 
+MINUTES = 2.0  # of measuring errors, where none are given
 ROWS = 32  # images at a time: the contexts of all grid times are held for them
+KEEP_SECONDS = 2.0  # between two times that what is measured is kept
 SEED = 1 << 40  # of the planner's noise; far from the seeds that images are sampled and scored with
+
+PARTS = ".parts"  # suffix of the folder of what is measured, beside the file of all
+UNIT = CallCost(1, 1)
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,7 @@ def measured_errors(
     images: at most; all of them if there are fewer
     spacing: of the grid, as a sampler's (sampling/grids.py)
     mapper: measures parts of ROWS images
+    What is measured is kept every few seconds and when it is interrupted, so that the next call goes on.
     Raises what `require_plannable` and `every_call` raise.
     """
     require_plannable(model)
@@ -117,28 +128,106 @@ def measured_errors(
     file, t = _file(model, source, grid, images, spacing), grid_times(spacing, model.process.schedule, grid)
     if file.exists():
         return _read_errors(file, t)
+    calls = _Calls.of(model)
     progress.note(
-        f"measuring the errors of at most {grid} x {grid} / 2 calls on {images} images, once; they are kept in {file}"
+        f"measuring errors, once: {images * calls.of_grid(grid):,.0f} calls, {images} images at {grid} times; what is "
+        f"measured is kept in {file.parent}: if stopped, the same command goes on"
     )
-    errors = _measured(model, source, t, images, progress, mapper)
+    errors = _measured(model, source, t, images, calls, file.with_suffix(PARTS), progress, mapper)
+    _write_errors(file, errors.errors, errors)
+    shutil.rmtree(file.with_suffix(PARTS), ignore_errors=True)
+    return errors
+
+
+def fitting_grid(
+    model: Model, grids: Sequence[int], *, images: int, spacing: str, minutes: float | None, progress: Reporter
+) -> int:
+    """The finest of some grids whose errors are known, begun, or take at most so many minutes; else the coarsest.
+
+    grids: the finest first; minutes: None: MINUTES, and one that is known or begun is taken though a finer one may fit
+    Notes what the measuring takes.
+    """
+    if len(grids) == 1:
+        return grids[0]
+    source = model.experiment.data.load("train")
+    images = min(images, len(source))
+    files = [(grid, _file(model, source, grid, images, spacing)) for grid in grids]
+    known = [grid for grid, file in files if file.exists() or file.with_suffix(PARTS).exists()]
+    if known and (minutes is None or known[0] == grids[0]):
+        return known[0]
+    calls = call_seconds(model, min(ROWS, images), seconds=0.2)
+    made = _Calls.of(model)
+    takes = {grid: images * made.of_grid(grid, calls) for grid in grids}
+    seconds = 60 * (MINUTES if minutes is None else minutes)
+    chosen = next((grid for grid in grids if grid in known or takes[grid] <= seconds), grids[-1])
+    finer = f"; a finer one is measured by --grid {grids[0]}, in about {duration(takes[grids[0]])}"
+    progress.note(
+        f"a grid of {chosen} steps, whose errors take about {duration(takes[chosen])} to measure"
+        + finer * (chosen != grids[0])
+    )
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """Which calls a denoiser makes in a measurement of errors.
+
+    keeps: whether a heavy call leaves a context behind; own: has denoised already; alone: may be left out
+    """
+
+    keeps: bool
+    own: bool
+    alone: bool
+
+    @staticmethod
+    @torch.no_grad()
+    def of(model: Model) -> _Calls:
+        label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.num_classes else None
+        z = torch.zeros(1, *model.shape, device=model.device)
+        context = model.denoiser.encode(z, shared_time(0.5, 1), Cond(label))
+        return _Calls(bool(context.features), context.x_hat is not None, model.denoiser.reuse is not Reuse.SMOOTH)
+
+    def until(self, times: int, cost: CallCost = UNIT) -> float:
+        """Of an image, over the first so many times of a grid; what they come to, where they cost so much."""
+        light = self.keeps * times * (times - 1) // 2 + (not self.own) * times
+        return times * cost.heavy + light * cost.light + self.alone * times * cost.without
+
+    def of_grid(self, grid: int, cost: CallCost = UNIT) -> float:
+        """Of an image, over all of a grid and for its bend."""
+        bend = grid * (cost.heavy + (not self.own) * cost.light) if grid >= FEWEST else 0
+        return self.until(grid, cost) + bend
+
+
+def _write_errors(file: Path, rows: NDArray[np.float64], errors: Errors) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     bend = errors.bend and {name: part.tolist() for name, part in vars(errors.bend).items()}
-    write_whole(file, json.dumps({"t": errors.t, "errors": errors.errors.tolist(), "bend": bend}))
-    return errors
+    write_whole(file, json.dumps({"t": errors.t, "errors": rows.tolist(), "bend": bend}))
 
 
 def _read_errors(file: Path, t: tuple[float, ...]) -> Errors:
     """Errors as they were kept. Raises ValueError for a file that does not hold those of this grid."""
+    rows, bend = _read_rows(file, t)
+    if len(rows) < len(t) - 1:
+        raise ValueError(_damaged(file, f"it is not of {len(t) - 1} steps"))
+    return Errors(t, rows, bend)
+
+
+def _read_rows(file: Path, t: tuple[float, ...]) -> tuple[NDArray[np.float64], Bend | None]:
+    """The first rows of the errors of a grid, and its bend where that is known. Raises ValueError for anything else."""
     grid = len(t) - 1
     try:
         kept = read_json(file)
         bend = kept["bend"] and Bend(**{name: np.array(part, np.float64) for name, part in kept["bend"].items()})
-        errors = Errors(tuple(map(float, kept["t"])), np.array(kept["errors"], dtype=np.float64), bend)
-        if not np.allclose(errors.t, t, rtol=0, atol=1e-9) or errors.errors.shape != (grid, grid + 1):
+        times, rows = tuple(map(float, kept["t"])), np.array(kept["errors"], dtype=np.float64)
+        if not np.allclose(times, t, rtol=0, atol=1e-9) or rows.shape[1:] != (grid + 1,) or len(rows) > grid:
             raise ValueError(f"it is not of {grid} steps")
-        return errors
+        return rows, bend
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{file} is damaged ({error}): delete it, and the errors are measured again") from error
+        raise ValueError(_damaged(file, str(error))) from error
+
+
+def _damaged(file: Path, why: str) -> str:
+    return f"{file} is damaged ({why}): delete it, and the errors are measured again"
 
 
 def are_errors_kept(model: Model, *, grid: int, images: int) -> bool:
@@ -155,25 +244,60 @@ def _file(model: Model, source: TrainingSet, grid: int, images: int, spacing: st
 
 
 def _measured(
-    model: Model, source: TrainingSet, t: tuple[float, ...], images: int, progress: Reporter, mapper: Mapper
+    model: Model,
+    source: TrainingSet,
+    t: tuple[float, ...],
+    images: int,
+    calls: _Calls,
+    folder: Path,
+    progress: Reporter,
+    mapper: Mapper,
 ) -> Errors:
-    """`images` spread over the data set; a mean over parts of ROWS images."""
-    grid, done = len(t) - 1, 0
-    parts = list(subset_parts(model, source, images, ROWS))
-    numbered = [(ROWS * i, part) for i, part in enumerate(parts)]
+    """`images` spread over the data set; a mean over parts of ROWS images. folder: of a file for each part."""
+    grid, each = len(t) - 1, calls.of_grid(len(t) - 1)
+    numbered = list(zip(range(0, images, ROWS), subset_parts(model, source, images, ROWS), strict=True))
     found: dict[int, Errors] = {}
+    begun: dict[int, NDArray[np.float64]] = {}
+    for start, _ in numbered:
+        if (file := folder / f"{start}.json").exists():
+            rows, bend = _read_rows(file, t)
+            if len(rows) == grid and (bend is not None or grid < FEWEST):
+                found[start] = Errors(t, rows, bend)
+            else:
+                begun[start] = rows
+    latest: tuple[int, NDArray[np.float64]] | None = None  # rows of a part that is being measured here
+    kept_at = time.monotonic()
 
-    def tell(at: int, grid: int) -> None:
-        progress.update(done * grid + at, images * grid, {"images": done + at // grid})
+    def keep() -> None:
+        nonlocal kept_at
+        if latest is not None:
+            _write_errors(folder / f"{latest[0]}.json", latest[1], Errors(t, np.full((grid, grid + 1), np.inf)))
+        kept_at = time.monotonic()
 
-    here = tell if mapper is in_turn else None  # a worker tells of whole parts
-    for (start, part), errors in mapper(partial(_errors_of, model, t, pays(model.device), here), numbered):
-        found[start], done = errors, done + len(part)
-        tell(0, grid)
-    progress.close()
-    each = [(len(part) / images, found[start]) for start, part in numbered]  # in one order, whichever was done first
-    total = sum((share * one.errors for share, one in each), np.zeros((grid, grid + 1)))
-    bends = [(share, one.bend) for share, one in each if one.bend is not None]
+    def known(start: int, count: int, rows: NDArray[np.float64]) -> None:
+        nonlocal latest
+        latest = start, rows
+        tell(count * calls.until(len(rows)))
+        if time.monotonic() - kept_at >= KEEP_SECONDS:
+            keep()
+
+    def tell(of_this: float = 0) -> None:
+        done = sum(len(part) for start, part in numbered if start in found) * each + of_this
+        progress.update(round(done), round(images * each), {"calls": done})
+
+    job = partial(_errors_of, model, t, pays(model.device), begun, known if mapper is in_turn else None)
+    try:
+        tell()
+        for (start, _), errors in mapper(job, [one for one in numbered if one[0] not in found]):
+            found[start], latest = errors, None
+            _write_errors(folder / f"{start}.json", errors.errors, errors)
+            tell()
+    finally:
+        keep()
+        progress.close()
+    shares = [(len(part) / images, found[start]) for start, part in numbered]  # in one order, whichever was first
+    total = sum((share * one.errors for share, one in shares), np.zeros((grid, grid + 1)))
+    bends = [(share, one.bend) for share, one in shares if one.bend is not None]
     if not bends:
         return Errors(t, total)
     means = {name: sum(share * getattr(bend, name) for share, bend in bends) for name in ("first", "second", "last")}
@@ -184,17 +308,22 @@ def _errors_of(
     model: Model,
     t: tuple[float, ...],
     bfloat16: bool,
-    tell: ImageProgress | None,
+    begun: Mapping[int, NDArray[np.float64]],
+    known: Callable[[int, int, NDArray[np.float64]], None] | None,
     part: tuple[int, SubsetPart],
 ) -> Errors:
-    """Means of a part of the images, whose first has this number. tell: called with (image times done, grid)."""
+    """Means of a part of the images, whose first has this number.
+
+    begun: rows that are known, by that number; known: called with that number, the number of images and all rows so far
+    """
     start, images = part
     batch = images.on(model.device)
     draws = Draws(SEED, torch.arange(start, start + len(batch), device=model.device))
-    progress = None if tell is None else lambda done, grid: tell(len(batch) * done, grid)
+    progress = None if known is None else partial(known, start, len(batch))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         denoiser = model.ready(bfloat16=bfloat16).denoiser
-        errors = measure_errors(denoiser, model.gaussian, t, batch.x, batch.cond, draws, progress=progress)
+        how = {"begun": begun.get(start, ()), "progress": progress}
+        errors = measure_errors(denoiser, model.gaussian, t, batch.x, batch.cond, draws, **how)
         if errors.num_steps < FEWEST:
             return errors
         normal = draws.normal("bend", *batch.x.shape[1:]).to(batch.x.dtype)

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -130,20 +131,27 @@ def measure_errors(
     cond: Cond,
     draws: Draws,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    begun: Sequence[Sequence[float]] = (),
+    progress: Callable[[NDArray[np.float64]], None] | None = None,
 ) -> Errors:
     """Errors on data x: (B, ...), along one forward path each; every pair of a grid time and a context.
 
-    Costs M heavy calls and M^2 / 2 light ones per image. progress: called with (times done, M).
+    Costs M heavy calls and M^2 / 2 light ones per image.
+    begun:    the first rows of the errors, known from before: there only the heavy calls are made again
+    progress: called at every time with the rows that are known by then
     """
     steps = len(t) - 1
     errors = np.full((steps, steps + 1), np.inf)
+    if len(begun):
+        errors[: len(begun)] = begun
     with torch.no_grad():
-        for call in every_call(denoiser, process, t, x, cond, draws):
-            x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
-            errors[call.i, call.j] = (x - x_hat).double().square().mean().item()
-            if call.j == call.i and progress is not None:
-                progress(call.i + 1, steps)
+        for i, calls in groupby(every_call(denoiser, process, t, x, cond, draws), lambda call: call.i):
+            for call in calls:
+                if i >= len(begun):
+                    x_hat = denoiser.denoise(call.z, call.t, call.context, cond)
+                    errors[i, call.j] = (x - x_hat).double().square().mean().item()
+            if progress is not None:
+                progress(errors[: i + 1])
     return Errors(t, errors)
 
 

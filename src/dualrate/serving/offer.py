@@ -60,6 +60,7 @@ class Side:
 
     name: str
     drawer: Drawer
+    note: str = ""  # why it has fewer heavy calls than were asked for
 
     @property
     def plan(self) -> StepPlan:
@@ -75,7 +76,8 @@ class Side:
             "name": self.name,
             "sampler": self.drawer.sampler,
             "steps": self.plan.num_steps,
-            "heavy": self.plan.num_heavy,
+            "heavy": self.plan.num_heavy if self.drawer.model.call_cost.heavy else None,  # None: of a single network
+            "note": self.note,
             "t": [round(t, 5) for t in self.plan.t],
             "refresh": [refresh.value for refresh in self.plan.refresh],
             "macs": self.macs_by_step[-1],
@@ -148,7 +150,7 @@ def _samplers(model: Model, steps: int) -> Iterator[tuple[str, bool]]:
 
 def _draws(model: Model, choice: Choice) -> bool:
     try:
-        return bool(choice.drawer(model).macs_by_step)
+        return bool(choice.drawer(model, note=lambda text: None).macs_by_step)
     except (ValueError, OSError):  # OSError: a table of the model that cannot be read
         return False
 
@@ -209,10 +211,13 @@ class Offer:
         return self._side(self.rival, Choice(steps, heavy, sampler), request)
 
     def _side(self, model: Model, choice: Choice, request: Request) -> Side:
-        guidance = Guidance(request.guidance)
-        drawer = choice.drawer(model, guidance=guidance, label=request.label, batch_size=self.limits.images)
-        every = choice.heavy == choice.steps and model.reuses_context  # where its encoder was trained
-        side = Side(f"{model.name}, all heavy" if every else model.name, drawer)
+        notes: list[str] = []
+        how = {"guidance": Guidance(request.guidance), "label": request.label, "batch_size": self.limits.images}
+        drawer = choice.drawer(model, note=notes.append, **how)
+        name, made = model.name, drawer.plan.num_heavy
+        if choice.heavy == choice.steps and model.reuses_context:
+            name += ", all heavy" if made == choice.steps else f", {made} of {choice.steps} heavy"
+        side = Side(name, drawer, "".join(notes))
         _ = side.macs_by_step  # refuses a sampler that the model cannot be under
         return side
 

@@ -62,7 +62,7 @@ function offer() {
     if (names.length) at("sampler").append(made("optgroup", { label }, ...names.map((name) => option(name, name))));
   }
   options("label", [["", "all in turn"], ...Array.from({ length: classes }, (_, i) => [String(i), named(i)])]);
-  const rival = model.rival ?? "all heavy";
+  const rival = model.rival ?? "every heavy call it can make";
   const names = { steps: `as many steps: ${rival}`, cost: `as many MACs: ${rival}`, nothing: "nothing" };
   options("beside", model.beside.map((name) => [name, names[name]]));
   for (const id of ["guidance", "label"]) at(id).closest(".field").classList.toggle("none", !classes);
@@ -101,8 +101,9 @@ function follow() {
   const steps = Number(at("steps").value), heavy = at("heavy");
   heavy.min = model.least_heavy ?? 0;
   heavy.max = steps || 1;
-  if (!heavyChosen || heavy.disabled) heavy.value = model.usual_heavy[steps] ?? "";
-  else if (Number(heavy.value) > steps && steps >= 1) heavy.value = steps;
+  if (!heavyChosen || heavy.disabled) {
+    heavy.value = model.macs.heavy ? model.usual_heavy[steps] ?? "" : "";
+  } else if (Number(heavy.value) > steps && steps >= 1) heavy.value = steps;
   for (const id of NUMBERS) at(id).dispatchEvent(new Event("follow"));
 }
 
@@ -168,17 +169,17 @@ function build(sides, seeds = []) {
   at("sides").replaceChildren(...sides.map(planOf), ...drawn);
 }
 
-// In words: how many steps, and how many of them are heavy, where the model makes heavy calls
+// In words: how many steps, and how many of them are heavy, where its model makes heavy calls
 function counts(side) {
   const steps = times(side.steps, "step");
-  if (!model.macs.heavy && !model.rival) return steps;
+  if (side.heavy === null) return steps;
   return side.heavy === side.steps ? `${steps}, all heavy` : `${steps}, ${side.heavy} heavy`;
 }
 
 function planOf(side) {
   return made("div", { class: "plan" },
     made("h2", {}, side.name),
-    made("p", { class: "note" }, `${counts(side)}; ${side.sampler}`),
+    made("p", { class: "note" }, `${counts(side)}; ${side.sampler}${side.note && `; ${side.note}`}`),
     plan(side),
     made("div", { class: "ends", "aria-hidden": "true" }, made("span", {}, "noise"), made("span", {}, "data")),
     made("dl", { class: "counts" },
@@ -189,14 +190,15 @@ function planOf(side) {
 
 function plan(side) {
   const x = (t) => 8 + 584 * (1 - t), radius = Math.max(2.5, Math.min(7, 260 / side.steps));
-  const heavy = side.refresh.flatMap((what, i) => what === "full" ? [i + 1] : []);
+  const full = (what) => side.heavy !== null && what === "full";
+  const heavy = side.refresh.flatMap((what, i) => full(what) ? [i + 1] : []);
   const where = heavy.length && heavy.length < side.steps ? `: the steps ${heavy.join(", ")}` : "";
   const svg = drawn("svg", { viewBox: "0 0 600 26", role: "img" },
     drawn("title", {}, `${counts(side)}${where}`),
     drawn("line", { class: "axis", x1: 0, x2: 600, y1: 13, y2: 13 }));
   side.refresh.forEach((what, i) => {
     const cx = x(side.t[i]).toFixed(1), [kind, high] = what === "none" ? ["step alone", 4] : ["step", 8];
-    svg.append(what === "full" ? drawn("circle", { class: "mark heavy", cx, cy: 13, r: radius })
+    svg.append(full(what) ? drawn("circle", { class: "mark heavy", cx, cy: 13, r: radius })
       : drawn("line", { class: `mark ${kind}`, x1: cx, x2: cx, y1: 13 - high, y2: 13 + high }));
   });
   return svg;
