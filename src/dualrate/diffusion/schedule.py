@@ -227,7 +227,7 @@ class Truncated(Schedule, Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        first, last = self.whole.log_snr(torch.tensor((0.0, 1.0), dtype=torch.float64)).tolist()
+        first, last = self.whole.log_snr(torch.tensor((0.0, 1.0), dtype=torch.float64, device="cpu")).tolist()
         if not last <= self.log_snr_min < first:
             raise ValueError(
                 f"{self.whole} goes from log-SNR {first:.4g} to {last:.4g}, and ends nowhere in between at "
@@ -237,7 +237,7 @@ class Truncated(Schedule, Ranged):
     @cached_property
     def _last(self) -> float:
         """The time of the whole schedule at which this one ends."""
-        return self.whole.time(torch.tensor(self.log_snr_min, dtype=torch.float64)).item()
+        return self.whole.time(torch.tensor(self.log_snr_min, dtype=torch.float64, device="cpu")).item()
 
     def log_snr(self, t: Tensor) -> Tensor:
         return self.whole.log_snr(self._last * t)

@@ -19,6 +19,7 @@ from dualrate.foreign.kinds import KINDS, Kind, by_place, kind_of
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import read_scheduler
 from dualrate.foreign.shapes import labels_of, shape_of
+from dualrate.machine.device import own_defaults
 from dualrate.networks.precision import copied
 
 CONVENTIONS: dict[str, Convention] = {"repa": REPA, "sit": SIT}
@@ -60,7 +61,8 @@ def from_diffusers(
         scheduler = folder.scheduler if scheduler is None else scheduler
         name, config = folder.name, folder.config
         kind_of(name, config)
-        net = folder.network()
+        with own_defaults():
+            net = folder.network()
         config = dict(getattr(net, "config", config))
     schedule, spoken = _spoken(scheduler, convention)
     kind = Kind(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)

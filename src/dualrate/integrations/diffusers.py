@@ -41,6 +41,7 @@ from dualrate.experiments.upgrade import upgraded
 from dualrate.integrations.calls import OUTPUTS, calling, count_of, labels_of, next_seed, sampled
 from dualrate.integrations.codecs import Autoencoder, but_in_float32
 from dualrate.integrations.sealed import Checked, check_sealed, seal, seal_weights
+from dualrate.machine.device import own_defaults
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import UNGUIDED, Drawer, Guidance
 from dualrate.networks.blocks import blocks_of
@@ -215,6 +216,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             )
 
     @staticmethod
+    @own_defaults()
     def of(model: Model, choice: Choice = RECOMMENDED, guidance: Guidance = UNGUIDED) -> DualRatePipeline:
         """Of a model, whose weights it shares. choice, guidance: for calls that say nothing.
 
@@ -329,6 +331,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         (folder / "pipeline.py").write_text(STUB)
         seal(folder, TOP)
 
+    @own_defaults()
     @torch.no_grad()
     def __call__(
         self,

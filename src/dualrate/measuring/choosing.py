@@ -18,6 +18,7 @@ from dualrate.denoisers.denoiser import between
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
+from dualrate.machine.device import own_defaults
 from dualrate.measuring.calibration import read_table
 from dualrate.measuring.drawer import Drawer
 from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
@@ -67,12 +68,14 @@ class Choice(Ranged):
             listed = " ".join(map(str, self.times)) or "none"
             raise ValueError(f"the times of a sampler go from 1 (noise) to 0 (data), got {listed}")
 
+    @own_defaults()
     def drawer(self, model: Model, **more: Any) -> Drawer:
         """more: fields of a `Drawer`. Raises what `step_for` and `Drawer` raise."""
         name, gamma = self._sampler(model)
         plan = self.step_plan(model)
         return Drawer(model, step_for(model, plan, name, gamma, self.eta), plan, **more)
 
+    @own_defaults()
     def settled(self, model: Model) -> Choice:
         """With sampler, noise level and plan said, so that what later versions recommend changes nothing.
 
@@ -81,6 +84,7 @@ class Choice(Ranged):
         sampler, gamma = self._sampler(model)
         return Choice(sampler=sampler, gamma=gamma, eta=self.eta, plan=self.step_plan(model))
 
+    @own_defaults()
     def step_plan(self, model: Model) -> StepPlan:
         """Raises ValueError for a plan that the model does not serve."""
         plan = self._plan(model) if self.plan is None else self.plan

@@ -21,7 +21,7 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.experiments.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
-from dualrate.machine.device import keep_compiled, peak_memory
+from dualrate.machine.device import keep_compiled, own_defaults, peak_memory
 from dualrate.machine.files import write_whole
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
 from dualrate.machine.world import World
@@ -47,6 +47,7 @@ SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are 
 Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
 
 
+@own_defaults()
 def train(
     experiment: Experiment,
     out: Path,

@@ -26,6 +26,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.machine.device import own_defaults
 from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.step import Carry, Step
 
@@ -230,16 +231,17 @@ def sample(
     device = torch.device(device)
     for first in range(0, len(seeds), batch_size):
         rows = slice(first, first + batch_size)
-        draws = Draws(0, torch.tensor(list(seeds[rows]), dtype=torch.int64, device=device))
-        of = None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device)
-        cond = Cond(of, None if given is None else given(draws.row))
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            z = first_state(step.process, draws, shape)
-            noise = StepNoise(step.process, draws, plan.num_steps, shape)
-            for state in trajectory(denoiser, step, plan, z, cond, noise):
-                z = state.z
-                if watch is not None:
-                    watch(state)
+        with own_defaults():
+            draws = Draws(0, torch.tensor(list(seeds[rows]), dtype=torch.int64, device=device))
+            of = None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device)
+            cond = Cond(of, None if given is None else given(draws.row))
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                z = first_state(step.process, draws, shape)
+                noise = StepNoise(step.process, draws, plan.num_steps, shape)
+                for state in trajectory(denoiser, step, plan, z, cond, noise):
+                    z = state.z
+                    if watch is not None:
+                        watch(state)
         if progress is not None:
             progress(min(first + batch_size, len(seeds)), len(seeds))
         yield step.process.data(z).float()
