@@ -48,6 +48,8 @@ Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the met
 
 
 @own_defaults()
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def train(
     experiment: Experiment,
     out: Path,
@@ -128,7 +130,7 @@ def train(
 
     if config.compile:
         keep_compiled(cache_dir() / COMPILED)
-    with Prefetched(own, device) as batches:
+    with Prefetched(own, device) as batches, torch.autocast(device.type, enabled=False):  # but for its own
         result = fit(
             method,
             batches,
