@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Denoiser, renewal
+from dualrate.denoisers.denoiser import Denoiser, check_labels, renewal
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
@@ -215,8 +215,8 @@ def sample(
     given:    of a decoder: seeds (b,) -> z_0 (b, C, h, w), on the device
     progress: called with (images done, images in all)
     watch:    called with every state of every batch: before the first step, and after each; what it raises ends it all
-    Raises ValueError for no seeds, labels that are not one per seed, a batch size below 1, or a plan that does not go
-    from noise (1) to data (0).
+    Raises ValueError for no seeds, labels that are not one per seed or not known, a step of another process, a batch size
+    below 1, or a plan that does not go from noise (1) to data (0).
     """
     if not len(seeds):
         raise ValueError("nothing to sample: the list of seeds is empty")
@@ -228,6 +228,10 @@ def sample(
         raise ValueError(f"seeds are 64-bit integers, got {strange[0]!r}")
     if label is not None and len(label) != len(seeds):
         raise ValueError(f"one label per image: got {len(label)} labels for {len(seeds)} seeds")
+    if label is not None:
+        check_labels(denoiser, label)
+    if (own := getattr(denoiser, "process", step.process)) != step.process:
+        raise ValueError(f"a step goes along the paths of the denoiser's process, {own}, got one of {step.process}")
     device = torch.device(device)
     for first in range(0, len(seeds), batch_size):
         rows = slice(first, first + batch_size)
