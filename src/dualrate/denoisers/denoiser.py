@@ -79,9 +79,13 @@ def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
     On a GPU such a label would end the process.
     """
     tables = [part for part in _parts(denoiser) if isinstance(getattr(part, "num_classes", None), int)]
-    counts = [part.num_classes + getattr(part, "null", True) for part in tables if part.num_classes]  # with a null class
+    counts = [
+        part.num_classes + getattr(part, "null", True) for part in tables if part.num_classes
+    ]  # with a null class
     known = range(min(counts, default=0)) if tables else None
-    strange = [label for label in labels if not hasattr(label, "__index__") or (known is not None and label not in known)]
+    strange = [
+        label for label in labels if not hasattr(label, "__index__") or (known is not None and label not in known)
+    ]
     if strange and not known and tables:
         raise ValueError(f"these networks have no classes, got label {strange[0]}: drop the labels")
     if strange:

@@ -23,7 +23,9 @@ Value = TypeVar("Value", bound=Tensor | tuple[Tensor, ...])
 
 def shared_time(t: float, rows: int) -> Tensor:
     """(B,) float64 on the host, one number."""
-    return torch.tensor(t, dtype=torch.float64, device="cpu").as_strided((rows,), (0,))  # `expand` to one row has another stride
+    return torch.tensor(t, dtype=torch.float64, device="cpu").as_strided(
+        (rows,), (0,)
+    )  # `expand` to one row has another stride
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:

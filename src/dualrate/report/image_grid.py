@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dualrate.data.images import to_uint8
+from dualrate.machine.device import own_defaults
 from dualrate.machine.files import whole
 
 Images = np.ndarray | Tensor
@@ -29,6 +30,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> 
     return page[0] if channels == 1 else page.transpose(1, 2, 0)
 
 
+@own_defaults()
 def save_grid(images: Images | Iterable[Images], path: Path | str, columns: int | None = None, scale: int = 1) -> None:
     """Writes a grid, every pixel `scale` times enlarged, in the format that the name ends with; whole or not at all.
 
@@ -54,9 +56,11 @@ def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
         parts = [_pixels(batch) for batch in images] if isinstance(images, Iterable) else []
         if len({part.shape[1:] for part in parts}) != 1:
             hint = ": pass its images" if hasattr(images, "images") else ""
-            raise ValueError(f"images are an array (N, C, H, W), or batches of equal shape, got {type(images).__name__}{hint}")
+            raise ValueError(
+                f"images are an array (N, C, H, W), or batches of equal shape, got {type(images).__name__}{hint}"
+            )
         return np.concatenate(parts)
-    found = torch.as_tensor(images).detach()
+    found = images.detach() if isinstance(images, Tensor) else torch.tensor(images)  # a copy: maps are read-only
     if found.ndim != 4 or found.shape[1] not in (1, 3) or not found.numel():
         raise ValueError(f"images are (N, C, H, W) of 1 or 3 channels, got {tuple(found.shape)}: decode latents first")
     if found.is_floating_point():
