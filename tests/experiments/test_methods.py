@@ -175,6 +175,14 @@ def test_targets_are_of_the_same_estimate(make, message):
         check_targets(student(TWO, dr.DenoisingConfig(dr.TimeSampler())), make())
 
 
+def test_a_pair_is_trained_at_times_of_a_pair():
+    """Else tau would be t always, and the model would be served at plans that it never learned."""
+    with pytest.raises(ValueError, match=r"SingleTime\(\) are times of one.*DenoisingConfig\(TimeSampler\("):
+        student(TWO, dr.DenoisingConfig())
+    student(TWO, dr.DenoisingConfig(dr.TimeSampler(heavy=(4, 32))))
+    student(ONE, dr.DenoisingConfig())
+
+
 def test_targets_are_charged_and_part_of_what_a_run_is():
     notes = []
     config = dr.DenoisingConfig(dr.TimeSampler(), targets_from="one", targets_share=0.25)

@@ -29,7 +29,7 @@ WEIGHTING = {"type": "Sigmoid", "bias": -0.5}
 
 def written(networks, times: dict, **options) -> dict:
     """An experiment of then."""
-    kept = to_plain(Experiment("run", networks, DenoisingConfig(), FitConfig(iterations=9)))
+    kept = to_plain(Experiment("run", networks, DenoisingConfig(TimeSampler()), FitConfig(iterations=9)))
     outer = {name: kept[name] for name in ("type", "name", "networks", "fit", "data")}
     return {**outer, "schedule": SCHEDULE, "weighting": WEIGHTING, "times": times, "label_dropout": 0.2, **options}
 

@@ -46,9 +46,10 @@ every_network = pytest.mark.parametrize("made", NETWORKS.values(), ids=NETWORKS)
 def wrapped(made, scheduler, **settings):
     """The denoiser, and their call of it: (state, time) -> output."""
     net, tables, labels = made()
-    net = randomised(net).train()  # from_diffusers is to end it
+    net = randomised(net).train()  # which the denoiser is not in
     shape = (net.config.in_channels, 8, 8)
     denoiser = dr.from_diffusers(net, scheduler, embeddings=tables, **settings)
+    net.eval()
     given = labels | {name: table[LABEL] for name, table in (tables or {}).items()}
 
     def output(state, time):
@@ -184,6 +185,32 @@ def test_no_label_is_dropped_in_training_mode():
     assert torch.equal(one, other)
     assert torch.equal(null, unlabelled)
     assert not torch.allclose(null, one)
+
+
+def test_the_caller_s_network_goes_on_training_and_its_weights_are_the_denoiser_s():
+    net = randomised(unet(dropout=0.5)).train()
+    net.mid_block.eval()
+    modes = [part.training for part in net.modules()]
+    denoiser = dr.from_diffusers(net, diffusers.DDPMScheduler(clip_sample=False))
+    assert [part.training for part in net.modules()] == modes
+    assert not any(part.training for part in denoiser.network.net.modules())
+    z, t = torch.randn(1, 3, 8, 8), torch.full((1,), 0.5)
+    with torch.no_grad():
+        before = denoiser.denoise(z, t, dr.Context(), dr.Cond())
+        next(net.parameters()).add_(1.0)
+        assert not torch.equal(denoiser.denoise(z, t, dr.Context(), dr.Cond()), before)
+    assert {id(one) for one in denoiser.network.parameters()} == {id(one) for one in net.parameters()}
+
+
+def test_a_compiled_network_is_taken_for_what_it_compiled():
+    net = randomised(unet())
+    z, t = torch.randn(1, 3, 8, 8), torch.full((1,), 0.5)
+    with torch.no_grad():
+        plain, compiled = (
+            dr.from_diffusers(one, diffusers.DDPMScheduler()).denoise(z, t, dr.Context(), dr.Cond())
+            for one in (net, torch.compile(net))
+        )
+    assert torch.equal(plain, compiled)
 
 
 def test_a_saved_pipeline_is_read_whatever_its_parts(tmp_path):
@@ -412,8 +439,9 @@ def test_sanas_own_scheduler_is_a_flow():
 
 def test_sana_is_given_its_time_in_its_own_scale():
     """As its pipeline does: the network has the scale in its configuration and leaves it to whoever calls it."""
-    net, asked = randomised(sana(timestep_scale=0.25)), []
-    denoiser = dr.from_diffusers(net, diffusers.FlowMatchEulerDiscreteScheduler(), embeddings=texts(TEXT))
+    net, scheduler, asked = randomised(sana(timestep_scale=0.25)), diffusers.FlowMatchEulerDiscreteScheduler(), []
     net.register_forward_pre_hook(lambda _, args, kwargs: asked.append(kwargs["timestep"]), with_kwargs=True)
+    denoiser = dr.from_diffusers(net, scheduler, embeddings=texts(TEXT))
+    asked.clear()  # of the search for the direction of time
     denoiser.denoise(torch.randn(1, 4, 8, 8), torch.tensor([0.6]), dr.Context(), dr.Cond(torch.tensor([1])))
     assert asked[0].tolist() == pytest.approx([150], rel=1e-4)

@@ -86,6 +86,20 @@ def test_times_of_any_shape(schedule, shape):
     torch.testing.assert_close(schedule.log_snr(t), one.expand(shape))
 
 
+@pytest.mark.parametrize("end", [15.0, 30.0, 40.0, 60.0])
+@pytest.mark.parametrize("kind", [Cosine, Linear, lambda low, high: RectifiedFlow(1.0, low, high),
+                                  lambda low, high: Truncated(Cosine(low, high), low + 1)])  # fmt: skip
+def test_float32_times_have_the_log_snr_of_float64_up_to_every_end_that_is_allowed(kind, end):
+    """A cosine's angle at t = 1 is 2 exp(-end / 2) from where its tangent changes its sign."""
+    schedule, t = kind(-end, end), torch.tensor([0.0, 0.25, 0.75, 1.0])
+    for of in (schedule.log_snr, schedule.log_snr_derivative):
+        assert of(t).dtype == torch.float32
+        torch.testing.assert_close(of(t), of(t.double()).float(), rtol=1e-4, atol=1e-4)
+    assert (schedule.log_snr(t).diff() < 0).all()
+    assert (schedule.log_snr_derivative(t) < 0).all()
+    torch.testing.assert_close(schedule.time(schedule.log_snr(t)), t, rtol=0, atol=1e-6)
+
+
 def test_the_cosine_schedule_is_a_cosine():
     log_snr = Cosine(-60, 60).log_snr(GRID[1:-1])
     torch.testing.assert_close(alpha(log_snr), torch.cos(math.pi / 2 * GRID[1:-1]), rtol=0, atol=1e-9)

@@ -13,8 +13,8 @@ output head has already denoised (z_tau, tau), so the step it was refreshed for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -71,6 +71,35 @@ def has_exits(denoiser: Denoiser) -> bool:
 def of_network(denoiser: Denoiser, name: str) -> Any:
     """What a single network offers by that name, such as to be cut; None of any other denoiser or network."""
     return getattr(denoiser.network, name, None) if isinstance(denoiser, Plain) else None
+
+
+def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
+    """Raises ValueError for labels that its networks have no embedding of, as far as these say how many they have.
+
+    On a GPU such a label would end the process.
+    """
+    tables = [part for part in _parts(denoiser) if isinstance(getattr(part, "num_classes", None), int)]
+    counts = [
+        part.num_classes + getattr(part, "null", True) for part in tables if part.num_classes
+    ]  # with a null class
+    known = range(min(counts, default=0)) if tables else None
+    strange = [
+        label for label in labels if not hasattr(label, "__index__") or (known is not None and label not in known)
+    ]
+    if strange and not known and tables:
+        raise ValueError(f"these networks have no classes, got label {strange[0]}: drop the labels")
+    if strange:
+        which = f"from 0 to {known[-1]}" if known else "whole numbers"
+        raise ValueError(f"labels of these networks are {which}, got {strange[0]!r}")
+
+
+def _parts(value: object) -> Iterator[Any]:
+    """The modules within a denoiser."""
+    if isinstance(value, nn.Module):
+        yield from value.modules()
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _parts(getattr(value, field.name))
 
 
 def posterior_mean(denoiser: Denoiser, z: Tensor, t: Tensor, cond: Cond) -> Tensor:

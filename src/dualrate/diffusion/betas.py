@@ -108,7 +108,7 @@ def _table(betas: Betas) -> Tensor:
 
 def _betas(of: Betas) -> Tensor:
     """(T,) float64."""
-    share = torch.linspace(0, 1, of.steps, dtype=torch.float64)
+    share = torch.linspace(0, 1, of.steps, dtype=torch.float64, device="cpu")
     match of.kind:
         case "linear":
             return of.start + (of.end - of.start) * share
@@ -117,6 +117,6 @@ def _betas(of: Betas) -> Tensor:
         case "sigmoid":
             return torch.sigmoid(12 * share - 6) * (of.end - of.start) + of.start
         case "squaredcos_cap_v2":
-            edges = torch.arange(of.steps + 1, dtype=torch.float64) / of.steps
+            edges = torch.arange(of.steps + 1, dtype=torch.float64, device="cpu") / of.steps
             remaining = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
             return (1 - remaining[1:] / remaining[:-1]).clamp(max=0.999)

@@ -122,7 +122,7 @@ class Draws:
         """(S, B, *shape): `normal` of several streams at once, in as many kernels as one."""
         count = math.prod(shape)
         words = self._words(streams, -(-count // 4))
-        uniform = torch.empty(2, *words[0].shape, 2, device=self.row.device)
+        uniform = torch.empty(2, *words[0].shape, 2, dtype=torch.float32, device=self.row.device)
         for i, word in enumerate(words):  # 24 bits of each: words 0 and 2 give radii, 1 and 3 angles
             uniform[i % 2, ..., i // 2] = word.bitwise_right_shift_(8)
         radius, angle = uniform.add_(0.5)

@@ -244,7 +244,7 @@ class NoisyEnd(GaussianProcess):
 
     @property
     def end(self) -> float:
-        return round(self.schedule.log_snr(torch.zeros((), dtype=torch.float64)).item(), 6)
+        return round(self.schedule.log_snr(torch.zeros((), dtype=torch.float64, device="cpu")).item(), 6)
 
     def ends(self, s: Tensor) -> bool:
         return False

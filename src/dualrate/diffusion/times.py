@@ -23,7 +23,9 @@ Value = TypeVar("Value", bound=Tensor | tuple[Tensor, ...])
 
 def shared_time(t: float, rows: int) -> Tensor:
     """(B,) float64 on the host, one number."""
-    return torch.tensor(t, dtype=torch.float64).as_strided((rows,), (0,))  # `expand` to one row has another stride
+    return torch.tensor(t, dtype=torch.float64, device="cpu").as_strided(
+        (rows,), (0,)
+    )  # `expand` to one row has another stride
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def once(formula: Callable[P, Value]) -> Callable[P, Value]:
     @lru_cache(REMEMBERED)
     def remembered(of: tuple[Any, ...], times: tuple[float, ...]) -> Any:
         with torch.inference_mode(False), torch.no_grad():  # its tensors serve whatever comes later
-            return formula(*of, *(torch.tensor(t, dtype=torch.float64) for t in times))  # pyright: ignore[reportCallIssue]
+            return formula(*of, *(torch.tensor(t, dtype=torch.float64, device="cpu") for t in times))  # pyright: ignore[reportCallIssue]
 
     @wraps(formula)
     def evaluated(*args: P.args, **kwargs: P.kwargs) -> Value:

@@ -27,6 +27,7 @@ class DenoisingConfig(MethodConfig, Ranged):
     """The weighted denoising loss."""
 
     times: TimeSource = SingleTime()
+    """What is drawn: t alone for a single network, t and tau for a pair."""
     weighting: Weighting = Sigmoid()
     label_dropout: Probability = 0.1
     """Share of the images that train without their label, for classifier-free guidance."""
@@ -74,7 +75,8 @@ class DenoisingConfig(MethodConfig, Ranged):
                     f"that are multiples of {2**self.multiscale}, {experiment.name} has {sides[0]} x {sides[1]}: lower "
                     "multiscale"
                 )
-        if self.forecast and not {"encoder", "light"} <= set(experiment.networks.roles):
+        pair = {"encoder", "light"} <= set(experiment.networks.roles)
+        if self.forecast and not pair:
             raise ValueError(f"contexts are forecast for a light network, {experiment.name} has none: drop forecast")
         if self.forecast and (experiment.networks.latent is not None or self.times.heavy == (1, 1)):
             raise ValueError(f"contexts are forecast from two heavy calls, {experiment.name} makes one: drop forecast")
@@ -89,8 +91,14 @@ class DenoisingConfig(MethodConfig, Ranged):
             )
         if self.encoder_weight != 1 and experiment.networks.single_rate:
             raise ValueError(f"encoder_weight is of an encoder's own loss, and {experiment.name} has none: drop it")
+        if pair and self.times.heavy is None and experiment.networks.latent is None:
+            raise ValueError(
+                f"{experiment.name} has two networks, and {self.times} are times of one: a context would never be "
+                "older than the step that it is used at. Pass times of a pair, such as "
+                "DenoisingConfig(TimeSampler(heavy=(4, 32)))"
+            )
         of_two = self.encoder_from or self.light_from or self.encoder_rate != 1
-        if of_two and not {"encoder", "light"} <= set(experiment.networks.roles):
+        if of_two and not pair:
             raise ValueError(
                 f"{experiment.name} has a single network; encoder_from and light_from start the parts of a dual-rate "
                 "model, and encoder_rate is for one of them"

@@ -35,7 +35,7 @@ from dualrate.diffusion.weighting import Sigmoid, Weighting
 from dualrate.experiments.data import DataConfig
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Serves
-from dualrate.machine.device import compile_calls, settle_products
+from dualrate.machine.device import compile_calls, own_defaults, settle_products
 from dualrate.machine.folders import some_of
 from dualrate.machine.graphs import graph_calls
 from dualrate.machine.progress import Reporter
@@ -212,7 +212,7 @@ class Experiment(Ranged):
 
     def build(self) -> tuple[nn.ModuleDict, Denoiser]:
         """Networks with weights drawn from the run's seed, and their denoiser."""
-        with torch.random.fork_rng([]):
+        with own_defaults(), torch.random.fork_rng([]):
             torch.default_generator.manual_seed(self.fit.seed)
             networks, denoiser = self.parts()
         return networks.to(memory_format=torch.channels_last), denoiser  # pyright: ignore[reportCallIssue]

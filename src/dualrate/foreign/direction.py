@@ -22,11 +22,13 @@ from dualrate.diffusion.prediction import x_from_v
 from dualrate.diffusion.values import Shape
 from dualrate.foreign.conventions import Convention, Flow
 from dualrate.foreign.network import ForeignNetwork
+from dualrate.machine.device import own_defaults
 
 LOG_SNR = -4.0
 BLUR = 0.25  # response of what is no blur any more
 
 
+@own_defaults()
 @torch.no_grad()
 def responses(network: ForeignNetwork, shape: Shape, flow: Flow) -> dict[Convention, float]:
     """Of the four conventions, `flow` first."""

@@ -19,6 +19,8 @@ from dualrate.foreign.kinds import KINDS, Kind, by_place, kind_of
 from dualrate.foreign.network import ForeignNetwork
 from dualrate.foreign.schedulers import read_scheduler
 from dualrate.foreign.shapes import labels_of, shape_of
+from dualrate.machine.device import own_defaults
+from dualrate.networks.precision import copied
 
 CONVENTIONS: dict[str, Convention] = {"repa": REPA, "sit": SIT}
 
@@ -34,7 +36,8 @@ def from_diffusers(
 ) -> Plain:
     """A denoiser around a trained network of diffusers: any sampler, plan, bound or meter of ours takes it.
 
-    source:      a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network itself
+    source:      a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network itself; of one that
+                 `torch.compile` returned, the network that it compiled
     scheduler:   of diffusers, or its configuration; that of the folder if not given
     convention:  what the network takes for its time and predicts; "diffusers": as its scheduler says; "repa": r in
                  [0, 1] with noise at 1, eps - x; "sit": data at 1, x - eps. With the last two the scheduler only says
@@ -42,12 +45,15 @@ def from_diffusers(
     embeddings:  of a model of texts: `ForeignNetwork`
     num_classes: where not all labels of the network are classes, such as a UNet2DModel's whose last one is null
     shape:       (C, H, W) of an image, or of latents, where its configuration does not say
-    The network is put in evaluation mode; nothing else of it changes. `denoiser.process` has its schedule.
+    A network that is passed stays as it is: the denoiser has a copy in evaluation mode, which shares its weights.
+    What is done to that network later, but for its weights, such as a move to a device, the copy does not follow.
+    `denoiser.process` has its schedule.
     Raises ValueError for classes and schedulers that are not known, for distilled models, and where the network's time
     runs another way than the convention says; or if diffusers is missing. Warns of an untrained network.
     """
     if isinstance(source, nn.Module):
-        net = source
+        source = getattr(source, "_orig_mod", source)  # of torch.compile
+        net = copied(source, source, bfloat16=False)
         name, config = type(net).__name__, dict(getattr(net, "config", {}))
         check_name(Path(name), config)
     else:
@@ -55,7 +61,8 @@ def from_diffusers(
         scheduler = folder.scheduler if scheduler is None else scheduler
         name, config = folder.name, folder.config
         kind_of(name, config)
-        net = folder.network()
+        with own_defaults():
+            net = folder.network()
         config = dict(getattr(net, "config", config))
     schedule, spoken = _spoken(scheduler, convention)
     kind = Kind(by_place) if convention in CONVENTIONS and name not in KINDS else kind_of(name, config)

@@ -44,6 +44,7 @@ from dualrate.foreign.folder import names_of
 from dualrate.integrations.calls import OUTPUTS, calling, class_numbers, count_of, next_seed, sampled
 from dualrate.integrations.codecs import Autoencoder, but_in_float32
 from dualrate.integrations.sealed import Checked, check_sealed, seal, seal_weights
+from dualrate.machine.device import own_defaults
 from dualrate.machine.files import read_json
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import UNGUIDED, Drawer, Guidance
@@ -224,6 +225,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
             )
 
     @staticmethod
+    @own_defaults()
     def of(model: Model, choice: Choice = RECOMMENDED, guidance: Guidance = UNGUIDED) -> DualRatePipeline:
         """Of a model, whose weights it shares. choice, guidance: for calls that say nothing.
 
@@ -356,6 +358,7 @@ class DualRatePipeline(Checked, DiffusionPipeline):
         (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
         seal(folder, TOP)
 
+    @own_defaults()
     @torch.no_grad()
     def __call__(
         self,

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,25 @@ def whole_products() -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32 = before
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """Within the block tensors and modules are float32 on the CPU where nothing else is said, whatever the caller set.
+
+    That is by `torch.set_default_dtype`, `torch.set_default_device` or `with torch.device(...)`. The device `meta` stays:
+    it is asked for where networks are wanted without their content. Torch holds the dtype for all threads of a process.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    own = nullcontext() if device.type in ("cpu", "meta") else torch.device("cpu")
+    if dtype != torch.float32:
+        torch.set_default_dtype(torch.float32)
+    try:
+        with own:
+            yield
+    finally:
+        if dtype != torch.float32:
+            torch.set_default_dtype(dtype)
 
 
 def default_generator(device: torch.device) -> torch.Generator:

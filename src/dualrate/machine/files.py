@@ -210,7 +210,7 @@ def read_tensors(source: Source) -> dict[str, Tensor]:
             dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
             if (first, last) != (start - source.left, first + math.prod(shape) * dtype.itemsize) or last > start:
                 raise ValueError(f"tensor {name} does not follow the one before")
-            tensors[name] = torch.empty(shape, dtype=dtype)
+            tensors[name] = torch.empty(shape, dtype=dtype, device="cpu")
             source.fill(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"no safetensors file: {error!r}") from error

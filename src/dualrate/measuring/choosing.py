@@ -20,6 +20,7 @@ from dualrate.denoisers.denoiser import between
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
+from dualrate.machine.device import own_defaults
 from dualrate.measuring.calibration import read_table
 from dualrate.measuring.drawer import Drawer
 from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
@@ -70,12 +71,14 @@ class Choice(Ranged):
             listed = " ".join(map(str, self.times)) or "none"
             raise ValueError(f"the times of a sampler go from 1 (noise) to 0 (data), got {listed}")
 
+    @own_defaults()
     def drawer(self, model: Model, *, note: Note = warnings.warn, **more: Any) -> Drawer:
         """note: as of `step_plan`; more: fields of a `Drawer`. Raises what `step_for` and `Drawer` raise."""
         name, gamma = self._sampler(model)
         plan = self.step_plan(model, note)
         return Drawer(model, step_for(model, plan, name, gamma, self.eta), plan, **more)
 
+    @own_defaults()
     def settled(self, model: Model, note: Note = warnings.warn) -> Choice:
         """With sampler, noise level and plan said, so that what later versions recommend changes nothing.
 
@@ -84,6 +87,7 @@ class Choice(Ranged):
         sampler, gamma = self._sampler(model)
         return Choice(sampler=sampler, gamma=gamma, eta=self.eta, plan=self.step_plan(model, note))
 
+    @own_defaults()
     def step_plan(self, model: Model, note: Note = warnings.warn) -> StepPlan:
         """note: told where the plan has fewer heavy calls than were asked for, and why.
 

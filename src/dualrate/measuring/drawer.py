@@ -30,6 +30,7 @@ from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
 from dualrate.experiments.experiment import Model
+from dualrate.machine.device import own_defaults
 from dualrate.machine.progress import ImageProgress
 from dualrate.metrics.origin import Origin
 from dualrate.networks.precision import in_bfloat16
@@ -164,6 +165,7 @@ class Drawer(Ranged):
         return None if labels is None or min(Counter(labels).values()) < 2 else torch.tensor(labels)
 
     @cached_property
+    @own_defaults()
     def cost(self) -> PlanCost:
         """What an image costs, whatever its class; of early exits a mean over the first COUNTED images.
 
@@ -190,6 +192,7 @@ class Drawer(Ranged):
         return [one.macs for one in self._expected_costs]
 
     @cached_property
+    @own_defaults()
     def _expected_costs(self) -> list[PlanCost]:
         model, label = self.model, 0 if self.model.num_classes else None
         of = (model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape)
@@ -209,7 +212,9 @@ class Drawer(Ranged):
         for batch in self.states(seeds, progress, watch):
             row = torch.tensor(list(seeds[done : done + len(batch)]), dtype=torch.int64, device=batch.device)
             done += len(batch)
-            yield to_uint8(decoded(self.model.codec, batch, Draws(0, row))).cpu().numpy()
+            with own_defaults():
+                pixels = to_uint8(decoded(self.model.codec, batch, Draws(0, row))).cpu().numpy()
+            yield pixels
 
     def states(
         self,

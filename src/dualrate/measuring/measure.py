@@ -21,6 +21,7 @@ from dualrate.data.given_latents import HeldOut
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Model
+from dualrate.machine.device import own_defaults
 from dualrate.machine.progress import ImageProgress
 from dualrate.machine.workers import Mapper, in_turn
 from dualrate.measuring.drawer import Drawer
@@ -75,6 +76,7 @@ def check(judges: Iterable[Evaluator[Any]], count: int, *, details: bool) -> Non
         _ = first.reference_images
 
 
+@own_defaults()
 def measure(
     drawer: Drawer,
     seeds: range,

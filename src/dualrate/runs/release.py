@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dualrate.machine.device import own_defaults
 from dualrate.machine.files import write_tensors
 from dualrate.machine.folders import MANIFEST, Manifest, check_link, new_folder, some_of
 from dualrate.runs.card import CARD, CURVE, write_card
@@ -43,7 +44,7 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
     if stored.state is None:
         raise ValueError(f"{run} is a model of diffusers, and no run: there is nothing to release; copy the folder")
     target = Path(os.path.realpath(out))  # a link stays one
-    with new_folder(target, replace=True) as folder:
+    with new_folder(target, replace=True) as folder, own_defaults():
         write_experiment(folder, stored.experiment)
         rounded = {name: _rounded(tensor).contiguous() for name, tensor in stored.weights.items()}
         write_tensors(folder / WEIGHTS, rounded, {"iteration": str(stored.iteration)})

@@ -49,6 +49,7 @@ from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.foreign import experiment_of, weights_of
 from dualrate.experiments.upgrade import upgraded
 from dualrate.foreign.folder import is_diffusers, read_folder
+from dualrate.machine.device import own_defaults
 from dualrate.machine.environment import environment
 from dualrate.machine.files import ABSENT, append_record, holders, read_bytes, read_json, read_records, write_whole
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
@@ -92,7 +93,8 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
           weights are intact; without it, the warning is one of Python's
     Raises ValueError if the path is neither, OSError if its files are damaged or cannot be read.
     """
-    return read_stored(path, note).model(device)
+    with own_defaults():
+        return read_stored(path, note).model(device)
 
 
 def codec_of(

@@ -23,7 +23,7 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.draws import Draws
 from dualrate.experiments.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiments.upgrade import upgraded_identity
-from dualrate.machine.device import keep_compiled, peak_memory
+from dualrate.machine.device import keep_compiled, own_defaults, peak_memory
 from dualrate.machine.files import read_records, write_whole
 from dualrate.machine.progress import PlainReporter, Reporter, Silent
 from dualrate.machine.world import World
@@ -59,6 +59,9 @@ STARTED_FROM = {f"{role}_from": role for role in ("encoder", "light", "student",
 Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
 
 
+@own_defaults()
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def train(
     experiment: Experiment,
     out: Path,
@@ -146,7 +149,7 @@ def train(
 
     if config.compile:
         keep_compiled(cache_dir() / COMPILED)
-    with Prefetched(own, device) as batches:
+    with Prefetched(own, device) as batches, torch.autocast(device.type, enabled=False):  # but for its own
         result = fit(
             method,
             batches,

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Range, checked
-from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.denoisers.denoiser import Denoiser, check_labels, posterior_mean
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, GaussianProcess, Process
@@ -132,6 +132,8 @@ def speculate(
             f"{plan.num_steps} steps: pass StepPlan.uniform({plan.num_steps})"
         )
     window = checked("window", window, Window)
+    if label is not None:
+        check_labels(target, label)
     draws = Draws(0, torch.tensor(list(seeds), dtype=torch.int64, device=device))
     cond = Cond(None if label is None else torch.tensor(list(label), dtype=torch.int64, device=device))
     run = _Speculation(target, draft, step, plan, cond, _Numbers(step.process, draws, plan.num_steps, shape), window)

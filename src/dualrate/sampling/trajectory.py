@@ -20,12 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dualrate.denoisers.denoiser import Denoiser, renewal
+from dualrate.denoisers.denoiser import Denoiser, check_labels, renewal
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
+from dualrate.machine.device import own_defaults
 from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.step import Carry, Step
 
@@ -214,8 +215,8 @@ def sample(
     given:    of a decoder: seeds (b,) -> z_0 (b, C, h, w), on the device
     progress: called with (images done, images in all)
     watch:    called with every state of every batch: before the first step, and after each; what it raises ends it all
-    Raises ValueError for no seeds, labels that are not one per seed, a batch size below 1, or a plan that does not go
-    from noise (1) to data (0).
+    Raises ValueError for no seeds, labels that are not one per seed or not known, a step of another process, a batch size
+    below 1, or a plan that does not go from noise (1) to data (0).
     """
     if not len(seeds):
         raise ValueError("nothing to sample: the list of seeds is empty")
@@ -227,19 +228,24 @@ def sample(
         raise ValueError(f"seeds are 64-bit integers, got {strange[0]!r}")
     if label is not None and len(label) != len(seeds):
         raise ValueError(f"one label per image: got {len(label)} labels for {len(seeds)} seeds")
+    if label is not None:
+        check_labels(denoiser, label)
+    if (own := getattr(denoiser, "process", step.process)) != step.process:
+        raise ValueError(f"a step goes along the paths of the denoiser's process, {own}, got one of {step.process}")
     device = torch.device(device)
     for first in range(0, len(seeds), batch_size):
         rows = slice(first, first + batch_size)
-        draws = Draws(0, torch.tensor(list(seeds[rows]), dtype=torch.int64, device=device))
-        of = None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device)
-        cond = Cond(of, None if given is None else given(draws.row))
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            z = first_state(step.process, draws, shape)
-            noise = StepNoise(step.process, draws, plan.num_steps, shape)
-            for state in trajectory(denoiser, step, plan, z, cond, noise):
-                z = state.z
-                if watch is not None:
-                    watch(state)
+        with own_defaults():
+            draws = Draws(0, torch.tensor(list(seeds[rows]), dtype=torch.int64, device=device))
+            of = None if label is None else torch.tensor(list(label[rows]), dtype=torch.int64, device=device)
+            cond = Cond(of, None if given is None else given(draws.row))
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                z = first_state(step.process, draws, shape)
+                noise = StepNoise(step.process, draws, plan.num_steps, shape)
+                for state in trajectory(denoiser, step, plan, z, cond, noise):
+                    z = state.z
+                    if watch is not None:
+                        watch(state)
         if progress is not None:
             progress(min(first + batch_size, len(seeds)), len(seeds))
         yield step.process.data(z).float()
