@@ -29,6 +29,7 @@ from torch import Tensor
 from dualrate.codecs import characters, grey_levels  # noqa: F401  # a file may name them
 from dualrate.codecs.codec import Codec
 from dualrate.codecs.config import CodecConfig
+from dualrate.config.imports import import_module, modules_of
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.given_latents import DrawnLatents
 from dualrate.denoisers.catalogue import denoiser_named, is_denoiser
@@ -144,6 +145,7 @@ class Place:
     codec, given: of its images, and of the latents that a decoder is given, which may have been moved, and decode
                   otherwise than its own
     compiled, graphs, latents: see `Model`
+    modules: of names in use that the other process imports first, as they are imported here
     """
 
     path: Path
@@ -152,6 +154,7 @@ class Place:
     compiled: bool
     graphs: bool
     device: str
+    modules: tuple[str, ...]
     codec: CodecConfig
     given: CodecConfig
     experiment: Experiment = field(compare=False)  # which brings the modules of its parts with it
@@ -160,6 +163,8 @@ class Place:
     @cache  # noqa: B019  # kept as long as a worker lives
     def model(self) -> Model:
         """Raises what `load` raises; ValueError if another model is there by now."""
+        for module in self.modules:
+            import_module(module)
         loaded = load(self.path, device=self.device, note=lambda text: None)
         found = called_by(loaded if self.latents is None else loaded.with_latents(self.latents), self.denoiser)
         if found.weights_hash != self.weights:
@@ -178,7 +183,8 @@ def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
         raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
     where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled, model.graphs)
     codecs = (model.experiment.codec, model.experiment.method.latents)
-    return Place.model, (Place(*where, model.device.type, *codecs, model.experiment, model.latents),)
+    modules = modules_of(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
+    return Place.model, (Place(*where, model.device.type, modules, *codecs, model.experiment, model.latents),)
 
 
 copyreg.pickle(Model, _placed)
