@@ -239,5 +239,5 @@ def test_no_experiment_of_a_recipe_imports_what_it_names(mark):
         plain = json.loads(json.dumps(to_plain(experiment)))
         for place in strings(plain):
             with suppress(ValueError):
-                from_json(Experiment, json.dumps(replaced(plain, place, "evilmod:Evil")).encode())
+                from_json(Experiment, json.dumps(replaced(plain, place, "evilmod:Evil")).encode(), "here")
             assert not mark.exists(), f"{experiment.name}: {place}"
