@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualrate.data.source import Raw, Source, Split, class_numbers, hold_out
-from dualrate.data.untrusted import check_regular, printable, reading
+from dualrate.data.untrusted import printable, reading
+from dualrate.machine.files import check_regular
 
 TEST_NAMES = ("test", "val")  # prefixes; validation files count as test files where there are none
 IMAGE_COLUMNS = ("image", "img")

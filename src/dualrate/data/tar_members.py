@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from dualrate.data.decode import MAX_BYTES, SUFFIXES
 from dualrate.data.folder import TEST_NAMES
 from dualrate.data.source import Member
-from dualrate.data.untrusted import check_regular, printable, reading
+from dualrate.data.untrusted import printable, reading
+from dualrate.machine.files import check_regular
 
 SPLIT_NAMES = ("train", *TEST_NAMES)
 Label = int | str

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.machine.files import read_json
+from dualrate.machine.files import check_files, read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
 
@@ -207,6 +207,7 @@ def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
 
     Raises ValueError where diffusers is missing, for a class without a rule, and for weights that are not the class's.
     """
+    check_files(folder)
     name = read_json(folder / "config.json")["_class_name"]
     if name not in RULES:
         raise ValueError(f"{folder} holds a {name}, for which there is no rule; known are {', '.join(RULES)}")

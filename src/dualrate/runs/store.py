@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copyreg
 import hashlib
+import io
 import json
 import math
 import warnings
@@ -21,7 +22,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeGuard, cast
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -49,7 +49,19 @@ from dualrate.experiments.foreign import experiment_of, weights_of
 from dualrate.experiments.upgrade import upgraded
 from dualrate.foreign.folder import is_diffusers
 from dualrate.machine.environment import environment
-from dualrate.machine.files import ABSENT, append_record, holders, read_bytes, read_json, read_records, write_whole
+from dualrate.machine.files import (
+    ABSENT,
+    MEMORY,
+    MOST_JSON,
+    append_record,
+    holders,
+    read_bytes,
+    read_header,
+    read_json,
+    read_records,
+    tensors_of,
+    write_whole,
+)
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
 from dualrate.runs.pairs import switched
 from dualrate.training import checkpoint
@@ -210,7 +222,8 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
         saved = checkpoint.latest(path / "checkpoints", lambda bad, error: damaged.append(str(error)))
         if saved is None:
             raise ValueError(f"{path} has no checkpoint yet: train it on (dualrate train), then try again")
-        weights, iteration, state = dict(saved.weights()), int(saved.state["iteration"]), saved.state
+        weights, state = dict(saved.weights()), saved.state
+        iteration = _iteration(state.get("iteration"), f"{saved.path}")
         troubles = [f"{one}; iteration {iteration} is read, the newest that is intact" for one in damaged]
     _note_troubles(path, iteration, troubles, note)
     return StoredModel(path, experiment, weights, iteration, state)
@@ -273,7 +286,8 @@ def _distillation(path: Path) -> dict[str, Any] | None:
 
 def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
     try:
-        return read_bytes(path / name) if manifest is None else manifest.content(name)
+        limit = MOST_JSON if name == EXPERIMENT else MEMORY
+        return read_bytes(path / name, limit) if manifest is None else manifest.content(name, limit)
     except Damaged as error:
         raise _damaged(path, error) from error
 
@@ -286,11 +300,18 @@ def _damaged(path: Path, error: Exception) -> OSError:
 def _released(data: bytes, file: Path) -> tuple[dict[str, Tensor], int]:
     """Weights in float32 and the iteration they are from."""
     try:
-        weights = {name: tensor.float() for name, tensor in safetensors.torch.load(data).items()}
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # the library gives no access to it
-        return weights, int(header.get("__metadata__", {}).get("iteration", 0))
+        weights = {name: tensor.float() for name, tensor in tensors_of(data).items()}
+        about = read_header(io.BytesIO(data)).get("__metadata__", {})  # to which the library gives no access
+        return weights, _iteration(about.get("iteration", 0), file.name)
     except (SafetensorError, ValueError) as error:
         raise _damaged(file.parent, ValueError(f"{file.name}: {error}")) from error
+
+
+def _iteration(value: object, where: str) -> int:
+    """Raises ValueError for anything but a number from 0 on."""
+    if not str(value).isdecimal():
+        raise ValueError(f"{where} is of iteration {value!r}, expected a number from 0 on")
+    return int(str(value))
 
 
 def write_experiment(path: Path, experiment: Experiment) -> None:
