@@ -56,6 +56,7 @@ def test_other_errors_stay_what_they_are():
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
 def test_reading_that_fails_names_the_file(tmp_path, monkeypatch, number):
+    (tmp_path / "x.json").write_text("{}")
     failing(monkeypatch, tmp_path / "x.json", number)
     for read in (read_bytes, read_json):
         with pytest.raises(OSError, match=r"x\.json") as caught:

@@ -321,7 +321,7 @@ def device(file: Path) -> None:
 
 def sparse(file: Path) -> None:
     with file.open("wb") as opened:
-        opened.truncate(2**44)
+        opened.truncate(2**43)
 
 
 @pytest.mark.parametrize("name", [*RELEASED, MANIFEST])
@@ -334,9 +334,7 @@ def test_a_pipe_a_device_and_what_no_memory_holds_are_refused_at_once(released, 
         (released / MANIFEST).unlink()
     (released / name).unlink(missing_ok=True)
     made(released / name)
-    with pytest.raises(
-        (ValueError, OSError), match=name if listed or name != "model.safetensors" else "checkpoint|bytes"
-    ):
+    with pytest.raises((ValueError, OSError), match=f"{name}|no checkpoint"):
         load(released)
 
 
@@ -349,7 +347,7 @@ def test_two_tensors_of_a_name_are_refused(released):
     name, entry = next((name, entry) for name, entry in json.loads(header).items() if name != "__metadata__")
     twice = f'{{"{name}":{json.dumps(entry)},{header[1:]}'.encode()
     file.write_bytes(len(twice).to_bytes(8, "little") + twice + content[8 + size :])
-    with pytest.raises(OSError, match="is damaged .*stands there twice"):
+    with pytest.raises(OSError, match=r"is damaged .*stands there twice"):
         load(released)
 
 
@@ -358,7 +356,7 @@ def test_an_iteration_that_is_none_is_refused(released, iteration):
     (released / MANIFEST).unlink()
     file = released / "model.safetensors"
     write_tensors(file, load_file(file), {"iteration": iteration})
-    with pytest.raises(OSError, match="is damaged .*expected a number from 0 on"):
+    with pytest.raises(OSError, match=r"is damaged .*expected a number from 0 on"):
         load(released)
 
 
