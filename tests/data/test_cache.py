@@ -50,7 +50,10 @@ def test_who_may_read_an_entry_the_umask_says(tmp_path, load, umask, folder, fil
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy", "info.json", "."])
 def test_an_entry_of_somebody_else_is_an_error_and_not_damaged(tmp_path, load, name):
     load()
-    with unreadable(entry(tmp_path) / name, tmp_path), pytest.raises(PermissionError, match=entry(tmp_path).name):
+    with (
+        unreadable(entry(tmp_path) / name, tmp_path / "cache"),
+        pytest.raises(PermissionError, match=entry(tmp_path).name),
+    ):
         load()
     assert len(load()) == 18
 
@@ -80,6 +83,35 @@ def test_damage_is_named_with_the_way_out(tmp_path, load, name, content):
         load()
     shutil.rmtree(entry(tmp_path))
     assert len(load()) == 18
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "info.json"])
+def test_a_flipped_bit_is_found_before_anything_is_used(tmp_path, load, name):
+    load()
+    file = entry(tmp_path) / name
+    content = bytearray(file.read_bytes())
+    at = content.index(b'"1"') + 1 if name == "info.json" else len(content) - 3
+    content[at] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged \(its images are not .*; delete that folder and run again"):
+        load()
+
+
+def test_an_entry_is_read_through_once_in_a_process(tmp_path, load, monkeypatch):
+    first = load()
+    assert first.fingerprint == replace(first, hashed="").fingerprint
+    monkeypatch.setattr("dualrate.data.cache.fingerprint_of", lambda *of: pytest.fail("read again"))
+    assert load().fingerprint == first.fingerprint
+
+
+def test_another_archive_of_the_same_size_and_date_is_another_one(tmp_path, load):
+    """As `cp -p`, `rsync -t` and `tar` leave it."""
+    found = []
+    for value in (0, 200):
+        np.savez(tmp_path / "x.npz", images=np.full((20, 8, 8, 1), value, np.uint8))
+        os.utime(tmp_path / "x.npz", (1e9, 1e9))
+        found.append(load(tmp_path / "x.npz").images.mean())
+    assert found == [0, 200]
 
 
 @pytest.mark.parametrize("info", [[], {}, {"labelled": False}, {"labelled": False, "class_names": 3, "skipped": ""}])

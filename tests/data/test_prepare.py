@@ -21,11 +21,12 @@ from data.pickled import by_pickle
 from PIL import Image
 
 from dualrate.data import prepare as prepare_module
+from dualrate.data import shards as shards_module
 from dualrate.data.images import load_images
 from dualrate.data.loader import Batches
 from dualrate.data.look import look_at
 from dualrate.data.prepare import prepare
-from dualrate.data.shards import DATASET, PLAN, Shards, is_finished, read_prepared, verify
+from dualrate.data.shards import BLOCK, DATASET, PLAN, Shards, block_sums, is_finished, read_prepared, verify
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
 from dualrate.machine.workers import Workers, in_turn
 
@@ -184,6 +185,54 @@ def test_a_flipped_bit_is_found_and_that_shard_alone_made_again(photos: Path, tm
     after = {file.name: file.stat().st_mtime_ns for file in out.glob("*.bin")}
     assert {name for name in after if after[name] != before.get(name)} == {"train-00002.bin"}
     assert_same(photos, out, tmp_path)
+
+
+@pytest.mark.parametrize("rows", [[4], slice(None), [11, 5]])
+def test_a_flipped_bit_is_found_before_its_row_is_used(rows: Any, photos: Path, tmp_path: Path) -> None:
+    prepare(photos, tmp_path / "out", size=8, shard_bytes=SMALL)
+    damaged = tmp_path / "out" / "train-00002.bin"
+    content = bytearray(damaged.read_bytes())
+    content[17] ^= 1
+    damaged.write_bytes(content)
+    images = load_images(tmp_path / "out", split="train").images
+    assert images[:4].shape == (4, 3, 8, 8)
+    with pytest.raises(Damaged, match=r"train-00002\.bin is not what was written .*: remove it, then run the same"):
+        _ = images[rows]
+
+
+def test_blocks_are_checked_once_and_those_alone_that_are_used(tmp_path: Path, monkeypatch) -> None:
+    """Rows of 1.5 blocks and a last block that is not full."""
+    row = 3 * BLOCK // 2
+    file = tmp_path / "rows.bin"
+    file.write_bytes(np.random.default_rng(0).bytes(5 * row))
+    sums, asked = block_sums(file), []
+    shards, sum_of = Shards([file], [5], (row,), blocks=[sums]), shards_module._sum
+    assert len(sums) == 8 * 8
+    monkeypatch.setattr(shards_module, "_sum", lambda block: asked.append(len(block)) or sum_of(block))
+    expected = np.frombuffer(file.read_bytes(), np.uint8).reshape(5, row)
+    for rows, blocks in (([1], 2), ([1], 0), ([0, 4], 3), (slice(None), 3)):
+        asked.clear()
+        assert np.array_equal(shards[rows], expected[rows])
+        assert len(asked) == blocks
+    assert asked == [BLOCK] * 3
+    with file.open("r+b") as changed:  # in place, behind the map
+        changed.seek(BLOCK)
+        changed.write(b"another")
+    with pytest.raises(Damaged):
+        _ = Shards([file], [5], (row,), blocks=[sums])[[1]]
+
+
+def test_shards_of_before_there_were_sums_are_read(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(photos, out, size=8, shard_bytes=SMALL)
+    expected = load_images(out, split="train").images[:]
+    dataset = json.loads((out / DATASET).read_text())
+    for part in dataset["splits"].values():
+        for shard in part["shards"]:
+            del shard["blocks"]
+    (out / DATASET).write_text(json.dumps(dataset))
+    Manifest.write(out, json.loads((out / MANIFEST).read_text())["files"])
+    assert np.array_equal(load_images(out, split="train").images[:], expected)
 
 
 @pytest.mark.parametrize("name", [DATASET, "train-labels.npy"])

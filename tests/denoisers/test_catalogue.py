@@ -40,7 +40,7 @@ def test_an_encoder_is_shared_of_a_single_u_vit_alone():
             denoiser_named("shared-encoder")(denoiser, PROCESS)
 
 
-def test_a_name_of_another_package_is_imported():
+def test_a_name_of_another_package_is_found_once_it_is_imported():
     assert denoiser_named("dualrate.denoisers.metered:Metered") is Metered
 
 

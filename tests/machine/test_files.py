@@ -14,12 +14,14 @@ from trouble import failing, forked, full_disk, unreadable
 
 from dualrate.machine.files import (
     append_record,
+    check_files,
     naming,
     open_tensors,
     parse_json,
     read_bytes,
     read_json,
     read_records,
+    tensors_of,
     whole,
     write_tensors,
     write_whole,
@@ -54,6 +56,7 @@ def test_other_errors_stay_what_they_are():
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
 def test_reading_that_fails_names_the_file(tmp_path, monkeypatch, number):
+    (tmp_path / "x.json").write_text("{}")
     failing(monkeypatch, tmp_path / "x.json", number)
     for read in (read_bytes, read_json):
         with pytest.raises(OSError, match=r"x\.json") as caught:
@@ -136,6 +139,37 @@ def test_a_place_that_somebody_has_just_left_is_not_taken_for_one_s_own(tmp_path
         aside.write_text("new")
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
     assert file.read_text() == "new"
+
+
+def test_nothing_but_regular_files_of_sane_size_is_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    write_whole(tmp_path / "a.json", "[" + " " * 2**10 + "]")
+    for name, kind in (("pipe", "a named pipe"), ("zero", "a device"), (".", "a directory")):
+        for reading in (read_bytes, read_json, lambda path: open_tensors(path).__enter__()):
+            with pytest.raises(ValueError, match=f"is {kind}; expected a file"):
+                reading(tmp_path / name)
+    with pytest.raises(ValueError, match="is a named pipe"):
+        check_files(tmp_path)
+    monkeypatch.setattr("dualrate.machine.files.MOST_JSON", 2**10)
+    with pytest.raises(ValueError, match=r"a\.json has more than 1,024 bytes"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^x\.json is not JSON: the key 'a' stands there twice"):
+        parse_json(b'{"b": {"a": 1, "c": 2, "a": 3}}', "x.json")
+    header = (
+        b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}'
+    )
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
+    with (
+        pytest.raises(ValueError, match=r"a\.safetensors is no .*'w' stands"),
+        open_tensors(tmp_path / "a.safetensors"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="'w' stands"):
+        tensors_of((tmp_path / "a.safetensors").read_bytes())
 
 
 def test_two_writers_do_not_meet(tmp_path):

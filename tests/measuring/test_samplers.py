@@ -405,7 +405,8 @@ def test_a_step_of_another_package_is_a_sampler(mine, heavy):
 
 def test_its_images_are_not_taken_for_those_of_a_step_of_the_same_name(mine, heavy, tmp_path):
     (tmp_path / "strange_package" / "other.py").write_text(MINE)
-    steps = [make_step(name, heavy.process) for name in (mine, mine.replace("steps", "other"))]
+    names = mine, mine.replace("steps", "other")
+    steps = [sampler_of(heavy, SamplingOptions(steps=2, sampler=name))[0] for name in names]
     first, second = (Drawer(heavy, step, StepPlan.uniform(2), precision="float32").origin("pixels") for step in steps)
     assert first != second
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from runs.made import NET, ONE, TWO, saved
+from safetensors.torch import load_file
 from torch import nn
 from trouble import flips, full_disk, killed, somebody, unreadable
 
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import Process
 from dualrate.experiments.networks import OneNetwork
-from dualrate.machine.files import append_record
+from dualrate.machine.files import append_record, write_tensors
 from dualrate.machine.folders import MANIFEST, Manifest
 from dualrate.machine.guards import run_lock
 from dualrate.runs.release import export
@@ -321,6 +322,55 @@ def test_a_file_that_is_cut_off_empty_or_missing_is_an_error(released, name):
         (released / name).write_bytes(damaged) if damaged is not None else (released / name).unlink()
         with pytest.raises((OSError, ValueError), match=name):
             load(released)
+
+
+def pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def device(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+def sparse(file: Path) -> None:
+    with file.open("wb") as opened:
+        opened.truncate(2**43)
+
+
+@pytest.mark.parametrize("name", [*RELEASED, MANIFEST])
+@pytest.mark.parametrize("made", [pipe, device, sparse])
+@pytest.mark.parametrize("listed", [True, False], ids=["", "without a manifest"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_pipe_a_device_and_what_no_memory_holds_are_refused_at_once(released, name, made, listed):
+    """Opening the first would wait, reading the others would never end."""
+    if not listed:
+        (released / MANIFEST).unlink()
+    (released / name).unlink(missing_ok=True)
+    made(released / name)
+    with pytest.raises((ValueError, OSError), match=f"{name}|no checkpoint"):
+        load(released)
+
+
+def test_two_tensors_of_a_name_are_refused(released):
+    (released / MANIFEST).unlink()
+    file = released / "model.safetensors"
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].decode().rstrip()
+    name, entry = next((name, entry) for name, entry in json.loads(header).items() if name != "__metadata__")
+    twice = f'{{"{name}":{json.dumps(entry)},{header[1:]}'.encode()
+    file.write_bytes(len(twice).to_bytes(8, "little") + twice + content[8 + size :])
+    with pytest.raises(OSError, match=r"is damaged .*stands there twice"):
+        load(released)
+
+
+@pytest.mark.parametrize("iteration", ["-5", "many", "1e3"])
+def test_an_iteration_that_is_none_is_refused(released, iteration):
+    (released / MANIFEST).unlink()
+    file = released / "model.safetensors"
+    write_tensors(file, load_file(file), {"iteration": iteration})
+    with pytest.raises(OSError, match=r"is damaged .*expected a number from 0 on"):
+        load(released)
 
 
 def test_whoever_reads_the_experiment_alone_checks_it_too(released):

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from dualrate.cli.console import drawing, print_report, reporter
 from dualrate.cli.options import AsJson, AtATime, Device
+from dualrate.config.imports import import_named
 from dualrate.config.ranges import Ranged, Seed, Side, Steps
 from dualrate.machine.device import pick_device
 from dualrate.sampling.catalogue import at_gamma, sampler_named
@@ -83,7 +84,9 @@ class DecodeLatents(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sampler is not None:
-            sampler_named(at_gamma(self.sampler)[0])
+            name, _ = at_gamma(self.sampler)
+            import_named("sampler", name)
+            sampler_named(name)
 
     def run(self) -> None:
         from dualrate.codecs.config import read_codec

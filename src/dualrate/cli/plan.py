@@ -12,12 +12,13 @@ from tyro.conf import arg
 from dualrate.cli.console import loaded
 from dualrate.cli.options import Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.plan_search import SearchOptions, run_search
+from dualrate.config.imports import import_named
 from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.measuring.planning import Candidate, Ranked, spearman
-from dualrate.runs.store import called_by, check_denoiser
+from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import check_grid
 
@@ -158,6 +159,8 @@ class PlanSearch(Ranged):
         if self.by_search.given:
             given = " and ".join(self.by_search.given)
             raise ValueError(f"{given} without --search means nothing: add --search, or drop it")
+        if not is_run(self.denoiser):
+            import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
         check_grid(self.spacing or "t")
         if self.budget is not None:

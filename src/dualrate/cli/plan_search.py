@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualrate.config.imports import import_named
 from dualrate.config.ranges import HeavyCalls, Minutes, Probability, Ranged
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
@@ -40,6 +41,7 @@ class SearchOptions(Ranged):
         return [f"--{name}" for name in ("heavy", "sampler", "gamma") if getattr(self, name) is not None]
 
     def choice(self, steps: int | None) -> Choice:
+        import_named("sampler", self.sampler)
         return Choice(steps, self.heavy, self.sampler, self.gamma)
 
 

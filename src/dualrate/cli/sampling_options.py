@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT, SHARED
 from dualrate.diffusion.plan import StepPlan
@@ -88,7 +89,10 @@ class SamplingOptions(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        import_named("sampler", self.sampler)
         self._choice(None if self.plan is None else StepPlan.uniform(1))  # what excludes each other, before any work
+        if not is_run(self.denoiser):
+            import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
         if is_run(self.denoiser) and self.plan is None:
             raise ValueError(
@@ -96,7 +100,9 @@ class SamplingOptions(Ranged):
                 "--budget 0.5x writes one"
             )
         if self.codec_sampler is not None:
-            sampler_named(at_gamma(self.codec_sampler)[0])
+            name, _ = at_gamma(self.codec_sampler)
+            import_named("sampler", name)
+            sampler_named(name)
 
     def drawer(self, model: Model, note: Note = warnings.warn, **more: Any) -> Drawer:
         """What the options ask for. note: told where it has fewer heavy calls; more: fields of a `Drawer`.

@@ -178,4 +178,4 @@ def _check_class(path: Path) -> None:
 
 def _state(path: Path) -> tuple[Any, ...]:
     files = sorted(path.iterdir()) if path.is_dir() else []
-    return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
+    return tuple((file.name, stat.st_size, stat.st_ctime_ns) for file in files for stat in [file.stat()])

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dualrate.compare.contender import Contender
+from dualrate.config.imports import import_named
 from dualrate.config.ranges import Probability, Ranged, Steps, checked
 from dualrate.denoisers.catalogue import DENOISERS, refreshing
 from dualrate.denoisers.denoiser import between, has_exits
@@ -84,7 +85,10 @@ class Entry(Ranged):
 
     @staticmethod
     def parse(text: str) -> Entry:
-        """Raises ValueError for a run that is not there, a plan or a gamma that is none, or a sampler nobody knows."""
+        """An entry as it is written on a command line, where package.module:name is imported.
+
+        Raises ValueError for a run that is not there, a plan or a gamma that is none, or a sampler nobody knows.
+        """
         name, equals, rest = ("", "", text) if Path(text).is_dir() else text.partition("=")
         name, rest = (name, rest) if equals else ("", text)
         rest, _, sampler = rest.partition("@")
@@ -97,6 +101,9 @@ class Entry(Ranged):
                 f"RUN+DENOISER:32/8, got {text!r}"
             )
         sampler, gamma = at_gamma(sampler)
+        import_named("sampler", sampler)
+        if not is_run(denoiser):
+            import_named("denoiser", denoiser)
         path, *again = map(Path, (*others, run))
         return Entry(path, name or path.resolve().name, plan or None, sampler or None, gamma, denoiser, tuple(again))
 

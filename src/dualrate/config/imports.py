@@ -1,8 +1,13 @@
-"""What is named on a command line as `package.module:name`, of any installed package."""
+"""Names of the form `package.module:name`, of any installed package.
+
+A command line imports what it names (`imported`). A name may also come from a file, and files import nothing: what
+looks it up (`known`) sees only modules that are imported already.
+"""
 
 from __future__ import annotations
 
 import importlib
+import sys
 import traceback
 from types import ModuleType
 
@@ -26,10 +31,60 @@ def import_module(name: str) -> ModuleType:
 
 def imported(text: str) -> object:
     """The object of this name. Raises ValueError for a text of another form, and where there is no such object."""
+    module, name = _parts(text)
+    found = import_module(module)
+    if not hasattr(found, name):
+        raise _absent(found, text)
+    return getattr(found, name)
+
+
+def import_named(kind: str, text: str | None) -> None:
+    """Import what an option names, if it is written package.module:name. kind: what it is to be, for messages.
+
+    Raises ValueError where it cannot be imported.
+    """
+    if text is not None and ":" in text:
+        try:
+            imported(text)
+        except ValueError as error:
+            raise ValueError(f"there is no {kind} {text!r}: {error}") from error
+
+
+def known(text: str) -> object:
+    """The object of this name, of a module that is imported already. Runs no code of any module.
+
+    Raises ValueError as `imported`, and for a module that is not imported, which says how to import it.
+    """
+    module, name = _parts(text)
+    found = already_imported(module)
+    if name not in vars(found):
+        raise _absent(found, text)
+    return vars(found)[name]
+
+
+def modules_of(*names: str | None) -> tuple[str, ...]:
+    """The modules of those of these names that are imported already, for a worker, which begins without them."""
+    modules = [name.partition(":")[0] for name in names if name is not None and ":" in name]
+    return tuple(module for module in dict.fromkeys(modules) if module in sys.modules)
+
+
+def already_imported(module: str) -> ModuleType:
+    """Raises ValueError for a module that is not imported, which says how to import it."""
+    if module not in sys.modules:
+        raise ValueError(
+            f"{module} is not imported, and files name no code to run. If you trust it, have it imported first: "
+            f"dualrate --import {module} COMMAND ..., in Python `import {module}`"
+        )
+    return sys.modules[module]
+
+
+def _parts(text: str) -> tuple[str, str]:
     module, _, name = text.partition(":")
     if not name.isidentifier():
         raise ValueError(f"a name in another package is written package.module:name, got {text!r}")
-    found = import_module(module)
-    if not hasattr(found, name):
-        raise ValueError(f"{module} has no {name!r}, which {text} names; it is {found.__file__ or 'a folder'}")
-    return getattr(found, name)
+    return module, name
+
+
+def _absent(module: ModuleType, text: str) -> ValueError:
+    where = getattr(module, "__file__", None) or "a folder"
+    return ValueError(f"{module.__name__} has no {text.partition(':')[2]!r}, which {text} names; it is {where}")

@@ -11,7 +11,8 @@ from typing import IO
 
 import numpy as np
 
-from dualrate.data.untrusted import check_regular, reading
+from dualrate.data.untrusted import reading
+from dualrate.machine.files import check_regular
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 

@@ -3,6 +3,9 @@
 An entry is a folder images/<key>/ with images.npy (N, C, H, W) uint8, labels.npy (N,) int64 if there are labels, and
 info.json. The key is a sha256 of the files' paths, sizes and times of change and of all options, so an entry is never
 updated. It is written aside and renamed: an interrupted run leaves no half entry. Who may read it, the umask says.
+
+An entry holds the fingerprint of its images, which is made again when a process first opens it: what has changed on the
+disk is found before it is used.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from dualrate.data.decode import MAX_BYTES, decode, resize
+from dualrate.data.shards import Shards
 from dualrate.data.source import Content, DataProgress, Item, Member, Raw, Source
 from dualrate.data.untrusted import one_line, read_limited
 from dualrate.machine.files import ABSENT, naming, read_json
 from dualrate.machine.folders import new_folder
 
 VERSION = 3  # of the entry's format and of the decoding rules: part of every key
+_checked: set[tuple[object, ...]] = set()  # entries that this process has compared with their fingerprint
 _LOOK_ON = 1000  # images still looked at, to describe the shapes that occur, after two were found to differ
 
 OnBad = Literal["fail", "skip"]
@@ -41,12 +46,16 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A cache entry: images are memory-mapped; `notes` say what was left out of the source, if anything was."""
+    """A cache entry: images are memory-mapped; `notes` say what was left out of the source, if anything was.
+
+    fingerprint: `fingerprint_of` what it holds
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
+    fingerprint: str
 
 
 def cache_dir() -> Path:
@@ -63,7 +72,7 @@ def decoded(source: Source, options: Options, cache: Path, progress: DataProgres
     Raises ValueError for bad images (unless they are skipped), images of several shapes, and a damaged entry; OSError
     for files that cannot be read or written.
     """
-    folder = cache / "images" / identity(source, options)
+    folder = cache / "images" / identity(source, options, changes=True)
     if not folder.is_dir():
         try:
             with new_folder(folder) as aside:
@@ -74,13 +83,18 @@ def decoded(source: Source, options: Options, cache: Path, progress: DataProgres
     return _open(folder)
 
 
-def identity(source: Source, options: Options) -> str:
-    """sha256 (hex) of what decoded images depend on: files by path, size and time of change, and options."""
+def identity(source: Source, options: Options, *, changes: bool = False) -> str:
+    """sha256 (hex) of what decoded images depend on: files by path, size and time of modification, and options.
+
+    changes: also by the time of change, which nobody can set: a file put in the place of another is another one,
+             whatever time it was given
+    """
     digest = hashlib.sha256(repr((VERSION, source.name, source.label, options)).encode())
     for file in source.files:
         try:
             stat = file.stat()
-            digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
+            changed = (stat.st_ctime_ns,) if changes else ()
+            digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns, *changed)).encode())
         except OSError as error:  # a link that leads nowhere: bad, once it is read
             digest.update(repr((str(file), error.errno)).encode())
     return digest.hexdigest()
@@ -93,13 +107,30 @@ def _open(folder: Path) -> Entry:
             images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         with naming(folder / "labels.npy"):
             labels = np.load(folder / "labels.npy", allow_pickle=False) if info["labelled"] else None
-        return Entry(images, labels, tuple(info["class_names"]), tuple(info["notes"]))
+        entry = Entry(images, labels, tuple(info["class_names"]), tuple(info["notes"]), info["fingerprint"])
+        stats = [file.stat() for file in sorted(folder.iterdir())]
+        state = (folder, *((stat.st_ino, stat.st_size, stat.st_ctime_ns) for stat in stats))
+        if state not in _checked:
+            if fingerprint_of(entry.images, entry.labels, entry.class_names) != entry.fingerprint:
+                raise ValueError("its images are not those that were written")
+            _checked.add(state)
+        return entry
     except OSError as error:
         if error.errno not in ABSENT:
             raise
         raise _damaged(folder, error) from error
     except (ValueError, KeyError, TypeError, EOFError) as error:
         raise _damaged(folder, error) from error
+
+
+def fingerprint_of(images: np.ndarray | Shards, labels: np.ndarray | None, class_names: tuple[str, ...]) -> str:
+    """sha256 (hex) of images (N, C, H, W), labels and class names."""
+    digest = hashlib.sha256(repr((images.shape, class_names)).encode())
+    for start in range(0, len(images), 256):
+        digest.update(images[start : start + 256].tobytes())
+    if labels is not None:
+        digest.update(labels.tobytes())
+    return digest.hexdigest()
 
 
 def _damaged(folder: Path, error: Exception) -> ValueError:
@@ -114,12 +145,16 @@ def _write(raw: Raw, options: Options, folder: Path, name: str, progress: DataPr
         raise ValueError(f"{summary(bad)} of {raw.count} images in {name} cannot be used; {advice}")
     if not kept:
         raise ValueError(f"{name} has no images")
-    if raw.labels is not None:
+    labels = None if raw.labels is None else raw.labels[kept]
+    if labels is not None:
         with naming(folder / "labels.npy"):
-            np.save(folder / "labels.npy", raw.labels[kept], allow_pickle=False)
+            np.save(folder / "labels.npy", labels, allow_pickle=False)
+    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     notes = [f"skipped {summary(bad)} of {raw.count} images"] if bad else []
     notes += [raw.note] if raw.note else []
-    info = {"name": name, "labelled": raw.labels is not None, "class_names": raw.class_names, "notes": notes}
+    names = [str(one) for one in raw.class_names]
+    info = {"name": name, "labelled": labels is not None, "class_names": names, "notes": notes}
+    info["fingerprint"] = fingerprint_of(images, labels, tuple(names))
     with naming(folder / "info.json"):
         (folder / "info.json").write_text(json.dumps(info, indent=1))
 

@@ -31,7 +31,7 @@ from dualrate.data.prepare_folder import (
     record_file,
     remove_leftovers,
 )
-from dualrate.data.shards import DATASET, ENCODED, FORMAT, SHARD_BYTES, is_finished, labels_file
+from dualrate.data.shards import DATASET, ENCODED, FORMAT, SHARD_BYTES, block_sums, is_finished, labels_file
 from dualrate.data.source import SPLITS, DataProgress, Split
 from dualrate.data.untrusted import resolved
 from dualrate.machine.device import whole_products
@@ -155,7 +155,7 @@ def encode_shard(
             content = moments_of(codec, batch, device, mirrored).numpy().tobytes()
             digest.update(content)
             file.write(content)
-    record = {"images": block.count, "sha256": digest.hexdigest()}
+    record = {"images": block.count, "sha256": digest.hexdigest(), "blocks": block_sums(folder / block.file)}
     write_whole(folder / record_file(block.file), json.dumps(record))
 
 

@@ -5,7 +5,6 @@ The 8-bit rule: x = u / 127.5 - 1 and u = round(127.5 x + 127.5), clamped to 0..
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,15 +18,16 @@ from torch import Tensor
 
 from dualrate.codecs.config import NoCodec
 from dualrate.data import fashion_mnist
-from dualrate.data.cache import OnBad, Options, cache_dir, decoded
+from dualrate.data.cache import OnBad, Options, cache_dir, decoded, fingerprint_of
 from dualrate.data.folder import folder_source
 from dualrate.data.npz import npz_source
 from dualrate.data.shards import ENCODED, Shards, is_prepared, read_prepared, shards_source
 from dualrate.data.source import DataProgress, Source, Split
 from dualrate.data.tars import tar_files, tar_source
-from dualrate.data.untrusted import check_regular, resolved
+from dualrate.data.untrusted import resolved
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Shape
+from dualrate.machine.files import check_regular
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
@@ -109,12 +109,7 @@ class ImageSet:
 
     @cached_property
     def _digest(self) -> str:
-        digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        for start in range(0, len(self), 256):
-            digest.update(self.images[start : start + 256].tobytes())
-        if self.labels is not None:
-            digest.update(self.labels.tobytes())
-        return digest.hexdigest()
+        return fingerprint_of(self.images, self.labels, self.class_names)
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -163,7 +158,7 @@ def load_images(
     entry = decoded(found, Options(size, channels, on_bad), cache, report)
     for note in filter(None, (found.note, *entry.notes)):
         report(len(entry.images), len(entry.images), note)
-    return ImageSet(entry.images, entry.labels, entry.class_names, found.name)
+    return ImageSet(entry.images, entry.labels, entry.class_names, found.name, entry.fingerprint)
 
 
 def prepared_folder(source: str | Path) -> Path | None:

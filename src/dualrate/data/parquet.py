@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualrate.data.source import Raw, Source, Split, class_numbers, hidden, hold_out, some, split_named
-from dualrate.data.untrusted import check_regular, printable, reading
+from dualrate.data.untrusted import printable, reading
+from dualrate.machine.files import check_regular
 
 PREFIXES = ("train", "test", "val")  # of files' names, in any case
 HELD_OUT = ("test", "val", "dev", "eval")  # the first with labels is the test split

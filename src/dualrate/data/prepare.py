@@ -28,7 +28,7 @@ from dualrate.data.prepare_folder import (
     record_file,
     remove_leftovers,
 )
-from dualrate.data.shards import DATASET, FORMAT, PLAN, SHARD_BYTES, Shards, is_finished, labels_file
+from dualrate.data.shards import DATASET, FORMAT, PLAN, SHARD_BYTES, Shards, block_sums, is_finished, labels_file
 from dualrate.data.source import SPLITS, DataProgress, Items, Raw, Source, Split
 from dualrate.data.untrusted import one_line
 from dualrate.machine.files import read_json, whole, write_whole
@@ -161,7 +161,8 @@ def make_shard(folder: Path, options: Options, block: Block) -> None:
                 f"{summary(rejects)} of {block.count} images cannot be used; --on-bad skip leaves them out"
             )
     labels = None if block.labels is None else block.labels[kept].tolist()
-    record = {"images": len(kept), "labels": labels, "sha256": digest.hexdigest(), "rejects": rejects}
+    sums = {"sha256": digest.hexdigest(), "blocks": block_sums(folder / block.file)}
+    record = {"images": len(kept), "labels": labels, **sums, "rejects": rejects}
     write_whole(folder / record_file(block.file), json.dumps(record))
 
 
@@ -210,7 +211,7 @@ def _described(
         "class_names": raw.class_names,
         "fingerprint": whole_set.fingerprint,
         "shards": [
-            {"file": file, "images": r["images"], "sha256": r["sha256"], "rejects": r["rejects"]}
+            {"file": file, **{name: r[name] for name in ("images", "sha256", "blocks", "rejects") if name in r}}
             for file, r in zip(files, records, strict=True)
         ],
     }

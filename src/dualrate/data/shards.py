@@ -2,13 +2,14 @@
 
     FOLDER/prepare.json       what it is made of, and how: who finds this file takes the folder for prepared images
     FOLDER/train-00000.bin    N x C x H x W bytes, one image after the other; test-00000.bin, ... alike
-    FOLDER/train-00000.json   of a finished shard: how many images, their labels, sha256, what was left out and why
+    FOLDER/train-00000.json   of a finished shard: how many images, their labels, sha256, CRC-32 of its blocks, what was
+                              left out and why
     FOLDER/train-labels.npy   (N,) int64 over all shards, if there are labels
     FOLDER/dataset.json       once all is there: names, counts, fingerprints, and the shards without their labels
     FOLDER/MANIFEST.json      size and sha256 of dataset.json and the labels, which are checked at every start
 
 The fingerprint is that of the images read from their source directly: a run or a judge cannot tell the two apart, and
-no pixel is read for it at a start.
+no pixel is read for it at a start. A block of a shard is compared with its CRC-32 before the first of its rows is used.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import hashlib
 import io
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -36,6 +38,7 @@ FORMAT = 1
 PLAN, DATASET = "prepare.json", "dataset.json"
 ENCODED = "encode.json"  # in place of PLAN, where the rows are latents
 SHARD_BYTES = 2**28  # of one, about
+BLOCK = 2**18  # bytes that a CRC-32 is of
 _OPEN = 256  # shards mapped at a time: each holds a file open, of which a process may have 1024
 AGAIN = "run the same `dualrate data prepare` (or encode) again: it makes what is missing, and nothing else"
 
@@ -44,12 +47,20 @@ class Shards:
     """Rows in files as one array that is only read: (N, *shape), indexed by a slice or by numbers of rows.
 
     counts: rows in each of the files; shape: of a row, (C, H, W) of an image
+    blocks: `block_sums` of each file; empty: of a file that an earlier version wrote, which is not checked
     """
 
     def __init__(
-        self, files: Sequence[Path], counts: Sequence[int], shape: Sequence[int], dtype: str = "uint8"
+        self,
+        files: Sequence[Path],
+        counts: Sequence[int],
+        shape: Sequence[int],
+        dtype: str = "uint8",
+        blocks: Sequence[str] = (),
     ) -> None:
         self.files, self.dtype = tuple(files), np.dtype(dtype)
+        self.blocks = tuple(blocks) or ("",) * len(self.files)
+        self._good: dict[tuple[int, ...], NDArray[np.bool_]] = {}  # blocks, by file, inode, size and time of change
         self.starts = np.array([0, *accumulate(counts)])
         self.shape = (int(self.starts[-1]), *shape)
         self._mapped = lru_cache(maxsize=_OPEN)(self._map)
@@ -58,7 +69,7 @@ class Shards:
         return self.shape[0]
 
     def __getitem__(self, index: slice | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """A copy of these rows. Raises IndexError for rows that there are not."""
+        """A copy of these rows. Raises IndexError for rows that there are not, Damaged for a block that has changed."""
         rows = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index, np.int64)
         if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)} images")
@@ -67,13 +78,36 @@ class Shards:
         images = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         for number in np.unique(shard):
             here = shard == number
-            images[here] = self._mapped(int(number))[rows[here] - self.starts[number]]
+            mapped, good = self._mapped(int(number))
+            own = rows[here] - self.starts[number]
+            self._check(int(number), mapped, good, own)
+            images[here] = mapped[own]
         return images
 
-    def _map(self, number: int) -> NDArray[Any]:
-        count = int(self.starts[number + 1] - self.starts[number])
-        with naming(self.files[number]):
-            return np.memmap(self.files[number], self.dtype, "r", shape=(count, *self.shape[1:]))
+    def _map(self, number: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """A file's rows, and which of its blocks are known to be good."""
+        count, file = int(self.starts[number + 1] - self.starts[number]), self.files[number]
+        with naming(file):
+            stat = file.stat()
+            mapped = np.memmap(file, self.dtype, "r", shape=(count, *self.shape[1:]))
+        state = (number, stat.st_ino, stat.st_size, stat.st_ctime_ns)
+        return mapped, self._good.setdefault(state, np.zeros(-(-mapped.nbytes // BLOCK), bool))
+
+    def _check(self, number: int, mapped: NDArray[Any], good: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
+        """Raises Damaged unless the blocks of these rows are what was written; each is read for it once."""
+        sums, row = self.blocks[number], mapped.nbytes // len(mapped)
+        if not sums:
+            return
+        first, last = rows * row // BLOCK, (rows * row + row - 1) // BLOCK
+        wanted = np.unique(np.concatenate([np.minimum(first + i, last) for i in range(int((last - first).max()) + 1)]))
+        content = mapped.reshape(-1).view(np.uint8)
+        for block in wanted[~good[wanted]].tolist():
+            if _sum(content[block * BLOCK : (block + 1) * BLOCK]) != sums[8 * block : 8 * block + 8]:
+                raise Damaged(
+                    f"{self.files[number]} is not what was written (block {block} of {BLOCK:,} bytes): remove it, "
+                    f"then {AGAIN}"
+                )
+            good[block] = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +161,8 @@ def read_packed(folder: Path, split: Split) -> Packed:
     labels = None
     if part["labelled"]:
         labels = np.load(io.BytesIO(_content(manifest, labels_file(split))), allow_pickle=False)
-    return Packed(Shards(files, counts, row["shape"], row["dtype"]), labels, dataset, part)
+    blocks = [shard.get("blocks", "") for shard in part["shards"]]
+    return Packed(Shards(files, counts, row["shape"], row["dtype"], blocks), labels, dataset, part)
 
 
 def read_prepared(folder: Path, split: Split) -> Prepared:
@@ -171,6 +206,16 @@ def sha256_of(file: Path) -> str:
     """In hex."""
     with naming(file), file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def block_sums(file: Path) -> str:
+    """The CRC-32 of every block of a file, 8 hex digits each."""
+    with naming(file), file.open("rb") as opened:
+        return "".join(_sum(block) for block in iter(partial(opened.read, BLOCK), b""))
+
+
+def _sum(block: Any) -> str:
+    return f"{zlib.crc32(block):08x}"
 
 
 def check_size(file: Path, size: int) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from dualrate.data.decode import MAX_BYTES, SUFFIXES
 from dualrate.data.source import Member, hidden, split_named
-from dualrate.data.untrusted import check_regular, printable, reading
+from dualrate.data.untrusted import printable, reading
+from dualrate.machine.files import check_regular
 
 Label = int | str
 _BLOCK = tarfile.BLOCKSIZE

@@ -70,7 +70,7 @@ def tar_source(files: Sequence[Path], root: Path, split: Split, progress: DataPr
     """
 
     def read() -> Raw:
-        stamps = tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        stamps = tuple((file.stat().st_size, file.stat().st_ctime_ns) for file in files)
         return _raw(_listing(tuple(files), root, stamps, progress), root, split)
 
     return Source(f"{printable(root.stem if root in files else root.name)}/{split}", tuple(files), read)

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dualrate.machine.files import check_regular, check_size
+
 MAX_TEXT = 10_000_000  # bytes of a text file, such as a plan
 _MAX_MESSAGE = 500  # characters of what a decoder says
-_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def resolved(source: str | Path) -> Path:
@@ -27,22 +21,12 @@ def resolved(source: str | Path) -> Path:
         raise ValueError(f"the data source {str(source)!r} is no path ({error})") from error
 
 
-def check_regular(path: Path, limit: int | None = None) -> None:
-    """Raise OSError if there is no such file; ValueError for a directory, pipe, socket or device, all of which may
-    block or never end, and for a file of more than `limit` bytes."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        kind = next((name for holds, name in _KINDS if holds(found.st_mode)), "of an unknown kind")
-        raise ValueError(f"{path} is {kind}; expected a file")
-    _check_size(path, found.st_size, limit)
-
-
 def read_limited(path: Path, limit: int) -> bytes:
     """The content of a file; raises what `check_regular` raises."""
     check_regular(path, limit)
     with open(path, "rb") as file:
         data = file.read(limit + 1)  # a file may grow, or say that it has no size
-    _check_size(path, len(data), limit)
+    check_size(path, len(data), limit)
     return data
 
 
@@ -81,8 +65,3 @@ def one_line(error: Exception) -> str:
 def printable(name: str) -> str:
     r"""A file name in which bytes that are no UTF-8 are written as \xff, so that it can be printed and encoded."""
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def _check_size(path: Path, size: int, limit: int | None) -> None:
-    if limit is not None and size > limit:
-        raise ValueError(f"{path} has more than {limit:,} bytes, the most that is accepted here")

@@ -1,8 +1,9 @@
 """Denoisers by name, made around that of a trained model: what spends less per step without training.
 
-A name of the form `package.module:name` is one of another package: a class or a function that takes a denoiser and its
-process, and returns a denoiser. `early-exit-0.05` sets the threshold of a run with exits, which was trained for them;
-`shared-encoder-3` shares the first three middle blocks, where `shared-encoder` shares five in six.
+A name of the form `package.module:name` is one of another package, which is imported already: a class or a function
+that takes a denoiser and its process, and returns a denoiser. `early-exit-0.05` sets the threshold of a run with exits,
+which was trained for them; `shared-encoder-3` shares the first three middle blocks, where `shared-encoder` shares five
+in six.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from dualrate.config.imports import imported
+from dualrate.config.imports import known
 from dualrate.config.ranges import Probability, checked
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.early_exit import EarlyExit
@@ -58,7 +59,7 @@ def refreshing(name: str | None) -> Refreshing:
 
 
 def denoiser_named(name: str) -> Around:
-    """Makes the denoiser of a name in DENOISERS, of early exits, or of another package.
+    """Makes the denoiser of a name in DENOISERS, of early exits, or of another package that is imported already.
 
     Raises ValueError for any other name.
     """
@@ -73,7 +74,7 @@ def denoiser_named(name: str) -> Around:
             f"there is no denoiser {name!r}; known is {', '.join(DENOISERS)}, {EARLY_EXIT}0.05, {SHARED}3, and "
             "package.module:name of your own"
         )
-    found = imported(name)
+    found = known(name)
     try:
         inspect.signature(cast(Around, found)).bind(None, None)
     except (TypeError, ValueError) as error:

@@ -16,7 +16,7 @@ from torch import nn
 
 from dualrate.foreign.kinds import KINDS
 from dualrate.foreign.schedulers import NO_MEAN
-from dualrate.machine.files import read_json
+from dualrate.machine.files import check_files, read_json
 from dualrate.machine.folders import some_of
 
 INDEX, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -110,6 +110,7 @@ def read_folder(path: Path) -> Folder:
     if index and role is None:
         raise ValueError(f"{path} has no {' or '.join(COMPONENTS)}; its {INDEX} lists {', '.join(index)}")
     place = _component(path, role) if role else path
+    check_files(place)  # their library would wait for a pipe
     config = _object(place / NETWORK)
     beside = _component(path, "scheduler") / SCHEDULER
     check_name(path, config)

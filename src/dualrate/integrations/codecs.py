@@ -29,7 +29,7 @@ from dualrate.codecs.codec import Codec, Moments, Normalisation
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Shape
 from dualrate.foreign.folder import variant_of
-from dualrate.machine.files import read_json
+from dualrate.machine.files import check_files, read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
 
@@ -209,6 +209,7 @@ def read_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Codec:
     Raises ValueError where diffusers is missing, for a class without a rule, and for weights that are not the class's;
     OSError as `variant_of`.
     """
+    check_files(folder)
     name = read_json(folder / "config.json")["_class_name"]
     if name not in RULES:
         raise ValueError(f"{folder} holds a {name}, for which there is no rule; known are {', '.join(RULES)}")

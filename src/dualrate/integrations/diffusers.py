@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, decoded
 from dualrate.codecs.config import CodecFolder, HeldCodec
+from dualrate.config.imports import already_imported
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
@@ -317,6 +318,19 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     def guidance_scale(self) -> float:
         """Of the latest call."""
         return self._guidance_scale
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Raises ValueError for a part of a library that is neither diffusers nor imported already.
+
+        Older versions of diffusers import whatever module the file names.
+        """
+        found = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        for name, part in (found[0] if isinstance(found, tuple) else found).items():
+            library = part[0] if isinstance(part, list | tuple) and part and not name.startswith("_") else None
+            if isinstance(library, str) and library != "diffusers":
+                already_imported(library)
+        return found
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from dualrate.machine.files import check_files
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
 
 
@@ -25,7 +26,9 @@ def check_sealed(folder: Path, required: str) -> None:
     """Raises OSError, naming the file, unless all that the manifest lists is what it says; warns where there is none.
 
     required: a file that it lists in any case
+    Raises ValueError for a pipe, a socket or a device among the folder's files.
     """
+    check_files(folder)
     try:
         manifest = Manifest.read(folder, [required])
         if manifest is not None:

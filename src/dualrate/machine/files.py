@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import math
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import safetensors
 import safetensors.torch
@@ -28,6 +29,15 @@ from torch import Tensor
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # no such file
 MOST_HEADER = 10**8  # bytes; the library's own limit
+MOST_JSON = 2**28  # bytes
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -55,23 +65,51 @@ def naming(path: Path | str) -> Iterator[None]:
         raise
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file; an OSError that names it."""
+def check_regular(path: Path, limit: int | None = None) -> None:
+    """Raise OSError if there is no such file; ValueError for a directory, pipe, socket or device, all of which may
+    block or never end, and for a file of more than `limit` bytes."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for holds, name in _KINDS if holds(found.st_mode)), "of an unknown kind")
+        raise ValueError(f"{path} is {kind}; expected a file")
+    check_size(path, found.st_size, limit)
+
+
+def check_size(path: Path, size: int, limit: int | None) -> None:
+    """Raises ValueError for a file of more than `limit` bytes."""
+    if limit is not None and size > limit:
+        raise ValueError(f"{path} has more than {limit:,} bytes, the most that is accepted here")
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """The content of a file; an OSError that names it.
+
+    Raises ValueError as `check_regular`. limit: None: this machine's memory
+    """
     with naming(path):
+        check_regular(path, MEMORY if limit is None else limit)
         return path.read_bytes()
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises ValueError, naming it, for anything else."""
-    return parse_json(read_bytes(path), str(path))
+    """What a JSON file holds. Raises ValueError, naming it, for anything else, and for more than MOST_JSON bytes."""
+    return parse_json(read_bytes(path, MOST_JSON), str(path))
 
 
 def parse_json(content: bytes | bytearray, where: str) -> Any:
-    """The value of some JSON. Raises ValueError that says where it is from."""
+    """The value of some JSON. Raises ValueError that says where it is from, also for an object with a key twice."""
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return found
 
 
 def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -219,6 +257,31 @@ def read_tensors(source: Source) -> dict[str, Tensor]:
     return tensors
 
 
+def read_header(file: IO[bytes]) -> dict[str, Any]:
+    """The header of a safetensors file, from its beginning. Raises ValueError for none, and for a name twice in it.
+
+    The library takes the last of two tensors of a name.
+    """
+    size = int.from_bytes(file.read(8), "little")
+    header = parse_json(file.read(size), "its header") if size <= MOST_HEADER else None
+    if not isinstance(header, dict):
+        raise ValueError(f"no safetensors file: a header of {size} bytes")
+    return header
+
+
+def tensors_of(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file's content. Raises SafetensorError, or ValueError as `read_header`."""
+    read_header(io.BytesIO(content))
+    return safetensors.torch.load(content)
+
+
+def check_files(folder: Path) -> None:
+    """Before another library opens the files of a folder: raises ValueError for a pipe, a socket or a device there."""
+    for file in sorted(folder.iterdir()):
+        if file.exists() and not file.is_dir():
+            check_regular(file)
+
+
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
     """A safetensors file, of which single tensors can be read.
@@ -226,7 +289,12 @@ def open_tensors(path: Path) -> Iterator[Any]:
     Raises ValueError for another content; OSError if the system does not give it, which the library calls missing.
     """
     with naming(path):
-        path.open("rb").close()
+        check_regular(path)
+        try:
+            with path.open("rb") as content:
+                read_header(content)
+        except ValueError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from error
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 yield file

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from dualrate.machine.files import ABSENT, naming, read_json, sync, write_whole
+from dualrate.machine.files import ABSENT, MEMORY, check_regular, naming, read_json, sync, write_whole
 
 MANIFEST = "MANIFEST.json"
 CHUNK = 2**20  # bytes that are read at once: few enough to be hashed in the processor's cache
@@ -67,22 +67,27 @@ class Manifest:
             raise Damaged(f"{file}: {odd} are not plain file names")
         return Manifest(folder, entries)
 
-    def content(self, name: str) -> bytes:
-        """A file's content, once it is what the manifest says. Raises Damaged, naming it, otherwise."""
-        with self.opened(name) as file:
+    def content(self, name: str, limit: int = MEMORY) -> bytes:
+        """A file's content, once it is what the manifest says. Raises Damaged, naming it, otherwise.
+
+        limit: bytes that it may have
+        """
+        with self.opened(name, limit) as file:
             content = bytearray(file.left)
             file.fill(content)
         return bytes(content)
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[Hashed]:
+    def opened(self, name: str, limit: int | None = None) -> Iterator[Hashed]:
         """A file to be read once. What was made of it may be used when the block has ended: then it is checked.
 
+        limit: bytes that it may have
         Raises Damaged, naming the file, unless its content is what the manifest says, whatever ValueError came of it.
         """
         file, (size, expected) = self.folder / name, self.entries[name]
         damaged = Damaged(f"{file}: its content is not what the manifest says")
         try:
+            check_regular(file, limit)
             with naming(file), file.open("rb", buffering=0) as opened:
                 if os.fstat(opened.fileno()).st_size != size:
                     raise damaged
@@ -93,7 +98,7 @@ class Manifest:
                     problem = error
                 content.finish()
         except ValueError as error:
-            raise Damaged(f"{file!r}: no name of a file ({error})") from error
+            raise Damaged(f"{file!r}: no file that can be read ({error})") from error
         except OSError as error:
             if error.errno in ABSENT:
                 raise Damaged(f"{file}: {error.strerror}") from error
@@ -130,6 +135,7 @@ class Hashed:
 
 
 def _entry(file: Path) -> dict[str, int | str]:
+    check_regular(file)
     with naming(file), file.open("rb") as opened:
         return {"size": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 

@@ -22,12 +22,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.data.shards import Shards
-from dualrate.machine.files import read_bytes
+from dualrate.machine.files import read_bytes, tensors_of
 from dualrate.metrics.extractor import features_of_photos, resized
 
 MODEL, REVISION = "facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
@@ -94,8 +93,8 @@ def build(transformers: Any, config: Path, weights: Path) -> tuple[Any, str]:
     """The net of a config.json and a .safetensors file, and the sha256 (hex) of the very bytes that it was made of."""
     content = read_bytes(weights)
     try:
-        tensors = tensors_from_bytes(content)
-    except SafetensorError as error:
+        tensors = tensors_of(content)
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{weights} is no safetensors file ({error}): delete it, and it is fetched again") from error
     module, report = transformers.Dinov2Model.from_pretrained(
         None,

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_of_tensors
 from torch import nn
 
 from dualrate.config.serial import from_json, to_plain
-from dualrate.machine.files import read_bytes, write_whole
+from dualrate.machine.files import read_bytes, tensors_of, write_whole
 
 
 class Card(Protocol):
@@ -85,7 +84,7 @@ class KeptNetwork(Generic[CardType, Module]):
             )
         try:
             module = card.architecture.build()
-            module.load_state_dict(tensors_from_bytes(weights))
+            module.load_state_dict(tensors_of(weights))
         except (ValueError, ArithmeticError, IndexError, RuntimeError, SafetensorError) as error:
             what = " ".join(str(error).split())[:200]
             raise ValueError(f"{card_path} is not of the weights beside it: {what} ...; fetch both again") from error

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from dualrate.data.archive import read_arrays
-from dualrate.data.untrusted import check_regular, printable
-from dualrate.machine.files import naming
+from dualrate.data.untrusted import printable
+from dualrate.machine.files import check_regular, naming
 from dualrate.machine.progress import ImageProgress
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.frechet import ROUNDING, GaussianStats, clamped_eigenvalues

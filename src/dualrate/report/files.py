@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dualrate.machine.files import whole
+from dualrate.machine.files import check_regular, whole
 
 _COLOUR_TYPE = {1: 0, 3: 2}  # of a PNG: grey, RGB
 _END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -30,6 +30,7 @@ def is_whole_png(path: Path, shape: tuple[int, int, int]) -> bool:
     """Whether a file begins as a PNG of this shape (C, H, W) does, and ends as one. Reads 38 bytes of it."""
     channels, height, width = shape
     start = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBB", width, height, 8, _COLOUR_TYPE[channels])
+    check_regular(path)
     with path.open("rb", buffering=0) as file:
         if file.read(len(start)) != start:
             return False

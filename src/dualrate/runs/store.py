@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copyreg
 import hashlib
+import io
 import json
 import math
 import warnings
@@ -23,7 +24,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeGuard, cast
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -31,6 +31,7 @@ from torch import Tensor
 from dualrate.codecs import characters, grey_levels  # noqa: F401  # a file may name them
 from dualrate.codecs.codec import Codec
 from dualrate.codecs.config import CodecConfig
+from dualrate.config.imports import import_module, modules_of
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.given_latents import DrawnLatents
 from dualrate.denoisers.catalogue import denoiser_named, is_denoiser
@@ -51,7 +52,19 @@ from dualrate.experiments.upgrade import upgraded
 from dualrate.foreign.folder import is_diffusers, read_folder
 from dualrate.machine.device import own_defaults
 from dualrate.machine.environment import environment
-from dualrate.machine.files import ABSENT, append_record, holders, read_bytes, read_json, read_records, write_whole
+from dualrate.machine.files import (
+    ABSENT,
+    MEMORY,
+    MOST_JSON,
+    append_record,
+    holders,
+    read_bytes,
+    read_header,
+    read_json,
+    read_records,
+    tensors_of,
+    write_whole,
+)
 from dualrate.machine.folders import MANIFEST, Damaged, Manifest
 from dualrate.runs.pairs import switched
 from dualrate.training import checkpoint
@@ -151,6 +164,7 @@ class Place:
     codec, given: of its images, and of the latents that a decoder is given, which may have been moved, and decode
                   otherwise than its own
     compiled, graphs, latents: see `Model`
+    modules: of names in use that the other process imports first, as they are imported here
     """
 
     path: Path
@@ -159,6 +173,7 @@ class Place:
     compiled: bool
     graphs: bool
     device: str
+    modules: tuple[str, ...]
     codec: CodecConfig
     given: CodecConfig
     experiment: Experiment = field(compare=False)  # which brings the modules of its parts with it
@@ -167,6 +182,8 @@ class Place:
     @cache  # noqa: B019  # kept as long as a worker lives
     def model(self) -> Model:
         """Raises what `load` raises; ValueError if another model is there by now."""
+        for module in self.modules:
+            import_module(module)
         loaded = load(self.path, device=self.device, note=lambda text: None)
         found = called_by(loaded if self.latents is None else loaded.with_latents(self.latents), self.denoiser)
         if found.weights_hash != self.weights:
@@ -185,7 +202,8 @@ def _placed(model: Model) -> tuple[Callable[[Place], Model], tuple[Place]]:
         raise ValueError(f"{model.name} was not loaded from a directory, where workers could load it: use one process")
     where = (model.path.resolve(), model.weights_hash, model.called_by, model.compiled, model.graphs)
     codecs = (model.experiment.codec, model.experiment.method.latents)
-    return Place.model, (Place(*where, model.device.type, *codecs, model.experiment, model.latents),)
+    modules = modules_of(model.called_by, *(getattr(codec, "sampler", None) for codec in codecs))
+    return Place.model, (Place(*where, model.device.type, modules, *codecs, model.experiment, model.latents),)
 
 
 copyreg.pickle(Model, _placed)
@@ -211,7 +229,8 @@ def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
         saved = checkpoint.latest(path / "checkpoints", lambda bad, error: damaged.append(str(error)))
         if saved is None:
             raise ValueError(f"{path} has no checkpoint yet: train it on (dualrate train), then try again")
-        weights, iteration, state = dict(saved.weights()), int(saved.state["iteration"]), saved.state
+        weights, state = dict(saved.weights()), saved.state
+        iteration = _iteration(state.get("iteration"), f"{saved.path}")
         troubles = [f"{one}; iteration {iteration} is read, the newest that is intact" for one in damaged]
     _note_troubles(path, iteration, troubles, note)
     return StoredModel(path, experiment, weights, iteration, state, _class_names(path, manifest))
@@ -281,7 +300,8 @@ def _distillation(path: Path) -> dict[str, Any] | None:
 
 def _content(path: Path, name: str, manifest: Manifest | None) -> bytes:
     try:
-        return read_bytes(path / name) if manifest is None else manifest.content(name)
+        limit = MOST_JSON if name == EXPERIMENT else MEMORY
+        return read_bytes(path / name, limit) if manifest is None else manifest.content(name, limit)
     except Damaged as error:
         raise _damaged(path, error) from error
 
@@ -294,11 +314,18 @@ def _damaged(path: Path, error: Exception) -> OSError:
 def _released(data: bytes, file: Path) -> tuple[dict[str, Tensor], int]:
     """Weights in float32 and the iteration they are from."""
     try:
-        weights = {name: tensor.float() for name, tensor in safetensors.torch.load(data).items()}
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # the library gives no access to it
-        return weights, int(header.get("__metadata__", {}).get("iteration", 0))
+        weights = {name: tensor.float() for name, tensor in tensors_of(data).items()}
+        about = read_header(io.BytesIO(data)).get("__metadata__", {})  # to which the library gives no access
+        return weights, _iteration(about.get("iteration", 0), file.name)
     except (SafetensorError, ValueError) as error:
         raise _damaged(file.parent, ValueError(f"{file.name}: {error}")) from error
+
+
+def _iteration(value: object, where: str) -> int:
+    """Raises ValueError for anything but a number from 0 on."""
+    if not str(value).isdecimal():
+        raise ValueError(f"{where} is of iteration {value!r}, expected a number from 0 on")
+    return int(str(value))
 
 
 def write_experiment(path: Path, experiment: Experiment) -> None:

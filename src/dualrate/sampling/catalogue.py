@@ -1,7 +1,7 @@
 """Samplers by name: how each is made of a process, and what is usual with it. All that names samplers reads this.
 
 What a step says of itself (its order, its calls, whether it is Markovian) is read off the step. A name of the form
-`package.module:Class` is a step of another package, made of the process alone.
+`package.module:Class` is a step of another package that is imported already, made of the process alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal, cast
 
-from dualrate.config.imports import imported
+from dualrate.config.imports import known
 from dualrate.config.ranges import Probability, Range, Ranged
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
@@ -127,8 +127,9 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def sampler_named(name: str) -> Sampler:
-    """The sampler of a name in SAMPLERS, or of a step's class in another package.
+    """The sampler of a name in SAMPLERS, or of a step's class in another package that is imported already.
 
+    The name may be a file's, so nothing is imported here: a command line does that before (`config/imports.py`).
     Raises ValueError for a name that is neither, which lists those there are.
     """
     if name in SAMPLERS:
@@ -140,7 +141,7 @@ def sampler_named(name: str) -> Sampler:
             f"{', '.join(SAMPLERS)}; package.module:Class is a step of your own"
         )
     try:
-        found = imported(name)
+        found = known(name)
     except ValueError as error:
         raise ValueError(f"there is no sampler {name!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Step)) or inspect.isabstract(found):
