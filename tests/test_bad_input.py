@@ -3,6 +3,8 @@
 import os
 import pickle
 import re
+import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +16,10 @@ from PIL import Image
 from training.toy import Recorder
 from trouble import somebody, unreadable
 
+import dualrate as dr
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
+from dualrate.compare.contenders import Entry
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments import data as data_module
@@ -193,6 +197,67 @@ def test_a_run_is_one_run_however_it_is_reached(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "train", "tiny", "--out", "disk/../disk/tiny") == 0
     assert "resuming at iteration 1" in capsys.readouterr().err
     assert len(checkpoint.saved_paths(tmp_path / "disk" / "tiny" / "checkpoints")) == 2
+
+
+# How a path is written
+
+
+EMPTY = {
+    "train tiny --out ''": "the path is empty",
+    "train tiny --data.source ''": "tiny names no images to train on: give --data.source FOLDER",
+    "export RUN --to diffusers ''": "the path is empty",
+    "export RUN --out ''": "the path is empty",
+    "sample RUN --out images --plan ''": "the path is empty",
+    "evaluate RUN --reference ''": "the path is empty",
+    "doctor ''": "the path is empty",
+    "data prepare '' out --size 8": "the data source is empty",
+    "distill fashion-mnist --teacher ''": "the path is empty",
+}
+
+
+@pytest.mark.parametrize(("line", "said"), EMPTY.items())
+def test_an_empty_path_is_refused_by_every_command(run, tmp_path, monkeypatch, capsys, line, said):
+    before = content(tmp_path)
+    assert call(monkeypatch, *shlex.split(line.replace("RUN", str(run)))) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"dualrate: {said}")
+    assert content(tmp_path) == before
+
+
+def test_every_path_of_a_command_line_expands_the_home_directory(run, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(run, tmp_path / "home/run")
+    os.rename("tiny.npz", "home/tiny.npz")
+    assert call(monkeypatch, "train", "tiny", "--data.source=~/tiny.npz", "--out=~/trained") == 0
+    assert call(monkeypatch, "sample", "~/run", "--out=~/images", "--num", 1, "--steps", 1) == 0
+    assert call(monkeypatch, "export", "~/run", "--to", "diffusers", "~/pipeline") == 0
+    assert call(monkeypatch, "cost", "~/run") == 0
+    assert Entry.parse("NAME=~/run,~/run:2").run == tmp_path / "home/run"
+    assert {path.name for path in Path("home").iterdir()} == {"run", "tiny.npz", "trained", "images", "pipeline"}
+    assert not Path("~").exists()
+
+
+def test_python_takes_paths_as_text_and_text_as_paths(tmp_path):
+    data = DataConfig(tmp_path / "tiny.npz")  # pyright: ignore[reportArgumentType]
+    assert data == DataConfig(str(tmp_path / "tiny.npz"))
+    dr.train(replace(TINY, data=data), "runs/x", progress=Recorder())
+    dr.export("runs/x", "released")
+    assert dr.load("released").iteration == dr.load(Path("released")).iteration == 2
+    images = dr.load_images("tiny.npz", split="train", cache="kept").images
+    dr.save_grid(images[:4], "grid.png")
+    assert Path("grid.png").is_file()
+    assert Path("kept/images").is_dir()
+    for refused in (
+        lambda: dr.train(TINY, ""),
+        lambda: dr.load(""),
+        lambda: dr.export("runs/x", ""),
+        lambda: dr.load_images("", split="train"),
+        lambda: dr.save_grid(images[:4], ""),
+        lambda: dr.from_diffusers(""),
+        lambda: dr.from_diffusers("no\0path"),
+    ):
+        with pytest.raises(ValueError, match=r"is empty|is no path"):
+            refused()
 
 
 # Options that do not go together

@@ -8,8 +8,8 @@
 
 A number outside its range, a number of another kind (2.5 or True for a whole number, nan for any) and a value that a
 `Literal` does not list raise a ValueError that says which field it is, what it may be and what it got. numpy's numbers
-become Python's, lists become tuples, paths become text where text is kept. What a range cannot say, such as one field below another, a class checks itself in
-`__post_init__`, after `super().__post_init__()`.
+become Python's, lists become tuples, and a path becomes text where the field is text. What a range cannot say, such as
+one field below another, a class checks itself in `__post_init__`, after `super().__post_init__()`.
 
 Upper ends are generous: they keep a machine from hanging on a slip, and are no advice.
 """
@@ -20,6 +20,7 @@ import math
 import os
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
@@ -94,12 +95,11 @@ def as_path(path: str | os.PathLike[str], what: str = "the path") -> Path:
         raise ValueError(f"{what} is empty: expected the name of a file or folder; . is the current folder")
     try:
         found = Path(path).expanduser()
-        os.lstat(found)
+        with suppress(OSError):  # not there, or not to be seen: whoever opens it says so
+            os.lstat(found)
+        return found
     except (RuntimeError, ValueError) as error:  # no such home directory, a null character
         raise ValueError(f"{what} {str(path)!r} is no path ({error})") from error
-    except OSError:  # not there, or not to be seen: whoever opens it says so
-        pass
-    return found
 
 
 class Ranged:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.config import NoCodec
+from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import OnBad, Options, cache_dir, decoded
 from dualrate.data.folder import folder_source
@@ -131,7 +132,7 @@ def load_images(
     size: int | None = None,
     channels: Literal[1, 3] | None = None,
     on_bad: OnBad = "fail",
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: DataProgress | None = None,
 ) -> ImageSet:
     """One split of a data source, decoded once and memory-mapped ever after.
@@ -154,7 +155,7 @@ def load_images(
     report = progress or (lambda done, total, message: None)
     if folder := prepared_folder(source):
         return _prepared(folder, split, size, channels)
-    cache = cache or cache_dir()
+    cache = cache_dir() if cache is None else as_path(cache)
     found = find_source(source, split, cache, report)
     entry = decoded(found, Options(size, channels, on_bad), cache, report)
     if entry.skipped:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from dualrate.config.ranges import as_path
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
@@ -51,7 +52,7 @@ def from_diffusers(
         name, config = type(net).__name__, dict(getattr(net, "config", {}))
         check_name(Path(name), config)
     else:
-        folder = read_folder(Path(source))
+        folder = read_folder(as_path(source))
         scheduler = folder.scheduler if scheduler is None else scheduler
         name, config = folder.name, folder.config
         kind_of(name, config)

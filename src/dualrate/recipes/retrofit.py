@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
-from dualrate.config.ranges import Classes, Factor, FirstIterations, Range, Ranged
+from dualrate.config.ranges import Classes, Factor, FirstIterations, Range, Ranged, as_path
 from dualrate.data.latents import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Shape
@@ -76,7 +76,7 @@ class Retrofit(Ranged):
         """
         if not self.data.source:
             raise ValueError("retrofit trains on images, so it needs them: --data.source FOLDER (or a file)")
-        found = adopted(Path(folder), self.num_classes)
+        found = adopted(as_path(folder), self.num_classes)
         made, account = self._made(found, str(folder))
         (progress or PlainReporter()).note(account)
         return made
@@ -135,7 +135,7 @@ class Retrofit(Ranged):
 
     def _beside(self, found: Adopted, codec: CodecConfig, taps: tuple[Tap, ...]) -> tuple[NetworksConfig, int]:
         """The model with a smaller one, and what a call of that costs."""
-        smaller = adopted(Path(self.light or ""), self.num_classes)
+        smaller = adopted(as_path(self.light or ""), self.num_classes)
         own, network = smaller.folder.codec, smaller.network
         if own is not None and CodecFolder.at(own).fingerprint != codec.fingerprint:
             raise ValueError(

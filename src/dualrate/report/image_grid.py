@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dualrate.config.ranges import as_path
 from dualrate.machine.files import whole
 
 
@@ -28,7 +29,7 @@ def save_grid(images: np.ndarray, path: Path | str, columns: int | None = None, 
 
     Raises ValueError for an ending that names no format of pictures, OSError that names the file.
     """
-    path = Path(path)
+    path = as_path(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path} has no ending that names a format of pictures: .png will do")

@@ -11,6 +11,7 @@ import torch
 
 from dualrate.codecs.characters import BETWEEN, texts
 from dualrate.codecs.codec import Codec, decoded
+from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
 from dualrate.data.given_latents import HeldOut
@@ -49,7 +50,7 @@ Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the met
 
 def train(
     experiment: Experiment,
-    out: Path,
+    out: str | Path,
     *,
     score: Score | None = None,
     score_every: int | None = None,
@@ -68,6 +69,7 @@ def train(
     Raises ValueError if the data does not fit the networks, a run that the method needs does not, or `out` holds
     another experiment or no run; OSError if it cannot be written to.
     """
+    out = as_path(out)
     check_out(experiment.name, out)
     plain = to_plain(experiment)
     if from_plain(Experiment, plain) != experiment:
@@ -163,6 +165,8 @@ def _check_method(experiment: Experiment, out: Path) -> None:
 
 def training_images(experiment: Experiment, decoding: Callable[[int, int, str], None] | None) -> TrainingSet:
     """What the experiment trains on. Raises ValueError if that does not fit its codec or its networks."""
+    if not experiment.data.source:
+        raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
     images = experiment.data.load("train", decoding)
     check_codec(experiment, images)
     check_fit(experiment, images)
