@@ -19,6 +19,7 @@ from trouble import somebody, unreadable
 import dualrate as dr
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
+from dualrate.codecs.config import CodecFolder
 from dualrate.compare.contenders import Entry
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
@@ -258,6 +259,31 @@ def test_python_takes_paths_as_text_and_text_as_paths(tmp_path):
     ):
         with pytest.raises(ValueError, match=r"is empty|is no path"):
             refused()
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(monkeypatch, capsys):
+    Path("file").touch()
+    monkeypatch.setenv("DUALRATE_CACHE", "file/cache")
+    assert call(monkeypatch, "train", "tiny") == 2
+    assert "; the cache is there, " in (told := capsys.readouterr().err.splitlines()[-1])
+    assert told.endswith("/file/cache: set DUALRATE_CACHE to a folder that can be written")
+    assert call(monkeypatch, "evaluate", "elsewhere") == 2
+    assert "DUALRATE_CACHE" not in capsys.readouterr().err
+
+
+def test_commands_on_data_name_options_that_they_have(tmp_path, monkeypatch, capsys):
+    for side in (8, 12):
+        Image.fromarray(np.zeros((side, side), np.uint8)).save(tmp_path / f"{side}.png")
+    monkeypatch.setattr(CodecFolder, "at", lambda folder, device: None)
+    (images := tmp_path / "images").mkdir()
+    for side in (8, 12):
+        for number in range(20):
+            shutil.copy(f"{side}.png", images / f"{side}-{number}.png")
+    assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae") == 2
+    assert "pass --size (and --channels 1 or 3) to bring them to one shape" in capsys.readouterr().err
+    (images / "bad.png").write_bytes(b"no image")
+    assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae", "--size", 8) == 2
+    assert "pass --on-bad skip to leave them out" in capsys.readouterr().err
 
 
 # Options that do not go together

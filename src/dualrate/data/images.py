@@ -190,15 +190,21 @@ def _prepared(folder: Path, split: Split, size: int | None, channels: int | None
     return ImageSet(found.images, found.labels, found.class_names, found.name, found.fingerprint)
 
 
-def find_source(source: str | Path, split: Split, cache: Path, progress: DataProgress) -> Source:
-    """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it."""
-    if source == fashion_mnist.NAME:
-        return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
+def existing(source: str | Path) -> Path:
+    """The place that a source names. Raises FileNotFoundError where nothing is, and what `resolved` raises."""
     path = resolved(source)
     if not path.exists():
         raise FileNotFoundError(
             f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, a .tar, .parquet or .npz file"
         )
+    return path
+
+
+def find_source(source: str | Path, split: Split, cache: Path, progress: DataProgress) -> Source:
+    """One split of a data source, as in `load_images`, with nothing read yet that is not needed to find it."""
+    if source == fashion_mnist.NAME:
+        return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
+    path = existing(source)
     if not path.is_dir():
         check_regular(path)
         if path.suffix == ".npz":
