@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +284,18 @@ def test_commands_on_data_name_options_that_they_have(tmp_path, monkeypatch, cap
     (images / "bad.png").write_bytes(b"no image")
     assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae", "--size", 8) == 2
     assert "pass --on-bad skip to leave them out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("module", "name"), [("__main__", "MyNets"), ("mine", "f.<locals>.MyNets")])
+def test_networks_of_a_notebook_are_refused_before_they_are_trained(tmp_path, module, name):
+    """In a process of its own no command could load them."""
+    kind = dataclass(frozen=True)(type("MyNets", (OneNetwork,), {"__module__": module, "__qualname__": name}))
+    experiment = replace(TINY, networks=kind(NET), data=DataConfig(str(tmp_path / "tiny.npz")))
+    with pytest.raises(
+        ValueError, match=r"MyNets is defined .* a file of its own.*--import my_parts COMMAND"
+    ):
+        train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # Options that do not go together

@@ -30,7 +30,7 @@ from dualrate.methods.method import Method
 from dualrate.networks.precision import in_bfloat16
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
-from dualrate.runs.checks import check_codec, check_end, check_out, data_notes
+from dualrate.runs.checks import check_codec, check_end, check_names, check_out, data_notes
 from dualrate.runs.store import EXPERIMENT, HISTORY, load, note_start, read_experiment, write_experiment
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.cost import call_cost
@@ -66,14 +66,16 @@ def train(
     metrics.jsonl, now and then a grid of samples under the averaged weights, and scores.jsonl if asked to score.
     score, score_every: what scores the averaged weights, and iterations between scores, a multiple of `sample_every`
     world: the processes that train together (`machine/world.py`), each in this call
-    Raises ValueError if the data does not fit the networks, a run that the method needs does not, or `out` holds
-    another experiment or no run; OSError if it cannot be written to.
+    Raises ValueError if the data does not fit the networks, a run that the method needs does not, `out` holds another
+    experiment or no run, or a part is of a class of a notebook or script; OSError if it cannot be written to.
     """
     out = as_path(out)
     check_out(experiment.name, out)
     plain = to_plain(experiment)
     if from_plain(Experiment, plain) != experiment:
         raise ValueError(f"{experiment.name} would not be read again as it is: its parts must be frozen dataclasses")
+    if not (out / EXPERIMENT).exists():
+        check_names(plain)
     _check_method(experiment, out)
     if score_every is not None and score_every % experiment.fit.sample_every:
         raise ValueError(
