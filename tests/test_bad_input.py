@@ -291,9 +291,7 @@ def test_networks_of_a_notebook_are_refused_before_they_are_trained(tmp_path, mo
     """In a process of its own no command could load them."""
     kind = dataclass(frozen=True)(type("MyNets", (OneNetwork,), {"__module__": module, "__qualname__": name}))
     experiment = replace(TINY, networks=kind(NET), data=DataConfig(str(tmp_path / "tiny.npz")))
-    with pytest.raises(
-        ValueError, match=r"MyNets is defined .* a file of its own.*--import my_parts COMMAND"
-    ):
+    with pytest.raises(ValueError, match=r"MyNets is defined .* a file of its own.*--import my_parts COMMAND"):
         train(experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -376,6 +374,25 @@ def test_a_run_without_an_intact_checkpoint_is_not_started_over(monkeypatch, cap
         assert "holds checkpoints but none is intact; restore one, or remove them" in capsys.readouterr().err
         assert {path.suffix for path in Path("runs/tiny/checkpoints").iterdir()} == {".corrupt"}
     assert len(Path("runs/tiny/history.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_same_command_says_why_nothing_is_left_to_do(monkeypatch, capsys):
+    limited = ["train", "tiny", "--fit.iterations", 10**6, "--fit.checkpoint-every", 10**6, "--fit.sample-every", 10**6]
+    cosine = ["--fit.optim.decay", "cosine", "--fit.optim.warmup", 0]
+    for command, why in (
+        (["train", "tiny", "--out", "a"], "2 iterations (--fit.iterations): more of them go on with it"),
+        (["train", "tiny", "--out", "b", *cosine], "2 iterations, with which the learning rate is 0: name another"),
+        ([*limited, "--out", "c", "--fit.max-seconds", 0.1], "; its --fit.max-seconds are over: more of them go on"),
+        ([*limited, "--out", "d", *cosine, "--fit.optim.decay-seconds", 0.1], "; its --fit.optim.decay-seconds are"),
+    ):
+        assert call(monkeypatch, *command) == 0
+        told = capsys.readouterr().err
+        assert "nothing is left" not in told
+        assert ("or as many as 0.1 s of training allow" in told) == (command[:8] == limited)
+        assert call(monkeypatch, *command) == 0
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("nothing is left to do: ")
+        assert why in last
 
 
 # Odd data

@@ -138,9 +138,8 @@ class _Timed:
 
 def _train_small(experiment: Experiment, run: Path, progress: Reporter) -> SmallRun:
     """Train or continue the small model; its first images, and its losses."""
-    reporter = _Timed(progress, experiment.fit.max_seconds or math.inf)
-    reporter.note(f"training a small dual-rate model for {duration(experiment.fit.max_seconds or 0)} in {run}")
-    result = train(experiment, run, progress=reporter, decoding=messages(reporter.note))
+    progress.note(f"training a small dual-rate model for {duration(experiment.fit.max_seconds or 0)} in {run}")
+    result = train(experiment, run, progress=progress, decoding=messages(progress.note))
     if result.stopped == "signal":
         raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
     model = load(run, note=progress.note)

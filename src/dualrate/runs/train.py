@@ -224,8 +224,9 @@ def _rounded(count: float) -> str:
 def announce(experiment: Experiment, images: TrainingSet, costs: list[str], out: Path, progress: Reporter) -> None:
     """Says what will be trained, what it costs, and what is odd about its images."""
     config = experiment.fit
+    limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
     progress.note(
-        f"{experiment.name}: {config.iterations} iterations of {config.batch_size} {experiment.noun}s, in {out}"
+        f"{experiment.name}: {config.iterations} iterations of {config.batch_size} {experiment.noun}s{limit}, in {out}"
     )
     for line in costs:
         progress.note(line)
