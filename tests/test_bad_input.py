@@ -3,8 +3,10 @@
 import os
 import pickle
 import re
+import shlex
+import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,11 @@ from PIL import Image
 from training.toy import Recorder
 from trouble import somebody, unreadable
 
+import dualrate as dr
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
+from dualrate.codecs.config import CodecFolder
+from dualrate.compare.contenders import Entry
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
 from dualrate.experiments import data as data_module
@@ -195,6 +200,102 @@ def test_a_run_is_one_run_however_it_is_reached(tmp_path, monkeypatch, capsys):
     assert len(checkpoint.saved_paths(tmp_path / "disk" / "tiny" / "checkpoints")) == 2
 
 
+# How a path is written
+
+
+EMPTY = {
+    "train tiny --out ''": "the path is empty",
+    "train tiny --data.source ''": "tiny names no images to train on: give --data.source FOLDER",
+    "export RUN --to diffusers ''": "the path is empty",
+    "export RUN --out ''": "the path is empty",
+    "sample RUN --out images --plan ''": "the path is empty",
+    "evaluate RUN --reference ''": "the path is empty",
+    "doctor ''": "the path is empty",
+    "data prepare '' out --size 8": "the data source is empty",
+    "distill fashion-mnist --teacher ''": "the path is empty",
+}
+
+
+@pytest.mark.parametrize(("line", "said"), EMPTY.items())
+def test_an_empty_path_is_refused_by_every_command(run, tmp_path, monkeypatch, capsys, line, said):
+    before = content(tmp_path)
+    assert call(monkeypatch, *shlex.split(line.replace("RUN", str(run)))) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"dualrate: {said}")
+    assert content(tmp_path) == before
+
+
+def test_every_path_of_a_command_line_expands_the_home_directory(run, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(run, tmp_path / "home/run")
+    os.rename("tiny.npz", "home/tiny.npz")
+    assert call(monkeypatch, "train", "tiny", "--data.source=~/tiny.npz", "--out=~/trained") == 0
+    assert call(monkeypatch, "sample", "~/run", "--out=~/images", "--num", 1, "--steps", 1) == 0
+    assert call(monkeypatch, "export", "~/run", "--to", "diffusers", "~/pipeline") == 0
+    assert call(monkeypatch, "cost", "~/run") == 0
+    assert Entry.parse("NAME=~/run,~/run:2").run == tmp_path / "home/run"
+    assert {path.name for path in Path("home").iterdir()} == {"run", "tiny.npz", "trained", "images", "pipeline"}
+    assert not Path("~").exists()
+
+
+def test_python_takes_paths_as_text_and_text_as_paths(tmp_path):
+    data = DataConfig(tmp_path / "tiny.npz")  # pyright: ignore[reportArgumentType]
+    assert data == DataConfig(str(tmp_path / "tiny.npz"))
+    dr.train(replace(TINY, data=data), "runs/x", progress=Recorder())
+    dr.export("runs/x", "released")
+    assert dr.load("released").iteration == dr.load(Path("released")).iteration == 2
+    images = dr.load_images("tiny.npz", split="train", cache="kept").images
+    dr.save_grid(images[:4], "grid.png")
+    assert Path("grid.png").is_file()
+    assert Path("kept/images").is_dir()
+    for refused in (
+        lambda: dr.train(TINY, ""),
+        lambda: dr.load(""),
+        lambda: dr.export("runs/x", ""),
+        lambda: dr.load_images("", split="train"),
+        lambda: dr.save_grid(images[:4], ""),
+        lambda: dr.from_diffusers(""),
+        lambda: dr.from_diffusers("no\0path"),
+    ):
+        with pytest.raises(ValueError, match=r"is empty|is no path"):
+            refused()
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(monkeypatch, capsys):
+    Path("file").touch()
+    monkeypatch.setenv("DUALRATE_CACHE", "file/cache")
+    assert call(monkeypatch, "train", "tiny") == 2
+    assert "; the cache is there, " in (told := capsys.readouterr().err.splitlines()[-1])
+    assert told.endswith("/file/cache: set DUALRATE_CACHE to a folder that can be written")
+    assert call(monkeypatch, "evaluate", "elsewhere") == 2
+    assert "DUALRATE_CACHE" not in capsys.readouterr().err
+
+
+def test_commands_on_data_name_options_that_they_have(tmp_path, monkeypatch, capsys):
+    for side in (8, 12):
+        Image.fromarray(np.zeros((side, side), np.uint8)).save(tmp_path / f"{side}.png")
+    monkeypatch.setattr(CodecFolder, "at", lambda folder, device: None)
+    (images := tmp_path / "images").mkdir()
+    for side in (8, 12):
+        for number in range(20):
+            shutil.copy(f"{side}.png", images / f"{side}-{number}.png")
+    assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae") == 2
+    assert "pass --size (and --channels 1 or 3) to bring them to one shape" in capsys.readouterr().err
+    (images / "bad.png").write_bytes(b"no image")
+    assert call(monkeypatch, "data", "encode", images, "latents", "--codec", "vae", "--size", 8) == 2
+    assert "pass --on-bad skip to leave them out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("module", "name"), [("__main__", "MyNets"), ("mine", "f.<locals>.MyNets")])
+def test_networks_of_a_notebook_are_refused_before_they_are_trained(tmp_path, module, name):
+    """In a process of its own no command could load them."""
+    kind = dataclass(frozen=True)(type("MyNets", (OneNetwork,), {"__module__": module, "__qualname__": name}))
+    experiment = replace(TINY, networks=kind(NET), data=DataConfig(str(tmp_path / "tiny.npz")))
+    with pytest.raises(ValueError, match=r"MyNets is defined .* a file of its own.*--import my_parts COMMAND"):
+        train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # Options that do not go together
 
 
@@ -273,6 +374,25 @@ def test_a_run_without_an_intact_checkpoint_is_not_started_over(monkeypatch, cap
         assert "holds checkpoints but none is intact; restore one, or remove them" in capsys.readouterr().err
         assert {path.suffix for path in Path("runs/tiny/checkpoints").iterdir()} == {".corrupt"}
     assert len(Path("runs/tiny/history.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_same_command_says_why_nothing_is_left_to_do(monkeypatch, capsys):
+    limited = ["train", "tiny", "--fit.iterations", 10**6, "--fit.checkpoint-every", 10**6, "--fit.sample-every", 10**6]
+    cosine = ["--fit.optim.decay", "cosine", "--fit.optim.warmup", 0]
+    for command, why in (
+        (["train", "tiny", "--out", "a"], "2 iterations (--fit.iterations): more of them go on with it"),
+        (["train", "tiny", "--out", "b", *cosine], "2 iterations, with which the learning rate is 0: name another"),
+        ([*limited, "--out", "c", "--fit.max-seconds", 0.1], "; its --fit.max-seconds are over: more of them go on"),
+        ([*limited, "--out", "d", *cosine, "--fit.optim.decay-seconds", 0.1], "; its --fit.optim.decay-seconds are"),
+    ):
+        assert call(monkeypatch, *command) == 0
+        told = capsys.readouterr().err
+        assert "nothing is left" not in told
+        assert ("or as many as 0.1 s of training allow" in told) == (command[:8] == limited)
+        assert call(monkeypatch, *command) == 0
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("nothing is left to do: ")
+        assert why in last
 
 
 # Odd data

@@ -140,6 +140,14 @@ def test_a_resumed_run_takes_its_own_number_of_threads_where_that_is_automatic(
         (["sample", "RUN", "--out", "x", "--device", "abacus"], "no device 'abacus'"),
         (["cost", "RUN", "--guidance", "2", "--interval", "3", "1"], "guidance interval"),
         (["cost", "RUN", "--interval", "1", "3"], "needs a guidance weight"),
+        (
+            ["sample", "RUN", "--out", "x", "--interval", "1"],
+            "--interval is 2 values, each a number of 0 or more, or None",
+        ),
+        (
+            ["export", "RUN", "--to", "diffusers"],
+            '--to is 2 values, "diffusers" or "torch-export", then a path, or None',
+        ),
         (["cost", "RUN", "--batch-size", "0"], "batch_size is a whole number from 1"),
         (["export", "/nowhere", "--out", "x"], "is no run"),
         (["sample", "RUN", "--out", "x", "--device", "meta"], "no device 'meta' here, only cpu"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -290,8 +291,12 @@ def test_the_light_network_fits_its_share():
     wider = replace(light, levels=(replace(light.levels[0], channels=light.levels[0].channels + retrofit.HEAD),))
     assert retrofit.macs_of_light(wider) > 200e6
     assert retrofit.light_of((3, 32, 32), 10, 2, 1e6).patch > 2
-    with pytest.raises(ValueError, match="larger --share"):
-        retrofit.light_of((3, 32, 32), 10, 2, 1e3)
+    with pytest.raises(ValueError, match="pass --share ") as refused:
+        retrofit.light_of((3, 32, 32), 10, 2, 10e6, 0.01)
+    share = float(re.search(r"--share ([0-9.]+) or more", str(refused.value))[1])
+    assert retrofit.macs_of_light(retrofit.light_of((3, 32, 32), 10, 2, 10e6, share)) <= share * 10e6
+    with pytest.raises(ValueError, match="no share does"):
+        retrofit.light_of((3, 32, 32), 10, 2, 1e3, 0.2)
     assert retrofit.light_of((3, 8, 8), 10, 4, 1e9).patch == 4  # as coarse as the model itself is
 
 
@@ -320,6 +325,8 @@ def test_what_cannot_be_retrofitted_is_refused_with_the_reason(place, tmp_path):
     latents = saved(tmp_path / "latents", dit(), "transformer")
     with pytest.raises(ValueError, match=r"a model of latents \(of 4 channels\), and .* are images: encode them first"):
         retrofit.Retrofit(data)(latents)
+    with pytest.raises(FileNotFoundError, match=r"no data at .*nowhere"):
+        retrofit.Retrofit(dr.DataConfig(str(tmp_path / "nowhere")))(latents)
     with pytest.warns(UserWarning, match="draws 4 channels: latents, it seems, which nothing decodes"):
         dr.load(latents)
     weights = latents / "transformer" / "diffusion_pytorch_model.safetensors"

@@ -325,10 +325,19 @@ def test_training_time_is_bounded_over_resumes(tmp_path):
     first = train(tmp_path, config=config)
     assert first.stopped == "seconds"
     assert 0.2 <= first.seconds < 30
-    assert train(tmp_path, config=config) == first
+    assert train(tmp_path, config=config) == replace(first, begun=first.iteration)
     second = train(tmp_path, config=replace(config, max_seconds=0.4))
     assert second.iteration > first.iteration
     assert second.seconds >= 0.4
+
+
+def test_the_iterations_that_are_told_are_those_that_the_time_allows(tmp_path):
+    progress = Recorder()
+    config = replace(CONFIG, iterations=10**6, max_seconds=0.2, checkpoint_every=10**6)
+    done = train(tmp_path, config=config, progress=progress).iteration
+    for iteration, total, logs in progress.updates:
+        assert total == max(iteration, math.ceil(iteration * 0.2 / logs["seconds"]))
+    assert progress.updates[-1][:2] == (done, done)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -22,7 +22,7 @@ from dualrate.experiments.experiment import COMPILED, Model
 from dualrate.machine.device import compiles, keep_compiled, pick_device
 from dualrate.machine.progress import SHOWN, PlainReporter, Reporter
 from dualrate.runs.store import load
-from dualrate.training.config import FitResult
+from dualrate.training.config import FitConfig, FitResult
 
 
 class LiveReporter:
@@ -140,11 +140,21 @@ def drawing(progress: Reporter) -> Callable[[int, int], None]:
     return update
 
 
-def report_end(result: FitResult, out: Path, progress: Reporter) -> None:
+def report_end(result: FitResult, fit: FitConfig, out: Path, progress: Reporter) -> None:
     """Says how a training ended; exits with 75 if a signal ended it, so that a script knows to run it again."""
     why = {"done": "finished", "signal": "interrupted, saved", "seconds": "out of time, saved"}[result.stopped]
-    more = "; more --fit.max-seconds go on with it" if result.stopped == "seconds" else ""
-    progress.note(f"{why} at iteration {result.iteration} after {result.seconds:.0f} s of training: {out}{more}")
+    nothing = "nothing is left to do: " if result.iteration == result.begun and result.stopped != "signal" else ""
+    more = ""
+    if result.stopped == "seconds" and fit.limit is not None and fit.limit == fit.optim.decay_seconds:
+        more = "; its --fit.optim.decay-seconds are over, with which the learning rate is 0"
+    elif result.stopped == "seconds":
+        more = "; its --fit.max-seconds are over: more of them go on with it"
+    elif nothing and "iterations" in fit.free():
+        more = f"; it has its {fit.iterations} iterations (--fit.iterations): more of them go on with it"
+    elif nothing:
+        more = f"; it has its {fit.iterations} iterations, with which the learning rate is 0: name another --out"
+    done = f"{nothing}{why} at iteration {result.iteration} after {result.seconds:.0f} s of training"
+    progress.note(f"{done}: {out}{more}")
     if result.stopped == "signal":
         raise SystemExit(75)
 

@@ -19,7 +19,7 @@ from dualrate.cli.options import AsJson, Compile, Device, Graphs, RunDir, parse
 from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.cli.train import RECIPES, STAGES
-from dualrate.config.ranges import BatchSize, Dollars, GPUCount, Ranged, Share
+from dualrate.config.ranges import BatchSize, Dollars, GPUCount, Ranged, Share, as_path
 from dualrate.experiments.experiment import Experiment
 from dualrate.machine.accelerators import ACCELERATORS
 
@@ -84,7 +84,7 @@ class OnGPUs(Ranged):
         device = ACCELERATORS[self.device]
         cluster = Cluster(device, self.gpus, self.node, self.shard, self.utilisation)
         print("running an iteration without numbers: up to a minute", file=sys.stderr)
-        found = needs(experiment, lambda run: read_experiment(Path(run)))
+        found = needs(experiment, read_experiment)
         price = device.price if self.price is None else self.price
         predicted = predict(found, experiment.fit, cluster)
         dollars = price * predicted.gpu_hours
@@ -163,7 +163,7 @@ class DistillationCost(Student):
     def run(self) -> None:
         from dualrate.runs.store import EXPERIMENT, write_experiment
 
-        teacher = Path(self.teacher)
+        teacher = as_path(self.teacher)
         if (teacher / EXPERIMENT).is_file() or (self.teacher not in RECIPES and ":" not in self.teacher):
             return self.on.report(self.of(teacher))
         recipe = recipe_named([self.teacher], RECIPES, Experiment, "cost distill RECIPE [options]")
@@ -201,7 +201,7 @@ def parse_cost(arguments: list[str]) -> Cost | TrainingCost | DistillationCost:
     if any(argument.partition("=")[0] == "--gpus" for argument in arguments):
         from dualrate.runs.store import read_experiment
 
-        return override(TrainingCost(read_experiment(Path(name))), arguments, "cost")
+        return override(TrainingCost(read_experiment(name)), arguments, "cost")
     return parse(Cost, arguments, "dualrate cost")
 
 

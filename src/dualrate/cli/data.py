@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +24,7 @@ Label = Annotated[
     str | None,
     arg(metavar="COLUMN", help="Column of the labels, of Parquet files; one of the usual names if not given."),
 ]
+OF_TRAIN = re.compile(r"--data\.(?=size|channels|on-bad)")
 Processes = Annotated[WorkerCount, arg(help="Processes that work at once; auto: one for each idle processor.")]
 
 
@@ -52,7 +56,7 @@ class Prepare(Ranged):
         from dualrate.machine.workers import mapper
 
         progress = reporter()
-        with mapper(self.workers, torch.device("cpu"), progress.note) as over:
+        with own_options(), mapper(self.workers, torch.device("cpu"), progress.note) as over:
             made = prepare(
                 self.source,
                 self.out,
@@ -107,7 +111,7 @@ class Encode(Ranged):
         from dualrate.machine.workers import mapper
 
         progress, where = reporter(), pick_device(self.device)
-        with mapper(self.workers, where, progress.note) as over:
+        with own_options(), mapper(self.workers, where, progress.note) as over:
             made = encode(
                 self.source,
                 self.out,
@@ -128,6 +132,15 @@ class Encode(Ranged):
         moments, *shape = made["row"]["shape"]
         about = {"latents": "x".join(map(str, shape)), "moments": moments, "views": made["row"]["each"]}
         print_report(self.json, {**counts, **about, "codec": made["codec"]["fingerprint"][:12]})
+
+
+@contextmanager
+def own_options() -> Iterator[None]:
+    """Messages of reading images name options as `train` has them, --data.size; around a command that has --size."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(OF_TRAIN.sub("--", str(error))) from error
 
 
 def telling(progress: Reporter, work: str) -> DataProgress:

@@ -32,6 +32,7 @@ from dualrate.cli.sample import Sample
 from dualrate.cli.serve import Serve
 from dualrate.cli.train import Train, TrainStages, parse_train
 from dualrate.config.imports import import_module
+from dualrate.data.cache import cache_dir
 from dualrate.machine.device import memory_shortage, pick_device
 from dualrate.machine.files import naming
 from dualrate.machine.malloc import keep_freed_memory
@@ -149,7 +150,7 @@ def main() -> None:
         print(f"dualrate: {error}", file=sys.stderr)
         raise SystemExit(LOST) from None
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"dualrate: {error}", file=sys.stderr)
+        print(f"dualrate: {error}{_of_the_cache(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except (RuntimeError, MemoryError) as error:
         shortage = memory_shortage(error)
@@ -159,6 +160,17 @@ def main() -> None:
         way_out = LESS_MEMORY.get(words[0], "use a device, or a machine, with more")
         print(f"dualrate: not enough memory ({shortage}): {way_out}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _of_the_cache(error: Exception) -> str:
+    """What to do where a file of the user's cache, or a folder above it, is not to be had."""
+    named, cache = getattr(error, "filename", None), cache_dir().absolute()
+    if named is None or not isinstance(error, OSError):
+        return ""
+    place = Path(os.fsdecode(named)).absolute()
+    if place.is_relative_to(cache) or (cache.is_relative_to(place) and not place.is_dir()):
+        return f"; the cache is there, {cache}: set DUALRATE_CACHE to a folder that can be written"
+    return ""
 
 
 def _flush() -> None:

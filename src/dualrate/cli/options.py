@@ -19,7 +19,7 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from dualrate.config.ranges import BatchSize, Processes, Retries, WorkerCount
+from dualrate.config.ranges import BatchSize, Processes, Retries, WorkerCount, as_path, described
 
 Command = TypeVar("Command")
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
@@ -44,13 +44,18 @@ GRAPHS = (
 )
 Graphs = Annotated[bool, arg(help=GRAPHS)]
 AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
-NUMBERS = ConstructorRegistry()
+PRIMITIVES = ConstructorRegistry()
 ALL = "--help-all"
 HELP = ("-h", "--help", ALL)
+WORDS = re.compile(r"\[.*\]")  # in tyro's messages, what was given
 GROUP = re.compile(r"(?:╭─)? ([\w.]+) options ")  # the upper edge of a group; without lines where they cannot be drawn
 
 
-@NUMBERS.primitive_rule
+class NoPath(Exception):
+    """No ValueError, which tyro would keep to itself where an option may be something else than a path."""
+
+
+@PRIMITIVES.primitive_rule
 def number_or_text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] | None:
     """A number as it is written; text that is none stays text, which the field's own range then refuses by name."""
     if info.type not in (int, float):
@@ -67,6 +72,27 @@ def number_or_text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] 
         metavar=info.type.__name__.upper(),
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@PRIMITIVES.primitive_rule
+def path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Every path of a command line, as `as_path` reads it."""
+    if info.type is not Path:
+        return None
+
+    def read(words: list[str]) -> Path:
+        try:
+            return as_path(words[0])
+        except ValueError as error:
+            raise NoPath(str(error)) from error
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda value: [str(value)],
     )
 
@@ -103,7 +129,9 @@ def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Comma
     args = ["--help" if argument == ALL else argument for argument in arguments]
     try:
         with redirect_stderr(errors), redirect_stdout(shown):
-            return tyro.cli(kind, args=args, prog=prog, default=given, registry=NUMBERS, config=config, **how)
+            return tyro.cli(kind, args=args, prog=prog, default=given, registry=PRIMITIVES, config=config, **how)
+    except NoPath as error:
+        refusal = ValueError(str(error))
     except SystemExit as stop:
         refusal = _refusal(stop)
         if refusal is None:
@@ -137,15 +165,21 @@ def _outer(text: str) -> str:
 
 
 def _refusal(stop: SystemExit) -> ValueError | None:
-    """The error for which tyro stopped, where a dataclass raised it and not tyro."""
-    cause = stop.__context__
+    """The error for which tyro stopped: as a dataclass raised it; or of words that fit no option, said our way."""
+    cause, unfit = stop.__context__, None
     while cause is not None:
         if isinstance(cause, ValueError):
             *_, (frame, _) = traceback.walk_tb(cause.__traceback__)
             if not frame.f_globals["__name__"].startswith("tyro."):
                 return cause
+        option: Any = getattr(cause, "arg", None)  # of tyro's own error, whose message shows Python's types
+        if hasattr(option, "lowered"):
+            said = str(getattr(cause, "message", "")).splitlines()[0]
+            words = WORDS.search(said)
+            name = "/".join(option.lowered.name_or_flags)
+            unfit = ValueError(f"{name} is {described(option.field.type)}, got {words[0] if words else said}")
         cause = cause.__context__
-    return None
+    return unfit
 
 
 def _outermost(group: str) -> str:

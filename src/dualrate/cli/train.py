@@ -216,7 +216,7 @@ def run_training(
             command=command_line(),
             world=world,
         )
-    report_end(result, out, progress)
+    report_end(result, experiment.fit, out, progress)
     return result
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from dualrate.codecs.codec import Codec, Pixels
 from dualrate.config.imports import imported
-from dualrate.config.ranges import Ranged, Steps
+from dualrate.config.ranges import Ranged, Steps, as_path
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.categorical import CategoricalProcess
 from dualrate.diffusion.process import Process
@@ -104,7 +104,7 @@ class CodecFolder(CodecConfig, Ranged):
     @staticmethod
     def at(folder: str | Path, device: torch.device | str = "cpu") -> CodecFolder:
         """The codec that is there now. Raises as `read_codec`."""
-        return CodecFolder(str(Path(folder).expanduser().resolve()), read_codec(folder, device).latents)
+        return CodecFolder(str(as_path(folder).resolve()), read_codec(folder, device).latents)
 
     def under(self, sampler: str | None, steps: int | None) -> CodecFolder:
         return replace(self, sampler=sampler or self.sampler, steps=steps or self.steps)
@@ -146,7 +146,7 @@ def read_codec(
     Raises ValueError for a folder that holds none that is known, and for a sampler or steps of one whose decoder does
     not draw; OSError where it cannot be read.
     """
-    path = Path(folder).expanduser().resolve()
+    path = as_path(folder).resolve()
     return _read(path, _state(path), str(device), sampler, steps)
 
 

@@ -19,7 +19,7 @@ from dualrate.compare.savings import ComparisonResults
 from dualrate.compare.schedule import affordable, levels, useful_first
 from dualrate.compare.trainings import as_one, require_trainings, with_trainings
 from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender, chosen
-from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount
+from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount, as_path
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
 from dualrate.machine.guards import run_lock
@@ -60,7 +60,7 @@ class Effort(Ranged):
 
 def compare(
     entries: Sequence[str],
-    out: Path,
+    out: str | Path,
     effort: Effort = Effort(),
     *,
     features: str | Path | None = None,
@@ -93,6 +93,7 @@ def compare(
     Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file;
     OSError where another process compares into the same directory.
     """
+    out = as_path(out)
     if out.suffix != ".html":
         raise ValueError(f"--out is an .html file, beside which .json and .csv are written, got {out}")
     clock, device = Clock(60 * effort.minutes), torch.device(device)

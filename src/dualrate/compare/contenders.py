@@ -19,6 +19,7 @@ Costs of different networks meet on the rungs of a ladder: so many calls of the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +90,7 @@ class Entry(Ranged):
 
         Raises ValueError for a run that is not there, a plan or a gamma that is none, or a sampler nobody knows.
         """
+        text = re.sub(r"(?<![^=,+:])~(?=/)", str(Path.home()), text)  # of each part, as a shell does of the first
         name, equals, rest = ("", "", text) if Path(text).is_dir() else text.partition("=")
         name, rest = (name, rest) if equals else ("", text)
         rest, _, sampler = rest.partition("@")

@@ -8,8 +8,8 @@
 
 A number outside its range, a number of another kind (2.5 or True for a whole number, nan for any) and a value that a
 `Literal` does not list raise a ValueError that says which field it is, what it may be and what it got. numpy's numbers
-become Python's, lists become tuples. What a range cannot say, such as one field below another, a class checks itself in
-`__post_init__`, after `super().__post_init__()`.
+become Python's, lists become tuples, and a path becomes text where the field is text. What a range cannot say, such as
+one field below another, a class checks itself in `__post_init__`, after `super().__post_init__()`.
 
 Upper ends are generous: they keep a machine from hanging on a slip, and are no advice.
 """
@@ -17,11 +17,14 @@ Upper ends are generous: they keep a machine from hanging on a slip, and are no 
 from __future__ import annotations
 
 import math
+import os
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
+from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -83,6 +86,22 @@ Dollars = Annotated[float, Range(0, 10_000)]
 Minutes = Annotated[float, Range(0, 1_000_000, above=True)]
 
 
+def as_path(path: str | os.PathLike[str], what: str = "the path") -> Path:
+    """The path that a user gives, ~ expanded.
+
+    Raises ValueError, which calls it `what`, for an empty one, and for what no file can be called.
+    """
+    if not str(path):
+        raise ValueError(f"{what} is empty: expected the name of a file or folder; . is the current folder")
+    try:
+        found = Path(path).expanduser()
+        with suppress(OSError):  # not there, or not to be seen: whoever opens it says so
+            os.lstat(found)
+        return found
+    except (RuntimeError, ValueError) as error:  # no such home directory, a null character
+        raise ValueError(f"{what} {str(path)!r} is no path ({error})") from error
+
+
 class Ranged:
     """Base of a frozen dataclass: its numbers lie in the ranges of their annotations, its choices among theirs."""
 
@@ -102,6 +121,7 @@ def _restricts(kind: Any) -> bool:
     notes = getattr(kind, "__metadata__", ())
     return (
         get_origin(kind) is Literal
+        or kind is str
         or any(isinstance(note, Range) for note in notes)
         or any(_restricts(part) for part in get_args(kind))
     )
@@ -136,6 +156,8 @@ def _fitting(value: Any, kind: Any) -> Any:
         raise ValueError
     if kind is NoneType and value is not None:
         raise ValueError
+    if kind is str and isinstance(value, PurePath):
+        return str(value)
     return value
 
 
@@ -167,9 +189,13 @@ def described(kind: Any) -> str:
     if origin in (Union, UnionType):
         return ", or ".join(map(described, parts))
     if origin is tuple:
-        return f"{'a list of' if parts[-1] is Ellipsis else len(parts)} values, each {described(parts[0])}"
+        if parts[-1] is Ellipsis or len(set(parts)) == 1:
+            return f"{'a list of' if parts[-1] is Ellipsis else len(parts)} values, each {described(parts[0])}"
+        return f"{len(parts)} values, {', then '.join(map(described, parts))}"
     if origin is Mapping:
         return f"a mapping to values, each {described(parts[1])}"
     if origin is Literal:
         return " or ".join(f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in parts)
+    if isinstance(kind, type) and issubclass(kind, PurePath):
+        return "a path"
     return "None" if kind is NoneType else getattr(kind, "__name__", str(kind))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dualrate.codecs.codec import Codec
 from dualrate.codecs.config import CodecFolder
+from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import OnBad
 from dualrate.data.images import ImageSet, check_outside, load_images, to_float
@@ -75,7 +76,7 @@ class Block:
 
 def encode(
     source: str | Path,
-    folder: Path,
+    folder: str | Path,
     codec: CodecFolder,
     *,
     size: int | None = None,
@@ -99,6 +100,7 @@ def encode(
     holds anything else or was encoded from other images, by another codec or in another way; OSError for what cannot be
     read or written.
     """
+    folder = as_path(folder)
     if is_encoded(source):
         raise ValueError(f"{source} holds latents already: encode the images that they were made of")
     check_outside(folder, source)

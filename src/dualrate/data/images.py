@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.codecs.config import NoCodec
+from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
 from dualrate.data.cache import OnBad, Options, cache_dir, decoded, fingerprint_of
 from dualrate.data.folder import folder_source
@@ -127,7 +128,7 @@ def load_images(
     channels: Literal[1, 3] | None = None,
     on_bad: OnBad = "fail",
     label: str | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: DataProgress | None = None,
 ) -> ImageSet:
     """One split of a data source, decoded once and memory-mapped ever after.
@@ -153,7 +154,7 @@ def load_images(
         if label is not None:
             raise ValueError(f"{folder} was prepared with its labels: leave out --data.label {label}")
         return _prepared(folder, split, size, channels)
-    cache = cache or cache_dir()
+    cache = cache_dir() if cache is None else as_path(cache)
     found = find_source(source, split, cache, report, label)
     entry = decoded(found, Options(size, channels, on_bad), cache, report)
     for note in filter(None, (found.note, *entry.notes)):
@@ -188,6 +189,16 @@ def _prepared(folder: Path, split: Split, size: int | None, channels: int | None
     return ImageSet(found.images, found.labels, found.class_names, found.name, found.fingerprint)
 
 
+def existing(source: str | Path) -> Path:
+    """The place that a source names. Raises FileNotFoundError where nothing is, and what `resolved` raises."""
+    path = resolved(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, a .tar, .parquet or .npz file"
+        )
+    return path
+
+
 def find_source(
     source: str | Path, split: Split, cache: Path, progress: DataProgress, label: str | None = None
 ) -> Source:
@@ -207,11 +218,7 @@ def find_source(
 def _found(source: str | Path, split: Split, cache: Path, progress: DataProgress, label: str | None) -> Source:
     if source == fashion_mnist.NAME:
         return fashion_mnist.fashion_mnist_source(split, cache / fashion_mnist.NAME, progress)
-    path = resolved(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no data at {path}; expected {fashion_mnist.NAME!r}, a folder of images, a .tar, .parquet or .npz file"
-        )
+    path = existing(source)
     if not path.is_dir():
         check_regular(path)
         if path.suffix == ".npz":

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dualrate.config.ranges import as_path
 from dualrate.data.cache import OnBad, Options, cache_dir, identity, image_of, image_or_fault, summary
 from dualrate.data.images import ImageSet, check_outside, find_source, prepared_folder
 from dualrate.data.prepare_folder import (
@@ -58,7 +59,7 @@ class Block:
 
 def prepare(
     source: str | Path,
-    folder: Path,
+    folder: str | Path,
     *,
     size: int,
     channels: Literal[1, 3] | None = None,
@@ -75,6 +76,7 @@ def prepare(
     Returns what dataset.json holds. Raises ValueError for content that cannot be used, for a folder that holds
     anything else or was prepared from other images or in another way; OSError for what cannot be read or written.
     """
+    folder = as_path(folder)
     if size < 1 or shard_bytes < 1:
         raise ValueError(f"size {size}, shard_bytes {shard_bytes}; expected at least 1 each")
     if prepared_folder(source):

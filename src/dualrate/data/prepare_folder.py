@@ -28,9 +28,17 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
-            f"{folder} is to hold {needed / 1e9:,.2f} GB more, and {free / 1e9:,.2f} GB are free there: make room, or "
-            "ask for a smaller --size; the same command goes on"
+            f"{folder} is to hold {_size(needed)} more, and {_size(free)} are free there: make room for "
+            f"{_size(needed - free)}, or ask for a smaller --size; the same command goes on"
         )
+
+
+def _size(count: int) -> str:
+    """Of so many bytes."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count} byte{'s' * (count != 1)}"
 
 
 def begun_strictly(folder: Path) -> bool:

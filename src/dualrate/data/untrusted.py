@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dualrate.config.ranges import as_path
 from dualrate.machine.files import check_regular, check_size
 
 MAX_TEXT = 10_000_000  # bytes of a text file, such as a plan
@@ -14,10 +15,11 @@ _MAX_MESSAGE = 500  # characters of what a decoder says
 
 
 def resolved(source: str | Path) -> Path:
-    """The place that a source names. Raises ValueError for one that is no path."""
+    """The place that a source names. Raises ValueError for one that is empty or no path."""
+    place = as_path(source, "the data source")
     try:
-        return Path(source).expanduser().resolve()
-    except (RuntimeError, ValueError) as error:  # a loop of links, no such home directory, a null character
+        return place.resolve()
+    except RuntimeError as error:  # a loop of links
         raise ValueError(f"the data source {str(source)!r} is no path ({error})") from error
 
 

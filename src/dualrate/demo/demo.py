@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dualrate.config.ranges import as_path
 from dualrate.demo.page import DemoResults, SmallRun, demo_page
 from dualrate.demo.turns import Limits, MeasuredPlan, Turns
 from dualrate.experiments.experiment import Experiment, Model
@@ -66,8 +67,8 @@ SMALL_DEMO_PLANS = tuple(DemoPlan(SMALL, "run", Choice(32, heavy)) for heavy in 
 
 
 def demo(
-    out: Path,
-    weights: Path,
+    out: str | Path,
+    weights: str | Path,
     *,
     minutes: float = 2,
     measuring: float = 4,
@@ -84,6 +85,7 @@ def demo(
     progress:  closed after every stage, and used again for the next
     Raises ValueError for too few images, KeyboardInterrupt if training was interrupted (after saving).
     """
+    out, weights = as_path(out), as_path(weights)
     progress = progress or PlainReporter(seconds=10)
     progress.note(
         f"about {minutes + measuring + REST:.0f} minutes in all: {minutes:g} of training, at most {measuring:g} of "
@@ -136,9 +138,8 @@ class _Timed:
 
 def _train_small(experiment: Experiment, run: Path, progress: Reporter) -> SmallRun:
     """Train or continue the small model; its first images, and its losses."""
-    reporter = _Timed(progress, experiment.fit.max_seconds or math.inf)
-    reporter.note(f"training a small dual-rate model for {duration(experiment.fit.max_seconds or 0)} in {run}")
-    result = train(experiment, run, progress=reporter, decoding=messages(reporter.note))
+    progress.note(f"training a small dual-rate model for {duration(experiment.fit.max_seconds or 0)} in {run}")
+    result = train(experiment, run, progress=progress, decoding=messages(progress.note))
     if result.stopped == "signal":
         raise KeyboardInterrupt(f"training interrupted and saved in {run}; the same command continues it")
     model = load(run, note=progress.note)

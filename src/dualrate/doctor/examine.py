@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
 from dualrate.doctor.disk import check_disk, check_shared_memory
 from dualrate.doctor.finding import Finding, problem
@@ -24,8 +25,9 @@ Check = Callable[[], Iterator[Finding]]
 
 def checks(target: str | None, device: torch.device) -> dict[str, Check]:
     """What is looked at, by name. target: a run, released weights, or images; None: the machine alone."""
-    stored = target is not None and is_stored(Path(target))
-    runs = Path(target) if target is not None and stored else Path("runs")
+    place = None if target is None else as_path(target)
+    stored = place is not None and is_stored(place)
+    runs = place if place is not None and stored else Path("runs")
     places = [("runs", runs), ("decoded images", cache_dir()), ("temporary files", Path(tempfile.gettempdir()))]
     found: dict[str, Check] = {
         "installation": check_installation,
@@ -38,10 +40,8 @@ def checks(target: str | None, device: torch.device) -> dict[str, Check]:
         "processes": partial(check_processes, device),
         "training": partial(check_trial, device),
     }
-    if target is not None:
-        found["run" if stored else "images"] = (
-            partial(check_stored, Path(target)) if stored else partial(check_images, target)
-        )
+    if target is not None and place is not None:
+        found["run" if stored else "images"] = partial(check_stored, place) if stored else partial(check_images, target)
     return found
 
 

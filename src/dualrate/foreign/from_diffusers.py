@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from dualrate.config.ranges import as_path
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import RectifiedFlow, Schedule
@@ -36,8 +37,8 @@ def from_diffusers(
 ) -> Plain:
     """A denoiser around a trained network of diffusers: any sampler, plan, bound or meter of ours takes it.
 
-    source:      a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network itself; of one that
-                 `torch.compile` returned, the network that it compiled
+    source:      a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network itself; of one
+                 that `torch.compile` returned, the network that it compiled
     scheduler:   of diffusers, or its configuration; that of the folder if not given
     convention:  what the network takes for its time and predicts; "diffusers": as its scheduler says; "repa": r in
                  [0, 1] with noise at 1, eps - x; "sit": data at 1, x - eps. With the last two the scheduler only says
@@ -52,12 +53,12 @@ def from_diffusers(
     runs another way than the convention says; or if diffusers is missing. Warns of an untrained network.
     """
     if isinstance(source, nn.Module):
-        source = getattr(source, "_orig_mod", source)  # of torch.compile
-        net = copied(source, source, bfloat16=False)
+        own: nn.Module = getattr(source, "_orig_mod", source)  # of torch.compile
+        net = copied(own, own, bfloat16=False)
         name, config = type(net).__name__, dict(getattr(net, "config", {}))
         check_name(Path(name), config)
     else:
-        folder = read_folder(Path(source))
+        folder = read_folder(as_path(source))
         scheduler = folder.scheduler if scheduler is None else scheduler
         name, config = folder.name, folder.config
         kind_of(name, config)

@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 
+from dualrate.config.ranges import as_path
 from dualrate.data.untrusted import printable
 from dualrate.experiments.experiment import Model
 from dualrate.integrations.diffusers import ROLES, TOP, VAE, DualRatePipeline
@@ -61,11 +62,11 @@ def export_pipeline(
     note:    as of `load` and of `Choice.step_plan`
     Raises what `load` and `DualRatePipeline.of` raise; ValueError for a score of other weights, and any other `out`.
     """
-    out = Path(out)
+    out = as_path(out)
     check_target(out, TOP, {*TOP, *ROLES, VAE, "scheduler", CARD, MANIFEST}, "a pipeline")
     stored = read_stored(run, note)
     model = stored.model()
-    scored = None if score is None else read_score(Path(score), model)
+    scored = None if score is None else read_score(as_path(score), model)
     choice = choice.settled(model, note or warnings.warn)
     pipeline = DualRatePipeline.of(model, choice, guidance)
     drawer = choice.drawer(model, guidance=guidance)
@@ -155,7 +156,7 @@ def push(folder: str | Path, repository: str, *, license: str, api: HfApi | None
     if license == UNKNOWN:
         raise ValueError("what others shall use has a licence: say which, such as --license apache-2.0")
     api = HfApi() if api is None else api
-    message = f"{Path(folder).name}, by dualrate export"
+    message = f"{as_path(folder).name}, by dualrate export"
     try:
         api.create_repo(repository, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))

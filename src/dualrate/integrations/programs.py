@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map
 
+from dualrate.config.ranges import as_path
 from dualrate.diffusion.times import shared_time
 from dualrate.diffusion.values import Cond
 from dualrate.experiments.experiment import Model
@@ -97,7 +98,7 @@ def export_programs(
     choice: of the plan that is written beside them; note: as of `load` and of `Choice.step_plan`
     Raises what `load` and `Choice.step_plan` raise, and ValueError for any other `out`.
     """
-    out, model = Path(out), load(run, note=note)
+    out, model = as_path(out), load(run, note=note)
     check_export(model)
     files = {role: f"{role}.pt2" for role in model.networks}
     check_target(out, {INDEX}, {INDEX, MANIFEST, *files.values()}, "programs")

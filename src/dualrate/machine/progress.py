@@ -20,7 +20,8 @@ class Reporter(Protocol):
     """Where a run reports to."""
 
     def update(self, iteration: int, total: int, logs: Mapping[str, float]) -> None:
-        """After every iteration: how many are done; `logs` has "images", "seconds", "lr", "<phase>/loss", ...
+        """After every iteration: how many are done, and how many there will be, which may be a guess that changes;
+        `logs` has "images", "seconds", "lr", "<phase>/loss", ...
 
         Where calls of networks are counted, "calls" is in place of "images".
         A device that queues is read now and then: then come the logs of the iterations since, an update each, and

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from dualrate import metrics
+from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
 from dualrate.data.images import ImageSet
 from dualrate.data.text import PIECE, is_text
@@ -66,7 +67,7 @@ def features_named(text: str | Path | None) -> tuple[Features, ...]:
     """
     if text is None:
         return (None,)
-    words = [str(text)] if Path(text).is_dir() else str(text).split(",")
+    words = [str(text)] if str(text) and as_path(text).is_dir() else str(text).split(",")
     return tuple(_named(word.strip()) for word in words)
 
 
@@ -74,8 +75,8 @@ def _named(word: str) -> Features:
     for pretrained in PRETRAINED:
         if word == pretrained:
             return pretrained
-    if word and Path(word).is_dir():
-        return Path(word)
+    if word and (place := as_path(word)).is_dir():
+        return place
     names = sorted(card.parent.name for card in SHIPPED.glob(f"*/{CARD}"))
     if word not in names:
         raise ValueError(

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dualrate.config.ranges import as_path
 from dualrate.diffusion.values import Shape
 from dualrate.machine.environment import environment
 from dualrate.machine.files import write_whole, written_aside
@@ -76,7 +77,7 @@ def write_samples(
     """
     if not seeds or seeds.step != 1:
         raise ValueError(f"expected seeds one after the other, got {seeds}")
-    out, model, cost, found = Path(out), drawer.model, drawer.cost, read_record(Path(out))
+    out, model, cost, found = as_path(out), drawer.model, drawer.cost, read_record(as_path(out))
     kind = sample_files(model)
     if drawer.precision == "auto" and found is not None:
         drawer = replace(drawer, precision="bfloat16" if found.origin.precision.startswith("bfloat16") else "float32")

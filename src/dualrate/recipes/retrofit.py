@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Annotated
 
 from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
-from dualrate.config.ranges import Classes, Factor, FirstIterations, Range, Ranged
+from dualrate.config.ranges import Classes, Factor, FirstIterations, Range, Ranged, as_path
+from dualrate.data import fashion_mnist
+from dualrate.data.images import existing
 from dualrate.data.latents import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Shape
@@ -77,7 +79,7 @@ class Retrofit(Ranged):
         """
         if not self.data.source:
             raise ValueError("retrofit trains on images, so it needs them: --data.source FOLDER (or a file)")
-        found = adopted(Path(folder), self.num_classes)
+        found = adopted(as_path(folder), self.num_classes)
         made, account = self._made(found, str(folder))
         (progress or PlainReporter()).note(account)
         return made
@@ -131,12 +133,12 @@ class Retrofit(Ranged):
                     "light network is smaller, 0.1 to 0.3 of it"
                 )
             return networks, f"{tapped} {cost / heavy:.2f} of it"
-        light = light_of(network.shape, network.num_classes, self._patch(found), self.share * heavy)
+        light = light_of(network.shape, network.num_classes, self._patch(found), heavy, self.share)
         return Retrofitted(network, light, tuple(taps)), f"{tapped} {macs_of_light(light) / heavy:.2f} of it"
 
     def _beside(self, found: Adopted, codec: CodecConfig, taps: tuple[Tap, ...]) -> tuple[NetworksConfig, int]:
         """The model with a smaller one, and what a call of that costs."""
-        smaller = adopted(Path(self.light or ""), self.num_classes)
+        smaller = adopted(as_path(self.light or ""), self.num_classes)
         own, network = smaller.folder.codec, smaller.network
         if own is not None and CodecFolder.at(own).fingerprint != codec.fingerprint:
             raise ValueError(
@@ -150,6 +152,8 @@ class Retrofit(Ranged):
     def _seen(self, found: Adopted, folder: str) -> tuple[DataConfig, CodecConfig]:
         """What it is trained on, and their codec."""
         (channels, side, _), own = found.network.shape, found.folder.codec
+        if self.data.source != fashion_mnist.NAME:
+            existing(self.data.source)
         if not is_encoded(self.data.source):
             if own is None and channels in COLOURS:
                 for name, its in {"size": side, "channels": channels}.items():
@@ -177,10 +181,10 @@ class Retrofit(Ranged):
         return own or next(patch for patch in range(1, side + 1) if side % patch == 0 and side // patch <= FINEST)
 
 
-def light_of(shape: Shape, num_classes: int, patch: int, budget: float) -> UViTConfig:
-    """A flat transformer of at most so many multiply-adds: patches of this side or the next that leaves room, and then
-    the widest. Raises ValueError where none is as cheap."""
-    channels, side, _ = shape
+def light_of(shape: Shape, num_classes: int, patch: int, heavy: float, share: float = 1) -> UViTConfig:
+    """A flat transformer of at most this share of `heavy` multiply-adds: patches of this side or the next that leaves
+    room, and then the widest. Raises ValueError, which names the least share that works, where none is as cheap."""
+    (channels, side, _), budget = shape, share * heavy
     patches = [patch, *(larger for larger in range(patch + 1, side // COARSEST + 1) if side % larger == 0)]
     least = math.inf
     for larger in patches:
@@ -190,9 +194,11 @@ def light_of(shape: Shape, num_classes: int, patch: int, budget: float) -> UViTC
             if macs_of_light(light) <= budget:
                 return light
             least = min(least, macs_of_light(light))
+    enough = math.ceil(100 * least / heavy) / 100
     raise ValueError(
-        f"the cheapest light network makes {least / 1e6:.3g} million multiply-adds, this share of the model allows "
-        f"{budget / 1e6:.3g} million: ask for a larger --share"
+        f"the cheapest light network makes {least / 1e6:.3g} million multiply-adds, --share {share:g} of the model "
+        f"allows {budget / 1e6:.3g} million: "
+        + (f"pass --share {enough:g} or more" if enough <= 1 else "no share does, as the model is cheaper than that")
     )
 
 

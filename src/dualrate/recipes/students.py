@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -65,7 +64,7 @@ def plain_student(recipe: StudentRecipe, teacher: str, steps: int, *, shift: flo
     shift:   of its log-SNR against the teacher's
     options: fields of `MomentMatchingConfig`
     """
-    source = read_experiment(Path(teacher))
+    source = read_experiment(teacher)
     networks = teachers_network(source, teacher).with_noise(recipe.noise)
     method = MomentMatchingConfig(teacher, AtLeast(steps), weighting=source.method.weighting, **options)
     return _student(recipe, source, f"plain-{steps}", networks, method, shift)
@@ -90,10 +89,10 @@ def dual_student(
     Raises ValueError for a teacher that cannot teach, an `encoder_from` that is no such run, and an encoder beside
     which no light network is laid out here, without `student_from`.
     """
-    source = read_experiment(Path(teacher))
+    source = read_experiment(teacher)
     single = teachers_network(source, teacher)
     if encoder_from is not None:
-        single = encoders_network(read_experiment(Path(encoder_from)), encoder_from, source)
+        single = encoders_network(read_experiment(encoder_from), encoder_from, source)
     networks, source = _dual(recipe, source, single, encoder_from or teacher, student_from)
     own = {"student_from": student_from, "encoder_from": encoder_from, "rollout": rollout, **options}
     plans = OnePlan(steps, heavy)
@@ -110,7 +109,7 @@ def _dual(
     """
     if student_from is None:
         return single.beside(recipe.light, name).with_noise(recipe.noise), source
-    started = read_experiment(Path(student_from))
+    started = read_experiment(student_from)
     if started.networks.single_rate:
         raise ValueError(f"{student_from} is a single-rate model; student_from takes a dual-rate one")
     return started.networks, replace(source, data=started.data)
@@ -132,7 +131,7 @@ def consistency_student(
     options: fields of `ConsistencyConfig`
     Raises ValueError as `dual_student`.
     """
-    source = read_experiment(Path(teacher))
+    source = read_experiment(teacher)
     networks = teachers_network(source, teacher).with_noise(recipe.noise)
     if heavy is not None:
         networks, source = _dual(recipe, source, networks, teacher, student_from)
@@ -156,7 +155,7 @@ def em_student(
     options: fields of `EMDistillationConfig`
     Raises ValueError for a noise level that the teacher does not know.
     """
-    source = read_experiment(Path(teacher))
+    source = read_experiment(teacher)
     networks = teachers_network(source, teacher).with_noise(recipe.noise)
     method = EMDistillationConfig(teacher, weighting=source.method.weighting, **options)
     made = _student(recipe, source, "em", networks, method, shift)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dualrate.config.ranges import as_path
 from dualrate.data.images import to_uint8
 from dualrate.machine.device import own_defaults
 from dualrate.machine.files import whole
@@ -39,7 +40,7 @@ def save_grid(images: Images | Iterable[Images], path: Path | str, columns: int 
     Raises ValueError for other images, none, and an ending that names no format of pictures; OSError that names the
     file.
     """
-    path = Path(path)
+    path = as_path(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path} has no ending that names a format of pictures: .png will do")

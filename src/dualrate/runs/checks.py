@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,26 @@ def check_out(name: str, out: Path) -> None:
         raise OSError(f"nothing can be written to {existing} ({error.strerror}): choose another --out") from error
     if existing == out:
         _check_content(out)
+
+
+def check_names(plain: Any) -> None:
+    """Raises ValueError where a part of an experiment, as JSON, is of a class that no other process can import."""
+    if isinstance(plain, list):
+        for part in plain:
+            check_names(part)
+    if not isinstance(plain, dict):
+        return
+    module, colon, name = str(plain.get("type")).partition(":")
+    if colon and (module == "__main__" or "<locals>" in name):
+        where = "in a notebook or script" if module == "__main__" else f"within a function of {module}"
+        own = name.rpartition(".")[2]
+        raise ValueError(
+            f"{own} is defined {where}, where no command finds it again, so what is trained could not be loaded: move "
+            f"the class to the top of a file of its own, such as my_parts.py, and write `from my_parts import {own}` "
+            "here; commands then load the run by dualrate --import my_parts COMMAND ..."
+        )
+    for part in plain.values():
+        check_names(part)
 
 
 def _check_content(out: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dualrate.config.ranges import as_path
 from dualrate.machine.device import own_defaults
 from dualrate.machine.files import write_tensors
 from dualrate.machine.folders import MANIFEST, Manifest, check_link, new_folder, some_of
@@ -36,7 +37,7 @@ def export(run: str | Path, out: str | Path, note: Note | None = None) -> None:
     Raises ValueError for a run that is none, and for any other `out`; OSError if it cannot be written. Then `out` is
     what it was.
     """
-    run, out = Path(run), Path(out)
+    run, out = as_path(run), as_path(out)
     if (run / WEIGHTS).is_file():
         raise ValueError(f"{run} holds released weights: copy the directory, or export the run that they are from")
     check_target(out)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from dualrate.codecs.config import CodecFolder
+from dualrate.config.ranges import as_path
 from dualrate.data.encode import encode
 from dualrate.data.source import DataProgress
 from dualrate.experiments.experiment import Experiment
@@ -26,7 +27,7 @@ SHARD_BYTES = 2**22  # of latents: a kill loses no more
 
 def in_turn(
     stages: Stages,
-    out: Path,
+    out: str | Path,
     *,
     device: torch.device | str = "cpu",
     progress: DataProgress = lambda done, total, message: None,
@@ -37,6 +38,7 @@ def in_turn(
     Raises ValueError for an `out` that is a run itself, and what `encode` raises: ValueError too for latents that an
     earlier state of the first stage made.
     """
+    out = as_path(out)
     if (out / EXPERIMENT).exists():
         raise ValueError(f"{out} is a run of one stage: name another --out for the two")
     yield stages.first, out / FIRST

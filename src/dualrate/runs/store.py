@@ -32,6 +32,7 @@ from dualrate.codecs import characters, grey_levels  # noqa: F401  # a file may 
 from dualrate.codecs.codec import Codec
 from dualrate.codecs.config import CodecConfig
 from dualrate.config.imports import import_module, modules_of
+from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.given_latents import DrawnLatents
 from dualrate.denoisers.catalogue import denoiser_named, is_denoiser
@@ -111,7 +112,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", note: Note | N
 
 
 def codec_of(
-    path: Path, device: torch.device | str = "cpu", sampler: str | None = None, steps: int | None = None
+    path: str | Path, device: torch.device | str = "cpu", sampler: str | None = None, steps: int | None = None
 ) -> Codec:
     """The codec of a run, or of released weights, as it is by its newest checkpoint; a decoder's is that of its latents
     with itself as the decoder.
@@ -142,12 +143,12 @@ def called_by(model: Model, name: str | None) -> Model:
     """
     if name is None or not is_run(name):
         return model.with_denoiser(name)
-    return switched(model, _beside(Path(name).resolve(), str(model.device)))
+    return switched(model, _beside(as_path(name).resolve(), str(model.device)))
 
 
 def is_run(name: str | None) -> bool:
     """Whether what is to call a model is the directory of another: no name of the catalogue, whatever lies here."""
-    return name is not None and not is_denoiser(name) and Path(name).is_dir()
+    return name is not None and not is_denoiser(name) and as_path(name).is_dir()
 
 
 @lru_cache(4)
@@ -211,7 +212,7 @@ copyreg.pickle(Model, _placed)
 
 def read_stored(path: str | Path, note: Note | None = None) -> StoredModel:
     """What `load` makes a model of. Raises what that raises, but for weights of other networks."""
-    path = Path(path)
+    path = as_path(path)
     if _is_foreign(path):
         return StoredModel(path, experiment_of(path), weights_of(path), 0, None, read_folder(path).class_names)
     manifest = _manifest(path)
@@ -245,11 +246,12 @@ def _note_troubles(path: Path, iteration: int, troubles: list[str], note: Note |
         note(text)
 
 
-def read_experiment(path: Path) -> Experiment:
+def read_experiment(path: str | Path) -> Experiment:
     """The experiment of a run, of released weights, or that stands for a model of diffusers.
 
     Raises ValueError for a directory that is neither, OSError if the file is damaged or cannot be read.
     """
+    path = as_path(path)
     return experiment_of(path) if _is_foreign(path) else _experiment(path, _manifest(path))
 
 

@@ -13,6 +13,7 @@ import torch
 
 from dualrate.codecs.characters import BETWEEN, texts
 from dualrate.codecs.codec import Codec, decoded
+from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
 from dualrate.data.given_latents import HeldOut
@@ -31,7 +32,7 @@ from dualrate.methods.method import Method
 from dualrate.networks.precision import in_bfloat16
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
-from dualrate.runs.checks import check_codec, check_end, check_out, data_notes
+from dualrate.runs.checks import check_codec, check_end, check_names, check_out, data_notes
 from dualrate.runs.store import (
     EXPERIMENT,
     HISTORY,
@@ -64,7 +65,7 @@ Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the met
 @torch.enable_grad()
 def train(
     experiment: Experiment,
-    out: Path,
+    out: str | Path,
     *,
     score: Score | None = None,
     score_every: int | None = None,
@@ -80,12 +81,16 @@ def train(
     metrics.jsonl, now and then a grid of samples under the averaged weights, and scores.jsonl if asked to score.
     score, score_every: what scores the averaged weights, and iterations between scores, a multiple of `sample_every`
     world: the processes that train together (`machine/world.py`), each in this call
-    Raises ValueError if the data does not fit the networks, a run that the method needs does not, or `out` holds
-    another experiment or no run; OSError if it cannot be written to.
+    Raises ValueError if the data does not fit the networks, a run that the method needs does not, `out` holds another
+    experiment or no run, or a part is of a class of a notebook or script; OSError if it cannot be written to.
     """
+    out = as_path(out)
     check_out(experiment.name, out)
-    if from_plain(Experiment, to_plain(experiment)) != experiment:
+    plain = to_plain(experiment)
+    if from_plain(Experiment, plain) != experiment:
         raise ValueError(f"{experiment.name} would not be read again as it is: its parts must be frozen dataclasses")
+    if not (out / EXPERIMENT).exists():
+        check_names(plain)
     _check_method(experiment, out)
     if score_every is not None and score_every % experiment.fit.sample_every:
         raise ValueError(
@@ -204,6 +209,8 @@ def _as_begun(experiment: Experiment, out: Path, source: Callable[[str], Model])
 
 def training_images(experiment: Experiment, decoding: Callable[[int, int, str], None] | None) -> TrainingSet:
     """What the experiment trains on. Raises ValueError if that does not fit its codec or its networks."""
+    if not experiment.data.source:
+        raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
     images = experiment.data.load("train", decoding)
     check_codec(experiment, images)
     check_fit(experiment, images)
@@ -259,8 +266,9 @@ def _rounded(count: float) -> str:
 def announce(experiment: Experiment, images: TrainingSet, costs: list[str], out: Path, progress: Reporter) -> None:
     """Says what will be trained, what it costs, and what is odd about its images."""
     config = experiment.fit
+    limit = "" if config.limit is None else f", or as many as {config.limit:g} s of training allow"
     progress.note(
-        f"{experiment.name}: {config.iterations} iterations of {config.batch_size} {experiment.noun}s, in {out}"
+        f"{experiment.name}: {config.iterations} iterations of {config.batch_size} {experiment.noun}s{limit}, in {out}"
     )
     for line in costs:
         progress.note(line)

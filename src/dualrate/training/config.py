@@ -46,6 +46,11 @@ class FitConfig(Ranged):
     max_seconds: Annotated[float, Range(0, 1_000_000_000, above=True)] | None = None
     """Seconds of training, summed over resumes, after which to save and stop."""
 
+    @property
+    def limit(self) -> float | None:
+        """Seconds of training after which the run ends; None where iterations alone end it."""
+        return min((end for end in (self.max_seconds, self.optim.decay_seconds) if end is not None), default=None)
+
     def free(self) -> frozenset[str]:
         """Settings that may differ when a run is resumed."""
         fixed = self.optim.decay != "none" and self.optim.decay_seconds is None
@@ -54,8 +59,9 @@ class FitConfig(Ranged):
 
 @dataclass(frozen=True)
 class FitResult:
-    """iteration: iterations done in all; seconds: of training, summed over resumes."""
+    """iteration: iterations done in all; seconds: of training, summed over resumes; begun: iterations done before."""
 
     iteration: int
     stopped: Literal["done", "signal", "seconds"]
     seconds: float
+    begun: int = 0

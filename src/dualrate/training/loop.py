@@ -135,8 +135,9 @@ def fit(
             on_start()
         if trainer.is_sampled() and not world.of_leader(sampled(trainer.state.iteration)):
             trainer.sample(on_sample)  # for a kill between the checkpoint and these
+        begun = trainer.state.iteration
         stopped = trainer.run(batches, on_sample, interrupts)
-        return FitResult(trainer.state.iteration, stopped, trainer.state.seconds)
+        return FitResult(trainer.state.iteration, stopped, trainer.state.seconds, begun)
 
 
 class _Trainer:
@@ -268,8 +269,14 @@ class _Trainer:
         return done > 0 and (done % self.config.sample_every == 0 or at_end)
 
     def out_of_time(self) -> bool:
-        ends = (self.config.max_seconds, self.config.optim.decay_seconds)
-        return any(end is not None and self.state.seconds >= end for end in ends)
+        return self.config.limit is not None and self.state.seconds >= self.config.limit
+
+    def expected(self) -> int:
+        """Iterations in all, as far as can be told: fewer than asked for where seconds end the run before."""
+        done, seconds, limit = self.state.iteration, self.state.seconds, self.config.limit
+        if limit is None or seconds == 0:
+            return self.config.iterations
+        return min(self.config.iterations, max(done, math.ceil(done * limit / seconds)))
 
     def iterate(self, batch: Batch) -> None:
         """One batch: an update of every phase."""
@@ -369,9 +376,10 @@ class _Trainer:
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
             self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": untold[-1]["lr"]})
             state.running_means.sums.clear()
+        total = self.expected()
         for logs in untold[:-1]:
-            self.progress.update(state.iteration - 1, config.iterations, counts | finite(logs))
-        self.progress.update(state.iteration, config.iterations, counts | finite(untold[-1] if untold else {}))
+            self.progress.update(state.iteration - 1, total, counts | finite(logs))
+        self.progress.update(state.iteration, total, counts | finite(untold[-1] if untold else {}))
 
     def finish_saving(self) -> None:
         with self.watchdog.over(f"{self.world.name}: the checkpoint before", LONG):
