@@ -1,5 +1,7 @@
 """The U-ViT, the context encoder and the light network: costs, identities at initialisation, context."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -19,6 +21,7 @@ from dualrate.networks.blocks import (
     patchified,
     unpatchified,
 )
+from dualrate.networks.decoder import LatentEncoder
 from dualrate.networks.dual import ContextConfig, ContextEncoder, LightUViT, disconnect, moved
 from dualrate.networks.uvit import Blocks, Level, UViT, UViTConfig
 from dualrate.recipes import imagenet
@@ -306,6 +309,12 @@ def test_a_concatenated_context_is_one_projection_of_both(levels):
     added = TwoNetworks(made.encoder, LIGHT, ContextConfig(levels=levels)).build(GaussianProcess(Cosine()))[0]["light"]
     costs = [macs_of(lambda net=net: net(z[:1].float(), log_snr[:1].float(), None)) for net in (light.float(), added)]
     assert costs[0] - costs[1] == more
+
+
+def test_a_decoder_s_encoder_adds_its_features():
+    latent = replace(LIGHT, num_classes=0)
+    with pytest.raises(ValueError, match="got join 'concat': leave it at add"):
+        LatentEncoder(latent, latent, (4, 4, 4), ContextConfig(join="concat"))
 
 
 def test_a_network_of_concatenated_contexts_begins_as_that_of_added_ones():

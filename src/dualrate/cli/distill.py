@@ -118,8 +118,8 @@ class Student(Ranged):
     log_snr: LogSNR | None = None
     """By em: log-SNR at which the student's network is called, high noise but not all; -6 if not given."""
     langevin_steps: Steps | None = None
-    """By em: L, steps that correct a sample of the student's; 1 if not given, of the ImageNet recipes the paper's 16,
-    which are dear."""
+    """By em: L, steps that correct a sample of the student's; 1 if not given, of the ImageNet recipes 16, which are
+    dear."""
     noise_step: NoiseStep | None = None
     """By em: size of these steps in the noise; 0.16 if not given."""
     latent_step: LatentStep | None = None
