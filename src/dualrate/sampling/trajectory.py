@@ -215,8 +215,8 @@ def sample(
     given:    of a decoder: seeds (b,) -> z_0 (b, C, h, w), on the device
     progress: called with (images done, images in all)
     watch:    called with every state of every batch: before the first step, and after each; what it raises ends it all
-    Raises ValueError for no seeds, labels that are not one per seed or not known, a step of another process, a batch size
-    below 1, or a plan that does not go from noise (1) to data (0).
+    Raises ValueError for no seeds, labels that are not one per seed or not known, a step of another process, a batch
+    size below 1, or a plan that does not go from noise (1) to data (0).
     """
     if not len(seeds):
         raise ValueError("nothing to sample: the list of seeds is empty")
