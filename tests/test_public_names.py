@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_what_is_no_grid_of_images_is_refused(images, message, tmp_path):
 
 
 def test_a_result_that_holds_images_says_where(root, tmp_path):
-    with pytest.raises(ValueError, match="got ImageSet: pass its images"):
+    with pytest.raises(ValueError, match="got ImageSet: pass the images that it holds"):
         dr.save_grid(dr.load_images(root / "images.npz", split="train"), tmp_path / "grid.png")
 
 
@@ -120,7 +121,7 @@ def test_every_plan_goes_with_every_model_and_every_step(models):
     ]
     for kind, plan, made in itertools.product(KINDS, plans, STEPS):
         model = models[kind]
-        step = made(model.process)
+        step = made(model.gaussian)
         if plan.num_heavy < 2 and isinstance(step, dr.DDIM) and model.denoiser.reuse is dr.Reuse.MARKOV:
             with pytest.raises(ValueError, match="Use Ancestral"):
                 dr.Drawer(model, step, plan).draw(range(1))
@@ -152,7 +153,7 @@ def test_a_label_that_the_networks_do_not_know_is_refused(models, label, weight)
     model, plan = models["two"], dr.StepPlan.uniform(2, 1)
     denoiser = dr.Drawer(model, dr.Ancestral(model.process), plan, dr.Guidance(weight)).denoiser
     args = (denoiser, dr.Ancestral(model.process), plan, model.shape, [0, 1])
-    with pytest.raises(ValueError, match=f"labels of these networks are from 0 to 2, got {label!r}"):
+    with pytest.raises(ValueError, match=f"labels that these networks know are 0 to 2, got {label!r}"):
         next(dr.sample(*args, label=[0, label]))
     next(dr.sample(*args, label=[0, 2]))
 
@@ -161,7 +162,7 @@ def test_labels_of_networks_without_classes_are_refused():
     networks = dr.OneNetwork(dr.UViTConfig(image_size=8, image_channels=1, levels=LEVELS, embedding=16, head_dim=16))
     made = dr.Experiment("none", networks, dr.DenoisingConfig(), dr.FitConfig(iterations=1))
     step, plan = dr.Ancestral(made.process), dr.StepPlan.uniform(1)
-    with pytest.raises(ValueError, match="no classes, got label 0: drop the labels"):
+    with pytest.raises(ValueError, match="are none, got 0: drop the labels"):
         next(dr.sample(made.build()[1], step, plan, made.shape, [0], [0]))
 
 
@@ -181,7 +182,9 @@ def test_models_go_on_as_experiments_and_drawn_images_as_data(models, tmp_path):
     data = dr.DataConfig(str(tmp_path / "drawn.npz"))
     again = dr.Experiment("again", model.experiment.networks, model.experiment.method, model.experiment.fit, data)
     assert dr.train(again, tmp_path / "again", progress=Silent()).iteration == 1
-    dr.export(dr.load(tmp_path / "again").path, tmp_path / "released")
+    path = dr.load(tmp_path / "again").path
+    assert path is not None
+    dr.export(path, tmp_path / "released")
     assert dr.load(tmp_path / "released").experiment == again
 
 
@@ -214,7 +217,7 @@ def plain(root):
     return done(root, "plain")
 
 
-def done(root: Path, name: str) -> list[object]:
+def done(root: Path, name: str) -> list[Any]:
     """What training, loading, drawing and exporting come to."""
     made = experiment(root, "two", sample_every=1)
     out = root / f"under {name}"

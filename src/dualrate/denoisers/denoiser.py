@@ -79,18 +79,17 @@ def check_labels(denoiser: Denoiser, labels: Sequence[int]) -> None:
     On a GPU such a label would end the process.
     """
     tables = [part for part in _parts(denoiser) if isinstance(getattr(part, "num_classes", None), int)]
+    if not tables:
+        return
     counts = [
         part.num_classes + getattr(part, "null", True) for part in tables if part.num_classes
-    ]  # with a null class
-    known = range(min(counts, default=0)) if tables else None
-    strange = [
-        label for label in labels if not hasattr(label, "__index__") or (known is not None and label not in known)
-    ]
-    if strange and not known and tables:
-        raise ValueError(f"these networks have no classes, got label {strange[0]}: drop the labels")
-    if strange:
-        which = f"from 0 to {known[-1]}" if known else "whole numbers"
-        raise ValueError(f"labels of these networks are {which}, got {strange[0]!r}")
+    ]  # the null class too
+    known = range(min(counts, default=0))
+    if strange := [label for label in labels if label not in known]:
+        rule = (
+            f"are 0 to {known[-1]}, got {strange[0]!r}" if known else f"are none, got {strange[0]!r}: drop the labels"
+        )
+        raise ValueError(f"the labels that these networks know {rule}")
 
 
 def _parts(value: object) -> Iterator[Any]:

@@ -37,8 +37,8 @@ def from_diffusers(
 ) -> Plain:
     """A denoiser around a trained network of diffusers: any sampler, plan, bound or meter of ours takes it.
 
-    source:      a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network itself; of one
-                 that `torch.compile` returned, the network that it compiled
+    source:      a folder that `save_pretrained` wrote, of a pipeline or of a network, or the network itself. Where
+                 `torch.compile` returned it, what was compiled is taken
     scheduler:   of diffusers, or its configuration; that of the folder if not given
     convention:  what the network takes for its time and predicts; "diffusers": as its scheduler says; "repa": r in
                  [0, 1] with noise at 1, eps - x; "sit": data at 1, x - eps. With the last two the scheduler only says

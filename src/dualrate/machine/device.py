@@ -148,9 +148,9 @@ def whole_products() -> Iterator[None]:
 def own_defaults() -> Iterator[None]:
     """Within the block tensors and modules are float32 on the CPU where nothing else is said, whatever the caller set.
 
-    That is by `torch.set_default_dtype`, `torch.set_default_device` or `with torch.device(...)`. The device `meta`
-    stays: it is asked for where networks are wanted without their content. Torch holds the dtype for all threads of a
-    process.
+    The caller sets them by `torch.set_default_dtype`, `torch.set_default_device` or `with torch.device(...)`. Device
+    `meta` stays: it is asked for where networks are wanted without their content. Torch has one default dtype for all
+    threads of a process.
     """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     own = nullcontext() if device.type in ("cpu", "meta") else torch.device("cpu")

@@ -56,9 +56,9 @@ def _pixels(images: Images | Iterable[Images]) -> np.ndarray:
     if not isinstance(images, (np.ndarray, Tensor)):
         parts = [_pixels(batch) for batch in images] if isinstance(images, Iterable) else []
         if len({part.shape[1:] for part in parts}) != 1:
-            hint = ": pass its images" if hasattr(images, "images") else ""
             raise ValueError(
-                f"images are an array (N, C, H, W), or batches of equal shape, got {type(images).__name__}{hint}"
+                f"images are an array (N, C, H, W), or batches of one shape, got {type(images).__name__}: pass the "
+                "images that it holds"
             )
         return np.concatenate(parts)
     found = images.detach() if isinstance(images, Tensor) else torch.tensor(images)  # a copy: maps are read-only
