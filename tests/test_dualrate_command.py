@@ -279,7 +279,7 @@ def parsers(arguments: tuple[str, ...]) -> Iterator[tuple[object, object]]:
 def actions(kind, default) -> list:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        how = {"registry": cli_options.NUMBERS, "config": (tyro.conf.AvoidSubcommands,)}
+        how = {"registry": cli_options.PRIMITIVES, "config": (tyro.conf.AvoidSubcommands,)}
         return tyro.extras.get_parser(kind, default=default, **how)._actions
 
 
