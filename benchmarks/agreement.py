@@ -42,7 +42,7 @@ from dualrate.runs.train import train
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance_table import CovarianceTable
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
@@ -167,7 +167,7 @@ def samplers(device: torch.device) -> Iterator[Finding]:
         for network in (net.encoder, net.light) if graphs else ():
             graph_calls(network, counted)
         labels = [seed % CLASSES for seed in seeds]
-        return list(sample(net, step, plan, (1, SIDE, SIDE), seeds, labels, device=where, bfloat16=half))
+        return list(sample_batches(net, step, plan, (1, SIDE, SIDE), seeds, labels, device=where, bfloat16=half))
 
     for name in SAMPLERS:
         expected = images(name, CPU, "float32")

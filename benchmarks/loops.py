@@ -41,7 +41,7 @@ def ours(name: str, batch: int, device: torch.device) -> Work:
     plan = dr.StepPlan.uniform(STEPS)
 
     def work() -> None:
-        for _ in dr.sample(Free(), OURS[name], plan, SHAPE, range(batch), batch_size=batch, device=device):
+        for _ in dr.sample_batches(Free(), OURS[name], plan, SHAPE, range(batch), batch_size=batch, device=device):
             pass
 
     return work

@@ -112,7 +112,7 @@ class Sampler:
 
     def __call__(self, first: int) -> Tensor:
         seeds = range(first, first + SIZE)
-        return torch.cat(list(dr.sample(self.denoiser, self.step, self.plan, (2,), seeds, batch_size=SIZE)))
+        return torch.cat(list(dr.sample_batches(self.denoiser, self.step, self.plan, (2,), seeds, batch_size=SIZE)))
 
 
 def exact(first: int, count: int) -> Tensor:

@@ -52,7 +52,7 @@ def models(root):
 
 
 def drawn(model: dr.Model, plan: dr.StepPlan, label=(0, 1, 0), seeds=range(3), **how):
-    return dr.sample(model.denoiser, dr.Ancestral(model.process), plan, model.shape, seeds, label, **how)
+    return dr.sample_batches(model.denoiser, dr.Ancestral(model.process), plan, model.shape, seeds, label, **how)
 
 
 def test_every_kind_of_images_is_saved_as_the_same_grid(root, models, tmp_path):
@@ -128,7 +128,7 @@ def test_every_plan_goes_with_every_model_and_every_step(models):
             continue
         drawer = dr.Drawer(model, step, plan, guidance=dr.Guidance(1.5), label=1, precision="float32")
         images = drawer.draw(range(1)).images
-        (x,) = dr.sample(drawer.denoiser, drawer.step, drawer.plan, model.shape, range(1), [1])
+        (x,) = dr.sample_batches(drawer.denoiser, drawer.step, drawer.plan, model.shape, range(1), [1])
         assert np.array_equal(to_uint8(x), images)
 
 
@@ -154,8 +154,8 @@ def test_a_label_that_the_networks_do_not_know_is_refused(models, label, weight)
     denoiser = dr.Drawer(model, dr.Ancestral(model.process), plan, dr.Guidance(weight)).denoiser
     args = (denoiser, dr.Ancestral(model.process), plan, model.shape, [0, 1])
     with pytest.raises(ValueError, match=f"labels that these networks know are 0 to 2, got {label!r}"):
-        next(dr.sample(*args, label=[0, label]))
-    next(dr.sample(*args, label=[0, 2]))
+        next(dr.sample_batches(*args, label=[0, label]))
+    next(dr.sample_batches(*args, label=[0, 2]))
 
 
 def test_labels_of_networks_without_classes_are_refused():
@@ -163,14 +163,14 @@ def test_labels_of_networks_without_classes_are_refused():
     made = dr.Experiment("none", networks, dr.DenoisingConfig(), dr.FitConfig(iterations=1))
     step, plan = dr.Ancestral(made.process), dr.StepPlan.uniform(1)
     with pytest.raises(ValueError, match="are none, got 0: drop the labels"):
-        next(dr.sample(made.build()[1], step, plan, made.shape, [0], [0]))
+        next(dr.sample_batches(made.build()[1], step, plan, made.shape, [0], [0]))
 
 
 def test_a_step_of_another_process_is_refused(models):
     model, plan = models["one"], dr.StepPlan.uniform(2)
     step = dr.Ancestral(dr.GaussianProcess(Cosine(shift=-2.0)))
     with pytest.raises(ValueError, match="the denoiser's process"):
-        next(dr.sample(model.denoiser, step, plan, model.shape, [0], [0]))
+        next(dr.sample_batches(model.denoiser, step, plan, model.shape, [0], [0]))
     with pytest.raises(ValueError, match="the denoiser's process"):
         dr.Drawer(model, step, plan).draw(range(1))
 
@@ -259,7 +259,7 @@ def test_so_it_is_with_a_model_of_diffusers(caller, tmp_path):
     def images(source) -> torch.Tensor:
         with pytest.warns(UserWarning, match="seems untrained"):
             denoiser = dr.from_diffusers(source, scheduler)
-        return next(dr.sample(denoiser, dr.DDIM(denoiser.process), dr.StepPlan.uniform(2), (1, 8, 8), range(2)))
+        return next(dr.sample_batches(denoiser, dr.DDIM(denoiser.process), dr.StepPlan.uniform(2), (1, 8, 8), range(2)))
 
     expected = images(net)
     with CALLERS[caller]():

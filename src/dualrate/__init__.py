@@ -14,8 +14,9 @@ from dualrate.experiments.denoising import DenoisingConfig
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.foreign.from_diffusers import from_diffusers
-from dualrate.measuring.choosing import Choice
+from dualrate.measuring.choosing import Choice, sample
 from dualrate.measuring.drawer import Drawer, Guidance
+from dualrate.methods.denoising import DualRateLoss
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report.image_grid import save_grid
@@ -25,7 +26,7 @@ from dualrate.runs.train import train
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from dualrate.sampling.solvers import SDEDPMSolver2M
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 from dualrate.training.config import FitConfig
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "Denoiser",
     "DenoisingConfig",
     "Drawer",
+    "DualRateLoss",
     "Experiment",
     "FitConfig",
     "GaussianProcess",
@@ -59,6 +61,7 @@ __all__ = [
     "load",
     "load_images",
     "sample",
+    "sample_batches",
     "save_grid",
     "train",
 ]

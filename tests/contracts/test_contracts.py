@@ -366,4 +366,4 @@ def test_a_step_says_whether_it_is_markovian_and_cannot_be_told_otherwise():
 
 def test_images_are_sampled_from_noise_to_data():
     with pytest.raises(ValueError, match="from t = 1 to 0"):
-        next(dr.sample(plain(), dr.DDIM(PROCESS), dr.StepPlan.at([0.5, 0.2], [0]), (1, 8, 8), [0], [0]))
+        next(dr.sample_batches(plain(), dr.DDIM(PROCESS), dr.StepPlan.at([0.5, 0.2], [0]), (1, 8, 8), [0], [0]))

@@ -344,7 +344,7 @@ def test_its_denoiser_samples_finite_images_by_its_networks_current_weights(expe
     plan, step = serves.default_plan(), make_step(serves.sampler or ANCESTRAL, experiment.process)
 
     def drawn() -> torch.Tensor:
-        return torch.cat(list(dr.sample(method.denoiser(), step, plan, experiment.shape, range(2), range(2))))
+        return torch.cat(list(dr.sample_batches(method.denoiser(), step, plan, experiment.shape, range(2), range(2))))
 
     before = drawn()
     randomised(method.networks, 7)

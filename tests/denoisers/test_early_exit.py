@@ -50,7 +50,7 @@ def states(rows: int = 12) -> tuple[torch.Tensor, torch.Tensor, dr.Cond]:
 
 
 def images(denoiser: dr.Denoiser, step: dr.Step = STEP) -> torch.Tensor:
-    return torch.cat(list(dr.sample(denoiser, step, PLAN, SHAPE, range(6), [seed % 3 for seed in range(6)])))
+    return torch.cat(list(dr.sample_batches(denoiser, step, PLAN, SHAPE, range(6), [seed % 3 for seed in range(6)])))
 
 
 def always(block: int) -> EarlyExit:

@@ -267,7 +267,7 @@ def test_calls_and_multiply_adds_are_the_schedule_s(name):
     assert cost.light == sum(map(macs_of, outside + levels))
     assert plan_cost(made, dr.DDIM(PROCESS), plan, SHAPE, label=0).macs == 3 * cost.heavy + 5 * cost.light
     assert 3 * cost.heavy + 5 * cost.light == macs_of(
-        lambda: list(dr.sample(made, dr.DDIM(PROCESS), plan, SHAPE, [0], [0]))
+        lambda: list(dr.sample_batches(made, dr.DDIM(PROCESS), plan, SHAPE, [0], [0]))
     )
 
 

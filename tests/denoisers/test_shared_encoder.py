@@ -49,7 +49,7 @@ def shared(split: int = 2) -> SharedEncoder:
 
 
 def images(denoiser: dr.Denoiser, plan: dr.StepPlan, step: dr.Step = DDIM, seeds: range = range(3)) -> torch.Tensor:
-    return torch.cat(list(dr.sample(denoiser, step, plan, SHAPE, seeds, [seed % 3 for seed in seeds])))
+    return torch.cat(list(dr.sample_batches(denoiser, step, plan, SHAPE, seeds, [seed % 3 for seed in seeds])))
 
 
 def one_call(seed: int = 0, t: float = 0.4) -> tuple[torch.Tensor, torch.Tensor, dr.Cond]:

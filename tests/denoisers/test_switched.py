@@ -46,7 +46,7 @@ PAIR = Switched(LIGHT, HEAVY)
 
 
 def images(denoiser: dr.Denoiser, plan: dr.StepPlan, step: dr.Step | None = None) -> torch.Tensor:
-    return torch.cat(list(dr.sample(denoiser, step or dr.DDIM(PROCESS), plan, SHAPE, range(3), [0, 1, 2])))
+    return torch.cat(list(dr.sample_batches(denoiser, step or dr.DDIM(PROCESS), plan, SHAPE, range(3), [0, 1, 2])))
 
 
 @cache

@@ -213,7 +213,7 @@ def test_calls_and_multiply_adds_are_the_schedule_s():
     assert part == kept + blocks * (2 * 8 * channels**2) + films
     plan = dr.StepPlan.uniform(6, 2).renewing(named("duca").between)
     meter = Metered(one)
-    list(dr.sample(meter, dr.DDIM(PROCESS), plan, SHAPE, [0], [0]))
+    list(dr.sample_batches(meter, dr.DDIM(PROCESS), plan, SHAPE, [0], [0]))
     assert (meter.meter.heavy, meter.meter.light, meter.meter.partial) == (2, 4, 2)
     full = macs_of(lambda: one.encode(z, t, cond))
     counted = plan_cost(one, dr.DDIM(PROCESS), plan, SHAPE, label=0)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
@@ -97,6 +98,26 @@ def test_it_has_the_package_s_loss_and_gradient(one_file: ModuleType) -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+
+
+def test_the_loss_for_one_s_own_loop_is_the_same(one_file: ModuleType) -> None:
+    """By the rows, or by torch's generator; and what it trains draws images in one call."""
+    encoder, light = pair(one_file)
+    networks, _, process = packaged(encoder, light)
+    loss = dr.DualRateLoss(networks["encoder"], networks["light"], times=TimeSampler(heavy=(2, 8)))
+    x, rows = torch.rand(6, 3, 8, 8, dtype=torch.float64) * 2 - 1, torch.arange(40, 46)
+    drawn = TimeSampler(heavy=(2, 8))(Draws(0, rows))
+    eps = process.noise(Draws(0, rows), ["z_tau", "z_t"], 3, 8, 8).double()
+    ours = one_file.dual_rate_loss(encoder, light, x, drawn.t, drawn.tau, drawn.kept, (eps[0], eps[1]))
+    torch.testing.assert_close(ours, loss(x, rows=rows), rtol=1e-6, atol=0)
+    values = [(torch.manual_seed(seed), loss(x).item())[1] for seed in (1, 1, 2)]
+    assert values[0] == values[1] != values[2]
+    with pytest.raises(ValueError, match="labels are given"):
+        loss(x, torch.zeros(6, dtype=torch.int64))
+    networks.float()
+    images = dr.sample(loss.denoiser, 3, steps=4, heavy=2, shape=(3, 8, 8))
+    assert (images.shape, images.dtype) == ((3, 3, 8, 8), np.uint8)
+    assert (dr.sample(loss.denoiser, [2], steps=4, heavy=2, shape=(3, 8, 8))[0] == images[2]).all()
 
 
 @pytest.mark.parametrize(("steps", "heavy"), [(8, 8), (8, 2), (7, 3)])

@@ -119,7 +119,7 @@ def test_untrained_it_is_the_model_at_heavy_steps_and_its_x_hat_between(place, m
     label, step = ([0, 1, 2] if teacher.num_classes else None), dr.Ancestral(experiment.process)
 
     def images(of, heavy):
-        return next(dr.sample(of, step, dr.StepPlan.uniform(8, heavy), (1, 8, 8), [5, 6, 7], label))
+        return next(dr.sample_batches(of, step, dr.StepPlan.uniform(8, heavy), (1, 8, 8), [5, 6, 7], label))
 
     torch.testing.assert_close(images(denoiser, 8), images(teacher.denoiser, 8), rtol=1e-6, atol=1e-6)
     scale = float(images(Stale(teacher.denoiser), 3).abs().max())

@@ -56,7 +56,7 @@ def drawn(run: str, sampler: str) -> np.ndarray:
     model = dr.load(HERE / run)
     step, plan = SAMPLERS[sampler].made(model.process, {}, None, None), dr.StepPlan.uniform(8, HEAVY[run])
     label = [i % 3 for i in range(20)]
-    batches = dr.sample(model.denoiser, step, plan, model.shape, range(20), label, batch_size=20)
+    batches = dr.sample_batches(model.denoiser, step, plan, model.shape, range(20), label, batch_size=20)
     return torch.cat(list(batches)).numpy()
 
 

@@ -60,7 +60,7 @@ def test_images_are_those_of_the_run(place: Path, pipe: DualRatePipeline) -> Non
     model = dr.load(place / "run", note=lambda text: None).with_codec(place / "vae")
     drawer = CHOICE.drawer(model, precision="float32")
     labels = drawer.labels(SEEDS)
-    latents = next(dr.sample(drawer.denoiser, drawer.step, drawer.plan, (4, 8, 8), SEEDS, labels))
+    latents = next(dr.sample_batches(drawer.denoiser, drawer.step, drawer.plan, (4, 8, 8), SEEDS, labels))
     assert torch.equal(drawn(pipe, "latent"), latents)
     images = drawn(pipe, "pt")
     assert images.shape == (2, 3, 16, 16)

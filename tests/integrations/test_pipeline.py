@@ -39,7 +39,7 @@ def drawn(pipe, **how):
 def sampled(model, choice, seeds=SEEDS, guidance=1.0, labels=None):
     drawer = choice.drawer(model, precision="float32", guidance=dr.Guidance(guidance))
     labels = drawer.labels(seeds) if labels is None else labels
-    return next(dr.sample(drawer.denoiser, drawer.step, drawer.plan, model.shape, seeds, labels))
+    return next(dr.sample_batches(drawer.denoiser, drawer.step, drawer.plan, model.shape, seeds, labels))
 
 
 @pytest.fixture(scope="module", params=[ONE, TWO], ids=["one-network", "dual-rate"])
@@ -327,7 +327,7 @@ def test_bfloat16_is_the_projects_own(model, choice, folder, late):
     pipe.set_progress_bar_config(disable=True)
     drawer = choice.drawer(model, precision="bfloat16")
     of = (drawer.denoiser, drawer.step, drawer.plan, model.shape, SEEDS, drawer.labels(SEEDS))
-    assert torch.equal(drawn(pipe), next(dr.sample(*of, bfloat16=True)))
+    assert torch.equal(drawn(pipe), next(dr.sample_batches(*of, bfloat16=True)))
     assert pipe.dtype == torch.bfloat16
     pipe.to(torch.float32)
     assert {part.dtype for part in pipe.transformer.parameters()} == {torch.float32}

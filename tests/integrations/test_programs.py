@@ -54,7 +54,7 @@ def drawn(run):
         streams = ["start", *(f"step {i} draw 0" for i in range(PLAN.num_steps - 1))]
         noise = torch.stack([draws.normal(stream, *model.shape) for stream in streams])
         labels = drawer.labels(seeds)
-        (images,) = dr.sample(drawer.denoiser, drawer.step, drawer.plan, model.shape, seeds, labels)
+        (images,) = dr.sample_batches(drawer.denoiser, drawer.step, drawer.plan, model.shape, seeds, labels)
         found[count] = noise, torch.tensor(labels), images
     return found
 

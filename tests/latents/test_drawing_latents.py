@@ -97,7 +97,7 @@ def test_latents_are_what_the_model_draws_of_seeds_that_no_image_has(here: Path)
     found = draw_latents(drawer, 7, here / "kept")
     seeds = range(FIRST, FIRST + 7)
     how = {"label": [seed % 2 for seed in range(7)], "batch_size": 7}
-    (z_0,) = dr.sample(drawer.denoiser, drawer.step, drawer.plan, LATENT, seeds, **how)
+    (z_0,) = dr.sample_batches(drawer.denoiser, drawer.step, drawer.plan, LATENT, seeds, **how)
     torch.testing.assert_close(found.z_0, z_0)
     assert found.macs == 3 * load("base").call_cost.light
     assert found.codec == CODEC.fingerprint

@@ -45,7 +45,7 @@ from dualrate.recipes.auto import Auto
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import macs_of
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 from dualrate.training.config import FitConfig
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "latents.md"
@@ -101,7 +101,7 @@ def test_images_are_decoded_latents(drawer: Drawer) -> None:
     assert images.shape == (3, 3, 16, 16)
     model = drawer.model
     assert (model.shape, model.image_shape) == ((4, 8, 8), (3, 16, 16))
-    z = torch.cat(list(sample(model.denoiser, drawer.step, drawer.plan, model.shape, range(3, 6), [0, 1, 2])))
+    z = torch.cat(list(sample_batches(model.denoiser, drawer.step, drawer.plan, model.shape, range(3, 6), [0, 1, 2])))
     expected = to_uint8(model.codec.decode(z, Draws(0, torch.arange(3, 6))))
     assert np.abs(images.astype(int) - expected.numpy()).max() <= 1
 

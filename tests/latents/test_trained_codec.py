@@ -29,7 +29,7 @@ from dualrate.methods.method import Loss
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 from dualrate.training.config import FitConfig
 
 NET = UViTConfig(8, 4, (Level("conv", 8, 1), Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
@@ -118,7 +118,7 @@ def test_a_codec_trains_with_its_run_and_decodes_what_is_drawn(experiment: Exper
     model = load(tmp_path / "run")
     assert not torch.equal(model.networks["there"].weight, experiment.build()[0]["there"].weight)
     drawer = Drawer(model, Ancestral(model.process), dr.StepPlan.uniform(2, 2), batch_size=2, precision="float32")
-    z = torch.cat(list(sample(model.denoiser, drawer.step, drawer.plan, (4, 8, 8), range(5))))
+    z = torch.cat(list(sample_batches(model.denoiser, drawer.step, drawer.plan, (4, 8, 8), range(5))))
     back = nn.functional.conv_transpose2d(z, model.networks["back"].weight, model.networks["back"].bias, 2)
     noise = Draws(0, torch.arange(5)).normal("decoder", 3, 16, 16)
     images = drawer.draw(range(5)).images  # in batches of 2, each row with its own numbers

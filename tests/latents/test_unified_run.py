@@ -34,7 +34,7 @@ from dualrate.runs.release import export
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import macs_of
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_what_is_drawn_are_noisy_latents_decoded(run: Path) -> None:
     model = load(run)
     drawer = Drawer(model, Ancestral(model.process), dr.StepPlan.uniform(3), batch_size=2, precision="float32")
     drawn = drawer.draw(range(3)).images  # in batches of 2, each row with its own numbers
-    z_0 = torch.cat(list(sample(model.denoiser, drawer.step, drawer.plan, (2, 4, 4), range(3))))
+    z_0 = torch.cat(list(sample_batches(model.denoiser, drawer.step, drawer.plan, (2, 4, 4), range(3))))
     expected = to_uint8(model.codec.decode(z_0, Draws(0, torch.arange(3))))
     assert np.abs(drawn.astype(int) - expected.numpy()).max() <= 1
     cost = drawer.cost.calls

@@ -25,7 +25,7 @@ from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, make_step
 from dualrate.sampling.covariance_table import CovarianceTable
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 
 PROCESS = GaussianProcess(Cosine())
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, embedding=16, head_dim=16)
@@ -96,7 +96,9 @@ def test_images_are_those_of_calls_that_are_not_recorded(name, networks, bfloat1
 
     def images(denoiser) -> Tensor:
         labels = [seed % 3 for seed in seeds]
-        return torch.cat(list(sample(denoiser, step, plan, (1, 8, 8), seeds, labels, batch_size=3, bfloat16=bfloat16)))
+        return torch.cat(
+            list(sample_batches(denoiser, step, plan, (1, 8, 8), seeds, labels, batch_size=3, bfloat16=bfloat16))
+        )
 
     expected = images(denoiser_of(networks))
     assert torch.equal(images(denoiser_of(networks, played)), expected)
@@ -112,7 +114,9 @@ def test_guided_branches_are_recorded_as_one_batch(played):
     step, plan = dr.Ancestral(PROCESS), StepPlan.uniform(4, 2)
 
     def images(denoiser) -> Tensor:
-        return torch.cat(list(sample(Guided(denoiser, PROCESS, 2.0, 3), step, plan, (1, 8, 8), range(2), [0, 1])))
+        return torch.cat(
+            list(sample_batches(Guided(denoiser, PROCESS, 2.0, 3), step, plan, (1, 8, 8), range(2), [0, 1]))
+        )
 
     assert torch.equal(images(denoiser_of(DUAL, played)), images(denoiser_of(DUAL)))
     assert played.records == 2
@@ -302,7 +306,9 @@ def test_a_gpu_launches_what_it_recorded(bfloat16):
             if recorded:
                 graph_calls(network, counting)
         how = {"batch_size": 3, "device": "cuda", "bfloat16": bfloat16}
-        return torch.cat(list(sample(denoiser, dr.Ancestral(PROCESS), late(6), (1, 8, 8), range(5), [0] * 5, **how)))
+        return torch.cat(
+            list(sample_batches(denoiser, dr.Ancestral(PROCESS), late(6), (1, 8, 8), range(5), [0] * 5, **how))
+        )
 
     assert torch.equal(images(recorded=True), images(recorded=False))
     assert len(launches) > 12

@@ -211,7 +211,7 @@ def test_released_weights_have_theirs(name):
         step = step_for(model, plan, name)
         assert type(step) is SAMPLERS[name].step
         assert step.markovian == SAMPLERS[name].markovian
-        images = next(iter(dr.sample(model.denoiser, step, plan, model.shape, [0, 1], [0, 1])))
+        images = next(iter(dr.sample_batches(model.denoiser, step, plan, model.shape, [0, 1], [0, 1])))
         assert images.isfinite().all()
         assert images.std() > 0.3
     with pytest.raises(ValueError, match="means nothing to"):

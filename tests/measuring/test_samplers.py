@@ -31,7 +31,7 @@ from dualrate.sampling.cost import seconds_per_call
 from dualrate.sampling.covariance import NoiseCovariance
 from dualrate.sampling.grids import GRIDS, grid_times
 from dualrate.sampling.solvers import DPMSolver2M, Heun, SDEDPMSolver2M
-from dualrate.sampling.trajectory import check_reuse, sample
+from dualrate.sampling.trajectory import check_reuse, sample_batches
 
 PROCESS = GaussianProcess(Cosine())
 WEIGHTS = Path(__file__).parent.parent.parent / "weights"
@@ -354,7 +354,7 @@ def test_their_images_are_no_noise(heavy):
     """The released model, a few steps of each: finite, and mostly within the range of images."""
     for name in SAMPLERS:
         step, plan = sampler_of(heavy, SamplingOptions(steps=6, sampler=name, grid="log-snr"))
-        (images,) = sample(heavy.denoiser, step, plan, heavy.shape, range(2), range(2))
+        (images,) = sample_batches(heavy.denoiser, step, plan, heavy.shape, range(2), range(2))
         assert torch.isfinite(images).all()
         assert images.abs().quantile(0.9) < 1.2
 
@@ -395,7 +395,7 @@ def test_a_step_of_another_package_is_a_sampler(mine, heavy):
     assert (type(step).__name__, step.strength, plan) == ("Mine", 1.0, StepPlan.uniform(3))
     assert not sampler_named(mine).markovian
     own, theirs = (
-        next(sample(heavy.denoiser, one, plan, heavy.shape, [0], [0]))
+        next(sample_batches(heavy.denoiser, one, plan, heavy.shape, [0], [0]))
         for one in (make_step("ddim", heavy.process), step)
     )
     assert torch.equal(own, theirs)

@@ -317,7 +317,7 @@ def test_a_student_of_a_mixture_in_the_plane_comes_nearer_to_it(taught):
     optimizer, losses = torch.optim.Adam(network.parameters(), 1e-2), []
 
     def apart() -> float:
-        (drawn,) = dr.sample(student, DDIM(PROCESS), dr.StepPlan.uniform(4), (2,), range(500), batch_size=500)
+        (drawn,) = dr.sample_batches(student, DDIM(PROCESS), dr.StepPlan.uniform(4), (2,), range(500), batch_size=500)
         return torch.cdist(drawn, RING.means).min(1).values.mean().item()
 
     before = apart()

@@ -21,7 +21,7 @@ from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.ancestral import Reverse
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 
 JOINT = table(MASKED, [0.4, 0.1], [0.15, 0.35])
 NET = TokensConfig(3, 2, channels=16, blocks=1, embedding=16, head_dim=16)
@@ -109,7 +109,9 @@ def test_a_u_vit_of_a_channel_a_category_is_a_network_of_tokens():
         return Batch(x[:, :, None, None].expand(-1, -1, 2, 2), None, rows)
 
     train(method, alike, 150)
-    (z,) = sample(method.denoiser(), Reverse(MASKED), StepPlan.uniform(16), (3, 2, 2), range(1000), batch_size=1000)
+    (z,) = sample_batches(
+        method.denoiser(), Reverse(MASKED), StepPlan.uniform(16), (3, 2, 2), range(1000), batch_size=1000
+    )
     same = z.mean((2, 3)).max(1).values == 1
     assert same.float().mean() > 0.8  # of independent tokens an eighth
     assert z[same, 0].mean() == pytest.approx(0.5, abs=0.1)
@@ -121,6 +123,6 @@ def test_it_trains_networks_that_sample_the_data(make, process, size):
     phase = train(method, lambda first: data(128, size, first), 100)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in phase.parameters)
     plan = StepPlan.uniform(16, 4 if make is dual else None)
-    (z,) = sample(method.denoiser(), Reverse(process), plan, (size, 1, 2), range(2000), batch_size=2000)
+    (z,) = sample_batches(method.denoiser(), Reverse(process), plan, (size, 1, 2), range(2000), batch_size=2000)
     error = (frequencies(z)[:2, :2] - JOINT.table[:2, :2].float()).abs().sum().item() / 2
     assert error < (0.2 if make is dual else 0.1)  # 0.25 of tokens that know nothing of each other

@@ -12,7 +12,7 @@ from dualrate.diffusion.values import Cond
 from dualrate.likelihood.tokens import token_bound
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.sampling.ancestral import Reverse
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 from theory.common import f64
 from theory.tokens import PROCESSES, one_hot
 
@@ -80,7 +80,7 @@ def test_a_network_reads_noise_where_it_is_made_for_it_and_tokens_alone_where_no
 def test_trajectories_end_in_tokens_and_the_bound_is_of_them():
     process = NoisePlanes(PROCESSES["masked"], PLANES)
     student, step, plan = Plain(network(PLANES).float(), process), Reverse(process), StepPlan.uniform(3)
-    (made,) = sample(student, step, plan, (4, 1, 2), range(6))
+    (made,) = sample_batches(student, step, plan, (4, 1, 2), range(6))
     assert made.shape == (6, 4, 1, 2)
     assert torch.equal(made[:, :3].sum(1), torch.ones(6, 1, 2))
     x = one_hot(torch.zeros(9, 2, dtype=torch.int64), 4).float()

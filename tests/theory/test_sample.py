@@ -6,7 +6,7 @@ import torch
 from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.sampling.ancestral import DDIM, Ancestral
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 from theory.common import PROCESS, gaussian
 from theory.held_context import NeededContext
 
@@ -17,7 +17,8 @@ IMAGES = NeededContext(PROCESS, 0.3)  # pictures of any even width
 def test_an_image_depends_on_its_seed_and_not_on_its_batch(step):
     plan, seeds = StepPlan.uniform(6), [7, 0, 2**40, *range(20, 33)]
     by_size = {
-        size: torch.cat(list(sample(IMAGES, step, plan, (3, 2, 2), seeds, batch_size=size))) for size in (1, 4, 16, 5)
+        size: torch.cat(list(sample_batches(IMAGES, step, plan, (3, 2, 2), seeds, batch_size=size)))
+        for size in (1, 4, 16, 5)
     }
     assert by_size[16].shape == (16, 3, 2, 2)
     assert by_size[16].dtype == torch.float32
@@ -34,7 +35,7 @@ def test_noise_is_new_at_every_step():
             seen.extend((draw(), draw()))
             return z, carry
 
-    (z,) = sample(IMAGES, Noisy(PROCESS), StepPlan.uniform(5), (3, 10, 10), [3, 4])
+    (z,) = sample_batches(IMAGES, Noisy(PROCESS), StepPlan.uniform(5), (3, 10, 10), [3, 4])
     rows = torch.stack((z, *seen)).view(-1, 300)
     assert (torch.corrcoef(rows) - torch.eye(len(rows))).abs().max() < 0.5
 
@@ -47,7 +48,7 @@ def test_samples_report_progress_and_take_labels():
             labels.append(cond.label.tolist())
             return super().denoise(z, t, context, cond)
 
-    batches = sample(
+    batches = sample_batches(
         Labelled(gaussian(0.3, 4), PROCESS),
         Ancestral(PROCESS),
         StepPlan.uniform(1),
@@ -75,7 +76,7 @@ def test_samples_report_progress_and_take_labels():
 )
 def test_impossible_samples_are_refused(seeds, labels):
     with pytest.raises(ValueError):
-        next(iter(sample(IMAGES, Ancestral(PROCESS), StepPlan.uniform(2), (3, 2, 2), seeds, labels)))
+        next(iter(sample_batches(IMAGES, Ancestral(PROCESS), StepPlan.uniform(2), (3, 2, 2), seeds, labels)))
 
 
 def test_samples_carry_no_gradient():
@@ -85,13 +86,13 @@ def test_samples_carry_no_gradient():
         def denoise(self, z, t, context, cond):
             return weight * z
 
-    (images,) = sample(Learned(gaussian(0.3), PROCESS), Ancestral(PROCESS), StepPlan.uniform(2), (1, 2, 2), [1])
+    (images,) = sample_batches(Learned(gaussian(0.3), PROCESS), Ancestral(PROCESS), StepPlan.uniform(2), (1, 2, 2), [1])
     assert not images.requires_grad
 
 
 def test_every_state_of_every_batch_is_watched_and_watching_can_end_it():
     seen, plan = [], StepPlan.uniform(3)
-    images = list(sample(IMAGES, DDIM(PROCESS), plan, (3, 2, 2), range(3), batch_size=2, watch=seen.append))
+    images = list(sample_batches(IMAGES, DDIM(PROCESS), plan, (3, 2, 2), range(3), batch_size=2, watch=seen.append))
     assert [(state.i, float(state.t[0]), len(state.z)) for state in seen] == [
         (i, plan.t[i], rows) for rows in (2, 1) for i in range(4)
     ]
@@ -102,4 +103,4 @@ def test_every_state_of_every_batch_is_watched_and_watching_can_end_it():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(sample(IMAGES, DDIM(PROCESS), plan, (3, 2, 2), [0], watch=stop))
+        list(sample_batches(IMAGES, DDIM(PROCESS), plan, (3, 2, 2), [0], watch=stop))

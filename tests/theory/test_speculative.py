@@ -18,7 +18,7 @@ from dualrate.likelihood.variance import FittedVariance
 from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
 from dualrate.sampling.solvers import SDEDPMSolver2M
 from dualrate.sampling.speculative import _Numbers, acceptance, frozen, light, other, reflection_coupling, speculate
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 from theory.common import PROCESS, f64, gaussian, normals, space_mixture, uniforms
 
 TARGET, PLAN = OracleDenoiser(space_mixture(), PROCESS), StepPlan.uniform(12)
@@ -57,7 +57,7 @@ def test_its_law_is_that_of_the_target_at_every_step(draft, gamma):
     """Two samples of 3,000: moments within four standard errors, Kolmogorov and Smirnov along three axes."""
     step, count = Ancestral(PROCESS, gamma), 3000
     made = speculate(TARGET, draft, step, PLAN, (3,), range(count), window=3)
-    plain = torch.cat(list(sample(TARGET, step, PLAN, (3,), range(count, 2 * count), batch_size=count)))
+    plain = torch.cat(list(sample_batches(TARGET, step, PLAN, (3,), range(count, 2 * count), batch_size=count)))
     assert 0.05 < made.accepted.sum() / made.coupled.sum() < 0.95
     for got, want in ((made.z, plain), (made.z[:, :, None] * made.z[:, None], plain[:, :, None] * plain[:, None])):
         error = (got.mean(0) - want.mean(0)) / (2 * want.var(0) / count).sqrt()
@@ -70,7 +70,7 @@ def test_its_law_is_that_of_the_target_at_every_step(draft, gamma):
 def test_a_draft_that_is_the_target_draws_the_images_of_sample(process, window):
     step, target = Ancestral(process, 0.3), OracleDenoiser(space_mixture(), process)
     made = speculate(target, other(target), step, PLAN, (3,), range(5), window=window)
-    (plain,) = sample(target, step, PLAN, (3,), range(5))
+    (plain,) = sample_batches(target, step, PLAN, (3,), range(5))
     torch.testing.assert_close(made.z, plain, rtol=0, atol=1e-5)
     calls = {0: 12, 2: 1 + 4, 20: 1 + 1}[window]  # the first is of one state, the others of window + 1
     assert made.calls.tolist() == [calls] * 5

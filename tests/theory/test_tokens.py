@@ -17,7 +17,7 @@ from dualrate.likelihood.tokens import divergence, token_bound
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.noise import StepNoise
-from dualrate.sampling.trajectory import first_state, sample, trajectory
+from dualrate.sampling.trajectory import first_state, sample_batches, trajectory
 from theory.common import f64
 from theory.tokens import MASKED, PROCESSES, UNIFORM, Joint, every, frequencies, table
 
@@ -59,7 +59,7 @@ def test_what_is_sampled_has_the_law_of_its_plan(process):
     """As many steps as the data need, and few: the loop draws what the kernels say."""
     joint, plan, seeds = table(process, *ROWS), StepPlan.uniform(3), 8000
     size = len(joint.table)
-    (z,) = sample(joint, Reverse(process), plan, (size, 1, 2), range(seeds), batch_size=seeds)
+    (z,) = sample_batches(joint, Reverse(process), plan, (size, 1, 2), range(seeds), batch_size=seeds)
     assert z.dtype == torch.float32
     expected = law(joint, process, plan, 2, size).view(size, size)
     torch.testing.assert_close(frequencies(z), expected, rtol=0, atol=4 * 0.5 / seeds**0.5)
@@ -95,7 +95,7 @@ every_kind = pytest.mark.parametrize(("make", "heavy"), KINDS.values(), ids=KIND
 def test_a_draw_does_not_depend_on_its_batch(process, make, heavy):
     denoiser, plan = make(process), StepPlan.uniform(5, heavy)
     drawn = [
-        torch.cat([*sample(denoiser, Reverse(process), plan, SHAPE, range(6), [0, 1] * 3, batch_size=size)])
+        torch.cat([*sample_batches(denoiser, Reverse(process), plan, SHAPE, range(6), [0, 1] * 3, batch_size=size)])
         for size in (1, 4, 6)
     ]
     assert torch.equal(drawn[0], drawn[1])
@@ -108,7 +108,7 @@ def test_a_draw_does_not_depend_on_its_batch(process, make, heavy):
 @pytest.mark.parametrize("head", [True, False])
 def test_heavy_and_light_calls_are_counted(process, head):
     meter = Metered(dual(process, head))
-    list(sample(meter, Reverse(process), StepPlan.uniform(6, 2), SHAPE, range(3), [0, 1, 0]))
+    list(sample_batches(meter, Reverse(process), StepPlan.uniform(6, 2), SHAPE, range(3), [0, 1, 0]))
     assert (meter.meter.heavy, meter.meter.light) == (3 * 2, 3 * (4 if head else 6))
 
 

@@ -36,7 +36,7 @@ from dualrate.metrics.origin import Origin
 from dualrate.networks.precision import in_bfloat16
 from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs, plan_cost, varies
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import State, sample
+from dualrate.sampling.trajectory import State, sample_batches
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Drawer(Ranged):
         how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16, "watch": watch}
         how["given"] = self.model.given
         of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
-        return sample(*of, progress=progress, **how)
+        return sample_batches(*of, progress=progress, **how)
 
     def draw(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Samples:
         """The images of these seeds, all at once. Raises what `sample` raises."""

@@ -39,6 +39,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -46,15 +47,16 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from dualrate.config.ranges import Classes, Factor, FirstIterations, LossWeight, Probability, Range, Ranged, Share
-from dualrate.denoisers.denoiser import Denoiser, posterior_mean
+from dualrate.denoisers.denoiser import Denoiser, DualRate, posterior_mean
 from dualrate.denoisers.forecast_context import carried
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess, Process
+from dualrate.diffusion.schedule import Cosine, Schedule
 from dualrate.diffusion.times import expand
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse
-from dualrate.diffusion.weighting import Weighting, x_loss_weight
+from dualrate.diffusion.weighting import Sigmoid, Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase, quarters
-from dualrate.methods.times import BatchTimes, TimeSource, moved, with_null
+from dualrate.methods.times import BatchTimes, TimeSampler, TimeSource, moved, with_null
 from dualrate.networks.freeze import at_rest
 
 
@@ -217,3 +219,57 @@ def coarser_errors(difference: Tensor, copies: int) -> Tensor:
         difference = avg_pool2d(difference, 2)
         total = total + difference.square().flatten(1).mean(1)
     return total
+
+
+@dataclass(frozen=True)
+class DualRateLoss:
+    """The loss of a dual-rate pair, for a training loop of your own.
+
+        loss = DualRateLoss(encoder, light, num_classes=10)
+        loss(x, label).backward()
+
+    encoder: nn.Module, (z_tau, log_snr_tau, label) -> (features, v or None). z_tau: (B', C, H, W) of the B' <= B rows
+             that keep their context; log_snr_tau, label: (B',); features: a tuple of tensors (B', ...)
+    light:   nn.Module, (z_t, log_snr_t, label, features, log_snr_tau, present) -> v (B, C, H, W). present: (B,) bool,
+             False in rows without a context, whose features are zero; None where every row has one. Features are ()
+             and log_snr_tau is None where no row has one
+    v is alpha eps - sigma x. An encoder that returns its own v is trained on that too, with weight `encoder_weight`.
+    num_classes: the label num_classes is the null class, which replaces a share `label_dropout` of labels
+    times:       the joint law of t and tau, and the share of rows that keep their context
+    `denoiser` draws images: `dualrate.sample(loss.denoiser, 16, shape=(3, 32, 32), steps=16, heavy=4)`.
+    """
+
+    encoder: nn.Module
+    light: nn.Module
+    num_classes: int = 0
+    schedule: Schedule = Cosine()
+    weighting: Weighting = Sigmoid()
+    times: TimeSource = TimeSampler()
+    label_dropout: float = 0.1
+    encoder_weight: float = 1.0
+
+    @cached_property
+    def denoiser(self) -> DualRate:
+        """The pair as a sampler calls it."""
+        return DualRate(self.encoder, self.light, GaussianProcess(self.schedule))
+
+    @cached_property
+    def _method(self) -> Denoising:
+        networks = nn.ModuleDict({"encoder": self.encoder, "light": self.light})
+        how = (self.denoiser.process, self.weighting, self.times)
+        return Denoising(networks, self.denoiser, *how, self.num_classes, self.label_dropout, self.encoder_weight)
+
+    def __call__(self, x: Tensor, label: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """The mean over a batch, with gradient (module docstring). x: (B, C, H, W) in [-1, 1]; label: (B,) int64.
+
+        rows: (B,) int64 sample numbers, which decide every random number. None: torch's generator decides.
+        Raises ValueError for labels without classes, or classes without labels.
+        """
+        if (label is None) != (self.num_classes == 0):
+            raise ValueError(
+                f"num_classes is {self.num_classes} and labels are {'missing' if label is None else 'given'}: "
+                "pass both, or neither"
+            )
+        seed, host = (int(torch.randint(2**62, ())), torch.arange(len(x))) if rows is None else (0, rows.cpu())
+        batch = Batch(x, label, host.to(x.device), here=host)
+        return self._method.loss(batch, 0, Draws(seed, batch.sample, host)).total

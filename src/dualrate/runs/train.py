@@ -44,7 +44,7 @@ from dualrate.runs.store import (
 )
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.cost import call_cost
-from dualrate.sampling.trajectory import sample
+from dualrate.sampling.trajectory import sample_batches
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
 from dualrate.training.log import MetricsFile, logged_iterations
@@ -293,7 +293,7 @@ def save_samples(
     labels = [seed % experiment.num_classes for seed in seeds] if experiment.num_classes else None
     step = make_step(experiment.serves.sampler or ANCESTRAL, experiment.process)
     how = {"device": device, "given": given}
-    drawn = sample(denoiser, step, plan, experiment.shape, seeds, labels, **how)
+    drawn = sample_batches(denoiser, step, plan, experiment.shape, seeds, labels, **how)
     draws = Draws(0, torch.tensor(seeds, device=device))
     pictures = to_uint8(decoded(codec, torch.cat(list(drawn)), draws)).cpu().numpy()
     file.parent.mkdir(exist_ok=True)

@@ -32,7 +32,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Cond, Context, Reuse, Shape
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import State, sample
+from dualrate.sampling.trajectory import State, sample_batches
 
 
 def _attention(q: Any, k: Any, v: Any, *others: object, **more: object) -> int:
@@ -176,7 +176,7 @@ def plan_cost(
     metered = Metered(denoiser)
     labels = None if label is None else [label]
     given = None if latent is None else lambda seeds: torch.zeros(len(seeds), *latent, device=device)
-    for _ in sample(wrap(metered), step, plan, shape, [0], labels, device=device, given=given):
+    for _ in sample_batches(wrap(metered), step, plan, shape, [0], labels, device=device, given=given):
         pass
     calls = calls or call_cost(denoiser, step.process.state_shape(shape), label, device, latent=latent)
     return _plan_cost(calls, metered)
@@ -209,7 +209,7 @@ def mean_macs(
     device: torch.device | str = "cpu",
 ) -> float:
     """Of an image, without its decoding, as a mean over those that are drawn here. Arguments: of `sample`."""
-    drawn = sample(denoiser, step, plan, shape, seeds, labels, batch_size=len(seeds), device=device)
+    drawn = sample_batches(denoiser, step, plan, shape, seeds, labels, batch_size=len(seeds), device=device)
     return macs_of(lambda: list(drawn)) / len(seeds)
 
 
@@ -235,7 +235,7 @@ def expected_costs(
     def count(state: State) -> None:
         found.append(_plan_cost(undecoded, metered))
 
-    for _ in sample(wrap(metered), step, plan, shape, [0], None if label is None else [label], watch=count):
+    for _ in sample_batches(wrap(metered), step, plan, shape, [0], None if label is None else [label], watch=count):
         pass
     return [*found[1:-1], replace(found[-1], calls=calls)]
 

@@ -191,7 +191,7 @@ def _is_seed(value: object) -> bool:
         return False
 
 
-def sample(
+def sample_batches(
     denoiser: Denoiser,
     step: Step,
     plan: StepPlan,
