@@ -4,6 +4,7 @@ import ast
 import copy
 import json
 import math
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -69,6 +70,9 @@ import dualrate as dr
 Path(__file__).with_name("was-imported").touch()
 
 class Evil(dr.Ancestral): ...
+
+def same(denoiser, process):
+    return denoiser
 """
 
 
@@ -97,6 +101,14 @@ def test_a_name_is_looked_up_without_an_import_and_found_after_one(mark):
 def test_a_command_line_imports_what_it_names(mark, tmp_path):
     assert Entry.parse(f"{saved(ONE, tmp_path / 'run')}:4@evilmod:Evil").sampler == "evilmod:Evil"
     assert mark.exists()
+
+
+def test_a_worker_imports_what_its_command_has_imported(mark, tmp_path):
+    imported("evilmod:same")
+    model = dr.load(saved(ONE, tmp_path / "run"), note=lambda text: None).with_denoiser("evilmod:same")
+    sent = pickle.dumps(model)
+    del sys.modules["evilmod"]  # as a process has it that begins
+    assert pickle.loads(sent).called_by == "evilmod:same"
 
 
 def test_nothing_but_command_lines_imports_by_name():

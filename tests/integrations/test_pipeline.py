@@ -363,3 +363,13 @@ def test_what_a_folder_cannot_hold_is_refused(model):
     latents.__dict__["codec"] = "one of latents"
     with pytest.raises(ValueError, match=r"draws latents, whose codec \(str\) is none of diffusers"):
         DualRatePipeline.of(latents)
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "scheduler/scheduler_config.json", "weights"])
+def test_a_pipe_among_the_files_is_refused_and_not_waited_for(folder, tmp_path, name):
+    copied = shutil.copytree(folder, tmp_path / "pipe")
+    file = next(copied.rglob("*.safetensors")) if name == "weights" else copied / name
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises((ValueError, OSError), match=r"is a named pipe|model_index"):
+        DualRatePipeline.from_pretrained(copied)
