@@ -282,8 +282,8 @@ class Evaluator(Generic[Net]):
         dim = self.net.dim
         if isinstance(self.reference, ImageSet) and len(self.reference) < PER_FEATURE * dim:
             notes.append(
-                f"the reference, {len(self.reference)} training images, is less than twice the {dim} features: it means "
-                "little"
+                f"the reference, {len(self.reference)} training images, is less than twice the {dim} features: it "
+                "means little"
             )
         if count < self.net.usual_count:
             notes.append(
