@@ -22,7 +22,6 @@ from dualrate.measuring.likelihood import Estimate, Likelihood, bits_per_token
 from dualrate.measuring.samples import drawn_batch
 from dualrate.measuring.subset import spread
 from dualrate.metrics.evaluate import Evaluator, Score
-from dualrate.metrics.frechet import PER_FEATURE
 from dualrate.metrics.gradient_moment import GradientMoment, block_gradients, gradient_moment, number_of_blocks
 from dualrate.metrics.language_model import LanguageModel
 
@@ -98,7 +97,7 @@ def score_texts(
 
 
 def _distance(drawn: NDArray[np.uint8], seeds: Sequence[int], judge: Evaluator[LanguageModel]) -> Score | None:
-    if min(len(drawn), len(judge.reference_images)) < PER_FEATURE * judge.net.dim:
+    if len(drawn) < 2 * judge.net.dim:
         return None
     features = judge.net.features(drawn)
     return judge.score_features(features, seeds=f"{seeds[0]}-{seeds[-1]}", labels="none")

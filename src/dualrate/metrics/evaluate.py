@@ -189,21 +189,20 @@ class Evaluator(Generic[Net]):
         )
 
     def check_count(self, count: int) -> None:
-        """Raises ValueError for fewer images than twice the features, in the reference too, where it tells its images.
+        """Raises ValueError for fewer images than twice the features, and for a reference file of fewer.
 
-        Their covariance means nothing.
+        Their covariance means nothing. Of a data set that has no more training images a score's note says so.
         """
         minimum = PER_FEATURE * self.net.dim
         if count < minimum:
             raise ValueError(
                 f"got {count} images; {self.metric} needs at least {minimum}, better {self.net.usual_count}: draw more"
             )
-        images = self.reference
-        known = images.stats.count if isinstance(images, Reference) else len(images)
+        known = self.reference.stats.count if isinstance(self.reference, Reference) else None
         if known is not None and known < minimum:
             raise ValueError(
-                f"the reference {images.name} is of {known} images; {self.metric} needs at least {minimum}, better all "
-                "training images: score against more (--reference FILE)"
+                f"the reference {self.reference.name} is of {known} images; {self.metric} needs at least {minimum}, "
+                "better all training images: name a file of more, or none"
             )
 
     def floor(self, count: int, codec: Codec = ON_PIXELS) -> tuple[float, int]:
@@ -280,6 +279,12 @@ class Evaluator(Generic[Net]):
 
     def _note(self, count: int, floor_count: int, *, stratified: bool, codec: Codec) -> str:
         notes = [f"against the statistics in {self.reference.name}"] if isinstance(self.reference, Reference) else []
+        dim = self.net.dim
+        if isinstance(self.reference, ImageSet) and len(self.reference) < PER_FEATURE * dim:
+            notes.append(
+                f"the reference, {len(self.reference)} training images, is less than twice the {dim} features: it "
+                "means little"
+            )
         if count < self.net.usual_count:
             notes.append(
                 f"{self.metric} of {count} images is biased upward: compare only with scores, and the floor, at this "
