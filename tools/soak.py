@@ -45,7 +45,8 @@ def net(channels):
     return dr.UViTConfig(28, 1, levels, 4, patch=2, embedding=16, head_dim=8)
 def tiny():
     fit = FitConfig(150, batch_size=8, precision="float32", log_every=5, checkpoint_every=5, sample_every=100_000)
-    return dr.Experiment("tiny", dr.TwoNetworks(net(16), net(8)), dr.DenoisingConfig(), fit, DataConfig("images.npz"))
+    method, data = dr.DenoisingConfig(dr.TimeSampler()), DataConfig("images.npz")
+    return dr.Experiment("tiny", dr.TwoNetworks(net(16), net(8)), method, fit, data)
 """
 CLOCK = (
     "second",

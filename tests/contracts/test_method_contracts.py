@@ -5,7 +5,7 @@ Losses are in double precision. No network has dropout, whose numbers are the tr
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Elbo
+from dualrate.experiments import experiment as experiment_module
 from dualrate.experiments import moment_matching
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
@@ -137,11 +138,14 @@ def _few_batches_make_a_preconditioner() -> Iterator[None]:
 
 @contextmanager
 def in_double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
+    """An experiment builds in float32 whatever the default is: not here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment_module, "own_defaults", nullcontext)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def randomised(networks: nn.ModuleDict, seed: int) -> None:
@@ -344,7 +348,8 @@ def test_its_denoiser_samples_finite_images_by_its_networks_current_weights(expe
     plan, step = serves.default_plan(), make_step(serves.sampler or ANCESTRAL, experiment.process)
 
     def drawn() -> torch.Tensor:
-        return torch.cat(list(dr.sample_batches(method.denoiser(), step, plan, experiment.shape, range(2), range(2))))
+        label = range(2) if experiment.num_classes else None
+        return torch.cat(list(dr.sample_batches(method.denoiser(), step, plan, experiment.shape, range(2), label)))
 
     before = drawn()
     randomised(method.networks, 7)

@@ -125,7 +125,7 @@ def test_the_decoder_draws_other_numbers_than_what_drew_the_latent(run: Path) ->
 @pytest.mark.parametrize("networks", [dr.OneNetwork(LATENT), dr.TwoNetworks(LATENT, LATENT)])
 def test_latents_of_the_first_stage_train_a_second(root: Path, run: Path, latents: Path, networks) -> None:
     kind = type(networks).__name__
-    base = Experiment(kind, networks, dr.DenoisingConfig(), FIT, dr.DataConfig(str(latents)), PROCESS)
+    base = Experiment(kind, networks, dr.DenoisingConfig(dr.TimeSampler()), FIT, dr.DataConfig(str(latents)), PROCESS)
     base = on_codec_of_data(base)
     dr.train(base, root / kind)
     first, model = load(run), load(root / kind)
