@@ -173,7 +173,7 @@ def _refusal(stop: SystemExit) -> ValueError | None:
             if not frame.f_globals["__name__"].startswith("tyro."):
                 return cause
         option: Any = getattr(cause, "arg", None)  # of tyro's own error, whose message shows Python's types
-        if hasattr(option, "lowered"):
+        if getattr(option, "lowered", None) is not None:
             said = str(getattr(cause, "message", "")).splitlines()[0]
             words = WORDS.search(said)
             name = "/".join(option.lowered.name_or_flags)
