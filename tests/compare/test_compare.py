@@ -25,7 +25,7 @@ from dualrate.compare import comparison, contenders, speed, work
 from dualrate.compare import rivals as rivals_module
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contender import Contender
-from dualrate.compare.contenders import Entry, contenders_of, usual_student
+from dualrate.compare.contenders import Entry, contenders_of, switched_at, usual_student
 from dualrate.compare.page import compare_page
 from dualrate.compare.rivals import rivals_of
 from dualrate.denoisers.catalogue import DENOISERS
@@ -652,6 +652,21 @@ def test_what_forecasts_contexts_is_not_planned(here, monkeypatch):
     assert "planned" not in {one.note for one in made}
 
 
+def test_another_run_makes_the_steps_until_a_time(here):
+    """DuoDiff, T-Stitch: those that start before it, on the sampler's own times; what says its counts keeps them."""
+    entries = [Entry.parse(text) for text in ("heavy+dual:8@dpm++2m", "heavy+dual", "heavy+dual:8/6", "heavy:8")]
+    switched, usual, *others = switched_at(entries, 0.5)
+    assert others == entries[2:]
+    models = {entry.run: load(entry.run) for entry in entries}
+    (named,) = contenders_of([switched], models, progress=Notes())
+    for one in (named, *contenders_of([usual], models, progress=Notes())):
+        starts = one.plan.t[:-1]
+        assert one.plan.refresh == tuple(Refresh.NONE if t > 0.5 else Refresh.FULL for t in starts)
+    assert named.plan.t == grid_times("karras", models[Path("heavy")].process.schedule, 8)
+    with pytest.raises(ValueError, match=r"no entry is switched at 0\.5: --switch-at is for a light network before a"):
+        compare(["heavy:8"], Path("page.html"), Effort(), progress=Notes(), switch_at=0.5)
+
+
 @pytest.mark.parametrize("text", ["heavy+dual:8", "heavy+dual:8/9"])
 def test_how_many_steps_each_run_makes_is_to_be_said(here, text):
     with pytest.raises(ValueError, match="say how many of the 8 steps are the heavy network's: 8/4"):
@@ -726,11 +741,12 @@ def test_exits_that_were_trained_are_rivals_at_some_thresholds(here):
     assert {one.denoiser for one in plans} >= {*named, "toca", "duca", "taylor"}
 
 
-def test_rivals_are_contenders_whose_refreshes_are_even_where_features_are_forecast(here, monkeypatch):
+def test_caches_are_refreshed_evenly_as_published_and_a_shared_encoder_where_features_change_most(here, monkeypatch):
     monkeypatch.setattr(contenders, "similarities", lambda *of, **more: np.diag([1.0, 2.0, 3.0, 9.0]))
-    plans = {name: made_of(f"heavy+{name}")[0].plan for name in ("fora", "deep-cache", "taylor", "taylor-published")}
+    names = ("shared-encoder", "fora", "deep-cache", "taylor", "taylor-published")
+    plans = {name: made_of(f"heavy+{name}")[0].plan for name in names}
     refreshed = {name: [i for i, now in enumerate(plan.refresh) if now is Refresh.FULL] for name, plan in plans.items()}
-    assert refreshed == {"fora": [0, 3], "deep-cache": [0, 3], "taylor": [0, 2], "taylor-published": [0, 2]}
+    assert refreshed == {name: [0, 2] for name in names[1:]} | {"shared-encoder": [0, 3]}
 
 
 def test_rivals_are_compared_where_they_are_asked_for(here, monkeypatch):

@@ -75,6 +75,15 @@ def test_partial_steps_are_each_block_s_attention_and_the_others_mlps_as_they_we
     torch.testing.assert_close(kept, expected, rtol=1e-10, atol=1e-10)  # a kept step here: what was added, as it is
 
 
+@pytest.mark.parametrize(("share", "tokens"), [(0.05, 1), (0.3, 1), (0.4, 2), (0.6, 2), (0.7, 3), (0.9, 4)])
+def test_a_share_of_the_tokens_is_the_nearest_whole_number_of_them(share, tokens):
+    """Of 4: 1.2 and 2.4 go down, 1.6 and 2.8 up; one at least."""
+    one, (z, cond) = cache(share), start()
+    with torch.no_grad():
+        context = one.renew(z, at(0.5), one.encode(z, at(0.6), cond).aged(), cond)
+    assert (context.features[3] == 0).sum(1).tolist() == [tokens] * len(z)
+
+
 @pytest.mark.parametrize("name", ["toca", "duca"])
 def test_in_bfloat16_too_it_is_the_network_where_it_runs_whole(name):
     net = network().float()

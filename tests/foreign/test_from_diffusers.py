@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
+from dualrate.diffusion.betas import Betas
 from dualrate.experiments.foreign import experiment_of
 from dualrate.foreign.config import adopted
-from dualrate.foreign.conventions import SIT, Flow
+from dualrate.foreign.conventions import SIT, Discrete, Flow
 from dualrate.foreign.direction import check_direction
 from dualrate.foreign.folder import check_name, network_class, read_folder
 from dualrate.foreign.kinds import Kind, by_place, kind_of
@@ -164,6 +166,27 @@ def test_a_wrong_direction_of_time_is_found(wrong):
     check_direction(ForeignNetwork(Line(0, -1), Kind(by_place), SIT), (1, 8, 8))
 
 
+class Ends(nn.Module):
+    """Of a state x_hat is `late` times it where its time is 1 and `early` times it where that is 0, of u = eps - x."""
+
+    def __init__(self, late: float, early: float) -> None:
+        super().__init__()
+        self.late, self.early = (nn.Parameter(torch.tensor(part)) for part in (late, early))
+
+    def forward(self, state, time, label):
+        r = torch.sigmoid(torch.tensor(2.0))  # of the noise in a state of log-SNR -4
+        share = torch.where(time > 0.5, self.late, self.early)[:, None, None, None]
+        return (1 - share) / r * state
+
+
+@pytest.mark.parametrize(("late", "other"), [(0.2 * 1.9**0.5, None), (0.2 * 2.1**0.5, "noise_at=0")])
+def test_another_direction_is_right_where_it_has_less_than_half_the_response(late, other):
+    """1.9 and 2.1 times that of the other end: the first is within what a network may have, the second is not."""
+    network = ForeignNetwork(Ends(late, 0.2), Kind(by_place), Flow(1.0))
+    with nullcontext() if other is None else pytest.raises(ValueError, match=f"a blur under .*{other}"):
+        check_direction(network, (1, 8, 8))
+
+
 @pytest.mark.filterwarnings("default:at the noise end")
 def test_an_untrained_flow_is_told():
     with pytest.warns(UserWarning, match="seems untrained"):
@@ -171,6 +194,20 @@ def test_an_untrained_flow_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dr.from_diffusers(randomised(dit()), diffusers.DDPMScheduler())  # a table has one direction
+
+
+@pytest.mark.parametrize("betas", [Betas(), Betas("scaled_linear", 0.00085, 0.012)], ids=["linear", "scaled linear"])
+def test_a_discrete_network_is_called_at_whole_steps_at_the_table_s_and_between_them_elsewhere(betas):
+    """From log-SNR in float32, whose rounding is up to 1e-4 of a step: k exactly, but k + 0.3 as it is."""
+    steps = torch.arange(999, dtype=torch.float64)
+    for part in (0.0, 0.3, 0.5, 0.01):
+        log_snr = betas.log_snr(torch.tensor([betas.time_of(float(k)) for k in steps + part], dtype=torch.float64))
+        asked = Discrete(betas).time(log_snr.float())
+        assert asked.dtype == torch.float32
+        if part:
+            torch.testing.assert_close(asked.double(), steps + part, rtol=0, atol=5e-4)
+        else:
+            assert torch.equal(asked.double(), steps)
 
 
 def test_no_label_is_dropped_in_training_mode():

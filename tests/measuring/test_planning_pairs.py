@@ -106,7 +106,13 @@ def test_a_plan_within_the_budget_is_drawn_at_the_cost_that_it_was_told(
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("sample {large} --denoiser {small} --out x", "say by --plan which steps are those of"),
+        ("sample {large} --denoiser {small} --out x", "say which steps are those of .* until --switch-at 0.6"),
+        ("sample {large} --switch-at 0.6 --out x", "has no other network for the steps before switch_at"),
+        ("sample {large} --denoiser {small} --out x --switch-at 0.6 --places even", "no context: drop places"),
+        ("plan {large} --denoiser {small} --switch-at 0 --budget 1x", "one of --budget"),
+        ("plan {large} --denoiser {small} --switch-at 0.5 --grid 8", "nothing is measured: drop --grid"),
+        ("plan {large} --denoiser {small} --switch-at 0.5 --steps 4 8", "for one number of --steps, got 4 8"),
+        ("plan {large} --switch-at 0 --search", "drop one of the two"),
         ("plan {large} --gmacs 1", "there is nothing to plan; have it called by shared-encoder, or another run"),
         ("plan {large} --denoiser gone --gmacs 1", "there is no denoiser 'gone'.*nor is it the directory of a run"),
         ("plan {large} --denoiser taylor --gmacs 1", "spread its heavy calls evenly"),
@@ -120,3 +126,28 @@ def test_what_cannot_be_planned_or_drawn_is_said(runs, command, message, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, *command.format(**runs).split()) == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+@pytest.mark.parametrize(("time", "alone"), [(1.0, 0), (0.5, 4), (0.45, 5), (0.0, 8)])
+def test_until_a_time_another_network_makes_the_steps_in_sample_as_in_plan(runs, time, alone, tmp_path, monkeypatch):
+    """DuoDiff, T-Stitch: times of equal steps in t, under DDIM, which a switch allows; a step at the time is heavy."""
+    how = [runs["large"], "--denoiser", runs["small"], "--steps", "8", "--switch-at", time]
+    out = tmp_path / "plan.json"
+    assert call(monkeypatch, "plan", *how, "--spacing", "t", "--out", out) == 0
+    plan = dr.StepPlan.from_json(out.read_text())
+    assert plan == dr.StepPlan.late(8, 8 - alone, alone)
+    sampling = ["--sampler", "ddim", "--num", "1"]
+    assert call(monkeypatch, "sample", *how, *sampling, "--out", tmp_path / "a") == 0
+    same = ["--denoiser", runs["small"], "--plan", out, *sampling]
+    assert call(monkeypatch, "sample", runs["large"], *same, "--out", tmp_path / "b") == 0
+    assert (tmp_path / "a" / "000000.png").read_bytes() == (tmp_path / "b" / "000000.png").read_bytes()
+
+
+def test_until_a_time_the_light_network_of_two_rates_is_alone(runs):
+    """Heavy calls are spread evenly over the steps after it: a quarter of all, or as many as are asked for."""
+    model = dr.load(runs["two"])
+    for heavy, made in ((None, 4), (3, 3), (8, 8)):
+        plan = Choice(16, heavy, grid="t", switch_at=0.5).step_plan(model)
+        assert plan == dr.StepPlan.late(16, made, 8)
+    with pytest.raises(ValueError, match="16 steps with 9 heavy calls leave 0 to 7 to the light network alone"):
+        Choice(16, 9, grid="t", switch_at=0.5).step_plan(model)

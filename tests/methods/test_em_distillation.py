@@ -171,6 +171,27 @@ def test_one_step_of_the_noise_alone_is_variational_score_distillation():
     torch.testing.assert_close(method.student.a.grad, expected)
 
 
+class Dropping(Scale):
+    """x_hat with half of its numbers dropped, while it trains."""
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context, cond: Cond) -> Tensor:
+        return nn.functional.dropout(super().denoise(z, t, context, cond), 0.5, self.training)
+
+
+def test_the_student_learns_from_an_auxiliary_that_drops_nothing_and_trains_on_afterwards():
+    """The gap is between two posterior means: what an auxiliary drops while it trains is no part of it."""
+
+    def loss(training: bool) -> tuple[Tensor, Dropping]:
+        auxiliary = Dropping(0.5).train(training)
+        method = distillation(Langevin(2), auxiliary=auxiliary, auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}))
+        return method.student_loss(batch(64), 1, Draws(0, torch.arange(64))).total, auxiliary
+
+    (found, after), (wanted, _) = loss(True), loss(False)
+    assert torch.equal(found, wanted)
+    assert after.training
+    assert all(parameter.requires_grad for parameter in after.parameters())
+
+
 def test_the_auxiliary_learns_the_student_s_own_denoiser():
     """The gradient of its loss is zero at E[x | x_t] of the student, and at that only."""
     t = T.item()

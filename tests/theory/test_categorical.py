@@ -139,6 +139,14 @@ def test_draws_have_their_law():
     assert ends[..., 0, 0].tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
 
 
+def test_rare_categories_are_drawn_as_often_as_float32_says_wherever_they_stand():
+    """Four of 1e-9 after two of a half, which a cumulative sum in float32 would lose: by inversion, at their places."""
+    p = torch.tensor([0.5, 0.5, 1e-9, 1e-9, 1e-9, 1e-9])
+    within = 1 + 1e-9 * (torch.arange(4, dtype=torch.float64) + 0.5)  # the middles of the four
+    drawn = Categorical(p.view(1, 6, 1, 1).expand(4, -1, -1, -1)).sample((within / (1 + 4e-9)).view(4, 1, 1, 1))
+    assert drawn[..., 0, 0].argmax(1).tolist() == [2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=["linear", "cosine"])
 def test_tokens_are_all_kept_at_0_and_none_at_1(schedule):
     process = Masked(schedule)

@@ -291,6 +291,28 @@ def test_differences_take_over_where_an_operation_has_no_forward_rule():
     torch.testing.assert_close(along, torch.full_like(z, 3.0))
 
 
+def test_the_difference_that_takes_over_is_short():
+    """Of x_hat = z^3 over a length l: 3 z^2 + 3 z l + l^2, l = 0.05 sigma_t."""
+
+    def denoise(z, t):
+        if torch.autograd.forward_ad.unpack_dual(z).tangent is not None:
+            raise NotImplementedError("no forward rule")
+        return z**3
+
+    z, t = normals(0, 2, 1, 2, 2), f64(0.3, 0.6)
+    x_hat, along = derivative(PROCESS, denoise, z, t, torch.ones_like(z), None)
+    length = 0.05 * PROCESS.scales(t)[1].view(2, 1, 1, 1)
+    torch.testing.assert_close(along, 3 * z**2 + 3 * z * length + length**2)
+    assert torch.equal(x_hat, z**3)
+
+
+def test_what_does_not_depend_on_z_has_no_derivative():
+    z, t = normals(0, 2, 1, 2, 2), f64(0.3, 0.6)
+    x_hat, along = derivative(PROCESS, lambda z, t: torch.ones(2, 1, 2, 2), z, t, torch.ones_like(z), None)
+    assert torch.equal(x_hat, torch.ones(2, 1, 2, 2))
+    assert torch.equal(along, torch.zeros_like(z))
+
+
 def test_there_too_a_heavy_calls_own_x_hat_is_the_x_hat_and_no_call_is_counted_twice():
     @dataclass(frozen=True)
     class WithoutRule(HalfEcho):

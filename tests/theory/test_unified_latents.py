@@ -182,3 +182,26 @@ def test_the_encoder_is_trained_by_both_losses_once_its_latents_are_priced():
     prior, end = (low - high) / GAIN, GAIN / (1 + math.exp(-NOISIEST))  # d/dgain of the bound's two parts
     assert both - decoder == pytest.approx((prior + end) / 2, rel=1e-2)
     assert abs(decoder) > 1e-3
+
+
+@dataclass(frozen=True)
+class Noting(Linear):
+    """Keeps the times that it is called at."""
+
+    times: list[Tensor] = field(default_factory=list)
+
+    def denoise(self, z: Tensor, t: Tensor, context: dr.Context, cond: dr.Cond) -> Tensor:
+        self.times.append(t)
+        return super().denoise(z, t, context, cond)
+
+
+def test_the_times_of_the_two_losses_are_independent():
+    """Each uniform, and so are their pairs: all 16 parts of the square of both have a sixteenth of the rows."""
+    rows, process, images = 1600, NoisyEnd(Cosine(NOISIEST, LOG_SNR)), dr.GaussianProcess(Cosine(LOW, HIGH))
+    prior, decoder, encoder = Noting(process, 1.0), Noting(images, 1.0), Scaled(GAIN, 3)
+    method = UnifiedLatents(nn.ModuleDict({"encoder": encoder}), encoder, prior, decoder, process, images, Elbo(), 1.0)
+    x = torch.zeros(rows, 1, 1, 1, dtype=torch.float64)
+    method.loss(Batch(x, None, torch.arange(rows)), 0, Draws(0, torch.arange(rows)))
+    (t_z,), (t_x,) = prior.times, decoder.times
+    found = torch.bincount((4 * t_z).long() * 4 + (4 * t_x).long(), minlength=16).double()
+    torch.testing.assert_close(found, torch.full((16,), rows / 16, dtype=torch.float64), rtol=0.1, atol=0)

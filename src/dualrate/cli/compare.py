@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from dualrate.cli.console import can_compile, can_record, command_line, reporter
 from dualrate.cli.options import Compile, Device, Graphs, Workers
-from dualrate.config.ranges import Images, Minutes, Precision, Ranged
+from dualrate.config.ranges import Images, Minutes, Precision, Probability, Ranged
 from dualrate.machine.device import pick_device
 
 ENTRY = "[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
@@ -40,6 +40,9 @@ class Compare(Ranged):
     """Add the dearest single network under every denoiser that there is: features cached, forecast, ... (RUN+taylor);
     and after the lighter ones that are named (RUN+LIGHT). Of exits some thresholds, of dual-rate models contexts
     forecast."""
+    switch_at: Probability | None = None
+    """Time at which the heavy network takes over from the light one of RUN+LIGHT and RUN+LIGHT:32, 1 is noise and 0
+    data; RUN+LIGHT has 3/4 and 1/2 of the steps by the heavy one if not given."""
     latents_by: Path | None = None
     """Of decoders: a model of their latents (docs/unified-latents.md), whose draws they make images of, in place of
     held-out images' latents. Distances are then gFDs. Drawing the latents is in no minutes."""
@@ -67,6 +70,7 @@ class Compare(Ranged):
             features=self.features,
             mixed=self.mixed,
             rivals=self.rivals,
+            switch_at=self.switch_at,
             device=device,
             workers=self.workers,
             precision=self.precision,

@@ -13,12 +13,15 @@ from dualrate.cli.console import loaded
 from dualrate.cli.options import Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.plan_search import SearchOptions, run_search
 from dualrate.config.imports import import_named
-from dualrate.config.ranges import BatchSize, Images, Range, Ranged, Steps, checked
+from dualrate.config.ranges import BatchSize, Images, Probability, Range, Ranged, Steps, checked
+from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.files import write_whole
+from dualrate.measuring.choosing import Choice
 from dualrate.measuring.planning import Candidate, Ranked, spearman
 from dualrate.runs.store import called_by, check_denoiser, is_run
+from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import check_grid
 
@@ -48,6 +51,9 @@ class PlanSearch(Ranged):
     """Budget in giga multiply-adds per image."""
     seconds: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
     """Budget in seconds per image, at --batch-size on this machine."""
+    switch_at: Probability | None = None
+    """In place of a budget: the plan of one number of --steps, 32 if not given, in which another network makes those
+    until this time, 1 for noise and 0 for data. Nothing is measured."""
     steps: tuple[Steps, ...] | None = None
     """Numbers of steps to choose from, parts of the grid; 8, 16, 32 and 64 if not given."""
     free_times: bool = False
@@ -83,7 +89,6 @@ class PlanSearch(Ranged):
         from dualrate.measuring.evaluator import evaluator
         from dualrate.measuring.planning import candidates, fitting_grid, measured_errors, rank, require_plannable
         from dualrate.planning.planner import Planner
-        from dualrate.report.figures import plan_figure, png
 
         if self.by_search.search:
             self._search()
@@ -94,6 +99,9 @@ class PlanSearch(Ranged):
             raise ValueError(f"{self.run_dir} is a distilled student, whose plan was set before it was trained")
         model = called_by(model, self.denoiser)
         process = model.gaussian  # before anything is measured
+        if self.switch_at is not None:
+            self._switched(model)
+            return
         require_plannable(model)
         if self.ancestral and model.denoiser.reuse is Reuse.SMOOTH:
             raise ValueError(f"{self.denoiser} wants a smooth path, and ancestral sampling is none: drop --ancestral")
@@ -108,11 +116,7 @@ class PlanSearch(Ranged):
             whole = f"{self.grid or GRID} heavy calls, {budget / self._share:.4g} {unit}"
             print(f"{self.budget} of {whole}: {budget:.4g} {unit}\n")
         print(_table(found, unit))
-        best = found[0].planned.plan
-        write_whole(self.out, best.to_json() + "\n")
-        shown = [(f"{c.planned.plan.num_steps}/{c.planned.plan.num_heavy}", c.planned.plan) for c in found]
-        write_whole(self.out.with_suffix(".png"), png(plan_figure(shown)))
-        print(f"\n{self.out}: {best.num_steps} steps, {best.num_heavy} heavy calls; {self.out.with_suffix('.png')}")
+        self._write([(f"{c.planned.plan.num_steps}/{c.planned.plan.num_heavy}", c.planned.plan) for c in found])
         if not self.check:
             return
         judge = evaluator(model.experiment.data, features=self.features, progress=progress)
@@ -128,6 +132,8 @@ class PlanSearch(Ranged):
 
         if self.ancestral:
             raise ValueError("a search draws by a sampler: say --sampler ancestral in place of --ancestral")
+        if self.switch_at is not None:
+            raise ValueError("--switch-at says the plan, and --search looks for one: drop one of the two")
         if self.denoiser is not None:
             raise ValueError(f"a search is of a model as it was trained: drop --denoiser {self.denoiser}, or --search")
         others = ("budget", "gmacs", "seconds", "free_times", "spacing", "check")
@@ -145,6 +151,23 @@ class PlanSearch(Ranged):
         with mapper(self.workers, model.device, progress.note) as over:
             how = {"features": self.features, "progress": progress, "mapper": over, **counts}
             run_search(model, steps, self.by_search, self.out, **how)
+
+    def _switched(self, model: Model) -> None:
+        steps = self.steps[0] if self.steps else None
+        sampler = ANCESTRAL if self.ancestral else None
+        plan = Choice(steps, sampler=sampler, grid=self.spacing, switch_at=self.switch_at).step_plan(model)
+        self._write([(f"{plan.num_steps}/{plan.num_heavy}", plan)])
+        cost = model.call_cost.of(plan.num_steps, plan.num_heavy, plan.num_alone) / 1e9
+        print(f"{plan.num_alone} steps until t = {self.switch_at:g} without a context; {cost:.4g} GMACs an image")
+
+    def _write(self, shown: list[tuple[str, StepPlan]]) -> None:
+        """The first plan, and a picture of all. shown: with names."""
+        from dualrate.report.figures import plan_figure, png
+
+        best = shown[0][1]
+        write_whole(self.out, best.to_json() + "\n")
+        write_whole(self.out.with_suffix(".png"), png(plan_figure(shown)))
+        print(f"\n{self.out}: {best.num_steps} steps, {best.num_heavy} heavy calls; {self.out.with_suffix('.png')}")
 
     def _check_out(self) -> None:
         if self.out.suffix != ".json":
@@ -165,8 +188,15 @@ class PlanSearch(Ranged):
         check_grid(self.spacing or "t")
         if self.budget is not None:
             _ = self._share
-        if len([value for value in (self.budget, self.gmacs, self.seconds) if value is not None]) != 1:
-            raise ValueError("say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05")
+        if len([value for value in (self.budget, self.gmacs, self.seconds, self.switch_at) if value is not None]) != 1:
+            raise ValueError(
+                "say what the plan may cost by one of --budget 0.25x, --gmacs 3 and --seconds 0.05, or where networks "
+                "are switched by --switch-at 0.6"
+            )
+        if self.switch_at is not None:
+            self._check_switch()
+            self._check_out()
+            return []
         if self.check and self.grid is not None and self.grid < 8:
             raise ValueError(f"--check needs a --grid of at least 8 for a dozen plans, got {self.grid}")
         self._check_out()
@@ -178,6 +208,14 @@ class PlanSearch(Ranged):
                 f"{' '.join(map(str, self.steps or ())) or 'none'}"
             )
         return fits
+
+    def _check_switch(self) -> None:
+        """Raises ValueError for what means nothing where a plan is switched at a time."""
+        given = [f"--{name.replace('_', '-')}" for name in ("grid", "free_times", "check") if getattr(self, name)]
+        if given:
+            raise ValueError(f"--switch-at says the plan, and nothing is measured: drop {' and '.join(given)}")
+        if self.steps is not None and len(self.steps) != 1:
+            raise ValueError(f"--switch-at is for one number of --steps, got {' '.join(map(str, self.steps))}")
 
     def _steps(self, grid: int) -> tuple[int, ...]:
         """The numbers of steps that a grid has plans of, of those that are asked for."""

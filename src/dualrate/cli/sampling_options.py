@@ -64,8 +64,11 @@ class SamplingOptions(Ranged):
     places: Places | None = None
     """Of the heavy calls: spread evenly over the steps, or over those after the first quarter. late if not given, where
     the model was trained on steps without a context."""
+    switch_at: Probability | None = None
+    """Time, 1 for noise and 0 for data, until which another network makes the steps: that of --denoiser LIGHT, as in
+    DuoDiff and T-Stitch, or the light one of a dual-rate model that was trained without a context too."""
     plan: Path | None = None
-    """A StepPlan as JSON, instead of --steps, --heavy, --places, --grid and --times."""
+    """A StepPlan as JSON, instead of --steps, --heavy, --places, --switch-at, --grid and --times."""
     sampler: Annotated[str | None, arg(help=SAMPLER)] = None
     grid: str | None = None
     """Steps equal in t (t), in log-SNR (log-snr), between them (blend:0.3; 0 is t, 1 log-snr), or as in Karras et al.
@@ -94,10 +97,10 @@ class SamplingOptions(Ranged):
         if not is_run(self.denoiser):
             import_named("denoiser", self.denoiser)
         check_denoiser(self.denoiser)
-        if is_run(self.denoiser) and self.plan is None:
+        if is_run(self.denoiser) and self.plan is None and self.switch_at is None:
             raise ValueError(
-                f"say by --plan which steps are those of {self.denoiser}: dualrate plan RUN --denoiser {self.denoiser} "
-                "--budget 0.5x writes one"
+                f"say which steps are those of {self.denoiser}: the first, until --switch-at 0.6; or by --plan, which "
+                f"dualrate plan RUN --denoiser {self.denoiser} --budget 0.5x writes"
             )
         if self.codec_sampler is not None:
             name, _ = at_gamma(self.codec_sampler)
@@ -122,5 +125,14 @@ class SamplingOptions(Ranged):
 
     def _choice(self, plan: StepPlan | None) -> Choice:
         return Choice(
-            self.steps, self.heavy, self.sampler, self.gamma, self.eta, self.grid, self.times, self.places, plan
+            self.steps,
+            self.heavy,
+            self.sampler,
+            self.gamma,
+            self.eta,
+            self.grid,
+            self.times,
+            self.places,
+            plan,
+            self.switch_at,
         )

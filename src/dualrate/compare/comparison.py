@@ -11,7 +11,14 @@ from pathlib import Path
 import torch
 
 from dualrate.compare.contender import Contender
-from dualrate.compare.contenders import Entry, contenders_of, planning_seconds, require_plans, require_samplers
+from dualrate.compare.contenders import (
+    Entry,
+    contenders_of,
+    planning_seconds,
+    require_plans,
+    require_samplers,
+    switched_at,
+)
 from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.rivals import rivals_of
@@ -66,6 +73,7 @@ def compare(
     features: str | Path | None = None,
     mixed: bool = False,
     rivals: bool = False,
+    switch_at: float | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "auto",
     workers: WorkerCount = 1,
@@ -87,6 +95,7 @@ def compare(
     graphs:   their calls are recorded as CUDA graphs, on a GPU (machine/graphs.py); memory is that without
     mixed:    allow runs that were trained on other data than the first, which judges all
     rivals:   add every denoiser of the catalogue around the dearest single network
+    switch_at: time at which the heavy network takes over from a lighter run's, where its entry does not say it
     latents_by: directory of a model of latents: decoders are given those that it draws, as many as `count`, in place of
               those of held-out images
     rows:     directory of measured rows, as of several machines (compare/row_store.py); beside `out` if not given
@@ -114,6 +123,8 @@ def compare(
     require_trainings(parsed, models)
     if rivals:
         parsed += rivals_of(parsed, models, progress=progress)
+    if switch_at is not None:
+        parsed = switched_at(parsed, switch_at)
     judges = evaluators(data, features, device=device, progress=progress)
     check(judges[:1], effort.screen, details=False)
     check(judges, effort.count, details=True)

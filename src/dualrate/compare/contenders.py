@@ -11,6 +11,7 @@
     RUN+taylor:32/8, RUN+mypkg.caches:Mine:32/8    called by another denoiser (denoisers/catalogue.py)
     RUN+early-exit-0.05:16  a run with early exits, at this threshold of the error that its probes estimate
     RUN+LIGHT:32/20         the first 12 of 32 steps by the network of another run, LIGHT (denoisers/switched.py)
+    RUN+LIGHT:32            where a time of the switch is given: those that start before it
     RUN+OTHER:plan.json     the steps without a context by another run's network; RUN may be dual-rate, too
     RUN,RUN,RUN:32          trainings of one network from different seeds, one line of the report
 
@@ -29,7 +30,7 @@ from dualrate.config.imports import import_named
 from dualrate.config.ranges import Probability, Ranged, Steps, checked
 from dualrate.denoisers.catalogue import DENOISERS, refreshing
 from dualrate.denoisers.denoiser import between, has_exits
-from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.plan import StepPlan, before
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
@@ -62,6 +63,7 @@ class Entry(Ranged):
 
     plan:  "32", "32/8", a file, or None
     again: further trainings of the run's network
+    switch_at: of one after a light network, whose plan does not say which steps that makes: until which time
     """
 
     run: Path
@@ -71,6 +73,7 @@ class Entry(Ranged):
     gamma: Probability | None = None
     denoiser: str | None = None
     again: tuple[Path, ...] = ()
+    switch_at: Probability | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,6 +167,11 @@ class Entry(Ranged):
         """Whether another run's network makes its first steps."""
         return is_run(self.denoiser)
 
+    @property
+    def switches(self) -> bool:
+        """Whether another run's network makes its first steps, and its plan leaves open how many."""
+        return self.is_switched and "/" not in (self.plan or "") and not (self.plan or "").endswith(".json")
+
     def samplers(self, process: Process) -> dict[str, Sampler]:
         """The one that was asked for, or the usual ones, of those that there are for this process.
 
@@ -218,13 +226,15 @@ def after_light(entry: Entry, model: Model, steps: int, heavy: int | None) -> Co
 
     Raises ValueError where nothing says how many steps each makes.
     """
+    sampler = entry.sampler or ANCESTRAL
+    times = grid_times(sampler_named(sampler).grid, model.process.schedule, steps)
+    if heavy is None and entry.switch_at is not None:
+        heavy = steps - before(times, entry.switch_at)
     if heavy is None or heavy > steps:
         raise ValueError(
             f"of {model.name} say how many of the {steps} steps are the heavy network's: {steps}/{steps // 2}, got "
-            f"{entry.plan}"
+            f"{entry.plan}; or when it takes over, by --switch-at"
         )
-    sampler = entry.sampler or ANCESTRAL
-    times = grid_times(sampler_named(sampler).grid, model.process.schedule, steps)
     return entry.contender(StepPlan.late(times, heavy, steps - heavy), sampler)
 
 
@@ -249,6 +259,8 @@ def usual_switched(entry: Entry, model: Model) -> list[Contender]:
     """A light network before a heavy one, under the sampler that is named or the one recommended. model: both."""
     fits = sampler_named(RECOMMENDED).fits(model.process)
     named = entry if entry.sampler is not None or not fits else replace(entry, sampler=RECOMMENDED, gamma=GAMMA)
+    if entry.switch_at is not None:
+        return [after_light(named, model, steps, None) for steps in dict(SWITCHED_PLANS)]
     return [after_light(named, model, steps, heavy) for steps, heavy in SWITCHED_PLANS]
 
 
@@ -286,6 +298,20 @@ def usual_student(entry: Entry, serves: Serves, calls: Sequence[int]) -> list[Co
     if entry.sampler not in (None, serves.sampler):
         raise ValueError(f"{entry.network} is a distilled student, for {serves.sampler} sampling: drop {entry.sampler}")
     return [entry.contender(plan, serves.sampler) for plan in serves.ladder(calls)]
+
+
+def switched_at(entries: Sequence[Entry], time: float) -> list[Entry]:
+    """With those after a light network switched at a time, unless their plan says where.
+
+    Raises ValueError where there is none.
+    """
+    found = [replace(entry, switch_at=time) if entry.switches else entry for entry in entries]
+    if found == list(entries):
+        raise ValueError(
+            f"no entry is switched at {time:g}: --switch-at is for a light network before a heavy one, RUN+LIGHT or "
+            "RUN+LIGHT:32, whose plan does not say which steps it makes"
+        )
+    return found
 
 
 def require_samplers(entries: Sequence[Entry], models: dict[Path, Model]) -> None:
@@ -346,7 +372,7 @@ def contenders_of(
         elif model.denoiser.reuse is Reuse.MARKOV:
             require_markovian(entry, model.process)
             planner = None
-            if is_planned(model) and entry not in unplanned and not refreshing(entry.denoiser).even:
+            if is_planned(model) and entry not in unplanned and refreshing(entry.denoiser).planned:
                 errors = measured_errors(model, grid=PLANNER_GRID, images=PLANNING_IMAGES, progress=progress)
                 planner = Planner(errors, model.gaussian, model.experiment.method.weighting, order=2)
             found += usual_dual(entry, model, planner)

@@ -42,15 +42,18 @@ EARLY_EXIT, SHARED = "early-exit-", "shared-encoder-"  # with a threshold after 
 class Refreshing:
     """When a denoiser is refreshed, where a plan says no more than how often.
 
-    even: evenly, as what is forecast or renewed in part should be; else where its features changed most
-          (planning/similarity.py)
+    even:    evenly, as FORA and DeepCache were published, and as what is forecast or renewed in part should be; else
+             where its features changed most (planning/similarity.py)
+    planned: whether what it makes of a step depends on its latest heavy call alone, so that a planner can place these
     """
 
     even: bool = False
+    planned: bool = True
 
 
 FORECAST_OR_PARTIAL = ("taylor", "taylor-published", "toca", "duca", "forecast-context")
-REFRESHING = {name: Refreshing(even=True) for name in FORECAST_OR_PARTIAL}
+REFRESHING = {name: Refreshing(even=True, planned=False) for name in FORECAST_OR_PARTIAL}
+REFRESHING |= {name: Refreshing(even=True) for name in ("fora", "deep-cache")}
 
 
 def refreshing(name: str | None) -> Refreshing:

@@ -12,7 +12,8 @@ DuoDiff   Fernandez, Matisan et al. 2024, arXiv 2410.09633: a shallow U-ViT (3 b
 T-Stitch  Pan et al. 2024, arXiv 2402.14167: DiT-S for the first 40% of the steps, DiT-XL after it, at no loss of FID;
           with DiT-S, B and XL at 5, 22 and 114 GFLOPs.
 Differences: where to switch is the plan's, so any sampler and any grid of times do, heavy steps may also stand between
-light ones, and it is chosen by measuring (`dualrate plan HEAVY --denoiser LIGHT`, `dualrate compare HEAVY+LIGHT`). A
+light ones, and it is chosen by measuring (`dualrate plan HEAVY --denoiser LIGHT`, `dualrate compare HEAVY+LIGHT`), or
+said, as published, by a time (`--switch-at 0.6` of `sample`, `compare` and `plan`). A
 dual-rate model trained with dropped contexts is such a pair without a second training: its light network runs alone
 where a plan says NONE.
 """

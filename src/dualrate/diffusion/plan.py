@@ -178,6 +178,11 @@ class StepPlan:
             raise ValueError(f"not a plan: {error}") from error
 
 
+def before(times: Sequence[float], switch: float) -> int:
+    """How many steps on these times start before a time, noisier than it: those until networks are switched there."""
+    return sum(t > switch + 1e-9 for t in times[:-1])
+
+
 PLAN = 'expected {"t": [1, ..., 0], "refresh": ["full", ...]}'
 
 

@@ -5,7 +5,8 @@ sampler  SDE-DPM-Solver++ 2M at gamma 0.1; of a denoiser that needs a smooth pat
 grid     that of the sampler (sampling/catalogue.py), which is another one where a context is reused
 steps    32, or a distilled student's own
 heavy    a quarter of the steps, within what was trained, at times that the encoder was trained at; the first quarter
-         of the steps goes without a context where the model was trained on steps without one
+         of the steps goes without a context where the model was trained on steps without one. After switch_at a single
+         network at every step
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
 from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import DualRate, Plain, between
-from dualrate.diffusion.plan import STEPS, StepPlan
+from dualrate.diffusion.plan import STEPS, StepPlan, before
 from dualrate.diffusion.values import Reuse, Shape
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import own_defaults
@@ -30,6 +31,7 @@ from dualrate.machine.progress import ImageProgress
 from dualrate.measuring.calibration import read_table
 from dualrate.measuring.drawer import Drawer, Guidance
 from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
+from dualrate.sampling.cost import alone_differs
 from dualrate.sampling.grids import check_grid, grid_times
 from dualrate.sampling.step import Step
 from dualrate.sampling.trajectory import sample_batches
@@ -51,6 +53,7 @@ class Choice(Ranged):
     times:   the N + 1 times themselves, instead of steps and grid
     plan:    all about steps and heavy calls, instead of steps, heavy, grid, times and places
     places:  of the heavy calls: spread evenly over all steps, or over those after the first quarter
+    switch_at: a time: steps that start before it, noisier, have no context, so are another run's or the light network's
     """
 
     steps: Steps | None = None
@@ -62,6 +65,7 @@ class Choice(Ranged):
     times: tuple[Probability, ...] | None = None
     places: Places | None = None
     plan: StepPlan | None = None
+    switch_at: Probability | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +73,10 @@ class Choice(Ranged):
             sampler_named(self.sampler)
         if self.grid is not None:
             check_grid(self.grid)
-        where = [name for name in ("steps", "grid", "times", "heavy", "places") if getattr(self, name) is not None]
+        names = ("steps", "grid", "times", "heavy", "places", "switch_at")
+        where = [name for name in names if getattr(self, name) is not None]
+        if self.switch_at is not None and self.places is not None:
+            raise ValueError("switch_at says which steps have no context: drop places")
         if self.plan is not None and where:
             raise ValueError(f"a plan says all about the steps: drop {' and '.join(where)}")
         if self.times is not None and {"steps", "grid"} & set(where):
@@ -112,10 +119,18 @@ class Choice(Ranged):
     def _plan(self, model: Model) -> StepPlan:
         steps = model.serves.default_steps if self.steps is None else self.steps
         steps = steps if self.times is None else len(self.times) - 1
+        if self.switch_at is not None and not switches(model):
+            raise ValueError(
+                f"{model.name} has no other network for the steps before switch_at: name one (denoiser LIGHT, a run's "
+                "directory), or a dual-rate model that was trained on steps without a context"
+            )
         heavy = self._heavy(model, steps)
         reuse = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
         grid = self.grid or self._usual_grid(model, reuse)
         times = self.times or grid_times(grid, model.process.schedule, steps)
+        if self.switch_at is not None:
+            alone = before(times, self.switch_at)
+            return model.serves.spread(times, min(heavy, steps - alone) if self.heavy is None else heavy, alone)
         if self.places == "late" and not (reuse and model.serves.drops):
             raise ValueError(
                 f"places late leaves the first steps without a context, and {model.name} has none, or was not trained "
@@ -222,6 +237,11 @@ def _of_denoiser(
         denoiser, step, plan, shape, seeds, labels, batch_size=batch_size, device=device, progress=progress
     )
     return np.concatenate([to_uint8(batch).cpu().numpy() for batch in drawn])
+
+
+def switches(model: Model) -> bool:
+    """Whether another network makes the steps without a context: another run's, or the light one of two rates."""
+    return model.denoiser.reuse is Reuse.MARKOV and (model.serves.drops or alone_differs(model.denoiser))
 
 
 def step_for(model: Model, plan: StepPlan, name: str, gamma: float | None = None, eta: float | None = None) -> Step:

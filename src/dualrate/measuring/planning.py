@@ -104,7 +104,7 @@ def require_plannable(model: Model) -> None:
             f"{model.name} has a single network, which runs at every step: there is nothing to plan; have it called by "
             "shared-encoder, or another run make some of its steps (--denoiser)"
         )
-    if refreshing(model.called_by).even:
+    if not refreshing(model.called_by).planned:
         raise ValueError(
             f"what {model.called_by} makes of a step depends on more than its latest heavy call, which is all that a "
             "planner looks at: spread its heavy calls evenly (--heavy), or name another denoiser"
