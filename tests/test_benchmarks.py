@@ -49,9 +49,9 @@ DUAL = dr.TwoNetworks(network(16), network(8))
 
 
 def model(networks: dr.OneNetwork | dr.TwoNetworks) -> dr.Model:
-    small = dr.Experiment("small", networks, dr.DenoisingConfig(), replace(FIT, batch_size=4))
-    if isinstance(networks, dr.TwoNetworks):
-        small = replace(small, method=dr.DenoisingConfig(dr.TimeSampler(heavy=(2, 4))))
+    pair = isinstance(networks, dr.TwoNetworks)
+    method = dr.DenoisingConfig(dr.TimeSampler(heavy=(2, 4))) if pair else dr.DenoisingConfig()
+    small = dr.Experiment("small", networks, method, replace(FIT, batch_size=4))
     built, denoiser = small.build()
     return dr.Model("small", small, built, denoiser, 0, "")
 

@@ -53,8 +53,8 @@ def from_diffusers(
     runs another way than the convention says; or if diffusers is missing. Warns of an untrained network.
     """
     if isinstance(source, nn.Module):
-        own: nn.Module = getattr(source, "_orig_mod", source)  # of torch.compile
-        net = copied(own, own, bfloat16=False)
+        whole: nn.Module = getattr(source, "_orig_mod", source)  # of torch.compile
+        net = copied(whole, whole, bfloat16=False)
         name, config = type(net).__name__, dict(getattr(net, "config", {}))
         check_name(Path(name), config)
     else:
