@@ -91,7 +91,7 @@ def test_every_kind_of_images_is_saved_as_the_same_grid(root, models, tmp_path):
         (torch.zeros(0, 1, 8, 8), r"got \(0, 1, 8, 8\)"),
         (np.zeros((2, 1, 8, 8), int), "uint8, or floats in .* got torch.int64"),
         (torch.full((1, 1, 8, 8), torch.nan), "not finite"),
-        ([torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)], "batches of equal shape"),
+        ([torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)], "batches of one shape"),
         ([], "got list"),
         (dr.Drawer, "got type"),
     ],

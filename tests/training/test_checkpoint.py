@@ -309,11 +309,11 @@ def test_one_that_is_removed_while_it_is_read_is_no_damage(tmp_path, monkeypatch
     write(tmp_path, 1, 2)
     opened = Manifest.opened
 
-    def prune_first(manifest: Manifest, name: str):
+    def prune_first(manifest: Manifest, name: str, limit: int | None = None):
         if manifest.folder / name == tmp_path / "step-00000002" / "ema-a.safetensors":
             write(tmp_path, 3, 4)
             checkpoint.prune(tmp_path, 2)
-        return opened(manifest, name)
+        return opened(manifest, name, limit)
 
     monkeypatch.setattr(Manifest, "opened", prune_first)
     found = checkpoint.latest(tmp_path, lambda path, error: pytest.fail(str(error)))

@@ -28,11 +28,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, decoded
 from dualrate.codecs.config import CodecFolder, HeldCodec
+from dualrate.config.imports import already_imported
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
@@ -41,8 +43,8 @@ from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.upgrade import upgraded
 from dualrate.foreign.folder import names_of
 from dualrate.integrations.calls import OUTPUTS, calling, class_numbers, count_of, next_seed, sampled
-from dualrate.integrations.codecs import Autoencoder
-from dualrate.integrations.sealed import Checked, seal, seal_weights
+from dualrate.integrations.codecs import Autoencoder, but_in_float32
+from dualrate.integrations.sealed import Checked, check_sealed, seal, seal_weights
 from dualrate.machine.device import own_defaults
 from dualrate.machine.files import read_json
 from dualrate.measuring.choosing import Choice
@@ -316,6 +318,39 @@ class DualRatePipeline(Checked, DiffusionPipeline):
     def guidance_scale(self) -> float:
         """Of the latest call."""
         return self._guidance_scale
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Raises ValueError for a part of a library that is neither diffusers nor imported already.
+
+        Older versions of diffusers import whatever module the file names. The class is this one, so the folder's
+        pipeline.py, which names it, is not run.
+        """
+        found = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        for name, part in (found[0] if isinstance(found, tuple) else found).items():
+            library = part[0] if isinstance(part, list | tuple) and part and not name.startswith("_") else None
+            if isinstance(library, str) and library != "diffusers":
+                already_imported(library)
+        return found | {"_class_name": cls.__name__} if isinstance(found, dict) else found
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """As of any pipeline; a repository of the Hub comes as a whole, manifests included.
+
+        Raises OSError for a damaged folder, naming the file.
+        """
+        path = pretrained_model_name_or_path
+        if not os.path.isdir(path):
+            path = snapshot_download(str(path), **{name: kwargs[name] for name in DOWNLOADING if name in kwargs})
+        kwargs.pop("use_safetensors", None)
+        folder = Path(path, VAE)
+        if folder.is_dir() and VAE not in kwargs:
+            check_sealed(folder, "config.json")
+            kwargs = {
+                key: but_in_float32(VAE, value) if key in ("dtype", "torch_dtype") else value
+                for key, value in kwargs.items()
+            }
+        return super().from_pretrained(path, use_safetensors=True, **kwargs)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any

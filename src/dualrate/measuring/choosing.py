@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
-from dualrate.data.images import to_uint8
-from dualrate.denoisers.denoiser import DualRate, Plain, between
-from dualrate.diffusion.plan import STEPS, StepPlan, before
-from dualrate.diffusion.values import Reuse, Shape
+from dualrate.denoisers.denoiser import between
+from dualrate.diffusion.plan import StepPlan, before
+from dualrate.diffusion.values import Reuse
 from dualrate.experiments.experiment import Model
 from dualrate.machine.device import own_defaults
 from dualrate.machine.progress import ImageProgress
@@ -34,7 +32,6 @@ from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
 from dualrate.sampling.cost import alone_differs
 from dualrate.sampling.grids import check_grid, grid_times
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import sample_batches
 
 RECOMMENDED, GAMMA = "sde-dpm++2m", 0.1
 CHOSEN_IN = "fashion-mnist:35f6356d56c1"  # the features whose distances the recommendation was made from
@@ -175,68 +172,29 @@ class Choice(Ranged):
 
 
 def sample(
-    model: Model | Plain | DualRate,
+    model: Model,
     seeds: int | Sequence[int],
     *,
     steps: int | None = None,
     heavy: int | None = None,
     sampler: str | None = None,
-    label: int | str | Sequence[int] | None = None,
+    label: int | str | None = None,
     guidance: float = 1.0,
-    shape: Shape | None = None,
     batch_size: int = 125,
     progress: ImageProgress | None = None,
 ) -> NDArray[np.uint8]:
     """Images (N, C, H, W), 8-bit. What is not given is as docs/choosing.md recommends.
 
-    model:    of `load`, or a denoiser of your own networks, such as `DualRateLoss.denoiser`
     seeds:    how many images, of seeds 0, 1, ...; or the seeds themselves. An image depends on its own seed alone
     steps:    N, calls of the light network; heavy: H, calls of the encoder
     sampler:  a name of sampling/catalogue.py, or package.module:Class
-    label:    one class for all images, its number or its name; of a denoiser the numbers, one for each image
-    guidance: weight of classifier-free guidance, of a loaded model; 1 is none
-    shape:    (C, H, W) of an image, of a denoiser; a loaded model knows its own
+    label:    one class for all images, its number or its name; None: class `seed mod classes`
+    guidance: weight of classifier-free guidance; 1 is none
     Raises ValueError for a plan that the model does not serve, and as `Drawer` and `sample_batches`.
     """
-    seeds = range(seeds) if isinstance(seeds, int) else seeds
-    if not isinstance(model, Model):
-        if shape is None or isinstance(label, str) or guidance != 1:
-            raise ValueError("of a denoiser say shape=(C, H, W) and labels as numbers; guidance takes a loaded model")
-        labels = [label] * len(seeds) if isinstance(label, int) else label
-        return _of_denoiser(model, seeds, labels, shape, steps or STEPS, heavy, sampler, batch_size, progress)
-    if shape is not None or not (label is None or isinstance(label, (int, str))):
-        raise ValueError(
-            f"{model.name} knows the shape of its images, and takes one label for all: drop shape, or loop"
-        )
     choice = Choice(steps=steps, heavy=heavy, sampler=sampler)
     drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size)
-    return drawer.draw(seeds, progress).images
-
-
-def _of_denoiser(
-    denoiser: Plain | DualRate,
-    seeds: Sequence[int],
-    labels: Sequence[int] | None,
-    shape: Shape,
-    steps: int,
-    heavy: int | None,
-    sampler: str | None,
-    batch_size: int,
-    progress: ImageProgress | None,
-) -> NDArray[np.uint8]:
-    """`sample` where no run says what was trained: heavy calls spread evenly, a quarter of the steps."""
-    process, light = denoiser.process, denoiser.light if isinstance(denoiser, DualRate) else denoiser.network
-    name = sampler or (RECOMMENDED if sampler_named(RECOMMENDED).fits(process) else ANCESTRAL)
-    step = make_step(name, process, GAMMA if sampler is None and name == RECOMMENDED else None)
-    heavy = (max(1, steps // 4) if heavy is None else heavy) if isinstance(denoiser, DualRate) else steps
-    usual = sampler_named(name)
-    grid = usual.reusing if heavy < steps else usual.grid
-    plan = StepPlan.spread(grid_times(grid, process.schedule, steps), heavy)
-    device = next((weight.device for weight in light.parameters()), torch.device("cpu"))
-    drawn = sample_batches(
-        denoiser, step, plan, shape, seeds, labels, batch_size=batch_size, device=device, progress=progress
-    )
-    return np.concatenate([to_uint8(batch).cpu().numpy() for batch in drawn])
+    return drawer.draw(range(seeds) if isinstance(seeds, int) else seeds, progress).images
 
 
 def switches(model: Model) -> bool:

@@ -36,7 +36,7 @@ A decoder p(x | z_0) is the case with a condition more: z_0 is drawn anew of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,14 +50,17 @@ from dualrate.config.ranges import Classes, Factor, FirstIterations, LossWeight,
 from dualrate.denoisers.denoiser import Denoiser, DualRate, posterior_mean
 from dualrate.denoisers.forecast_context import carried
 from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine, Schedule
 from dualrate.diffusion.times import expand
-from dualrate.diffusion.values import Batch, Cond, Context, Reuse
+from dualrate.diffusion.values import Batch, Cond, Context, Reuse, Shape
 from dualrate.diffusion.weighting import Sigmoid, Weighting, x_loss_weight
 from dualrate.methods.method import Loss, Phase, quarters
 from dualrate.methods.times import BatchTimes, TimeSampler, TimeSource, moved, with_null
 from dualrate.networks.freeze import at_rest
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.trajectory import sample_batches
 
 
 @dataclass(frozen=True)
@@ -222,31 +225,30 @@ def coarser_errors(difference: Tensor, copies: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DualRateLoss:
-    """The loss of a dual-rate pair, for a training loop of your own.
+class DualRateLoss(Ranged):
+    """The loss of a dual-rate pair, for a training loop of your own; and samples of the pair.
 
         loss = DualRateLoss(encoder, light, num_classes=10)
         loss(x, label).backward()
+        images = loss.sample(16, (3, 32, 32), steps=16, heavy=4)
 
     encoder: nn.Module, (z_tau, log_snr_tau, label) -> (features, v or None). z_tau: (B', C, H, W) of the B' <= B rows
              that keep their context; log_snr_tau, label: (B',); features: a tuple of tensors (B', ...)
     light:   nn.Module, (z_t, log_snr_t, label, features, log_snr_tau, present) -> v (B, C, H, W). present: (B,) bool,
-             False in rows without a context, whose features are zero; None where every row has one. Features are ()
-             and log_snr_tau is None where no row has one
+             False in rows without a context, whose features are zero; None where every row has one
     v is alpha eps - sigma x. An encoder that returns its own v is trained on that too, with weight `encoder_weight`.
     num_classes: the label num_classes is the null class, which replaces a share `label_dropout` of labels
     times:       the joint law of t and tau, and the share of rows that keep their context
-    `denoiser` draws images: `dualrate.sample(loss.denoiser, 16, shape=(3, 32, 32), steps=16, heavy=4)`.
     """
 
     encoder: nn.Module
     light: nn.Module
-    num_classes: int = 0
+    num_classes: Classes = 0
     schedule: Schedule = Cosine()
     weighting: Weighting = Sigmoid()
     times: TimeSource = TimeSampler()
-    label_dropout: float = 0.1
-    encoder_weight: float = 1.0
+    label_dropout: Probability = 0.1
+    encoder_weight: LossWeight = 1.0
 
     @cached_property
     def denoiser(self) -> DualRate:
@@ -256,8 +258,16 @@ class DualRateLoss:
     @cached_property
     def _method(self) -> Denoising:
         networks = nn.ModuleDict({"encoder": self.encoder, "light": self.light})
-        how = (self.denoiser.process, self.weighting, self.times)
-        return Denoising(networks, self.denoiser, *how, self.num_classes, self.label_dropout, self.encoder_weight)
+        return Denoising(
+            networks,
+            self.denoiser,
+            self.denoiser.process,
+            self.weighting,
+            self.times,
+            null=self.num_classes,
+            label_dropout=self.label_dropout,
+            encoder_weight=self.encoder_weight,
+        )
 
     def __call__(self, x: Tensor, label: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """The mean over a batch, with gradient (module docstring). x: (B, C, H, W) in [-1, 1]; label: (B,) int64.
@@ -273,3 +283,25 @@ class DualRateLoss:
         seed, host = (int(torch.randint(2**62, ())), torch.arange(len(x))) if rows is None else (0, rows.cpu())
         batch = Batch(x, label, host.to(x.device), here=host)
         return self._method.loss(batch, 0, Draws(seed, batch.sample, host)).total
+
+    def sample(
+        self,
+        seeds: int | Sequence[int],
+        shape: Shape,
+        *,
+        steps: int = STEPS,
+        heavy: int | None = None,
+        label: Sequence[int] | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Images (N, *shape) in about [-1, 1], under ancestral sampling; heavy calls are spread evenly over the steps.
+
+        seeds: how many images, of seeds 0, 1, ...; or the seeds themselves. An image depends on its own seed alone
+        heavy: H, calls of the encoder; None: a quarter of the steps
+        Raises what `sample_batches` and `StepPlan.uniform` raise.
+        """
+        plan = StepPlan.uniform(steps, max(1, steps // 4) if heavy is None else heavy)
+        seeds = range(seeds) if isinstance(seeds, int) else seeds
+        device = next(self.light.parameters()).device
+        of = (self.denoiser, Ancestral(self.denoiser.process), plan, shape, seeds, label)
+        return torch.cat(list(sample_batches(*of, batch_size=batch_size, device=device)))

@@ -196,11 +196,11 @@ def _as_begun(experiment: Experiment, out: Path, source: Callable[[str], Model])
     if not (out / EXPERIMENT).exists():
         return experiment
     written, now = (vars(one.method) for one in (read_experiment(out), experiment))
-    history, moved = read_records(out / HISTORY), {}
+    moved: dict[str, str] = {}
     for name, role in STARTED_FROM.items():
         before, place = written.get(name), now.get(name)
         if before and place and before != place:
-            begun = next((record[role] for _, record in history if role in record), "")
+            begun = next((record[role] for _, record in read_records(out / HISTORY) if role in record), "")
             if begun.endswith(f"weights {source(place).weights_hash[:12]}"):
                 moved[name] = before
     method: Any = experiment.method
