@@ -31,13 +31,13 @@ from dualrate.measuring.calibration import _measured as table_of
 from dualrate.measuring.choosing import Choice
 from dualrate.measuring.drawer import Drawer, Guidance, plain_step
 from dualrate.measuring.measure import measure
+from dualrate.measuring.planning import measured_errors
 from dualrate.measuring.samples import write_samples
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics import dinov2, efficientnet, inception
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.measuring.planning import measured_errors
 from dualrate.runs import store
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
