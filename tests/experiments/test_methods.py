@@ -12,7 +12,7 @@ from dualrate.diffusion.values import Batch
 from dualrate.diffusion.weighting import Elbo
 from dualrate.experiments.consistency import ConsistencyConfig
 from dualrate.experiments.decoding import OneDecoder
-from dualrate.experiments.denoising import check_targets
+from dualrate.experiments.teaching import check_targets
 from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.experiments.em_distillation import EMDistillationConfig
 from dualrate.experiments.experiment import MethodConfig, Start

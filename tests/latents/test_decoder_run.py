@@ -23,7 +23,8 @@ from dualrate.data.images import load_images, to_float, to_uint8
 from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.values import Batch, Cond
 from dualrate.experiments.decoding import OneDecoder, TwoDecoders, as_codec
-from dualrate.experiments.denoising import DenoisingConfig, check_latent_shape
+from dualrate.experiments.denoising import DenoisingConfig
+from dualrate.experiments.teaching import check_latent_shape
 from dualrate.experiments.experiment import Experiment, Start
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.machine.progress import Silent

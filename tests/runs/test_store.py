@@ -9,7 +9,7 @@ from torch import nn
 from trouble import unreadable
 
 from dualrate.diffusion.values import Cond, Context
-from dualrate.experiments.denoising import fill, start_from
+from dualrate.experiments.teaching import fill, start_from
 from dualrate.experiments.networks import OneNetwork, TwoNetworks
 from dualrate.machine.files import read_records
 from dualrate.networks.dual import ContextConfig

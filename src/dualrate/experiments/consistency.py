@@ -15,11 +15,10 @@ from dualrate.config.ranges import BelowOne, Ranged, Share, Steps, TeacherGuidan
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.values import Reuse
-from dualrate.experiments.denoising import fill, start_from
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import Segments
-from dualrate.experiments.teaching import at_rest, check_teacher, require_no_decoder
+from dualrate.experiments.teaching import at_rest, check_teacher, fill, require_no_decoder, start_from
 from dualrate.methods.consistency import Consistency, ConsistencyWatch, Eta, Huber, TeacherSteps
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Annotated, Any
 
-from torch import Tensor, nn
-
-from dualrate.codecs.codec import Codec, noisy_latents
+from dualrate.codecs.codec import noisy_latents
 from dualrate.codecs.config import CodecConfig, NoCodec
 from dualrate.config.ranges import Factor, FirstIterations, LossWeight, Probability, Range, Ranged, Share
 from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.weighting import Sigmoid, Weighting
-from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
-from dualrate.experiments.networks import NetworksConfig
+from dualrate.experiments.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiments.serves import AnyPlan
+from dualrate.experiments.teaching import (
+    check_drops_labels,
+    check_latent_shape,
+    check_latents,
+    check_targets,
+    start_from,
+)
 from dualrate.methods.denoising import Denoising, Targets
 from dualrate.methods.times import SingleTime, TimeSource
 
@@ -163,106 +165,3 @@ class DenoisingConfig(MethodConfig, Ranged):
             release_at=self.release_encoder_at,
             forecast=self.forecast,
         )
-
-
-def start_from(config: NetworksConfig, networks: nn.ModuleDict, sources: dict[str, Model]) -> dict[str, str]:
-    """Start roles of a dual-rate model from single-rate models' weights. Says for each which weights those were.
-
-    An encoder without a head leaves its source's where it is. A trained light network starts without any influence of
-    the context, so training goes on from where it was.
-    Raises ValueError if a model's network is not the role's.
-    """
-    for role, source in sources.items():
-        if source.experiment.networks.roles != ("model",):
-            raise ValueError(f"{source.path} is {source.experiment.networks.kind}; {role}_from takes a single-rate one")
-        backbone = config.backbone(networks, role)
-        weights = config.starting(role, source.networks["model"].state_dict())
-        if not any(_of_head(name) for name in backbone.state_dict()):
-            weights = {name: tensor for name, tensor in weights.items() if not _of_head(name)}
-        fill(backbone, weights, f"{source.path}: its network is not this experiment's {role}")
-    if "light" in sources:
-        config.disconnect(networks)
-    return {role: str(source) for role, source in sources.items()}
-
-
-def _of_head(name: str) -> bool:
-    return "head" in name.split(".")
-
-
-def check_latents(experiment: Experiment, source: Model) -> None:
-    """Raises ValueError unless a model's networks are given latents of the same codec, or neither's are given any."""
-    own, its = (one.method.latents.fingerprint[:12] or "none" for one in (experiment, source.experiment))
-    if own != its:
-        raise ValueError(f"{source.path} is given latents of the codec {its}, not {own}: name a decoder of the same")
-
-
-def check_drops_labels(experiment: Experiment, source: Model) -> None:
-    """Raises ValueError for a model whose null class nothing has trained, where its network is kept as it is."""
-    if experiment.num_classes and not source.experiment.method.drops_labels:
-        raise ValueError(
-            f"{source.path} was trained with every label there, and its network is frozen, so its null class would "
-            "never be trained: set label_dropout to 0, and leave guidance"
-        )
-
-
-def check_latent_shape(experiment: Experiment, codec: Codec) -> None:
-    """Raises ValueError unless a codec's latents of an experiment's images are what its networks take, and of no more
-    numbers than these images: of others, such as tokens of pixels, there is nothing to decode.
-    """
-    found, expected = codec.latent_shape(experiment.shape), experiment.networks.latent
-    numbers, most = prod(found), prod(experiment.shape)
-    if numbers > most:
-        raise ValueError(
-            f"images of {experiment.shape} (C, H, W) have latents of {found} by the codec, {numbers:,} numbers of "
-            f"{most:,}: it compresses nothing, so there is nothing to decode. Name a run that trained a codec, or an "
-            "autoencoder"
-        )
-    if found != expected:
-        raise ValueError(
-            f"images of {experiment.shape} (C, H, W) have latents of {found} by the codec, the networks of "
-            f"{experiment.name} take {expected}: set their latent to it"
-        )
-
-
-def check_targets(experiment: Experiment, teacher: Model, name: str = "targets_from") -> None:
-    """Raises ValueError unless a model's x_hat is an estimate of what this experiment's networks estimate.
-
-    name: of the option that says which model
-    """
-    if not teacher.serves.any_plan:
-        raise ValueError(f"{teacher.path} is a student, whose x_hat is no posterior mean: name what taught it")
-    own, its = ({**_seen(one), "process": one.process} for one in (experiment, teacher.experiment))
-    if differ := [f"{what} {its[what]}, not {own[what]}" for what in own if own[what] != its[what]]:
-        raise ValueError(
-            f"{name} is a run with this one's images, classes and process; {teacher.path} has {', '.join(differ)}"
-        )
-
-
-def _seen(experiment: Experiment) -> dict[str, object]:
-    """What networks see, by what it is called."""
-    codec, latents = (one.fingerprint[:12] or "none" for one in (experiment.codec, experiment.method.latents))
-    seen: dict[str, object] = {"images of (C, H, W)": experiment.shape, "codec": codec, "latents": latents}
-    return seen | {"classes": experiment.num_classes}
-
-
-def fill(module: nn.Module, weights: Mapping[str, Tensor], problem: str) -> None:
-    """Give a module weights. Raises ValueError, which begins with `problem`, if they are of another one."""
-    if differ := _differences(module.state_dict(), weights):
-        raise ValueError(f"{problem}: {', '.join(differ)}")
-    module.load_state_dict(weights)
-
-
-def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """In which tensors, by name and shape, some weights are not a module's own: how many, and the first."""
-    lacking = [name for name in own if name not in weights]
-    foreign = [name for name in weights if name not in own]
-    unlike = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    found = []
-    if unlike:
-        its, wanted = (tuple(one[unlike[0]].shape) for one in (weights, own))
-        found.append(f"{len(unlike)} of {len(own)} tensors have other shapes ({unlike[0]} has {its}, not {wanted})")
-    if lacking:
-        found.append(f"{len(lacking)} of {len(own)} tensors are missing ({lacking[0]})")
-    if foreign:
-        found.append(f"it has {len(foreign)} others ({foreign[0]})")
-    return found

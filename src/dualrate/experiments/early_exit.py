@@ -13,11 +13,10 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.diffusion.process import Process, require_gaussian
 from dualrate.diffusion.weighting import Sigmoid, Weighting
-from dualrate.experiments.denoising import check_drops_labels, check_targets, fill
 from dualrate.experiments.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiments.networks import NetworksConfig
 from dualrate.experiments.serves import AnyPlan
-from dualrate.experiments.teaching import teachers_network
+from dualrate.experiments.teaching import check_drops_labels, check_targets, fill, teachers_network
 from dualrate.methods.early_exit import EarlyExitTraining, Reference
 from dualrate.networks.early_exit import ExitUViT
 from dualrate.networks.uvit import UViTConfig

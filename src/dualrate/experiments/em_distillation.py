@@ -16,10 +16,9 @@ from dualrate.denoisers.denoiser import Plain
 from dualrate.denoisers.guidance import Guided
 from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.weighting import Sigmoid, Weighting
-from dualrate.experiments.denoising import fill
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiments.serves import OneStep
-from dualrate.experiments.teaching import at_rest, built, check_teacher, require_no_decoder
+from dualrate.experiments.teaching import at_rest, built, check_teacher, fill, require_no_decoder
 from dualrate.methods.em_distillation import TIMES, EMDistillation, EMWatch, Langevin, Times, check_times
 
 

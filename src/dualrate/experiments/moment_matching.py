@@ -27,10 +27,9 @@ from dualrate.diffusion.categorical import CategoricalProcess
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import require_gaussian
 from dualrate.diffusion.weighting import Sigmoid, Weighting
-from dualrate.experiments.denoising import fill, start_from
 from dualrate.experiments.experiment import Experiment, MethodConfig, Model, Prepared, Start
 from dualrate.experiments.serves import AtLeast, OnePlan
-from dualrate.experiments.teaching import built, check_teacher, frozen_teacher, require_no_decoder
+from dualrate.experiments.teaching import built, check_teacher, fill, frozen_teacher, require_no_decoder, start_from
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource

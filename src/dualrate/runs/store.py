@@ -46,9 +46,9 @@ from dualrate.experiments import (  # noqa: F401  # a file may name their method
     unified_latents,
 )
 from dualrate.experiments.decoding import as_codec
-from dualrate.experiments.denoising import fill
 from dualrate.experiments.experiment import Experiment, Model
 from dualrate.experiments.foreign import experiment_of, weights_of
+from dualrate.experiments.teaching import fill
 from dualrate.experiments.upgrade import upgraded
 from dualrate.foreign.folder import is_diffusers, read_folder
 from dualrate.machine.device import own_defaults

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from dualrate.machine import folders
-from dualrate.training import checkpoint
+from dualrate.training.checkpoint import Copy, prune, write
 
 
 class Saver:
@@ -45,7 +45,7 @@ class Saver:
         """
         self.finish()
         folders.fault_point("before copy")
-        copy = checkpoint.Copy.of(tensors, state)
+        copy = Copy.of(tensors, state)
         # a daemon: nothing waits for it where the process is to end at once
         self._thread = threading.Thread(target=self._write, args=(iteration, copy), name="saving", daemon=True)
         self._thread.start()
@@ -81,11 +81,11 @@ class Saver:
             self.note(f"could not save a checkpoint, training goes on: {error}")
         self._told = True
 
-    def _write(self, iteration: int, copy: checkpoint.Copy) -> None:
+    def _write(self, iteration: int, copy: Copy) -> None:
         try:
-            checkpoint.write(self.directory, iteration, copy)
+            write(self.directory, iteration, copy)
             self.saved_at = iteration
-            checkpoint.prune(self.directory, self.keep)
+            prune(self.directory, self.keep)
         except Exception as error:  # for the thread that trains
             self._error = error
 
