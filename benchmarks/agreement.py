@@ -30,19 +30,17 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.machine.environment import environment
-from dualrate.machine.files import write_whole
-from dualrate.machine.graphs import Call, Recorded, graph_calls, record
-from dualrate.machine.progress import Silent
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.recipes.students import StudentRecipe, dual_student
 from dualrate.runs.train import train
-from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, make_step
-from dualrate.sampling.covariance_table import CovarianceTable
+from dualrate.sampling.covariance import Bands, CovarianceTable
 from dualrate.sampling.trajectory import sample_batches
+from dualrate.system.device import Call, Recorded, graph_calls, record
+from dualrate.system.environment import environment
+from dualrate.system.files import write_whole
+from dualrate.system.progress import Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig

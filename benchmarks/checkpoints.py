@@ -25,13 +25,12 @@ from torch import nn
 
 from benchmarks.child import ROOT
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
-from dualrate.machine.device import peak_memory
-from dualrate.machine.malloc import keep_freed_memory
-from dualrate.methods.method import Loss, Phase
+from dualrate.system.device import keep_freed_memory, peak_memory
 from dualrate.training.config import FitConfig
 from dualrate.training.loop import fit
+from dualrate.training.method import Loss, Phase
 
 CPU, SIDE = torch.device("cpu"), 1024
 STATES = 4  # weights, their average, two moments

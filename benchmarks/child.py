@@ -21,9 +21,8 @@ import torch
 import dualrate as dr
 from benchmarks import workloads
 from dualrate.cli.train import RECIPES
-from dualrate.machine.device import pays, peak_memory
-from dualrate.machine.malloc import keep_freed_memory
 from dualrate.runs.store import read_experiment
+from dualrate.system.device import keep_freed_memory, pays, peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 

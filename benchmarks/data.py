@@ -5,7 +5,7 @@
 
 `batches`: random pixels in shards as `data prepare` writes them, read once before, so they come from the page cache;
 with mirroring. "bytes" is what travels to a GPU, "floats" what a CPU trains on, "ahead" the floats made by the thread
-of data/prefetch.py for a trainer that only takes them. `start`: shards of as many images as ImageNet has, of which no
+of data/loader.py for a trainer that only takes them. `start`: shards of as many images as ImageNet has, of which no
 pixel is on the disk (sparse files: they are all zero); the time of `dualrate train` on a tiny network from the command
 to the end of its first iteration, and the CPU time of what that consists of. Medians and quartiles of rounds.
 """
@@ -40,7 +40,7 @@ BATCH = 256
 def packed(folder: Path, count: int, side: int, *, filled: bool) -> Path:
     """A prepared folder of `count` training images, random or (not `filled`) sparse, and ten test images."""
     from dualrate.data.shards import DATASET, FORMAT, PLAN
-    from dualrate.machine.folders import Manifest
+    from dualrate.system.folders import Manifest
 
     rng, size, splits = np.random.default_rng(0), 3 * side * side, {}
     for split, images in (("train", count), ("test", 10)):
@@ -87,9 +87,8 @@ def rate(make: Callable[[int], object], batch: int, rounds: int, per_round: int)
 def batches(folder: Path, batch: int, rounds: int, per_round: int) -> Iterator[tuple[str, list[tuple[float, float]]]]:
     """Images per second by what is made of them."""
     from dualrate.data.images import load_images
-    from dualrate.data.loader import Augment, Batches
-    from dualrate.data.prefetch import AHEAD, Prefetched
-    from dualrate.machine.malloc import keep_freed_memory
+    from dualrate.data.loader import AHEAD, Augment, Batches, Prefetched
+    from dualrate.system.device import keep_freed_memory
 
     keep_freed_memory()  # as the command line does
     made = Batches(load_images(folder, split="train"), batch, 0, Augment(flip=True))
@@ -146,8 +145,8 @@ def parts(source: Path) -> dict[str, float]:
         from dualrate.data.images import ImageSet
         from dualrate.data.loader import Batches
         from dualrate.data.shards import read_prepared
-        from dualrate.machine.device import pays
-        from dualrate.runs.checks import data_notes
+        from dualrate.runs.train import data_notes
+        from dualrate.system.device import pays
     with timed("import torch._dynamo, which torch.optim does"):
         import torch._dynamo
     with timed("does bfloat16 pay"):

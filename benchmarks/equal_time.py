@@ -14,8 +14,8 @@ import torch
 from benchmarks.interleave import Spread, interleaved
 from benchmarks.workloads import training
 from dualrate.cli.train import RECIPES
-from dualrate.machine.malloc import keep_freed_memory
 from dualrate.recipes import fashion_mnist, natural16
+from dualrate.system.device import keep_freed_memory
 
 ROUNDS = 24
 NAMES = {"fashion-mnist": fashion_mnist.ITERATIONS, "natural16": natural16.ITERATIONS}

@@ -17,7 +17,7 @@ import dualrate as dr
 from benchmarks.interleave import Rounds, Seconds, Spread, once, quotient, stamp
 from benchmarks.workloads import noise_batch
 from dualrate.diffusion.values import Batch
-from dualrate.machine.progress import Silent
+from dualrate.system.progress import Silent
 from dualrate.training.loop import fit
 
 WARM_UP = 3

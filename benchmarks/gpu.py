@@ -5,7 +5,7 @@
 Untested on a GPU: only the eager part was ever run, on a CPU (`--device cpu`). What it is to show: at small batch the
 time of a light step follows its number of kernels, not its multiply-adds, so a graph over a whole segment should help
 most there, and of two light networks of equal multiply-adds the deep and narrow one should be the slower. A graph of
-every call is what `--graphs` of the commands makes (machine/graphs.py); that of the segment says what is left to gain.
+every call is what `--graphs` of the commands makes (system/device.py); that of the segment says what is left to gain.
 
 A segment is one heavy call and n light steps with the update rule; its noise lies in buffers, drawn outside of the
 timing. Weights are random: they do not change the time.
@@ -29,14 +29,14 @@ from benchmarks.interleave import interleaved
 from benchmarks.utilisation import known_peak
 from dualrate.config.ranges import Precision
 from dualrate.denoisers.denoiser import DualRate
-from dualrate.diffusion.times import shared_time
-from dualrate.experiments.networks import TwoNetworks
-from dualrate.machine.environment import environment
-from dualrate.machine.files import write_whole
-from dualrate.machine.graphs import graph_calls, record
-from dualrate.networks.precision import in_bfloat16
+from dualrate.diffusion.values import shared_time
+from dualrate.experiment.networks import TwoNetworks
+from dualrate.networks.blocks import in_bfloat16
 from dualrate.recipes import fashion_mnist
 from dualrate.sampling.cost import CallCost, call_cost
+from dualrate.system.device import graph_calls, record
+from dualrate.system.environment import environment
+from dualrate.system.files import write_whole
 
 
 @dataclass(frozen=True)

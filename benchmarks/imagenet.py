@@ -20,11 +20,11 @@ import torch
 import dualrate as dr
 from benchmarks import ratios, workloads
 from benchmarks.interleave import Spread, interleaved
-from dualrate.experiments.experiment import Experiment, Model
-from dualrate.machine.device import pays
-from dualrate.machine.environment import environment
-from dualrate.machine.files import write_whole
+from dualrate.experiment.experiment import Experiment, Model
 from dualrate.recipes import imagenet
+from dualrate.system.device import pays
+from dualrate.system.environment import environment
+from dualrate.system.files import write_whole
 
 Row = dict[str, Any]
 

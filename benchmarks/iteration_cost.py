@@ -14,11 +14,11 @@ from dataclasses import replace
 import torch
 
 from benchmarks.workloads import beside_frozen_encoder, training
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.machine.malloc import keep_freed_memory
+from dualrate.experiment.experiment import Experiment
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.recipes import fashion_mnist, natural16
+from dualrate.system.device import keep_freed_memory
 
 REPEATS = 10
 DUAL = fashion_mnist.dual()

@@ -26,11 +26,10 @@ from benchmarks import child, loops, workloads
 from benchmarks.fitting import fit_over_loop
 from benchmarks.interleave import Spread, interleaved, quotient
 from benchmarks.utilisation import utilisation
-from dualrate.experiments.experiment import Model
-from dualrate.machine.device import pays
-from dualrate.machine.environment import environment
-from dualrate.machine.files import write_whole
-from dualrate.machine.malloc import keep_freed_memory
+from dualrate.experiment.experiment import Model
+from dualrate.system.device import keep_freed_memory, pays
+from dualrate.system.environment import environment
+from dualrate.system.files import write_whole
 
 Figures = dict[str, Any]
 

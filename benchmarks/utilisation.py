@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.interleave import Spread, interleaved, quotient
 from benchmarks.workloads import Work
-from dualrate.machine.accelerators import ACCELERATORS
+from dualrate.training.accelerators import ACCELERATORS
 
 SIDE = 1024  # of the matrices
 

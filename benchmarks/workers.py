@@ -16,9 +16,9 @@ from pathlib import Path
 
 import dualrate as dr
 from benchmarks.child import ROOT
-from dualrate.machine.workers import Mapper, Workers
-from dualrate.measuring.evaluator import SHIPPED
+from dualrate.drawing.evaluator import SHIPPED
 from dualrate.metrics.features import FeatureNet
+from dualrate.system.workers import Mapper, Workers
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 import dualrate as dr
-from dualrate.diffusion.times import shared_time
-from dualrate.diffusion.values import Batch
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment, Model
-from dualrate.machine.device import settle_products
-from dualrate.training.compiling import compile_blocks
+from dualrate.diffusion.values import Batch, shared_time
+from dualrate.experiment.experiment import Experiment, Model
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.system.device import settle_products
+from dualrate.training.memory import compile_blocks
 
 Work = Callable[[], None]
 

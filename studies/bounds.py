@@ -21,11 +21,11 @@ import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.images import ImageSet, load_images
-from dualrate.machine.progress import Reporter, image_progress
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.likelihood import Estimate, Likelihood, bits_per_dimension, fit_variance
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.likelihood import Estimate, Likelihood, bits_per_dimension, fit_variance
 from dualrate.report.table import significant
 from dualrate.sampling.grids import GridName, grid_times
+from dualrate.system.progress import Reporter, image_progress
 
 BOUNDS = RESULTS / "bounds"
 COUNT = 500  # test images

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 
 from common import command, markdown
 
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import TwoNetworks
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.networks import TwoNetworks
 from dualrate.recipes import fashion_mnist, imagenet, natural16
 from dualrate.sampling.cost import CallCost, call_cost
 

@@ -32,19 +32,19 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.speed import saturating_batch, speed
 from dualrate.compare.work import Bench, MeasuredContender
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.experiments.data import DataConfig
-from dualrate.machine.environment import environment
-from dualrate.machine.files import write_whole
-from dualrate.machine.malloc import keep_freed_memory
-from dualrate.machine.progress import Reporter, image_progress
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.evaluator import evaluator, messages, training_progress
-from dualrate.measuring.measure import measure
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.evaluator import evaluator, messages, training_progress
+from dualrate.drawing.measure import measure
+from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.train_features import BATCH_SIZE, feature_net_in
 from dualrate.report.rows import Row
 from dualrate.report.table import significant
+from dualrate.system.device import keep_freed_memory
+from dualrate.system.environment import environment
+from dualrate.system.files import write_whole
+from dualrate.system.progress import Reporter, image_progress
 
 RESULTS, RUNS = ROOT / "docs" / "results", ROOT / "runs"
 CELLS, IMAGES, SECONDS = RESULTS / "cells", RESULTS / ".images", RESULTS / "seconds.json"

@@ -26,8 +26,8 @@ import numpy as np
 from common import RESULTS, command, keep, markdown, place
 from numpy.typing import NDArray
 
-from dualrate.compare.row_store import read_row
-from dualrate.report.pareto import Point
+from dualrate.compare.rows import read_row
+from dualrate.report.figures import Point
 from dualrate.report.saving import cost_at, score_ratio, side
 from dualrate.report.trainings import pooled
 

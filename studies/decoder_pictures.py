@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from common import RESULTS, RUNS, command, load, on_one_thread
 
-from dualrate.data.given_latents import HeldOut
 from dualrate.data.images import to_uint8
-from dualrate.measuring.choosing import Choice
+from dualrate.data.latents import HeldOut
+from dualrate.drawing.choice import Choice
 from dualrate.report.image_grid import save_grid
 
 COUNT, SPAN = 16, 2.0

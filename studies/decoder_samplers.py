@@ -33,13 +33,13 @@ from common import (
 from dualrate.cli.console import reporter
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import Cosine
-from dualrate.machine.progress import image_progress
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.evaluator import evaluators
-from dualrate.measuring.measure import measure
-from dualrate.recipes import fashion_mnist_decoders
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.evaluator import evaluators
+from dualrate.drawing.measure import measure
+from dualrate.recipes import latents as fashion_mnist_decoders
 from dualrate.sampling.catalogue import at_gamma, sampler_named
 from dualrate.sampling.grids import grid_times
+from dualrate.system.progress import image_progress
 
 STEPS, COUNT, FIRST = 6, 1000, 1_000_000
 HOW = ("ancestral", "ddim", "dpm++2m", "sde-dpm++2m:0.1", "sde-dpm++2m:0.2")

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.compare.contenders import Entry
 from dualrate.data.images import load_images, to_float
-from dualrate.machine.files import whole, write_tensors
 from dualrate.sampling.grids import grid_times
+from dualrate.system.files import whole, write_tensors
 
 CLASSES, SIDE = 10, 28
 RATE, WARMUP, CLIP, DECAY, SEED = 2e-3, 100, 1.0, 0.995, 0

@@ -32,12 +32,12 @@ from torch import Tensor
 import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.denoisers.denoiser import posterior_mean
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Context
-from dualrate.machine.progress import Reporter
-from dualrate.measuring.likelihood import Estimate
-from dualrate.measuring.subset import subset_batches
+from dualrate.drawing.drawer import subset_batches
+from dualrate.drawing.likelihood import Estimate
 from dualrate.methods.times import stratified_uniform
+from dualrate.system.progress import Reporter
 
 SEED = 1 << 41  # of the noise
 LOG_SNR = (-math.inf, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, math.inf)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.images import load_images
-from dualrate.measuring.evaluator import shipped
+from dualrate.drawing.evaluator import shipped
 from dualrate.metrics.features import FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
-from dualrate.metrics.kernel import KernelDistance, kernel_distance, kernel_metric
+from dualrate.metrics.kid_prc import KernelDistance, kernel_distance, kernel_metric
 from dualrate.report.figures import INK, MARKERS, PALETTE, png
 
 COUNTS = (500, 1000, 2000, 3000, 5000, 10_000)

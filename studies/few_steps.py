@@ -23,7 +23,7 @@ from typing import Any
 from common import RESULTS, markdown, place, within
 from lines import Found, Line, Study, fashion_judges
 
-from dualrate.measuring.choosing import Choice
+from dualrate.drawing.choice import Choice
 from dualrate.report.figures import png
 
 LIGHT, HEAVY, PAIR = (f"weights/fashion-mnist-{name}" for name in ("light", "heavy-annealed", "retrofit"))

@@ -27,11 +27,11 @@ import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.data.images import ImageSet
 from dualrate.denoisers.denoiser import posterior_mean
-from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.weighting import Weighting
-from dualrate.machine.progress import Reporter
-from dualrate.measuring.likelihood import Estimate
-from dualrate.measuring.subset import subset_batches
+from dualrate.diffusion.prediction import Weighting
+from dualrate.diffusion.random import Draws
+from dualrate.drawing.drawer import subset_batches
+from dualrate.drawing.likelihood import Estimate
+from dualrate.system.progress import Reporter
 
 LOWEST, HIGHEST = -10, 10  # log-SNRs, one apart
 COUNT, ROWS = 500, 50  # images, and at a time

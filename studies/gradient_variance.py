@@ -22,7 +22,7 @@ from torch import Tensor
 import dualrate as dr
 from dualrate.data.images import load_images
 from dualrate.data.loader import Batches
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.methods.times import BatchTimes, TimeSampler
 from dualrate.recipes import fashion_mnist
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from dualrate.data.images import ImageSet, load_images
-from dualrate.measuring.evaluator import SHIPPED
+from dualrate.drawing.evaluator import SHIPPED
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
 from dualrate.metrics.efficientnet import load_efficientnet
 from dualrate.metrics.evaluate import Evaluator

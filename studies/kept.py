@@ -21,8 +21,8 @@ from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry, contenders_of
 from dualrate.compare.trainings import with_trainings
 from dualrate.compare.work import Bench
-from dualrate.machine.workers import in_turn, mapper
-from dualrate.measuring.evaluator import evaluators
+from dualrate.drawing.evaluator import evaluators
+from dualrate.system.workers import in_turn, mapper
 
 KEPT = [name for name, one in REPORTS.items() if one.judges == f"{JUDGES},{PRETRAINED}"]
 

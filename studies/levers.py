@@ -32,9 +32,9 @@ from saving_model import held_out, weighted_errors
 
 import dualrate as dr
 from dualrate.cli.console import reporter
-from dualrate.machine.progress import Reporter
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.likelihood import Estimate
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.likelihood import Estimate
+from dualrate.system.progress import Reporter
 
 ALONE = "weights/fashion-mnist-medium-45"  # the encoder's network by itself
 PAGE = RESULTS / "levers.md"

@@ -19,15 +19,15 @@ from matplotlib.ticker import NullLocator
 
 import dualrate as dr
 from dualrate.cli.console import reporter
-from dualrate.experiments.data import DataConfig
-from dualrate.machine.progress import Reporter, image_progress
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.evaluator import evaluators
-from dualrate.measuring.measure import measure
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.evaluator import evaluators
+from dualrate.drawing.measure import measure
+from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.figures import INK, log_axis, mark
 from dualrate.report.image_grid import save_grid
+from dualrate.system.progress import Reporter, image_progress
 
 Found = dict[str, dict[str, Any]]
 Scores = dict[str, tuple[float, float, float]]  # a value and the ends of its 95% interval, by what it is of

@@ -44,11 +44,9 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Truncated
 from dualrate.diffusion.values import Batch, Cond, Reuse
-from dualrate.machine.environment import environment
-from dualrate.machine.files import whole
 from dualrate.methods.consistency import Consistency, TeacherSteps
 from dualrate.methods.em_distillation import EMDistillation, Langevin
 from dualrate.methods.moment_matching.states import ForwardPairs
@@ -57,6 +55,8 @@ from dualrate.report.figures import INK, PALETTE, png
 from dualrate.sampling.ancestral import DDIM
 from dualrate.sampling.catalogue import make_step, sampler_named
 from dualrate.sampling.grids import grid_times
+from dualrate.system.environment import environment
+from dualrate.system.files import whole
 
 OUT = common.RESULTS / "mixture-branches.json"
 POINTS = common.IMAGES / "mixture-branches.npz"  # of the pictures

@@ -35,18 +35,18 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.exact import GaussianMixture
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
-from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.denoising import Denoising
-from dualrate.methods.method import Method
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout
 from dualrate.methods.times import SingleTime
 from dualrate.networks.blocks import NoiseEmbedding
 from dualrate.report.figures import INK, PALETTE, png
+from dualrate.training.method import Method
 
 OUT = RESULTS / "mixture-students.json"
 PROCESS = dr.GaussianProcess(Cosine())

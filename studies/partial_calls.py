@@ -31,15 +31,14 @@ from torch import Tensor, nn
 import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.denoisers.denoiser import DualRate
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.times import shared_time
-from dualrate.diffusion.values import Cond, Context
-from dualrate.machine.progress import Reporter
-from dualrate.measuring.subset import SubsetBatch, subset_batches
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond, Context, shared_time
+from dualrate.drawing.drawer import SubsetBatch, subset_batches
 from dualrate.networks.dual import ContextEncoder
 from dualrate.sampling.cost import macs_of
 from dualrate.sampling.grids import grid_times
+from dualrate.system.progress import Reporter
 
 SEED = 1 << 42  # of the noise
 Held = tuple[int, int] | None  # a context: the step k that handed it over, the step j of its middle

@@ -24,16 +24,16 @@ import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.values import Refresh
-from dualrate.machine.progress import Reporter, image_progress
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.evaluator import evaluator
-from dualrate.measuring.measure import measure
-from dualrate.measuring.planning import candidates, measured_errors, spearman
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.errors import candidates, measured_errors, spearman
+from dualrate.drawing.evaluator import evaluator
+from dualrate.drawing.measure import measure
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.planning.planner import Planned, Planner
-from dualrate.report.headline import scored
 from dualrate.report.rows import Row
+from dualrate.report.table import scored
 from dualrate.sampling.cost import CallCost
+from dualrate.system.progress import Reporter, image_progress
 
 MODEL = "weights/fashion-mnist-dual"
 OUT, FEATURES = RESULTS / "planned.json", RUNS / "planned"

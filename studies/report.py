@@ -77,12 +77,11 @@ from dualrate.compare.page import front_table, reusing_plans, savings_table, tra
 from dualrate.compare.savings import ComparisonResults, Savings
 from dualrate.compare.work import TimedContender
 from dualrate.config.ranges import Precision
-from dualrate.machine.device import pick_device
 from dualrate.metrics.architectures import Architecture, Stacked
 from dualrate.report.figures import pareto_figure, plan_figure, png
-from dualrate.report.headline import plan_of
 from dualrate.report.image_grid import save_grid
-from dualrate.report.table import Table, as_markdown, compute_unit, significant, table
+from dualrate.report.table import Table, as_markdown, compute_unit, plan_of, significant, table
+from dualrate.system.device import pick_device
 
 Writer = Callable[[ComparisonResults, Path], object]
 KINDS = ("savings", "front")  # of tables on a page

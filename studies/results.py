@@ -26,12 +26,11 @@ import students
 from common import RESULTS, Cell, row_of
 
 from dualrate.cli.console import reporter
-from dualrate.machine.progress import Reporter
-from dualrate.measuring.evaluator import evaluator
+from dualrate.drawing.evaluator import evaluator
 from dualrate.report.figures import png, quality_figure
-from dualrate.report.headline import scored
 from dualrate.report.image_grid import save_grid
-from dualrate.report.table import as_markdown, table
+from dualrate.report.table import as_markdown, scored, table
+from dualrate.system.progress import Reporter
 
 HEAVY, DUAL, LIGHT, HEAVY_LONG, LIGHT_LONG, EARLY = (
     f"weights/fashion-mnist-{name}" for name in ("heavy", "dual", "light", "heavy-long", "light-long", "dual-early")

@@ -27,9 +27,8 @@ from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan
 from dualrate.report.figures import png
-from dualrate.report.headline import scored
 from dualrate.report.rows import Row
-from dualrate.report.table import significant
+from dualrate.report.table import scored, significant
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.grids import GridName, grid_times
 

@@ -8,7 +8,7 @@ plans, single or dual-rate, under the plan that was scored there, the planner's 
 
     off = sum over steps, each with half the loss weight's integral over it, of
           E|x - x_hat|^2 - E|x - x_hat of heavy|^2      what the network lacks: its size, the age of its context
-          + what the step is off by with heavy          its length (planning/bend.py)
+          + what the step is off by with heavy          its length (planning/planner.py)
 
 Both x_hat see the same z_t, along a forward path of held-out images. Where a dual-rate plan and a single network's line
 have equal `off` they should have equal scores, so the ratio of their costs there is a prediction, beside which the
@@ -34,19 +34,17 @@ from numpy.typing import NDArray
 import dualrate as dr
 from dualrate.cli.console import reporter
 from dualrate.denoisers.denoiser import posterior_mean
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import step_weights
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule
-from dualrate.diffusion.times import shared_time
-from dualrate.diffusion.values import Context, Refresh
-from dualrate.diffusion.weighting import step_weights
-from dualrate.machine.progress import Reporter
-from dualrate.measuring.likelihood import Estimate
-from dualrate.measuring.subset import SubsetBatch, subset_batches
-from dualrate.planning.bend import measure_bend
-from dualrate.planning.planner import Errors, Planner
-from dualrate.report.pareto import unbeaten
+from dualrate.diffusion.values import Context, Refresh, shared_time
+from dualrate.drawing.drawer import SubsetBatch, subset_batches
+from dualrate.drawing.likelihood import Estimate
+from dualrate.planning.planner import Errors, Planner, measure_bend
+from dualrate.report.figures import unbeaten
 from dualrate.report.table import significant
 from dualrate.sampling.grids import grid_times
+from dualrate.system.progress import Reporter
 
 SAMPLER = "SDE-DPM-Solver++ 2M, gamma 0.1"
 SINGLE_STEPS = range(5, 25)  # of a single network

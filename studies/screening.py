@@ -15,12 +15,12 @@ from common import command, load, on_one_thread
 
 import dualrate as dr
 from dualrate.cli.console import reporter
-from dualrate.machine.progress import image_progress
-from dualrate.measuring.evaluator import evaluators
-from dualrate.measuring.measure import measure
-from dualrate.report.headline import scored
+from dualrate.drawing.evaluator import evaluators
+from dualrate.drawing.measure import measure
+from dualrate.report.table import scored
 from dualrate.sampling.catalogue import at_gamma
 from dualrate.sampling.grids import grid_times
+from dualrate.system.progress import image_progress
 
 FIRST = 3_000_000  # seed; reports score from 0 on, and screen from 1,000,000
 

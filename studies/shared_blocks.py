@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Plain
-from dualrate.foreign.network import ForeignNetwork
-from dualrate.foreign.taps import outputs
+from dualrate.from_diffusers.network import ForeignNetwork
+from dualrate.from_diffusers.retrofit import outputs
 
 
 @contextmanager

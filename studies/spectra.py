@@ -2,8 +2,7 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python studies/spectra.py medium-45=weights/fashion-mnist-medium-45:14@sde-dpm++2m:0.2
 
-Entries are those of `dualrate compare`. In the bands of an orthonormal DCT (`sampling/bands.py`), of `--count` images
-each, x in [-1, 1], against all training images:
+Entries are those of `dualrate compare`. In the bands of an orthonormal DCT (`Bands`), of `--count` images each, x in [-1, 1], against all training images:
 
     power    variance of the coefficients over images, summed over the band, over that of the training images
     shape    Frechet distance of the band's coefficients, over the band's variance in the training images
@@ -25,10 +24,10 @@ from torch import Tensor
 from dualrate.cli.console import reporter
 from dualrate.compare.contenders import Entry
 from dualrate.data.images import to_float
-from dualrate.machine.files import whole
-from dualrate.machine.progress import image_progress
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
-from dualrate.sampling.bands import Bands
+from dualrate.sampling.covariance import Bands
+from dualrate.system.files import whole
+from dualrate.system.progress import image_progress
 
 RINGS = 8
 

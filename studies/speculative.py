@@ -13,8 +13,8 @@ from common import command, load, markdown, on_one_thread
 
 import dualrate as dr
 from dualrate.cli.console import reporter
-from dualrate.denoisers.metered import Metered
-from dualrate.sampling.speculative import Draft, frozen, light, other, speculate
+from dualrate.contrib.speculative import Draft, frozen, light, other, speculate
+from dualrate.denoisers.denoiser import Metered
 
 BATCH = 50
 HEADER = (

@@ -19,13 +19,13 @@ from common import COUNT, RESULTS, ROOT, RUNS, command, dualrate, keep
 
 import dualrate as dr
 from dualrate.cli.console import reporter
-from dualrate.machine.device import pick_device
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.evaluator import evaluator
-from dualrate.measuring.measure import check, measure
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.evaluator import evaluator
+from dualrate.drawing.measure import check, measure
 from dualrate.report.rows import Row
 from dualrate.report.table import as_text, table
 from dualrate.runs.store import read_experiment
+from dualrate.system.device import pick_device
 
 STEPS = (2, 4, 8)
 MODELS = {  # recipe: teacher, and the dual-rate model that the students start from

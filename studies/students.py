@@ -23,9 +23,9 @@ from released import WEIGHTS
 from dualrate.compare.contender import Contender
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.plan import StepPlan
-from dualrate.report.headline import scored
 from dualrate.report.image_grid import save_grid
 from dualrate.report.rows import Row
+from dualrate.report.table import scored
 from dualrate.sampling.grids import grid_times
 
 OUT, FEATURES = RESULTS / "students.json", RUNS / "students"

@@ -6,7 +6,7 @@
 The text is the reference of the Python that runs this (`python-docs`), in pieces of 64 characters. A name is `teacher`
 or `student`, `fast` at 7.5 times the rate, and the number of steps; a student is trained for its own. Measured are the
 bound of held-out pieces, bits a character of what is drawn under a language model of the same text, the entropy within
-a piece, and the gradient moment from held-out pieces (measuring/texts.py): 1,000 pieces drawn, and as many held out or
+a piece, and the gradient moment from held-out pieces (drawing/samples.py): 1,000 pieces drawn, and as many held out or
 all there are, 726 of Python 3.11's.
 Killed, a training goes on. Runs are kept in runs/texts, results in docs/results/texts, a file a name.
 """
@@ -19,13 +19,13 @@ from common import RESULTS, place
 from lines import Line, Scores, Study
 
 import dualrate as dr
-from dualrate.codecs.characters import texts
-from dualrate.machine.progress import Reporter, image_progress
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.evaluator import evaluator
-from dualrate.measuring.texts import score_texts
+from dualrate.codecs.tokens import texts
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.evaluator import evaluator
+from dualrate.drawing.samples import score_texts
 from dualrate.report.figures import png
+from dualrate.system.progress import Reporter, image_progress
 
 STEPS, PIECES, SHOWN = (8, 16, 64), 1000, 4
 FAST = 1.5

@@ -22,13 +22,13 @@ from typing import Any
 from common import RESULTS, RUNS, nets_in, place
 from lines import Line, Study
 
-from dualrate.experiments.data import DataConfig
-from dualrate.machine.progress import Reporter
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.evaluator import evaluators
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.evaluator import evaluators
+from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.architectures import Architecture, Stacked
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.report.figures import png
+from dualrate.system.progress import Reporter
 
 ITERATIONS, FAST = 900, 1.5
 TEACHER, PAGE = "runs/tokens", RESULTS / "tokens.md"

@@ -33,19 +33,17 @@ from dualrate.codecs.diffusion import DiffusionDecoding
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.unified_latents import UnifiedLatentsConfig
-from dualrate.machine.progress import Reporter, image_progress
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.evaluator import evaluators
-from dualrate.measuring.latent_scores import bits_per_pixel
-from dualrate.measuring.measure import measure
-from dualrate.measuring.reconstruction import nearness_of
-from dualrate.metrics.bootstrap import bootstrap_interval
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.evaluator import evaluators
+from dualrate.drawing.latent_scores import bits_per_pixel, nearness_of
+from dualrate.drawing.measure import measure
+from dualrate.experiment.experiment import Experiment
+from dualrate.methods.unified_latents import UnifiedLatentsConfig
 from dualrate.metrics.evaluate import Evaluator, round_trips
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
-from dualrate.recipes import fashion_mnist_latents
+from dualrate.metrics.frechet import GaussianStats, bootstrap_interval, frechet_distance
+from dualrate.recipes import latents as fashion_mnist_latents
 from dualrate.report.figures import INK, PALETTE, mark, png
+from dualrate.system.progress import Reporter, image_progress
 
 ITERATIONS, COUNT, BITS_OF, STEPS = 2000, 3000, 1000, 16
 WHERE, PAGE = RESULTS / "unified-latents", RESULTS / "latents.md"

@@ -23,21 +23,19 @@ from dualrate.codecs.config import CodecFolder
 from dualrate.compare.contenders import Entry
 from dualrate.data.images import ImageSet
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments import data as data_module
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.machine.files import read_records
-from dualrate.machine.folders import MANIFEST, Manifest
-from dualrate.measuring.drawer import Drawer
+from dualrate.drawing.drawer import Drawer
+from dualrate.experiment import experiment as data_module
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.runs.checks import check_out, data_notes
 from dualrate.runs.release import export
 from dualrate.runs.store import load
-from dualrate.runs.train import check_fit, train
+from dualrate.runs.train import check_fit, check_out, data_notes, train
 from dualrate.sampling.ancestral import DDIM
+from dualrate.system.files import read_records
+from dualrate.system.folders import MANIFEST, Manifest
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -160,7 +158,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
     def refuse(**options):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("dualrate.runs.checks.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("dualrate.runs.train.tempfile.TemporaryFile", refuse)
     with pytest.raises(OSError, match=r"nothing can be written to .* \(Read-only file system\): choose another --out"):
         check_out("tiny", tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
@@ -326,7 +324,7 @@ def test_options_that_do_not_go_together_are_one_line_before_any_work(options, m
 
 
 def test_scores_between_the_samples_are_refused_before_a_judge_is_trained(monkeypatch, capsys):
-    monkeypatch.setattr("dualrate.measuring.score.scorer", lambda *given: pytest.fail("a judge is trained"))
+    monkeypatch.setattr("dualrate.drawing.evaluator.scorer", lambda *given: pytest.fail("a judge is trained"))
     assert call(monkeypatch, "train", "tiny", "--fit.sample-every", 2, "--fd-every", 3) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error == "dualrate: --fd-every is a multiple of --fit.sample-every (2), got 3"
@@ -536,7 +534,7 @@ def test_a_line_of_the_log_that_a_kill_cut_off_is_nothing_to_any_command(started
     assert "line" not in capsys.readouterr().err.replace(".jsonl", "")
 
 
-@pytest.mark.parametrize("line", [b"garbage", b"{}"])  # others are told from objects: tests/machine/test_files.py
+@pytest.mark.parametrize("line", [b"garbage", b"{}"])  # others are told from objects: tests/system/test_files.py
 @pytest.mark.parametrize("name", ["metrics.jsonl", "history.jsonl"])
 def test_any_other_line_that_is_none_is_named_and_training_goes_on(started, monkeypatch, capsys, name, line):
     file = started / name

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.diffusion.times import is_shared
+from dualrate.diffusion.values import is_shared
 from dualrate.recipes.fashion_mnist import FIT
 
 ROOT = Path(__file__).resolve().parent.parent

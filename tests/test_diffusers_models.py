@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign.models import dit, randomised, unet
+from from_diffusers.models import dit, randomised, unet
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import posterior_mean

@@ -18,15 +18,18 @@ from dualrate.cli import main
 from dualrate.compare import contenders, speed, work
 from dualrate.data import fashion_mnist as images_of_fashion
 from dualrate.doctor import examine
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.measuring import calibration, search
+from dualrate.drawing import calibration
+from dualrate.drawing import plan_search as search
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
-from dualrate.metrics import bootstrap, evaluate
+from dualrate.metrics import evaluate
+from dualrate.metrics import frechet as bootstrap
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.planning import family
-from dualrate.recipes import auto, fashion_mnist, fashion_mnist_latents, imagenet
+from dualrate.recipes import auto, fashion_mnist, imagenet
+from dualrate.recipes import latents as fashion_mnist_latents
 from dualrate.runs import train
 from dualrate.runs.store import write_experiment
 from dualrate.sampling.catalogue import SAMPLERS

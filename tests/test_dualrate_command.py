@@ -19,11 +19,11 @@ import pytest
 import tyro
 
 import dualrate_command
-from dualrate.cli import codec as cli_codec
+from dualrate.cli import data as cli_codec
 from dualrate.cli import data as cli_data
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli_main
-from dualrate.cli import options as cli_options
+from dualrate.cli import recipe as cli_options
 from dualrate.cli import train as cli_train
 from dualrate.codecs.config import CodecFolder
 from dualrate_command import answer, idle_processors, settings, ticks

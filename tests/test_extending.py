@@ -17,10 +17,10 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
-from dualrate.experiments.data import DataConfig
+from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics.architectures import Architecture
 from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.trajectory import rollout

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.data.images import ImageSet
+from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.weighting import Sigmoid
-from dualrate.machine.progress import PlainReporter
+from dualrate.system.progress import PlainReporter
 from dualrate.training.config import FitConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))

@@ -15,10 +15,10 @@ import torch
 
 from benchmarks import agreement
 from dualrate.cli.main import main
-from dualrate.machine.progress import PlainReporter
 from dualrate.recipes import cifar10
 from dualrate.runs.store import load
 from dualrate.runs.train import train
+from dualrate.system.progress import PlainReporter
 from dualrate.training import checkpoint
 from tools import gpu_queue, tiny, travel
 from tools.gpu_pieces import QUEUE, Command, Piece
@@ -208,7 +208,7 @@ def test_parts_stay_until_the_record_names_the_new_ones(places: Places, monkeypa
     (folder / "file").write_text("now")
     monkeypatch.setattr(gpu_queue, "call", lambda *of: 0)
     with monkeypatch.context() as full:
-        full.setattr("dualrate.machine.files.write_whole", lambda path, content: 1 / 0)
+        full.setattr("dualrate.system.files.write_whole", lambda path, content: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             gpu_queue.run(piece, places)
     assert before.read_text() == "before"

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
 import unified_latents as study
 
-from dualrate.recipes import fashion_mnist_latents
+from dualrate.recipes import latents as fashion_mnist_latents
 
 
 def test_lines_are_the_recipe_but_for_what_they_are_called_after():

@@ -21,7 +21,7 @@ for name in dualrate.__all__:
     getattr(dualrate, name)
 def named(kind):
     return {{kind.__name__}}.union(*map(named, kind.__subclasses__()))
-from dualrate.experiments.experiment import CodecConfig, MethodConfig, NetworksConfig
+from dualrate.experiment.experiment import CodecConfig, MethodConfig, NetworksConfig
 parts = CodecConfig, MethodConfig, NetworksConfig, dualrate.GaussianProcess
 known = set().union(*map(named, parts))
 for name in {modules!r}:

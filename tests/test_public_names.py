@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import dualrate as dr
 from dualrate.data.images import to_uint8
 from dualrate.diffusion.schedule import Cosine
-from dualrate.machine.progress import Silent
+from dualrate.system.progress import Silent
 
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
 NET = dr.UViTConfig(image_size=8, image_channels=1, levels=LEVELS, num_classes=2, embedding=16, head_dim=16)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.measuring.likelihood import Estimate
-from dualrate.measuring.subset import subset_batches
+from dualrate.drawing.drawer import subset_batches
+from dualrate.drawing.likelihood import Estimate
 from dualrate.sampling.grids import grid_times
 from tests.test_gap import PROCESS, VARIANCE, gaussian_images, model
 

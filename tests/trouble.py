@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from dualrate.machine import folders
+from dualrate.system import folders
 
 NOBODY = 65534
 

@@ -146,9 +146,9 @@ def run(piece: Piece, places: Places) -> bool:
     Raises ValueError for what is missing before the start, for a piece that is done, and for a folder that cannot
     travel.
     """
-    from dualrate.machine.device import pick_device
-    from dualrate.machine.environment import environment
-    from dualrate.machine.files import write_whole
+    from dualrate.system.device import pick_device
+    from dualrate.system.environment import environment
+    from dualrate.system.files import write_whole
 
     start, printed = time.monotonic(), places.out / f"{piece.name}.txt"
     if places.record(piece.name).get("done"):

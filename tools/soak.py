@@ -38,7 +38,7 @@ AIMED = 0.3  # of the kills: they wait for something half written
 MARK = "DUALRATE_SOAK"  # in the environment of all that a job starts
 RECIPE = """
 import dualrate as dr
-from dualrate.experiments.data import DataConfig
+from dualrate.experiment.experiment import DataConfig
 from dualrate.training.config import FitConfig
 def net(channels):
     levels = (dr.Level("conv", channels, 1), dr.Level("transformer", channels, 1))
@@ -208,7 +208,7 @@ class Soak:
         self.folder, self.rng, self.count = folder, random.Random(seed), 0
         self.server = multiprocessing.get_context("forkserver")
         self.server.set_forkserver_preload(
-            ["dualrate.cli.main", "dualrate.measuring.samples", "dualrate.compare.comparison", "torch._dynamo"]
+            ["dualrate.cli.main", "dualrate.drawing.samples", "dualrate.compare.comparison", "torch._dynamo"]
         )
 
     def start(self, job: Job, place: Path) -> tuple[BaseProcess, str]:

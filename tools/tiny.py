@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import cifar10
 from dualrate.recipes.students import StudentRecipe

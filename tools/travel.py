@@ -64,7 +64,7 @@ def pack(source: Path, way: str, out: Path, name: str) -> dict[str, str]:
 
     The digest is that of all of it, so nothing that was left before is written over.
     """
-    from dualrate.machine.files import write_whole
+    from dualrate.system.files import write_whole
 
     with tempfile.TemporaryDirectory(dir=out) as room:
         WAYS[way](source, Path(room) / "made")

@@ -9,14 +9,12 @@ from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Cond, Context, Reuse
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment, Model
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.foreign.from_diffusers import from_diffusers
-from dualrate.measuring.choosing import Choice, sample
-from dualrate.measuring.drawer import Drawer, Guidance
-from dualrate.methods.denoising import DualRateLoss
+from dualrate.drawing.choice import Choice, sample
+from dualrate.drawing.drawer import Drawer, Guidance
+from dualrate.experiment.experiment import DataConfig, Experiment, Model
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.from_diffusers.model import from_diffusers
+from dualrate.methods.denoising import DenoisingConfig, DualRateLoss
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report.image_grid import save_grid

@@ -11,17 +11,16 @@ from training.toy import Recorder
 
 from dualrate.cli import distill as cli_distill
 from dualrate.compare.contenders import Entry, contenders_of
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import OneNetwork
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import StudentRecipe
 from dualrate.runs import prediction
 from dualrate.runs.store import load
 from dualrate.runs.train import train
-from dualrate.training.budget import PassCost
 from dualrate.training.config import FitConfig
+from dualrate.training.memory import PassCost
 
 
 def net(conv: int, transformer: int) -> UViTConfig:

@@ -10,9 +10,9 @@ from training.toy import Recorder
 
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
-from dualrate.codecs.grey_levels import GreyLevels
+from dualrate.codecs.tokens import GreyLevels
 from dualrate.diffusion.categorical import Masked, Uniform
-from dualrate.experiments.tokens import OneTransformer
+from dualrate.experiment.tokens import OneTransformer
 from dualrate.networks.tokens import TokensConfig
 from dualrate.recipes.students import StudentRecipe
 from dualrate.runs.store import load

@@ -14,8 +14,8 @@ from training.toy import Recorder
 from dualrate.cli import console
 from dualrate.cli import main as cli
 from dualrate.cli.console import LiveReporter, decoding, drawing
-from dualrate.machine.folders import MANIFEST
-from dualrate.measuring.drawer import Drawer
+from dualrate.drawing.drawer import Drawer
+from dualrate.system.folders import MANIFEST
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights" / "fashion-mnist-light"
 OPTIONS = ["--steps", 1, "--batch-size", 4, "--precision", "float32"]

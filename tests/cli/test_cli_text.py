@@ -10,15 +10,14 @@ from cli.command import call
 
 import dualrate as dr
 from dualrate.cli import distill as cli_distill
-from dualrate.codecs.characters import BETWEEN, Characters, texts
+from dualrate.codecs.tokens import BETWEEN, Characters, texts
 from dualrate.compare import speed, work
 from dualrate.data.images import to_float
 from dualrate.data.text import PYTHON_DOCS, is_text, read_text
-from dualrate.diffusion.draws import Draws
-from dualrate.doctor.images import check_images
-from dualrate.doctor.stored import check_source
-from dualrate.measuring.texts import entropy
-from dualrate.metrics import language_model
+from dualrate.diffusion.random import Draws
+from dualrate.doctor.stored import check_images, check_source
+from dualrate.drawing.samples import entropy
+from dualrate.metrics import text as language_model
 from dualrate.recipes import text_tokens
 from dualrate.runs.store import load
 from dualrate.serving.offer import Offer
@@ -123,7 +122,7 @@ def test_texts_are_compared(root, tmp_path, monkeypatch, capsys):
     assert "drop features" in capsys.readouterr().err
     monkeypatch.setattr(language_model, "HIDDEN", 128)
     few = ("compare", *entries, "--screen", 200, "--count", 300, "--out", tmp_path / "few.html", "--device", "cpu")
-    monkeypatch.setattr("dualrate.measuring.evaluator.evaluator", lambda *of, **how: pytest.fail("nothing is trained"))
+    monkeypatch.setattr("dualrate.drawing.evaluator.evaluator", lambda *of, **how: pytest.fail("nothing is trained"))
     assert call(monkeypatch, *few) == 2
     assert "--screen 200 is too few: a distance in 128 features needs at least 256" in capsys.readouterr().err
 

@@ -12,17 +12,17 @@ import torch
 from cli.command import call
 
 from dualrate.cli import cost, distill, train
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
-from dualrate.machine.accelerators import ACCELERATORS
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import imagenet
 from dualrate.recipes.students import StudentRecipe
 from dualrate.runs import prediction
 from dualrate.runs.store import read_experiment, write_experiment
-from dualrate.training.budget import PassCost
+from dualrate.training.accelerators import ACCELERATORS
 from dualrate.training.config import FitConfig
+from dualrate.training.memory import PassCost
 
 NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
 SMALL = Experiment("small", OneNetwork(NET), DenoisingConfig(), FitConfig(iterations=7200, batch_size=64))

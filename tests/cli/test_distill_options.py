@@ -12,18 +12,15 @@ from training.toy import Recorder
 from dualrate.cli import distill as cli_distill
 from dualrate.cli.train import parse_train
 from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Truncated
-from dualrate.diffusion.weighting import Elbo
-from dualrate.experiments.consistency import ConsistencyConfig
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.em_distillation import EMDistillationConfig
-from dualrate.experiments.experiment import Experiment, Start
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.experiments.serves import AtLeast, OnePlan, OneStep, Segments
-from dualrate.methods.consistency import Consistency, TeacherSteps
-from dualrate.methods.em_distillation import EMDistillation, Langevin
+from dualrate.experiment.experiment import DataConfig, Experiment, Start
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.plan_support import AtLeast, OnePlan, OneStep, Segments
+from dualrate.methods.consistency import Consistency, ConsistencyConfig, TeacherSteps
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig, Langevin
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FullRollout, SegmentRollout

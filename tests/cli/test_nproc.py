@@ -16,12 +16,12 @@ from cli.command import call
 from training.toy import final, same_bits
 
 from dualrate.cli import train as cli_train
-from dualrate.machine.device import compiles
+from dualrate.system.device import compiles
 from dualrate.training import checkpoint
 
 RECIPE = """
 import dualrate as dr
-from dualrate.experiments.data import DataConfig
+from dualrate.experiment.experiment import DataConfig
 from dualrate.training.config import FitConfig
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
 NET = dr.UViTConfig(8, 1, LEVELS, 4, patch=2, embedding=16, head_dim=16)

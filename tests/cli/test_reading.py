@@ -11,10 +11,9 @@ from training.toy import Recorder
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import train as cli_train
 from dualrate.demo.demo import DEMO_PLANS
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import StudentRecipe

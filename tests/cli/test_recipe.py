@@ -4,8 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from dualrate.cli.options import _outer
-from dualrate.cli.recipe import checked, recipe_named
+from dualrate.cli.recipe import _outer, checked, recipe_named
 from dualrate.cli.retrofit import Retrofit, parse_retrofit
 
 RECIPES = {"one": lambda: 1}

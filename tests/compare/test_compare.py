@@ -15,35 +15,32 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
-from measuring.stand import Stand
+from drawing.stand import Stand
 from metrics.untrained import untrained
 from runs.made import saved_random
 from trouble import children, forked, is_alive, wait_until
 
 from dualrate.cli.main import main
 from dualrate.compare import comparison, contenders, speed, work
-from dualrate.compare import rivals as rivals_module
+from dualrate.compare import contenders as rivals_module
 from dualrate.compare.comparison import Effort, compare
 from dualrate.compare.contender import Contender
-from dualrate.compare.contenders import Entry, contenders_of, switched_at, usual_student
+from dualrate.compare.contenders import Entry, contenders_of, rivals_of, switched_at, usual_student
 from dualrate.compare.page import compare_page
-from dualrate.compare.rivals import rivals_of
 from dualrate.denoisers.catalogue import DENOISERS
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.experiments.serves import Segments
-from dualrate.machine.guards import run_lock
-from dualrate.measuring.drawer import Drawer
+from dualrate.drawing.drawer import Drawer
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.plan_support import Segments
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics import evaluate
 from dualrate.metrics.architectures import Architecture, Mixed
-from dualrate.metrics.feature_store import FeatureStore
 from dualrate.metrics.features import FeatureNet
+from dualrate.metrics.store import FeatureStore
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.report import html
 from dualrate.runs.store import load, write_experiment
@@ -52,6 +49,7 @@ from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.cost import CallCost, PlanCost
 from dualrate.sampling.grids import grid_times
 from dualrate.sampling.solvers import DPMSolver2M
+from dualrate.system.progress import run_lock
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
 
@@ -234,7 +232,7 @@ def test_the_front_is_measured_on_other_seeds_than_the_screening(here):
 
 def test_a_second_call_draws_nothing_and_says_the_same(here, monkeypatch):
     first = run(here, "dual:4/2")
-    monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore.write", None)
+    monkeypatch.setattr("dualrate.metrics.store.FeatureStore.write", None)
     forget_rows(here)
     second = run(here, "dual:4/2")
     assert [one.row.score for one in first.finished] == [one.row.score for one in second.finished]
@@ -347,7 +345,7 @@ def test_evaluate_has_a_column_a_judge(here, capsys, monkeypatch):
 
 def test_workers_draw_what_one_process_does(here, monkeypatch):
     """Blocks are sent as to workers, and done here; what processes do with them: see measuring/test_over_workers.py."""
-    monkeypatch.setattr("dualrate.machine.workers.Workers", Stand)
+    monkeypatch.setattr("dualrate.system.workers.Workers", Stand)
     monkeypatch.setattr(Stand, "asked", [])
     monkeypatch.setattr(Stand, "blocks", 0)
     one = run(here, "heavy:2", "dual:4/2")
@@ -369,7 +367,7 @@ def test_time_that_runs_out_is_said_and_the_rest_done_later(here, pages, monkeyp
 
 
 def test_however_little_time_there_is_something_is_on_the_front_and_both_sides_are(here, pages, monkeypatch):
-    monkeypatch.setattr("dualrate.compare.schedule.INCREMENT", 40)
+    monkeypatch.setattr("dualrate.compare.speed.INCREMENT", 40)
     monkeypatch.setattr(comparison, "NAMED", 2)
     notes = Notes()
     effort = Effort(minutes=1e-9, screen=60, count=80)
@@ -454,7 +452,7 @@ def test_a_call_says_first_what_all_contenders_will_take(here, monkeypatch):
     When drawing then turns out to be faster, all images fit.
     """
     monkeypatch.setattr(work, "time_calls", lambda *of: CallCost(8, 8))
-    monkeypatch.setattr("dualrate.compare.schedule.INCREMENT", 40)
+    monkeypatch.setattr("dualrate.compare.speed.INCREMENT", 40)
     effort, first, second = Effort(minutes=10, screen=12, count=80), Notes(), Notes()
     for notes in (first, second):
         forget_rows(here)  # features alone are here, which cost nothing to draw
@@ -604,8 +602,8 @@ def test_a_plan_that_reuses_is_equal_in_t_and_another_on_the_sampler_s_grid(here
     [
         ("heavy+shared-encoder", ("heavy", "shared-encoder", None)),
         ("heavy+shared-encoder:8/4", ("heavy", "shared-encoder", "8/4")),
-        ("heavy+dualrate.denoisers.metered:Metered", ("heavy", "dualrate.denoisers.metered:Metered", None)),
-        ("heavy+dualrate.denoisers.metered:Metered:8/4", ("heavy", "dualrate.denoisers.metered:Metered", "8/4")),
+        ("heavy+dualrate.denoisers.denoiser:Metered", ("heavy", "dualrate.denoisers.denoiser:Metered", None)),
+        ("heavy+dualrate.denoisers.denoiser:Metered:8/4", ("heavy", "dualrate.denoisers.denoiser:Metered", "8/4")),
         ("heavy+dual:8/4", ("heavy", "dual", "8/4")),
         ("heavy+dual", ("heavy", "dual", None)),
         ("a+b", ("a+b", None, None)),

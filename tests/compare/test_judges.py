@@ -15,7 +15,7 @@ from dualrate.compare.page import compare_page, front_table
 from dualrate.compare.records import as_csv, as_json
 from dualrate.compare.savings import ComparisonResults, savings
 from dualrate.compare.work import TimedContender
-from dualrate.measuring.choosing import CHOSEN_IN
+from dualrate.drawing.choice import CHOSEN_IN
 from dualrate.report import html
 
 SPREAD = np.linspace(-1, 1, 9)

@@ -7,13 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dualrate.compare.row_store import keep_row, read_row, row_name
-from dualrate.metrics.details import Details
-from dualrate.metrics.evaluate import Score
-from dualrate.metrics.fingerprint import Fingerprint
-from dualrate.metrics.kernel import KernelDistance
-from dualrate.metrics.origin import Origin
-from dualrate.metrics.precision_recall import PrecisionRecall
+from dualrate.compare.rows import keep_row, read_row, row_name
+from dualrate.metrics.evaluate import Details, Score
+from dualrate.metrics.kid_prc import KernelDistance, PrecisionRecall
+from dualrate.metrics.origin import Fingerprint, Origin
 from dualrate.report.rows import Row
 
 DETAILS = Details("KD-net", KernelDistance(1 / 3, 0.1, 100, 50), PrecisionRecall(0.7, 0.6, 3), 40)

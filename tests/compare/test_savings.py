@@ -10,9 +10,9 @@ import pytest
 from report.made import row
 
 from dualrate.compare.contender import Contender
+from dualrate.compare.contenders import rivals_table
 from dualrate.compare.page import compare_page, front_table, reusing_plans, savings_table
 from dualrate.compare.records import as_json
-from dualrate.compare.rivals import rivals_table
 from dualrate.compare.savings import ComparisonResults, rising, savings
 from dualrate.compare.speed import Speed
 from dualrate.compare.work import Bench, MeasuredContender, TimedContender, chosen

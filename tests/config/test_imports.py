@@ -25,16 +25,15 @@ from dualrate.config.imports import imported, known
 from dualrate.config.serial import from_json, to_plain
 from dualrate.data.prepare import prepare
 from dualrate.denoisers.catalogue import denoiser_named
-from dualrate.experiments.experiment import Experiment
-from dualrate.machine.folders import MANIFEST, Manifest
-from dualrate.measuring.planning import read_plan
-from dualrate.measuring.sample_record import read_record
-from dualrate.measuring.samples import write_samples
+from dualrate.drawing.errors import read_plan
+from dualrate.drawing.samples import read_record, write_samples
+from dualrate.experiment.experiment import Experiment
 from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.features import FeatureNet
 from dualrate.runs.store import read_losses
 from dualrate.runs.train import train
 from dualrate.sampling.catalogue import sampler_named
+from dualrate.system.folders import MANIFEST, Manifest
 
 
 def test_a_name_in_any_package_is_found():

@@ -27,14 +27,12 @@ import dualrate as dr
 from dualrate.cli import distill as cli_distill
 from dualrate.cli import main as cli
 from dualrate.cli import train as cli_train
-from dualrate.cli.bound import LikelihoodBound
 from dualrate.cli.calibrate import Calibrate
-from dualrate.cli.codec import CodecCheck
 from dualrate.cli.compare import Compare
 from dualrate.cli.cost import OnGPUs
-from dualrate.cli.data import DATA, Encode, Prepare, Verify
+from dualrate.cli.data import DATA, CodecCheck, DecodeLatents, Encode, EncodeImages, Prepare, Verify
 from dualrate.cli.distill import BRANCHES, Distill
-from dualrate.cli.latents import DecodeLatents, EncodeImages
+from dualrate.cli.evaluate import LikelihoodBound
 from dualrate.cli.plan import PlanSearch
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.codecs.config import CodecFolder
@@ -45,32 +43,25 @@ from dualrate.config.ranges import Range, Ranged, Steps, checked, described
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.feature_cache import FeatureCache
-from dualrate.denoisers.guidance import Guided
+from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.denoisers.shared_encoder import SharedEncoder
-from dualrate.denoisers.sharpened import Sharpened
 from dualrate.denoisers.token_cache import TokenCache
-from dualrate.diffusion.betas import Betas
-from dualrate.diffusion.categorical import Masked
-from dualrate.diffusion.noise_planes import NoisePlanes
-from dualrate.diffusion.schedule import Cosine, RectifiedFlow, Truncated
-from dualrate.diffusion.weighting import Sigmoid
-from dualrate.experiments.consistency import ConsistencyConfig
-from dualrate.experiments.decoding import OneDecoder, TwoDecoders
-from dualrate.experiments.em_distillation import EMDistillationConfig
-from dualrate.experiments.foreign import OwnBlocks
-from dualrate.experiments.moment_matching import MomentMatchingConfig
-from dualrate.experiments.serves import AnyPlan, AtLeast, OnePlan, Segments
-from dualrate.foreign.config import ForeignConfig
-from dualrate.foreign.conventions import Discrete, Flow
-from dualrate.foreign.cut import CutNetwork
-from dualrate.foreign.taps import Tap
-from dualrate.machine.accelerators import ACCELERATORS
-from dualrate.methods.consistency import Consistency
+from dualrate.diffusion.categorical import Masked, NoisePlanes
+from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.schedule import Betas, Cosine, RectifiedFlow, Truncated
+from dualrate.experiment.decoding import OneDecoder, TwoDecoders
+from dualrate.experiment.plan_support import AnyPlan, AtLeast, OnePlan, Segments
+from dualrate.from_diffusers.config import ForeignConfig
+from dualrate.from_diffusers.cut import CutNetwork
+from dualrate.from_diffusers.experiment import OwnBlocks
+from dualrate.from_diffusers.retrofit import Tap
+from dualrate.from_diffusers.schedulers import Discrete, Flow
+from dualrate.methods.consistency import Consistency, ConsistencyConfig
 from dualrate.methods.denoising import Denoising, DualRateLoss, Targets
 from dualrate.methods.early_exit import EarlyExitTraining
-from dualrate.methods.em_distillation import EMDistillation
-from dualrate.methods.method import Loss, Phase
+from dualrate.methods.em_distillation import EMDistillation, EMDistillationConfig
 from dualrate.methods.moment_matching.alternating import MomentMatching
+from dualrate.methods.moment_matching.config import MomentMatchingConfig
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout
 from dualrate.methods.moment_matching.student import StudentMethod
@@ -81,7 +72,7 @@ from dualrate.metrics.dinov2 import DinoV2
 from dualrate.metrics.efficientnet import EfficientNet
 from dualrate.metrics.features import Card
 from dualrate.metrics.inception import Inception
-from dualrate.metrics.language_model import LanguageCard, Recurrent
+from dualrate.metrics.text import LanguageCard, Recurrent
 from dualrate.networks.early_exit import ExitUViT
 from dualrate.networks.uvit import UViT
 from dualrate.planning.family import Member
@@ -90,10 +81,11 @@ from dualrate.recipes.retrofit import Retrofit
 from dualrate.runs.prediction import Cluster
 from dualrate.runs.store import read_experiment
 from dualrate.sampling.adjusted_ddim import TabulatedVariance
-from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS
-from dualrate.sampling.covariance import NoiseCovariance, TabulatedCovariance
+from dualrate.sampling.covariance import Bands, NoiseCovariance, TabulatedCovariance
 from dualrate.serving.offer import Limits, Request
+from dualrate.training.accelerators import ACCELERATORS
+from dualrate.training.method import Loss, Phase
 
 BAD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**63)
 WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json"))
@@ -101,92 +93,92 @@ WEIGHTS = sorted((Path(__file__).parents[2] / "weights").glob("*/experiment.json
 MADE = {  # dataclasses whose numbers the program makes and no user sets; a StepPlan has rules of its own
     "dualrate.likelihood.bound.Bound",
     "dualrate.training.loop._Update",
-    "dualrate.denoisers.metered.Meter",
+    "dualrate.denoisers.denoiser.Meter",
     "dualrate.compare.comparison.Clock",
-    "dualrate.compare.row_store.KeptRow",
+    "dualrate.compare.rows.KeptRow",
     "dualrate.compare.speed.Speed",
     "dualrate.compare.work.Bench",
     "dualrate.compare.work.MeasuredContender",
     "dualrate.compare.work.TimedContender",
-    "dualrate.measuring.search._Bench",
-    "dualrate.measuring.reconstruction.Nearness",
-    "dualrate.planning.halving.Round",
+    "dualrate.drawing.plan_search._Bench",
+    "dualrate.drawing.latent_scores.Nearness",
+    "dualrate.planning.family.Round",
     "dualrate.sampling.cost.CallCost",
     "dualrate.sampling.cost.PlanCost",
-    "dualrate.sampling.speculative._Speculation",
+    "dualrate.contrib.speculative._Speculation",
     "dualrate.data.cache.Options",
-    "dualrate.data.given_latents.DrawnLatents",
+    "dualrate.data.latents.DrawnLatents",
     "dualrate.data.source.Member",
-    "dualrate.data.tar_members.Found",
+    "dualrate.data.archives.Found",
     "dualrate.data.prepare.Block",
     "dualrate.data.loader.ByteBatch",
     "dualrate.data.encode.Block",
     "dualrate.data.encode.Pixels",
     "dualrate.codecs.codec.Normalisation",
     "dualrate.data.source.Raw",
-    "dualrate.diffusion.draws.Draws",
+    "dualrate.diffusion.random.Draws",
     "dualrate.diffusion.values.Context",
     "dualrate.diffusion.values.Elsewhere",
-    "dualrate.machine.accelerators.Accelerator",
-    "dualrate.machine.world.World",
-    "dualrate.metrics.real_features._Part",
-    "dualrate.metrics.feature_store.StoredFeatures",
-    "dualrate.metrics.details.Details",
+    "dualrate.training.accelerators.Accelerator",
+    "dualrate.training.distributed.World",
+    "dualrate.metrics.store._Part",
+    "dualrate.metrics.store.StoredFeatures",
+    "dualrate.metrics.evaluate.Details",
     "dualrate.metrics.evaluate.Score",
-    "dualrate.metrics.fingerprint.Fingerprint",
-    "dualrate.metrics.gradient_moment.GradientMoment",
+    "dualrate.metrics.origin.Fingerprint",
+    "dualrate.metrics.text.GradientMoment",
     "dualrate.metrics.frechet.GaussianStats",
-    "dualrate.metrics.bootstrap.Interval",
-    "dualrate.metrics.kernel.KernelDistance",
-    "dualrate.metrics.precision_recall.Manifold",
-    "dualrate.metrics.precision_recall.PrecisionRecall",
+    "dualrate.metrics.frechet.Interval",
+    "dualrate.metrics.kid_prc.KernelDistance",
+    "dualrate.metrics.kid_prc.Manifold",
+    "dualrate.metrics.kid_prc.PrecisionRecall",
     "dualrate.planning.planner.Call",
     "dualrate.planning.planner.Errors",
     "dualrate.planning.planner.Planned",
     "dualrate.config.ranges.Range",
-    "dualrate.report.pareto.Point",
+    "dualrate.report.figures.Point",
     "dualrate.recipes.auto.Tier",
     "dualrate.runs.prediction.Needs",
     "dualrate.runs.prediction.Prediction",
-    "dualrate.training.budget.PassCost",
+    "dualrate.training.memory.PassCost",
     "dualrate.report.saving.Saving",
     "dualrate.report.saving.ScoreRatio",
     "dualrate.report.saving._Contest",
     "dualrate.report.saving._Gap",
-    "dualrate.measuring.sample_files.Pictures",
-    "dualrate.measuring.sample_files.Pieces",
-    "dualrate.measuring.sample_record.Record",
-    "dualrate.measuring.samples.Written",
+    "dualrate.drawing.samples.Pictures",
+    "dualrate.drawing.samples.Pieces",
+    "dualrate.drawing.samples.Record",
+    "dualrate.drawing.samples.Written",
     "dualrate.runs.store.StoredModel",
     "dualrate.demo.turns.Limits",
     "dualrate.demo.turns.Turns",
     "dualrate.report.rows.Row",
-    "dualrate.serving.jobs.Job",
-    "dualrate.serving.jobs.Progress",
+    "dualrate.serving.offer.Job",
+    "dualrate.serving.offer.Progress",
     "dualrate.serving.offer.Offered",
-    "dualrate.sampling.covariance_table.CovarianceTable",
+    "dualrate.sampling.covariance.CovarianceTable",
     "dualrate.demo.demo._Timed",
     "dualrate.demo.page.SmallRun",
-    "dualrate.measuring.likelihood.Estimate",
-    "dualrate.measuring.likelihood.Likelihood",
-    "dualrate.measuring.drawer.Samples",
-    "dualrate.measuring.planning.Candidate",
-    "dualrate.measuring.planning.Ranked",
-    "dualrate.experiments.experiment.Model",
+    "dualrate.drawing.likelihood.Estimate",
+    "dualrate.drawing.likelihood.Likelihood",
+    "dualrate.drawing.drawer.Samples",
+    "dualrate.drawing.errors.Candidate",
+    "dualrate.drawing.errors.Ranked",
+    "dualrate.experiment.experiment.Model",
     "dualrate.methods.consistency.ConsistencyWatch",
     "dualrate.methods.em_distillation.EMWatch",
     "dualrate.methods.em_distillation.Seen",
     "dualrate.methods.em_distillation.State",
-    "dualrate.methods.moment_matching.watch.Watch",
+    "dualrate.methods.watch.Watch",
     "dualrate.methods.watch.LogWatch",
     "dualrate.sampling.trajectory.State",
     "dualrate.diffusion.plan.StepPlan",
-    "dualrate.foreign.taps.Stem",
+    "dualrate.from_diffusers.retrofit.Stem",
     "dualrate.training.config.FitResult",
-    "dualrate.likelihood.variance.FittedVariance",
-    "dualrate.measuring.latent_files.Decoded",
-    "dualrate.measuring.latent_scores.LatentScores",
-    "dualrate.data.every.Everything",
+    "dualrate.likelihood.bound.FittedVariance",
+    "dualrate.drawing.latents.Decoded",
+    "dualrate.drawing.latent_scores.LatentScores",
+    "dualrate.data.images.Everything",
 }
 
 

@@ -12,15 +12,13 @@ from torch import nn
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
 from dualrate.denoisers.decoder import Decoder, DualRateDecoder
-from dualrate.denoisers.denoiser import DualRate, Plain, between
+from dualrate.denoisers.denoiser import DualRate, Metered, Plain, between
+from dualrate.denoisers.duodiff import Switched
 from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
-from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
-from dualrate.denoisers.sharpened import Sharpened
-from dualrate.denoisers.switched import Switched
+from dualrate.denoisers.guidance import Guided, Sharpened
 from dualrate.diffusion.categorical import CategoricalProcess, Masked
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
 from dualrate.networks.decoder import DecoderUViT, LatentEncoder
@@ -29,10 +27,8 @@ from dualrate.networks.early_exit import ExitUViT
 from dualrate.networks.uvit import UViT
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.ancestral import Reverse
-from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, Sampler, make_step
-from dualrate.sampling.covariance import NoiseCovariance, ProbedCovariance, TabulatedCovariance
-from dualrate.sampling.covariance_table import CovarianceTable
+from dualrate.sampling.covariance import Bands, CovarianceTable, NoiseCovariance, ProbedCovariance, TabulatedCovariance
 from dualrate.sampling.trajectory import rollout, trajectory
 
 PROCESS = dr.GaussianProcess(Cosine())

@@ -16,35 +16,34 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.codecs.diffusion import DiffusionDecoding
-from dualrate.codecs.grey_levels import GreyLevels
+from dualrate.codecs.tokens import GreyLevels
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.diffusion.categorical import Masked
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import Elbo
 from dualrate.diffusion.process import NoisyEnd
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch
-from dualrate.diffusion.weighting import Elbo
-from dualrate.experiments import experiment as experiment_module
-from dualrate.experiments import moment_matching
-from dualrate.experiments.consistency import ConsistencyConfig
-from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
-from dualrate.experiments.em_distillation import EMDistillationConfig
-from dualrate.experiments.experiment import MethodConfig, Prepared, Start
-from dualrate.experiments.moment_matching import MomentMatchingConfig
-from dualrate.experiments.networks import NetworksConfig
-from dualrate.experiments.serves import AtLeast, OnePlan
-from dualrate.experiments.tokens import OneTransformer, TwoTransformers
-from dualrate.experiments.unified_latents import LatentNetworks, UnifiedLatentsConfig
-from dualrate.methods.em_distillation import Langevin
-from dualrate.methods.method import Method, Phase
+from dualrate.experiment import experiment as experiment_module
+from dualrate.experiment.experiment import MethodConfig, Prepared, Start
+from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.plan_support import AtLeast, OnePlan
+from dualrate.experiment.tokens import OneTransformer, TwoTransformers
+from dualrate.methods.consistency import ConsistencyConfig
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
+from dualrate.methods.em_distillation import EMDistillationConfig, Langevin
+from dualrate.methods.moment_matching import config as moment_matching
+from dualrate.methods.moment_matching.config import MomentMatchingConfig
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.student import StudentMethod
 from dualrate.methods.times import SingleTime
+from dualrate.methods.unified_latents import LatentNetworks, UnifiedLatentsConfig
+from dualrate.networks.decoder import EncoderConfig
 from dualrate.networks.dual import ContextConfig
-from dualrate.networks.image_encoder import EncoderConfig
 from dualrate.networks.tokens import TokensConfig
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.training.config import FitConfig
+from dualrate.training.method import Method, Phase
 
 NET = dr.UViTConfig(
     8, 1, (dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16

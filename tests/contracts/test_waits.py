@@ -20,22 +20,20 @@ import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.times import shared_time
-from dualrate.diffusion.values import Batch, Cond, Reuse
-from dualrate.diffusion.weighting import Sigmoid
-from dualrate.experiments.early_exit import EarlyExitNetwork
-from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
-from dualrate.machine.progress import Silent
+from dualrate.diffusion.values import Batch, Cond, Reuse, shared_time
+from dualrate.experiment.networks import NetworksConfig, OneNetwork, TwoNetworks
 from dualrate.methods import consistency, denoising, early_exit, em_distillation, times
+from dualrate.methods.early_exit import EarlyExitNetwork
 from dualrate.methods.moment_matching import alternating, instant, states
 from dualrate.networks.uvit import Level, UViT, UViTConfig
-from dualrate.sampling.bands import Bands
 from dualrate.sampling.catalogue import SAMPLERS, make_step
-from dualrate.sampling.covariance_table import CovarianceTable
+from dualrate.sampling.covariance import Bands, CovarianceTable
 from dualrate.sampling.trajectory import trajectory
+from dualrate.system.progress import Silent
 from dualrate.training import loop
 from dualrate.training.config import FitConfig
 from dualrate.training.loop import fit

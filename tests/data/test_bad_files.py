@@ -21,10 +21,9 @@ import pytest
 from PIL import Image
 
 from dualrate.data.images import ImageSet, load_images
-from dualrate.data.source import MAX_CLASSES, class_numbers
-from dualrate.data.untrusted import MAX_TEXT, printable
+from dualrate.data.source import MAX_CLASSES, MAX_TEXT, class_numbers, printable
 from dualrate.diffusion.plan import StepPlan
-from dualrate.measuring.planning import read_plan
+from dualrate.drawing.errors import read_plan
 from dualrate.metrics.reference import load_reference
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
@@ -363,7 +362,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("dualrate.data.archive.zipfile.ZipFile", refuse)
+    monkeypatch.setattr("dualrate.data.archives.zipfile.ZipFile", refuse)
     monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
     with pytest.raises(OSError, match="Input/output error") as caught:
         load(tmp_path / name)

@@ -18,7 +18,7 @@ from PIL import Image
 from dualrate.data import cache as cache_module
 from dualrate.data.images import ImageSet, load_images
 from dualrate.data.source import NOTED, hold_out
-from dualrate.experiments.data import DataConfig
+from dualrate.experiment.experiment import DataConfig
 
 Load = Callable[..., ImageSet]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dualrate.data.images import ImageSet, to_float, to_uint8
 from dualrate.data.loader import Augment, Batches
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 
 N = 23
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dualrate.data import look as module
+from dualrate.data import images as module
 from dualrate.data.decode import decode, shape_of
-from dualrate.data.look import Look, look_at
+from dualrate.data.images import Look, look_at
 from dualrate.data.source import Raw
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from dualrate.data.images import ImageSet
-from dualrate.data.loader import Augment, Batches, ByteBatch
-from dualrate.data.prefetch import AHEAD, Prefetched
+from dualrate.data.loader import AHEAD, Augment, Batches, ByteBatch, Prefetched
 
 PATIENCE = 10.0  # seconds, of a machine that others use too
 

@@ -22,13 +22,12 @@ from PIL import Image
 
 from dualrate.data import prepare as prepare_module
 from dualrate.data import shards as shards_module
-from dualrate.data.images import load_images
+from dualrate.data.images import load_images, look_at
 from dualrate.data.loader import Batches
-from dualrate.data.look import look_at
 from dualrate.data.prepare import prepare
 from dualrate.data.shards import BLOCK, DATASET, PLAN, Shards, block_sums, is_finished, read_prepared, verify
-from dualrate.machine.folders import MANIFEST, Damaged, Manifest
-from dualrate.machine.workers import Workers, in_turn
+from dualrate.system.folders import MANIFEST, Damaged, Manifest
+from dualrate.system.workers import Workers, in_turn
 
 SMALL = 2 * 3 * 8 * 8  # bytes of a shard that holds two images
 

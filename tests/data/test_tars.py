@@ -13,9 +13,8 @@ import pytest
 from data.pickled import by_pickle
 from PIL import Image
 
-from dualrate.data import tar_members
-from dualrate.data.images import find_source, load_images
-from dualrate.data.look import look_at
+from dualrate.data import archives as tar_members
+from dualrate.data.images import find_source, load_images, look_at
 from dualrate.data.prepare import prepare
 from dualrate.data.source import Member, Raw, Split
 
@@ -395,7 +394,7 @@ def test_two_processes_prepare_the_same_and_a_look_reads_few(tmp_path: Path, mon
     assert made_by[0] == made_by[1]
     prints = [load_images(folder, split="train").fingerprint for folder in (tmp_path / "one", tmp_path / "two")]
     assert prints == [load_images(source, split="train", cache=tmp_path / "cache").fingerprint] * 2
-    monkeypatch.setattr("dualrate.data.look.MOST", 2)
+    monkeypatch.setattr("dualrate.data.images.MOST", 2)
     read = []
     monkeypatch.setattr(Member, "read", lambda member: read.append(member) or png(0))
     assert look_at(source).shapes == ((3, 8, 8),) * 2

@@ -15,17 +15,16 @@ from metrics.untrained import untrained
 
 from dualrate.demo import demo as module
 from dualrate.demo.demo import SHOWN, DemoPlan, demo
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.machine.environment import environment
-from dualrate.measuring.choosing import Choice
+from dualrate.drawing.choice import Choice
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.metrics.architectures import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes import fashion_mnist
 from dualrate.runs.store import load, write_experiment
+from dualrate.system.environment import environment
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig, FitResult
 
@@ -181,7 +180,7 @@ def test_without_weights_the_small_model_is_measured_and_a_second_run_only_draws
     assert [(row["network"], row["num_heavy"]) for row in rows] == [(module.SMALL, heavy) for heavy in (4, 8, 16)]
     logged = (scene / "out" / "run" / "metrics.jsonl").read_text()
     assert len(logged.splitlines()) == 3
-    monkeypatch.setattr("dualrate.metrics.feature_store.FeatureStore.write", None)
+    monkeypatch.setattr("dualrate.metrics.store.FeatureStore.write", None)
     run(scene)
     assert (scene / "out" / "run" / "metrics.jsonl").read_text() == logged
     assert json.loads((scene / "out" / "rows.json").read_text()) == rows

@@ -4,9 +4,8 @@ import pytest
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
-from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.denoiser import Metered, Plain
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks.uvit import UViT
@@ -41,7 +40,7 @@ def test_an_encoder_is_shared_of_a_single_u_vit_alone():
 
 
 def test_a_name_of_another_package_is_found_once_it_is_imported():
-    assert denoiser_named("dualrate.denoisers.metered:Metered") is Metered
+    assert denoiser_named("dualrate.denoisers.denoiser:Metered") is Metered
 
 
 @pytest.mark.parametrize(

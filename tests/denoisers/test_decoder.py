@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.decoder import Decoder, DualRateDecoder
+from dualrate.denoisers.denoiser import Metered
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.values import Cond, Context
 from dualrate.networks.decoder import DecoderUViT, LatentEncoder, LatentMaps
 from dualrate.networks.uvit import UViT

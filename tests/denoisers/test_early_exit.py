@@ -11,13 +11,13 @@ import dualrate as dr
 from dualrate.denoisers.catalogue import denoiser_named
 from dualrate.denoisers.denoiser import Plain
 from dualrate.denoisers.early_exit import EarlyExit
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
-from dualrate.measuring import drawer
+from dualrate.drawing import drawer
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.networks.early_exit import Exit, ExitUViT
 from dualrate.networks.uvit import UViT
-from dualrate.runs.pairs import switched
+from dualrate.runs.store import switched
 from dualrate.sampling.cost import macs_of, mean_macs
 from dualrate.training.config import FitConfig
 

@@ -10,11 +10,9 @@ from torch.nn import functional as F
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import DENOISERS, denoiser_named
-from dualrate.denoisers.denoiser import Plain, between
-from dualrate.denoisers.feature_cache import FeatureCache
-from dualrate.denoisers.forecast import forecast_weights
+from dualrate.denoisers.denoiser import Metered, Plain, between
+from dualrate.denoisers.feature_cache import FeatureCache, forecast_weights
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh

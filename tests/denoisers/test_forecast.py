@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import dualrate as dr
-from dualrate.denoisers.forecast import forecast, forecast_weights
+from dualrate.denoisers.feature_cache import forecast, forecast_weights
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.times import shared_time
+from dualrate.diffusion.values import shared_time
 
 EQUAL, UNEQUAL = [0.3, 0.5, 0.7, 0.9], [0.31, 0.42, 0.78, 0.9]
 

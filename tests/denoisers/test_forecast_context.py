@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import dualrate as dr
-from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.denoiser import DualRate, Metered, Plain
 from dualrate.denoisers.forecast_context import ForecastContext
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.dual import ContextEncoder, LightUViT

@@ -11,12 +11,11 @@ from torch import nn
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import denoiser_named
-from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.denoiser import Metered, Plain
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.diffusion.categorical import Masked
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Context, Reuse
 from dualrate.networks.uvit import UViT

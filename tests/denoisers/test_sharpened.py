@@ -6,7 +6,7 @@ import pytest
 import torch
 from theory.common import f64
 
-from dualrate.denoisers.sharpened import Sharpened
+from dualrate.denoisers.guidance import Sharpened
 from dualrate.diffusion.categorical import Masked
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine

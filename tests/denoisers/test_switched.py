@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 import dualrate as dr
-from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.denoiser import DualRate, Metered, Plain
+from dualrate.denoisers.duodiff import Switched
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.shared_encoder import SharedEncoder
-from dualrate.denoisers.switched import Switched
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.dual import ContextEncoder, LightUViT

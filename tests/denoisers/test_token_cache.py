@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 import dualrate as dr
 from dualrate.denoisers.catalogue import denoiser_named
-from dualrate.denoisers.denoiser import Plain
+from dualrate.denoisers.denoiser import Metered, Plain
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
 from dualrate.denoisers.token_cache import TokenCache, choose
 from dualrate.diffusion.values import Refresh
 from dualrate.networks.uvit import UViT

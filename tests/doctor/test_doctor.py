@@ -14,7 +14,11 @@ from doctor.findings import levels, only
 from runs.made import ONE, saved
 
 from dualrate.cli.doctor import Doctor
-from dualrate.doctor import disk, examine, hardware, installation, pair, processes
+from dualrate.doctor import examine, pair
+from dualrate.doctor import machine as disk
+from dualrate.doctor import machine as hardware
+from dualrate.doctor import machine as installation
+from dualrate.doctor import machine as processes
 from dualrate.doctor.finding import Finding, ok, problem, warning
 
 CPU = torch.device("cpu")

@@ -12,7 +12,9 @@ from PIL import Image
 from runs.made import ONE, saved
 
 from dualrate.data.cache import cache_dir
-from dualrate.doctor import images, stored, trial
+from dualrate.doctor import machine as trial
+from dualrate.doctor import stored
+from dualrate.doctor import stored as images
 from dualrate.runs.release import export
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from runs.made import TWO, saved
 import dualrate as dr
 from dualrate.integrations import hub
 from dualrate.integrations.diffusers import DualRatePipeline
-from dualrate.machine.files import append_record
+from dualrate.system.files import append_record
 
 SCORE = {
     "network": "two", "sampler": "ancestral", "num_steps": 8, "num_heavy": 2, "macs": 1000, "seconds_per_image": 0.0123,

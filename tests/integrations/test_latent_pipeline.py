@@ -21,8 +21,8 @@ from trouble import flip_each
 import dualrate as dr
 from dualrate.codecs.config import CodecFolder
 from dualrate.data.images import to_uint8
-from dualrate.diffusion.draws import Draws
-from dualrate.experiments.decoding import OneDecoder
+from dualrate.diffusion.random import Draws
+from dualrate.experiment.decoding import OneDecoder
 from dualrate.integrations.diffusers import DualRatePipeline
 from dualrate.integrations.hub import export_pipeline
 

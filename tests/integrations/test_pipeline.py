@@ -18,11 +18,11 @@ from trouble import flip_each
 
 import dualrate as dr
 from dualrate.data.images import to_uint8
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.integrations.diffusers import DualRateNetwork, DualRatePipeline, DualRateScheduler
-from dualrate.machine.folders import MANIFEST
 from dualrate.runs.store import write_class_names
 from dualrate.sampling.trajectory import rollout
+from dualrate.system.folders import MANIFEST
 
 SEEDS, STEPS, HEAVY = [3, 2**40], 4, 2
 NAMES = ("circle", "square", "Dreieck, gleichseitig")

@@ -15,12 +15,12 @@ from latents.folding import NoisyFolder
 from runs.made import NET, ONE, TWO, saved
 
 import dualrate as dr
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
-from dualrate.experiments.decoding import OneDecoder
-from dualrate.experiments.networks import TwoNetworks
+from dualrate.experiment.decoding import OneDecoder
+from dualrate.experiment.networks import TwoNetworks
+from dualrate.integrations.calls import check_sealed
 from dualrate.integrations.programs import export_programs, programs_of
-from dualrate.integrations.sealed import check_sealed
 from dualrate.networks.uvit import Level
 
 BATCHES = (2, 5, 7)

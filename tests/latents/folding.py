@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dualrate.codecs.codec import Moments, Normalisation, Shape
 from dualrate.codecs.config import CodecFolder
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 
 
 class Folding:

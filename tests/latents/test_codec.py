@@ -11,7 +11,7 @@ from latents.folding import Folding
 from dualrate.codecs import codec as codec_module
 from dualrate.codecs.codec import Moments, Normalisation, Pixels, decode_macs, decoded, round_trip
 from dualrate.codecs.config import CodecFolder, NoCodec, read_codec
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 
 DRAWS = Draws(0, torch.arange(3))
 

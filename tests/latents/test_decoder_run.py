@@ -17,27 +17,26 @@ import dualrate as dr
 from dualrate.codecs.codec import decode_macs, noisy_latents
 from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.codecs.diffusion import DECODER
-from dualrate.codecs.grey_levels import GreyLevels
+from dualrate.codecs.tokens import GreyLevels
 from dualrate.compare.contenders import Entry, calls_of, contenders_of
 from dualrate.data.images import load_images, to_float, to_uint8
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond
-from dualrate.experiments.decoding import OneDecoder, TwoDecoders, as_codec
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.teaching import check_latent_shape
-from dualrate.experiments.experiment import Experiment, Start
-from dualrate.experiments.networks import NetworksConfig
-from dualrate.machine.progress import Silent
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.measure import cost_report
-from dualrate.measuring.reconstruction import nearness
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.latent_scores import nearness
+from dualrate.drawing.measure import cost_report
+from dualrate.experiment.decoding import OneDecoder, TwoDecoders, as_codec
+from dualrate.experiment.experiment import Experiment, Start
+from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.teaching import check_latent_shape
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import GivenTimes
 from dualrate.networks.uvit import Level, UViTConfig
-from dualrate.recipes.fashion_mnist_decoders import ITERATIONS, SIZES, DecoderRecipe
+from dualrate.recipes.latents import ITERATIONS, SIZES, DecoderRecipe
 from dualrate.runs.store import load
 from dualrate.sampling.cost import call_cost
-from dualrate.sampling.noise import StepNoise
-from dualrate.sampling.trajectory import rollout
+from dualrate.sampling.trajectory import StepNoise, rollout
+from dualrate.system.progress import Silent
 from dualrate.training.config import FitConfig
 
 LATENT = (12, 8, 8)
@@ -166,7 +165,7 @@ def test_costs_are_one_heavy_call_and_n_light_ones(runs: dict[str, Path], monkey
     drawer = Choice(8).drawer(dual)
     assert drawer.cost.macs == dual.call_cost.heavy + 8 * dual.call_cost.light
     assert drawer.macs_by_step[-1] == drawer.cost.macs
-    monkeypatch.setattr("dualrate.measuring.measure.seconds_per_call", lambda call, **how: float(call() is not None))
+    monkeypatch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **how: float(call() is not None))
     assert cost_report(drawer)["macs_per_image"] == drawer.cost.macs
 
 

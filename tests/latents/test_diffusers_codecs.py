@@ -15,8 +15,8 @@ from torch import Tensor
 from dualrate.codecs.codec import Normalisation
 from dualrate.codecs.config import CodecFolder, read_codec
 from dualrate.data.images import ImageSet
-from dualrate.diffusion.draws import Draws
-from dualrate.doctor.codec import check_codec
+from dualrate.diffusion.random import Draws
+from dualrate.doctor.stored import check_codec
 from dualrate.integrations.codecs import RULES, Autoencoder
 
 DRAWS = Draws(0, torch.arange(2))

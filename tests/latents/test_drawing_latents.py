@@ -23,17 +23,17 @@ import dualrate as dr
 from dualrate.cli.main import main
 from dualrate.compare import speed, work
 from dualrate.compare.contender import Contender
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import NoisyEnd
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond
-from dualrate.experiments.decoding import OneDecoder, TwoDecoders
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment, Model
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.drawing_latents import FIRST, draw_latents
-from dualrate.measuring.reconstruction import nearness
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.latent_scores import nearness
+from dualrate.drawing.latents import FIRST, draw_latents
+from dualrate.experiment.decoding import OneDecoder, TwoDecoders
+from dualrate.experiment.experiment import Experiment, Model
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.metrics.architectures import Architecture
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
@@ -108,7 +108,7 @@ def test_latents_are_what_the_model_draws_of_seeds_that_no_image_has(here: Path)
 
 
 def test_they_are_drawn_once_and_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dualrate.measuring.drawing_latents.SHARD", 4)
+    monkeypatch.setattr("dualrate.drawing.latents.SHARD", 4)
     drawer, whole = drawer_of(load("base")), draw_latents(drawer_of(load("base")), 12, here / "whole")
     draw, seen = Drawer.states, []
 

@@ -21,10 +21,10 @@ from dualrate.data.images import ImageSet, load_images, to_float
 from dualrate.data.latents import LatentSet, encoded_images, is_encoded, read_latents
 from dualrate.data.loader import Augment, Batches
 from dualrate.data.shards import DATASET, verify
-from dualrate.diffusion.draws import Draws
-from dualrate.experiments.data import DataConfig
-from dualrate.machine.folders import Damaged
-from dualrate.machine.workers import Workers, in_turn
+from dualrate.diffusion.random import Draws
+from dualrate.experiment.experiment import DataConfig
+from dualrate.system.folders import Damaged
+from dualrate.system.workers import Workers, in_turn
 
 ROW = 2 * 2 * 12 * 4 * 4 * 2  # bytes of an image: 2 views, 2 moments, float16
 CODEC = FoldingFolder("a folder", "f" * 64)

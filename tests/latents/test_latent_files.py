@@ -19,14 +19,13 @@ from PIL import Image
 import dualrate as dr
 from dualrate.codecs.codec import with_noise
 from dualrate.codecs.config import CodecFolder, NoCodec, read_codec
-from dualrate.data.every import every_image
-from dualrate.data.images import to_float, to_uint8
-from dualrate.diffusion.draws import Draws
-from dualrate.experiments.decoding import OneDecoder
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.measuring.latent_files import HOW, RECORD, Latents, decode_latents, encode_images
-from dualrate.report.files import read_png
+from dualrate.data.images import every_image, to_float, to_uint8
+from dualrate.diffusion.random import Draws
+from dualrate.drawing.latents import HOW, RECORD, Latents, decode_latents, encode_images
+from dualrate.experiment.decoding import OneDecoder
+from dualrate.experiment.experiment import Experiment
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.report.html import read_png
 from dualrate.runs.store import load
 
 PHOTOS = photos(5)

@@ -25,16 +25,14 @@ from dualrate.cli.train import run_training
 from dualrate.codecs.codec import round_trip
 from dualrate.codecs.config import CodecFolder, NoCodec
 from dualrate.data.images import load_images, to_float, to_uint8
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.doctor.stored import check_stored
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.latents import on_codec_of_data
-from dualrate.experiments.networks import TwoNetworks
-from dualrate.machine.folders import Manifest
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import cost_report, measure
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.measure import cost_report, measure
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import TwoNetworks
+from dualrate.experiment.stages import on_codec_of_data
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.evaluate import Evaluator
@@ -46,6 +44,7 @@ from dualrate.runs.store import load, write_experiment
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.cost import macs_of
 from dualrate.sampling.trajectory import sample_batches
+from dualrate.system.folders import Manifest
 from dualrate.training.config import FitConfig
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "latents.md"
@@ -117,7 +116,7 @@ def test_an_images_cost_is_its_calls_and_its_decoding(drawer: Drawer) -> None:
     assert 4 * cost.flops == pytest.approx(counter.get_total_flops(), rel=0.01)
     assert drawer.model.call_cost.of(4, 2) == pytest.approx(cost.macs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dualrate.measuring.measure.seconds_per_call", lambda call, **how: float(call() is not None))
+        patch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **how: float(call() is not None))
         report = cost_report(drawer)
     assert (report["macs_decode"], report["seconds_decode"]) == (decode, 1.0)
 

@@ -19,25 +19,24 @@ from dualrate.compare import work
 from dualrate.compare.contender import Contender
 from dualrate.compare.page import front_table
 from dualrate.compare.speed import Speed
-from dualrate.data.given_latents import HeldOut
 from dualrate.data.images import ImageSet
+from dualrate.data.latents import HeldOut
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.process import NoisyEnd
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.decoding import OneDecoder
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.machine.progress import Silent
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.latent_scores import bits_per_pixel, latent_scores, prior_of, round_trip_nearness
-from dualrate.measuring.measure import measure
-from dualrate.measuring.reconstruction import nearness
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.latent_scores import bits_per_pixel, latent_scores, nearness, prior_of, round_trip_nearness
+from dualrate.drawing.measure import measure
+from dualrate.experiment.decoding import OneDecoder
+from dualrate.experiment.experiment import Experiment
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.metrics.features import Card, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.runs.store import load
 from dualrate.sampling.cost import CallCost
+from dualrate.system.progress import Silent
 
 
 def pictures(count: int) -> ImageSet:

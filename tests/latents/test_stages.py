@@ -19,13 +19,12 @@ from dualrate.data.latents import read_latents
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
 from dualrate.diffusion.schedule import Cosine
 from dualrate.doctor.stored import check_stored, is_stored
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.stages import Stages
-from dualrate.runs import stages as runs_stages
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.stages import Stages
+from dualrate.runs import train as runs_stages
 from dualrate.runs import train as runs_train
-from dualrate.runs.stages import in_turn
 from dualrate.runs.store import load
+from dualrate.runs.train import in_turn
 
 QUICK = {"sample_every": 9, "checkpoint_every": 1}
 

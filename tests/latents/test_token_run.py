@@ -11,20 +11,20 @@ import torch
 
 import dualrate as dr
 from dualrate.codecs.codec import round_trip
-from dualrate.codecs.grey_levels import GreyLevels
+from dualrate.codecs.tokens import GreyLevels
 from dualrate.compare.contenders import Entry, contenders_of, planning_seconds, require_samplers
 from dualrate.diffusion.categorical import Masked, Uniform
-from dualrate.diffusion.draws import Draws
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.tokens import OneTransformer, TwoTransformers
-from dualrate.machine.progress import Silent
-from dualrate.measuring.likelihood import bits_per_token
+from dualrate.diffusion.random import Draws
+from dualrate.drawing.likelihood import bits_per_token
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.tokens import OneTransformer, TwoTransformers
 from dualrate.networks.tokens import TokensConfig
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.catalogue import make_step
 from dualrate.sampling.cost import CallCost
 from dualrate.serving.offer import Offer
+from dualrate.system.progress import Silent
 from dualrate.training.config import FitConfig
 
 NET = TokensConfig(5, 8, 8, channels=16, blocks=1, embedding=16, head_dim=16)

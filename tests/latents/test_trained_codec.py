@@ -17,20 +17,19 @@ from dualrate.codecs.codec import Codec, Moments, Shape
 from dualrate.codecs.config import CodecConfig
 from dualrate.data.images import to_uint8
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment, MethodConfig, Prepared, Start
-from dualrate.experiments.networks import NetworksConfig, OneNetwork
-from dualrate.measuring.drawer import Drawer
-from dualrate.methods.denoising import Denoising
-from dualrate.methods.method import Loss
+from dualrate.drawing.drawer import Drawer
+from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
+from dualrate.experiment.networks import NetworksConfig, OneNetwork
+from dualrate.methods.denoising import Denoising, DenoisingConfig
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.training.config import FitConfig
+from dualrate.training.method import Loss
 
 NET = UViTConfig(8, 4, (Level("conv", 8, 1), Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
 

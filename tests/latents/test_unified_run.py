@@ -19,17 +19,17 @@ from dualrate.codecs.diffusion import DiffusionCodec
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.data.encode import encode
 from dualrate.data.images import load_images, to_float, to_uint8
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
-from dualrate.doctor.codec import check_codec
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.latents import on_codec_of_data
-from dualrate.experiments.teaching import teachers_network
-from dualrate.experiments.unified_latents import UnifiedLatentsConfig
-from dualrate.measuring.drawer import Drawer
-from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
-from dualrate.recipes import fashion_mnist_latents
+from dualrate.doctor.stored import check_codec
+from dualrate.drawing.drawer import Drawer
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.stages import on_codec_of_data
+from dualrate.experiment.teaching import teachers_network
+from dualrate.methods.unified_latents import UnifiedLatentsConfig
+from dualrate.networks.decoder import EncoderConfig, ImageEncoder
+from dualrate.recipes import latents as fashion_mnist_latents
 from dualrate.runs.release import export
 from dualrate.runs.store import load
 from dualrate.sampling.ancestral import Ancestral

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 import dualrate as dr
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 

@@ -15,9 +15,9 @@ import dualrate as dr
 from dualrate.denoisers.denoiser import Plain, posterior_mean
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.process import GaussianProcess, NoisyEnd
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context, Reuse
 from dualrate.methods.consistency import Consistency, ConsistencyWatch, TeacherSteps

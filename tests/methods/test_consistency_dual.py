@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain, posterior_mean
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
 from dualrate.methods.consistency import Consistency, TeacherSteps
 from dualrate.networks.dual import ContextEncoder, LightUViT

@@ -6,20 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate.codecs.grey_levels import GreyLevels
+from dualrate.codecs.tokens import GreyLevels
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.diffusion.categorical import Masked
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import Sigmoid, x_loss_weight
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.diffusion.weighting import Sigmoid, x_loss_weight
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork
-from dualrate.experiments.tokens import OneTransformer
-from dualrate.methods.denoising import Denoising, Targets
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.tokens import OneTransformer
+from dualrate.methods.denoising import Denoising, DenoisingConfig, Targets
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.tokens import TokensConfig

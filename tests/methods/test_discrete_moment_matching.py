@@ -10,15 +10,15 @@ from theory.tokens import MASKED, PROCESSES, UNIFORM, Joint, every, one_hot, tab
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import DualRate, Plain, posterior_mean
-from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.noise_planes import NoisePlanes
+from dualrate.diffusion.categorical import NoisePlanes
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import squared_error
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.moment_matching.alternating import MomentMatching
-from dualrate.methods.moment_matching.losses import auxiliary_loss, student_loss
 from dualrate.methods.moment_matching.states import FromData, FullRollout, SegmentRollout, StateSource
+from dualrate.methods.moment_matching.student import auxiliary_loss, student_loss
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 
 SCORES = {"cross-entropy": UNIFORM.deviance, "squared error": squared_error}

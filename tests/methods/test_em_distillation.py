@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from training.toy import Recorder
 
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import GaussianProcess
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.em_distillation import EMDistillation, EMWatch, Langevin, State
 
 PROCESS = GaussianProcess(Cosine())

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import Plain
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.diffusion.weighting import Sigmoid
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.methods.denoising import Denoising
+from dualrate.methods.denoising import Denoising, DenoisingConfig
 from dualrate.methods.times import SHORTEST, SingleTime, TimeSampler
 from dualrate.recipes.fashion_mnist import dual, single
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context
-from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import FullRollout, StateSource, StudentStates

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate, Plain
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh, Reuse
-from dualrate.diffusion.weighting import Sigmoid
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.moment_matching.instant import InstantMomentMatching
 from dualrate.methods.moment_matching.states import ForwardPairs, FromData, FullRollout, SegmentRollout, StateSource

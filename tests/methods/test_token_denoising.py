@@ -10,18 +10,18 @@ from torch import nn
 
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.diffusion.categorical import Masked, Uniform
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond
-from dualrate.diffusion.weighting import Sigmoid
-from dualrate.experiments.tokens import TwoTransformers
+from dualrate.experiment.tokens import TwoTransformers
 from dualrate.methods.denoising import Denoising
-from dualrate.methods.method import Phase
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.trajectory import sample_batches
+from dualrate.training.method import Phase
 
 JOINT = table(MASKED, [0.4, 0.1], [0.15, 0.35])
 NET = TokensConfig(3, 2, channels=16, blocks=1, embedding=16, head_dim=16)

@@ -3,7 +3,7 @@
 import pytest
 from training.toy import Recorder
 
-from dualrate.methods.moment_matching.watch import Watch
+from dualrate.methods.watch import Watch
 
 
 def watched(*windows: tuple[float, float, float], instant: bool = False) -> list[str]:

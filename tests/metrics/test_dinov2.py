@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dualrate.cli import main as cli
-from dualrate.measuring import evaluator as runs_evaluator
+from dualrate.drawing import evaluator as runs_evaluator
 from dualrate.metrics import dinov2
 from dualrate.metrics.dinov2 import DinoV2, build, load_dinov2, prepared, shrunk
 from metrics.squares import two_classes
@@ -246,7 +246,7 @@ def test_the_command_prints_details_where_they_are_asked_for(monkeypatch, capsys
 
 def test_details_of_a_file_of_statistics_are_refused_before_anything_is_drawn(monkeypatch, capsys, tmp_path):
     np.savez(tmp_path / "ref.npz", mu=np.zeros(8), sigma=np.eye(8))
-    monkeypatch.setattr("dualrate.measuring.drawer.Drawer.draw", None)
+    monkeypatch.setattr("dualrate.drawing.drawer.Drawer.draw", None)
     with pytest.raises(SystemExit):
         evaluate(monkeypatch, capsys, "--details", "--reference", tmp_path / "ref.npz")
     assert "training images" in capsys.readouterr().err

@@ -8,11 +8,11 @@ import torch
 from matplotlib import cbook
 from PIL import Image
 
-from dualrate.experiments.data import DataConfig
-from dualrate.machine.progress import PlainReporter
-from dualrate.measuring import evaluator
+from dualrate.drawing import evaluator
+from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics import efficientnet
 from dualrate.metrics.efficientnet import DIM, MEAN, SHA256, SIZE, STD, EfficientNet, load_efficientnet, prepared
+from dualrate.system.progress import PlainReporter
 from metrics.scored import score_of
 from metrics.squares import two_classes
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from trouble import flips, full_disk, unreadable
 
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.metrics.architectures import Architecture
-from dualrate.metrics.feature_store import FeatureStore
 from dualrate.metrics.features import Card, FeatureNet
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
 from dualrate.metrics.origin import Origin
+from dualrate.metrics.store import FeatureStore
 
 ARCH = Architecture(1, 8, 2, features=6)
 SOURCE = Origin("w1", "e1", "ancestral", "8 steps", "none", "noise:0123456789ab", "float32")

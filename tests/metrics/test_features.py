@@ -10,7 +10,7 @@ import torch
 from trouble import flips, full_disk, unreadable
 
 from dualrate.data.images import ImageSet
-from dualrate.measuring.evaluator import SHIPPED
+from dualrate.drawing.evaluator import SHIPPED
 from dualrate.metrics.architectures import Architecture, Mixed, Stacked
 from dualrate.metrics.features import CARD, WEIGHTS, FeatureNet, read_card
 from dualrate.metrics.frechet import GaussianStats, frechet_distance

@@ -8,8 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dualrate.metrics.bootstrap import _resampling_weights, bootstrap_interval, resampled_distances
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.metrics.frechet import (
+    GaussianStats,
+    _resampling_weights,
+    bootstrap_interval,
+    frechet_distance,
+    resampled_distances,
+)
 
 
 def random_features(count: int, size: int, seed: int, rank: int | None = None) -> Tensor:

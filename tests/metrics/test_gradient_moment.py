@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate.metrics.gradient_moment import block_gradients, gradient_moment, nll, number_of_blocks
+from dualrate.metrics.text import block_gradients, gradient_moment, nll, number_of_blocks
 
 CLOSE = {"rel": 1e-12, "abs": 1e-15}
 

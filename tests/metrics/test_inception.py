@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from dualrate.cli import main as cli
-from dualrate.experiments.data import DataConfig
-from dualrate.machine.progress import PlainReporter
-from dualrate.measuring import evaluator as runs_evaluator
+from dualrate.drawing import evaluator as runs_evaluator
+from dualrate.experiment.experiment import DataConfig
 from dualrate.metrics import inception
 from dualrate.metrics.inception import Inception, load_inception, weights_path
+from dualrate.system.progress import PlainReporter
 from metrics.armed import armed_pickle
 from metrics.scored import score_of
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualrate.metrics import kernel
+from dualrate.metrics import kid_prc as kernel
 from dualrate.metrics.architectures import Architecture
 from dualrate.metrics.features import Card, FeatureNet
 from dualrate.metrics.inception import Inception
-from dualrate.metrics.kernel import kernel_distance, kernel_metric, squared_mmd
+from dualrate.metrics.kid_prc import kernel_distance, kernel_metric, squared_mmd
 
 
 def draws(count: int, size: int = 6, *, seed: int, shift: float = 0.0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from dualrate.data.text import read_text
-from dualrate.experiments.data import DataConfig
-from dualrate.machine.progress import Silent
-from dualrate.measuring.evaluator import evaluator
-from dualrate.metrics import language_model
-from dualrate.metrics.gradient_moment import nll
-from dualrate.metrics.language_model import NAME, LanguageModel, Recurrent, train_language_model
+from dualrate.drawing.evaluator import evaluator
+from dualrate.experiment.experiment import DataConfig
+from dualrate.metrics import text as language_model
+from dualrate.metrics.text import NAME, LanguageModel, Recurrent, nll, train_language_model
+from dualrate.system.progress import Silent
 
 SENTENCE = "abcdefgh " * 60
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.machine.workers import in_turn
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.real_features import PART, real_features, store_in
+from dualrate.metrics.store import PART, real_features, store_in
+from dualrate.system.workers import in_turn
 from metrics.squares import two_classes
 
 IMAGES = two_classes(PART + 100)
@@ -67,7 +67,7 @@ def test_other_images_nets_and_versions_have_a_place_of_their_own(tmp_path, monk
     other.identity = "rows:1"
     places = {place(Rows(), IMAGES), place(other, IMAGES), place(Rows(), dark)}
     assert (len(places), place(Rows(), IMAGES) in places) == (3, True)
-    monkeypatch.setattr("dualrate.metrics.real_features.VERSION", 2)
+    monkeypatch.setattr("dualrate.metrics.store.VERSION", 2)
     assert place(Rows(), IMAGES) not in places
 
 

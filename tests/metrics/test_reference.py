@@ -10,8 +10,8 @@ import torch
 
 from dualrate.data.images import ImageSet
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.fingerprint import require_same
 from dualrate.metrics.frechet import GaussianStats, frechet_distance
+from dualrate.metrics.origin import require_same
 from dualrate.metrics.reference import load_reference
 from metrics.armed import Armed, armed_pickle
 from metrics.scored import score_of

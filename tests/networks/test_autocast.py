@@ -13,8 +13,7 @@ import dualrate as dr
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
 from dualrate.networks import blocks
-from dualrate.networks.blocks import ConvBlock, as_on_gpu, doubled, layer_norm
-from dualrate.networks.precision import no_autocast
+from dualrate.networks.blocks import ConvBlock, as_on_gpu, doubled, layer_norm, no_autocast
 
 LEVELS = (dr.Level("conv", 8, 1), dr.Level("conv", 8, 1), dr.Level("transformer", 16, 1))
 NET = dr.UViTConfig(16, 1, LEVELS, 3, embedding=16, head_dim=8)

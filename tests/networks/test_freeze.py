@@ -7,8 +7,8 @@ import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
-from dualrate.networks.freeze import at_rest, frozen
-from dualrate.training.ema import Ema
+from dualrate.networks.blocks import at_rest, frozen
+from dualrate.training.optim import Ema
 
 
 def network() -> nn.Sequential:

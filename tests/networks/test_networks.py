@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dualrate.diffusion.prediction import v_from_x, x_from_v
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.networks import TwoNetworks
+from dualrate.experiment.networks import TwoNetworks
 from dualrate.networks.blocks import (
     ConvBlock,
     FiLM,

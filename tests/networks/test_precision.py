@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dualrate as dr
 from dualrate.diffusion.values import Cond
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment, Model
-from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.networks.blocks import InFloat32, cast_layers, copied
 from dualrate.networks.dual import ContextConfig
-from dualrate.networks.precision import InFloat32, cast_layers, copied
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig
 
@@ -114,7 +114,7 @@ def test_a_drawer_draws_the_same_images():
 
 def test_a_compiled_model_is_called_by_way_of_the_compiler_and_says_so(monkeypatch):
     compiled = []
-    monkeypatch.setattr("dualrate.experiments.experiment.compile_calls", lambda net, cache: compiled.append(net))
+    monkeypatch.setattr("dualrate.experiment.experiment.compile_calls", lambda net, cache: compiled.append(net))
     found = replace(model(DUAL), compiled=True)
     drawer = dr.Drawer(found, dr.Ancestral(found.process), dr.StepPlan.uniform(2, 1), precision="float32")
     drawer.draw(range(2))
@@ -129,7 +129,7 @@ def test_a_compiled_model_is_called_by_way_of_the_compiler_and_says_so(monkeypat
 
 def test_so_is_one_whose_calls_are_recorded(monkeypatch):
     done: list[tuple[str, nn.Module]] = []
-    place = "dualrate.experiments.experiment"
+    place = "dualrate.experiment.experiment"
     monkeypatch.setattr(f"{place}.graph_calls", lambda net: done.append(("recorded", net)))
     monkeypatch.setattr(f"{place}.compile_calls", lambda net, cache: done.append(("compiled", net)))
     found = replace(model(DUAL), graphs=True)

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.data.look import Look
+from dualrate.data.images import Look
 from dualrate.data.source import Raw
 from dualrate.diffusion.schedule import Cosine, Interpolated
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime
 from dualrate.networks.dual import light_of
 from dualrate.networks.uvit import Level, UViTConfig

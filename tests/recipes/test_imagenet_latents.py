@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dualrate.cli import train
 from dualrate.config.serial import from_plain, to_plain
 from dualrate.denoisers.decoder import Decoder
-from dualrate.experiments.decoding import OneDecoder
-from dualrate.experiments.experiment import Experiment
-from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
-from dualrate.recipes import imagenet_latents as recipes
+from dualrate.experiment.decoding import OneDecoder
+from dualrate.experiment.experiment import Experiment
+from dualrate.networks.decoder import EncoderConfig, ImageEncoder
+from dualrate.recipes import imagenet as recipes
 from dualrate.sampling.cost import call_cost, macs_of
 
 GIGA = 132.05, 120.90, 356.96, 105.89  # multiply-adds of encoder, prior, decoder, base

@@ -11,7 +11,7 @@ import pytest
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
 from dualrate.recipes import natural16
 from dualrate.sampling.cost import call_cost
 

@@ -3,7 +3,7 @@
 import math
 
 from dualrate.metrics.evaluate import Score
-from dualrate.metrics.fingerprint import Fingerprint
+from dualrate.metrics.origin import Fingerprint
 from dualrate.report.rows import Row
 
 

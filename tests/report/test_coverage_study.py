@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualrate.report.pareto import Point
+from dualrate.report.figures import Point
 from dualrate.report.saving import cost_at, side
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "studies"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dualrate.report.headline import best_within, compare, describe, distinguishable, name, nearest, tally
+from dualrate.report.table import best_within, compare, describe, distinguishable, name, nearest, tally
 from report.made import DUAL, HEAVY, LIGHT, row
 
 

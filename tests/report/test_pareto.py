@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualrate.report.pareto import Point, front
+from dualrate.report.figures import Point, front
 
 
 def point(cost: float, score: float) -> Point:

@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from dualrate.report.pareto import Point
+from dualrate.report.figures import Point
 from dualrate.report.saving import PRECISION, cost_at, saving, score_ratio, side
 
 CLOSE = pytest.approx

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualrate.sampling.bands import Bands
+from dualrate.sampling.covariance import Bands
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BANDS = Bands((1, 8, 8), 4)

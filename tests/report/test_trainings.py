@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dualrate.report.pareto import Point
+from dualrate.report.figures import Point
 from dualrate.report.trainings import antithetic_normals, pooled, student_quantile, training_deviation
 
 COUNT = 4000

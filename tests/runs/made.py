@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.store import write_experiment

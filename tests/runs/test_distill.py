@@ -17,15 +17,14 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated, RectifiedFlow
 from dualrate.diffusion.values import Cond, Context
-from dualrate.experiments import moment_matching
-from dualrate.experiments.consistency import ConsistencyConfig
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment, Start
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.experiments.teaching import frozen_teacher
-from dualrate.measuring.choosing import Choice
+from dualrate.drawing.choice import Choice
+from dualrate.experiment.experiment import DataConfig, Experiment, Start
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.teaching import frozen_teacher
+from dualrate.methods.consistency import ConsistencyConfig
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.em_distillation import Langevin
+from dualrate.methods.moment_matching import config as moment_matching
 from dualrate.methods.moment_matching.alternating import MomentMatching
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig

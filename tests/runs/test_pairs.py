@@ -8,13 +8,12 @@ import torch
 from runs.made import NET, ONE, TWO, saved
 
 import dualrate as dr
-from dualrate.denoisers.switched import Switched
+from dualrate.denoisers.duodiff import Switched
 from dualrate.diffusion.schedule import shifted
-from dualrate.experiments.moment_matching import MomentMatchingConfig
-from dualrate.experiments.networks import OneNetwork
-from dualrate.experiments.serves import AtLeast
-from dualrate.runs.pairs import switched
-from dualrate.runs.store import called_by
+from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.plan_support import AtLeast
+from dualrate.methods.moment_matching.config import MomentMatchingConfig
+from dualrate.runs.store import called_by, switched
 
 PLAN = dr.StepPlan.late(4, 2, 2)
 

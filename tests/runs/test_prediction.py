@@ -16,14 +16,11 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from dualrate.data.loader import Augment
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import NetworksConfig, OneNetwork, TwoNetworks
-from dualrate.machine.accelerators import ACCELERATORS, Accelerator
-from dualrate.machine.progress import Silent
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import NetworksConfig, OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks import blocks
 from dualrate.networks.blocks import as_on_gpu
@@ -33,10 +30,11 @@ from dualrate.recipes.students import DISTILLING, StudentRecipe, dual_student
 from dualrate.runs.prediction import Cluster, Needs, needs, predict
 from dualrate.runs.store import read_experiment, write_experiment
 from dualrate.sampling.cost import call_cost
-from dualrate.training.budget import Counted, Widened, pass_cost, weightless
+from dualrate.system.progress import Silent
+from dualrate.training.accelerators import ACCELERATORS, Accelerator
 from dualrate.training.config import FitConfig
 from dualrate.training.loop import fit
-from dualrate.training.recompute import recompute
+from dualrate.training.memory import Counted, Widened, pass_cost, recompute, weightless
 
 LEVELS = (Level("conv", 16, 1), Level("transformer", 64, 1, dropout=0.1))
 HEAVY = UViTConfig(32, 3, LEVELS, num_classes=10, embedding=64, head_dim=16)

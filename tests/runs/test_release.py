@@ -15,12 +15,12 @@ from trouble import flips, full_disk, killed, somebody, unreadable
 
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.process import Process
-from dualrate.experiments.networks import OneNetwork
-from dualrate.machine.files import append_record, write_tensors
-from dualrate.machine.folders import MANIFEST, Manifest
-from dualrate.machine.guards import run_lock
+from dualrate.experiment.networks import OneNetwork
 from dualrate.runs.release import export
 from dualrate.runs.store import CLASSES, RELEASED, load, read_experiment, write_class_names
+from dualrate.system.files import append_record, write_tensors
+from dualrate.system.folders import MANIFEST, Manifest
+from dualrate.system.progress import run_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.name for path in (ROOT / "weights").iterdir())

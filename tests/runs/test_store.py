@@ -9,12 +9,12 @@ from torch import nn
 from trouble import unreadable
 
 from dualrate.diffusion.values import Cond, Context
-from dualrate.experiments.teaching import fill, start_from
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.machine.files import read_records
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.teaching import fill, start_from
 from dualrate.networks.dual import ContextConfig
 from dualrate.runs.release import export
 from dualrate.runs.store import load, note_start, read_losses, write_experiment
+from dualrate.system.files import read_records
 
 
 def test_loads_the_averaged_weights(tmp_path):

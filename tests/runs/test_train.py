@@ -11,13 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dualrate.data.loader import Augment
-from dualrate.data.prefetch import AHEAD, Prefetched
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.experiments.upgrade import OF_THE_METHOD
+from dualrate.data.loader import AHEAD, Augment, Prefetched
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.upgrade import OF_THE_METHOD
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.runs.release import export

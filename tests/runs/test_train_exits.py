@@ -8,15 +8,14 @@ import torch
 from runs.made import saved
 from training.toy import Recorder, final, same_bits
 
-from dualrate.codecs.grey_levels import GreyLevels
+from dualrate.codecs.tokens import GreyLevels
 from dualrate.diffusion.categorical import Masked
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.experiments.tokens import OneTransformer
-from dualrate.measuring.choosing import Choice
+from dualrate.drawing.choice import Choice
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.tokens import OneTransformer
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import Level, UViTConfig

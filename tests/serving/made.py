@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.diffusion.values import Cond, Context, Reuse
-from dualrate.experiments.experiment import Experiment, Model
-from dualrate.experiments.moment_matching import MomentMatchingConfig
-from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.plan_support import AtLeast, OnePlan
+from dualrate.methods.moment_matching.config import MomentMatchingConfig
 
 
 def model(experiment: Experiment = TWO) -> Model:

@@ -6,9 +6,9 @@ import pytest
 from runs.made import NET, ONE, TWO
 from serving.made import model, student
 
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.networks import OneNetwork
-from dualrate.experiments.serves import AtLeast, OnePlan
+from dualrate.experiment.networks import OneNetwork
+from dualrate.experiment.plan_support import AtLeast, OnePlan
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.sampling.catalogue import SAMPLERS
 from dualrate.serving.offer import Limits, Offer, Request

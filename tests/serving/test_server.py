@@ -23,8 +23,9 @@ from serving.made import Held, ask, finished, model
 
 from dualrate.cli import main
 from dualrate.cli.serve import Serve
-from dualrate.measuring.choosing import Choice
-from dualrate.serving import connections, jobs, server
+from dualrate.drawing.choice import Choice
+from dualrate.serving import connections, server
+from dualrate.serving import offer as jobs
 from dualrate.serving.offer import Limits, Offer, Request
 from dualrate.serving.server import MOST_BYTES, listening, serve
 
@@ -61,7 +62,7 @@ class Slow:
 @pytest.fixture
 def in_float32(monkeypatch):
     """Where bfloat16 pays sampling has a copy of the denoiser, which is not the one that is held here."""
-    monkeypatch.setattr("dualrate.networks.precision.pays", lambda device: False)
+    monkeypatch.setattr("dualrate.networks.blocks.pays", lambda device: False)
 
 
 @pytest.fixture

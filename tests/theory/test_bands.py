@@ -5,7 +5,7 @@ import pytest
 import scipy.fft
 import torch
 
-from dualrate.sampling.bands import Bands
+from dualrate.sampling.covariance import Bands
 from theory.common import normals
 
 SHAPES = [(1, 28, 28), (3, 8, 8), (3, 5, 7), (1, 1, 1)]

@@ -7,7 +7,7 @@ from scipy.integrate import quad
 
 from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.diffusion.values import Cond
-from dualrate.planning.bend import Bend, measure_bend
+from dualrate.planning.planner import Bend, measure_bend
 from dualrate.sampling.grids import uniform_log_snr
 from dualrate.sampling.solvers import extrapolated
 from theory.common import PROCESS, gaussian, normals

@@ -9,11 +9,10 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from dualrate.denoisers.exact import OracleDenoiser
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, GaussianProcess
-from dualrate.diffusion.times import expand
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond, expand
 from dualrate.likelihood.bound import divergence, log_probability, variational_bound
 from dualrate.sampling.ancestral import DDIM, Ancestral
 from tests.theory.common import PROCESS, gaussian, line_mixture, normals, uniform_log_snr, uniforms

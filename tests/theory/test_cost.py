@@ -8,8 +8,7 @@ import torch
 import dualrate as dr
 from dualrate.denoisers.denoiser import DualRate
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.categorical import Masked
-from dualrate.diffusion.noise_planes import NoisePlanes
+from dualrate.diffusion.categorical import Masked, NoisePlanes
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Context, Reuse
 from dualrate.networks.dual import ContextEncoder, LightUViT

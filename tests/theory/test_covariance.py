@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import dualrate as dr
+from dualrate.denoisers.denoiser import Metered
 from dualrate.denoisers.exact import OracleDenoiser
-from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
-from dualrate.sampling.bands import Bands
 from dualrate.sampling.covariance import (
+    Bands,
     NoiseCovariance,
     ProbedCovariance,
     TabulatedCovariance,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from dualrate.diffusion.draws import Draws, philox, philox_on_host
-from dualrate.sampling import noise
+from dualrate.diffusion.random import Draws, philox, philox_on_host
+from dualrate.sampling import trajectory as noise
 from theory.common import PROCESS
 
 # Philox4x32-10 from the reference implementation's list of known answers (Random123, kat_vectors).

@@ -12,8 +12,7 @@ from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.prediction import v_from_x
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Interpolated, alpha, sigma
-from dualrate.diffusion.times import expand
-from dualrate.diffusion.values import Cond, Context, Refresh
+from dualrate.diffusion.values import Cond, Context, Refresh, expand
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import rollout, trajectory
 from theory.common import PROCESS, f64, line_mixture, normals, sources, uniform_log_snr

@@ -7,8 +7,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dualrate.diffusion.betas import Betas
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.schedule import Betas
 from dualrate.sampling import grids
 from theory.common import PROCESS, SCHEDULES
 

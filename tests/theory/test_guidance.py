@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from dualrate.denoisers.denoiser import Metered
 from dualrate.denoisers.exact import GaussianMixture, OracleDenoiser
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Context, Reuse
 from dualrate.sampling.ancestral import DDIM, Ancestral

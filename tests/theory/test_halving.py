@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dualrate.metrics.bootstrap import resampled_distances
-from dualrate.metrics.frechet import GaussianStats, frechet_distance
-from dualrate.planning.halving import counts, halving, images_of
+from dualrate.metrics.frechet import GaussianStats, frechet_distance, resampled_distances
+from dualrate.planning.family import counts, halving, images_of
 
 
 @pytest.mark.parametrize("optimum", [0.0, 0.31, 0.72, 1.0])

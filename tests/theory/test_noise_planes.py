@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from dualrate.denoisers.denoiser import Plain
-from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.noise_planes import NoisePlanes
+from dualrate.diffusion.categorical import NoisePlanes
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
-from dualrate.likelihood.tokens import token_bound
+from dualrate.likelihood.bound import token_bound
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.sampling.ancestral import Reverse
 from dualrate.sampling.trajectory import sample_batches

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from dualrate.denoisers.denoiser import DualRate, Plain
 from dualrate.denoisers.exact import OracleDenoiser
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Context, Refresh
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import TwoNetworks
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.networks import TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import BatchTimes, TimeSampler
 from dualrate.networks.dual import ContextEncoder, LightUViT
 from dualrate.networks.uvit import Level, UViTConfig

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from dualrate.denoisers.exact import OracleDenoiser
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import Sigmoid
 from dualrate.diffusion.process import NoisyEnd
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
-from dualrate.diffusion.weighting import Sigmoid
-from dualrate.planning.bend import Bend
 from dualrate.planning.family import interpolated_objective
-from dualrate.planning.planner import Errors, Planner, measure_errors
+from dualrate.planning.planner import Bend, Errors, Planner, measure_errors
 from tests.theory.common import PROCESS, gaussian, normals
 from theory.held_context import Echo
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dualrate.denoisers.denoiser import Metered
 from dualrate.denoisers.exact import OracleDenoiser
-from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
 from dualrate.sampling.ancestral import DDIM, Ancestral

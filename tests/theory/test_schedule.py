@@ -5,8 +5,17 @@ import math
 import pytest
 import torch
 
-from dualrate.diffusion.betas import Betas
-from dualrate.diffusion.schedule import Cosine, Interpolated, Linear, RectifiedFlow, Truncated, alpha, shifted, sigma
+from dualrate.diffusion.schedule import (
+    Betas,
+    Cosine,
+    Interpolated,
+    Linear,
+    RectifiedFlow,
+    Truncated,
+    alpha,
+    shifted,
+    sigma,
+)
 from theory.common import SCHEDULES, f64
 
 GRID = torch.linspace(0, 1, 1001, dtype=torch.float64)

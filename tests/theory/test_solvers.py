@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from dualrate.denoisers.denoiser import Metered
 from dualrate.denoisers.exact import OracleDenoiser
-from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import Cond, Context

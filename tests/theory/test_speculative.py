@@ -6,18 +6,18 @@ import pytest
 import torch
 from scipy.stats import ks_2samp, norm
 
+from dualrate.contrib.speculative import _Numbers, acceptance, frozen, light, other, reflection_coupling, speculate
+from dualrate.denoisers.denoiser import Metered
 from dualrate.denoisers.exact import OracleDenoiser
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
 from dualrate.diffusion.categorical import Masked
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Gaussian, NoisyEnd
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Context, Reuse
-from dualrate.likelihood.variance import FittedVariance
+from dualrate.likelihood.bound import FittedVariance
 from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
 from dualrate.sampling.solvers import SDEDPMSolver2M
-from dualrate.sampling.speculative import _Numbers, acceptance, frozen, light, other, reflection_coupling, speculate
 from dualrate.sampling.trajectory import sample_batches
 from theory.common import PROCESS, f64, gaussian, normals, space_mixture, uniforms
 

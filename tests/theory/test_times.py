@@ -8,11 +8,9 @@ import dualrate as dr
 from dualrate.denoisers.denoiser import Plain
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine
-from dualrate.diffusion.times import is_shared, once, shared_time
-from dualrate.diffusion.values import Cond
-from dualrate.sampling.bands import Bands
+from dualrate.diffusion.values import Cond, is_shared, once, shared_time
 from dualrate.sampling.catalogue import SAMPLERS, make_step
-from dualrate.sampling.covariance_table import CovarianceTable
+from dualrate.sampling.covariance import Bands, CovarianceTable
 
 PROCESS = GaussianProcess(Cosine())
 TABLE = CovarianceTable.of_white_noise(Bands((1, 8, 8), rings=4))

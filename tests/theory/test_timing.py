@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import ks_2samp, kstest
 
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Refresh
-from dualrate.methods.context_dropout import radical_inverse
-from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler, segment
+from dualrate.methods.times import GivenTimes, SingleTime, TimeSampler, radical_inverse, segment
 from theory.common import f64
 
 FULL, KEEP, NONE = Refresh.FULL, Refresh.KEEP, Refresh.NONE

@@ -7,17 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate.denoisers.denoiser import DualRate, Plain
+from dualrate.denoisers.denoiser import DualRate, Metered, Plain
 from dualrate.denoisers.guidance import Guided
-from dualrate.denoisers.metered import Metered
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Context, Reuse
-from dualrate.likelihood.tokens import divergence, token_bound
+from dualrate.likelihood.bound import token_bound, token_divergence
 from dualrate.networks.tokens import LightTokens, TokenEncoder, TokensConfig, TokenTransformer
 from dualrate.sampling.ancestral import Reverse
-from dualrate.sampling.noise import StepNoise
-from dualrate.sampling.trajectory import first_state, sample_batches, trajectory
+from dualrate.sampling.trajectory import StepNoise, first_state, sample_batches, trajectory
 from theory.common import f64
 from theory.tokens import MASKED, PROCESSES, UNIFORM, Joint, every, frequencies, table
 
@@ -261,10 +259,10 @@ def test_the_uniform_bound_is_above_the_likelihood_of_its_steps():
 def test_divergence_is_infinite_where_the_model_rules_out_what_is():
     p = replace(MASKED.marginal(every(1, 3)[:1], f64(0.5)), probabilities=f64(0.5, 0, 0.5).view(1, 3, 1, 1))
     q = replace(p, probabilities=f64(0.5, 0.5, 0).view(1, 3, 1, 1))
-    assert divergence(p, p).item() == 0
-    assert divergence(q, p).item() == math.inf
+    assert token_divergence(p, p).item() == 0
+    assert token_divergence(q, p).item() == math.inf
     uniform = replace(p, probabilities=f64(1, 1, 1).view(1, 3, 1, 1) / 3)
-    assert divergence(q, uniform).item() == pytest.approx(math.log(1.5))
+    assert token_divergence(q, uniform).item() == pytest.approx(math.log(1.5))
 
 
 def test_tokens_are_bounded_from_all_noise_to_none():

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
-from dualrate.machine import folders
-from dualrate.methods.method import Loss
+from dualrate.system import folders
 from dualrate.training.loop import fit
+from dualrate.training.method import Loss
 from training.toy import CONFIG, Points, Toy
 
 context = multiprocessing.get_context("forkserver")

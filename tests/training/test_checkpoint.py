@@ -12,8 +12,8 @@ import pytest
 import torch
 from trouble import failing, unreadable
 
-from dualrate.machine import folders
-from dualrate.machine.folders import MANIFEST, Damaged, Manifest
+from dualrate.system import folders
+from dualrate.system.folders import MANIFEST, Damaged, Manifest
 from dualrate.training import checkpoint
 from training.toy import same_bits
 

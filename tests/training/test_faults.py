@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 from trouble import full_disk
 
-from dualrate.machine.folders import MANIFEST
-from dualrate.machine.guards import run_lock
+from dualrate.system.folders import MANIFEST
+from dualrate.system.progress import run_lock
 from dualrate.training import checkpoint
 from training import faults
 from training.faults import Plan
@@ -195,7 +195,7 @@ def test_where_a_file_system_has_no_locks_a_run_goes_on_without(tmp_path, monkey
     def flock(*of):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("dualrate.machine.guards.fcntl.flock", flock)
+    monkeypatch.setattr("dualrate.system.progress.fcntl.flock", flock)
     with run_lock(tmp_path) as held:
         assert (tmp_path / ".lock").read_text()
         assert not held

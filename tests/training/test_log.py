@@ -4,7 +4,7 @@ import json
 import pytest
 from trouble import unreadable
 
-from dualrate.machine.progress import PlainReporter, duration
+from dualrate.system.progress import PlainReporter, duration
 from dualrate.training.log import MetricsFile, RunningMeans
 
 
@@ -54,7 +54,7 @@ def test_a_meter_split_by_a_resume_has_the_same_means():
 
 def test_plain_lines_come_now_and_then_with_rate_and_time_to_go(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("dualrate.machine.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("dualrate.system.progress.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
     reporter = PlainReporter(seconds=10.0, stream=stream)
     for iteration in range(1, 42):

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 import dualrate.training
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
-from dualrate.machine.device import compiles
-from dualrate.machine.world import World
-from dualrate.methods.method import Loss, Phase
+from dualrate.system.device import compiles
 from dualrate.training import checkpoint, loop
+from dualrate.training.distributed import World
 from dualrate.training.log import MetricsFile
 from dualrate.training.loop import PATIENCE, NonFiniteError, fit
+from dualrate.training.method import Loss, Phase
 from dualrate.training.optim import OptimConfig
 from training.toy import CONFIG, Points, Recorder, Toy, final, same_bits
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dualrate.methods.method import Loss, Phase
 from dualrate.training.config import FitConfig
+from dualrate.training.method import Loss, Phase
 from dualrate.training.optim import OptimConfig, build, load_state_tensors, lr_at, set_rates, state_tensors
 
 

@@ -8,9 +8,9 @@ from contracts.test_method_contracts import NET
 from torch import nn
 
 import dualrate as dr
-from dualrate.networks.freeze import at_rest
+from dualrate.networks.blocks import at_rest
 from dualrate.networks.uvit import UViT
-from dualrate.training.recompute import recompute
+from dualrate.training.memory import recompute
 
 LEVELS = (dr.Level("conv", 8, 2, dropout=0.3), dr.Level("transformer", 16, 2, dropout=0.3))
 

@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from trouble import full_disk
 
-from dualrate.machine import folders
+from dualrate.system import folders
 from dualrate.training import checkpoint
-from dualrate.training.saving import Saver
+from dualrate.training.checkpoint import Saver
 
 
 def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualrate.machine.world import LOST, World
 from dualrate.training import checkpoint
-from dualrate.training.share import Share
+from dualrate.training.distributed import LOST, Share, World
 from training import faults, together
 from training.together import Held, InBfloat16, InTurn, Toys, Work
 from training.toy import final, same_bits

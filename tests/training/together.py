@@ -16,16 +16,14 @@ from contracts.test_method_contracts import CASES, images, method_of, prepared
 
 from dualrate.denoisers.denoiser import posterior_mean
 from dualrate.diffusion.values import Batch, Cond
-from dualrate.experiments import moment_matching
-from dualrate.machine import gradients
-from dualrate.machine.world import LOST, Lost, World, joined
-from dualrate.methods.method import Method
+from dualrate.methods.moment_matching import config as moment_matching
 from dualrate.training import checkpoint
+from dualrate.training import distributed as gradients
 from dualrate.training.config import FitConfig
+from dualrate.training.distributed import LOST, Lost, Share, World, gathered, joined, shard, shard_frozen
 from dualrate.training.loop import fit
+from dualrate.training.method import Method
 from dualrate.training.optim import OptimConfig
-from dualrate.training.sharding import gathered, shard, shard_frozen
-from dualrate.training.share import Share
 from dualrate.training.state import RunState
 from training.faults import File, Plan, Watched, context
 from training.toy import CONFIG, Points, same_bits

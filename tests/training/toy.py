@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
-from dualrate.methods.method import Loss, Phase
 from dualrate.training import checkpoint
 from dualrate.training.config import FitConfig
+from dualrate.training.method import Loss, Phase
 from dualrate.training.optim import OptimConfig
 
 CONFIG = FitConfig(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import AsJson, Device, RunDir, Workers
+from dualrate.cli.recipe import AsJson, Device, RunDir, Workers
 from dualrate.config.ranges import Range, Ranged, Rings
 
 
@@ -25,10 +25,10 @@ class Calibrate(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.machine.workers import mapper
-        from dualrate.measuring.calibration import calibrate
+        from dualrate.drawing.calibration import calibrate
         from dualrate.runs.store import COVARIANCE
-        from dualrate.sampling.covariance_table import TRUSTED
+        from dualrate.sampling.covariance import TRUSTED
+        from dualrate.system.workers import mapper
 
         model, progress = loaded(self.run_dir, self.device)
         with mapper(self.workers, model.device, progress.note) as over:

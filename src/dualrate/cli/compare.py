@@ -9,9 +9,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import can_compile, can_record, command_line, reporter
-from dualrate.cli.options import Compile, Device, Graphs, Workers
+from dualrate.cli.recipe import Compile, Device, Graphs, Workers
 from dualrate.config.ranges import Images, Minutes, Precision, Probability, Ranged
-from dualrate.machine.device import pick_device
+from dualrate.system.device import pick_device
 
 ENTRY = "[NAME=]RUN[,RUN...][+DENOISER][:PLAN][@SAMPLER[:GAMMA]]"
 

@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from dualrate.data.cache import cache_dir
 from dualrate.data.source import NOTED
 from dualrate.doctor.finding import Finding
-from dualrate.experiments.experiment import COMPILED, Model
-from dualrate.machine.device import compiles, keep_compiled, pick_device
-from dualrate.machine.progress import SHOWN, PlainReporter, Reporter
+from dualrate.experiment.experiment import COMPILED, Model
 from dualrate.runs.store import load
+from dualrate.system.device import compiles, keep_compiled, pick_device
+from dualrate.system.progress import SHOWN, PlainReporter, Reporter
 from dualrate.training.config import FitConfig, FitResult
 
 

@@ -15,13 +15,23 @@ from tyro.conf import arg
 from dualrate.cli.console import loaded, print_report
 from dualrate.cli.distill import RECIPES as DISTILLED
 from dualrate.cli.distill import TEACHERS, Student, student_recipe
-from dualrate.cli.options import AsJson, Compile, Device, Graphs, RunDir, parse
-from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
+from dualrate.cli.recipe import (
+    AsJson,
+    Compile,
+    Device,
+    Graphs,
+    RunDir,
+    checked,
+    override,
+    parse,
+    recipe_named,
+    with_own_options,
+)
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.cli.train import RECIPES, STAGES
 from dualrate.config.ranges import BatchSize, Dollars, GPUCount, Ranged, Share, as_path
-from dualrate.experiments.experiment import Experiment
-from dualrate.machine.accelerators import ACCELERATORS
+from dualrate.experiment.experiment import Experiment
+from dualrate.training.accelerators import ACCELERATORS
 
 if TYPE_CHECKING:
     from dualrate.runs.prediction import Prediction
@@ -50,7 +60,7 @@ class Cost(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.measuring.measure import cost_report
+        from dualrate.drawing.measure import cost_report
 
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         found = cost_report(self.sampling.drawer(model, progress.note, batch_size=self.batch_size))

@@ -1,10 +1,15 @@
-"""Prepare images for training at scale: packed shards (data prepare), latents (data encode), checked (data verify)."""
+"""Prepare images for training at scale: packed shards (data prepare), latents (data encode), checked (data verify).
+
+`dualrate encode` and `dualrate decode`: one's own pictures as latents of a run's codec, and back.
+
+Check a codec (codec check): size of its latents, PSNR, drift and range of what it decodes. Exit 1: a problem.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,11 +18,13 @@ import torch
 from tyro.conf import Positional, arg
 
 from dualrate.cli.console import drawing, print_report, reporter
-from dualrate.cli.options import AsJson, AtATime, Device, parse_one_of
-from dualrate.config.ranges import Range, Ranged, Side, WorkerCount
+from dualrate.cli.recipe import AsJson, AtATime, Device, parse_one_of
+from dualrate.config.imports import import_named
+from dualrate.config.ranges import Images, Range, Ranged, Seed, Side, Steps, WorkerCount
 from dualrate.data.source import NOTED, DataProgress
-from dualrate.machine.device import pick_device
-from dualrate.machine.progress import Reporter
+from dualrate.sampling.catalogue import at_gamma, sampler_named
+from dualrate.system.device import pick_device
+from dualrate.system.progress import Reporter
 
 MIB = 2**20
 Label = Annotated[
@@ -53,7 +60,7 @@ class Prepare(Ranged):
 
     def run(self) -> None:
         from dualrate.data.prepare import PREPARING, prepare
-        from dualrate.machine.workers import mapper
+        from dualrate.system.workers import mapper
 
         progress = reporter()
         with own_options(), mapper(self.workers, torch.device("cpu"), progress.note) as over:
@@ -108,7 +115,7 @@ class Encode(Ranged):
     def run(self) -> None:
         from dualrate.codecs.config import CodecFolder
         from dualrate.data.encode import ENCODING, encode
-        from dualrate.machine.workers import mapper
+        from dualrate.system.workers import mapper
 
         progress, where = reporter(), pick_device(self.device)
         with own_options(), mapper(self.workers, where, progress.note) as over:
@@ -168,7 +175,7 @@ class Verify(Ranged):
 
     def run(self) -> None:
         from dualrate.data.shards import verify
-        from dualrate.machine.workers import mapper
+        from dualrate.system.workers import mapper
 
         progress = reporter()
         shown = drawing(progress)
@@ -184,3 +191,129 @@ DATA: dict[str, type[Prepare | Encode | Verify]] = {"prepare": Prepare, "encode"
 def parse_data(arguments: list[str]) -> Prepare | Encode | Verify:
     """The options of `dualrate data prepare`, `encode` or `verify`. Raises what `parse_one_of` raises."""
     return parse_one_of("data", DATA, arguments)
+
+
+Run = Annotated[
+    Path, arg(metavar="RUN", help="A run that trained a codec, a decoder's run, or an autoencoder's folder.")
+]
+
+
+@dataclass(frozen=True)
+class EncodeImages(Ranged):
+    """Encode pictures to a file of latents by the codec of a run (for training: dualrate data encode)."""
+
+    images: Annotated[Positional[str], arg(metavar="IMAGES")]
+    """A picture, a folder of pictures, a .npz or .parquet file, or anything else that --data.source takes."""
+    run_dir: Annotated[Run, arg(name="run")]
+    out: Path = Path("latents.npz")
+    """A new file: latents (N, C, h, w), names, codec (sha256)."""
+    size: Side | None = None
+    """Side that images are brought to; their own if not given."""
+    channels: Literal[1, 3] | None = None
+    """1 grey, 3 colours; the images' own if not given."""
+    batch_size: AtATime = 64
+    device: Device = None
+    json: AsJson = False
+
+    def run(self) -> None:
+        from dualrate.codecs.config import read_codec
+        from dualrate.data.images import every_image
+        from dualrate.data.source import resolved
+        from dualrate.drawing.latents import encode_images
+        from dualrate.drawing.samples import GRID_PNG, grids_below
+
+        progress, codec = reporter(), read_codec(self.run_dir, pick_device(self.device))
+        beside = grids_below(resolved(self.images))
+        if beside:
+            progress.note(f"{len(beside)} {GRID_PNG} left out, which dualrate sample wrote beside its images")
+        images = every_image(self.images, self.size, self.channels, without=beside)
+        with closing(progress):
+            made = encode_images(images, codec, self.out, batch_size=self.batch_size, progress=drawing(progress))
+        shape = "x".join(map(str, made.x.shape[1:]))
+        print_report(
+            self.json, {"images": len(made.x), "latents": shape, "codec": made.codec[:12], "out": str(self.out)}
+        )
+
+
+@dataclass(frozen=True)
+class DecodeLatents(Ranged):
+    """Decode a file of latents to pictures by the codec of a run. The same command goes on after a kill."""
+
+    latents: Annotated[Positional[Path], arg(metavar="LATENTS")]
+    """What dualrate encode wrote."""
+    run_dir: Annotated[Run, arg(name="run")]
+    out: Path
+    """Folder for the images: new, empty, or with some of the same, which it goes on with."""
+    sampler: str | None = None
+    """Of a diffusion decoder, any, or NAME:GAMMA; as it was trained, or sde-dpm++2m:0.1 of a decoder's run, if not
+    given."""
+    steps: Steps | None = None
+    """Of a diffusion decoder; as it was trained, or 16 of a decoder's run, if not given."""
+    seed: Seed = 0
+    """Of the noise that latents are decoded with."""
+    npz: bool = False
+    """Also write images.npz: arr_0 (N, H, W, C) uint8."""
+    batch_size: AtATime = 64
+    device: Device = None
+    json: AsJson = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler is not None:
+            name, _ = at_gamma(self.sampler)
+            import_named("sampler", name)
+            sampler_named(name)
+
+    def run(self) -> None:
+        from dualrate.codecs.config import read_codec
+        from dualrate.drawing.latents import Latents, decode_latents
+
+        latents, progress = Latents.read(self.latents), reporter()
+        codec = read_codec(self.run_dir, pick_device(self.device), self.sampler, self.steps)
+        how = {"seed": self.seed, "batch_size": self.batch_size, "npz": self.npz, "progress": drawing(progress)}
+        with closing(progress):
+            done = decode_latents(latents, codec, self.out, **how)
+        print_report(
+            self.json,
+            {
+                "images": done.images,
+                "drawn": done.drawn,
+                "out": str(self.out),
+                "seconds_per_image": done.seconds / done.drawn if done.drawn else None,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class CodecCheck(Ranged):
+    """Check a codec (codec check): size of its latents, PSNR, drift and range of what it decodes. Exit 1: a problem."""
+
+    folder: Annotated[Positional[Path], arg(metavar="CODEC")]
+    """As save_pretrained of diffusers wrote it, such as the vae of a pipeline."""
+    source: Annotated[str, arg(name="data")]
+    """Images, as --data.source takes them."""
+    size: Side | None = None
+    """Side that they are brought to; their own if not given."""
+    channels: Literal[1, 3] | None = None
+    """1 grey, 3 colours; the images' own if not given."""
+    num: Images = 256
+    """Number of training images that are looked at."""
+    device: Device = None
+    json: AsJson = False
+
+    def run(self) -> None:
+        from dualrate.cli.console import decoding, print_findings, reporter
+        from dualrate.codecs.config import read_codec
+        from dualrate.data.images import load_images
+        from dualrate.doctor.stored import check_codec
+
+        progress = reporter()
+        how = {"size": self.size, "channels": self.channels, "progress": decoding(progress)}
+        images = load_images(self.source, split="train", **how)
+        codec = read_codec(self.folder, pick_device(self.device))
+        print_findings(self.json, check_codec(codec, images, self.num))
+
+
+def parse_codec(arguments: list[str]) -> CodecCheck:
+    """The options of `dualrate codec check`. Raises what `parse_one_of` raises."""
+    return parse_one_of("codec", {"check": CodecCheck}, arguments)

@@ -25,8 +25,8 @@ from dualrate.config.ranges import (
     Steps,
     TeacherGuidance,
 )
-from dualrate.experiments.experiment import Experiment
-from dualrate.foreign.folder import is_diffusers
+from dualrate.experiment.experiment import Experiment
+from dualrate.from_diffusers.folder import is_diffusers
 from dualrate.methods.consistency import Eta, Huber
 from dualrate.methods.em_distillation import Langevin, LatentStep, NoiseStep
 from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, text_tokens

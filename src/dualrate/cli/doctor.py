@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from tyro.conf import Positional, arg
 
-from dualrate.cli.options import AsJson, Device
-from dualrate.machine.device import pick_device
+from dualrate.cli.recipe import AsJson, Device
+from dualrate.system.device import pick_device
 
 
 @dataclass(frozen=True)

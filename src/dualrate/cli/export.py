@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from dualrate.cli.console import reporter
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Ranged
-from dualrate.machine.progress import Reporter
+from dualrate.system.progress import Reporter
 
 Form = Literal["diffusers", "torch-export"]
 NO_DIFFUSERS = "a pipeline of diffusers needs diffusers, which is not installed: pip install 'dualrate[diffusers]'"

@@ -12,31 +12,27 @@ from pathlib import Path
 import torch
 
 import dualrate
-from dualrate.cli.bound import LikelihoodBound
 from dualrate.cli.calibrate import Calibrate
-from dualrate.cli.codec import CodecCheck, parse_codec
 from dualrate.cli.compare import Compare
 from dualrate.cli.console import close_bars
 from dualrate.cli.cost import Cost, DistillationCost, TrainingCost, parse_cost
-from dualrate.cli.data import Encode, Prepare, Verify, parse_data
+from dualrate.cli.data import CodecCheck, DecodeLatents, Encode, EncodeImages, Prepare, Verify, parse_codec, parse_data
 from dualrate.cli.demo import Demo
 from dualrate.cli.distill import Distill, parse_distill
 from dualrate.cli.doctor import Doctor
-from dualrate.cli.evaluate import Evaluate
+from dualrate.cli.evaluate import Evaluate, LikelihoodBound
 from dualrate.cli.export import Export
-from dualrate.cli.latents import DecodeLatents, EncodeImages
-from dualrate.cli.options import parse
 from dualrate.cli.plan import PlanSearch
+from dualrate.cli.recipe import parse
 from dualrate.cli.retrofit import Retrofit, parse_retrofit
 from dualrate.cli.sample import Sample
 from dualrate.cli.serve import Serve
 from dualrate.cli.train import Train, TrainStages, parse_train
 from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
-from dualrate.machine.device import memory_shortage, pick_device
-from dualrate.machine.files import naming
-from dualrate.machine.malloc import keep_freed_memory
-from dualrate.machine.world import LOST, Lost, check_alone
+from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
+from dualrate.system.files import naming
+from dualrate.training.distributed import LOST, Lost, check_alone
 
 Command = (
     Sample

@@ -1,29 +1,155 @@
-"""`dualrate plan`: the best plan for a budget."""
+"""`dualrate plan`: the best plan for a budget.
+
+`dualrate plan --search`: a plan found by measuring.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import Compile, Device, Graphs, RunDir, Workers
-from dualrate.cli.plan_search import SearchOptions, run_search
+from dualrate.cli.recipe import Compile, Device, Graphs, RunDir, Workers
 from dualrate.config.imports import import_named
-from dualrate.config.ranges import BatchSize, Images, Probability, Range, Ranged, Steps, checked
+from dualrate.config.ranges import BatchSize, HeavyCalls, Images, Minutes, Probability, Range, Ranged, Steps, checked
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Reuse
-from dualrate.experiments.experiment import Model
-from dualrate.machine.files import write_whole
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.planning import Candidate, Ranked, spearman
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.errors import Candidate, Ranked, spearman
+from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import ANCESTRAL
 from dualrate.sampling.cost import CallCost
 from dualrate.sampling.grids import check_grid
+from dualrate.system.files import write_whole
+from dualrate.system.progress import Reporter
+
+if TYPE_CHECKING:
+    from dualrate.drawing.plan_search import Compared, Findings
+
+
+@dataclass(frozen=True)
+class SearchOptions(Ranged):
+    """A search by measuring."""
+
+    search: bool = False
+    """Search the grid of times and the first heavy call by drawing images: for one number of --steps, at --heavy calls,
+    of a single network too. Says the score of what it finds on its own seeds, and on fresh ones."""
+    heavy: HeavyCalls | None = None
+    """H, heavy calls per image, of --search; as `dualrate sample` has it if not given."""
+    sampler: str | None = None
+    """Of --search; as `dualrate sample` has it if not given."""
+    gamma: Probability | None = None
+    """Noise level of the sampler."""
+    minutes: Minutes | None = None
+    """Of --search, 60 if not given; what they do not suffice for, the same command does next time. Without --search of
+    measuring errors, 2 if not given: the grid is as fine as they allow."""
+
+    @property
+    def given(self) -> list[str]:
+        """Options that mean something to a search alone, and were given."""
+        return [f"--{name}" for name in ("heavy", "sampler", "gamma") if getattr(self, name) is not None]
+
+    def choice(self, steps: int | None) -> Choice:
+        import_named("sampler", self.sampler)
+        return Choice(steps, self.heavy, self.sampler, self.gamma)
+
+
+def run_search(
+    model: Model,
+    steps: int | None,
+    options: SearchOptions,
+    out: Path,
+    *,
+    features: Path | None,
+    progress: Reporter,
+    **effort: Any,
+) -> None:
+    """Searches, prints what was found, and writes `out`, and beside it a picture and what was measured.
+
+    effort: num, grid, images, batch_size and mapper of a `search`
+    """
+    from dualrate.drawing.evaluator import evaluator
+    from dualrate.drawing.measure import OutOfTime
+    from dualrate.drawing.plan_search import search
+    from dualrate.report.figures import plan_figure, png
+
+    judge = evaluator(model.experiment.data, features=features, progress=progress)
+    keep, seconds = out.with_suffix(".search"), 60 * (60 if options.minutes is None else options.minutes)
+    try:
+        found = search(model, options.choice(steps), judge, keep, seconds=seconds, progress=progress, **effort)
+    except OutOfTime as stop:
+        progress.note(f"{stop}")
+        raise SystemExit(75) from None
+    print(_text(found))
+    write_whole(out, found.plan.to_json() + "\n")
+    write_whole(out.with_suffix(".search.json"), json.dumps(_record(found), indent=1) + "\n")
+    shown = [(found.names[plan], plan) for plan in dict.fromkeys((found.plan, found.usual))]
+    write_whole(out.with_suffix(".png"), png(plan_figure(shown)))
+    print(f"\n{out}: {found.names[found.plan]}; {out.with_suffix('.png')}, {out.with_suffix('.search.json')}")
+
+
+def _text(found: Findings) -> str:
+    """The last round, then both scores of the plan that was found and of the usual one."""
+    last = found.rounds[-1]
+    ordered = sorted(last.values.items(), key=lambda item: item[1])
+    return "\n".join(
+        [
+            f"{found.search.found.metric}, {last.count} images a plan in the last of {len(found.rounds)} rounds",
+            *(f"{value:9.3f}  {found.names[plan]}" for plan, value in ordered),
+            *_lines("seeds of the search, which flatter what was found on them", found.search),
+            *_lines("fresh seeds", found.fresh),
+            f"On fresh seeds what was found is {_search_verdict(found.fresh)} the usual plan.",
+        ]
+    )
+
+
+def _lines(seeds: str, both: Compared) -> list[str]:
+    scores = {"found": both.found, "usual": both.usual}
+    interval = both.interval
+    return [
+        "",
+        f"{seeds}, {both.found.fingerprint.seeds}",
+        *(f"{score.value:9.3f}  [{score.low:.3f}, {score.high:.3f}]  {name}" for name, score in scores.items()),
+        f"{both.difference:+9.3f}  [{interval.low:+.3f}, {interval.high:+.3f}]  found less usual, paired",
+    ]
+
+
+def _search_verdict(both: Compared) -> str:
+    """Of what was found, by the interval of the paired difference."""
+    if both.interval.high < 0:
+        return "better than"
+    return "worse than" if both.interval.low > 0 else "not told apart from"
+
+
+def _record(found: Findings) -> dict[str, Any]:
+    """All that was measured, for JSON."""
+
+    def both(compared: Compared) -> dict[str, Any]:
+        scores = {"found": compared.found, "usual": compared.usual}
+        return {
+            "seeds": compared.found.fingerprint.seeds,
+            **{name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
+            "difference": {"value": compared.difference, "low": compared.interval.low, "high": compared.interval.high},
+        }
+
+    return {
+        "metric": found.search.found.metric,
+        "features": found.search.found.fingerprint.features,
+        "found": found.names[found.plan],
+        "usual": found.names[found.usual],
+        "search": both(found.search),
+        "fresh": both(found.fresh),
+        "rounds": [
+            {"images": one.count, "scores": {found.names[plan]: value for plan, value in one.values.items()}}
+            for one in found.rounds
+        ],
+    }
+
 
 GRID = 64  # the finest, where none is given
 PREDICTS = 0.8  # rank correlation from which on the objective is said to rank plans as the score does
@@ -85,10 +211,10 @@ class PlanSearch(Ranged):
     device: Device = None
 
     def run(self) -> None:
-        from dualrate.machine.workers import mapper
-        from dualrate.measuring.evaluator import evaluator
-        from dualrate.measuring.planning import candidates, fitting_grid, measured_errors, rank, require_plannable
+        from dualrate.drawing.errors import candidates, fitting_grid, measured_errors, rank, require_plannable
+        from dualrate.drawing.evaluator import evaluator
         from dualrate.planning.planner import Planner
+        from dualrate.system.workers import mapper
 
         if self.by_search.search:
             self._search()
@@ -128,7 +254,7 @@ class PlanSearch(Ranged):
 
     def _search(self) -> None:
         """Raises ValueError for options that mean nothing to a search, and for more than one number of steps."""
-        from dualrate.machine.workers import mapper
+        from dualrate.system.workers import mapper
 
         if self.ancestral:
             raise ValueError("a search draws by a sampler: say --sampler ancestral in place of --ancestral")
@@ -224,7 +350,7 @@ class PlanSearch(Ranged):
 
     def _budget(self, model: Model) -> tuple[CallCost, float, str]:
         """Costs of calls and the budget in one unit, and the unit's name."""
-        from dualrate.measuring.measure import call_seconds
+        from dualrate.drawing.measure import call_seconds
 
         if self.seconds is not None:
             return call_seconds(model, self.batch_size), self.seconds, "s"

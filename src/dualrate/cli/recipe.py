@@ -1,16 +1,198 @@
-"""Commands that take a recipe's name first, whose fields the options then override."""
+"""Commands that take a recipe's name first, whose fields the options then override.
+
+Options of a command line as a dataclass: tyro's work, but for a value that is refused, and for long help.
+
+--help leaves out the groups within groups, such as the levels of a network, and names them; --help-all has all.
+"""
 
 from __future__ import annotations
 
+import io
+import re
+import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import is_dataclass
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import Annotated, Any, TextIO, TypeVar, cast
 
-from dualrate.cli.options import HELP, parse, parse_known
+import tyro
+from tyro.conf import Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
 from dualrate.config.imports import imported
+from dualrate.config.ranges import BatchSize, Processes, Retries, WorkerCount, as_path, described
 
 Command = TypeVar("Command")
+RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
+Device = Annotated[str | None, arg(help="cpu, cuda, ...; cuda if there is one.")]
+ProcessCount = Annotated[Processes, arg(help="Processes that train together on this machine, each on a GPU if any.")]
+ShardCount = Annotated[Processes, arg(help="How many of them hold all weights together, each a part; 1: each all.")]
+RetryCount = Annotated[Retries, arg(help="How often all of them start again after one was lost.")]
+AtATime = Annotated[BatchSize, arg(help="Images at a time; fewer need less memory.")]
+WORKERS = (
+    "Processes that work at once, each with a copy of the model and its memory; auto: one for each idle processor, or "
+    "each GPU. Results do not depend on it."
+)
+Workers = Annotated[WorkerCount, arg(help=WORKERS)]
+COMPILE = (
+    "Compile the networks, which takes minutes the first time; later ones find it in the cache. Faster at small "
+    "batches, hardly at large ones on a CPU. Pixels differ by rounding, so the two are never mixed."
+)
+Compile = Annotated[bool, arg(help=COMPILE)]
+GRAPHS = (
+    "Record the networks' calls as CUDA graphs, on a GPU: one launch a call in place of hundreds, meant for small "
+    "batches; not yet run on one. Each kind of call needs memory of its own. Never mixed with images drawn without."
+)
+Graphs = Annotated[bool, arg(help=GRAPHS)]
+AsJson = Annotated[bool, arg(help="Print the report as JSON.")]
+PRIMITIVES = ConstructorRegistry()
+ALL = "--help-all"
+HELP = ("-h", "--help", ALL)
+WORDS = re.compile(r"\[.*\]")  # in tyro's messages, what was given
+GROUP = re.compile(r"(?:╭─)? ([\w.]+) options ")  # the upper edge of a group; without lines where they cannot be drawn
+
+
+class NoPath(Exception):
+    """No ValueError, which tyro would keep to itself where an option may be something else than a path."""
+
+
+@PRIMITIVES.primitive_rule
+def number_or_text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[object] | None:
+    """A number as it is written; text that is none stays text, which the field's own range then refuses by name."""
+    if info.type not in (int, float):
+        return None
+
+    def read(words: list[str]) -> object:
+        try:
+            return info.type(words[0])
+        except ValueError:
+            return words[0]
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=info.type.__name__.upper(),
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@PRIMITIVES.primitive_rule
+def path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Every path of a command line, as `as_path` reads it."""
+    if info.type is not Path:
+        return None
+
+    def read(words: list[str]) -> Path:
+        try:
+            return as_path(words[0])
+        except ValueError as error:
+            raise NoPath(str(error)) from error
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def parse(kind: type[Command], arguments: list[str], prog: str, default: Command | None = None) -> Command:
+    """The command that these arguments say. default: its options where they do not.
+
+    Raises ValueError for a value that a dataclass refuses, in its own words; SystemExit where there is no such command
+    line, after telling, or after showing help.
+    """
+    return _parsed(kind, arguments, prog, default)
+
+
+def parse_one_of(command: str, kinds: Mapping[str, type[Command]], arguments: list[str]) -> Command:
+    """The options of `dualrate command KIND ...`. Raises what `parse` raises; SystemExit after telling the kinds."""
+    if arguments[:1] and arguments[0] in kinds:
+        return parse(kinds[arguments[0]], arguments[1:], f"dualrate {command} {arguments[0]}")
+    asked = not arguments or arguments[0] in HELP
+    lines = [f"dualrate {command} {name}: {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
+    if not asked:
+        lines.insert(0, f"dualrate {command}: there is no {arguments[0]!r}")
+    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    raise SystemExit(0 if asked else 2)
+
+
+def parse_known(kind: type[Command], arguments: list[str], prog: str, default: Command) -> tuple[Command, list[str]]:
+    """As `parse`, and the arguments that are none of its options."""
+    return _parsed(kind, arguments, prog, default, return_unknown_args=True)
+
+
+def _parsed(kind: type[Command], arguments: list[str], prog: str, default: Command | None, **how: Any) -> Any:
+    errors, shown, given = io.StringIO(), _like(sys.stdout), tyro.MISSING_NONPROP if default is None else default
+    config = (tyro.conf.AvoidSubcommands,)
+    args = ["--help" if argument == ALL else argument for argument in arguments]
+    try:
+        with redirect_stderr(errors), redirect_stdout(shown):
+            return tyro.cli(kind, args=args, prog=prog, default=given, registry=PRIMITIVES, config=config, **how)
+    except NoPath as error:
+        refusal = ValueError(str(error))
+    except SystemExit as stop:
+        refusal = _refusal(stop)
+        if refusal is None:
+            shown.seek(0)
+            text = shown.read()
+            sys.stdout.write(text if ALL in arguments else _outer(text))
+            sys.stderr.write(errors.getvalue())
+            raise
+    raise refusal
+
+
+def _like(stream: TextIO) -> io.TextIOWrapper:
+    """An empty text in the encoding of a stream, which decides what can be drawn in it."""
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", write_through=True)
+
+
+def _outer(text: str) -> str:
+    """Help without the groups whose name has a dot; these are listed at the end."""
+    kept, left, inner = [], [], False
+    for line in text.splitlines(keepends=True):
+        if group := GROUP.match(line):
+            inner = "." in group[1]
+            left += [group[1]] if inner else []
+        kept += [] if inner else [line]
+        inner = inner and bool(line.strip()) and not line.startswith("╰")
+    if not left:
+        return text
+    names = ", ".join(f"--{name}.*" for name in dict.fromkeys(_outermost(name) for name in left))
+    return "".join(kept) + "\n" + textwrap.fill(f"More: {names}. {ALL} shows these too.", 100) + "\n"
+
+
+def _refusal(stop: SystemExit) -> ValueError | None:
+    """The error for which tyro stopped: as a dataclass raised it; or of words that fit no option, said our way."""
+    cause, unfit = stop.__context__, None
+    while cause is not None:
+        if isinstance(cause, ValueError):
+            *_, (frame, _) = traceback.walk_tb(cause.__traceback__)
+            if not frame.f_globals["__name__"].startswith("tyro."):
+                return cause
+        option: Any = getattr(cause, "arg", None)  # of tyro's own error, whose message shows Python's types
+        if getattr(option, "lowered", None) is not None:
+            said = str(getattr(cause, "message", "")).splitlines()[0]
+            words = WORDS.search(said)
+            name = "/".join(option.lowered.name_or_flags)
+            unfit = ValueError(f"{name} is {described(option.field.type)}, got {words[0] if words else said}")
+        cause = cause.__context__
+    return unfit
+
+
+def _outermost(group: str) -> str:
+    """The group that stands for those within it, and is not shown itself."""
+    outer, levels, _ = group.partition(".levels")
+    return outer if "." in outer else f"{outer}{levels}"
+
+
+RecipeCommand = TypeVar("RecipeCommand")
 Made = TypeVar("Made")
 Recipe = TypeVar("Recipe", bound=Callable[..., object])
 
@@ -60,6 +242,6 @@ def with_own_options(recipe: Recipe, arguments: list[str], command: str) -> tupl
     return own, [name, *rest, *asked]
 
 
-def override(default: Command, arguments: list[str], command: str) -> Command:
+def override(default: RecipeCommand, arguments: list[str], command: str) -> RecipeCommand:
     """The command with the options that follow the recipe's name."""
     return parse(type(default), arguments[1:], f"dualrate {command} {arguments[0]}", default)

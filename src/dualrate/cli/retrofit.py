@@ -7,10 +7,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from dualrate.cli.options import HELP
-from dualrate.cli.recipe import override, with_own_options
+from dualrate.cli.recipe import HELP, override, with_own_options
 from dualrate.cli.train import Run
-from dualrate.experiments.experiment import Experiment
+from dualrate.experiment.experiment import Experiment
 from dualrate.recipes.retrofit import Retrofit as Recipe
 
 USAGE = "usage: dualrate retrofit FOLDER --data.source IMAGES [options] (--help after the folder for its options)"

@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import command_line, drawing, loaded, print_report
-from dualrate.cli.options import AsJson, AtATime, Compile, Device, Graphs, RunDir, Workers
+from dualrate.cli.recipe import AsJson, AtATime, Compile, Device, Graphs, RunDir, Workers
 from dualrate.cli.sampling_options import SamplingOptions
 from dualrate.config.ranges import Classes, Images, Precision, Ranged, Seed
 
@@ -45,9 +45,9 @@ class Sample(Ranged):
     json: AsJson = False
 
     def run(self) -> None:
-        from dualrate.codecs.characters import BETWEEN
-        from dualrate.machine.workers import mapper
-        from dualrate.measuring.samples import write_samples
+        from dualrate.codecs.tokens import BETWEEN
+        from dualrate.drawing.samples import write_samples
+        from dualrate.system.workers import mapper
 
         model, progress = loaded(self.run_dir, self.device, compiled=self.compile, graphs=self.graphs)
         how = {"label": self.label, "batch_size": self.batch_size, "precision": self.precision}

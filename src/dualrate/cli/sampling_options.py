@@ -13,11 +13,11 @@ from dualrate.config.imports import import_named
 from dualrate.config.ranges import GuidanceWeight, HeavyCalls, NoiseLevel, Probability, Ranged, Steps
 from dualrate.denoisers.catalogue import DENOISERS, EARLY_EXIT, SHARED
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import Model
-from dualrate.measuring.choosing import GAMMA as RECOMMENDED_GAMMA
-from dualrate.measuring.choosing import RECOMMENDED, SMOOTH, Choice, Note, Places
-from dualrate.measuring.drawer import Drawer, Guidance
-from dualrate.measuring.planning import read_plan
+from dualrate.drawing.choice import GAMMA as RECOMMENDED_GAMMA
+from dualrate.drawing.choice import RECOMMENDED, SMOOTH, Choice, Note, Places
+from dualrate.drawing.drawer import Drawer, Guidance
+from dualrate.drawing.errors import read_plan
+from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by, check_denoiser, is_run
 from dualrate.sampling.catalogue import SAMPLERS, at_gamma, sampler_named, taking
 

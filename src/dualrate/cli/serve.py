@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from dualrate.cli.console import loaded
-from dualrate.cli.options import Device, RunDir
+from dualrate.cli.recipe import Device, RunDir
 from dualrate.config.ranges import Range, Ranged
 from dualrate.serving.offer import Limits, MostSteps, ShownImages, Waiting
 

@@ -14,33 +14,34 @@ from tyro.conf import arg
 
 from dualrate.cli.console import command_line, decoding, report_end, reporter
 from dualrate.cli.data import telling
-from dualrate.cli.options import HELP, Device, ProcessCount, RetryCount, ShardCount, parse_known
-from dualrate.cli.recipe import checked, override, recipe_named, with_own_options
+from dualrate.cli.recipe import (
+    HELP,
+    Device,
+    ProcessCount,
+    RetryCount,
+    ShardCount,
+    checked,
+    override,
+    parse_known,
+    recipe_named,
+    with_own_options,
+)
 from dualrate.config.ranges import Iterations, Ranged
 from dualrate.data.encode import ENCODING
 from dualrate.data.images import check_outside
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.latents import on_codec_of_data
-from dualrate.experiments.stages import Stages
-from dualrate.machine.device import pick_device
-from dualrate.machine.progress import PlainReporter, Silent
-from dualrate.machine.supervisor import Supervisor
-from dualrate.machine.world import check_shard, is_launched, joined, own_device
-from dualrate.recipes import (
-    auto,
-    cifar10,
-    fashion_mnist,
-    fashion_mnist_decoders,
-    fashion_mnist_latents,
-    fashion_mnist_tokens,
-    imagenet,
-    imagenet_latents,
-    natural16,
-    text_tokens,
-)
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.stages import Stages, on_codec_of_data
+from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, natural16, text_tokens
+from dualrate.recipes import imagenet as imagenet_latents
+from dualrate.recipes import latents as fashion_mnist_decoders
+from dualrate.recipes import latents as fashion_mnist_latents
 from dualrate.recipes.students import by_consistency
-from dualrate.runs.stages import in_turn
+from dualrate.runs.train import in_turn
+from dualrate.system.device import pick_device
+from dualrate.system.progress import PlainReporter, Silent
 from dualrate.training.config import FitResult
+from dualrate.training.distributed import check_shard, is_launched, joined, own_device
+from dualrate.training.launch import Supervisor
 
 OF_IMAGENET: dict[str, Callable[[], Experiment]] = {
     f"{imagenet.name_of(size, patch)}-{kind}": partial(recipe, size, patch=patch)
@@ -189,9 +190,8 @@ def run_training(
     codec: Path | None = None,
 ) -> FitResult:
     """Train the experiment in `out`, or in runs/ under its name, and say how it ended. codec: where its folder is."""
-    from dualrate.measuring.score import scorer
-    from dualrate.runs.checks import check_out
-    from dualrate.runs.train import resume_threads, train
+    from dualrate.drawing.evaluator import scorer
+    from dualrate.runs.train import check_out, resume_threads, train
 
     experiment = on_codec_of_data(experiment)
     experiment = experiment if codec is None else experiment.with_codec(codec)

@@ -20,11 +20,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import alpha, sigma
 from dualrate.diffusion.values import Shape
-from dualrate.machine.device import whole_products
 from dualrate.sampling.cost import macs_of
+from dualrate.system.device import whole_products
 
 AT_ONCE = 2**21  # pixels of images that go through a codec together: 8 of 512 x 512, 32 of 256 x 256
 

@@ -24,7 +24,7 @@ from dualrate.config.serial import to_plain
 from dualrate.diffusion.categorical import CategoricalProcess
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Shape
-from dualrate.machine.files import ABSENT, holders, read_json
+from dualrate.system.files import ABSENT, holders, read_json
 
 CONFIG = "config.json"
 RUN = "experiment.json"
@@ -93,7 +93,7 @@ class CodecFolder(CodecConfig, Ranged):
     fingerprint: str
     """Its sha256; a folder that holds another one is refused, but for a decoder of its latents."""
     sampler: str | None = None
-    """Of a diffusion decoder; None: its own, as it was trained, or that of `experiments/decoding.py`."""
+    """Of a diffusion decoder; None: its own, as it was trained, or that of `experiment/decoding.py`."""
     steps: Steps | None = None
     """Of a diffusion decoder; None: as for the sampler."""
 

@@ -23,17 +23,16 @@ from dualrate.config.ranges import LogSNR, Range, Ranged, Steps
 from dualrate.config.serial import to_plain
 from dualrate.denoisers.decoder import Decoder
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, Process
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine
 from dualrate.diffusion.values import Cond, Shape
-from dualrate.networks.image_encoder import EncoderConfig, ImageEncoder
+from dualrate.networks.decoder import EncoderConfig, ImageEncoder
 from dualrate.sampling.catalogue import at_gamma, make_step, sampler_named
 from dualrate.sampling.grids import grid_times
-from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import first_state, rollout
+from dualrate.sampling.trajectory import StepNoise, first_state, rollout
 
 DECODER = zlib.crc32(b"decoder")  # added to a seed: other numbers than those that drew the latent
 PARTS = ("encoder", "decoder")  # of a run's networks, those that a codec is made of: all whose names begin so

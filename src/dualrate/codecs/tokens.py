@@ -2,6 +2,12 @@
 
 A value of the data, (B, 1, H, W), is one of the codec's symbols, one-hot over V categories. A masked process has one
 category more than there are symbols, the last one: the mask, which no data is.
+
+Grey images as tokens: every pixel one of a few levels.
+
+Levels are spread evenly over [-1, 1], ends included, so that what is black stays black; a pixel becomes the nearest.
+
+Texts as tokens: every character one of an alphabet. Data are its places there as 8-bit values, (B, 1, 1, L).
 """
 
 from __future__ import annotations
@@ -9,17 +15,22 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, Moments
 from dualrate.codecs.config import CodecConfig
+from dualrate.config.ranges import Range, Ranged
 from dualrate.config.serial import to_plain
 from dualrate.diffusion.categorical import CategoricalProcess
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.process import Process
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
 
 
@@ -102,3 +113,58 @@ class Tokens:
 
     def decode(self, x: Tensor, draws: Draws) -> Tensor:
         return self.config.value(x.argmax(1, keepdim=True).clamp(max=self.config.symbols - 1))
+
+
+@dataclass(frozen=True)
+class GreyLevels(TokenCodec, Ranged):
+    """Tokens of grey images."""
+
+    levels: Annotated[int, Range(2, 256)] = 8
+    """Of grey."""
+    mask: bool = True
+    """Whether a category more stands for noise, as a masked process has it."""
+
+    @property
+    def symbols(self) -> int:
+        return self.levels
+
+    def index(self, x: Tensor) -> Tensor:
+        return ((x + 1) / 2 * (self.levels - 1)).round().long()
+
+    def value(self, index: Tensor) -> Tensor:
+        return index / (self.levels - 1) * 2.0 - 1
+
+
+BETWEEN = "\n---\n"  # pieces that are shown one after the other
+MOST = 255  # characters of an alphabet, which a byte tells apart
+
+
+@dataclass(frozen=True)
+class Characters(TokenCodec):
+    """Tokens of a text. Raises ValueError for an alphabet of fewer than 2 or more than 255 characters, or of twice one.
+
+    alphabet: all characters that there are
+    mask:     whether a category more stands for noise, as a masked process has it
+    """
+
+    alphabet: str  # pyright: ignore[reportIncompatibleVariableOverride]
+    mask: bool = True
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.alphabet) <= MOST or len(set(self.alphabet)) != len(self.alphabet):
+            raise ValueError(f"an alphabet is 2 to {MOST} different characters, got {len(self.alphabet)}")
+
+    @property
+    def symbols(self) -> int:
+        return len(self.alphabet)
+
+    def index(self, x: Tensor) -> Tensor:
+        return (127.5 * x + 127.5).round().long()
+
+    def value(self, index: Tensor) -> Tensor:
+        return index / 127.5 - 1
+
+
+def texts(alphabet: str, places: NDArray[np.uint8]) -> Iterable[str]:
+    """The pieces of text that 8-bit values say. places: (N, 1, 1, L)."""
+    return ("".join(alphabet[place] for place in piece.ravel()) for piece in places)

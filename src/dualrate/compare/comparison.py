@@ -17,29 +17,28 @@ from dualrate.compare.contenders import (
     planning_seconds,
     require_plans,
     require_samplers,
+    rivals_of,
     switched_at,
 )
 from dualrate.compare.page import compare_page
 from dualrate.compare.records import as_csv, as_json
-from dualrate.compare.rivals import rivals_of
 from dualrate.compare.savings import ComparisonResults
-from dualrate.compare.schedule import affordable, levels, useful_first
+from dualrate.compare.speed import affordable, levels, useful_first
 from dualrate.compare.trainings import as_one, require_trainings, with_trainings
 from dualrate.compare.work import SCREEN_SEED, Bench, MeasuredContender, chosen
 from dualrate.config.ranges import Images, Minutes, Precision, Ranged, WorkerCount, as_path
-from dualrate.experiments.experiment import Model
-from dualrate.machine.files import write_whole
-from dualrate.machine.guards import run_lock
-from dualrate.machine.progress import Reporter, duration, image_progress
-from dualrate.machine.workers import mapper, number_of_workers
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.drawing_latents import draw_latents, drawn_by
-from dualrate.measuring.evaluator import Features, evaluators, features_named, require_count
-from dualrate.measuring.measure import check
-from dualrate.report.headline import plan_name
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.evaluator import Features, evaluators, features_named, require_count
+from dualrate.drawing.latents import draw_latents, drawn_by
+from dualrate.drawing.measure import check
+from dualrate.experiment.experiment import Model
+from dualrate.report.table import plan_name
 from dualrate.runs.store import load
 from dualrate.sampling.cost import CallCost
+from dualrate.system.files import write_whole
+from dualrate.system.progress import Reporter, duration, image_progress, run_lock
+from dualrate.system.workers import mapper, number_of_workers
 
 PLANNING = 0.1  # of the minutes: for planning at most
 SCREENING = 0.55  # of what is left then, and not reserved for the timing at the end: for screening at most
@@ -92,13 +91,13 @@ def compare(
     precision: of the networks' matrix products; auto: bfloat16 where it pays
     workers:  processes that draw at once; what is timed is timed in this one, alone
     compiled: the networks, when they are first called; memory is that without
-    graphs:   their calls are recorded as CUDA graphs, on a GPU (machine/graphs.py); memory is that without
+    graphs:   their calls are recorded as CUDA graphs, on a GPU (system/device.py); memory is that without
     mixed:    allow runs that were trained on other data than the first, which judges all
     rivals:   add every denoiser of the catalogue around the dearest single network
     switch_at: time at which the heavy network takes over from a lighter run's, where its entry does not say it
     latents_by: directory of a model of latents: decoders are given those that it draws, as many as `count`, in place of
               those of held-out images
-    rows:     directory of measured rows, as of several machines (compare/row_store.py); beside `out` if not given
+    rows:     directory of measured rows, as of several machines (compare/rows.py); beside `out` if not given
     Raises ValueError for entries that are none, runs that cannot be compared, and an `out` that is no .html file;
     OSError where another process compares into the same directory.
     """

@@ -10,9 +10,9 @@ from typing import Annotated
 
 from dualrate.config.ranges import Probability, Range, Ranged
 from dualrate.diffusion.plan import StepPlan
-from dualrate.experiments.experiment import Model
-from dualrate.measuring.choosing import step_for
-from dualrate.measuring.drawer import Drawer
+from dualrate.drawing.choice import step_for
+from dualrate.drawing.drawer import Drawer
+from dualrate.experiment.experiment import Model
 from dualrate.runs.store import called_by
 from dualrate.sampling.catalogue import sampler_named
 from dualrate.sampling.step import Step

@@ -17,12 +17,11 @@ from dualrate.compare.savings import (
 )
 from dualrate.compare.trainings import as_one
 from dualrate.compare.work import MeasuredContender, TimedContender
-from dualrate.measuring.choosing import CHOSEN_IN
-from dualrate.metrics.bootstrap import LEVEL
-from dualrate.report.headline import plan_of
+from dualrate.drawing.choice import CHOSEN_IN
+from dualrate.metrics.frechet import LEVEL
 from dualrate.report.rows import shared_metrics
 from dualrate.report.saving import Saving, side
-from dualrate.report.table import Table, significant
+from dualrate.report.table import Table, plan_of, significant
 
 CHEAPER, DEARER = "agree, it is cheaper", "agree, it is dearer"  # said of the judges
 OPEN, SPLIT = "cannot tell", "do not agree"

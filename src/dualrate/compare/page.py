@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dualrate.codecs.characters import BETWEEN, texts
+from dualrate.codecs.tokens import BETWEEN, texts
+from dualrate.compare.contenders import rivals_table
 from dualrate.compare.judges import Verdict, roles, verdict_table, verdicts
-from dualrate.compare.rivals import rivals_table
 from dualrate.compare.savings import AT_EQUAL_COST, COSTS, ComparisonResults, Savings, savings
 from dualrate.compare.work import MeasuredContender, TimedContender
 from dualrate.diffusion.plan import StepPlan
-from dualrate.machine.environment import environment
-from dualrate.measuring.reconstruction import LOOKED_AT
+from dualrate.drawing.latent_scores import LOOKED_AT
 from dualrate.report.figures import pareto_figure, plan_figure
-from dualrate.report.headline import capital, costs, name, plan_of, scored
 from dualrate.report.html import Drawing, Element, Facts, Gallery, Passage, Picture, Points, Section, Text, page
 from dualrate.report.image_grid import image_grid
 from dualrate.report.rows import shared_metrics
@@ -22,14 +20,20 @@ from dualrate.report.saving import POWER
 from dualrate.report.table import (
     EACH,
     Table,
+    capital,
     compute_unit,
+    costs,
     heavy_calls,
     judge_cells,
     judge_header,
     judge_notes,
+    name,
+    plan_of,
+    scored,
     significant,
     table,
 )
+from dualrate.system.environment import environment
 
 COLUMNS = 10
 MANY = 1_000_000  # images: nobody draws more to tell two plans apart

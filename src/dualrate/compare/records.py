@@ -11,11 +11,10 @@ from pathlib import Path
 
 from dualrate.compare.judges import Verdict, verdicts
 from dualrate.compare.savings import AT_EQUAL_COST, COSTS, ComparisonResults, Savings, savings
-from dualrate.data.given_latents import DrawnLatents
-from dualrate.machine.environment import environment
-from dualrate.report.headline import plan_of
+from dualrate.data.latents import DrawnLatents
 from dualrate.report.saving import Saving
-from dualrate.report.table import records
+from dualrate.report.table import plan_of, records
+from dualrate.system.environment import environment
 
 
 def as_records(results: ComparisonResults) -> list[dict[str, object]]:

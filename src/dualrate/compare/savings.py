@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from dualrate.compare.work import MeasuredContender, TimedContender
-from dualrate.data.given_latents import DrawnLatents
+from dualrate.data.latents import DrawnLatents
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.report.pareto import Point, front
+from dualrate.report.figures import Point, front
 from dualrate.report.rows import shared_metrics
 from dualrate.report.saving import Saving, ScoreRatio, saving, score_ratio
 

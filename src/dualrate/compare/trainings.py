@@ -16,10 +16,10 @@ import numpy as np
 from dualrate.compare.contender import Contender
 from dualrate.compare.contenders import Entry
 from dualrate.compare.work import MeasuredContender
-from dualrate.experiments.experiment import Model
-from dualrate.metrics.bootstrap import LEVEL, interval_of
+from dualrate.experiment.experiment import Model
 from dualrate.metrics.evaluate import Score
-from dualrate.report.pareto import Point
+from dualrate.metrics.frechet import LEVEL, interval_of
+from dualrate.report.figures import Point
 from dualrate.report.trainings import LEAST_FREEDOM, pooled
 from dualrate.training.config import FREE
 

@@ -5,8 +5,8 @@
                does not flatter anyone
     3. costs:  seconds of an image of each of them, alone and in batches, and the memory of each network
 
-With little time it is fewer contenders, on fewer images (compare/schedule.py). Features are kept as images are drawn
-(metrics/feature_store.py), rows as they are scored (compare/row_store.py), so a call that ran out of its minutes, or
+With little time it is fewer contenders, on fewer images (compare/speed.py). Features are kept as images are drawn
+(metrics/store.py), rows as they are scored (compare/rows.py), so a call that ran out of its minutes, or
 was killed, goes on where it was; only the seconds are measured anew.
 """
 
@@ -24,22 +24,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.compare.contender import Contender
-from dualrate.compare.row_store import keep_row, read_row, row_name
-from dualrate.compare.schedule import FEWEST, round_robin
-from dualrate.compare.speed import Speed, memory_of, saturating_batch, speed, time_calls
+from dualrate.compare.rows import keep_row, read_row, row_name
+from dualrate.compare.speed import FEWEST, Speed, memory_of, round_robin, saturating_batch, speed, time_calls
 from dualrate.config.ranges import Precision
-from dualrate.experiments.experiment import Model
-from dualrate.machine.environment import environment
-from dualrate.machine.progress import Reporter
-from dualrate.machine.workers import Mapper, in_turn
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import OutOfTime, measure, stores, until
-from dualrate.measuring.reconstruction import LOOKED_AT, Nearness, nearness
-from dualrate.metrics.details import Details
-from dualrate.metrics.evaluate import Evaluator
-from dualrate.report.pareto import Point, front
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.latent_scores import LOOKED_AT, Nearness, nearness
+from dualrate.drawing.measure import OutOfTime, measure, stores, until
+from dualrate.experiment.experiment import Model
+from dualrate.metrics.evaluate import Details, Evaluator
+from dualrate.report.figures import Point, front
 from dualrate.report.rows import Row
 from dualrate.sampling.cost import CallCost
+from dualrate.system.environment import environment
+from dualrate.system.progress import Reporter
+from dualrate.system.workers import Mapper, in_turn
 
 SCREEN_SEED = 1_000_000  # of the first image of a screening; a final score starts at 0
 SLOWER = 1.3  # drawing, over its networks' calls, until it has been seen

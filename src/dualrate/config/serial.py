@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-from dualrate.machine.files import parse_json
+from dualrate.system.files import parse_json
 
 
 def to_plain(value: Any) -> Any:

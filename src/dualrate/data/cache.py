@@ -23,10 +23,9 @@ import numpy as np
 
 from dualrate.data.decode import MAX_BYTES, decode, resize
 from dualrate.data.shards import Shards
-from dualrate.data.source import Content, DataProgress, Item, Member, Raw, Source
-from dualrate.data.untrusted import one_line, read_limited
-from dualrate.machine.files import ABSENT, naming, read_json
-from dualrate.machine.folders import new_folder
+from dualrate.data.source import Content, DataProgress, Item, Member, Raw, Source, one_line, read_limited
+from dualrate.system.files import ABSENT, naming, read_json
+from dualrate.system.folders import new_folder
 
 VERSION = 3  # of the entry's format and of the decoding rules: part of every key
 _checked: set[tuple[object, ...]] = set()  # entries that this process has compared with their fingerprint

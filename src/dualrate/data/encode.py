@@ -24,7 +24,7 @@ from dualrate.data import fashion_mnist
 from dualrate.data.cache import OnBad
 from dualrate.data.images import ImageSet, check_outside, load_images, to_float
 from dualrate.data.latents import is_encoded
-from dualrate.data.prepare_folder import (
+from dualrate.data.prepare import (
     check_folder,
     check_space,
     is_done,
@@ -33,13 +33,12 @@ from dualrate.data.prepare_folder import (
     remove_leftovers,
 )
 from dualrate.data.shards import DATASET, ENCODED, FORMAT, SHARD_BYTES, block_sums, is_finished, labels_file
-from dualrate.data.source import SPLITS, DataProgress, Split
-from dualrate.data.untrusted import resolved
-from dualrate.machine.device import whole_products
-from dualrate.machine.files import read_json, whole, write_whole
-from dualrate.machine.folders import Manifest
-from dualrate.machine.guards import run_lock
-from dualrate.machine.workers import Mapper, in_turn
+from dualrate.data.source import SPLITS, DataProgress, Split, resolved
+from dualrate.system.device import whole_products
+from dualrate.system.files import read_json, whole, write_whole
+from dualrate.system.folders import Manifest
+from dualrate.system.progress import run_lock
+from dualrate.system.workers import Mapper, in_turn
 
 ENCODING = "encoding"  # what progress is told
 HIGHEST = float(np.finfo(np.float16).max)

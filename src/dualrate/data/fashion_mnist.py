@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from dualrate.data.source import DataProgress, Raw, Source, Split
-from dualrate.machine.files import naming
+from dualrate.system.files import naming
 
 NAME = "fashion-mnist"
 CLASS_NAMES = (

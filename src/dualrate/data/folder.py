@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dualrate.data.decode import SUFFIXES
-from dualrate.data.source import HELD_OUT, Each, Raw, Source, Split, hidden, hold_out, some, split_named
-from dualrate.data.untrusted import printable
+from dualrate.data.source import HELD_OUT, Each, Raw, Source, Split, hidden, hold_out, printable, some, split_named
 
 _LOOKED_AT = 10_000  # files whose suffixes are counted to say what is there instead of images
 

@@ -1,13 +1,22 @@
 """Decoded image sets, the 8-bit rule, and `load_images`, which makes the one from any kind of source.
 
 The 8-bit rule: x = u / 127.5 - 1 and u = round(127.5 x + 127.5), clamped to 0..255; its round trip is exact.
+
+A look at a data source before it is decoded: how many images, of which sizes and colours, in how many classes.
+
+Every image of a source, one by one and by its name: for those who bring images to be encoded, not trained on.
+
+A picture is a source here too, and a folder is all pictures below it, in the order of their paths. Of other sources
+come the training images, then the others; where a tenth was held out, all in their own order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -19,16 +28,28 @@ from torch import Tensor
 from dualrate.codecs.config import NoCodec
 from dualrate.config.ranges import as_path
 from dualrate.data import fashion_mnist
-from dualrate.data.cache import OnBad, Options, cache_dir, decoded, fingerprint_of
-from dualrate.data.folder import folder_source
+from dualrate.data.archives import tar_files, tar_source
+from dualrate.data.cache import OnBad, Options, cache_dir, decoded, fingerprint_of, image_of
+from dualrate.data.decode import SUFFIXES, shape_of
+from dualrate.data.folder import folder_source, images_below, named
 from dualrate.data.npz import npz_source
 from dualrate.data.shards import ENCODED, Shards, is_prepared, read_prepared, shards_source
-from dualrate.data.source import DataProgress, Source, Split
-from dualrate.data.tars import tar_files, tar_source
-from dualrate.data.untrusted import resolved
-from dualrate.diffusion.draws import Draws
+from dualrate.data.source import (
+    SPLITS,
+    DataProgress,
+    Each,
+    Item,
+    Items,
+    Member,
+    Raw,
+    Source,
+    Split,
+    printable,
+    resolved,
+)
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.machine.files import check_regular
+from dualrate.system.files import check_regular
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
@@ -238,3 +259,98 @@ def _found(source: str | Path, split: Split, cache: Path, progress: DataProgress
         return parquet_source(train, test, path.stem, split, label)
     tars = tar_files(path)
     return tar_source(tars, path, split, progress) if tars else folder_source(path, split)
+
+
+MOST = 1000  # images whose headers are read
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the training images of a source are like.
+
+    raw: before decoding
+    """
+
+    name: str
+    raw: Raw
+
+    @property
+    def count(self) -> int:
+        """Training images."""
+        return self.raw.count
+
+    @property
+    def num_classes(self) -> int:
+        """0 without labels."""
+        return len(self.raw.class_names)
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(C, H, W) of up to `MOST` images, spread evenly over all of them; files that are no images are passed over.
+
+        Raises ValueError if nothing is left. May be read once, and reads all of a Parquet file.
+        """
+        found, problem = [], ""
+        for name, item in islice(self.raw.items, 0, None, -(-self.count // MOST)):
+            try:
+                item = item.read() if isinstance(item, Member) else item
+                found.append(item.shape if isinstance(item, np.ndarray) else shape_of(item, name))
+            except ValueError as error:
+                problem = problem or str(error)
+        if not found:
+            raise ValueError(f"no image of {self.name} can be opened; the first one: {problem}")
+        return tuple(found)
+
+
+def look_at(source: str | Path, label: str | None = None) -> Look:
+    """Look at the training split of a source (see `load_images`), with the labels of a column.
+
+    Raises ValueError for content that cannot be used, FileNotFoundError if there is no such source.
+    """
+    found = find_source(source, "train", cache_dir(), lambda done, total, message: None, label)
+    return Look(found.name, found.read())
+
+
+@dataclass(frozen=True)
+class Everything:
+    """items: of the source, not decoded yet; options: how they are"""
+
+    items: list[Item] | Items
+    count: int
+    options: Options
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """Name and image, (C, H, W). Raises ValueError, naming it, for what is no image, OSError as `image_of`."""
+        for name, item in self.items:
+            yield name, image_of(name, item, self.options)
+
+
+def every_image(
+    source: str | Path, size: int | None = None, channels: int | None = None, *, without: Collection[Path] = ()
+) -> Everything:
+    """The images of a picture, a folder of pictures, or anything that `load_images` takes.
+
+    size, channels: as there, but images may have several shapes; without: pictures of a folder that are left out
+    Raises ValueError for a source without images, FileNotFoundError for none, and what `find_source` raises.
+    """
+    options, path = Options(size, channels, "fail"), resolved(source)
+    if path.is_file() and path.name.lower().endswith(SUFFIXES):
+        return Everything([(printable(path.name), path)], 1, options)
+    files = [file for file in images_below(path) if file not in without] if path.is_dir() else []
+    if files:
+        return Everything(Each(partial(named, path), files), len(files), options)
+    raw = [_found_every(source, split).read() for split in SPLITS]
+    items = sorted((item for one in raw for item in one.items), key=_place)
+    return Everything(items, len(items), options)
+
+
+def _found_every(source: str | Path, split: Split) -> Source:
+    return find_source(source, split, cache_dir(), lambda done, total, message: None)
+
+
+def _place(item: Item) -> list[tuple[int, str]]:
+    """Numbers in a name as numbers: row 10 after row 9."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", item[0])]

@@ -2,11 +2,24 @@
 
 Row r of iteration k has the global sample number n = k * batch_size + r. Its epoch is n // N; its image is number
 n % N of that epoch's order, a permutation drawn from (seed, epoch); its augmentation is drawn from (seed, n).
+
+Batches made ahead by a thread, while the device works on the one before.
+
+A batch is a function of its number, so nothing has to be kept in order, saved or skipped on a resume: whoever asks for
+batch k has k + 1, ..., k + AHEAD begun. What takes time in the thread (copies from memory maps, mirroring, waiting for
+a disk) holds no lock that the trainer needs. On CUDA 8-bit pixels travel from pinned memory and become floats there.
+Pixels are mirrored and shifted in the thread, not on the device: what is drawn for that would be a hundred launches.
+
+Where the device is the CPU there is no thread: its work would take from the trainer what it saves, and its coming and
+going cost something besides (docs/results/data.md).
+
+Data whose latents are made as they come, batch by batch on the device, by a codec that learns and costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Protocol
@@ -16,9 +29,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dualrate.codecs.codec import Codec
 from dualrate.codecs.config import CodecConfig
 from dualrate.config.ranges import Range, Ranged
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Shape
 
 
@@ -205,3 +219,114 @@ class Batches:
         drawn = [Draws(self.seed, part).uniform(f"order of epoch {epoch}", 1) for part in place.split(2**13)]
         keys = (torch.cat(drawn)[:, 0] * 2**32).long() << 31 | place
         return torch.from_numpy(np.sort(keys.numpy())) & (2**31 - 1)
+
+
+AHEAD = 2  # batches: one is ready when it is wanted, though the one after it should take twice as long as usual
+
+
+class Prefetched:
+    """`batches` on a device, with the next ones made ahead; for a `with`, at whose end the thread is gone.
+
+    ahead: how many, AHEAD if not given, none on a CPU
+    An error in making a batch is raised by `batch` of that number, and by no other.
+    """
+
+    def __init__(self, batches: Batches, device: torch.device | str, ahead: int | None = None) -> None:
+        self.batches, self.device = batches, torch.device(device)
+        self.ahead = (0 if self.device.type == "cpu" else AHEAD) if ahead is None else ahead
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())  # a thread's own is the first
+        self._executor = ThreadPoolExecutor(1, "batches", self._begin)
+        self._begun: dict[int, Future[ByteBatch]] = {}
+
+    def __enter__(self) -> Prefetched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def batch(self, iteration: int) -> Batch:
+        """Batch number `iteration`, on the device. Raises what making it raises."""
+        if not self.ahead:
+            return self.batches.batch(iteration).to(self.device)
+        wanted = range(iteration, iteration + 1 + self.ahead)
+        for number in self._begun.keys() - set(wanted):
+            self._begun.pop(number).cancel()
+        for number in wanted:
+            if number not in self._begun:
+                self._begun[number] = self._executor.submit(self._make, number)
+        return self._begun.pop(iteration).result().to(self.device)
+
+    def _begin(self) -> None:
+        torch.set_num_threads(1)  # of this thread: more would be in the way of the trainer's
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+    def _make(self, iteration: int) -> ByteBatch:
+        made = self.batches.bytes(iteration)
+        return made.pinned() if self.device.type == "cuda" else made
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A `TrainingSet` of the latents of another one's images: 8-bit pixels travel, and are encoded where they arrive.
+
+    by: the codec's configuration, where it is part of a run
+    """
+
+    images: TrainingSet
+    by: CodecConfig
+    made: Codec
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def name(self) -> str:
+        return self.images.name
+
+    @property
+    def fingerprint(self) -> str:
+        return self.images.fingerprint
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        return self.images.labels
+
+    @property
+    def num_classes(self) -> int:
+        return self.images.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.images.class_names
+
+    @property
+    def shape(self) -> Shape:
+        return self.made.latent_shape(self.images.shape)
+
+    @property
+    def alphabet(self) -> str:
+        return self.images.alphabet
+
+    @property
+    def codec(self) -> CodecConfig:
+        return self.by
+
+    def rows(self, index: NDArray[np.int64], draws: Draws, augment: Augment) -> Tensor:
+        return self.images.rows(index, draws, augment)
+
+    @property
+    def floats(self) -> Callable[[Tensor, Draws], Tensor]:
+        return _Floats(self.images.floats, self.made)
+
+
+@dataclass(frozen=True)
+class _Floats:
+    """As a value, so that workers can be sent it."""
+
+    floats: Callable[[Tensor, Draws], Tensor]
+    codec: Codec
+
+    def __call__(self, rows: Tensor, draws: Draws) -> Tensor:
+        return self.codec.encode(self.floats(rows, draws)).mean

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dualrate.data.archive import read_arrays
-from dualrate.data.source import Raw, Source, Split, class_numbers, hold_out
-from dualrate.data.untrusted import printable
+from dualrate.data.archives import read_arrays
+from dualrate.data.source import Raw, Source, Split, class_numbers, hold_out, printable
 
 _NAMES = (("images", "arr_0"), ("labels", "arr_1"))  # of each, the first that there is
 

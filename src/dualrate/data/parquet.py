@@ -20,9 +20,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualrate.data.source import Raw, Source, Split, class_numbers, hidden, hold_out, some, split_named
-from dualrate.data.untrusted import printable, reading
-from dualrate.machine.files import check_regular
+from dualrate.data.source import (
+    Raw,
+    Source,
+    Split,
+    class_numbers,
+    hidden,
+    hold_out,
+    printable,
+    reading,
+    some,
+    split_named,
+)
+from dualrate.system.files import check_regular
 
 PREFIXES = ("train", "test", "val")  # of files' names, in any case
 HELD_OUT = ("test", "val", "dev", "eval")  # the first with labels is the test split

@@ -3,39 +3,154 @@
 A shard is a range of the source's images in their order, whatever the number of processes. It is written aside and
 renamed, then its record; one that has both is never made again. What is prepared has the bits of the source read
 directly at that size: the same decoding, the same split.
+
+The folder that `prepare`, or `encode`, writes: whether it may, whether there is room, what a killed process left.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import OnBad, Options, cache_dir, identity, image_of, image_or_fault, summary
 from dualrate.data.images import ImageSet, check_outside, find_source, prepared_folder
-from dualrate.data.prepare_folder import (
-    begun_strictly,
-    check_folder,
-    check_space,
-    is_done,
-    make_blocks,
-    record_file,
-    remove_leftovers,
+from dualrate.data.shards import (
+    DATASET,
+    FORMAT,
+    PLAN,
+    SHARD_BYTES,
+    Shards,
+    block_sums,
+    is_finished,
+    is_prepared,
+    labels_file,
 )
-from dualrate.data.shards import DATASET, FORMAT, PLAN, SHARD_BYTES, Shards, block_sums, is_finished, labels_file
-from dualrate.data.source import SPLITS, DataProgress, Items, Raw, Source, Split
-from dualrate.data.untrusted import one_line
-from dualrate.machine.files import read_json, whole, write_whole
-from dualrate.machine.folders import Manifest
-from dualrate.machine.guards import run_lock
-from dualrate.machine.workers import Mapper, in_turn
+from dualrate.data.source import SPLITS, DataProgress, Items, Raw, Source, Split, one_line
+from dualrate.system.files import naming, read_json, whole, write_whole, written_aside
+from dualrate.system.folders import MANIFEST, Manifest
+from dualrate.system.progress import run_lock
+from dualrate.system.workers import Mapper, in_turn
+
+
+class Counted(Protocol):
+    """The work of one shard, of so many images."""
+
+    @property
+    def count(self) -> int: ...
+
+
+Work = TypeVar("Work", bound=Counted)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises OSError, before hours of work, where the disk cannot hold so many bytes more."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder} is to hold {_size(needed)} more, and {_size(free)} are free there: make room for "
+            f"{_size(needed - free)}, or ask for a smaller --size; the same command goes on"
+        )
+
+
+def _size(count: int) -> str:
+    """Of so many bytes."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count} byte{'s' * (count != 1)}"
+
+
+def begun_strictly(folder: Path) -> bool:
+    """Whether a preparation was begun there that ends at bad images: one that leaves them out has the same shards."""
+    before = read_json(folder / PLAN) if is_prepared(folder) else None
+    return isinstance(before, dict) and before.get("on_bad") == "fail"
+
+
+def check_folder(
+    folder: Path, plan: dict[str, Any], *, file: str = PLAN, done: str = "prepared", free: Container[str] = ("source",)
+) -> None:
+    """Raises ValueError unless the folder is empty, new, or of the same plan.
+
+    file: that holds the plan, whose "content" is the source's; done: what became of it; free: parts that may differ
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a new folder for the {done} images")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / file).is_file():
+        if there := sorted(
+            file.name for file in folder.iterdir() if file.name != ".lock" and not written_aside(file.name)
+        ):
+            raise ValueError(f"{folder} is not empty ({there[0]}, ...): give a new folder for the {done} images")
+        return
+    before = read_json(folder / file)
+    if not isinstance(before, dict):
+        raise ValueError(f"{folder / file} is no JSON object: remove the folder and begin anew")
+    names = [name for name in plan if name not in free and name != "content" and before.get(name) != plan[name]]
+    if names:
+        differ = "; ".join(f"{name} {before.get(name)}, now {plan[name]}" for name in names)
+        raise ValueError(f"{folder} was {done} with {differ}: ask for the same, or give another folder")
+    if before.get("content") != plan["content"]:
+        raise ValueError(
+            f"{folder} was {done} from other files ({before.get('source')}): their names, sizes or times of change "
+            f"are not those of {plan['source']} now; give another folder"
+        )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What a killed process left half written, and the manifest of what is to be mended."""
+    for file in folder.iterdir():
+        if written_aside(file.name) or file.name == MANIFEST:
+            with naming(file):
+                file.unlink()
+
+
+def record_file(file: str) -> str:
+    """Of a shard's record, which is written after the shard."""
+    return Path(file).with_suffix(".json").name
+
+
+def is_done(folder: Path, file: str, row: int) -> bool:
+    """Whether a shard is there with its record, which says how many rows it has; row: bytes of one."""
+    shard, record = folder / file, folder / record_file(file)
+    if not (shard.is_file() and record.is_file()):
+        return False
+    try:
+        return shard.stat().st_size == read_json(record)["images"] * row
+    except (ValueError, KeyError, TypeError):  # no record: the shard is made again
+        return False
+
+
+def make_blocks(
+    job: Callable[[Work], object],
+    missing: Sequence[Work],
+    total: int,
+    mapper: Mapper,
+    progress: Callable[[int, int], None],
+    place: str,
+) -> None:
+    """Do the job for every block; of `total` images the others are done. progress: (images done, total).
+
+    Raises KeyboardInterrupt, which says how many images are in their place.
+    """
+    done = total - sum(block.count for block in missing)
+    progress(done, total)
+    try:
+        for block, _ in mapper(job, missing):
+            done += block.count
+            progress(done, total)
+    except KeyboardInterrupt:
+        said = f"interrupted: {done:,} of {total:,} images are {place}; the same command goes on"
+        raise KeyboardInterrupt(said) from None
+
 
 PREPARING = "preparing"  # what progress is told
 _PROBED = 100  # images looked at for one that can be read, before it is given up

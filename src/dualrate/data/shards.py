@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualrate.data.source import DataProgress, Each, Raw, Source, Split
-from dualrate.machine.files import naming
-from dualrate.machine.folders import MANIFEST, Damaged, Manifest, some_of
-from dualrate.machine.workers import Mapper
+from dualrate.system.files import naming
+from dualrate.system.folders import MANIFEST, Damaged, Manifest, some_of
+from dualrate.system.workers import Mapper
 
 FORMAT = 1
 PLAN, DATASET = "prepare.json", "dataset.json"

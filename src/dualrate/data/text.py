@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from dualrate.codecs.characters import MOST
+from dualrate.codecs.tokens import MOST
 from dualrate.data.images import ImageSet
-from dualrate.data.source import Split
-from dualrate.data.untrusted import resolved
-from dualrate.machine.files import check_regular
+from dualrate.data.source import Split, resolved
+from dualrate.system.files import check_regular
 
 PYTHON_DOCS, ENDING = "python-docs", ".txt"
 PIECE = 64  # characters, where nothing else is said

@@ -15,17 +15,18 @@ import torch
 from dualrate.config.ranges import as_path
 from dualrate.demo.page import DemoResults, SmallRun, demo_page
 from dualrate.demo.turns import Limits, MeasuredPlan, Turns
-from dualrate.experiments.experiment import Experiment, Model
-from dualrate.machine.files import write_whole
-from dualrate.machine.progress import PlainReporter, Reporter, duration
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.evaluator import evaluator, messages
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.evaluator import evaluator, messages
+from dualrate.experiment.experiment import Experiment, Model
 from dualrate.metrics.evaluate import Evaluator
 from dualrate.recipes import fashion_mnist
-from dualrate.report import headline, table
+from dualrate.report import table
+from dualrate.report import table as headline
 from dualrate.runs.store import EXPERIMENT, load, read_losses
 from dualrate.runs.train import train
+from dualrate.system.files import write_whole
+from dualrate.system.progress import PlainReporter, Reporter, duration
 
 SHOWN = 30  # images of every grid: the first seeds, so rows of the same classes
 REST = 1  # minutes for reading the data, scoring and the page

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from dualrate.demo.turns import ROUND, MeasuredPlan
-from dualrate.experiments.experiment import Model
-from dualrate.machine.environment import environment
-from dualrate.machine.progress import duration
+from dualrate.experiment.experiment import Model
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.report import headline
+from dualrate.report import table as headline
 from dualrate.report.figures import loss_figure, quality_figure
 from dualrate.report.html import Drawing, Element, Facts, Gallery, Picture, Points, Section, Text, page
 from dualrate.report.image_grid import image_grid
 from dualrate.report.rows import Row
 from dualrate.report.table import Table, floor_note, significant, table
+from dualrate.system.environment import environment
+from dualrate.system.progress import duration
 
 COLUMNS = 10
 SINGLE = ("heavy", "medium", "small", "light alone")

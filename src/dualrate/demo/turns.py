@@ -5,7 +5,7 @@
     rounds       every plan draws ROUND images; again, until all have enough or there is no time for another round
     scores       of as many images of each
 
-Features are kept in shards of a round (metrics/feature_store.py), so the same call goes on where it was. Seconds per
+Features are kept in shards of a round (metrics/store.py), so the same call goes on where it was. Seconds per
 image are the median over the rounds.
 """
 
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from dualrate.measuring.drawer import Drawer
-from dualrate.measuring.measure import keep_features, measure
+from dualrate.drawing.drawer import Drawer
+from dualrate.drawing.measure import keep_features, measure
 from dualrate.metrics.evaluate import Evaluator
-from dualrate.metrics.feature_store import FeatureStore
+from dualrate.metrics.store import FeatureStore
 from dualrate.report.rows import Row
 
 ROUND = 50  # images of a plan in a round

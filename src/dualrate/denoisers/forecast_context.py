@@ -2,8 +2,8 @@
 
     F(t) = F(tau) + (u_t - u_tau) (F(tau) - F(tau')) / (u_tau - u_tau'),   u = log-SNR, tau' the heavy call before tau
 
-Newton's form of the line through both (denoisers/forecast.py). The light network is told that they are of t, since that
-is what they are forecast for; told tau it would age them once more. After the first heavy call, and after steps
+Newton's form of the line through both (denoisers/feature_cache.py). The light network is told that they are of t, since
+that is what they are forecast for; told tau it would age them once more. After the first heavy call, and after steps
 without a context, there is one to go by, which stays as it is.
 
 Source: ours, after TaylorSeer (Liu et al. 2025, arXiv 2503.06923), which forecasts features of a network that runs
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.denoisers.forecast import forecast
+from dualrate.denoisers.feature_cache import forecast
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Schedule
 from dualrate.diffusion.values import Cond, Context, Reuse

@@ -27,11 +27,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.prediction import x_from_v
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Schedule, alpha, sigma
-from dualrate.diffusion.times import expand, once
-from dualrate.diffusion.values import Shape
+from dualrate.diffusion.values import Shape, expand, once
 
 
 class Distribution(Protocol):
@@ -45,7 +44,7 @@ class Distribution(Protocol):
 class Process(ABC):
     """x -> z_t, t from 0 (data) to 1 (noise). x, z: (B, C, H, W), or more leading axes; times: (B,), or those axes.
 
-    A subclass is a frozen dataclass. A plan's times are numbers on the host (`diffusion/times.py`), and so are the
+    A subclass is a frozen dataclass. A plan's times are numbers on the host (`diffusion/values.py`), and so are the
     coefficients of what is made with them.
     """
 

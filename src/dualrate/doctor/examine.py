@@ -11,14 +11,19 @@ import torch
 
 from dualrate.config.ranges import as_path
 from dualrate.data.cache import cache_dir
-from dualrate.doctor.disk import check_disk, check_shared_memory
 from dualrate.doctor.finding import Finding, problem
-from dualrate.doctor.hardware import check_compiler, check_device, check_threads
-from dualrate.doctor.images import check_images
-from dualrate.doctor.installation import check_installation, check_torch
-from dualrate.doctor.processes import check_processes
-from dualrate.doctor.stored import check_stored, is_stored
-from dualrate.doctor.trial import check_trial
+from dualrate.doctor.machine import (
+    check_compiler,
+    check_device,
+    check_disk,
+    check_installation,
+    check_processes,
+    check_shared_memory,
+    check_threads,
+    check_torch,
+    check_trial,
+)
+from dualrate.doctor.stored import check_images, check_stored, is_stored
 
 Check = Callable[[], Iterator[Finding]]
 

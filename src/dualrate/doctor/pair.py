@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from dualrate.machine.world import LOST, Lost, joined, own_device
+from dualrate.training.distributed import LOST, Lost, joined, own_device
 
 
 def main(kind: str) -> int:

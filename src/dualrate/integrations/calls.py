@@ -2,13 +2,22 @@
 
 torch's generators are states, ours are functions of a seed. A generator that nothing was drawn from stands for the seed
 that it was made with; each time it is asked it is drawn from, so the next time it stands for the number it gives.
+
+Folders that another library writes and reads, with a manifest of ours in each: what is damaged is told by name.
+
+FOLDER/MANIFEST.json            of the files beside it
+FOLDER/encoder/MANIFEST.json    of those below it, and so on
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,13 +26,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dualrate.data.images import to_uint8
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond, Refresh
-from dualrate.experiments.experiment import Model
-from dualrate.measuring.drawer import Drawer
-from dualrate.sampling.noise import StepNoise
-from dualrate.sampling.trajectory import first_state, trajectory
+from dualrate.drawing.drawer import Drawer
+from dualrate.experiment.experiment import Model
+from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
+from dualrate.system.files import check_files
+from dualrate.system.folders import MANIFEST, Damaged, Manifest
 
 Value = TypeVar("Value")
 WORD = 2**64
@@ -133,3 +143,53 @@ OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
     "pt": _unit,
     "latent": lambda z: z,
 }
+
+
+def seal(folder: Path, names: list[str] | None = None) -> None:
+    """Write the manifest of a folder's files. names: of those that there are; None: all of them."""
+    files = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST}
+    Manifest.write(folder, sorted(files if names is None else files & set(names)))
+
+
+def check_sealed(folder: Path, required: str) -> None:
+    """Raises OSError, naming the file, unless all that the manifest lists is what it says; warns where there is none.
+
+    required: a file that it lists in any case
+    Raises ValueError for a pipe, a socket or a device among the folder's files.
+    """
+    check_files(folder)
+    try:
+        manifest = Manifest.read(folder, [required])
+        if manifest is not None:
+            for name in manifest.entries:
+                with manifest.opened(name):  # which reads it to its end, for its hash alone
+                    pass
+    except Damaged as error:
+        raise OSError(
+            f"{folder} is damaged ({error}): fetch it again, or export it again from its run. If it was changed on "
+            f"purpose, remove its {MANIFEST}"
+        ) from error
+    if manifest is None:
+        warnings.warn(
+            f"{folder} has no {MANIFEST}, so nothing tells whether it is what was saved: save or export it again",
+            stacklevel=2,
+        )
+
+
+def seal_weights(folder: Path, config: str) -> None:
+    """The manifest of a network's folder, whose weights its library writes for their owner alone."""
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / config, file)
+    seal(folder)
+
+
+class Checked:
+    """Before another library reads a folder of ours, what it holds is compared with its manifest."""
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Raises OSError for a damaged folder, naming the file."""
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_sealed(folder, cls.config_name)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.codecs.codec import Codec, Moments, Normalisation
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Shape
-from dualrate.foreign.folder import variant_of
-from dualrate.machine.files import check_files, read_json
+from dualrate.from_diffusers.folder import variant_of
+from dualrate.system.files import check_files, read_json
 
 RULES_VERSION = 1  # part of every fingerprint: a rule that changes makes other latents
 

@@ -36,24 +36,33 @@ from dualrate.codecs.codec import ON_PIXELS, Codec, decoded
 from dualrate.codecs.config import CodecFolder, HeldCodec
 from dualrate.config.imports import already_imported
 from dualrate.config.serial import from_plain, to_plain
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
-from dualrate.experiments.experiment import Experiment, Model
-from dualrate.experiments.upgrade import upgraded
-from dualrate.foreign.folder import names_of
-from dualrate.integrations.calls import OUTPUTS, calling, class_numbers, count_of, next_seed, sampled
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
+from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.upgrade import upgraded
+from dualrate.from_diffusers.folder import names_of
+from dualrate.integrations.calls import (
+    OUTPUTS,
+    Checked,
+    calling,
+    check_sealed,
+    class_numbers,
+    count_of,
+    next_seed,
+    sampled,
+    seal,
+    seal_weights,
+)
 from dualrate.integrations.codecs import Autoencoder, but_in_float32
-from dualrate.integrations.sealed import Checked, check_sealed, seal, seal_weights
-from dualrate.machine.device import own_defaults
-from dualrate.machine.files import read_json
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.drawer import UNGUIDED, Drawer, Guidance
-from dualrate.networks.blocks import blocks_of
-from dualrate.networks.precision import cast_layers
+from dualrate.networks.blocks import blocks_of, cast_layers
 from dualrate.runs import store  # noqa: F401  # the methods that a file may name
-from dualrate.runs.checks import check_export
+from dualrate.runs.train import check_export
 from dualrate.sampling.catalogue import sampler_named
+from dualrate.system.device import own_defaults
+from dualrate.system.files import read_json
 
 STUB = '''"""For `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`."""
 

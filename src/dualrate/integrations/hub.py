@@ -14,17 +14,16 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from dualrate.config.ranges import as_path
-from dualrate.data.untrusted import printable
-from dualrate.experiments.experiment import Model
+from dualrate.data.source import printable
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import UNGUIDED, Drawer, Guidance
+from dualrate.experiment.experiment import Model
 from dualrate.integrations.diffusers import ROLES, TOP, VAE, DualRatePipeline
-from dualrate.machine.files import naming, read_json
-from dualrate.machine.folders import MANIFEST, new_folder
-from dualrate.measuring.choosing import Choice
-from dualrate.measuring.drawer import UNGUIDED, Drawer, Guidance
-from dualrate.metrics.fingerprint import Fingerprint
-from dualrate.runs.card import CARD, facts, history, rows
-from dualrate.runs.release import check_target
+from dualrate.metrics.origin import Fingerprint
+from dualrate.runs.release import CARD, check_target, facts, history, rows
 from dualrate.runs.store import Note, StoredModel, read_stored
+from dualrate.system.files import naming, read_json
+from dualrate.system.folders import MANIFEST, new_folder
 
 UNKNOWN = "unknown"  # the Hub's word for weights without a licence that is known
 HTTP = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # libraries that the Hub is reached by

@@ -25,15 +25,14 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map
 
 from dualrate.config.ranges import as_path
-from dualrate.diffusion.times import shared_time
-from dualrate.diffusion.values import Cond
-from dualrate.experiments.experiment import Model
-from dualrate.integrations.sealed import seal
-from dualrate.machine.folders import MANIFEST, new_folder
-from dualrate.measuring.choosing import Choice
-from dualrate.runs.checks import check_export
+from dualrate.diffusion.values import Cond, shared_time
+from dualrate.drawing.choice import Choice
+from dualrate.experiment.experiment import Model
+from dualrate.integrations.calls import seal
 from dualrate.runs.release import check_target
 from dualrate.runs.store import Note, load
+from dualrate.runs.train import check_export
+from dualrate.system.folders import MANIFEST, new_folder
 
 INDEX = "programs.json"
 ROWS = 2  # of a batch that is traced

@@ -13,6 +13,32 @@ of noise, the last one included. It holds for a reused context too: p(z_s | z_t,
 path, and the expectation is over paths z_T, ..., z_0 of q given x. The sampling loop follows one path per image.
 
 Source: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", arXiv 2107.00630; the dual-rate form is derived.
+
+A Markovian step with the variance that costs the bound least, measured on data.
+
+A step's kernel p(z_s | z_t) = N(mean_p, v) stands in for q(z_s | z_t, x) = N(mean_q, V), whose x it has to guess. Over
+data, KL = d/2 (V/v - 1 - log(V/v)) + E|mean_q - mean_p|^2 / (2 v) is least at
+
+    v = V + E|mean_q - mean_p|^2 / d          = V + B^2 E|x - x_hat|^2 / d for Ancestral, B = c alpha_s
+
+With it a long step costs bits in proportion to log(v/V), where the posterior's own variance (gamma = 0) charges the
+whole squared error over V. Any number here gives a true bound on other images than those it was measured on.
+
+Source: Bao, Li, Sun, Zhu, Zhang, "Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic
+Models", ICML 2022 (arXiv 2206.07309); here it is one number per step of a plan.
+
+The variational bound of tokens under a Markovian plan, in nats:
+
+    -log p(x) <= sum over steps t -> s of E KL(q(z_s | z_t, x) | p(z_s | z_t, z_tau))
+
+from t = 1, where no token is kept and the prior's term is 0, to s = 0, where all are, so that the last step's term is
+the reconstruction, E[-log p(x | z_t)]. A KL is a sum over categories and tokens.
+
+Of a masked process and an exact x_hat the bound reaches -log p(x) itself, for every x, as steps become small: tokens
+are then revealed one by one, in a random order, and p(x) is the product of its conditionals in any order. The steps'
+terms become -a_t' / (1 - a_t) times the cross-entropy of the masked tokens, integrated over t: the loss that trains.
+
+Sources: Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Shi et al. 2024 (MD4, arXiv 2406.04329).
 """
 
 from __future__ import annotations
@@ -27,11 +53,12 @@ from torch import Tensor
 from torch.special import log_ndtr
 
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.categorical import AXIS, Categorical
 from dualrate.diffusion.plan import StepPlan
-from dualrate.diffusion.process import Gaussian
-from dualrate.diffusion.times import expand
-from dualrate.diffusion.values import Cond
+from dualrate.diffusion.process import Gaussian, GaussianProcess
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond, expand
+from dualrate.sampling.covariance import place
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped
 from dualrate.sampling.trajectory import trajectory
 
@@ -135,3 +162,82 @@ def log_probability(x: Tensor, mean: Tensor, deviation: Tensor, bins: int) -> Te
     flip = low > 0  # of the two tails the one where the mass is small is exact
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     return log_ndtr(high) + torch.log1p(-torch.exp(log_ndtr(low) - log_ndtr(high)))
+
+
+@dataclass(frozen=True)
+class FittedVariance(MarkovStep):
+    """The means of `step` with the variance V + excess.
+
+    t:      (N,) times at which the steps of a plan start
+    excess: (N,) E|mean_q - mean_p|^2 / d of these steps
+    """
+
+    step: MarkovStep
+    t: tuple[float, ...]
+    excess: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{self.step}, fitted variance"
+
+    def __post_init__(self) -> None:
+        if len(self.t) != len(self.excess):
+            raise ValueError(f"one excess per step: got {len(self.excess)} for {len(self.t)} times")
+
+    @property
+    def markovian(self) -> bool:
+        return self.step.markovian
+
+    @property
+    def process(self) -> GaussianProcess:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.step.process
+
+    def start(self) -> Carry:
+        return self.step.start()
+
+    def kernel(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """p(z_s | z_t). Raises ValueError for a t at which no step of the fitted plan starts."""
+        mean = self.step.kernel(denoise, z, t, s).mean
+        own = self.process.posterior(mean, mean, t, s).variance  # whatever the state and the image
+        return Gaussian(mean, own + expand(self._excess(t), z))
+
+    def __call__(self, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor, draw: Draw, carry: Carry) -> Stepped:
+        return self.kernel(denoise, z, t, s).sample(draw()), carry
+
+    def _excess(self, t: Tensor) -> Tensor:
+        excess = torch.tensor(self.excess, dtype=t.dtype, device=t.device)
+        return excess[place(torch.tensor(self.t, dtype=torch.float64), t)]
+
+
+def mean_errors(denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor, cond: Cond, draws: Draws) -> Tensor:
+    """(B, N): |mean_q - mean_p|^2 / d of images x: (B, ...) at every step of a plan, without gradient.
+
+    Raises ValueError where the denoiser's context may not be reused under this step.
+    """
+
+    def mean_squared_gap(q: Gaussian, p: Gaussian) -> Tensor:
+        return (q.mean - p.mean).double().square().flatten(1).mean(1)
+
+    with torch.no_grad():
+        return along_path(denoiser, step, plan, x, cond, draws, mean_squared_gap)[1]
+
+
+def token_bound(denoiser: Denoiser, step: MarkovStep, plan: StepPlan, x: Tensor, cond: Cond, draws: Draws) -> Bound:
+    """The bound of tokens x: (B, V, H, W), one-hot, along one path each; unbiased over `draws`, one row per x.
+
+    Its dimensions are tokens. Raises ValueError for a plan that does not go from 1 to 0, and where the denoiser's
+    context may not be reused under this step.
+    """
+    if (plan.t[0], plan.t[-1]) != (1, 0):
+        raise ValueError(
+            f"tokens are all noise at t = 1 and none at 0, this plan goes from {plan.t[0]} to {plan.t[-1]}"
+        )
+    with torch.no_grad():
+        _, steps = along_path(denoiser, step, plan, x, cond, draws, token_divergence)
+    nothing = steps.new_zeros(len(x))
+    return Bound(nothing, steps, nothing, x[0].select(AXIS, 0).numel())
+
+
+def token_divergence(q: Categorical, p: Categorical) -> Tensor:
+    """KL(q | p) in nats: (B,), a sum over categories and tokens."""
+    ours, theirs = q.probabilities.double(), p.probabilities.double()
+    return (torch.special.xlogy(ours, ours) - torch.special.xlogy(ours, theirs)).flatten(1).sum(1)

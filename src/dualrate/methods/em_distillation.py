@@ -26,29 +26,38 @@ The student is the teacher's network at the noise level where its schedule ends,
 No data are needed, labels only. Ours: w(t), which is moment matching's; the times, the middle of (0, 1), for u^2 grows
 without bound as t falls; and the default sizes of the chain, small enough for minutes of a CPU, where the paper takes
 L = 16 and moves z too.
+
+The configuration of EM Distillation: a student of one step from a teacher of many.
+
+The student is the teacher's network at the noise level in which its own schedule ends, where it is called with pure
+noise; so its schedule is the teacher's up to there (`Truncated`). Teacher, student and auxiliary are as in moment
+matching: the teacher frozen and in no checkpoint, the auxiliary of its shape and trained along.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from dualrate.config.ranges import Factor, Probability, Range, Ranged, Share, Steps
-from dualrate.denoisers.denoiser import Denoiser, posterior_mean
-from dualrate.diffusion.draws import Draws
-from dualrate.diffusion.process import GaussianProcess, squared_error
-from dualrate.diffusion.times import expand
-from dualrate.diffusion.values import Batch, Cond
-from dualrate.diffusion.weighting import Weighting
-from dualrate.methods.method import Loss, Phase, quarters
+from dualrate.config.ranges import BelowOne, Factor, Probability, Range, Ranged, Share, Steps, TeacherGuidance
+from dualrate.denoisers.denoiser import Denoiser, Plain, posterior_mean
+from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.prediction import Sigmoid, Weighting
+from dualrate.diffusion.process import GaussianProcess, require_gaussian, squared_error
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Batch, Cond, expand
+from dualrate.experiment.experiment import Experiment, MethodConfig, Model, Prepared, Start
+from dualrate.experiment.plan_support import OneStep
+from dualrate.experiment.teaching import built, check_teacher, fill, require_no_decoder, teacher_at_rest
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.methods.watch import LogWatch
-from dualrate.networks.freeze import at_rest
+from dualrate.networks.blocks import at_rest
+from dualrate.training.method import Loss, Phase, quarters
 
 NoiseStep = Annotated[float, Range(0, 1, above=True)]
 LatentStep = Annotated[float, Range(0, 1)]
@@ -229,3 +238,74 @@ class EMWatch(LogWatch):
         if max(latent, noise) > ESCAPE:
             why = f"mean squares of {latent:.3g} (z) and {noise:.3g} (eps), not 1: lower --latent-step or --noise-step"
             self.warn(iteration, "the Langevin chain runs away", why)
+
+
+@dataclass(frozen=True)
+class EMDistillationConfig(MethodConfig, Ranged):
+    """EM distillation. The model serves one step, from noise to its x_hat."""
+
+    teacher: str
+    """A single-rate run, released weights, or a folder of diffusers."""
+    langevin: Langevin = Langevin()
+    times: Times = TIMES
+    """Least and largest time whose noise levels are matched; t is uniform between them."""
+    guidance: TeacherGuidance = 1.0
+    """Classifier-free guidance weight of the teacher; 1 is none."""
+    dropout: BelowOne | None = None
+    """Of student and auxiliary in training, not in sampling; as their networks say if not given."""
+    student_rate: Factor = 1.0
+    """The student's learning rate over the auxiliary's, which is fit.optim.lr."""
+    weighting: Weighting = Sigmoid()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_times(self.times)
+
+    @property
+    def drops_labels(self) -> bool:
+        """A student has its labels always: it is guided by its teacher, which it learns."""
+        return False
+
+    @property
+    def serves(self) -> OneStep:
+        return OneStep()
+
+    def check(self, experiment: Experiment) -> None:
+        require_gaussian(experiment.process, experiment.name)
+        if not experiment.networks.single_rate:
+            raise ValueError(
+                f"{experiment.name} is dual-rate: one step is one heavy call, so a light network would never run. Take "
+                "a single network, or moment matching for more steps"
+            )
+        require_no_decoder(experiment, "EM distillation")
+
+    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        teacher = start.load(self.teacher)
+        method = self._method(experiment, teacher, start)
+        if start.fresh:
+            problem = f"{self.teacher}: its network is not that of {experiment.name}"
+            fill(method.networks, teacher.networks.state_dict(), problem)
+        identity = {"teacher": f"weights {teacher.weights_hash[:12]}"}
+        return Prepared(method, {"teacher": str(teacher)}, identity, EMWatch)
+
+    def _method(self, experiment: Experiment, teacher: Model, start: Start) -> EMDistillation:
+        """Student and auxiliary as new. Raises ValueError if the teacher cannot teach this student."""
+        single = check_teacher(experiment, teacher, self.teacher, self.guidance)
+        dropping, process = single.with_dropout(self.dropout), experiment.gaussian
+        networks, student = replace(experiment, networks=dropping).build()
+        taught = teacher_at_rest(single, process, teacher, start)
+        if self.guidance != 1:
+            taught = Guided(taught, process, self.guidance, teacher.num_classes)
+        auxiliary = built(dropping, process, teacher.networks["model"].state_dict())
+        return EMDistillation(
+            networks=networks,
+            student=student,
+            auxiliaries=nn.ModuleDict({"auxiliary": auxiliary}),
+            auxiliary=Plain(auxiliary, process),
+            teacher=taught,
+            process=process,
+            weighting=self.weighting,
+            langevin=self.langevin,
+            times=self.times,
+            student_rate=self.student_rate,
+        )

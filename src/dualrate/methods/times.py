@@ -14,6 +14,11 @@ Plans whose first heavy call comes late are another family (`first`): that call 
 Whatever the family, t is uniform and x_hat is regressed on x with the weight of t alone: the loss is the mean of its
 plans' objectives, which weighs plans and biases nothing, for E[x | z_t, z_tau] = E[x | z_t] is right under all of them.
 `few` weighs plans of few heavy calls more, and so long ages of the context, t - tau.
+
+Context dropout: which images of a training batch keep the context of the heavy network.
+
+They are spread evenly over the sample numbers, so that every run of an even number of images keeps exactly half of them
+at a dropout of 0.5. The others train the light network alone, and are not encoded.
 """
 
 from __future__ import annotations
@@ -26,9 +31,25 @@ import torch
 from torch import Tensor
 
 from dualrate.config.ranges import Probability, Range, Ranged, Share, Steps
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch
-from dualrate.methods.context_dropout import kept_images
+
+
+def kept_images(draws: Draws, dropout: float) -> Tensor:
+    """(K, 1): numbers of the images, within the batch, that keep their context."""
+    return torch.nonzero(radical_inverse(draws.row) >= dropout)
+
+
+def radical_inverse(row: Tensor) -> Tensor:
+    """(B,) float64 in [0, 1): the binary digits of sample numbers, the lowest 32, mirrored at the point.
+
+    Van der Corput's sequence: any 2^m rows that begin at a multiple of 2^m have one in every 2^-m. Beside the rotation
+    of `stratified_uniform` it is uniform in the square, whatever threshold it is compared with: the rows that share
+    their lowest digits are equally far apart, and t at these is a rotation by a multiple of the golden ratio, which is
+    as irrational. A second rotation would be tied to the first at thresholds near its multiples.
+    """
+    place = torch.arange(32, device=row.device)
+    return ((row[:, None] >> place) & 1).double() @ torch.ldexp(torch.ones_like(place).double(), -place - 1)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.data.shards import Shards
-from dualrate.machine.files import read_bytes, tensors_of
 from dualrate.metrics.extractor import features_of_photos, resized
+from dualrate.system.files import read_bytes, tensors_of
 
 MODEL, REVISION = "facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.data.shards import Shards
-from dualrate.machine.files import read_bytes
 from dualrate.metrics.extractor import features_of_photos, resized
+from dualrate.system.files import read_bytes
 
 NAME, DIM, SIZE = "efficientnet-lite0", 320, 112
 MEAN, STD = 127, 128  # of a pixel in 0..255, as the weights were trained (MEAN_RGB, STDDEV_RGB of TensorFlow's)

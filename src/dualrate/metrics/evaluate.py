@@ -1,4 +1,7 @@
-"""Scores of generated images: a Frechet distance with its interval, beside the floor that real images reach."""
+"""Scores of generated images: a Frechet distance with its interval, beside the floor that real images reach.
+
+What a Frechet distance does not tell: a distance that is unbiased at any count, and fidelity apart from variety.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,49 @@ from torch import Tensor
 
 from dualrate.codecs.codec import ON_PIXELS, Codec, round_trip
 from dualrate.data.images import ImageSet, to_float, to_uint8
-from dualrate.diffusion.draws import Draws
-from dualrate.machine.progress import ImageProgress
-from dualrate.machine.workers import Mapper, in_turn
-from dualrate.metrics.bootstrap import LEVEL, interval_of, resampled_distances
-from dualrate.metrics.details import Details
+from dualrate.diffusion.random import Draws
 from dualrate.metrics.extractor import FeatureExtractor
-from dualrate.metrics.fingerprint import Fingerprint
-from dualrate.metrics.frechet import PER_FEATURE, GaussianStats, frechet_distance
-from dualrate.metrics.kernel import kernel_distance, kernel_metric
-from dualrate.metrics.precision_recall import Manifold
-from dualrate.metrics.real_features import real_features, store_in
+from dualrate.metrics.frechet import (
+    LEVEL,
+    PER_FEATURE,
+    GaussianStats,
+    frechet_distance,
+    interval_of,
+    resampled_distances,
+)
+from dualrate.metrics.kid_prc import KernelDistance, Manifold, PrecisionRecall, kernel_distance, kernel_metric
+from dualrate.metrics.origin import Fingerprint
 from dualrate.metrics.reference import Reference
+from dualrate.metrics.store import real_features, store_in
+from dualrate.system.progress import ImageProgress
+from dualrate.system.workers import Mapper, in_turn
+
+
+@dataclass(frozen=True)
+class Details:
+    """Further measures of generated images, beside their score.
+
+    kernel_metric:    what the kernel distance is called in these features, "KID" or "KD-<name>"
+    kernel:           against the whole reference, by random subsets
+    precision_recall: against `reference_count` real images
+    reference_count:  as many as were generated, or all there are
+    """
+
+    kernel_metric: str
+    kernel: KernelDistance
+    precision_recall: PrecisionRecall
+    reference_count: int
+
+    def text(self) -> str:
+        """For people, in two lines."""
+        kernel, shares = self.kernel, self.precision_recall
+        return (
+            f"{self.kernel_metric}: {kernel.value:.3g} +- {kernel.standard_error:.2g} (standard error), lower is "
+            f"better; {kernel.subsets} subsets of {kernel.size}\n"
+            f"precision {shares.precision:.3f}, recall {shares.recall:.3f}: higher is better; k = {shares.k}, against "
+            f"{self.reference_count} reference images"
+        )
+
 
 Net = TypeVar("Net", bound=FeatureExtractor)
 ROUND_TRIP = 16  # images that a codec encodes at a time

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualrate.data.shards import Shards
-from dualrate.machine.device import whole_products
+from dualrate.system.device import whole_products
 
 
 class Extractor(Protocol):

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import BatchSize, Channels, Images, Ranged
 from dualrate.data.shards import Shards
-from dualrate.machine.files import naming, write_whole
 from dualrate.metrics.extractor import features_of_photos
+from dualrate.system.files import naming, write_whole
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"

@@ -13,7 +13,7 @@ from safetensors.torch import save as bytes_of_tensors
 from torch import nn
 
 from dualrate.config.serial import from_json, to_plain
-from dualrate.machine.files import read_bytes, tensors_of, write_whole
+from dualrate.system.files import read_bytes, tensors_of, write_whole
 
 
 class Card(Protocol):

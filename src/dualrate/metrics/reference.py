@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualrate.data.archive import read_arrays
-from dualrate.data.untrusted import printable
-from dualrate.machine.files import check_regular, naming
-from dualrate.machine.progress import ImageProgress
+from dualrate.data.archives import read_arrays
+from dualrate.data.source import printable
 from dualrate.metrics.extractor import FeatureExtractor
 from dualrate.metrics.frechet import ROUNDING, GaussianStats, clamped_eigenvalues
-from dualrate.metrics.real_features import real_features
+from dualrate.metrics.store import real_features
+from dualrate.system.files import check_regular, naming
+from dualrate.system.progress import ImageProgress
 
 ASYMMETRY = 1e-6  # of sigma's largest entry, at least; published ones were summed in another order
 _EDM2_KEYS = {"FID": "fid", "FD-DINOv2": "fd_dinov2"}

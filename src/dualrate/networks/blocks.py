@@ -3,20 +3,89 @@
 Activations are (B, C, H, W), kept in channels-last memory, so that (B, H * W, C) tokens are a view of them.
 Every block ends in a zero-initialised projection, so at initialisation it is the identity.
 MACs per image: convolution block 18 C^2 HW; transformer block 12 C^2 n + 2 C n^2 with n = HW tokens.
+
+Which precision networks run in; under autocast weights held in bfloat16, and the parts in float32 nevertheless.
+
+Autocast casts the weights of linear layers and convolutions wherever they are used; it keeps the result only of weights
+that require gradients, and only until its block ends. A network that samples has none of those: 72 of the 170 operators
+of a light call were casts. Held in bfloat16 the weights have the same bits, and are cast once.
+
+Parameters that do not train for a while: `frozen`, the one way to switch them off and on again; `at_rest` stills
+dropout too.
+
+A frozen parameter gets no gradient, so an optimiser that holds it keeps no state for it and leaves it alone, weight
+decay included, and its moving average stays where it is. The gradient with respect to the module's *inputs* still
+flows: `torch.no_grad` is the stronger tool where not even that is wanted.
+
+Only the `requires_grad` flags change: no parameter is replaced, cast or moved. The block may hold a network's first
+forward: autocast keeps 16-bit copies only of weights that require gradients, so a frozen call leaves none behind; and
+gathered weights of networks that processes hold together (FSDP) take the flags of their parts at every gathering.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualrate.networks.precision import no_autocast
+from dualrate.config.ranges import Precision
+from dualrate.system.device import pays
+
+Value = TypeVar("Value")
+
+
+def in_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether matrix products are in bfloat16 there."""
+    return pays(device) if precision == "auto" else precision == "bfloat16"
+
+
+def no_autocast(h: Tensor) -> AbstractContextManager[object]:
+    """Within it what is done with h is done in its own precision.
+
+    Nothing where autocast is off: what is compiled from that alone is found in the cache again.
+    """
+    device = h.device.type
+    if h.is_meta or not torch.is_autocast_enabled(device):  # torch cannot ask for `meta`
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+class InFloat32(nn.Module):
+    """Of a layer's base classes the first: it then runs in the precision of its weights, whatever autocast says."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        h = input.to(next(self.parameters()).dtype)
+        with no_autocast(h):
+            return super().forward(h)
+
+
+def cast_layers(network: nn.Module) -> Iterator[nn.Module]:
+    """The linear layers and convolutions, whose weights autocast casts, but for those within `InFloat32`."""
+    if isinstance(network, InFloat32):
+        return
+    if isinstance(network, (nn.Linear, nn.Conv2d)):
+        yield network
+    for part in network.children():
+        yield from cast_layers(part)
+
+
+def copied(value: Value, network: nn.Module, *, bfloat16: bool) -> Value:
+    """A copy of what holds the network or parts of it, which shares the network's weights.
+
+    bfloat16: but for those of `cast_layers`, which are bfloat16 then, without gradient
+    """
+    held: dict[int, object] = {id(part): part for part in (*network.parameters(), *network.buffers())}
+    for layer in cast_layers(network) if bfloat16 else ():
+        for weight in layer.parameters(recurse=False):
+            held[id(weight)] = nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
+    return copy.deepcopy(value, held)
+
 
 Norm = Literal["layer", "group"]
 AS_CPU = {"cpu"}  # kinds of device on which attention is not one kernel, and whose autocast leaves norms as they are
@@ -58,8 +127,8 @@ class Block(nn.Module):
     """A part of a network that is repeated. forward: (h, emb) -> like h; h: (B, C, H, W), emb: (B, E).
 
     A derived class says no more by this than that training may treat its blocks one by one: hold the weights of each in
-    several processes (training/sharding.py), compute it again in the backward pass (training/recompute.py), compile it
-    (training/compiling.py).
+    several processes (training/distributed.py), compute it again in the backward pass (training/memory.py), compile it
+    (training/memory.py).
     """
 
 
@@ -261,3 +330,39 @@ class NoiseEmbedding(nn.Module):
     def forward(self, log_snr: Tensor) -> Tensor:
         angle = log_snr[:, None] * self.frequency
         return self.mlp(torch.cat((torch.sin(angle), torch.cos(angle)), dim=-1))
+
+
+@contextmanager
+def frozen(*modules: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Within the block no parameter of `modules` requires a gradient; afterwards, come what may, each is as before.
+
+    but: parameters that are left alone
+    """
+    spared = {id(parameter) for parameter in but}
+    found = [parameter for module in modules for parameter in module.parameters() if id(parameter) not in spared]
+    flags = [(parameter, parameter.requires_grad) for parameter in found]
+    try:
+        for parameter, _ in flags:
+            _set(parameter, False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            _set(parameter, flag)
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Within the block the module is frozen and in evaluation mode; afterwards each part of it is as before."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        with frozen(module):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _set(parameter: nn.Parameter, flag: bool) -> None:
+    if parameter.requires_grad != flag:  # a needless call costs more than the look
+        parameter.requires_grad_(flag)

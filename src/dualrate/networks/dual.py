@@ -49,8 +49,7 @@ from torch.nn.functional import logsigmoid
 
 from dualrate.config.ranges import Channels, Range, Ranged
 from dualrate.diffusion.prediction import v_from_x, x_from_v
-from dualrate.networks.blocks import NoiseEmbedding
-from dualrate.networks.precision import InFloat32
+from dualrate.networks.blocks import InFloat32, NoiseEmbedding
 from dualrate.networks.uvit import Level, UViT, UViTConfig
 
 Estimate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (z_t, the feature, log_snr_tau, log_snr_t) -> v

@@ -31,6 +31,7 @@ from dualrate.config.ranges import BelowOne, Channels, Classes, OuterLevels, Ran
 from dualrate.diffusion.values import Shape
 from dualrate.networks.blocks import (
     ConvBlock,
+    InFloat32,
     NoiseEmbedding,
     Norm,
     TransformerBlock,
@@ -43,7 +44,6 @@ from dualrate.networks.blocks import (
     unpatchified,
     zero_init,
 )
-from dualrate.networks.precision import InFloat32
 
 Skips = list[tuple[Tensor, Tensor]]  # (before, after) of the module docstring, finest level first
 

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Cond
-from dualrate.sampling.noise import StepNoise
 from dualrate.sampling.step import Step
-from dualrate.sampling.trajectory import first_state, trajectory
+from dualrate.sampling.trajectory import StepNoise, first_state, trajectory
 
 
 def similarities(

@@ -31,20 +31,19 @@ from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Literal
 
+from dualrate.data.images import Look, look_at
 from dualrate.data.latents import LatentSet, is_encoded, read_latents
-from dualrate.data.look import Look, look_at
-from dualrate.data.untrusted import resolved
+from dualrate.data.source import resolved
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import Cosine, Interpolated
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
-from dualrate.machine.progress import PlainReporter, Reporter
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.dual import light_of
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe
+from dualrate.system.progress import PlainReporter, Reporter
 from dualrate.training.config import FitConfig
 from dualrate.training.optim import OptimConfig
 

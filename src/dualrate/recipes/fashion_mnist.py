@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.early_exit import EarlyExitConfig, EarlyExitNetwork
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.experiment import Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.early_exit import EarlyExitConfig, EarlyExitNetwork
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.students import DISTILLING, StudentRecipe

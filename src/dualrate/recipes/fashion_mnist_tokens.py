@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dualrate.codecs.grey_levels import GreyLevels
+from dualrate.codecs.tokens import GreyLevels
 from dualrate.diffusion.categorical import CategoricalProcess, Masked, Uniform
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import NetworksConfig, OneNetwork
-from dualrate.experiments.tokens import OneTransformer, TwoTransformers
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import NetworksConfig, OneNetwork
+from dualrate.experiment.tokens import OneTransformer, TwoTransformers
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler, TimeSource
 from dualrate.networks.tokens import TokensConfig
 from dualrate.recipes import fashion_mnist
-from dualrate.recipes.fashion_mnist_latents import FIT
+from dualrate.recipes.latents import FIT
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 
 CODEC, PROCESS = GreyLevels(8), Masked()

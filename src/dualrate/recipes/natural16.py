@@ -14,10 +14,9 @@ from __future__ import annotations
 from typing import Literal
 
 from dualrate.data.loader import Augment
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.networks import OneNetwork, TwoNetworks
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import OneNetwork, TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.training.config import FitConfig

@@ -26,20 +26,17 @@ from dualrate.data.images import existing
 from dualrate.data.latents import is_encoded, read_latents
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.values import Shape
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.foreign import COLOURS, OwnBlocks, Retrofitted, TwoForeign
-from dualrate.experiments.networks import NetworksConfig
-from dualrate.foreign.config import Adopted, adopted
-from dualrate.foreign.own_blocks import shorter
-from dualrate.foreign.sibling import check_reach
-from dualrate.foreign.taps import Tap, taps_of
-from dualrate.machine.progress import PlainReporter, Reporter
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import NetworksConfig
+from dualrate.from_diffusers.config import Adopted, adopted
+from dualrate.from_diffusers.experiment import COLOURS, OwnBlocks, Retrofitted, TwoForeign
+from dualrate.from_diffusers.retrofit import Tap, check_reach, shorter, taps_of
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import TimeSampler
 from dualrate.networks.uvit import Level, UViTConfig
 from dualrate.recipes.auto import TIERS, name_of
 from dualrate.sampling.cost import macs_of
+from dualrate.system.progress import PlainReporter, Reporter
 
 BLOCKS, HEAD = 4, 32
 NARROWEST, WIDEST = 2, 64  # in heads

@@ -9,16 +9,15 @@ from typing import Annotated, Any
 import torch
 
 from dualrate.config.ranges import Range, Ranged
-from dualrate.diffusion.categorical import CategoricalProcess
-from dualrate.diffusion.noise_planes import NoisePlanes
+from dualrate.diffusion.categorical import CategoricalProcess, NoisePlanes
 from dualrate.diffusion.schedule import Cosine, Interpolated, Truncated
-from dualrate.experiments.consistency import ConsistencyConfig
-from dualrate.experiments.em_distillation import EMDistillationConfig
-from dualrate.experiments.experiment import Experiment, MethodConfig
-from dualrate.experiments.moment_matching import MomentMatchingConfig, Rollout
-from dualrate.experiments.networks import NetworksConfig
-from dualrate.experiments.serves import AtLeast, OnePlan
-from dualrate.experiments.teaching import encoders_network, teachers_network
+from dualrate.experiment.experiment import Experiment, MethodConfig
+from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.plan_support import AtLeast, OnePlan
+from dualrate.experiment.teaching import encoders_network, teachers_network
+from dualrate.methods.consistency import ConsistencyConfig
+from dualrate.methods.em_distillation import EMDistillationConfig
+from dualrate.methods.moment_matching.config import MomentMatchingConfig, Rollout
 from dualrate.networks.tokens import TokensConfig
 from dualrate.networks.uvit import UViTConfig
 from dualrate.runs.store import read_experiment

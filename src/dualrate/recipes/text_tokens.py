@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dualrate.codecs.characters import Characters
+from dualrate.codecs.tokens import Characters
 from dualrate.data.text import PIECE, PYTHON_DOCS, is_text, read_text
 from dualrate.diffusion.categorical import Masked, Uniform
-from dualrate.experiments.data import DataConfig
-from dualrate.experiments.denoising import DenoisingConfig
-from dualrate.experiments.experiment import Experiment
-from dualrate.experiments.tokens import OneTransformer, TwoTransformers
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.tokens import OneTransformer, TwoTransformers
+from dualrate.methods.denoising import DenoisingConfig
 from dualrate.methods.times import SingleTime, TimeSampler
 from dualrate.networks.tokens import TokensConfig
-from dualrate.recipes.fashion_mnist_latents import FIT
+from dualrate.recipes.latents import FIT
 from dualrate.recipes.students import DISTILLING, StudentRecipe
 
 HEAVY, LIGHT = (128, 4), (64, 1)  # channels, blocks

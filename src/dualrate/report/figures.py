@@ -1,29 +1,112 @@
 """Figures, as inline SVG for pages (in the colour of the text around them: light and dark) or as PNG.
 
 Colours are those of Okabe and Ito, which colour-blind readers can distinguish; markers and dashes differ as well.
+
+How every page looks, light and dark: a file of its own, so that a page without figures loads no matplotlib.
+
+Points of quality against cost, and the front of them: those that no other beats.
+
+A point is on the front if no other is at most as dear and at least as good.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
 
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.values import Refresh
-from dualrate.metrics.fingerprint import require_same
-from dualrate.report.headline import plan_of
-from dualrate.report.pareto import unbeaten
+from dualrate.metrics.origin import require_same
 from dualrate.report.rows import Row
-from dualrate.report.table import compute_unit, significant
+from dualrate.report.table import compute_unit, plan_of, significant
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #24262b; --soft: #5d6370; --page: #fff; --line: #d9dce2; --tint: #f4f5f8 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8ec; --soft: #a2a8b4; --page: #15171b; --line: #353a44; --tint: #1d2026 }
+}
+* { box-sizing: border-box }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
+main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem }
+h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line) }
+p, ul { max-width: 46rem; margin: .6rem 0 }
+ul { padding-left: 1.2rem }
+li { margin: .4rem 0 }
+.lead { font-size: 1.15rem; padding: .9rem 1.1rem; background: var(--tint); border-radius: .5rem; max-width: none }
+.note, figcaption { font-size: .86rem; color: var(--soft) }
+.note { margin: .3rem 0 }
+.scroll { overflow-x: auto; margin: 1rem 0 .75rem }
+table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums }
+th, td { padding: .45rem .6rem; text-align: left; border-bottom: 1px solid var(--line); min-width: 8rem }
+th { font-weight: 600; color: var(--soft); vertical-align: bottom }
+.number { text-align: right; min-width: 0 }
+td.number { white-space: nowrap }
+figure { margin: 0 }
+figcaption { margin-top: .35rem }
+img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.4rem 1.5rem }
+.drawing { margin: 1rem 0 1.75rem; overflow-x: auto }
+.drawing svg { width: 100%; min-width: 32rem; height: auto; display: block }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .93rem }
+dt { color: var(--soft) }
+dd { margin: 0; overflow-wrap: anywhere }
+"""
+
+
+Item = TypeVar("Item")
+FLOOR = 1e-3  # of a replicate, in scores
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """cost > 0; score > 0, lower is better; replicates: (R,) of the score, from its bootstrap. Else ValueError.
+
+    curve: names the plans between which others could stand, such as those of one network under one sampler, which
+           differ in steps; None: it stands alone
+    """
+
+    name: str
+    cost: float
+    score: float
+    replicates: NDArray[np.float64]
+    curve: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 < self.cost < math.inf and 0 < self.score < math.inf):
+            raise ValueError(f"{self.name} has cost {self.cost} and score {self.score}; both must be positive numbers")
+
+    @property
+    def log_replicates(self) -> NDArray[np.float64]:
+        """Bias-centred replicates of a score near zero may fall below it, where logarithms end: FLOOR at least."""
+        return np.log(np.maximum(self.replicates, FLOOR * self.score))
+
+
+def unbeaten(items: Iterable[Item], place: Callable[[Item], tuple[float, float]]) -> list[Item]:
+    """The items that no other beats, in order of cost. place: an item's (cost, score)."""
+    kept: list[Item] = []
+    for item in sorted(items, key=place):
+        if not kept or place(item)[1] < place(kept[-1])[1]:
+            kept.append(item)
+    return kept
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats, in order of cost."""
+    return unbeaten(points, lambda point: (point.cost, point.score))
+
 
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P")

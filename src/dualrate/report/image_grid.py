@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dualrate.config.ranges import as_path
 from dualrate.data.images import to_uint8
-from dualrate.machine.device import own_defaults
-from dualrate.machine.files import whole
+from dualrate.system.device import own_defaults
+from dualrate.system.files import whole
 
 Images = np.ndarray | Tensor
 

@@ -25,8 +25,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.metrics.bootstrap import LEVEL
-from dualrate.report.pareto import Point, front
+from dualrate.metrics.frechet import LEVEL
+from dualrate.report.figures import Point, front
 
 RESOLUTION = 0.01  # of the costs at which an interval is looked for, in log cost
 PRECISION = 1e-4  # of its ends

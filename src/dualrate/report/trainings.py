@@ -21,8 +21,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from dualrate.metrics.bootstrap import LEVEL
-from dualrate.report.pareto import Point
+from dualrate.metrics.frechet import LEVEL
+from dualrate.report.figures import Point
 
 LEAST_FREEDOM = 3  # degrees of freedom: with fewer Student's t is too wide to be of use, and `student_quantile` wrong
 Trainings = Sequence[Sequence[Point]]  # of one network: a row a training, a column a plan

@@ -1,7 +1,7 @@
 """What a training will take, predicted: memory of a GPU, time, price. Nothing here was measured on a GPU.
 
     memory    weights + gradients + Adam + averages, as their tensors have it, parted between S GPUs where these hold
-              them together, + activations of a pass (training/budget.py)
+              them together, + activations of a pass (training/memory.py)
     compute   FLOPs of an iteration / (GPUs x peak x utilisation); the utilisation is an assumption
     exchange  each GPU sends what a ring does, at EFFICIENCY of the bandwidth of the ring's slowest link: that of a GPU
               in a machine; between machines, of the network cards of all GPUs of one that are in the ring.
@@ -12,7 +12,7 @@
     launching a GPU's host takes LAUNCH for every operator of every pass; fewer are left where blocks are compiled, how
               many is not known
     time      where all GPUs hold everything compute + what of exchange the backward pass of the last pass does not
-              hide, 2/3 of that pass (machine/gradients.py); the longer of the two where weights are held together,
+              hide, 2/3 of that pass (training/distributed.py); the longer of the two where weights are held together,
               since torch gathers ahead; launching, if it takes longer and nothing is compiled
 
 Memory is an upper bound where an iteration is one pass: then gradients grow as activations go. A compiled network
@@ -29,12 +29,11 @@ from torch import Tensor
 
 from dualrate.config.ranges import GPUCount, Ranged, Share
 from dualrate.diffusion.values import Batch
-from dualrate.experiments.experiment import Experiment, Model, Start
-from dualrate.machine.accelerators import Accelerator
-from dualrate.methods.method import Method
-from dualrate.training.budget import pass_cost, weightless, widen
+from dualrate.experiment.experiment import Experiment, Model, Start
+from dualrate.training.accelerators import Accelerator
 from dualrate.training.config import FitConfig
-from dualrate.training.recompute import recompute
+from dualrate.training.memory import pass_cost, recompute, weightless, widen
+from dualrate.training.method import Method
 
 EFFICIENCY = 0.8  # of a link's bandwidth, assumed
 BACKWARD = 2 / 3  # of the time of a pass, by FLOPs

@@ -7,6 +7,8 @@ FOLDER/model_index.json, ...                               a pipeline of diffuse
 WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the averaged ones, in bfloat16; sha256 of
                                                            both files, and of classes.json as above, checked by
                                                            whatever reads them
+
+Two runs as one model: one for steps without a context, the other for the rest (denoisers/duodiff.py).
 """
 
 from __future__ import annotations
@@ -26,34 +28,37 @@ from typing import Any, TypeGuard, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
-from dualrate.codecs import characters, grey_levels  # noqa: F401  # a file may name them
+from dualrate.codecs import tokens as grey_levels  # noqa: F401  # a file may name them
 from dualrate.codecs.codec import Codec
 from dualrate.codecs.config import CodecConfig
 from dualrate.config.imports import import_module, modules_of
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_json, to_plain
-from dualrate.data.given_latents import DrawnLatents
+from dualrate.data.latents import DrawnLatents
 from dualrate.denoisers.catalogue import denoiser_named, is_denoiser
-from dualrate.experiments import (  # noqa: F401  # a file may name their methods
-    consistency,
-    denoising,
-    early_exit,
-    em_distillation,
-    moment_matching,
-    tokens,
-    unified_latents,
+from dualrate.denoisers.duodiff import Switched
+from dualrate.diffusion.values import Reuse
+from dualrate.experiment import tokens  # noqa: F401  # a file may name their methods
+from dualrate.experiment.decoding import as_codec
+from dualrate.experiment.experiment import Experiment, Model
+from dualrate.experiment.teaching import fill
+from dualrate.experiment.upgrade import upgraded
+from dualrate.from_diffusers.experiment import experiment_of, weights_of
+from dualrate.from_diffusers.folder import is_diffusers, read_folder
+from dualrate.methods import (
+    consistency,  # noqa: F401  # a file may name their methods
+    denoising,  # noqa: F401  # a file may name their methods
+    early_exit,  # noqa: F401  # a file may name their methods
+    em_distillation,  # noqa: F401  # a file may name their methods
+    unified_latents,  # noqa: F401  # a file may name their methods
 )
-from dualrate.experiments.decoding import as_codec
-from dualrate.experiments.experiment import Experiment, Model
-from dualrate.experiments.foreign import experiment_of, weights_of
-from dualrate.experiments.teaching import fill
-from dualrate.experiments.upgrade import upgraded
-from dualrate.foreign.folder import is_diffusers, read_folder
-from dualrate.machine.device import own_defaults
-from dualrate.machine.environment import environment
-from dualrate.machine.files import (
+from dualrate.methods.moment_matching import config as moment_matching  # noqa: F401  # a file may name their methods
+from dualrate.sampling.cost import varies
+from dualrate.system.device import own_defaults
+from dualrate.system.environment import environment
+from dualrate.system.files import (
     ABSENT,
     MEMORY,
     MOST_JSON,
@@ -66,9 +71,60 @@ from dualrate.machine.files import (
     tensors_of,
     write_whole,
 )
-from dualrate.machine.folders import MANIFEST, Damaged, Manifest
-from dualrate.runs.pairs import switched
+from dualrate.system.folders import MANIFEST, Damaged, Manifest
 from dualrate.training import checkpoint
+
+
+def switched(heavy: Model, light: Model) -> Model:
+    """`light` where a step has no context, `heavy` at the others; codec and process are theirs both.
+
+    Raises ValueError for models of different shapes, classes, processes or latents, early exits, a distilled student,
+    which knows its own steps alone, a dual-rate decoder as the light one, and what `Switched` raises.
+    """
+    for what, (mine, other) in {
+        "images": (heavy.shape, light.shape),
+        "classes": (heavy.num_classes, light.num_classes),
+        "null class": (heavy.experiment.networks.null_class, light.experiment.networks.null_class),
+        "process": (heavy.process, light.process),
+        "codec": tuple(model.experiment.codec.fingerprint or "none" for model in (heavy, light)),
+        "latents": tuple(model.experiment.method.latents.fingerprint or "none" for model in (heavy, light)),
+        "arithmetic": tuple(model.experiment.networks.bfloat16_weights for model in (heavy, light)),
+    }.items():
+        if mine != other:
+            raise ValueError(
+                f"{light.name} cannot make steps of {heavy.name}: both must have the same {what}, got {other} and "
+                f"{mine}; name two models trained alike"
+            )
+    for model in (heavy, light):
+        if not model.serves.any_plan:
+            raise ValueError(
+                f"{model.name} is a distilled student, which knows its own steps alone and makes none for another "
+                "model: name a model that was trained at every noise level"
+            )
+        if varies(model.denoiser):
+            raise ValueError(
+                f"{model.name} has early exits, so it is a cheaper network at the steps that allow it by itself: name "
+                "the run that they were trained beside"
+            )
+    if light.denoiser.reuse is Reuse.FREE and light.call_cost.heavy:
+        raise ValueError(
+            f"{light.name} sees its latent through a heavy call and makes no step without one: name a decoder of a "
+            "single network"
+        )
+    try:
+        denoiser = Switched(light.denoiser, heavy.denoiser)
+    except ValueError as error:
+        raise ValueError(f"{light.name} cannot make steps of {heavy.name}: {error}") from error
+    networks = nn.ModuleDict({**heavy.networks, **{f"light {name}": net for name, net in light.networks.items()}})
+    return replace(
+        heavy,
+        name=f"{heavy.name} after {light.name}",
+        networks=networks,
+        denoiser=denoiser,
+        weights_hash=f"{heavy.weights_hash} after {light.weights_hash}",
+        called_by=None if light.path is None else str(light.path.resolve()),
+    )
+
 
 EXPERIMENT, WEIGHTS, HISTORY, METRICS = "experiment.json", "model.safetensors", "history.jsonl", "metrics.jsonl"
 CLASSES = "classes.json"

@@ -1,38 +1,47 @@
-"""Training a run: data, networks and trainer brought together in a directory that the same call resumes."""
+"""Training a run: data, networks and trainer brought together in a directory that the same call resumes.
+
+What is looked at before a training run does any work: where it would write, and what its images lack.
+
+The runs of a training in stages, one after the other; each goes on by itself, and so does what is made in between.
+
+OUT/first    the run that trains the codec
+OUT/latents  of its images by it, as it is when it is finished (`data/encode.py`)
+OUT/base     the run that trains a model of these: what is sampled from
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import re
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from dualrate.codecs.characters import BETWEEN, texts
 from dualrate.codecs.codec import Codec, decoded
+from dualrate.codecs.config import CodecFolder
+from dualrate.codecs.tokens import BETWEEN, texts
 from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
-from dualrate.data.given_latents import HeldOut
+from dualrate.data.encode import encode
 from dualrate.data.images import to_uint8
-from dualrate.data.loader import Batches, TrainingSet
-from dualrate.data.prefetch import Prefetched
+from dualrate.data.latents import HeldOut
+from dualrate.data.loader import Batches, Prefetched, TrainingSet
+from dualrate.data.source import DataProgress
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.draws import Draws
-from dualrate.experiments.experiment import COMPILED, Experiment, Model, Start
-from dualrate.experiments.upgrade import upgraded_identity
-from dualrate.machine.device import keep_compiled, own_defaults, peak_memory
-from dualrate.machine.files import read_records, write_whole
-from dualrate.machine.progress import PlainReporter, Reporter, Silent
-from dualrate.machine.world import World
-from dualrate.methods.method import Method
-from dualrate.networks.precision import in_bfloat16
+from dualrate.diffusion.random import Draws
+from dualrate.experiment.experiment import COMPILED, Experiment, Model, Start
+from dualrate.experiment.stages import Stages
+from dualrate.experiment.upgrade import upgraded_identity
+from dualrate.networks.blocks import in_bfloat16
 from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
-from dualrate.runs.checks import check_codec, check_end, check_names, check_out, data_notes
 from dualrate.runs.store import (
     EXPERIMENT,
     HISTORY,
@@ -45,12 +54,127 @@ from dualrate.runs.store import (
 from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import sample_batches
+from dualrate.system.device import keep_compiled, own_defaults, peak_memory
+from dualrate.system.files import read_records, write_whole
+from dualrate.system.folders import check_link, some_of
+from dualrate.system.progress import PlainReporter, Reporter, Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
+from dualrate.training.distributed import Share, World, shard_frozen
 from dualrate.training.log import MetricsFile, logged_iterations
 from dualrate.training.loop import fit
-from dualrate.training.sharding import shard_frozen
-from dualrate.training.share import Share
+from dualrate.training.method import Method
+
+SAMPLES = "sample.json"  # is in a folder of samples, which no run can be in
+OF_A_RUN = ("experiment.json", "checkpoints", ".lock")  # one of them is there as soon as a run has started
+TRIAL = ".trial-"  # of files that are made to see whether any can be
+LOGS = (".log", ".out", ".err")  # what a shell or a scheduler may have put there first
+
+
+def check_out(name: str, out: Path) -> None:
+    """Raises ValueError or OSError unless a run of this name can be trained in `out`. Leaves no trace.
+
+    `out` may be new, empty but for logs, or hold a run; a link to a directory is followed.
+    """
+    if not re.fullmatch(r"\w[\w.-]{0,79}", name, flags=re.ASCII):
+        raise ValueError(f"a run's name is 1 to 80 letters, digits and _ . - and no path, got {name!r}")
+    check_link(out)
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is a file, so no run can be in {out}: choose another --out")
+    try:
+        with tempfile.TemporaryFile(dir=existing, prefix=TRIAL):  # which NFS shows while it is open, to all processes
+            pass
+    except OSError as error:
+        raise OSError(f"nothing can be written to {existing} ({error.strerror}): choose another --out") from error
+    if existing == out:
+        _check_content(out)
+
+
+def check_names(plain: Any) -> None:
+    """Raises ValueError where a part of an experiment, as JSON, is of a class that no other process can import."""
+    if isinstance(plain, list):
+        for part in plain:
+            check_names(part)
+    if not isinstance(plain, dict):
+        return
+    module, colon, name = str(plain.get("type")).partition(":")
+    if colon and (module == "__main__" or "<locals>" in name):
+        where = "in a notebook or script" if module == "__main__" else f"within a function of {module}"
+        own = name.rpartition(".")[2]
+        raise ValueError(
+            f"{own} is defined {where}, where no command finds it again, so what is trained could not be loaded: move "
+            f"the class to the top of a file of its own, such as my_parts.py, and write `from my_parts import {own}` "
+            "here; commands then load the run by dualrate --import my_parts COMMAND ..."
+        )
+    for part in plain.values():
+        check_names(part)
+
+
+def _check_content(out: Path) -> None:
+    names = sorted(path.name for path in out.iterdir())
+    if "model.safetensors" in names:
+        raise ValueError(
+            f"{out} holds released weights, which would be loaded instead of the run: choose another --out"
+        )
+    if SAMPLES in names:
+        raise ValueError(f"{out} holds samples ({SAMPLES}): choose another --out")
+    foreign = [name for name in names if not name.endswith(LOGS) and not name.startswith((TRIAL, ".nfs"))]
+    if foreign and not set(OF_A_RUN) & set(names):
+        raise ValueError(f"{out} holds {some_of(foreign)} but no run: choose a new or empty directory as --out")
+
+
+def check_codec(experiment: Experiment, images: TrainingSet) -> None:
+    """Raises ValueError unless the images are what the experiment's codec is trained on: images, or its own latents."""
+    if images.alphabet != experiment.codec.alphabet:
+        found, expected = (
+            f"a text of {len(alphabet)} characters" if alphabet else "a set of pictures"
+            for alphabet in (images.alphabet, experiment.codec.alphabet)
+        )
+        raise ValueError(
+            f"{images.name} is {found}, and {experiment.name} is of {expected}, these or others: name the data that it "
+            "was begun on, or begin a new run (dualrate train text-tokens is of texts)"
+        )
+    own, of_data = experiment.codec.fingerprint, images.codec.fingerprint
+    if own == of_data:
+        return
+    said = {True: "latents by the codec {} (sha256)", False: "images"}
+    found, expected = (said[bool(one)].format(one[:12]) for one in (of_data, own))
+    raise ValueError(
+        f"{images.name} has {found}, and {experiment.name} is trained on {expected}: name the data that it was begun "
+        "on, or begin a new run, in Python with `dualrate.experiment.stages.on_codec_of_data`"
+    )
+
+
+def check_end(experiment: Experiment, codec: Codec) -> None:
+    """Raises ValueError unless what is sampled is what the codec decodes: latents with their noise, or without."""
+    drawn, taken = experiment.process.end, codec.log_snr
+    if drawn != taken:
+        said = [f"with noise, at log-SNR {end:g}" if end is not None else "without noise" for end in (taken, drawn)]
+        raise ValueError(
+            f"the codec decodes latents {said[0]}, the process of {experiment.name} ends in latents {said[1]}: give a "
+            "NoisyEnd with a schedule of that log_snr_max, as in recipes/latents.py, or a GaussianProcess"
+        )
+
+
+def check_export(model: Model) -> None:
+    """Raises ValueError for a decoder, which draws nothing of noise alone."""
+    if model.experiment.networks.latent is not None:
+        raise ValueError(f"{model.name} is a decoder, which is given latents: export the model that draws them")
+
+
+def data_notes(images: TrainingSet, num_classes: int, batch_size: int) -> list[str]:
+    """What is odd about the images but no error. num_classes: of the networks, 0 if unconditional."""
+    notes = []
+    if images.labels is not None and num_classes:
+        missing = np.flatnonzero(np.bincount(images.labels, minlength=num_classes)[:num_classes] == 0).tolist()
+        if missing:
+            found = f"{len(missing)} of the networks' {num_classes} classes: {some_of(missing, 10)}"
+            notes.append(f"{images.name} has no image of {found}")
+    if len(images) < batch_size:
+        notes.append(f"{images.name} has {len(images)} image(s), fewer than a batch of {batch_size}: they repeat in it")
+    return notes
+
 
 SCORES = "scores.jsonl"
 TEXTS = ".txt"  # of samples of texts
@@ -80,7 +204,7 @@ def train(
     Writes experiment.json, history.jsonl (`command` and its surroundings, a line per start), checkpoints/,
     metrics.jsonl, now and then a grid of samples under the averaged weights, and scores.jsonl if asked to score.
     score, score_every: what scores the averaged weights, and iterations between scores, a multiple of `sample_every`
-    world: the processes that train together (`machine/world.py`), each in this call
+    world: the processes that train together (`training/distributed.py`), each in this call
     Raises ValueError if the data does not fit the networks, a run that the method needs does not, `out` holds another
     experiment or no run, or a part is of a class of a notebook or script; OSError if it cannot be written to.
     """
@@ -327,3 +451,43 @@ def check_fit(experiment: Experiment, images: TrainingSet) -> None:
             f"{images.name} has {images.num_classes} classes, the networks of {experiment.name} know only "
             f"{experiment.num_classes}: raise num_classes"
         )
+
+
+FIRST, LATENTS, BASE = "first", "latents", "base"
+SHARD_BYTES = 2**22  # of latents: a kill loses no more
+
+
+def in_turn(
+    stages: Stages,
+    out: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: DataProgress = lambda done, total, message: None,
+) -> Iterator[tuple[Experiment, Path]]:
+    """Each experiment and the directory to train it in, to its end before the next one is asked for.
+
+    device, progress: of encoding the images, both splits, mirrored too where the base model's data are
+    Raises ValueError for an `out` that is a run itself, and what `encode` raises: ValueError too for latents that an
+    earlier state of the first stage made.
+    """
+    out = as_path(out)
+    if (out / EXPERIMENT).exists():
+        raise ValueError(f"{out} is a run of one stage: name another --out for the two")
+    yield stages.first, out / FIRST
+    codec = CodecFolder.at(out / FIRST, device)  # where it is now: the latents say where it was
+    data = stages.first.data
+    encode(
+        data.source,
+        out / LATENTS,
+        codec,
+        size=data.size,
+        channels=data.channels,
+        on_bad=data.on_bad,
+        label=data.label,
+        mirrored=stages.base.data.augment.flip,
+        shard_bytes=SHARD_BYTES,
+        device=device,
+        batch_size=64,
+        progress=progress,
+    )
+    yield replace(stages.on_latents(out / LATENTS), codec=codec), out / BASE

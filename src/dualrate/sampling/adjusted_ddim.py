@@ -36,7 +36,7 @@ from torch import Tensor
 from dualrate.config.ranges import Range, Ranged
 from dualrate.diffusion.prediction import eps_from_x
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.times import expand
+from dualrate.diffusion.values import expand
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 
 XVariance = Callable[[Tensor], Tensor]  # log_snr (B,) -> variance of x about x_hat, per dimension, (B,)

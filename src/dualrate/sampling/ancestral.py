@@ -27,7 +27,7 @@ from torch import Tensor
 from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.process import Distribution, Gaussian, GaussianProcess, Process
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.times import expand, once
+from dualrate.diffusion.values import expand, once
 from dualrate.sampling.step import Carry, Denoise, Draw, MarkovStep, Step, Stepped, move
 
 

@@ -20,9 +20,14 @@ from dualrate.diffusion.process import GaussianProcess, Process
 from dualrate.diffusion.schedule import Cosine
 from dualrate.sampling.adjusted_ddim import AdjustedDDIM
 from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
-from dualrate.sampling.bands import Bands
-from dualrate.sampling.covariance import Kernel, NoiseCovariance, ProbedCovariance, TabulatedCovariance
-from dualrate.sampling.covariance_table import CovarianceTable
+from dualrate.sampling.covariance import (
+    Bands,
+    CovarianceTable,
+    Kernel,
+    NoiseCovariance,
+    ProbedCovariance,
+    TabulatedCovariance,
+)
 from dualrate.sampling.grids import check_grid
 from dualrate.sampling.solvers import DPMSolver2M, DPMSolver3M, Heun, SDEDPMSolver2M
 from dualrate.sampling.step import Step

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from dualrate.denoisers.denoiser import Denoiser, renewal_if_any
-from dualrate.denoisers.metered import Metered
+from dualrate.denoisers.denoiser import Denoiser, Metered, renewal_if_any
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
 from dualrate.diffusion.values import Cond, Context, Reuse, Shape

@@ -16,7 +16,7 @@ slope is the same factor,
 
 Two ways to have B^2 C:
 
-- In frequency bands (`sampling/bands.py`), C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes l, the mean
+- In frequency bands (`Bands`), C = U^T diag(l) U with one l a band. `TabulatedCovariance` takes l, the mean
   of |U (x - x_hat)|^2 over data, from a table, at no cost. `ProbedCovariance` estimates it for each image from the
   derivative J along one probe U^T r of random signs r, l = (sigma_t^2 / alpha_t) r (U J U^T r), mean over the band,
   where the table says that this can be trusted. A table's marginals are exact where x - x_hat is not correlated with
@@ -34,11 +34,33 @@ Two ways to have B^2 C:
 Source: after Schioppa and Salimans, arXiv 2605.13910, of which the abstract alone is public: a reconstruction. Bands of
 DCT, the derivative by one JVP and the DDIM kernel are theirs; the Markov kernel, the table by context and the step
 along the noise are ours.
+
+Frequency bands of images: an orthonormal DCT-II over channels, rows and columns, frequencies grouped by radius.
+
+    U[k, n] = sqrt((2 - [k = 0]) / N) cos(pi k (n + 1/2) / N)      along an axis of N
+
+Over three colours the same transform is an opponent rotation: grey, red against blue, green against both. A band is a
+ring of spatial frequencies of one such channel; the lowest holds the mean and, of large images, little else. Rings are
+of equal width in the square root of the radius, so that they are thinner where images have their energy.
+
+A table of what a model does not know of an image, in frequency bands, and the steps that are made with it.
+
+    variance[t, tau, band] = mean of |U (x - x_hat)|^2 over images and the frequencies of a band
+
+with U the transform of `Bands`: what `TabulatedCovariance` takes. Beside it the same by the derivative,
+
+    ratio[t, tau, band] = mean of (sigma_t^2 / alpha_t) r (U J U^T r) / variance
+
+which is 1 for an exact denoiser. A network's derivative at a context that it over-trusts is too small, at one that it
+ignores too large; `ProbedCovariance` uses the derivative where the ratio lies in TRUSTED.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache, cached_property
+from statistics import median
 from typing import Annotated, Literal
 
 import torch
@@ -46,12 +68,81 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dualrate.config.ranges import Range, Ranged
+from dualrate.config.ranges import Range, Ranged, Rings, Side
+from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import GaussianProcess, posterior_weights
 from dualrate.diffusion.schedule import alpha
-from dualrate.diffusion.times import expand, is_shared, once
-from dualrate.sampling.bands import Bands
+from dualrate.diffusion.values import expand, is_shared, once
+from dualrate.sampling.adjusted_ddim import AdjustedDDIM, TabulatedVariance
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move_weights
+
+
+@dataclass(frozen=True)
+class Bands(Ranged):
+    """shape: (C, H, W) of an image; rings: of a channel at most (small images leave some empty, which are dropped)."""
+
+    shape: tuple[Side, Side, Side]
+    rings: Rings = 12
+
+    @cached_property
+    def index(self) -> Tensor:
+        """(C, H, W) int64: the band of each coefficient."""
+        channels, height, width = self.shape
+        down, right = torch.arange(height) / height, torch.arange(width) / width
+        root = (down[:, None] ** 2 + right**2) ** 0.25
+        ring = (root / root.max().clamp_min(1e-9) * self.rings).long().clamp_max(self.rings - 1)
+        ring = torch.unique(ring, return_inverse=True)[1]
+        return ring + (int(ring.max()) + 1) * torch.arange(channels)[:, None, None]
+
+    @cached_property
+    def count(self) -> int:
+        """K, the number of bands."""
+        return int(self.index.max()) + 1
+
+    @cached_property
+    def _sizes(self) -> Tensor:
+        return torch.bincount(self.index.flatten(), minlength=self.count)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """U x. x: (B, C, H, W), coefficients of the same shape and dtype."""
+        channels, height, width = (matrix(size, x.dtype, x.device) for size in self.shape)
+        return torch.einsum("dc,bchw->bdhw", channels, height @ x @ width.mT)
+
+    def inverse(self, coefficients: Tensor) -> Tensor:
+        """U^T c."""
+        channels, height, width = (matrix(size, coefficients.dtype, coefficients.device) for size in self.shape)
+        return torch.einsum("dc,bdhw->bchw", channels, height.mT @ coefficients @ width)
+
+    def mean(self, coefficients: Tensor) -> Tensor:
+        """(B, K): the mean over each band. coefficients: (B, C, H, W)."""
+        flat = coefficients.flatten(1)
+        return flat @ _members(self, flat.dtype, flat.device) / self._sizes.to(flat, non_blocking=True)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(B, C, H, W): each band's value at all of its coefficients. values: (B, K), or (1, K) for all rows."""
+        return values[:, _index(self, values.device)].unflatten(1, self.shape)
+
+
+@cache
+def _index(bands: Bands, device: torch.device) -> Tensor:
+    """(C H W,) the band of each coefficient; made once for a device."""
+    return bands.index.flatten().to(device)
+
+
+@cache
+def _members(bands: Bands, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(C H W, K): 1 in the band of each coefficient. A sum by it has one order, also on a GPU."""
+    return torch.nn.functional.one_hot(_index(bands, device), bands.count).to(dtype)
+
+
+@cache
+def matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(N, N) orthonormal DCT-II, rows are frequencies; made once."""
+    n = torch.arange(size, dtype=torch.float64, device=device)
+    waves = torch.cos(math.pi / size * n[:, None] * (n + 0.5)) * math.sqrt(2 / size)
+    waves[0] *= math.sqrt(0.5)
+    return waves.to(dtype)
+
 
 Kernel = Literal["markov", "ddim"]
 FALLBACK = 0.05  # of sigma_t: the length of a finite difference where forward mode has no rule
@@ -269,3 +360,99 @@ def place(times: Tensor, t: Tensor) -> Tensor:
 
 def _of(kernel: Kernel) -> str:
     return "" if kernel == "markov" else ", DDIM kernel"
+
+
+TRUSTED = (0.7, 1.4)  # ratios at which a derivative is believed
+SHOWN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # ages that are shown
+
+
+@dataclass(frozen=True, eq=False)
+class CovarianceTable:
+    """The table of a model.
+
+    log_snr:  (M,) of the times, increasing
+    variance: (M, M + 1, K): [i, j] at time i with the context of time j <= i; [i, i] at a heavy call; [i, -1] without a
+              context. Entries for j > i are not used
+    ratio:    of the same shape
+    below, above: shares of single images' estimates, where the ratio is trusted, that ProbedCovariance would clamp at 0
+              and at the data's variance
+    """
+
+    bands: Bands
+    log_snr: Tensor
+    variance: Tensor
+    ratio: Tensor
+    below: float
+    above: float
+
+    @staticmethod
+    def of_white_noise(bands: Bands) -> CovarianceTable:
+        """The exact one of data that are white noise of variance 1: sigma_t^2, whatever the context."""
+        log_snr = torch.arange(-12, 13, dtype=torch.float64)
+        variance = torch.sigmoid(-log_snr).float()[:, None, None].expand(-1, len(log_snr) + 1, bands.count)
+        return CovarianceTable(bands, log_snr, variance, torch.ones_like(variance), 0.0, 0.0)
+
+    def tabulated(self, process: GaussianProcess, plan: StepPlan, kernel: Kernel = "markov") -> TabulatedCovariance:
+        """The step for a plan."""
+        t = torch.tensor(plan.t[:-1], dtype=torch.float64)
+        return TabulatedCovariance(process, self.bands, t, self._along(self.variance, process, plan), kernel)
+
+    def probed(self, process: GaussianProcess, plan: StepPlan, kernel: Kernel = "markov") -> ProbedCovariance:
+        """The step for a plan, which trusts derivatives where the ratio lets it."""
+        ratio = self._along(self.ratio.clamp_min(1e-6), process, plan)
+        trusted = (ratio >= TRUSTED[0]) & (ratio <= TRUSTED[1])
+        return ProbedCovariance(self.tabulated(process, plan, kernel), trusted, self.data)
+
+    def adjusted(self, process: GaussianProcess) -> AdjustedDDIM:
+        """DDIM with the variance of a heavy call, over all bands; also at steps without one."""
+        size = len(self.log_snr)
+        sizes = torch.bincount(self.bands.index.flatten()).double()
+        errors = self.variance[torch.arange(size), torch.arange(size)].double() @ sizes / sizes.sum()
+        low, high = process.schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
+        levels = [min(low, float(self.log_snr[0]) - 1), *self.log_snr.tolist(), max(high, float(self.log_snr[-1]) + 1)]
+        return AdjustedDDIM(process, TabulatedVariance(tuple(levels), (errors[0].item(), *errors.tolist(), 0.0)))
+
+    @property
+    def data(self) -> Tensor:
+        """(K,) variance of the data in each band: what a heavy call does not know of an image in pure noise."""
+        return self.variance[0, 0]
+
+    def _along(self, values: Tensor, process: GaussianProcess, plan: StepPlan) -> Tensor:
+        """(N, K) values of the plan's steps: their logarithms linear between the table's (t, tau)."""
+        logarithms, log_snr = values.log(), process.schedule.log_snr(torch.tensor(plan.t[:-1], dtype=torch.float64))
+        at = log_snr.tolist()
+        held = [None if step is None else at[step] for step in plan.held]
+        return torch.stack([self._at(logarithms, *one).exp() for one in zip(at, held, strict=True)])
+
+    def _at(self, values: Tensor, log_snr: float, held: float | None) -> Tensor:
+        """(K,) of one (t, tau). held: log-SNR of the context; None: no context."""
+        first, every = float(self.log_snr[0]), float(self.log_snr[1] - self.log_snr[0])
+        place = min(max((log_snr - first) / every, 0.0), len(self.log_snr) - 1.0)
+        at = int(min(place, len(self.log_snr) - 2))
+
+        def row(i: int) -> Tensor:
+            if held is None:
+                return values[i, -1]
+            age = min((log_snr - held) / every, float(i))
+            younger = int(age)
+            older = min(younger + 1, i)
+            return values[i, i - younger].lerp(values[i, i - older], age - younger)
+
+        return row(at).lerp(row(at + 1), place - at)
+
+    def trust(self) -> list[tuple[str, float, float]]:
+        """By age of the context, in log-SNR: the median ratio, and the share of trusted bands and times.
+
+        One line for a model whose context has no age.
+        """
+        every, size = float(self.log_snr[1] - self.log_snr[0]), len(self.log_snr)
+        ages = {f"{age * every:g}": [self.ratio[i, i - age] for i in range(age, size)] for age in SHOWN if age < size}
+        ages["none"] = [self.ratio[i, -1] for i in range(size)]
+        if all(torch.equal(self.ratio[i, 0], self.ratio[i, -1]) for i in range(size)):
+            ages = {"any": ages["none"]}
+        low, high = TRUSTED
+        return [
+            (age, median(ratios.flatten().tolist()), ((ratios >= low) & (ratios <= high)).float().mean().item())
+            for age, found in ages.items()
+            for ratios in (torch.stack(found),)
+        ]

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from dualrate.config.ranges import Probability, Ranged
 from dualrate.diffusion.process import GaussianProcess
-from dualrate.diffusion.times import expand, once
+from dualrate.diffusion.values import expand, once
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.step import Carry, Denoise, Draw, Step, Stepped, move
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dualrate.diffusion.process import GaussianProcess
 from dualrate.diffusion.schedule import alpha, sigma
-from dualrate.diffusion.times import expand, once
+from dualrate.diffusion.values import expand, once
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> x_hat
 Draw = Callable[[], Tensor]  # this step's next random numbers, of the process's `noise`
@@ -27,7 +27,7 @@ Stepped = tuple[Tensor, Carry]  # z_s and the next carry
 
 
 class Step(ABC):
-    """An update rule. A step is stateless; times are (B,) with s < t, a plan's on the host (`diffusion/times.py`).
+    """An update rule. A step is stateless; times are (B,) with s < t, a plan's on the host (`diffusion/values.py`).
 
     process:           whose paths it goes back along; `sample` begins where it does, and draws its random numbers
     of:                the processes that it is for

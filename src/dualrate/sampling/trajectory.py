@@ -7,11 +7,14 @@
         z = step(denoise with that context)     light
 
 Noise is keyed by (image seed, step, draw): an image does not depend on its batch, nor on the batch size.
+
+The random numbers of a plan's steps, those of the next steps made along with the first that asks.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +24,35 @@ import torch
 from torch import Tensor
 
 from dualrate.denoisers.denoiser import Denoiser, check_labels, renewal
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.times import shared_time
-from dualrate.diffusion.values import Cond, Context, Refresh, Reuse
-from dualrate.machine.device import own_defaults
-from dualrate.sampling.noise import StepNoise
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond, Context, Refresh, Reuse, shared_time
 from dualrate.sampling.step import Carry, Step
+from dualrate.system.device import own_defaults
+
+AHEAD = {"cpu": 2**19, "cuda": 2**22}  # numbers made at once: so many that launching kernels takes little of the time
+
+
+class StepNoise:
+    """(step, draw) -> the random numbers of a process for states (B, *shape), keyed by image, step and draw alone.
+
+    One draw launches some hundred kernels, however many numbers they make: at small batches those of many steps are
+    made at once. A number does not depend on what it is made with.
+    """
+
+    def __init__(self, process: Process, draws: Draws, steps: int, shape: Sequence[int]) -> None:
+        self.process, self.draws, self.steps, self.shape = process, draws, steps, tuple(shape)
+        ahead = AHEAD.get(draws.row.device.type, AHEAD["cpu"])
+        self.at_once = max(1, ahead // max(1, len(draws.row) * math.prod(shape)))
+        self.made: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, step: int, draw: int) -> Tensor:
+        if (step, draw) not in self.made:
+            later = range(step, min(step + self.at_once, self.steps))
+            made = self.process.noise(self.draws, [f"step {i} draw {draw}" for i in later], *self.shape)
+            self.made.update(((i, draw), numbers) for i, numbers in zip(later, made, strict=True))
+        return self.made.pop((step, draw))
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,10 @@ from http import HTTPStatus
 from typing import Any
 
 from dualrate.config.serial import from_json
-from dualrate.machine.guards import Interrupts
 from dualrate.serving.connections import RETRY, BoundedServer, PunctualHandler
-from dualrate.serving.jobs import Full, Jobs
-from dualrate.serving.offer import Offer, Request
+from dualrate.serving.offer import Full, Jobs, Offer, Request
 from dualrate.serving.page import play_page
+from dualrate.system.progress import Interrupts
 
 MOST_BYTES = 16_384  # of a request's body
 COUNTING = 2  # requests whose cost is counted at once

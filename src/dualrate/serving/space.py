@@ -20,13 +20,12 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from dualrate.codecs.config import CodecFolder
-from dualrate.experiments.experiment import Model
-from dualrate.machine.files import naming, write_whole
-from dualrate.machine.folders import MANIFEST, check_link, new_folder, some_of
-from dualrate.runs.card import CARD, CURVE
-from dualrate.runs.release import export
+from dualrate.experiment.experiment import Model
+from dualrate.runs.release import CARD, CURVE, export
 from dualrate.runs.store import CLASSES, COVARIANCE, RELEASED, WEIGHTS, load
 from dualrate.serving.offer import Offer
+from dualrate.system.files import naming, write_whole
+from dualrate.system.folders import MANIFEST, check_link, new_folder, some_of
 
 PORT = 7860
 PACKAGE = Path(__file__).resolve().parents[1]

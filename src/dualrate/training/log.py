@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dualrate.machine.files import parse_record
+from dualrate.system.files import parse_record
 
 
 class RunningMeans:

@@ -36,23 +36,27 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.diffusion.values import Batch
-from dualrate.machine.device import compiles, default_generator, pays, settle_products
-from dualrate.machine.gradients import summed_gradients
-from dualrate.machine.guards import Interrupts, run_lock
-from dualrate.machine.progress import PlainReporter, Reporter, Silent
-from dualrate.machine.watchdog import Watchdog
-from dualrate.machine.world import World, is_launched, is_supervised, timeout
-from dualrate.methods.method import Method, Phase
-from dualrate.networks.freeze import frozen
+from dualrate.networks.blocks import frozen
+from dualrate.system.device import compiles, default_generator, pays, settle_products
+from dualrate.system.progress import Interrupts, PlainReporter, Reporter, Silent, run_lock
 from dualrate.training import checkpoint
-from dualrate.training.compiling import compile_blocks
+from dualrate.training.checkpoint import Saver
 from dualrate.training.config import ROUNDING, FitConfig, FitResult
+from dualrate.training.distributed import (
+    Share,
+    World,
+    gathered,
+    is_launched,
+    is_supervised,
+    shard,
+    summed_gradients,
+    timeout,
+)
+from dualrate.training.launch import Watchdog
 from dualrate.training.log import MetricsFile
+from dualrate.training.memory import compile_blocks, recompute
+from dualrate.training.method import Method, Phase
 from dualrate.training.optim import lr_at
-from dualrate.training.recompute import recompute
-from dualrate.training.saving import Saver
-from dualrate.training.sharding import gathered, shard
-from dualrate.training.share import Share
 from dualrate.training.state import PhaseState, RunState, differences, finite, note_changes, surroundings
 
 PATIENCE = 10  # updates of a phase skipped in a row before giving up

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dualrate.machine.world import World
-from dualrate.methods.method import Phase
 from dualrate.training import optim
 from dualrate.training.checkpoint import Checkpoint
-from dualrate.training.ema import Ema
+from dualrate.training.distributed import World, all_in_parts, collected, whole
 from dualrate.training.log import RunningMeans
-from dualrate.training.sharding import all_in_parts, collected, whole
+from dualrate.training.method import Phase
+from dualrate.training.optim import Ema
 
 
 class PhaseState:

@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from dualrate.denoisers.denoiser import Denoiser, posterior_mean
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond
-from dualrate.methods.method import Loss, Phase
-from dualrate.methods.moment_matching.losses import auxiliary_loss, student_loss
 from dualrate.methods.moment_matching.states import StudentStates
-from dualrate.methods.moment_matching.student import StudentMethod, gaps, replayed
+from dualrate.methods.moment_matching.student import StudentMethod, auxiliary_loss, gaps, replayed, student_loss
+from dualrate.training.method import Loss, Phase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dualrate.denoisers.denoiser import posterior_mean
 from dualrate.denoisers.guidance import Guided
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond
-from dualrate.machine.device import whole_products
-from dualrate.methods.method import Loss
 from dualrate.methods.moment_matching.student import StudentMethod
 from dualrate.methods.times import moved, stratified_uniform
+from dualrate.system.device import whole_products
+from dualrate.training.method import Loss
 
 LARGEST = 1000.0  # factor of a preconditioner, that of a parameter which has no gradient on data
 

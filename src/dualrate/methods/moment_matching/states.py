@@ -25,9 +25,9 @@ from torch import Tensor
 
 from dualrate.config.ranges import Pairs, Ranged, Steps
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.draws import Draws
 from dualrate.diffusion.plan import StepPlan
 from dualrate.diffusion.process import Process
+from dualrate.diffusion.random import Draws
 from dualrate.diffusion.values import Batch, Cond, Refresh
 from dualrate.methods.times import moved, stratified_uniform
 from dualrate.sampling.ancestral import Reverse

@@ -10,13 +10,30 @@ two sides with z_s held fixed: the gradient passes through x~ only.
 A dual-rate student (Dual-Rate Diffusion, arXiv 2605.18190) is the same method with states of its own rollouts
 (states.py), after a cheap pre-training of the light network and of the projections into it.
 
-w(s) = e^log_snr w(log_snr) of `diffusion/weighting.py`, without dlog_snr/dt: s, not log_snr, is what is uniform, and w
+w(s) = e^log_snr w(log_snr) of `diffusion/prediction.py`, without dlog_snr/dt: s, not log_snr, is what is uniform, and w
 is free.
+
+The two losses of Moment Matching Distillation, of any proper score D: what `Process.deviance` is.
+
+    student     L(eta) = 1/2 (D(x~, sg theta) - D(x~, sg phi))               theta = g_theta(z_s), phi = g_phi(z_s)
+    auxiliary   L(phi) = D(sg x~, phi) + D(sg theta, phi)
+
+for x~ = g(z_t) and z_s ~ q(z_s | z_t, x~), which is held fixed. The auxiliary's optimum is phi = (p + theta) / 2, of
+p = E[x~ | z_s], whatever D; and there L(eta) has no gradient in x~ at a z_s (within the simplex, of probabilities) if
+and only if p = theta. A student may be stationary before that: gradients of many z_s add up in one z_t.
+
+    squared error     L(eta) has the gradient of <x~, phi - theta> / d: moment matching (arXiv 2406.04103)
+    cross-entropy     L(eta) = -sum x~ (log theta - log phi): discrete moment matching (D-MMD, arXiv 2603.20155), x~ the
+                      probabilities, whose gradient it is, z_s drawn by way of tokens x
+
+The auxiliary's x~ may be whatever has the mean p given z_s: the tokens x, or E[x | z_t, z_s] (`Process.given`), which
+has less noise. Probabilities of z_t alone would not do where noise is uniform: z_s says which token it was drawn from.
+Deviates from D-MMD: that has the tokens there, and the probabilities for masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,14 +42,13 @@ from torch import Tensor, nn
 
 from dualrate.config.ranges import Factor, FirstIterations, Ranged
 from dualrate.denoisers.denoiser import Denoiser
-from dualrate.diffusion.draws import Draws
+from dualrate.diffusion.prediction import Weighting, x_loss_weight
 from dualrate.diffusion.process import Process
-from dualrate.diffusion.times import expand
-from dualrate.diffusion.values import Batch, Cond
-from dualrate.diffusion.weighting import Weighting, x_loss_weight
-from dualrate.methods.method import Loss, Phase, quarters
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Batch, Cond, expand
 from dualrate.methods.moment_matching.states import StateSource, StudentStates
-from dualrate.networks.freeze import at_rest, frozen
+from dualrate.networks.blocks import at_rest, frozen
+from dualrate.training.method import Loss, Phase, quarters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,3 +158,16 @@ def gaps(gap: Tensor, s: Tensor) -> dict[str, Tensor]:
     """`moment_gap`, the mean square of g_phi - g_theta, and its parts in four quarters of s, whose mean it is."""
     square = gap.detach().square().flatten(1).mean(1)
     return {"moment_gap": square.mean()} | quarters("gap_s", square, s)
+
+
+Score = Callable[[Tensor, Tensor], Tensor]  # (x, x_hat) -> (R,), least in the mean where x_hat = E[x]
+
+
+def student_loss(score: Score, x: Tensor, phi: Tensor, theta: Tensor) -> Tensor:
+    """(R,): L(eta), whose value means little; gradient through x alone. x, phi, theta: (R, ...)."""
+    return (score(x, theta.detach()) - score(x, phi.detach())) / 2
+
+
+def auxiliary_loss(score: Score, x: Tensor, phi: Tensor, theta: Tensor) -> Tensor:
+    """(R,): L(phi), gradient through phi alone. x: outputs of the student, or tokens drawn from them."""
+    return score(x.detach(), phi) + score(theta.detach(), phi)

@@ -1,0 +1,231 @@
+"""Speculative sampling: cheap drafts of several steps, verified by one call of the heavy network, whose law is exact.
+
+A round of a row that stands at step i of N:
+
+    draft    z_k+1 = m_p(z_k) + sqrt(v_k) n_k             k = i ... i + m - 1, by the draft, one after the other
+    verify   m_q(z_k)                                     k = i ... i + m, one batched call of the target
+    accept   u_k <= exp(-n_k . d_k - |d_k|^2 / 2)         d_k = (m_p - m_q) / sqrt(v_k), in turn up to the first refusal
+    refused  z_k+1 = m_q + sqrt(v_k) (n_k - 2 e (e . n_k))   e = d_k / |d_k|: the draft's noise, reflected
+
+Kernels of equal covariance v, N(m_p, v) and N(m_q, v), so coupled are equal as often as any coupling makes them, with
+probability 2 Phi(-|d| / 2), and z_k+1 has the law N(m_q, v) whether or not it was accepted: the images have the law of
+the target at every step. A round whose drafts are all accepted makes one more step, from the last state verified. So a
+row advances by 1 to m + 1 steps a call: less latency where a batch costs as much time as a row, never fewer MACs.
+
+Noise and u are keyed by (image seed, step). A step that is drafted again after a refusal draws the same: nothing was
+decided by them before, since verifying ends at the refusal. So an image depends on its seed and on m, and with a draft
+that is the target it is the image of `sample`.
+
+Source: De Bortoli et al., "Accelerated diffusion models via speculative sampling", ICML 2025 (arXiv 2501.05370), which
+halves the calls of the target at an exact law. Differences: the draft may be the light network of the target's own
+dual-rate model, with the context of the last state that was verified; a frozen draft repeats the target's x_hat, not
+its drift, from the state before the one drafted from, which is not called ahead of its round.
+
+Rows advance at different rates, so this is a loop of its own: `trajectory` has one time for all rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, cast
+
+import torch
+from torch import Tensor
+
+from dualrate.config.ranges import Range, checked
+from dualrate.denoisers.denoiser import Denoiser, check_labels, posterior_mean
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.process import Gaussian, GaussianProcess, Process
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond, Context, Refresh
+from dualrate.sampling.ancestral import Reverse
+from dualrate.sampling.step import Step
+from dualrate.sampling.trajectory import StepNoise, first_state
+
+Window = Annotated[int, Range(0, 10_000)]
+Draft = Callable[[Tensor, Tensor, Context, Cond], Tensor]
+"""(z, t, latest, cond) -> x_hat; latest: context and x_hat of the last state that the target was called at."""
+
+
+def light(denoiser: Denoiser) -> Draft:
+    """The light network, with the latest context of the target, which is the same dual-rate denoiser."""
+    return lambda z, t, latest, cond: denoiser.denoise(z, t, latest.aged(), cond)
+
+
+def other(denoiser: Denoiser) -> Draft:
+    """Another model of the same shape and process."""
+    return lambda z, t, latest, cond: posterior_mean(denoiser, z, t, cond)
+
+
+def frozen(z: Tensor, t: Tensor, latest: Context, cond: Cond) -> Tensor:
+    """The target's latest x_hat, which costs nothing."""
+    assert latest.x_hat is not None
+    return latest.x_hat
+
+
+@dataclass(frozen=True)
+class Speculated:
+    """Images, and what they took. N: steps of the plan.
+
+    z:        (B, ...) at the plan's last time
+    calls:    (B,) calls of the target, one after the other: the latency
+    verified: (B,) rows of these calls; drafted: (B,) rows of the draft's
+    coupled:  (B, N) whether a step was decided by a draft; the others are the target's own
+    accepted: (B, N) whether the draft stayed
+    """
+
+    z: Tensor
+    calls: Tensor
+    verified: Tensor
+    drafted: Tensor
+    coupled: Tensor
+    accepted: Tensor
+
+
+def acceptance(p: Gaussian, q: Gaussian) -> Tensor:
+    """The probability 2 Phi(-|d| / 2) that a draft of p is accepted as one of q: (B,). Their variances are equal."""
+    distance = ((p.mean - q.mean) / q.variance.sqrt()).flatten(1).norm(dim=1)
+    return torch.special.erfc(distance / math.sqrt(8))
+
+
+def reflection_coupling(p: Gaussian, q: Gaussian, normal: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """A draw of q, and whether it is that of p with this noise: (B, ...), (B,). Their variances are equal.
+
+    normal: (B, ...) standard normal; uniform: (B,) in (0, 1)
+    """
+    d = ((p.mean - q.mean) / q.variance.sqrt()).flatten(1).double()
+    along, square = (normal.flatten(1) * d).sum(1), d.square().sum(1)
+    accepted = uniform.log() <= -along - square / 2
+    reflected = normal - (2 * along / square.clamp_min(torch.finfo(square.dtype).tiny))[:, None].mul(d).view_as(normal)
+    chosen = accepted.view(-1, *[1] * (normal.ndim - 1))
+    return torch.where(chosen, p.sample(normal), q.sample(reflected.to(normal))), accepted
+
+
+@torch.no_grad()
+def speculate(
+    target: Denoiser,
+    draft: Draft,
+    step: Step,
+    plan: StepPlan,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    label: Sequence[int] | None = None,
+    *,
+    window: int = 4,
+    device: torch.device | str = "cpu",
+) -> Speculated:
+    """One batch of images with the law of `target` called at every step: `light`, `other` or `frozen` drafts.
+
+    plan: a heavy call at every step, as StepPlan.uniform(32) has; shape, seeds, label: as of `sample`
+    window: m, the most steps that are drafted before a call
+    Raises ValueError for a step that is not ancestral, of Gaussian noise, a plan that reuses contexts, a window out of
+    range, and a guided dual-rate target, whose contexts have two rows an image.
+    """
+    if not (isinstance(step, Reverse) and isinstance(step.process, GaussianProcess) and step.draws_noise):
+        raise ValueError(f"speculative sampling couples the kernels of ancestral steps, got {step}: use Ancestral")
+    if set(plan.refresh) != {Refresh.FULL}:
+        raise ValueError(
+            f"speculative sampling has the law of a heavy call at every step, got {plan.num_heavy} in "
+            f"{plan.num_steps} steps: pass StepPlan.uniform({plan.num_steps})"
+        )
+    window = checked("window", window, Window)
+    if label is not None:
+        check_labels(target, label)
+    draws = Draws(0, torch.tensor(list(seeds), dtype=torch.int64, device=device))
+    cond = Cond(None if label is None else torch.tensor(list(label), dtype=torch.int64, device=device))
+    run = _Speculation(target, draft, step, plan, cond, _Numbers(step.process, draws, plan.num_steps, shape), window)
+    return run(first_state(step.process, draws, shape))
+
+
+class _Numbers:
+    """(rows, steps) -> noise and uniform numbers of these rows at a step of each; asked for in rising order."""
+
+    def __init__(self, process: Process, draws: Draws, steps: int, shape: Sequence[int]) -> None:
+        self.draws, self.noise = draws, StepNoise(process, draws, steps, shape)
+        self.made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, rows: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = sorted(set(steps.tolist()))
+        kept = {k: numbers for k, numbers in self.made.items() if k >= wanted[0]}
+        fresh = {k: (self.noise(k, 0), self.draws.uniform(f"step {k} accept")) for k in wanted if k not in kept}
+        self.made = kept | fresh
+        normal, uniform = (made.new_empty(len(rows), *made.shape[1:]) for made in self.made[wanted[0]])
+        for k in wanted:
+            here = (steps == k).nonzero()[:, 0]
+            normal[here], uniform[here] = (made[rows[here]] for made in self.made[k])
+        return normal, uniform
+
+
+@dataclass(frozen=True)
+class _Speculation:
+    target: Denoiser
+    draft: Draft
+    step: Reverse
+    plan: StepPlan
+    cond: Cond
+    numbers: _Numbers
+    window: int
+
+    def __call__(self, z: Tensor) -> Speculated:
+        rows, steps = len(z), self.plan.num_steps
+        live, at, latest = torch.arange(rows), torch.zeros(rows, dtype=torch.int64), Context()  # on the host
+        counts = torch.zeros(3, rows, dtype=torch.int64)
+        coupled, accepted = torch.zeros(2, rows, steps, dtype=torch.bool)
+        done = torch.empty_like(z)
+        while len(live):
+            reach = (steps - 1 - at).clamp(max=0 if latest.x_hat is None else self.window)
+            z, passed, latest = self._round(z, live, at, reach, latest)
+            counts[:, live] += torch.stack((torch.ones_like(reach), reach + 1, reach))
+            since = torch.arange(steps) - at[:, None]  # where each row stands
+            coupled[live] |= (since >= 0) & (since < torch.minimum(passed + 1, reach)[:, None])
+            accepted[live] |= (since >= 0) & (since < passed[:, None])
+            at = at + passed + 1
+            ends, goes_on = (at == steps).nonzero()[:, 0], (at < steps).nonzero()[:, 0]
+            done[live[ends]] = z[ends]
+            z, latest, live, at = z[goes_on], latest.rows(goes_on), live[goes_on], at[goes_on]
+        return Speculated(done, counts[0], counts[1], counts[2], coupled, accepted)
+
+    def _round(
+        self, z: Tensor, live: Tensor, at: Tensor, reach: Tensor, latest: Context
+    ) -> tuple[Tensor, Tensor, Context]:
+        """The state after the last step that is decided, how many drafts were accepted, and the new latest context.
+
+        A pair is a row and how far it is from where the row stands; pair[j, row] is its place among them all.
+        """
+        offset, row = (torch.arange(int(reach.max()) + 1)[:, None] <= reach).nonzero(as_tuple=True)
+        pair = torch.full((int(offset.max()) + 1, len(z)), -1)
+        pair[offset, row] = torch.arange(len(row))
+        k, cond = at[row] + offset, self.cond[live[row]]
+        times = torch.tensor(self.plan.t, dtype=torch.float64)
+        t, s = times[k].to(z.device), times[k + 1].to(z.device)
+        normal, uniform = self.numbers(live[row], k)
+        path, mean = z.new_empty(len(row), *z.shape[1:]), z.new_zeros(len(row), *z.shape[1:])
+        path[pair[0]] = z
+        for j in range(len(pair) - 1):
+            drafting = (reach > j).nonzero()[:, 0]
+            here, there = pair[j, drafting], pair[j + 1, drafting]
+            x_hat = self.draft(path[here], t[here], latest.rows(drafting), cond[here])
+            p = self._kernel(x_hat, path[here], t[here], s[here])
+            mean[here], path[there] = p.mean, p.sample(normal[here])
+        context = self.target.encode(path, t, cond)
+        if any(len(feature) != len(path) for feature in context.features):
+            raise ValueError("a guided context has two rows an image, which no draft takes: sample without guidance")
+        x_hat = self.target.denoise(path, t, context, cond)
+        q = self._kernel(x_hat, path, t, s)
+        drafted = offset < reach[row]
+        made, good = reflection_coupling(Gaussian(mean, q.variance), q, normal, uniform)
+        passed = (good.cpu() & drafted)[pair].logical_and(pair >= 0).long().cumprod(0).sum(0)
+        last = pair[passed, torch.arange(len(z))]  # of each row the pair whose step is the last one that is decided
+        z = torch.where(_like(drafted[last], made), made[last], q.sample(normal)[last])
+        if self.step.process.ends(times[-1:]):
+            z = torch.where(_like(k[last] + 1 == self.plan.num_steps, z), x_hat[last], z)
+        return z, passed, replace(context, x_hat=x_hat).rows(last)
+
+    def _kernel(self, x_hat: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        return cast(Gaussian, self.step.kernel(lambda *_: x_hat, z, t, s))
+
+
+def _like(rows: Tensor, like: Tensor) -> Tensor:
+    return rows.to(like.device).view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,1 @@
+"""Images from models: samplers chosen, drawn, measured."""

@@ -1,0 +1,219 @@
+"""A sampler and a plan for a model: what is asked for, and where nothing is said what docs/choosing.md recommends.
+
+sampler  SDE-DPM-Solver++ 2M at gamma 0.1; of a denoiser that needs a smooth path DPM-Solver++ 2M; of a student the
+         one that it was made for, ancestral or DDIM
+grid     that of the sampler (sampling/catalogue.py), which is another one where a context is reused
+steps    32, or a distilled student's own
+heavy    a quarter of the steps, within what was trained, at times that the encoder was trained at; the first quarter
+         of the steps goes without a context where the model was trained on steps without one. After switch_at a single
+         network at every step
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualrate.config.ranges import HeavyCalls, Probability, Ranged, Steps
+from dualrate.denoisers.denoiser import between
+from dualrate.diffusion.plan import StepPlan, before
+from dualrate.diffusion.values import Reuse
+from dualrate.drawing.calibration import read_table
+from dualrate.drawing.drawer import Drawer, Guidance
+from dualrate.experiment.experiment import Model
+from dualrate.sampling.catalogue import ANCESTRAL, make_step, sampler_named
+from dualrate.sampling.cost import alone_differs
+from dualrate.sampling.grids import check_grid, grid_times
+from dualrate.sampling.step import Step
+from dualrate.system.device import own_defaults
+from dualrate.system.progress import ImageProgress
+
+RECOMMENDED, GAMMA = "sde-dpm++2m", 0.1
+CHOSEN_IN = "fashion-mnist:35f6356d56c1"  # the features whose distances the recommendation was made from
+SMOOTH = "dpm++2m"  # where a path must be smooth
+Places = Literal["late", "even"]
+Note = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Choice(Ranged):
+    """What is asked for; None: as recommended.
+
+    sampler: a name of sampling/catalogue.py, or package.module:Class
+    gamma, eta: settings of the sampler
+    grid:    a name of sampling/grids.py, or blend:0.3
+    times:   the N + 1 times themselves, instead of steps and grid
+    plan:    all about steps and heavy calls, instead of steps, heavy, grid, times and places
+    places:  of the heavy calls: spread evenly over all steps, or over those after the first quarter
+    switch_at: a time: steps that start before it, noisier, have no context, so are another run's or the light network's
+    """
+
+    steps: Steps | None = None
+    heavy: HeavyCalls | None = None
+    sampler: str | None = None
+    gamma: Probability | None = None
+    eta: Probability | None = None
+    grid: str | None = None
+    times: tuple[Probability, ...] | None = None
+    places: Places | None = None
+    plan: StepPlan | None = None
+    switch_at: Probability | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler is not None:
+            sampler_named(self.sampler)
+        if self.grid is not None:
+            check_grid(self.grid)
+        names = ("steps", "grid", "times", "heavy", "places", "switch_at")
+        where = [name for name in names if getattr(self, name) is not None]
+        if self.switch_at is not None and self.places is not None:
+            raise ValueError("switch_at says which steps have no context: drop places")
+        if self.plan is not None and where:
+            raise ValueError(f"a plan says all about the steps: drop {' and '.join(where)}")
+        if self.times is not None and {"steps", "grid"} & set(where):
+            raise ValueError("the times say where the steps are: drop steps and grid")
+        if self.times is not None and (len(self.times) < 2 or (self.times[0], self.times[-1]) != (1, 0)):
+            listed = " ".join(map(str, self.times)) or "none"
+            raise ValueError(f"the times of a sampler go from 1 (noise) to 0 (data), got {listed}")
+
+    @own_defaults()
+    def drawer(self, model: Model, *, note: Note = warnings.warn, **more: Any) -> Drawer:
+        """note: as of `step_plan`; more: fields of a `Drawer`. Raises what `step_for` and `Drawer` raise."""
+        name, gamma = self._sampler(model)
+        plan = self.step_plan(model, note)
+        return Drawer(model, step_for(model, plan, name, gamma, self.eta), plan, **more)
+
+    @own_defaults()
+    def settled(self, model: Model, note: Note = warnings.warn) -> Choice:
+        """With sampler, noise level and plan said, so that what later versions recommend changes nothing.
+
+        Raises what `step_plan` raises.
+        """
+        sampler, gamma = self._sampler(model)
+        return Choice(sampler=sampler, gamma=gamma, eta=self.eta, plan=self.step_plan(model, note))
+
+    @own_defaults()
+    def step_plan(self, model: Model, note: Note = warnings.warn) -> StepPlan:
+        """note: told where the plan has fewer heavy calls than were asked for, and why.
+
+        Raises ValueError for a plan that the model does not serve.
+        """
+        plan = self._plan(model) if self.plan is None else self.plan
+        model.serves.check(plan)
+        if self.heavy is not None and plan.num_heavy < self.heavy:
+            note(
+                f"{plan.num_heavy} heavy calls, not {self.heavy}: the other steps are at noise levels at which the "
+                f"encoder of {model.name} was not trained"
+            )
+        return plan
+
+    def _plan(self, model: Model) -> StepPlan:
+        steps = model.serves.default_steps if self.steps is None else self.steps
+        steps = steps if self.times is None else len(self.times) - 1
+        if self.switch_at is not None and not switches(model):
+            raise ValueError(
+                f"{model.name} has no other network for the steps before switch_at: name one (denoiser LIGHT, a run's "
+                "directory), or a dual-rate model that was trained on steps without a context"
+            )
+        heavy = self._heavy(model, steps)
+        reuse = heavy < steps and model.denoiser.reuse is Reuse.MARKOV
+        grid = self.grid or self._usual_grid(model, reuse)
+        times = self.times or grid_times(grid, model.process.schedule, steps)
+        if self.switch_at is not None:
+            alone = before(times, self.switch_at)
+            return model.serves.spread(times, min(heavy, steps - alone) if self.heavy is None else heavy, alone)
+        if self.places == "late" and not (reuse and model.serves.drops):
+            raise ValueError(
+                f"places late leaves the first steps without a context, and {model.name} has none, or was not trained "
+                "without it, or is called at every step: drop places"
+            )
+        late = heavy > 0 and reuse and model.serves.drops and self.places != "even"
+        plan = model.serves.spread(times, heavy, min(steps // 4, steps - heavy) if late else 0)
+        return plan if late else plan.renewing(between(model.denoiser))
+
+    def _usual_grid(self, model: Model, reuse: bool) -> str:
+        if not model.serves.any_plan:
+            return "t"
+        sampler = sampler_named(self._sampler(model)[0])
+        return sampler.reusing if reuse else sampler.grid
+
+    def _heavy(self, model: Model, steps: int) -> int:
+        """Raises ValueError for fewer heavy calls than steps of a network that has nothing to reuse."""
+        if self.heavy is None:
+            smooth = model.denoiser.reuse is Reuse.SMOOTH
+            return max(1, steps // 4) if smooth else model.serves.default_heavy(steps)
+        usual = model.serves.default_heavy(steps)
+        if self.heavy != usual and model.denoiser.reuse is Reuse.FREE:
+            what = "one network, which runs at every step" if usual == steps else "a context that never grows old"
+            raise ValueError(
+                f"{model.name} has {what}, so there are {usual} heavy calls, not {self.heavy}: drop heavy, or share "
+                "its encoder between steps (denoiser shared-encoder)"
+            )
+        return self.heavy
+
+    def _sampler(self, model: Model) -> tuple[str, float | None]:
+        """Its name and gamma."""
+        if self.sampler is not None:
+            return self.sampler, self.gamma
+        fits = sampler_named(RECOMMENDED).fits(model.process)
+        if self.eta is not None or not fits:
+            return ANCESTRAL, self.gamma
+        if model.serves.sampler is not None:
+            return model.serves.sampler, self.gamma
+        if model.denoiser.reuse is Reuse.SMOOTH:
+            return SMOOTH, self.gamma
+        return RECOMMENDED, GAMMA if self.gamma is None else self.gamma
+
+
+def sample(
+    model: Model,
+    seeds: int | Sequence[int],
+    *,
+    steps: int | None = None,
+    heavy: int | None = None,
+    sampler: str | None = None,
+    label: int | str | None = None,
+    guidance: float = 1.0,
+    batch_size: int = 125,
+    progress: ImageProgress | None = None,
+) -> NDArray[np.uint8]:
+    """Images (N, C, H, W), 8-bit. What is not given is as docs/choosing.md recommends.
+
+    seeds:    how many images, of seeds 0, 1, ...; or the seeds themselves. An image depends on its own seed alone
+    steps:    N, calls of the light network; heavy: H, calls of the encoder
+    sampler:  a name of sampling/catalogue.py, or package.module:Class
+    label:    one class for all images, its number or its name; None: class `seed mod classes`
+    guidance: weight of classifier-free guidance; 1 is none
+    Raises ValueError for a plan that the model does not serve, and as `Drawer` and `sample_batches`.
+    """
+    choice = Choice(steps=steps, heavy=heavy, sampler=sampler)
+    drawer = choice.drawer(model, guidance=Guidance(guidance), label=label, batch_size=batch_size)
+    return drawer.draw(range(seeds) if isinstance(seeds, int) else seeds, progress).images
+
+
+def switches(model: Model) -> bool:
+    """Whether another network makes the steps without a context: another run's, or the light one of two rates."""
+    return model.denoiser.reuse is Reuse.MARKOV and (model.serves.drops or alone_differs(model.denoiser))
+
+
+def step_for(model: Model, plan: StepPlan, name: str, gamma: float | None = None, eta: float | None = None) -> Step:
+    """The step of this name, for a model under a plan; with the model's table, where it needs one.
+
+    Raises what `make_step` and `read_table` raise, and ValueError for a step that the model does not serve.
+    """
+    table = None
+    if sampler_named(name).of_table is not None:
+        if model.called_by is not None:
+            raise ValueError(
+                f"{name} has a table of {model.name}'s own denoiser, not of {model.called_by}: drop one of the two"
+            )
+        table = read_table(model)
+    step = make_step(name, model.process, gamma, eta, plan=plan, table=table)
+    model.serves.check_step(step)
+    return step

@@ -1,0 +1,344 @@
+"""What draws images: a model under a sampler, a plan and guidance, as one value.
+
+Whatever measures a model measures a `Drawer`. An image is a function of the drawer and its seed; the batch size acts on
+its rounding alone, and in float32 hardly on that.
+
+Images spread over a set, in batches, as a model takes them: what errors and likelihoods are measured on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dualrate.codecs.codec import decoded
+from dualrate.config.ranges import BatchSize, Classes, GuidanceWeight, NoiseLevel, Precision, Ranged
+from dualrate.config.serial import to_plain, type_name
+from dualrate.data.images import to_uint8
+from dualrate.data.loader import Augment, TrainingSet
+from dualrate.denoisers.denoiser import Denoiser, renewal
+from dualrate.denoisers.guidance import Guided
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond, Refresh
+from dualrate.experiment.experiment import Model
+from dualrate.metrics.origin import Origin
+from dualrate.networks.blocks import in_bfloat16
+from dualrate.sampling.cost import PlanCost, expected_costs, mean_macs, plan_cost, varies
+from dualrate.sampling.step import Step
+from dualrate.sampling.trajectory import State, sample_batches
+from dualrate.system.device import own_defaults
+from dualrate.system.progress import ImageProgress
+
+
+@dataclass(frozen=True)
+class Guidance(Ranged):
+    """weight: 1 is none; interval: of sigma/alpha in which it acts, None: everywhere."""
+
+    weight: GuidanceWeight = 1.0
+    interval: tuple[NoiseLevel, NoiseLevel] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interval is not None and self.weight == 1:
+            raise ValueError("a guidance interval needs a guidance weight other than 1, which is no guidance")
+
+    def __str__(self) -> str:
+        """For a table: nothing for no guidance."""
+        where = f" in ({self.interval[0]:g}, {self.interval[1]:g}]" if self.interval else ""
+        return "" if self.weight == 1 else f", guidance {self.weight:g}{where}"
+
+
+UNGUIDED = Guidance()
+COUNTED = 64  # images over which a cost is a mean, where it differs from image to image
+
+
+@dataclass(frozen=True)
+class Samples:
+    """images: (N, C, H, W) uint8; seconds: of networks and sampler, the first batch included."""
+
+    images: NDArray[np.uint8]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Drawer(Ranged):
+    """A model, and how its images are drawn.
+
+    label:      one class for all images, its number or its name; None: class `seed mod classes` for each
+    batch_size: images at a time
+    precision:  of matrix products; auto: bfloat16 where it pays, as in training
+    name:       what a table calls it; the model's own name if empty
+    Raises ValueError for a plan that the model does not serve, and for guidance or a label without its classes.
+    """
+
+    model: Model
+    step: Step
+    plan: StepPlan
+    guidance: Guidance = UNGUIDED
+    label: Classes | str | None = None
+    batch_size: BatchSize = 125
+    precision: Precision = "auto"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        model = self.model
+        model.serves.check(self.plan)
+        if Refresh.PARTIAL in self.plan.refresh:
+            renewal(model.denoiser)
+        model.serves.check_step(self.step)
+        if self.guidance.weight != 1 and not model.num_classes:
+            raise ValueError(f"{model.name} has no classes, so there is nothing to guide: drop the guidance weight")
+        if self.guidance.weight != 1 and not model.experiment.networks.null_class:
+            raise ValueError(
+                f"{model.name} has no null class, against which it would be guided: drop the guidance weight, or say "
+                "where its last label is one (dualrate retrofit --num-classes)"
+            )
+        if self.guidance.weight != 1 and not model.experiment.method.drops_labels:
+            raise ValueError(
+                f"{model.name} was trained with every label there, so its null class is none that it could be guided "
+                "against: drop the guidance weight, or train with --method.label-dropout 0.1 (of a student: distil it "
+                "with --guidance)"
+            )
+        if self.label is not None:
+            object.__setattr__(self, "label", model.class_number(self.label))
+
+    @property
+    def network(self) -> str:
+        """What a table calls it."""
+        return self.name or self.model.name
+
+    @property
+    def sampler(self) -> str:
+        """In words, with its settings and guidance."""
+        return f"{self.step}{self.guidance}"
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """As it draws: guided, where there is guidance; to be called under autocast where `bfloat16` says so."""
+        return self._guided(self.model.ready(bfloat16=self.bfloat16).denoiser)
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether matrix products are in bfloat16."""
+        return in_bfloat16(self.precision, self.model.device)
+
+    @property
+    def arithmetic(self) -> str:
+        """How the networks compute, in words."""
+        return self.model.arithmetic(bfloat16=self.bfloat16)
+
+    @property
+    def settled(self) -> Drawer:
+        """With the precision that "auto" comes to here, for other processes."""
+        return replace(self, precision="bfloat16" if self.bfloat16 else "float32")
+
+    @property
+    def labels_rule(self) -> str:
+        """Which classes its images have, in words."""
+        if not self.model.num_classes:
+            return "none"
+        return "seed mod classes" if self.label is None else f"class {self.label}"
+
+    def labels(self, seeds: Sequence[int]) -> list[int] | None:
+        """The classes of the images of these seeds; None for an unconditional model."""
+        classes = self.model.num_classes
+        one = None if self.label is None else self.model.class_number(self.label)
+        return [seed % classes if one is None else one for seed in seeds] if classes else None
+
+    def strata(self, seeds: Sequence[int]) -> Tensor | None:
+        """`labels` for a score's interval, (N,) int64; None where a class has one image, or there are no classes.
+
+        One image does not tell its class's spread; the interval then counts the choice of classes as chance, and is
+        wider.
+        """
+        labels = self.labels(seeds)
+        return None if labels is None or min(Counter(labels).values()) < 2 else torch.tensor(labels)
+
+    @cached_property
+    @own_defaults()
+    def cost(self) -> PlanCost:
+        """What an image costs, whatever its class; of early exits a mean over the first COUNTED images.
+
+        Raises ValueError for a step that the denoiser cannot be under.
+        """
+        label, calls = 0 if self.model.num_classes else None, self.model.call_cost
+        latent = self.model.experiment.networks.latent
+        how = {"label": label, "device": self.model.device, "wrap": self._guided, "latent": latent, "calls": calls}
+        cost = plan_cost(self.model.denoiser, self.step, self.plan, self.model.shape, **how)
+        if not varies(self.model.denoiser):
+            return cost
+        seeds, denoiser = range(COUNTED), self._guided(self.model.denoiser)
+        of = (denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
+        return replace(cost, mean=mean_macs(*of, device=self.model.device))
+
+    @property
+    def expected_cost(self) -> PlanCost:
+        """As `cost`, without running a network. Raises alike."""
+        return self._expected_costs[-1]
+
+    @property
+    def macs_by_step(self) -> list[int]:
+        """MACs of an image up to the end of each step, as in `cost`, without running a network. Raises alike."""
+        return [one.macs for one in self._expected_costs]
+
+    @cached_property
+    @own_defaults()
+    def _expected_costs(self) -> list[PlanCost]:
+        model, label = self.model, 0 if self.model.num_classes else None
+        of = (model.call_cost, model.denoiser.reuse, self.step, self.plan, model.shape)
+        return expected_costs(*of, label=label, wrap=self._guided)
+
+    def batches(
+        self,
+        seeds: Sequence[int],
+        progress: ImageProgress | None = None,
+        watch: Callable[[State], None] | None = None,
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The images of these seeds, (b, C, H, W), batch by batch as they are drawn, latents decoded.
+
+        progress, watch: as of `sample`. Raises what that and the codec raise.
+        """
+        done = 0
+        for batch in self.states(seeds, progress, watch):
+            row = torch.tensor(list(seeds[done : done + len(batch)]), dtype=torch.int64, device=batch.device)
+            done += len(batch)
+            with own_defaults():
+                pixels = to_uint8(decoded(self.model.codec, batch, Draws(0, row))).cpu().numpy()
+            yield pixels
+
+    def states(
+        self,
+        seeds: Sequence[int],
+        progress: ImageProgress | None = None,
+        watch: Callable[[State], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Where the trajectories of these seeds end, as `sample` yields it, which takes and raises the rest.
+
+        Latents, where the model is of latents.
+        """
+        how = {"batch_size": self.batch_size, "device": self.model.device, "bfloat16": self.bfloat16, "watch": watch}
+        how["given"] = self.model.given
+        of = (self.denoiser, self.step, self.plan, self.model.shape, seeds, self.labels(seeds))
+        return sample_batches(*of, progress=progress, **how)
+
+    def draw(self, seeds: Sequence[int], progress: ImageProgress | None = None) -> Samples:
+        """The images of these seeds, all at once. Raises what `sample` raises."""
+        start = time.perf_counter()
+        batches = list(self.batches(seeds, progress))
+        seconds = time.perf_counter() - start
+        return Samples(np.concatenate(batches), seconds)
+
+    def origin(self, features: str) -> Origin:
+        """What its images are of, for keeping them. features: the extractor's identity, or PIXELS."""
+        codec, identity = self.model.codec, self.model.experiment.drawing
+        other = [codec.fingerprint] if codec.latents != codec.fingerprint else []  # another decoder of its latents
+        return Origin(
+            weights=self.model.weights_hash,
+            experiment=_digest([identity, *other] if other else identity),
+            sampler=json.dumps([plain_step(self.step), to_plain(self.guidance)]),
+            plan=f"{self.plan.num_steps} steps, {self.plan.num_heavy} heavy, {self.plan.digest}",
+            labels=self.labels_rule,
+            features=features,
+            precision=self.arithmetic,
+        )
+
+    def _guided(self, denoiser: Denoiser) -> Denoiser:
+        if self.guidance.weight == 1:
+            return denoiser
+        return Guided(
+            denoiser, self.model.process, self.guidance.weight, self.model.num_classes, self.guidance.interval
+        )
+
+
+def plain_step(step: Step) -> dict[str, Any]:
+    """The update rule with all its settings, ready for JSON."""
+    return json.loads(json.dumps(to_plain(step), default=_named))
+
+
+def _named(part: Any) -> str:
+    """Of a step's parts that are no plain values: a tensor by its content, a function or a counter by its name."""
+    if isinstance(part, Tensor):
+        return _digest(part.tolist())
+    return type_name(part if hasattr(part, "__qualname__") else type(part))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SubsetBatch:
+    """x: (b, C, H, W) float32, as networks see it; row: (b,) int64, the places of these images in their set."""
+
+    x: Tensor
+    cond: Cond
+    row: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, eq=False)
+class SubsetPart:
+    """A batch as it is sent to a worker. rows, floats: as of a `TrainingSet`; label, row: (b,) int64."""
+
+    rows: Tensor
+    floats: Callable[[Tensor, Draws], Tensor]
+    label: NDArray[np.int64] | None
+    row: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def on(self, device: torch.device) -> SubsetBatch:
+        cond = Cond(None if self.label is None else torch.tensor(self.label, device=device))
+        row = torch.tensor(self.row, device=device)
+        return SubsetBatch(self.floats(self.rows.to(device), Draws(0, row)), cond, row)
+
+
+def subset_batches(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[SubsetBatch]:
+    """`subset_parts` on the model's device."""
+    return (part.on(model.device) for part in subset_parts(model, images, count, batch_size))
+
+
+def subset_parts(model: Model, images: TrainingSet, count: int, batch_size: int) -> Iterator[SubsetPart]:
+    """`count` images, evenly spread over a set, in batches, with the labels that the model is conditioned on.
+
+    Raises ValueError for more images than there are, images or labels that are not the model's, and a batch size
+    below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, got {batch_size}")
+    if not 1 <= count <= len(images):
+        raise ValueError(f"{images.name} has {len(images)} images, got a count of {count}: ask for 1 to {len(images)}")
+    if images.shape != model.shape:
+        raise ValueError(f"{model.name} models images of {model.shape} (C, H, W), {images.name} has {images.shape}")
+    if model.num_classes and (images.labels is None or images.num_classes > model.num_classes):
+        raise ValueError(
+            f"{model.name} knows {model.num_classes} classes, {images.name} has {images.num_classes}: use images with "
+            "the labels that it was trained on"
+        )
+    labels = images.labels if model.num_classes else None
+    chosen = spread(count, len(images))
+    for first in range(0, count, batch_size):
+        row = chosen[first : first + batch_size]
+        rows = images.rows(row, Draws(0, torch.from_numpy(row)), Augment())
+        yield SubsetPart(rows, images.floats, None if labels is None else np.asarray(labels[row]), row)
+
+
+def spread(count: int, size: int) -> NDArray[np.int64]:
+    """The places of `count` of `size` images, evenly spread over all, in their order."""
+    return np.linspace(0, size - 1, count).astype(np.int64)

@@ -1,0 +1,204 @@
+"""The likelihood of held-out images under a model and its plan, as a bound in bits per dimension.
+
+What is judged is the chain that the sampler runs: the same denoiser, guided and in bfloat16 where sampling is, under
+the same plan. But a sampler ends by returning x_hat without noise, which gives no image a probability, so a likelihood
+needs an end with some noise left and a rule for rounding it (the reconstruction in `likelihood/bound.py`). `ending`
+cuts a plan there; a natural place is where the noise is one grey level wide, since finer states only guess at the
+rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dualrate.data.images import ImageSet
+from dualrate.data.loader import TrainingSet
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.schedule import Schedule
+from dualrate.drawing.drawer import Drawer, SubsetBatch, subset_batches
+from dualrate.experiment.experiment import Model
+from dualrate.likelihood.bound import Bound, FittedVariance, mean_errors, token_bound, variational_bound
+from dualrate.sampling.catalogue import ANCESTRAL
+from dualrate.sampling.step import MarkovStep
+from dualrate.system.progress import ImageProgress
+
+GREY_LEVEL = 2 * math.log(255 / 2)  # the log-SNR at which sigma / alpha is the distance of two 8-bit values, 2/255
+FITTED_ON = 125  # training images
+TRAINING_OFFSET = 1 << 40  # added to the numbers of training images, so that no held-out one shares their noise
+
+Judged = TypeVar("Judged")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images, and the standard error of it."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f}"
+
+    @staticmethod
+    def of(values: Tensor) -> Estimate:
+        """Of values: (K,), K >= 2."""
+        return Estimate(values.mean().item(), values.std().item() / math.sqrt(len(values)))
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Bits per dimension of images: an upper bound on their negative log-likelihood given their labels.
+
+    total:     of prior + steps + reconstruction
+    each_step: (N,) means, whose sum is that of `steps`
+    images:    the total of every image, so that models judged on the same images can be compared image by image
+    """
+
+    total: Estimate
+    prior: Estimate
+    steps: Estimate
+    reconstruction: Estimate
+    each_step: tuple[float, ...]
+    images: tuple[float, ...]
+
+    @staticmethod
+    def of(bounds: list[Bound]) -> Likelihood:
+        """All images of some batches."""
+        bits = bounds[0].dimensions * math.log(2)
+        prior, steps, reconstruction = (
+            torch.cat([getattr(bound, name) for bound in bounds]).double() / bits
+            for name in ("prior", "steps", "reconstruction")
+        )
+        total = prior + steps.sum(1) + reconstruction
+        return Likelihood(
+            total=Estimate.of(total),
+            prior=Estimate.of(prior),
+            steps=Estimate.of(steps.sum(1)),
+            reconstruction=Estimate.of(reconstruction),
+            each_step=tuple(steps.mean(0).tolist()),
+            images=tuple(total.tolist()),
+        )
+
+
+def ending(plan: StepPlan, schedule: Schedule, log_snr: float) -> StepPlan:
+    """The plan up to this log-SNR, where its last step then leads; a plan that ends before stays as it is.
+
+    Raises ValueError if the plan begins after it.
+    """
+    end = schedule.time(torch.tensor(log_snr, dtype=torch.float64)).item()
+    if end <= plan.t[-1]:
+        return plan
+    kept = [t for t in plan.t if t > end]
+    if not kept:
+        begins = schedule.log_snr(torch.tensor(plan.t[0], dtype=torch.float64)).item()
+        raise ValueError(f"a plan that begins at log-SNR {begins:.4g} cannot end at {log_snr:.4g}: choose a later end")
+    return StepPlan((*kept, end), plan.refresh[: len(kept)])
+
+
+def bits_per_dimension(
+    drawer: Drawer,
+    images: ImageSet,
+    *,
+    count: int,
+    end: float = GREY_LEVEL,
+    seed: int = 0,
+    progress: ImageProgress | None = None,
+) -> Likelihood:
+    """The bound of `count` images spread over a set, along one path each, under the plan cut at the log-SNR `end`.
+
+    An image's noise depends on the seed and its place in the set, and on nothing else.
+    Raises ValueError for a step without a kernel, a plan that begins after its end, fewer than 2 images or more than
+    there are, and images or labels that are not the model's.
+    """
+    if count < 2:
+        raise ValueError(f"a standard error needs at least 2 images, got {count}: ask for more")
+    kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
+
+    def bound(batch: SubsetBatch) -> Bound:
+        return variational_bound(denoiser, kernel, plan, batch.x, batch.cond, Draws(seed, batch.row))
+
+    return Likelihood.of(_judged(bound, drawer, images, count, progress))
+
+
+def bits_per_token(
+    drawer: Drawer, data: ImageSet, *, count: int, seed: int = 0, progress: ImageProgress | None = None
+) -> Likelihood:
+    """As `bits_per_dimension`, of tokens, under the whole plan: of a character of a text, of a pixel in grey levels."""
+    if count < 2:
+        raise ValueError(f"a standard error needs at least 2 of the data, got {count}: ask for more")
+    kernel, denoiser = _kernel(drawer), drawer.denoiser
+
+    def bound(batch: SubsetBatch) -> Bound:
+        return token_bound(denoiser, kernel, drawer.plan, batch.x, batch.cond, Draws(seed, batch.row))
+
+    return Likelihood.of(_judged(bound, drawer, drawer.model.experiment.seen(data), count, progress))
+
+
+def fit_variance(
+    drawer: Drawer,
+    images: ImageSet,
+    *,
+    count: int = FITTED_ON,
+    end: float = GREY_LEVEL,
+    seed: int = 0,
+    progress: ImageProgress | None = None,
+) -> FittedVariance:
+    """The step with the variance that suits `count` images spread over a set, for this plan and end alone.
+
+    For a bound, they must not be the images that are judged. Raises what `bits_per_dimension` raises.
+    """
+    kernel, denoiser, plan = _kernel(drawer), drawer.denoiser, _cut(drawer, end)
+
+    def errors(batch: SubsetBatch) -> Tensor:
+        return mean_errors(denoiser, kernel, plan, batch.x, batch.cond, Draws(seed, batch.row + TRAINING_OFFSET))
+
+    measured = torch.cat(_judged(errors, drawer, images, count, progress))
+    return FittedVariance(kernel, plan.t[:-1], tuple(measured.mean(0).tolist()))
+
+
+def check_bounded(model: Model) -> None:
+    """Raises ValueError for a model that makes other steps than ancestral ones alone."""
+    made_for = model.serves.sampler
+    if made_for not in (None, ANCESTRAL):
+        raise ValueError(
+            f"{model.name} was made for steps of {made_for} alone, which have no likelihood: the bound is of ancestral "
+            "ones. Name a model that takes any steps, such as what taught it"
+        )
+
+
+def _kernel(drawer: Drawer) -> MarkovStep:
+    check_bounded(drawer.model)
+    if not isinstance(drawer.step, MarkovStep):
+        raise ValueError(
+            f"{drawer.step} has no likelihood: given z_t alone, z_s is no Gaussian under it. Use the ancestral sampler"
+        )
+    return drawer.step
+
+
+def _cut(drawer: Drawer, end: float) -> StepPlan:
+    return ending(drawer.plan, drawer.model.process.schedule, end)
+
+
+def _judged(
+    judge: Callable[[SubsetBatch], Judged],
+    drawer: Drawer,
+    images: TrainingSet,
+    count: int,
+    progress: ImageProgress | None,
+) -> list[Judged]:
+    """What `judge` says of every batch, under autocast as in sampling."""
+    device, judged, done = drawer.model.device, [], 0
+    for batch in subset_batches(drawer.model, images, count, drawer.batch_size):
+        with torch.autocast(device.type, torch.bfloat16, enabled=drawer.bfloat16):
+            judged.append(judge(batch))
+        done += len(batch)
+        if progress is not None:
+            progress(done, count)
+    return judged

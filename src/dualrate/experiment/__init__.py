@@ -1,0 +1,1 @@
+"""Every choice of a run, and what a method needs of it."""

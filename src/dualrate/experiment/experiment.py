@@ -1,0 +1,464 @@
+"""An experiment: every choice of a training run, as frozen dataclasses. Recipes are functions that return one.
+
+What trains it is its method's configuration, a `MethodConfig`: it is part of the run's identity, makes the method, and
+says which plans the trained model serves.
+
+What an experiment is trained on: images, a text, or cached latents of images.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cached_property
+from operator import index
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex
+
+import torch
+from torch import nn
+
+from dualrate.codecs.codec import Codec, decode_macs
+from dualrate.codecs.config import CodecConfig, CodecFolder, NoCodec
+from dualrate.config.ranges import Ranged, Side
+from dualrate.config.serial import to_plain
+from dualrate.data.cache import cache_dir
+from dualrate.data.images import ImageSet, load_images
+from dualrate.data.latents import DrawnLatents, GivenLatents, HeldOut, encoded_images, is_encoded, read_latents
+from dualrate.data.loader import Augment, Encoded, TrainingSet
+from dualrate.data.source import DataProgress, Split
+from dualrate.data.text import PIECE, is_text, read_text
+from dualrate.denoisers.catalogue import denoiser_named
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.prediction import Sigmoid, Weighting
+from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
+from dualrate.diffusion.schedule import Cosine
+from dualrate.diffusion.values import Batch, Reuse, Shape
+from dualrate.experiment.networks import NetworksConfig
+from dualrate.experiment.plan_support import Serves
+from dualrate.networks.blocks import copied
+from dualrate.sampling.cost import CallCost, call_cost
+from dualrate.system.device import compile_calls, graph_calls, own_defaults, settle_products
+from dualrate.system.folders import some_of
+from dualrate.system.progress import Reporter
+from dualrate.training.config import FitConfig
+from dualrate.training.method import Method
+
+
+@dataclass(frozen=True)
+class DataConfig(Ranged):
+    """Images, or a text."""
+
+    source: str = "fashion-mnist"
+    """fashion-mnist, a folder (of images or archives, or dualrate data prepare's), a .tar, .parquet or .npz file;
+    a text: a .txt file, or python-docs, the language reference that comes with Python. Empty: nobody knows."""
+    size: Side | None = None
+    """Side that images are brought to, their own if not given; of a text, characters of a piece, 64 if not given."""
+    channels: Literal[1, 3] | None = None
+    """1 grey, 3 colours; the images' own if not given."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """What an image that cannot be read does: end the program, or be left out."""
+    label: str | None = None
+    """Column of the labels, of Parquet files; label, labels, fine_label, class or target if not given."""
+    augment: Augment = Augment()
+
+    def load(self, split: Split, progress: DataProgress | None = None) -> TrainingSet:
+        """What networks are trained on: one split of the images, or of their cached latents.
+
+        Raises ValueError for latents with a size of their own, what `read_latents` and `load_images` raise.
+        """
+        if not is_encoded(self.source):
+            return self.images(split, progress)
+        if (self.size, self.channels, self.label) != (None, None, None):
+            raise ValueError(
+                f"{self.source} holds latents, which have their size and labels: drop --data.size, --data.channels "
+                "and --data.label"
+            )
+        return read_latents(self.source, split)
+
+    def images(self, split: Split, progress: DataProgress | None = None) -> ImageSet:
+        """One split of the images: of latents those that they were made of. Raises as `load` and `load_images`."""
+        if not self.source:
+            raise ValueError(
+                "this model does not say which images it was trained on: score it beside a run of theirs (dualrate "
+                "compare RUN MODEL --mixed), or against statistics (evaluate --features inception --reference FILE)"
+            )
+        if is_encoded(self.source):
+            return encoded_images(self.source, split, progress)
+        if is_text(self.source) and self.label is not None:
+            raise ValueError(f"{self.source} is a text, which has no labels: drop --data.label {self.label}")
+        if is_text(self.source):
+            return read_text(self.source, split, self.size or PIECE)
+        how = {"size": self.size, "channels": self.channels, "on_bad": self.on_bad, "label": self.label}
+        return load_images(self.source, split=split, progress=progress, **how)
+
+
+COMPILED = "compiled"  # in the cache, networks that were compiled
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run that begins, or goes on, gives its method.
+
+    fresh:    whether it begins: then the method puts in the weights that training starts from
+    bfloat16: whether networks will run under autocast
+    load:     the model of a run, or of released weights, by its directory, on the device
+    batch:    the training batch of an iteration, on the device
+    note:     tells the user something, once
+    shard:    has the run's processes hold a network together that it calls, by `forward`, and never trains
+    """
+
+    fresh: bool
+    device: torch.device
+    bfloat16: bool
+    load: Callable[[str], Model]
+    batch: Callable[[int], Batch]
+    note: Callable[[str], None]
+    shard: Callable[[nn.Module], None] = lambda network: None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A method, ready for `fit`.
+
+    weights:  which weights it started from, or learns from, by role: for the run's history
+    identity: what the run is besides its experiment, such as the teacher's weights; in place of fields of that name
+    watch:    adds warnings to a reporter
+    """
+
+    method: Method
+    weights: Mapping[str, str] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    watch: Callable[[Reporter], Reporter] = lambda progress: progress
+
+
+class MethodConfig(ABC):
+    """How a run trains. A subclass is a frozen dataclass: its fields are part of the run's identity."""
+
+    weighting: Weighting = Sigmoid()  # of the loss, by which `dualrate plan` judges plans too
+    latents: CodecConfig = NoCodec()  # that the networks are given, where they are a decoder's
+
+    @property
+    @abstractmethod
+    def serves(self) -> Serves:
+        """The plans and steps that the trained model takes."""
+
+    @property
+    def drops_labels(self) -> bool:
+        """Whether the null class, which guidance goes away from, is trained."""
+        return True
+
+    def called(self, denoiser: Denoiser) -> Denoiser:
+        """The networks' denoiser as this method trains it: it may change when a context may be reused."""
+        return denoiser
+
+    def check(self, experiment: Experiment) -> None:  # noqa: B027  # most have nothing to refuse
+        """Raises ValueError for an experiment that this method cannot train."""
+
+    @abstractmethod
+    def prepare(self, experiment: Experiment, start: Start) -> Prepared:
+        """Networks and method. Raises ValueError for runs that it cannot start, or learn, from."""
+
+
+@dataclass(frozen=True)
+class Experiment(Ranged):
+    """Every choice of a run."""
+
+    name: str
+    """Of the run: letters, digits, _ . and -."""
+    networks: NetworksConfig
+    method: MethodConfig
+    fit: FitConfig
+    data: DataConfig = DataConfig()
+    process: Process = GaussianProcess(Cosine())
+    codec: CodecConfig = NoCodec()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        side = self.codec.data_shape(self.shape)[1]
+        if self.data.augment.translate >= side:
+            raise ValueError(
+                f"images of side {side} are shifted by at most {side - 1} pixels, got translate "
+                f"{self.data.augment.translate}"
+            )
+        if self.networks.noise != self.process.planes:
+            raise ValueError(
+                f"the networks of {self.name} read {self.networks.noise} planes of noise, its process has "
+                f"{self.process.planes}: make them the same (NoisePlanes, TokensConfig.noise)"
+            )
+        self.codec.check(self.process, self.shape)
+        self.method.check(self)
+
+    @property
+    def gaussian(self) -> GaussianProcess:
+        """The process, as what is of Gaussian noise alone takes it. Raises ValueError for another."""
+        return require_gaussian(self.process, self.name)
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W) of what the networks see: of an image, or of its latent."""
+        return self.networks.shape
+
+    @property
+    def batch_shape(self) -> Shape:
+        """(C, H, W) of what a method is given to train on."""
+        return self.shape if self.codec.instant else self.codec.data_shape(self.shape)
+
+    def seen(self, images: TrainingSet) -> TrainingSet:
+        """What a method is given of images, or of their cached latents: these, unless the codec encodes each batch."""
+        if not self.codec.instant:
+            return images
+        return Encoded(images, self.codec, self.codec.build(nn.ModuleDict(), "cpu"))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What it is, wherever its codec is: plain, for runs that go on and for what is kept of its images."""
+        return {name: value for name, value in to_plain(self).items() if name != "codec"} | self.codec.identity
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """Its identity but for how it was fitted, which its weights tell: what is kept of images outlives new settings
+        of training.
+        """
+        return {name: value for name, value in self.identity.items() if name != "fit"}
+
+    @property
+    def num_classes(self) -> int:
+        """0 for an unconditional model."""
+        return self.networks.num_classes
+
+    @property
+    def noun(self) -> str:
+        """What one of its data is called: text, or image."""
+        return "text" if self.codec.alphabet else "image"
+
+    @property
+    def serves(self) -> Serves:
+        """The plans and steps that the trained model takes."""
+        return self.method.serves
+
+    def with_codec(self, folder: str | Path | None, sampler: str | None = None, steps: int | None = None) -> Experiment:
+        """Its codec read from another folder; of a decoder, the codec of its latents. As `Model.with_codec`."""
+        method: Any = self.method
+        if method.latents.fingerprint:
+            if sampler is not None or steps is not None:
+                raise ValueError(f"{self.name} is a decoder, which draws by --sampler and --steps: drop the codec's")
+            return replace(self, method=replace(method, latents=CodecFolder(str(folder), method.latents.fingerprint)))
+        codec = self.codec
+        if folder is not None and not codec.fingerprint:
+            raise ValueError(f"{self.name} has no codec of its own folder: drop the codec")
+        codec = (codec if folder is None else CodecFolder(str(folder), codec.fingerprint)).under(sampler, steps)
+        return replace(self, codec=codec)
+
+    def given(self, device: torch.device | str) -> HeldOut | None:
+        """What a decoder draws images of: z_0 of held-out images, by number. None: it is no decoder.
+
+        Raises what reading the codec and the images raises.
+        """
+        if not self.method.latents.fingerprint:
+            return None
+        return HeldOut(self.method.latents.build(nn.ModuleDict(), device), self.data.images("test"))
+
+    def build(self) -> tuple[nn.ModuleDict, Denoiser]:
+        """Networks with weights drawn from the run's seed, and their denoiser."""
+        with own_defaults(), torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(self.fit.seed)
+            networks, denoiser = self.parts()
+        return networks.to(memory_format=torch.channels_last), denoiser  # pyright: ignore[reportCallIssue]
+
+    def parts(self) -> tuple[nn.ModuleDict, Denoiser]:
+        """Networks with random weights, and the denoiser that its method trains of them."""
+        networks, denoiser = self.networks.build(self.process)
+        return networks, self.method.called(denoiser)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, ready to sample: networks, the denoiser that calls them, and the experiment that they are from.
+
+    iteration: of the checkpoint; weights_hash: sha256 of all weights, for fingerprints
+    compiled, graphs: whether sampling compiles its networks, and records their calls, when these first come
+    path:      the directory that it was loaded from
+    called_by: name of its denoiser, where that is not the networks' own
+    latents:   that a decoder is given, in place of those of held-out images
+    class_names: of its training images' classes, by number; empty where nothing says them
+    """
+
+    name: str
+    experiment: Experiment
+    networks: nn.ModuleDict
+    denoiser: Denoiser
+    iteration: int
+    weights_hash: str
+    path: Path | None = None
+    called_by: str | None = None
+    compiled: bool = False
+    graphs: bool = False
+    latents: DrawnLatents | None = None
+    class_names: tuple[str, ...] = ()
+    _ready: dict[bool, Model] = field(default_factory=dict, init=False, repr=False, compare=False)  # by held bfloat16
+
+    def __str__(self) -> str:
+        """Which weights these are, for people."""
+        return f"{self.path or self.name} at iteration {self.iteration}, weights {self.weights_hash[:12]}"
+
+    @property
+    def process(self) -> Process:
+        return self.experiment.process
+
+    @property
+    def gaussian(self) -> GaussianProcess:
+        """The process, as what is of Gaussian noise alone takes it. Raises ValueError for another."""
+        return self.experiment.gaussian
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W) of what the networks see: of an image, or of its latent."""
+        return self.experiment.shape
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Between the networks' latents and images, read when it is first asked for. Raises as `CodecConfig.build`."""
+        return self.experiment.codec.build(self.networks, self.device)
+
+    @cached_property
+    def given(self) -> GivenLatents | None:
+        """`latents`, or as `Experiment.given`, on the networks' device, read when it is first asked for."""
+        return self.latents or self.experiment.given(self.device)
+
+    @property
+    def image_shape(self) -> Shape:
+        """(C, H, W) of an image."""
+        return self.codec.image_shape(self.shape)
+
+    @property
+    def num_classes(self) -> int:
+        return self.experiment.num_classes
+
+    def class_number(self, label: SupportsIndex | str) -> int:
+        """The number of a class, which is given by that or by its name.
+
+        Raises ValueError for a class that the model does not know.
+        """
+        if not self.num_classes:
+            raise ValueError(f"{self.name} has no classes: drop the label")
+        if isinstance(label, str):
+            return self._class_called(label)
+        try:
+            number = index(label)
+        except TypeError:
+            number = None
+        if number is None or isinstance(label, bool):
+            raise ValueError(f"a class is given by its number, a whole one, or its name, got {label!r}")
+        if not 0 <= number < self.num_classes:
+            raise ValueError(f"{self.name} knows the classes 0 to {self.num_classes - 1}, got label {number}")
+        return number
+
+    def _class_called(self, name: str) -> int:
+        found = [number for number, known in enumerate(self.class_names) if known == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"{self.name} has several classes called {name!r}: give a number, {some_of(found)}")
+        if not self.class_names:
+            raise ValueError(
+                f"{self.name} does not say what its classes are called, got label {name!r}: give a number from 0 to "
+                f"{self.num_classes - 1}"
+            )
+        near = get_close_matches(name, self.class_names)
+        known = f"did you mean {near[0]!r}?" if near else f"it has {some_of([*map(repr, self.class_names)], 10)}"
+        raise ValueError(f"{self.name} has no class {name!r}; {known}")
+
+    def with_denoiser(self, name: str | None) -> Model:
+        """The same networks called by a denoiser of `denoisers/catalogue.py`; None: by their own.
+
+        Raises ValueError for a name that is none, and a denoiser that these networks cannot have.
+        """
+        if name is None:
+            return self
+        try:
+            denoiser = denoiser_named(name)(self.denoiser, self.process)
+        except ValueError as error:
+            raise ValueError(f"{self.name} cannot be called by {name}: {error}; drop the denoiser") from error
+        if missing := [part for part in ("reuse", "encode", "denoise") if not hasattr(denoiser, part)]:
+            raise ValueError(f"{name} makes no denoiser: what it returned has no {' and no '.join(missing)}")
+        return replace(self, denoiser=denoiser, weights_hash=f"{self.weights_hash} under {name}", called_by=name)
+
+    def with_codec(self, folder: str | Path | None, sampler: str | None = None, steps: int | None = None) -> Model:
+        """The same model, its codec read from another folder; None: from where training found it.
+
+        Of a decoder: the codec of its latents.
+        sampler, steps: of the codec's decoder, in place of its own
+        Raises ValueError for a model whose codec is in no folder, and for steps of one whose codec has no decoder that
+        draws. Another codec is refused when it is read.
+        """
+        if folder is None and sampler is None and steps is None:
+            return self
+        return replace(self, experiment=self.experiment.with_codec(folder, sampler, steps))
+
+    def with_latents(self, latents: DrawnLatents) -> Model:
+        """The same decoder, given these. Raises as `check_latents`."""
+        self.check_latents(latents.codec, latents.z_0.shape[1:])
+        return replace(self, latents=latents, weights_hash=f"{self.weights_hash} of {latents.digest}")
+
+    def check_latents(self, codec: str, shape: Sequence[int]) -> None:
+        """Raises ValueError for what decodes no latents of this codec, by its `Codec.latents`, or not of (C, h, w)."""
+        own, its = self.experiment.method.latents.fingerprint, self.experiment.networks.latent
+        if not codec or own != codec:
+            what = f"decodes latents of the codec {own[:12]}" if own else "is no decoder"
+            drawn = f"of {codec[:12]}: name decoders and a model of one codec's latents" if codec else "pixels"
+            raise ValueError(f"{self.name} {what}, and what is to be drawn is {drawn}")
+        if its != tuple(shape):
+            raise ValueError(f"{self.name} decodes latents {its} (C, h, w), those to be drawn are {tuple(shape)}")
+
+    @property
+    def serves(self) -> Serves:
+        return self.experiment.serves
+
+    @property
+    def device(self) -> torch.device:
+        """Where its networks are."""
+        return next(self.networks.parameters()).device
+
+    def ready(self, *, bfloat16: bool) -> Model:
+        """The model that sampling calls, which shares its weights with this one; compiled or recorded, if this says so.
+
+        bfloat16: to be called under autocast, whose casts of weights are then made once, here, where they may be
+        """
+        settle_products(self.device, bfloat16=bfloat16)
+        trains = any(weight.requires_grad for weight in self.networks.parameters())  # then autocast keeps its casts
+        held = bfloat16 and self.experiment.networks.bfloat16_weights and not trains
+        if not (held or self.compiled or self.graphs):
+            return self
+        if held not in self._ready:
+            networks, denoiser = copied((self.networks, self.denoiser), self.networks, bfloat16=held)
+            for network in networks.values():
+                if self.compiled:
+                    compile_calls(network, cache_dir() / COMPILED)
+                if self.graphs:
+                    graph_calls(network)
+            self._ready[held] = replace(self, networks=networks, denoiser=denoiser, compiled=False, graphs=False)
+        return self._ready[held]
+
+    def arithmetic(self, *, bfloat16: bool) -> str:
+        """How its networks compute when sampled from, in words: a part of what images are of."""
+        return ("bfloat16" if bfloat16 else "float32") + ", compiled" * self.compiled + ", CUDA graphs" * self.graphs
+
+    @cached_property
+    def call_cost(self) -> CallCost:
+        """Multiply-adds of a call of its denoiser, and of an image's decoding."""
+        label, latent = 0 if self.num_classes else None, self.experiment.networks.latent
+        cost = call_cost(self.denoiser, self.process.state_shape(self.shape), label, self.device, latent=latent)
+        return replace(cost, decode=decode_macs(self.codec, self.shape, self.device))
+
+    @property
+    def reuses_context(self) -> bool:
+        """Whether there is a heavy call whose context later steps use: then plans say where it is made."""
+        return self.denoiser.reuse is not Reuse.FREE
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many each network has."""
+        return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}

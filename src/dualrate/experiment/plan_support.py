@@ -1,0 +1,253 @@
+"""Which plans and steps a model serves, which of them are its own, and which a comparison tries.
+
+A model that was trained at every noise level takes any plan. A distilled student would be called at steps it never
+learned to make: it goes from z_t to an x_hat that is right for the z_s it makes of it, s within the step. It learned
+steps of some lengths and no longer ones, and a dual-rate student learned the very (t, tau) of one plan; a consistency
+model learned where its own few steps of DDIM end.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from dualrate.config.ranges import Probability, Ranged, Steps
+from dualrate.diffusion.plan import STEPS, StepPlan
+from dualrate.likelihood.bound import FittedVariance
+from dualrate.sampling.ancestral import DDIM, Ancestral, Reverse
+from dualrate.sampling.catalogue import ANCESTRAL
+from dualrate.sampling.step import Step
+
+ROUNDING = 1e-9  # of times
+
+
+class Serves(ABC):
+    """What a model may be asked for. A subclass is a frozen dataclass."""
+
+    drops = False  # no annotation: whether the model was trained on steps without a context too
+
+    @property
+    def any_plan(self) -> bool:
+        """Whether there are plans to choose from: then samplers, grids and places of heavy calls may be tried."""
+        return False
+
+    @property
+    def sampler(self) -> str | None:
+        """The one that the model was made for, by its name in `sampling/catalogue.py`; None: any."""
+        return ANCESTRAL
+
+    @property
+    @abstractmethod
+    def default_steps(self) -> int:
+        """Steps of a sampler, where nothing else is said."""
+
+    @abstractmethod
+    def default_heavy(self, steps: int) -> int:
+        """Heavy calls for so many steps, where nothing else is said."""
+
+    def default_plan(self, steps: int | None = None) -> StepPlan:
+        """Steps equal in t, heavy calls spread evenly."""
+        steps = self.default_steps if steps is None else steps
+        return self.spread(StepPlan.uniform(steps).t, self.default_heavy(steps))
+
+    def spread(self, times: Sequence[float], heavy: int, alone: int = 0) -> StepPlan:
+        """Heavy calls spread evenly over the steps after the first `alone`, which have no context.
+
+        Raises ValueError for more heavy calls than such steps.
+        """
+        return StepPlan.late(times, heavy, alone)
+
+    def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
+        """The plans to compare at costs of about so many calls of the network each."""
+        return [self.default_plan(steps) for steps in sorted({max(steps, 1) for steps in calls})]
+
+    def check(self, plan: StepPlan) -> None:  # noqa: B027  # nothing to refuse
+        """Raises ValueError for a plan that is not served."""
+
+    def check_step(self, step: Step) -> None:  # noqa: B027
+        """Raises ValueError for an update rule that is not served."""
+
+
+@dataclass(frozen=True)
+class AnyPlan(Serves, Ranged):
+    """Any plan, under any step.
+
+    heavy: the least and the largest number of heavy calls that the model was trained for; None: the network runs at
+           every step
+    drops: whether it was trained on steps without a context too
+    times: the least and the largest time at which its encoder was trained
+    """
+
+    heavy: tuple[Steps, Steps] | None = None
+    drops: bool = False
+    times: tuple[Probability, Probability] = (0.0, 1.0)
+
+    @property
+    def any_plan(self) -> bool:
+        return True
+
+    @property
+    def sampler(self) -> None:
+        return None
+
+    @property
+    def default_steps(self) -> int:
+        return STEPS
+
+    def default_heavy(self, steps: int) -> int:
+        """A quarter of the steps, within what was trained."""
+        if self.heavy is None:
+            return steps
+        low, high = self.heavy
+        return min(max(steps // 4, low), high, steps)
+
+    def spread(self, times: Sequence[float], heavy: int, alone: int = 0) -> StepPlan:
+        """As above, where the encoder was trained alone: fewer heavy calls where there are fewer such steps."""
+        plan, (least, most) = StepPlan.late(times, heavy, alone), self.times
+        where = [i for i, t in enumerate(plan.t[:-1]) if i >= alone and least - ROUNDING <= t <= most + ROUNDING]
+        heavy = min(heavy, len(where))
+        return StepPlan.at(plan.t, (where[j * len(where) // heavy] for j in range(heavy)))
+
+
+class _Distilled(Serves):
+    """Of a student, whose x_hat is no posterior mean: under plain ancestral sampling."""
+
+    def check_step(self, step: Step) -> None:
+        rule = step.step if isinstance(step, FittedVariance) else step  # of a bound: the same means
+        if rule not in (Reverse(rule.process), Ancestral(rule.process)):
+            raise ValueError(
+                f"this model is a distilled student, for plain ancestral sampling: drop the sampler ({step}) and its "
+                "settings"
+            )
+
+
+@dataclass(frozen=True)
+class AtLeast(_Distilled, Ranged):
+    """A single-rate student trained at any time, on steps of length 1 / `steps` and shorter: it serves all of them."""
+
+    steps: Steps
+
+    @property
+    def default_steps(self) -> int:
+        """Its own: the fewest."""
+        return self.steps
+
+    def default_heavy(self, steps: int) -> int:
+        """The network runs at every step."""
+        return steps
+
+    def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
+        """Its own plan, and longer ones."""
+        return super().ladder({self.steps, *(count for count in calls if count > self.steps)})
+
+    def check(self, plan: StepPlan) -> None:
+        """Raises ValueError for a plan with a step longer than 1 / `steps`."""
+        longest = max(t - s for t, s in pairwise(plan.t))
+        if longest > 1 / self.steps + ROUNDING:
+            raise ValueError(
+                f"this student was distilled to {self.steps} steps and serves as many or more, equal in t; the plan of "
+                f"{plan.num_steps} has a step of length {longest:.3g}, longer than 1/{self.steps}: "
+                f"ask for {self.steps} steps or more, or distill another"
+            )
+
+
+class _Single(Serves):
+    """Of a model that learned the steps of one plan: it serves that one."""
+
+    steps: int
+
+    @property
+    @abstractmethod
+    def learned(self) -> str:
+        """What it serves, as an error says it after 'this'."""
+
+    @property
+    def default_steps(self) -> int:
+        """Its own."""
+        return self.steps
+
+    def ladder(self, calls: Iterable[int]) -> list[StepPlan]:
+        """Its own plan."""
+        return [self.default_plan()]
+
+    def check(self, plan: StepPlan) -> None:
+        """Raises ValueError for any plan but its own."""
+        own = self.default_plan()
+        if plan.refresh != own.refresh or any(abs(a - b) > ROUNDING for a, b in zip(plan.t, own.t, strict=True)):
+            raise ValueError(
+                f"this {self.learned}; got {plan.num_steps} steps with {plan.num_heavy} "
+                "heavy calls: drop --steps, --heavy, --places, --grid, --times and --plan, or train another"
+            )
+
+
+@dataclass(frozen=True)
+class OnePlan(_Single, _Distilled, Ranged):
+    """A dual-rate student trained on the times and heavy calls of one plan."""
+
+    steps: Steps
+    heavy: Steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heavy > self.steps:
+            raise ValueError(
+                f"a dual-rate student of {self.steps} steps has 1 to {self.steps} heavy calls, got {self.heavy}"
+            )
+
+    def default_heavy(self, steps: int) -> int:
+        """Its own, however many steps are asked for; `check` refuses what it does not serve."""
+        return min(self.heavy, steps)
+
+    @property
+    def learned(self) -> str:
+        return (
+            f"student was distilled for {self.steps} steps equal in t with {self.heavy} heavy calls spread evenly, and "
+            "serves no other plan"
+        )
+
+
+@dataclass(frozen=True)
+class OneStep(_Single, _Distilled):
+    """A student of one network that goes from noise to its x_hat at once."""
+
+    steps = 1  # no annotation: no field
+
+    def default_heavy(self, steps: int) -> int:
+        """The network runs at every step."""
+        return steps
+
+    @property
+    def learned(self) -> str:
+        return "student was distilled for one step, and makes no more"
+
+
+@dataclass(frozen=True)
+class Segments(_Single, Ranged):
+    """A consistency model, which learned to make `steps` steps of DDIM, equal in t.
+
+    heavy: heavy calls of a dual-rate one, spread evenly over the steps; None: the network runs at every step
+    """
+
+    steps: Steps
+    heavy: Steps | None = None
+
+    @property
+    def sampler(self) -> str:
+        return "ddim"
+
+    def default_heavy(self, steps: int) -> int:
+        """Its own, however many steps are asked for; `check` refuses what it does not serve."""
+        return steps if self.heavy is None else min(self.heavy, steps)
+
+    @property
+    def learned(self) -> str:
+        calls = "" if self.heavy is None else f" with {self.heavy} heavy calls spread evenly"
+        return f"consistency model has learned to make {self.steps} steps, equal in t{calls}, and no others"
+
+    def check_step(self, step: Step) -> None:
+        if not isinstance(step, DDIM):
+            raise ValueError(
+                f"this consistency model has learned to make steps of DDIM: drop the sampler ({step}) and its settings"
+            )

@@ -1,1 +1,0 @@
-"""Experiments: every choice of a run, as frozen dataclasses."""

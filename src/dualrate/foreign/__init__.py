@@ -1,1 +1,0 @@
-"""Models of other libraries: their conventions, and networks around them that speak ours."""

@@ -1,0 +1,1 @@
+"""Models of diffusers as denoisers and as parts of runs."""

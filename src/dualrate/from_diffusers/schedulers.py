@@ -1,0 +1,194 @@
+"""The schedule and the convention that a scheduler of diffusers stands for, read from its configuration.
+
+Only what training fixed is read: the noise levels, and what the network predicts. How it steps is its own affair; our
+samplers take its place. A scheduler whose steps make sense for a distilled network alone is refused.
+
+What a network of another library takes and gives, in terms of (z, log_snr) and v.
+
+    discrete   state z; time: a step of a table of betas; predicts eps, x or v
+    flow       state x_r = s z; time: r, or 1 - r where data is at 1; predicts u = eps - x, or -u
+
+Rectified flow and the variance-preserving process are one: the state differs by a factor, u and v by a linear map
+(`diffusion/prediction.py`). So a network of either kind trains and samples under any schedule of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from torch import Tensor
+
+from dualrate.config.ranges import Factor, Range, Ranged
+from dualrate.diffusion.prediction import flow_scale, flow_time, v_from_eps, v_from_flow, v_from_x, x_from_v
+from dualrate.diffusion.schedule import Betas, Kind, RectifiedFlow, Schedule
+from dualrate.diffusion.values import expand
+
+Prediction = Literal["epsilon", "sample", "v_prediction"]
+TO_V: dict[Prediction, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": v_from_eps,
+    "sample": v_from_x,
+    "v_prediction": lambda z, v, log_snr: v,
+}
+
+
+class Convention(ABC):
+    """A subclass is a frozen dataclass. z, output: (B, C, H, W); log_snr: (B,)."""
+
+    @abstractmethod
+    def state(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """What the network is given for z."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """(B,): what it is given for its time."""
+
+    @abstractmethod
+    def v(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
+        """v, of what it said."""
+
+
+@dataclass(frozen=True)
+class Discrete(Convention, Ranged):
+    """clip: the range +-clip of the data, to which x_hat is clamped; None: it is not."""
+
+    betas: Betas
+    predicts: Prediction = "epsilon"
+    clip: Annotated[float, Range(0, 1e6, above=True)] | None = None
+
+    def state(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        return z
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Looked up in float64: a step is 1e-2 in log-SNR. Rounding of log_snr in float32 is 1e-4 of a step at most."""
+        index = self.betas.index(log_snr.double())
+        whole = index.round()
+        return index.where((index - whole).abs() > 1e-3, whole).to(log_snr.dtype)
+
+    def v(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
+        v = TO_V[self.predicts](z, output, log_snr)
+        return v if self.clip is None else v_from_x(z, x_from_v(z, v, log_snr).clamp(-self.clip, self.clip), log_snr)
+
+
+@dataclass(frozen=True)
+class Flow(Convention, Ranged):
+    """units: the network's time at the end that is 1; noise_at: which end of time is noise."""
+
+    units: Factor = 1000.0
+    noise_at: Literal[0, 1] = 1
+    predicts: Literal["eps - x", "x - eps"] = "eps - x"
+
+    def state(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        return expand(flow_scale(log_snr), z) * z
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.units * flow_time(log_snr if self.noise_at == 1 else -log_snr)
+
+    def v(self, z: Tensor, output: Tensor, log_snr: Tensor) -> Tensor:
+        return v_from_flow(z, output if self.predicts == "eps - x" else -output, log_snr)
+
+
+REPA = Flow(units=1.0)
+SIT = Flow(units=1.0, noise_at=0, predicts="x - eps")
+
+
+DISCRETE = {
+    "DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler", "PNDMScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler",
+    "UniPCMultistepScheduler", "SASolverScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler",
+}  # fmt: skip
+CLIPS = {  # that clip x_hat: another may have the word in its configuration, left of the class it was made from
+    "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "HeunDiscreteScheduler",
+}  # fmt: skip
+FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
+DISTILLED = {
+    "LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler",
+    "HeliosDMDScheduler", "PiflowScheduler", "FlowMapEulerDiscreteScheduler",
+}  # fmt: skip
+CLIPPED, STABLE = {"clip_sample": True}, {"beta_start": 0.00085, "beta_end": 0.012}
+OWN: dict[str, Mapping[str, Any]] = {  # what a class takes where its configuration is silent, and others do not
+    "DDPMScheduler": CLIPPED,
+    "DDIMScheduler": CLIPPED,
+    "DDPMParallelScheduler": CLIPPED,
+    "DDIMParallelScheduler": CLIPPED,
+    "HeunDiscreteScheduler": STABLE,
+    "KDPM2DiscreteScheduler": STABLE,
+    "KDPM2AncestralDiscreteScheduler": STABLE,
+    "DPMSolverSDEScheduler": STABLE,
+}
+NO_MEAN = (
+    "its output is no posterior mean, so samplers of many steps, reuse of a context and training by the denoising loss "
+    "are wrong for it: take the model that it was distilled from"
+)
+
+
+def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
+    """What a scheduler's configuration, with its `_class_name`, says of the model beside it; or its class, by defaults.
+
+    Raises ValueError for a scheduler of distilled models, and for one, or settings, that are not known here.
+    """
+    name = str(config.get("_class_name", "a scheduler without _class_name"))
+    if name in DISTILLED:
+        raise ValueError(f"{name} samples a distilled model: {NO_MEAN}")
+    if name in FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return _flow(name, config)
+    if name in DISCRETE:
+        return _discrete(name, config)
+    raise ValueError(
+        f"no schedule is known for {name}; known are {', '.join(sorted(DISCRETE | FLOW))}: pass the one that the model "
+        "was trained with"
+    )
+
+
+def _flow(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
+    if name not in FLOW | DISCRETE or config.get("invert_sigmas"):
+        raise ValueError(f"{name} with invert_sigmas {config.get('invert_sigmas')} counts time another way")
+    if name in DISCRETE and config.get("prediction_type", "epsilon") != "flow_prediction":
+        raise ValueError(
+            f"this {name} has use_flow_sigmas and prediction_type {config.get('prediction_type', 'epsilon')!r}: on a "
+            "flow flow_prediction is known"
+        )
+    shift = _number(config, "shift" if name in FLOW else "flow_shift", 1.0)  # the other may be left of another class
+    if config.get("use_dynamic_shifting"):  # of the least mu: it grows with the image, which is not known here
+        mu = _number(config, "base_shift", 0.5)
+        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    return RectifiedFlow(shift), Flow(_number(config, "num_train_timesteps", 1000))
+
+
+def _discrete(name: str, config: Mapping[str, Any]) -> tuple[Schedule, Convention]:
+    config = {**OWN.get(name, {}), **config}
+    kind, predicts = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
+    if config.get("trained_betas") is not None:
+        raise ValueError(f"this {name} has betas of its own (trained_betas), of which no formula is known")
+    if kind not in get_args(Kind):
+        raise ValueError(f"beta_schedule is one of {', '.join(get_args(Kind))}, got {kind!r}")
+    if predicts not in TO_V:
+        raise ValueError(f"prediction_type is one of {', '.join(TO_V)} or flow_prediction, got {predicts!r}")
+    if config.get("thresholding"):
+        raise ValueError(f"this {name} clips x_hat by its own quantiles (thresholding): set it to False")
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(
+            f"this {name} tells its network log sigma for the time (timestep_type {config['timestep_type']!r}), of "
+            "another process: discrete is known"
+        )
+    betas = Betas(
+        kind,
+        _number(config, "beta_start", 1e-4),
+        _number(config, "beta_end", 0.02),
+        config.get("num_train_timesteps", 1000),
+        bool(config.get("rescale_betas_zero_snr", False)),
+    )
+    clips = config.get("clip_sample") and name in CLIPS
+    clip = _number(config, "clip_sample_range", 1.0) if clips else None
+    return betas, Discrete(betas, predicts, clip)
+
+
+def _number(config: Mapping[str, Any], name: str, default: float) -> float:
+    value = config.get(name, default)
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"a scheduler's {name} is a number, got {value!r}")
+    return float(value)

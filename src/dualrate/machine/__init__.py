@@ -1,1 +1,0 @@
-"""The computer: files and folders that outlive a kill, devices, threads, memory, locks, and what a run tells."""

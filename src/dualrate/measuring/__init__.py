@@ -1,1 +1,0 @@
-"""Measuring a model: images, scores, likelihoods, errors, costs."""

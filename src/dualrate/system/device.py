@@ -1,0 +1,349 @@
+"""What a device likes: bfloat16 where it pays, compilation where there is a compiler. Both are tried, not guessed.
+
+Calls of a network as CUDA graphs: recorded once for inputs of a kind, and launched as a whole from then on.
+
+A light network launches some hundred kernels a call; a recording is one launch. It reads its inputs from buffers of its
+own, which are filled before, and what it leaves in others is copied, since the next launch overwrites it.
+
+One call is recorded, not all the steps between two heavy calls: it is the same under every plan, sampler and guidance,
+and a step adds only a few kernels to it. `torch.compile(mode="reduce-overhead")` does not do: its outputs are
+overwritten by the next call, and a context lives through many.
+
+glibc's allocator, told to keep what a network frees.
+
+By default a large tensor is mapped from the kernel anew and given back when freed, so each training iteration pays for
+its pages being cleared again: a sixth of the CPU time of a Fashion-MNIST training iteration (docs/results/speed.md).
+The command line does it at start; a program that uses the library decides for itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import resource
+import sys
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+# Of a CPU, of a GPU, of its libraries, and of sizes beyond all addresses; torch has a class for the second alone
+SHORTAGE = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED|calculation overflowed")
+
+
+@torch.enable_grad()
+def _seconds(device: torch.device, dtype: torch.dtype, most: float = math.inf) -> float:
+    """The best of a few times for a linear layer and its backward pass, also where the caller has gradients off.
+
+    Of processor time: on a busy machine a clock on the wall may give one type its quiet moments, and not the other.
+
+    most: seconds of all of them, after which no other is begun
+    """
+    weight = torch.full((256, 256), 0.1, device=device, requires_grad=True)
+    rows = torch.full((1024, 256), 0.1, device=device, requires_grad=True)
+    times: list[float] = []
+    while not times or (len(times) < 8 and sum(times) < most):
+        start = time.process_time()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            functional.linear(rows, weight).sum().backward()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+@cache
+def pays(device: torch.device) -> bool:
+    """Whether bfloat16 autocast makes training clearly faster: known on CUDA, measured in milliseconds on CPU.
+
+    Decided once per process, so that all it measures runs alike.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        float32 = _seconds(device, torch.float32)
+        return float32 > 1.5 * _seconds(device, torch.bfloat16, 20 * float32)  # without units for it: 40 times as long
+    return False
+
+
+def _probe(x: torch.Tensor) -> torch.Tensor:
+    return (x * x).sin().sum()
+
+
+def compiles(device: torch.device) -> str | None:
+    """None if `torch.compile` works here, else why not."""
+    try:
+        torch.compile(_probe)(torch.ones(4, device=device, requires_grad=True)).backward()
+    except Exception as error:  # whatever the toolchain raises
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return None
+
+
+def compile_calls(network: nn.Module, cache: Path | None = None) -> None:
+    """Compiles what a network's call does, when it is first called; one more time where a batch has one row.
+
+    Once for all numbers of rows, and of everything else for each shape that comes.
+    cache: as of `keep_compiled`, where nobody said it before
+    Calls along which a derivative is carried forward stay as they are: what is compiled cannot carry one. So do those
+    within another network that is compiled. A copy of the network would call what is compiled of this one: copy before.
+    """
+    if cache is not None:
+        keep_compiled(cache)
+    torch._dynamo.config.recompile_limit = 128  # of a class of networks, of which a comparison has many; by default 8
+    network.forward = partial(_call, network.forward, torch.compile(network.forward, dynamic=False))
+
+
+def _call(eager: Callable[..., Any], compiled: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return eager(*inputs, **named)
+    tensors = [part for part in tree_leaves((inputs, named)) if isinstance(part, Tensor)]
+    if carries_derivative(tensors):
+        return eager(*inputs, **named)
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return compiled(*inputs, **named)
+
+
+def carries_derivative(tensors: Iterable[Tensor]) -> bool:
+    """Whether a derivative is carried forward along one of them."""
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def keep_compiled(cache: Path) -> Path:
+    """Where this process keeps what it compiles: `cache`, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
+    place = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))  # else the next line sets its own
+    return Path(place)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: of the GPU, or all of them on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux's ru_maxrss of a child begins at its parent's size
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def settle_products(device: torch.device, *, bfloat16: bool, trains: bool = False) -> None:
+    """How a GPU multiplies the float32 matrices of what comes next, of this process; nothing on a CPU.
+
+    bfloat16: whether networks run in that. What remains in float32, such as a network's head, is then in TF32, of which
+              10 bits of fraction enter a product. Where float32 is asked for it is whole, also in convolutions, for
+              which torch alone would take TF32
+    trains:   cuDNN times its ways to compute a convolution at the first call of a shape, and takes the fastest. Not
+              where models are measured: two processes may find different ones, and their bits differ
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bfloat16
+        torch.backends.cudnn.benchmark = trains
+
+
+@contextmanager
+def whole_products() -> Iterator[None]:
+    """Within the block float32 matrices are multiplied as such, also in convolutions, whatever was settled before."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """Within the block tensors and modules are float32 on the CPU where nothing else is said, whatever the caller set.
+
+    The caller sets them by `torch.set_default_dtype`, `torch.set_default_device` or `with torch.device(...)`. Device
+    `meta` stays: it is asked for where networks are wanted without their content. Torch has one default dtype for all
+    threads of a process.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    own = nullcontext() if device.type in ("cpu", "meta") else torch.device("cpu")
+    if dtype != torch.float32:
+        torch.set_default_dtype(torch.float32)
+    try:
+        with own:
+            yield
+    finally:
+        if dtype != torch.float32:
+            torch.set_default_dtype(dtype)
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """The generator that dropout layers on `device` draw from. (`torch.manual_seed` seeds all devices, slowly.)"""
+    if device.type == "cuda":
+        torch.cuda.init()
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    if device.type == "mps":
+        return torch.mps._get_default_mps_generator()
+    return torch.default_generator
+
+
+def devices() -> list[str]:
+    """Names of the devices here: the CPU, and the GPUs if there are any."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type == "mps":
+        return ["cpu"]
+    return ["cpu", *(f"{found.type}:{i}" for i in range(torch.accelerator.device_count()))]
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device; None: cuda if there is one. Raises ValueError for one that is not here or cannot be used."""
+    name, known = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name, devices()
+    if name.startswith("mps"):
+        raise ValueError("times and random numbers need float64, which mps lacks: use --device cpu")
+    if not {name, f"{name}:0", name.removesuffix(":0")} & set(known):
+        raise ValueError(f"there is no device {name!r} here, only {', '.join(known)}")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        what = str(error).splitlines()[0]
+        raise ValueError(f"the device {name!r} cannot be used ({what}); --device cpu always works") from None
+
+
+def memory_shortage(error: Exception) -> str | None:
+    """What torch or numpy said, in one line, if the error is an allocation that failed; None of any other error."""
+    lines = str(error).splitlines() or ["an allocation failed"]
+    shortage = next((line for line in lines if SHORTAGE.search(line)), None)
+    if shortage is None and isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        shortage = lines[0]
+    return None if shortage is None else shortage.split("DefaultCPUAllocator: ")[-1]
+
+
+KEPT = 8  # recordings of a network, the latest used: of its batch sizes, with and without a context
+WARM_UPS = 3  # libraries choose kernels and workspaces in the first calls, which cannot be recorded
+
+Call = Callable[[], Any]
+Recorded = tuple[Callable[[], None], Any]  # what launches a call again, and what it returned: each launch makes it anew
+Record = Callable[[Call, torch.device], Recorded]
+
+
+def record(call: Call, device: torch.device) -> Recorded:
+    """The kernels of a call on a GPU. Raises ValueError for another device, and as `refusing`."""
+    if device.type != "cuda":
+        raise ValueError(f"CUDA graphs need a GPU, and this is the {device}: draw without graphs")
+    with torch.cuda.device(device):
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                call()
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # `here` again behind it, which a recording that fails does not see to
+        with refusing(), torch.cuda.stream(here), torch.cuda.graph(graph, stream=aside):
+            output = call()
+    return graph.replay, output
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Raises ValueError for what a call does in it that a recording does not allow, such as wait for a value.
+
+    Raises torch.OutOfMemoryError for a shortage of memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        first = error
+        while isinstance(first.__context__, RuntimeError):  # the recording's own end fails then, too
+            first = first.__context__
+        if shortage := memory_shortage(first):
+            raise torch.OutOfMemoryError(shortage) from error
+        what = (str(first).strip().splitlines() or [type(first).__name__])[0]
+        raise ValueError(
+            f"the calls of this network cannot be recorded as CUDA graphs ({what}): draw without graphs"
+        ) from error
+
+
+def graph_calls(network: nn.Module, record: Record = record) -> None:
+    """Has a network's calls recorded, but for those of training and those that ask for a derivative.
+
+    The network is on a GPU, as are its inputs; its weights stay where they are; its course depends on nothing but what
+    kind its inputs are of: all but their numbers. Inputs of another kind are recorded anew.
+    Raises ValueError from a call that cannot be recorded, as `record` says.
+    """
+    eager, recordings = network.forward, OrderedDict[Hashable, _Recording]()
+
+    def forward(*inputs: Any) -> Any:
+        leaves, structure = tree_flatten(inputs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if network.training or torch.is_grad_enabled() or carries_derivative(tensors):
+            return eager(*inputs)
+        device = tensors[0].device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        kind = (torch.is_inference_mode_enabled(), precision, structure, *map(_kind, leaves))
+        if kind not in recordings:
+            others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+            def call(buffers: Sequence[Tensor]) -> Any:
+                for i, buffer in zip(places, buffers, strict=True):
+                    others[i] = buffer
+                with torch.autocast(device, precision, enabled=precision is not None, cache_enabled=False):
+                    return eager(*tree_unflatten(others, structure))  # casts that were kept would be gone at a launch
+
+            recordings[kind] = _Recording(call, tensors, record)
+        recordings.move_to_end(kind)
+        while len(recordings) > KEPT:
+            recordings.popitem(last=False)
+        return recordings[kind](tensors)
+
+    network.forward = forward
+
+
+def _kind(leaf: object) -> Hashable:
+    """All of an input but a tensor's numbers."""
+    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+
+
+class _Recording:
+    """A call with inputs of one kind."""
+
+    def __init__(self, call: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], record: Record) -> None:
+        self.buffers = [tensor.clone() for tensor in tensors]
+        self.held: list[tuple[weakref.ref[Tensor], int] | None] = [None] * len(tensors)
+        self.launch, self.output = record(lambda: call(self.buffers), tensors[0].device)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        for i, tensor in enumerate(tensors):
+            self._fill(i, tensor)
+        self.launch()
+        return tree_map_only(Tensor, torch.clone, self.output)
+
+    def _fill(self, i: int, tensor: Tensor) -> None:
+        """Unless the buffer holds these very numbers, as it does of a context's features through many calls."""
+        held = self.held[i]
+        if held is None or held[0]() is not tensor or held[1] != tensor._version:
+            self.buffers[i].copy_(tensor)
+            counted = not tensor.is_inference()  # nobody counts the changes of an inference tensor
+            self.held[i] = (weakref.ref(tensor), tensor._version) if counted else None
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
+
+
+def keep_freed_memory() -> bool:
+    """Serve large blocks from the heap and never shrink it. False where the C library has no such settings."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20))
+    return all(mallopt(name, value) == 1 for name, value in settings)

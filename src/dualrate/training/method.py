@@ -1,0 +1,77 @@
+"""What a training method is, seen from the trainer: networks, and phases with a loss. Nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from dualrate.config.ranges import Factor, Ranged
+from dualrate.denoisers.denoiser import Denoiser
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Batch
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch.
+
+    total: scalar, the mean over the batch's rows, with gradient
+    logs:  named scalars for the log, detached; means over the batch's rows. The same names whatever the rows: they are
+           added up over processes
+    """
+
+    total: Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Phase(Ranged):
+    """One optimiser update: all that the trainer ever sees of a method.
+
+    name:       "model", "student", "auxiliary" or "pretraining": key of optimiser, EMA and log prefix
+    parameters: updated in this phase; everything else is frozen while it runs
+    loss:       (batch, iteration, draws) -> Loss; `draws` is keyed by the batch's sample numbers
+    rate:       factor of the learning rate
+    rates:      factors over that, of parameters that have one of their own
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    loss: Callable[[Batch, int, Draws], Loss]
+    rate: Factor = 1.0
+    rates: Mapping[nn.Parameter, Factor] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """What `fit` trains.
+
+    A loss calls each network through `forward`, as often whatever the rows, with none of them if need be, and gives the
+    same parameters a gradient: each call gathers weights that several processes hold together, from all of them.
+    """
+
+    @property
+    def networks(self) -> nn.ModuleDict:
+        """What sampling needs."""
+        ...
+
+    @property
+    def auxiliaries(self) -> nn.ModuleDict:
+        """Networks that are trained along and that sampling has no use for; other names than those of `networks`."""
+        ...
+
+    def phases(self, iteration: int) -> Sequence[Phase]:
+        """The updates of this iteration, in order. Denoising: always one; moment matching: two that alternate."""
+        ...
+
+    def denoiser(self) -> Denoiser:
+        """What evaluation samples from; it reads the networks' current weights."""
+        ...
+
+
+def quarters(name: str, value: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """(B,) values in four quarters of t, as logs: name0 to name3, whose mean is that of the values."""
+    value, quarter = value.detach(), (t * 4).long().clamp(max=3)
+    return {f"{name}{i}": (4 * value * (quarter == i)).mean() for i in range(4)}

@@ -1,0 +1,265 @@
+"""What workers draw and measure is bit for bit what one process does, whoever dies meanwhile."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drawing.stand import Stand
+from metrics.untrained import untrained
+from runs.made import saved_random
+from torch import nn
+from trouble import children, wait_until
+
+from dualrate.cli.main import main
+from dualrate.codecs.config import CodecFolder
+from dualrate.data.images import ImageSet
+from dualrate.diffusion.plan import StepPlan
+from dualrate.drawing.calibration import _measured as table_of
+from dualrate.drawing.choice import Choice
+from dualrate.drawing.drawer import Drawer, Guidance, plain_step
+from dualrate.drawing.errors import measured_errors
+from dualrate.drawing.measure import measure
+from dualrate.drawing.samples import write_samples
+from dualrate.experiment.experiment import DataConfig, Experiment, Model
+from dualrate.experiment.networks import TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.times import TimeSampler
+from dualrate.metrics import dinov2, efficientnet, inception
+from dualrate.metrics.evaluate import Evaluator
+from dualrate.metrics.features import Architecture
+from dualrate.networks.uvit import Level, UViTConfig
+from dualrate.runs import store
+from dualrate.runs.store import load
+from dualrate.sampling.ancestral import Ancestral
+from dualrate.sampling.catalogue import SAMPLERS
+from dualrate.sampling.covariance import Bands
+from dualrate.system.workers import Workers, _packed, _unpacked, in_turn
+from dualrate.training.config import FitConfig
+
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), 3, patch=2, embedding=16, head_dim=16)
+SEEDS = range(5, 45)
+
+
+class Quiet:
+    def __init__(self):
+        self.told = []
+
+    def update(self, iteration, total, logs):
+        self.told.append((iteration, total))
+
+    def note(self, text): ...
+    def close(self): ...
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Model:
+    path, source = (tmp_path_factory.mktemp("runs") / name for name in ("two", "images.npz"))
+    noise = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 1), dtype=np.uint8)
+    np.savez(source, images=noise, labels=np.arange(70) % 3)
+    method, data = DenoisingConfig(times=TimeSampler()), DataConfig(str(source))
+    experiment = Experiment("two", TwoNetworks(NET, NET), method, FitConfig(iterations=1), data)
+    return load(saved_random(experiment, path))
+
+
+@pytest.fixture(scope="module")
+def drawer(model) -> Drawer:
+    plan = StepPlan.uniform(3, 2)
+    return Drawer(model, Ancestral(model.process, 0.2), plan, Guidance(1.5), batch_size=6, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def images(model) -> ImageSet:
+    return model.experiment.data.load("train")
+
+
+@pytest.fixture(scope="module")
+def judge(images) -> Evaluator:
+    return Evaluator(untrained(Architecture(1, 8, 2, features=4)), images, None)
+
+
+@pytest.fixture(scope="module")
+def two():
+    with Workers(2) as workers:
+        yield workers
+
+
+def kills_one(workers: Workers, after: int):
+    """Progress that kills a worker at work, once."""
+    told = []
+
+    def progress(done, total):
+        told.append((done, total))
+        busy = [worker for worker in workers._workers.values() if worker.at >= 0]
+        if len(told) == after and busy:
+            busy[0].process.kill()
+
+    return progress, told
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in ("sample.json", ".lock")}
+
+
+def test_samples_of_workers_have_the_bits_of_one_process_whoever_dies(drawer, two, tmp_path):
+    write_samples(drawer, SEEDS, tmp_path / "one", npz=True)
+    progress, told = kills_one(two, after=3)
+    done = write_samples(drawer, SEEDS, tmp_path / "two", npz=True, progress=progress, mapper=two)
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert (done.drawn, told[0], told[-1], len(told)) == (40, (0, 40), (40, 40), 8)
+
+
+def test_a_score_is_the_same_kept_or_not_and_kept_features_are_found_with_any_number(drawer, judge, two, tmp_path):
+    one = measure(drawer, SEEDS, judge)
+    told = []
+    over = measure(drawer, SEEDS, judge, progress=lambda *counts: told.append(counts), mapper=two)
+    assert torch.equal(over.features[judge.metric], one.features[judge.metric])
+    assert over.row.score == one.row.score
+    assert (len(told), told[-1]) == (7, (40, 40))
+    how = {"keep": tmp_path, "shard_size": 9}
+    kept = measure(drawer, range(5, 27), judge, mapper=two, **how)
+    more = measure(drawer, SEEDS, judge, **how)
+    assert torch.equal(kept.features[judge.metric], more.features[judge.metric][:22])
+    alone = measure(drawer, SEEDS, judge, keep=tmp_path / "one", shard_size=9)
+    assert torch.equal(more.features[judge.metric], alone.features[judge.metric])
+
+
+def few(monkeypatch, rows: int) -> None:
+    """Noise levels of a table, and images at a time."""
+    for name, value in {"ROWS": rows, "LOWEST": -2, "HIGHEST": 1}.items():
+        monkeypatch.setattr(f"dualrate.drawing.calibration.{name}", value)
+    monkeypatch.setattr("dualrate.drawing.errors.ROWS", rows)
+
+
+def test_a_table_and_errors_are_measured_the_same(model, images, two, monkeypatch, tmp_path):
+    few(monkeypatch, rows=4)
+    bands, progress = Bands(model.shape, 3), Quiet()
+    of = (model, images, 14)
+    tables = [table_of(*of, bands, progress, mapper=over) for over in (in_turn, two)]
+    assert all(torch.equal(*pair) for pair in zip(*map(tensors, tables), strict=True))
+    assert (tables[0].below, tables[0].above) == (tables[1].below, tables[1].above)
+    assert progress.told[-1] == (16, 16)
+    found = []
+    for name, over in {"one": in_turn, "two": two}.items():
+        monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / name))
+        found.append(measured_errors(model, grid=3, images=14, progress=progress, mapper=over).errors)
+        done, total = progress.told[-1]
+        assert done == total > 0
+    assert np.array_equal(*found)
+
+
+def tensors(table) -> tuple[torch.Tensor, ...]:
+    return table.log_snr, table.variance, table.ratio
+
+
+def test_a_model_of_no_directory_or_of_other_weights_is_refused(drawer, two, tmp_path):
+    with pytest.raises(ValueError, match="was not loaded from a directory"):
+        write_samples(replace(drawer, model=replace(drawer.model, path=None)), SEEDS, tmp_path / "a", mapper=two)
+    other = replace(drawer, model=replace(drawer.model, weights_hash="f" * 64))
+    with pytest.raises(ValueError, match="has other weights by now, of iteration 1: where it is being trained"):
+        write_samples(other, SEEDS, tmp_path / "b", mapper=two)
+
+
+def test_every_sampler_and_a_shared_encoder_are_what_they_were_in_a_worker(model):
+    """Sent and received in this process, which finds the model where it was."""
+    for name, sampler in SAMPLERS.items():
+        if sampler.of_table:
+            continue
+        drawer = Choice(steps=4, heavy=4, sampler=name).drawer(model).settled
+        sent = _unpacked(_packed(drawer))
+        assert (plain_step(sent.step), sent.plan, sent.origin("x")) == (
+            plain_step(drawer.step),
+            drawer.plan,
+            drawer.origin("x"),
+        )
+    assert _unpacked(_packed(model)).path == model.path
+
+
+@pytest.mark.parametrize(
+    ("module", "net"),
+    [
+        (inception, inception.Inception(nn.Identity(), torch.device("cpu"), batch_size=7)),
+        (dinov2, dinov2.DinoV2(nn.Identity(), "x", 8, torch.device("cpu"), batch_size=7)),
+        (efficientnet, efficientnet.EfficientNet(nn.Identity(), torch.device("cpu"), batch_size=5)),
+    ],
+)
+def test_a_large_feature_net_is_loaded_by_the_worker_once(module, net, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(module, f"load_{module.__name__.rpartition('.')[2]}", lambda device: loaded.append(net) or net)
+    first, again = (_unpacked(_packed(net)) for _ in range(2))
+    assert first is again
+    assert first == net
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "blocks"),
+    [
+        ("sample RUN --out OUT --num 7 --batch-size 3", 3),
+        ("evaluate RUN --num 20 --batch-size 8 --features NET", 2 + 3),  # two of real images
+        ("evaluate RUN --num 130 --features NET --keep OUT", 2 + 2),
+        ("calibrate RUN --images 4 --rings 3", 2),
+        ("plan RUN --budget 0.5x --grid 8 --steps 4 --images 4 --out plan.json", 2),
+    ],
+)
+def test_every_command_that_measures_has_workers(command, blocks, model, judge, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    few(monkeypatch, rows=2)
+    monkeypatch.setattr("dualrate.system.workers.Workers", Stand)
+    monkeypatch.setattr(Stand, "asked", [])
+    monkeypatch.setattr(Stand, "blocks", 0)
+    judge.net.save(tmp_path / "net")
+    places = {"RUN": str(model.path), "OUT": "out", "NET": "net"}
+    words = [places.get(word, word) for word in command.split()]
+    monkeypatch.setattr(sys, "argv", ["dualrate", *words, "--workers", "2"])
+    main()
+    assert (Stand.asked, Stand.blocks) == ([2], blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_is_stopped_leaves_no_process_and_goes_on_with_any_number(model, tmp_path, how):
+    command = [sys.executable, "-m", "dualrate_command", "sample", str(model.path), "--out", str(tmp_path / "out")]
+    command += ["--num", "600", "--steps", "12", "--heavy", "6", "--batch-size", "3", "--precision", "float32"]
+    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(list(tmp_path.glob("out/*.png"))) < 12:
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    if how is signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does
+    else:
+        process.kill()
+    _, said = process.communicate(timeout=60)
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=30)
+    if how is signal.SIGINT:
+        assert process.returncode == 130
+        assert re.search(r"\d+ of 600 images are in .*; the same command goes on", said.splitlines()[-1])
+        assert "Traceback" not in said
+    command[command.index("600")] = "60"
+    assert subprocess.run(command).returncode == 0
+    command[command.index(str(tmp_path / "out"))] = str(tmp_path / "one")
+    assert subprocess.run(command).returncode == 0
+    images = {file.name: file.read_bytes() for file in (tmp_path / "one").glob("0*.png")}
+    assert images.items() <= {file.name: file.read_bytes() for file in (tmp_path / "out").glob("0*.png")}.items()
+
+
+def test_a_worker_tells_models_apart_that_decode_otherwise(model):
+    """One that has loaded a model keeps it: another codec of the same weights is another model."""
+    other = replace(model, experiment=replace(model.experiment, codec=CodecFolder("elsewhere", "0")))
+    (load_it, (one,)), (_, (two,)) = store._placed(model), store._placed(other)
+    assert one != two
+    assert [load_it(place).experiment.codec for place in (one, two, one)] == [
+        model.experiment.codec,
+        other.experiment.codec,
+        model.experiment.codec,
+    ]

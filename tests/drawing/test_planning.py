@@ -1,0 +1,419 @@
+"""Planning for a budget: what is affordable, what is kept, what is refused."""
+
+import contextlib
+import itertools
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from cli.command import call
+from scipy.stats import spearmanr
+from trouble import full_disk, unreadable
+
+from dualrate.cli.main import main
+from dualrate.denoisers.denoiser import Plain
+from dualrate.diffusion.plan import StepPlan
+from dualrate.diffusion.prediction import Sigmoid
+from dualrate.diffusion.random import Draws
+from dualrate.diffusion.values import Cond, Refresh
+from dualrate.drawing.errors import candidates, check_plans, fitting_grid, measured_errors, spearman
+from dualrate.experiment.experiment import DataConfig, Experiment
+from dualrate.experiment.networks import TwoNetworks
+from dualrate.methods.denoising import DenoisingConfig
+from dualrate.methods.times import TimeSampler
+from dualrate.networks.uvit import Level, UViT, UViTConfig
+from dualrate.planning.planner import Bend, Errors, Planner, measure_errors
+from dualrate.runs.store import load, write_experiment
+from dualrate.sampling.cost import CallCost
+from dualrate.sampling.grids import grid_times
+from dualrate.system.device import pays
+from dualrate.system.progress import PlainReporter
+from dualrate.training import checkpoint
+from dualrate.training.config import FitConfig
+from tests.theory.common import PROCESS
+
+BIAS = -3.0  # of the loss weight, not the usual one
+NET = UViTConfig(8, 1, (Level("conv", 8, 1), Level("transformer", 16, 1)), patch=2, embedding=16, head_dim=16)
+
+
+class Quiet:
+    def update(self, iteration, total, logs): ...
+    def note(self, text): ...
+    def close(self): ...
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A dual-rate run with random weights, and its images."""
+    monkeypatch.setenv("DUALRATE_CACHE", str(tmp_path / "cache"))
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    experiment = Experiment(
+        "two",
+        TwoNetworks(NET, NET),
+        DenoisingConfig(times=TimeSampler(), weighting=Sigmoid(BIAS)),
+        FitConfig(iterations=1),
+        DataConfig(str(tmp_path / "images.npz")),
+    )
+    write_experiment(tmp_path / "run", experiment)
+    networks, _ = experiment.build()
+    checkpoint.save(tmp_path / "run" / "checkpoints", 1, {"model": networks.state_dict()}, {"iteration": 1})
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_affordable_is_the_most_that_the_budget_pays(own):
+    costs = CallCost(heavy=10.0, light=2.0, own=own)
+    for steps in (4, 8):
+        for budget in (7.9, 8.0, 16.0, 30.0, 200.0):
+            fits = [h * 10 + (steps - h * own) * 2 <= budget for h in range(steps + 1)]
+            assert costs.affordable(steps, budget).tolist() == [[fit] for fit in fits]
+
+
+@pytest.mark.parametrize("prices", [(10, 2, 5), (10, 5, 1), (1, 10, 10), (3, 1, 3)])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_plan_is_the_best_that_the_budget_pays_whatever_a_step_without_a_context_costs(prices, own):
+    """By trying all plans of four steps, each paid call by call."""
+    heavy, light, alone = prices
+    costs, planner = CallCost(heavy, light, own, decode=1, alone=alone), Planner(grid_errors(4), PROCESS)
+    pays_for = {Refresh.FULL: heavy + (not own) * light, Refresh.KEEP: light, Refresh.NONE: alone}
+    plans = []
+    for refresh in itertools.product(Refresh, repeat=4):
+        with contextlib.suppress(ValueError, KeyError):  # it keeps what it does not hold, or renews a part
+            plan = StepPlan(planner.errors.t, refresh)
+            plans.append((1 + sum(pays_for[kind] for kind in refresh), planner.objective(plan), plan))
+    for budget in (1 + 4 * alone, 1 + 4 * light, 1 + 3 * alone + heavy, 20, 24, 31):
+        affordable = [one for one in plans if one[0] <= budget]
+        if not affordable:
+            with pytest.raises(ValueError, match=f"the cheapest plan costs {min(plans)[0]:g}"):
+                candidates(planner, costs, budget, [4])
+            continue
+        cost, objective, plan = min(affordable, key=lambda one: one[1])
+        (found,) = candidates(planner, costs, budget, [4])
+        assert (found.planned.plan, found.cost) == (plan, cost)
+        assert found.planned.objective == pytest.approx(objective, rel=1e-12)
+
+
+def grid_errors(steps: int = 8) -> Errors:
+    rng = np.random.default_rng(0)
+    errors = rng.uniform(0.1, 1, (steps, steps + 1))
+    errors[:, :-1][np.triu_indices(steps, 1)] = np.inf
+    return Errors(StepPlan.uniform(steps).t, errors)
+
+
+def test_candidates_stay_within_the_budget_and_beat_the_even_spread():
+    planner, costs = Planner(grid_errors(), PROCESS), CallCost(10, 1, own=True)
+    found = candidates(planner, costs, 30, (2, 4, 8))
+    assert [c.planned.objective for c in found] == sorted(c.planned.objective for c in found)
+    for candidate in found:
+        assert candidate.cost <= 30
+        plan = candidate.planned.plan
+        assert candidate.even == planner.objective(StepPlan.uniform(plan.num_steps, plan.num_heavy))
+        assert candidate.planned.objective <= candidate.even
+    assert candidates(planner, costs, 30, (3,), free_times=True)[0].even is None
+    with pytest.raises(ValueError, match="raise the budget"):
+        candidates(planner, costs, 1, (2, 4, 8))
+
+
+def test_errors_are_measured_once(run, monkeypatch):
+    model = load(run)
+    first = measured_errors(model, grid=4, images=8, progress=Quiet())
+    monkeypatch.setattr("dualrate.drawing.errors.measure_errors", None)
+    second = measured_errors(model, grid=4, images=8, progress=Quiet())
+    np.testing.assert_array_equal(first.errors, second.errors)
+    assert first.t == second.t == StepPlan.uniform(4).t
+    with pytest.raises(TypeError):  # not the same question
+        measured_errors(model, grid=4, images=9, progress=Quiet())
+
+
+def test_errors_are_those_of_all_images_where_there_are_fewer_than_asked_for(run):
+    """58 of the 64 are training images; the usual 128 of a comparison would be refused."""
+    model = load(run)
+    all_of_them = measured_errors(model, grid=2, images=58, progress=Quiet())
+    np.testing.assert_array_equal(
+        measured_errors(model, grid=2, images=128, progress=Quiet()).errors, all_of_them.errors
+    )
+
+
+def test_errors_of_parts_are_those_of_the_whole(run, monkeypatch):
+    model = load(run)
+    whole = measured_errors(model, grid=4, images=10, progress=Quiet()).errors
+    monkeypatch.setattr("dualrate.drawing.errors.ROWS", 4)
+    monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "other"))
+    np.testing.assert_allclose(measured_errors(model, grid=4, images=10, progress=Quiet()).errors, whole, rtol=1e-2)
+
+
+def test_a_head_counts_at_its_own_step_only(run):
+    """[i, i] is the error of the encoder's own output; a context of another time is the light network's matter."""
+    model = load(run)
+    x = torch.randn(16, 1, 8, 8)
+    draws = Draws(0, torch.arange(16))
+    t = StepPlan.uniform(4).t
+    errors = measure_errors(model.denoiser, model.process, t, x, Cond(), draws).errors
+    light = model.networks["light"]
+    before = [p.clone() for p in light.parameters()]
+    for p in light.parameters():
+        p.data.normal_()
+    other = measure_errors(model.denoiser, model.process, t, x, Cond(), draws).errors
+    for p, old in zip(light.parameters(), before, strict=True):
+        p.data.copy_(old)
+    for i in range(4):
+        assert other[i, i] == errors[i, i]
+        assert (other[i, :i] != errors[i, :i]).all()
+        assert other[i, -1] != errors[i, -1]
+
+
+def test_a_single_network_has_nothing_to_plan(run):
+    model = load(run)
+    alone = replace(model, denoiser=Plain(UViT(NET), model.process))
+    with pytest.raises(ValueError, match="nothing to plan"):
+        measured_errors(alone, grid=4, images=8, progress=Quiet())
+
+
+def test_costs_of_calls_add_up_to_the_counted_plan(run):
+    from dualrate.sampling.ancestral import Ancestral
+    from dualrate.sampling.cost import plan_cost
+
+    model, plan = load(run), StepPlan.uniform(8, 3)
+    counted = plan_cost(model.denoiser, Ancestral(model.process), plan, model.shape)
+    assert model.call_cost.of(8, 3) == counted.macs
+
+
+@pytest.mark.parametrize(("size", "least"), [(16, 12), (25, 3)])
+def test_check_plans_are_different_ones_on_the_grid(size, least):
+    planner = Planner(grid_errors(size), PROCESS)
+    plans = check_plans(planner, CallCost(10, 1, own=True))
+    assert len(plans) >= least
+    assert all((plan.t[0], plan.t[-1]) == (1, 0) for _, plan in plans)  # an odd grid has no half
+    assert len({name for name, _ in plans}) == len({plan for _, plan in plans}) == len(plans)
+    for _, plan in plans:
+        assert planner.objective(plan) > 0
+
+
+def test_plans_to_check_cost_what_even_ones_do_where_a_step_without_a_context_has_a_price():
+    planner, costs = Planner(grid_errors(16), PROCESS), CallCost(10, 1, own=True, alone=9)
+    planner.errors.errors[:, -1] = 0.01
+    for name, plan in check_plans(planner, costs):
+        even = costs.of(*map(int, re.findall(r"\d+", name)))
+        heavy, alone = (plan.refresh.count(kind) for kind in (Refresh.FULL, Refresh.NONE))
+        assert costs.of(plan.num_steps, heavy, alone) <= even
+
+
+def test_spearman_is_scipys():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=13), rng.normal(size=13)
+    assert spearman(a.tolist(), (a + 0.5 * b).tolist()) == pytest.approx(spearmanr(a, a + 0.5 * b)[0])
+
+
+@pytest.fixture
+def ageing(monkeypatch) -> Errors:
+    """What the command will find: contexts get worse with age, and none is worst."""
+    steps = 8
+    errors = np.array([[1 + (i - j) if j <= i else np.inf for j in range(steps)] + [99.0] for i in range(steps)])
+    t = StepPlan.uniform(steps).t
+    log_snr = PROCESS.schedule.log_snr(torch.tensor(t[:-1], dtype=torch.float64)).numpy()
+    made = Errors(t, errors, Bend(log_snr, *(np.full(steps - less, 0.01) for less in (1, 2, 0))))
+    monkeypatch.setattr("dualrate.drawing.errors.measured_errors", lambda *_, **__: made)
+    return made
+
+
+def plan_command(run, monkeypatch, *options: str) -> StepPlan:
+    out = run.parent / "plans" / "best.json"
+    arguments = [str(run), *options, "--grid", "8", "--images", "8", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["dualrate", "plan", *arguments])
+    main()
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    return StepPlan.from_json(out.read_text())
+
+
+def test_the_command_writes_the_best_plan_within_the_budget(run, ageing, monkeypatch, capsys):
+    """Under the weight that the model was trained with; the budget in any unit."""
+    planner, costs = Planner(ageing, PROCESS, Sigmoid(BIAS), order=2), load(run).call_cost
+    budget = 0.3 * 8 * costs.heavy
+    expected = candidates(planner, costs, budget, (2, 4, 8))[0].planned
+    steps = ("--steps", "2", "4", "8")
+    assert plan_command(run, monkeypatch, "--budget", "0.3x", *steps) == expected.plan
+    assert plan_command(run, monkeypatch, "--gmacs", str(budget / 1e9), *steps) == expected.plan
+    told = capsys.readouterr().out
+    assert told.count(f"{expected.objective:.5f}") >= 2
+    of_first_order = candidates(Planner(ageing, PROCESS, Sigmoid(BIAS)), costs, budget, (2, 4, 8))[0].planned
+    assert plan_command(run, monkeypatch, "--budget", "0.3x", "--ancestral", *steps) == of_first_order.plan
+    assert f"{of_first_order.objective:.5f}" in capsys.readouterr().out
+    whole = 8 * costs.heavy / 1e9
+    assert f"0.3x of 8 heavy calls, {whole:.4g} GMACs: {budget / 1e9:.4g} GMACs" in told
+
+
+def test_a_budget_in_seconds_is_per_image(run, ageing, monkeypatch):
+    pays.cache_clear()  # as in a fresh process
+    times = iter([0.8, 0.08])  # of a heavy and of a light call of 8 rows
+    monkeypatch.setattr("dualrate.drawing.measure.seconds_per_call", lambda call, **_: (call(), next(times))[1])
+    plan = plan_command(run, monkeypatch, "--seconds", "0.35", "--steps", "8", "--batch-size", "8")
+    assert plan.num_heavy == 3  # 3 x 0.1 + 5 x 0.01 = 0.35
+
+
+def test_a_plan_may_have_the_times_of_a_sampler_s_own_grid(run, monkeypatch):
+    times = grid_times("log-snr", PROCESS.schedule, 8)
+    for name, t in (("log-snr", times), ("t", StepPlan.uniform(8).t)):
+        plan = plan_command(run, monkeypatch, "--spacing", name, "--budget", "1x", "--steps", "8")
+        assert plan.t == t
+    model, how = load(run), {"grid": 4, "images": 8, "progress": Quiet()}
+    errors = measured_errors(model, spacing="log-snr", **how)
+    assert errors.t == measured_errors(model, spacing="log-snr", **how).t == grid_times("log-snr", PROCESS.schedule, 4)
+    assert (errors.errors != measured_errors(model, **how).errors).any()
+
+
+def test_the_check_says_whether_the_objective_ranks_plans_as_the_score_does(run, ageing, monkeypatch, capsys):
+    from dualrate.drawing import errors as planning
+    from dualrate.drawing import evaluator
+
+    scores = {}
+
+    def scored(drawer, seeds, judge, **_):
+        value = judge.sign * planner.objective(drawer.plan)
+        scores[drawer.plan] = value
+        return SimpleNamespace(row=SimpleNamespace(score=SimpleNamespace(value=value)))
+
+    planner = Planner(ageing, PROCESS, Sigmoid(BIAS), order=2)
+    monkeypatch.setattr(planning, "measure", scored)
+    for sign, verdict in ((1, "Spearman 1.00"), (-1, "does not rank")):
+        judge = SimpleNamespace(metric="FD-x", sign=sign)
+        monkeypatch.setattr(evaluator, "evaluator", lambda *_, judge=judge, **__: judge)
+        plan_command(run, monkeypatch, "--gmacs", "1", "--check")
+        assert verdict in capsys.readouterr().out
+        kept = json.loads((run.parent / "plans" / "best.check.json").read_text())
+        assert sorted(line["FD-x"] for line in kept) == sorted(scores.values())
+        assert all(line["objective"] == sign * line["FD-x"] for line in kept)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ([], "one of"),
+        (["--budget", "much"], "0.25x"),
+        (["--gmacs", "1", "--seconds", "1"], "one of"),
+        (["--gmacs", "1", "--steps", "3"], "divisors"),
+        (["--gmacs", "1", "--out", "plan.png"], ".json"),
+        (["--gmacs", "1", "--images", "0"], "from 1 to"),
+        (["--gmacs", "1", "--spacing", "even"], "there is no grid 'even'"),
+    ],
+)
+def test_a_budget_is_said_once_and_as_a_number(run, monkeypatch, capsys, budget, message):
+    monkeypatch.setattr("sys.argv", ["dualrate", "plan", str(run), *budget])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# What is kept
+
+
+@pytest.fixture
+def kept(run):
+    """The errors of a grid of 4 in the cache: their model and their file."""
+    model = load(run)
+    measured_errors(model, grid=4, images=8, progress=Quiet())
+    (file,) = (run.parent / "cache" / "plans").iterdir()
+    return model, file
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "garbage", "[]", "{}", "[" * 100_000, '{"t": [1, 0], "errors": [[1, 1]]}', '{"t": 1, "errors": 1}',
+     '{"t": ["a"], "errors": []}', '{"t": [1, 0.75, 0.5, 0.25, 0], "errors": [[1]]}'],
+)  # fmt: skip
+def test_damaged_errors_are_named_with_the_way_out(kept, text):
+    model, file = kept
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"{file} is damaged .*: delete it, and the errors are measured again"):
+        measured_errors(model, grid=4, images=8, progress=Quiet())
+
+
+def test_errors_that_cannot_be_read_are_not_damaged(kept, tmp_path):
+    model, file = kept
+    with unreadable(file, tmp_path), pytest.raises(PermissionError, match=file.name):
+        measured_errors(model, grid=4, images=8, progress=Quiet())
+
+
+def test_a_full_disk_names_the_plan(run, ageing, monkeypatch, capsys):
+    monkeypatch.chdir(run.parent)
+    options = [run, "--budget", "0.5x", "--grid", "8", "--images", "8", "--steps", "4"]
+    assert call(monkeypatch, "plan", *options) == 0
+    before = Path("plan.json").read_text()
+    with full_disk(16):
+        assert call(monkeypatch, "plan", *options) == 2
+    assert "too large: 'plan.json'" in capsys.readouterr().err
+    assert Path("plan.json").read_text() == before
+    assert not list(Path().glob("*.partial"))
+
+
+@pytest.mark.parametrize("calls", [1, 4, 13, 19, 26, 35])
+def test_what_was_measured_before_an_interruption_is_not_measured_again(run, monkeypatch, calls):
+    """The same bits, wherever a measurement of two parts stopped; only an unfinished row is measured again."""
+    monkeypatch.setattr("dualrate.drawing.errors.ROWS", 4)
+    model, how = load(run), {"grid": 4, "images": 8, "progress": Quiet()}
+    whole = measured_errors(model, **how)
+    monkeypatch.setenv("DUALRATE_CACHE", str(run.parent / "stopped"))
+    left, denoise = [calls], type(model.denoiser).denoise
+
+    def counted(*of):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return denoise(*of)
+
+    monkeypatch.setattr(type(model.denoiser), "denoise", counted)
+    with pytest.raises(KeyboardInterrupt):
+        measured_errors(model, **how)
+    each = 10 + 4 + 4  # calls of a part: of its rows 2, 3, 4 and 5, and 4 for the bend
+    left[0] = 2 * each - calls + 5
+    again = measured_errors(model, **how)
+    np.testing.assert_array_equal(again.errors, whole.errors)
+    np.testing.assert_array_equal(vars(again.bend)["second"], vars(whole.bend)["second"])
+    assert [file.suffix for file in (run.parent / "stopped" / "plans").iterdir()] == [".json"]
+
+
+def test_calls_are_counted_as_calls(run, capsys):
+    """10 images at 4 times: 4 heavy calls, 6 with a context of before, 4 with none, 4 heavy ones for the bend."""
+    told: list[tuple[int, int, dict]] = []
+    progress = Quiet()
+    progress.update = lambda *of: told.append(of)  # pyright: ignore[reportAttributeAccessIssue]
+    measured_errors(load(run), grid=4, images=10, progress=progress)
+    assert {total for _, total, _ in told} == {10 * 18}
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert (told[0][0], told[-1][0]) == (0, 180)
+    assert told[-1][2] == {"calls": 180}
+    plain = PlainReporter(seconds=0)
+    plain.update(0, 180, {"calls": 0})
+    plain.update(90, 180, {"calls": 90})
+    assert "calls/s" in capsys.readouterr().err
+
+
+def test_a_grid_that_is_not_given_is_as_fine_as_the_minutes_allow(run, monkeypatch):
+    """At 60 ms a call of 8 images: 0.4 minutes for 8 steps, 1.3 for 16, 4.7 for 32; what is known is taken up."""
+    monkeypatch.setattr("dualrate.drawing.errors.call_seconds", lambda *_, **__: CallCost(0.06, 0.06, own=True))
+    model, notes, progress = load(run), [], Quiet()
+    progress.note = notes.append  # pyright: ignore[reportAttributeAccessIssue]
+    how = {"images": 8, "spacing": "t", "progress": progress}
+    for minutes, grid in ((None, 16), (9, 32), (2, 16), (0.5, 8), (0.01, 8)):
+        assert fitting_grid(model, (32, 16, 8), minutes=minutes, **how) == grid
+    assert "a grid of 16 steps, whose errors take about" in notes[2]
+    assert "a finer one is measured by --grid 32, in about" in notes[2]
+    measured_errors(model, grid=16, **how)
+    for minutes, grid in ((None, 16), (9, 32), (0.01, 16)):
+        assert fitting_grid(model, (32, 16, 8), minutes=minutes, **how) == grid
+
+
+def test_a_share_is_of_the_same_budget_whatever_grid_fits(run, monkeypatch, capsys):
+    monkeypatch.setattr("dualrate.drawing.errors.call_seconds", lambda *_, **__: CallCost(1.0, 1.0, own=True))
+    out = run.parent / "best.json"
+    assert call(monkeypatch, "plan", run, "--budget", "0.125x", "--steps", "8", "--images", "2", "--out", out) == 0
+    told = capsys.readouterr()
+    assert "0.125x of 64 heavy calls" in told.out
+    assert "a grid of 8 steps" in told.err
+    assert StepPlan.from_json(out.read_text()).num_steps == 8

@@ -1,0 +1,114 @@
+"""Worker processes: what one process computes, whatever dies, and nobody is left behind."""
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from trouble import is_alive
+
+from dualrate.system import workers as module
+from dualrate.system.workers import Workers, in_turn, mapper, number_of_workers
+
+BLOCKS = [range(i, i + 3) for i in range(0, 15, 3)]
+
+
+@pytest.fixture(scope="module")
+def notes():
+    return []
+
+
+@pytest.fixture(scope="module")
+def two(notes):
+    with Workers(2, note=notes.append) as workers:
+        yield workers
+
+
+def convolved(net: nn.Module, block: range) -> tuple[torch.Tensor, int, int]:
+    generator = torch.Generator().manual_seed(block.start)
+    with torch.no_grad():
+        return net(torch.randn(len(block), 3, 8, 8, generator=generator)), torch.get_num_threads(), os.getpid()
+
+
+def refused(block: range) -> None:
+    raise ValueError(f"no {block.start}")
+
+
+def dies(marks: Path, times: int, block: range) -> int:
+    """At the second block, `times` times."""
+    mark = marks / f"{len(list(marks.iterdir()))}"
+    if block == BLOCKS[1] and int(mark.name) < times:
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sum(block)
+
+
+def slow(block: range) -> int:
+    time.sleep(1000 if block.start else 0)
+    return os.getpid()
+
+
+def test_a_gpu_that_was_chosen_by_its_number_is_not_taken_for_another():
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES"):
+        mapper(2, torch.device("cuda:3"), lambda text: None)
+    for count, device in ((1, "cuda:3"), (2, "cuda"), (2, "cuda:0")):
+        assert mapper(count, torch.device(device), lambda text: None)
+
+
+def test_workers_compute_what_one_process_does_each_on_one_thread(two):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5)).eval()
+    job = partial(convolved, net)
+    expected, found = dict(in_turn(job, BLOCKS)), dict(two(job, BLOCKS))
+    assert sorted(found, key=BLOCKS.index) == BLOCKS
+    assert all(torch.equal(found[block][0], expected[block][0]) for block in BLOCKS)
+    assert {threads for _, threads, _ in found.values()} == {1}
+    processes = {process for _, _, process in found.values()}
+    assert os.getpid() not in processes
+    assert len(processes) <= 2
+
+
+def test_an_error_of_the_job_is_raised_here_and_the_workers_go_on(two):
+    with pytest.raises(ValueError, match=r"no \d+") as caught:
+        list(two(refused, BLOCKS[:1]))
+    assert "in refused" in caught.value.__notes__[0]
+    assert dict(two(sum, BLOCKS)) == {block: sum(block) for block in BLOCKS}
+
+
+def test_the_block_of_a_killed_worker_is_done_again(two, notes, tmp_path):
+    assert dict(two(partial(dies, tmp_path, 1), BLOCKS)) == {block: sum(block) for block in BLOCKS}
+    assert notes == ["a worker died (SIGKILL) at block 2 of 5, which is done again"]
+
+
+def test_a_block_that_kills_every_worker_is_given_up(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "DEATHS", 2)
+    with pytest.raises(ChildProcessError, match=r"SIGKILL\) at block 2 of 5, as 1 before it.* use fewer \(--workers\)"):
+        list(two(partial(dies, tmp_path, 99), BLOCKS))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_interruption_leaves_no_process(two):
+    found = two(slow, BLOCKS)
+    _, one = next(found)
+    processes = {one, *(worker.process.pid for worker in two._workers.values())}
+    assert len(processes) == 2
+    with pytest.raises(KeyboardInterrupt):
+        found.throw(KeyboardInterrupt)
+    assert not any(map(is_alive, processes - {one}))
+    two.__exit__()
+    assert not any(map(is_alive, processes))
+
+
+def test_what_cannot_be_sent_is_refused(two):
+    with pytest.raises(ValueError, match=r"cannot be sent to a worker .*--workers 1"):
+        list(two(lambda block: block, BLOCKS))
+
+
+def test_as_many_as_threads_or_as_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert number_of_workers(3, torch.device("cuda")) == 3
+    assert number_of_workers("auto", torch.device("cuda")) == 8
+    assert number_of_workers("auto", torch.device("cpu")) == torch.get_num_threads()
