@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs package test test-slow reproduce-train reproduce-table reproduce-ablations reproduce-report reproduce-cifar10 benchmark lint types check clean env env-dev env-docs
+.PHONY: help demo docs package test test-slow reproduce-train reproduce-report benchmark lint types check clean env env-dev env-docs
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,20 +24,11 @@ test: env-dev  ## set up, then run the tests (ten minutes, two processes of one 
 test-slow: env-dev  ## the long fault and training tests
 	@$(BIN)/python -m pytest -m slow
 
-reproduce-train: env  ## train a model of docs/results.md, e.g. MODEL=settle-dual-45 (two to three hours of a core; resumes) [DATA=...]
-	@$(BIN)/python studies/train.py $(MODEL) $(if $(DATA),--data $(DATA))
+reproduce-train: env  ## train a model of docs/results/settled.md, e.g. MODEL=settle-dual-25 (two to three hours of a core; resumes)
+	@$(BIN)/python studies/train.py $(MODEL)
 
-reproduce-table: env  ## measure the models in weights/, draw docs/results/ (resumes)
-	@$(BIN)/python studies/results.py table
-
-reproduce-ablations: env  ## the same for the models in runs/ that reproduce-train made
-	@$(BIN)/python studies/results.py ablations
-
-reproduce-report: env-dev  ## the headline: dual-rate against single networks trained alike (nine to twenty hours of a core; resumes; KEPT=1: of rows as they were measured, minutes)
+reproduce-report: env-dev  ## dual-rate against single networks, docs/results/settled.md (nine to twenty hours of a core; KEPT=1: from kept rows, minutes)
 	@$(BIN)/python studies/report.py settled-25 --compile --precision float32 $(if $(KEPT),--kept)
-
-reproduce-cifar10: env  ## a piece of the CIFAR-10 experiment: PIECE=heavy|light|dual|dual-kept|report DATA=... [SIZE=reduced]
-	@$(BIN)/python studies/cifar10.py $(PIECE) $(if $(DATA),--data $(DATA)) --size $(or $(SIZE),full)
 
 benchmark: env-dev  ## ratios of speed and memory, also to diffusers', on one thread (six minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ratios

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python studies/kept.py settled-25 --processes 2
 
-The report draws a row on all cores and scores it on one; here none waits. Rows are kept in docs/results/rows/NAME as
+The report draws a row on all cores and scores it on one; here none waits. Rows are kept in runs/NAME-rows as
 they are measured, float32 and compiled; stopped, it goes on where it was.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from common import JUDGES, PRETRAINED, RESULTS, RUNS, command, load, on_one_thread
+from common import RUNS, command, kept_rows, load, on_one_thread
 from report import REPORTS
 
 from dualrate.cli.console import reporter
@@ -24,8 +24,6 @@ from dualrate.compare.work import Bench
 from dualrate.drawing.evaluator import evaluators
 from dualrate.system.workers import in_turn, mapper
 
-KEPT = [name for name, one in REPORTS.items() if one.judges == f"{JUDGES},{PRETRAINED}"]
-
 
 @cache
 def bench_of(name: str) -> tuple[Bench, list[Contender]]:
@@ -35,7 +33,7 @@ def bench_of(name: str) -> tuple[Bench, list[Contender]]:
     models = {run: replace(load(run), compiled=True) for run in runs}
     data = next(iter(models.values())).experiment.data
     judges = evaluators(data, REPORTS[name].judges, device=torch.device("cpu"), progress=progress)
-    bench = Bench(models, judges, RUNS / f"{name}-report.cells", progress, "float32", RESULTS / "rows" / name)
+    bench = Bench(models, judges, RUNS / f"{name}-report.cells", progress, "float32", kept_rows(name))
     contenders = with_trainings(contenders_of(entries, models, progress=progress, unplanned={}), entries)
     bench.estimates = {one.key: 1.0 for one in contenders}  # of an image: what is told counts images
     return bench, contenders
@@ -54,7 +52,7 @@ def measure(block: tuple[str, int]) -> None:
 
 def main() -> None:
     parser = command(__doc__)
-    parser.add_argument("name", choices=KEPT)
+    parser.add_argument("name", choices=REPORTS)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     on_one_thread()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,18 +18,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402
     agreement,
-    checkpoints,
     child,
-    data,
     fitting,
     gpu,
     imagenet,
     loops,
-    preparing,
     ratios,
-    training_processes,
     utilisation,
-    workers,
     workloads,
 )
 from benchmarks.interleave import Seconds, Spread, interleaved, quotient  # noqa: E402
@@ -180,67 +173,6 @@ def test_networks_of_imagenet_are_timed_on_a_cpu() -> None:
     assert all(row["images_per_second"].median > 0 for row in rows)
 
 
-def test_a_rate_of_workers_leaves_out_the_first_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two workers that do three blocks of two images each, a block a second of CPU time."""
-    small, done = model(DUAL), []
-    drawer = dr.Drawer(small, dr.Ancestral(small.process), dr.StepPlan.uniform(2), batch_size=2)
-
-    def mapper(job, blocks):
-        done.append(list(blocks))
-        clock[0] += 4
-        yield from ((block, 1.0) for block in blocks)
-
-    clock = [0.0]
-    monkeypatch.setattr("benchmarks.workers.time.perf_counter", lambda: clock[0])
-    found = workers.rate(drawer, None, mapper, count=2, blocks=3)  # type: ignore[arg-type]
-    assert [len(blocks) for blocks in done] == [2, 6]
-    assert done[1][-1] == range(10, 12)
-    assert found == workers.Rate(12 / 4, 1 / 2)
-
-
-def test_a_stop_for_a_checkpoint_is_that_of_the_iteration_after_it(tmp_path):
-    pile = checkpoints.Pile(0.02)
-    assert sum(p.numel() for p in pile.networks.parameters()) == pytest.approx(0.02 * 2**30 / 16, rel=0.3)
-    seconds = checkpoints.train(tmp_path, pile, saves=2, every=2)
-    assert len(seconds) == 2 * 2 + 1
-    assert checkpoints.train(tmp_path, checkpoints.Pile(0.02), saves=2, every=2) == []  # all of it is saved
-    assert checkpoints.stops([1.0, 1.0, 4.0, 1.5, 3.0], every=2) == [2.5, 1.5]
-
-
-def test_batches_are_timed_from_shards_that_are_read_as_prepared(tmp_path: Path) -> None:
-    (tmp_path / "packed").mkdir()
-    folder = data.packed(tmp_path / "packed", 40, 4, filled=True)
-    images = dr.load_images(folder, split="train")
-    assert len(images) == 40
-    assert images.num_classes == data.CLASSES
-    found = dict(data.batches(folder, batch=8, rounds=2, per_round=3))
-    assert list(found) == ["bytes", "floats", "ahead"]
-    assert all(len(rates) == 2 and min(min(rates)) > 0 for rates in found.values())
-    assert data.tiny().shape == (3, 64, 64)
-
-
-def test_a_rate_is_images_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("benchmarks.data.time.perf_counter", lambda: clock[0])
-
-    monkeypatch.setattr("benchmarks.data.time.process_time", lambda: clock[0] / 2)
-
-    def two_seconds(number: int) -> None:
-        clock[0] += 2
-
-    assert data.rate(two_seconds, 16, rounds=3, per_round=5) == [(8.0, 16.0)] * 3
-
-
-def test_photos_are_jpegs_in_classes_and_made_once(tmp_path: Path) -> None:
-    folder = preparing.photos(tmp_path, 3)
-    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.jpg")}
-    assert len(before) == 3
-    preparing.photos(tmp_path, 4)
-    assert {file: time for file, time in before.items() if file.stat().st_mtime_ns != time} == {}
-    images = dr.load_images(folder, split="train", cache=tmp_path / "cache")
-    assert images.images.shape[1:] == (3, 120, 160)
-
-
 def test_a_product_of_matrices_uses_all_that_it_is_measured_by() -> None:
     """And two of them in one call, in twice the time, no more."""
     once = utilisation.product(CPU, bfloat16=False)
@@ -306,21 +238,6 @@ def test_a_heavy_and_a_light_call_are_what_is_timed() -> None:
         calls = workloads.a_call_each(small, batch, bfloat16=False)
         found = {name: utilisation.flops_of(call) for name, call in calls.items()}
         assert found == {"heavy": 2 * batch * cost.heavy, "light": 2 * batch * cost.light}
-
-
-def test_training_over_processes_is_told_by_its_log_without_the_beginning(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def train(command: list[str], **how: object) -> None:
-        asked = dict(pairwise(command))
-        assert (asked["--nproc"], asked["--fit.batch-size"]) == ("4", "32")
-        out = Path(asked["--out"])
-        out.mkdir()
-        rates = [1.0] * 5 + [7.0, 9.0, 8.0] * 3 + [8.0]
-        (out / "metrics.jsonl").write_text("".join(f'{{"images_per_second": {rate}}}\n' for rate in rates))
-
-    monkeypatch.setattr(subprocess, "run", train)
-    assert training_processes.images_per_second("fashion-mnist-heavy", 8, 4, tmp_path / "run") == 8.0
 
 
 def test_the_weights_of_the_ratios_are_released():

@@ -3,7 +3,7 @@
 CIFAR-10's networks have equal GPU time, three shares of eight minutes each: heavy, medium and light alone three, and
 dual-rate one of its encoder, heavy or medium, one of light and one of both together. Rates fall to zero with the time
 that is given, half a cosine; what a pair starts from is a third of the way down. On a CPU pairs paid where they start
-from smaller networks (docs/results/ceiling.md), so the one with the medium encoder is there too.
+from smaller networks (docs/results/tried.md), so the one with the medium encoder is there too.
 """
 
 from __future__ import annotations

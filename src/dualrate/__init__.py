@@ -1,4 +1,4 @@
-"""Image diffusion at two rates: a heavy network now and then, a light one in between.
+"""Diffusion sampling with two networks: a heavy one now and then, a light one at every step.
 
 These are the names of whoever trains, draws, takes models in and writes samplers and denoisers (docs/api.md). What
 methods of one's own need besides is imported from the module that defines it.

@@ -11,7 +11,7 @@ a disk) holds no lock that the trainer needs. On CUDA 8-bit pixels travel from p
 Pixels are mirrored and shifted in the thread, not on the device: what is drawn for that would be a hundred launches.
 
 Where the device is the CPU there is no thread: its work would take from the trainer what it saves, and its coming and
-going cost something besides (docs/results/data.md).
+going cost something besides (docs/results/tried.md).
 
 Data whose latents are made as they come, batch by batch on the device, by a codec that learns and costs nothing.
 """

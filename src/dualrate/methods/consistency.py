@@ -33,7 +33,7 @@ heavy call there would, on the pairs that sampling by DDIM makes, which are of n
 Of the encoder it trains the projections alone, not the U-ViT, which is f's: what the light network asks of it is larger
 than what f learns from, and undid f within 300 iterations of images (dev/LOG.md). This target is a function of z_t
 alone, so pairs of any law have the same g for their best; which one a small network comes nearest to it on is another
-matter, and is measured (docs/results/mixture.md).
+matter, and is measured (docs/results/tried.md).
 
 Ours: the norm is of the error of v, per dimension, where the paper has SNR + 1 before one of the error of x; f(z_s, s)
 is without dropout, as a sampler has it; as at sampling, a step that ends in x has no variance to put back.

@@ -245,7 +245,7 @@ class Evaluator(Generic[Net]):
         They are encoded and decoded by the codec first: no model of its latents is expected to come below.
 
         Every class has its share of them, as in samples whose labels take turns: a random mix of classes would add to
-        the distance, and double it for Fashion-MNIST (studies/fd_bias.py). Fewer than `count` if there are no more:
+        the distance, and double it for Fashion-MNIST (docs/results/tried.md). Fewer than `count` if there are no more:
         such a floor is too high. (NaN, 0) without held-out images.
         """
         if self.held_out is None:

@@ -17,7 +17,7 @@ second order is not held up by that: it pays for what its context lacks, and for
 
 The sum is not a likelihood: with the sigmoid weight it is a training loss, and with the weight 1 the last step alone
 would decide (`likelihood/bound.py` has the likelihood). It ranks plans that end at the same time. Whether it ranks them
-as a Frechet distance does is a question to measurement, which `dualrate plan --check` asks (docs/results/planned.md).
+as a Frechet distance does is a question to measurement, which `dualrate plan --check` asks (docs/results/tried.md).
 
 What a solver's step gets wrong though every x_hat is right: how x_hat bends along the probability-flow ODE.
 

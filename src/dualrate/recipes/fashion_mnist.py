@@ -53,7 +53,7 @@ PAIRS: dict[Pair, tuple[Single, Single]] = {
     "dual-25": ("medium-25", "light-10"),
     "dual-17": ("light", "light-05"),
 }
-ITERATIONS = {  # of equal processor time: benchmarks/equal_time.py
+ITERATIONS = {  # of equal processor time: measured by interleaved rounds
     "heavy": 14_500,
     "medium-45": 27_000,
     "medium-25": 44_000,
@@ -87,7 +87,7 @@ def single(name: Single) -> Experiment:
 def dual(name: Pair = "dual-45") -> Experiment:
     """Two networks, trained together for plans of 1 to 8 heavy calls, the first late. Raises KeyError for another name.
 
-    The encoder is no larger than it has to be to be as right as the heavy network (docs/results/ceiling.md).
+    The encoder is no larger than it has to be to be as right as the heavy network (docs/results/tried.md).
     """
     times = TimeSampler(heavy=(1, 8), first=(0.6, 0.9))
     encoder, light = PAIRS[name]

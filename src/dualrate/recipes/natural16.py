@@ -44,7 +44,7 @@ NETWORKS: dict[Single, UViTConfig] = {
     "light": network(conv=32, transformer=96, depth=2),  # 26 million, 0.17
     "light-10": network(conv=24, transformer=64, depth=2),  # 13 million, 0.09
 }
-# 6,400 to 6,800 CPU seconds each on one core of an AMD EPYC with AVX-512 bfloat16: benchmarks/equal_time.py
+# 6,400 to 6,800 CPU seconds each on one core of an AMD EPYC with AVX-512 bfloat16, measured by interleaved rounds
 ITERATIONS = {
     "heavy": 7300,
     "medium-45": 16_250,
@@ -78,7 +78,7 @@ def single(name: Single, source: str = "cifar10") -> Experiment:
 def dual(source: str = "cifar10") -> Experiment:
     """medium-25 and light-10, trained together from the start for plans of 1 to 8 heavy calls, the first late.
 
-    A larger encoder could not pay: the light network is as right as heavy here (docs/results/ceiling.md).
+    A larger encoder could not pay: the light network is as right as heavy here (docs/results/tried.md).
     """
     networks = TwoNetworks(NETWORKS["medium-25"], NETWORKS["light-10"])
     method = DenoisingConfig(times=TimeSampler(heavy=(1, 8), first=(0.6, 0.9)))

@@ -7,8 +7,8 @@ the noise of images too, of which the replicates explain v. So the replicates of
 of variance (q^2 w - v) / trainings, q = t / z of the quantiles that end an interval of Student's t of nu degrees of
 freedom and of the normal law: an interval that takes all noise for normal is then as wide as that t's. Every replicate
 is there twice, shifted by one number and by its negative, so that shifts and images are not correlated by chance.
-`studies/coverage.py` counts how often intervals hold. They fail where one network is noisier than the others: trained
-once twice as noisy, trained twice three times.
+Simulations counted how often intervals hold (docs/results/tried.md). They fail where one network is noisier than the
+others: trained once twice as noisy, trained twice three times.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ overwritten by the next call, and a context lives through many.
 glibc's allocator, told to keep what a network frees.
 
 By default a large tensor is mapped from the kernel anew and given back when freed, so each training iteration pays for
-its pages being cleared again: a sixth of the CPU time of a Fashion-MNIST training iteration (docs/results/speed.md).
+its pages being cleared again: a sixth of the CPU time of a Fashion-MNIST training iteration (docs/results/tried.md).
 The command line does it at start; a program that uses the library decides for itself.
 """
 

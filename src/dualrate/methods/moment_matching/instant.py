@@ -8,7 +8,7 @@ derivative, and L(eta) is over other samples B:
 
 Its gradient is that of 1/4 |E grad_theta w |x~ - g_theta|^2|^2 in the norm Lambda: the teacher's expected gradient,
 zero on data if it is trained to its end with these weights. Lambda is the diagonal of the teacher's Adam: without it
-the student is worse (docs/results/mixture.md). The formula of this version is reconstructed.
+the student is worse (docs/results/tried.md). The formula of this version is reconstructed.
 """
 
 from __future__ import annotations
