@@ -160,7 +160,7 @@ def macs(config: UViTConfig) -> int:
     "heavy",
     [
         fashion_mnist.HEAVY,
-        cifar10.HEAVY["reduced"],
+        cifar10.HEAVY["compact"],
         UViTConfig(8, 1, (Level("transformer", 24, 1),), patch=2, head_dim=24),
         UViTConfig(8, 3, (Level("conv", 8, 1), Level("transformer", 48, 5, 0.1)), patch=2, head_dim=16),
     ],

@@ -48,8 +48,6 @@ RECIPES: dict[str, Callable[[], StudentRecipe]] = {
     "text-tokens": text_tokens.distilled,
     "cifar10": cifar10.distilled,
     "cifar10-compact": lambda: cifar10.distilled("compact"),
-    "cifar10-reduced": lambda: cifar10.distilled("reduced"),
-    "cifar10-flat": lambda: cifar10.distilled("flat"),
     **{imagenet.name_of(*of): partial(imagenet.distilled, *of) for of in imagenet.LAYOUTS},
 }
 

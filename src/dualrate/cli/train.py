@@ -31,7 +31,7 @@ from dualrate.data.encode import ENCODING
 from dualrate.data.images import check_outside
 from dualrate.experiment.experiment import Experiment
 from dualrate.experiment.stages import Stages, on_codec_of_data
-from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, natural16, text_tokens
+from dualrate.recipes import auto, cifar10, fashion_mnist, fashion_mnist_tokens, imagenet, text_tokens
 from dualrate.recipes import imagenet as imagenet_latents
 from dualrate.recipes import latents as fashion_mnist_decoders
 from dualrate.recipes import latents as fashion_mnist_latents
@@ -71,15 +71,6 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "cifar10-compact-light": partial(cifar10.light, "compact"),
     "cifar10-compact-dual": partial(cifar10.dual, "compact"),
     "cifar10-compact-dual-45": cifar10.dual_45,
-    "cifar10-reduced-heavy": partial(cifar10.heavy, "reduced"),
-    "cifar10-reduced-light": partial(cifar10.light, "reduced"),
-    "cifar10-reduced-dual": partial(cifar10.dual, "reduced"),
-    "cifar10-flat-heavy": partial(cifar10.heavy, "flat"),
-    "cifar10-flat-medium": partial(cifar10.medium, "flat"),
-    "cifar10-flat-light": partial(cifar10.light, "flat"),
-    "cifar10-flat-dual": partial(cifar10.dual, "flat"),
-    **{f"natural16-{name}": partial(natural16.single, name) for name in natural16.NETWORKS},
-    "natural16-dual-25": natural16.dual,
     **OF_IMAGENET,
     "imagenet256-latents-first": partial(imagenet_latents.first, 256),
     "imagenet256-latents-base": partial(imagenet_latents.base, 256),
