@@ -643,13 +643,6 @@ def test_beside_two_rates_another_run_makes_the_steps_that_a_plan_file_says(here
             compare([text], Path("page.html"), Effort(), progress=Notes())
 
 
-def test_what_forecasts_contexts_is_not_planned(here, monkeypatch):
-    monkeypatch.setattr(contenders, "measured_errors", None)
-    made = made_of("dual+forecast-context")
-    assert made
-    assert "planned" not in {one.note for one in made}
-
-
 def test_another_run_makes_the_steps_until_a_time(here):
     """DuoDiff, T-Stitch: those that start before it, on the sampler's own times; what says its counts keeps them."""
     entries = [Entry.parse(text) for text in ("heavy+dual:8@dpm++2m", "heavy+dual", "heavy+dual:8/6", "heavy:8")]
@@ -704,7 +697,6 @@ def test_rivals_are_the_denoisers_of_the_catalogue_that_take_the_dearest_single_
     assert [(one.run.name, one.network, one.denoiser) for one in found] == [
         ("heavy", "named", "taylor"),
         ("heavy", "named", "fora"),
-        ("dual", "dual", "forecast-context"),
     ]
     assert {(one.sampler, one.plan) for one in found} == {(None, None)}
     assert notes == ["without unfit: heavy cannot be called by unfit: made for another network; drop the denoiser"]
@@ -722,7 +714,7 @@ def test_the_dearest_of_two_single_networks_has_the_rivals(here):
     for texts in (("light", "heavy"), ("heavy", "light")):
         found, notes = rivals(*texts)
         assert {one.run.name for one in found} == {"heavy"}
-        of_single = [name for name in DENOISERS if name not in ("shared-encoder", "forecast-context")]
+        of_single = [name for name in DENOISERS if name != "shared-encoder"]
         assert [one.denoiser for one in found] == [*of_single, "light"]
         assert not notes
 

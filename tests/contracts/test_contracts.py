@@ -93,7 +93,6 @@ def dual_decoder() -> DualRateDecoder:
     return DualRateDecoder(randomised(LatentEncoder(NET, NET, LATENT)), randomised(UViT(NET)), PROCESS)
 
 
-OF = {"forecast-context": dual}  # what the others are around is a single network
 MADE: dict[str, Callable[[], dr.Denoiser]] = {
     "plain": plain,
     "dual": dual,
@@ -104,7 +103,7 @@ MADE: dict[str, Callable[[], dr.Denoiser]] = {
     "dual decoder": dual_decoder,
     "early exit": early_exit,
     "switched": lambda: Switched(Plain(randomised(UViT(replace(NET, embedding=8))), PROCESS), plain()),
-} | {name: lambda name=name: denoiser_named(name)(OF.get(name, plain)(), PROCESS) for name in DENOISERS}
+} | {name: lambda name=name: denoiser_named(name)(plain(), PROCESS) for name in DENOISERS}
 every_denoiser = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 
 

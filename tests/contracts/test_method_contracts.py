@@ -66,7 +66,6 @@ CONFIGS: dict[str, tuple[NetworksConfig, MethodConfig]] = {
         TWO, dr.DenoisingConfig(dr.TimeSampler(), encoder_from="one", freeze_encoder=True, light_from="light"),
     ),
     "denoising, late plans": (TWO, dr.DenoisingConfig(dr.TimeSampler((1, 8), first=(0.6, 0.9), few=2.0))),
-    "denoising, forecast": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)), forecast=True)),
     "denoising, residual": (RESIDUAL, dr.DenoisingConfig(dr.TimeSampler((2, 4)), light_from="light")),
     "denoising, as others have it": (OTHERS, dr.DenoisingConfig(dr.TimeSampler((2, 4)), multiscale=1)),
     "denoising, slow encoder": (TWO, dr.DenoisingConfig(dr.TimeSampler((2, 4)), encoder_rate=0.1)),

@@ -39,7 +39,7 @@ def network(config: dr.UViTConfig = CONFIG) -> UViT:
 
 NET = network()
 PLAIN = Plain(NET, PROCESS)
-NAMES = [name for name in DENOISERS if name not in ("shared-encoder", "forecast-context")]
+NAMES = [name for name in DENOISERS if name != "shared-encoder"]
 every_name = pytest.mark.parametrize("name", NAMES)
 
 

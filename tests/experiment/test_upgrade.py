@@ -118,3 +118,12 @@ def test_fields_that_came_later_are_what_they_stand_for(kind):
     assert then != to_plain(today)
     assert upgraded_identity(then) == upgraded(then) == to_plain(today)
     assert upgraded(then | {"method": then["method"] | {"targets_share": 0.5}})["method"]["targets_share"] == 0.5
+
+
+def test_a_field_that_went_is_read_as_it_always_was_and_refused_as_anything_else() -> None:
+    plain = to_plain(Experiment("run", ONE, DenoisingConfig(), FitConfig(iterations=9)))
+    before = plain | {"method": plain["method"] | {"forecast": False}}
+    assert upgraded(before) == upgraded_identity(before) == plain
+    other = plain | {"method": plain["method"] | {"forecast": True}}
+    with pytest.raises(ValueError, match="has no field 'forecast'"):
+        from_plain(Experiment, upgraded(other))

@@ -372,4 +372,3 @@ def test_the_times_of_a_decoder_are_spread_over_the_whole_way_for_every_image():
         assert kstest(column.numpy(), "uniform").statistic < 1e-3
     assert torch.equal(found.kept, torch.arange(18_000))
     assert bool((found.tau == 1).all())
-    assert bool((found.before == 1).all())

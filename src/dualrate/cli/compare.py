@@ -37,9 +37,8 @@ class Compare(Ranged):
     """Judges, with commas between: names of shipped feature nets, inception, dinov2, efficientnet, or directories; the
     first screens and orders. The data set's own if not given."""
     rivals: bool = False
-    """Add the dearest single network under every denoiser that there is: features cached, forecast, ... (RUN+taylor);
-    and after the lighter ones that are named (RUN+LIGHT). Of exits some thresholds, of dual-rate models contexts
-    forecast."""
+    """Also evaluate training-free baselines (DeepCache, FORA, TaylorSeer, ToCa, DuCa) on the most expensive single
+    network, and lighter ones that are named for its first steps (RUN+LIGHT); early exits at some thresholds."""
     switch_at: Probability | None = None
     """Time at which the heavy network takes over from the light one of RUN+LIGHT and RUN+LIGHT:32, 1 is noise and 0
     data; RUN+LIGHT has 3/4 and 1/2 of the steps by the heavy one if not given."""

@@ -43,11 +43,10 @@ ETA = (
     "which is DDIM; below 1, for a heavy call at every step, or one network."
 )
 DENOISER = (
-    f"What calls the networks: {', '.join(DENOISERS)}, the last of a dual-rate model, the others of a single network, "
-    f"which spend less at steps without a heavy call; {SHARED}3, with so many blocks shared; "
-    f"{EARLY_EXIT}0.05, a run with exits at this threshold; "
-    "package.module:name of your own; or another run's directory, whose network makes the steps that a plan leaves "
-    "without a context; their own denoiser if not given."
+    f"How the networks are called. For a single network: {', '.join(DENOISERS)}, which spend less at steps without a "
+    f"heavy call; {SHARED}3 shares three middle blocks. {EARLY_EXIT}0.05: the threshold of a run with early exits. The "
+    "directory of another run: its network makes the steps without a context. package.module:name: your own. If not "
+    "given, as trained."
 )
 
 

@@ -18,7 +18,7 @@
 Costs of different networks meet on the rungs of a ladder: so many calls of the dearest network per image.
 
 The rivals of two rates: a trained single network under every denoiser of the catalogue, and after every lighter one
-that is compared (DuoDiff, T-Stitch); trained exits at some thresholds; contexts of a dual-rate model, forecast.
+that is compared (DuoDiff, T-Stitch); trained exits at some thresholds.
 
 Speculation is none of them: its images are those of the heavy network, its steps another sampler's
 (contrib/speculative.py), and what it saves is time alone.
@@ -443,13 +443,12 @@ def planning_seconds(entry: Entry, models: dict[Path, Model], seconds: CallCost)
     return similarity if entry.denoiser is None and can_share_encoder(entry.run, models) else 0.0
 
 
-OF_DUAL_RATE = "forecast-context"  # of no single network
 THRESHOLDS = (0.01, 0.02, 0.04)  # of early exits
 
 
 def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: Reporter) -> list[Entry]:
     """The dearest single network under every denoiser of the catalogue that takes it, and after lighter ones; runs with
-    exits, and dual-rate ones, under theirs.
+    exits under theirs.
 
     Its encoder, shared, is a usual contender, so not among them. models: by directory.
     Raises ValueError where no such network stands alone among the entries.
@@ -463,12 +462,11 @@ def rivals_of(entries: Sequence[Entry], models: dict[Path, Model], *, progress: 
         )
     entry, model = max(single.items(), key=lambda pair: pair[1].call_cost.light)
     lighter = [str(other.run) for other, its in single.items() if its.call_cost.light < model.call_cost.light]
-    wanted = [(entry, name) for name in DENOISERS if name not in (SHARED_ENCODER, OF_DUAL_RATE)]
+    wanted = [(entry, name) for name in DENOISERS if name != SHARED_ENCODER]
     wanted += [(entry, name) for name in lighter]
     for other in usual:
         denoiser = models[other.run].denoiser
         wanted += [(other, f"{EARLY_EXIT}{threshold}") for threshold in THRESHOLDS if has_exits(denoiser)]
-        wanted += [(other, OF_DUAL_RATE)] if denoiser.reuse is Reuse.MARKOV else []
     found = []
     for one, name in wanted:
         try:

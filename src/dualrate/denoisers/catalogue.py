@@ -18,7 +18,6 @@ from dualrate.config.ranges import Probability, checked
 from dualrate.denoisers.denoiser import Denoiser
 from dualrate.denoisers.early_exit import EarlyExit
 from dualrate.denoisers.feature_cache import ORDER, FeatureCache
-from dualrate.denoisers.forecast_context import ForecastContext
 from dualrate.denoisers.shared_encoder import SharedEncoder
 from dualrate.denoisers.token_cache import SHARES, TokenCache
 from dualrate.diffusion.values import Refresh
@@ -33,7 +32,6 @@ DENOISERS: dict[str, Around] = {
     "taylor-published": FeatureCache.around(order=ORDER, form="published"),
     "toca": TokenCache.around(share=SHARES["toca"], by="attention", between=(Refresh.PARTIAL,)),
     "duca": TokenCache.around(share=SHARES["duca"], by="random", between=(Refresh.PARTIAL, Refresh.KEEP)),
-    "forecast-context": ForecastContext,
 }
 EARLY_EXIT, SHARED = "early-exit-", "shared-encoder-"  # with a threshold after it, and a number of blocks
 
@@ -51,7 +49,7 @@ class Refreshing:
     planned: bool = True
 
 
-FORECAST_OR_PARTIAL = ("taylor", "taylor-published", "toca", "duca", "forecast-context")
+FORECAST_OR_PARTIAL = ("taylor", "taylor-published", "toca", "duca")
 REFRESHING = {name: Refreshing(even=True, planned=False) for name in FORECAST_OR_PARTIAL}
 REFRESHING |= {name: Refreshing(even=True) for name in ("fora", "deep-cache")}
 

@@ -35,13 +35,15 @@ LATER: dict[
         "release_encoder_at": 0,
         "encoder_rate": 1.0,
         "latents": {"type": "NoCodec"},
-        "forecast": False,
         "multiscale": 0,
     },
     "MomentMatchingConfig": {"temperature": 1.0, "top_p": 1.0},
     "TimeSampler": {"few": 1.0},
     "ContextConfig": {"residual": False, "join": "add"},
     "UViTConfig": {"norm": "layer", "downsampling": "patch"},
+}
+RETIRED: dict[str, dict[str, Any]] = {  # fields that are no more, and what they must have been
+    "DenoisingConfig": {"forecast": False},
 }
 PLANS = {"Continuous": "AtLeast", "Grid": "OnePlan"}
 UNKNOWN = "unknown"  # teacher of a student whose distillation was not kept
@@ -70,12 +72,14 @@ def upgraded(written: dict[str, Any], distillation: Mapping[str, Any] | None = N
 
 
 def completed(plain: Any) -> Any:
-    """With the fields that came later, all the way down."""
+    """With the fields that came later, without those that went, all the way down."""
     if isinstance(plain, list):
         return [completed(item) for item in plain]
     if not isinstance(plain, dict):
         return plain
-    return LATER.get(str(plain.get("type")), {}) | {name: completed(value) for name, value in plain.items()}
+    kind, went = str(plain.get("type")), RETIRED.get(str(plain.get("type")), {})
+    held = {name: completed(value) for name, value in plain.items() if name not in went or value != went[name]}
+    return LATER.get(kind, {}) | held
 
 
 def upgraded_identity(written: dict[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,6 @@ Ours too: in place of x the target may be x_hat(z_t) of a trained model, or a mi
 E[x | z_t, z_tau] = E[x | z_t], the optimum is the same up to that model's error; the spread of x around it, which is
 most of the gradient's variance where noise is high, is gone, for a call of that model at every z_t.
 
-Ours as well: the light network may learn from forecast contexts (`forecast`), as denoisers/forecast_context.py makes
-them between heavy calls: z_before, at the heavy call before tau, is drawn given z_tau, for a heavy call more.
-
 A single-rate model is the case whose `encode` returns an empty context and whose times are `SingleTime`.
 
 A decoder p(x | z_0) is the case with a condition more: z_0 is drawn anew of the image at every iteration (`latents`).
@@ -52,13 +49,12 @@ from dualrate.codecs.codec import noisy_latents
 from dualrate.codecs.config import CodecConfig, NoCodec
 from dualrate.config.ranges import Classes, Factor, FirstIterations, LossWeight, Probability, Range, Ranged, Share
 from dualrate.denoisers.denoiser import Denoiser, DualRate, posterior_mean
-from dualrate.denoisers.forecast_context import carried
 from dualrate.diffusion.plan import STEPS, StepPlan
 from dualrate.diffusion.prediction import Sigmoid, Weighting, x_loss_weight
 from dualrate.diffusion.process import GaussianProcess, Process, require_gaussian
 from dualrate.diffusion.random import Draws
 from dualrate.diffusion.schedule import Cosine, Schedule
-from dualrate.diffusion.values import Batch, Cond, Context, Reuse, Shape, expand
+from dualrate.diffusion.values import Batch, Cond, Shape
 from dualrate.experiment.experiment import Experiment, MethodConfig, Prepared, Start
 from dualrate.experiment.plan_support import AnyPlan
 from dualrate.experiment.teaching import (
@@ -68,7 +64,7 @@ from dualrate.experiment.teaching import (
     check_targets,
     start_from,
 )
-from dualrate.methods.times import BatchTimes, SingleTime, TimeSampler, TimeSource, moved, with_null
+from dualrate.methods.times import SingleTime, TimeSampler, TimeSource, moved, with_null
 from dualrate.networks.blocks import at_rest
 from dualrate.sampling.ancestral import Ancestral
 from dualrate.sampling.trajectory import sample_batches
@@ -97,7 +93,6 @@ class Denoising(Ranged):
     targets:        of x_hat(z_t); None: x
     latents:        images, and draws of their rows -> z_0, which a decoder is given; None: it is none
     multiscale:     K, copies of half the side, a quarter, ... whose errors are added
-    forecast:       whether contexts are carried on to t, where there is a heavy call before tau
     backbone:       the encoder's U-ViT, for the next two
     backbone_rate:  its learning rate, over that of the rest
     release_at:     the iteration at which it begins to train; until then it is frozen, without dropout
@@ -116,16 +111,10 @@ class Denoising(Ranged):
     backbone_rate: Factor = 1.0
     release_at: FirstIterations = 0
     latents: Callable[[Tensor, Draws], Tensor] | None = None
-    forecast: bool = False
     multiscale: Annotated[int, Range(0, 16)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.forecast and (self.model.reuse is not Reuse.MARKOV or not isinstance(self.process, GaussianProcess)):
-            raise ValueError(
-                "contexts are forecast of a dual-rate model along Gaussian paths, got "
-                f"{type(self.model).__name__} and {self.process}: drop forecast"
-            )
         if self.backbone is None and (self.release_at, self.backbone_rate) != (0, 1):
             raise ValueError(
                 f"got release_at {self.release_at} and backbone_rate {self.backbone_rate} of no backbone: pass the "
@@ -154,17 +143,12 @@ class Denoising(Ranged):
         x, times, cond = batch.x, self.times(draws.host), self.condition(batch, draws)
         image = torch.arange(len(times.t), device=times.t.device) // (len(times.t) // len(batch))  # of each draw
         encoded, of_kept = torch.unique(image[times.kept], return_inverse=True)  # on the host, like the times
-        again = encoded[(times.before > times.tau)[encoded]] if self.forecast else encoded[:0]
         times, (image,) = times.to(x.device), moved(x.device, image)
-        encoded, of_kept, again = moved(x.device, encoded, of_kept, again)
+        encoded, of_kept = moved(x.device, encoded, of_kept)
         z_t, z_tau = self.pair(x, times.t, times.tau, draws)
         with nullcontext() if self.backbone is None or iteration >= self.release_at else at_rest(self.backbone):
             context = self.model.encode(z_tau[encoded], times.tau[encoded], cond[encoded])
-            kept = context.rows(of_kept)
-            if self.forecast:  # whatever the rows: processes that hold the weights together call alike
-                before = self._before(z_tau, times, again, cond, draws).scattered(again, len(batch))
-                kept = self._carried(kept, before.rows(image[times.kept]), times)
-        shared = kept.scattered(times.kept, len(z_t))
+        shared = context.rows(of_kept).scattered(times.kept, len(z_t))
         x_hat = self.model.denoise(z_t, times.t, shared, cond[image])
         target = x[image] if self.targets is None else self.targets(x[image], z_t, times.t, cond[image])
         loss = self.weighted_error(target, x_hat, times.t)
@@ -180,27 +164,6 @@ class Denoising(Ranged):
             logs["encoder_loss"] = own.detach()
             total = total + self.encoder_weight * own
         return Loss(total, logs)
-
-    def _before(self, z_tau: Tensor, times: BatchTimes, rows: Tensor, cond: Cond, draws: Draws) -> Context:
-        """Contexts of some images at the heavy calls before tau."""
-        (noise,) = self.process.noise(draws, ["z_before"], *z_tau.shape[1:])
-        z = self.process.transition(z_tau, times.tau, times.before).sample(noise)[rows]
-        return self.model.encode(z, times.before[rows], cond[rows])
-
-    def _carried(self, context: Context, before: Context, times: BatchTimes) -> Context:
-        """Contexts of the kept draws as they are forecast for t; as they are where no heavy call was before (absent).
-
-        There any other time stands in for that call's: what comes of it is not used.
-        """
-        assert context.tau is not None
-        assert before.tau is not None
-        assert before.present is not None
-        t, both = times.t[times.kept], before.present
-        earlier = replace(before, tau=torch.where(both, before.tau, context.tau / 2))
-        forecast = carried(replace(context, earlier=(earlier,)), t, self.process.schedule)
-        features = zip(context.features, forecast.features, strict=True)
-        kept = tuple(torch.where(expand(both, one) > 0, other, one) for one, other in features)
-        return replace(context, features=kept, tau=torch.where(both, t, context.tau), x_hat=None)
 
     def condition(self, batch: Batch, draws: Draws) -> Cond:
         """Labels, each replaced by the null class with probability `label_dropout`; of a decoder z_0 too."""
@@ -349,9 +312,6 @@ class DenoisingConfig(MethodConfig, Ranged):
     """A trained run, such as the heavy model: learn its x_hat instead of the images, at a heavy call of it more."""
     targets_share: Share = 1.0
     """Share of that run's x_hat in the targets; the images are the rest."""
-    forecast: bool = False
-    """The light network learns from contexts forecast from two heavy calls, a heavy call more, for
-    --denoiser forecast-context."""
     multiscale: Annotated[int, Range(0, 16)] = 0
     """Coarser copies of image and x_hat, of half the side, a quarter, ..., whose errors are added to the loss."""
     latents: CodecConfig = NoCodec()
@@ -378,10 +338,6 @@ class DenoisingConfig(MethodConfig, Ranged):
                     "multiscale"
                 )
         pair = {"encoder", "light"} <= set(experiment.networks.roles)
-        if self.forecast and not pair:
-            raise ValueError(f"contexts are forecast for a light network, {experiment.name} has none: drop forecast")
-        if self.forecast and (experiment.networks.latent is not None or self.times.heavy == (1, 1)):
-            raise ValueError(f"contexts are forecast from two heavy calls, {experiment.name} makes one: drop forecast")
         if self.targets_share != 1 and not self.targets_from:
             raise ValueError(f"a share of {self.targets_share} in the targets is some run's: say which, targets_from")
         if (self.freeze_encoder or self.release_encoder_at) and not self.encoder_from:
@@ -463,5 +419,4 @@ class DenoisingConfig(MethodConfig, Ranged):
             backbone=backbone,
             backbone_rate=self.encoder_rate,
             release_at=self.release_encoder_at,
-            forecast=self.forecast,
         )

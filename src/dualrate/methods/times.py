@@ -59,16 +59,14 @@ class BatchTimes:
     t:      (B k,) float64
     tau:    (B,) float64, of the context that the draws of an image share; t <= tau
     kept:   (K,) the draws whose context is not dropped
-    before: (B,) float64, of the heavy call before that; tau where there is none
     """
 
     t: Tensor
     tau: Tensor
     kept: Tensor
-    before: Tensor
 
     def to(self, device: torch.device) -> BatchTimes:
-        return BatchTimes(*moved(device, self.t, self.tau, self.kept, self.before))
+        return BatchTimes(*moved(device, self.t, self.tau, self.kept))
 
 
 def moved(device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -152,9 +150,8 @@ class TimeSampler(TimeSource, Ranged):
             tau = (t + draws.uniform("tau") / heavy).clamp(max=1)
         else:
             tau = torch.maximum(torch.ceil(t * heavy) / heavy, t)
-        kept, before = self._kept(kept_images(draws, self.dropout)), (tau + 1 / heavy).clamp(max=1)
-        before = torch.where((before - tau) * heavy < SHORTEST, tau, before)
-        return BatchTimes(self._spread(tau, heavy, t).flatten(), tau, kept, before)
+        kept = self._kept(kept_images(draws, self.dropout))
+        return BatchTimes(self._spread(tau, heavy, t).flatten(), tau, kept)
 
     def _of_late_plans(self, t: Tensor, heavy: Tensor, draws: Draws) -> BatchTimes:
         """For `first`. The tau of a time without context is 1, and means nothing."""
@@ -168,8 +165,7 @@ class TimeSampler(TimeSource, Ranged):
         times = torch.cat((t[:, None], torch.minimum(others, high[:, None]).clamp(min=1e-9)), dim=1)
         kept = kept_images(draws, self.dropout)
         kept = self._kept(kept[(t <= first)[kept]].unflatten(0, (-1, 1)))
-        before = high + first / heavy
-        return BatchTimes(times.flatten(), high, kept, torch.where(before > first * (1 + 1e-9), high, before))
+        return BatchTimes(times.flatten(), high, kept)
 
     def _kept(self, images: Tensor) -> Tensor:
         """(K k,): all draws of (K, 1) images."""
@@ -205,7 +201,7 @@ class SingleTime(TimeSource):
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t = stratified_uniform(draws)
-        return BatchTimes(t, t, torch.arange(len(t), device=t.device), t)
+        return BatchTimes(t, t, torch.arange(len(t), device=t.device))
 
 
 @dataclass(frozen=True)
@@ -221,7 +217,7 @@ class GivenTimes(TimeSource, Ranged):
         t = stratified_uniform(draws)
         times = ((t[:, None] + torch.arange(self.draws, device=t.device) / self.draws) % 1).clamp(1e-9, 1 - 1e-9)
         one = torch.ones_like(t)
-        return BatchTimes(times.flatten(), one, torch.arange(times.numel(), device=t.device), one)
+        return BatchTimes(times.flatten(), one, torch.arange(times.numel(), device=t.device))
 
 
 def segment(t: Tensor, heavy: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,7 +240,6 @@ def with_null(batch: Batch, draws: Draws, null: int, share: float) -> Tensor | N
     return torch.where(dropped, null, batch.label)
 
 
-SHORTEST = 0.25  # of a plan's segments, between two heavy calls by which a third is forecast: plans have whole ones
 GOLDEN, SILVER = (5**0.5 - 1) / 2, 2**0.5 - 1  # of two sequences, which together fill a square evenly
 
 
