@@ -242,7 +242,7 @@ def parameters_within(part: object, seen: set[int] | None = None) -> Iterator[nn
 def test_every_method_and_every_configuration_is_tested_here():
     found = {kind for kind in in_room("methods") if hasattr(kind, "phases")} - {Method, StudentMethod}
     assert found == {type(method_of(experiment)) for experiment in CASES.values()}
-    assert in_room("experiments", MethodConfig) == {type(experiment.method) for experiment in CASES.values()}
+    assert in_room("methods", MethodConfig) == {type(experiment.method) for experiment in CASES.values()}
 
 
 # A method

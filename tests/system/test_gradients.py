@@ -28,7 +28,7 @@ def watched(parameters: Sequence[Parameter], world: World, bucket: int) -> Itera
         return all_reduce(*arguments, **options)
 
     with (
-        mock.patch.object(gradients, "BUCKET", bucket),
+        mock.patch.object(gradients, "GRADIENT_BUCKET", bucket),
         mock.patch.object(dist, "all_reduce", counted),
         summed_gradients(parameters, world),
     ):
