@@ -56,7 +56,7 @@ class SharedEncoder(Ranged):
 
     @staticmethod
     def around(denoiser: Denoiser, process: Process) -> SharedEncoder:
-        """Of a single-rate U-ViT's denoiser; five in six of its middle blocks are shared (dev/LOG.md has why).
+        """Of a single-rate U-ViT's denoiser; five in six of its middle blocks are shared.
 
         Raises ValueError for another denoiser, and for another process than of Gaussian noise.
         """
