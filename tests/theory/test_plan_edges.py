@@ -112,7 +112,7 @@ class Ends:
 
     def __call__(self, draws: Draws) -> BatchTimes:
         t = torch.full((len(draws.row),), self.t, dtype=torch.float64)
-        return BatchTimes(t, torch.full_like(t, self.tau), torch.arange(len(t)), torch.full_like(t, self.tau))
+        return BatchTimes(t, torch.full_like(t, self.tau), torch.arange(len(t)))
 
 
 @pytest.mark.parametrize("times", [(1e-9, 1e-9), (1e-9, 1.0), (0.5, 0.5), (1 - 1e-9, 1 - 1e-9), (1 - 1e-9, 1.0)])
