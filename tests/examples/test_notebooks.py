@@ -1,0 +1,41 @@
+"""The notebooks of examples/ run from the first cell to the last, at tiny size, and leave their pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+
+
+def _run(name: str, **settings: object) -> None:
+    """Execute the code cells of a notebook in the working directory, after the first, which holds its settings."""
+    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names: dict[str, object] = {}
+    exec(code[0], names)
+    assert settings.keys() <= names.keys()
+    names |= settings
+    for cell in code[1:]:
+        exec(compile(cell, name, "exec"), names)
+
+
+def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _run("train_your_images", ITERATIONS=2)
+    width, height = Image.open("samples.png").size
+    assert width > 8 * 16 and height > 3 * 16  # three rows of eight
+    assert Path("runs/photos-tiny-dual/experiment.json").exists()
+
+
+def test_retrofit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers")
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 1), dtype=np.uint8)
+    np.savez("images.npz", images=images, labels=np.zeros(64, np.int64))
+    _run("retrofit", DATA="images.npz", ITERATIONS=2)
+    assert Image.open("both.png").width > 8 * 16
