@@ -28,7 +28,8 @@ def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _run("train_your_images", ITERATIONS=2)
     width, height = Image.open("samples.png").size
-    assert width > 8 * 16 and height > 3 * 16  # three rows of eight
+    assert width > 8 * 16
+    assert height > 3 * 16
     assert Path("runs/photos-tiny-dual/experiment.json").exists()
 
 
