@@ -43,11 +43,11 @@ def test_the_headline_is_of_released_models_and_that_of_its_page() -> None:
         for run in (found.run, *found.again):
             assert (report.ROOT / run / "model.safetensors").exists(), entry
 
-    header, _, *judged = (
+    header, _, *rows = (
         block((report.RESULTS / "settled.md").read_text(), "settled-25 verdicts").partition("\n\n")[0].splitlines()
     )
-    found = [dict(zip(cells_of(header), cells_of(line), strict=True)) for line in judged]
-    verdicts = {(one["network"], one["sampler"], one["plan"], one["judge"]): one["FLOPs"] for one in found}
+    found = [dict(zip(cells_of(header), cells_of(line), strict=True)) for line in rows]
+    verdicts = {(one["network"], one["sampler"], one["plan"], one["metric"]): one["FLOPs"] for one in found}
     for page in report.FIRST:
         head, _, *lines = block(page.read_text(), "settled-25 headline").splitlines()
         metrics = cells_of(head)[4:]
