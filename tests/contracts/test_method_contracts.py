@@ -4,7 +4,7 @@ Losses are in double precision. No network has dropout, whose numbers are the tr
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -166,9 +166,8 @@ def prepared(
     *,
     fresh: bool,
     read: list[str] | None = None,
-    shard: Callable[[nn.Module], None] = lambda network: None,
 ) -> Prepared:
-    """read: the runs that were loaded are added to it; shard: of `Start`."""
+    """read: the runs that were loaded are added to it."""
 
     def load(run: str) -> dr.Model:
         if read is not None:
@@ -180,7 +179,7 @@ def prepared(
     def batch(iteration: int) -> Batch:
         return images(8, 8 * iteration, torch.get_default_dtype())
 
-    start = Start(fresh, torch.device("cpu"), False, load, batch, note, shard)
+    start = Start(fresh, torch.device("cpu"), False, load, batch, note)
     return experiment.method.prepare(experiment, start)
 
 
@@ -199,10 +198,10 @@ def batch_of(experiment: dr.Experiment, first: int = 0) -> Batch:
     )
 
 
-def method_of(experiment: dr.Experiment, shard: Callable[[nn.Module], None] = lambda network: None) -> Method:
-    """In double precision; no two of its networks have the same weights. shard: of `Start`."""
+def method_of(experiment: dr.Experiment) -> Method:
+    """In double precision; no two of its networks have the same weights."""
     with in_double():
-        method = prepared(experiment, fresh=True, shard=shard).method
+        method = prepared(experiment, fresh=True).method
     randomised(method.networks, 7)
     randomised(method.auxiliaries, 8)
     return method

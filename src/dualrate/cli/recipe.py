@@ -29,8 +29,7 @@ Command = TypeVar("Command")
 RunDir = Annotated[Positional[Path], arg(metavar="RUN", help="Directory of a run, or of released weights.")]
 Device = Annotated[str | None, arg(help="cpu, cuda, ...; cuda if there is one.")]
 ProcessCount = Annotated[Processes, arg(help="Processes that train together on this machine, each on a GPU if any.")]
-ShardCount = Annotated[Processes, arg(help="How many of them hold all weights together, each a part; 1: each all.")]
-RetryCount = Annotated[Retries, arg(help="How often all of them start again after one was lost.")]
+RetryCount = Annotated[Retries, arg(help="How often all of them start again after one failed, from the checkpoint.")]
 AtATime = Annotated[BatchSize, arg(help="Images at a time; fewer need less memory.")]
 WORKERS = (
     "Processes that work at once, each with a copy of the model and its memory; auto: one for each idle processor, or "

@@ -60,7 +60,7 @@ from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import PlainReporter, Reporter, Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
-from dualrate.training.distributed import Share, World, shard_frozen
+from dualrate.training.distributed import Share, World
 from dualrate.training.log import MetricsFile, logged_iterations
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
@@ -244,7 +244,6 @@ def train(
             load=source,
             batch=lambda iteration: whole.batch(iteration).to(device),
             note=progress.note,
-            shard=lambda network: shard_frozen(network, world),
         ),
     )
     method, costs = prepared.method, costs_of(experiment, prepared.method)
@@ -254,8 +253,7 @@ def train(
     def on_start() -> None:
         announce(experiment, images, costs, out, progress)
         if world.size > 1:
-            held = f"; {world.shard} hold the weights together" if world.shard > 1 else ""
-            progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first{held}")
+            progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first")
         write_experiment(out, experiment)
         if experiment.num_classes:
             write_class_names(out, images.class_names)
