@@ -58,7 +58,7 @@ def test_the_report_as_text_says_that_nothing_was_drawn(weights, tmp_path, monke
 
 
 def test_a_class_is_given_by_its_name(weights, tmp_path, monkeypatch, capsys):
-    (weights / MANIFEST).unlink()  # a change on purpose
+    Manifest.write(weights, RELEASED)  # a change on purpose
     (weights / "classes.json").write_text(json.dumps([f"class-{number}" for number in range(9)] + ["ankle boot"]))
     drawn = []
     for label in (9, "ankle boot"):

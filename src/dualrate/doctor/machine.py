@@ -163,13 +163,11 @@ def _refuses(folder: Path) -> str | None:
             write_whole(place / "file", content)
             with new_folder(place / "checkpoint") as aside:
                 (aside / "file").write_bytes(content)
-            with run_lock(place) as held:
+            with run_lock(place):
                 read = [(place / file).read_bytes() for file in ("file", "checkpoint/file")]
     except OSError as error:
         return f"it cannot be written to as checkpoints are ({error})"
-    if read != [content, content]:
-        return "what was written there is not what is read"
-    return None if held else "it has no locks, which keep two processes from training one run: see to it yourself, or"
+    return None if read == [content, content] else "what was written there is not what is read"
 
 
 def check_shared_memory() -> Iterator[Finding]:

@@ -7,11 +7,7 @@ What keeps a run safe from its surroundings: one process a run, and signals that
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -21,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
 
-from dualrate.system.files import naming
+from filelock import FileLock, Timeout
 
 SHOWN = ("loss", "_gap")  # how the names of values end that are shown to people
 
@@ -112,32 +108,24 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[bool]:
+def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
     """Hold `run_dir/.lock`; OSError if another process does. The kernel drops the lock of a process that dies.
 
-    Yields whether it is held: a file system may have no locks (Lustre and NFS, as they may be mounted).
     doing: what the holder of the lock is doing to the directory, for that error
     """
-    path = run_dir / ".lock"
-    with path.open("a+") as file:
-        held = True
-        try:
-            with naming(path):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise OSError(f"{run_dir} is being {doing} by {file.read().strip()}; wait for it or stop it") from None
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-            held = False
-        with naming(path):  # without a buffer, which closing would write a second time
-            file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield held
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"{run_dir} is being {doing} by another process; wait for it or stop it") from None
+    except NotImplementedError as error:
+        raise OSError(f"{run_dir} is on a file system without locks: choose another one, or mount it with") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 # Slurm warns of its time limit by any that it is told to; a terminal that goes away, by SIGHUP
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 

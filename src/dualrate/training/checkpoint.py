@@ -7,8 +7,8 @@
 Writing: see `dualrate.system.folders`. A crash at any point leaves either the old set or the old set and the new one.
 While training goes on: saving.py.
 Reading: the newest that verifies; one with wrong content is renamed to `*.corrupt`, one that cannot be read is an
-error. Every file is read once, and hashed as it is read: the bytes that are used are those that were checked, and no
-byte is held twice. No file of a checkpoint can execute code: safetensors and JSON only.
+error. Every file is read once: the bytes that are used are those that were checked. No file of a checkpoint can execute
+code: safetensors and JSON only.
 
 Saving while training goes on: it stops only for a copy of the tensors, which a thread then writes.
 
@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from dualrate.system import folders
-from dualrate.system.files import ABSENT, naming, parse_json, read_tensors, write_tensors
+from dualrate.system.files import ABSENT, naming, parse_json, tensors_of, write_tensors
 from dualrate.system.folders import Damaged, Manifest, new_folder
 
 FORMAT = 1
@@ -137,8 +137,7 @@ def load(path: Path, *, training: bool = True) -> Checkpoint:
     try:
         state = parse_json(manifest.content(STATE), STATE)
         for name in wanted:
-            with manifest.opened(name) as file:
-                tensors[Path(name).stem] = read_tensors(file)
+            tensors[Path(name).stem] = tensors_of(manifest.content(name))
     except ValueError as error:
         raise Damaged(f"{path}: a file matches its manifest but cannot be read ({error})") from error
     found = state.get("format") if isinstance(state, dict) else None

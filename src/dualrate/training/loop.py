@@ -117,8 +117,8 @@ def fit(
     cuda = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
         stack.callback(progress.close)
-        if world.leads and not stack.enter_context(run_lock(run_dir)):
-            progress.note(f"{run_dir} is on a file system without locks: let no other process train this run")
+        if world.leads:
+            stack.enter_context(run_lock(run_dir))
         interrupts = stack.enter_context(Interrupts(echoes=is_launched()))
         stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(world.in_reach())
