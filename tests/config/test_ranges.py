@@ -199,7 +199,6 @@ def examples() -> Iterator[Any]:
     yield from (cli.Serve(run), Request(), Limits(), cli.Export(run, run))
     yield cli.Retrofit(imagenet.heavy())
     yield from (cli_train.Run(), cli_distill.Student(imagenet.distilled()))
-    yield cli.DistillationCost(imagenet.distilled(), teacher="imagenet64-heavy")
     yield from (Prepare("photos", run, 64), Encode("photos", run, run), Verify(run), CodecCheck(run, "photos"))
     yield from (EncodeImages("photos", run), DecodeLatents(run, run, run), CodecFolder("vae", "f" * 64, steps=4))
     yield from (cli.Train(cli_train.RECIPES["fashion-mnist-dual-45"]()), AnyPlan((1, 2)))

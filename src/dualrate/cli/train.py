@@ -17,6 +17,7 @@ from dualrate.cli.data import telling
 from dualrate.cli.recipe import (
     HELP,
     Device,
+    Log,
     ProcessCount,
     RetryCount,
     checked,
@@ -40,6 +41,7 @@ from dualrate.system.device import pick_device
 from dualrate.system.progress import Silent, stops
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import is_launched, joined, own_device
+from dualrate.training.log import Logger
 
 OF_IMAGENET: dict[str, Callable[[], Experiment]] = {
     f"{imagenet.name_of(size, patch)}-{kind}": partial(recipe, size, patch=patch)
@@ -111,11 +113,12 @@ class Run(Ranged):
     retries: RetryCount = 0
     codec: Path | None = None
     """Folder of the codec of latents, where that is not where they say."""
+    log: Log = None
 
     def train(self, experiment: Experiment) -> None:
         """Raises what `launch` and `run_training` raise."""
         launch(self.nproc, self.retries)
-        run_training(experiment, self.out, self.device, self.fd_every, self.codec)
+        run_training(experiment, self.out, self.device, self.fd_every, self.codec, self.log)
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,7 @@ def run_training(
     device: str | None,
     fd_every: int | None,
     codec: Path | None = None,
+    log: Logger | None = None,
 ) -> FitResult:
     """Train the experiment in `out`, or in runs/ under its name, and say how it ended. codec: where its folder is."""
     from dualrate.drawing.evaluator import scorer
@@ -225,6 +229,7 @@ def run_training(
             decoding=decoding(progress),
             device=where,
             command=command_line(),
+            log=log,
             world=world,
         )
     report_end(result, experiment.fit, out, progress)

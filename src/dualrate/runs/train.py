@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from dualrate.codecs.codec import Codec, decoded
 from dualrate.codecs.config import CodecFolder
@@ -30,7 +32,7 @@ from dualrate.config.ranges import as_path
 from dualrate.config.serial import from_plain, to_plain, type_name
 from dualrate.data.cache import cache_dir
 from dualrate.data.encode import encode
-from dualrate.data.images import to_uint8
+from dualrate.data.images import ImageSet, to_uint8
 from dualrate.data.latents import HeldOut
 from dualrate.data.loader import Batches, Prefetched, TrainingSet
 from dualrate.data.source import DataProgress
@@ -61,7 +63,7 @@ from dualrate.system.progress import PlainReporter, Reporter, Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import Share, World
-from dualrate.training.log import MetricsFile, logged_iterations
+from dualrate.training.log import Logger, MetricsFile, check_logger, logged, logged_iterations
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
 
@@ -197,6 +199,8 @@ def train(
     decoding: Callable[[int, int, str], None] | None = None,
     device: torch.device | str = "cpu",
     command: str = "dualrate.train",
+    log: Logger | None = None,
+    images: Dataset[Any] | None = None,
     world: World = World(),
 ) -> FitResult:
     """Train, or continue, the run in `out`, by the method of its experiment.
@@ -204,6 +208,9 @@ def train(
     Writes experiment.json, history.jsonl (`command` and its surroundings, a line per start), checkpoints/,
     metrics.jsonl, now and then a grid of samples under the averaged weights, and scores.jsonl if asked to score.
     score, score_every: what scores the averaged weights, and iterations between scores, a multiple of `sample_every`
+    log: TensorBoard or Weights & Biases, which get the values of metrics.jsonl, too; `progress` may be a `Reporter` of
+        your own (`dualrate.system.progress`)
+    images: a data set to train on in place of the experiment's source, as `from_dataset` describes it
     world: the processes that train together (`training/distributed.py`), each in this call
     Raises ValueError if the data does not fit the networks, a run that the method needs does not, `out` holds another
     experiment or no run, or a part is of a class of a notebook or script; OSError if it cannot be written to.
@@ -220,13 +227,15 @@ def train(
         raise ValueError(
             f"score_every is a multiple of sample_every ({experiment.fit.sample_every}), got {score_every}"
         )
+    if log is not None:
+        check_logger(log)
     progress, device = progress or (PlainReporter() if world.leads else Silent()), torch.device(device)
     config = experiment.fit
     rows = Share(config.batch_size, config.micro_batch, world).rows
     with world.leader_first():
-        images = training_images(experiment, decoding)
+        data = training_images(experiment, decoding, images)
     whole, own = (
-        Batches(images, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
+        Batches(data, config.batch_size, config.seed, experiment.data.augment, wanted) for wanted in (None, rows)
     )
     bfloat16 = bool(world.of_leader(in_bfloat16(config.precision, device)))
 
@@ -251,12 +260,12 @@ def train(
     check_end(experiment, codec)
 
     def on_start() -> None:
-        announce(experiment, images, costs, out, progress)
+        announce(experiment, data, costs, out, progress)
         if world.size > 1:
             progress.note(f"{world.size} processes, {len(rows)} images of a batch in the first")
         write_experiment(out, experiment)
         if experiment.num_classes:
-            write_class_names(out, images.class_names)
+            write_class_names(out, data.class_names)
         note_start(out, command, prepared.weights)
 
     def on_sample(iteration: int) -> None:
@@ -274,6 +283,9 @@ def train(
         shown = file.exists() or file.with_suffix(TEXTS).exists()
         return shown and (scored or iteration in logged_iterations(out / SCORES))
 
+    watched = prepared.watch(progress)
+    if log is not None and world.leads:
+        watched = logged(log, watched, out, plain, config.log_every)
     if config.compile:
         keep_compiled(cache_dir() / COMPILED)
     with Prefetched(own, device) as batches, torch.autocast(device.type, enabled=False):  # but for its own
@@ -284,12 +296,12 @@ def train(
             out,
             identity={
                 **experiment.identity,
-                "images": images.fingerprint,
+                "images": data.fingerprint,
                 "method": to_plain(experiment.method) | dict(prepared.identity),
             },
             places=OF_DATA | {f"networks.{role}.source": f"networks.{role}.fingerprint" for role in method.networks},
             upgrade=upgraded_identity,
-            progress=prepared.watch(progress),
+            progress=watched,
             on_start=on_start,
             on_sample=on_sample,
             sampled=sampled,
@@ -329,11 +341,51 @@ def _as_begun(experiment: Experiment, out: Path, source: Callable[[str], Model])
     return replace(experiment, method=replace(method, **moved)) if moved else experiment
 
 
-def training_images(experiment: Experiment, decoding: Callable[[int, int, str], None] | None) -> TrainingSet:
-    """What the experiment trains on. Raises ValueError if that does not fit its codec or its networks."""
-    if not experiment.data.source:
+def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
+    """The images of a map-style `torch.utils.data.Dataset`, read once and kept in memory as 8-bit pixels.
+
+    An item is an image or a pair (image, label). Images are tensors or arrays of one shape (C, H, W), C = 1 or 3, of
+    uint8, or of floats in [-1, 1], which are rounded to 8 bits. Labels are whole numbers from 0. Random transforms of
+    the data set are drawn once; the experiment's `data.augment` changes images anew at each use.
+    Raises ValueError for anything else, with the shape and type of the item.
+    """
+    pixels: list[Tensor] = []
+    labels: list[int] = []
+    lowest = 0.0
+    for i in range(len(dataset)):  # pyright: ignore[reportArgumentType]  # torch leaves out __len__
+        item = dataset[i]
+        image, label = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+        found = f"item {i} of {name} is {type(image).__name__}"
+        if not isinstance(image, (Tensor, np.ndarray)):
+            raise ValueError(f"{found}; expected a tensor or an array (C, H, W) of uint8 or of floats in [-1, 1]")
+        x = torch.as_tensor(image)
+        fits = x.ndim == 3 and x.shape[0] in (1, 3) and (not pixels or x.shape == pixels[0].shape)
+        if not fits or not (x.dtype == torch.uint8 or (x.is_floating_point() and bool((x.abs() <= 1).all()))):
+            shape = tuple(pixels[0].shape) if pixels else "(C, H, W), C = 1 or 3"
+            raise ValueError(f"{found} {x.dtype} {tuple(x.shape)}; expected {shape} of uint8 or of floats in [-1, 1]")
+        lowest = min(lowest, -1.0 if x.dtype == torch.uint8 else float(x.min()))
+        pixels.append(x if x.dtype == torch.uint8 else to_uint8(x))
+        if label is not None:
+            labels.append(int(label))
+    if labels and len(labels) < len(pixels):
+        raise ValueError(f"{len(labels)} of the {len(pixels)} images of {name} have labels; expected all or none")
+    if lowest == 0:
+        raise ValueError(
+            f"{name} has no value below 0, as images in [0, 1]; expected [-1, 1]: give 2 * x - 1, or uint8"
+        )
+    names = tuple(map(str, range(max(labels) + 1))) if labels else ()
+    return ImageSet(torch.stack(pixels).numpy(), np.array(labels, np.int64) if labels else None, names, name)
+
+
+def training_images(
+    experiment: Experiment, decoding: Callable[[int, int, str], None] | None, given: Dataset[Any] | None = None
+) -> TrainingSet:
+    """What the experiment trains on: a data set that is given, or its source. Raises ValueError if that does not fit
+    its codec or its networks.
+    """
+    if given is None and not experiment.data.source:
         raise ValueError(f"{experiment.name} names no images to train on: give --data.source FOLDER (or a file)")
-    images = experiment.data.load("train", decoding)
+    images = experiment.data.load("train", decoding) if given is None else from_dataset(given)
     check_codec(experiment, images)
     check_fit(experiment, images)
     return experiment.seen(images)
