@@ -477,8 +477,6 @@ COMMANDS |= {f"data {name}": EXAMPLES[kind] for name, kind in DATA.items()}
 TRAINED = {name: recipe() for name, recipe in cli_train.RECIPES.items() if not is_dataclass(recipe)}
 COMMANDS |= {f"train {name}": cli.Train(experiment) for name, experiment in TRAINED.items()}
 COMMANDS |= {f"distill {name}": Distill(recipe(), teacher=Path("run")) for name, recipe in cli_distill.RECIPES.items()}
-COMMANDS["cost imagenet64-heavy"] = cli.TrainingCost(imagenet.heavy())
-COMMANDS["cost distill imagenet64"] = cli.DistillationCost(imagenet.distilled(), teacher="imagenet64-heavy")
 # others are like them
 TRIED = ("train fashion-mnist-dual-45", "train imagenet64-heavy", "distill cifar10", *cli.COMMANDS)
 REQUIRED = {"sample": ["run", "--out", "out"], "demo": [], "distill": ["--teacher", "run"], "train": []}

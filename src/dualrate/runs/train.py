@@ -1,12 +1,12 @@
 """Training a run: data, networks and trainer brought together in a directory that the same call resumes.
 
-What is looked at before a training run does any work: where it would write, and what its images lack.
+`train` first checks where it would write, and whether the images fit the networks; then it works.
 
-The runs of a training in stages, one after the other; each goes on by itself, and so does what is made in between.
+`in_turn` trains in stages. Each stage resumes by itself:
 
-OUT/first    the run that trains the codec
-OUT/latents  of its images by it, as it is when it is finished (`data/encode.py`)
-OUT/base     the run that trains a model of these: what is sampled from
+    OUT/first    the run that trains the codec
+    OUT/latents  latents of its images, once it is finished (`data/encode.py`)
+    OUT/base     the run that trains a model of these latents, which is sampled from
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from dualrate.experiment.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiment.stages import Stages
 from dualrate.experiment.upgrade import upgraded_identity
 from dualrate.networks.blocks import in_bfloat16
-from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.store import (
     EXPERIMENT,
@@ -57,13 +56,13 @@ from dualrate.sampling.catalogue import ANCESTRAL, make_step
 from dualrate.sampling.cost import call_cost
 from dualrate.sampling.trajectory import sample_batches
 from dualrate.system.device import keep_compiled, own_defaults, peak_memory
-from dualrate.system.files import read_records, write_whole
+from dualrate.system.files import write_whole
 from dualrate.system.folders import check_link, some_of
 from dualrate.system.progress import PlainReporter, Reporter, Silent
 from dualrate.training import checkpoint
 from dualrate.training.config import FitResult
 from dualrate.training.distributed import Share, World
-from dualrate.training.log import Logger, MetricsFile, check_logger, logged, logged_iterations
+from dualrate.training.log import Logger, MetricsFile, check_logger, logged
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
 
@@ -128,24 +127,21 @@ def _check_content(out: Path) -> None:
 
 def check_codec(experiment: Experiment, images: TrainingSet) -> None:
     """Raises ValueError unless the images are what the experiment's codec is trained on: images, or its own latents."""
-    if images.alphabet != experiment.codec.alphabet:
-        found, expected = (
-            f"a text of {len(alphabet)} characters" if alphabet else "a set of pictures"
-            for alphabet in (images.alphabet, experiment.codec.alphabet)
-        )
+    own = experiment.codec
+    found, expected = _kind(images.alphabet, images.codec.fingerprint), _kind(own.alphabet, own.fingerprint)
+    if found != expected:
         raise ValueError(
-            f"{images.name} is {found}, and {experiment.name} is of {expected}, these or others: name the data that it "
-            "was begun on, or begin a new run (dualrate train text-tokens is of texts)"
+            f"{images.name} is {found}, and {experiment.name} is trained on {expected}: name the data that it was "
+            "begun on, or begin a new run (of texts by the recipe text-tokens; of other latents, in Python, by "
+            "`dualrate.experiment.stages.on_codec_of_data`)"
         )
-    own, of_data = experiment.codec.fingerprint, images.codec.fingerprint
-    if own == of_data:
-        return
-    said = {True: "latents by the codec {} (sha256)", False: "images"}
-    found, expected = (said[bool(one)].format(one[:12]) for one in (of_data, own))
-    raise ValueError(
-        f"{images.name} has {found}, and {experiment.name} is trained on {expected}: name the data that it was begun "
-        "on, or begin a new run, in Python with `dualrate.experiment.stages.on_codec_of_data`"
-    )
+
+
+def _kind(alphabet: str, codec: str) -> str:
+    """codec: its fingerprint; empty for pixels"""
+    if codec:
+        return f"latents by the codec {codec[:12]} (sha256)"
+    return f"a text of the {len(alphabet)} characters {alphabet!r}" if alphabet else "a set of pictures"
 
 
 def check_end(experiment: Experiment, codec: Codec) -> None:
@@ -182,7 +178,6 @@ SCORES = "scores.jsonl"
 TEXTS = ".txt"  # of samples of texts
 SHOWN, SHOWN_STEPS = 40, 32  # images of a grid of samples; steps that they are drawn in, where any plan is served
 OF_DATA = {"data.source": "images", "name": "images"}  # of what the images tell apart; recipes name a run after them
-STARTED_FROM = {f"{role}_from": role for role in ("encoder", "light", "student", "backbone")}  # as a history says
 Score = Callable[[Model], tuple[str, float]]  # of the averaged weights: the metric's name, and its value
 
 
@@ -243,7 +238,6 @@ def train(
         return load(run, device=device, note=progress.note)
 
     fresh = world.of_leader(len(checkpoint.saved_paths(out / "checkpoints"))) == 0
-    experiment = experiment if fresh else _as_begun(experiment, out, source)
     prepared = experiment.method.prepare(
         experiment,
         Start(
@@ -277,12 +271,6 @@ def train(
             MetricsFile(out / SCORES, iteration - 1, progress.note).write({"iteration": iteration, metric: value})
             progress.note(f"iteration {iteration}: {metric} {value:.3f}")
 
-    def sampled(iteration: int) -> bool:
-        scored = score is None or score_every is None or iteration % score_every != 0
-        file = samples_file(out, iteration)
-        shown = file.exists() or file.with_suffix(TEXTS).exists()
-        return shown and (scored or iteration in logged_iterations(out / SCORES))
-
     watched = prepared.watch(progress)
     if log is not None and world.leads:
         watched = logged(log, watched, out, plain, config.log_every)
@@ -304,7 +292,6 @@ def train(
             progress=watched,
             on_start=on_start,
             on_sample=on_sample,
-            sampled=sampled,
             device=device,
             world=world,
         )
@@ -321,24 +308,6 @@ def _check_method(experiment: Experiment, out: Path) -> None:
         raise ValueError(
             f"{out} holds a run trained by {found}, this one is by {asked}: choose a new directory as --out"
         )
-
-
-def _as_begun(experiment: Experiment, out: Path, source: Callable[[str], Model]) -> Experiment:
-    """The experiment of a run that goes on, with the places of the models that it started from as they were then, where
-    those of now have the same weights: its checkpoints hold these.
-    """
-    if not (out / EXPERIMENT).exists():
-        return experiment
-    written, now = (vars(one.method) for one in (read_experiment(out), experiment))
-    moved: dict[str, str] = {}
-    for name, role in STARTED_FROM.items():
-        before, place = written.get(name), now.get(name)
-        if before and place and before != place:
-            begun = next((record[role] for _, record in read_records(out / HISTORY) if role in record), "")
-            if begun.endswith(f"weights {source(place).weights_hash[:12]}"):
-                moved[name] = before
-    method: Any = experiment.method
-    return replace(experiment, method=replace(method, **moved)) if moved else experiment
 
 
 def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
@@ -406,31 +375,18 @@ def resume_threads(run: Path) -> None:
 
 
 def costs_of(experiment: Experiment, method: Method) -> list[str]:
-    """A line for each network: its layout, where it is a U-ViT, and its parameters; and one for what calls cost."""
+    """A line for each network with its parameters, and one for what calls cost."""
     label = 0 if experiment.num_classes else None
     with torch.random.fork_rng([]):  # dropout draws numbers
         where, latent = next(method.networks.parameters()).device, experiment.networks.latent
         state = experiment.process.state_shape(experiment.shape)
         cost = call_cost(method.denoiser(), state, label, where, latent=latent)
-    calls = [macs for macs in (cost.heavy, cost.light) if macs]
-    configs, lines = experiment.networks.configs, []
-    for i, (name, network) in enumerate(method.networks.items()):
-        layout = f"{_layout(configs[name])}; " if name in configs else ""
-        count = sum(parameter.numel() for parameter in network.parameters())
-        own = f", {_rounded(calls[i])} multiply-adds a call" if len(calls) == len(method.networks) else ""
-        lines.append(f"{name}: {layout}{_rounded(count)} parameters{own}")
-    if len(calls) != len(method.networks):
-        if cost.heavy:
-            lines.append(f"a heavy call: {_rounded(cost.heavy)} multiply-adds, a light one: {_rounded(cost.light)}")
-        else:
-            lines.append(f"a call of what is sampled from: {_rounded(cost.light)} multiply-adds")
-    return lines
-
-
-def _layout(config: UViTConfig) -> str:
-    sides = (config.side(i) for i in range(len(config.levels)))
-    levels = (f"{b.kind} {b.channels} x {b.blocks} at {s} x {s}" for b, s in zip(config.levels, sides, strict=True))
-    return f"{', '.join(levels)}, patches of {config.patch}"
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in method.networks.items()}
+    calls = {"a heavy call": cost.heavy, "a light call" if cost.heavy else "a call": cost.light}
+    return [
+        *(f"{name}: {_rounded(size)} parameters" for name, size in sizes.items()),
+        ", ".join(f"{call}: {_rounded(macs)} multiply-adds" for call, macs in calls.items() if macs),
+    ]
 
 
 def _rounded(count: float) -> str:
@@ -479,27 +435,22 @@ def save_samples(
 
 def check_fit(experiment: Experiment, images: TrainingSet) -> None:
     """Raises ValueError unless the images have the networks' shape and their labels exist for the networks."""
-    shape = experiment.codec.data_shape(experiment.shape)
-    if images.shape != shape and images.codec.fingerprint:
-        raise ValueError(
-            f"{images.name} has latents of {images.shape} (C, H, W), the networks of {experiment.name} take {shape}: "
-            "change the networks' image_channels and image_size, or encode images of another size"
-        )
+    shape, networks = experiment.codec.data_shape(experiment.shape), f"the networks of {experiment.name}"
     if images.shape != shape:
-        raise ValueError(
-            f"{images.name} has images of {images.shape} (C, H, W), the networks of {experiment.name} take "
-            f"{shape}: pass --data.size {shape[1]} --data.channels {shape[0]}, or change the networks"
-        )
+        way = f"pass --data.size {shape[1]} --data.channels {shape[0]}, or change the networks"
+        if images.codec.fingerprint:
+            way = "change the networks' image_channels and image_size, or encode images of another size"
+        raise ValueError(f"{images.name} has images of {images.shape} (C, H, W), {networks} take {shape}: {way}")
     if experiment.num_classes and images.labels is None:
         raise ValueError(
-            f"{images.name} has no labels, but the networks of {experiment.name} are conditioned on "
-            f"{experiment.num_classes} classes: set num_classes of every network to 0 for an unconditional model "
-            "(--networks.model.num-classes 0, or --networks.encoder.num-classes 0 --networks.light.num-classes 0)"
+            f"{images.name} has no labels, but {networks} are conditioned on {experiment.num_classes} classes: set "
+            "num_classes of every network to 0 for an unconditional model (--networks.model.num-classes 0, or "
+            "--networks.encoder.num-classes 0 --networks.light.num-classes 0)"
         )
     if images.num_classes > experiment.num_classes > 0:
         raise ValueError(
-            f"{images.name} has {images.num_classes} classes, the networks of {experiment.name} know only "
-            f"{experiment.num_classes}: raise num_classes"
+            f"{images.name} has {images.num_classes} classes, {networks} know only {experiment.num_classes}: raise "
+            "num_classes"
         )
 
 

@@ -33,15 +33,6 @@ class RunningMeans:
         return {name: total / count for name, (total, count) in self.sums.items()}
 
 
-def logged_iterations(path: Path) -> set[int]:
-    """Of the lines of a log, without those that are none; none where there is no log."""
-    found = set()
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with suppress(ValueError, KeyError, TypeError):
-            found.add(int(parse_record(line, "")["iteration"]))
-    return found
-
-
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per line, appended; lines after `iteration` (of a lost continuation) go.
 
@@ -56,24 +47,18 @@ class MetricsFile:
             self._give_up(error)
 
     def _cut(self, iteration: int) -> None:
-        """Lines that are none go from the end, where a kill leaves them; others stay, and the first is noted."""
+        """Lines beyond `iteration` go, and what a kill left at the end."""
         if not self.path.is_file():
             return
-        size, kept, odd, inside = 0, 0, [], []
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                size += len(line)
-                try:
-                    beyond = parse_record(line, "")["iteration"] > iteration
-                except (ValueError, KeyError, TypeError):
-                    odd.append(number)
-                    continue
-                if beyond or not line.endswith(b"\n"):
+        size = kept = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            size += len(line)
+            with suppress(ValueError, KeyError, TypeError):  # lines that are none stay where others follow
+                if parse_record(line, "")["iteration"] > iteration:
                     break
-                kept, inside, odd = size, inside + odd, []
+                if line.endswith(b"\n"):
+                    kept = size
         os.truncate(self.path, kept)
-        if inside:
-            self._note(f"{self.path}, line {inside[0]} is no line of a log: what reads it wants it removed")
 
     def write(self, values: Mapping[str, float]) -> None:
         if self._lost:

@@ -95,7 +95,6 @@ def fit(
     progress: Reporter | None = None,
     on_start: Callable[[], None] | None = None,
     on_sample: Callable[[int], None] | None = None,
-    sampled: Callable[[int], bool] = lambda iteration: True,
     device: torch.device | str = "cpu",
     world: World = World(),
 ) -> FitResult:
@@ -107,7 +106,6 @@ def fit(
     upgrade:   of an identity as earlier versions wrote it
     on_start:  called once, when the run is locked and its configuration accepted, before the first iteration
     on_sample: called with the number of iterations done, every `sample_every` and at the end, averaged weights in place
-    sampled:   whether `on_sample` was done at an iteration: at the one that is gone on from it is called if it was not
     world:     the processes that train together, each in this call; the callbacks are the leader's
     Raises ValueError (another configuration), OSError (run in use, no intact checkpoint, nothing could be saved at
     the end, another process lost), NonFiniteError.
@@ -126,10 +124,9 @@ def fit(
         trainer = _Trainer(method, config, device, progress, run_dir, plain, places, upgrade, world)
         if on_start and world.leads:
             on_start()
-        if trainer.is_sampled() and not world.of_leader(sampled(trainer.state.iteration)):
-            trainer.sample(on_sample)  # for a kill between the checkpoint and these
         begun = trainer.state.iteration
-        stopped = trainer.run(batches, on_sample, interrupts)
+        with trainer.saver:
+            stopped = trainer.run(batches, on_sample, interrupts)
         return FitResult(trainer.state.iteration, stopped, trainer.state.seconds, begun)
 
 
@@ -201,13 +198,7 @@ class _Trainer:
     def run(
         self, batches: Batches, on_sample: Callable[[int], None] | None, interrupts: Interrupts
     ) -> Literal["done", "signal", "seconds"]:
-        """Iterations until done, interrupted, or out of time; a checkpoint at the end of it, whichever it is."""
-        with self.saver:
-            return self.iterations(batches, on_sample, interrupts)
-
-    def iterations(
-        self, batches: Batches, on_sample: Callable[[int], None] | None, interrupts: Interrupts
-    ) -> Literal["done", "signal", "seconds"]:
+        """Train until finished, interrupted or out of time, then save a checkpoint."""
         config, state = self.config, self.state
         sampled_at = state.iteration
         while state.iteration < config.iterations and not any(
@@ -248,12 +239,6 @@ class _Trainer:
             self.progress.note(f"could not write samples, training goes on: {error}")
         finally:
             self.settle()
-
-    def is_sampled(self) -> bool:
-        """Whether samples of this iteration are due, at the end too."""
-        done = self.state.iteration
-        at_end = done >= self.config.iterations or self.out_of_time()
-        return done > 0 and (done % self.config.sample_every == 0 or at_end)
 
     def out_of_time(self) -> bool:
         return self.config.limit is not None and self.state.seconds >= self.config.limit
