@@ -166,16 +166,6 @@ def test_the_average_is_that_of_the_phase_that_began_last(tmp_path):
         assert not torch.equal(average, saved.tensors["ema-then"][name])
 
 
-def test_samples_that_a_kill_left_out_are_made_when_the_run_goes_on(tmp_path):
-    """Of the checkpoint that it goes on from, also where that is the last."""
-    config, made = replace(CONFIG, sample_every=4), []
-    train(tmp_path, config=replace(config, iterations=8), on_sample=made.append)
-    train(tmp_path, config=replace(config, iterations=12), on_sample=made.append, sampled=lambda done: done != 8)
-    train(tmp_path, config=replace(config, iterations=12), on_sample=made.append, sampled=lambda done: done != 12)
-    train(tmp_path, config=replace(config, iterations=14), on_sample=made.append)
-    assert made == [4, 8, 8, 12, 12, 14]
-
-
 def test_networks_and_auxiliaries_of_one_name_are_refused(tmp_path):
     method = Toy()
     method.auxiliaries = nn.ModuleDict({"a": nn.Linear(2, 2)})

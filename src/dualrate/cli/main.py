@@ -32,7 +32,7 @@ from dualrate.config.imports import import_module
 from dualrate.data.cache import cache_dir
 from dualrate.system.device import keep_freed_memory, memory_shortage, pick_device
 from dualrate.system.files import naming
-from dualrate.training.distributed import check_alone
+from dualrate.training.distributed import LOST, Lost, check_alone
 
 Command = (
     Sample
@@ -139,6 +139,9 @@ def main() -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         _discard_output()
+    except Lost as error:
+        print(f"dualrate: {error}", file=sys.stderr)
+        raise SystemExit(LOST) from None
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"dualrate: {error}{_of_the_cache(error)}", file=sys.stderr)
         raise SystemExit(2) from None

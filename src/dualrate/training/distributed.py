@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dualrate.diffusion.values import Batch, Elsewhere
 
+LOST = 76  # exit code of a process that lost the others
 GLOO = re.compile(r"\[\S*gloo\S*\] ")  # begins gloo's messages: torch has no class for its errors
 
 

@@ -210,7 +210,7 @@ class _Trainer:
                 if len(batch) != len(self.share.rows):
                     raise ValueError(f"got a batch of {len(batch)} rows, the configuration says {len(self.share.rows)}")
                 self.iterate(batch.to(self.device))
-                if self.is_logged() or self.device.type == "cpu":  # a CPU has no queue that reading would wait for
+                if self.is_logged() or not _queues(self.device):
                     self.read()
             self.report(time.perf_counter() - start)
             self.saver.look()
@@ -358,6 +358,11 @@ class _Trainer:
             here = surroundings(self.device, self.world)
             record = self.state.record() | {"surroundings": here, "config": self.identity}
             self.saver.save(self.state.iteration, self.state.tensors(), record, last=last)
+
+
+def _queues(device: torch.device) -> bool:
+    """Whether work on the device goes on while the program asks for more."""
+    return device.type != "cpu"
 
 
 @contextmanager
