@@ -280,32 +280,6 @@ def halved(logs) -> list[str]:
 
 
 @every_case
-def test_networks_are_called_as_often_whatever_the_rows(experiment):
-    """And the same parameters get a gradient: processes whose rows differ gather weights together."""
-    called: list[str] = []
-
-    def shard(network: nn.Module) -> None:
-        network.register_forward_hook(lambda *_: called.append("held"))
-
-    method = method_of(experiment, shard)
-    for part in (method.networks, method.auxiliaries):
-        for name, network in part.items():
-            network.register_forward_hook(lambda *_, name=name: called.append(name))
-    several = isinstance(method, InstantMomentMatching)  # which needs two rows, of all processes together
-    for iteration, phase in phases_of(method).values():
-        found = []
-        for rows in (slice(0, 8), slice(0, 1 + several), slice(3, 4 + several)):
-            called.clear()
-            batch = batch_of(experiment)[rows]
-            phase.loss(batch, iteration, Draws(0, batch.sample)).total.backward()
-            found.append((list(called), [p.grad is not None for p in phase.parameters]))
-            for parameter in phase.parameters:
-                parameter.grad = None
-        assert found[0][0]
-        assert all(one == found[0] for one in found)
-
-
-@every_case
 def test_every_number_drawn_is_one_of_a_sample(experiment):
     """The same batch gives the same bits whatever was drawn before, another the same mean in another order."""
     method, batch = method_of(experiment), batch_of(experiment, 5)

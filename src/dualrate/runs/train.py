@@ -323,7 +323,7 @@ def from_dataset(dataset: Dataset[Any], name: str = "dataset") -> ImageSet:
     lowest = 0.0
     for i in range(len(dataset)):  # pyright: ignore[reportArgumentType]  # torch leaves out __len__
         item = dataset[i]
-        image, label = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+        image, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
         found = f"item {i} of {name} is {type(image).__name__}"
         if not isinstance(image, (Tensor, np.ndarray)):
             raise ValueError(f"{found}; expected a tensor or an array (C, H, W) of uint8 or of floats in [-1, 1]")
@@ -422,8 +422,7 @@ def save_samples(
     seeds, (plan, *_) = range(SHOWN), experiment.serves.ladder([SHOWN_STEPS])
     labels = [seed % experiment.num_classes for seed in seeds] if experiment.num_classes else None
     step = make_step(experiment.serves.sampler or ANCESTRAL, experiment.process)
-    how = {"device": device, "given": given}
-    drawn = sample_batches(denoiser, step, plan, experiment.shape, seeds, labels, **how)
+    drawn = sample_batches(denoiser, step, plan, experiment.shape, seeds, labels, device=device, given=given)
     draws = Draws(0, torch.tensor(seeds, device=device))
     pictures = to_uint8(decoded(codec, torch.cat(list(drawn)), draws)).cpu().numpy()
     file.parent.mkdir(exist_ok=True)
