@@ -4,11 +4,11 @@ RUN/experiment.json, history.jsonl, checkpoints/step-*/    a training run; metri
                                                            scores.jsonl, if asked to score, and classes.json, if the
                                                            classes of its images have names: a list of them
 FOLDER/model_index.json, ...                               a pipeline of diffusers, which is read as a model too
-WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the averaged ones, in bfloat16; sha256 of
-                                                           both files, and of classes.json as above, checked by
-                                                           whatever reads them
+WEIGHTS/experiment.json, model.safetensors, MANIFEST.json  released weights: the averaged ones, in bfloat16; the
+                                                           manifest holds the sha256 of both files, and of
+                                                           classes.json, which every reader checks
 
-Two runs as one model: one for steps without a context, the other for the rest (denoisers/duodiff.py).
+`switched` makes one model of two runs: one for steps without a context, the other for the rest (denoisers/duodiff.py).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""AdamW, its learning-rate curve, and its state as named tensors.
+"""The optimiser and the averaged weights.
 
-The optimiser is torch's; what is ours is the curve (linear warm-up, then constant, or down to zero as half a cosine or
-a line) and the flat naming `<parameter>.<slot>` that lets the state live in a safetensors file.
+AdamW is torch's. Ours are the learning-rate curve (linear warm-up, then constant, or down to zero as half a cosine or a
+line) and the flat names `<parameter>.<slot>`, by which the state is a safetensors file.
 
-Exponential moving average of weights, with a half-life in images.
+`Ema` is an exponential moving average of weights, with a half-life in images:
 
     average <- decay * average + (1 - decay) * weights,   decay = 0.5 ** (rows / halflife)
 
