@@ -310,7 +310,7 @@ def test_a_data_set_of_one_s_own_trains_a_run_of_bytes_as_of_floats(tmp_path):
         (lambda i: pixels(i).float(), r"torch.float32 \(1, 8, 8\); expected"),
         (lambda i: pixels(i).int(), r"torch.int32 \(1, 8, 8\)"),
         (lambda i: pixels(i)[:, : 8 - i], r"item 1 of dataset is Tensor torch.uint8 \(1, 7, 8\); expected \(1, 8, 8\)"),
-        (lambda i: pixels(i).float() / 255, r"no value below 0; .*give 2 \* x - 1"),
+        (lambda i: pixels(i).float() / 255, r"no value below 0, as images in .*give 2 \* x - 1"),
         (lambda i: (pixels(i), 1 if i else None), r"19 of the 20 images of dataset have labels"),
     ],
 )
