@@ -66,7 +66,7 @@ from dualrate.training.log import Logger, MetricsFile, check_logger, logged
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
 
-SAMPLES = "sample.json"  # is in a folder of samples, which no run can be in
+OTHERS = {"model.safetensors": "released weights", "sample.json": "samples"}  # that a folder holds by these files
 OF_A_RUN = ("experiment.json", "checkpoints", ".lock")  # one of them is there as soon as a run has started
 TRIAL = ".trial-"  # of files that are made to see whether any can be
 LOGS = (".log", ".out", ".err")  # what a shell or a scheduler may have put there first
@@ -114,13 +114,9 @@ def check_names(plain: Any) -> None:
 
 def _check_content(out: Path) -> None:
     names = sorted(path.name for path in out.iterdir())
-    if "model.safetensors" in names:
-        raise ValueError(
-            f"{out} holds released weights, which would be loaded instead of the run: choose another --out"
-        )
-    if SAMPLES in names:
-        raise ValueError(f"{out} holds samples ({SAMPLES}): choose another --out")
     foreign = [name for name in names if not name.endswith(LOGS) and not name.startswith((TRIAL, ".nfs"))]
+    if other := [what for name, what in OTHERS.items() if name in names]:
+        raise ValueError(f"{out} holds {other[0]}: choose another --out")
     if foreign and not set(OF_A_RUN) & set(names):
         raise ValueError(f"{out} holds {some_of(foreign)} but no run: choose a new or empty directory as --out")
 

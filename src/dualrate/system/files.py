@@ -1,8 +1,8 @@
 """Files that are written whole or not at all, and read back with errors that say which file it was and what it lacks.
 
-Two kinds of trouble are told apart everywhere. Content that is not what it should be is a ValueError, or whatever its
-reader makes of it. A system that does not give the content (no permission, a failing disk, too many open files) is an
-OSError, which says nothing about the content: nothing is thrown away, set aside or called damaged for it.
+Two kinds of trouble are separate everywhere. Content that is not what it should be is a ValueError, or what its reader
+makes of it. A system that does not give the content (no permission, a failing disk, too many open files) is an OSError.
+That is no evidence about the content: nothing is thrown away, set aside or called damaged for it.
 """
 
 from __future__ import annotations

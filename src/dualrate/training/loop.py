@@ -151,7 +151,7 @@ class _Trainer:
         self.generator = default_generator(device)
         self.compiling = False  # in the first iteration of a start
         self.unread: list[_Update] = []
-        self.untold: list[dict[str, float]] = []  # logs that were read, an iteration each
+        self.unreported: list[dict[str, float]] = []  # logs that were read, an iteration each
         networks, auxiliaries = method.networks.to(device), method.auxiliaries.to(device)
         world.copy_leader((*networks.state_dict().values(), *auxiliaries.state_dict().values()))
         trained = (*networks.values(), *auxiliaries.values())
@@ -244,7 +244,7 @@ class _Trainer:
         return self.config.limit is not None and self.state.seconds >= self.config.limit
 
     def expected(self) -> int:
-        """Iterations in all, as far as can be told: fewer than asked for where seconds end the run before."""
+        """The estimated number of iterations in all: fewer than asked for where seconds end the run before."""
         done, seconds, limit = self.state.iteration, self.state.seconds, self.config.limit
         if limit is None or seconds == 0:
             return self.config.iterations
@@ -307,7 +307,7 @@ class _Trainer:
                     self.skip(made, values)
                 logs |= {"lr": made.lr} | {f"{made.phase}/{name}": value for name, value in values.items()}
             self.state.running_means.add(finite(logs))
-            self.untold.append(logs)
+            self.unreported.append(logs)
 
     def skip(self, made: _Update, values: Mapping[str, float]) -> None:
         """Count and tell an update that is not made; give up after PATIENCE of the phase in a row."""
@@ -336,7 +336,7 @@ class _Trainer:
         state, config = self.state, self.config
         state.seconds += 0 if self.compiling else elapsed  # which is no training: schedules by seconds would end sooner
         self.compiling = False
-        untold, self.untold = self.untold, []
+        unreported, self.unreported = self.unreported, []
         if not self.world.leads:
             return
         counts = {"images": state.iteration * config.batch_size, "seconds": state.seconds, "skipped": state.skipped}
@@ -344,12 +344,12 @@ class _Trainer:
         if self.is_logged():
             means = state.running_means.means()
             rate = {"images_per_second": config.batch_size / means.pop("elapsed")}
-            self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": untold[-1]["lr"]})
+            self.metrics.write({"iteration": state.iteration} | counts | rate | means | {"lr": unreported[-1]["lr"]})
             state.running_means.sums.clear()
         total = self.expected()
-        for logs in untold[:-1]:
+        for logs in unreported[:-1]:
             self.progress.update(state.iteration - 1, total, counts | finite(logs))
-        self.progress.update(state.iteration, total, counts | finite(untold[-1] if untold else {}))
+        self.progress.update(state.iteration, total, counts | finite(unreported[-1] if unreported else {}))
 
     def save(self, *, last: bool) -> None:
         """The leader begins to save a checkpoint; if it is the last one, to the end."""
