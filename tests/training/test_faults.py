@@ -1,6 +1,5 @@
 """What a run survives: death at any moment, a full disk, signals, a second process. Real processes, really killed."""
 
-import errno
 import os
 import random
 import signal
@@ -10,7 +9,6 @@ from functools import partial
 import pytest
 
 from dualrate.system.folders import MANIFEST
-from dualrate.system.progress import run_lock
 from dualrate.training import checkpoint
 from training import faults
 from training.faults import Plan
@@ -186,12 +184,3 @@ def test_two_processes_cannot_train_one_run(tmp_path, straight):
     first.join()
     assert faults.run(run_dir) == 0  # the dead process's lock is no obstacle
     assert_same(straight, run_dir)
-
-
-def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
-    def flock(*of):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(OSError, match="is on a file system without locks"), run_lock(tmp_path):
-        pass

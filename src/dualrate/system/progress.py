@@ -111,6 +111,8 @@ def duration(seconds: float) -> str:
 def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
     """Hold `run_dir/.lock`; OSError if another process does. The kernel drops the lock of a process that dies.
 
+    Where a file system has no locks, filelock warns, and the file itself is the lock.
+
     doing: what the holder of the lock is doing to the directory, for that error
     """
     lock = FileLock(run_dir / ".lock")
@@ -118,8 +120,6 @@ def run_lock(run_dir: Path, doing: str = "trained") -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise OSError(f"{run_dir} is being {doing} by another process; wait for it or stop it") from None
-    except NotImplementedError as error:
-        raise OSError(f"{run_dir} is on a file system without locks: choose another one, or mount it with") from error
     try:
         yield
     finally:
