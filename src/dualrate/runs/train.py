@@ -42,6 +42,7 @@ from dualrate.experiment.experiment import COMPILED, Experiment, Model, Start
 from dualrate.experiment.stages import Stages
 from dualrate.experiment.upgrade import upgraded_identity
 from dualrate.networks.blocks import in_bfloat16
+from dualrate.networks.uvit import UViTConfig
 from dualrate.report.image_grid import save_grid
 from dualrate.runs.store import (
     EXPERIMENT,
@@ -371,18 +372,24 @@ def resume_threads(run: Path) -> None:
 
 
 def costs_of(experiment: Experiment, method: Method) -> list[str]:
-    """A line for each network with its parameters, and one for what calls cost."""
+    """A line for each network: its layout, where it is a U-ViT, and its parameters; and one for what calls cost."""
     label = 0 if experiment.num_classes else None
     with torch.random.fork_rng([]):  # dropout draws numbers
         where, latent = next(method.networks.parameters()).device, experiment.networks.latent
         state = experiment.process.state_shape(experiment.shape)
         cost = call_cost(method.denoiser(), state, label, where, latent=latent)
-    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in method.networks.items()}
+    configs, lines = experiment.networks.configs, []
+    for name, network in method.networks.items():
+        layout = f"{_layout(configs[name])}; " if name in configs else ""
+        lines.append(f"{name}: {layout}{_rounded(sum(p.numel() for p in network.parameters()))} parameters")
     calls = {"a heavy call": cost.heavy, "a light call" if cost.heavy else "a call": cost.light}
-    return [
-        *(f"{name}: {_rounded(size)} parameters" for name, size in sizes.items()),
-        ", ".join(f"{call}: {_rounded(macs)} multiply-adds" for call, macs in calls.items() if macs),
-    ]
+    return [*lines, ", ".join(f"{call}: {_rounded(macs)} multiply-adds" for call, macs in calls.items() if macs)]
+
+
+def _layout(config: UViTConfig) -> str:
+    sides = (config.side(i) for i in range(len(config.levels)))
+    levels = (f"{b.kind} {b.channels} x {b.blocks} at {s} x {s}" for b, s in zip(config.levels, sides, strict=True))
+    return f"{', '.join(levels)}, patches of {config.patch}"
 
 
 def _rounded(count: float) -> str:
