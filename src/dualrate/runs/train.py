@@ -67,7 +67,8 @@ from dualrate.training.log import Logger, MetricsFile, check_logger, logged
 from dualrate.training.loop import fit
 from dualrate.training.method import Method
 
-OTHERS = {"model.safetensors": "released weights", "sample.json": "samples"}  # that a folder holds by these files
+SAMPLES = "sample.json"  # is in a folder of samples
+OTHERS = {"model.safetensors": "released weights", SAMPLES: "samples"}  # what a folder with such a file holds
 OF_A_RUN = ("experiment.json", "checkpoints", ".lock")  # one of them is there as soon as a run has started
 TRIAL = ".trial-"  # of files that are made to see whether any can be
 LOGS = (".log", ".out", ".err")  # what a shell or a scheduler may have put there first

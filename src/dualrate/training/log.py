@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +108,10 @@ class Logged:
 def check_logger(logger: Logger) -> None:
     """Raises ValueError, naming the extra, if the logger's package is not installed."""
     try:
-        import_module("torch.utils.tensorboard" if logger == "tensorboard" else logger)
+        if logger == "tensorboard":
+            import torch.utils.tensorboard  # noqa: F401
+        else:
+            import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
             f"{logger} is not installed ({error}): pip install 'dualrate[{logger}]', or train without --log"
